@@ -1,0 +1,1 @@
+"""Numba kernels: flat arrays and scalars in, arrays out. No validation, no dataclasses."""

@@ -1,0 +1,54 @@
+"""The one compilation policy, and the one way to use more than one core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile an entry point: no fastmath, releases the GIL, cached on disk."""
+    compiled: F = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
+    return compiled
+
+
+def inline(function: F) -> F:
+    """Compile a helper that kernels call; LLVM inlines it into each of them."""
+    compiled: F = numba.njit(error_model="numpy", nogil=True)(function)
+    return compiled
+
+
+def threads() -> int:
+    """Return the number of threads kernels use (``NUMBA_NUM_THREADS``, ``numba.set_num_threads``)."""
+    return int(numba.get_num_threads())
+
+
+@cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, thread_name_prefix="numsim")
+
+
+def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1) -> None:
+    """Call ``work(start, stop)`` on consecutive pieces of ``range(count)``, one piece a thread.
+
+    Pieces start at multiples of `grain`. Work is split over outputs only, so results cannot
+    depend on the number of threads.
+    """
+    n = threads()
+    pieces = -(-count // grain)
+    if n == 1 or pieces <= 1:
+        if count:
+            work(0, count)
+        return
+    n = min(n, pieces)
+    edges = [pieces * i // n * grain for i in range(n)] + [count]
+    futures = [_pool(n - 1).submit(work, edges[i], edges[i + 1]) for i in range(1, n)]
+    work(edges[0], edges[1])
+    for future in futures:
+        future.result()
