@@ -1,0 +1,317 @@
+"""What a code means: `Format` is data, and every limit is derived from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import NumsimError
+
+Kind = Literal["float", "integer", "table"]
+Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
+Inf = Literal["none", "ieee", "top"]
+
+
+class Params(NamedTuple):
+    """A format as the scalars that the conversion kernels take.
+
+    A magnitude code is the code without its sign. Finite magnitude codes are
+    ``m + ((e - emin) << (p - 1)) - offset`` for the significand ``m < 2**p`` of binade ``e``.
+    """
+
+    p: int
+    emin: int
+    offset: int  # 1 where code 0 is the smallest value instead of zero (E8M0)
+    max_positive: int  # largest finite magnitude code, per sign
+    max_negative: int
+    inf: int  # magnitude code of infinity, -1: none
+    nan: int  # code of the canonical NaN, -1: none
+    nan_signed: bool  # the NaN keeps a sign bit
+    sign_bit: int  # 1 << (bits - 1) for sign-magnitude codes, else 0
+    minus_zero: bool
+    twos_complement: bool
+    even_by_code: bool  # ties look at the code, not at the significand
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format: what each code of `bits` bits means.
+
+    Parameters
+    ----------
+    name
+        Canonical name.
+    kind
+        ``"float"``: sign, biased exponent, trailing significand. ``"integer"``: two's complement
+        (or unsigned) multiples of ``2**-bias``, which makes fixed point an integer with a bias.
+        ``"table"``: an explicit list of values (posit, NF4).
+    bits
+        Width of a code.
+    precision
+        Bits of the significand, the implicit bit included.
+    bias
+        Exponent bias; for integers the number of fraction bits.
+    signed
+        Whether negative values exist.
+    nan
+        Which codes are NaN: ``"none"``, ``"ieee"`` (largest exponent, nonzero fraction),
+        ``"all_ones"`` (every bit but the sign set) or ``"minus_zero"`` (the code of -0).
+    inf
+        ``"none"``, ``"ieee"`` (largest exponent, zero fraction) or ``"top"`` (the largest
+        magnitude code that is not NaN).
+    zero
+        Whether the format has a zero (E8M0 has none).
+    table
+        Values by code for ``kind="table"``.
+    source
+        Where the format is specified.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> f = get_format("float8_e4m3fn")
+    >>> f.bits, f.precision, f.max, f.min_normal == 2**-6, f.min_subnormal == 2**-9
+    (8, 4, 448.0, True, True)
+    """
+
+    name: str
+    kind: Kind
+    bits: int
+    precision: int
+    bias: int
+    signed: bool = True
+    nan: Nan = "none"
+    inf: Inf = "none"
+    zero: bool = True
+    table: tuple[float, ...] = ()
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"Format({self.name!r})"
+
+    # magnitude codes -----------------------------------------------------------------------
+
+    @cached_property
+    def _ieee_inf(self) -> int:
+        exponent_bits = self.bits - self.signed - (self.precision - 1)
+        return ((1 << exponent_bits) - 1) << (self.precision - 1)
+
+    @cached_property
+    def inf_code(self) -> int:
+        """Magnitude code of infinity, -1 where there is none."""
+        if self.inf == "ieee":
+            return self._ieee_inf
+        if self.inf == "top":
+            return (1 << (self.bits - self.signed)) - 1 - (self.nan == "all_ones")
+        return -1
+
+    @cached_property
+    def nan_code(self) -> int:
+        """Code of the canonical (quiet, positive) NaN, -1 where there is none."""
+        if self.nan == "ieee":
+            return self._ieee_inf | (1 << max(self.precision - 2, 0))
+        if self.nan == "all_ones":
+            return (1 << (self.bits - self.signed)) - 1
+        if self.nan == "minus_zero":
+            return 1 << (self.bits - 1)
+        return -1
+
+    @cached_property
+    def max_code(self) -> int:
+        """Magnitude code of the largest finite value."""
+        if self.kind == "table":
+            finite = [v if math.isfinite(v) else -math.inf for v in self.table]
+            return int(np.argmax(finite))
+        top = (1 << (self.bits - self.signed)) - 1
+        if "ieee" in (self.inf, self.nan):
+            return self._ieee_inf - 1
+        return top - (self.inf != "none") - (self.nan == "all_ones")
+
+    # what users ask for --------------------------------------------------------------------
+
+    @property
+    def has_inf(self) -> bool:
+        """Whether the format encodes infinities."""
+        return self.inf != "none"
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether the format encodes NaN."""
+        return self.nan != "none"
+
+    @property
+    def has_negative_zero(self) -> bool:
+        """Whether zero has two codes."""
+        return self.kind == "float" and self.signed and self.zero and self.nan != "minus_zero"
+
+    @property
+    def has_subnormals(self) -> bool:
+        """Whether values below the smallest normal number exist."""
+        return self.kind == "float" and self.precision > 1 and self.zero
+
+    @property
+    def emin(self) -> int:
+        """Exponent (floor of log2) of the smallest normal number."""
+        if self.kind == "float":
+            return 1 - self.bias if self.zero else -self.bias
+        return _exponent(self.min_normal)
+
+    @property
+    def emax(self) -> int:
+        """Exponent (floor of log2) of the largest finite number."""
+        return _exponent(self.max)
+
+    @cached_property
+    def max(self) -> float:
+        """Largest finite value."""
+        return self._value(self.max_code)
+
+    @cached_property
+    def min(self) -> float:
+        """Lowest finite value (most negative, or smallest where the format is unsigned)."""
+        if self.kind == "table":
+            return min(v for v in self.table if math.isfinite(v))
+        if not self.signed:
+            return self._value(0)
+        if self.kind == "integer":
+            return -math.ldexp(1.0, self.bits - 1 - self.bias)
+        return -self.max
+
+    @cached_property
+    def min_normal(self) -> float:
+        """Smallest positive normal value (integers and tables: smallest positive value)."""
+        if self.kind == "table":
+            return min(v for v in self.table if v > 0)
+        if self.kind == "integer":
+            return math.ldexp(1.0, -self.bias)
+        return math.ldexp(1.0, self.emin) if self.max_code >> (self.precision - 1) else self.max
+
+    @cached_property
+    def min_subnormal(self) -> float:
+        """Smallest positive value."""
+        if not self.has_subnormals:
+            return self.min_normal
+        return math.ldexp(1.0, self.emin - (self.precision - 1))
+
+    @property
+    def code_dtype(self) -> np.dtype[np.unsignedinteger] | np.dtype[np.signedinteger]:
+        """NumPy type of codes: bit patterns are unsigned, integers keep their sign."""
+        size = 1 if self.bits <= 8 else 2 if self.bits <= 16 else 4
+        return np.dtype(f"{'i' if self.kind == 'integer' and self.signed else 'u'}{size}")
+
+    @property
+    def value_dtype(self) -> np.dtype[np.floating]:
+        """float32, or float64 where float32 cannot hold every value."""
+        if self.kind == "float":
+            return np.dtype(np.float32)
+        if self.kind == "integer":
+            return np.dtype(np.float32 if self.precision <= 24 else np.float64)
+        table = np.array(self.table)
+        with np.errstate(over="ignore", under="ignore"):
+            same = (table == table.astype(np.float32)) | np.isnan(table)
+        return np.dtype(np.float32 if same.all() else np.float64)
+
+    @cached_property
+    def params(self) -> Params:
+        """The scalars that kernels take."""
+        if self.kind == "integer":
+            top = 1 << (self.bits - self.signed)
+            return Params(
+                p=self.bits + 1, emin=self.bits - self.bias, offset=0,
+                max_positive=top - 1, max_negative=top if self.signed else 0,
+                inf=-1, nan=-1, nan_signed=False, sign_bit=0, minus_zero=False,
+                twos_complement=True, even_by_code=False,
+            )  # fmt: skip
+        return Params(
+            p=self.precision, emin=self.emin, offset=0 if self.zero else 1,
+            max_positive=self.max_code, max_negative=self.max_code if self.signed else 0,
+            inf=self.inf_code, nan=self.nan_code,
+            nan_signed=self.signed and self.nan in ("ieee", "all_ones"),
+            sign_bit=1 << (self.bits - 1) if self.signed else 0,
+            minus_zero=self.has_negative_zero, twos_complement=False, even_by_code=self.zero,
+        )  # fmt: skip
+
+    def _value(self, code: int) -> float:
+        """Return the value of one non-negative code, from the definition."""
+        if self.kind == "table":
+            return self.table[code]
+        if self.kind == "integer":
+            return math.ldexp(code, -self.bias)
+        if not self.zero:
+            return math.ldexp(1.0, code - self.bias)
+        fraction_bits = self.precision - 1
+        exponent, fraction = code >> fraction_bits, code & ((1 << fraction_bits) - 1)
+        if exponent:
+            fraction |= 1 << fraction_bits
+        return math.ldexp(fraction, max(exponent, 1) - self.bias - fraction_bits)
+
+    def values(self) -> NDArray[np.float64]:
+        """Return every value, indexed by the code's bit pattern.
+
+        Returns
+        -------
+        float64 array [2**bits]
+
+        Raises
+        ------
+        NumsimError
+            For formats wider than 24 bits, whose table would not fit in memory.
+
+        Examples
+        --------
+        >>> from numsim.formats import get_format
+        >>> get_format("float4_e2m1fn").values()[:8]
+        array([0. , 0.5, 1. , 1.5, 2. , 3. , 4. , 6. ])
+        >>> get_format("int2").values()
+        array([ 0.,  1., -2., -1.])
+        """
+        if self.bits > 24:
+            raise NumsimError(
+                f"values(): {self.name} has 2**{self.bits} codes, tables stop at 24 bits; "
+                "decode the codes you need instead"
+            )
+        return self._values.copy()
+
+    @cached_property
+    def _values(self) -> NDArray[np.float64]:
+        if self.kind == "table":
+            return np.array(self.table)
+        return self.decode_bits(np.arange(1 << self.bits, dtype=np.int64))
+
+    def decode_bits(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the values of bit patterns, from the definition (slow: `decode` is the API)."""
+        if self.kind == "table":
+            return np.array(self.table)[codes]
+        if self.kind == "integer":
+            signed = codes - ((codes >> (self.bits - 1)) << self.bits) if self.signed else codes
+            return np.ldexp(signed.astype(np.float64), -self.bias)
+        if not self.zero:
+            out = np.ldexp(np.ones(codes.shape), codes - self.bias)
+            out[codes == self.nan_code] = np.nan
+            return out
+        magnitude = codes & ((1 << (self.bits - self.signed)) - 1)
+        exponent = magnitude >> (self.precision - 1)
+        hidden = (exponent > 0).astype(np.int64) << (self.precision - 1)
+        fraction = (magnitude & ((1 << (self.precision - 1)) - 1)) + hidden
+        scale = np.maximum(exponent, 1) - self.bias - (self.precision - 1)
+        out = np.ldexp(fraction.astype(np.float64), scale)
+        if self.inf != "none":
+            out[magnitude == self.inf_code] = np.inf
+        if self.nan == "ieee":
+            out[magnitude > self._ieee_inf] = np.nan
+        elif self.nan == "all_ones":
+            out[magnitude == self.nan_code] = np.nan
+        if self.signed:
+            out = np.where(codes >> (self.bits - 1), -out, out)
+        if self.nan == "minus_zero":
+            out[codes == self.nan_code] = np.nan
+        return out
+
+
+def _exponent(value: float) -> int:
+    return math.frexp(value)[1] - 1
