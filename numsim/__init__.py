@@ -3,13 +3,15 @@
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format, list_formats
+from numsim.models import Model, Recipe, Rule, Run, load_model
 from numsim.quant import QTensor, Quant, quantize
+from numsim.sweep import SweepSpec, sweep
 from numsim.targets import Target, get_target, list_targets, matmul
-
-__version__ = "0.1.0"
+from numsim.version import __version__
 
 __all__ = [
-    "Format", "NumsimError", "QTensor", "Quant", "UnsupportedError", "UnvalidatedWarning", "cast",
-    "Target", "decode", "encode", "get_format", "get_target", "list_formats", "list_targets", "matmul",
-    "quantize",
+    "Format", "Model", "NumsimError", "QTensor", "Quant", "Recipe", "Rule", "Run", "SweepSpec",
+    "Target", "UnsupportedError", "UnvalidatedWarning", "__version__", "cast", "decode", "encode",
+    "get_format", "get_target", "list_formats", "list_targets", "load_model", "matmul",
+    "quantize", "sweep",
 ]  # fmt: skip

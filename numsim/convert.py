@@ -144,9 +144,9 @@ def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
     array = np.asarray(codes)
     if array.dtype.kind not in "iu" and array.size:
         raise NumsimError(f"decode: codes are integers; got {array.dtype}; encode() makes codes")
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-    array = array if array.dtype.kind in "iu" else array.astype(np.uint8)
-    flat = array.reshape(-1)
+    native = array.dtype.newbyteorder("=") if array.size else np.dtype(np.uint8)
+    array = array.astype(native, copy=False)
+    flat = np.ascontiguousarray(array).reshape(-1)
     twos = f.kind == "integer" and f.signed
     low, high = (-(1 << (f.bits - 1)), (1 << (f.bits - 1)) - 1) if twos else (0, (1 << f.bits) - 1)
     info = np.iinfo(array.dtype)
@@ -214,7 +214,7 @@ def _numbers(x: ArrayLike) -> NDArray[Any]:
     """Return `x` as a native array of float32, float64, int64 or uint64, without rounding."""
     array = np.asarray(x)
     dtype = array.dtype
-    if dtype.kind in "iub":
+    if dtype.kind in "iu":
         wide = np.uint64 if dtype == np.uint64 else np.int64
         return array.astype(wide)
     if dtype.kind == "f" and dtype.itemsize <= 8:
@@ -260,6 +260,8 @@ def _stochastic(
         isinstance(random_bits, int | np.integer) and 1 <= random_bits <= 32
     ):
         raise NumsimError(f"random_bits is 1 to 32, or None for all; got {random_bits!r}")
+    if random_bits is not None and mode != ROUNDINGS.index("sr"):
+        raise NumsimError("random_bits= belongs to rounding='sr'; set it, or leave random_bits out")
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 1 << 32):
         raise NumsimError(f"seed is an integer from 0 to 2**32 - 1; got {seed!r}")
     if not (isinstance(offset, int | np.integer) and 0 <= offset < 1 << 63):
@@ -351,7 +353,9 @@ def _merge(refused: list[tuple[int, int]]) -> tuple[int, int]:
 def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:
     """Integers beyond 53 bits to float64 with a sticky last bit: comparisons stay right."""
     magnitude = np.abs(integers.astype(object)) if integers.size else integers
-    sticky = [m if m < 1 << 53 else (m >> 11 | ((m & 2047) != 0)) << 11 for m in map(int, magnitude)]
+    sticky = [
+        m if m < 1 << 53 else (m >> 11 | ((m & 2047) != 0)) << 11 for m in map(int, magnitude)
+    ]
     return np.array(sticky, np.float64) * np.where(integers < 0, -1.0, 1.0)
 
 

@@ -12,12 +12,13 @@ from numsim.formats.types import Format, Inf, Nan
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"
+_BF16 = "Google Brain float, upper half of binary32"
 _IEEE = "IEEE 754-2019"
 _LLVM = "LLVM APFloat semantics / ml_dtypes"
 _FNUZ = "Noune et al., 8-bit numerical formats for deep neural networks, 2022 / LLVM APFloat"
 _QLORA = "Dettmers et al., QLoRA, 2023, appendix E"
 _P3109 = "IEEE P3109 interim report, value tables"
-_POSIT = "Posit Standard 2022 (value of a code)"
+_POSIT = "Posit Standard 2022 (values; numbers round to the nearest of them, ties to the even code)"
 
 
 def _float(
@@ -46,16 +47,17 @@ _TABLE = [
     #      name                 bits  p   bias  nan           inf     source
     _float("float32",            32, 24,  127, "ieee",       "ieee", f"{_IEEE} binary32"),
     _float("float16",            16, 11,   15, "ieee",       "ieee", f"{_IEEE} binary16"),
-    _float("bfloat16",           16,  8,  127, "ieee",       "ieee", "Google Brain float, upper half of binary32"),
-    _float("tfloat32",           19, 11,  127, "ieee",       "ieee", "NVIDIA A100 whitepaper, TF32"),
+    _float("bfloat16",           16,  8,  127, "ieee",       "ieee", _BF16),
+    _float("tfloat32",           19, 11,  127, "ieee",       "ieee", "NVIDIA A100 whitepaper"),
     _float("float8_e4m3fn",       8,  4,    7, "all_ones",   "none", f"{_OCP8}, table 1"),
-    _float("float8_e4m3",         8,  4,    7, "ieee",       "ieee", f"{_LLVM} Float8E4M3 (IEEE-like)"),
+    _float("float8_e4m3",         8,  4,    7, "ieee",       "ieee", f"{_LLVM} Float8E4M3"),
     _float("float8_e4m3fnuz",     8,  4,    8, "minus_zero", "none", _FNUZ),
     _float("float8_e4m3b11fnuz",  8,  4,   11, "minus_zero", "none", f"{_LLVM} Float8E4M3B11FNUZ"),
     _float("float8_e5m2",         8,  3,   15, "ieee",       "ieee", f"{_OCP8}, table 2"),
     _float("float8_e5m2fnuz",     8,  3,   16, "minus_zero", "none", _FNUZ),
-    _float("float8_e3m4",         8,  5,    3, "ieee",       "ieee", f"{_LLVM} Float8E3M4 (IEEE-like)"),
-    _float("float8_e8m0fnu",      8,  1,  127, "all_ones",   "none", f"{_OCPMX}, section 5.4.1", signed=False, zero=False),
+    _float("float8_e3m4",         8,  5,    3, "ieee",       "ieee", f"{_LLVM} Float8E3M4"),
+    _float("float8_e8m0fnu",      8,  1,  127, "all_ones",   "none", f"{_OCPMX}, section 5.4.1",
+           signed=False, zero=False),
     _float("float6_e2m3fn",       6,  4,    1, "none",       "none", f"{_OCPMX}, table 3"),
     _float("float6_e3m2fn",       6,  3,    3, "none",       "none", f"{_OCPMX}, table 2"),
     _float("float4_e2m1fn",       4,  2,    1, "none",       "none", f"{_OCPMX}, table 4"),

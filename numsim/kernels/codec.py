@@ -68,7 +68,9 @@ def encode_float32(
             continue
         if field:
             sig |= np.uint64(1 << 23)
-        r = draw(i, random, np.uint32(seed), np.uint64(offset), bits) if mode == SR else np.uint64(0)
+        r = np.uint64(0)
+        if mode == SR:
+            r = draw(i, random, np.uint32(seed), np.uint64(offset), bits)
         out[i] = encode_value(
             negative, sig, max(field, np.int64(1)) - np.int64(150), field == 255, params, mode,
             overflow, r, bits, variant,
@@ -99,7 +101,9 @@ def encode_float64(
             continue
         if field:
             sig |= np.uint64(1 << 52)
-        r = draw(i, random, np.uint32(seed), np.uint64(offset), bits) if mode == SR else np.uint64(0)
+        r = np.uint64(0)
+        if mode == SR:
+            r = draw(i, random, np.uint32(seed), np.uint64(offset), bits)
         out[i] = encode_value(
             negative, sig, max(field, np.int64(1)) - np.int64(1075), field == 2047, params, mode,
             overflow, r, bits, variant,
@@ -117,7 +121,9 @@ def encode_integer(
         u = x[i]
         negative = signed and (u >> np.uint64(63)) != np.uint64(0)
         sig = np.uint64(0) - u if negative else u
-        r = draw(i, random, np.uint32(seed), np.uint64(offset), bits) if mode == SR else np.uint64(0)
+        r = np.uint64(0)
+        if mode == SR:
+            r = draw(i, random, np.uint32(seed), np.uint64(offset), bits)
         out[i] = encode_value(
             negative, sig, np.int64(0), False, params, mode, overflow, r, bits, variant
         )
@@ -160,7 +166,7 @@ def encode_table(
             up = v > middle or (v == middle and v > 0)
         elif mode == RTZ:
             up = v < 0
-        elif mode == RUP or mode == RDN:
+        elif mode in (RUP, RDN):
             up = mode == RUP
         elif mode == RTO:
             up = lo_even
@@ -198,4 +204,3 @@ def decode_integer(codes: np.ndarray, quantum: float, out: np.ndarray) -> None:
     """Multiply integer codes by the format's quantum (exact in the output type)."""
     for i in range(codes.size):
         out[i] = np.float64(codes[i]) * quantum
-

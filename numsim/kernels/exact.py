@@ -44,9 +44,7 @@ def add_term(limbs: np.ndarray, magnitude: np.int64, exponent: np.int64, negativ
 
 
 @inline
-def finish(
-    limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool
-) -> np.int64:
+def finish(limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool) -> np.int64:
     """Round the accumulator to a code of the output format (nearest even, overflow special)."""
     zero = np.uint64(0)
     if nan or (up and down):
@@ -111,9 +109,7 @@ def matmul(
                 negative = ((ua ^ ub) >> np.uint32(31)) != 0
                 ma, mb = ua & np.uint32(0x7FFFFFFF), ub & np.uint32(0x7FFFFFFF)
                 if ma >= np.uint32(0x7F800000) or mb >= np.uint32(0x7F800000):
-                    if ma > np.uint32(0x7F800000) or mb > np.uint32(0x7F800000):
-                        nan = True
-                    elif ma == 0 or mb == 0:
+                    if max(ma, mb) > np.uint32(0x7F800000) or min(ma, mb) == np.uint32(0):
                         nan = True
                     elif negative:
                         down = True

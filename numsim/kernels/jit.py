@@ -25,7 +25,7 @@ def inline(function: F) -> F:
 
 
 def threads() -> int:
-    """Return the number of threads kernels use (``NUMBA_NUM_THREADS``, ``numba.set_num_threads``)."""
+    """Return how many threads kernels use: NUMBA_NUM_THREADS, ``numba.set_num_threads``."""
     return int(numba.get_num_threads())
 
 

@@ -56,10 +56,7 @@ def random_carry(
     else:  # f < 2**-width; rem < 2**64 <= 2**cut, so it is below half unless cut is 64
         scaled, low = _ZERO, rem
         half = _ONE << np.uint64(63) if cut == 64 else ~_ZERO
-    if variant == HALF_OFFSET:
-        addend = (random << _ONE) + _ONE
-    else:
-        addend = random
+    addend = (random << _ONE) + _ONE if variant == HALF_OFFSET else random
     if variant == RNE_FIRST and (low > half or (low == half and (scaled & _ONE) == _ONE)):
         scaled += _ONE
     return scaled + addend >= (_ONE << np.uint64(width))
@@ -121,12 +118,17 @@ def encode_value(
         if shift <= 0:
             m = sig << np.uint64(-shift) if shift > -64 else _ZERO
         else:
-            parity = e - emin if params.even_by_code and p == 1 else np.int64(0)
+            by_code = p == 1 and (params.even_by_code or mode == RTO)
+            parity = e - emin + params.offset if by_code else np.int64(0)
             m = round_quotient(
                 sig, min(shift, np.int64(127)), negative, parity, mode, random, bits, variant
             )
         if overflow == WRAP:
-            return np.int64(_ZERO - m if negative else m)
+            span = np.int64(params.max_positive) + 1  # 2**(bits - 1), unsigned: 2**bits
+            signed = params.max_negative > 0
+            residue = np.int64(_ZERO - m if negative else m)
+            residue &= (span << 1) - 1 if signed else span - 1
+            return residue - (span << 1) if signed and residue >= span else residue
         if params.offset == 1 and mode == RNE and binade == emin and shift > 0:
             # E8M0 as ml_dtypes casts to it: all between the two smallest values rounds up
             m = _ONE if sig == _ONE << np.uint64(shift) else np.uint64(2)
@@ -144,7 +146,7 @@ def encode_value(
     if over:
         special = overflow == SPECIAL or (overflow == SATURATE_FINITE and is_inf)
         if special and not is_inf and overflow == SPECIAL and not below:
-            toward_zero = mode == RTZ or mode == RTO or (mode == (RUP if negative else RDN))
+            toward_zero = mode in (RTZ, RTO) or mode == (RUP if negative else RDN)
             special = not toward_zero
         if special and params.inf >= 0 and not below:
             magnitude = np.int64(params.inf)

@@ -13,14 +13,16 @@ from numsim.formats import Format
 from numsim.quant.types import QTensor, Quant, as_quant
 
 _TINY = np.float32(2.0**-149)
+_WIDE = 63  # from this emax on, products of two maxima leave the range of float32
 
 
 def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QTensor:
     """Store a tensor as codes and scales.
 
-    The scale is fp32(amax / max), 1 where amax is 0; a code is ``encode(fp32(x / scale))``, the
-    quotient being rounded to float32 first as software on the hardware does (float64 input:
-    to float64).
+    The scale is fp32(amax / max); it is 1 where amax is 0, and for formats of float32's range
+    (bfloat16, tfloat32), whose largest products no accumulator holds. A code is
+    ``encode(fp32(x / scale))``: the quotient is rounded to float32 first, as software on the
+    hardware does (float64 input: to float64).
 
     Parameters
     ----------
@@ -93,6 +95,8 @@ def _amax_scale(values: NDArray[Any], rule: Quant, axis: int) -> NDArray[np.floa
             f"quantize: a scale needs finite values; {int(bad.sum())} of {values.size} are not, "
             f"the first at index {index}; clip them, or use granularity='none'"
         )
+    if rule.fmt.emax >= _WIDE:
+        return np.ones(np.shape(amax), np.float32)
     limit = rule.fmt.max
     with np.errstate(under="ignore", over="ignore"):
         scale = (np.asarray(amax, np.float64) / limit).astype(np.float32)

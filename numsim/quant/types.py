@@ -179,7 +179,7 @@ class QTensor:
         return self.codes.ndim
 
     @property
-    def T(self) -> QTensor:  # noqa: N802 (NumPy's name)
+    def T(self) -> QTensor:
         """The tensor with its last two axes swapped (a view)."""
         scale = self.scale
         if scale is not None and scale.ndim:

@@ -81,7 +81,7 @@ def matmul(
                 f"matmul: {name} is a QTensor; got {type(operand).__name__}; use numsim.quantize "
                 "or QTensor.from_codes"
             )
-    batch, m, k, n = _shapes(a, b)
+    batch, m, n = _shapes(a, b)
     rule = rule_for(unit, a.fmt, b.fmt)
     out = _output_format(unit, rule, out_format)
     start = _accumulator(c, rule, out, (*batch, m, n))
@@ -134,7 +134,7 @@ def _in_float32(fmt: Format) -> bool:
     return fmt.value_dtype == np.float32
 
 
-def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int, int]:
+def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
     if a.ndim < 2 or b.ndim < 2:
         raise NumsimError(
             f"matmul: a is [..., M, K] and b is [..., K, N]; got {a.shape} and {b.shape}"
@@ -150,7 +150,7 @@ def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int, int]:
         raise NumsimError(
             f"matmul: leading dimensions broadcast as in numpy.matmul; got {a.shape} and {b.shape}"
         ) from None
-    return batch, m, k, n
+    return batch, m, n
 
 
 def _output_format(target: Target, rule: Rule, out_format: str | Format | None) -> Format:
@@ -177,7 +177,7 @@ def _accumulator(
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
     if isinstance(rule, IntSum):
         if array.dtype.kind not in "iu":
-            raise NumsimError(f"matmul: c of an integer unit is an integer array; got {array.dtype}")
+            raise NumsimError(f"matmul: c of an integer unit holds integers; got {array.dtype}")
         low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
         if array.size and (int(array.min()) < low or int(array.max()) > high):
             raise NumsimError(
@@ -245,6 +245,3 @@ def _as_float32(c: NDArray[Any]) -> NDArray[np.float32]:
 def _round_to(values: NDArray[np.float32], out: Format) -> NDArray[Any]:
     codes = encode(values, out, overflow="special")
     return codes.view(_DTYPES[out.name])
-
-
-

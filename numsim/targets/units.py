@@ -137,16 +137,15 @@ def integer(
     return out.astype(dtype)
 
 
-def fused(
-    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused
-) -> NDArray[Any]:
+def fused(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> NDArray[Any]:
     """Align-and-truncate blocks, chained through the accumulator."""
     if _hopper_fp8_applies(a, b, c, out, rule):
         return _hopper_fp8(a, b, c)
     left, right = _planes(a, transposed=False), _planes(b, transposed=True)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
-    start = np.zeros((batch, m, n)) if c is None else c.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        start = np.zeros((batch, m, n)) if c is None else c.astype(np.float64)
     values = np.empty((batch, m, n))
     fraction = a.fmt.precision + b.fmt.precision - 2
     if out.name == "float32":
@@ -220,9 +219,6 @@ def _hopper_fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.fl
     for i in range(len(left)):
         out[i] = gemm_hopper.gemm_hopper_fp8(
             gemm_hopper.pack_a(left[i], a.fmt.emin), packs[min(i, len(packs) - 1)],
-            None if c is None else c[i],
+            c=None if c is None else c[i],
         )  # fmt: skip
     return out
-
-
-

@@ -1,0 +1,78 @@
+"""Compare two sets of logits in one pass: likelihood, divergence, agreement, squared error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numsim.kernels.jit import inline, kernel
+from numsim.kernels.vector import exp64
+
+NLL, KL, AGREE, SIGNAL, NOISE, DOT, OTHER, LARGEST = range(8)
+
+
+@inline
+def log64(s: float) -> float:
+    """Natural logarithm of a positive float64 by Halley steps on our own exp (no libm)."""
+    bits = np.float64(s).view(np.int64)
+    exponent = ((bits >> 52) & 2047) - 1023
+    m = np.int64((bits & ((1 << 52) - 1)) | (1023 << 52)).view(np.float64)
+    y = exponent * 0.6931471805599453 + (m - 1.0) * 0.6931471805599453
+    for _ in range(4):
+        e = exp64(y)
+        y = y + 2.0 * (s - e) / (s + e)
+    return y
+
+
+@kernel
+def compare_logits(
+    reference: np.ndarray, got: np.ndarray, targets: np.ndarray, out: np.ndarray,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fill out[row] = (nll, kl, agree, sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|).
+
+    reference a and got b are [rows, vocab]; all sums run in float64 in index order over eight
+    interleaved partial sums that are added pairwise, so no result depends on threads.
+    """
+    width = reference.shape[1]
+    part = np.empty((6, 8))
+    p, q = np.empty(width), np.empty(width)
+    for row in range(start, stop):
+        a, b = reference[row], got[row]
+        top_a, top_b = np.float64(a[0]), np.float64(b[0])
+        best_a = best_b = 0
+        for j in range(1, width):
+            if a[j] > top_a:
+                top_a, best_a = np.float64(a[j]), j
+            if b[j] > top_b:
+                top_b, best_b = np.float64(b[j]), j
+        for j in range(width):
+            p[j] = exp64(np.float64(a[j]) - top_a)
+        for j in range(width):
+            q[j] = exp64(np.float64(b[j]) - top_b)
+        part[:] = 0.0
+        largest = 0.0
+        for j in range(width):
+            x, y = np.float64(a[j]), np.float64(b[j])
+            lane = j & 7
+            part[0, lane] += p[j]
+            part[1, lane] += q[j]
+            part[2, lane] += x * x
+            part[3, lane] += (x - y) * (x - y)
+            part[4, lane] += x * y
+            part[5, lane] += y * y
+            largest = max(largest, abs(x - y))
+        total = np.empty(6)
+        for s in range(6):
+            v = part[s]
+            total[s] = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
+        log_a, log_b = top_a + log64(total[0]), top_b + log64(total[1])
+        kl = 0.0
+        for j in range(width):
+            difference = (np.float64(a[j]) - log_a) - (np.float64(b[j]) - log_b)
+            kl += p[j] / total[0] * difference
+        out[row, 0] = log_b - np.float64(b[targets[row]])
+        out[row, 1] = kl
+        out[row, 2] = 1.0 if best_a == best_b else 0.0
+        for s in range(2, 6):
+            out[row, s + 1] = total[s]
+        out[row, 7] = largest

@@ -1,0 +1,228 @@
+"""Matrix products as chains of IEEE fused multiply-adds, and the tiling all fast products share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from numsim.kernels import simd
+from numsim.kernels.jit import inline, kernel, over_range
+
+Array = npt.NDArray[Any]
+F = TypeVar("F", bound=Callable[..., Any])
+_GROUP = 8  # row tiles that reuse a panel of b while it is in the cache
+_BLOCK = 512  # steps of k for which that panel fits
+
+
+class PackedFma(NamedTuple):
+    """The right operand, packed once: panels [1 or batch, panels, K, columns], and its N."""
+
+    panels: Array
+    n: int
+
+
+def _expand(function: F) -> F:
+    # Expanding in Numba's IR, not in LLVM's, leaves no trace of the function passed as `micro`,
+    # which would otherwise keep the caller out of the disk cache.
+    made: Any = numba.njit(inline="always", error_model="numpy", nogil=True)(function)
+    return cast(F, made)
+
+
+@_expand
+def cover(
+    micro: Callable[..., int],
+    out: Array,
+    a: Array,
+    b: Array,
+    steps: int,
+    block: int,
+    group: int,
+    start: int,
+    stop: int,
+) -> None:
+    """Run `micro` over the pieces start:stop of the output (batch, group of row tiles, panel).
+
+    Parameters: `out` [batch, M, N] holds the accumulators' first values; `a` [batch, tiles, steps,
+    rows, ...] and `b` [1 or batch, panels, steps, columns, ...] are packed. k is cut into blocks;
+    the accumulators rest in `out` in between, which no kernel's arithmetic can tell.
+    """
+    m, n = out.shape[1], out.shape[2]
+    tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
+    groups = (tiles + group - 1) // group
+    a_step = a.shape[3] * a.shape[4]
+    b_step = b.shape[3] * b.shape[4]
+    flat = out.reshape(-1)
+    edge = np.zeros(rows * width, out.dtype)
+    for piece in range(start, stop):
+        panel = piece % panels
+        batch = piece // panels // groups
+        first = piece // panels % groups * group
+        shared = batch if b.shape[0] > 1 else 0
+        columns = min(width, n - panel * width)
+        for k in range(0, max(steps, 1), block):
+            count = min(block, steps - k)
+            b_at = ((shared * panels + panel) * steps + k) * b_step
+            for t in range(first, min(first + group, tiles)):
+                left = min(rows, m - t * rows)
+                a_at = ((batch * tiles + t) * steps + k) * a_step
+                at = (batch * m + t * rows) * n + panel * width
+                target, target_at, stride = flat, at, n
+                if columns < width:
+                    target, target_at, stride = edge, 0, width
+                    for r in range(left):
+                        for c in range(columns):
+                            edge[r * width + c] = flat[at + r * n + c]
+                done = 0
+                while done < left:
+                    done += micro(
+                        a, a_at + done, b, b_at, target, target_at + done * stride, stride, count,
+                        left - done,
+                    )  # fmt: skip
+                if columns < width:
+                    for r in range(left):
+                        for c in range(columns):
+                            flat[at + r * n + c] = edge[r * width + c]
+
+
+def run_tiles(entry: Callable[..., Any], out: Array, a: Array, b: Array, block: int) -> None:
+    """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
+    tiles, steps = a.shape[1], a.shape[2]
+    group = -(-tiles // -(-tiles // _GROUP))  # even groups of at most _GROUP tiles
+    pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
+    over_range(
+        lambda start, stop: entry(out, a, b, steps, block, group, start, stop),
+        pieces,
+    )
+
+
+def tile_types(a: types.Type, b: types.Type, out: types.Type) -> tuple[Any, ...]:
+    """Return the argument types of a kernel built on `cover`, from three element types."""
+    arrays = (simd.contiguous(out, 3), simd.contiguous(a, 5), simd.contiguous(b, 5))
+    return (*arrays, *(types.int64,) * 5)
+
+
+def panels_for(
+    lines: int, width: int, k: int, per_step: int
+) -> tuple[tuple[int, int, int, int], bool]:
+    """Return the shape for packing `lines` x `k` into panels, and whether it has padding."""
+    steps, panels = -(-k // per_step), -(-lines // width)
+    return (panels, steps, width, 1), bool(lines % width or k % per_step)
+
+
+@inline
+def _fma_wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int,
+) -> int:  # fmt: skip
+    if left >= 12:
+        simd.fma_tile(12, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 12
+    if left >= 4:
+        simd.fma_tile(4, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 4
+    simd.fma_tile(1, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def _fma_narrow(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int,
+) -> int:  # fmt: skip
+    if left >= 2:
+        simd.fma_tile(2, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 2
+    simd.fma_tile(1, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _run_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
+) -> None:
+    cover(_fma_wide, out, a, b, steps, block, group, start, stop)
+
+
+@kernel
+def _run_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
+) -> None:
+    cover(_fma_narrow, out, a, b, steps, block, group, start, stop)
+
+
+@kernel
+def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
+    """Copy lines [batch, lines, K] into panels [batch, panels, K, width, 1], pieces start:stop.
+
+    Reads along whichever axis of `source` is the contiguous one.
+    """
+    lines, depth = source.shape[1], source.shape[2]
+    count, width = panels.shape[1], panels.shape[3]
+    if abs(source.strides[1]) < abs(source.strides[2]):
+        for k0 in range(0, depth, 16):
+            for piece in range(start, stop):  # inside, so that whole lines of memory are read
+                batch, first = piece // count, piece % count * width
+                panel, used = panels[batch, piece % count], min(width, lines - first)
+                for k in range(k0, min(k0 + 16, depth)):
+                    for i in range(used):
+                        panel[k, i, 0] = source[batch, first + i, k]
+        return
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        panel, used = panels[batch, piece % count], min(width, lines - first)
+        for k0 in range(0, depth, 16):  # short runs keep the written lines in the cache
+            for i in range(used):
+                for k in range(k0, min(k0 + 16, depth)):
+                    panel[k, i, 0] = source[batch, first + i, k]
+
+
+@cache
+def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
+    element = types.float64 if dtype == np.float64 else types.float32
+    arrays = (simd.strided(element, 3), simd.contiguous(element, 5))
+    return simd.compiled(_pack, *arrays, types.int64, types.int64)
+
+
+@cache
+def _runner(dtype: np.dtype[Any], wide: bool) -> Callable[..., Any]:
+    element = types.float64 if dtype == np.float64 else types.float32
+    runner = _run_wide if wide else _run_narrow
+    return simd.compiled(runner, *tile_types(element, element, element))
+
+
+def _packed(source: Array, width: int) -> Array:
+    batch, lines, depth = source.shape
+    shape, padded = panels_for(lines, width, depth, 1)
+    panels = (np.zeros if padded else np.empty)((batch, *shape), source.dtype)
+    entry = _packer(source.dtype)
+    over_range(lambda start, stop: entry(source, panels, start, stop), batch * shape[0])
+    return panels
+
+
+def pack_b(b: Array) -> PackedFma:
+    """Pack the right operand [1 or batch, K, N], float32 or float64, of any strides."""
+    return PackedFma(_packed(b.swapaxes(1, 2), simd.FMA_BYTES // b.dtype.itemsize), b.shape[2])
+
+
+def gemm_fma(a: Array, b: Array | PackedFma, *, c: Array | None = None) -> Array:
+    """Return, per output, the chain acc = fma(a[k], b[k], acc) in increasing k, from c or +0.
+
+    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; c [batch, M, N]; all float32 or all
+    float64. Round to nearest even, subnormals kept. Every NaN is the positive quiet NaN.
+    """
+    packed = b if isinstance(b, PackedFma) else pack_b(b)
+    batch, m, depth = a.shape
+    shared = packed.panels.shape[0] == 1
+    shape = (1, batch * m, packed.n) if shared else (batch, m, packed.n)
+    out = np.zeros(shape, a.dtype) if c is None else np.array(c, order="C").reshape(shape)
+    if out.size:
+        rows = _packed(a.reshape(*shape[:2], depth), simd.FMA_ROWS)
+        entry = _runner(a.dtype, simd.enabled())
+        run_tiles(entry, out, rows, packed.panels, _BLOCK)
+    return out.reshape(batch, m, packed.n)

@@ -1,0 +1,371 @@
+"""Vector micro-kernels in LLVM IR, and the loop that lays them over an output.
+
+This is the only module that writes IR. A micro-kernel updates a small tile of the output in place
+over a run of k steps; operands are packed so that one step reads consecutive memory::
+
+    a [batch, tiles, steps, rows per tile]      b [1 or batch, panels, steps, columns per panel]
+
+The wide kernels need AVX-512 (32 registers of 64 bytes) with VNNI; the narrow ones are plain vector
+IR that LLVM lowers on any CPU. Both read the same packed data and give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+# Tile shapes. They are baked into compiled code, so they are the same on every CPU.
+FMA_ROWS, FMA_BYTES = 12, 128  # bytes: columns per panel times the element size
+INT8_ROWS, INT8_COLUMNS = 12, 32
+HOPPER_ROWS, HOPPER_COLUMNS = 4, 16
+
+# Hopper: a zero factor's exponent, low enough that its product never wins the maximum.
+ZERO_EXPONENT = -200
+# fp32 exponents are used with their bias. The floor stands for an accumulator of zero: it keeps the
+# scale factors 2^(13-E) and 2^(E-13) normal numbers, and lies below every exponent that can occur.
+_BIAS, _FLOOR, _FRACTION = 127, 27, 13
+
+
+def _retargeted() -> bool:
+    settings: Any = config
+    return bool(settings.CPU_NAME or settings.CPU_FEATURES)
+
+
+def _host_has_avx512_vnni() -> bool:
+    if os.environ.get("NUMSIM_SIMD") == "0" or _retargeted():
+        return False  # numba was told to compile for something other than this host
+    features = llvmlite.binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vnni"))
+
+
+HAVE_AVX512_VNNI = _host_has_avx512_vnni()
+_forced: bool | None = None
+
+
+def enabled() -> bool:
+    """Return whether the AVX-512 kernels are used."""
+    return HAVE_AVX512_VNNI if _forced is None else _forced
+
+
+@contextmanager
+def force(wide: bool) -> Iterator[None]:
+    """Use (or do not use) the AVX-512 kernels inside the ``with`` block; for tests."""
+    global _forced  # noqa: PLW0603
+    before, _forced = _forced, wide and HAVE_AVX512_VNNI
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def compiled(dispatcher: Any, *signature: Any) -> Callable[..., Any]:
+    """Return `dispatcher` compiled, on first use, for exactly one signature.
+
+    Types of the arguments are then not looked at: layouts and read-only flags cannot multiply the
+    number of compilations. Callers keep the result.
+    """
+    entry: Callable[..., Any] = dispatcher.compile(signature)
+    return entry
+
+
+def strided(dtype: Any, ndim: int) -> Any:
+    """Return the Numba type of an input: any strides, read-only or unaligned memory too."""
+    return types.Array(dtype, ndim, "A", readonly=True, aligned=False)
+
+
+def contiguous(dtype: Any, ndim: int) -> Any:
+    """Return the Numba type of an array that the kernels allocated themselves."""
+    return types.Array(dtype, ndim, "C")
+
+
+def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    made: Callable[..., Any] = intrinsic(function)
+    return made
+
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_V16, _V32, _VF = (
+    ir.VectorType(_I16, 32),
+    ir.VectorType(_I32, 16),
+    ir.VectorType(ir.FloatType(), 16),
+)
+
+
+def _splat(vector: Any, value: float) -> Any:
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _broadcast(b: Any, scalar: Any, vector: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = b.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    return b.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count)
+    )
+
+
+def _max(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+def _loop(
+    b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> Any:
+    """Emit ``for i in range(count): carried = body(i, carried)``; return the last `carried`."""
+    before = b.block
+    head, inside, done = (b.append_basic_block(name) for name in ("head", "body", "done"))
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(_I64)
+    i.add_incoming(ir.Constant(_I64, 0), before)
+    phis = [b.phi(value.type) for value in carried]
+    b.cbranch(b.icmp_signed("<", i, count), inside, done)
+    b.position_at_end(inside)
+    new = body(i, phis)
+    i.add_incoming(b.add(i, ir.Constant(_I64, 1)), b.block)
+    for phi, first, value in zip(phis, carried, new, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(value, b.block)
+    b.branch(head)
+    b.position_at_end(done)
+    return phis
+
+
+class _Tile:
+    """Addresses of one micro-kernel call: packed a and b, and the output tile."""
+
+    def __init__(
+        self, context: Any, b: Any, sig: Any, args: Any, vectors: int, vector: Any
+    ) -> None:
+        a, a_at, other, b_at, out, out_at, self.stride, self.steps = args[-8:]
+        self.b, self.vectors, self.vector = b, vectors, vector
+        self.a = self._pointer(context, sig.args[-8], a, a_at)
+        self.panel = self._pointer(context, sig.args[-6], other, b_at)
+        self.out = self._pointer(context, sig.args[-4], out, out_at)
+
+    def _pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
+        make: Any = arrayobj.make_array
+        return self.b.gep(make(array)(context, self.b, value).data, [at])
+
+    def index(self, i: Any, times: int, plus: int) -> Any:
+        return self.b.add(self.b.mul(i, ir.Constant(_I64, times)), ir.Constant(_I64, plus))
+
+    def scalar(self, i: Any, times: int, plus: int) -> Any:
+        return self.b.load(self.b.gep(self.a, [self.index(i, times, plus)]))
+
+    def columns(self, i: Any, times: int, plus: int, vector: Any = None) -> Any:
+        at = self.b.gep(self.panel, [self.index(i, times, plus)])
+        at = self.b.bitcast(at, (vector or self.vector).as_pointer())
+        return self.b.load(at, align=4)
+
+    def _outputs(self, rows: int) -> list[Any]:
+        b, lanes = self.b, self.vector.count
+        pointers = []
+        for r in range(rows):
+            for c in range(self.vectors):
+                at = b.add(b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * lanes))
+                pointers.append(b.bitcast(b.gep(self.out, [at]), self.vector.as_pointer()))
+        return pointers
+
+    def load(self, rows: int) -> list[Any]:
+        return [self.b.load(at, align=4) for at in self._outputs(rows)]
+
+    def store(self, values: list[Any], rows: int) -> None:
+        for at, value in zip(self._outputs(rows), values, strict=True):
+            self.b.store(value, at, align=4)
+
+
+def _signature(a: Any, b: Any, out: Any, *literals: Any) -> Any:
+    i64 = types.int64  # the literals are part of the signature: Numba lowers once for each
+    return types.void(*literals, a, i64, b, i64, out, i64, i64, i64)
+
+
+@_intrinsic
+def fma_tile(
+    typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Update out[r, :] = fma(a[k, r], b[k, :], out[r, :]) in order of k; NaN is canonical."""
+    if not isinstance(rows, types.IntegerLiteral):
+        return None
+    count = rows.literal_value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        double = sig.args[1].dtype == types.float64
+        lanes = 8 if double else 16
+        vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
+        tile = _Tile(context, b, sig, args, 2, vector)
+        name = f"llvm.fma.v{lanes}f{512 // lanes}"
+        fma = b.module.declare_intrinsic(name, (), ir.FunctionType(vector, [vector] * 3))
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            columns = [tile.columns(k, 2 * lanes, c * lanes) for c in range(2)]
+            new = []
+            for r in range(count):
+                x = _broadcast(b, tile.scalar(k, FMA_ROWS, r), vector)
+                new += [b.call(fma, [x, columns[c], acc[2 * r + c]]) for c in range(2)]
+            return new
+
+        acc = _loop(b, tile.steps, tile.load(count), step)
+        nan = _splat(vector, float("nan"))
+        tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], count)
+        return context.get_dummy_value()
+
+    return _signature(a, b, out, rows), codegen
+
+
+@_intrinsic
+def int8_tile(
+    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Add to out[r, :], modulo 2^32, four products of an unsigned a and a signed b per step."""
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
+        return None
+    count, native = rows.literal_value, bool(wide.literal_value)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(context, b, sig, args, 2, _V32)
+        dot4 = None
+        if native:
+            kind = ir.FunctionType(_V32, [_V32] * 3)
+            dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
+
+        def portable(acc: Any, x: Any, columns: Any) -> Any:
+            for q in range(4):
+                byte = b.and_(b.lshr(x, ir.Constant(_I32, 8 * q)), ir.Constant(_I32, 255))
+                signed = b.ashr(b.shl(columns, _splat(_V32, 24 - 8 * q)), _splat(_V32, 24))
+                acc = b.add(acc, b.mul(_broadcast(b, byte, _V32), signed))
+            return acc
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            columns = [tile.columns(k, INT8_COLUMNS, 16 * c) for c in range(2)]
+            new = []
+            for r in range(count):
+                x = tile.scalar(k, INT8_ROWS, r)
+                wide_x = _broadcast(b, x, _V32) if native else None
+                for c in range(2):
+                    old = acc[2 * r + c]
+                    new.append(
+                        b.call(dot4, [old, wide_x, columns[c]])
+                        if native
+                        else portable(old, x, columns[c])
+                    )
+            return new
+
+        tile.store(_loop(b, tile.steps, tile.load(count), step), count)
+        return context.get_dummy_value()
+
+    return _signature(a, b, out, rows, wide), codegen
+
+
+@_intrinsic
+def hopper_tile(
+    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Chain groups of 32 products onto out[r, :]: align, truncate to 13 fraction bits, add.
+
+    Both operands hold int16 pairs (k, k+1) in three planes: significand, exponent, sign.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
+        return None
+    count, native = rows.literal_value, bool(wide.literal_value)
+    vectors, unroll = HOPPER_COLUMNS // 16, 4
+    cells = [(r, c) for r in range(count) for c in range(vectors)]
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(context, b, sig, args, vectors, _VF)
+        shift_fn = dot2 = None
+        if native:
+            kind = ir.FunctionType(_V16, [_V16] * 2)
+            shift_fn = b.module.declare_intrinsic("llvm.x86.avx512.psrlv.w.512", (), kind)
+            kind = ir.FunctionType(_V32, [_V32] * 3)
+            dot2 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpwssd.512", (), kind)
+        sixteen = _splat(_V32, 16)
+
+        def low(x: Any) -> Any:
+            return b.ashr(b.shl(x, sixteen), sixteen)
+
+        def shifted(x: Any, by: Any) -> Any:
+            if native:
+                return b.call(shift_fn, [x, by])  # 16 and more give 0
+            limit = _splat(_V16, 15)  # products are below 2^15, so 15 gives 0 as well
+            return b.lshr(x, b.select(b.icmp_unsigned("<", by, limit), by, limit))
+
+        def signed_sum(total: Any, x: Any, sign: Any) -> Any:
+            if native:
+                return b.call(dot2, [total, b.bitcast(x, _V32), b.bitcast(sign, _V32)])
+            pair = b.bitcast(b.mul(x, sign), _V32)
+            return b.add(total, b.add(low(pair), b.ashr(pair, sixteen)))
+
+        def row(pair: Any, u: int, plane: int, r: int) -> Any:
+            step, at = 3 * HOPPER_ROWS, (3 * u + plane) * HOPPER_ROWS + r
+            return b.bitcast(_broadcast(b, tile.scalar(pair, unroll * step, at), _V32), _V16)
+
+        def column(pair: Any, u: int, plane: int, c: int) -> Any:
+            step, at = 3 * HOPPER_COLUMNS, (3 * u + plane) * HOPPER_COLUMNS + 16 * c
+            return tile.columns(pair, unroll * step, at, _V16)
+
+        def group(g: Any, acc: list[Any]) -> list[Any]:
+            runs = ir.Constant(_I64, 16 // unroll)
+            first = b.mul(g, runs)
+
+            def peak(p: Any, top: list[Any]) -> list[Any]:
+                pair = b.add(first, p)
+                for u in range(unroll):
+                    eb = [column(pair, u, 1, c) for c in range(vectors)]
+                    ea = [row(pair, u, 1, r) for r in range(count)]
+                    top = [
+                        _max(b, t, b.add(ea[r], eb[c]))
+                        for t, (r, c) in zip(top, cells, strict=True)
+                    ]
+                return top
+
+            top = _loop(b, runs, [_splat(_V16, _FLOOR)] * len(cells), peak)
+            exponent, lanes, total = [], [], []
+            for t, value in zip(top, acc, strict=True):
+                x = b.bitcast(t, _V32)
+                e = _max(b, low(x), b.ashr(x, sixteen))
+                bits = b.bitcast(value, _V32)
+                e = _max(b, e, b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255)))
+                up = b.shl(b.sub(_splat(_V32, 2 * _BIAS + _FRACTION), e), _splat(_V32, 23))
+                total.append(b.fptosi(b.fmul(value, b.bitcast(up, _VF)), _V32))
+                lanes.append(b.bitcast(b.or_(e, b.shl(e, sixteen)), _V16))
+                exponent.append(e)
+
+            def add(p: Any, sums: list[Any]) -> list[Any]:
+                pair = b.add(first, p)
+                for u in range(unroll):
+                    mb, eb, sb = (
+                        [column(pair, u, plane, c) for c in range(vectors)] for plane in range(3)
+                    )
+                    new = []
+                    for i, (r, c) in enumerate(cells):
+                        ma, ea, sa = (row(pair, u, plane, r) for plane in range(3))
+                        by = b.sub(lanes[i], b.add(ea, eb[c]))
+                        term = shifted(b.mul(ma, mb[c]), by)
+                        new.append(signed_sum(sums[i], term, b.xor(sa, sb[c])))
+                    sums = new
+                return sums
+
+            results = []
+            for total_i, e in zip(_loop(b, runs, total, add), exponent, strict=True):
+                down = b.shl(b.sub(e, _splat(_V32, _FRACTION)), _splat(_V32, 23))
+                value = b.fmul(b.sitofp(total_i, _VF), b.bitcast(down, _VF))  # exact
+                kept = b.and_(b.bitcast(value, _V32), _splat(_V32, -(1 << (23 - _FRACTION))))
+                results.append(b.bitcast(kept, _VF))
+            return results
+
+        tile.store(_loop(b, tile.steps, tile.load(count), group), count)
+        return context.get_dummy_value()
+
+    return _signature(a, b, out, rows, wide), codegen

@@ -1,0 +1,260 @@
+"""From a folder in the Hugging Face layout to a Model; never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.models.arch import Arch, Family, read_arch, tensor_shapes
+from numsim.models.families import get_family, stored_name
+from numsim.models.run import Model, OperandCache
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INDEX = "model.safetensors.index.json"
+
+
+class Tensor(NamedTuple):
+    """Where a stored tensor is: its bytes begin:end of the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
+    """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
+
+    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Folder in the Hugging Face layout.
+    cache_bytes : int
+        Memory in bytes for converted and quantised weights; the oldest make room.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    NumsimError
+        The folder, a file, a config key or a tensor is missing, damaged or not as the config
+        says; missing, misshapen and surplus tensors are listed together.
+    UnsupportedError
+        The network needs something that is not implemented.
+
+    Source
+    ------
+    safetensors format, https://huggingface.co/docs/safetensors.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> load_model(bundled_model_dir()).arch.layers
+    5
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise NumsimError(
+            f"load_model: directory must be a folder with config.json and *.safetensors; "
+            f"got {str(folder)!r}, which is not a folder{near_names(folder.name, beside)}"
+        )
+    config = _read_json(folder / "config.json")
+    family = get_family(config.get("model_type"))
+    arch = read_arch(config, family)
+    stored = _stored(folder)
+    names = _match(arch, family, stored, folder)
+    # Copy-on-write: read-only arrays would make kernels compile twice.
+    maps = {file: np.memmap(file, np.uint8, mode="c") for file in {t.file for t in stored.values()}}
+    arrays = {our: _view(maps, stored[their]) for our, their in names.items()}
+    for our, array in arrays.items():
+        if not np.isfinite(array).all():
+            bad = np.count_nonzero(~np.isfinite(array))
+            raise NumsimError(
+                f"load_model: weights must be finite; {names[our]} has {bad} NaN or Inf; "
+                "download the checkpoint again or repair it"
+            )
+    if arch.tied:
+        _check_tied(arrays, names)
+        arrays["lm_head.weight"] = arrays["embed.weight"]
+    return Model(arch, arrays, folder.name, OperandCache(cache_bytes))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise NumsimError(
+            f"load_model: the folder must hold {path.name}; {str(path)!r} does not exist; "
+            "point to the folder of a checkpoint in the Hugging Face layout"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NumsimError(
+            f"load_model: {path.name} must be JSON; {error}; download it again"
+        ) from None
+    if not isinstance(value, dict):
+        raise NumsimError(
+            f"load_model: {path.name} must hold a table; got {type(value).__name__}; "
+            "download it again"
+        )
+    return value
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of the checkpoint; where shards repeat one, the index decides."""
+    single = _single_file(folder)
+    if single is not None:
+        return _header(single)
+    weight_map = _weight_map(folder)
+    stored: dict[str, Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        header = _header(folder / file)
+        stored |= {name: t for name, t in header.items() if weight_map.get(name, file) == file}
+    lacking = sorted(set(weight_map) - set(stored))
+    if lacking:
+        raise NumsimError(
+            f"load_model: a shard must hold what the index says; {lacking[0]} is not in "
+            f"{weight_map[lacking[0]]} ({len(lacking)} such); download the files again"
+        )
+    return stored
+
+
+def _single_file(folder: Path) -> Path | None:
+    """Return the file of an unsharded checkpoint, None for a sharded one."""
+    preferred = folder / "model.safetensors"
+    if preferred.is_file():
+        return preferred
+    if (folder / INDEX).is_file():
+        return None
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NumsimError(
+            f"load_model: several *.safetensors need {INDEX}; got {len(found)} files without it; "
+            "download the index"
+        )
+    pickles = sorted(p.name for glob in PICKLES for p in folder.glob(glob))
+    if pickles:
+        raise NumsimError(
+            f"load_model: weights must be *.safetensors; {folder.name} has only {pickles[0]}, a "
+            "pickle, which can run any code when read; convert it where you trust it, with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    raise NumsimError(
+        f"load_model: the folder must hold *.safetensors; {str(folder)!r} has none; "
+        "point to the folder of a checkpoint in the Hugging Face layout"
+    )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return stored name -> file name of a sharded checkpoint."""
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise NumsimError(
+            f"load_model: {INDEX} must have a weight_map; it has none; download it again"
+        )
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
+            raise NumsimError(
+                f"load_model: the index must name files of its own folder; {name} is said to be "
+                f"in {file!r}; do not trust this checkpoint"
+            )
+        if not (folder / file).is_file():
+            raise NumsimError(
+                f"load_model: every shard of the index must be there; {file} is missing; "
+                "download it"
+            )
+    return dict(weight_map)
+
+
+def _header(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file after the safetensors library has accepted it."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise NumsimError(
+            f"load_model: {file.name} must be a whole safetensors file; {error}; download it again"
+        ) from None
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(
+            file, t["dtype"], tuple(t["shape"]), *(8 + size + x for x in t["data_offsets"])
+        )
+        for name, t in header.items()
+    }
+
+
+def _match(
+    arch: Arch, family: Family, stored: Mapping[str, Tensor], folder: Path
+) -> dict[str, str]:
+    """Return our name -> stored name, or raise with everything that does not fit."""
+    shapes = tensor_shapes(arch)
+    names = {our: stored_name(our, family) for our in shapes}
+    if arch.tied and stored_name("lm_head.weight", family) in stored:
+        names["lm_head.weight"] = stored_name("lm_head.weight", family)
+        shapes["lm_head.weight"] = shapes["embed.weight"]
+    problems = []
+    for our, their in names.items():
+        if their not in stored:
+            problems.append(f"missing {their} {list(shapes[our])}")
+            continue
+        t = stored[their]
+        if t.shape != shapes[our]:
+            problems.append(f"{their} has shape {list(t.shape)}, expected {list(shapes[our])}")
+        if t.dtype not in DTYPES:
+            problems.append(f"{their} is stored as {t.dtype}, readable are {', '.join(DTYPES)}")
+    problems += [
+        f"surplus {their} {list(stored[their].shape)}"
+        for their in sorted(set(stored) - set(names.values()))
+        if not any(fnmatchcase(their, glob) for glob in family.ignored_tensors)
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:40])
+        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise NumsimError(
+            f"load_model: {folder.name} must hold the tensors its config.json implies; "
+            f"{len(problems)} problems:\n  {shown}{more}\n"
+            "take config.json and weights from the same checkpoint"
+        )
+    return names
+
+
+def _view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
+    """Return a tensor of a mapped file, not copied."""
+    data: NDArray[Any] = np.asarray(maps[t.file])[t.begin : t.end]
+    array: NDArray[Any] = data.view(DTYPES[t.dtype]).reshape(t.shape)
+    return array
+
+
+def _check_tied(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> None:
+    head = arrays.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, arrays["embed.weight"]):
+        raise UnsupportedError(
+            f"load_model: with tie_word_embeddings the output head is {names['embed.weight']}; "
+            f"got another {names['lm_head.weight']}; set tie_word_embeddings to false or drop it"
+        )

@@ -1,0 +1,202 @@
+"""Which number format and which hardware unit each matrix product of a network uses."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from numsim.errors import NumsimError, near_names
+from numsim.quant import Quant, as_quant
+from numsim.targets import Target, get_target
+
+QuantLike = Quant | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one matrix product runs.
+
+    Parameters
+    ----------
+    activations : Quant or name or None
+        Storage of the left operand; None: float32 as it is.
+    weights : Quant or name or None
+        Storage of the right operand: the stored matrix, the keys (``qk``), the values (``pv``).
+    target : Target or name
+        The unit.
+    out_format : str
+        Format of the unit's output; it is widened to float32 for what follows.
+    """
+
+    activations: QuantLike = None
+    weights: QuantLike = None
+    target: Target | str = "ideal.fp32"
+    out_format: str = "float32"
+
+    def __post_init__(self) -> None:
+        for side in ("activations", "weights"):
+            value = getattr(self, side)
+            if value is not None:
+                object.__setattr__(self, side, as_quant(value))
+        object.__setattr__(self, "target", get_target(self.target))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is float32 on ``ideal.fp32``: a chain of fused multiply-adds."""
+        return (
+            self.activations is None
+            and self.weights is None
+            and self.out_format == "float32"
+            and self.target == get_target("ideal.fp32")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Rules for all matrix products of a network, as ordered (glob, Rule) pairs.
+
+    **The last glob that matches a name wins**, so write the general rule first and exceptions
+    after it. A product that no glob names, and a glob that names no product, are errors. Norms,
+    softmax, rotary positions, activations and the residual stream are float32, each operation
+    computed in float64 and rounded once.
+
+    Examples
+    --------
+    >>> recipe = Recipe((("*", Rule()), ("layers.0.*_proj", Rule("int8", "int8"))))
+    >>> recipe.rule("layers.0.q_proj").weights.format
+    'int8'
+    """
+
+    rules: tuple[tuple[str, Rule], ...]
+
+    def rule(self, name: str) -> Rule:
+        """Return the rule of the product `name`.
+
+        Raises
+        ------
+        NumsimError
+            No glob matches.
+        """
+        for glob, rule in reversed(self.rules):
+            if fnmatchcase(name, glob):
+                return rule
+        globs = ", ".join(glob for glob, _ in self.rules) or "none"
+        raise NumsimError(
+            f"Recipe: every matrix product needs a rule; {name} matches no glob of {globs}; "
+            f'add a rule for it, or a general first one: ("*", Rule())'
+        )
+
+    def check(self, names: Iterable[str]) -> dict[str, Rule]:
+        """Return the rule of each of `names`, all products of a network.
+
+        Raises
+        ------
+        NumsimError
+            A product without a rule, or a glob without a product.
+        """
+        known = tuple(names)
+        for glob, _ in self.rules:
+            if not any(fnmatchcase(name, glob) for name in known):
+                raise NumsimError(
+                    f"Recipe: every glob must name a matrix product; {glob!r} matches none of "
+                    f"{known[0]} ... {known[-1]}{near_names(glob, known)}"
+                )
+        return {name: self.rule(name) for name in known}
+
+    @classmethod
+    def uniform(
+        cls,
+        quant: QuantLike,
+        *,
+        target: Target | str,
+        weights: QuantLike = None,
+        activations: QuantLike = None,
+        out_format: str = "float32",
+    ) -> Recipe:
+        """One rule for the linears of all blocks; ``qk``, ``pv`` and the head stay float32.
+
+        Parameters
+        ----------
+        quant : Quant or name or None
+            Storage of weights and activations; None leaves float32.
+        target : Target or name
+            Unit of the block linears; the other products run on ``ideal.fp32``.
+        weights, activations : Quant or name, optional
+            Override `quant` for one side.
+        out_format : str
+            Output of the unit.
+
+        Returns
+        -------
+        Recipe
+
+        Examples
+        --------
+        >>> recipe = Recipe.uniform("float8_e4m3fn", target="nvidia.hopper.wgmma")
+        >>> recipe.rule("layers.3.qk").is_plain, recipe.rule("layers.3.o_proj").is_plain
+        (True, False)
+        """
+        plain = Rule()
+        linears = Rule(
+            quant if activations is None else activations,
+            quant if weights is None else weights,
+            target,
+            out_format,
+        )
+        return cls((("*", plain), ("*layers.*", linears), ("*.qk", plain), ("*.pv", plain)))
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
+
+        A Quant is a name or a table of its fields.
+
+        Raises
+        ------
+        NumsimError
+            The file is not TOML of this form.
+        """
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise NumsimError(
+                f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
+            ) from None
+        rows = tables.pop("rule", [])
+        if tables or not isinstance(rows, list) or not rows:
+            raise NumsimError(
+                f"Recipe.from_toml: the file must hold [[rule]] tables only; got "
+                f"{', '.join(tables) or 'none'}; start each rule with a line [[rule]]"
+            )
+        return cls(tuple(_rule_from_table(dict(row)) for row in rows))
+
+
+def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
+    fields = ("match", "activations", "weights", "target", "out_format")
+    unknown = sorted(set(row) - set(fields))
+    if unknown or not isinstance(row.get("match"), str):
+        raise NumsimError(
+            f"Recipe.from_toml: a rule has match (required) and {', '.join(fields[1:])}; "
+            f"got {', '.join(row)}{near_names(unknown[0], fields) if unknown else ''}"
+        )
+    glob = row.pop("match")
+    for side in ("activations", "weights"):
+        if isinstance(row.get(side), Mapping):
+            row[side] = _quant_from_table(row[side])
+    return glob, Rule(**row)
+
+
+def _quant_from_table(table: Mapping[str, Any]) -> Quant:
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
+    }
+    try:
+        return Quant(**values)
+    except TypeError as error:
+        raise NumsimError(
+            f"Recipe.from_toml: a Quant table has the fields of Quant; {error}; correct the table"
+        ) from None

@@ -1,0 +1,57 @@
+"""Text to tokens: the tokenizer of a model folder and what a window of its text looks like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from numsim.errors import NumsimError
+
+
+class TextTools(NamedTuple):
+    """The tokenizer of a checkpoint, its begin-of-text token and its longest sequence."""
+
+    tokenizer: Tokenizer
+    begin: int | None
+    max_positions: int | None
+
+    def ids(self, text: str) -> NDArray[np.int64]:
+        """Return the token ids of `text`, without special tokens."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+
+def load_text_tools(directory: str | Path) -> TextTools:
+    """Read ``tokenizer.json`` and the two keys of ``config.json`` that windows need.
+
+    Raises
+    ------
+    NumsimError
+        Where tokenizer.json is missing or damaged.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> tools = load_text_tools(bundled_model_dir())
+    >>> tools.begin, tools.max_positions
+    (0, 512)
+    """
+    folder = Path(directory)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise NumsimError(f"a text needs a tokenizer; {folder} has no tokenizer.json; add it")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise NumsimError(f"{path} is not a readable tokenizer: {error}") from None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    begin, longest = config.get("bos_token_id"), config.get("max_position_embeddings")
+    return TextTools(
+        tokenizer,
+        begin if isinstance(begin, int) else None,
+        longest if isinstance(longest, int) else None,
+    )

@@ -1,0 +1,295 @@
+"""Run the cases of a sweep against one float64 reference; append each row as it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from numsim import metrics
+from numsim.data import bundled_model_dir, bundled_text
+from numsim.errors import NumsimError
+from numsim.kernels.compare import compare_logits
+from numsim.kernels.jit import over_range
+from numsim.models import Model, Recipe, load_model
+from numsim.models.text import TextTools, load_text_tools
+from numsim.sweep.columns import NAMES
+from numsim.sweep.csv import RowWriter, check_writable, finished_rows
+from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases
+from numsim.version import __version__
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Reference:
+    """The float64 run of all windows: what every case is compared with.
+
+    Logits are kept in float32 (their error, 2**-25, is far below that of any case); inputs and
+    outputs of the block linears are kept for the first batch only.
+    """
+
+    tokens: NDArray[np.int64]  # [windows, window]
+    logits: NDArray[np.float32]  # [windows, window - 1, vocab]
+    nll: NDArray[np.float64]  # [windows, window - 1]
+    taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # of the first batch
+
+
+def sweep(
+    spec: SweepSpec | dict[str, Any] | str | Path, *, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Run a model through every format, granularity and target of a grid.
+
+    Parameters
+    ----------
+    spec
+        A `SweepSpec`, a dict of its fields, or a TOML file of them.
+    progress
+        Called with (what, done, total) after every batch.
+
+    Returns
+    -------
+    DataFrame
+        One row per (case, layer, operator) and one ``layer="all"`` row per case; columns and
+        units in `numsim.sweep.columns.COLUMNS`. Rows of an operator are measured on the first
+        batch of windows, rows of the network on all of them.
+
+    Raises
+    ------
+    NumsimError
+        For anything wrong in the spec, the model folder or the text, before any computation and
+        before the output file is touched.
+
+    Source
+    ------
+    Perplexity protocol: windows without overlap, the begin-of-text token before each, loss on all
+    other tokens; per-tensor activation scales cover one batch of windows.
+
+    Examples
+    --------
+    >>> rows = sweep({"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 64,
+    ...               "granularities": ["per_tensor"]})
+    >>> rows.query("layer == 'all'")[["weight_format", "target"]].values.tolist()
+    [['int8', 'ideal.int']]
+    """
+    plan = as_spec(spec)
+    tell = progress or (lambda what, done, total: None)
+    if plan.out is not None:
+        check_writable(plan.out)
+    folder = plan.model or bundled_model_dir()
+    model = load_model(folder)
+    text = _read_text(plan.text)
+    todo = cases(plan, model=model.name, text_hash=hashlib.sha256(text.encode()).hexdigest()[:16])
+    tokens = windows(load_text_tools(folder), plan, text)
+    kept = finished_rows(plan.out) if plan.resume and plan.out else []
+    done = {str(row["case_id"]) for row in kept}
+    todo = [case for case in todo if case.case_id not in done]
+    rows = list(kept)
+    with RowWriter(plan.out, kept) as writer:
+        if todo:
+            batches = math.ceil(len(tokens) / plan.batch)
+            total = batches * (len(todo) + 1)
+            reference = run_reference(
+                model, tokens, plan.batch, lambda n: tell("float64 reference", n, total)
+            )
+            for i, case in enumerate(todo, start=1):
+                label = f"{case.format} {case.granularity} {case.target}"
+                step = i * batches
+                for row in run_case(
+                    model, case, reference, lambda n, s=step, w=label: tell(w, s + n, total)
+                ):
+                    writer.write(row)
+                    rows.append(row)
+    return pd.DataFrame(rows, columns=list(NAMES))
+
+
+def _read_text(path: Path | None) -> str:
+    if path is None:
+        return bundled_text()
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise NumsimError(f"sweep: cannot read the text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
+
+
+def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
+    """Cut a text into windows [count, window], each begun by the begin-of-text token.
+
+    Raises
+    ------
+    NumsimError
+        Where the text gives no token, or the model has no begin-of-text token.
+
+    Examples
+    --------
+    >>> tools = load_text_tools(bundled_model_dir())
+    >>> windows(tools, SweepSpec(window=4), "one two three four").shape
+    (2, 4)
+    """
+    ids = tools.ids(text)
+    if spec.limit_tokens is not None:
+        ids = ids[: spec.limit_tokens]
+    if not ids.size:
+        raise NumsimError("sweep: the text gives no tokens; give a text with some words in it")
+    if tools.begin is None:
+        raise NumsimError(
+            "sweep: config.json names no bos_token_id, which begins every window; add it"
+        )
+    length = min(spec.window, tools.max_positions or spec.window)
+    body = min(length - 1, ids.size)
+    count = ids.size // body
+    cut = ids[: count * body].reshape(count, body)
+    return np.concatenate([np.full((count, 1), tools.begin, np.int64), cut], axis=1)
+
+
+def run_reference(
+    model: Model, tokens: NDArray[np.int64], batch: int, tell: Callable[[int], None]
+) -> Reference:
+    """Run the float64 reference over all windows."""
+    count, length = tokens.shape
+    logits = np.empty((count, length - 1, model.arch.vocab), np.float32)
+    nll = np.empty((count, length - 1))
+    reference = Reference(tokens, logits, nll)
+    names = model.linear_names()
+    for n, part in enumerate(_batches(count, batch)):
+        taps = [f"{name}.{end}" for name in names for end in ("in", "out")] if n == 0 else []
+        run = model.run(tokens[part], taps=taps)
+        logits[part] = run.logits[:, :-1]
+        nll[part] = metrics.token_nll(run.logits, tokens[part])
+        reference.taps.update(run.taps)
+        tell(n + 1)
+    return reference
+
+
+def run_case(
+    model: Model, case: Case, reference: Reference, tell: Callable[[int], None]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one case: operators of the first batch, then the whole network."""
+    began = time.perf_counter()
+    recipe = case.recipe()
+    names = model.linear_names()
+    tokens, vocab = reference.tokens, model.arch.vocab
+    compared = np.empty((*reference.nll.shape, 8))
+    for n, part in enumerate(_batches(len(tokens), case.batch)):
+        run = model.run(tokens[part], recipe, taps=[f"{m}.out" for m in names] if n == 0 else [])
+        if n == 0:
+            for name in names:
+                yield _operator_row(model, case, recipe, reference, name, run.taps[f"{name}.out"])
+        compared[part] = _compare(reference.logits[part], run.logits[:, :-1], tokens[part, 1:])
+        tell(n + 1)
+    stored = [_weight_shape(model, name) for name in names]
+    figures = compared.reshape(-1, 8)
+    total = figures.sum(axis=0)
+    weights, activations = case.quants
+    per_token = sum(k for _, k in stored)
+    rows = reference.taps[f"{names[0]}.in"][..., 0].size
+    yield _row(
+        case,
+        layer="all",
+        bits_per_weight=weights.bits_per_value(
+            sum(n * k for n, k in stored),
+            sum(n if weights.granularity != "per_tensor" else 1 for n, _ in stored),
+        ),
+        bits_per_act=activations.bits_per_value(
+            rows * per_token,
+            len(stored) * (rows if activations.granularity != "per_tensor" else 1),
+        ),
+        sqnr_cumulative_db=_ratio_db(total[3], total[4]),
+        mse=float(total[4]) / (len(figures) * vocab),
+        max_abs=float(figures[:, 7].max()),
+        cosine=float(total[5] / math.sqrt(total[3] * total[6])),
+        kl_nats=float(total[1]) / len(figures),
+        top1_agreement=float(total[2]) / len(figures),
+        perplexity=metrics.perplexity(figures[:, 0]),
+        seconds=round(time.perf_counter() - began, 3),
+    )
+
+
+def _operator_row(
+    model: Model, case: Case, recipe: Recipe, reference: Reference, name: str, got: NDArray[Any]
+) -> dict[str, Any]:
+    """Compare one product with the reference: alone on exact inputs, and within the run."""
+    x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
+    alone = model.gemm(name, x, recipe)
+    _, layer, op = name.split(".")
+    n, k = _weight_shape(model, name)
+    m = x.size // k
+    weights, activations = case.quants
+    return _row(
+        case,
+        layer=layer,
+        op=op,
+        M=m,
+        N=n,
+        K=k,
+        bits_per_weight=weights.bits_per_value(
+            n * k, n if weights.granularity != "per_tensor" else 1
+        ),
+        bits_per_act=activations.bits_per_value(
+            m * k, m if activations.granularity != "per_tensor" else 1
+        ),
+        sqnr_local_db=metrics.sqnr_db(want, alone),
+        sqnr_cumulative_db=metrics.sqnr_db(want, got),
+        mse=metrics.mse(want, got),
+        max_abs=metrics.max_abs(want, got),
+        max_ulp=metrics.max_ulp(want.astype(np.float32), got),
+        cosine=metrics.cosine(want, got),
+    )
+
+
+def _row(case: Case, **values: Any) -> dict[str, Any]:
+    """Return one CSV row; what is not given stays empty."""
+    weights, _ = case.quants
+    row: dict[str, Any] = dict.fromkeys(NAMES)
+    row |= {
+        "case_id": case.case_id,
+        "model": case.model,
+        "weight_format": case.format,
+        "act_format": case.format,
+        "granularity": case.granularity,
+        "scale_format": weights.scale_format if weights.granularity != "none" else None,
+        "scale_rule": weights.scale_rule if weights.granularity != "none" else None,
+        "rounding": weights.rounding,
+        "target": case.target,
+        "exact": case.target != FAKE_QUANT,
+        "seed": case.seed,
+        "numsim_version": __version__,
+    }
+    return row | values
+
+
+def _compare(
+    reference: NDArray[np.float32], logits: NDArray[Any], targets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the eight figures of `compare_logits` for every token, [windows, tokens, 8]."""
+    vocab = reference.shape[-1]
+    a = np.ascontiguousarray(reference).reshape(-1, vocab)
+    b = np.ascontiguousarray(logits).reshape(-1, vocab)
+    goal = np.ascontiguousarray(targets).reshape(-1)
+    out = np.empty((len(a), 8))
+    over_range(lambda lo, hi: compare_logits(a, b, goal, out, lo, hi), len(a), grain=64)
+    return out.reshape(*targets.shape, 8)
+
+
+def _ratio_db(signal: float, noise: float) -> float:
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+
+
+def _weight_shape(model: Model, name: str) -> tuple[int, int]:
+    rows, columns = model.tensors[f"{name}.weight"].shape
+    return rows, columns
+
+
+def _batches(count: int, batch: int) -> Iterator[slice]:
+    for start in range(0, count, batch):
+        yield slice(start, min(start + batch, count))

@@ -1,0 +1,221 @@
+"""What to sweep: a validated `SweepSpec`, and the cases it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.formats import Format, get_format
+from numsim.models import Recipe
+from numsim.quant import Quant
+from numsim.targets import get_target, rule_for
+
+DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16")
+DEFAULT_GRANULARITIES = ("per_tensor", "per_channel+per_token")
+FAKE_QUANT = "ideal.fp32"  # the target whose rows are fake quantisation
+
+
+class SweepSpec(BaseModel):
+    """Model, text and grid of a sweep.
+
+    Parameters
+    ----------
+    model, text
+        A Hugging Face folder and a UTF-8 file; None: the bundled ones.
+    formats
+        Element formats of weights and activations.
+    granularities
+        ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
+        None: per_tensor and per_channel+per_token, and for fixed point also none.
+    targets
+        Units; None: ``ideal.fp32`` for every format, and the exact unit of its class (integers
+        and fixed point ``ideal.int``, OCP FP8 ``nvidia.hopper.wgmma``).
+    limit_tokens
+        Use only so many tokens of the text.
+    window, batch
+        Tokens in a window (its first is the begin-of-text token), windows run together.
+    seed
+        Seed of stochastic rounding (no default case uses it).
+    out
+        CSV file, or None.
+    resume
+        Keep the finished cases of `out` and compute the others.
+
+    Examples
+    --------
+    >>> spec = SweepSpec(formats=["int8"], targets=["ideal.int"])
+    >>> [case.granularity for case in cases(spec, model="m", text_hash="t")]
+    ['per_tensor', 'per_channel+per_token']
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path | None = None
+    text: Path | None = None
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    granularities: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    limit_tokens: int | None = Field(default=None, ge=1)
+    window: int = Field(default=256, ge=2)
+    batch: int = Field(default=8, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    out: Path | None = None
+    resume: bool = False
+
+
+def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
+    """Return a `SweepSpec` from itself, a dict of its fields, or a TOML file of them.
+
+    Raises
+    ------
+    NumsimError
+        For an unreadable file, an unknown field or a value out of range.
+
+    Examples
+    --------
+    >>> as_spec({"formats": ["int8"], "limit_tokens": 512}).limit_tokens
+    512
+    """
+    if isinstance(spec, SweepSpec):
+        return spec
+    fields = read_fields(spec) if isinstance(spec, str | Path) else spec
+    if not isinstance(fields, dict):
+        raise NumsimError(
+            f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}"
+        )
+    try:
+        return SweepSpec(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        near = near_names(where, SweepSpec.model_fields)
+        raise NumsimError(f"sweep: {where}: {first['msg']}; got {first['input']!r}{near}") from None
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """Return the fields in a TOML file.
+
+    Raises
+    ------
+    NumsimError
+        Where the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NumsimError(f"sweep: {path} is not valid TOML: {error}") from None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination of a sweep: everything that decides its numbers."""
+
+    model: str
+    text_hash: str
+    format: str
+    granularity: str
+    target: str
+    limit_tokens: int | None
+    window: int
+    batch: int
+    seed: int
+
+    @property
+    def case_id(self) -> str:
+        """Twelve hexadecimal digits that name the case."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def quants(self) -> tuple[Quant, Quant]:
+        """Storage of weights and of activations."""
+        weights, activations = split_granularity(self.granularity)
+        return Quant(self.format, weights), Quant(self.format, activations)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe: every block linear so, everything else float32."""
+        weights, activations = self.quants
+        return Recipe.uniform(weights, target=self.target, weights=weights, activations=activations)
+
+
+def split_granularity(text: str) -> tuple[str, str]:
+    """Return (weights, activations) of ``"per_tensor"`` or ``"per_channel+per_token"``.
+
+    Examples
+    --------
+    >>> split_granularity("per_channel+per_token")
+    ('per_channel', 'per_token')
+    """
+    weights, _, activations = text.partition("+")
+    return weights, activations or weights
+
+
+def default_targets(fmt: Format) -> tuple[str, ...]:
+    """Return ``ideal.fp32`` and the exact unit of the format's class, if there is one.
+
+    Examples
+    --------
+    >>> default_targets(get_format("q3.4"))
+    ('ideal.fp32', 'ideal.int')
+    """
+    if fmt.kind == "integer":
+        return (FAKE_QUANT, "ideal.int")
+    if fmt.name in ("float8_e4m3fn", "float8_e5m2"):
+        return (FAKE_QUANT, "nvidia.hopper.wgmma")
+    return (FAKE_QUANT,)
+
+
+def cases(spec: SweepSpec, *, model: str, text_hash: str) -> list[Case]:
+    """Return the cases of a sweep in order; every name is checked here, before any work.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown format, granularity or target.
+    UnsupportedError
+        Where none of the targets takes a format.
+    """
+    result: list[Case] = []
+    for name in spec.formats:
+        fmt = get_format(name)
+        granularities = spec.granularities
+        if granularities is None:
+            fixed_point = fmt.kind == "integer" and fmt.bias != 0
+            granularities = (*DEFAULT_GRANULARITIES, *(("none",) if fixed_point else ()))
+        chosen = spec.targets if spec.targets is not None else default_targets(fmt)
+        taken = [t for t in chosen if _takes(t, fmt)]
+        if not taken:
+            raise UnsupportedError(
+                f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.name}; "
+                "add ideal.fp32, or leave the format out"
+            )
+        for granularity in granularities:
+            for part in split_granularity(granularity):
+                Quant(fmt, part)
+            result += [
+                Case(
+                    model, text_hash, fmt.name, granularity, get_target(target).name,
+                    spec.limit_tokens, spec.window, spec.batch, spec.seed,
+                )
+                for target in taken
+            ]  # fmt: skip
+    if not result:
+        raise NumsimError("sweep: the grid is empty; give at least one format and one target")
+    return list(dict.fromkeys(result))
+
+
+def _takes(target: str, fmt: Format) -> bool:
+    try:
+        rule_for(get_target(target), fmt, fmt)
+    except UnsupportedError:
+        return False
+    return True

@@ -1,0 +1,270 @@
+"""The fast matrix products against exact arithmetic written straight from their definitions."""
+
+import math
+from fractions import Fraction
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+
+from numsim.kernels import simd
+from numsim.kernels.gemm_fma import gemm_fma
+from numsim.kernels.gemm_fma import pack_b as pack_fma
+from numsim.kernels.gemm_hopper import gemm_hopper_fp8, pack_a
+from numsim.kernels.gemm_hopper import pack_b as pack_fp8
+from numsim.kernels.gemm_int import gemm_int8
+from numsim.kernels.gemm_int import pack_b as pack_int8
+
+PATHS = [True, False] if simd.HAVE_AVX512_VNNI else [False]
+SHAPES = [(1, 1, 1), (1, 33, 70), (2, 5, 31), (5, 64, 3), (12, 7, 32), (13, 4, 33), (70, 9, 65)]
+FP8 = {"e4m3": (ml_dtypes.float8_e4m3fn, -6), "e5m2": (ml_dtypes.float8_e5m2, -14)}
+
+
+@pytest.fixture(params=PATHS, ids=lambda wide: "wide" if wide else "narrow", autouse=True)
+def path(request):
+    with simd.force(request.param):
+        yield request.param
+
+
+def bits(x):
+    return x.view(np.uint32 if x.itemsize == 4 else np.uint64)
+
+
+def round_fraction(value, dtype):
+    """Round an exact value to nearest even; zero must not come here."""
+    digits, emin = (24, -126) if dtype == np.float32 else (53, -1022)
+    magnitude = abs(value)
+    e = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    e -= Fraction(2) ** e > magnitude
+    quantum = Fraction(2) ** (max(e, emin) - digits + 1)
+    count = round(magnitude / quantum)  # Python rounds a Fraction to nearest even
+    if not count:
+        return 0.0 if value > 0 else -0.0
+    if count * quantum >= Fraction(2) ** (-emin + 2):
+        return math.inf if value > 0 else -math.inf
+    return float(count * quantum) * (1 if value > 0 else -1)
+
+
+def fma_oracle(x, y, z, dtype):
+    if not all(map(math.isfinite, (x, y, z))):
+        product = x * y if not (math.isfinite(x) and math.isfinite(y)) else 0.0
+        return product + z
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    if exact == 0:
+        if Fraction(x) * Fraction(y) != 0:
+            return 0.0  # exact cancellation
+        return math.copysign(0.0, x) * math.copysign(1.0, y) + z
+    return round_fraction(exact, dtype)
+
+
+def chain_oracle(a, b, c):
+    out = np.empty((a.shape[0], b.shape[1]), a.dtype)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            acc = 0.0 if c is None else float(c[i, j])
+            for k in range(a.shape[1]):
+                acc = fma_oracle(float(a[i, k]), float(b[k, j]), acc, a.dtype)
+            out[i, j] = np.nan if math.isnan(acc) else acc
+    return out
+
+
+def wild(rng, shape, dtype, spread):
+    values = rng.standard_normal(shape) * 2.0 ** rng.integers(-spread, spread + 1, shape)
+    return np.where(rng.random(shape) < 0.1, 0.0, values).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (1, 9, 33), (5, 6, 17), (14, 3, 34)])
+def test_fma_is_the_ordered_chain(dtype, m, k, n):
+    rng = np.random.default_rng(m + k + n)
+    for spread in (2, 60):  # 60: float32 products reach the subnormals and overflow
+        a, b = wild(rng, (m, k), dtype, spread), wild(rng, (k, n), dtype, spread)
+        c = wild(rng, (m, n), dtype, spread)
+        for start in (None, c):
+            got = gemm_fma(a[None], b[None], c=None if start is None else start[None])[0]
+            np.testing.assert_array_equal(bits(got), bits(chain_oracle(a, b, start)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_specials_and_subnormals(dtype):
+    info = np.finfo(dtype)
+    values = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, -np.nan, info.smallest_subnormal]
+    values = np.array([*values, info.smallest_normal, info.max, -info.max], dtype)
+    bits(values)[7] |= 5  # a payload
+    x, y = (v.reshape(-1, 1) for v in np.meshgrid(values, values))
+    for z in values:
+        c = np.full((len(x), 1), z, dtype)
+        got = gemm_fma(x[:, :, None], y[:, :, None], c=c[:, :, None])[:, :, 0]
+        want = np.array(
+            [
+                [fma_oracle(float(p[0]), float(q[0]), float(z), dtype)]
+                for p, q in zip(x, y, strict=True)
+            ]
+        ).astype(dtype)
+        want[np.isnan(want)] = np.nan
+        np.testing.assert_array_equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_strides_batches_packing_and_long_chains(dtype):
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((3, 25, 1100)).astype(dtype)
+    b = rng.standard_normal((3, 45, 1100)).astype(dtype).swapaxes(1, 2)
+    whole = gemm_fma(a, b)
+    acc = np.zeros(whole.shape, dtype)  # the chain in single steps
+    for k in range(1100):
+        acc = gemm_fma(a[:, :, k : k + 1], b[:, k : k + 1], c=acc)
+    np.testing.assert_array_equal(bits(whole), bits(acc))
+    for i in range(3):
+        np.testing.assert_array_equal(gemm_fma(a[i : i + 1], b[i : i + 1])[0], whole[i])
+    frozen = a.copy()
+    frozen.flags.writeable = False
+    shared = gemm_fma(frozen, pack_fma(b[:1]))
+    np.testing.assert_array_equal(shared[0], whole[0])
+    np.testing.assert_array_equal(shared[1], gemm_fma(a[1:2], b[:1])[0])
+    np.testing.assert_array_equal(gemm_fma(a[:, ::-2, ::3], b[:, ::3]), gemm_fma(
+        a[:, ::-2, ::3].copy(), b[:, ::3].copy()))  # fmt: skip
+    assert gemm_fma(a[:, :0], b).shape == (3, 0, 45)
+    np.testing.assert_array_equal(gemm_fma(a[:, :, :0], b[:, :0]), np.zeros_like(whole))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+@pytest.mark.parametrize("left", [np.int8, np.uint8])
+@pytest.mark.parametrize("right", [np.int8, np.uint8])
+def test_int8_is_exact(m, k, n, left, right):
+    rng = np.random.default_rng(m * k * n)
+    a = rng.integers(0, 256, (2, m, k)).astype(np.uint8).view(left)
+    b = rng.integers(0, 256, (2, k, n)).astype(np.uint8).view(right)
+    want = (a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
+    np.testing.assert_array_equal(gemm_int8(a, b), want)
+    np.testing.assert_array_equal(gemm_int8(a[:1], b.swapaxes(1, 2).copy().swapaxes(1, 2)[:1])[0],
+                                  want[0])  # fmt: skip
+    shared = (a.astype(np.int64) @ b[:1].astype(np.int64)).astype(np.int32)
+    np.testing.assert_array_equal(gemm_int8(a, pack_int8(b[:1])), shared)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_int8_wraps_modulo_2_32(dtype):
+    depth = 140_003  # 140003 * 128^2 > 2^31, and * 255^2 > 2^33
+    low = np.iinfo(dtype).min or 255
+    a, b = np.full((1, 2, depth), low, dtype), np.full((1, depth, 3), low, dtype)
+    want = np.array(depth * int(low) ** 2).astype(np.int32)
+    assert depth * int(low) ** 2 > 2**31
+    np.testing.assert_array_equal(gemm_int8(a, b), np.full((1, 2, 3), want))
+
+
+def floor_exponent(v, emin):
+    return max(math.frexp(v)[1] - 1, emin)
+
+
+def hopper_oracle(a, b, c, emin_a, emin_b):
+    """hardware.md, section 1, with n = 32, F = 13, c in the alignment, result cut to 13 bits."""
+    acc = c
+    for k0 in range(0, len(a), 32):
+        terms = [
+            (Fraction(x) * Fraction(y), floor_exponent(x, emin_a) + floor_exponent(y, emin_b))
+            for x, y in zip(a[k0 : k0 + 32], b[k0 : k0 + 32], strict=True)
+            if x != 0 and y != 0
+        ]
+        if acc != 0:
+            terms.append((Fraction(acc), floor_exponent(acc, -126)))
+        if not terms:
+            acc = 0.0
+            continue
+        quantum = Fraction(2) ** (max(e for _, e in terms) - 13)
+        total = sum(math.trunc(v / quantum) for v, _ in terms)
+        excess = max(abs(total).bit_length() - 14, 0)
+        total = (abs(total) >> excess << excess) * (1 if total >= 0 else -1)
+        acc = float(total * quantum) if total else 0.0
+    return acc
+
+
+def fp8_values(rng, shape, name, kind):
+    dtype, emin = FP8[name]
+    if kind == "codes":  # every exponent alike
+        codes = rng.integers(0, 256, shape).astype(np.uint8)
+        values = codes.view(dtype).astype(np.float32)
+        values[~np.isfinite(values)] = 0
+    else:
+        values = (rng.standard_normal(shape) * 3).astype(np.float32).astype(dtype)
+        values = values.astype(np.float32)
+    if kind == "sparse":
+        values[rng.random(shape) < 0.9] = 0
+    return values, emin
+
+
+@pytest.mark.parametrize("formats", [(x, y) for x in FP8 for y in FP8], ids="-".join)
+@pytest.mark.parametrize("kind", ["normal", "codes", "sparse"])
+def test_hopper_rule(formats, kind):
+    rng = np.random.default_rng(len(kind))
+    for m, k, n in [(1, 1, 1), (5, 32, 17), (6, 70, 3), (2, 129, 33)]:
+        a, ea = fp8_values(rng, (m, k), formats[0], kind)
+        b, eb = fp8_values(rng, (n, k), formats[1], kind)
+        c = rng.standard_normal((m, n)) * 2.0 ** rng.integers(-20, 20, (m, n))
+        c[rng.random((m, n)) < 0.1] *= 2.0 ** rng.choice([-60, 90])
+        c[rng.random((m, n)) < 0.2] = 0
+        c = c.astype(np.float32)
+        if k > 64:  # the first group cancels itself, and C
+            a[:, 16:32], b[:, 16:32] = -a[:, :16], b[:, :16]
+            c[::2] = 0
+        pa, pb = pack_a(a, ea), pack_fp8(b.T, eb)
+        for start in (None, c):
+            got = gemm_hopper_fp8(pa, pb, c=start)
+            want = np.array(
+                [
+                    [
+                        hopper_oracle(a[i].tolist(), b[j].tolist(),
+                                      0.0 if start is None else float(start[i, j]), ea, eb)
+                        for j in range(n)
+                    ]
+                    for i in range(m)
+                ],
+                np.float32,
+            )  # fmt: skip
+            np.testing.assert_array_equal(bits(got), bits(want))
+
+
+def test_hopper_zeros_keep_c_and_a_zero_result_is_positive():
+    zero, one = np.zeros((2, 40), np.float32), np.full((40, 3), -0.0, np.float32)
+    pa, pb = pack_a(zero, -6), pack_fp8(one, -6)
+    for start in (2.0**-90, -(2.0**120), -0.0, 1.0 + 2.0**-13, -1.0 - 2.0**-14):
+        c = np.full((2, 3), start, np.float32)
+        want = bits(c) & np.uint32(0xFFFFFC00) if start else np.zeros((2, 3), np.uint32)
+        np.testing.assert_array_equal(bits(gemm_hopper_fp8(pa, pb, c=c)), want)
+    assert not bits(gemm_hopper_fp8(pa, pb)).any()
+
+
+def everything(rng):
+    a = rng.standard_normal((2, 130, 520)).astype(np.float32)
+    b = rng.standard_normal((2, 520, 70)).astype(np.float32)
+    qa, qb = (np.rint(x * 20).astype(np.int8) for x in (a, b))
+    values = [x[0].astype(ml_dtypes.float8_e4m3fn).astype(np.float32) for x in (a, b)]
+    c = rng.standard_normal((130, 70)).astype(np.float32)
+    return [
+        gemm_fma(a, b),
+        gemm_fma(a.astype(np.float64), b.astype(np.float64)),
+        gemm_int8(qa, qb),
+        gemm_hopper_fp8(pack_a(values[0], -6), pack_fp8(values[1].T.copy().T, -6), c=c),
+    ]
+
+
+def test_threads_and_paths_do_not_change_bits():
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        with simd.force(False):
+            want = everything(np.random.default_rng(1))
+        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            for got, expected in zip(everything(np.random.default_rng(1)), want, strict=True):
+                np.testing.assert_array_equal(got, expected)
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_force_is_restored(path):
+    assert simd.enabled() == path
+    with simd.force(False):
+        assert not simd.enabled()
+    assert simd.enabled() == path

@@ -1,0 +1,90 @@
+"""Metrics against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+
+from numsim import metrics
+from numsim.errors import NumsimError
+
+rng = np.random.default_rng(0)
+PAIRED = [metrics.sqnr_db, metrics.mse, metrics.max_abs, metrics.cosine, metrics.max_ulp,
+          metrics.kl_nats, metrics.top1_agreement]  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", PAIRED)
+def test_shapes_must_agree(metric):
+    with pytest.raises(NumsimError, match="one shape"):
+        metric(np.zeros((2, 3)), np.zeros((3, 2)))
+    with pytest.raises(NumsimError, match="one shape"):
+        metric(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+def test_sqnr():
+    assert metrics.sqnr_db([1.0, 2.0], [1.0, 2.0]) == math.inf
+    assert metrics.sqnr_db([0.0], [1.0]) == -math.inf
+    assert metrics.sqnr_db([100.0], [101.0]) == pytest.approx(40.0)
+    assert math.isnan(metrics.sqnr_db([1.0], [math.nan]))
+
+
+def test_cosine_and_errors():
+    a, b = rng.standard_normal((2, 5, 7))
+    norm = np.linalg.norm
+    assert metrics.cosine(a, b) == pytest.approx((a * b).sum() / norm(a) / norm(b))
+    assert metrics.cosine([0.0, 0.0], [0.0, 0.0]) == 1
+    assert metrics.cosine([0.0, 0.0], [1.0, 0.0]) == 0
+    assert metrics.mse(a, b) == pytest.approx(((a - b) ** 2).mean())
+    assert metrics.max_abs(a, b) == np.abs(a - b).max()
+
+
+def test_max_ulp():
+    tiny = 2.0**-149
+    assert metrics.max_ulp([0.0], [-0.0]) == 0
+    assert metrics.max_ulp([tiny], [-tiny]) == 2
+    assert metrics.max_ulp([2.0], [np.nextafter(np.float32(2), np.float32(0))]) == 1
+    assert metrics.max_ulp([1.0 + 2.0**-30], [1.0]) == 0
+    assert metrics.max_ulp([np.nan], [np.nan]) == 0
+    assert metrics.max_ulp([np.nan], [0.0]) == math.inf
+    assert metrics.max_ulp([np.inf], [np.finfo(np.float32).max]) == 1
+
+
+def test_nll_and_perplexity(monkeypatch):
+    logits = rng.standard_normal((3, 6, 11)).astype(np.float32)
+    tokens = rng.integers(0, 11, (3, 6))
+    p = np.exp(logits.astype(float))
+    p /= p.sum(-1, keepdims=True)
+    want = [[-math.log(p[b, t, tokens[b, t + 1]]) for t in range(5)] for b in range(3)]
+    whole = metrics.token_nll(logits, tokens)
+    np.testing.assert_allclose(whole, want, rtol=1e-12)
+    monkeypatch.setattr(metrics, "_CHUNK", 25)
+    np.testing.assert_array_equal(metrics.token_nll(logits, tokens), whole)
+    assert metrics.perplexity(whole) == pytest.approx(math.exp(np.mean(want)))
+
+
+def test_nll_rejects_what_does_not_fit():
+    with pytest.raises(NumsimError, match="tokens"):
+        metrics.token_nll(np.zeros((3, 4)), [0, 1])
+    with pytest.raises(NumsimError, match="0 to 3"):
+        metrics.token_nll(np.zeros((3, 4)), [0, 1, 4])
+    with pytest.raises(NumsimError, match="at least one"):
+        metrics.perplexity([])
+
+
+def test_kl_and_agreement(monkeypatch):
+    a, b = rng.standard_normal((2, 4, 9, 30)) * 3
+    p = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
+    q = np.exp(b) / np.exp(b).sum(-1, keepdims=True)
+    want = (p * np.log(p / q)).sum(-1).mean()
+    assert metrics.kl_nats(a, b) == pytest.approx(want)
+    monkeypatch.setattr(metrics, "_CHUNK", 100)
+    assert metrics.kl_nats(a, b) == pytest.approx(want)
+    assert metrics.kl_nats([-np.inf, 0.0], [-np.inf, 0.0]) == 0
+    assert metrics.top1_agreement(a, a) == 1
+    assert metrics.top1_agreement(a, b) == (a.argmax(-1) == b.argmax(-1)).mean()
+
+
+def test_large_logits_and_nan_give_no_warning():
+    assert metrics.kl_nats([1e30, 0.0], [1e30, 0.0]) == 0
+    assert math.isnan(metrics.kl_nats([0.0, 0.0], [np.nan, 0.0]))
+    assert math.isnan(metrics.token_nll([[np.inf, np.inf], [0, 0]], [0, 1])[0])

@@ -1,0 +1,457 @@
+"""Llama end to end: oracles of transformers, a NumPy twin, checkpoints that must be refused."""
+
+import json
+import pathlib
+import shutil
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from numsim import metrics
+from numsim.data import bundled_model_dir, bundled_text
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models import Recipe, Rule, load_model
+from numsim.models.blocks import rotary_tables
+from numsim.quant import Quant, quantize
+from numsim.targets import matmul
+
+ORACLE = pathlib.Path(__file__).parent / "data" / "llama_oracle"
+CONFIG = json.loads((ORACLE / "config_v4.json").read_text())
+FP32 = Recipe.uniform(None, target="ideal.fp32")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    with np.load(ORACLE / "oracle.npz") as npz:
+        return {k: npz[k] for k in npz.files}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_model(bundled_model_dir())
+
+
+@pytest.fixture(scope="module")
+def windows():
+    ids = Tokenizer.from_file(str(bundled_model_dir() / "tokenizer.json")).encode(
+        bundled_text(), add_special_tokens=False
+    )
+    count = len(ids.ids) // 255
+    body = np.array(ids.ids[: count * 255]).reshape(count, 255)
+    return np.concatenate([np.zeros((count, 1), np.int64), body], axis=1)
+
+
+def random_tensors(config, seed=0):
+    """Random weights for a config, by the names of transformers; written apart from numsim."""
+    rng = np.random.default_rng(seed)
+    h, inter = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    kv, d = config.get("num_key_value_heads", heads), config.get("head_dim") or h // heads
+    t = {"model.embed_tokens.weight": (config["vocab_size"], h), "model.norm.weight": (h,)}
+    for i in range(config["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        t |= {p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,)}
+        for name, out, into in (
+            ("self_attn.q_proj", heads * d, h), ("self_attn.k_proj", kv * d, h),
+            ("self_attn.v_proj", kv * d, h), ("self_attn.o_proj", h, heads * d),
+            ("mlp.gate_proj", inter, h), ("mlp.up_proj", inter, h), ("mlp.down_proj", h, inter),
+        ):  # fmt: skip
+            t[f"{p}{name}.weight"] = (out, into)
+            if config["attention_bias" if "attn" in name else "mlp_bias"]:
+                t[f"{p}{name}.bias"] = (out,)
+    if not config["tie_word_embeddings"]:
+        t["lm_head.weight"] = (config["vocab_size"], h)
+    return {k: (rng.standard_normal(s) / 3).astype(np.float32) for k, s in t.items()}
+
+
+def checkpoint(folder, tensors=None, **changes):
+    config = {k: v for k, v in (CONFIG | changes).items() if v != "absent"}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = random_tensors(config) if tensors is None else tensors
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def twin(config, w, ids, keep=None):
+    """A Llama in plain NumPy float64, one sequence."""
+    w = {k: v.astype(np.float64) for k, v in w.items()}
+    heads = config["num_attention_heads"]
+    kv = config.get("num_key_value_heads") or heads
+    d = config.get("head_dim") or config["hidden_size"] // heads
+    n = len(ids)
+    angle = np.outer(np.arange(n), config["rope_theta"] ** (-np.arange(0, d, 2) / d))
+    cos, sin = np.cos(np.hstack([angle] * 2)), np.sin(np.hstack([angle] * 2))
+    seen = np.tril(np.ones((n, n), bool)) & (True if keep is None else np.asarray(keep, bool))
+
+    def norm(x, g):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config["rms_norm_eps"]) * w[g]
+
+    def linear(x, name):
+        return x @ w[name + ".weight"].T + w.get(name + ".bias", 0)
+
+    def split(x, count):
+        return x.reshape(n, count, d).swapaxes(0, 1)
+
+    def turn(x):
+        return x * cos + np.concatenate([-x[..., d // 2 :], x[..., : d // 2]], -1) * sin
+
+    x = w["model.embed_tokens.weight"][ids]
+    for i in range(config["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        y = norm(x, p + "input_layernorm.weight")
+        q, k, v = (linear(y, f"{p}self_attn.{s}_proj") for s in "qkv")
+        q, k = turn(split(q, heads)), turn(split(k, kv)).repeat(heads // kv, 0)
+        s = np.where(seen, q @ k.swapaxes(1, 2) / np.sqrt(d), -1e300)
+        e = np.exp(s - s.max(-1, keepdims=True)) * seen
+        a = e / np.maximum(e.sum(-1, keepdims=True), 1e-300) @ split(v, kv).repeat(heads // kv, 0)
+        x = x + linear(a.swapaxes(0, 1).reshape(n, -1), p + "self_attn.o_proj")
+        y = norm(x, p + "post_attention_layernorm.weight")
+        g = linear(y, p + "mlp.gate_proj")
+        x = x + linear(g / (1 + np.exp(-g)) * linear(y, p + "mlp.up_proj"), p + "mlp.down_proj")
+    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    return norm(x, "model.norm.weight") @ head.T
+
+
+def close(got, want, tolerance=2e-5):
+    want = np.asarray(want)
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= tolerance * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("spelling", ["config.json", "config_v4.json"])
+def test_reference_matches_transformers(tmp_path, oracle, spelling):
+    shutil.copy(ORACLE / spelling, tmp_path / "config.json")
+    shutil.copy(ORACLE / "model.safetensors", tmp_path)
+    model = load_model(tmp_path)
+    run = model.run(oracle["input_ids"], taps=["*.attn.out", "*.mlp.out"])
+    assert run.logits.dtype == np.float64
+    close(run.logits, oracle["logits"])
+    close(np.array(run.hidden_states), oracle["hidden_states"])
+    for i in range(2):
+        close(run.taps[f"layers.{i}.attn.out"], oracle[f"sub:model.layers.{i}.self_attn"])
+        close(run.taps[f"layers.{i}.mlp.out"], oracle[f"sub:model.layers.{i}.mlp"])
+    count = len(oracle["greedy_ids"])
+    ids = model.generate(oracle["input_ids"][0], max_new_tokens=count)
+    assert ids.shape == (13 + count,)
+    assert ids[-count:].tolist() == oracle["greedy_ids"].tolist()
+    assert model.generate(oracle["input_ids"], FP32, max_new_tokens=2)[0, 13:].tolist() == (
+        oracle["greedy_ids"][:2].tolist()
+    )
+
+
+def test_rotary_frequencies(oracle):
+    cos, sin = rotary_tables(load_model(ORACLE).arch, 2)
+    np.testing.assert_allclose(np.arctan2(sin[1], cos[1]), oracle["rope.inv_freq"], rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_bias": True},
+        {"mlp_bias": True, "tie_word_embeddings": True},
+        {"head_dim": "absent"},
+        {"head_dim": None, "num_key_value_heads": "absent"},
+        {"head_dim": 10, "rope_theta": 500000.0, "rms_norm_eps": 1e-2},
+        {"num_key_value_heads": 6, "architectures": "absent"},
+    ],
+)
+def test_every_switch_against_the_numpy_twin(tmp_path, changes):
+    folder = checkpoint(tmp_path, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    ids = np.arange(11) * 7 % 96
+    got = load_model(folder).run(ids).logits
+    close(got, twin(config, random_tensors(config), ids)[None], 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_stored_types(tmp_path, dtype):
+    tensors = {k: v.astype(dtype) for k, v in random_tensors(CONFIG).items()}
+    model = load_model(checkpoint(tmp_path, tensors))
+    assert model.tensors["layers.1.q_proj.weight"].dtype == dtype
+    close(model.run([1, 2, 3]).logits, twin(CONFIG, tensors, [1, 2, 3])[None], 1e-12)
+
+
+def test_padding_mask(tmp_path):
+    model = load_model(checkpoint(tmp_path))
+    ids = np.arange(20).reshape(2, 10)
+    keep = np.ones((2, 10), int)
+    keep[0, 7:], keep[1, :3] = 0, 0
+    got = model.run(ids, attention_mask=keep).logits
+    for row in range(2):
+        want = twin(CONFIG, random_tensors(CONFIG), ids[row], keep[row])
+        close(got[row][keep[row] == 1], want[keep[row] == 1], 1e-12)
+    assert np.array_equal(got[0, :7], model.run(ids[0, :7]).logits[0])
+    for bad in (np.ones((1, 10)), np.full((2, 10), 2)):
+        with pytest.raises(NumsimError, match="attention_mask"):
+            model.run(ids, attention_mask=bad)
+
+
+def test_bundled_perplexity(bundled, windows):
+    """The first 16 of 64 windows; figures of an independent NumPy float64 Llama."""
+    assert windows.shape == (64, 256)
+    reference, plain = [], []
+    for start in (0, 8):
+        part = windows[start : start + 8]
+        reference.append(metrics.token_nll(bundled.run(part).logits, part))
+        plain.append(metrics.token_nll(bundled.run(part, FP32).logits, part))
+    assert metrics.perplexity(reference) == pytest.approx(38.32102824863949, rel=1e-6)
+    assert np.abs(np.array(reference) - plain).max() < 5e-5
+
+
+def test_runs_do_not_depend_on_threads_or_batch(bundled, windows):
+    part = windows[:3, :40]
+    recipe = Recipe.uniform(Quant("int8", "per_token"), target="ideal.fp32")
+    before = numba.get_num_threads()
+    for how in (None, FP32, recipe):
+        whole = bundled.run(part, how).logits
+        assert np.array_equal(whole[1:2], bundled.run(part[1], how).logits)
+        try:
+            numba.set_num_threads(1)
+            assert np.array_equal(whole, bundled.run(part, how).logits)
+        finally:
+            numba.set_num_threads(before)
+
+
+def test_quantised_run_uses_the_recipe(bundled, windows):
+    part = windows[:1, :24]
+    recipe = Recipe.uniform("float8_e4m3fn", target="ideal.fp32")
+    run = bundled.run(part, recipe, taps=["*.in", "*.operand", "*.out"])
+    assert run.logits.dtype == np.float32
+    kept = len(bundled.cache.items)
+    x = run.taps["layers.2.down_proj.in"]
+    weight = bundled.tensors["layers.2.down_proj.weight"].astype(np.float32)
+    quant = Quant("float8_e4m3fn")
+    want = matmul(quantize(x[0], quant), quantize(weight, quant).T, target="ideal.fp32")
+    assert np.array_equal(run.taps["layers.2.down_proj.out"][0], want)
+    for name in ("layers.2.down_proj", "lm_head"):
+        assert np.array_equal(
+            bundled.gemm(name, run.taps[f"{name}.in"], recipe), run.taps[f"{name}.out"]
+        )
+    for name in ("layers.0.qk", "layers.4.pv"):
+        operand = run.taps[f"{name}.operand"]
+        y = bundled.gemm(name, run.taps[f"{name}.in"], recipe, operand=operand)
+        assert np.array_equal(y, run.taps[f"{name}.out"])
+    assert len(bundled.cache.items) == kept
+    bundled.run(part, recipe)
+    assert len(bundled.cache.items) == kept
+
+
+def test_attention_products_can_be_quantised(bundled, windows):
+    recipe = Recipe((("*", Rule()), ("*.qk", Rule("int8", "int8")), ("*.pv", Rule("e5m2", None))))
+    part = windows[:1, :32]
+    exact, got = bundled.run(part).logits, bundled.run(part, recipe).logits
+    assert 5 < metrics.sqnr_db(exact, got) < 60
+
+
+def test_names(bundled):
+    assert len(bundled.linear_names()) == 35
+    assert bundled.linear_names()[:2] == ("layers.0.q_proj", "layers.0.k_proj")
+    assert bundled.gemm_names()[3] == "layers.0.qk"
+    assert bundled.gemm_names()[-1] == "lm_head"
+
+
+def test_cache_makes_room(bundled):
+    model = load_model(bundled_model_dir(), cache_bytes=1000)
+    assert np.array_equal(model.run([0, 5, 9]).logits, bundled.run([0, 5, 9]).logits)
+    assert len(model.cache.items) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda m: m.run([0, 2048]), "vocabulary of 2048; got 2048"),
+        (lambda m: m.run([-1]), "got -1"),
+        (lambda m: m.run([0.5]), "integer"),
+        (lambda m: m.run([]), "non-empty"),
+        (lambda m: m.run([[[0]]]), r"\[1, 1, 1\]"),
+        (lambda m: m.run([0], token_type_ids=[0]), "token_type_ids"),
+        (lambda m: m.run([0], decoder_tokens=[0]), "decoder_tokens"),
+        (lambda m: m.run([0], taps=["layers.0.q_prj.in"]), "did you mean layers.0.q_proj.in"),
+        (lambda m: m.generate([0], max_new_tokens=-1), "max_new_tokens"),
+        (lambda m: m.gemm("layers.0.q", np.zeros((1, 192))), "did you mean"),
+        (lambda m: m.gemm("layers.0.qk", np.zeros((1, 32))), "operand"),
+        (lambda m: m.gemm("lm_head", np.zeros((1, 192)), operand=np.zeros((192, 2))), "leave out"),
+        (lambda m: m.gemm("lm_head", np.zeros((1, 191))), "192 elements"),
+        (
+            lambda m: m.gemm("layers.0.qk", np.zeros((2, 3, 4)), operand=np.zeros((3, 4, 5))),
+            "leading dimensions",
+        ),
+        (lambda m: m.run([0], Recipe((("layers.*", Rule()),))), "lm_head matches no glob"),
+        (lambda m: m.run([0], Recipe((("*", Rule()), ("layer.*", Rule())))), "matches none"),
+    ],
+)
+def test_wrong_calls(bundled, call, match):
+    with pytest.raises(NumsimError, match=match):
+        call(bundled)
+
+
+def test_recipe_last_glob_wins_and_toml(tmp_path):
+    recipe = Recipe.uniform("int8", target="ideal.fp32", weights=Quant("int4", "per_channel"))
+    rule = recipe.rule("layers.3.v_proj")
+    assert (rule.activations.format, rule.weights.format) == ("int8", "int4")
+    assert recipe.rule("lm_head").is_plain
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*layers.*"\nactivations = "int8"\n'
+        'weights = {format = "int4", granularity = "per_channel"}\n'
+        '[[rule]]\nmatch = "*.qk"\n[[rule]]\nmatch = "*.pv"\n'
+    )
+    assert Recipe.from_toml(file) == recipe
+    for text, match in (
+        ("x = 1", "only"),
+        ("[[rule]]\nweights = 'int8'", "match"),
+        ("[[rule]]\nmatch='*'\nweight='int8'", "did you mean weights"),
+        ("[[rule]]\nmatch='*'\nweights={fmt='int8'}", "fields of Quant"),
+        ("[[rule", "TOML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(NumsimError, match=match):
+            Recipe.from_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"model_type": "lama"}, UnsupportedError, "did you mean llama"),
+        ({"model_type": None}, UnsupportedError, "model_type"),
+        ({"sliding_window": 5}, NumsimError, "unknown: sliding_window"),
+        ({"quantization_config": {}}, NumsimError, "quantization_config"),
+        ({"hidden_act": "relu"}, UnsupportedError, "hidden_act"),
+        ({"hidden_size": "absent"}, NumsimError, "hidden_size is required"),
+        ({"hidden_size": "48"}, NumsimError, "of type int; got '48'"),
+        ({"hidden_size": True}, NumsimError, "of type int"),
+        ({"num_hidden_layers": 0}, NumsimError, "above 0"),
+        ({"rms_norm_eps": float("nan")}, NumsimError, "rms_norm_eps"),
+        ({"attention_bias": 1}, NumsimError, "of type bool"),
+        ({"head_dim": None, "num_attention_heads": 7}, NumsimError, "multiple"),
+        ({"head_dim": 7}, NumsimError, "even head_dim"),
+        ({"num_key_value_heads": 4}, NumsimError, "multiple"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, UnsupportedError, "linear"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2}}, NumsimError, "factor"),
+        ({"rope_parameters": {"rope_theta": 5.0}}, NumsimError, "rope_theta"),
+        ({"rope_parameters": {"full": {}}}, NumsimError, "full"),
+        ({"rope_scaling": "linear"}, NumsimError, "table"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedError, "another head"),
+        ({"is_encoder_decoder": True}, UnsupportedError, "is_encoder_decoder"),
+    ],
+)
+def test_wrong_configs(tmp_path, changes, error, match):
+    config = {k: v for k, v in (CONFIG | changes).items() if v != "absent"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=match):
+        load_model(tmp_path)
+
+
+def test_wrong_tensors_are_listed_together(tmp_path):
+    tensors = random_tensors(CONFIG)
+    del tensors["model.layers.1.mlp.up_proj.weight"], tensors["lm_head.weight"]
+    tensors["model.norm.weight"] = np.zeros(47, np.float32)
+    tensors["model.layers.0.self_attn.q_norm.weight"] = np.zeros(8, np.float32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    tensors["model.embed_tokens.weight"] = np.zeros((96, 48), np.int8)
+    with pytest.raises(NumsimError) as caught:
+        load_model(checkpoint(tmp_path, tensors))
+    text = str(caught.value)
+    assert "5 problems" in text
+    assert "missing model.layers.1.mlp.up_proj.weight [112, 48]" in text
+    assert "missing lm_head.weight" in text
+    assert "model.norm.weight has shape [47], expected [48]" in text
+    assert "surplus model.layers.0.self_attn.q_norm.weight" in text
+    assert "stored as I8" in text
+
+
+def test_ignored_and_tied_tensors(tmp_path):
+    tensors = random_tensors(CONFIG)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    load_model(checkpoint(tmp_path, tensors))
+    with pytest.raises(UnsupportedError, match="tie_word_embeddings"):
+        load_model(checkpoint(tmp_path, tensors, tie_word_embeddings=True))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    load_model(checkpoint(tmp_path, tensors, tie_word_embeddings=True))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_must_be_finite(tmp_path, bad):
+    tensors = random_tensors(CONFIG)
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = bad
+    with pytest.raises(NumsimError, match=r"layers\.0\.mlp\.up_proj\.weight has 1 NaN or Inf"):
+        load_model(checkpoint(tmp_path, tensors))
+
+
+def test_wrong_folders(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(NumsimError, match="did you mean model"):
+        load_model(tmp_path / "modl")
+    with pytest.raises(NumsimError, match=r"must hold config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(NumsimError, match="must be JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(NumsimError, match="must be JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(NumsimError, match="table"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(NumsimError, match="has none"):
+        load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(NumsimError, match="safe_serialization"):
+        load_model(tmp_path)
+    whole = (ORACLE / "model.safetensors").read_bytes()
+    for content in (b"", b"\xff" * 16, whole[:9000]):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(NumsimError, match="whole safetensors file"):
+            load_model(tmp_path)
+
+
+def test_unaligned_file(tmp_path):
+    raw = (ORACLE / "model.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].rstrip() + b" "
+    header += b" " * (3 - len(header) % 4)
+    checkpoint(tmp_path)
+    data = len(header).to_bytes(8, "little") + header + raw[8 + size :]
+    (tmp_path / "model.safetensors").write_bytes(data)
+    want = load_model(ORACLE)
+    for how in (None, FP32, Recipe.uniform("int8", target="ideal.fp32")):
+        assert np.array_equal(
+            load_model(tmp_path).run([1, 2], how).logits, want.run([1, 2], how).logits
+        )
+
+
+def test_shards(tmp_path):
+    tensors = random_tensors(CONFIG)
+    want = load_model(checkpoint(tmp_path / "whole", tensors)).run([3, 1, 4]).logits
+    folder = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    for file, mine in parts.items():
+        save_file({k: tensors[k] for k in mine}, folder / file)
+    with pytest.raises(NumsimError, match="2 files without it"):
+        load_model(folder)
+    index = folder / "model.safetensors.index.json"
+    weight_map = {name: file for file, mine in parts.items() for name in mine}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert np.array_equal(load_model(folder).run([3, 1, 4]).logits, want)
+    for entry, match in (
+        ({names[0]: "../whole/model.safetensors"}, "its own folder"),
+        ({names[0]: "/etc/passwd"}, "its own folder"),
+        ({names[0]: 3}, "its own folder"),
+        ({names[0]: "c.safetensors"}, "is missing"),
+        ({names[0]: "b.safetensors"}, "is not in b.safetensors"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map | entry}))
+        with pytest.raises(NumsimError, match=match):
+            load_model(folder)
+    index.write_text("{}")
+    with pytest.raises(NumsimError, match="weight_map"):
+        load_model(folder)
