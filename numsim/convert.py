@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
-from numsim.kernels import codec, jit
+from numsim.kernels import codec, fast, jit
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
 Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
@@ -304,6 +304,8 @@ def _encode_generic(
     f: Format, flat: NDArray[Any], out: NDArray[Any], mode: int, policy: int,
     stochastic: tuple[Any, ...], nan_code: int,
 ) -> tuple[int, int]:  # fmt: skip
+    if mode == 0 and flat.dtype == np.float32 and _encode_fast(f, flat, out, policy, nan_code):
+        return 0, -1
     refused: list[tuple[int, int]] = []
     common = (f.params, mode, policy, *stochastic)
     if flat.dtype.kind in "iu":
@@ -322,6 +324,36 @@ def _encode_generic(
         flat.size, grain=_GRAIN,
     )  # fmt: skip
     return _merge(refused)
+
+
+def _encode_fast(
+    f: Format, flat: NDArray[np.float32], out: NDArray[Any], policy: int, nan_code: int
+) -> bool:
+    """Encode by a branch-free kernel where one applies; False leaves it to the generic one."""
+    if f.bits > 16 or OVERFLOWS[policy] == "wrap":
+        return False
+    met: list[bool] = []
+    if f.kind == "integer":
+        if f.bias > 120:
+            return False
+        scale, low, high = np.float32(2.0**f.bias), f.min * 2.0**f.bias, f.max * 2.0**f.bias
+        limits = (scale, np.float32(low), np.float32(high))
+        jit.over_range(
+            lambda i, j: met.append(fast.integer_rne(flat, out, i, j, *limits)),
+            flat.size, grain=_GRAIN,
+        )  # fmt: skip
+        return not any(met)
+    if not (f.signed and f.zero and f.emin >= -126):
+        return False
+    p = f.params
+    scalars = fast.fast_float(
+        f.bits, p.p, p.emin, f.max_code, p.inf, p.nan, p.nan_signed, p.minus_zero, policy, nan_code
+    )
+    bits = flat.view(np.uint32)
+    jit.over_range(
+        lambda i, j: met.append(fast.float_rne(bits, out, i, j, scalars)), flat.size, grain=_GRAIN
+    )
+    return f.has_nan or not any(met)
 
 
 def _encode_table(

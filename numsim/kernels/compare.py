@@ -76,3 +76,33 @@ def compare_logits(
         for s in range(2, 6):
             out[row, s + 1] = total[s]
         out[row, 7] = largest
+
+
+@kernel
+def compare_values(
+    reference: np.ndarray, got: np.ndarray, out: np.ndarray, start: int, stop: int
+) -> None:
+    """Fill out[row] = (sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|, max ulp distance).
+
+    Rows of reference a (any float) and got b (float32), [rows, width]; the ulp distance counts
+    float32 values between fp32(a) and b.
+    """
+    width = reference.shape[1]
+    for row in range(start, stop):
+        a, b = reference[row], got[row]
+        signal = noise = dot = other = largest = 0.0
+        ulps = np.int64(0)
+        for j in range(width):
+            x, y = np.float64(a[j]), np.float64(b[j])
+            signal += x * x
+            noise += (x - y) * (x - y)
+            dot += x * y
+            other += y * y
+            largest = max(largest, abs(x - y))
+            u = np.int64(np.float32(x).view(np.int32))
+            v = np.int64(np.float32(y).view(np.int32))
+            u = u if u >= 0 else -(u & np.int64(0x7FFFFFFF))
+            v = v if v >= 0 else -(v & np.int64(0x7FFFFFFF))
+            ulps = max(ulps, abs(u - v))
+        out[row, 0], out[row, 1], out[row, 2] = signal, noise, dot
+        out[row, 3], out[row, 4], out[row, 5] = other, largest, np.float64(ulps)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
-from numsim.kernels.compare import compare_logits
+from numsim.kernels.compare import compare_logits, compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, load_model
 from numsim.models.text import TextTools, load_text_tools
@@ -207,7 +207,7 @@ def run_case(
         sqnr_cumulative_db=_ratio_db(total[3], total[4]),
         mse=float(total[4]) / (len(figures) * vocab),
         max_abs=float(figures[:, 7].max()),
-        cosine=float(total[5] / math.sqrt(total[3] * total[6])),
+        cosine=_cosine(total[5], total[3], total[6]),
         kl_nats=float(total[1]) / len(figures),
         top1_agreement=float(total[2]) / len(figures),
         perplexity=metrics.perplexity(figures[:, 0]),
@@ -220,7 +220,7 @@ def _operator_row(
 ) -> dict[str, Any]:
     """Compare one product with the reference: alone on exact inputs, and within the run."""
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
-    alone = model.gemm(name, x, recipe)
+    local, whole = _figures(want, model.gemm(name, x, recipe)), _figures(want, got)
     _, layer, op = name.split(".")
     n, k = _weight_shape(model, name)
     m = x.size // k
@@ -238,12 +238,12 @@ def _operator_row(
         bits_per_act=activations.bits_per_value(
             m * k, m if activations.granularity != "per_tensor" else 1
         ),
-        sqnr_local_db=metrics.sqnr_db(want, alone),
-        sqnr_cumulative_db=metrics.sqnr_db(want, got),
-        mse=metrics.mse(want, got),
-        max_abs=metrics.max_abs(want, got),
-        max_ulp=metrics.max_ulp(want.astype(np.float32), got),
-        cosine=metrics.cosine(want, got),
+        sqnr_local_db=_ratio_db(local[0], local[1]),
+        sqnr_cumulative_db=_ratio_db(whole[0], whole[1]),
+        mse=whole[1] / want.size,
+        max_abs=whole[4],
+        max_ulp=whole[5],
+        cosine=_cosine(whole[2], whole[0], whole[3]),
     )
 
 
@@ -281,8 +281,25 @@ def _compare(
     return out.reshape(*targets.shape, 8)
 
 
+def _figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
+    """Return signal, noise, dot, other, max |error|, max ulp of two arrays [..., width]."""
+    width = reference.shape[-1]
+    a = np.ascontiguousarray(reference).reshape(-1, width)
+    b = np.ascontiguousarray(got).reshape(-1, width)
+    out = np.empty((len(a), 6))
+    over_range(lambda lo, hi: compare_values(a, b, out, lo, hi), len(a), grain=64)
+    return [*out[:, :4].sum(axis=0).tolist(), *out[:, 4:].max(axis=0).tolist()]
+
+
 def _ratio_db(signal: float, noise: float) -> float:
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+    """Return 10 log10(signal / noise); no noise: inf, no signal: -inf."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal != 0 else -math.inf
+
+
+def _cosine(dot: float, aa: float, bb: float) -> float:
+    return dot / math.sqrt(aa) / math.sqrt(bb) if aa > 0 and bb > 0 else math.nan
 
 
 def _weight_shape(model: Model, name: str) -> tuple[int, int]:

@@ -1,0 +1,88 @@
+"""Reports: the CSV file of a sweep becomes a Markdown page and figures. Knows nothing of models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from numsim.errors import NumsimError
+from numsim.report.figures import draw_figures
+from numsim.report.page import write_markdown
+from numsim.report.tables import read_results
+
+__all__ = ["write_report"]
+
+
+def write_report(results: Path, out: Path) -> list[Path]:
+    """Write ``report.md`` and its figures from the CSV file of a sweep.
+
+    The same CSV file gives the same bytes. Everything is made in memory before the first file is
+    written, and each file replaces an older one in a single step.
+
+    Parameters
+    ----------
+    results
+        CSV file of ``numsim sweep``. Cases without their ``layer="all"`` row are left out.
+    out
+        Folder for the report; made if it is missing.
+
+    Returns
+    -------
+    list of Path
+        The files written: ``report.md`` and, where the columns they need have values,
+        ``perplexity.png``, ``sqnr.png`` and ``layers.png``.
+
+    Raises
+    ------
+    NumsimError
+        If `results` is missing, is not a CSV file of a sweep or has no finished case, or if `out`
+        is a file or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from numsim.report.tables import COLUMNS
+    >>> row = dict.fromkeys(COLUMNS, "") | {
+    ...     "case_id": "1f", "model": "tiny", "layer": "all", "weight_format": "int8",
+    ...     "act_format": "int8", "granularity": "per_tensor", "target": "ideal.int",
+    ...     "exact": "True", "bits_per_weight": "8.0", "perplexity": "41.5", "seed": "0",
+    ...     "numsim_version": "0.1.0"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     csv = Path(folder, "results.csv")
+    ...     _ = csv.write_text(f"{','.join(row)}{chr(10)}{','.join(row.values())}")
+    ...     files = write_report(csv, Path(folder, "report"))
+    ...     print([file.name for file in files])
+    ...     print(files[0].read_text().splitlines()[0])
+    ['report.md', 'perplexity.png']
+    # Number formats on tiny
+    """
+    found = read_results(results)
+    drawn = draw_figures(found)
+    page = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
+    files = {"report.md": page.encode()} | {name: figure.png for name, figure in drawn.items()}
+    return _save(files, out)
+
+
+def _save(files: dict[str, bytes], out: Path) -> list[Path]:
+    """Write every file beside its place first, then move all of them there."""
+    waiting = {out / name: out / f".{name}.{os.getpid()}.part" for name in files}
+    if out.exists() and not out.is_dir():
+        raise NumsimError(f"report: the output is a folder, and {out} is a file; name another")
+    for path in waiting:
+        if path.is_dir():
+            raise NumsimError(f"report: {path} is a folder; remove it or name another output")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, part in waiting.items():
+            part.write_bytes(files[path.name])
+        for path, part in waiting.items():
+            part.replace(path)
+    except OSError as error:
+        raise NumsimError(
+            f"report: cannot write into {out}: {error.strerror}; name a folder you may write to"
+        ) from None
+    finally:
+        for part in waiting.values():
+            if part.exists():
+                part.unlink()
+    return list(waiting)

@@ -1,0 +1,249 @@
+"""Figures of a sweep, drawn in memory: the same results give the same bytes of PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
+
+from numsim.report.tables import Results, local_sqnr
+
+# Colours of Okabe and Ito, told apart by the colour-blind; a format begins with the prefix.
+FAMILIES = (
+    ("fixed point", "#009E73", ("q", "uq")),
+    ("integer", "#D55E00", ("int", "uint")),
+    ("floating point", "#0072B2", ("float", "bfloat", "tfloat", "p3109", "nf")),
+    ("posit", "#CC79A7", ("posit",)),
+)
+OTHER = ("other", "#555555")
+MARKERS = "osD^vPX<>*"
+ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
+STYLE: dict[Any, Any] = {
+    "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.dpi": 150, "axes.formatter.useoffset": False, "text.parse_math": False,
+    "axes.axisbelow": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished figure."""
+
+    png: bytes
+    caption: str
+
+
+def draw_figures(results: Results) -> dict[str, Drawn]:
+    """Draw the figures whose columns have values; file name -> figure."""
+    drawn = {}
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        if _finite(results.cases["perplexity"]).any():
+            drawn["perplexity.png"] = _perplexity(results.cases)
+        if _finite(results.cases["sqnr_cumulative_db"]).any():
+            drawn["sqnr.png"] = _sqnr(results.cases)
+        table = local_sqnr(results)
+        if np.isfinite(table.to_numpy(dtype=float)).any():
+            drawn["layers.png"] = _layers(table)
+    return drawn
+
+
+def _perplexity(cases: pd.DataFrame) -> Drawn:
+    values = cases["perplexity"][_finite(cases["perplexity"])]
+    low = values[values <= values.min() * (1 + ZOOM)]
+    zoom = 1 < len(low) < len(values)
+    lanes = _lanes(cases)
+    figure = _canvas(_width(lanes), 5.6 if zoom else 3.6)
+    panels = figure.subplots(2 if zoom else 1, 1, sharex=True, squeeze=False)[:, 0]
+    whole = panels[0]
+    whole.set_ylabel("perplexity")
+    if values.min() > 0 and values.max() > 2 * values.min():
+        whole.set_yscale("log")
+        whole.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        whole.yaxis.set_major_formatter(LogFormatter())
+        whole.set_ylabel("perplexity (log scale)")
+    _points(whole, cases, "perplexity", lanes, _markers(cases))
+    _name_lanes(figure, whole, panels[-1], lanes)
+    note = _note(cases["perplexity"])
+    if zoom:
+        _points(panels[1], cases.loc[low.index], "perplexity", lanes, _markers(cases))
+        panels[1].set_ylabel(f"perplexity\n(within {ZOOM:.0%} of the lowest)")
+        note = f" Below: the cases within {ZOOM:.0%} of the lowest perplexity.{note}"
+    _legend(figure, cases)
+    return _png(figure, f"Perplexity of the text against bits per weight; lower is better.{note}")
+
+
+def _sqnr(cases: pd.DataFrame) -> Drawn:
+    lanes = _lanes(cases)
+    figure = _canvas(_width(lanes), 3.6)
+    axes = figure.subplots()
+    axes.set_ylabel("SQNR of the logits (dB)")
+    _points(axes, cases, "sqnr_cumulative_db", lanes, _markers(cases))
+    _name_lanes(figure, axes, axes, lanes)
+    _legend(figure, cases)
+    caption = (
+        "Signal to quantisation noise of the logits against bits per weight; higher is better."
+    )
+    return _png(figure, caption + _note(cases["sqnr_cumulative_db"]))
+
+
+def _layers(table: pd.DataFrame) -> Drawn:
+    rows, columns = table.shape
+    raw = table.to_numpy(dtype=float)
+    values = raw[np.isfinite(raw)]
+    annotate = rows <= 80 and columns <= 40
+    height = 0.21 * rows if annotate else min(0.05 * rows, 12.0)
+    figure = _canvas(2.6 + 0.46 * columns, 2.2 + height)
+    axes = figure.subplots()
+    cells = np.clip(raw, values.min(), values.max())  # infinite: the end of the scale
+    image = axes.imshow(
+        cells, cmap=mpl.colormaps["viridis"].with_extremes(bad="#dddddd"), aspect="auto"
+    )
+    layers = [str(name).split(".")[0] for name in table.index]
+    starts = [i for i, name in enumerate(layers) if i == 0 or layers[i - 1] != name]
+    shown = range(rows) if annotate else starts
+    axes.set_yticks(list(shown), [str(table.index[i]) if annotate else layers[i] for i in shown])
+    axes.set_xticks(
+        range(columns), [", ".join(key) for key in table.columns], rotation=40, ha="right",
+        rotation_mode="anchor",
+    )  # fmt: skip
+    axes.set_ylabel("layer and product" if annotate else "layer")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color="white", linewidth=1.5)
+    formats = table.columns.get_level_values("format")
+    for j in range(1, columns):
+        if formats[j] != formats[j - 1]:
+            axes.axvline(j - 0.5, color="white", linewidth=1.5)
+    middle = (values.min() + values.max()) / 2
+    for i, j in np.ndindex(rows, columns) if annotate else ():
+        if not np.isnan(raw[i, j]):
+            text = f"{raw[i, j]:.1f}" if np.isfinite(raw[i, j]) else "∞"
+            ink = "white" if cells[i, j] < middle else "black"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=ink)
+    figure.colorbar(image, ax=axes, label="local SQNR (dB)", fraction=0.05, aspect=40, pad=0.02)
+    caption = (
+        "Local SQNR in dB of each product alone, on exact inputs, by format and granularity; "
+        "higher is better. Where several targets ran, the lowest of them."
+    )
+    return _png(figure, caption)
+
+
+def _lanes(cases: pd.DataFrame) -> list[tuple[int, str]]:
+    """Return the places on the x axis: (bits per weight to the nearest whole bit, format)."""
+    return sorted(dict.fromkeys(_lane_of(cases)), key=lambda lane: lane[0])
+
+
+def _lane_of(cases: pd.DataFrame) -> list[tuple[int, str]]:
+    return [(round(b), f) for b, f in zip(cases["bits"].fillna(0), cases["format"], strict=True)]
+
+
+def _points(
+    axes: Axes,
+    cases: pd.DataFrame,
+    column: str,
+    lanes: list[tuple[int, str]],
+    marks: dict[str, str],
+) -> None:
+    """Mark every case in its lane: outline = fake quantisation, small and full = exact."""
+    places = {name: i for i, name in enumerate(marks)}
+    step = min(0.24, 0.6 / len(marks))
+    for lane, (_, case) in zip(_lane_of(cases), cases.iterrows(), strict=True):
+        colour = _family(case["format"])[1]
+        fill = {"markersize": 4.5} if case["exact"] else {"markersize": 9, "fillstyle": "none"}
+        axes.plot(
+            lanes.index(lane) + step * (places[case["scales"]] - (len(marks) - 1) / 2),
+            case[column], marker=marks[case["scales"]], color=colour,
+            linestyle="", **fill,
+        )  # fmt: skip
+    axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
+
+
+def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, str]]) -> None:
+    bottom.set_xlim(-0.6, len(lanes) - 0.4)
+    bottom.set_xticks(
+        range(len(lanes)), [name for _, name in lanes], rotation=30, ha="right",
+        rotation_mode="anchor",
+    )  # fmt: skip
+    bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
+    for axes in figure.axes:
+        axes.tick_params(axis="x", length=0)
+        for i in range(1, len(lanes)):
+            if lanes[i][0] != lanes[i - 1][0]:
+                axes.axvline(i - 0.5, color="#999999", linewidth=0.8)
+    for bits in dict.fromkeys(bits for bits, _ in lanes):
+        places = [i for i, lane in enumerate(lanes) if lane[0] == bits]
+        name = f"{bits} bits" if bits else "bits not known"
+        top.text(
+            sum(places) / len(places), 1.02, name, ha="center", va="bottom",
+            transform=top.get_xaxis_transform(),
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, cases: pd.DataFrame) -> None:
+    def entry(label: str, marker: str, colour: str, **more: Any) -> Line2D:
+        return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
+
+    families = dict.fromkeys(_family(name) for name in cases["format"])
+    entries = [entry("format", "", "none")]
+    entries += [entry(name, "s", colour, markersize=7) for name, colour in families]
+    entries += [entry("scales", "", "none")]
+    entries += [entry(name, mark, "#555555") for name, mark in _markers(cases).items()]
+    entries += [
+        entry("products", "", "none"),
+        entry("exact emulation", "o", "#555555", markersize=4.5),
+        entry("fake quantisation", "o", "#555555", markersize=9, fillstyle="none"),
+    ]
+    legend = figure.legend(handles=entries, loc="outside right upper", frameon=False)
+    for line, text in zip(entries, legend.get_texts(), strict=True):
+        if line.get_marker() == "":
+            text.set_fontweight("bold")
+
+
+def _markers(cases: pd.DataFrame) -> dict[str, str]:
+    names = dict.fromkeys(cases["scales"])
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+
+
+def _family(name: str) -> tuple[str, str]:
+    for family, colour, prefixes in FAMILIES:
+        if name.startswith(prefixes):
+            return family, colour
+    return OTHER
+
+
+def _note(values: pd.Series) -> str:
+    count = int((~_finite(values)).sum())
+    return f" Not drawn: {count} cases without a finite value." if count else ""
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    return pd.Series(np.isfinite(values.to_numpy(dtype=float)), index=values.index)
+
+
+def _width(lanes: Iterable[object]) -> float:
+    return max(6.4, 3.2 + 0.6 * len(list(lanes)))
+
+
+def _canvas(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Figure, caption: str) -> Drawn:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return Drawn(buffer.getvalue(), caption)

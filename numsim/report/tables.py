@@ -1,0 +1,152 @@
+"""From the CSV file of a sweep to tables of its finished cases."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from numsim.errors import NumsimError
+
+NUMBERS = ("bits_per_weight", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats", "perplexity", "M")
+SETTINGS = ("model", "scale_format", "scale_rule", "rounding", "seed", "numsim_version", "case_id")
+COLUMNS = (
+    "layer", "op", "weight_format", "act_format", "granularity", "block", "target", "exact",
+    *NUMBERS, *SETTINGS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished cases of a sweep.
+
+    Both tables have the columns of the CSV file and three more. `format`: element format, with
+    the settings that differ between otherwise equal cases. `scales`: granularity and block.
+    `bits`: stored bits for each weight of that format and granularity. `cases` has one row for
+    each case, `products` one for each (case, layer, op).
+    """
+
+    source: str
+    cases: pd.DataFrame
+    products: pd.DataFrame
+    unfinished: tuple[str, ...]
+
+
+def read_results(path: Path) -> Results:
+    """Read the CSV file of a sweep.
+
+    Raises
+    ------
+    NumsimError
+        If there is no such file, it is not CSV, columns are missing, a number is not one, or no
+        case is finished.
+    """
+    rows = _read_rows(path)
+    finished = rows.loc[rows["layer"] == "all", "case_id"]
+    ids = dict.fromkeys(rows["case_id"])
+    unfinished = tuple(case for case in ids if case not in set(finished))
+    if finished.empty:
+        raise NumsimError(
+            f'report: needs a finished case, that is a row with layer "all", and {path} has none '
+            f"in {len(rows)} rows; finish the sweep with numsim sweep --resume"
+        )
+    rows = rows[rows["case_id"].isin(set(finished))].drop_duplicates(
+        ["case_id", "layer", "op"], keep="last"
+    )
+    whole = rows["layer"] == "all"
+    cases = _with_labels(rows[whole])
+    labels = cases[["case_id", "format", "scales", "bits"]]
+    return Results(path.name, cases, rows[~whole].merge(labels, on="case_id"), unfinished)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    remedy = "give the results.csv of numsim sweep"
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise NumsimError(f"report: needs the CSV file of a sweep, and {path} {what}; {remedy}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            names = list(reader.fieldnames or ())
+            lines = list(reader)
+    except OSError as error:
+        raise NumsimError(f"report: cannot read {path}: {error.strerror}; {remedy}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise NumsimError(f"report: {path} is not a CSV file ({error}); {remedy}") from None
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise NumsimError(
+            f"report: the CSV file of a sweep has the columns {', '.join(missing)}, and {path} "
+            f"does not; {remedy}"
+        )
+    if any("" in line for line in lines):
+        raise NumsimError(f"report: {path} has lines longer than its header; {remedy}")
+    # A sweep cut off while writing leaves a line that ends early: part of an unfinished case.
+    rows = pd.DataFrame([x for x in lines if None not in x.values()], columns=names, dtype=str)
+    for name in NUMBERS:
+        text = rows[name].mask(rows[name].str.lower().isin(["", "nan"]))
+        numbers = pd.to_numeric(text, errors="coerce").astype(float)
+        wrong = text[numbers.isna() & text.notna()]
+        if not wrong.empty:
+            raise NumsimError(
+                f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} there; "
+                f"{remedy}"
+            )
+        rows[name] = numbers
+    return rows
+
+
+def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
+    """Add `format`, `scales` and `bits`, so that (format, scales, target) names one case."""
+    weights, acts = cases["weight_format"], cases["act_format"]
+    block = cases["block"].str.removesuffix(".0")
+    cases = cases.assign(
+        format=weights.where(weights == acts, weights + "/" + acts),
+        scales=cases["granularity"] + (" " + block).mask(block == "", ""),
+        exact=cases["exact"].str.lower() == "true",
+    )
+    keys = ["format", "scales", "target"]
+    suffix = pd.Series("", index=cases.index)
+    for name in SETTINGS:
+        if not cases.duplicated(keys).any():
+            break
+        if (cases.groupby(keys)[name].nunique() > 1).any():
+            keys.append(name)
+            suffix += f" {name}=" + cases[name].mask(cases[name] == "", "none")
+    cases["format"] += suffix
+    cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
+    return cases
+
+
+def pivot(results: Results, column: str) -> pd.DataFrame:
+    """Return a column of the finished cases: (format, scales) down, targets across.
+
+    Formats and targets stand in the order of the CSV file, the granularities of a format together.
+    """
+    cases = results.cases
+    table = cases.set_index(["format", "scales", "target"])[column].unstack("target")
+    rows = cases[["format", "scales"]].drop_duplicates()
+    order = {name: i for i, name in enumerate(dict.fromkeys(rows["format"]))}
+    rows = rows.sort_values("format", key=lambda names: names.map(order), kind="stable")
+    return table.reindex(
+        index=pd.MultiIndex.from_frame(rows), columns=list(dict.fromkeys(cases["target"]))
+    )
+
+
+def local_sqnr(results: Results) -> pd.DataFrame:
+    """Return the SQNR of each product alone: layer.op down, (format, scales) across, in dB.
+
+    Where several targets ran, the lowest of them.
+    """
+    products = results.products
+    names = (products["layer"] + "." + products["op"]).str.removesuffix(".")
+    keys = [products["format"], products["scales"]]
+    lowest = products["sqnr_local_db"].groupby([names.rename("product"), *keys]).min()
+    table = lowest.unstack(["format", "scales"])
+    columns = [key for key in pivot(results, "bits").index if key in table.columns]
+    return table.reindex(
+        index=list(dict.fromkeys(names)),
+        columns=pd.MultiIndex.from_tuples(columns, names=["format", "scales"]),
+    )

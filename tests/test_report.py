@@ -1,0 +1,228 @@
+import math
+
+import pandas as pd
+import pytest
+
+import numsim.report
+from numsim.errors import NumsimError
+from numsim.report import write_report
+from numsim.report.tables import local_sqnr, pivot, read_results
+from numsim.sweep.columns import NAMES
+
+FILES = ["report.md", "perplexity.png", "sqnr.png", "layers.png"]
+
+
+def case(name, fmt, scales, target, perplexity, local, **more):
+    """Rows of one case: one for each product in `local`, one for the network."""
+    common = dict.fromkeys(NAMES, "") | {
+        "case_id": name, "model": "toy", "weight_format": fmt, "act_format": fmt,
+        "granularity": scales, "rounding": "rne", "target": target,
+        "exact": target != "ideal.fp32", "seed": 0, "numsim_version": "0.1.0",
+        "bits_per_weight": {"int4": 4.01, "int8": 8.01, "bfloat16": 16.0}.get(fmt, 8.01),
+    }  # fmt: skip
+    rows = [
+        common | {"layer": layer, "op": op, "M": 64, "sqnr_local_db": value} | more
+        for (layer, op), value in local.items()
+    ]
+    figures = {"perplexity": perplexity, "kl_nats": perplexity / 1000, "sqnr_cumulative_db": 30.0}
+    return [*rows, common | {"layer": "all"} | figures | more]
+
+
+def save(path, rows):
+    pd.DataFrame(rows, columns=list(NAMES)).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def rows():
+    first, last = ("0", "q_proj"), ("1", "down_proj")
+    return [
+        *case("a", "int8", "per_tensor", "ideal.fp32", 41.5, {first: 30.0, last: 20.5}),
+        *case("b", "int8", "per_tensor", "ideal.int", 41.5, {first: 29.0, last: 21.0}),
+        *case("c", "int4", "per_tensor", "ideal.int", 1234.5, {first: 9.0, last: math.inf}),
+        *case("d", "int8", "per_token", "ideal.int", 41.0, {first: 38.0, last: ""}),
+        *case("e", "bfloat16", "none", "ideal.fp32", 40.9, {first: 50.0, last: math.inf}),
+    ]
+
+
+@pytest.fixture
+def csv(tmp_path, rows):
+    return save(tmp_path / "results.csv", rows)
+
+
+def test_pivot_has_every_case_once_and_formats_together(csv):
+    table = pivot(read_results(csv), "perplexity")
+    assert table.columns.tolist() == ["ideal.fp32", "ideal.int"]
+    assert table.fillna(0).T.to_dict("list") == {
+        ("int8", "per_tensor"): [41.5, 41.5],
+        ("int8", "per_token"): [0, 41.0],
+        ("int4", "per_tensor"): [0, 1234.5],
+        ("bfloat16", "none"): [40.9, 0],
+    }
+    assert table.index.get_level_values("format").tolist() == ["int8", "int8", "int4", "bfloat16"]
+
+
+def test_local_sqnr_is_the_lowest_over_targets(csv):
+    table = local_sqnr(read_results(csv))
+    assert table.index.tolist() == ["0.q_proj", "1.down_proj"]
+    assert table[("int8", "per_tensor")].tolist() == [29.0, 20.5]
+    assert table[("int4", "per_tensor")].tolist() == [9.0, math.inf]
+    assert math.isnan(table.loc["1.down_proj", ("int8", "per_token")])
+
+
+def test_page(csv, tmp_path):
+    files = write_report(csv, tmp_path / "deep" / "report")
+    assert [file.name for file in files] == FILES
+    assert sorted(p.name for p in files[0].parent.iterdir()) == sorted(FILES)
+    page = files[0].read_text()
+    for line in (
+        "- Model `toy`, numsim `0.1.0`, seed `0`; finished cases in `results.csv`: 5.",
+        "- Exact emulation, bit for bit: `ideal.int`.",
+        "- Fake quantisation, rounded values multiplied and added in float32: `ideal.fp32`.",
+        "| format | scales | bits | `ideal.fp32` (fake) | `ideal.int` |",
+        "| `int8` | per_tensor | 8.01 | 41.500 | 41.500 |",
+        "| `int8` | per_token | 8.01 |  | 41.000 |",
+        "| `int8` | per_tensor | 8.01 | 0.0415 | 0.0415 |",
+        "| `int8` | per_tensor | 1.down_proj 20.50 | 0.q_proj 29.00 |  |",
+        "| `int4` | per_tensor | 0.q_proj 9.00 | 1.down_proj ∞ |  |",
+        "![Perplexity](perplexity.png)",
+    ):
+        assert line in page.splitlines()
+    assert "unfinished" not in page
+
+
+def test_same_bytes_twice_and_whatever_the_style(csv, tmp_path):
+    import matplotlib as mpl
+
+    first = write_report(csv, tmp_path / "one")
+    with mpl.rc_context({"font.size": 20, "lines.markersize": 30}):
+        second = write_report(csv, tmp_path / "two")
+        assert mpl.rcParams["font.size"] == 20
+    again = write_report(csv, tmp_path / "one")
+    for paths in zip(first, second, again, strict=True):
+        assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_unfinished_cases_and_cut_lines_are_left_out(tmp_path, rows):
+    path = save(
+        tmp_path / "r.csv", rows + case("f", "int2", "none", "ideal.int", 9, {("0", "q"): 1})[:1]
+    )
+    with path.open("a") as file:
+        file.write("g,toy,all,,int2")
+    results = read_results(path)
+    assert results.unfinished == ("f",)
+    assert "int2" not in set(results.cases["format"]) | set(results.products["format"])
+    page = write_report(path, tmp_path / "out")[0].read_text()
+    assert "- Left out, unfinished: case f." in page
+    assert "int2" not in page
+
+
+def test_a_case_written_twice_counts_once(tmp_path, rows):
+    table = pivot(read_results(save(tmp_path / "r.csv", rows + rows[:3])), "perplexity")
+    assert table.notna().to_numpy().sum() == 5
+
+
+def test_settings_that_differ_are_named(tmp_path):
+    local = {("0", "fc1"): 3.0}
+    rows = [
+        *case("a", "int8", "per_block", "ideal.int", 9.0, local, block=32, rounding="sr", seed=1),
+        *case("b", "int8", "per_block", "ideal.int", 8.0, local, block=32, rounding="sr", seed=2),
+        *case("c", "int8", "per_block", "ideal.int", 7.0, local, block=32),
+        *case("d", "int8", "per_block", "ideal.int", 6.0, local, block=64, act_format="int4"),
+    ]
+    table = pivot(read_results(save(tmp_path / "r.csv", rows)), "perplexity")
+    assert table["ideal.int"].to_dict() == {
+        ("int8 rounding=sr seed=1", "per_block 32"): 9.0,
+        ("int8 rounding=sr seed=2", "per_block 32"): 8.0,
+        ("int8 rounding=rne seed=0", "per_block 32"): 7.0,
+        ("int8/int4 rounding=rne seed=0", "per_block 64"): 6.0,
+    }
+
+
+@pytest.mark.parametrize("perplexity", [math.inf, 5.0, ""])
+def test_single_case_with_little_in_it(tmp_path, perplexity):
+    rows = case("a", "nf4", "none", "ideal.exact", 5.0, {("lm_head", ""): math.inf})
+    rows[-1] |= {"perplexity": perplexity, "sqnr_cumulative_db": "inf", "bits_per_weight": ""}
+    files = write_report(save(tmp_path / "r.csv", rows), tmp_path / "out")
+    assert [file.name for file in files] == (FILES[:2] if perplexity == 5.0 else FILES[:1])
+    page = files[0].read_text()
+    assert "| `nf4` | none | lm_head ∞ |  |  |" in page
+    assert ("no values in column `perplexity`" in page) == (perplexity == "")
+    assert "| `nf4` | none |  | ∞ |" in page
+
+
+def test_many_layers_and_cases_without_product_rows(tmp_path):
+    local = {(str(i), op): float(i) for i in range(40) for op in ("q|a", "$k", "v")}
+    rows = case("a", "float8_e4m3fn", "none", "ideal.exact", 5.0, local)
+    path = save(tmp_path / "r.csv", rows)
+    assert [file.name for file in write_report(path, tmp_path / "out")] == FILES
+    assert "0.q\\|a 0.00" in (tmp_path / "out" / "report.md").read_text()
+    path = save(path, rows[-1:])
+    assert [file.name for file in write_report(path, tmp_path / "out")] == FILES[:3]
+
+
+def edit(**columns):
+    def change(path):
+        pd.read_csv(path, dtype=str).assign(**columns).to_csv(path, index=False)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.unlink(), r"needs the CSV file of a sweep, and .* does not exist; give"),
+        (lambda p: (p.unlink(), p.mkdir()), r"is a folder; give the results.csv"),
+        (lambda p: p.write_bytes(b"\x89PNG\xff\x00"), r"is not a CSV file \(.*\); give"),
+        (lambda p: p.write_bytes(b""), r"has the columns layer, op, .* does not; give"),
+        (lambda p: p.write_text("case_id,layer\n1,all\n"), r"has the columns op, weight_format"),
+        (lambda p: p.write_text(p.read_text() + "," * 99), r"lines longer than its header"),
+        (lambda p: p.write_text(p.read_text() + '"open'), r"is not a CSV file \(unexpected end"),
+        (edit(layer="0"), r'needs a finished case, .* layer "all", .* none in 15 rows; finish'),
+        (edit(perplexity="low"), r"column perplexity holds numbers, and .* has 'low' there"),
+    ],
+)
+def test_wrong_files(csv, tmp_path, spoil, message):
+    spoil(csv)
+    out = tmp_path / "out"
+    with pytest.raises(NumsimError, match=message) as caught:
+        write_report(csv, out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_header_only(csv, tmp_path):
+    csv.write_text(csv.read_text().splitlines()[0] + "\n")
+    with pytest.raises(NumsimError, match="none in 0 rows"):
+        write_report(csv, tmp_path / "out")
+
+
+def test_output_in_the_way(csv, tmp_path):
+    with pytest.raises(NumsimError, match=r"the output is a folder, and .* is a file"):
+        write_report(csv, csv)
+    with pytest.raises(NumsimError, match=r"cannot write into .*: Not a directory; name a folder"):
+        write_report(csv, csv / "deep")
+    (tmp_path / "out" / "layers.png").mkdir(parents=True)
+    with pytest.raises(NumsimError, match=r"layers.png is a folder"):
+        write_report(csv, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["layers.png"]
+
+
+def test_failed_writing_leaves_the_old_report(csv, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    before = {p: p.read_bytes() for p in write_report(csv, out)}
+    monkeypatch.setattr(
+        numsim.report.Path, "write_bytes", full_disk(numsim.report.Path.write_bytes)
+    )
+    with pytest.raises(NumsimError, match="No space left"):
+        write_report(csv, out)
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+
+
+def full_disk(write):
+    def limited(path, data):
+        if "sqnr" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    return limited
