@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numba
 
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+
+# Inside compiled code scalars are NumPy's; at the boundary plain int and float are fine. So the
+# wrappers keep what a kernel returns and leave its arguments unchecked.
 
 
-def kernel(function: F) -> F:
+def kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compile an entry point: no fastmath, releases the GIL, cached on disk."""
-    compiled: F = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
+    compiled: Callable[..., R] = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
     return compiled
 
 
-def inline(function: F) -> F:
+def inline(function: Callable[..., R]) -> Callable[..., R]:
     """Compile a helper that kernels call; LLVM inlines it into each of them."""
-    compiled: F = numba.njit(error_model="numpy", nogil=True)(function)
+    compiled: Callable[..., R] = numba.njit(error_model="numpy", nogil=True)(function)
     return compiled
 
 

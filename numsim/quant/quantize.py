@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.convert import encode
+from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format
 from numsim.quant.types import QTensor, Quant, as_quant
@@ -62,11 +62,42 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
     if values.dtype != np.float64:
         values = _as_float32(values)
     if rule.granularity == "none":
-        return QTensor(_codes(values, rule), rule.fmt, np.float32(1.0).reshape(()), rule)
+        return QTensor(_codes(values, rule), rule.fmt, np.ones((), np.float32), rule)
     scale = _amax_scale(values, rule, axis)
     with np.errstate(over="ignore", under="ignore"):
         quotient = values / (scale if values.dtype == np.float32 else scale.astype(np.float64))
     return QTensor(_codes(quotient, rule), rule.fmt, scale, rule)
+
+
+def storage_losses(
+    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1
+) -> tuple[float, float]:
+    """Return the shares of values that storage clips and that it turns to zero.
+
+    Saturated: beyond the format's range by at least half of its last step. Underflow: not zero,
+    stored as zero. Parameters and errors as `quantize`.
+
+    Raises
+    ------
+    NumsimError
+        As `quantize`.
+
+    Examples
+    --------
+    >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4")
+    (0.5, 0.25)
+    """
+    q = quantize(x, quant, axis=axis)
+    values = np.asarray(x, np.float64)
+    if not values.size:
+        return 0.0, 0.0
+    scale = np.asarray(q.scale, np.float64)
+    steps = np.unique(np.abs(q.fmt.values()))[-3:] if q.fmt.bits <= 8 else np.array([q.fmt.max])
+    steps = steps[np.isfinite(steps)]
+    half = (steps[-1] - steps[-2]) / 2 if len(steps) > 1 else 0.0
+    clipped = (values >= (q.fmt.max + half) * scale) | (values <= (q.fmt.min - half) * scale)
+    lost = (values != 0) & (decode(q.codes, q.fmt) == 0)
+    return float(clipped.mean()), float(lost.mean())
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:

@@ -11,27 +11,30 @@ class Column(NamedTuple):
     name: str
     unit: str
     meaning: str
+    type: type = float
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("case_id", "", "hash of everything that decides the numbers of the case"),
-    Column("model", "", "name of the model folder"),
-    Column("layer", "", "block number, or 'all' for the whole network"),
-    Column("op", "", "matrix product within the block, empty for the whole network"),
-    Column("weight_format", "", "element format of the weights"),
-    Column("act_format", "", "element format of the activations"),
-    Column("granularity", "", "scales: weights+activations, one word where both agree"),
-    Column("block", "values", "block size of block scales"),
-    Column("scale_format", "", "format of the scales"),
-    Column("scale_rule", "", "how scales are chosen"),
-    Column("rounding", "", "rounding of the conversion"),
-    Column("target", "", "unit that multiplies and adds"),
-    Column("exact", "", "True: bit-exact emulation of the named unit; False: fake quantisation"),
+    Column("case_id", "", "hash of everything that decides the numbers of the case", str),
+    Column("model", "", "name of the model folder", str),
+    Column("layer", "", "block number, or 'all' for the whole network", str),
+    Column("op", "", "matrix product within the block, empty for the whole network", str),
+    Column("weight_format", "", "element format of the weights", str),
+    Column("act_format", "", "element format of the activations", str),
+    Column("granularity", "", "scales: weights+activations, one word where both agree", str),
+    Column("block", "values", "block size of block scales", str),
+    Column("scale_format", "", "format of the scales", str),
+    Column("scale_rule", "", "how scales are chosen", str),
+    Column("rounding", "", "rounding of the conversion", str),
+    Column("target", "", "unit that multiplies and adds", str),
+    Column(
+        "exact", "", "True: bit-exact emulation of the named unit; False: fake quantisation", bool
+    ),
     Column("bits_per_weight", "bits", "stored bits for each weight, scales included"),
     Column("bits_per_act", "bits", "stored bits for each activation, scales included"),
-    Column("M", "", "rows of the product: tokens of one batch"),
-    Column("N", "", "columns of the product"),
-    Column("K", "", "length of the dot products"),
+    Column("M", "", "rows of the product: tokens of one batch", int),
+    Column("N", "", "columns of the product", int),
+    Column("K", "", "length of the dot products", int),
     Column("sqnr_local_db", "dB", "signal to error, this product alone on exact inputs"),
     Column("sqnr_cumulative_db", "dB", "signal to error, everything before emulated as well"),
     Column("mse", "", "mean squared error (cumulative)"),
@@ -46,8 +49,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("perplexity", "", "exp of the mean negative log likelihood of the text"),
     Column("energy_pj", "pJ", "energy of the products"),
     Column("seconds", "s", "wall time of the case"),
-    Column("seed", "", "seed of stochastic rounding"),
-    Column("numsim_version", "", "version of numsim"),
+    Column("seed", "", "seed of stochastic rounding", int),
+    Column("numsim_version", "", "version of numsim", str),
+    Column("text", "", "name of the evaluation text", str),
+    Column("tokens", "", "tokens scored", int),
+    Column("perplexity_reference", "", "perplexity of the float64 reference"),
+    Column("dnll", "nats", "mean over tokens of NLL minus the reference's NLL"),
+    Column("dnll_stderr", "nats", "standard error of dnll (paired, over tokens)"),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from numsim.errors import NumsimError
-from numsim.sweep.columns import NAMES
+from numsim.sweep.columns import COLUMNS, NAMES
 
 
 class RowWriter:
@@ -81,3 +81,15 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
         rows = [row for row in reader if None not in row.values() and row["seed"] != ""]
     finished = {row["case_id"] for row in rows if row["layer"] == "all"}
     return [row for row in rows if row["case_id"] in finished]
+
+
+def parse(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row read from a file with the types of a row just computed."""
+    values: dict[str, Any] = {}
+    for column in COLUMNS:
+        text = row[column.name]
+        if text in ("", None):
+            values[column.name] = None
+        else:
+            values[column.name] = text == "True" if column.type is bool else column.type(text)
+    return values

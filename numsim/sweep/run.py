@@ -21,8 +21,9 @@ from numsim.kernels.compare import compare_logits, compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, load_model
 from numsim.models.text import TextTools, load_text_tools
+from numsim.quant import storage_losses
 from numsim.sweep.columns import NAMES
-from numsim.sweep.csv import RowWriter, check_writable, finished_rows
+from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
 from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases
 from numsim.version import __version__
 
@@ -87,12 +88,14 @@ def sweep(
     folder = plan.model or bundled_model_dir()
     model = load_model(folder)
     text = _read_text(plan.text)
-    todo = cases(plan, model=model.name, text_hash=hashlib.sha256(text.encode()).hexdigest()[:16])
+    text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+    text_name = plan.text.name if plan.text else "course.rst"
+    todo = cases(plan, model=model.name, text=text_name, text_hash=text_hash)
     tokens = windows(load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
-    rows = list(kept)
+    rows = [parse(row) for row in kept]
     with RowWriter(plan.out, kept) as writer:
         if todo:
             batches = math.ceil(len(tokens) / plan.batch)
@@ -190,6 +193,7 @@ def run_case(
     stored = [_weight_shape(model, name) for name in names]
     figures = compared.reshape(-1, 8)
     total = figures.sum(axis=0)
+    difference = figures[:, 0] - reference.nll.reshape(-1)
     weights, activations = case.quants
     per_token = sum(k for _, k in stored)
     rows = reference.taps[f"{names[0]}.in"][..., 0].size
@@ -211,6 +215,10 @@ def run_case(
         kl_nats=float(total[1]) / len(figures),
         top1_agreement=float(total[2]) / len(figures),
         perplexity=metrics.perplexity(figures[:, 0]),
+        tokens=len(figures),
+        perplexity_reference=metrics.perplexity(reference.nll),
+        dnll=float(difference.mean()),
+        dnll_stderr=float(difference.std() / math.sqrt(len(figures))),
         seconds=round(time.perf_counter() - began, 3),
     )
 
@@ -221,6 +229,7 @@ def _operator_row(
     """Compare one product with the reference: alone on exact inputs, and within the run."""
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
     local, whole = _figures(want, model.gemm(name, x, recipe)), _figures(want, got)
+    lost = storage_losses(x, case.quants[1])
     _, layer, op = name.split(".")
     n, k = _weight_shape(model, name)
     m = x.size // k
@@ -244,6 +253,8 @@ def _operator_row(
         max_abs=whole[4],
         max_ulp=whole[5],
         cosine=_cosine(whole[2], whole[0], whole[3]),
+        saturation_rate=lost[0],
+        underflow_rate=lost[1],
     )
 
 
@@ -264,6 +275,7 @@ def _row(case: Case, **values: Any) -> dict[str, Any]:
         "exact": case.target != FAKE_QUANT,
         "seed": case.seed,
         "numsim_version": __version__,
+        "text": case.text,
     }
     return row | values
 

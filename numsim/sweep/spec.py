@@ -51,7 +51,7 @@ class SweepSpec(BaseModel):
     Examples
     --------
     >>> spec = SweepSpec(formats=["int8"], targets=["ideal.int"])
-    >>> [case.granularity for case in cases(spec, model="m", text_hash="t")]
+    >>> [case.granularity for case in cases(spec, model="m", text="t", text_hash="")]
     ['per_tensor', 'per_channel+per_token']
     """
 
@@ -120,6 +120,7 @@ class Case:
     """One combination of a sweep: everything that decides its numbers."""
 
     model: str
+    text: str
     text_hash: str
     format: str
     granularity: str
@@ -174,7 +175,7 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
     return (FAKE_QUANT,)
 
 
-def cases(spec: SweepSpec, *, model: str, text_hash: str) -> list[Case]:
+def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Case]:
     """Return the cases of a sweep in order; every name is checked here, before any work.
 
     Raises
@@ -203,7 +204,7 @@ def cases(spec: SweepSpec, *, model: str, text_hash: str) -> list[Case]:
                 Quant(fmt, part)
             result += [
                 Case(
-                    model, text_hash, fmt.name, granularity, get_target(target).name,
+                    model, text, text_hash, fmt.name, granularity, get_target(target).name,
                     spec.limit_tokens, spec.window, spec.batch, spec.seed,
                 )
                 for target in taken

@@ -1,0 +1,83 @@
+"""The command line: exit codes, one clear sentence on stderr, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SHORT = ["--limit-tokens", "100", "--formats", "int8", "--targets", "ideal.int"]
+
+
+def numsim(*args, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "numsim.cli", *map(str, args)],
+        capture_output=True, text=True, cwd=cwd, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_sweep_then_report(tmp_path):
+    done = numsim("sweep", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+    assert "72 rows in results.csv" in done.stderr
+    made = numsim("report", "results.csv", "-o", "out", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model", "missing"], "missing"),
+        (["--formats", "int8,e4m33"], "unknown format 'e4m33'"),
+        (["--targets", "ideal.fp23"], "did you mean ideal.fp32"),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--out", "missing/r.csv"], "no folder missing"),
+        (["--out", "."], "is a folder"),
+        (["--config", "missing.toml"], "cannot read missing.toml"),
+        (["--granularity", "per_row"], "granularity is one of"),
+        (["--limit-tokens", "0"], "limit_tokens"),
+    ],
+)
+def test_bad_arguments(args, words, tmp_path):
+    done = numsim("sweep", *SHORT, *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_a_missing_file(tmp_path):
+    done = numsim("report", "missing.csv", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "missing.csv" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_and_version():
+    assert numsim("swep").returncode == 2
+    assert numsim("--version").stdout.startswith("numsim ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_leaves_the_rows(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, "-m", "numsim.cli", "sweep"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out = tmp_path / "results.csv"
+    for _ in range(1200):
+        if out.exists() and "\n" in out.read_text() and ",all," in out.read_text():
+            break
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    assert ",all," in out.read_text()
