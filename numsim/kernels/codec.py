@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numsim.kernels.jit import inline, kernel
+from numsim.kernels.philox import random64
 from numsim.kernels.round import (
     RDN,
     RNA,
@@ -22,38 +23,23 @@ from numsim.kernels.round import (
 
 
 @inline
-def philox2x32(index: np.uint64, seed: np.uint32) -> np.uint64:
-    """Return 64 random bits for one counter value: Philox-2x32, ten rounds (Salmon et al. 2011)."""
-    low = np.uint32(index)
-    high = np.uint32(index >> np.uint64(32))
-    key = seed
-    for _ in range(10):
-        product = np.uint64(0xD256D193) * np.uint64(low)
-        low = np.uint32(product >> np.uint64(32)) ^ key ^ high
-        high = np.uint32(product)
-        key = np.uint32(key + np.uint32(0x9E3779B9))
-    return (np.uint64(low) << np.uint64(32)) | np.uint64(high)
-
-
-@inline
 def draw(
     i: np.int64, random: np.ndarray, seed: np.uint32, offset: np.uint64, bits: np.int64
 ) -> np.uint64:
     """Return the `bits` random bits of element i: supplied, or the top bits of the stream."""
     if random.size:
         return np.uint64(random[i])
-    return philox2x32(offset + np.uint64(i), seed) >> np.uint64(64 - bits)
+    return random64(offset + np.uint64(i), seed) >> np.uint64(64 - bits)
 
 
 @kernel
 def encode_float32(
-    x: np.ndarray, out: np.ndarray, start: int, stop: int, params: Any, mode: int,
-    overflow: int, bits: int, variant: int, random: np.ndarray, seed: int, offset: int,
-    nan_code: int,
+    x: np.ndarray, out: np.ndarray, params: Any, mode: int, overflow: int, bits: int, variant: int,
+    random: np.ndarray, seed: int, offset: int, nan_code: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """Encode float32 bit patterns (uint32) [start:stop]; return (NaNs refused, first index)."""
+    """Encode float32 bit patterns (uint32); return (NaNs refused, first index)."""
     refused, first = 0, -1
-    for i in range(start, stop):
+    for i in range(x.size):
         u = x[i]
         negative = (u >> np.uint32(31)) != np.uint32(0)
         field = np.int64((u >> np.uint32(23)) & np.uint32(255))
@@ -80,13 +66,12 @@ def encode_float32(
 
 @kernel
 def encode_float64(
-    x: np.ndarray, out: np.ndarray, start: int, stop: int, params: Any, mode: int,
-    overflow: int, bits: int, variant: int, random: np.ndarray, seed: int, offset: int,
-    nan_code: int,
+    x: np.ndarray, out: np.ndarray, params: Any, mode: int, overflow: int, bits: int, variant: int,
+    random: np.ndarray, seed: int, offset: int, nan_code: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """Encode float64 bit patterns (uint64) [start:stop]; return (NaNs refused, first index)."""
+    """Encode float64 bit patterns (uint64); return (NaNs refused, first index)."""
     refused, first = 0, -1
-    for i in range(start, stop):
+    for i in range(x.size):
         u = x[i]
         negative = (u >> np.uint64(63)) != np.uint64(0)
         field = np.int64((u >> np.uint64(52)) & np.uint64(2047))
@@ -113,11 +98,11 @@ def encode_float64(
 
 @kernel
 def encode_integer(
-    x: np.ndarray, signed: bool, out: np.ndarray, start: int, stop: int, params: Any, mode: int,
-    overflow: int, bits: int, variant: int, random: np.ndarray, seed: int, offset: int,
+    x: np.ndarray, out: np.ndarray, signed: bool, params: Any, mode: int, overflow: int, bits: int,
+    variant: int, random: np.ndarray, seed: int, offset: int,
 ) -> None:  # fmt: skip
     """Encode 64-bit integers, given as uint64 bit patterns."""
-    for i in range(start, stop):
+    for i in range(x.size):
         u = x[i]
         negative = signed and (u >> np.uint64(63)) != np.uint64(0)
         sig = np.uint64(0) - u if negative else u
@@ -131,14 +116,14 @@ def encode_integer(
 
 @kernel
 def encode_table(
-    x: np.ndarray, out: np.ndarray, start: int, stop: int, values: np.ndarray, codes: np.ndarray,
-    mode: int, overflow: int, bits: int, variant: int, random: np.ndarray, seed: int, offset: int,
-    nan_code: int, inf_code: int,
+    x: np.ndarray, out: np.ndarray, values: np.ndarray, codes: np.ndarray, mode: int, overflow: int,
+    bits: int, variant: int, random: np.ndarray, seed: int, offset: int, nan_code: int,
+    inf_code: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode float64 numbers into a format given by its sorted finite values and their codes."""
     refused, first = 0, -1
     last = len(values) - 1
-    for i in range(start, stop):
+    for i in range(x.size):
         v = x[i]
         if np.isnan(v):
             if nan_code < 0:
@@ -181,26 +166,40 @@ def encode_table(
 
 
 @kernel
-def check_codes(codes: np.ndarray, low: int, high: int) -> tuple[int, int]:
-    """Return (how many codes lie outside low..high, index of the first)."""
-    bad, first = 0, -1
-    for i in range(codes.size):
-        c = np.int64(codes[i])
-        if c < low or c > high:
-            bad += 1
-            first = i if first < 0 else first
-    return bad, first
+def encode_lookup(x: np.ndarray, out: np.ndarray, table: np.ndarray, infinity: np.uint16) -> bool:
+    """Look the codes of 16-bit floats (uint16 bits) up; return whether NaN was met."""
+    top = np.uint16(0)
+    for i in range(x.size):
+        u = x[i]
+        top = max(top, np.uint16(u & np.uint16(0x7FFF)))
+        out[i] = table[u]
+    return top > infinity
 
 
 @kernel
-def decode_table(codes: np.ndarray, table: np.ndarray, mask: int, out: np.ndarray) -> None:
-    """Look every code's bit pattern up in the format's table of values."""
-    for i in range(codes.size):
-        out[i] = table[np.int64(codes[i]) & mask]
+def differing(
+    first: int, codes: np.ndarray, params: Any, mode: int, overflow: int, nan_code: int
+) -> tuple[int, int]:
+    """Compare codes of the float32 patterns from `first` on with the generic rounding.
 
-
-@kernel
-def decode_integer(codes: np.ndarray, quantum: float, out: np.ndarray) -> None:
-    """Multiply integer codes by the format's quantum (exact in the output type)."""
+    Return (how many differ, the first such pattern).
+    """
+    count, where = 0, -1
     for i in range(codes.size):
-        out[i] = np.float64(codes[i]) * quantum
+        u = np.uint32(first + i)
+        negative = (u >> np.uint32(31)) != np.uint32(0)
+        field = np.int64((u >> np.uint32(23)) & np.uint32(255))
+        sig = np.uint64(u & np.uint32(0x7FFFFF))
+        if field == 255 and sig != np.uint64(0):
+            want = np.int64(nan_code | (params.sign_bit if negative and params.nan_signed else 0))
+        else:
+            if field:
+                sig |= np.uint64(1 << 23)
+            want = encode_value(
+                negative, sig, max(field, np.int64(1)) - np.int64(150), field == 255, params, mode,
+                overflow, np.uint64(0), 64, 0,
+            )  # fmt: skip
+        if np.int64(codes[i]) != want:
+            count += 1
+            where = first + i if where < 0 else where
+    return count, where

@@ -1,6 +1,8 @@
-"""Branch-free conversions from float32, each proven bit-equal to the generic kernel by tests.
+"""Branch-free conversions from float32, each proven bit-equal to the generic kernel.
 
-One pass over the uint32 view, every operand 32 bits wide so that LLVM fills whole vectors.
+One pass over the uint32 view, every operand 32 bits wide so that LLVM fills whole vectors: every
+step is cast, shifts come from `word`, and arrays are indexed from 0 over slices. All of them
+take signed floats, unsigned floats (not under ``special``) and integers of at most 16 bits.
 """
 
 from __future__ import annotations
@@ -9,88 +11,204 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numsim.kernels.jit import kernel
-from numsim.kernels.round import SATURATE, SPECIAL
+from numsim.kernels.jit import inline, kernel
+from numsim.kernels.philox import fill_words
+from numsim.kernels.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
+from numsim.kernels.word import shl, shr
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
+_FRACTION = np.uint32(0x7FFFFF)
+_HIDDEN = np.uint32(0x800000)
+_ONES = np.uint32(0xFFFFFFFF)
+_ZERO, _ONE = np.uint32(0), np.uint32(1)
 
 
-class FastFloat(NamedTuple):
-    """A signed float format of at most 16 bits as the fast kernel takes it, all uint32."""
+class Fast(NamedTuple):
+    """A format, rounding and overflow policy as the fast kernels take them, all uint32."""
 
-    shift: np.uint32  # float32 fraction bits that are dropped
-    rebias: np.uint32  # float32 exponent field of code 0's binade, in place
-    min_normal: np.uint32  # float32 bits of the smallest normal number
-    magic: np.uint32  # float32 bits of 2**(emin - trailing + 23)
-    sign_shift: np.uint32
-    max_code: np.uint32
-    over: np.uint32  # code after finite overflow, and whether it takes the sign
-    over_signed: np.uint32
-    inf: np.uint32  # code of an infinite input
-    inf_signed: np.uint32
+    cut: np.uint32  # float32 fraction bits that a normal number loses
+    min_field: np.uint32  # float32 exponent field of the lowest binade
+    stored: np.uint32  # fraction bits that are kept
+    limit: np.uint32  # largest magnitude code after finite overflow, per sign
+    limit_negative: np.uint32
+    clamp: np.uint32  # float32 bits of the value of code `limit`
+    inf: np.uint32  # magnitude code of an infinite input, per sign
+    inf_negative: np.uint32
     nan: np.uint32
-    nan_signed: np.uint32
-    minus_zero: np.uint32
+    nan_sign: np.uint32  # sign bit that NaN keeps
+    sign_bit: np.uint32
+    zero_sign: np.uint32  # sign bit that zero keeps
+    negate: np.uint32  # all ones: negative codes are two's complement
+    away: np.uint32  # all ones where the rounding adds: all discarded bits if positive,
+    away_negative: np.uint32  # all discarded bits if negative,
+    half: np.uint32  # half (ties away),
+    even: np.uint32  # half less the last bit (ties to even);
+    odd: np.uint32  # one: inexact results end in a one
 
 
-def fast_float(
-    bits: int, p: int, emin: int, max_code: int, inf: int, nan: int, nan_signed: bool,
-    minus_zero: bool, overflow: int, nan_code: int,
-) -> FastFloat:  # fmt: skip
-    """Return the scalars of a format for nearest-even rounding under an overflow policy."""
-    u = np.uint32
+def fast_scalars(
+    params: tuple[int, ...], mode: int, overflow: int, nan_code: int, max_positive_bits: int
+) -> Fast | None:
+    """Return the scalars of a format of at most 16 bits, or None where the kernels do not apply.
 
-    def special(wanted: bool) -> tuple[int, int]:
-        if not wanted:
-            return max_code, 1
-        if inf >= 0:
-            return inf, 1
-        return (nan, int(nan_signed)) if nan >= 0 else (max_code, 1)
-
-    over, inf_in = special(overflow == SPECIAL), special(overflow != SATURATE)
-    return FastFloat(
-        u(24 - p), u((emin + 126) << 23), u((emin + 127) << 23), u((emin - p + 1 + 23 + 127) << 23),
-        u(bits - 1), u(max_code), u(over[0]), u(over[1]), u(inf_in[0]), u(inf_in[1]),
-        u(max(nan_code, 0)), u(nan_signed), u(minus_zero),
+    `max_positive_bits`: the float32 bits of the value of code ``limit``; 0 if there is none.
+    """
+    p, emin, offset, top, bottom, inf, nan, nan_signed, sign_bit, minus_zero, twos, _ = params
+    min_field = emin + 127
+    if offset or not 1 <= min_field <= 254 or p > 18:
+        return None
+    special = nan if inf < 0 else inf
+    unsigned = not twos and not sign_bit
+    if overflow == SPECIAL and special >= 0:
+        if unsigned or special != top + 1:
+            return None
+        stop_up, stop_down = mode in (RTZ, RTO, RDN), mode in (RTZ, RTO, RUP)
+        limit, limit_negative = top + (not stop_up), bottom + (not stop_down)
+    else:
+        limit, limit_negative = top, bottom
+    at_inf, at_minus_inf = top, bottom
+    if overflow != SATURATE and special >= 0:
+        at_inf, at_minus_inf = special, nan if unsigned else special
+    mask = {RUP: "p", RDN: "n", RNA: "h", RNE: "e", RTO: "o"}.get(mode, "")
+    flags = [0xFFFFFFFF if mask == letter else 0 for letter in "pnheo"]
+    numbers = (
+        24 - p, min_field, p - 1, limit, limit_negative, max_positive_bits, at_inf, at_minus_inf,
+        max(nan_code, 0), sign_bit if nan_signed else 0, sign_bit, sign_bit if minus_zero else 0,
+        0xFFFFFFFF if twos else 0, *flags[:4], flags[4] & 1,
     )  # fmt: skip
+    return Fast(*(np.uint32(n) for n in numbers))
+
+
+@inline
+def _signed(b: np.uint32, a: np.uint32, q: np.uint32, f: Fast) -> np.uint32:
+    """Return the code: NaN, else the magnitude code with its sign."""
+    negative = b > _MAGNITUDE
+    sign = f.sign_bit if q != _ZERO else f.zero_sign
+    sign = sign if negative else _ZERO
+    flip = f.negate if negative else _ZERO
+    nan = np.uint32(f.nan | (f.nan_sign if negative else _ZERO))
+    code = np.uint32(np.uint32(np.uint32(q ^ flip) - flip) | sign)
+    return nan if a > _INFINITY else code
+
+
+@inline
+def _limited(b: np.uint32, a: np.uint32, q: np.uint32, f: Fast) -> np.uint32:
+    """Apply overflow to a magnitude code, then the sign."""
+    negative = b > _MAGNITUDE
+    q = min(q, f.limit_negative if negative else f.limit)
+    inf = f.inf_negative if negative else f.inf
+    return _signed(b, a, inf if a == _INFINITY else q, f)
 
 
 @kernel
-def float_rne(x: np.ndarray, out: np.ndarray, start: int, stop: int, f: FastFloat) -> bool:
-    """Encode float32 bits (uint32) to a float format, nearest even; return whether NaN was met."""
-    one, zero = np.uint32(1), np.uint32(0)  # Numba widens uint32 work: every step is cast
-    infinity = np.uint32(0x7F800000)
-    half = np.uint32((one << np.uint32(f.shift - one)) - one)
-    magic = np.uint32(f.magic).view(np.float32)
-    nans = zero
-    source, target = x[start:stop], out[start:stop]  # indices from 0: no negative ones to handle
-    for i in range(source.size):
-        b = source[i]
-        a = np.uint32(b & np.uint32(0x7FFFFFFF))
-        r = np.uint32(a - f.rebias)
-        even = np.uint32(np.uint32(r >> f.shift) & one)
-        normal = np.uint32(np.uint32(np.uint32(r + even) + half) >> f.shift)
-        sum_ = np.float32(np.uint32(a).view(np.float32) + magic)
-        small = np.uint32(sum_.view(np.uint32) - f.magic)
-        q = normal if a >= f.min_normal else small
-        signed = one if q != zero else f.minus_zero
-        over = q > f.max_code
-        q = f.over if over else q
-        signed = f.over_signed if over else signed
-        q = f.inf if a == infinity else q
-        signed = f.inf_signed if a == infinity else signed
-        nan = a > infinity
-        q = f.nan if nan else q
-        signed = f.nan_signed if nan else signed
-        nans = np.uint32(nans | (one if nan else zero))
-        sign = np.uint32(np.uint32(b >> np.uint32(31)) & signed)
-        target[i] = np.uint32(q | np.uint32(sign << f.sign_shift))
-    return nans != zero
+def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
+    """Round float32 bits to nearest even by one float addition; return whether NaN was met.
+
+    Adding 2**(e + cut) for a number of binade e leaves its rounded significand in the low bits.
+    """
+    top = _ZERO
+    least = shl(f.min_field, np.uint32(23))
+    magic = shl(f.cut, np.uint32(23))
+    base = np.uint32(magic + shl(f.min_field, f.stored))
+    for i in range(x.size):
+        b = x[i]
+        a = np.uint32(b & _MAGNITUDE)
+        top = max(top, a)
+        c = min(a, f.clamp)
+        e = max(np.uint32(c & _INFINITY), least)
+        s = np.float32(np.uint32(c).view(np.float32) + np.uint32(e + magic).view(np.float32))
+        q = np.uint32(np.uint32(np.uint32(s.view(np.uint32) - e) + shr(e, f.cut)) - base)
+        out[i] = _signed(b, a, f.inf if a == _INFINITY else q, f)
+    return top > _INFINITY
+
+
+@kernel
+def float_any(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
+    """Round float32 bits in any deterministic mode; return whether NaN was met."""
+    top = _ZERO
+    for i in range(x.size):
+        b = x[i]
+        a = np.uint32(b & _MAGNITUDE)
+        top = max(top, a)
+        field = max(shr(a, np.uint32(23)), _ONE)
+        sig = np.uint32(np.uint32(a & _FRACTION) | (_HIDDEN if a >= _HIDDEN else _ZERO))
+        e = max(field, f.min_field)
+        # beyond 25 nothing changes: the value lies below half of the smallest number
+        shift = min(np.uint32(np.uint32(e - field) + f.cut), np.uint32(25))
+        low = np.uint32(shr(sig, shift) + shl(np.uint32(e - f.min_field), f.stored))
+        mask = np.uint32(shl(_ONE, shift) - _ONE)
+        rest = np.uint32(sig & mask)
+        half = np.uint32(shr(mask, _ONE) + _ONE)
+        add = np.uint32(mask & (f.away_negative if b > _MAGNITUDE else f.away))
+        add = np.uint32(add | np.uint32(half & f.half))
+        even = np.uint32(np.uint32(half - _ONE) + np.uint32(low & _ONE))
+        add = np.uint32(add | np.uint32(even & f.even))
+        q = np.uint32(low + shr(np.uint32(rest + add), shift))
+        q = np.uint32(q | (f.odd if rest != _ZERO else _ZERO))
+        out[i] = _limited(b, a, q, f)
+    return top > _INFINITY
+
+
+class Noise(NamedTuple):
+    """A stochastic rounding that looks at 32 bits or fewer of the discarded fraction, uint32."""
+
+    key: np.uint32
+    seen: np.uint32  # bits of the 32-bit fraction that the adder sees
+    drawn: np.uint32  # bits of the random word that are added
+    half: np.uint32  # the bit that half_offset adds below them
+    full: np.uint32  # all ones where fraction bits beyond 32 count too
+
+
+def noise(bits: int, half_offset: bool, seed: int) -> Noise:
+    """Return the scalars for `bits` random bits (64: all)."""
+    count = min(bits, 32)
+    drawn = (0xFFFFFFFF << (32 - count)) & 0xFFFFFFFF
+    half = 1 << (31 - count) if half_offset else 0
+    full = 0xFFFFFFFF if bits > 32 else 0
+    return Noise(*(np.uint32(n) for n in (seed, drawn | half, drawn, half, full)))
+
+
+@kernel
+def float_sr(
+    x: np.ndarray, out: np.ndarray, f: Fast, noise: Noise, number: np.uint64
+) -> tuple[bool, bool]:
+    """Round float32 bits stochastically, the first with the random bits of stream `number`.
+
+    Return (whether NaN was met, whether the lower random word of some element matters).
+    """
+    blocks = np.empty(1025, np.uint64)
+    odd = np.int64(number & np.uint64(1))
+    top, open_ = _ZERO, _ZERO
+    for start in range(0, x.size, 2048):
+        source, target = x[start : start + 2048], out[start : start + 2048]
+        fill_words(blocks[: source.size // 2 + 1], number + np.uint64(start), noise.key)
+        words = blocks.view(np.uint32)[odd : odd + source.size]
+        for i in range(source.size):
+            b = source[i]
+            a = np.uint32(b & _MAGNITUDE)
+            top = max(top, a)
+            field = max(shr(a, np.uint32(23)), _ONE)
+            sig = np.uint32(np.uint32(a & _FRACTION) | (_HIDDEN if a >= _HIDDEN else _ZERO))
+            e = max(field, f.min_field)
+            shift = np.uint32(np.uint32(e - field) + f.cut)
+            near = min(shift, np.uint32(32))
+            far = np.uint32(min(shift, np.uint32(63)) - near)
+            # the discarded fraction in units of 2**-32 (sig < 2**24: a shift of 31 leaves 0)
+            fraction = shr(shl(sig, np.uint32(np.uint32(32) - near)), far)
+            low = np.uint32(shr(sig, min(near, np.uint32(31))) + shl(
+                np.uint32(e - f.min_field), f.stored))  # fmt: skip
+            bar = np.uint32(~np.uint32(np.uint32(words[i] & noise.drawn) | noise.half))
+            up = np.uint32(fraction & noise.seen) > np.uint32(bar & noise.seen)
+            open_ = np.uint32(open_ | (far if fraction == bar else _ZERO))
+            target[i] = _limited(b, a, np.uint32(low + (_ONE if up else _ZERO)), f)
+    return top > _INFINITY, np.uint32(open_ & noise.full) != _ZERO
 
 
 @kernel
 def integer_rne(
-    x: np.ndarray, out: np.ndarray, start: int, stop: int, scale: np.float32, low: np.float32,
-    high: np.float32,
-) -> bool:  # fmt: skip
+    x: np.ndarray, out: np.ndarray, scale: np.float32, low: np.float32, high: np.float32
+) -> bool:
     """Encode float32 to integers of at most 16 bits, saturating; return whether NaN was met.
 
     Clamping to integers and rounding commute; adding 1.5 * 2**23 rounds to nearest even.
@@ -98,11 +216,10 @@ def integer_rne(
     magic = np.float32(12582912.0)
     offset = np.int32(0x4B400000)
     nans = np.int32(0)
-    source, target = x[start:stop], out[start:stop]
-    for i in range(source.size):
-        v = np.float32(source[i] * scale)
+    for i in range(x.size):
+        v = np.float32(x[i] * scale)
         nans = np.int32(nans | (np.int32(1) if v != v else np.int32(0)))
         v = high if v > high else v
         v = low if v < low else v
-        target[i] = np.int32(np.float32(v + magic).view(np.int32) - offset)
+        out[i] = np.int32(np.float32(v + magic).view(np.int32) - offset)
     return nans != np.int32(0)

@@ -12,27 +12,43 @@ WRAP, SATURATE, RAISE = range(3)
 @kernel
 def matmul(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    low: int, high: int, overflow: int, found: np.ndarray,
+    low: int, high: int, overflow: int, group: int, pair_low: int, pair_high: int,
+    found: np.ndarray,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C in increasing k; a [M, K], b [K, N], c and out int64.
 
-    Saturation clamps after every product. With RAISE the first overflow (row, column, k) of
-    these rows goes to `found`, whose first entry is -1 while there is none. Products must not
-    exceed 62 bits.
+    A step adds the exact sum of `group` products; saturation clamps after every step. Where
+    pair_high > 0 the sums of two neighbouring products are clamped to that range first. With
+    RAISE the first overflow (row, column, k) of these rows goes to `found`, whose first entry is
+    -1 while there is none. Sums must not exceed 62 bits; WRAP leaves the residue to the caller.
     """
+    depth, columns = b.shape
+    step = np.empty(columns, np.int64)
     for i in range(start, stop):
-        for j in range(b.shape[1]):
-            out[i, j] = c[i, j]
-        for k in range(a.shape[1]):
-            x = np.int64(a[i, k])
-            if overflow == WRAP:
-                for j in range(b.shape[1]):
-                    out[i, j] += x * np.int64(b[k, j])
-            elif overflow == SATURATE:
-                for j in range(b.shape[1]):
-                    out[i, j] = min(max(out[i, j] + x * np.int64(b[k, j]), low), high)
+        row = out[i]
+        row[:] = c[i]
+        for k0 in range(0, depth, group):
+            step[:] = 0
+            if pair_high > 0:
+                for k in range(k0, min(k0 + group, depth), 2):
+                    x0 = np.int64(a[i, k])
+                    x1 = np.int64(a[i, k + 1]) if k + 1 < depth else np.int64(0)
+                    last = min(k + 1, depth - 1)
+                    for j in range(columns):
+                        pair = x0 * np.int64(b[k, j]) + x1 * np.int64(b[last, j])
+                        step[j] += min(max(pair, pair_low), pair_high)
             else:
-                for j in range(b.shape[1]):
-                    out[i, j] += x * np.int64(b[k, j])
-                    if found[0] < 0 and (out[i, j] < low or out[i, j] > high):
-                        found[0], found[1], found[2] = i, j, k
+                for k in range(k0, min(k0 + group, depth)):
+                    x0 = np.int64(a[i, k])
+                    for j in range(columns):
+                        step[j] += x0 * np.int64(b[k, j])
+            if overflow == SATURATE:
+                for j in range(columns):
+                    row[j] = min(max(row[j] + step[j], low), high)
+            else:
+                for j in range(columns):
+                    row[j] += step[j]
+                if overflow == RAISE:
+                    for j in range(columns):
+                        if found[0] < 0 and (row[j] < low or row[j] > high):
+                            found[0], found[1], found[2] = i, j, min(k0 + group, depth) - 1

@@ -9,34 +9,35 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
-from numsim.formats import Format
-from numsim.quant.types import QTensor, Quant, as_quant
-
-_TINY = np.float32(2.0**-149)
-_WIDE = 63  # from this emax on, products of two maxima leave the range of float32
+from numsim.formats import Format, get_format
+from numsim.quant.scales import block_amax, block_shape, scales_from_amax, two_level_scales
+from numsim.quant.table import as_quant
+from numsim.quant.types import POW2_FORMATS, QTensor, Quant
 
 
 def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QTensor:
     """Store a tensor as codes and scales.
 
-    The scale is fp32(amax / max); it is 1 where amax is 0, and for formats of float32's range
-    (bfloat16, tfloat32), whose largest products no accumulator holds. A code is
+    The float32 scale is fp32(amax / max); it is 1 where amax is 0, and for formats of float32's
+    range (bfloat16, tfloat32), whose largest products no accumulator holds. A code is
     ``encode(fp32(x / scale))``: the quotient is rounded to float32 first, as software on the
-    hardware does (float64 input: to float64).
+    hardware does (float64 input: to float64). Division by a power of two is exact.
 
     Parameters
     ----------
     x
         Finite float or integer array, any shape.
     quant
-        A `Quant`, or a format name for its default.
+        A `Quant`, a named one, or a format name for its default.
     axis
-        For per_channel and per_token: the axis that shares a scale (the K axis of a product).
+        The axis along which values share a scale (the K axis of a product); not used by
+        per_tensor and tiles.
 
     Returns
     -------
     QTensor
-        Codes of the shape of `x`; scale of shape () or of `x` with length 1 along `axis`.
+        Codes of the shape of `x`; scale of shape (), of `x` with length 1 along `axis`, or one
+        entry a block.
 
     Raises
     ------
@@ -45,8 +46,7 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
 
     Source
     ------
-    Dynamic amax scaling as in FP8 and INT8 inference stacks; published.md-style fake quantisation
-    of the tiny-llama figures uses the same rule.
+    Dynamic amax scaling of FP8 and INT8 inference stacks; OCP MX 1.0 section 6.3 for block scales.
 
     Examples
     --------
@@ -63,10 +63,37 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
         values = _as_float32(values)
     if rule.granularity == "none":
         return QTensor(_codes(values, rule), rule.fmt, np.ones((), np.float32), rule)
-    scale = _amax_scale(values, rule, axis)
+    if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
+        raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
+    sizes = None
+    if rule.granularity == "per_tensor":
+        amax = np.max(np.abs(values), initial=0.0)
+    elif rule.granularity == "per_block":
+        sizes = block_shape(rule, values.shape, axis)
+        amax = block_amax(values, sizes)
+    else:
+        amax = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
+    _check_finite(amax, values)
+    scale_codes, scale_format, above = None, None, None
+    if rule.scale_format == "float8_e4m3fn":
+        scale_codes, scale, above = two_level_scales(amax, rule)
+        scale_format = get_format("float8_e4m3fn")
+    else:
+        scale = scales_from_amax(np.asarray(amax), rule)
+        if rule.scale_format == "float8_e8m0fnu":
+            scale_format = get_format("float8_e8m0fnu")
+            scale_codes = encode(scale, scale_format)
+    q = QTensor(values, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
+    divisor = q.element_scale()
+    if above is not None:
+        divisor = np.asarray(divisor, np.float64) * np.float64(above)
+    elif rule.scale_format in POW2_FORMATS:
+        divisor = np.asarray(divisor, np.float64)  # exact, subnormal quotients included
     with np.errstate(over="ignore", under="ignore"):
-        quotient = values / (scale if values.dtype == np.float32 else scale.astype(np.float64))
-    return QTensor(_codes(quotient, rule), rule.fmt, scale, rule)
+        quotient = values / divisor
+    return QTensor(
+        _codes(quotient, rule), rule.fmt, scale, rule, sizes, scale_codes, scale_format, above
+    )
 
 
 def storage_losses(
@@ -91,7 +118,9 @@ def storage_losses(
     values = np.asarray(x, np.float64)
     if not values.size:
         return 0.0, 0.0
-    scale = np.asarray(q.scale, np.float64)
+    scale = np.asarray(q.element_scale(), np.float64)
+    if q.tensor_scale is not None:
+        scale = scale * np.float64(q.tensor_scale)
     steps = np.unique(np.abs(q.fmt.values()))[-3:] if q.fmt.bits <= 8 else np.array([q.fmt.max])
     steps = steps[np.isfinite(steps)]
     half = (steps[-1] - steps[-2]) / 2 if len(steps) > 1 else 0.0
@@ -101,10 +130,10 @@ def storage_losses(
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
-        return values.astype(np.float64)
     if values.dtype.kind in "OUSMmc":
         raise NumsimError(f"quantize: inputs are real numbers; got {values.dtype}")
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
+        return values.astype(np.float64)
     return values.astype(np.float32)
 
 
@@ -112,13 +141,7 @@ def _codes(values: NDArray[Any], rule: Quant) -> NDArray[Any]:
     return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow)  # type: ignore[arg-type]
 
 
-def _amax_scale(values: NDArray[Any], rule: Quant, axis: int) -> NDArray[np.float32]:
-    if rule.granularity == "per_tensor":
-        amax = np.max(np.abs(values), initial=0.0)
-    else:
-        if not -values.ndim <= axis < values.ndim:
-            raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
-        amax = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
+def _check_finite(amax: Any, values: NDArray[Any]) -> None:
     if not np.isfinite(amax).all():
         bad = ~np.isfinite(values)
         index = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -126,10 +149,3 @@ def _amax_scale(values: NDArray[Any], rule: Quant, axis: int) -> NDArray[np.floa
             f"quantize: a scale needs finite values; {int(bad.sum())} of {values.size} are not, "
             f"the first at index {index}; clip them, or use granularity='none'"
         )
-    if rule.fmt.emax >= _WIDE:
-        return np.ones(np.shape(amax), np.float32)
-    limit = rule.fmt.max
-    with np.errstate(under="ignore", over="ignore"):
-        scale = (np.asarray(amax, np.float64) / limit).astype(np.float32)
-    scale = np.where(np.asarray(amax) == 0, np.float32(1.0), np.maximum(scale, _TINY))
-    return np.asarray(scale, np.float32)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import OVERFLOWS, ROUNDINGS, decode
-from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
+SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
+POW2_FORMATS = ("pow2", "float8_e8m0fnu")
+POW2_RULES = ("floor", "ceil", "even", "rceil")
+SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
 
 
 @dataclass(frozen=True)
 class Quant:
-    """A storage rule: format, scale granularity, scale rule, rounding, overflow.
+    """A storage rule: format, scale granularity, scale format and rule, rounding, overflow.
 
     Parameters
     ----------
@@ -26,18 +31,28 @@ class Quant:
     granularity
         ``none`` (scale 1, a raw cast: the default of fixed point), ``per_tensor`` (the default
         of everything else), ``per_channel`` (one scale a weight row), ``per_token`` (one scale an
-        activation row). The last two are the same arithmetic under the names of the two operands.
+        activation row; the same arithmetic under the name of the other operand), ``per_block``.
+    block
+        For per_block: values that share a scale along the quantised axis, or (rows, columns) for
+        tiles of the last two axes. Giving it implies per_block.
     scale_format
-        ``float32``: the format in which the scale is kept.
+        ``float32``, ``bfloat16``, ``pow2`` (a power of two in float32), ``float8_e8m0fnu``, or
+        ``float8_e4m3fn`` (with one float32 scale for the tensor on top, as NVFP4 has).
     scale_rule
-        ``amax``: the largest magnitude maps to the format's maximum, scale = amax / max.
+        ``amax``: the largest magnitude maps to the format's maximum. Powers of two: ``floor``
+        (OCP MX: floor(log2 amax) - emax), ``ceil``, ``even`` (floor after rounding amax to the
+        element's precision), ``rceil`` (smallest power of two that clips nothing).
     rounding, overflow
         As in `numsim.encode`.
 
     Raises
     ------
     NumsimError
-        For an unknown word.
+        For an unknown word or a contradiction.
+
+    Source
+    ------
+    OCP MX 1.0 section 6.3 (floor); torchao's ScaleCalculationMode (ceil, even, rceil).
 
     Examples
     --------
@@ -45,13 +60,15 @@ class Quant:
     Quant(format='float8_e4m3fn', granularity='per_tensor', ...)
     >>> Quant("q3.4").granularity
     'none'
+    >>> Quant("e2m1", block=32, scale_format="float8_e8m0fnu", scale_rule="floor").granularity
+    'per_block'
     """
 
     format: str | Format
     granularity: str | None = None
     block: int | tuple[int, int] | None = None
     scale_format: str = "float32"
-    scale_rule: str = "amax"
+    scale_rule: str | None = None
     rounding: str = "rne"
     overflow: str = "saturate"
 
@@ -59,10 +76,20 @@ class Quant:
         fmt = get_format(self.format)
         object.__setattr__(self, "format", fmt.name)
         fixed_point = fmt.kind == "integer" and fmt.bias != 0
-        granularity = self.granularity or ("none" if fixed_point else "per_tensor")
+        default = "none" if fixed_point else "per_tensor"
+        if self.block is not None:
+            default = "per_block"
+            object.__setattr__(self, "block", _block(self.block))
+        granularity = self.granularity or default
         object.__setattr__(self, "granularity", granularity)
+        pow2 = self.scale_format in POW2_FORMATS
+        rule = self.scale_rule or ("floor" if pow2 else "amax")
+        object.__setattr__(self, "scale_rule", rule)
+        rules = POW2_RULES if pow2 else ("amax",)
         for what, value, known in (
             ("granularity", granularity, GRANULARITIES),
+            ("scale_format", self.scale_format, SCALE_FORMATS),
+            (f"scale_rule for {self.scale_format} scales", rule, rules),
             ("rounding", self.rounding, ROUNDINGS),
             ("overflow", self.overflow, OVERFLOWS),
         ):
@@ -71,15 +98,10 @@ class Quant:
                     f"Quant: {what} is one of {', '.join(known)}; got {value!r}"
                     f"{near_names(str(value), known)}"
                 )
-        if granularity == "per_block" or self.block is not None:
-            raise UnsupportedError(
-                "Quant: block scales are not implemented yet; use per_tensor, per_channel, "
-                "per_token or none"
-            )
-        if self.scale_format != "float32" or self.scale_rule != "amax":
-            raise UnsupportedError(
-                "Quant: scales are float32 by the amax rule for now; got "
-                f"scale_format={self.scale_format!r}, scale_rule={self.scale_rule!r}"
+        if (granularity == "per_block") != (self.block is not None):
+            raise NumsimError(
+                f"Quant: granularity per_block and block go together; got {granularity!r} with "
+                f"block={self.block!r}"
             )
 
     @property
@@ -88,27 +110,27 @@ class Quant:
         return get_format(self.format)
 
     def bits_per_value(self, size: int, scales: int) -> float:
-        """Return stored bits for each of `size` values with `scales` float32 scales."""
-        extra = 0 if self.granularity == "none" else 32 * scales
+        """Return stored bits for each of `size` values with `scales` scales."""
+        extra = 0 if self.granularity == "none" else SCALE_BITS[self.scale_format] * scales
         return self.fmt.bits + extra / max(size, 1)
 
 
-def as_quant(quant: str | Format | Quant) -> Quant:
-    """Return a `Quant`: itself, or the default one of a format (per tensor; fixed point: none).
-
-    Examples
-    --------
-    >>> as_quant("int8").granularity
-    'per_tensor'
-    """
-    return quant if isinstance(quant, Quant) else Quant(quant)
+def _block(block: object) -> int | tuple[int, int]:
+    sizes = block if isinstance(block, tuple | list) else (block,)
+    if not (
+        len(sizes) in (1, 2)
+        and all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in sizes)
+    ):
+        raise NumsimError(f"Quant: block is a positive integer or (rows, columns); got {block!r}")
+    return tuple(sizes) if isinstance(block, tuple | list) else sizes[0]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
     """A quantised tensor: value = scale x decode(code).
 
-    `scale` broadcasts against the codes (one entry along `axis`), or is None for bare codes.
+    `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
+    entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
     Made by `numsim.quantize` or `QTensor.from_codes`.
     """
 
@@ -116,6 +138,10 @@ class QTensor:
     fmt: Format
     scale: NDArray[np.float32] | None = None
     quant: Quant | None = None
+    block_shape: tuple[int, ...] | None = None
+    scale_codes: NDArray[Any] | None = None
+    scale_format: Format | None = None
+    tensor_scale: np.float32 | None = None
     packed: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -137,12 +163,17 @@ class QTensor:
         codes
             Bit patterns (floats) or values (integers) of `fmt`, any shape.
         scale
-            float32 array that broadcasts against the codes; None: no scale.
+            float32 array that broadcasts against the codes, or has one entry for each block of
+            `block` values along `axis`. None: no scale.
+        scale_codes, scale_format
+            The same as codes of a format (``float8_e8m0fnu``, ``float8_e4m3fn``).
+        block, axis
+            Values that share a scale, and along which axis.
 
         Raises
         ------
         NumsimError
-            For codes outside the format or a scale that does not broadcast.
+            For codes outside the format or scales of the wrong shape.
 
         Examples
         --------
@@ -150,23 +181,49 @@ class QTensor:
         array([[ 0.5, -1. ]], dtype=float32)
         """
         f = get_format(fmt)
-        if scale_codes is not None or scale_format is not None or block is not None:
-            raise UnsupportedError("from_codes: block scales are not implemented yet; pass scale=")
         array = np.asarray(codes)
         decode(array, f)  # validates type and range
         array = array.astype(f.code_dtype)
-        kept = None
-        if scale is not None:
-            kept = np.asarray(scale, np.float32)
-            try:
-                if np.broadcast_shapes(kept.shape, array.shape) != array.shape:
-                    raise ValueError
-            except ValueError:
+        if scale is not None and scale_codes is not None:
+            raise NumsimError("from_codes: give scale or scale_codes, not both")
+        if (scale_codes is None) != (scale_format is None):
+            raise NumsimError("from_codes: scale_codes and scale_format go together")
+        kept, kept_format = None, None
+        if scale_codes is not None and scale_format is not None:
+            kept_format = get_format(scale_format)
+            kept = np.asarray(scale_codes)
+            scale = decode(kept, kept_format)
+            kept = kept.astype(kept_format.code_dtype)
+        values = None if scale is None else np.asarray(scale, np.float32)
+        shape = None
+        if block is not None:
+            if values is None:
+                raise NumsimError("from_codes: block needs scale or scale_codes")
+            if not -array.ndim <= axis < array.ndim or not isinstance(block, int) or block < 1:
                 raise NumsimError(
-                    f"from_codes: a scale broadcasts against the codes; got scale {kept.shape} "
+                    f"from_codes: block is positive and axis one of {array.ndim} axes; got "
+                    f"block={block!r}, axis={axis}"
+                )
+            sizes = [1] * array.ndim
+            sizes[axis] = block
+            shape = tuple(sizes)
+            want = tuple(-(-n // b) for n, b in zip(array.shape, shape, strict=True))
+            if values.shape != want:
+                raise NumsimError(
+                    f"from_codes: blocks of {block} along axis {axis} of {array.shape} need scales "
+                    f"of shape {want}; got {values.shape}"
+                )
+        elif values is not None:
+            try:
+                fits = np.broadcast_shapes(values.shape, array.shape) == array.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise NumsimError(
+                    f"from_codes: a scale broadcasts against the codes; got scale {values.shape} "
                     f"for codes {array.shape}"
-                ) from None
-        return cls(array, f, kept)
+                )
+        return cls(array, f, values, None, shape, kept, kept_format)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,11 +238,19 @@ class QTensor:
     @property
     def T(self) -> QTensor:
         """The tensor with its last two axes swapped (a view)."""
-        scale = self.scale
+        scale, shape = self.scale, self.block_shape
+        if shape is not None:
+            shape = (*shape[:-2], shape[-1], shape[-2])
         if scale is not None and scale.ndim:
             full = scale.reshape((1,) * (self.ndim - scale.ndim) + scale.shape)
             scale = np.swapaxes(full, -1, -2)
-        return QTensor(np.swapaxes(self.codes, -1, -2), self.fmt, scale, self.quant)
+        kept = self.scale_codes
+        if kept is not None and kept.ndim >= 2:
+            kept = np.swapaxes(kept, -1, -2)
+        return replace(
+            self, codes=np.swapaxes(self.codes, -1, -2), scale=scale, block_shape=shape,
+            scale_codes=kept, packed={},
+        )  # fmt: skip
 
     def values(self) -> NDArray[Any]:
         """Return the decoded codes without the scale (kept: weights are decoded once)."""
@@ -193,6 +258,17 @@ class QTensor:
             self.packed["values"] = decode(self.codes, self.fmt)
         kept: NDArray[Any] = self.packed["values"]
         return kept
+
+    def element_scale(self) -> NDArray[np.float32] | None:
+        """Return the stored scales so that they broadcast against the codes."""
+        scale = self.scale
+        if scale is None or self.block_shape is None:
+            return scale
+        for axis, (size, block) in enumerate(zip(self.shape, self.block_shape, strict=True)):
+            if block > 1:
+                scale = np.repeat(scale, block, axis)
+                scale = scale[(slice(None),) * axis + (slice(size),)]
+        return scale
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return scale x decode(code) in float32 (one rounding for each value).
@@ -204,7 +280,29 @@ class QTensor:
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
         values = decode(self.codes, self.fmt)
-        if self.scale is None:
+        scale = self.element_scale()
+        if scale is None:
             return values.astype(np.float32)
-        exact = values.astype(np.float64) * self.scale.astype(np.float64)
-        return exact.astype(np.float32)
+        exact = values.astype(np.float64) * scale.astype(np.float64)
+        if self.tensor_scale is not None:
+            exact = exact * np.float64(self.tensor_scale)
+        with np.errstate(over="ignore", under="ignore"):
+            return exact.astype(np.float32)
+
+    def bits_per_value(self) -> float:
+        """Return stored bits for each value, scales included.
+
+        Examples
+        --------
+        >>> from numsim.quant import quantize
+        >>> quantize(np.ones((4, 64)), "mxfp4_e2m1").bits_per_value()
+        4.25
+        """
+        bits = float(self.fmt.bits)
+        size = max(math.prod(self.shape), 1)
+        if self.scale is not None and (self.quant is None or self.quant.granularity != "none"):
+            name = "float32" if self.quant is None else self.quant.scale_format
+            if self.scale_format is not None:
+                name = self.scale_format.name
+            bits += SCALE_BITS.get(name, 32) * self.scale.size / size
+        return bits + (32 / size if self.tensor_scale is not None else 0.0)

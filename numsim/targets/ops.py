@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+from math import gcd
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.convert import encode
-from numsim.errors import NumsimError, UnsupportedError
+from numsim.convert import cast
+from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets import units
 from numsim.targets.table import get_target
-from numsim.targets.types import CLASSES, Exact, Fma, Fused, IntSum, Rule, Target
+from numsim.targets.types import CLASSES, Fused, IntSum, Mac, Rule, ScaledFp4, Target
 
-_DTYPES: dict[str, Any] = {
+DTYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
+_WARNED: set[str] = set()
 
 
 def matmul(
@@ -50,10 +53,11 @@ def matmul(
 
     Returns
     -------
-    D [..., M, N]: float32, or the type of `out_format`. Scales are applied after the unit,
-    ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being rounded to float32
-    first; without any scale an integer unit returns its int32 (int64 beyond 32 bits), in units of
-    the operands' quanta.
+    D [..., M, N]: float32, or the type of `out_format`. Scales that are constant along K are
+    applied after the unit, ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being
+    rounded to float32 first; without any scale an integer unit returns its int32 (int64 beyond 32
+    bits), in units of the operands' quanta. Block scales along K go into the unit where it takes
+    them; elsewhere each block is a chain of its own, scaled and added in float32 in K order.
 
     Raises
     ------
@@ -82,23 +86,32 @@ def matmul(
                 "or QTensor.from_codes"
             )
     batch, m, n = _shapes(a, b)
-    rule = rule_for(unit, a.fmt, b.fmt)
-    out = _output_format(unit, rule, out_format)
+    inside = _scaled_rule(unit, a, b)
+    wanted = get_format(out_format).name if out_format is not None else None
+    rule = inside or rule_for(unit, a.fmt, b.fmt, wanted)
+    out = _output_format(unit, rule, wanted)
     start = _accumulator(c, rule, out, (*batch, m, n))
-    scale = _scales(a, b)
-    acc = _run(rule, a, b, start, out, batch, unit)
-    if scale is None:
-        return acc
-    quantum = 1.0
-    if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
-        quantum = 2.0 ** -(a.fmt.bias + b.fmt.bias)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        scaled = acc.astype(np.float32) * (scale * np.float32(quantum))
-    return scaled if out.name == "float32" or isinstance(rule, IntSum) else scaled.astype(acc.dtype)
+    _warn(unit)
+    count = int(np.prod(batch, dtype=np.int64))
+    begin = None if start is None else start.reshape(count, m, n)
+    left = a if a.shape[:-2] == batch else _broadcast(a, batch)
+    right = b if b.ndim == 2 or b.shape[:-2] == batch else _broadcast(b, batch)
+    blocks = None if inside is not None else _k_block(a, b)
+    if blocks is not None:
+        acc = _blockwise(rule, left, right, begin, out, unit, blocks)
+        scale = None
+    else:
+        acc = _chained(rule, left, right, begin, out, unit)
+        scale = None if inside is not None else _scales(a, b)
+    acc = acc.reshape(*batch, m, n)
+    if a.tensor_scale is not None or b.tensor_scale is not None:
+        above = np.float32(a.tensor_scale or 1.0) * np.float32(b.tensor_scale or 1.0)
+        scale = above if scale is None else scale * above
+    return acc if scale is None else _scaled(acc, scale, rule, a, b)
 
 
-def rule_for(target: Target, a: Format, b: Format) -> Rule:
-    """Return the rule by which `target` multiplies formats `a` and `b`.
+def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
+    """Return the rule by which `target` multiplies formats `a` and `b` into format `out`.
 
     Raises
     ------
@@ -109,29 +122,58 @@ def rule_for(target: Target, a: Format, b: Format) -> Rule:
     --------
     >>> from numsim.formats import get_format
     >>> rule_for(get_target("ideal.int"), get_format("int8"), get_format("int4"))
-    IntSum(acc_bits=32, overflow='wrap')
+    IntSum(acc_bits=32, overflow='wrap', ...)
     """
+    found = None
     for kind, rule in target.rules:
-        if _belongs(a, kind) and _belongs(b, kind):
-            return rule
-        if isinstance(rule, Exact | Fma) and _in_float32(a) and _in_float32(b):
-            return rule
-    has = "; ".join(f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}" for kind, _ in target.rules)
-    raise UnsupportedError(
-        f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}"
-    )
+        name, _, result = kind.partition("->")
+        if kind.startswith("mx:") or (result and result != out):
+            continue
+        if _takes(name, a, b) and (found is None or result):
+            found = rule
+    if found is None:
+        has = "; ".join(
+            f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"
+            for kind, _ in target.rules
+            if "->" not in kind and not kind.startswith("mx:")
+        )
+        raise UnsupportedError(
+            f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}"
+        )
+    return found
 
 
-def _belongs(fmt: Format, kind: str) -> bool:
-    if kind == "integer":
-        return fmt.kind == "integer"
+def _takes(kind: str, a: Format, b: Format) -> bool:
     if kind == "float":
-        return _in_float32(fmt)
-    return fmt.name in CLASSES[kind]
+        return a.value_dtype == np.float32 and b.value_dtype == np.float32
+    if kind == "integer":
+        return a.kind == "integer" and b.kind == "integer"
+    if kind == "u8s8":
+        return a.name == "uint8" and b.name == "int8"
+    return a.name in CLASSES[kind] and b.name in CLASSES[kind]
 
 
-def _in_float32(fmt: Format) -> bool:
-    return fmt.value_dtype == np.float32
+def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> Rule | None:
+    """Return the rule for block scales inside the unit, None where they stay outside."""
+    if a.scale_format is None or b.scale_format is None:
+        return None
+    if a.block_shape is None or b.block_shape is None or a.scale_format != b.scale_format:
+        return None
+    block = a.block_shape[-1]
+    ones_a, ones_b = (*a.block_shape[:-1],), (*b.block_shape[:-2], b.block_shape[-1])
+    if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
+        return None
+    for kind, rule in target.rules:
+        if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
+            continue
+        scale = a.scale_format.name
+        if isinstance(rule, ScaledFp4):
+            allowed = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
+        else:
+            allowed = (("float8_e8m0fnu", 32),)
+        if (scale, block) in allowed:
+            return rule
+    return None
 
 
 def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
@@ -153,18 +195,19 @@ def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
     return batch, m, n
 
 
-def _output_format(target: Target, rule: Rule, out_format: str | Format | None) -> Format:
+def _output_format(target: Target, rule: Rule, name: str | None) -> Format:
     if isinstance(rule, IntSum):
-        if out_format is not None and get_format(out_format).name not in ("int32", "float32"):
+        if name not in (None, "int32", "float32"):
             raise UnsupportedError(
                 f"matmul: {target.name} accumulates integers; leave out_format out"
             )
         return get_format("int32")
-    name = get_format(out_format or "float32").name
-    allowed = ("float32", "float16") if isinstance(rule, Fused) else tuple(_DTYPES)
-    if name not in allowed:
+    allowed = ("float32", "float16") if isinstance(rule, Fused) else tuple(DTYPES)
+    if not isinstance(rule, Fused) and not target.name.startswith(("ideal.", "generic.")):
+        allowed = ("float32",)
+    if (name or "float32") not in allowed:
         raise UnsupportedError(f"matmul: {target.name} returns {', '.join(allowed)}; got {name}")
-    return get_format(name)
+    return get_format(name or "float32")
 
 
 def _accumulator(
@@ -185,11 +228,19 @@ def _accumulator(
                 f"{int(array.max())}"
             )
         return array.astype(np.int64)
-    want = np.dtype(_DTYPES[out.name])
+    want = np.dtype(DTYPES[out.name])
     if array.dtype != want:
         raise NumsimError(
             f"matmul: c has the type of the result, {want}; got {array.dtype}; cast it first"
         )
+    if isinstance(rule, Mac) and rule.acc_format != "float32":
+        wide = array.astype(np.float32)
+        kept = cast(wide, rule.acc_format, overflow="special")
+        if not np.array_equal(kept, wide, equal_nan=True):
+            raise NumsimError(
+                f"matmul: c holds values of the accumulator's format {rule.acc_format}; some are "
+                "not; cast c to it first"
+            )
     return array
 
 
@@ -199,49 +250,151 @@ def _scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
         return None
     parts = []
     for q, contracted in ((a, -1), (b, -2)):
-        scale = np.float32(1.0) if q.scale is None else q.scale
-        scale = np.asarray(scale, np.float32)
+        scale = np.asarray(1.0 if q.scale is None else q.element_scale(), np.float32)
         if scale.ndim >= -contracted and scale.shape[contracted] != 1:
-            raise UnsupportedError(
-                f"matmul: a scale is constant along K; got scale {scale.shape} for a tensor "
-                f"{q.shape}; quantize a along axis -1 and b along axis -2"
-            )
+            if q.block_shape is None:
+                raise UnsupportedError(
+                    f"matmul: a scale is constant along K, or has blocks; got scale {scale.shape} "
+                    f"for a tensor {q.shape}; quantize a along axis -1 and b along axis -2"
+                )
+            scale = np.take(scale, [0], contracted)
         parts.append(scale)
     with np.errstate(over="ignore", under="ignore"):
         product: NDArray[np.float32] = np.asarray(parts[0] * parts[1], np.float32)
     return product
 
 
-def _run(
-    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format,
-    batch: tuple[int, ...], target: Target,
+def _along_k(q: QTensor, axis: int) -> int:
+    """Return the block size along K; 0 where a scale is constant along K."""
+    block = q.block_shape[axis] if q.block_shape is not None else 0
+    if q.block_shape is not None and q.scale is not None and q.scale.shape[axis] == 1:
+        return 0
+    return block
+
+
+def _k_block(a: QTensor, b: QTensor) -> int | None:
+    """Return the run of k in which both scales are constant, None where they always are."""
+    block = gcd(_along_k(a, -1), _along_k(b, -2))
+    return block or None
+
+
+def _blockwise(
+    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target,
+    block: int,
 ) -> NDArray[Any]:  # fmt: skip
-    """Call the unit on [batch, M, K] by [batch or 1, K, N]; result [*batch, M, N]."""
-    m, n = a.shape[-2], b.shape[-1]
-    count = int(np.prod(batch, dtype=np.int64))
-    left = a if a.shape[:-2] == batch else _broadcast(a, batch)
-    right = b if b.ndim == 2 or b.shape[:-2] == batch else _broadcast(b, batch)
-    start = None if c is None else c.reshape(count, m, n)
-    if isinstance(rule, Fma):
-        acc = units.fma(left, right, None if start is None else _as_float32(start))
-        acc = acc if out.name == "float32" else _round_to(acc, out)
-    elif isinstance(rule, Exact):
-        acc = units.exact(left, right, start, out)
-    elif isinstance(rule, IntSum):
-        acc = units.integer(left, right, start, rule, target.name)
+    """Every block of K a chain from +0, scaled and added in float32, in K order."""
+    k = a.shape[-1]
+    total: NDArray[Any] | None = None if c is None else c.astype(np.float32)
+    scale_a, scale_b = _or_one(a), _or_one(b)
+    for k0 in range(0, k, block):
+        part = _k_slice(a, -1, k0, min(k0 + block, k)), _k_slice(b, -2, k0, min(k0 + block, k))
+        acc = _chained(rule, part[0], part[1], None, out, target)
+        sa = np.take(scale_a, [k0], -1) if _along_k(a, -1) else np.take(scale_a, [0], -1)
+        sb = np.take(scale_b, [k0], -2) if _along_k(b, -2) else np.take(scale_b, [0], -2)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scale = np.asarray(sa * sb, np.float32)
+            scaled = _scaled(acc.reshape(*_lead(acc, a, b), *acc.shape[-2:]), scale, rule, a, b)
+            scaled = scaled.reshape(acc.shape).astype(np.float32)
+            total = scaled if total is None else total + scaled
+    assert total is not None
+    return total if out.name in ("float32", "int32") else units.round_to(total, out)
+
+
+def _lead(acc: NDArray[Any], a: QTensor, b: QTensor) -> tuple[int, ...]:
+    return a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
+
+
+def _or_one(q: QTensor) -> NDArray[np.float32]:
+    scale = q.element_scale()
+    scale = np.ones((1, 1), np.float32) if scale is None else scale
+    return scale if scale.ndim >= 2 else np.reshape(scale, (1, 1))
+
+
+def _k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
+    """Return the codes of one run of k, kept with the tensor so that it is packed once."""
+    key = f"slice{start}:{stop}"
+    if key not in q.packed:
+        cut = (..., slice(start, stop)) if axis == -1 else (..., slice(start, stop), slice(None))
+        q.packed[key] = QTensor(q.codes[cut], q.fmt)
+    part: QTensor = q.packed[key]
+    return part
+
+
+def _chained(
+    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target
+) -> NDArray[Any]:
+    """Run the unit over K with promotion and split-K; result [count, M, N]."""
+    if target.promote_every is None and target.split_k == 1:
+        return units.run(rule, a, b, c, out, target.name)
+    sums = []
+    for tiles in _splits(a.shape[-1], target):
+        parts = [
+            units.run(rule, _k_pick(a, -1, ks), _k_pick(b, -2, ks), None, out, target.name)
+            for ks in _promoted(tiles, target.promote_every)
+        ]
+        sums.append(units.add_parts(parts, rule))
+    if target.split_order == "pairwise" and len(sums) > 1:
+        sums = [sums[-1], *sums[:-1]]
+    if c is not None:
+        sums = [c, *sums]
+    total = units.add_parts(sums, rule)
+    return (
+        total if isinstance(rule, IntSum) or out.name == "float32" else units.round_to(total, out)
+    )
+
+
+def _splits(k: int, target: Target) -> list[NDArray[np.int64]]:
+    """Return the k of each part of a split-K product (none is empty)."""
+    every = np.arange(k)
+    if target.split_k == 1:
+        return [every]
+    tiles = [every[t : t + target.split_tile] for t in range(0, k, target.split_tile)]
+    if target.split_order == "contiguous":
+        run = -(-len(tiles) // target.split_k)
+        groups = [tiles[s : s + run] for s in range(0, len(tiles), run)]
     else:
-        acc = units.fused(left, right, start, out, rule)
-    return acc.reshape(*batch, m, n)
+        groups = [tiles[s :: target.split_k] for s in range(target.split_k)]
+    return [np.concatenate(group) for group in groups if group]
+
+
+def _promoted(ks: NDArray[np.int64], every: int | None) -> list[NDArray[np.int64]]:
+    step = every or len(ks)
+    return [ks[i : i + step] for i in range(0, len(ks), step)]
+
+
+def _k_pick(q: QTensor, axis: int, ks: NDArray[np.int64]) -> QTensor:
+    if len(ks) == q.shape[axis]:
+        return q
+    if len(ks) == ks[-1] - ks[0] + 1:
+        return _k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1)
+    return QTensor(np.take(q.codes, ks, axis), q.fmt)
 
 
 def _broadcast(q: QTensor, batch: tuple[int, ...]) -> QTensor:
+    if q.block_shape is not None:
+        raise UnsupportedError(
+            "matmul: tensors with block scales do not broadcast; give both the same leading axes"
+        )
     return QTensor(np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), q.fmt)
 
 
-def _as_float32(c: NDArray[Any]) -> NDArray[np.float32]:
-    return c.astype(np.float32)
+def _scaled(acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor) -> NDArray[Any]:
+    """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
+    if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
+        scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scaled: NDArray[Any] = acc.astype(np.float32) * scale
+    if isinstance(rule, IntSum) or acc.dtype == np.float32:
+        return scaled
+    name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
+    return units.round_to(scaled, get_format(name))
 
 
-def _round_to(values: NDArray[np.float32], out: Format) -> NDArray[Any]:
-    codes = encode(values, out, overflow="special")
-    return codes.view(_DTYPES[out.name])
+def _warn(target: Target) -> None:
+    if target.maturity in ("document", "assumed") and target.name not in _WARNED:
+        _WARNED.add(target.name)
+        warnings.warn(
+            f"{target.name}: no hardware recording confirms these rules ({target.evidence})",
+            UnvalidatedWarning,
+            stacklevel=3,
+        )

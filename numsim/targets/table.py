@@ -5,45 +5,154 @@ from __future__ import annotations
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
-from numsim.targets.types import Exact, Fma, Fused, IntSum, Rule, Target
+from numsim.targets.types import (
+    Exact,
+    Fused,
+    IntSum,
+    Mac,
+    Maturity,
+    Rule,
+    ScaledFp4,
+    Target,
+    TwoStage,
+)
+
+_MMASIM = "MMA-Sim, arXiv 2511.10909"
+_MATLAB = "Khattak and Mikaitis, arXiv 2512.07004"
+_PTX = "PTX ISA, mma and wgmma"
+_SDM = "Intel 64 and IA-32 SDM, volume 2"
+_ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
+_MODELS_DIFFER = (
+    "models differ on zero products and the least exponent; no recording decides: "
+    "fields zero_products, min_exponent"
+)
 
 
-def _target(name: str, maturity: str, evidence: str, source: str, **rules: Rule) -> Target:
-    return Target(name, tuple(rules.items()), maturity, evidence, source)
+def _target(
+    name: str, maturity: Maturity, evidence: str, source: str, rules: dict[str, Rule], **own: Any
+) -> Target:
+    return Target(name, tuple(rules.items()), maturity, evidence, source, **own)
 
+
+_IMMA = IntSum(acc_bits=32, overflow="wrap")
 
 _TABLE = [
-    _target(
-        "ideal.exact", "definition", "one rounding of the exact sum (Kulisch accumulator)",
-        "Kulisch, Computer Arithmetic and Validity, 2013; IEEE 754-2019 section 9.4",
-        float=Exact(), integer=Exact(),
-    ),
-    _target(
-        "ideal.fp32", "definition", "sequential IEEE 754 fusedMultiplyAdd in binary32",
-        "IEEE 754-2019 section 5.4.1",
-        float=Fma(), integer=Fma(),
-    ),
-    _target(
-        "ideal.int", "definition", "two's-complement accumulator of acc_bits bits",
-        "two's-complement arithmetic",
-        integer=IntSum(acc_bits=32, overflow="wrap"),
-    ),
-    _target(
-        "nvidia.hopper.wgmma", "silicon",
-        "FP8, fp16, bf16 and tf32 recordings on H100 and H200; MMA-Sim; mmaemu (FP8 with C)",
-        "Khattak and Mikaitis, arXiv 2512.07004; MMA-Sim, arXiv 2511.10909; PTX ISA, wgmma",
-        fp8=Fused(group=32, align_bits=13, keep_bits=13),
-        fp16=Fused(group=16, align_bits=25),
-        bf16=Fused(group=16, align_bits=25),
-        tf32=Fused(group=8, align_bits=25),
-    ),
+    # ideal units: definitions
+    _target("ideal.exact", "definition", "one rounding of the exact sum (Kulisch accumulator)",
+            "Kulisch, Computer Arithmetic and Validity, 2013; IEEE 754-2019 section 9.4",
+            {"float": Exact(), "integer": Exact()}),
+    _target("ideal.fp32", "definition", "sequential IEEE 754 fusedMultiplyAdd in binary32",
+            "IEEE 754-2019 section 5.4.1",
+            {"float": Mac(), "integer": Mac()}),
+    _target("ideal.mac", "definition", "one rounding a step; Berkeley TestFloat for single steps",
+            "IEEE 754-2019 section 5.4.1",
+            {"float": Mac(), "integer": Mac()}),
+    _target("ideal.int", "definition", "two's-complement accumulator of acc_bits bits",
+            "two's-complement arithmetic",
+            {"integer": IntSum()}),
+    _target("generic.systolic", "definition", "weight-stationary column of promote_every rows, "
+            "partial sums added in order", "Kung and Leiserson, 1978",
+            {"float": Mac(), "integer": IntSum()}, promote_every=128),
+
+    # NVIDIA
+    _target("nvidia.volta.mma", "silicon", "V100 recordings; MMA-Sim", f"{_MATLAB}; {_MMASIM}",
+            {"fp16": Fused(4, 23)}),
+    _target("nvidia.turing.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
+            {"fp16": Fused(8, 24), "int8": _IMMA, "int4": _IMMA}),
+    _target("nvidia.ampere.mma", "silicon", f"A100 and A2 recordings; MMA-Sim; {_MODELS_DIFFER}",
+            f"{_MATLAB}; {_MMASIM}",
+            {"fp16": Fused(8, 24), "bf16": Fused(8, 24), "tf32": Fused(4, 24),
+             "int8": _IMMA, "int4": _IMMA}),
+    _target("nvidia.ada.mma", "silicon",
+            f"L40S and RTX 1000 recordings; mmaemu (RTX 4060); MMA-Sim; {_MODELS_DIFFER}",
+            f"{_MATLAB}; {_MMASIM}",
+            {"fp16": Fused(8, 24), "bf16": Fused(8, 24), "tf32": Fused(4, 24),
+             "fp8": Fused(16, 13, 13), "int8": _IMMA, "int4": _IMMA}, split_tile=64),
+    _target("nvidia.hopper.wgmma", "silicon",
+            "FP8, fp16, bf16 and tf32 recordings on H100 and H200; MMA-Sim; mmaemu (FP8 with C); "
+            + _MODELS_DIFFER, f"{_MATLAB}; {_MMASIM}; {_PTX}",
+            {"fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": Fused(16, 25),
+             "tf32": Fused(8, 25), "int8": _IMMA}),
+    _target("nvidia.hopper.mma", "silicon",
+            "H100 and H200 recordings (FP8: float16 output; its float32 output is assumed to be "
+            f"B200's); MMA-Sim; {_MODELS_DIFFER}", f"{_MATLAB}; {_MMASIM}; {_PTX}",
+            {"fp8": Fused(32, 25, accumulator="late"),
+             "fp8->float16": Fused(32, 25, accumulator="halves"),
+             "fp16": Fused(16, 25), "bf16": Fused(16, 25), "tf32": Fused(8, 25),
+             "int8": _IMMA}),
+    _target("nvidia.blackwell.tcgen05", "model",
+            f"MMA-Sim; fp16, bf16, tf32 as recorded through mma.sync on B200; {_MODELS_DIFFER}",
+            f"{_MMASIM}; {_PTX}",
+            {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
+             "bf16": Fused(16, 25), "tf32": Fused(8, 25), "int8": _IMMA,
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": Fused(32, 25)}),
+    _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_MODELS_DIFFER}", _MATLAB,
+            {"fp8": Fused(32, 25, accumulator="late"),
+             "fp8->float16": Fused(32, 25, accumulator="halves"),
+             "fp16": Fused(16, 25), "bf16": Fused(16, 25), "tf32": Fused(8, 25),
+             "int8": _IMMA}),
+    _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
+            {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
+             "bf16": Fused(16, 25), "tf32": Fused(8, 25), "int8": _IMMA,
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": Fused(32, 25)}),
+
+    # AMD
+    _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "
+            "exactly instead (Exact(group=4)); no recording decides", f"{_MMASIM}; {_MATLAB}",
+            {"fp16": Mac(fused=False, order="tree", group=4),
+             "bf16": Mac(fused=False, order="tree", group=2), "fp32": Mac(), "int8": _IMMA}),
+    _target("amd.cdna2.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
+            f"{_MMASIM}; {_MATLAB}",
+            {"fp16": Mac(fused=False, order="tree", group=4, flush=True),
+             "bf16": Mac(fused=False, order="tree", group=4, flush=True),
+             "fp32": Mac(), "int8": _IMMA}),
+    _target("amd.cdna3.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
+            f"{_MMASIM}; {_MATLAB}",
+            {"fp16": TwoStage(8), "bf16": TwoStage(8), "tf32": TwoStage(4),
+             "fp8_fnuz": TwoStage(16, streams=2), "fp32": Mac(), "int8": _IMMA}),
+
+    # x86
+    _target("x86.vpdpbusd", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
+            {"u8s8": IntSum(group=4)}),
+    _target("x86.vpdpbusds", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
+            {"u8s8": IntSum(group=4, overflow="saturate")}),
+    _target("x86.vpmaddubsw", "silicon", "recorded on AMD EPYC, family 25 model 17",
+            f"{_SDM}; oneDNN, Nuances of int8 computations",
+            {"u8s8": IntSum(group=4, pair_bits=16)}),
+    _target("x86.vpdpwssd", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
+            {"int16": IntSum(group=2)}),
+    _target("x86.vpdpwssds", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
+            {"int16": IntSum(group=2, overflow="saturate")}),
+    _target("x86.vdpbf16ps", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
+            {"bf16": Mac(order="odd_first", flush=True)}),
+    _target("x86.tdpbssd", "document", "pseudocode: no saturation", _SDM,
+            {"int8": IntSum(group=4)}),
+    _target("x86.tdpbf16ps", "document", "pseudocode of the SDM (the Intrinsics Guide differs)",
+            _SDM, {"bf16": Mac(order="two_chains", group=32, flush=True)}),
+
+    # Arm
+    _target("arm.sdot", "document", "integer dot product, no saturation", _ARM,
+            {"int8": IntSum(group=4)}),
+    _target("arm.smmla", "document", "eight products a step, no saturation", _ARM,
+            {"int8": IntSum(group=8)}),
+    _target("arm.bfdot", "document", "FPCR.EBF = 0: every step rounded to odd", _ARM,
+            {"bf16": Mac(fused=False, rounding="rto", order="tree", group=2, flush=True)}),
+    _target("arm.fdot_fp8", "document", "four products and the accumulator, one rounding", _ARM,
+            {"fp8": Exact(group=4)}),
+
+    # Google
+    _target("tpu.mxu_int8", "assumed", "32-bit accumulation; the rest is not public",
+            "Jouppi et al., ISCA 2017", {"int8": _IMMA}, promote_every=None),
+    _target("tpu.mxu_bf16", "assumed", "exact products, float32 down a column of 128; rounding, "
+            "alignment and order of the adders are not public", "Google Cloud TPU documentation",
+            {"bf16": Mac()}, promote_every=128),
 ]  # fmt: skip
 
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
 
 def get_target(name: str | Target, **changes: Any) -> Target:
-    """Return the target called `name`, with fields of its rules replaced by `changes`.
+    """Return the target called `name`, with fields replaced by `changes`.
 
     Raises
     ------
@@ -53,7 +162,9 @@ def get_target(name: str | Target, **changes: Any) -> Target:
     Examples
     --------
     >>> get_target("ideal.int", acc_bits=24, overflow="saturate").rule("integer")
-    IntSum(acc_bits=24, overflow='saturate')
+    IntSum(acc_bits=24, overflow='saturate', ...)
+    >>> get_target("nvidia.hopper.wgmma", promote_every=128).promote_every
+    128
     """
     if isinstance(name, Target):
         target = name
@@ -66,6 +177,8 @@ def get_target(name: str | Target, **changes: Any) -> Target:
         target = TARGETS[name]
     else:
         raise NumsimError(f"a target is a name or a Target; got {type(name).__name__}")
+    if "rows" in changes:  # the word of systolic arrays for the length of a column
+        changes["promote_every"] = changes.pop("rows")
     return target.changed(**changes) if changes else target
 
 

@@ -5,30 +5,71 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from numsim.convert import ROUNDINGS
 from numsim.errors import NumsimError, near_names
+from numsim.formats import get_format
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Every product and the accumulator are added exactly; one rounding (nearest even)."""
+    """Products and the accumulator are added exactly and rounded once (nearest even).
+
+    `group`: products in one such sum, which the next one takes as its accumulator; None: all.
+    `flush`: subnormal inputs and results become zero.
+    """
+
+    group: int | None = None
+    flush: bool = False
 
 
 @dataclass(frozen=True)
-class Fma:
-    """One chain of IEEE fused multiply-adds in float32, nearest even, in increasing k."""
+class Mac:
+    """Multiply-adds with one rounding a step.
+
+    Parameters
+    ----------
+    acc_format
+        Format of the accumulator, and of every sum.
+    product_format
+        Format to which products are rounded first; None: exact products, a fused multiply-add.
+    fused
+        False rounds products to `product_format`, or to `acc_format` where that is None.
+    rounding
+        Of every step (``rne rna rtz rup rdn rto``).
+    order
+        ``sequential``: one chain in increasing k from the accumulator. ``tree``: neighbours
+        pairwise within each `group` (None: all of K), then the accumulator. ``odd_first``: a
+        chain that takes k + 1 before k. ``two_chains``: even and odd k of a group from zero,
+        their sum, then the accumulator.
+    flush
+        Subnormal inputs and results become zeros of their sign.
+    """
+
+    acc_format: str = "float32"
+    product_format: str | None = None
+    fused: bool = True
+    rounding: str = "rne"
+    order: str = "sequential"
+    group: int | None = None
+    flush: bool = False
 
 
 @dataclass(frozen=True)
 class IntSum:
-    """Integer products added in increasing k in `acc_bits` bits.
+    """Integer products added in increasing k in `acc_bits` bits, `group` products a step.
 
-    `overflow`: ``wrap`` modulo 2**acc_bits, ``saturate`` after every product, or ``raise``.
+    `overflow`: ``wrap`` modulo 2**acc_bits, ``saturate`` after every step, or ``raise``.
+    `pair_bits`: the sum of two neighbouring products saturates to so many bits first.
+    `outer_bits`: width of the accumulator that adds the parts of a promoted or split sum.
     """
 
     acc_bits: int = 32
     overflow: Overflow = "wrap"
+    group: int = 1
+    pair_bits: int | None = None
+    outer_bits: int = 32
 
 
 @dataclass(frozen=True)
@@ -40,26 +81,71 @@ class Fused:
     group
         Products in one block; longer dot products chain blocks through the accumulator.
     align_bits
-        Fraction bits kept below the largest exponent among the products and the accumulator.
+        Fraction bits kept below the largest exponent.
     keep_bits
         Fraction bits of a float32 result (23, or 13 where the unit returns e8m13), truncated.
         float16 results are rounded to nearest even.
+    accumulator
+        ``joins`` the alignment; ``late``: is added to the rounded sum by an ordinary addition;
+        ``halves``: k with (k // 2) even, then the others on top in float16, then the accumulator.
+    zero_products
+        Whether a product with a zero factor takes part in the largest exponent (models differ;
+        no recording decides).
+    min_exponent
+        Lower limit of the largest exponent, None: no limit (models differ; no recording decides).
     """
 
     group: int
     align_bits: int
     keep_bits: int = 23
+    accumulator: Literal["joins", "late", "halves"] = "joins"
+    zero_products: bool = False
+    min_exponent: int | None = None
 
 
-Rule = Exact | Fma | IntSum | Fused
+@dataclass(frozen=True)
+class TwoStage:
+    """CDNA3: the products' aligned sum first, then the accumulator, one rounding to float32.
+
+    Products are truncated to `align_bits` below their largest exponent (`streams` = 2: even and
+    odd k apart, their sums floored to the larger exponent). Beside the accumulator the sum is
+    floored to `sum_bits` and the accumulator to `align_bits` fraction bits.
+    """
+
+    group: int
+    align_bits: int = 24
+    sum_bits: int = 31
+    streams: int = 1
+
+
+@dataclass(frozen=True)
+class ScaledFp4:
+    """Blackwell's k = 64 block-scaled FP4: exact runs of 16, scaled, aligned, truncated."""
+
+    align_bits: int = 35
+
+
+Rule = Exact | Mac | IntSum | Fused | TwoStage | ScaledFp4
+
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_SMALL = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
 
 # operand class -> formats that belong to it; a target lists the classes it accepts
 CLASSES: dict[str, tuple[str, ...]] = {
-    "fp8": ("float8_e4m3fn", "float8_e5m2"),
+    "fp32": ("float32",),
+    "tf32": ("tfloat32",),
     "fp16": ("float16",),
     "bf16": ("bfloat16",),
-    "tf32": ("tfloat32",),
+    "fp8": _FP8,
+    "fp8_fnuz": ("float8_e4m3fnuz", "float8_e5m2fnuz"),
+    "f8f6f4": (*_FP8, *_SMALL),
+    "fp4": ("float4_e2m1fn",),
+    "int8": ("int8", "uint8"),
+    "int4": ("int4", "uint4"),
+    "int16": ("int16",),
 }
+
+Maturity = Literal["definition", "silicon", "model", "document", "assumed"]
 
 
 @dataclass(frozen=True)
@@ -71,63 +157,124 @@ class Target:
     name
         Canonical name, ``maker.generation.instruction``.
     rules
-        (operand class, rule) pairs; class ``"float"`` is every format that float32 holds,
-        ``"integer"`` every integer and fixed-point format.
+        (operand class, rule) pairs. A class is a key of `CLASSES`; ``"float"`` is every format
+        that float32 holds, ``"integer"`` every integer and fixed-point format, ``"u8s8"`` uint8
+        by int8. ``"fp8->float16"`` is the rule for that output; ``"mx:f8f6f4"`` the rule for
+        operands with block scales that the unit applies itself.
     maturity
         ``definition`` (an ideal unit), ``silicon`` (equal to hardware recordings), ``model``
-        (equal to an independent model) or ``document``.
+        (equal to an independent model validated on hardware), ``document`` (vendor text), or
+        ``assumed``. The last two warn once when used.
     evidence
         What the rules were compared with.
     source
         Where the rules are described.
+    promote_every
+        Restart the chain from +0 every so many k and add the parts in float32, nearest even
+        (integer units: in `outer_bits`).
+    split_k, split_order
+        Parts of K whose sums are added afterwards in float32: ``contiguous`` runs of tiles, or
+        tiles dealt out in turn and added ``serial`` or ``pairwise``.
+    split_tile
+        Width of those tiles in k.
 
     Examples
     --------
     >>> from numsim.targets import get_target
     >>> get_target("nvidia.hopper.wgmma").rule("fp8")
-    Fused(group=32, align_bits=13, keep_bits=13)
+    Fused(group=32, align_bits=13, keep_bits=13, accumulator='joins', ...)
     """
 
     name: str
     rules: tuple[tuple[str, Rule], ...]
-    maturity: str
+    maturity: Maturity
     evidence: str
     source: str
+    promote_every: int | None = None
+    split_k: int = 1
+    split_order: Literal["contiguous", "serial", "pairwise"] = "contiguous"
+    split_tile: int = 128
 
     def rule(self, operand_class: str) -> Rule | None:
         """Return the rule for an operand class, None where the unit does not take it."""
         return dict(self.rules).get(operand_class)
 
     def changed(self, **changes: Any) -> Target:
-        """Return the target with fields of its rules replaced (``group=16``, ``acc_bits=24``).
+        """Return the target with fields replaced: ``group=16``, ``promote_every=128``, ...
 
         Raises
         ------
         NumsimError
-            For a field that no rule of this unit has, or a value it cannot take.
+            For a field that this unit does not have, or a value it cannot take.
         """
-        known = sorted({f.name for _, rule in self.rules for f in fields(rule)})
-        for key in changes:
+        own = {k: v for k, v in changes.items() if k in _CHAIN_FIELDS}
+        inner = {k: v for k, v in changes.items() if k not in _CHAIN_FIELDS}
+        known = sorted({f.name for _, rule in self.rules for f in fields(rule)} | _CHAIN_FIELDS)
+        for key in inner:
             if key not in known:
                 raise NumsimError(
-                    f"{self.name} has no field {key!r}; it has "
-                    f"{', '.join(known) or 'none that can be changed'}{near_names(key, known)}"
+                    f"{self.name} has no field {key!r}; it has {', '.join(known)}"
+                    f"{near_names(key, known)}"
                 )
-        new = tuple(
-            (kind, replace(rule, **{k: v for k, v in changes.items() if hasattr(rule, k)}))
+        rules = tuple(
+            (kind, replace(rule, **{k: v for k, v in inner.items() if hasattr(rule, k)}))
             for kind, rule in self.rules
         )
-        for _, rule in new:
-            check_rule(self.name, rule)
-        return replace(self, rules=new)
+        new = replace(self, rules=rules, **own)
+        new.check()
+        return new
+
+    def check(self) -> None:
+        """Raise NumsimError for a field with a value outside its range."""
+        _check_fields(self.name, self)
+        for _, rule in self.rules:
+            _check_fields(self.name, rule)
 
 
-def check_rule(name: str, rule: Rule) -> None:
-    """Raise NumsimError for a rule with a value outside its range."""
-    limits = {"group": (1, 4096), "align_bits": (1, 35), "keep_bits": (1, 23), "acc_bits": (8, 64)}
-    for field, (low, high) in limits.items():
-        value = getattr(rule, field, low)
-        if not isinstance(value, int) or not low <= value <= high:
-            raise NumsimError(f"{name}: {field} is {low} to {high}; got {value!r}")
-    if isinstance(rule, IntSum) and rule.overflow not in ("wrap", "saturate", "raise"):
-        raise NumsimError(f"{name}: overflow is wrap, saturate or raise; got {rule.overflow!r}")
+_CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
+_RANGES: dict[str, tuple[int, int]] = {
+    "group": (1, 1 << 20), "align_bits": (1, 35), "keep_bits": (1, 23), "acc_bits": (8, 64),
+    "outer_bits": (8, 64), "pair_bits": (8, 62), "sum_bits": (1, 40), "streams": (1, 2),
+    "min_exponent": (-1000, 127), "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20),
+    "split_tile": (1, 1 << 20),
+}  # fmt: skip
+_WORDS: dict[str, tuple[str, ...]] = {
+    "overflow": ("wrap", "saturate", "raise"),
+    "accumulator": ("joins", "late", "halves"),
+    "order": ("sequential", "tree", "odd_first", "two_chains"),
+    "rounding": ROUNDINGS[:6],
+    "split_order": ("contiguous", "serial", "pairwise"),
+}
+_OPTIONAL = {"group", "min_exponent", "pair_bits", "promote_every", "product_format"}
+
+
+def _check_fields(name: str, item: Target | Rule) -> None:
+    for f in fields(item):
+        value = getattr(item, f.name)
+        if value is None and f.name in _OPTIONAL:
+            continue
+        if f.name in _RANGES:
+            low, high = _RANGES[f.name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise NumsimError(f"{name}: {f.name} is {low} to {high}; got {value!r}")
+        elif f.name in _WORDS:
+            if value not in _WORDS[f.name]:
+                raise NumsimError(
+                    f"{name}: {f.name} is one of {', '.join(_WORDS[f.name])}; got {value!r}"
+                    f"{near_names(str(value), _WORDS[f.name])}"
+                )
+        elif f.name in ("fused", "flush", "zero_products"):
+            if not isinstance(value, bool):
+                raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
+        elif f.name in ("acc_format", "product_format"):
+            fmt = get_format(value)
+            if fmt.kind != "float" or not fmt.signed or fmt.precision > 24:
+                raise NumsimError(
+                    f"{name}: {f.name} is a signed float format of 24 bits of precision or less; "
+                    f"got {fmt.name}"
+                )
+            if fmt.inf != "ieee":
+                raise NumsimError(
+                    f"{name}: {f.name} needs IEEE infinities, as float_e{{E}}m{{M}} has; "
+                    f"got {fmt.name}"
+                )

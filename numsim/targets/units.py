@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -10,20 +12,67 @@ from numpy.typing import NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.formats import Format
+from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
-from numsim.kernels import gemm_fma, gemm_hopper, gemm_int
+from numsim.kernels import gemm_fma, gemm_hopper, gemm_int, scaled_fp4
 from numsim.kernels import integer as integer_kernel
+from numsim.kernels import mac as mac_kernel
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
-from numsim.targets.types import Fused, IntSum
+from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
+_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 _OVERFLOW = {"wrap": 0, "saturate": 1, "raise": 2}
+_ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
+_MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
+_ACCUMULATOR = {"joins": 0, "late": 1, "halves": 2}
+_NO_LIMIT = -(1 << 29)
 _FAST_LOW, _FAST_HIGH = 2.0**-90, 2.0**120  # accumulators that the Hopper fast path takes
 
 
-def _kept(q: QTensor, key: str, make: Any) -> Any:
+def run(
+    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str
+) -> NDArray[Any]:
+    """Run one chain of a unit: a [..., M, K] by b [..., K, N] from c, result [count, M, N]."""
+    if isinstance(rule, IntSum):
+        return integer(a, b, c, rule, name)
+    if isinstance(rule, Exact):
+        return exact(a, b, c, out, rule)
+    if isinstance(rule, Mac):
+        return mac(a, b, c, out, rule)
+    if isinstance(rule, ScaledFp4):
+        return fp4(a, b, c, out, rule)
+    return fused(a, b, c, out, rule)
+
+
+def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
+    """Add chunk or split results in order: float32 nearest even, or in `outer_bits`."""
+    total = parts[0]
+    if isinstance(rule, IntSum):
+        total = total.astype(np.int64)
+        low, high = -(1 << (rule.outer_bits - 1)), (1 << (rule.outer_bits - 1)) - 1
+        for part in parts[1:]:
+            total = total + part
+            if rule.overflow == "saturate":
+                total = np.clip(total, low, high)
+        if rule.overflow == "raise" and ((total < low) | (total > high)).any():
+            raise NumsimError(f"matmul: the {rule.outer_bits}-bit outer accumulator overflows")
+        return _wrapped(total, rule.outer_bits)
+    with np.errstate(all="ignore"):
+        total = total.astype(np.float32) + np.float32(0.0)
+        for part in parts[1:]:
+            total = total + part.astype(np.float32)
+    return total
+
+
+def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
+    """Round numbers to the output format (nearest even) in its NumPy type."""
+    dtype = _DTYPES.get(out.name, ml_dtypes.bfloat16)
+    return encode(values, out, overflow="special").view(dtype)
+
+
+def _kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
     """Return ``q.packed[key]``, made once."""
     if key not in q.packed:
         q.packed[key] = make()
@@ -35,35 +84,97 @@ def _batched(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(-1, *array.shape[-2:])
 
 
-def fma(a: QTensor, b: QTensor, c: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Sequential float32 FMA: [batch, M, K] by [batch or 1, K, N]."""
-    packed = _kept(b, "fma", lambda: gemm_fma.pack_b(_batched(b.values())))
-    out: NDArray[np.float32] = gemm_fma.gemm_fma(_batched(a.values()), packed, c=c)
-    return out
+def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
+    """Return item i of a batch, or the only one."""
+    return array[min(i, len(array) - 1)]
 
 
-def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format) -> NDArray[Any]:
-    """One rounding of the exact sum, to the output format."""
-    dtype = {"float32": np.float32, "float16": np.float16}.get(out.name, ml_dtypes.bfloat16)
+def _over_rows(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:
+    """Call ``work(item, start, stop)`` over the rows of every item of a batch."""
+    for i in range(batch):
+
+        def piece(lo: int, hi: int, i: int = i) -> None:
+            work(i, lo, hi)
+
+        over_range(piece, rows)
+
+
+def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) -> NDArray[Any]:
+    """Multiply-adds with one rounding a step."""
+    if rule == Mac():
+        packed = _kept(b, "fma", lambda: gemm_fma.pack_b(_batched(b.values())))
+        start = None if c is None else c.astype(np.float32)
+        sums = gemm_fma.gemm_fma(_batched(a.values()), packed, c=start)
+        return sums if out.name == "float32" else round_to(sums, out)
+    acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
+    prod = get_format(rule.product_format or rule.acc_format)
+    mode = _MODE[rule.rounding]
+    p, f = (
+        mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush) for g in (prod, acc)
+    )
+    left = _batched(a.values()).astype(np.float64)
+    right = _kept(
+        b, "columns",
+        lambda: np.ascontiguousarray(_batched(b.values()).transpose(0, 2, 1), np.float64),
+    )  # fmt: skip
+    if rule.flush:
+        left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
+    batch, m, depth = left.shape
+    n = right.shape[1]
+    values = np.empty((batch, m, n))
+    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
+    group = rule.group or depth
+    _over_rows(
+        lambda i, lo, hi: mac_kernel.matmul(
+            left[i], _item(right, i), start[i], values[i], lo, hi, _ORDER[rule.order], group,
+            bool(rounded), p, f,
+        ),
+        batch, m,
+    )  # fmt: skip
+    return round_to(values, out)
+
+
+def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
+    return np.where(np.abs(values) < fmt.min_normal, np.copysign(0.0, values), values)
+
+
+def _as_float64(c: NDArray[Any]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return c.astype(np.float64)
+
+
+def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exact) -> NDArray[Any]:
+    """One rounding of the exact sum, to the output format (with groups: of each group's)."""
     left, right = _batched(a.values()), _batched(b.values())
+    depth = left.shape[-1]
+    if rule.group is not None and rule.group < depth:
+        for k in range(0, depth, rule.group):
+            part = slice(k, k + rule.group)
+            c = _exact(left[..., part], right[:, part], c, out)
+        assert c is not None
+        return c
+    return _exact(left, right, c, out)
+
+
+def _exact(
+    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format
+) -> NDArray[Any]:
     if c is None and _sum_fits_float64(left, right):
-        sums = gemm_fma.gemm_fma(left.astype(np.float64), right.astype(np.float64))
-        return encode(sums, out, overflow="special").view(dtype)
+        return round_to(gemm_fma.gemm_fma(left.astype(np.float64), right.astype(np.float64)), out)
     batch, m, _ = left.shape
     n = right.shape[-1]
     codes = np.empty((batch, m, n), np.uint32)
     start = np.zeros((batch, m, n), np.float32) if c is None else c.astype(np.float32)
-    for i in range(batch):
-        rows = np.ascontiguousarray(left[i]).view(np.uint32)
-        columns = np.ascontiguousarray(right[min(i, len(right) - 1)].T).view(np.uint32)
-        begin = np.ascontiguousarray(start[i]).view(np.uint32)
-        over_range(
-            lambda lo, hi, rows=rows, columns=columns, begin=begin, i=i: exact_kernel.matmul(
-                rows, columns, begin, codes[i], lo, hi, out.params
-            ),
-            m,
-        )
-    return codes.astype(out.code_dtype).view(dtype)
+    rows = np.ascontiguousarray(left).view(np.uint32)
+    columns = np.ascontiguousarray(right.transpose(0, 2, 1)).view(np.uint32)
+    begin = np.ascontiguousarray(start).view(np.uint32)
+    _over_rows(
+        lambda i, lo, hi: exact_kernel.matmul(
+            rows[i], _item(columns, i), begin[i], codes[i], lo, hi, out.params
+        ),
+        batch, m,
+    )  # fmt: skip
+    return codes.astype(out.code_dtype).view(_DTYPES.get(out.name, ml_dtypes.bfloat16))
 
 
 def _sum_fits_float64(a: NDArray[Any], b: NDArray[Any]) -> bool:
@@ -91,7 +202,6 @@ def integer(
     a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum, name: str
 ) -> NDArray[Any]:
     """Integer codes added in an accumulator of `acc_bits` bits."""
-    dtype = np.int32 if rule.acc_bits <= 32 else np.int64
     left, right = _batched(a.codes), _batched(b.codes)
     k = left.shape[-1]
     widest = a.fmt.bits + b.fmt.bits
@@ -101,71 +211,88 @@ def integer(
             "use narrower operands or ideal.exact"
         )
     small = left.dtype.itemsize == 1 and right.dtype.itemsize == 1
-    if small and rule.acc_bits == 32 and rule.overflow == "wrap":
+    wraps = rule.overflow == "wrap" and rule.pair_bits is None
+    if small and wraps and rule.acc_bits == 32:
         packed = _kept(b, "int8", lambda: gemm_int.pack_b(right))
         sums: NDArray[np.int32] = gemm_int.gemm_int8(left, packed)
-        return sums if c is None else (sums + c.astype(np.int32))
+        return sums if c is None else _wrapped(sums + c, 32)
     batch, m, n = len(left), left.shape[1], right.shape[-1]
     out = np.empty((batch, m, n), np.int64)
     start = np.zeros((batch, m, n), np.int64) if c is None else c
     low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
-    mode = _OVERFLOW[rule.overflow]
-    for i in range(batch):
-        found: list[NDArray[np.int64]] = []
+    pair = (1 << (rule.pair_bits - 1)) - 1 if rule.pair_bits else 0
+    found: list[tuple[int, NDArray[np.int64]]] = []
 
-        def rows(lo: int, hi: int, i: int = i, found: list[NDArray[np.int64]] = found) -> None:
-            place = np.full(3, -1, np.int64)
-            found.append(place)
-            integer_kernel.matmul(
-                left[i], right[min(i, len(right) - 1)], start[i], out[i], lo, hi, low, high, mode,
-                place,
-            )  # fmt: skip
+    def rows(i: int, lo: int, hi: int) -> None:
+        place = np.full(3, -1, np.int64)
+        found.append((i, place))
+        integer_kernel.matmul(
+            left[i], _item(right, i), start[i], out[i], lo, hi, low, high,
+            _OVERFLOW[rule.overflow], rule.group, -pair - 1, pair, place,
+        )  # fmt: skip
 
-        over_range(rows, m)
-        places = sorted(tuple(int(v) for v in p) for p in found if p[0] >= 0)
-        if places:
-            row, column, step = places[0]
-            raise NumsimError(
-                f"matmul: {name} with overflow='raise': the {rule.acc_bits}-bit accumulator "
-                f"overflows at row {row}, column {column}, k = {step}"
-                + (f" of batch {i}" if batch > 1 else "")
-                + "; widen acc_bits or choose wrap or saturate"
-            )
-    if rule.overflow == "wrap" and rule.acc_bits < 64:
-        unused = np.int64(64 - rule.acc_bits)
-        out = (out << unused) >> unused
-    return out.astype(dtype)
+    _over_rows(rows, batch, m)
+    places = sorted((i, *(int(v) for v in p)) for i, p in found if p[0] >= 0)
+    if places:
+        item, row, column, step = places[0]
+        raise NumsimError(
+            f"matmul: {name} with overflow='raise': the {rule.acc_bits}-bit accumulator "
+            f"overflows at row {row}, column {column}, k = {step}"
+            + (f" of batch {item}" if batch > 1 else "")
+            + "; widen acc_bits or choose wrap or saturate"
+        )
+    return _wrapped(out, rule.acc_bits)
 
 
-def fused(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> NDArray[Any]:
+def _wrapped(values: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Return values modulo 2**bits as signed integers: int32, or int64 beyond 32 bits."""
+    unused = np.int64(64 - bits)
+    wrapped = (values.astype(np.int64) << unused) >> unused
+    return wrapped.astype(np.int32 if bits <= 32 else np.int64)
+
+
+def fused(
+    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused | TwoStage
+) -> NDArray[Any]:
     """Align-and-truncate blocks, chained through the accumulator."""
-    if _hopper_fp8_applies(a, b, c, out, rule):
+    if isinstance(rule, Fused) and _hopper_fp8_applies(a, b, c, out, rule):
         return _hopper_fp8(a, b, c)
-    left, right = _planes(a, transposed=False), _planes(b, transposed=True)
+    left, right = planes(a, transposed=False), planes(b, transposed=True)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        start = np.zeros((batch, m, n)) if c is None else c.astype(np.float64)
+    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
     values = np.empty((batch, m, n))
-    fraction = a.fmt.precision + b.fmt.precision - 2
-    if out.name == "float32":
-        precision, emin, emax, mode = rule.keep_bits + 1, -126, 127, 2  # truncated
-    else:
-        precision, emin, emax, mode = 11, -14, 15, 0  # nearest even
-    for i in range(batch):
-        x = [p[i] for p in left]
-        y = [p[min(i, len(p) - 1)] for p in right]
-        over_range(
-            lambda lo, hi, x=x, y=y, i=i: fused_kernel.matmul(
-                *x, *y, fraction, start[i], values[i], lo, hi, rule.group, rule.align_bits, True,
-                precision, emin, emax, mode,
-            ),
-            m,
+    block = _block(rule, a.fmt, b.fmt, out)
+    _over_rows(
+        lambda i, lo, hi: fused_kernel.matmul(
+            *(p[i] for p in left), *(_item(p, i) for p in right), start[i], values[i], lo, hi, block
+        ),
+        batch, m,
+    )  # fmt: skip
+    return _store(values, out) if isinstance(rule, Fused) else round_to(values, out)
+
+
+def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_kernel.Block:
+    fraction = a.precision + b.precision - 2
+    if isinstance(rule, TwoStage):
+        limit = 128 if a.emax == 127 else 0
+        return fused_kernel.Block(
+            3, rule.group, rule.align_bits, fraction, False, _NO_LIMIT, rule.streams,
+            rule.sum_bits, limit, 24, -126, 127, 0, 24,
         )  # fmt: skip
-    return _store(values, out)
+    least = _NO_LIMIT if rule.min_exponent is None else rule.min_exponent
+    if out.name == "float32":
+        result = (rule.keep_bits + 1, -126, 127, 2, 24)  # truncated
+    else:
+        result = (11, -14, 15, 0, 11)  # nearest even
+    return fused_kernel.Block(
+        _ACCUMULATOR[rule.accumulator], rule.group, rule.align_bits, fraction, rule.zero_products,
+        least, 1, 0, 0, *result,
+    )  # fmt: skip
 
 
 def _store(values: NDArray[np.float64], out: Format) -> NDArray[Any]:
+    """Write results with NVIDIA's NaN patterns."""
     if out.name == "float32":
         bits = np.empty(values.shape, np.uint32)
         fused_kernel.store_float32(values.reshape(-1), bits.reshape(-1))
@@ -175,8 +302,18 @@ def _store(values: NDArray[np.float64], out: Format) -> NDArray[Any]:
     return halves
 
 
-def _planes(q: QTensor, *, transposed: bool) -> tuple[NDArray[Any], ...]:
-    """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K])."""
+@cache
+def _classes(fmt: Format) -> NDArray[np.uint8]:
+    """Return 0 finite, 1 infinite, 2 NaN for every code of a format."""
+    every = fmt.decode_bits(np.arange(1 << fmt.bits, dtype=np.int64))
+    return np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
+
+
+def planes(q: QTensor, *, transposed: bool) -> tuple[NDArray[Any], ...]:
+    """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K]).
+
+    Power-of-two block scales are added to the exponents; a NaN scale makes its block NaN.
+    """
 
     def make() -> tuple[NDArray[Any], ...]:
         codes = _batched(q.codes)
@@ -184,24 +321,70 @@ def _planes(q: QTensor, *, transposed: bool) -> tuple[NDArray[Any], ...]:
         f = q.fmt
         sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
         cls = np.empty(codes.shape, np.uint8)
-        every = f.decode_bits(np.arange(1 << f.bits, dtype=np.int64))
-        kinds = np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
         trailing = f.precision - 1
         fused_kernel.split(
-            codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, kinds, sig.reshape(-1),
-            exp.reshape(-1), cls.reshape(-1),
+            codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, _classes(f),
+            sig.reshape(-1), exp.reshape(-1), cls.reshape(-1),
         )  # fmt: skip
+        if q.block_shape is not None and q.scale_codes is not None:
+            scale = _batched(q.scale_codes.astype(np.int32))
+            scale = scale.transpose(0, 2, 1) if transposed else scale
+            block = max(q.block_shape)
+            wide = np.repeat(scale, block, axis=-1)[..., : codes.shape[-1]]
+            exp += wide - 127
+            cls[wide == 255] = 2
         return sig, exp, cls
 
-    planes: tuple[NDArray[Any], ...] = _kept(q, f"planes{transposed}", make)
-    return planes
+    made: tuple[NDArray[Any], ...] = _kept(q, f"planes{transposed}", make)
+    return made
+
+
+def fp4(
+    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: ScaledFp4
+) -> NDArray[Any]:
+    """Blackwell's k = 64 block-scaled FP4."""
+
+    def twice(q: QTensor, transposed: bool) -> NDArray[np.int8]:
+        values = _batched(q.values() * 2)
+        return np.ascontiguousarray(values.transpose(0, 2, 1) if transposed else values, np.int8)
+
+    left, right = twice(a, transposed=False), twice(b, transposed=True)
+    scale_a, fraction_a = _scale_planes(a, transposed=False)
+    scale_b, fraction_b = _scale_planes(b, transposed=True)
+    batch, m, _ = left.shape
+    n = right.shape[1]
+    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
+    values = np.empty((batch, m, n))
+    _over_rows(
+        lambda i, lo, hi: scaled_fp4.matmul(
+            left[i], _item(right, i), *(p[i] for p in scale_a), *(_item(p, i) for p in scale_b),
+            fraction_a + fraction_b, start[i], values[i], lo, hi, rule.align_bits,
+        ),
+        batch, m,
+    )  # fmt: skip
+    return _store(values, out)
+
+
+def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:
+    """Split scale codes for every run of 16: significand, exponent, whether NaN; fraction bits."""
+    assert q.scale_codes is not None
+    assert q.block_shape is not None
+    codes = _batched(q.scale_codes.astype(np.int64))
+    codes = codes.transpose(0, 2, 1) if transposed else codes
+    codes = np.repeat(codes, max(q.block_shape) // scaled_fp4.RUN, axis=-1)
+    if q.scale_format is not None and q.scale_format.name == "float8_e8m0fnu":
+        return (np.ones_like(codes), codes - 127, codes == 255), 0
+    magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
+    field = magnitude >> 3
+    significand = np.where(field > 0, 8, 0) + (magnitude & 7)
+    return (significand, np.maximum(field, 1) - 7, magnitude == 0x7F), 3
 
 
 def _hopper_fp8_applies(
     a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused
 ) -> bool:
     """Whether the fast kernel covers the case: same rule, finite operands, moderate C."""
-    if rule != Fused(32, 13, 13) or out.name != "float32" or {a.fmt.bits, b.fmt.bits} != {8}:
+    if rule != Fused(32, 13, 13) or out.name != "float32":
         return False
     if not all(_kept(q, "finite", lambda q=q: bool(np.isfinite(q.values()).all())) for q in (a, b)):
         return False
@@ -212,8 +395,7 @@ def _hopper_fp8_applies(
 
 
 def _hopper_fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float32]:
-    left = _batched(a.values())
-    right = _batched(b.values())
+    left, right = _batched(a.values()), _batched(b.values())
     out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
     packs = _kept(b, "hopper", lambda: [gemm_hopper.pack_b(x, b.fmt.emin) for x in right])
     for i in range(len(left)):
