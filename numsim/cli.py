@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from numsim.commands import register
 from numsim.errors import NumsimError
 from numsim.version import __version__
 
@@ -121,6 +122,8 @@ def report(
     for path in write_report(results, out):
         typer.echo(str(path))
 
+
+register(app)
 
 if __name__ == "__main__":
     main()

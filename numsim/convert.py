@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+import warnings
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, near_names
-from numsim.formats import Format, get_format
-from numsim.kernels import codec, fast, jit
+from numsim.dispatch import Plan, decode_array, encode_array
+from numsim.errors import NumsimError, UnvalidatedWarning, near_names
+from numsim.formats import STOCHASTIC, Format, get_format, get_stochastic
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
 Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
@@ -19,8 +19,6 @@ Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
 OVERFLOWS = ("saturate", "special", "saturate_finite", "wrap")
 SR_VARIANTS = ("truncate", "half_offset", "rne_first")
-
-_GRAIN = 1 << 15  # elements; smaller arrays stay on one thread
 
 
 def encode(
@@ -59,12 +57,17 @@ def encode(
     sr
         Few-bit variant, for the discarded fraction f and the random integer R of b bits:
         ``truncate`` rounds away when floor(f 2^b) + R >= 2^b, ``half_offset`` when
-        floor(f 2^(b+1)) + 2R + 1 >= 2^(b+1), ``rne_first`` when round(f 2^b) + R >= 2^b.
+        floor(f 2^(b+1)) + 2R + 1 >= 2^(b+1), ``rne_first`` when round(f 2^b) + R >= 2^b. Or the
+        name of hardware, which brings its variant and bits: ``"nvidia.cvt.rs"``,
+        ``"amd.cvt_sr"``, ``"graphcore.ipu"``, ``"aws.trainium"`` (`formats.STOCHASTIC`).
     seed, offset
-        Element i of the call draws from Philox-2x32-10 with key `seed` and counter
-        ``offset + i`` alone, so results do not depend on slicing or threads.
+        Element i of the call draws from Philox-2x32-7 with key `seed` and counter
+        ``offset + i`` alone (the top `random_bits` of its 64), so results do not depend on
+        slicing, strides or threads. Give tensors that must be independent different seeds, or
+        offsets that keep their ranges apart.
     random
-        Integers below ``2**random_bits``, one for each element, in place of the stream.
+        Integers below ``2**random_bits``, one for each element, in place of the stream. Without
+        `random_bits` they are as wide as their type: uint16 draws have 16 bits.
     nan
         What NaN becomes in a format without NaN: ``"max"`` (NVIDIA FP4/FP6) or ``"zero"``;
         by default it is an error.
@@ -77,8 +80,13 @@ def encode(
     Raises
     ------
     NumsimError
-        For an input type that is not a real number, an unknown name, or NaN where the format has
-        none (with the count and the first index).
+        For an input type that is not a real number, an unknown name, an argument outside its
+        range, or NaN where the format has none (with the count and the first index).
+
+    Warns
+    -----
+    UnvalidatedWarning
+        For the rounding of hardware that no recording confirms.
 
     Source
     ------
@@ -97,21 +105,16 @@ def encode(
     policy = _choice("overflow", overflow, OVERFLOWS)
     if overflow == "wrap":
         _check_wrap(f, values)
+    if sr in STOCHASTIC:
+        random_bits, sr = _hardware(f, mode, random_bits, sr)
     bits, variant, supplied = _stochastic(mode, random_bits, sr, seed, offset, random, values)
-    nan_code = _nan_code(f, nan)
-
+    plan = Plan(mode, policy, bits, variant, int(seed), int(offset), _nan_code(f, nan))
     out = np.empty(values.shape, f.code_dtype)
-    flat = np.ascontiguousarray(values).reshape(-1)
-    stochastic = (bits, variant, supplied, seed, offset)
-    if f.kind == "table":
-        refused = _encode_table(f, flat, out.reshape(-1), mode, policy, stochastic, nan_code)
-    else:
-        refused = _encode_generic(f, flat, out.reshape(-1), mode, policy, stochastic, nan_code)
-    if refused[0]:
-        index = np.unravel_index(refused[1], values.shape)
+    refused, first = encode_array(f, values, out, plan, supplied)
+    if refused:
         raise NumsimError(
-            f"encode: {f.name} has no NaN; {refused[0]} of {values.size} inputs are NaN, the first "
-            f"at index {tuple(int(i) for i in index)}; pass nan='max' or nan='zero', or remove them"
+            f"encode: {f.name} has no NaN; {refused} of {values.size} inputs are NaN, the first "
+            f"at index {_index(first, values.shape)}; pass nan='max' or nan='zero', or remove them"
         )
     return out
 
@@ -141,35 +144,20 @@ def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
     array([4.480000e+02,          nan, 1.953125e-03], dtype=float32)
     """
     f = get_format(fmt)
-    array = np.asarray(codes)
-    if array.dtype.kind not in "iu" and array.size:
-        raise NumsimError(f"decode: codes are integers; got {array.dtype}; encode() makes codes")
-    native = array.dtype.newbyteorder("=") if array.size else np.dtype(np.uint8)
-    array = array.astype(native, copy=False)
-    flat = np.ascontiguousarray(array).reshape(-1)
+    array = _code_array(codes)
     twos = f.kind == "integer" and f.signed
     low, high = (-(1 << (f.bits - 1)), (1 << (f.bits - 1)) - 1) if twos else (0, (1 << f.bits) - 1)
     info = np.iinfo(array.dtype)
-    if info.min < low or info.max > high:
-        if array.dtype == np.uint64:
-            bad, first = codec.check_codes(np.minimum(flat, 1 << 62).astype(np.int64), low, high)
-        else:
-            bad, first = codec.check_codes(flat, low, high)
-        if bad:
-            index = tuple(int(i) for i in np.unravel_index(first, array.shape))
-            raise NumsimError(
-                f"decode: codes of {f.name} are {low} to {high}; {bad} of {array.size} are not, "
-                f"the first is {int(flat[first])} at index {index}"
-            )
+    over, under = info.max > high, info.min < low
+    if array.size and ((over and array.max() > high) or (under and array.min() < low)):
+        bad = np.flatnonzero(~((array >= max(low, info.min)) & (array <= min(high, info.max))))
+        index = _index(int(bad[0]), array.shape)
+        raise NumsimError(
+            f"decode: codes of {f.name} are {low} to {high}; {bad.size} of {array.size} are not, "
+            f"the first is {int(array[index])} at index {index}; encode() makes codes"
+        )
     out = np.empty(array.shape, f.value_dtype)
-    if f.kind == "integer":
-        codec.decode_integer(flat, 2.0**-f.bias, out.reshape(-1))
-    elif f.name == "float32":
-        out = flat.astype(np.uint32).view(np.float32).reshape(array.shape)
-    elif f.bits <= 16:
-        codec.decode_table(flat, _value_table(f), (1 << f.bits) - 1, out.reshape(-1))
-    else:
-        out[...] = f.decode_bits(array.astype(np.int64))
+    decode_array(f, array, out)
     return out
 
 
@@ -211,20 +199,56 @@ def cast(
 
 
 def _numbers(x: ArrayLike) -> NDArray[Any]:
-    """Return `x` as a native array of float32, float64, int64 or uint64, without rounding."""
-    array = np.asarray(x)
+    """Return `x` as an array of real numbers, neither copied nor widened."""
+    array = _array("encode", x)
     dtype = array.dtype
-    if dtype.kind in "iu":
-        wide = np.uint64 if dtype == np.uint64 else np.int64
-        return array.astype(wide)
-    if dtype.kind == "f" and dtype.itemsize <= 8:
-        return array.astype(np.float32 if dtype.itemsize <= 4 else np.float64, copy=False)
-    if dtype.kind == "V" and dtype.names is None and hasattr(ml_dtypes, dtype.name):
-        return array.astype(np.float32)  # bfloat16, float8, int4 ...: all exact in float32
+    real = dtype.kind in "iu" or (dtype.kind == "f" and dtype.itemsize <= 8)
+    # bfloat16, float8, int4 ... of ml_dtypes: all exact in float32
+    if real or (dtype.kind == "V" and dtype.names is None and hasattr(ml_dtypes, dtype.name)):
+        return array
+    remedy = "convert the array first"
+    if dtype.kind == "c":
+        remedy = "encode x.real and x.imag apart"
+    elif dtype.kind == "b":
+        remedy = "x.astype(np.uint8) makes numbers of truth values"
+    elif dtype.kind in "OSUT" and array.size:
+        value = array.flat[0]
+        remedy = f"the first is {value!r} at index {_index(0, array.shape)}; {remedy}"
     raise NumsimError(
-        f"encode: inputs are float16, bfloat16, float32, float64 or integers; got {dtype}; "
-        "convert the array first"
+        f"encode: inputs are float16, bfloat16, float32, float64 or integers; got {dtype}; {remedy}"
     )
+
+
+def _array(who: str, x: ArrayLike) -> NDArray[Any]:
+    if isinstance(x, np.ma.MaskedArray):
+        masked = int(np.sum(np.ma.getmaskarray(x)))
+        raise NumsimError(
+            f"{who}: a masked array would lose its mask; {masked} of {x.size} values are masked; "
+            "pass x.filled(value) or x.compressed()"
+        )
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise NumsimError(
+            f"{who}: the input makes no array ({error}); pass a NumPy array"
+        ) from None
+
+
+def _code_array(codes: ArrayLike) -> NDArray[Any]:
+    array = _array("decode", codes)
+    if array.dtype.kind in "iu":
+        return array
+    if array.size:
+        raise NumsimError(f"decode: codes are integers; got {array.dtype}; encode() makes codes")
+    return array.astype(np.uint8)
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(flat, shape))
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _choice(what: str, value: object, known: tuple[str, ...]) -> int:
@@ -240,35 +264,51 @@ def _check_wrap(f: Format, values: NDArray[Any]) -> None:
             f"overflow='wrap' is for integers and fixed point; {f.name} is not one; "
             "use saturate, special or saturate_finite"
         )
-    if values.dtype.kind == "f":
-        infinite = np.isinf(values)
+    if values.dtype.kind not in "iu":
+        infinite = np.isinf(values if values.dtype.kind == "f" else values.astype(np.float32))
         if infinite.any():
-            index = tuple(int(i) for i in np.argwhere(infinite)[0])
+            index = _index(int(np.flatnonzero(infinite)[0]), values.shape)
             raise NumsimError(
                 f"overflow='wrap': Inf has no residue modulo 2**{f.bits}; {int(infinite.sum())} of "
                 f"{values.size} inputs are Inf, the first at index {index}; use saturate"
             )
 
 
+def _hardware(f: Format, mode: int, random_bits: int | None, sr: str) -> tuple[int | None, str]:
+    """Return the bits and the variant of a piece of hardware; warn where nothing confirms them."""
+    unit = get_stochastic(sr)
+    bits = unit.bits_for(f)
+    if mode != ROUNDINGS.index("sr"):
+        raise NumsimError(f"sr={sr!r} belongs to rounding='sr'; set it, or leave sr out")
+    if random_bits not in (None, bits):
+        raise NumsimError(
+            f"sr={sr!r} adds {bits} random bits for {f.name}; got random_bits={random_bits!r}; "
+            f"leave it out, or use sr={unit.variant!r}"
+        )
+    if not unit.verified:
+        warnings.warn(
+            f"stochastic rounding {sr}: no recording confirms it; {unit.note}",
+            UnvalidatedWarning, stacklevel=3,
+        )  # fmt: skip
+    return bits, unit.variant
+
+
 def _stochastic(
     mode: int, random_bits: int | None, sr: str, seed: int, offset: int,
     random: ArrayLike | None, values: NDArray[Any],
-) -> tuple[int, int, NDArray[np.uint64]]:  # fmt: skip
-    variant = _choice("sr", sr, SR_VARIANTS)
-    none = np.empty(0, np.uint64)
-    if random_bits is not None and not (
-        isinstance(random_bits, int | np.integer) and 1 <= random_bits <= 32
-    ):
+) -> tuple[int, int, NDArray[Any] | None]:  # fmt: skip
+    variant = _choice("sr", sr, (*SR_VARIANTS, *STOCHASTIC))
+    if random_bits is not None and not (_is_integer(random_bits) and 1 <= random_bits <= 32):
         raise NumsimError(f"random_bits is 1 to 32, or None for all; got {random_bits!r}")
     if random_bits is not None and mode != ROUNDINGS.index("sr"):
         raise NumsimError("random_bits= belongs to rounding='sr'; set it, or leave random_bits out")
-    if not (isinstance(seed, int | np.integer) and 0 <= seed < 1 << 32):
+    if not (_is_integer(seed) and 0 <= seed < 1 << 32):
         raise NumsimError(f"seed is an integer from 0 to 2**32 - 1; got {seed!r}")
-    if not (isinstance(offset, int | np.integer) and 0 <= offset < 1 << 63):
+    if not (_is_integer(offset) and 0 <= offset < 1 << 63):
         raise NumsimError(f"offset is an integer from 0 to 2**63 - 1; got {offset!r}")
     if random is None:
-        return 64 if random_bits is None else int(random_bits), variant, none
-    given = np.asarray(random)
+        return 64 if random_bits is None else int(random_bits), variant, None
+    given = _array("random", random)
     if mode != ROUNDINGS.index("sr"):
         raise NumsimError("random= supplies integers to rounding='sr' only; set rounding='sr'")
     if given.dtype.kind not in "iu" or given.shape != values.shape:
@@ -278,11 +318,14 @@ def _stochastic(
         )
     bits = int(random_bits) if random_bits is not None else min(given.dtype.itemsize * 8, 64)
     if given.size and (int(given.min()) < 0 or int(given.max()) >= 1 << bits):
+        wrong = np.flatnonzero((given < 0) | (given > (1 << bits) - 1))
+        index = _index(int(wrong[0]), given.shape)
         raise NumsimError(
-            f"random integers lie below 2**random_bits = 2**{bits}; got {int(given.min())} to "
-            f"{int(given.max())}"
+            f"random integers lie from 0 to 2**random_bits - 1 = {(1 << bits) - 1}; "
+            f"{wrong.size} of {given.size} do not, the first is {int(given[index])} at index "
+            f"{index}; mask them with & {(1 << bits) - 1}"
         )
-    return bits, variant, np.ascontiguousarray(given.reshape(-1), np.uint64)
+    return bits, variant, given
 
 
 def _nan_code(f: Format, nan: str | None) -> int:
@@ -295,110 +338,3 @@ def _nan_code(f: Format, nan: str | None) -> int:
     if own >= 0 or nan is None:
         return own
     return f.max_code if nan == "max" else int(encode(0.0, f))
-
-
-# ---------------------------------------------------------------------------------- execution
-
-
-def _encode_generic(
-    f: Format, flat: NDArray[Any], out: NDArray[Any], mode: int, policy: int,
-    stochastic: tuple[Any, ...], nan_code: int,
-) -> tuple[int, int]:  # fmt: skip
-    if mode == 0 and flat.dtype == np.float32 and _encode_fast(f, flat, out, policy, nan_code):
-        return 0, -1
-    refused: list[tuple[int, int]] = []
-    common = (f.params, mode, policy, *stochastic)
-    if flat.dtype.kind in "iu":
-        signed = flat.dtype.kind == "i"
-        bits = flat.view(np.uint64)
-        jit.over_range(
-            lambda i, j: codec.encode_integer(bits, signed, out, i, j, *common),
-            flat.size, grain=_GRAIN,
-        )  # fmt: skip
-        return 0, -1
-    single = flat.dtype == np.float32
-    bits = flat.view(np.uint32 if single else np.uint64)
-    run = codec.encode_float32 if single else codec.encode_float64
-    jit.over_range(
-        lambda i, j: refused.append(run(bits, out, i, j, *common, nan_code)),
-        flat.size, grain=_GRAIN,
-    )  # fmt: skip
-    return _merge(refused)
-
-
-def _encode_fast(
-    f: Format, flat: NDArray[np.float32], out: NDArray[Any], policy: int, nan_code: int
-) -> bool:
-    """Encode by a branch-free kernel where one applies; False leaves it to the generic one."""
-    if f.bits > 16 or OVERFLOWS[policy] == "wrap":
-        return False
-    met: list[bool] = []
-    if f.kind == "integer":
-        if f.bias > 120:
-            return False
-        scale, low, high = np.float32(2.0**f.bias), f.min * 2.0**f.bias, f.max * 2.0**f.bias
-        limits = (scale, np.float32(low), np.float32(high))
-        jit.over_range(
-            lambda i, j: met.append(fast.integer_rne(flat, out, i, j, *limits)),
-            flat.size, grain=_GRAIN,
-        )  # fmt: skip
-        return not any(met)
-    if not (f.signed and f.zero and f.emin >= -126):
-        return False
-    p = f.params
-    scalars = fast.fast_float(
-        f.bits, p.p, p.emin, f.max_code, p.inf, p.nan, p.nan_signed, p.minus_zero, policy, nan_code
-    )
-    bits = flat.view(np.uint32)
-    jit.over_range(
-        lambda i, j: met.append(fast.float_rne(bits, out, i, j, scalars)), flat.size, grain=_GRAIN
-    )
-    return f.has_nan or not any(met)
-
-
-def _encode_table(
-    f: Format, flat: NDArray[Any], out: NDArray[Any], mode: int, policy: int,
-    stochastic: tuple[Any, ...], nan_code: int,
-) -> tuple[int, int]:  # fmt: skip
-    if flat.dtype.kind in "iu":
-        flat = _round_to_odd(flat)
-    numbers = flat.astype(np.float64, copy=False)
-    values, codes = _sorted_table(f)
-    refused: list[tuple[int, int]] = []
-    jit.over_range(
-        lambda i, j: refused.append(
-            codec.encode_table(
-                numbers, out, i, j, values, codes, mode, policy, *stochastic, nan_code,
-                f.nan_code if f.has_nan else -1,
-            )
-        ),
-        flat.size, grain=_GRAIN,
-    )  # fmt: skip
-    return _merge(refused)
-
-
-def _merge(refused: list[tuple[int, int]]) -> tuple[int, int]:
-    found = [first for count, first in refused if count]
-    return sum(count for count, _ in refused), min(found, default=-1)
-
-
-def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:
-    """Integers beyond 53 bits to float64 with a sticky last bit: comparisons stay right."""
-    magnitude = np.abs(integers.astype(object)) if integers.size else integers
-    sticky = [
-        m if m < 1 << 53 else (m >> 11 | ((m & 2047) != 0)) << 11 for m in map(int, magnitude)
-    ]
-    return np.array(sticky, np.float64) * np.where(integers < 0, -1.0, 1.0)
-
-
-@cache
-def _sorted_table(f: Format) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    values = f.values()
-    codes = np.flatnonzero(np.isfinite(values))
-    order = codes[np.argsort(values[codes], kind="stable")]
-    return values[order], order
-
-
-@cache
-def _value_table(f: Format) -> NDArray[Any]:
-    return f.values().astype(f.value_dtype)

@@ -19,10 +19,10 @@ class UnvalidatedWarning(UserWarning):
 
 
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
-    """Return the end of a message for a misspelt name: ``; did you mean a, b?``.
+    """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 
     >>> near_names("fp8_e4m4", ["fp8_e4m3", "int8"])
-    '; did you mean fp8_e4m3?'
+    '; did you mean fp8_e4m3'
     """
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+    return f"; did you mean {', '.join(close)}" if close else ""

@@ -15,7 +15,7 @@ from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model
-from numsim.models.blocks import rotary_tables
+from numsim.models.rope import rotary_tables
 from numsim.quant import Quant, quantize
 from numsim.targets import matmul
 
@@ -145,7 +145,7 @@ def test_reference_matches_transformers(tmp_path, oracle, spelling):
 
 
 def test_rotary_frequencies(oracle):
-    cos, sin = rotary_tables(load_model(ORACLE).arch, 2)
+    cos, sin = rotary_tables(load_model(ORACLE).arch.rope, 0, 2)
     np.testing.assert_allclose(np.arctan2(sin[1], cos[1]), oracle["rope.inv_freq"], rtol=2e-7)
 
 
@@ -297,9 +297,8 @@ def test_recipe_last_glob_wins_and_toml(tmp_path):
     assert recipe.rule("lm_head").is_plain
     file = tmp_path / "recipe.toml"
     file.write_text(
-        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*layers.*"\nactivations = "int8"\n'
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*_proj"\nactivations = "int8"\n'
         'weights = {format = "int4", granularity = "per_channel"}\n'
-        '[[rule]]\nmatch = "*.qk"\n[[rule]]\nmatch = "*.pv"\n'
     )
     assert Recipe.from_toml(file) == recipe
     for text, match in (
@@ -321,7 +320,7 @@ def test_recipe_last_glob_wins_and_toml(tmp_path):
         ({"model_type": None}, UnsupportedError, "model_type"),
         ({"sliding_window": 5}, NumsimError, "unknown: sliding_window"),
         ({"quantization_config": {}}, NumsimError, "quantization_config"),
-        ({"hidden_act": "relu"}, UnsupportedError, "hidden_act"),
+        ({"hidden_act": "gelu_nwe"}, UnsupportedError, "did you mean gelu_new"),
         ({"hidden_size": "absent"}, NumsimError, "hidden_size is required"),
         ({"hidden_size": "48"}, NumsimError, "of type int; got '48'"),
         ({"hidden_size": True}, NumsimError, "of type int"),
@@ -329,9 +328,11 @@ def test_recipe_last_glob_wins_and_toml(tmp_path):
         ({"rms_norm_eps": float("nan")}, NumsimError, "rms_norm_eps"),
         ({"attention_bias": 1}, NumsimError, "of type bool"),
         ({"head_dim": None, "num_attention_heads": 7}, NumsimError, "multiple"),
-        ({"head_dim": 7}, NumsimError, "even head_dim"),
+        ({"head_dim": 7}, NumsimError, "even number"),
         ({"num_key_value_heads": 4}, NumsimError, "multiple"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, UnsupportedError, "linear"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, UnsupportedError, "longrope"),
+        ({"rope_scaling": {"type": "linear"}}, NumsimError, "factor is required"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, NumsimError, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2}}, NumsimError, "factor"),
         ({"rope_parameters": {"rope_theta": 5.0}}, NumsimError, "rope_theta"),
         ({"rope_parameters": {"full": {}}}, NumsimError, "full"),

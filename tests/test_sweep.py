@@ -166,7 +166,7 @@ BAD = [
     ({"formats": ["int9x"]}, "unknown format 'int9x'"),
     ({"formats": []}, "grid is empty"),
     ({"targets": ["nvidia.hoper.wgmma"]}, "did you mean nvidia.hopper.wgmma"),
-    ({"formats": ["int8"], "targets": ["nvidia.hopper.wgmma"]}, "none of the targets"),
+    ({"formats": ["int8"], "targets": ["nvidia.volta.mma"]}, "none of the targets"),
     ({"granularities": ["per_row"]}, "granularity is one of"),
     ({"limit_tokens": 0}, "limit_tokens"),
     ({"formts": ["int8"]}, "did you mean formats"),

@@ -132,7 +132,7 @@ def _lookup(name: str) -> Format:
         if match:
             return build(key, *match.groups())
     raise NumsimError(
-        f"unknown format {name!r}{near_names(key, [*FORMATS, *ALIASES])} "
+        f"unknown format {name!r}{near_names(key, [*FORMATS, *ALIASES])}. "
         "Formats are listed by numsim.list_formats(); q3.4, uq0.8, float_e5m6, p3109_k8p4se and "
         "posit8_es2 show the names that are parsed"
     )

@@ -94,6 +94,9 @@ class Format:
     def __repr__(self) -> str:
         return f"Format({self.name!r})"
 
+    def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
+        return hash((self.name, self.kind, self.bits, self.precision, self.bias))
+
     # magnitude codes -----------------------------------------------------------------------
 
     @cached_property
@@ -170,6 +173,11 @@ class Format:
     def max(self) -> float:
         """Largest finite value."""
         return self._value(self.max_code)
+
+    @property
+    def value_after_max(self) -> float:
+        """Value that the code after `max_code` would have, were it an ordinary number."""
+        return self._value(self.max_code + 1)
 
     @cached_property
     def min(self) -> float:
@@ -307,7 +315,7 @@ class Format:
         elif self.nan == "all_ones":
             out[magnitude == self.nan_code] = np.nan
         if self.signed:
-            out = np.where(codes >> (self.bits - 1), -out, out)
+            np.negative(out, where=(codes >> (self.bits - 1)) != 0, out=out)
         if self.nan == "minus_zero":
             out[codes == self.nan_code] = np.nan
         return out

@@ -120,7 +120,7 @@ def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
         s = np.float32(np.uint32(c).view(np.float32) + np.uint32(e + magic).view(np.float32))
         q = np.uint32(np.uint32(np.uint32(s.view(np.uint32) - e) + shr(e, f.cut)) - base)
         out[i] = _signed(b, a, f.inf if a == _INFINITY else q, f)
-    return top > _INFINITY
+    return bool(top > _INFINITY)
 
 
 @kernel
@@ -147,7 +147,7 @@ def float_any(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
         q = np.uint32(low + shr(np.uint32(rest + add), shift))
         q = np.uint32(q | (f.odd if rest != _ZERO else _ZERO))
         out[i] = _limited(b, a, q, f)
-    return top > _INFINITY
+    return bool(top > _INFINITY)
 
 
 class Noise(NamedTuple):
@@ -202,7 +202,7 @@ def float_sr(
             up = np.uint32(fraction & noise.seen) > np.uint32(bar & noise.seen)
             open_ = np.uint32(open_ | (far if fraction == bar else _ZERO))
             target[i] = _limited(b, a, np.uint32(low + (_ONE if up else _ZERO)), f)
-    return top > _INFINITY, np.uint32(open_ & noise.full) != _ZERO
+    return bool(top > _INFINITY), bool(np.uint32(open_ & noise.full) != _ZERO)
 
 
 @kernel
@@ -222,4 +222,4 @@ def integer_rne(
         v = high if v > high else v
         v = low if v < low else v
         out[i] = np.int32(np.float32(v + magic).view(np.int32) - offset)
-    return nans != np.int32(0)
+    return bool(nans != np.int32(0))

@@ -34,11 +34,10 @@ def code_scalars(
         (1 << width) - 1, 1 << width if signed else 0, 31 - width, 24 - p, (emin + 126) << 23,
         1 << (p - 1),
     )  # fmt: skip
-    specials = (code & 0xFFFFFFFF for code in (inf, nan_from, nan))
+    mask, sign_bit, sign_up, up, rebias, least = (np.uint32(n) for n in numbers)
+    specials = (np.uint32(code & 0xFFFFFFFF) for code in (inf, nan_from, nan))
     return Codes(
-        *(np.uint32(n) for n in numbers),
-        np.float32(2.0 ** (emin - p + 1)),
-        *(np.uint32(n) for n in specials),
+        mask, sign_bit, sign_up, up, rebias, least, np.float32(2.0 ** (emin - p + 1)), *specials
     )
 
 

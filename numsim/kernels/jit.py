@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
 import numba
+from numba.core.config import NUMBA_NUM_THREADS
 
 R = TypeVar("R")
 
@@ -55,3 +57,16 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
     work(edges[0], edges[1])
     for future in futures:
         future.result()
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[bool]:
+    """Use `count` threads inside; yield whether Numba was started with that many."""
+    before = threads()
+    possible = count <= int(NUMBA_NUM_THREADS)
+    if possible:
+        numba.set_num_threads(count)
+    try:
+        yield possible
+    finally:
+        numba.set_num_threads(before)

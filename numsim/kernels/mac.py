@@ -25,6 +25,7 @@ class Arithmetic(NamedTuple):
     emax: int
     mode: int
     flush: bool  # subnormal results become zero
+    to_inf: bool  # overflow is infinite in every rounding mode
 
 
 @inline
@@ -44,7 +45,7 @@ def round_to(x: Any, f: Arithmetic) -> Any:
     if m == np.uint64(0):
         return -0.0 if negative else 0.0
     if top_bit(m) + scale > f.emax:
-        away = f.mode in (RNE, RNA) or f.mode == (RDN if negative else RUP)
+        away = f.to_inf or f.mode in (RNE, RNA) or f.mode == (RDN if negative else RUP)
         value = np.inf
         if not away:
             value = (2.0 - power_of_two(np.int64(1 - f.precision))) * power_of_two(np.int64(f.emax))

@@ -7,9 +7,12 @@ once. Everything is integer work; no log2, no float arithmetic that could itself
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numsim.kernels.jit import inline
+from numsim.kernels.word import top_bit as top_bit
 
 # Rounding modes, overflow policies and few-bit stochastic variants as kernels see them.
 RNE, RNA, RTZ, RUP, RDN, RTO, SR = range(7)
@@ -18,16 +21,6 @@ TRUNCATE, HALF_OFFSET, RNE_FIRST = range(3)
 
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
-
-
-@inline
-def top_bit(sig: np.uint64) -> np.int64:
-    """Return the position of the highest set bit of a nonzero 64-bit integer."""
-    as_float = np.float64(sig)  # may round up to the next power of two: undone below
-    high = np.int64(np.float64(as_float).view(np.int64) >> 52) - np.int64(1023)
-    if high > 63 or (sig >> np.uint64(high)) == _ZERO:
-        high -= np.int64(1)
-    return high
 
 
 @inline
@@ -45,7 +38,7 @@ def random_carry(
             scaled = rem << np.uint64(64 - shift)
         else:
             scaled = rem >> np.uint64(min(shift - 64, np.int64(63)))
-        return scaled > ~random
+        return bool(scaled > ~random)
     width = bits + 1 if variant == HALF_OFFSET else bits
     cut = shift - width  # bits of the fraction that the adder does not see
     if cut <= 0:
@@ -59,7 +52,7 @@ def random_carry(
     addend = (random << _ONE) + _ONE if variant == HALF_OFFSET else random
     if variant == RNE_FIRST and (low > half or (low == half and (scaled & _ONE) == _ONE)):
         scaled += _ONE
-    return scaled + addend >= (_ONE << np.uint64(width))
+    return bool(scaled + addend >= (_ONE << np.uint64(width)))
 
 
 @inline
@@ -100,7 +93,7 @@ def round_quotient(
 
 @inline
 def encode_value(
-    negative: bool, sig: np.uint64, exponent: np.int64, is_inf: bool, params: tuple,
+    negative: bool, sig: np.uint64, exponent: np.int64, is_inf: bool, params: Any,
     mode: np.int64, overflow: np.int64, random: np.uint64, bits: np.int64, variant: np.int64,
 ) -> np.int64:  # fmt: skip
     """Return the code of a number (not NaN): sign-magnitude bits, or a signed integer."""
@@ -135,7 +128,7 @@ def encode_value(
         magnitude = np.int64(m) + ((e - emin) << np.int64(p - 1)) - np.int64(params.offset)
         if params.offset == 1 and magnitude < 0:
             magnitude = np.int64(0)
-        over = magnitude > limit
+        over = bool(magnitude > limit)
     if params.offset == 1 and ((not is_inf and sig == _ZERO) or negative):
         # E8M0 has neither zero nor negative values
         if overflow == SPECIAL or (overflow == SATURATE_FINITE and is_inf):

@@ -16,4 +16,4 @@ def run_register(out: np.ndarray, state: int, taps: int, steps: int) -> int:
         for _ in range(steps):
             s = (s >> one) ^ (t if s & one else np.uint64(0))
         out[i] = s
-    return np.int64(s)
+    return int(s)

@@ -198,7 +198,8 @@ def relu(x: FloatArray) -> FloatArray:
     >>> relu(np.array([-1.0, 2.0]))
     array([0., 2.])
     """
-    return np.maximum(x, x.dtype.type(0))
+    y: FloatArray = np.maximum(x, x.dtype.type(0))
+    return y
 
 
 def softcap(x: FloatArray, *, scale: float = 1.0, cap: float) -> FloatArray:

@@ -1,4 +1,7 @@
-"""32-bit shifts that stay 32 bits wide: Numba widens ``uint32 >> uint32`` to 64, halving lanes."""
+"""Single instructions that Numba has no word for.
+
+Numba widens ``uint32 >> uint32`` to 64 bits, which halves the lanes; these shifts stay narrow.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import config, types
+from llvmlite import ir
+from numba import types
+from numba.core.config import DISABLE_JIT
 from numba.extending import intrinsic
 
 _WORD = types.uint32
 
 
+def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    make: Any = intrinsic
+    made: Callable[..., Any] = make(function)
+    return made
+
+
 def _shift(instruction: str) -> Callable[[Any, Any], Any]:
     """Return ``value << count`` or ``value >> count`` for uint32 and counts below 32."""
-    if config.DISABLE_JIT:
+    if DISABLE_JIT:
         left = instruction == "shl"
         return lambda value, count: np.uint32(value << count if left else value >> count)
 
@@ -24,9 +35,26 @@ def _shift(instruction: str) -> Callable[[Any, Any], Any]:
 
         return _WORD(_WORD, _WORD), codegen
 
-    made: Callable[[Any, Any], Any] = intrinsic(shift)
-    return made
+    return _intrinsic(shift)
 
 
 shl = _shift("shl")
 shr = _shift("lshr")
+
+
+def _top_bit() -> Callable[[Any], Any]:
+    """Return the position of the highest set bit of a nonzero uint64, as int64."""
+    if DISABLE_JIT:
+        return lambda value: np.int64(int(value).bit_length() - 1)
+
+    def position(typing: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
+            return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
+
+        return types.int64(types.uint64), codegen
+
+    return _intrinsic(position)
+
+
+top_bit = _top_bit()

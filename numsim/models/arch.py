@@ -1,34 +1,58 @@
-"""What a network is: sizes and switches, read from the ``config.json`` of a checkpoint.
-
-Every key of a config is read, fixed to one value, or ignored by name; anything else is an error,
-since a key that is not understood may change what the network computes.
-"""
+"""What a network is: sizes and switches; its tensors and its matrix products follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from numsim.errors import NumsimError, UnsupportedError, near_names
 
-REQUIRED = object()
-LAYER_GEMMS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "qk",  # queries times keys
-    "pv",  # attention weights times values
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions: the base, how many elements of a head turn, and how angles are scaled."""
+
+    theta: float
+    width: int  # elements of a head that turn
+    interleaved: bool = False  # pairs (2j, 2j + 1), else (j, width / 2 + j)
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    longest: int = 0  # dynamic: the length beyond which the base grows; llama3, yarn: the original
+    slow: float = 1.0  # llama3: low_freq_factor, yarn: beta_slow
+    fast: float = 1.0  # llama3: high_freq_factor, yarn: beta_fast
+    amplitude: float = 1.0  # yarn: multiplies sine and cosine
+    truncate: bool = True  # yarn: whole dimensions as edges of the ramp
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """Experts in place of the MLP, from layer `first` on."""
+
+    experts: int
+    top_k: int
+    intermediate: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    correction: bool = False  # a learned bias that counts for the choice only
+    shared: int = 0  # intermediate size of the shared expert, 0: none
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mla:
+    """Latent attention: queries, keys and values come from narrow projections."""
+
+    q_rank: int | None
+    kv_rank: int
+    nope: int  # elements of a query head without position
+    rope: int  # elements with position, shared by all key heads
 
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """Sizes and switches of one network; its tensors and GEMMs follow from them alone."""
+    """Sizes and switches of one network."""
 
     family: str
     vocab: int
@@ -36,174 +60,201 @@ class Arch:
     layers: int
     heads: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys
+    v_head_dim: int
     intermediate: int
+    activation: str
     norm_eps: float
-    rope_theta: float
-    activation: Literal["silu"] = "silu"
+    attn_scale: float
+    # norms and residual stream
+    norm: Literal["rms", "rms_plus_one", "layer", "layer_plain"] = "rms"
+    residual: Literal["pre", "post", "sandwich", "parallel", "parallel_shared"] = "pre"
+    final_norm: bool = True
+    qk_norm: Literal["rms", "layer"] | None = None
+    latent_eps: float = 1e-6  # norms of the latent projections
+    # positions
+    rope: Rope | None = None
+    positions: int = 0  # rows of a learned table, 0: none
+    position_offset: int = 0
+    masked_positions: bool = False  # positions count kept tokens only
+    buckets: int = 0  # of a relative position bias, 0: none
+    bucket_distance: int = 0
+    # attention
+    causal: bool = True
+    windows: tuple[int | None, ...] = ()  # per layer; empty: none anywhere
+    attn_cap: float | None = None
+    scale_by_layer: bool = False  # attention scale divided by layer + 1
     qkv_bias: bool = False
     o_bias: bool = False
+    mla: Mla | None = None
+    # MLP
+    gated: bool = True
     mlp_bias: bool = False
+    moe: Moe | None = None
+    # both ends
+    embed_dim: int = 0  # width of the embedding where it is not `hidden`, 0: the same
+    embed_scale: float = 1.0
+    embed_norm: bool = False
+    token_types: int = 0
     tied: bool = False
+    head: bool = True  # False: an encoder without logits
+    head_bias: bool = False
+    head_scale: float = 1.0
+    head_cap: float | None = None
+    pooler: bool = False
+    # encoder-decoder
+    decoder_layers: int = 0  # 0: one stack
+    decoder_start: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A config key that sets a field: its name, its type, and the default the family has."""
+class Stack(NamedTuple):
+    """A run of layers: the whole network, or an encoder or decoder."""
+
+    prefix: str
+    layers: int
+    causal: bool
+    cross: bool  # attends to the encoder's output
+
+
+class Product(NamedTuple):
+    """A matrix product of a layer: [out, in] and bias of its stored matrix; qk and pv have none."""
 
     name: str
-    kind: type
-    default: object = REQUIRED  # a function gets the fields read so far
-
-    def read(self, config: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-        """Return the checked value; an absent key and null mean the default."""
-        value: Any = config.get(self.name)
-        if value is None:
-            if self.default is REQUIRED:
-                raise NumsimError(
-                    f"config.json: {self.name} is required; it is absent or null; "
-                    "take the config.json that came with the weights"
-                )
-            return self.default(fields) if callable(self.default) else self.default
-        if type(value) is not self.kind and (self.kind, type(value)) != (float, int):
-            raise _wrong(self.name, f"of type {self.kind.__name__}", value)
-        if self.kind in (int, float) and not 0 < value < 2**31:
-            raise _wrong(self.name, "above 0 and below 2**31", value)
-        return self.kind(value)
+    shape: tuple[int, int] | None = None
+    bias: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How checkpoints of one ``model_type`` spell an Arch and name its tensors."""
-
-    architectures: tuple[str, ...]
-    keys: Mapping[str, Key]  # field of Arch -> config key, in reading order
-    fixed: Mapping[str, tuple[object, ...]]  # config key -> the only values we compute
-    ignored: frozenset[str]  # config keys that change no result
-    names: Mapping[str, str]  # our tensor name -> theirs, {i} = layer
-    ignored_tensors: tuple[str, ...]  # globs of stored tensors that no computation needs
-    finish: Callable[[dict[str, Any]], dict[str, Any]]  # last step: fields read -> fields of Arch
+def stacks(arch: Arch) -> tuple[Stack, ...]:
+    """Return the stacks of layers in the order they run."""
+    if not arch.decoder_layers:
+        return (Stack("", arch.layers, arch.causal, False),)
+    encoder = Stack("encoder.", arch.layers, False, False)
+    return encoder, Stack("decoder.", arch.decoder_layers, True, True)
 
 
-def _wrong(key: str, rule: str, value: object) -> NumsimError:
-    return NumsimError(
-        f"config.json: {key} must be {rule}; got {value!r}; "
-        "take the config.json that came with the weights"
-    )
+def has_experts(arch: Arch, layer: int) -> bool:
+    """Return whether the layer routes to experts."""
+    return arch.moe is not None and layer >= arch.moe.first
 
 
-def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
-    """Turn a parsed ``config.json`` into an Arch.
-
-    Raises
-    ------
-    NumsimError
-        A key is missing, of the wrong type, or known to no list of the family.
-    UnsupportedError
-        A key asks for something that is not implemented.
-    """
-    classes = config.get("architectures") or []
-    if classes and not set(classes) & set(family.architectures):
-        raise UnsupportedError(
-            f"config.json: architectures must name one of {', '.join(family.architectures)}; "
-            f"got {classes}; load the language model, not another head"
-        )
-    for key, values in family.fixed.items():
-        if key in config and config[key] not in values:
-            raise UnsupportedError(
-                f"config.json: {key} must be {' or '.join(map(repr, values))} for "
-                f"{config['model_type']}; got {config[key]!r}; other values are not implemented"
-            )
-    spelt = {key.name for key in family.keys.values()}
-    known = spelt | set(family.fixed) | family.ignored | COMMON_KEYS
-    unknown = sorted(set(config) - known)
-    if unknown:
-        hints = "".join(near_names(key, spelt, limit=1) for key in unknown[:1])
-        raise NumsimError(
-            f"config.json: every key must be one that {config['model_type']} is known to have; "
-            f"unknown: {', '.join(unknown)}{hints}; remove a key only if it changes no result"
-        )
-    fields: dict[str, Any] = {"family": config["model_type"]}
-    for field, entry in family.keys.items():
-        fields[field] = entry.read(config, fields)
-    fields["rope_theta"] = read_rope(config)
-    return Arch(**family.finish(fields))
+def _attention(a: Arch, cross: str = "") -> Iterator[Product]:
+    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
+    if a.mla is None:
+        yield Product(f"{cross}q_proj", (q, h), a.qkv_bias)
+        yield Product(f"{cross}k_proj", (kv, h), a.qkv_bias)
+        yield Product(f"{cross}v_proj", (a.kv_heads * a.v_head_dim, h), a.qkv_bias)
+    else:
+        m = a.mla
+        if m.q_rank is None:
+            yield Product("q_proj", (q, h))
+        else:
+            yield Product("q_a_proj", (m.q_rank, h), a.qkv_bias)
+            yield Product("q_b_proj", (q, m.q_rank))
+        yield Product("kv_a_proj", (m.kv_rank + m.rope, h), a.qkv_bias)
+        yield Product("kv_b_proj", (a.heads * (m.nope + a.v_head_dim), m.kv_rank))
+    yield Product(f"{cross}qk")  # queries times keys
+    yield Product(f"{cross}pv")  # attention weights times values
+    yield Product(f"{cross}o_proj", (h, a.heads * a.v_head_dim), a.o_bias)
 
 
-def read_rope(config: Mapping[str, Any]) -> float:
-    """Return the base of the rotary frequencies, from either spelling of the config.
+def _mlp(a: Arch, prefix: str, width: int) -> Iterator[Product]:
+    if a.gated:
+        yield Product(f"{prefix}gate_proj", (width, a.hidden), a.mlp_bias)
+    yield Product(f"{prefix}up_proj", (width, a.hidden), a.mlp_bias)
+    yield Product(f"{prefix}down_proj", (a.hidden, width), a.mlp_bias)
 
-    Newer configs hold ``rope_parameters: {rope_theta, rope_type}``; older ones ``rope_theta``
-    beside ``rope_scaling: {type | rope_type, ...}`` or null.
-    """
-    seen = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
-    for group in ("rope_parameters", "rope_scaling"):
-        inner = config.get(group)
-        if inner is None:
-            continue
-        if not isinstance(inner, Mapping):
-            raise _wrong(group, "a table or null", inner)
-        kinds = {inner[key] for key in ("rope_type", "type") if key in inner}
-        if kinds - {"default"}:
-            raise UnsupportedError(
-                f"config.json: {group} must have rope_type 'default'; "
-                f"got {', '.join(sorted(map(str, kinds)))}; other types are not implemented"
-            )
-        unknown = sorted(set(inner) - {"rope_type", "type", "rope_theta"})
-        if unknown:
-            raise NumsimError(
-                f"config.json: {group} of type 'default' has only rope_theta; "
-                f"unknown: {', '.join(unknown)}; take the config.json that came with the weights"
-            )
-        theta = inner.get("rope_theta", seen.get("rope_theta"))
-        if theta != seen.setdefault("rope_theta", theta):
-            raise _wrong(f"{group}.rope_theta", f"{seen['rope_theta']!r} as beside it", theta)
-    return float(Key("rope_theta", float, 10000.0).read(seen, {}))
+
+def layer_products(a: Arch, layer: int, *, cross: bool) -> Iterator[Product]:
+    """Yield the matrix products of a layer, in the order they run."""
+    yield from _attention(a)
+    if cross:
+        yield from _attention(a, "cross_")
+    if a.moe is None or not has_experts(a, layer):
+        yield from _mlp(a, "", a.intermediate)
+        return
+    yield Product("router", (a.moe.experts, a.hidden))
+    for e in range(a.moe.experts):
+        yield from _mlp(a, f"experts.{e}.", a.moe.intermediate)
+    if a.moe.shared:
+        yield from _mlp(a, "shared.", a.moe.shared)
+
+
+def _layer_norms(a: Arch, *, cross: bool) -> dict[str, int]:
+    norms = {"attn_norm": a.hidden}
+    if a.residual == "sandwich":
+        norms["attn_post_norm"] = norms["mlp_post_norm"] = a.hidden
+    if cross:
+        norms["cross_norm"] = a.hidden
+    if a.residual != "parallel_shared":
+        norms["mlp_norm"] = a.hidden
+    if a.qk_norm:
+        norms["q_norm"] = norms["k_norm"] = a.head_dim
+    if a.mla is not None:
+        norms["kv_a_norm"] = a.mla.kv_rank
+        if a.mla.q_rank is not None:
+            norms["q_a_norm"] = a.mla.q_rank
+    return norms
 
 
 def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Return the tensors the network has, by our names, with their shapes ([out, in] matrices)."""
-    h, q, kv = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (arch.vocab, h)}
-    linears = {
-        "q_proj": (q, h, arch.qkv_bias),
-        "k_proj": (kv, h, arch.qkv_bias),
-        "v_proj": (kv, h, arch.qkv_bias),
-        "o_proj": (h, q, arch.o_bias),
-        "gate_proj": (arch.intermediate, h, arch.mlp_bias),
-        "up_proj": (arch.intermediate, h, arch.mlp_bias),
-        "down_proj": (h, arch.intermediate, arch.mlp_bias),
-    }
-    for i in range(arch.layers):
-        shapes[f"layers.{i}.attn_norm.weight"] = (h,)
-        shapes[f"layers.{i}.mlp_norm.weight"] = (h,)
-        for name, (rows, columns, biased) in linears.items():
-            shapes[f"layers.{i}.{name}.weight"] = (rows, columns)
-            if biased:
-                shapes[f"layers.{i}.{name}.bias"] = (rows,)
-    shapes["final_norm.weight"] = (h,)
-    if not arch.tied:
-        shapes["lm_head.weight"] = (arch.vocab, h)
+    a = arch
+    width = a.embed_dim or a.hidden
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (a.vocab, width)}
+
+    def norm(name: str, size: int) -> None:
+        if a.norm != "layer_plain":
+            shapes[f"{name}.weight"] = (size,)
+        if a.norm == "layer":
+            shapes[f"{name}.bias"] = (size,)
+
+    if a.positions:
+        shapes["position.weight"] = (a.positions + a.position_offset, a.hidden)
+    if a.token_types:
+        shapes["token_type.weight"] = (a.token_types, a.hidden)
+    if a.embed_norm:
+        norm("embed_norm", a.hidden)
+    for stack in stacks(a):
+        for i in range(stack.layers):
+            layer = f"{stack.prefix}layers.{i}"
+            for name, size in _layer_norms(a, cross=stack.cross).items():
+                norm(f"{layer}.{name}", size)
+            for product in layer_products(a, i, cross=stack.cross):
+                if product.shape is not None:
+                    shapes[f"{layer}.{product.name}.weight"] = product.shape
+                if product.bias and product.shape is not None:
+                    shapes[f"{layer}.{product.name}.bias"] = product.shape[:1]
+            if a.moe is not None and a.moe.correction and has_experts(a, i):
+                shapes[f"{layer}.router.correction"] = (a.moe.experts,)
+        if a.buckets:
+            shapes[f"{stack.prefix}relative.weight"] = (a.buckets, a.heads)
+        if a.final_norm:
+            norm(f"{stack.prefix}final_norm", a.hidden)
+    if a.embed_dim:
+        shapes["project_in.weight"] = (a.hidden, width)
+        shapes["project_out.weight"] = (width, a.hidden)
+    if a.head and not a.tied:
+        shapes["lm_head.weight"] = (a.vocab, width)
+    if a.head_bias:
+        shapes["lm_head.bias"] = (a.vocab,)
+    if a.pooler:
+        shapes["pooler.weight"], shapes["pooler.bias"] = (a.hidden, a.hidden), (a.hidden,)
     return shapes
 
 
 def gemm_names(arch: Arch) -> tuple[str, ...]:
     """Return the names of all matrix products of the network, in the order they run."""
-    return *(f"layers.{i}.{gemm}" for i in range(arch.layers) for gemm in LAYER_GEMMS), "lm_head"
-
-
-# Keys any config may have that change no result of a forward pass.
-COMMON_KEYS = frozenset(
-    """
-    architectures model_type transformers_version dtype torch_dtype _name_or_path name_or_path
-    _attn_implementation_autoset auto_map unsloth_version unsloth_fixed task_specific_params
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
-    use_cache return_dict return_dict_in_generate output_hidden_states output_attentions
-    output_scores torchscript id2label label2id problem_type finetuning_task prefix
-    initializer_range max_length min_length do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
-    exponential_decay_length_penalty begin_suppress_tokens use_bfloat16 tf_legacy_loss
-    """.split()  # noqa: SIM905
-)
+    names = ["project_in"] if arch.embed_dim else []
+    for stack in stacks(arch):
+        for i in range(stack.layers):
+            names += [
+                f"{stack.prefix}layers.{i}.{product.name}"
+                for product in layer_products(arch, i, cross=stack.cross)
+            ]
+    if arch.embed_dim:
+        names.append("project_out")
+    if arch.pooler:
+        names.append("pooler")
+    if arch.head:
+        names.append("lm_head")
+    return tuple(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
-from numsim.models.arch import Arch, Family, read_arch, tensor_shapes
-from numsim.models.families import get_family, stored_name
-from numsim.models.run import Model, OperandCache
+from numsim.models.arch import Arch, tensor_shapes
+from numsim.models.config import At, Family, read_arch
+from numsim.models.families import get_family, stored_at
+from numsim.models.gemm import OperandCache
+from numsim.models.run import Model
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -83,19 +86,20 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
     family = get_family(config.get("model_type"))
     arch = read_arch(config, family)
     stored = _stored(folder)
-    names = _match(arch, family, stored, folder)
+    arch, places = _match(arch, family, stored, folder)
     # Copy-on-write: read-only arrays would make kernels compile twice.
     maps = {file: np.memmap(file, np.uint8, mode="c") for file in {t.file for t in stored.values()}}
-    arrays = {our: _view(maps, stored[their]) for our, their in names.items()}
-    for our, array in arrays.items():
+    whole = {at.name: _view(maps, stored[at.name]) for at in places.values()}
+    for their, array in whole.items():
         if not np.isfinite(array).all():
             bad = np.count_nonzero(~np.isfinite(array))
             raise NumsimError(
-                f"load_model: weights must be finite; {names[our]} has {bad} NaN or Inf; "
+                f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
             )
-    if arch.tied:
-        _check_tied(arrays, names)
+    arrays = {our: _take(whole[at.name], at, arch.heads) for our, at in places.items()}
+    if arch.head and arch.tied:
+        _check_tied(arrays, places)
         arrays["lm_head.weight"] = arrays["embed.weight"]
     return Model(arch, arrays, folder.name, OperandCache(cache_bytes))
 
@@ -211,37 +215,68 @@ def _header(file: Path) -> dict[str, Tensor]:
 
 def _match(
     arch: Arch, family: Family, stored: Mapping[str, Tensor], folder: Path
-) -> dict[str, str]:
-    """Return our name -> stored name, or raise with everything that does not fit."""
+) -> tuple[Arch, dict[str, At]]:
+    """Return where each tensor of ours is, or raise with everything that does not fit.
+
+    Optional parts whose tensors are all absent are switched off in the Arch.
+    """
+    embed = {p: stored_at("embed.weight", family, p, gated=False).name for p in family.prefixes}
+    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
+
+    def place(our: str) -> At:
+        return stored_at(our, family, prefix, gated=arch.gated)
+
+    for part in family.optional:
+        off: dict[str, Any] = {part: False}
+        without = replace(arch, **off)
+        own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
+        arch = arch if any(place(our).name in stored for our in own) else without
     shapes = tensor_shapes(arch)
-    names = {our: stored_name(our, family) for our in shapes}
-    if arch.tied and stored_name("lm_head.weight", family) in stored:
-        names["lm_head.weight"] = stored_name("lm_head.weight", family)
+    if arch.head and arch.tied and place("lm_head.weight").name in stored:
         shapes["lm_head.weight"] = shapes["embed.weight"]
-    problems = []
-    for our, their in names.items():
-        if their not in stored:
-            problems.append(f"missing {their} {list(shapes[our])}")
+    places = {our: place(our) for our in shapes}
+    problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
+    for our, at in places.items():
+        shape = _stored_shape(shapes[our], at)
+        if at.name not in stored:
+            problems[f"missing {at.name} {list(shape)}"] = None
             continue
-        t = stored[their]
-        if t.shape != shapes[our]:
-            problems.append(f"{their} has shape {list(t.shape)}, expected {list(shapes[our])}")
+        t = stored[at.name]
+        if t.shape != shape:
+            problems[f"{at.name} has shape {list(t.shape)}, expected {list(shape)}"] = None
         if t.dtype not in DTYPES:
-            problems.append(f"{their} is stored as {t.dtype}, readable are {', '.join(DTYPES)}")
-    problems += [
-        f"surplus {their} {list(stored[their].shape)}"
-        for their in sorted(set(stored) - set(names.values()))
-        if not any(fnmatchcase(their, glob) for glob in family.ignored_tensors)
-    ]
+            text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
+            problems[text] = None
+    ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
+    for their in sorted(set(stored) - {at.name for at in places.values()}):
+        if not any(fnmatchcase(their, glob) for glob in ignored):
+            problems[f"surplus {their} {list(stored[their].shape)}"] = None
     if problems:
-        shown = "\n  ".join(problems[:40])
+        shown = "\n  ".join(list(problems)[:40])
         more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise NumsimError(
             f"load_model: {folder.name} must hold the tensors its config.json implies; "
             f"{len(problems)} problems:\n  {shown}{more}\n"
             "take config.json and weights from the same checkpoint"
         )
-    return names
+    return arch, places
+
+
+def _stored_shape(shape: tuple[int, ...], at: At) -> tuple[int, ...]:
+    whole = (shape[0] * at.parts, *shape[1:])
+    return whole[::-1] if at.turned else whole
+
+
+def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
+    """Return our [out, in] part of a stored tensor, a view where it can be."""
+    array = array.T if at.turned else array
+    if at.parts == 1:
+        return array
+    rows = array.shape[0] // at.parts
+    if not at.by_head:
+        return array[at.part * rows : (at.part + 1) * rows]
+    by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
+    return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
 
 
 def _view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
@@ -251,10 +286,11 @@ def _view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
     return array
 
 
-def _check_tied(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> None:
+def _check_tied(arrays: Mapping[str, NDArray[Any]], places: Mapping[str, At]) -> None:
     head = arrays.get("lm_head.weight")
     if head is not None and not np.array_equal(head, arrays["embed.weight"]):
         raise UnsupportedError(
-            f"load_model: with tie_word_embeddings the output head is {names['embed.weight']}; "
-            f"got another {names['lm_head.weight']}; set tie_word_embeddings to false or drop it"
+            "load_model: with tie_word_embeddings the output head is "
+            f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "
+            "set tie_word_embeddings to false or drop it"
         )

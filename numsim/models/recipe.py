@@ -117,7 +117,7 @@ class Recipe:
         activations: QuantLike = None,
         out_format: str = "float32",
     ) -> Recipe:
-        """One rule for the linears of all blocks; ``qk``, ``pv`` and the head stay float32.
+        """One rule for the linears of all blocks (``*_proj``); all other products stay float32.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class Recipe:
             target,
             out_format,
         )
-        return cls((("*", plain), ("*layers.*", linears), ("*.qk", plain), ("*.pv", plain)))
+        return cls((("*", plain), ("*_proj", linears)))
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:

@@ -2,63 +2,44 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, near_names
-from numsim.kernels.gemm_fma import gemm_fma, pack_b
-from numsim.models.arch import Arch, gemm_names
-from numsim.models.blocks import Array, Context, Gemm, block, norm, rotary_tables
-from numsim.models.recipe import Recipe, Rule
-from numsim.quant import Quant, as_quant, quantize
-from numsim.targets import matmul
-
-RAW = Quant("float32", granularity="none")  # an operand that is not quantised
+from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.kernels import vector_act
+from numsim.models.arch import Arch, Stack, gemm_names, has_experts, stacks, tensor_shapes
+from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
+from numsim.models.gemm import Array, OperandCache, make_gemm, tapped
+from numsim.models.recipe import Recipe
+from numsim.models.rope import relative_buckets, rotary_tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Results of one run, float64 for the reference and float32 for an emulation."""
 
-    logits: Array  # [B, T, vocab]
+    logits: Array  # [B, T, vocab]; [B, T, 0] for an encoder
     hidden_states: tuple[Array, ...]  # layers + 1 of [B, T, H]; the last is after the final norm
     taps: dict[str, Array]
-
-
-@dataclass(slots=True, eq=False)
-class OperandCache:
-    """Weights converted, packed or quantised, kept until `limit_bytes`; the oldest go first."""
-
-    limit_bytes: int
-    used_bytes: int = 0
-    items: OrderedDict[object, tuple[Any, int]] = field(default_factory=OrderedDict)
-
-    def get(self, key: object, size: int, make: Callable[[], Any]) -> Any:
-        """Return what `make` returned for `key`, counted as `size` bytes."""
-        if key in self.items:
-            self.items.move_to_end(key)
-            return self.items[key][0]
-        value = make()
-        self.items[key] = (value, size)
-        self.used_bytes += size
-        while self.used_bytes > self.limit_bytes and len(self.items) > 1:
-            _, (_, freed) = self.items.popitem(last=False)
-            self.used_bytes -= freed
-        return value
+    encoder_hidden_states: tuple[Array, ...] = ()  # of an encoder-decoder, likewise
+    pooled: Array | None = None  # [B, H], of an encoder with a pooler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A network and its weights as stored; made by ``load_model``.
 
-    Names of matrix products: ``layers.{i}.q_proj k_proj v_proj qk pv o_proj gate_proj up_proj
-    down_proj`` and ``lm_head``.
+    Names of matrix products, in each layer ``layers.{i}.`` (encoder-decoder:
+    ``encoder.layers.{i}.``, ``decoder.layers.{i}.``): ``q_proj k_proj v_proj`` (latent attention:
+    ``q_a_proj q_b_proj kv_a_proj kv_b_proj``), ``qk pv o_proj``, the same with ``cross_`` before
+    them, ``gate_proj up_proj down_proj`` (plain MLP: ``up_proj down_proj``), with experts
+    ``router``, ``experts.{e}.gate_proj`` ..., ``shared.gate_proj`` ...; around the layers
+    ``project_in project_out pooler lm_head``.
     """
 
     arch: Arch
@@ -71,10 +52,11 @@ class Model:
         return gemm_names(self.arch)
 
     def linear_names(self) -> tuple[str, ...]:
-        """Return the names of the block linears: products with a stored matrix, less the head."""
-        return tuple(
-            n for n in self.gemm_names() if n != "lm_head" and f"{n}.weight" in self.tensors
-        )
+        """Return the names of the block linears: ``*_proj``, the products of stored matrices.
+
+        Routers, the head, the pooler and projections of the embedding are not among them.
+        """
+        return tuple(n for n in self.gemm_names() if n.endswith("_proj"))
 
     def run(
         self,
@@ -84,25 +66,37 @@ class Model:
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
         decoder_tokens: ArrayLike | None = None,
+        past: Past | None = None,
         taps: Iterable[str] = (),
     ) -> Run:
-        """Compute logits and hidden states for whole sequences.
+        """Compute logits and hidden states.
+
+        A row of a batch, a token after its `past`, and any number of threads give the same bits
+        as the whole sequence alone, as long as no scale is shared: ``per_tensor`` activations take
+        one scale over all tokens of the call, ``per_channel`` values (``pv``) one over all keys.
 
         Parameters
         ----------
         tokens : int array [T] or [B, T]
-            Token ids; positions count from 0.
+            Token ids; positions count from 0, or from the length of `past`.
         recipe : Recipe, optional
             None: everything in float64. Else float32 between the products, which run as it says.
         attention_mask : 0/1 array [B, T], optional
-            1 = keep. Positions still count from 0, as in transformers; a padding token that sees
-            no key gets no attention output.
-        token_type_ids, decoder_tokens : optional
-            For families that have them.
+            1 = keep. Positions still count from 0 (OPT: kept tokens only), as in transformers; a
+            padding token that sees no key gets no attention output.
+        token_type_ids : int array [B, T], optional
+            Segments, for families that have them; default 0.
+        decoder_tokens : int array [T'] or [B, T']
+            Required by encoder-decoders; logits and hidden states are the decoder's.
+        past : Past, optional
+            Keys and values of earlier calls; extended by this one. An encoder-decoder reads
+            `tokens` in the first call only.
         taps : globs
             Tensors to keep: ``<product>.in`` [B, T, K], ``<product>.out`` [B, T, N] (before the
             bias), for ``qk`` and ``pv`` [B, key heads, queries, ...] also ``.operand`` (the right
-            side [..., K, N]); ``layers.{i}.attn.out`` and ``layers.{i}.mlp.out`` [B, T, H].
+            side [..., K, N]); ``<norm>.out``, ``layers.{i}.out``, ``layers.{i}.attn.out``,
+            ``layers.{i}.mlp.out`` [B, T, H]; of experts [rows, ...] and ``.rows``, which tokens
+            they are. An expert that no token chose leaves no tap.
 
         Returns
         -------
@@ -123,14 +117,11 @@ class Model:
         >>> run.logits.shape, run.taps["layers.4.down_proj.in"].shape
         ((1, 3, 2048), (1, 3, 512))
         """
-        for what, value in (("token_type_ids", token_type_ids), ("decoder_tokens", decoder_tokens)):
-            if value is not None:
-                raise NumsimError(
-                    f"run: {what} must be left out for {self.arch.family}, which has none; "
-                    f"got an array of shape {np.shape(value)}"
-                )
-        ids = self._ids(tokens)
+        a = self.arch
+        ids = self._ids(tokens, "tokens", a.vocab)
         keep = _mask(attention_mask, ids.shape)
+        types = self._types(token_type_ids, ids.shape)
+        target = self._decoder_ids(decoder_tokens, len(ids))
         kept: dict[str, Array] = {}
         wanted = self._tap_names(taps)
 
@@ -138,32 +129,122 @@ class Model:
             if name in wanted:
                 kept[name] = value
 
-        gemm = tapped(make_gemm(self, recipe), keep_tap)
+        rules = None if recipe is None else recipe.check(self.gemm_names())
+        gemm = tapped(make_gemm(self.tensors, self.cache, rules), keep_tap)
         dtype = np.float64 if recipe is None else np.float32
-        cos, sin = rotary_tables(self.arch, ids.shape[1])
-        last = np.arange(1, ids.shape[1] + 1)
-        c = Context(
-            self.arch, dtype, gemm, lambda n: self._weight(n, dtype), cos, sin, last, keep, keep_tap
-        )
-        x = np.asarray(self.tensors["embed.weight"][ids], dtype)  # [B, T, H]
-        states = [x]
+        common: dict[str, Any] = {
+            "arch": a,
+            "dtype": dtype,
+            "gemm": gemm,
+            "weight": lambda name: self._weight(name, dtype),
+            "rows": lambda name, ids: np.asarray(self.tensors[name][ids], dtype),
+            "keep_tap": keep_tap,
+        }
+        encoded: tuple[Array, ...] = ()
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
-            for i in range(self.arch.layers):
-                x = block(f"layers.{i}", x, c)  # [B, T, H]
-                states.append(x)
-            x = states[-1] = norm("final_norm", x, c)  # [B, T, H]
-            logits = gemm("lm_head", x, "lm_head.weight")  # [B, T, vocab]
-        return Run(logits, tuple(states), kept)
+            if target is None:
+                states, c = self._stack(stacks(a)[0], common, ids, keep, types, past)
+            else:
+                encoder, decoder = stacks(a)
+                memory = None if past is None else past.memory
+                if memory is None:
+                    encoded, _ = self._stack(encoder, common, ids, keep, None, None)
+                    memory = encoded[-1]
+                    if past is not None:
+                        past.memory, past.memory_keep = memory, keep
+                common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
+                states, c = self._stack(decoder, common, target, None, None, past)
+            logits, pooled = self._ends(states[-1], c)
+        return Run(logits, states, kept, encoded, pooled)
+
+    def _stack(
+        self,
+        stack: Stack,
+        common: Mapping[str, Any],
+        ids: Ints,
+        keep: Bools | None,
+        types: Ints | None,
+        past: Past | None,
+    ) -> tuple[tuple[Array, ...], Context]:
+        """Run the layers of a stack; return its hidden states and the context they ran in."""
+        a = self.arch
+        batch, steps = ids.shape
+        start = 0 if past is None else past.length
+        if past is not None:
+            keep = _extend_mask(past, keep, batch, steps)
+        positions = np.arange(start, start + steps)
+        keys = np.arange(start + steps)
+        bias = None
+        if a.buckets:
+            table = self._weight(f"{stack.prefix}relative.weight", np.float64)  # [buckets, N]
+            buckets = relative_buckets(a, positions, keys, causal=stack.causal)  # [T, S]
+            bias = np.ascontiguousarray(np.moveaxis(table[buckets], -1, 0))  # [N, T, S]
+        c = Context(
+            **common,
+            causal=stack.causal,
+            positions=positions,
+            keep=keep,
+            turn=rotary_tables(a.rope, start, start + steps) if a.rope else None,
+            bias=bias,
+            past=past,
+        )
+        x = embed(ids, self._positions(positions, keep), types, c)  # [B, T, H]
+        states = [x]
+        for i in range(stack.layers):
+            x = block(f"{stack.prefix}layers.{i}", i, x, c)  # [B, T, H]
+            c.keep_tap(f"{stack.prefix}layers.{i}.out", x)
+            states.append(x)
+        if a.final_norm:
+            states[-1] = norm(f"{stack.prefix}final_norm", x, c)
+        if past is not None:
+            past.length += steps
+        return tuple(states), c
+
+    def _positions(self, positions: Ints, keep: Bools | None) -> Ints:
+        """Return the rows of the learned table, [1 or B, T]."""
+        a = self.arch
+        if a.positions and positions[-1] >= a.positions:
+            raise NumsimError(
+                f"run: {a.family} has a table of {a.positions} positions; got a sequence of "
+                f"{positions[-1] + 1}; cut it"
+            )
+        if a.masked_positions and keep is not None:
+            counted = np.cumsum(keep, axis=1) * keep - 1  # [B, S], padding: -1
+            return counted[:, positions]
+        return positions[None]
+
+    def _ends(self, x: Array, c: Context) -> tuple[Array, Array | None]:
+        """Return logits [B, T, vocab] and, of an encoder with a pooler, its output [B, H]."""
+        a = self.arch
+        pooled = None
+        if a.pooler:
+            first = np.ascontiguousarray(x[:, :1])  # [B, 1, H]
+            pooled = vector_act.tanh(linear("pooler", first, c, bias=True))[:, 0]
+        if not a.head:
+            return np.empty((*x.shape[:2], 0), c.dtype), pooled
+        if a.embed_dim:
+            x = c.gemm("project_out", x, "project_out.weight")  # [B, T, width of the embedding]
+        if a.head_scale != 1.0:
+            x = x * c.dtype(a.head_scale)
+        logits = linear("lm_head", x, c, bias=a.head_bias)  # [B, T, vocab]
+        if a.head_cap is not None:
+            logits = vector_act.softcap(logits, cap=a.head_cap)
+        return logits, pooled
 
     def generate(
         self, tokens: ArrayLike, recipe: Recipe | None = None, *, max_new_tokens: int
     ) -> NDArray[np.int64]:
         """Continue greedily: the token of the largest logit, the lowest id among equals.
 
+        Tokens are decoded one at a time after the prompt, keys and values kept: the same bits as
+        a run over everything, as long as no scale is shared between tokens (see `run`). Rotary
+        scaling of kind ``dynamic`` turns all earlier keys anew beyond its length, so there each
+        step runs over everything.
+
         Parameters
         ----------
         tokens : int array [T] or [B, T]
-            Prompt.
+            Prompt; of an encoder-decoder the input of the encoder.
         recipe : Recipe, optional
             As in `run`.
         max_new_tokens : int
@@ -172,20 +253,43 @@ class Model:
         Returns
         -------
         int64 array [T + max_new_tokens] or [B, T + max_new_tokens]
+            Of an encoder-decoder the decoder's tokens, the start token first.
 
         Raises
         ------
         NumsimError
             Wrong tokens or recipe, or a negative `max_new_tokens`.
+        UnsupportedError
+            The model is an encoder.
         """
+        a = self.arch
         if max_new_tokens < 0:
             raise NumsimError(
                 f"generate: max_new_tokens must be 0 or more; got {max_new_tokens}; give a count"
             )
-        ids = self._ids(tokens)
+        if not a.head:
+            raise UnsupportedError(
+                f"generate: the model must have an output head; {a.family} is an encoder; use run"
+            )
+        source = ids = self._ids(tokens, "tokens", a.vocab)
+        if a.decoder_layers:
+            if a.decoder_start is None:
+                raise NumsimError(
+                    "generate: config.json must name decoder_start_token_id; it does not; add it"
+                )
+            ids = np.full((len(source), 1), a.decoder_start, np.int64)
+        total = ids.shape[1] + max_new_tokens
+        whole = a.rope is not None and a.rope.kind == "dynamic" and total > a.rope.longest
+        past = None if whole else Past()
+        fresh = ids
         for _ in range(max_new_tokens):
-            best = np.argmax(self.run(ids, recipe).logits[:, -1], axis=-1)  # [B]
-            ids = np.concatenate([ids, best[:, None]], axis=1)
+            if a.decoder_layers:
+                run = self.run(source, recipe, decoder_tokens=fresh, past=past)
+            else:
+                run = self.run(fresh, recipe, past=past)
+            best = np.argmax(run.logits[:, -1], axis=-1)[:, None]  # [B, 1]
+            ids = np.concatenate([ids, best], axis=1)
+            fresh = ids if past is None else best
         return ids[0] if np.ndim(tokens) == 1 else ids
 
     def gemm(
@@ -238,40 +342,73 @@ class Model:
                 f"gemm: x and operand must agree in their leading dimensions; got "
                 f"{list(x.shape)} and {list(np.shape(operand))}; pass what the taps hold"
             )
+        rules = None if recipe is None else {name: recipe.rule(name)}
         right = stored if operand is None else np.asarray(operand, dtype)
-        return make_gemm(self, recipe)(name, x, right)
+        return make_gemm(self.tensors, self.cache, rules)(name, x, right)
 
-    def _ids(self, tokens: ArrayLike) -> NDArray[np.int64]:
+    def _ids(self, tokens: ArrayLike, what: str, limit: int) -> Ints:
         ids = np.asarray(tokens)
         if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
             raise NumsimError(
-                f"run: tokens must be a non-empty integer array [T] or [B, T]; got {ids.dtype} "
+                f"run: {what} must be a non-empty integer array [T] or [B, T]; got {ids.dtype} "
                 f"{list(ids.shape)}; encode the text with the tokenizer of the model"
             )
-        outside = (ids < 0) | (ids >= self.arch.vocab)
+        outside = (ids < 0) | (ids >= limit)
         if outside.any():
             raise NumsimError(
-                f"run: tokens must be below the vocabulary of {self.arch.vocab}; got "
+                f"run: {what} must be below the vocabulary of {limit}; got "
                 f"{ids[outside][0]} ({np.count_nonzero(outside)} such); use the model's tokenizer"
             )
         return np.atleast_2d(ids).astype(np.int64)
+
+    def _types(self, given: ArrayLike | None, shape: tuple[int, ...]) -> Ints | None:
+        if not self.arch.token_types:
+            if given is not None:
+                raise NumsimError(
+                    f"run: token_type_ids must be left out for {self.arch.family}, which has none; "
+                    f"got an array of shape {np.shape(given)}"
+                )
+            return None
+        if given is None:
+            return np.zeros(shape, np.int64)
+        types = self._ids(given, "token_type_ids", self.arch.token_types)
+        if types.shape != shape:
+            raise NumsimError(
+                f"run: token_type_ids must have the shape of tokens {list(shape)}; got "
+                f"{list(types.shape)}; give a segment for each token"
+            )
+        return types
+
+    def _decoder_ids(self, given: ArrayLike | None, batch: int) -> Ints | None:
+        if (given is not None) != bool(self.arch.decoder_layers):
+            rule = "given for" if given is None else "left out for"
+            kind = "an encoder-decoder" if given is None else "which has no decoder of its own"
+            raise NumsimError(
+                f"run: decoder_tokens must be {rule} {self.arch.family}, {kind}; got "
+                f"{'none' if given is None else f'an array of shape {np.shape(given)}'}"
+            )
+        if given is None:
+            return None
+        ids = self._ids(given, "decoder_tokens", self.arch.vocab)
+        if len(ids) != batch:
+            raise NumsimError(
+                f"run: decoder_tokens must have a row for each row of tokens; got {len(ids)} for "
+                f"{batch}; pair them"
+            )
+        return ids
 
     def _tap_names(self, taps: Iterable[str]) -> set[str]:
         globs = (taps,) if isinstance(taps, str) else tuple(taps)
         if not globs:
             return set()
-        known = [f"{name}.{end}" for name in self.gemm_names() for end in ("in", "out")]
-        known += [
-            f"{name}.operand" for name in self.gemm_names() if f"{name}.weight" not in self.tensors
-        ]
-        known += [f"layers.{i}.{s}.out" for i in range(self.arch.layers) for s in ("attn", "mlp")]
+        known = tap_names(self.arch)
         names: set[str] = set()
         for glob in globs:
             found = [name for name in known if fnmatchcase(name, glob)]
             if not found:
                 raise NumsimError(
                     f"run: every tap must match a tensor; {glob!r} matches none"
-                    f"{near_names(glob, known)}; names end in .in, .out or .operand"
+                    f"{near_names(glob, known)}; names end in .in, .out, .operand or .rows"
                 )
             names.update(found)
         return names
@@ -284,7 +421,37 @@ class Model:
         return copy
 
 
-def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+def tap_names(arch: Arch) -> list[str]:
+    """Return the names of all tensors a run can keep.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> from numsim.models import load_model
+    >>> tap_names(load_model(bundled_model_dir()).arch)[:2]
+    ['embed.out', 'layers.0.q_proj.in']
+    """
+    known = ["embed.out"]
+    for name in gemm_names(arch):
+        known += [f"{name}.in", f"{name}.out"]
+        if name.endswith(("qk", "pv")):
+            known.append(f"{name}.operand")
+    known += [
+        f"{name.removesuffix('.weight')}.out"
+        for name in tensor_shapes(arch)
+        if name.endswith("norm.weight")
+    ]
+    for stack in stacks(arch):
+        for i in range(stack.layers):
+            layer = f"{stack.prefix}layers.{i}"
+            parts = ("attn.out", "cross.out", "mlp.out", "out")
+            known += [f"{layer}.{part}" for part in parts if stack.cross or part != "cross.out"]
+            if arch.moe is not None and has_experts(arch, i):
+                known += [f"{layer}.experts.{e}.rows" for e in range(arch.moe.experts)]
+    return known
+
+
+def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
     if mask is None:
         return None
     values = np.atleast_2d(np.asarray(mask))
@@ -296,62 +463,16 @@ def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_] |
     return values.astype(np.bool_)
 
 
-def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
-    """Return `gemm` with its operands and results offered to `keep_tap`."""
-
-    def run(name: str, x: Array, operand: str | Array) -> Array:
-        keep_tap(f"{name}.in", x)
-        if not isinstance(operand, str):
-            keep_tap(f"{name}.operand", operand)
-        y = gemm(name, x, operand)
-        keep_tap(f"{name}.out", y)
-        return y
-
-    return run
-
-
-def make_gemm(model: Model, recipe: Recipe | None) -> Gemm:
-    """Return the matrix product of a run: float64, or as the rules of `recipe` say."""
-    rules = None if recipe is None else recipe.check(model.gemm_names())
-    plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
-    recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
-
-    def plain(x: Array, operand: str | Array) -> Array:
-        """Chain of fused multiply-adds in the dtype of `x`."""
-        if isinstance(operand, str):
-            tensor = model.tensors[operand]
-            packed = model.cache.get(
-                (operand, x.dtype.type, "packed"),
-                tensor.size * x.itemsize,
-                lambda: pack_b(tensor.astype(x.dtype).T[None]),
-            )
-            y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
-            return y.reshape(*x.shape[:-1], -1)
-        y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
-        return y.reshape(*x.shape[:-1], -1)
-
-    def emulated(rule: Rule, x: Array, operand: str | Array) -> Array:
-        left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
-        if isinstance(operand, str):
-            tensor = model.tensors[operand]
-            x_rows = x.reshape(-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
-            b = model.cache.get(
-                (operand, right),
-                tensor.size * 8,
-                lambda: quantize(tensor.astype(np.float32), right, axis=-1).T,
-            )
-        else:
-            x_rows = x
-            b = quantize(operand, right, axis=-2)
-        if left not in recent or recent[left][0] is not x:
-            recent.clear()
-            recent[left] = (x, quantize(x_rows, left, axis=-1))
-        y = matmul(recent[left][1], b, target=rule.target, out_format=rule.out_format)
-        return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
-
-    def gemm(name: str, x: Array, operand: str | Array) -> Array:
-        if rules is None or name in plain_names:
-            return plain(x, operand)
-        return emulated(rules[name], x, operand)
-
-    return gemm
+def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:
+    """Return the mask of all keys [B, S], and keep it; None where all count."""
+    if any(len(k) != batch for k, _ in past.kept.values()):
+        raise NumsimError(
+            f"run: past must come from a batch of the same size; got {batch} rows of tokens; "
+            "start with a new Past()"
+        )
+    if keep is None and past.keep is None:
+        return None
+    before = np.ones((batch, past.length), np.bool_) if past.keep is None else past.keep
+    now = np.ones((batch, steps), np.bool_) if keep is None else keep
+    past.keep = np.concatenate([before, now], axis=1)
+    return past.keep

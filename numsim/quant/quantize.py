@@ -84,7 +84,7 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
             scale_format = get_format("float8_e8m0fnu")
             scale_codes = encode(scale, scale_format)
     q = QTensor(values, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
-    divisor = q.element_scale()
+    divisor: Any = q.element_scale()
     if above is not None:
         divisor = np.asarray(divisor, np.float64) * np.float64(above)
     elif rule.scale_format in POW2_FORMATS:

@@ -105,10 +105,11 @@ def sweep(
             )
             for i, case in enumerate(todo, start=1):
                 label = f"{case.format} {case.granularity} {case.target}"
-                step = i * batches
-                for row in run_case(
-                    model, case, reference, lambda n, s=step, w=label: tell(w, s + n, total)
-                ):
+
+                def step(n: int, i: int = i, label: str = label) -> None:
+                    tell(label, i * batches + n, total)
+
+                for row in run_case(model, case, reference, step):
                     writer.write(row)
                     rows.append(row)
     return pd.DataFrame(rows, columns=list(NAMES))

@@ -153,4 +153,5 @@ def requantize(
         y = (high >> right) + (remainder > threshold)
     y = y + zero_point
     low, high_limit = int(out.min * 2.0**out.bias), int(out.max * 2.0**out.bias)
-    return np.clip(y, low, high_limit).astype(out.code_dtype)
+    codes: NDArray[Any] = np.clip(y, low, high_limit).astype(out.code_dtype)
+    return codes

@@ -76,7 +76,7 @@ def matmul(
     >>> a = quantize([[1.0, 2.0]], "float8_e4m3fn")
     >>> b = quantize([[3.0], [-4.0]], "float8_e4m3fn")
     >>> matmul(a, b, target="nvidia.hopper.wgmma")
-    array([[-4.979...]], dtype=float32)
+    array([[-5.1428576]], dtype=float32)
     """
     unit = get_target(target)
     for operand, name in ((a, "a"), (b, "b")):
@@ -97,9 +97,9 @@ def matmul(
     left = a if a.shape[:-2] == batch else _broadcast(a, batch)
     right = b if b.ndim == 2 or b.shape[:-2] == batch else _broadcast(b, batch)
     blocks = None if inside is not None else _k_block(a, b)
+    scale: Any = None
     if blocks is not None:
         acc = _blockwise(rule, left, right, begin, out, unit, blocks)
-        scale = None
     else:
         acc = _chained(rule, left, right, begin, out, unit)
         scale = None if inside is not None else _scales(a, b)
@@ -148,9 +148,16 @@ def _takes(kind: str, a: Format, b: Format) -> bool:
         return a.value_dtype == np.float32 and b.value_dtype == np.float32
     if kind == "integer":
         return a.kind == "integer" and b.kind == "integer"
+    if kind == "number":
+        return _finite_width(a) and _finite_width(b)
     if kind == "u8s8":
         return a.name == "uint8" and b.name == "int8"
     return a.name in CLASSES[kind] and b.name in CLASSES[kind]
+
+
+def _finite_width(fmt: Format) -> bool:
+    """Whether two float32 numbers hold every value: integers, and what float32 holds."""
+    return fmt.kind == "integer" or fmt.value_dtype == np.float32
 
 
 def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> Rule | None:
@@ -168,7 +175,11 @@ def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> Rule | None:
             continue
         scale = a.scale_format.name
         if isinstance(rule, ScaledFp4):
-            allowed = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
+            allowed: tuple[tuple[str, int], ...] = (
+                ("float8_e8m0fnu", 32),
+                ("float8_e8m0fnu", 16),
+                ("float8_e4m3fn", 16),
+            )
         else:
             allowed = (("float8_e8m0fnu", 32),)
         if (scale, block) in allowed:

@@ -40,13 +40,13 @@ _TABLE = [
     # ideal units: definitions
     _target("ideal.exact", "definition", "one rounding of the exact sum (Kulisch accumulator)",
             "Kulisch, Computer Arithmetic and Validity, 2013; IEEE 754-2019 section 9.4",
-            {"float": Exact(), "integer": Exact()}),
+            {"number": Exact()}),
     _target("ideal.fp32", "definition", "sequential IEEE 754 fusedMultiplyAdd in binary32",
             "IEEE 754-2019 section 5.4.1",
-            {"float": Mac(), "integer": Mac()}),
+            {"float": Mac()}),
     _target("ideal.mac", "definition", "one rounding a step; Berkeley TestFloat for single steps",
             "IEEE 754-2019 section 5.4.1",
-            {"float": Mac(), "integer": Mac()}),
+            {"float": Mac()}),
     _target("ideal.int", "definition", "two's-complement accumulator of acc_bits bits",
             "two's-complement arithmetic",
             {"integer": IntSum()}),
@@ -136,7 +136,8 @@ _TABLE = [
     _target("arm.smmla", "document", "eight products a step, no saturation", _ARM,
             {"int8": IntSum(group=8)}),
     _target("arm.bfdot", "document", "FPCR.EBF = 0: every step rounded to odd", _ARM,
-            {"bf16": Mac(fused=False, rounding="rto", order="tree", group=2, flush=True)}),
+            {"bf16": Mac(fused=False, rounding="rto", order="tree", group=2, flush=True,
+                         overflow="inf")}),
     _target("arm.fdot_fp8", "document", "four products and the accumulator, one rounding", _ARM,
             {"fp8": Exact(group=4)}),
 
@@ -171,7 +172,7 @@ def get_target(name: str | Target, **changes: Any) -> Target:
     elif isinstance(name, str):
         if name not in TARGETS:
             raise NumsimError(
-                f"unknown target {name!r}{near_names(name, TARGETS)} "
+                f"unknown target {name!r}{near_names(name, TARGETS)}. "
                 f"Targets are {', '.join(TARGETS)}"
             )
         target = TARGETS[name]

@@ -45,6 +45,8 @@ class Mac:
         their sum, then the accumulator.
     flush
         Subnormal inputs and results become zeros of their sign.
+    overflow
+        ``ieee``: Inf or the largest finite value, by the rounding; ``inf``: always Inf.
     """
 
     acc_format: str = "float32"
@@ -54,6 +56,7 @@ class Mac:
     order: str = "sequential"
     group: int | None = None
     flush: bool = False
+    overflow: Literal["ieee", "inf"] = "ieee"
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ class Target:
         Canonical name, ``maker.generation.instruction``.
     rules
         (operand class, rule) pairs. A class is a key of `CLASSES`; ``"float"`` is every format
-        that float32 holds, ``"integer"`` every integer and fixed-point format, ``"u8s8"`` uint8
+        that float32 holds, ``"number"`` that and all integers, ``"integer"`` every integer and
+        fixed-point format, ``"u8s8"`` uint8
         by int8. ``"fp8->float16"`` is the rule for that output; ``"mx:f8f6f4"`` the rule for
         operands with block scales that the unit applies itself.
     maturity
@@ -258,10 +262,13 @@ def _check_fields(name: str, item: Target | Rule) -> None:
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise NumsimError(f"{name}: {f.name} is {low} to {high}; got {value!r}")
         elif f.name in _WORDS:
-            if value not in _WORDS[f.name]:
+            words = _WORDS[f.name]
+            if isinstance(item, Mac) and f.name == "overflow":
+                words = ("ieee", "inf")
+            if value not in words:
                 raise NumsimError(
-                    f"{name}: {f.name} is one of {', '.join(_WORDS[f.name])}; got {value!r}"
-                    f"{near_names(str(value), _WORDS[f.name])}"
+                    f"{name}: {f.name} is one of {', '.join(words)}; got {value!r}"
+                    f"{near_names(str(value), words)}"
                 )
         elif f.name in ("fused", "flush", "zero_products"):
             if not isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -69,7 +70,8 @@ def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
 def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
     """Round numbers to the output format (nearest even) in its NumPy type."""
     dtype = _DTYPES.get(out.name, ml_dtypes.bfloat16)
-    return encode(values, out, overflow="special").view(dtype)
+    codes: NDArray[Any] = encode(values, out, overflow="special")
+    return codes.view(dtype)
 
 
 def _kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
@@ -81,7 +83,7 @@ def _kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
 
 def _batched(array: NDArray[Any]) -> NDArray[Any]:
     """[..., M, K] -> [batch, M, K]."""
-    return array.reshape(-1, *array.shape[-2:])
+    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
 
 
 def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
@@ -103,14 +105,15 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     """Multiply-adds with one rounding a step."""
     if rule == Mac():
         packed = _kept(b, "fma", lambda: gemm_fma.pack_b(_batched(b.values())))
-        start = None if c is None else c.astype(np.float32)
-        sums = gemm_fma.gemm_fma(_batched(a.values()), packed, c=start)
+        begin = None if c is None else c.astype(np.float32)
+        sums = gemm_fma.gemm_fma(_batched(a.values()), packed, c=begin)
         return sums if out.name == "float32" else round_to(sums, out)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
     mode = _MODE[rule.rounding]
     p, f = (
-        mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush) for g in (prod, acc)
+        mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
+        for g in (prod, acc)
     )
     left = _batched(a.values()).astype(np.float64)
     right = _kept(
@@ -146,6 +149,8 @@ def _as_float64(c: NDArray[Any]) -> NDArray[np.float64]:
 def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exact) -> NDArray[Any]:
     """One rounding of the exact sum, to the output format (with groups: of each group's)."""
     left, right = _batched(a.values()), _batched(b.values())
+    if np.float64 in (left.dtype, right.dtype):
+        left, right = _halved(left, right)
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
@@ -154,6 +159,17 @@ def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exa
         assert c is not None
         return c
     return _exact(left, right, c, out)
+
+
+def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return float32 operands of four times the depth whose products add up to the same sum."""
+
+    def parts(x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        high = x.astype(np.float32)  # the rest has at most 32 - 24 bits, so float32 holds it
+        return high, (x - high).astype(np.float32)
+
+    (ah, al), (bh, bl) = parts(left), parts(right)
+    return np.concatenate([ah, ah, al, al], -1), np.concatenate([bh, bl, bh, bl], -2)
 
 
 def _exact(
@@ -195,7 +211,7 @@ def _sum_fits_float64(a: NDArray[Any], b: NDArray[Any]) -> bool:
         trailing = np.frexp(low_bit.astype(np.float32))[1] - 1
         low = int(((nonzero >> np.uint32(23)).astype(np.int64) - 23 + trailing).min())
         bits += high + 1 - low
-    return bits <= 53
+    return bool(bits <= 53)
 
 
 def integer(
@@ -386,12 +402,17 @@ def _hopper_fp8_applies(
     """Whether the fast kernel covers the case: same rule, finite operands, moderate C."""
     if rule != Fused(32, 13, 13) or out.name != "float32":
         return False
-    if not all(_kept(q, "finite", lambda q=q: bool(np.isfinite(q.values()).all())) for q in (a, b)):
+    if not (_finite(a) and _finite(b)):
         return False
     if c is None:
         return True
     size = np.abs(c)
     return bool(((size == 0) | ((size >= _FAST_LOW) & (size <= _FAST_HIGH))).all())
+
+
+def _finite(q: QTensor) -> bool:
+    """Whether all values are finite (looked at once per tensor)."""
+    return bool(_kept(q, "finite", lambda: np.isfinite(q.values()).all()))
 
 
 def _hopper_fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float32]:

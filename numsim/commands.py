@@ -1,0 +1,142 @@
+"""Commands about formats: formats, cast, explain, verify, bench. Parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from numsim.errors import NumsimError
+from numsim.formats import get_format, list_formats
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    for command in (formats, cast, explain, verify, bench):
+        app.command()(command)
+
+
+def formats(
+    name: Annotated[str | None, typer.Argument(help="Show every value of one format.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Draw its number line: .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """List the formats, or every value of one with its bits."""
+    from numsim.explain import value_rows
+
+    if name is None:
+        if out is not None:
+            raise NumsimError(
+                "formats: -o draws one format; got no NAME; try formats e4m3 -o x.png"
+            )
+        _print(_format_table())
+        return
+    f = get_format(name)
+    if out is not None:
+        from numsim.number_line import draw_number_line
+
+        typer.echo(str(draw_number_line(f, out)))
+        return
+    table = Table(title=f"{f.name}: {f.source}")
+    for column in ("code", "bits", "value"):
+        table.add_column(column, justify="right", no_wrap=True)
+    digits = -(-f.bits // 4)
+    for code, bits, value in value_rows(f):
+        table.add_row(f"{code:#0{digits + 2}x}", bits, f"{value:.10g}")
+    _print(table)
+
+
+def _format_table() -> Table:
+    table = Table(title="formats (also q3.4, uq0.8, float_e5m6, p3109_k8p4se, posit8_es2)")
+    columns = ("name", "bits", "precision", "bias", "max", "smallest", "Inf", "NaN", "source")
+    for column in columns:
+        left = column in ("name", "source")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    for name in list_formats():
+        f = get_format(name)
+        table.add_row(
+            f.name, str(f.bits), str(f.precision), str(f.bias), f"{f.max:.6g}",
+            f"{f.min_subnormal:.6g}", "yes" if f.has_inf else "", "yes" if f.has_nan else "",
+            f.source,
+        )  # fmt: skip
+    return table
+
+
+def cast(
+    value: Annotated[float, typer.Argument(help="A number: 17, -0.3, 1e9, inf, nan.")],
+    to: Annotated[str, typer.Option("--to", help="Format.")],
+    rounding: Annotated[str, typer.Option(help="rne rna rtz rup rdn rto sr.")] = "rne",
+    overflow: Annotated[
+        str, typer.Option(help="saturate special saturate_finite wrap.")
+    ] = "saturate",
+) -> None:
+    """Round one number to a format, step by step."""
+    from numsim.explain import explain_cast
+
+    typer.echo(explain_cast(value, to, rounding=rounding, overflow=overflow))
+
+
+def explain(name: Annotated[str, typer.Argument(help="Format.")]) -> None:
+    """Say where a format comes from, its limits, and how its relatives differ."""
+    from numsim.explain import explain_format
+
+    typer.echo(explain_format(name))
+
+
+def verify(
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="All 2**32 float32 inputs of each format.")
+    ] = False,
+    formats: Annotated[str | None, typer.Option(help="Formats, comma separated.")] = None,
+) -> None:
+    """Check conversions against ml_dtypes and the generic rounding; print what was compared."""
+    from numsim.verify import check_every_float32, check_modes, formats_to_check
+    from numsim.verify.conversion import POLICIES
+
+    names = [n.strip() for n in formats.split(",") if n.strip()] if formats else formats_to_check()
+    failed = False
+    for name in names:
+        for policy in POLICIES if exhaustive else ("",):
+            check = check_every_float32(name, overflow=policy) if policy else check_modes(name)
+            failed |= check.different > 0
+            word = "FAIL" if check.different else "ok"
+            typer.echo(
+                f"{word:<4} {check.name:<34} {check.compared:>13,} compared with "
+                f"{check.reference:<14} {check.different:,} differ {check.seconds:7.1f} s"
+                + (f"; first: {check.first}" if check.first else "")
+            )
+    if failed:
+        sys.exit(1)
+
+
+def bench(
+    what: Annotated[str, typer.Argument(help="What to time: cast.")] = "cast",
+) -> None:
+    """Time numsim beside the installed peers; ratios are of one run on one machine."""
+    from numsim.bench import bench_cast
+
+    if what != "cast":
+        raise NumsimError(f"bench: cast is what can be timed; got {what!r}; try numsim bench cast")
+    table = Table(title="conversions, one core, median; 'x2': two threads")
+    for column, justify in (
+        ("task", "left"), ("library", "left"), ("million/s", "right"), ("of copy bound", "right"),
+        ("numsim is faster by", "right"),
+    ):  # fmt: skip
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in bench_cast():
+        peer = row.ratio == row.ratio and row.library != "numsim"
+        table.add_row(
+            row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}",
+            f"{row.ratio:.2f} x" if peer else "",
+        )  # fmt: skip
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -1,0 +1,307 @@
+"""Which kernel converts what: block by block over arrays of any type and layout.
+
+A worker takes (block, out, start, random): a contiguous native block of the input, the slice of
+the output it fills, the position of its first element, and supplied random integers. It returns
+(how many NaNs the format refused, position of the first). Blocks of an array that is contiguous
+and of the right type are views; of any other array, small copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numsim.formats import Format
+from numsim.kernels import codec, fast, fast_decode, jit
+from numsim.kernels.round import HALF_OFFSET, RNE, SPECIAL, SR, TRUNCATE, WRAP
+
+Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
+
+_GRAIN = 1 << 15  # elements; smaller arrays stay on one thread
+_BLOCK = 1 << 13  # elements of a copied block
+_LOOKUP_FROM = 1 << 14  # elements from which a table of all 65,536 inputs pays
+_NO_RANDOM = np.empty(0, np.uint64)
+_NONE = (0, -1)
+
+
+class Plan(NamedTuple):
+    """Everything that decides a code besides the format and the number."""
+
+    mode: int
+    overflow: int
+    bits: int  # random bits, 64: all
+    variant: int
+    seed: int
+    offset: int
+    nan_code: int  # -1: NaN is refused
+
+
+def encode_array(
+    f: Format, x: NDArray[Any], out: NDArray[Any], how: Plan, random: NDArray[Any] | None
+) -> tuple[int, int]:
+    """Encode any real array into `out` (C order); return (NaNs refused, flat index of one)."""
+    dtype, worker = _encoder(f, x, how, random is not None)
+    return over_blocks(x, dtype, out.reshape(-1), worker, random)
+
+
+def over_blocks(
+    x: NDArray[Any], dtype: DTypeLike, out: NDArray[Any], worker: Worker,
+    random: NDArray[Any] | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """Run `worker` over all of `x` as `dtype`, in C order and on every thread; add its counts."""
+    found: list[tuple[int, int]] = []
+    if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and random is None:
+        flat = x.reshape(-1)
+        jit.over_range(
+            lambda i, j: found.append(worker(flat[i:j], out[i:j], i, _NO_RANDOM)),
+            x.size, grain=_GRAIN,
+        )  # fmt: skip
+    else:
+        arrays = [x] if random is None else [x, random]
+        types = [np.dtype(dtype), np.dtype(np.uint64)][: len(arrays)]
+        jit.over_range(
+            lambda i, j: found.extend(_copied(arrays, types, out, worker, i, j)),
+            x.size, grain=_GRAIN,
+        )  # fmt: skip
+    places = [first for count, first in found if count]
+    return sum(count for count, _ in found), min(places, default=-1)
+
+
+def _copied(
+    arrays: list[NDArray[Any]], types: list[np.dtype[Any]], out: NDArray[Any], worker: Worker,
+    start: int, stop: int,
+) -> list[tuple[int, int]]:  # fmt: skip
+    options: list[Any] = [["readonly", "contig", "aligned", "nbo"]] * len(arrays)
+    walk = np.nditer(
+        arrays, ["external_loop", "buffered", "ranged"], options, types, order="C",
+        casting="unsafe", buffersize=_BLOCK,
+    )  # fmt: skip
+    walk.iterrange = (start, stop)  # type: ignore[misc]  # NumPy's stub forgets the setter
+    found = []
+    with np.errstate(all="ignore"):  # signalling NaN
+        for blocks in walk:
+            block, random = blocks if isinstance(blocks, tuple) else (blocks, _NO_RANDOM)
+            end = start + block.size
+            found.append(worker(block, out[start:end], start, random))
+            start = end
+    return found
+
+
+# ------------------------------------------------------------------------------------ encoding
+
+
+def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:
+    dtype = x.dtype
+    if dtype.kind in "iu":
+        return np.dtype(np.uint64 if dtype == np.uint64 else np.int64), _from_integers(f, how)
+    half = dtype in (np.float16, ml_dtypes.bfloat16)
+    if half and how.mode != SR and x.size >= _LOOKUP_FROM:
+        return dtype.newbyteorder("="), _from_half(f, dtype.newbyteorder("="), how)
+    if dtype == np.float64:
+        return dtype.newbyteorder("="), _from_table(f, how) or _generic(f, how)
+    worker = _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
+    return np.dtype(np.float32), worker
+
+
+def _generic(f: Format, how: Plan) -> Worker:
+    common = (f.params, how.mode, how.overflow, how.bits, how.variant)
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code)
+        if x.dtype == np.float32:
+            found = codec.encode_float32(x.view(np.uint32), out, *common, *rest)
+        else:
+            found = codec.encode_float64(x.view(np.uint64), out, *common, *rest)
+        return found[0], found[1] + start
+
+    return work
+
+
+def _from_integers(f: Format, how: Plan) -> Worker:
+    table = _from_table(f, how)
+    common = (f.params, how.mode, how.overflow, how.bits, how.variant) if table is None else ()
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if table is not None:
+            return table(_round_to_odd(x), out, start, random)
+        signed = x.dtype.kind == "i"
+        rest = (random, how.seed, np.uint64(how.offset + start))
+        codec.encode_integer(x.view(np.uint64), out, signed, *common, *rest)
+        return _NONE
+
+    return work
+
+
+def _from_table(f: Format, how: Plan) -> Worker | None:
+    if f.kind != "table":
+        return None
+    values, codes = _sorted_table(f)
+    common = (values, codes, how.mode, how.overflow, how.bits, how.variant)
+    inf_code = f.nan_code if f.has_nan else -1
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
+        found = codec.encode_table(x, out, *common, *rest)
+        return found[0], found[1] + start
+
+    return work
+
+
+def _from_half(f: Format, dtype: np.dtype[Any], how: Plan) -> Worker:
+    table = _half_table(f, dtype, how)
+    infinity = np.uint16(0x7C00 if dtype == np.float16 else 0x7F80)
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if codec.encode_lookup(x.view(np.uint16), out, table, infinity) and how.nan_code < 0:
+            nan = np.flatnonzero(np.isnan(x))
+            return nan.size, int(nan[0]) + start
+        return _NONE
+
+    return work
+
+
+@lru_cache(maxsize=64)
+def _half_table(f: Format, dtype: np.dtype[Any], how: Plan) -> NDArray[Any]:
+    """Encode all 65,536 numbers of a 16-bit type."""
+    with np.errstate(all="ignore"):
+        x = np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float32)
+    out = np.zeros(1 << 16, f.code_dtype)
+    encode_array(f, x, out, how, None)
+    out.flags.writeable = False
+    return out
+
+
+def _fast(f: Format, how: Plan) -> Worker | None:
+    """Return a branch-free worker from float32 where one applies."""
+    if f.bits > 16 or f.kind == "table" or how.overflow == WRAP:
+        return None
+    again = _generic(f, how)
+    if f.kind == "integer" and how.mode == RNE and f.bias <= 120:
+        unit = 2.0**f.bias
+        limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+
+        def integer(
+            x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+        ) -> tuple[int, int]:
+            met = fast.integer_rne(x, out, *limits)
+            return again(x, out, start, random) if met else _NONE
+
+        return integer
+    scalars = _scalars(f, how.mode, how.overflow, how.nan_code)
+    if scalars is None:
+        return None
+    if how.mode == SR:
+        return _fast_stochastic(scalars, how, again)
+    nearest = how.mode == RNE and f.kind == "float" and f.signed and f.precision > 1
+    by_addition = nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
+    kernel = fast.float_rne if by_addition else fast.float_any
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        met = kernel(x.view(np.uint32), out, scalars)
+        return again(x, out, start, random) if met and how.nan_code < 0 else _NONE
+
+    return work
+
+
+def _fast_stochastic(scalars: fast.Fast, how: Plan, again: Worker) -> Worker | None:
+    narrow = how.variant == TRUNCATE or (how.variant == HALF_OFFSET and how.bits < 32)
+    if how.bits != 64 and not (narrow and how.bits <= 32):
+        return None
+    half_offset = how.bits < 32 and how.variant == HALF_OFFSET
+    noise = fast.noise(how.bits, half_offset, how.seed)
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        number = np.uint64(how.offset + start)
+        met, lower = fast.float_sr(x.view(np.uint32), out, scalars, noise, number)
+        return again(x, out, start, random) if lower or (met and how.nan_code < 0) else _NONE
+
+    return work
+
+
+@cache
+def _scalars(f: Format, mode: int, overflow: int, nan_code: int) -> fast.Fast | None:
+    limit = f.max
+    if f.kind == "float" and overflow == SPECIAL and (f.has_inf or f.has_nan) and f.zero:
+        limit = f.value_after_max
+    bits = int(np.array(limit, np.float32).view(np.uint32)) if limit < 2.0**128 else 0x7F800000
+    return fast.fast_scalars(tuple(f.params), mode, overflow, nan_code, bits)
+
+
+def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:
+    """Integers beyond 53 bits to float64 with a sticky last bit: comparisons stay right."""
+    negative = integers < 0
+    bits = integers.view(np.uint64)
+    magnitude = np.where(negative, ~bits + np.uint64(1), bits)
+    low = magnitude & np.uint64(2047)
+    odd = (magnitude - low) | ((low != 0).astype(np.uint64) << np.uint64(11))
+    value = np.where(magnitude >> np.uint64(53) == 0, magnitude, odd).astype(np.float64)
+    return np.where(negative, -value, value)
+
+
+@cache
+def _sorted_table(f: Format) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    values = f.values()
+    codes = np.flatnonzero(np.isfinite(values))
+    order = codes[np.argsort(values[codes], kind="stable")]
+    return values[order], order
+
+
+# ------------------------------------------------------------------------------------ decoding
+
+
+def decode_array(f: Format, codes: NDArray[Any], out: NDArray[Any]) -> None:
+    """Decode codes that lie in the format's range into `out` (C order)."""
+    worker = _decoder(f)
+
+    def work(
+        x: NDArray[Any], part: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        worker(x, part)
+        return _NONE
+
+    over_blocks(codes, f.code_dtype, out.reshape(-1), work)
+
+
+@cache
+def _decoder(f: Format) -> Callable[[NDArray[Any], NDArray[Any]], object]:
+    if f.kind == "integer" and f.value_dtype == np.float32 and f.bits <= 24:
+        quantum = np.float32(2.0**-f.bias)
+        return lambda x, out: fast_decode.decode_integer(x, out, quantum)
+    if f.kind == "integer":
+        unit = 2.0**-f.bias
+        return lambda x, out: np.multiply(x, unit, out=out)
+    if f.name == "float32":
+        return lambda x, out: np.copyto(out.view(np.uint32), x)
+    if f.kind == "float" and f.bits <= 16 and f.zero and f.emin >= -126:
+        inf, p = f.inf_code, f.precision
+        nan_from = {"ieee": f.max_code + 2, "all_ones": f.nan_code}.get(f.nan, -1)
+        one_nan = f.nan_code if f.nan == "minus_zero" else -1
+        scalars = fast_decode.code_scalars(f.bits, p, f.emin, f.signed, inf, nan_from, one_nan)
+        return lambda x, out: fast_decode.decode_float(x, out.view(np.uint32), scalars)
+    if f.bits <= 16:
+        table = f.values().astype(f.value_dtype)
+        unsigned = np.dtype(f"u{f.code_dtype.itemsize}")
+        return lambda x, out: fast_decode.decode_table(x.view(unsigned), out, table)
+
+    def wide(x: NDArray[Any], out: NDArray[Any]) -> None:
+        for i in range(0, x.size, _BLOCK):
+            out[i : i + _BLOCK] = f.decode_bits(x[i : i + _BLOCK].astype(np.int64))
+
+    return wide

@@ -1,0 +1,108 @@
+"""The matrix products of a run: float64, or as the rules of a recipe say."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.kernels.gemm_fma import gemm_fma, pack_b
+from numsim.models.recipe import Rule
+from numsim.quant import Quant, as_quant, quantize
+from numsim.targets import matmul
+
+Array = NDArray[Any]
+Gemm = Callable[[str, Array, "str | Array"], Array]
+RAW = Quant("float32", granularity="none")  # an operand that is not quantised
+
+
+@dataclass(slots=True, eq=False)
+class OperandCache:
+    """Weights converted, packed or quantised, kept until `limit_bytes`; the oldest go first."""
+
+    limit_bytes: int
+    used_bytes: int = 0
+    items: OrderedDict[object, tuple[Any, int]] = field(default_factory=OrderedDict)
+
+    def get(self, key: object, size: int, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned for `key`, counted as `size` bytes."""
+        if key in self.items:
+            self.items.move_to_end(key)
+            return self.items[key][0]
+        value = make()
+        self.items[key] = (value, size)
+        self.used_bytes += size
+        while self.used_bytes > self.limit_bytes and len(self.items) > 1:
+            _, (_, freed) = self.items.popitem(last=False)
+            self.used_bytes -= freed
+        return value
+
+
+def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
+    """Return `gemm` with its operands and results offered to `keep_tap`."""
+
+    def run(name: str, x: Array, operand: str | Array) -> Array:
+        keep_tap(f"{name}.in", x)
+        if not isinstance(operand, str):
+            keep_tap(f"{name}.operand", operand)
+        y = gemm(name, x, operand)
+        keep_tap(f"{name}.out", y)
+        return y
+
+    return run
+
+
+def make_gemm(
+    tensors: Mapping[str, Array], cache: OperandCache, rules: Mapping[str, Rule] | None
+) -> Gemm:
+    """Return ``gemm(name, x, operand)``: x [..., M, K] times a stored matrix or [..., K, N].
+
+    `rules`: one for each product; None: everything in the dtype of x, chains of fused
+    multiply-adds.
+    """
+    plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
+    recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
+
+    def plain(x: Array, operand: str | Array) -> Array:
+        """Chain of fused multiply-adds in the dtype of `x`."""
+        if isinstance(operand, str):
+            tensor = tensors[operand]
+            packed = cache.get(
+                (operand, x.dtype.type, "packed"),
+                tensor.size * x.itemsize,
+                lambda: pack_b(tensor.astype(x.dtype).T[None]),
+            )
+            y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
+            return y.reshape(*x.shape[:-1], -1)
+        y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
+        return y.reshape(*x.shape[:-1], -1)
+
+    def emulated(rule: Rule, x: Array, operand: str | Array) -> Array:
+        left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+        if isinstance(operand, str):
+            tensor = tensors[operand]
+            x_rows = x.reshape(-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
+            b = cache.get(
+                (operand, right),
+                tensor.size * 8,
+                lambda: quantize(tensor.astype(np.float32), right, axis=-1).T,
+            )
+        else:
+            x_rows = x
+            b = quantize(operand, right, axis=-2)
+        if left not in recent or recent[left][0] is not x:
+            recent.clear()
+            recent[left] = (x, quantize(x_rows, left, axis=-1))
+        y = matmul(recent[left][1], b, target=rule.target, out_format=rule.out_format)
+        return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
+
+    def gemm(name: str, x: Array, operand: str | Array) -> Array:
+        if rules is None or name in plain_names:
+            return plain(x, operand)
+        return emulated(rules[name], x, operand)
+
+    return gemm

@@ -1,0 +1,131 @@
+"""Positions: rotary frequencies and their scalings, and the buckets of a relative bias.
+
+Frequencies are computed in 40 decimal digits and rounded to float64 once; transformers rounds
+them to float32, 2e-7 apart.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.kernels import vector_rotary
+from numsim.models.arch import Arch, Rope
+
+_PI = Decimal("3.141592653589793238462643383279502884197169399375105820974944592")
+
+
+@cache
+def rotary_frequencies(rope: Rope, length: int) -> tuple[float, ...]:
+    """Return the angle of one position for each of the width / 2 pairs.
+
+    Only ``dynamic`` depends on the length of the sequence.
+
+    Source
+    ------
+    ``modeling_rope_utils.py`` of transformers 5; YaRN: arXiv 2309.00071; llama3: Llama 3.1.
+
+    Examples
+    --------
+    >>> rotary_frequencies(Rope(theta=10000.0, width=4), 1)
+    (1.0, 0.01)
+    """
+    with localcontext() as context:
+        context.prec = 40
+        base, width = Decimal(rope.theta), Decimal(rope.width)
+        factor, longest = Decimal(rope.factor), Decimal(rope.longest)
+        if rope.kind == "dynamic":
+            growth = factor * max(length, rope.longest) / longest - (factor - 1)
+            base *= growth ** (width / (width - 2))
+        plain = [base ** (-2 * j / width) for j in range(rope.width // 2)]
+        if rope.kind == "linear":
+            plain = [f / factor for f in plain]
+        elif rope.kind == "llama3":
+            plain = [_llama3(f, rope) for f in plain]
+        elif rope.kind == "yarn":
+            plain = _yarn(plain, rope)
+        return tuple(float(f) for f in plain)
+
+
+def _llama3(frequency: Decimal, rope: Rope) -> Decimal:
+    """Keep short waves, stretch long ones, blend in between."""
+    low, high, original = Decimal(rope.slow), Decimal(rope.fast), Decimal(rope.longest)
+    wave = 2 * _PI / frequency
+    if wave < original / high:
+        return frequency
+    if wave > original / low:
+        return frequency / Decimal(rope.factor)
+    smooth = (original / wave - low) / (high - low)
+    return (1 - smooth) * frequency / Decimal(rope.factor) + smooth * frequency
+
+
+def _yarn(plain: list[Decimal], rope: Rope) -> list[Decimal]:
+    """Blend stretched and plain frequencies along a ramp between two numbers of turns."""
+    base, width = Decimal(rope.theta), rope.width
+
+    def edge(turns: float, rounding: str) -> Decimal:
+        waves = Decimal(rope.longest) / (Decimal(turns) * 2 * _PI)
+        at = width * waves.ln() / (2 * base.ln())
+        return at.to_integral_value(rounding) if rope.truncate else at
+
+    low = max(edge(rope.fast, ROUND_FLOOR), Decimal(0))
+    high = min(edge(rope.slow, ROUND_CEILING), Decimal(width - 1))
+    span = high - low if high != low else Decimal("0.001")
+    ramp = [min(max((j - low) / span, Decimal(0)), Decimal(1)) for j in range(len(plain))]
+    factor = Decimal(rope.factor)
+    return [f / factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
+
+
+def rotary_tables(
+    rope: Rope, start: int, stop: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return cosine and sine [stop - start, width / 2] of the positions, in float64."""
+    frequencies = np.array(rotary_frequencies(rope, stop if rope.kind == "dynamic" else 0))
+    angles = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies  # [T, width/2]
+    cos, sin = vector_rotary.cos(angles), vector_rotary.sin(angles)
+    if rope.amplitude != 1.0:
+        cos, sin = cos * rope.amplitude, sin * rope.amplitude
+    return cos, sin
+
+
+@cache
+def _log_bucket(distance: int, exact: int, count: int, longest: int) -> int:
+    """Return ``exact + floor(log(distance / exact) / log(longest / exact) * (count - exact))``."""
+    with localcontext() as context:
+        context.prec = 40
+        share = (Decimal(distance) / exact).ln() / (Decimal(longest) / exact).ln()
+        at = share * (count - exact) + Decimal("1e-30")  # a whole number stays whole
+        return min(exact + int(at), count - 1)
+
+
+def relative_buckets(
+    arch: Arch, queries: NDArray[np.int64], keys: NDArray[np.int64], *, causal: bool
+) -> NDArray[np.int64]:
+    """Return the bucket [T, S] of each distance between query and key positions.
+
+    Half of the buckets are for keys to the right, unless none is seen. The nearer half of each
+    side holds one distance a bucket, the others grow in equal ratios up to `bucket_distance`.
+
+    Source
+    ------
+    T5, arXiv 1910.10683 and its Mesh TensorFlow code.
+    """
+    count, longest = arch.buckets, arch.bucket_distance
+    right = keys[None, :] - queries[:, None]  # [T, S]
+    base = np.zeros_like(right)
+    if causal:
+        distance = np.maximum(-right, 0)
+    else:
+        count //= 2
+        base += count * (right > 0)
+        distance = np.abs(right)
+    exact = count // 2
+    table = [
+        d if d < exact else _log_bucket(min(d, longest), exact, count, longest)
+        for d in range(int(distance.max(initial=0)) + 1)
+    ]
+    buckets: NDArray[np.int64] = base + np.array(table, np.int64)[distance]
+    return buckets

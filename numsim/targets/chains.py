@@ -1,0 +1,152 @@
+"""How K is cut into chains: promotion, split-K, the steps of a unit, and slices of operands."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import UnsupportedError
+from numsim.formats import Format
+from numsim.quant import QTensor
+from numsim.targets import units
+from numsim.targets.types import IntSum, Mac, Rule, ScaledFp4, Target
+
+FP4_RUN, FP4_STEP = 16, 64
+
+
+class Engine(Protocol):
+    """What runs one chain and adds the parts: the module `units`, a counter or a tracer."""
+
+    def run(
+        self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str
+    ) -> NDArray[Any]:
+        """Run one chain: a [..., M, K] by b [..., K, N] from c, result [count, M, N]."""
+
+    def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
+        """Add the results of promoted or split chains in order."""
+
+
+def chained(
+    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target,
+    engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    """Run the unit over K with promotion and split-K; result [count, M, N]."""
+    if target.promote_every is None and target.split_k == 1:
+        return engine.run(rule, a, b, c, out, target.name)
+    sums = []
+    for chains in chain_positions(a.shape[-1], target):
+        parts = [
+            engine.run(rule, k_pick(a, -1, ks), k_pick(b, -2, ks), None, out, target.name)
+            for ks in chains
+        ]
+        sums.append(engine.add_parts(parts, rule))
+    if target.split_order == "pairwise" and len(sums) > 1:
+        sums = [sums[-1], *sums[:-1]]
+    if c is not None:
+        sums = [c, *sums]
+    total = engine.add_parts(sums, rule)
+    if isinstance(rule, IntSum) or out.name == "float32":
+        return total
+    return units.round_to(total, out)
+
+
+def chain_positions(k: int, target: Target) -> list[list[NDArray[np.int64]]]:
+    """Return the k of every chain of every part of a split-K product (none is empty).
+
+    Examples
+    --------
+    >>> from numsim.targets import get_target
+    >>> chain_positions(6, get_target("ideal.fp32", promote_every=4))
+    [[array([0, 1, 2, 3]), array([4, 5])]]
+    """
+    return [_promoted(part, target.promote_every) for part in _splits(k, target)]
+
+
+def step_length(rule: Rule, depth: int) -> int:
+    """Return how many k of a chain the unit takes before it writes its accumulator.
+
+    Examples
+    --------
+    >>> step_length(Mac(), 100), step_length(ScaledFp4(), 128)
+    (1, 64)
+    """
+    if isinstance(rule, ScaledFp4):
+        return FP4_STEP
+    if isinstance(rule, Mac) and rule.order in ("sequential", "odd_first"):
+        return 1 if rule.order == "sequential" else 2
+    return rule.group or depth
+
+
+def _splits(k: int, target: Target) -> list[NDArray[np.int64]]:
+    every = np.arange(k)
+    if target.split_k == 1:
+        return [every]
+    tiles = [every[t : t + target.split_tile] for t in range(0, k, target.split_tile)]
+    if target.split_order == "contiguous":
+        run = -(-len(tiles) // target.split_k)
+        groups = [tiles[s : s + run] for s in range(0, len(tiles), run)]
+    else:
+        groups = [tiles[s :: target.split_k] for s in range(target.split_k)]
+    return [np.concatenate(group) for group in groups if group]
+
+
+def _promoted(ks: NDArray[np.int64], every: int | None) -> list[NDArray[np.int64]]:
+    step = every or len(ks)
+    return [ks[i : i + step] for i in range(0, len(ks), step)]
+
+
+def bare(q: QTensor) -> QTensor:
+    """Return the codes without scales, kept with the tensor so that they are packed once."""
+    if q.scale is None:
+        return q
+    if "bare" not in q.packed:
+        q.packed["bare"] = QTensor(q.codes, q.fmt)
+    kept: QTensor = q.packed["bare"]
+    return kept
+
+
+def k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
+    """Return one run of k with its scale codes, kept with the tensor so that it is packed once."""
+    if (start, stop) == (0, q.shape[axis]):
+        return q
+    key = f"slice{start}:{stop}"
+    if key not in q.packed:
+        q.packed[key] = _picked(q, axis, np.arange(start, stop), slice(start, stop))
+    part: QTensor = q.packed[key]
+    return part
+
+
+def k_pick(q: QTensor, axis: int, ks: NDArray[np.int64]) -> QTensor:
+    """Return the part of an operand at positions `ks` of K, in that order."""
+    if len(ks) == ks[-1] - ks[0] + 1:
+        return k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1)
+    return _picked(q, axis, ks, ks)
+
+
+def _picked(
+    q: QTensor, axis: int, ks: NDArray[np.int64], where: slice | NDArray[np.int64]
+) -> QTensor:
+    cut = (..., where) if axis == -1 else (..., where, slice(None))
+    if q.scale_codes is None or q.block_shape is None:
+        return QTensor(q.codes[cut], q.fmt)
+    # scales inside the unit: blocks as long as the old blocks and the runs of k allow
+    block = q.block_shape[axis]
+    edges = np.flatnonzero(np.diff(ks) != 1) + 1
+    length = gcd(block, *(int(k) for k in ks[np.r_[0, edges]]), *(int(e) for e in edges))
+    assert q.scale_format is not None
+    if q.fmt.name == "float4_e2m1fn" and length % FP4_RUN:
+        raise UnsupportedError(
+            f"matmul: the unit scales runs of {FP4_RUN} of K; promote_every and split_tile are "
+            f"multiples of {FP4_RUN}; got runs of {length}"
+        )
+    blocks = ks[::length] // block
+    shape = list(q.block_shape)
+    shape[axis] = length
+    return QTensor(
+        q.codes[cut], q.fmt, scale=None if q.scale is None else np.take(q.scale, blocks, axis),
+        block_shape=tuple(shape), scale_codes=np.take(q.scale_codes, blocks, axis),
+        scale_format=q.scale_format,
+    )  # fmt: skip

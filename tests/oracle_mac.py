@@ -1,0 +1,775 @@
+"""Matrix units by definition, in Python integers and fractions: the second witness of the tests.
+
+Written from hardware.md alone; nothing here imports numsim or NumPy, and nothing is fast. Inputs
+and outputs are bit patterns (plain integers). A finite value is the tuple ``(negative, s, q, e)``:
+the number is ``s * 2**q`` with its sign, and ``e`` is the exponent the hardware reads from the
+operand, which a subnormal keeps at the lowest exponent of its format. Everything else is one of the
+strings ``nan +inf -inf``.
+
+Every unit is a function of ``(a, b, c)``: two equally long lists of operands (``Format.read``)
+and the accumulator as bits. ``CASES`` and ``INTEGER`` name them as numsim does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+
+import oracle
+
+SPECIAL = ("nan", "+inf", "-inf")
+
+
+# ---------------------------------------------------------------------------------------- formats
+@dataclass(frozen=True)
+class Format:
+    """``kind``: ieee; fn (all ones is NaN, no Inf); fnuz (0x80 is NaN); finite; scale (E8M0)."""
+
+    name: str
+    exponent_bits: int
+    fraction_bits: int
+    bias: int
+    kind: str = "ieee"
+
+    @property
+    def sign_bit(self):
+        return 0 if self.kind == "scale" else 1 << (self.exponent_bits + self.fraction_bits)
+
+    @property
+    def lowest(self):
+        return 1 - self.bias
+
+    @property
+    def infinity(self):
+        assert self.kind == "ieee"
+        return ((1 << self.exponent_bits) - 1) << self.fraction_bits
+
+    def read(self, code):
+        return _read(self, int(code))
+
+
+@cache
+def _read(f, code):
+    negative, rest = bool(code & f.sign_bit), code & ~f.sign_bit
+    if f.kind == "scale":
+        return "nan" if code == 0xFF else (False, 1, code - f.bias, code - f.bias)
+    if f.kind == "ieee" and rest >= f.infinity:
+        return "nan" if rest > f.infinity else ("-inf" if negative else "+inf")
+    if f.kind == "fn" and rest == f.sign_bit - 1:
+        return "nan"
+    if f.kind == "fnuz" and code == f.sign_bit:
+        return "nan"
+    field, s = rest >> f.fraction_bits, rest & ((1 << f.fraction_bits) - 1)
+    if field:
+        s |= 1 << f.fraction_bits
+    e = max(field, 1) - f.bias
+    return (negative, s, e - f.fraction_bits, e)
+
+
+F32 = Format("float32", 8, 23, 127)
+F16 = Format("float16", 5, 10, 15)
+FORMATS = {
+    f.name: f
+    for f in (
+        F32,
+        F16,
+        Format("bfloat16", 8, 7, 127),
+        Format("tfloat32", 8, 10, 127),
+        Format("float8_e5m2", 5, 2, 15),
+        Format("float8_e4m3fn", 4, 3, 7, "fn"),
+        Format("float8_e4m3fnuz", 4, 3, 8, "fnuz"),
+        Format("float8_e5m2fnuz", 5, 2, 16, "fnuz"),
+        Format("float4_e2m1fn", 2, 1, 1, "finite"),
+        Format("float6_e2m3fn", 2, 3, 1, "finite"),
+        Format("float6_e3m2fn", 3, 2, 3, "finite"),
+        Format("float8_e8m0fnu", 8, 0, 127, "scale"),
+    )
+}
+
+
+def round_bits(f, total, q, *, mode="rne", keep=None, zero_negative=False, inf=False):
+    """Bits of ``total * 2**q`` in an IEEE format.
+
+    ``keep`` < fraction bits leaves the low fraction bits zero (e8m13). ``inf``: overflow gives Inf
+    in every mode; otherwise directed modes and rto stop at the largest finite value as in IEEE 754.
+    """
+    negative, s = total < 0, abs(total)
+    if s == 0:
+        return f.sign_bit if zero_negative else 0
+    sign = f.sign_bit if negative else 0
+    m = f.fraction_bits if keep is None else keep
+    quantum = max(s.bit_length() - 1 + q, f.lowest) - m
+    shift = quantum - q
+    if shift <= 0:
+        n, rest, half = s << -shift, 0, 1
+    else:
+        n, rest, half = s >> shift, s & ((1 << shift) - 1), 1 << (shift - 1)
+    away = {
+        "rne": rest > half or (rest == half and n & 1),
+        "rna": rest >= half,
+        "rtz": False,
+        "rup": rest and not negative,
+        "rdn": rest and negative,
+        "rto": rest and not n & 1,
+    }[mode]
+    if shift <= 0:
+        away = False
+    code = (((quantum + m + f.bias - 1) << m) + n + bool(away)) << (f.fraction_bits - m)
+    if code >= f.infinity:
+        stops = mode in ("rtz", "rto") or mode == ("rup" if negative else "rdn")
+        code = f.infinity - 1 if stops and not inf else f.infinity
+    return sign | code
+
+
+def signed(v):
+    return -v[1] if v[0] else v[1]
+
+
+def total_of(values):
+    """Exact sum as ``(integer, exponent)``."""
+    values = [v for v in values if v[1]]
+    if not values:
+        return 0, 0
+    q = min(v[2] for v in values)
+    return sum(signed(v) << (v[2] - q) for v in values), q
+
+
+def product(x, y):
+    if "nan" in (x, y):
+        return "nan"
+    if x in SPECIAL or y in SPECIAL:
+        if 0 in (x[1], y[1]):
+            return "nan"
+        return "-inf" if is_negative(x) != is_negative(y) else "+inf"
+    return (x[0] != y[0], x[1] * y[1], x[2] + y[2], x[3] + y[3])
+
+
+def is_negative(v):
+    return v == "-inf" if isinstance(v, str) else v[0]
+
+
+def special_sum(values):
+    """``nan``, an infinity, or None where every value is finite."""
+    kinds = {v for v in values if isinstance(v, str)}
+    if not kinds:
+        return None
+    if "nan" in kinds or len(kinds) == 2:
+        return "nan"
+    return kinds.pop()
+
+
+def special_bits(f, kind, nan=None):
+    if kind == "nan":
+        return f.sign_bit - 1 if nan is None else nan
+    return f.infinity | (f.sign_bit if kind == "-inf" else 0)
+
+
+def groups(a, b, n, *, fill=False):
+    """Runs of ``n`` operand pairs; ``fill``: the last one completed with +0."""
+    for k in range(0, len(a), n):
+        x, y = list(a[k : k + n]), list(b[k : k + n])
+        if fill:
+            zero = (False, 0, 0, -1000)
+            x += [zero] * (n - len(x))
+            y += [zero] * (n - len(y))
+        yield x, y
+
+
+# ------------------------------------------------------------------------------------------ ideal
+def exact(a, b, c=0, *, out=F32):
+    """One rounding of the exact sum, ``c`` included; a zero result is +0."""
+    terms = [product(x, y) for x, y in zip(a, b, strict=True)] + [out.read(c)]
+    if kind := special_sum(terms):
+        return special_bits(out, kind)
+    return round_bits(out, *total_of(terms))
+
+
+def fma(x, y, acc, *, f=F32, mode="rne", inf=False):
+    """IEEE 754 fusedMultiplyAdd; ``acc`` and the result are bits of ``f``."""
+    return add_values(product(x, y), f.read(acc), f=f, mode=mode, inf=inf)
+
+
+def add_values(x, y, *, f=F32, mode="rne", inf=False, nan=None):
+    if kind := special_sum([x, y]):
+        return special_bits(f, kind, nan)
+    minus = x[0] if x[0] == y[0] else mode == "rdn"
+    if not x[1] and not y[1]:
+        return f.sign_bit if minus else 0
+    return round_bits(f, *total_of([x, y]), mode=mode, inf=inf, zero_negative=mode == "rdn")
+
+
+def add(x, y, *, f=F32, mode="rne", inf=False):
+    """Sum of two bit patterns."""
+    return add_values(f.read(x), f.read(y), f=f, mode=mode, inf=inf)
+
+
+def multiply(x, y, *, f=F32, mode="rne", inf=False):
+    p = product(x, y)
+    if isinstance(p, str):
+        return special_bits(f, p)
+    return round_bits(f, -p[1] if p[0] else p[1], p[2], mode=mode, inf=inf, zero_negative=p[0])
+
+
+def fma_chain(a, b, c=0, *, f=F32, mode="rne", product_format=None):
+    """Sequential: c (or +0), then one fused step per k; ``product_format`` rounds it first."""
+    for x, y in zip(a, b, strict=True):
+        if product_format is None:
+            c = fma(x, y, c, f=f, mode=mode)
+        else:
+            p = product_format.read(multiply(x, y, f=product_format, mode=mode))
+            c = add_values(p, f.read(c), f=f, mode=mode)
+    return c
+
+
+def small_chain(a, b, c, acc_format, *, rounding="rne", overflow="special", product_format=None):
+    """As `fma_chain` on values of oracle.py, in any format that oracle.py encodes.
+
+    ``a``, ``b``, ``c`` are values; so is the result. Products are exact unless rounded.
+    """
+
+    def number(v):
+        return Fraction(0) if v == "-0" else v
+
+    def minus(v):
+        return v in ("-0", "-inf") or (not isinstance(v, str) and v < 0)
+
+    def stored(name, v):
+        return oracle.decode(name, oracle.encode(name, v, rounding, overflow))
+
+    for x, y in zip(a, b, strict=True):
+        if "nan" in (x, y, c):
+            return "nan"
+        infinite = ("+inf", "-inf")
+        if x in infinite or y in infinite:
+            if 0 in (number(x), number(y)):
+                return "nan"
+            p = "-inf" if minus(x) != minus(y) else "+inf"
+        else:
+            p = number(x) * number(y)
+            if p == 0 and minus(x) != minus(y):
+                p = "-0"
+        if product_format:
+            p = stored(product_format, p)
+            if p == "nan":
+                return "nan"
+        if p in infinite or c in infinite:
+            if p in infinite and c in infinite and p != c:
+                return "nan"
+            c = stored(acc_format, p if p in infinite else c)
+            continue
+        s = number(p) + number(c)
+        if s == 0 and number(p) == 0 == number(c):
+            negative = (minus(p) and minus(c)) or (rounding == "rdn" and minus(p) != minus(c))
+        else:
+            negative = s == 0 and rounding == "rdn"
+        c = stored(acc_format, "-0" if s == 0 and negative else s)
+    return c
+
+
+# --------------------------------------------------------------------------------------- integers
+def wrap(x, bits=32):
+    half = 1 << (bits - 1)
+    return (x + half) % (2 * half) - half
+
+
+def clamp(x, bits=32):
+    half = 1 << (bits - 1)
+    return max(-half, min(half - 1, x))
+
+
+def int_dot(a, b, c=0, *, bits=32, overflow="wrap", group=1):
+    """``a``, ``b``, ``c`` are the integers themselves; a step is ``group`` exact products."""
+    for k in range(0, len(a), group):
+        c += sum(x * y for x, y in zip(a[k : k + group], b[k : k + group], strict=True))
+        c = wrap(c, bits) if overflow == "wrap" else clamp(c, bits)
+    return c
+
+
+def int_first_overflow(a, b, c=0, *, bits=32):
+    """The k after whose product the accumulator no longer holds the sum, or None."""
+    for k, (x, y) in enumerate(zip(a, b, strict=True)):
+        c += x * y
+        if c != wrap(c, bits):
+            return k
+    return None
+
+
+def vpmaddubsw(a, b, c=0):
+    """u8 x s8 pairs saturated to int16 (VPMADDUBSW), pairs of pairs (VPMADDWD), then VPADDD."""
+    pairs = [
+        clamp(sum(x * y for x, y in zip(a[k : k + 2], b[k : k + 2], strict=True)), 16)
+        for k in range(0, len(a), 2)
+    ]
+    return wrap(c + sum(pairs))
+
+
+# ----------------------------------------------------------------------------------------- NVIDIA
+def truncate_to(v, quantum):
+    """Signed integer count of ``2**quantum``, truncated toward zero."""
+    shift = v[2] - quantum
+    n = v[1] << shift if shift >= 0 else v[1] >> -shift
+    return -n if v[0] else n
+
+
+@dataclass(frozen=True)
+class Block:
+    """The align-and-truncate group of hardware.md 1.
+
+    ``floor``: lower limit of the common exponent; the true value is unknown (open detail B).
+    ``zero_products``: a product with a zero factor takes part in the common exponent.
+    """
+
+    group: int
+    F: int
+    keep: int | None = None  # fraction bits of an fp32 result
+    out: Format = F32
+    c_joins: bool = True
+    floor: int | None = None
+    zero_products: bool = False
+
+    def one(self, products, c):
+        """One group: exact products and the bits of the accumulator give bits."""
+        acc = self.out.read(c)
+        terms = [*products, acc] if self.c_joins else list(products)
+        kind = special_sum(terms if self.c_joins else [*terms, acc])
+        if kind:
+            return special_bits(self.out, kind)
+        es = [t[3] for t in terms if t[1] or self.zero_products]
+        if self.floor is not None:
+            es.append(self.floor)
+        if not es:
+            return 0 if self.c_joins else add(0, c, f=self.out)
+        quantum = max(es) - self.F
+        total = sum(truncate_to(t, quantum) for t in terms)
+        mode = "rtz" if self.out is F32 else "rne"
+        d = round_bits(self.out, total, quantum, mode=mode, keep=self.keep, inf=True)
+        if d == self.out.sign_bit:
+            d = 0  # a negative sum that rounds to zero, too, is +0
+        return d if self.c_joins else add(d, c, f=self.out)
+
+    def __call__(self, a, b, c=0):
+        for x, y in groups(a, b, self.group):
+            c = self.one([product(u, v) for u, v in zip(x, y, strict=True)], c)
+        return c
+
+
+def block(group, F, *, keep=None, f16=False, **more):
+    return Block(group, F, None if f16 else keep, F16 if f16 else F32, **more)
+
+
+def half_steps(a, b, c=0, *, F=25):
+    """FP8 mma.sync with fp16 output on Hopper and B200 (1.2), k 32 at a time."""
+    step = Block(16, F, out=F16)
+    for x, y in groups(a, b, 32):
+        p = [product(u, v) for u, v in zip(x, y, strict=True)]
+        t = step.one([v for k, v in enumerate(p) if k // 2 % 2 == 0], 0)
+        t = step.one([v for k, v in enumerate(p) if k // 2 % 2 == 1], t)
+        d = add(t, c, f=F16)
+        c = 0x7FFF if F16.read(d) == "nan" else d
+    return c
+
+
+def products_then_c(a, b, c=0, *, group=32, F=25):
+    """FP8 mma.sync with fp32 output on B200 (1.2)."""
+    return Block(group, F, c_joins=False)(a, b, c)
+
+
+# ------------------------------------------------------------------------------------ block scales
+def scaled_k32(a, b, sa, sb, c=0):
+    """mxf8f6f4: one E8M0 scale per 32; its exponents add to those of the products."""
+    f = FORMATS["float8_e8m0fnu"]
+    unit = Block(32, 25)
+    for g, (x, y) in enumerate(groups(a, b, 32)):
+        u, v = f.read(sa[g]), f.read(sb[g])
+        if "nan" in (u, v):
+            c = F32.sign_bit - 1
+            continue
+        e = u[3] + v[3]
+        p = [product(s, t) for s, t in zip(x, y, strict=True)]
+        p = [t if isinstance(t, str) else (t[0], t[1], t[2] + e, t[3] + e) for t in p]
+        c = unit.one(p, c)
+    return c
+
+
+def scaled_k64(a, b, sa, sb, c=0, *, block, scale):
+    """mxf4, mxf4nvf4: runs of 16 E2M1 products are exact; four partials and ``c`` aligned, F 35."""
+    f = FORMATS[scale]
+    for g in range(0, len(a), 64):
+        partials, bad = [], False
+        for k in range(g, min(g + 64, len(a)), 16):
+            u, v = f.read(sa[k // block]), f.read(sb[k // block])
+            if "nan" in (u, v):
+                bad = True
+                continue
+            total, q = total_of(
+                [product(x, y) for x, y in zip(a[k : k + 16], b[k : k + 16], strict=True)]
+            )
+            e = u[3] + v[3]
+            partials.append((total < 0, abs(total) * u[1] * v[1], q + u[2] + v[2], e))
+        acc = F32.read(c)
+        if bad or isinstance(acc, str):
+            c = F32.sign_bit - 1 if bad or acc == "nan" else c
+            continue
+        terms = [*partials, acc]
+        # the exponent of a zero partial counts (its scales), that of a zero c does not
+        quantum = max([t[3] for t in partials] + [acc[3]] * bool(acc[1])) - 35
+        total = sum(truncate_to(t, quantum) for t in terms)
+        c = round_bits(F32, total, quantum, mode="rtz", inf=True)
+        if c == F32.sign_bit:
+            c = 0
+    return c
+
+
+# ------------------------------------------------------------------------------------------- CDNA
+def flush(bits, f=F32):
+    """Subnormal to zero of the same sign."""
+    return bits if bits & f.infinity else bits & f.sign_bit
+
+
+def flushed(v, f):
+    return v if isinstance(v, str) or v[1] >> f.fraction_bits else (v[0], 0, v[2], v[3])
+
+
+def pair_tree(a, b, c=0, *, group, daz=None):
+    """CDNA1 (as MMA-Sim) and, with ``daz`` the input format, CDNA2."""
+    done = (lambda x: x) if daz is None else flush
+    if daz:
+        a, b = [flushed(v, daz) for v in a], [flushed(v, daz) for v in b]
+    for x, y in groups(a, b, group, fill=True):
+        level = [done(multiply(u, v)) for u, v in zip(x, y, strict=True)]
+        while len(level) > 1:
+            level = [done(add(s, t)) for s, t in zip(level[::2], level[1::2], strict=True)]
+        if c == F32.sign_bit or (daz and not c & F32.infinity):
+            c = 0  # -0 becomes +0; on CDNA2 so does a subnormal
+        c = done(add(c, level[0]))
+    return c
+
+
+def exact_groups(a, b, c=0, *, group):
+    """CDNA1 as the MATLAB model: exact sum of the group and ``c``, one RNE."""
+    for x, y in groups(a, b, group):
+        c = exact(x, y, c)
+    return c
+
+
+def floor_to(v, quantum):
+    shift = v[2] - quantum
+    n = -v[1] if v[0] else v[1]
+    return n << shift if shift >= 0 else n >> -shift
+
+
+def _aligned(products, F):
+    """(i): sum of products truncated below their largest exponent, and that exponent."""
+    es = [t[3] for t in products if t[1]]
+    if not es:
+        return None
+    E = max(es)
+    n = sum(truncate_to(t, E - F) for t in products)
+    return (n < 0, abs(n), E - F, E)
+
+
+def _join(p, acc, *, drop):
+    """(ii): product sum floored to 31, c to 24 bits below the common exponent; one RNE."""
+    if p is None:
+        return round_bits(F32, signed(acc), acc[2])
+    E = max(p[3], acc[3]) if acc[1] else p[3]
+    if drop and acc[1] and acc[3] < E - 25:
+        acc = (False, 0, 0, 0)
+    n = floor_to(p, E - 31) + (floor_to(acc, E - 24) << 7)
+    return round_bits(F32, n, E - 31)
+
+
+def _limited(p):
+    """A bf16 or xf32 product of 2**128 or more is Inf."""
+    if isinstance(p, str) or p[1].bit_length() + p[2] <= 128:
+        return p
+    return "-inf" if p[0] else "+inf"
+
+
+def cdna3(a, b, c=0, *, group):
+    for x, y in groups(a, b, group):
+        p = [product(u, v) for u, v in zip(x, y, strict=True)]
+        acc = F32.read(c)
+        # specials of the operands decide first, overflowing products after them
+        if kind := special_sum([*p, acc]) or special_sum([_limited(v) for v in p]):
+            c = special_bits(F32, kind)
+            continue
+        c = _join(_aligned(p, 24), acc, drop=False)
+    return c
+
+
+def cdna3_fp8(a, b, c=0):
+    for x, y in groups(a, b, 16):
+        p = [product(u, v) for u, v in zip(x, y, strict=True)]
+        acc = F32.read(c)
+        if kind := special_sum([*p, acc]):
+            c = special_bits(F32, kind)
+            continue
+        halves = [h for h in (_aligned(p[0::2], 24), _aligned(p[1::2], 24)) if h]
+        both = None
+        if halves:
+            E = max(h[3] for h in halves)
+            n = sum(floor_to(h, E - 24) for h in halves)
+            both = (n < 0, abs(n), E - 24, E)
+        c = _join(both, acc, drop=True)
+    return c
+
+
+# -------------------------------------------------------------------------------- x86 and Arm bf16
+BF16 = FORMATS["bfloat16"]
+
+
+def fma_daz_ftz(x, y, acc):
+    """SSE style: subnormal operands are zeros, a result tiny after rounding becomes zero."""
+    x, y = flushed(x, BF16), flushed(y, BF16)
+    return add_ftz(product(x, y), F32.read(flush(acc)))
+
+
+def add_ftz(x, y):
+    if special_sum([x, y]):
+        return add_values(x, y)
+    total, q = total_of([x, y])
+    if total and abs(total).bit_length() - 1 + q < -126:
+        # rounded with an unbounded exponent: is it still below 2**-126?
+        wide = replace(F32, name="wide", exponent_bits=16, bias=32767)
+        v = wide.read(round_bits(wide, total, q))
+        if v[3] < -126:
+            return F32.sign_bit if total < 0 else 0
+    return add_values(x, y)
+
+
+def vdpbf16ps(a, b, c=0):
+    for x, y in groups(a, b, 2, fill=True):
+        c = fma_daz_ftz(x[1], y[1], c)
+        c = fma_daz_ftz(x[0], y[0], c)
+    return c
+
+
+def tdpbf16ps(a, b, c=0):
+    """SDM: 16 pairs (64-byte rows) per instruction; even and odd chains from +0, then joined."""
+    for x, y in groups(a, b, 32):
+        if len(x) % 2:
+            x, y = next(groups(x, y, len(x) + 1, fill=True))
+        even = odd = 0
+        for k in range(0, len(x), 2):
+            even = fma_daz_ftz(x[k], y[k], even)
+            odd = fma_daz_ftz(x[k + 1], y[k + 1], odd)
+        both = add_ftz(F32.read(even), F32.read(odd))
+        c = add_ftz(F32.read(flush(c)), F32.read(both))
+    return c
+
+
+def bfdot(a, b, c=0, *, ebf=0):
+    """Arm BFDOT. EBF=0: every step to odd, flushed. EBF=1: a pair is one rounding, RNE, kept."""
+    nan = 0x7FC00000
+
+    def clean(bits):
+        return nan if F32.read(bits) == "nan" else bits
+
+    for x, y in groups(a, b, 2, fill=True):
+        if ebf:
+            p = [product(u, v) for u, v in zip(x, y, strict=True)]
+            s = add_values(*p)
+            c = clean(add(c, clean(s)))
+        else:
+            odd = {"mode": "rto", "inf": True}
+            x, y = [flushed(v, BF16) for v in x], [flushed(v, BF16) for v in y]
+            p = [flush(clean(multiply(u, v, **odd))) for u, v in zip(x, y, strict=True)]
+            s = flush(clean(add(*p, **odd)))
+            c = flush(clean(add(flush(c), s, **odd)))
+    return c
+
+
+def fdot_fp8(a, b, c=0, *, out=F32, lscale=0):
+    """Arm FDOT: 4-way into fp32, 2-way into fp16; scaled sum and accumulator rounded once."""
+    nan = 0x7FC00000 if out is F32 else 0x7E00
+    for x, y in groups(a, b, 4 if out is F32 else 2, fill=True):
+        p = [product(u, v) for u, v in zip(x, y, strict=True)]
+        p = [v if isinstance(v, str) else (v[0], v[1], v[2] - lscale, v[3]) for v in p]
+        acc = out.read(c)
+        if kind := special_sum([*p, acc]):
+            c = special_bits(out, kind, nan)
+            continue
+        negative = all(v[0] for v in [*p, acc]) and not any(v[1] for v in [*p, acc])
+        c = round_bits(out, *total_of([*p, acc]), zero_negative=negative)
+    return c
+
+
+# -------------------------------------------------------------------------------------- GEMM level
+def promoted(unit, a, b, c=0, *, every):
+    """Chains of ``every`` products from +0; results added in k order, fp32 RNE."""
+    total = None
+    for x, y in groups(a, b, every):
+        d = unit(x, y, 0)
+        total = d if total is None else add(total, d)
+    total = 0 if total is None else total
+    return total if c == 0 else add(c, total)
+
+
+def split(unit, a, b, *, parts, order, every=None):
+    """Split-K (hardware.md 1.4). ``contiguous``: runs of 128-wide tiles; else 64-wide, dealt."""
+    width = 128 if order == "contiguous" else 64
+    tiles = list(groups(a, b, width))
+    if order == "contiguous":
+        q = math.ceil(len(tiles) / parts)
+        own = [tiles[i : i + q] for i in range(0, len(tiles), q)]
+    else:
+        own = [tiles[s::parts] for s in range(parts)]
+    partials = []
+    for part in own:
+        x = [v for t in part for v in t[0]]
+        y = [v for t in part for v in t[1]]
+        partials.append(promoted(unit, x, y, every=every) if every else unit(x, y, 0))
+    if order == "pairwise":
+        partials = [partials[-1], *partials[:-1]]
+    total = partials[0]
+    for p in partials[1:]:
+        total = add(total, p)
+    return total
+
+
+def epilogue(acc, alpha, out, scale_result=None):
+    """Bits of an fp32 accumulator and of fp32 factors give bits (or codes) of ``out``."""
+    y = fma(F32.read(acc), F32.read(alpha), 0)
+    if out == "float32":
+        return y
+    if out in ("float16", "bfloat16"):
+        v = F32.read(y)
+        f = FORMATS[out]
+        if isinstance(v, str):
+            return special_bits(f, v)
+        return round_bits(f, signed(v), v[2], zero_negative=v[0])
+    y = multiply(F32.read(y), F32.read(scale_result))
+    v = F32.read(y)
+    if v == "nan":
+        return 0x7F
+    if v in SPECIAL:
+        return oracle.encode(out, v)
+    x = signed(v) * Fraction(2) ** v[2]
+    return oracle.encode(out, "-0" if x == 0 and v[0] else x)
+
+
+# ---------------------------------------------------------------------------------- units by name
+E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
+FP8 = [(x, y) for x in (E4M3, E5M2) for y in (E4M3, E5M2)]
+FNUZ = [(f"{x}fnuz", f"{y}fnuz") for x in ("float8_e4m3", "float8_e5m2") for y in ("float8_e5m2",)]
+FNUZ += [(f"float8_{x}fnuz", "float8_e4m3fnuz") for x in ("e4m3", "e5m2")]
+HALF, BRAIN, TF32 = ("float16",) * 2, ("bfloat16",) * 2, ("tfloat32",) * 2
+SINGLE = ("float32",) * 2
+NO_CHANGE = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operand pair of one unit; ``dot(a, b, c)`` as at the top of this module."""
+
+    target: str
+    a: str
+    b: str
+    out: str
+    dot: object
+    changes: tuple = NO_CHANGE  # of numsim.get_target
+    nan_bits: bool = True
+
+    def __str__(self):
+        changed = "".join(f",{k}={v}" for k, v in self.changes)
+        return f"{self.target}{changed}-{self.a}-{self.b}-{self.out}"
+
+
+def _cases():
+    def nvidia(target, pairs, group, F, *, keep=None, outs=("float32", "float16"), changes=()):
+        for a, b in pairs:
+            for out in outs:
+                unit = block(group, F, keep=keep, f16=out == "float16")
+                yield Case(target, a, b, out, unit, changes)
+
+    def fp32(target, pairs, unit, changes=()):
+        for a, b in pairs:
+            yield Case(target, a, b, "float32", unit, changes, nan_bits=False)
+
+    one = ("float32",)
+    yield from nvidia("nvidia.volta.mma", [HALF], 4, 23)
+    yield from nvidia("nvidia.turing.mma", [HALF], 8, 24)
+    for chip in ("ampere", "ada"):
+        yield from nvidia(f"nvidia.{chip}.mma", [HALF], 8, 24)
+        yield from nvidia(f"nvidia.{chip}.mma", [BRAIN], 8, 24, outs=one)
+        yield from nvidia(f"nvidia.{chip}.mma", [TF32], 4, 24, outs=one)
+    yield from nvidia("nvidia.ada.mma", FP8, 16, 13, keep=13)
+    for unit in ("hopper.wgmma", "hopper.mma", "blackwell.tcgen05", "blackwell.mma"):
+        yield from nvidia(f"nvidia.{unit}", [HALF], 16, 25)
+        yield from nvidia(f"nvidia.{unit}", [BRAIN], 16, 25, outs=one)
+        yield from nvidia(f"nvidia.{unit}", [TF32], 8, 25, outs=one)
+    yield from nvidia("nvidia.hopper.wgmma", FP8, 32, 13, keep=13)
+    yield from nvidia("nvidia.blackwell.tcgen05", FP8, 32, 25)
+    for chip in ("hopper", "blackwell"):
+        for a, b in FP8:
+            yield Case(f"nvidia.{chip}.mma", a, b, "float16", half_steps)
+    for a, b in FP8:
+        yield Case("nvidia.blackwell.mma", a, b, "float32", products_then_c)
+    rtx = "nvidia.rtx_blackwell.mma"
+    yield from nvidia(rtx, [HALF], 16, 25)
+    yield from nvidia(rtx, [BRAIN], 16, 25, outs=one)
+    yield from nvidia(rtx, FP8, 32, 25)
+    yield from nvidia(rtx, FP8[:2], 16, 25, changes=(("group", 16),))
+
+    for chip in (1, 2):
+        for pair, n in ((HALF, 4), (BRAIN, 4), (BRAIN, 2)):
+            daz = FORMATS[pair[0]] if chip == 2 else None
+
+            def tree(a, b, c=0, n=n, daz=daz):
+                return pair_tree(a, b, c, group=n, daz=daz)
+
+            if (chip, pair, n) != (1, BRAIN, 4):  # MI100 has groups of two only
+                changes = (("group", 2),) if n == 2 else ()
+                yield from fp32(f"amd.cdna{chip}.mfma", [pair], tree, changes)
+    for pairs, n, changes in (
+        ([HALF, BRAIN], 8, ()),
+        ([HALF, BRAIN], 4, (("group", 4),)),
+        ([TF32], 4, ()),
+    ):
+        yield from fp32(
+            "amd.cdna3.mfma", pairs, lambda a, b, c=0, n=n: cdna3(a, b, c, group=n), changes
+        )
+    yield from fp32("amd.cdna3.mfma", FNUZ, cdna3_fp8)
+    for chip in (1, 2, 3):
+        yield from fp32(f"amd.cdna{chip}.mfma", [SINGLE], fma_chain)
+
+    yield from fp32("x86.vdpbf16ps", [BRAIN], vdpbf16ps)
+    yield from fp32("x86.tdpbf16ps", [BRAIN], tdpbf16ps)
+    yield from fp32("arm.bfdot", [BRAIN], bfdot)
+    yield from fp32("arm.fdot_fp8", FP8, fdot_fp8)
+    yield from fp32("ideal.fp32", [*FP8[:2], FP8[3], HALF, BRAIN, TF32, SINGLE], fma_chain)
+    for a, b in [*FP8[:2], FP8[3], HALF, BRAIN, TF32, SINGLE, ("float4_e2m1fn", E4M3)]:
+        for out in ("float32", "float16"):
+
+            def once(x, y, c=0, f=FORMATS[out]):
+                return exact(x, y, c, out=f)
+
+            yield Case("ideal.exact", a, b, out, once, nan_bits=False)
+
+
+CASES = tuple(_cases())
+
+# integer units: operand types, products per step, what the accumulator does
+INTEGER = {
+    "x86.vpdpbusd": ("uint8", "int8", lambda a, b, c: int_dot(a, b, c, group=4)),
+    "x86.vpdpbusds": (
+        "uint8",
+        "int8",
+        lambda a, b, c: int_dot(a, b, c, group=4, overflow="saturate"),
+    ),
+    "x86.vpmaddubsw": ("uint8", "int8", vpmaddubsw),
+    "x86.vpdpwssd": ("int16", "int16", lambda a, b, c: int_dot(a, b, c, group=2)),
+    "x86.vpdpwssds": (
+        "int16",
+        "int16",
+        lambda a, b, c: int_dot(a, b, c, group=2, overflow="saturate"),
+    ),
+    "x86.tdpbssd": ("int8", "int8", int_dot),
+    "arm.sdot": ("int8", "int8", int_dot),
+    "arm.smmla": ("int8", "int8", int_dot),
+    "tpu.mxu_int8": ("int8", "int8", int_dot),
+    "ideal.int": ("int8", "int8", int_dot),
+}

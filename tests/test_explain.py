@@ -1,0 +1,217 @@
+"""Formats and casts in words; the commands that print them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import numsim as ns
+from numsim.cli import app
+from numsim.explain import bit_string, explain_cast, explain_format, value_rows
+from numsim.formats import STOCHASTIC, get_stochastic
+from numsim.lfsr import TAPS, lfsr
+from numsim.number_line import draw_number_line
+
+PARSED = ("q3.4", "uq0.8", "float_e5m6", "p3109_k8p4se", "p3109_k8p1uf", "posit8_es2")
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+    return result.exit_code, result.output, result.exception
+
+
+@pytest.mark.parametrize("name", [*ns.list_formats(), *PARSED])
+def test_every_format_is_explained(name):
+    text = explain_format(name)
+    f = ns.get_format(name)
+    assert text.startswith(f"{f.name}: {f.bits}-bit")
+    assert f.source in text
+    assert f"{f.max:.10g}" in text
+
+
+def test_e4m3_names_its_relatives_and_limits():
+    text = explain_format("e4m3")
+    for part in ("2**-9", "448", "bias 8", "float8_e5m2", "18", "253 finite in 256"):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float16", "int8", "q3.4", "uq0.8", "nf4"])
+def test_bits_join_to_the_code(name):
+    f = ns.get_format(name)
+    for code in (0, 1, (1 << f.bits) - 1, 1 << (f.bits - 1)):
+        assert int(bit_string(f, code).replace(" ", ""), 2) == code
+
+
+def test_value_rows_are_the_values():
+    rows = value_rows("float8_e5m2")
+    want = ns.get_format("float8_e5m2").values()
+    assert np.array_equal([v for _, _, v in rows], want, equal_nan=True)
+    assert rows[0x7C][1] == "0 11111 00"
+    with pytest.raises(ns.NumsimError, match="16 bits"):
+        value_rows("tfloat32")
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz", "rup", "rdn", "rto"])
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float4_e2m1fn", "int8", "q3.4", "bfloat16", "p3109_k8p1se"]
+)
+def test_the_decision_is_what_encode_does(name, rounding):
+    f = ns.get_format(name)
+    rng = np.random.default_rng(3)
+    inputs = np.concatenate([rng.uniform(-5, 5, 25), np.arange(-12, 13) / 4]) * min(f.max, 7) / 6
+    for x in inputs.tolist():
+        text = explain_cast(x, name, rounding=rounding)
+        result = ns.cast(x, name, rounding=rounding).item()
+        assert text.splitlines()[-1] == f"  value         {result!r}"
+        if "quantum" in text:
+            kept = int(text.split(" quanta")[0].rsplit("= ", 1)[1])
+            away = kept + ("one more" in text)
+            exponent = int(text.split("quantum       2**")[1].split(":")[0])
+            assert abs(result) == away * 2.0**exponent
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e8m0fnu", "nf4", "int8"])
+@pytest.mark.parametrize("x", [0.0, -0.0, np.inf, -np.inf, 1e300, 5e-324, 3.0])
+def test_special_values_are_explained(name, x):
+    assert explain_cast(x, name).count("\n") >= 3
+    assert "stochastic" in explain_cast(x, name, rounding="sr")
+
+
+def test_cast_refuses_what_encode_refuses():
+    with pytest.raises(ns.NumsimError, match="NaN"):
+        explain_cast(float("nan"), "int8")
+
+
+# --- the command line
+
+
+def test_formats_command(tmp_path):
+    code, text, _ = run("formats")
+    assert code == 0
+    assert "float8_e4m3fn" in text
+    code, text, _ = run("formats", "e2m1")
+    assert code == 0
+    assert "0 11 1" in text
+    image = tmp_path / "fp8.png"
+    code, text, _ = run("formats", "e4m3", "-o", str(image))
+    assert code == 0
+    assert image.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("formats", "e4m33"),
+        ("formats", "float32"),
+        ("formats", "-o", "x.png"),
+        ("formats", "e4m3", "-o", "x.gif"),
+        ("formats", "e4m3", "-o", "/nowhere/at/all.png"),
+        ("cast", "1", "--to", "e4m33"),
+        ("cast", "1", "--to", "e4m3", "--rounding", "up"),
+        ("cast", "nan", "--to", "int8"),
+        ("explain", "fp9"),
+        ("verify", "--formats", "nf4"),
+        ("bench", "matmul"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_numsim_errors(arguments):
+    _, _, error = run(*arguments)
+    assert isinstance(error, ns.NumsimError)
+
+
+def test_cast_and_explain_commands():
+    code, text, _ = run("cast", "17", "--to", "e4m3")
+    assert code == 0
+    assert "a tie, 8 is even: stays" in text
+    code, text, _ = run("cast", "--to", "int8", "--rounding", "rup", "--", "-2.5")
+    assert code == 0
+    assert text.endswith("-2.0\n")
+    code, text, _ = run("explain", "bf16")
+    assert code == 0
+    assert "bfloat16: 16-bit float" in text
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_number_line(suffix, tmp_path):
+    assert draw_number_line("posit8_es1", tmp_path / f"x.{suffix}").stat().st_size > 1000
+    with pytest.raises(ns.NumsimError, match="16 bits"):
+        draw_number_line("tfloat32", tmp_path / "x.png")
+
+
+# --- stochastic rounding of hardware, and shift registers
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_hardware_is_its_bits_and_variant(name):
+    unit = get_stochastic(name)
+    x = np.random.default_rng(5).standard_normal(3000).astype(np.float32)
+    for fmt in unit.formats:
+        with pytest.warns(ns.UnvalidatedWarning, match=name):
+            got = ns.encode(x, fmt, rounding="sr", sr=name, seed=4)
+        bits = unit.bits_for(fmt)
+        want = ns.encode(x, fmt, rounding="sr", sr=unit.variant, random_bits=bits, seed=4)
+        assert np.array_equal(got, want)
+    assert unit.source
+    assert unit.note
+
+
+@pytest.mark.parametrize(
+    ("fmt", "options", "word"),
+    [
+        ("int8", {"sr": "amd.cvt_sr"}, "float8_e4m3fn"),
+        ("e4m3", {"sr": "amd.cvt_sr", "random_bits": 3}, "20"),
+        ("e4m3", {"sr": "amd.cvt_sr", "rounding": "rne"}, "rounding='sr'"),
+        ("e4m3", {"sr": "amd.cvt"}, "amd.cvt_sr"),
+    ],
+)
+def test_hardware_refuses(fmt, options, word):
+    with pytest.raises(ns.NumsimError, match=word):
+        ns.encode([1.0], fmt, **{"rounding": "sr", **options})
+
+
+def test_unknown_hardware():
+    with pytest.raises(ns.NumsimError, match=r"nvidia\.cvt\.rs"):
+        get_stochastic("nvidia.cvt")
+
+
+@pytest.mark.parametrize("width", [8, 13, 16, 24])
+def test_registers_have_the_full_period(width):
+    period = (1 << width) - 1
+    states = lfsr(period + 1, width=width, steps=1)
+    assert states[0] == states[period]
+    assert (
+        np.bincount(states[:period], minlength=1 << width)[1:].tolist() == [1] * period
+        if (width < 24)
+        else np.unique(states[:period]).size == period
+    )
+
+
+@pytest.mark.exhaustive
+def test_the_32_bit_register_has_the_full_period():
+    state, total = 1, 0
+    for _ in range(255 * 257):  # 2**32 - 1 = 65535 * 65537
+        state = int(lfsr(1, width=32, seed=state, steps=65537)[0])
+        total += 65537
+        assert state != 1 or total == (1 << 32) - 1
+    assert state == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"width": 12}, {"seed": 0}, {"seed": 1 << 16}, {"random_bits": 0}, {"random_bits": 17},
+     {"steps": 0}, {"random_bits": True}],
+    ids=str,
+)  # fmt: skip
+def test_wrong_registers(options):
+    with pytest.raises(ns.NumsimError, match="lfsr"):
+        lfsr(3, **options)
+
+
+def test_a_register_drives_encode():
+    x = np.full(65535, 1 + 1 / 32, np.float32)
+    codes = ns.encode(x, "e4m3", rounding="sr", random_bits=16, random=lfsr(x.size, steps=1))
+    # over a whole period every number but 0 is drawn once: 65,536 / 4 = 16,384 carry
+    assert int((codes == 0x39).sum()) == 16384
+    assert sorted(TAPS) == [8, 13, 16, 24, 32]
