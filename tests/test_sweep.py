@@ -110,6 +110,16 @@ def test_hopper_differs_from_fake_quantisation_and_integers_do_not():
     assert ppl["int8", "ideal.int"] == ppl["int8", "ideal.fp32"]  # sums stay below 2**24
 
 
+def test_named_storage_rules():
+    rows = ns.sweep(SMALL | {"formats": ["mxfp4_e2m1", "nvfp4"], "targets": ["ideal.fp32"]})
+    rows = rows[rows.layer == "all"]
+    assert rows.weight_format.tolist() == ["float4_e2m1fn"] * 2
+    assert rows.block.tolist() == [32, 16]
+    assert rows.scale_format.tolist() == ["float8_e8m0fnu", "float8_e4m3fn"]
+    assert rows.bits_per_weight.round(2).tolist() == [4.25, 4.5]
+    assert (rows.sqnr_cumulative_db > 15).all()
+
+
 def test_default_grid():
     got = cases(ns.SweepSpec(), model="m", text="t", text_hash="")
     formats = {c.format for c in got}

@@ -109,10 +109,25 @@ class Quant:
         """The element `Format`."""
         return get_format(self.format)
 
-    def bits_per_value(self, size: int, scales: int) -> float:
-        """Return stored bits for each of `size` values with `scales` scales."""
-        extra = 0 if self.granularity == "none" else SCALE_BITS[self.scale_format] * scales
-        return self.fmt.bits + extra / max(size, 1)
+    def stored_bits(self, rows: int, columns: int) -> float:
+        """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
+
+        Examples
+        --------
+        >>> Quant("int8", "per_token").stored_bits(2, 64) / (2 * 64)
+        8.5
+        """
+        if self.granularity == "none":
+            scales = 0
+        elif self.granularity == "per_tensor":
+            scales = 1
+        else:
+            down, across = (1, columns)
+            if self.block is not None:
+                down, across = self.block if isinstance(self.block, tuple) else (1, self.block)
+            scales = -(-rows // down) * -(-columns // across)
+        above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
+        return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
 
 
 def _block(block: object) -> int | tuple[int, int]:

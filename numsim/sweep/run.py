@@ -201,14 +201,9 @@ def run_case(
     yield _row(
         case,
         layer="all",
-        bits_per_weight=weights.bits_per_value(
-            sum(n * k for n, k in stored),
-            sum(n if weights.granularity != "per_tensor" else 1 for n, _ in stored),
-        ),
-        bits_per_act=activations.bits_per_value(
-            rows * per_token,
-            len(stored) * (rows if activations.granularity != "per_tensor" else 1),
-        ),
+        bits_per_weight=sum(weights.stored_bits(n, k) for n, k in stored)
+        / sum(n * k for n, k in stored),
+        bits_per_act=sum(activations.stored_bits(rows, k) for _, k in stored) / (rows * per_token),
         sqnr_cumulative_db=_ratio_db(total[3], total[4]),
         mse=float(total[4]) / (len(figures) * vocab),
         max_abs=float(figures[:, 7].max()),
@@ -242,12 +237,8 @@ def _operator_row(
         M=m,
         N=n,
         K=k,
-        bits_per_weight=weights.bits_per_value(
-            n * k, n if weights.granularity != "per_tensor" else 1
-        ),
-        bits_per_act=activations.bits_per_value(
-            m * k, m if activations.granularity != "per_tensor" else 1
-        ),
+        bits_per_weight=weights.stored_bits(n, k) / (n * k),
+        bits_per_act=activations.stored_bits(m, k) / (m * k),
         sqnr_local_db=_ratio_db(local[0], local[1]),
         sqnr_cumulative_db=_ratio_db(whole[0], whole[1]),
         mse=whole[1] / want.size,
@@ -266,9 +257,10 @@ def _row(case: Case, **values: Any) -> dict[str, Any]:
     row |= {
         "case_id": case.case_id,
         "model": case.model,
-        "weight_format": case.format,
-        "act_format": case.format,
+        "weight_format": weights.fmt.name,
+        "act_format": weights.fmt.name,
         "granularity": case.granularity,
+        "block": weights.block,
         "scale_format": weights.scale_format if weights.granularity != "none" else None,
         "scale_rule": weights.scale_rule if weights.granularity != "none" else None,
         "rounding": weights.rounding,

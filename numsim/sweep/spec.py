@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
-from numsim.quant import Quant
+from numsim.quant import QUANTS, Quant
 from numsim.targets import get_target, rule_for
 
 DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16")
@@ -30,7 +30,7 @@ class SweepSpec(BaseModel):
     model, text
         A Hugging Face folder and a UTF-8 file; None: the bundled ones.
     formats
-        Element formats of weights and activations.
+        Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``).
     granularities
         ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
         None: per_tensor and per_channel+per_token, and for fixed point also none.
@@ -139,6 +139,8 @@ class Case:
     @property
     def quants(self) -> tuple[Quant, Quant]:
         """Storage of weights and of activations."""
+        if self.format in QUANTS:
+            return QUANTS[self.format], QUANTS[self.format]
         weights, activations = split_granularity(self.granularity)
         return Quant(self.format, weights), Quant(self.format, activations)
 
@@ -187,12 +189,14 @@ def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Cas
     """
     result: list[Case] = []
     for name in spec.formats:
-        fmt = get_format(name)
-        granularities = spec.granularities
+        named = QUANTS.get(name)
+        fmt = named.fmt if named else get_format(name)
+        granularities = ("per_block",) if named else spec.granularities
         if granularities is None:
             fixed_point = fmt.kind == "integer" and fmt.bias != 0
             granularities = (*DEFAULT_GRANULARITIES, *(("none",) if fixed_point else ()))
-        chosen = spec.targets if spec.targets is not None else default_targets(fmt)
+        usual = (FAKE_QUANT,) if named else default_targets(fmt)
+        chosen = spec.targets if spec.targets is not None else usual
         taken = [t for t in chosen if _takes(t, fmt)]
         if not taken:
             raise UnsupportedError(
@@ -200,11 +204,12 @@ def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Cas
                 "add ideal.fp32, or leave the format out"
             )
         for granularity in granularities:
-            for part in split_granularity(granularity):
-                Quant(fmt, part)
+            if not named:
+                for part in split_granularity(granularity):
+                    Quant(fmt, part)
             result += [
                 Case(
-                    model, text, text_hash, fmt.name, granularity, get_target(target).name,
+                    model, text, text_hash, name if named else fmt.name, granularity, get_target(target).name,
                     spec.limit_tokens, spec.window, spec.batch, spec.seed,
                 )
                 for target in taken
