@@ -6,12 +6,23 @@ from numsim.formats import Format, get_format, list_formats
 from numsim.models import Model, Recipe, Rule, Run, load_model
 from numsim.quant import QTensor, Quant, quantize
 from numsim.sweep import SweepSpec, sweep
-from numsim.targets import Target, epilogue, get_target, list_targets, matmul, requantize
+from numsim.targets import (
+    AccumulatorBits,
+    MacStats,
+    Target,
+    accumulator_bits,
+    epilogue,
+    export_vectors,
+    get_target,
+    list_targets,
+    matmul,
+    requantize,
+)
 from numsim.version import __version__
 
 __all__ = [
-    "Format", "Model", "NumsimError", "QTensor", "Quant", "Recipe", "Rule", "Run", "SweepSpec",
-    "Target", "UnsupportedError", "UnvalidatedWarning", "__version__", "cast", "decode", "encode", "epilogue",
+    "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant", "Recipe", "Rule", "Run", "SweepSpec",
+    "Target", "UnsupportedError", "UnvalidatedWarning", "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue", "export_vectors",
     "get_format", "get_target", "list_formats", "list_targets", "load_model", "matmul",
     "quantize", "requantize", "sweep",
 ]  # fmt: skip

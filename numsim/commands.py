@@ -129,10 +129,14 @@ def bench(
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in bench_cast():
-        peer = row.ratio == row.ratio and row.library != "numsim"
+        text = f"{row.ratio:.2f} x"
+        if row.library == "numsim x2":
+            text = f"(scales {1 / row.ratio:.2f} x)"
+        elif row.library in ("numsim", "NumPy"):
+            text = ""
         table.add_row(
             row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}",
-            f"{row.ratio:.2f} x" if peer else "",
+            text,
         )  # fmt: skip
     _print(table)
 

@@ -265,7 +265,8 @@ def _check_wrap(f: Format, values: NDArray[Any]) -> None:
             "use saturate, special or saturate_finite"
         )
     if values.dtype.kind not in "iu":
-        infinite = np.isinf(values if values.dtype.kind == "f" else values.astype(np.float32))
+        with np.errstate(all="ignore"):  # signalling NaN
+            infinite = np.isinf(values if values.dtype.kind == "f" else values.astype(np.float32))
         if infinite.any():
             index = _index(int(np.flatnonzero(infinite)[0]), values.shape)
             raise NumsimError(

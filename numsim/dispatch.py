@@ -166,7 +166,7 @@ def _from_half(f: Format, dtype: np.dtype[Any], how: Plan) -> Worker:
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if codec.encode_lookup(x.view(np.uint16), out, table, infinity) and how.nan_code < 0:
-            nan = np.flatnonzero(np.isnan(x))
+            nan = np.flatnonzero((x.view(np.uint16) & np.uint16(0x7FFF)) > infinity)
             return nan.size, int(nan[0]) + start
         return _NONE
 

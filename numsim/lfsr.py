@@ -59,7 +59,7 @@ def lfsr(
     array([184,  92,  46,  23], dtype=uint8)
     >>> from numsim import encode
     >>> encode([1.0625] * 4, "e4m3", rounding="sr", random_bits=4, random=lfsr(4, random_bits=4))
-    array([57, 57, 56, 57], dtype=uint8)
+    array([56, 56, 57, 56], dtype=uint8)
     """
     if width not in TAPS:
         raise NumsimError(f"lfsr: width is one of {', '.join(map(str, TAPS))}; got {width!r}")

@@ -199,3 +199,144 @@ def test_results_do_not_depend_on_threads():
         numba.set_num_threads(before)
     for one, many in zip(*results, strict=True):
         same_bits(one, many)
+
+
+def erfc(a):
+    """Complementary error function of a Decimal >= 0: Taylor series, then continued fraction."""
+    if a < 5:
+        term = total = a
+        n = 0
+        while abs(term) > Decimal(10) ** -70:
+            n += 1
+            term = -term * a * a / n
+            total += term / (2 * n + 1)
+        return 1 - 2 / PI.sqrt() * total
+    fraction = Decimal(0)
+    for k in range(160, 0, -1):
+        fraction = Decimal(k) / 2 / (a + fraction)
+    return (-a * a).exp() / PI.sqrt() / (a + fraction)
+
+
+def true_gelu(x):
+    half = erfc(abs(x) / Decimal(2).sqrt()) / 2
+    return x * (1 - half if x > 0 else half)
+
+
+def true_tanh(x):
+    e = (-2 * abs(x)).exp()
+    return ((1 - e) / (1 + e)).copy_sign(x)
+
+
+def true_gelu_tanh(x):
+    u = (2 / PI).sqrt() * (x + Decimal("0.044715") * x**3)
+    return x / (1 + (-2 * u).exp())
+
+
+def relative(function, exact, x):
+    """Largest relative error of a vector function over float64 inputs."""
+    with localcontext() as context:
+        context.prec = 70
+        worst = Decimal(0)
+        for v, y in zip(x.tolist(), function(x).tolist(), strict=True):
+            want = exact(Decimal(v))
+            worst = max(worst, abs(Decimal(y) / want - 1))
+        return float(worst)
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "low", "high", "bound"),
+    [
+        (vector_act.tanh, true_tanh, -20, 20, 2 * 2.0**-53),
+        (vector_act.tanh, true_tanh, -1e-3, 1e-3, 2 * 2.0**-53),
+        (vector_act.sigmoid, lambda x: 1 / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
+        (vector_act.silu, lambda x: x / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
+        (vector_act.gelu, true_gelu, -3, 3, 2.0**-49),
+        (vector_act.gelu, true_gelu, -37, 37, 2.0**-42),
+        (vector_act.gelu_tanh, true_gelu_tanh, -3, 3, 2.0**-48),
+        (vector_act.gelu_tanh, true_gelu_tanh, -20, 20, 2.0**-41),
+        (
+            vector_act.quick_gelu,
+            lambda x: x / (1 + (Decimal("-1.702") * x).exp()),
+            -400,
+            400,
+            2.0**-42,
+        ),
+    ],
+)
+def test_activation_error_bounds(function, exact, low, high, bound):
+    x = np.random.default_rng(8).uniform(low, high, 1500)
+    assert relative(function, exact, x) < bound
+
+
+@pytest.mark.parametrize("name", vector_act.ACTIVATIONS)
+def test_activations_in_float32_are_rounded_once(name):
+    function = vector_act.ACTIVATIONS[name]
+    x = np.random.default_rng(9).standard_normal(3000).astype(np.float32) * 6
+    same_bits(function(x), function(x.astype(np.float64)).astype(np.float32))
+    ends = np.array([0.0, np.nan, np.inf, 1e30, -1e30])
+    y = function(ends)
+    assert y[0] == (0.5 if name == "sigmoid" else 0)
+    assert np.isnan(y[1])
+    bounded = name in ("tanh", "sigmoid")
+    assert y[2] == (1 if bounded else np.inf)
+    assert y[3] == (1 if bounded else ends[3])
+    assert y[4] == (-1 if name == "tanh" else 0)
+
+
+def test_softcap_bits():
+    x = np.linspace(-90, 90, 501)
+    same_bits(vector_act.softcap(x, scale=0.7, cap=30.0), 30.0 * vector_act.tanh(x * 0.7 / 30.0))
+
+
+def test_activation_bits_are_the_same_on_every_machine():
+    grid = np.arange(-100_000, 100_000) * 2.0**-12
+    digest = hashlib.sha256()
+    for name in ("tanh", "sigmoid", "gelu", "gelu_new", "quick_gelu"):
+        digest.update(vector_act.ACTIVATIONS[name](grid).tobytes())
+    digest.update(vector_act.softcap(grid, scale=0.3, cap=50.0).tobytes())
+    w, b = np.full(125, 1.1), np.full(125, -0.3)
+    digest.update(vector.layer_norm(grid.reshape(-1, 125), w, b, eps=1e-5).tobytes())
+    digest.update(vector.rms_norm(grid.reshape(-1, 125), b, eps=1e-5, offset=1.0).tobytes())
+    bias = np.arange(100.0).reshape(2, 5, 10)
+    digest.update(vector.softmax(grid.reshape(-1, 5, 10), scale=0.1, bias=bias).tobytes())
+    assert digest.hexdigest() == "7ce8dd361d22a4b9aedf7c2cb33e70c2e172ee166e250395ec352c6a06630a3c"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 7, 8, 29])
+def test_layer_norm_bits(dtype, width):
+    rng = np.random.default_rng(width)
+    x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((5, width), width, width))
+    want = np.empty_like(x)
+    for i, row in enumerate(x.tolist()):
+        mean = lanes(row) / width
+        centred = [v - mean for v in row]
+        inverse = 1.0 / float(np.sqrt(lanes([v * v for v in centred]) / width + 1e-5))
+        want[i] = [
+            v * inverse * u + t for v, u, t in zip(centred, w.tolist(), b.tolist(), strict=True)
+        ]
+    same_bits(vector.layer_norm(x, w, b, eps=1e-5), want)
+
+
+@pytest.mark.parametrize("width", [5, 48, 1000])
+def test_norm_error_bounds(width):
+    """Against the same formula in long double with exact sums."""
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal((20, width)) * 10 + 3
+    w, b = rng.standard_normal(width), rng.standard_normal(width)
+    t = x.astype(np.longdouble)
+    rms = t / np.sqrt((t * t).mean(-1, keepdims=True) + np.longdouble(1e-6)) * w
+    got = vector.rms_norm(x, w, eps=1e-6)
+    assert (np.abs(got - rms) <= np.abs(rms) * (width / 8 + 12) * 2.0**-53).all()
+    centred = t - t.mean(-1, keepdims=True)
+    std = np.sqrt((centred * centred).mean(-1, keepdims=True) + np.longdouble(1e-6))
+    want = centred / std * w + b
+    room = np.abs(x).max(-1, keepdims=True) / std * np.abs(w) + np.abs(b)
+    got = vector.layer_norm(x, w, b, eps=1e-6)
+    assert (np.abs(got - want) <= room * (width / 8 + 20) * 2.0**-53).all()
+
+
+def test_softmax_adds_a_bias_for_each_head():
+    rng = np.random.default_rng(4)
+    x, bias = rng.standard_normal((3, 2, 4, 9)), rng.standard_normal((2, 4, 9))
+    same_bits(vector.softmax(x, scale=0.5, bias=bias), vector.softmax(x * 0.5 + bias))

@@ -43,13 +43,13 @@ class Timing:
     ratio: float
 
 
-def bench_cast(*, elements: int = 1 << 22, repeats: int = 9) -> list[Timing]:
+def bench_cast(*, elements: int = 1 << 23, repeats: int = 9) -> list[Timing]:
     """Time conversions from float32 and back, all in one run and on one thread.
 
     Parameters
     ----------
     elements
-        Length of the arrays.
+        Length of the arrays; 2**23 float32 numbers and their copy exceed most caches.
     repeats
         Calls of which the median counts, after one that does not.
 

@@ -299,7 +299,7 @@ class Format:
             signed = codes - ((codes >> (self.bits - 1)) << self.bits) if self.signed else codes
             return np.ldexp(signed.astype(np.float64), -self.bias)
         if not self.zero:
-            out = np.ldexp(np.ones(codes.shape), codes - self.bias)
+            out: NDArray[np.float64] = np.ldexp(np.ones(codes.shape), codes - self.bias)
             out[codes == self.nan_code] = np.nan
             return out
         magnitude = codes & ((1 << (self.bits - self.signed)) - 1)

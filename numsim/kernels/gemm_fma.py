@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.np.numpy_support import from_dtype
 
 from numsim.kernels import simd
 from numsim.kernels.jit import inline, kernel, over_range
@@ -45,12 +46,14 @@ def cover(
     group: int,
     start: int,
     stop: int,
+    rule: Any,
 ) -> None:
     """Run `micro` over the pieces start:stop of the output (batch, group of row tiles, panel).
 
     Parameters: `out` [batch, M, N] holds the accumulators' first values; `a` [batch, tiles, steps,
     rows, ...] and `b` [1 or batch, panels, steps, columns, ...] are packed. k is cut into blocks;
-    the accumulators rest in `out` in between, which no kernel's arithmetic can tell.
+    the accumulators rest in `out` in between, which no kernel's arithmetic can tell. `rule` goes
+    to `micro` as it is.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
@@ -82,7 +85,7 @@ def cover(
                 while done < left:
                     done += micro(
                         a, a_at + done, b, b_at, target, target_at + done * stride, stride, count,
-                        left - done,
+                        left - done, rule,
                     )  # fmt: skip
                 if columns < width:
                     for r in range(left):
@@ -90,13 +93,15 @@ def cover(
                             flat[at + r * n + c] = edge[r * width + c]
 
 
-def run_tiles(entry: Callable[..., Any], out: Array, a: Array, b: Array, block: int) -> None:
+def run_tiles(
+    entry: Callable[..., Any], out: Array, a: Array, b: Array, block: int, *rule: Any
+) -> None:
     """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
     tiles, steps = a.shape[1], a.shape[2]
     group = -(-tiles // -(-tiles // _GROUP))  # even groups of at most _GROUP tiles
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
     over_range(
-        lambda start, stop: entry(out, a, b, steps, block, group, start, stop),
+        lambda start, stop: entry(out, a, b, steps, block, group, start, stop, *rule),
         pieces,
     )
 
@@ -118,7 +123,7 @@ def panels_for(
 @inline
 def _fma_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int,
+    left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 12:
         simd.fma_tile(12, a, a_at, b, b_at, out, out_at, stride, steps)
@@ -133,7 +138,7 @@ def _fma_wide(
 @inline
 def _fma_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int,
+    left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 2:
         simd.fma_tile(2, a, a_at, b, b_at, out, out_at, stride, steps)
@@ -146,14 +151,14 @@ def _fma_narrow(
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_fma_wide, out, a, b, steps, block, group, start, stop)
+    cover(_fma_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_fma_narrow, out, a, b, steps, block, group, start, stop)
+    cover(_fma_narrow, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
@@ -184,7 +189,7 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
 
 @cache
 def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
-    element = types.float64 if dtype == np.float64 else types.float32
+    element = from_dtype(dtype)
     arrays = (simd.strided(element, 3), simd.contiguous(element, 5))
     return simd.compiled(_pack, *arrays, types.int64, types.int64)
 
@@ -205,8 +210,13 @@ def _packed(source: Array, width: int) -> Array:
     return panels
 
 
+def pack_rows(a: Array) -> Array:
+    """Pack the left operand [batch, M, K], also int32, into [batch, tiles, K, rows, 1]."""
+    return _packed(a, simd.FMA_ROWS)
+
+
 def pack_b(b: Array) -> PackedFma:
-    """Pack the right operand [1 or batch, K, N], float32 or float64, of any strides."""
+    """Pack the right operand [1 or batch, K, N]: float32, float64 or int32, of any strides."""
     return PackedFma(_packed(b.swapaxes(1, 2), simd.FMA_BYTES // b.dtype.itemsize), b.shape[2])
 
 
@@ -222,7 +232,7 @@ def gemm_fma(a: Array, b: Array | PackedFma, *, c: Array | None = None) -> Array
     shape = (1, batch * m, packed.n) if shared else (batch, m, packed.n)
     out = np.zeros(shape, a.dtype) if c is None else np.array(c, order="C").reshape(shape)
     if out.size:
-        rows = _packed(a.reshape(*shape[:2], depth), simd.FMA_ROWS)
+        rows = pack_rows(a.reshape(*shape[:2], depth))
         entry = _runner(a.dtype, simd.enabled())
         run_tiles(entry, out, rows, packed.panels, _BLOCK)
     return out.reshape(batch, m, packed.n)

@@ -35,7 +35,7 @@ class PackedInt8(NamedTuple):
 @inline
 def _int8_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int,
+    left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 12:
         simd.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
@@ -50,7 +50,7 @@ def _int8_wide(
 @inline
 def _int8_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int,
+    left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 2:
         simd.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
@@ -63,14 +63,14 @@ def _int8_narrow(
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_int8_wide, out, a, b, steps, block, group, start, stop)
+    cover(_int8_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_int8_narrow, out, a, b, steps, block, group, start, stop)
+    cover(_int8_narrow, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel

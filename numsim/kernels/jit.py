@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
-from numba.core.config import NUMBA_NUM_THREADS
 
 R = TypeVar("R")
+_CONFIG: Any = numba.config
 
 # Inside compiled code scalars are NumPy's; at the boundary plain int and float are fine. So the
 # wrappers keep what a kernel returns and leave its arguments unchecked.
@@ -63,7 +63,7 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
 def using_threads(count: int) -> Iterator[bool]:
     """Use `count` threads inside; yield whether Numba was started with that many."""
     before = threads()
-    possible = count <= int(NUMBA_NUM_THREADS)
+    possible = count <= int(_CONFIG.NUMBA_NUM_THREADS)
     if possible:
         numba.set_num_threads(count)
     try:

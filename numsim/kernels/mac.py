@@ -97,7 +97,7 @@ def matmul(
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c, out [M, N], all float64 values.
 
-    `p` is the product's arithmetic (used where `rounded`), `f` the accumulator's. Orders:
+    `p` is the product's arithmetic (used where `rounded`), `f` the accumulator's. NaN is positive. Orders:
     SEQUENTIAL one chain; TREE neighbours pairwise within a group, then the accumulator;
     ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd k of a group from zero,
     their sum, then the accumulator.
@@ -139,4 +139,4 @@ def matmul(
                             leaves[n // 2] = leaves[n - 1]
                         n = (n + 1) // 2
                     acc = add(acc, leaves[0] + 0.0, f)  # the units that have trees lose -0
-            out[i, j] = acc
+            out[i, j] = np.nan if np.isnan(acc) else acc

@@ -143,15 +143,15 @@ class _Tile:
     """Addresses of one micro-kernel call: packed a and b, and the output tile."""
 
     def __init__(
-        self, context: Any, b: Any, sig: Any, args: Any, vectors: int, vector: Any
+        self, context: Any, b: Any, kinds: Any, args: Any, vectors: int, vector: Any
     ) -> None:
         a, a_at, other, b_at, out, out_at, self.stride, self.steps = args[-8:]
         self.b, self.vectors, self.vector = b, vectors, vector
-        self.a = self._pointer(context, sig.args[-8], a, a_at)
-        self.panel = self._pointer(context, sig.args[-6], other, b_at)
-        self.out = self._pointer(context, sig.args[-4], out, out_at)
+        self.a = self.pointer(context, kinds[-8], a, a_at)
+        self.panel = self.pointer(context, kinds[-6], other, b_at)
+        self.out = self.pointer(context, kinds[-4], out, out_at)
 
-    def _pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
+    def pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
         make: Any = arrayobj.make_array
         return self.b.gep(make(array)(context, self.b, value).data, [at])
 
@@ -202,7 +202,7 @@ def fma_tile(
         double = sig.args[1].dtype == types.float64
         lanes = 8 if double else 16
         vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
-        tile = _Tile(context, b, sig, args, 2, vector)
+        tile = _Tile(context, b, sig.args, args, 2, vector)
         name = f"llvm.fma.v{lanes}f{512 // lanes}"
         fma = b.module.declare_intrinsic(name, (), ir.FunctionType(vector, [vector] * 3))
 
@@ -233,7 +233,7 @@ def int8_tile(
     count, native = rows.literal_value, bool(wide.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig, args, 2, _V32)
+        tile = _Tile(context, b, sig.args, args, 2, _V32)
         dot4 = None
         if native:
             kind = ir.FunctionType(_V32, [_V32] * 3)
@@ -270,9 +270,9 @@ def int8_tile(
 @_intrinsic
 def hopper_tile(
     typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any,
+    stride: Any, steps: Any, runs: Any,
 ) -> Any:  # fmt: skip
-    """Chain groups of 32 products onto out[r, :]: align, truncate to 13 fraction bits, add.
+    """Chain groups of 8 `runs` products onto out[r, :]: align, cut to 13 fraction bits, add.
 
     Both operands hold int16 pairs (k, k+1) in three planes: significand, exponent, sign.
     """
@@ -283,7 +283,8 @@ def hopper_tile(
     cells = [(r, c) for r in range(count) for c in range(vectors)]
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig, args, vectors, _VF)
+        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, _VF)
+        runs = args[-1]
         shift_fn = dot2 = None
         if native:
             kind = ir.FunctionType(_V16, [_V16] * 2)
@@ -316,7 +317,6 @@ def hopper_tile(
             return tile.columns(pair, unroll * step, at, _V16)
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
-            runs = ir.Constant(_I64, 16 // unroll)
             first = b.mul(g, runs)
 
             def peak(p: Any, top: list[Any]) -> list[Any]:
@@ -368,4 +368,5 @@ def hopper_tile(
         tile.store(_loop(b, tile.steps, tile.load(count), group), count)
         return context.get_dummy_value()
 
-    return _signature(a, b, out, rows, wide), codegen
+    i64 = types.int64
+    return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, i64), codegen

@@ -385,9 +385,9 @@ def noted_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> 
 @kernel
 def exact(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any, quantum: int, counts: np.ndarray, extremes: np.ndarray,
+    params: Any, quantum: int, stride: int, counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.exact.matmul` with counts; a partial sum follows every product.
+    """`numsim.kernels.exact.matmul` with counts; a partial sum follows every `stride` products.
 
     Column BITS is the width of the largest partial sum in units of ``2**quantum``.
     """
@@ -426,6 +426,7 @@ def exact(
                     sb, eb = ex.float32_parts(ub)
                     ex.add_term(limbs, sa * sb, ea + eb, negative)
                     carried(limbs)
+                if (k + 1) % stride == 0:
                     noted_width(limbs, np.int64(quantum), n, e)
             n[STEPS] += 1
             changed = (limbs != begin).any()

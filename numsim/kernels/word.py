@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core.config import DISABLE_JIT
+from numba import config, types
 from numba.extending import intrinsic
 
+_CONFIG: Any = config
 _WORD = types.uint32
 
 
@@ -25,7 +25,7 @@ def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _shift(instruction: str) -> Callable[[Any, Any], Any]:
     """Return ``value << count`` or ``value >> count`` for uint32 and counts below 32."""
-    if DISABLE_JIT:
+    if _CONFIG.DISABLE_JIT:
         left = instruction == "shl"
         return lambda value, count: np.uint32(value << count if left else value >> count)
 
@@ -44,7 +44,7 @@ shr = _shift("lshr")
 
 def _top_bit() -> Callable[[Any], Any]:
     """Return the position of the highest set bit of a nonzero uint64, as int64."""
-    if DISABLE_JIT:
+    if _CONFIG.DISABLE_JIT:
         return lambda value: np.int64(int(value).bit_length() - 1)
 
     def position(typing: Any, value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,21 @@ class OperandCache:
             _, (_, freed) = self.items.popitem(last=False)
             self.used_bytes -= freed
         return value
+
+
+@cache
+def probe(rule: Rule) -> None:
+    """Run a rule on one product of zeros: what its unit does not take is an error before any work.
+
+    Raises
+    ------
+    UnsupportedError
+        The unit does not multiply these formats, or has no such output.
+    """
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    zeros = np.zeros((32, 32), np.float32)
+    a, b = quantize(zeros, left, axis=-1), quantize(zeros, right, axis=-2)
+    matmul(a, b, target=rule.target, out_format=rule.out_format)
 
 
 def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,47 @@ class Recipe:
                 )
         return {name: self.rule(name) for name in known}
 
+    def resolve(self, names: Iterable[str]) -> Recipe:
+        """Return the recipe with one rule for each of `names`, as a run uses it (``Run.recipe``).
+
+        Raises
+        ------
+        NumsimError
+            A product without a rule, or a glob without a product.
+
+        Examples
+        --------
+        >>> recipe = Recipe((("*", Rule("int8", "int8", "ideal.int")),))
+        >>> print(recipe.resolve(["lm_head"]).to_toml())
+        [[rule]]
+        match = "lm_head"
+        activations = "int8"
+        weights = "int8"
+        target = "ideal.int"
+        """
+        return Recipe(tuple(self.check(names).items()))
+
+    def to_toml(self) -> str:
+        """Return the text that `from_toml` reads back as an equal recipe.
+
+        Raises
+        ------
+        NumsimError
+            A target was built by hand: no change of fields makes it from a named one.
+        """
+        return "\n".join(_rule_text(glob, rule) for glob, rule in self.rules)
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits of the SHA-256 of `to_toml`; hash the resolved recipe.
+
+        Examples
+        --------
+        >>> recipe = Recipe.uniform("int8", target="ideal.fp32").resolve(["layers.0.q_proj", "qk"])
+        >>> recipe.digest()
+        'ab00c5fb265b793e'
+        """
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:16]
+
     @classmethod
     def uniform(
         cls,
@@ -153,7 +196,8 @@ class Recipe:
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
-        A Quant is a name or a table of its fields.
+        A Quant is a name or a table of its fields; a target is a name, or a table of its name and
+        the fields it changes.
 
         Raises
         ------
@@ -187,6 +231,9 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     for side in ("activations", "weights"):
         if isinstance(row.get(side), Mapping):
             row[side] = _quant_from_table(row[side])
+    if isinstance(row.get("target"), Mapping):
+        changes = dict(row["target"])
+        row["target"] = get_target(changes.pop("name", ""), **changes)
     return glob, Rule(**row)
 
 
@@ -200,3 +247,58 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
         raise NumsimError(
             f"Recipe.from_toml: a Quant table has the fields of Quant; {error}; correct the table"
         ) from None
+
+
+def _text(value: Any) -> str:
+    """Return a value as TOML; JSON writes strings, numbers and lists alike."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_text(v)}" for key, v in value.items()) + "}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _rule_text(glob: str, rule: Rule) -> str:
+    lines = ["[[rule]]", f"match = {_text(glob)}"]
+    for side in ("activations", "weights"):
+        quant = getattr(rule, side)
+        if quant is not None:
+            lines.append(f"{side} = {_text(_quant_table(as_quant(quant)))}")
+    lines.append(f"target = {_text(_target_table(get_target(rule.target)))}")
+    if rule.out_format != "float32":
+        lines.append(f"out_format = {_text(rule.out_format)}")
+    return "\n".join(lines) + "\n"
+
+
+def _quant_table(quant: Quant) -> str | dict[str, Any]:
+    """Return the name of a format where that is all, else the fields that differ from it."""
+    plain = Quant(quant.format)
+    if plain == quant:
+        return plain.fmt.name
+    table = {f.name: getattr(quant, f.name) for f in fields(quant)}
+    return {
+        key: v
+        for key, v in table.items()
+        if key == "format" or (v is not None and v != getattr(plain, key))
+    }
+
+
+def _target_table(target: Target) -> str | dict[str, Any]:
+    """Return the name of a target, with the fields that were changed."""
+    base = get_target(target.name)
+    if base == target:
+        return target.name
+    pairs: list[tuple[Any, Any]] = [(target, base)]
+    pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
+    changes = {
+        f.name: getattr(new, f.name)
+        for new, old in pairs
+        for f in fields(new)
+        if f.name != "rules"
+        and type(new) is type(old)
+        and getattr(new, f.name) != getattr(old, f.name)
+    }
+    if get_target(target.name, **changes) != target:
+        raise NumsimError(
+            f"Recipe.to_toml: a target must be a named one with changed fields; got another "
+            f"{target.name}; make it with get_target(name, ...)"
+        )
+    return {"name": target.name} | changes

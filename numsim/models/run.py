@@ -14,8 +14,8 @@ from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, has_experts, stacks, tensor_shapes
 from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
-from numsim.models.gemm import Array, OperandCache, make_gemm, tapped
-from numsim.models.recipe import Recipe
+from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
+from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
 
 
@@ -28,6 +28,7 @@ class Run:
     taps: dict[str, Array]
     encoder_hidden_states: tuple[Array, ...] = ()  # of an encoder-decoder, likewise
     pooled: Array | None = None  # [B, H], of an encoder with a pooler
+    recipe: Recipe | None = None  # one rule for each product, as it ran; to_toml, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +130,7 @@ class Model:
             if name in wanted:
                 kept[name] = value
 
-        rules = None if recipe is None else recipe.check(self.gemm_names())
+        rules = None if recipe is None else self._rules(recipe)
         gemm = tapped(make_gemm(self.tensors, self.cache, rules), keep_tap)
         dtype = np.float64 if recipe is None else np.float32
         common: dict[str, Any] = {
@@ -155,7 +156,8 @@ class Model:
                 common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
                 states, c = self._stack(decoder, common, target, None, None, past)
             logits, pooled = self._ends(states[-1], c)
-        return Run(logits, states, kept, encoded, pooled)
+        resolved = None if rules is None else Recipe(tuple(rules.items()))
+        return Run(logits, states, kept, encoded, pooled, resolved)
 
     def _stack(
         self,
@@ -342,9 +344,16 @@ class Model:
                 f"gemm: x and operand must agree in their leading dimensions; got "
                 f"{list(x.shape)} and {list(np.shape(operand))}; pass what the taps hold"
             )
-        rules = None if recipe is None else {name: recipe.rule(name)}
+        rules = None if recipe is None else self._rules(recipe)
         right = stored if operand is None else np.asarray(operand, dtype)
         return make_gemm(self.tensors, self.cache, rules)(name, x, right)
+
+    def _rules(self, recipe: Recipe) -> dict[str, Rule]:
+        rules = recipe.check(self.gemm_names())
+        for rule in set(rules.values()):
+            if not rule.is_plain:
+                probe(rule)
+        return rules
 
     def _ids(self, tokens: ArrayLike, what: str, limit: int) -> Ints:
         ids = np.asarray(tokens)

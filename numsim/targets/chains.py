@@ -114,7 +114,7 @@ def k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
         return q
     key = f"slice{start}:{stop}"
     if key not in q.packed:
-        q.packed[key] = _picked(q, axis, np.arange(start, stop), slice(start, stop))
+        q.packed[key] = cut_out(q, axis, np.arange(start, stop), slice(start, stop))
     part: QTensor = q.packed[key]
     return part
 
@@ -123,12 +123,13 @@ def k_pick(q: QTensor, axis: int, ks: NDArray[np.int64]) -> QTensor:
     """Return the part of an operand at positions `ks` of K, in that order."""
     if len(ks) == ks[-1] - ks[0] + 1:
         return k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1)
-    return _picked(q, axis, ks, ks)
+    return cut_out(q, axis, ks, ks)
 
 
-def _picked(
+def cut_out(
     q: QTensor, axis: int, ks: NDArray[np.int64], where: slice | NDArray[np.int64]
 ) -> QTensor:
+    """Return the codes at `ks` of K (`where`: the same as an index) with their scale codes."""
     cut = (..., where) if axis == -1 else (..., where, slice(None))
     if q.scale_codes is None or q.block_shape is None:
         return QTensor(q.codes[cut], q.fmt)

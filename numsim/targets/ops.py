@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from math import gcd
-from typing import Any
+from typing import Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +15,8 @@ from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets import units
+from numsim.targets.chains import Engine, bare, chained, k_slice
+from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
 from numsim.targets.types import CLASSES, Fused, IntSum, Mac, Rule, ScaledFp4, Target
 
@@ -23,7 +25,22 @@ DTYPES: dict[str, Any] = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
+_FP4_SCALES = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
 _WARNED: set[str] = set()
+
+
+@overload
+def matmul(
+    a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
+    out_format: str | Format | None = None, stats: Literal[False] = False,
+) -> NDArray[Any]: ...  # fmt: skip
+
+
+@overload
+def matmul(
+    a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
+    out_format: str | Format | None = None, stats: Literal[True],
+) -> tuple[NDArray[Any], MacStats]: ...  # fmt: skip
 
 
 def matmul(
@@ -33,7 +50,8 @@ def matmul(
     target: str | Target,
     c: ArrayLike | None = None,
     out_format: str | Format | None = None,
-) -> NDArray[Any]:
+    stats: bool = False,
+) -> NDArray[Any] | tuple[NDArray[Any], MacStats]:
     """Multiply two quantised tensors as a hardware unit does.
 
     Parameters
@@ -50,14 +68,17 @@ def matmul(
     out_format
         Accumulator and output format where the unit has variants: ``float32`` (default),
         ``float16``; the ideal units also take ``bfloat16``.
+    stats
+        True: also count what was lost; slower, D is the same.
 
     Returns
     -------
-    D [..., M, N]: float32, or the type of `out_format`. Scales that are constant along K are
-    applied after the unit, ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being
-    rounded to float32 first; without any scale an integer unit returns its int32 (int64 beyond 32
-    bits), in units of the operands' quanta. Block scales along K go into the unit where it takes
-    them; elsewhere each block is a chain of its own, scaled and added in float32 in K order.
+    D, or with `stats` (D, `MacStats`). D [..., M, N] is float32, or the type of `out_format`.
+    Scales that are constant along K are applied after the unit,
+    ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being rounded to float32
+    first; without any scale an integer unit returns its int32 (int64 beyond 32 bits), in units of
+    the operands' quanta. Block scales along K go into the unit where it takes them; elsewhere
+    each block is a chain of its own, scaled and added in float32 in K order.
 
     Raises
     ------
@@ -77,7 +98,20 @@ def matmul(
     >>> b = quantize([[3.0], [-4.0]], "float8_e4m3fn")
     >>> matmul(a, b, target="nvidia.hopper.wgmma")
     array([[-5.1428576]], dtype=float32)
+    >>> matmul(a, b, target="nvidia.hopper.wgmma", stats=True)[1].exponent_gap
+    1
     """
+    if not stats:
+        return multiply(a, b, target, c, out_format, units)
+    counter = Counter()
+    return multiply(a, b, target, c, out_format, counter), counter.stats()
+
+
+def multiply(
+    a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None,
+    out_format: str | Format | None, engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    """Do `matmul` with chains run by `engine`."""
     unit = get_target(target)
     for operand, name in ((a, "a"), (b, "b")):
         if not isinstance(operand, QTensor):
@@ -99,10 +133,12 @@ def matmul(
     blocks = None if inside is not None else _k_block(a, b)
     scale: Any = None
     if blocks is not None:
-        acc = _blockwise(rule, left, right, begin, out, unit, blocks)
+        acc = _blockwise(rule, left, right, begin, out, unit, blocks, engine)
+    elif inside is not None:
+        acc = chained(rule, left, right, begin, out, unit, engine)
     else:
-        acc = _chained(rule, left, right, begin, out, unit)
-        scale = None if inside is not None else _scales(a, b)
+        acc = chained(rule, bare(left), bare(right), begin, out, unit, engine)
+        scale = _scales(a, b)
     acc = acc.reshape(*batch, m, n)
     if a.tensor_scale is not None or b.tensor_scale is not None:
         above = np.float32(a.tensor_scale or 1.0) * np.float32(b.tensor_scale or 1.0)
@@ -291,15 +327,17 @@ def _k_block(a: QTensor, b: QTensor) -> int | None:
 
 def _blockwise(
     rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target,
-    block: int,
+    block: int, engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     """Every block of K a chain from +0, scaled and added in float32, in K order."""
     k = a.shape[-1]
     total: NDArray[Any] | None = None if c is None else c.astype(np.float32)
     scale_a, scale_b = _or_one(a), _or_one(b)
+    codes_a, codes_b = bare(a), bare(b)
     for k0 in range(0, k, block):
-        part = _k_slice(a, -1, k0, min(k0 + block, k)), _k_slice(b, -2, k0, min(k0 + block, k))
-        acc = _chained(rule, part[0], part[1], None, out, target)
+        stop = min(k0 + block, k)
+        left, right = k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop)
+        acc = chained(rule, left, right, None, out, target, engine)
         sa = np.take(scale_a, [k0], -1) if _along_k(a, -1) else np.take(scale_a, [0], -1)
         sb = np.take(scale_b, [k0], -2) if _along_k(b, -2) else np.take(scale_b, [0], -2)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -319,66 +357,6 @@ def _or_one(q: QTensor) -> NDArray[np.float32]:
     scale = q.element_scale()
     scale = np.ones((1, 1), np.float32) if scale is None else scale
     return scale if scale.ndim >= 2 else np.reshape(scale, (1, 1))
-
-
-def _k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
-    """Return the codes of one run of k, kept with the tensor so that it is packed once."""
-    key = f"slice{start}:{stop}"
-    if key not in q.packed:
-        cut = (..., slice(start, stop)) if axis == -1 else (..., slice(start, stop), slice(None))
-        q.packed[key] = QTensor(q.codes[cut], q.fmt)
-    part: QTensor = q.packed[key]
-    return part
-
-
-def _chained(
-    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target
-) -> NDArray[Any]:
-    """Run the unit over K with promotion and split-K; result [count, M, N]."""
-    if target.promote_every is None and target.split_k == 1:
-        return units.run(rule, a, b, c, out, target.name)
-    sums = []
-    for tiles in _splits(a.shape[-1], target):
-        parts = [
-            units.run(rule, _k_pick(a, -1, ks), _k_pick(b, -2, ks), None, out, target.name)
-            for ks in _promoted(tiles, target.promote_every)
-        ]
-        sums.append(units.add_parts(parts, rule))
-    if target.split_order == "pairwise" and len(sums) > 1:
-        sums = [sums[-1], *sums[:-1]]
-    if c is not None:
-        sums = [c, *sums]
-    total = units.add_parts(sums, rule)
-    return (
-        total if isinstance(rule, IntSum) or out.name == "float32" else units.round_to(total, out)
-    )
-
-
-def _splits(k: int, target: Target) -> list[NDArray[np.int64]]:
-    """Return the k of each part of a split-K product (none is empty)."""
-    every = np.arange(k)
-    if target.split_k == 1:
-        return [every]
-    tiles = [every[t : t + target.split_tile] for t in range(0, k, target.split_tile)]
-    if target.split_order == "contiguous":
-        run = -(-len(tiles) // target.split_k)
-        groups = [tiles[s : s + run] for s in range(0, len(tiles), run)]
-    else:
-        groups = [tiles[s :: target.split_k] for s in range(target.split_k)]
-    return [np.concatenate(group) for group in groups if group]
-
-
-def _promoted(ks: NDArray[np.int64], every: int | None) -> list[NDArray[np.int64]]:
-    step = every or len(ks)
-    return [ks[i : i + step] for i in range(0, len(ks), step)]
-
-
-def _k_pick(q: QTensor, axis: int, ks: NDArray[np.int64]) -> QTensor:
-    if len(ks) == q.shape[axis]:
-        return q
-    if len(ks) == ks[-1] - ks[0] + 1:
-        return _k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1)
-    return QTensor(np.take(q.codes, ks, axis), q.fmt)
 
 
 def _broadcast(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -407,5 +385,5 @@ def _warn(target: Target) -> None:
         warnings.warn(
             f"{target.name}: no hardware recording confirms these rules ({target.evidence})",
             UnvalidatedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

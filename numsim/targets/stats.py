@@ -135,7 +135,7 @@ class Counter:
         self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format
     ) -> NDArray[Any]:
         """Count one chain; return its results as the counting kernel finds them, as float64."""
-        batch, m, depth = _batched(a.codes).shape
+        batch, m, depth = units._batched(a.codes).shape
         n = b.codes.shape[-1]
         integers = isinstance(rule, IntSum)
         start = np.zeros((batch, m, n), np.int64 if integers else np.float64)
@@ -145,9 +145,6 @@ class Counter:
         work = _WORK[type(rule)](rule, a, b, out)
         counts = np.zeros((batch, m, kernels.COLUMNS), np.int64)
         extremes = np.zeros((batch, m, 2), start.dtype)
-        extremes[..., 0], extremes[..., 1] = start.min(initial=0), start.min(initial=0)
-        if not integers:
-            extremes[..., 0], extremes[..., 1] = np.inf, -np.inf
         values = np.empty((batch, m, n), start.dtype)
         units._over_rows(
             lambda i, lo, hi: work(i, start[i], values[i], lo, hi, counts[i], extremes[i]),
@@ -174,12 +171,14 @@ class Counter:
                 found[kernels.STEPS] += total.size
                 total = new.astype(np.int64)
         else:
-            for i, part in enumerate(parts[1:], start=1):
-                before, after = units.add_parts(parts[:i], rule), units.add_parts(parts[: i + 1], rule)
+            before = units.add_parts(parts[:1], rule)
+            for part in parts[1:]:
+                after = units.add_parts([before, part], rule)
                 fine = np.isfinite(before) & np.isfinite(part)
                 found[kernels.OVERFLOWS] += (fine & ~np.isfinite(after)).sum()
                 found[kernels.SWAMPED] += (fine & (part != 0) & (after == before)).sum()
                 found[kernels.STEPS] += before.size
+                before = after
         return units.add_parts(parts, rule)
 
     def stats(self) -> MacStats:
@@ -215,19 +214,18 @@ class Counter:
             self.bits = max(self.bits, bits)
 
 
-def _batched(array: NDArray[Any]) -> NDArray[Any]:
-    return array.reshape(-1, *array.shape[-2:])
-
-
 # Each returns work(item, start, values, first row, last row, counts, extremes).
 
 
 def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
     mode, rounded = units._MODE[rule.rounding], rule.product_format is not None or not rule.fused
-    p, f = (Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush) for g in (prod, acc))
-    left = _batched(a.values()).astype(np.float64)
-    right = _batched(b.values()).transpose(0, 2, 1).astype(np.float64)
+    p, f = (
+        Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
+        for g in (prod, acc)
+    )
+    left = units._batched(a.values()).astype(np.float64)
+    right = units._batched(b.values()).transpose(0, 2, 1).astype(np.float64)
     if rule.flush:
         left, right = units._flushed(left, a.fmt), units._flushed(right, b.fmt)
     order, group = units._ORDER[rule.order], rule.group or left.shape[-1]
@@ -237,7 +235,7 @@ def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = _batched(a.codes), _batched(b.codes)
+    left, right = units._batched(a.codes), units._batched(b.codes)
     low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
     pair = (1 << (rule.pair_bits - 1)) - 1 if rule.pair_bits else 0
     saturate = rule.overflow == "saturate"
@@ -256,7 +254,7 @@ def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = (_batched(q.values() * 2).astype(np.int8) for q in (a, b))
+    left, right = (units._batched(q.values() * 2).astype(np.int8) for q in (a, b))
     right = np.ascontiguousarray(right.transpose(0, 2, 1))
     scale_a, fraction_a = units._scale_planes(a, transposed=False)
     scale_b, fraction_b = units._scale_planes(b, transposed=True)
@@ -268,12 +266,19 @@ def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
-    left = np.ascontiguousarray(_batched(a.values()), np.float32).view(np.uint32)
-    right = np.ascontiguousarray(_batched(b.values()).transpose(0, 2, 1), np.float32).view(np.uint32)
+    left, right = units._batched(a.values()), units._batched(b.values()).transpose(0, 2, 1)
+    parts = 4 if np.float64 in (left.dtype, right.dtype) else 1
+    if parts == 4:  # wide integers: four float32 products for each k
+        high_a, high_b = left.astype(np.float32), right.astype(np.float32)
+        low_a, low_b = left - high_a, right - high_b
+        left = np.stack([high_a, high_a, low_a, low_a], -1)
+        right = np.stack([high_b, low_b, high_b, low_b], -1)
+        left, right = (x.reshape(*x.shape[:2], -1) for x in (left, right))
+    left, right = (np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (left, right))
     step = quantum(a.fmt) * quantum(b.fmt)
     exponent = step.numerator.bit_length() - step.denominator.bit_length()
     depth = left.shape[-1]
-    group = rule.group or depth
+    group = (rule.group or depth) * parts
 
     def work(
         i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]
@@ -284,7 +289,7 @@ def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
             rows = np.ascontiguousarray(left[i][:, k : k + group])
             columns = np.ascontiguousarray(units._item(right, i)[:, k : k + group])
             kernels.exact(
-                rows, columns, acc.view(np.uint32), codes, lo, hi, out.params, exponent, n, e
+                rows, columns, acc.view(np.uint32), codes, lo, hi, out.params, exponent, parts, n, e
             )
             acc[lo:hi] = out.decode_bits(codes[lo:hi].astype(np.int64))
         d[lo:hi] = acc[lo:hi]

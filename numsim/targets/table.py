@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
@@ -152,13 +153,21 @@ _TABLE = [
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
 
-def get_target(name: str | Target, **changes: Any) -> Target:
+def get_target(name: str | Path | Target, **changes: Any) -> Target:
     """Return the target called `name`, with fields replaced by `changes`.
+
+    Parameters
+    ----------
+    name
+        One of `list_targets`, the path of a TOML file (``.toml``), or a `Target`.
+    changes
+        Fields of the unit or its rules, by name; ``rows`` is ``promote_every``.
 
     Raises
     ------
     NumsimError
-        For an unknown name (with near names) or a field the unit does not have.
+        For an unknown name (with near names), a field the unit does not have, or a TOML file that
+        `Target.from_toml` rejects.
 
     Examples
     --------
@@ -169,15 +178,17 @@ def get_target(name: str | Target, **changes: Any) -> Target:
     """
     if isinstance(name, Target):
         target = name
+    elif isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
+        target = Target.from_toml(name)
     elif isinstance(name, str):
         if name not in TARGETS:
             raise NumsimError(
                 f"unknown target {name!r}{near_names(name, TARGETS)}. "
-                f"Targets are {', '.join(TARGETS)}"
+                f"Targets are {', '.join(TARGETS)}; or give the path of a .toml file"
             )
         target = TARGETS[name]
     else:
-        raise NumsimError(f"a target is a name or a Target; got {type(name).__name__}")
+        raise NumsimError(f"a target is a name, a .toml file or a Target; got {type(name).__name__}")
     if "rows" in changes:  # the word of systolic arrays for the length of a column
         changes["promote_every"] = changes.pop("rows")
     return target.changed(**changes) if changes else target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from numsim.convert import ROUNDINGS
@@ -228,6 +229,56 @@ class Target:
         new.check()
         return new
 
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Target:
+        """Read a unit from a TOML file in the words of the dataclasses.
+
+        Parameters
+        ----------
+        path
+            File with ``name``, ``maturity``, ``evidence``, ``source``, optionally the fields from
+            `promote_every` on, and one table ``[rules.CLASS]`` an operand class, with ``kind`` (the
+            name of the rule's dataclass) and its fields.
+
+        Raises
+        ------
+        NumsimError
+            For a file that cannot be read, and a field that is missing, unknown, out of range or
+            contradicts another one.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from numsim.targets import get_target
+        >>> unit = get_target("nvidia.hopper.wgmma")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "unit.toml"
+        ...     _ = path.write_text(unit.to_toml(), encoding="utf-8")
+        ...     Target.from_toml(path) == unit
+        True
+        """
+        from numsim.targets.toml import read_target
+
+        return read_target(path)
+
+    def to_toml(self) -> str:
+        """Return the unit as TOML text that `from_toml` reads back.
+
+        Examples
+        --------
+        >>> from numsim.targets import get_target
+        >>> print(get_target("ideal.int").to_toml().split("\\n\\n")[1])
+        [rules.integer]
+        kind = "IntSum"
+        acc_bits = 32
+        overflow = "wrap"
+        group = 1
+        outer_bits = 32
+        """
+        from numsim.targets.toml import target_to_toml
+
+        return target_to_toml(self)
+
     def check(self) -> None:
         """Raise NumsimError for a field with a value outside its range."""
         _check_fields(self.name, self)
@@ -249,13 +300,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "rounding": ROUNDINGS[:6],
     "split_order": ("contiguous", "serial", "pairwise"),
 }
-_OPTIONAL = {"group", "min_exponent", "pair_bits", "promote_every", "product_format"}
-
 
 def _check_fields(name: str, item: Target | Rule) -> None:
     for f in fields(item):
         value = getattr(item, f.name)
-        if value is None and f.name in _OPTIONAL:
+        if value is None and f.default is None:
             continue
         if f.name in _RANGES:
             low, high = _RANGES[f.name]

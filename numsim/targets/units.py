@@ -16,11 +16,14 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
-from numsim.kernels import gemm_fma, gemm_hopper, gemm_int, scaled_fp4
+from numsim.kernels import gemm_fma, gemm_int, scaled_fp4
 from numsim.kernels import integer as integer_kernel
 from numsim.kernels import mac as mac_kernel
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
+from numsim.targets import fast
+from numsim.targets.fast import batched as _batched
+from numsim.targets.fast import kept as _kept
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 _DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
@@ -29,7 +32,6 @@ _ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
 _MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
 _ACCUMULATOR = {"joins": 0, "late": 1, "halves": 2}
 _NO_LIMIT = -(1 << 29)
-_FAST_LOW, _FAST_HIGH = 2.0**-90, 2.0**120  # accumulators that the Hopper fast path takes
 
 
 def run(
@@ -74,18 +76,6 @@ def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
     return codes.view(dtype)
 
 
-def _kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
-    """Return ``q.packed[key]``, made once."""
-    if key not in q.packed:
-        q.packed[key] = make()
-    return q.packed[key]
-
-
-def _batched(array: NDArray[Any]) -> NDArray[Any]:
-    """[..., M, K] -> [batch, M, K]."""
-    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
-
-
 def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
     """Return item i of a batch, or the only one."""
     return array[min(i, len(array) - 1)]
@@ -115,13 +105,19 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
         for g in (prod, acc)
     )
+    flavour = fast.mac_flavour(a.fmt, b.fmt, rule, p, f)
+    if flavour is not None:
+        shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
+        begin = np.zeros(shape) if c is None else _as_float64(c)
+        return round_to(fast.mac(a, b, begin, rule, p, f, flavour), out)
     left = _batched(a.values()).astype(np.float64)
     right = _kept(
         b, "columns",
         lambda: np.ascontiguousarray(_batched(b.values()).transpose(0, 2, 1), np.float64),
     )  # fmt: skip
     if rule.flush:
-        left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
+        left = fast.flushed(left, a.fmt.min_normal)
+        right = fast.flushed(right, b.fmt.min_normal)
     batch, m, depth = left.shape
     n = right.shape[1]
     values = np.empty((batch, m, n))
@@ -135,10 +131,6 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         batch, m,
     )  # fmt: skip
     return round_to(values, out)
-
-
-def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
-    return np.where(np.abs(values) < fmt.min_normal, np.copysign(0.0, values), values)
 
 
 def _as_float64(c: NDArray[Any]) -> NDArray[np.float64]:
@@ -271,14 +263,17 @@ def fused(
     a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused | TwoStage
 ) -> NDArray[Any]:
     """Align-and-truncate blocks, chained through the accumulator."""
-    if isinstance(rule, Fused) and _hopper_fp8_applies(a, b, c, out, rule):
-        return _hopper_fp8(a, b, c)
+    if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
+        return fast.fp8(a, b, c, rule)
     left, right = planes(a, transposed=False), planes(b, transposed=True)
+    block = _block(rule, a.fmt, b.fmt, out)
+    if fast.align_applies(a, b, left, right, block):
+        sums = fast.align(a, b, left, right, c, block)
+        return _store(sums, out) if isinstance(rule, Fused) else round_to(sums, out)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
     start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
     values = np.empty((batch, m, n))
-    block = _block(rule, a.fmt, b.fmt, out)
     _over_rows(
         lambda i, lo, hi: fused_kernel.matmul(
             *(p[i] for p in left), *(_item(p, i) for p in right), start[i], values[i], lo, hi, block
@@ -307,7 +302,7 @@ def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_k
     )  # fmt: skip
 
 
-def _store(values: NDArray[np.float64], out: Format) -> NDArray[Any]:
+def _store(values: NDArray[Any], out: Format) -> NDArray[Any]:
     """Write results with NVIDIA's NaN patterns."""
     if out.name == "float32":
         bits = np.empty(values.shape, np.uint32)
@@ -394,34 +389,3 @@ def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], 
     field = magnitude >> 3
     significand = np.where(field > 0, 8, 0) + (magnitude & 7)
     return (significand, np.maximum(field, 1) - 7, magnitude == 0x7F), 3
-
-
-def _hopper_fp8_applies(
-    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused
-) -> bool:
-    """Whether the fast kernel covers the case: same rule, finite operands, moderate C."""
-    if rule != Fused(32, 13, 13) or out.name != "float32":
-        return False
-    if not (_finite(a) and _finite(b)):
-        return False
-    if c is None:
-        return True
-    size = np.abs(c)
-    return bool(((size == 0) | ((size >= _FAST_LOW) & (size <= _FAST_HIGH))).all())
-
-
-def _finite(q: QTensor) -> bool:
-    """Whether all values are finite (looked at once per tensor)."""
-    return bool(_kept(q, "finite", lambda: np.isfinite(q.values()).all()))
-
-
-def _hopper_fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float32]:
-    left, right = _batched(a.values()), _batched(b.values())
-    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
-    packs = _kept(b, "hopper", lambda: [gemm_hopper.pack_b(x, b.fmt.emin) for x in right])
-    for i in range(len(left)):
-        out[i] = gemm_hopper.gemm_hopper_fp8(
-            gemm_hopper.pack_a(left[i], a.fmt.emin), packs[min(i, len(packs) - 1)],
-            c=None if c is None else c[i],
-        )  # fmt: skip
-    return out

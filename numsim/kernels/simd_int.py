@@ -1,0 +1,105 @@
+"""The vector micro-kernel of integer units that saturate as they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from numsim.kernels.simd import (
+    FMA_BYTES,
+    FMA_ROWS,
+    _broadcast,
+    _I32,
+    _I64,
+    _intrinsic,
+    _loop,
+    _splat,
+    _Tile,
+    _V32,
+)
+
+PLAIN, CLAMP, FULL, PAIRS = range(4)
+_COLUMNS = FMA_BYTES // 4
+
+
+@_intrinsic
+def saturating_tile(
+    typing: Any, rows: Any, kind: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any, rule: Any,
+) -> Any:  # fmt: skip
+    """Add the products of a group to out[r, :] a step, int32 throughout.
+
+    `rule` holds the group and the least and largest sum. Kinds: PLAIN adds modulo 2^32; CLAMP
+    limits every sum, none of which leaves int32 before; FULL saturates to int32; PAIRS limits the
+    sum of two neighbouring products instead, and adds those modulo 2^32.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(kind, types.IntegerLiteral)):
+        return None
+    count, how = rows.literal_value, kind.literal_value
+    vectors = _COLUMNS // 16
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, _V32)
+        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(_I64, 0))
+        group, low, high = (b.load(b.gep(pointer, [ir.Constant(_I64, i)])) for i in range(3))
+        low, high = (_broadcast(b, b.trunc(v, _I32), _V32) for v in (low, high))
+        name = "llvm.sadd.sat.v16i32"
+        saturating = b.module.declare_intrinsic(name, (), ir.FunctionType(_V32, [_V32] * 2))
+
+        def clamped(x: Any) -> Any:
+            x = b.select(b.icmp_signed("<", x, high), x, high)
+            return b.select(b.icmp_signed(">", x, low), x, low)
+
+        def added(acc: Any, x: Any) -> Any:
+            if how == FULL:
+                return b.call(saturating, [acc, x])
+            acc = b.add(acc, x)
+            return clamped(acc) if how == CLAMP else acc
+
+        def products(k: Any) -> list[Any]:
+            columns = [tile.columns(k, _COLUMNS, 16 * c) for c in range(vectors)]
+            rows = [_broadcast(b, tile.scalar(k, FMA_ROWS, r), _V32) for r in range(count)]
+            return [b.mul(x, y) for x in rows for y in columns]
+
+        def single(k: Any, acc: list[Any]) -> list[Any]:
+            return [added(x, y) for x, y in zip(acc, products(k), strict=True)]
+
+        def pair(p: Any, acc: list[Any]) -> list[Any]:
+            k = b.mul(p, ir.Constant(_I64, 2))
+            first, second = products(k), products(b.add(k, ir.Constant(_I64, 1)))
+            sums = [clamped(b.add(x, y)) for x, y in zip(first, second, strict=True)]
+            return [b.add(x, y) for x, y in zip(acc, sums, strict=True)]
+
+        def grouped(g: Any, acc: list[Any]) -> list[Any]:
+            first = b.mul(g, group)
+
+            def inside(i: Any, sums: list[Any]) -> list[Any]:
+                new = products(b.add(first, i))
+                return [b.add(x, y) for x, y in zip(sums, new, strict=True)]
+
+            zeros = [_splat(_V32, 0)] * len(acc)
+            sums = _loop(b, group, zeros, inside)
+            return [added(x, y) for x, y in zip(acc, sums, strict=True)]
+
+        before = tile.load(count)
+        if how == PAIRS:
+            acc = _loop(b, b.lshr(tile.steps, ir.Constant(_I64, 1)), before, pair)
+        elif how == PLAIN:
+            acc = _loop(b, tile.steps, before, single)
+        else:
+            one = b.icmp_signed("==", group, ir.Constant(_I64, 1))
+            with b.if_else(one) as (then, otherwise):
+                with then:
+                    alone = _loop(b, tile.steps, before, single)
+                    tile.store(alone, count)
+                with otherwise:
+                    groups = b.sdiv(tile.steps, group)
+                    tile.store(_loop(b, groups, before, grouped), count)
+            return context.get_dummy_value()
+        tile.store(acc, count)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, kind, a, i64, b, i64, out, i64, i64, i64, rule), codegen

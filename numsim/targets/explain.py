@@ -1,0 +1,233 @@
+"""A worked dot product: products, exponents, shifts, what was cut, the sum, the result's bits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from numsim.convert import encode
+from numsim.errors import NumsimError, UnvalidatedWarning
+from numsim.formats import Format, get_format
+from numsim.quant import QTensor, quantize
+from numsim.quant.table import QUANTS
+from numsim.targets import steps
+from numsim.targets.ops import DTYPES
+from numsim.targets.table import get_target
+from numsim.targets.trace import Trace, trace
+from numsim.targets.types import CLASSES, IntSum, Rule, Target
+
+_OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
+_FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
+_INTEGERS = ((100, 100), (-7, 3), (127, 127), (1, -128))
+
+
+def explain_mma(
+    target: str | Target,
+    *,
+    values: Sequence[tuple[float, float]] | None = None,
+    c: float | None = None,
+    formats: str | Format | tuple[str | Format, str | Format] | None = None,
+    out_format: str | Format | None = None,
+) -> str:
+    """Work one dot product as a unit does, in words and numbers.
+
+    Parameters
+    ----------
+    target
+        The unit.
+    values
+        Pairs (a, b) to multiply and add; rounded to the operand formats. None: an example.
+    c
+        Accumulator input; rounded to the output format.
+    formats
+        Format of both operands, or (of a, of b); or a storage rule with block scales for both
+        (``nvfp4``, ``mxfp8_e4m3``). None: the first that the unit takes.
+    out_format
+        As for `numsim.matmul`.
+
+    Returns
+    -------
+    Text whose last line is the result and its bits; they are those of `numsim.matmul`.
+
+    Raises
+    ------
+    NumsimError
+        For no values, values that are not pairs of numbers, or what `numsim.matmul` rejects.
+
+    Source
+    ------
+    The target's `source`.
+
+    Examples
+    --------
+    >>> print(explain_mma("ideal.int", values=[(100, 100), (3, -5)]))
+    ideal.int: int8 x int8 -> int32, K = 2
+    IntSum(acc_bits=32, overflow='wrap', group=1, outer_bits=32)
+    definition: two's-complement accumulator of acc_bits bits
+    step 1, k = 0: accumulator 0
+      k  a    b    product
+      0  100  100  10000
+      sum 10000, with the accumulator 10000
+      accumulator 10000, 0x00002710
+    step 2, k = 1: accumulator 10000
+      k  a  b   product
+      1  3  -5  -15
+      sum -15, with the accumulator 9985
+      accumulator 9985, 0x00002701
+    D = 9985, 0x00002701
+    """
+    unit = get_target(target)
+    a, b = _operands(unit, values, formats, out_format)
+    start = None if c is None else _accumulator(c, unit, a, b, out_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnvalidatedWarning)  # the maturity stands in the text
+        found = trace(a, b, unit, start, out_format)
+    return "\n".join(_lines(found, a, b))
+
+
+def rule_words(rule: Rule) -> str:
+    """Return a rule as its dataclass is written, without the fields that are None.
+
+    Examples
+    --------
+    >>> from numsim.targets.types import Exact
+    >>> rule_words(Exact(group=4))
+    'Exact(group=4, flush=False)'
+    """
+    given = [(f.name, getattr(rule, f.name)) for f in fields(rule)]
+    inner = ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+    return f"{type(rule).__name__}({inner})"
+
+
+def _operands(
+    unit: Target, values: Sequence[tuple[float, float]] | None, formats: Any, out_format: Any
+) -> tuple[QTensor, QTensor]:
+    left, right = formats if isinstance(formats, tuple) else (formats, formats)
+    if left is None or right is None:
+        kind, _ = unit.rules[0]
+        name = kind.removeprefix("mx:").partition("->")[0]
+        first = _OPEN.get(name) or CLASSES.get(name, ("uint8",))[0]
+        left = left or first
+        right = right or ("int8" if name == "u8s8" else first)
+    scaled = [isinstance(f, str) and f in QUANTS for f in (left, right)]
+    if values is None:
+        whole = not any(scaled) and get_format(left).kind == "integer"
+        values = _INTEGERS if whole else _FLOATS
+        if whole and not get_format(left).signed:
+            values = [(abs(x), y) for x, y in values]
+    try:
+        pairs = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        pairs = np.empty(0)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
+        raise NumsimError(
+            f"explain mma: values are pairs (a, b), at least one; got {values!r}; as text: "
+            "1.5*2, -3*0.25"
+        )
+    found = []
+    for row, name, is_scaled, axis in ((0, left, scaled[0], -1), (1, right, scaled[1], 0)):
+        x = pairs[None, :, 0] if row == 0 else pairs[:, 1, None]
+        if is_scaled:
+            found.append(quantize(x.astype(np.float32), name, axis=axis))
+        else:
+            found.append(QTensor.from_codes(encode(x, get_format(name)), name))
+    return found[0], found[1]
+
+
+def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any) -> ArrayLike:
+    from numsim.targets import ops
+
+    wanted = None if out_format is None else get_format(out_format).name
+    rule = ops._scaled_rule(unit, a, b) or ops.rule_for(unit, a.fmt, b.fmt, wanted)
+    if isinstance(rule, IntSum):
+        if c != int(c):
+            raise NumsimError(f"explain mma: c of an integer unit is a whole number; got {c!r}")
+        return np.array([[int(c)]])
+    return np.array([[c]]).astype(DTYPES[wanted or "float32"])
+
+
+def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
+    unit = found.target
+    yield f"{unit.name}: {a.fmt.name} x {b.fmt.name} -> {found.d.dtype}, K = {a.shape[-1]}"
+    yield rule_words(found.rule)
+    yield f"{unit.maturity}: {unit.evidence}"
+    number = 0
+    for i, chain in enumerate(found.chains):
+        if len(found.chains) > 1:
+            yield f"chain {i + 1} of {len(found.chains)}, from +0"
+        for step in chain:
+            number += 1
+            yield f"step {number}, k = {_span(step.positions)}: accumulator {_number(step.before)}"
+            yield from (f"  {line}" for line in steps.lines(found, step))
+            yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
+    for total in found.sums:
+        yield f"parts added in order: {_number(total)}, {hex_word(total)}"
+    if a.scale is not None and a.scale_codes is None or _scaled_after(found, a):
+        yield "scales applied in float32 after the unit"
+    yield f"D = {_number(found.d)}, {hex_word(found.d)}"
+
+
+def _scaled_after(found: Trace, a: QTensor) -> bool:
+    return a.scale is not None and found.chains[0][0].a.scale_codes is None
+
+
+def _span(positions: Any) -> str:
+    first, last = int(positions[0]), int(positions[-1])
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _number(array: Any) -> str:
+    value = np.asarray(array).item()
+    return str(value) if isinstance(value, int) else f"{float(value):.12g}"
+
+
+def _bits(array: Any, found: Trace) -> str:
+    if isinstance(found.rule, IntSum):
+        return f"{int(array.item()) & ((1 << found.bits) - 1):#0{2 + -(-found.bits // 4)}x}"
+    if found.accumulator in ("float32", "float16", "bfloat16"):
+        return hex_word(array)
+    fmt = get_format(found.accumulator)
+    code = int(encode(np.asarray(array), fmt, overflow="special").item())
+    return f"{code:#0{2 + -(-fmt.bits // 4)}x} of {fmt.name}"
+
+
+def hex_word(array: Any) -> str:
+    """Return the bits of the only element of an array.
+
+    Examples
+    --------
+    >>> hex_word(np.float32([[1.0]]))
+    '0x3f800000'
+    """
+    raw = np.ascontiguousarray(array).view(f"u{array.itemsize}").item()
+    return f"{raw:#0{2 + 2 * array.itemsize}x}"
+
+
+def exact(value: Any) -> Fraction:
+    """Return a finite number as a fraction.
+
+    Examples
+    --------
+    >>> exact(0.75)
+    Fraction(3, 4)
+    """
+    return Fraction(float(value))
+
+
+def cut_toward_zero(value: Fraction, unit: Fraction) -> Fraction:
+    """Return `value` truncated to a multiple of `unit`.
+
+    Examples
+    --------
+    >>> cut_toward_zero(Fraction(-7, 4), Fraction(1, 2))
+    Fraction(-3, 2)
+    """
+    whole = floor(abs(value) / unit) * unit
+    return whole if value >= 0 else -whole

@@ -1,0 +1,170 @@
+"""Which cases the vector kernels cover: for each, a condition and a call.
+
+Every path gives the bits of the generic kernel. What a condition needs to know of a tensor is
+looked at once and kept with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.formats import Format
+from numsim.kernels import gemm_align, gemm_hopper, gemm_mac
+from numsim.kernels import simd_align as kinds
+from numsim.kernels.fused import Block
+from numsim.kernels.mac import Arithmetic
+from numsim.kernels.simd_mac import Flavour
+from numsim.quant import QTensor
+from numsim.targets.types import Fused, Mac
+
+_LOW, _HIGH = 2.0**-90, 2.0**120  # accumulators that the 13-bit kernel takes
+Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
+def kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
+    """Return ``q.packed[key]``, made once."""
+    if key not in q.packed:
+        q.packed[key] = make()
+    return q.packed[key]
+
+
+def batched(array: NDArray[Any]) -> NDArray[Any]:
+    """[..., M, K] -> [batch, M, K]."""
+    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+
+
+def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
+    """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
+    if rule != Fused(rule.group, 13, 13) or rule.group > 256 or out.name != "float32":
+        return False
+    if a.fmt.precision > 4 or b.fmt.precision > 4 or a.block_shape or b.block_shape:
+        return False
+    if min(a.fmt.emin, b.fmt.emin) < -16 or not (finite(a) and finite(b)):
+        return False
+    if c is None:
+        return True
+    size = np.abs(c)
+    return bool(((size == 0) | ((size >= _LOW) & (size <= _HIGH))).all())
+
+
+def finite(q: QTensor) -> bool:
+    """Whether all values are finite."""
+    return bool(kept(q, "finite", lambda: np.isfinite(q.values()).all()))
+
+
+def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
+    """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
+    left, right = batched(a.values()), batched(b.values())
+    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
+    packs = kept(
+        b, f"fp8 {rule.group}",
+        lambda: [gemm_hopper.pack_b(x, b.fmt.emin, rule.group) for x in right],
+    )  # fmt: skip
+    for i in range(len(left)):
+        out[i] = gemm_hopper.gemm_hopper_fp8(
+            gemm_hopper.pack_a(left[i], a.fmt.emin, rule.group), packs[min(i, len(packs) - 1)],
+            c=None if c is None else c[i],
+        )  # fmt: skip
+    return out
+
+
+def _survey(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
+    found: tuple[bool, int, int] = kept(
+        q, "survey", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
+    )
+    return found
+
+
+def align_applies(a: QTensor, b: QTensor, left: Planes, right: Planes, block: Block) -> bool:
+    """Whether the aligning kernel covers the case.
+
+    Significands' products are exact in float32, cut products fit int32 and the sums float64; all
+    operands are finite, and no product is one that CDNA3 calls infinite.
+    """
+    if block.align_bits > 25 or block.group > 256 or a.fmt.precision + b.fmt.precision > 24:
+        return False
+    if block.kind == kinds.TWO_STAGE and not block.align_bits <= block.sum_bits <= 40:
+        return False
+    finite_a, _, high_a = _survey(a, left)
+    finite_b, _, high_b = _survey(b, right)
+    reach = high_a + high_b + 1 < block.product_limit if block.product_limit else True
+    return finite_a and finite_b and reach
+
+
+def align(
+    a: QTensor, b: QTensor, left: Planes, right: Planes, c: NDArray[Any] | None, block: Block
+) -> NDArray[np.float32]:
+    """Fused and two-stage blocks of finite operands; NaN and results are values, as float32."""
+    rule = gemm_align.Rule(
+        block.kind if block.kind < kinds.TWO_STAGE else block.kind + block.streams - 1,
+        block.group, block.align_bits, block.min_exponent, block.emin, block.emax,
+        block.precision - 1, block.mode == 2, block.sum_bits, block.out_precision == 11,
+    )  # fmt: skip
+    trailing = a.fmt.precision - 1, b.fmt.precision - 1
+    (_, low_a, high_a), (_, low_b, high_b) = _survey(a, left), _survey(b, right)
+    # every value and product a normal float32, and every scale of a block's products too
+    whole = (
+        low_a - trailing[0] >= -126
+        and low_b - trailing[1] >= -126
+        and low_a + low_b >= -100
+        and max(high_a, high_b, high_a + high_b) <= 120
+    )
+    zeros = block.zero_products
+    key = f"align {rule.kind} {rule.group} {whole} {zeros}"
+    packed = kept(b, key, lambda: gemm_align.pack(
+        right[0], right[1], trailing[1], rule, whole=whole, zeros=zeros, right=True,
+    ))  # fmt: skip
+    rows = gemm_align.pack(
+        left[0], left[1], trailing[0], rule, whole=whole, zeros=zeros, right=False
+    )
+    return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=c)
+
+
+def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -> Flavour | None:
+    """Return the vector kernel for a rule: chains, or trees of 2 or 4 rounded products."""
+    rounded = not rule.fused or rule.product_format is not None
+    tree = rule.group if rule.order == "tree" and rounded else 1
+    chain = rule.order in ("sequential", "odd_first")
+    if rule.rounding != "rne" or not (chain or tree in (2, 4)):
+        return None
+    low, high = f.emin - f.precision + 1, f.emax + 1
+    if rounded:
+        low, high = min(low, p.emin - p.precision + 1), max(high, p.emax + 1)
+    elif a.kind == b.kind == "float":
+        low = min(low, a.emin - a.precision + b.emin - b.precision + 2)
+        high = max(high, a.emax + b.emax + 2)
+    else:
+        high = low + 99
+    return Flavour(tree or 1, rounded, exact=high + 1 - low <= 53)
+
+
+def mac(
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Mac, p: Arithmetic, f: Arithmetic,
+    flavour: Flavour,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Multiply-adds that round to nearest even, from c; values as float64."""
+    odd_first = rule.order == "odd_first"
+
+    def values(q: QTensor, axis: int) -> NDArray[np.float64]:
+        x = batched(q.values()).astype(np.float64)
+        if odd_first:
+            k = np.arange(x.shape[axis])
+            pairs = len(k) // 2 * 2
+            k[:pairs] ^= 1
+            x = np.take(x, k, axis)
+        return flushed(x, q.fmt.min_normal) if rule.flush else x
+
+    key = f"mac {flavour.tree} {odd_first} {rule.flush}"
+    packed = kept(b, key, lambda: gemm_mac.pack_b(values(b, 1), flavour.tree))
+    begin = flushed(c, 2.0**f.emin) if f.flush else c
+    return gemm_mac.gemm_mac(values(a, 2), packed, begin, p, f, flavour)
+
+
+def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return values, those below `least` in magnitude as zeros of their sign."""
+    return np.where(np.abs(values) < least, np.copysign(0.0, values), values)

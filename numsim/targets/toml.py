@@ -1,0 +1,189 @@
+"""Units in TOML: the words of the dataclasses, checked for what is missing or contradicts."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from numsim.errors import NumsimError, near_names
+from numsim.targets.types import (
+    CLASSES,
+    Exact,
+    Fused,
+    IntSum,
+    Mac,
+    Maturity,
+    Rule,
+    ScaledFp4,
+    Target,
+    TwoStage,
+)
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind for kind in (Exact, Mac, IntSum, Fused, TwoStage, ScaledFp4)
+}
+_INTEGERS = ("integer", "int8", "int4", "int16", "u8s8")
+_WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
+
+
+def read_target(path: str | Path) -> Target:
+    """Read a unit from a TOML file; see `Target.from_toml`."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NumsimError(f"cannot read {file}: {error}; give a UTF-8 TOML file") from None
+    try:
+        return parse_target(text)
+    except tomllib.TOMLDecodeError as error:
+        raise NumsimError(f"{file}: not TOML: {error}") from None
+    except NumsimError as error:
+        raise NumsimError(f"{file}: {error}") from None
+
+
+def parse_target(text: str) -> Target:
+    """Return the unit that a TOML text describes.
+
+    Raises
+    ------
+    NumsimError
+        For a field that is missing, unknown, of the wrong type, out of range, or contradicts
+        another one.
+
+    Examples
+    --------
+    >>> unit = parse_target('''
+    ... name = "my.mma"
+    ... maturity = "assumed"
+    ... evidence = "a sketch"
+    ... source = "notebook, page 3"
+    ... [rules.fp8]
+    ... kind = "Fused"
+    ... group = 8
+    ... align_bits = 20
+    ... ''')
+    >>> unit.rule("fp8").align_bits
+    20
+    """
+    data = tomllib.loads(text)
+    own = {key: value for key, value in data.items() if key != "rules"}
+    known = {f.name: f for f in fields(Target) if f.name != "rules"}
+    _check_keys("a unit", own, known)
+    for key in ("name", "maturity", "evidence", "source"):
+        if not isinstance(own[key], str) or not own[key]:
+            raise NumsimError(f"{key} is a text; got {own[key]!r}")
+    words = get_args(Maturity)
+    if own["maturity"] not in words:
+        raise NumsimError(
+            f"maturity is one of {', '.join(words)}; got {own['maturity']!r}"
+            f"{near_names(own['maturity'], words)}"
+        )
+    tables = data.get("rules")
+    if not isinstance(tables, dict) or not tables:
+        raise NumsimError("a unit has a table [rules.CLASS] for each operand class; none came")
+    rules = tuple((kind, _rule(kind, table)) for kind, table in tables.items())
+    target = Target(rules=rules, **own)
+    target.check()
+    if "split_order" in own and target.split_k == 1:
+        raise NumsimError("split_order says how split sums are added, but split_k is 1; set both")
+    for kind, rule in rules:
+        _check_rule(kind, rule, tables[kind])
+    return target
+
+
+def target_to_toml(target: Target) -> str:
+    """Return a unit as TOML; see `Target.to_toml`."""
+    lines = []
+    for f in fields(target):
+        value = getattr(target, f.name)
+        if f.name != "rules" and value != f.default:
+            lines.append(f"{f.name} = {_written(value)}")
+    for kind, rule in target.rules:
+        lines += ["", f"[rules.{_key(kind)}]", f'kind = "{type(rule).__name__}"']
+        lines += [
+            f"{f.name} = {_written(getattr(rule, f.name))}"
+            for f in fields(rule)
+            if getattr(rule, f.name) is not None
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(kind: str) -> str:
+    return kind if kind.replace("_", "").isalnum() else json.dumps(kind)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
+
+
+def _check_keys(what: str, given: dict[str, Any], known: dict[str, Field[Any]]) -> None:
+    for key in given:
+        if key not in known:
+            raise NumsimError(
+                f"{what} has no field {key!r}; it has {', '.join(known)}{near_names(key, known)}"
+            )
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
+    if missing:
+        raise NumsimError(f"{what} needs {', '.join(missing)}; missing here")
+
+
+def _rule(kind: str, table: Any) -> Rule:
+    where = f"[rules.{_key(kind)}]"
+    scaled, rest = kind.startswith("mx:"), kind.removeprefix("mx:")
+    operands, arrow, out = rest.partition("->")
+    classes = tuple(CLASSES) if scaled else (*CLASSES, *_WIDE)
+    if operands not in classes or (arrow and (scaled or out != "float16")):
+        raise NumsimError(
+            f"{where}: an operand class is one of {', '.join(classes)}, with -> and float16 where "
+            f"that output has a rule of its own; got {kind!r}{near_names(operands, classes)}"
+        )
+    if not isinstance(table, dict):
+        raise NumsimError(f"{where} is a table of kind = ... and its fields; got {table!r}")
+    name = table.get("kind")
+    if name not in _KINDS:
+        raise NumsimError(
+            f"{where}: kind is one of {', '.join(_KINDS)}; got {name!r}"
+            f"{near_names(str(name), _KINDS)}"
+        )
+    given = {key: value for key, value in table.items() if key != "kind"}
+    _check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
+    rule: Rule = _KINDS[name](**given)
+    return rule
+
+
+def _check_rule(kind: str, rule: Rule, given: dict[str, Any]) -> None:
+    """Raise NumsimError where fields, or the class and the rule, contradict each other."""
+    where, name = f"[rules.{_key(kind)}]", type(rule).__name__
+    operands, arrow, _ = kind.removeprefix("mx:").partition("->")
+    fits: tuple[type, ...] = (Exact, Mac, Fused, TwoStage)
+    if kind.startswith("mx:"):
+        fits = (Fused, ScaledFp4) if operands == "fp4" else (Fused,)
+    elif arrow:
+        fits = (Fused,)
+    elif operands in _INTEGERS:
+        fits = (IntSum, Exact) if operands == "integer" else (IntSum, Exact, Mac)
+    elif operands in _WIDE:
+        fits = (Exact,) if operands == "number" else (Exact, Mac)
+    if not isinstance(rule, fits):
+        raise NumsimError(
+            f"{where}: operands {kind!r} take {', '.join(f.__name__ for f in fits)}; got {name}"
+        )
+    problem = ""
+    if isinstance(rule, Mac):
+        if rule.product_format is not None and given.get("fused"):
+            problem = "fused = true leaves products exact, product_format rounds them; keep one"
+        elif rule.group is not None and rule.order in ("sequential", "odd_first"):
+            problem = f"group cuts K for tree and two_chains; order is {rule.order}"
+    elif isinstance(rule, IntSum) and rule.pair_bits is not None and rule.group % 2:
+        problem = f"pair_bits adds products in pairs; group is odd ({rule.group})"
+    elif isinstance(rule, Fused) and rule.accumulator == "halves" and not arrow:
+        problem = f'accumulator = "halves" gives float16: name the class "{kind}->float16"'
+    elif isinstance(rule, TwoStage) and rule.sum_bits < rule.align_bits:
+        problem = f"sum_bits ({rule.sum_bits}) is at least align_bits ({rule.align_bits})"
+    if problem:
+        raise NumsimError(f"{where}: {problem}")

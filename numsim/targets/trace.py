@@ -1,0 +1,154 @@
+"""The accumulator after every step of a unit: what explanations and RTL vectors show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numsim.formats import Format, get_format
+from numsim.quant import QTensor
+from numsim.targets import ops, units
+from numsim.targets.chains import chain_positions, cut_out, step_length
+from numsim.targets.table import get_target
+from numsim.targets.types import IntSum, Mac, Rule, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a chain.
+
+    Parameters
+    ----------
+    a, b
+        The operands of the step: [..., M, k] and [..., k, N].
+    before, after
+        Accumulator [batch, M, N] in the type of the accumulator's format (integers: int64).
+    positions
+        The k of the step in the whole product.
+    """
+
+    a: QTensor
+    b: QTensor
+    before: NDArray[Any]
+    after: NDArray[Any]
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A matrix product step by step.
+
+    Parameters
+    ----------
+    target, rule
+        The unit and the rule that applied.
+    accumulator, bits
+        Format of the accumulator (``int24`` for 24 bits of an integer unit) and its width.
+    chains
+        The steps of every chain that started from +0 or C.
+    sums
+        The outer accumulator after each addition of promoted or split parts.
+    d
+        What `matmul` returns.
+    """
+
+    target: Target
+    rule: Rule
+    accumulator: str
+    bits: int
+    chains: tuple[tuple[Step, ...], ...]
+    sums: tuple[NDArray[Any], ...]
+    d: NDArray[Any]
+
+
+class Tracer:
+    """Runs chains step by step; see `numsim.targets.chains.Engine`."""
+
+    def __init__(self, positions: list[NDArray[np.int64]]) -> None:
+        self.positions = positions
+        self.chains: list[tuple[Step, ...]] = []
+        self.sums: list[NDArray[Any]] = []
+        self.rule: Rule | None = None
+        self.accumulator = ""
+        self.bits = 0
+
+    def run(
+        self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str
+    ) -> NDArray[Any]:
+        """Run one chain a step at a time, each from the accumulator of the last."""
+        depth = a.shape[-1]
+        length = step_length(rule, depth)
+        held = get_format("float32") if isinstance(rule, Mac) else out
+        self.rule = rule
+        if isinstance(rule, IntSum):
+            self.accumulator, self.bits = f"int{rule.acc_bits}", rule.acc_bits
+        else:
+            fmt = get_format(rule.acc_format) if isinstance(rule, Mac) else out
+            self.accumulator, self.bits = fmt.name, fmt.bits
+        positions = self.positions[len(self.chains)]
+        before, steps = c, []
+        for k0 in range(0, depth, length):
+            run = np.arange(k0, min(k0 + length, depth))
+            where = slice(k0, k0 + len(run))
+            left, right = cut_out(a, -1, run, where), cut_out(b, -2, run, where)
+            after = units.run(rule, left, right, before, held, name)
+            if isinstance(rule, IntSum):
+                after = after.astype(np.int64)
+            start = np.zeros_like(after) if before is None else before.astype(after.dtype)
+            steps.append(Step(left, right, start, after, positions[run]))
+            before = after
+        self.chains.append(tuple(steps))
+        if isinstance(rule, IntSum):
+            return units._wrapped(after, rule.acc_bits)
+        return after if held is out or out.name == "float32" else units.round_to(after, out)
+
+    def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
+        """Add parts as `units` does, keeping every partial sum."""
+        if len(parts) == 1:
+            return units.add_parts(parts, rule)
+        total = parts[0]
+        for part in parts[1:]:
+            total = units.add_parts([total, part], rule)
+            self.sums.append(total)
+        return total
+
+
+def trace(
+    a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None = None,
+    out_format: str | Format | None = None,
+) -> Trace:  # fmt: skip
+    """Multiply as `matmul` does and keep the accumulator after every step.
+
+    Raises
+    ------
+    NumsimError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> a = QTensor.from_codes([[1, 2, 3]], "int8")
+    >>> found = trace(a, a.T, "ideal.int")
+    >>> [int(step.after.item()) for step in found.chains[0]]
+    [1, 5, 14]
+    """
+    unit = get_target(target)
+    ops.matmul(a, b, target=unit, c=c, out_format=out_format)  # reports bad input, and warns
+    block = None if ops._scaled_rule(unit, a, b) is not None else ops._k_block(a, b)
+    depth = a.shape[-1]
+    step = block or depth
+    positions = [
+        k0 + ks
+        for k0 in range(0, depth, step)
+        for part in chain_positions(min(step, depth - k0), unit)
+        for ks in part
+    ]
+    tracer = Tracer(positions)
+    d = ops.multiply(a, b, unit, c, out_format, tracer)
+    assert tracer.rule is not None
+    return Trace(
+        unit, tracer.rule, tracer.accumulator, tracer.bits, tuple(tracer.chains),
+        tuple(tracer.sums), d,
+    )  # fmt: skip

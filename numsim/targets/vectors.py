@@ -1,0 +1,172 @@
+"""RTL hand-off: operands, expected results and accumulator traces as hex files and one npz."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numsim.convert import encode
+from numsim.errors import NumsimError
+from numsim.formats import Format, get_format
+from numsim.quant import QTensor
+from numsim.targets.trace import Trace, trace
+from numsim.targets.types import IntSum, Target
+
+
+def export_vectors(
+    path: str | Path,
+    a: QTensor,
+    b: QTensor,
+    *,
+    target: str | Target,
+    c: ArrayLike | None = None,
+    out_format: str | Format | None = None,
+) -> tuple[Path, ...]:
+    """Write golden vectors of one matrix product for a hardware test bench.
+
+    Every ``NAME.hex`` is for ``$readmemh``: one word a line, row-major, as many hex digits as the
+    width needs, two's complement for integers, and a first comment line with format, width and
+    shape. ``vectors.npz`` holds the same words as unsigned integers and ``meta``, a JSON text with
+    the format, width and shape of each array, the steps, and the unit as TOML.
+
+    ==================== ==========================================================================
+    file                 words
+    ==================== ==========================================================================
+    ``a``, ``b``         codes [..., M, K] and [..., K, N]
+    ``scale_a/b``        scales where there are any: codes of their format, else float32
+    ``c``                accumulator input [..., M, N], where one is given
+    ``accumulator``      [steps, batch, M, N]: after every step of every chain, in order
+    ``sums``             [sums, batch, M, N]: the outer accumulator after every addition of
+                         promoted or split parts, where there are any
+    ``d``                what `numsim.matmul` returns [..., M, N]
+    ==================== ==========================================================================
+
+    Parameters
+    ----------
+    path
+        Folder to write to; made if it does not exist.
+    a, b, target, c, out_format
+        As for `numsim.matmul`.
+
+    Returns
+    -------
+    The files written.
+
+    Raises
+    ------
+    NumsimError
+        As `numsim.matmul`, and for a folder that cannot be written. Nothing is written then.
+
+    Source
+    ------
+    IEEE 1800-2017 section 21.4, ``$readmemh``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> a = QTensor.from_codes([[1, -2]], "int8")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = export_vectors(folder, a, a.T, target="ideal.int")
+    ...     print([f.name for f in files])
+    ...     print(files[0].read_text())
+    ['a.hex', 'b.hex', 'accumulator.hex', 'd.hex', 'vectors.npz']
+    // a: int8, 8 bits, shape 1 x 2, row-major
+    01
+    fe
+    """
+    found = trace(a, b, target, c, out_format)
+    folder = Path(path)
+    arrays = {name: item for name, item in _arrays(a, b, c, found).items() if item is not None}
+    meta = {
+        "arrays": {
+            name: {"format": fmt, "bits": bits, "shape": list(words.shape)}
+            for name, (fmt, bits, words) in arrays.items()
+        },
+        "steps": [
+            {"chain": i, "k": step.positions.tolist()}
+            for i, chain in enumerate(found.chains)
+            for step in chain
+        ],
+        "target": found.target.to_toml(),
+    }
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (fmt, bits, words) in arrays.items():
+            file = folder / f"{name}.hex"
+            shape = " x ".join(map(str, words.shape))
+            head = f"// {name}: {fmt}, {bits} bits, shape {shape}, row-major\n"
+            digits = -(-bits // 4)
+            lines = "\n".join(f"{word:0{digits}x}" for word in words.ravel().tolist())
+            file.write_text(f"{head}{lines}\n", encoding="ascii")
+            written.append(file)
+        words_only: dict[str, Any] = {name: words for name, (_, _, words) in arrays.items()}
+        file = folder / "vectors.npz"
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
+    except OSError as error:
+        raise NumsimError(
+            f"export_vectors: cannot write {folder}: {error}; give a folder that can be written"
+        ) from None
+    return (*written, file)
+
+
+_Words = tuple[str, int, NDArray[np.unsignedinteger[Any]]]
+
+
+def _arrays(
+    a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace
+) -> dict[str, _Words | None]:
+    integers = isinstance(found.rule, IntSum)
+    width = found.bits if integers else 0
+    outer = found.rule.outer_bits if isinstance(found.rule, IntSum) else 32
+    steps = np.stack([step.after for chain in found.chains for step in chain])
+    accumulator = (
+        _integer_words(steps, width) if integers else _float_words(steps, found.accumulator)
+    )
+    return {
+        "a": _code_words(a), "b": _code_words(b), "scale_a": _scale_words(a),
+        "scale_b": _scale_words(b),
+        "c": None if c is None else _result_words(np.asarray(c), width),
+        "accumulator": accumulator,
+        "sums": _result_words(np.stack(found.sums), outer) if found.sums else None,
+        "d": _result_words(found.d, 0),
+    }  # fmt: skip
+
+
+def _code_words(q: QTensor) -> _Words:
+    if q.fmt.kind == "integer":
+        return (q.fmt.name, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
+    return q.fmt.name, q.fmt.bits, np.ascontiguousarray(q.codes)
+
+
+def _scale_words(q: QTensor) -> _Words | None:
+    if q.scale_codes is not None and q.scale_format is not None:
+        return q.scale_format.name, q.scale_format.bits, np.ascontiguousarray(q.scale_codes)
+    if q.scale is None:
+        return None
+    return "float32", 32, np.ascontiguousarray(q.scale, np.float32).view(np.uint32)
+
+
+def _integer_words(values: NDArray[np.int64], bits: int) -> _Words:
+    mask = (1 << bits) - 1
+    return f"int{bits}", bits, values.astype(np.int64).view(np.uint64) & np.uint64(mask)
+
+
+def _result_words(values: NDArray[Any], bits: int) -> _Words:
+    """Words of a result in its NumPy type; integers in `bits` bits (0: those of the type)."""
+    if values.dtype.kind in "iu":
+        return _integer_words(values.astype(np.int64), bits or 8 * values.itemsize)
+    words = np.ascontiguousarray(values).view(f"u{values.itemsize}")
+    return str(values.dtype), 8 * values.itemsize, words
+
+
+def _float_words(values: NDArray[Any], name: str) -> _Words:
+    """Words of accumulators, which arrive in a type that holds their format."""
+    fmt = get_format(name)
+    if name in (str(values.dtype), "float32"):
+        return _result_words(values, 0)
+    return name, fmt.bits, encode(values, fmt, overflow="special")

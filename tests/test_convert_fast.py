@@ -1,0 +1,318 @@
+"""Fast paths equal the generic kernel; layouts, streams and memory behave as documented."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim import dispatch
+from numsim.kernels import fast, fast_decode
+
+FLOATS = (
+    "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e3m4",
+    "float6_e2m3fn", "float4_e2m1fn", "float_e8m1", "float_e1m6", "float_e5m0", "p3109_k8p1se",
+    "p3109_k8p4ue", "p3109_k2p1sf",
+)  # fmt: skip
+INTEGERS = ("int8", "int2", "uint16", "q3.4", "uq0.16")
+
+
+def patterns():
+    """All 65,536 upper halves, on both sides of ties of long and of short formats; random ones."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    near = [upper + np.uint32(d) for d in (0, 1, 0x7FFF, 0x8001, 0xFFFF)]
+    random = np.random.default_rng(1).integers(0, 1 << 32, 100_000, dtype=np.uint32)
+    return np.concatenate([*near, random]).view(np.float32)
+
+
+def both(f, plan, x, start=3):
+    """Codes of the fast worker and of the generic one, or None where there is no fast one."""
+    worker = dispatch._fast(f, plan)
+    if worker is None:
+        return None
+    got, want = np.empty(x.size, f.code_dtype), np.empty(x.size, f.code_dtype)
+    worker(x, got, start, dispatch._NO_RANDOM)
+    dispatch._generic(f, plan)(x, want, start, dispatch._NO_RANDOM)
+    return got, want
+
+
+@pytest.mark.parametrize(("bits", "variant"), [(64, 0), (64, 2), (3, 0), (32, 0), (1, 1), (31, 1)])
+@pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
+def test_stochastic_worker_is_the_generic_kernel(name, bits, variant):
+    f, x = ns.get_format(name), patterns()[::3].copy()
+    nan = f.nan_code if f.has_nan else f.max_code
+    for overflow in range(3):
+        pair = both(f, dispatch.Plan(6, overflow, bits, variant, 77, 2**33 + 4, nan), x)
+        assert pair is not None or (name.endswith("ue") and overflow == 1)
+        assert pair is None or np.array_equal(*pair)
+
+
+@pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
+def test_deterministic_workers_are_the_generic_kernel(name):
+    f, x = ns.get_format(name), patterns()
+    nan = f.nan_code if f.has_nan else f.max_code
+    for mode, overflow in itertools.product(range(6), range(3)):
+        pair = both(f, dispatch.Plan(mode, overflow, 64, 0, 0, 0, nan), x)
+        assert pair is None or np.array_equal(*pair), (mode, overflow)
+
+
+@pytest.mark.exhaustive
+def test_every_small_format_every_worker():
+    x = patterns()
+    names = [n for n in ns.list_formats() if ns.get_format(n).bits <= 16 and n != "nf4"]
+    names += [
+        f"p3109_k{k}p{p}{s}{d}"
+        for k in range(2, 9) for s in "su" for p in range(1, k + (s == "u")) for d in "ef"
+    ]  # fmt: skip
+    for name in names:
+        f = ns.get_format(name)
+        nan = f.nan_code if f.has_nan else f.max_code
+        for mode, overflow in itertools.product(range(7), range(3)):
+            for bits, variant in ((64, 0), (17, 0), (5, 1)) if mode == 6 else ((64, 0),):
+                pair = both(f, dispatch.Plan(mode, overflow, bits, variant, 5, 6, nan), x)
+                assert pair is None or np.array_equal(*pair), (name, mode, overflow, bits)
+
+
+@pytest.mark.parametrize("name", [n for n in ns.list_formats() if ns.get_format(n).bits <= 16])
+def test_decoding_is_the_table_bit_for_bit(name):
+    f = ns.get_format(name)
+    codes = np.arange(1 << f.bits, dtype=f"u{f.code_dtype.itemsize}")
+    signed = f.kind == "integer" and f.signed
+    if signed:
+        shift = 8 * codes.itemsize - f.bits
+        codes = (codes << shift).view(f.code_dtype) >> shift
+    got = ns.decode(codes, name)
+    want = np.empty_like(got)
+    table = f.values().astype(got.dtype)
+    fast_decode.decode_table(np.arange(1 << f.bits, dtype=np.uint16), want, table)
+    assert got.tobytes() == want.tobytes()
+
+
+# --- the stream
+
+
+def philox(low, high, key, rounds=7):
+    for _ in range(rounds):
+        product = 0xD256D193 * low
+        low, high = (product >> 32) ^ key ^ high, product & 0xFFFFFFFF
+        key = (key + 0x9E3779B9) & 0xFFFFFFFF
+    return low, high
+
+
+def test_the_generator_has_the_published_answers():
+    """Known answers of the Random123 distribution for philox2x32 with 7 rounds."""
+    assert philox(0, 0, 0) == (0x257A3673, 0xCD26BE2A)
+    assert philox(0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF) == (0xAB302C4D, 0x3DC9D239)
+    assert philox(0x243F6A88, 0x85A308D3, 0x13198A2E) == (0xBEDBBE6B, 0xE4C770B3)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 20, 32])
+@pytest.mark.parametrize("offset", [0, 1, 2**32 - 5, 2**33 - 3, 2**62 + 1])
+def test_the_stream_is_philox_as_documented(bits, offset):
+    seed, count = 0xDEADBEEF, 9
+    words = [
+        philox(n // 2 & 0xFFFFFFFF, n // 2 >> 32, seed)[n % 2]
+        for n in range(offset, offset + count)
+    ]
+    x = np.random.default_rng(2).standard_normal(count).astype(np.float32)
+    supplied = np.array([w >> (32 - bits) for w in words], np.uint64)
+    options = {"rounding": "sr", "random_bits": bits}
+    for dtype in (np.float32, np.float64):
+        got = ns.encode(x.astype(dtype), "e4m3", seed=seed, offset=offset, **options)
+        want = ns.encode(x.astype(dtype), "e4m3", random=supplied, **options)
+        assert np.array_equal(got, want)
+
+
+def test_the_lower_word_decides_a_tie_of_the_upper_one():
+    """The one case in which the 32-bit worker hands over: built from the stream itself."""
+    seed, found = 9, 0
+    f = ns.get_format("float8_e4m3fn")
+    plan = dispatch.Plan(6, 0, 64, 0, seed, 0, f.nan_code)
+    x = np.zeros(20_000, np.float32)
+    for n in range(x.size):
+        bar = 0xFFFFFFFF - philox(n // 2, 0, seed)[n % 2]
+        if 1 << 22 <= bar < 1 << 23:  # sig = 2 * bar + 1: 33 bits are discarded
+            x[n] = np.ldexp(2 * bar + 1, -9 - 33)
+            found += 1
+    assert found > 5
+    _, lower = fast.float_sr(
+        x.view(np.uint32), np.empty(x.size, np.uint8), dispatch._scalars(f, 6, 0, f.nan_code),
+        fast.noise(64, False, seed), np.uint64(0),
+    )  # fmt: skip
+    assert lower
+    got, want = both(f, plan, x, start=0)
+    assert np.array_equal(got, want)
+    wide = ns.encode(x.astype(np.float64), f, rounding="sr", seed=seed)
+    assert np.array_equal(got, wide)
+
+
+# --- types, layouts, memory
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float4_e2m1fn", "int8", "nf4", "float_e8m12"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_the_table_of_16_bit_inputs_is_the_float32_path(name, dtype):
+    x = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    with np.errstate(all="ignore"):
+        x = x[~np.isnan(x)]
+    for rounding, overflow in itertools.product(("rne", "rup", "rto"), ("saturate", "special")):
+        options = {"rounding": rounding, "overflow": overflow}
+        want = ns.encode(x.astype(np.float32), name, **options)
+        assert np.array_equal(ns.encode(x, name, **options), want)
+        parts = [ns.encode(part, name, **options) for part in np.array_split(x, 9)]
+        assert np.array_equal(np.concatenate(parts), want)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int16, np.uint64,
+     ml_dtypes.float8_e5m2, ml_dtypes.int4],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("rounding", ["rne", "sr"])
+def test_big_strided_arrays(dtype, rounding):
+    rng = np.random.default_rng(3)
+    base = (rng.standard_normal((300, 400, 3)) * 3).astype(np.float32).astype(dtype)
+    for x in (base[::-1, ::2], base.T, base[..., 1], base.transpose(1, 0, 2)[3:]):
+        packed = np.array(x.tolist(), dtype) if x.size < 100 else np.ascontiguousarray(x)
+        for name in ("float8_e4m3fn", "int8", "nf4"):
+            got = ns.encode(x, name, rounding=rounding, seed=8)
+            assert np.array_equal(got, ns.encode(packed, name, rounding=rounding, seed=8))
+            assert np.array_equal(ns.decode(got.T, name), ns.decode(got, name).T)
+
+
+def test_supplied_integers_of_any_layout():
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((200, 300)).astype(np.float32)
+    random = rng.integers(0, 1 << 16, (300, 200), dtype=np.uint16)
+    want = ns.encode(x, "e4m3", rounding="sr", random=np.ascontiguousarray(random.T))
+    assert np.array_equal(ns.encode(x, "e4m3", rounding="sr", random=random.T), want)
+    wide = random.T.astype(np.int64)
+    got = ns.encode(x, "e4m3", rounding="sr", random=wide, random_bits=16)
+    assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "float16", "nf4"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+def test_no_temporary_is_larger_than_the_output(name, dtype):
+    x = np.zeros((1000, 2002), dtype)[:, ::2]
+    for array in (x, np.ascontiguousarray(x)):
+        for rounding in ("rne", "rup", "sr"):
+            ns.encode(array[:2], name, rounding=rounding)
+            ns.encode(array, name, rounding=rounding)
+            tracemalloc.start()
+            codes = ns.encode(array, name, rounding=rounding)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert peak < 2 * codes.nbytes
+    tracemalloc.start()
+    values = ns.decode(codes, name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * values.nbytes
+
+
+# --- wrong input, with every warning an error
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.array([[1, None]], object), "object"),
+        ([1.0, None], "object"),
+        ([[1.0], [2.0, 3.0]], "no array"),
+        (np.array([1j]), "x.real"),
+        (np.array(["a"]), "'a'"),
+        (np.array([b"a"]), "index"),
+        (np.array([True]), "uint8"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "1 of 2"),
+        (np.zeros(2, [("a", "f4")]), "got"),
+        (np.zeros(2, np.longdouble), "got"),
+        (10**30, "object"),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_real_number(x, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ns.NumsimError, match=words):
+            ns.encode(x, "e4m3")
+
+
+@pytest.mark.parametrize(
+    ("codes", "name", "words"),
+    [
+        (np.array([[3, 15], [16, 99]]), "float4_e2m1fn", r"2 of 4 .* 16 at index \(1, 0\)"),
+        (np.array([-1]), "float8_e4m3fn", r"-1 at index \(0,\)"),
+        (np.array([8], np.int8), "int4", "-8 to 7"),
+        (np.array([-9], np.int64), "int4", "-9"),
+        (np.array([1 << 40], np.uint64), "float16", "1099511627776"),
+        (np.array([2**63], np.uint64), "int8", "9223372036854775808"),
+        (np.array([0.5]), "float8_e4m3fn", "integers"),
+        (np.ma.masked_array([1], [True]), "float8_e4m3fn", "mask"),
+        (np.array([b"1"]), "float8_e4m3fn", "integers"),
+    ],
+    ids=str,
+)
+def test_wrong_codes(codes, name, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ns.NumsimError, match=words):
+            ns.decode(codes, name)
+
+
+def test_nan_in_a_big_array_names_count_and_first_index():
+    for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16):
+        x = np.ones((300, 400), dtype)
+        x[137, 5] = x[200, 0] = x[299, 399] = np.nan
+        for array, index in ((x, r"\(137, 5\)"), (x.T, r"\(0, 200\)")):
+            for rounding in ("rne", "rtz", "sr"):
+                with pytest.raises(ns.NumsimError, match=rf"3 of 120000 .* {index}"):
+                    ns.encode(array, "int8", rounding=rounding)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_signalling_nan_and_overflow_warn_nobody(dtype):
+    width = f"u{np.dtype(dtype).itemsize}"
+    exponents = {
+        2: 0x7F81 if dtype is not np.float16 else 0x7C01,
+        4: 0x7F800001,
+        8: 0x7FF << 52 | 1,
+    }
+    x = np.array([exponents[np.dtype(dtype).itemsize]] * 3, width).view(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(ns.cast(x[::2], "e4m3")).all()
+        assert np.isnan(ns.cast(x, "float16")).all()
+        assert ns.cast(np.array([3e38]), "e4m3", overflow="special").shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"random_bits": 0}, {"random_bits": 40}, {"random_bits": True}, {"random_bits": 3.0},
+     {"seed": -1}, {"seed": 1 << 32}, {"offset": 1 << 63}, {"offset": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_stochastic_arguments_outside_their_range(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ns.NumsimError, match=name) as caught:
+        ns.encode([1.0], "e4m3", rounding="sr", **options)
+    assert repr(value) in str(caught.value)
+
+
+def test_supplied_integers_outside_their_range():
+    with pytest.raises(ns.NumsimError, match=r"1 of 3 .* 8 at index \(2,\)"):
+        ns.encode([1.0] * 3, "e4m3", rounding="sr", random_bits=3, random=[0, 7, 8])
+
+
+def test_wrap_refuses_floats_and_infinities():
+    with pytest.raises(ns.NumsimError, match="integers and fixed point"):
+        ns.encode([1.0], "e4m3", overflow="wrap")
+    for dtype in (np.float16, np.float64, ml_dtypes.bfloat16):
+        with pytest.raises(ns.NumsimError, match=r"index \(1,\)"):
+            ns.encode(np.array([0, np.inf], dtype), "int8", overflow="wrap")

@@ -1,0 +1,236 @@
+"""Fourteen families against the float64 tensors of transformers, in both spellings of a config."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numba
+import numpy as np
+import pytest
+
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models import Past, Recipe, Rule, load_model
+from numsim.models.rope import rotary_frequencies
+from numsim.quant import Quant
+
+FOLDER = pathlib.Path(__file__).parent / "data" / "oracle"
+FAMILIES = sorted(p.name for p in FOLDER.iterdir())
+DECODERS = [f for f in FAMILIES if f not in ("bert", "t5")]
+PLAIN = Recipe((("*", Rule()),))
+TOKEN = Quant("int8", "per_token")
+ROWS = Recipe.uniform(TOKEN, target="ideal.fp32", weights=Quant("int8", "per_channel"))
+E4M3 = Quant("float8_e4m3fn", "per_token")
+WGMMA = Recipe.uniform(E4M3, target="nvidia.hopper.wgmma")
+
+
+def load(family, spelling="config.json", into=None, **changes):
+    """Load an oracle checkpoint with one of its configs, some keys changed."""
+    if spelling == "config.json" and not changes:
+        return load_model(FOLDER / family)
+    config = json.loads((FOLDER / family / spelling).read_text()) | changes
+    config = {k: v for k, v in config.items() if v != "absent"}
+    (into / "config.json").write_text(json.dumps(config))
+    shutil.copy(FOLDER / family / "model.safetensors", into)
+    return load_model(into)
+
+
+def oracle(family):
+    with np.load(FOLDER / family / "oracle.npz") as npz:
+        return {k: npz[k] for k in npz.files}
+
+
+def inputs(o):
+    given = {k: o[k] for k in ("attention_mask", "token_type_ids") if k in o}
+    if "decoder_input_ids" in o:
+        given["decoder_tokens"] = o["decoder_input_ids"]
+    return given
+
+
+def close(got, want, tolerance=2e-5):
+    want = np.asarray(want)
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= tolerance * max(1.0, np.abs(want).max())
+
+
+def tap_of(module):
+    """Return our tap of a sub-module of transformers, None for one we do not keep."""
+    side, layer, part = re.match(r"(\D*)(\d+)\.(.+)", module).groups()
+    ours = {
+        "self_attn": "attn.out", "attn": "attn.out", "attention": "attn.out", "mlp": "mlp.out",
+        "block_sparse_moe": "mlp.out", "attention.output": "attn_norm.out", "output": "out",
+        "layer.0.SelfAttention": "attn.out", "layer.1.EncDecAttention": "cross.out",
+        "layer.1.DenseReluDense": "mlp.out", "layer.2.DenseReluDense": "mlp.out",
+    }.get(part)  # fmt: skip
+    stack = side.split(".")[0] + "." if "block" in side else ""
+    if ours is None or (side == "encoder.layer." and part == "attention"):
+        return None
+    return f"{stack}layers.{layer}.{ours}"
+
+
+@pytest.mark.parametrize("spelling", ["config.json", "config_v4.json"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_matches_transformers(tmp_path, family, spelling):
+    o = oracle(family)
+    model = load(family, spelling, tmp_path, transformers_version="0")
+    taps = {k: tap_of(k[4:]) for k in o if k.startswith("sub:")}
+    run = model.run(o["input_ids"], **inputs(o), taps=set(filter(None, taps.values())))
+    assert run.hidden_states[0].dtype == np.float64
+    if "logits" in o:
+        close(run.logits, o["logits"])
+    valid = o["attention_mask"].astype(bool) if family == "bert" else ...
+    states = o["decoder_hidden_states"] if family == "t5" else o["hidden_states"]
+    for got, want in zip(run.hidden_states, states, strict=True):
+        close(got[valid], want[valid])
+    if family == "t5":
+        for got, want in zip(run.encoder_hidden_states, o["encoder_hidden_states"], strict=True):
+            close(got, want)
+    if family == "bert":
+        close(run.pooled, o["pooler_output"])
+        assert run.logits.shape == (2, 13, 0)
+    assert sum(t is not None for t in taps.values()) >= 2
+    for name, tap in taps.items():
+        if tap is not None:
+            close(run.taps[tap][valid], o[name][valid])
+    if "rope.inv_freq" in o:
+        got = rotary_frequencies(model.arch.rope, 0)
+        np.testing.assert_allclose(got, o["rope.inv_freq"], rtol=4e-7)
+    if "greedy_ids" in o:
+        count = len(o["greedy_ids"])
+        for recipe in (None, PLAIN):
+            ids = model.generate(o["input_ids"][0], recipe, max_new_tokens=count)
+            assert ids[-count:].tolist() == o["greedy_ids"].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_products_and_float32_stay_near_the_reference(family):
+    """Each of the 2 layers adds at most 2e-6 of the largest state: the bound we state."""
+    o, model = oracle(family), load(family)
+    exact = Recipe((("*", Rule(target="ideal.exact")),))
+    reference = model.run(o["input_ids"], **inputs(o))
+    run = model.run(o["input_ids"], exact, **inputs(o))
+    valid = o["attention_mask"].astype(bool) if family == "bert" else ...
+    for layer, (got, want) in enumerate(
+        zip(run.hidden_states, reference.hidden_states, strict=True)
+    ):
+        assert got.dtype == np.float32
+        close(got[valid], want[valid], 2e-6 * (layer + 1))
+
+
+@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA], ids=["float64", "int8", "wgmma"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoding_gives_the_bits_of_prefill(family, recipe):
+    o, model = oracle(family), load(family)
+    ids = o["input_ids"]
+    whole = model.run(ids, recipe)
+    past = Past()
+    steps = [
+        model.run(ids[:, a:b], recipe, past=past)
+        for a, b in [(0, 5), (5, 6), (6, 7), (7, 10), (10, 11), (11, 12), (12, 13)]
+    ]
+    assert past.length == 13
+    assert np.array_equal(np.concatenate([s.logits for s in steps], axis=1), whole.logits)
+    for layer, want in enumerate(whole.hidden_states):
+        got = np.concatenate([s.hidden_states[layer] for s in steps], axis=1)
+        assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA], ids=["float64", "int8", "wgmma"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bits_do_not_depend_on_batch_or_threads(family, recipe):
+    o, model = oracle(family), load(family)
+    ids = np.concatenate([o["input_ids"], o["input_ids"][:, ::-1]])  # [4, 13]
+    given = {k: np.concatenate([v, v]) for k, v in inputs(o).items()}
+    whole = model.run(ids, recipe, **given)
+    state = whole.hidden_states[-1]
+    for row in range(4):
+        alone = model.run(ids[row], recipe, **{k: v[row] for k, v in given.items()})
+        assert np.array_equal(alone.hidden_states[-1][0], state[row])
+        assert np.array_equal(alone.logits[0], whole.logits[row])
+    before = numba.get_num_threads()
+    try:
+        for count in {1, min(2, before)}:
+            numba.set_num_threads(count)
+            assert np.array_equal(model.run(ids, recipe, **given).hidden_states[-1], state)
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_padding_does_not_reach_other_tokens(family):
+    model = load(family)
+    ids = np.arange(26).reshape(2, 13) * 3 % 96
+    keep = np.ones((2, 13), int)
+    keep[1, 9:] = 0
+    got = model.run(ids, ROWS, attention_mask=keep)
+    assert np.array_equal(got.logits[0], model.run(ids[0], ROWS).logits[0])
+    assert np.array_equal(got.logits[1, :9], model.run(ids[1, :9], ROWS).logits[0])
+    past = Past()
+    first = model.run(ids[:, :6], ROWS, attention_mask=keep[:, :6], past=past).logits
+    rest = model.run(ids[:, 6:], ROWS, attention_mask=keep[:, 6:], past=past).logits
+    both = np.concatenate([first, rest], axis=1)
+    assert np.array_equal(both[keep == 1], got.logits[keep == 1])
+
+
+def test_encoder_decoder_decodes_with_kept_keys():
+    o, model = oracle("t5"), load("t5")
+    for recipe in (None, ROWS):
+        whole = model.run(o["input_ids"], recipe, **inputs(o))
+        past, parts = Past(), []
+        for a, b in [(0, 1), (1, 2), (2, 6), (6, 9)]:
+            given = inputs(o) | {"decoder_tokens": o["decoder_input_ids"][:, a:b]}
+            parts.append(model.run(o["input_ids"], recipe, past=past, **given).logits)
+        assert np.array_equal(np.concatenate(parts, axis=1), whole.logits)
+    ids = model.generate(o["input_ids"], max_new_tokens=4)
+    assert ids.shape == (2, 5)
+    assert (ids[:, 0] == 0).all()
+    again = model.run(o["input_ids"], decoder_tokens=ids[:, :-1]).logits
+    assert np.array_equal(np.argmax(again, axis=-1), ids[:, 1:])
+
+
+def test_names_of_products():
+    assert load("deepseek_v3").gemm_names()[:8] == (
+        "layers.0.q_a_proj", "layers.0.q_b_proj", "layers.0.kv_a_proj", "layers.0.kv_b_proj",
+        "layers.0.qk", "layers.0.pv", "layers.0.o_proj", "layers.0.gate_proj",
+    )  # fmt: skip
+    names = load("mixtral").gemm_names()
+    assert names[6:8] == ("layers.0.router", "layers.0.experts.0.gate_proj")
+    assert "layers.0.router" not in load("mixtral").linear_names()
+    assert "decoder.layers.1.cross_v_proj" in load("t5").gemm_names()
+    assert load("bert").gemm_names()[-1] == "pooler"
+    for family in FAMILIES:  # what a run multiplies is what gemm_names says
+        o, model = oracle(family), load(family)
+        run = model.run(o["input_ids"], **inputs(o), taps=["*.in"])
+        used = {name.removesuffix(".in") for name in run.taps}
+        asleep = {n for n in model.gemm_names() if ".experts." in n and n not in used}
+        assert used | asleep == set(model.gemm_names())
+
+
+def test_experts_leave_rows_and_shared_routing():
+    o, model = oracle("mixtral"), load("mixtral")
+    run = model.run(o["input_ids"], taps=["layers.0.experts.*"])
+    rows = [run.taps[f"layers.0.experts.{e}.rows"] for e in range(4)]
+    assert sum(len(r) for r in rows) == 2 * 26
+    for e, r in enumerate(rows):
+        assert len(run.taps[f"layers.0.experts.{e}.up_proj.in"]) == len(r)
+
+
+def test_calls_that_the_family_cannot_serve():
+    bert, t5, gpt2 = load("bert"), load("t5"), load("gpt2")
+    for call, error, match in (
+        (lambda: bert.generate([1], max_new_tokens=1), UnsupportedError, "encoder"),
+        (lambda: bert.run([1, 2], token_type_ids=[0, 2]), NumsimError, "token_type_ids"),
+        (lambda: bert.run([1, 2], token_type_ids=[0]), NumsimError, "shape"),
+        (lambda: bert.run(np.arange(33)), NumsimError, "32 positions"),
+        (lambda: t5.run([1]), NumsimError, "given for t5"),
+        (lambda: t5.run([1], decoder_tokens=[[1], [2]]), NumsimError, "row for each"),
+        (lambda: t5.run([1], decoder_tokens=[96]), NumsimError, "vocabulary of 96"),
+        (lambda: gpt2.run([1], decoder_tokens=[1]), NumsimError, "left out for gpt2"),
+        (lambda: gpt2.generate(np.arange(30), max_new_tokens=4), NumsimError, "32 positions"),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+    past = Past()
+    gpt2.run([[1], [2]], past=past)
+    with pytest.raises(NumsimError, match="same size"):
+        gpt2.run([1], past=past)

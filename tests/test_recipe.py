@@ -1,0 +1,118 @@
+"""Recipes: the last glob wins, TOML in and out, the resolved recipe of a run, wrong recipes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from numsim.data import bundled_model_dir
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models import Recipe, Rule, load_model
+from numsim.quant import Quant
+from numsim.targets import get_target
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(bundled_model_dir())
+
+
+def test_last_glob_wins():
+    recipe = Recipe((("*", Rule()), ("layers.?.q_proj", Rule("int8", "int8")), ("*.0.*", Rule())))
+    assert recipe.rule("layers.0.q_proj").is_plain
+    assert recipe.rule("layers.1.q_proj").weights.format == "int8"
+    uniform = Recipe.uniform("int8", target="ideal.fp32", weights=Quant("int4", "per_channel"))
+    rule = uniform.rule("layers.3.experts.7.v_proj")
+    assert (rule.activations.format, rule.weights.format) == ("int8", "int4")
+    for name in ("lm_head", "layers.0.qk", "layers.0.pv", "layers.0.router", "pooler"):
+        assert uniform.rule(name).is_plain
+
+
+FULL = Recipe(
+    (
+        ("*", Rule()),
+        ("*_proj", Rule("mxfp8_e4m3", Quant("int4", "per_channel", rounding="rtz"))),
+        ("*.q_proj", Rule("int8", "int8", get_target("ideal.int", acc_bits=24, overflow="wrap"))),
+        ("*.k_proj", Rule("e4m3", "e5m2", get_target("nvidia.hopper.wgmma", promote_every=128))),
+        ("*.v_proj", Rule(Quant("float16", "none"), Quant("float16", "none"),
+                          "nvidia.hopper.wgmma", "float16")),
+        ("*.down_proj", Rule(None, Quant("int8", block=(32, 16)), "ideal.fp32")),
+        ("*.qk", Rule("q3.4", None)),
+    )
+)  # fmt: skip
+
+
+def test_toml_there_and_back(tmp_path, model):
+    file = tmp_path / "recipe.toml"
+    for recipe in (FULL, FULL.resolve(model.gemm_names())):
+        file.write_text(recipe.to_toml())
+        again = Recipe.from_toml(file)
+        assert again == recipe
+        assert again.digest() == recipe.digest()
+    file.write_text(
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*_proj"\nactivations = "int8"\n'
+        'weights = {format = "int4", granularity = "per_channel"}\n'
+        'target = {name = "ideal.mac", acc_format = "float16"}\n'
+    )
+    rule = Recipe.from_toml(file).rule("layers.0.up_proj")
+    assert rule.target == get_target("ideal.mac", acc_format="float16")
+    assert rule.weights == Quant("int4", "per_channel")
+
+
+def test_a_run_tells_its_resolved_recipe(model):
+    recipe = Recipe.uniform("int8", target="ideal.int")
+    run = model.run([0, 1, 2], recipe)
+    assert [name for name, _ in run.recipe.rules] == list(model.gemm_names())
+    assert run.recipe == recipe.resolve(model.gemm_names())
+    assert run.recipe.to_toml().count("[[rule]]") == len(model.gemm_names())
+    assert np.array_equal(model.run([0, 1, 2], run.recipe).logits, run.logits)
+    other = Recipe.uniform("int8", target="ideal.fp32").resolve(model.gemm_names())
+    assert len(run.recipe.digest()) == 16
+    assert other.digest() != run.recipe.digest()
+    assert model.run([0, 1, 2]).recipe is None
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("x = 1", "only"),
+        ("", "none"),
+        ("rule = []", "none"),
+        ("[[rule]]\nweights = 'int8'", "match"),
+        ("[[rule]]\nmatch='*'\nweight='int8'", "did you mean weights"),
+        ("[[rule]]\nmatch='*'\nweights={fmt='int8'}", "fields of Quant"),
+        ("[[rule]]\nmatch='*'\nweights='int9q'", "int9q"),
+        ("[[rule]]\nmatch='*'\ntarget='nvidia.hoper.wgmma'", "did you mean nvidia.hopper.wgmma"),
+        ("[[rule]]\nmatch='*'\ntarget={group=16}", "unknown target"),
+        ("[[rule]]\nmatch='*'\ntarget={name='ideal.int', grup=16}", "has no field 'grup'"),
+        ("[[rule", "TOML"),
+    ],
+)
+def test_wrong_toml(tmp_path, text, match):
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(NumsimError, match=match):
+        Recipe.from_toml(file)
+
+
+def test_wrong_recipes(model, tmp_path):
+    with pytest.raises(NumsimError, match="readable"):
+        Recipe.from_toml(tmp_path / "none.toml")
+    for recipe, error, match in (
+        (Recipe((("layers.*", Rule()),)), NumsimError, "lm_head matches no glob"),
+        (Recipe(()), NumsimError, "of none"),
+        (Recipe((("*", Rule()), ("layer.*", Rule()))), NumsimError, "matches none"),
+        (Recipe((("*", Rule("int8", "e4m3", "ideal.int")),)), UnsupportedError, "does not"),
+        (
+            Recipe((("*", Rule("e4m3", "e4m3", "nvidia.hopper.wgmma", "int8")),)),
+            NumsimError,
+            "int8",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            model.run([0], recipe)
+        with pytest.raises(error, match=match):
+            model.gemm("lm_head", np.zeros((1, 192)), recipe)
+    odd = replace(get_target("ideal.int"), rules=get_target("nvidia.hopper.wgmma").rules)
+    with pytest.raises(NumsimError, match="named one"):
+        Recipe((("*", Rule(target=odd)),)).to_toml()

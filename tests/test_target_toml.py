@@ -1,0 +1,112 @@
+"""Units in TOML: round trips, use, and one clear error for everything that is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.targets.toml import parse_target
+
+HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "none"\nsource = "me"\n'
+FUSED = '[rules.fp8]\nkind = "Fused"\ngroup = 8\nalign_bits = 20\n'
+pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+
+
+@pytest.mark.parametrize("name", ns.list_targets())
+def test_round_trip(name, tmp_path):
+    unit = ns.get_target(name)
+    path = tmp_path / "unit.toml"
+    path.write_text(unit.to_toml(), encoding="utf-8")
+    assert ns.Target.from_toml(path) == unit
+    assert ns.get_target(str(path)) == ns.get_target(path) == unit
+
+
+def test_changed_unit_round_trips():
+    unit = ns.get_target(
+        "nvidia.hopper.wgmma", promote_every=128, split_k=4, split_order="pairwise", group=16,
+        min_exponent=-133, zero_products=True,
+    )  # fmt: skip
+    assert parse_target(unit.to_toml()) == unit
+    unit = ns.get_target("ideal.mac", product_format="float_e5m10", fused=False, order="tree", group=4)
+    assert parse_target(unit.to_toml()) == unit
+
+
+def test_matmul_takes_a_path(tmp_path):
+    path = tmp_path / "unit.toml"
+    path.write_text(HEAD + FUSED, encoding="utf-8")
+    a = ns.quantize(np.ones((2, 16)), "e4m3")
+    b = ns.quantize(np.ones((16, 2)), "e4m3")
+    want = ns.matmul(a, b, target=ns.get_target("nvidia.blackwell.tcgen05", group=8, align_bits=20))
+    np.testing.assert_array_equal(ns.matmul(a, b, target=str(path)), want)
+    assert ns.get_target(path, align_bits=9).rule("fp8").align_bits == 9
+
+
+def mac(lines, kind="fp16"):
+    return f'{HEAD}[rules.{kind}]\nkind = "Mac"\n{lines}'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FUSED, "needs name, maturity, evidence, source"),
+        (HEAD, "none came"),
+        (HEAD + "rules = 3\n", "none came"),
+        (HEAD + "[rules]\nfp8 = 3\n", "is a table of kind"),
+        (HEAD.replace("assumed", "asumed") + FUSED, "did you mean assumed"),
+        (HEAD.replace('"me"', "3") + FUSED, "source is a text; got 3"),
+        (HEAD + "promot_every = 3\n" + FUSED, "did you mean promote_every"),
+        (HEAD + 'promote_every = "3"\n' + FUSED, "promote_every is 1 to"),
+        (HEAD + 'split_order = "serial"\n' + FUSED, "split_k is 1"),
+        (HEAD + FUSED.replace("fp8", "fp9"), "did you mean fp8"),
+        (HEAD + FUSED.replace("fp8", '"mx:number"'), "operand class is one of"),
+        (HEAD + FUSED.replace("fp8", '"fp8->bfloat16"'), "operand class is one of"),
+        (HEAD + FUSED.replace("Fused", "Fuzed"), "did you mean Fused"),
+        (HEAD + FUSED.replace('kind = "Fused"\n', ""), "kind is one of"),
+        (HEAD + FUSED.replace("group = 8\n", ""), "Fused needs group"),
+        (HEAD + FUSED.replace("align_bits", "align_bit"), "did you mean align_bits"),
+        (HEAD + FUSED.replace("group = 8", "group = 8.5"), "group is 1 to"),
+        (HEAD + FUSED.replace("group = 8", "group = true"), "group is 1 to"),
+        (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35; got 60"),
+        (HEAD + FUSED.replace("fp8", "int8"), "take IntSum, Exact, Mac; got Fused"),
+        (HEAD + FUSED.replace("fp8", "number"), "take Exact; got Fused"),
+        (HEAD + FUSED.replace("fp8", "float"), "take Exact, Mac; got Fused"),
+        (HEAD + FUSED + 'accumulator = "halves"\n', "name the class"),
+        (HEAD + '[rules."mx:fp8"]\nkind = "ScaledFp4"\n', "take Fused; got ScaledFp4"),
+        (HEAD + '[rules.fp16]\nkind = "IntSum"\n', "got IntSum"),
+        (HEAD + '[rules.int8]\nkind = "IntSum"\npair_bits = 16\n', "group is odd"),
+        (HEAD + '[rules.fp16]\nkind = "TwoStage"\ngroup = 8\nsum_bits = 20\n', "at least align_bits"),
+        (mac('fused = true\nproduct_format = "float16"'), "keep one"),
+        (mac("group = 4"), "order is sequential"),
+        (mac('acc_format = "float8_e4m3fn"'), "needs IEEE infinities"),
+        (mac('acc_format = "flot16"'), "unknown format"),
+        (mac("acc_format = 3"), "format"),
+        (mac('rounding = "sr"'), "rounding is one of"),
+        (mac('fused = "no"'), "fused is True or False"),
+        ("name = ", "not TOML"),
+    ],
+)  # fmt: skip
+def test_one_clear_error(text, words, tmp_path):
+    path = tmp_path / "unit.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ns.NumsimError) as error:
+        ns.Target.from_toml(path)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ns.NumsimError, match=r"cannot read .*missing\.toml"):
+        ns.get_target("missing.toml")
+    with pytest.raises(ns.NumsimError, match="cannot read"):
+        ns.Target.from_toml(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(ns.NumsimError, match="UTF-8"):
+        ns.Target.from_toml(tmp_path / "latin.toml")
+
+
+def test_a_group_that_a_unit_must_have_is_not_none():
+    for name in ("nvidia.hopper.wgmma", "ideal.int"):
+        with pytest.raises(ns.NumsimError, match="group is 1 to"):
+            ns.get_target(name, group=None)
