@@ -21,8 +21,9 @@ from numsim.targets import (
 from numsim.version import __version__
 
 __all__ = [
-    "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant", "Recipe", "Rule", "Run", "SweepSpec",
-    "Target", "UnsupportedError", "UnvalidatedWarning", "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue", "export_vectors",
+    "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant",
+    "Recipe", "Rule", "Run", "SweepSpec", "Target", "UnsupportedError", "UnvalidatedWarning",
+    "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue", "export_vectors",
     "get_format", "get_target", "list_formats", "list_targets", "load_model", "matmul",
     "quantize", "requantize", "sweep",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from numsim.commands import register
+from numsim.commands_mac import register as register_mac
 from numsim.errors import NumsimError
 from numsim.version import __version__
 
@@ -124,6 +125,7 @@ def report(
 
 
 register(app)
+register_mac(app)
 
 if __name__ == "__main__":
     main()

@@ -81,20 +81,50 @@ def cast(
     typer.echo(explain_cast(value, to, rounding=rounding, overflow=overflow))
 
 
-def explain(name: Annotated[str, typer.Argument(help="Format.")]) -> None:
-    """Say where a format comes from, its limits, and how its relatives differ."""
+def explain(
+    name: Annotated[str, typer.Argument(help="Format; or mma: a dot product on a unit.")],
+    target: Annotated[str | None, typer.Option(help="mma: unit, or .toml file.")] = None,
+    values: Annotated[str | None, typer.Option(help='mma: "1.5*2, -3*0.25".')] = None,
+    c: Annotated[float | None, typer.Option("--c", help="mma: accumulator input.")] = None,
+    formats: Annotated[
+        str | None, typer.Option(help="mma: operand format, or A,B; or nvfp4, mxfp8_e4m3.")
+    ] = None,
+    out_format: Annotated[str | None, typer.Option(help="mma: float32, float16.")] = None,
+) -> None:
+    """Explain a format and its relatives, or work a dot product as a unit does (mma)."""
+    if name == "mma":
+        from numsim.commands_mac import print_mma
+
+        print_mma(target, values, c, formats, out_format)
+        return
+    if (target, values, c, formats, out_format) != (None,) * 5:
+        raise NumsimError(
+            f"explain: these options are for explain mma; got {name!r}; leave them out, or "
+            "numsim explain mma --target T"
+        )
     from numsim.explain import explain_format
 
     typer.echo(explain_format(name))
 
 
 def verify(
+    what: Annotated[
+        str, typer.Argument(help="conversions, or silicon: recorded outputs of hardware.")
+    ] = "conversions",
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="All 2**32 float32 inputs of each format.")
     ] = False,
     formats: Annotated[str | None, typer.Option(help="Formats, comma separated.")] = None,
+    only: Annotated[str, typer.Option(help="silicon: beginning of the file names.")] = "",
 ) -> None:
-    """Check conversions against ml_dtypes and the generic rounding; print what was compared."""
+    """Check conversions, or replay recordings of hardware (silicon); print what was compared."""
+    if what == "silicon":
+        from numsim.commands_mac import print_silicon
+
+        print_silicon(only)
+        return
+    if what != "conversions":
+        raise NumsimError(f"verify: conversions or silicon; got {what!r}")
     from numsim.verify import check_every_float32, check_modes, formats_to_check
     from numsim.verify.conversion import POLICIES
 

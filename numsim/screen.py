@@ -27,22 +27,35 @@ def sweep_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield move
 
 
+# column of the results -> heading, format; the first decides the order
+LANGUAGE = {
+    "perplexity": ("perplexity", ".3f"),
+    "kl_nats": ("KL nats", ".5f"),
+    "sqnr_cumulative_db": ("SQNR dB", ".1f"),
+    "top1_agreement": ("top-1", ".1%"),
+}
+SENTENCES = {
+    "embedding_cosine": ("cosine", ".5f"),
+    "embedding_cosine_min": ("smallest cosine", ".5f"),
+}
+
+
 def sweep_table(rows: pd.DataFrame) -> None:
-    """Print one line a case, lowest perplexity first."""
-    cases = rows[rows["layer"] == "all"].sort_values("perplexity", kind="stable")
+    """Print one line a case: lowest perplexity first, of an encoder the highest cosine."""
+    cases = rows[rows["layer"] == "all"]
+    encoder = "embedding_cosine" in cases and cases["embedding_cosine"].notna().any()
+    figures = SENTENCES if encoder else LANGUAGE
+    cases = cases.sort_values(next(iter(figures)), ascending=not encoder, kind="stable")
     table = Table(title="error versus bit format, best first")
-    for name, justify in (
-        ("format", "left"), ("granularity", "left"), ("target", "left"), ("bits/weight", "right"),
-        ("bits/act", "right"), ("perplexity", "right"), ("KL nats", "right"),
-        ("SQNR dB", "right"), ("top-1", "right"), ("s", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("format", "granularity", "target"):
+        table.add_column(name, no_wrap=True)
+    for name in ("bits/weight", "bits/act", *(heading for heading, _ in figures.values()), "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in cases.to_dict("records"):
         table.add_row(
             row["weight_format"], row["granularity"], row["target"],
             f"{float(row['bits_per_weight']):.2f}", f"{float(row['bits_per_act']):.2f}",
-            f"{float(row['perplexity']):.3f}", f"{float(row['kl_nats']):.5f}",
-            f"{float(row['sqnr_cumulative_db']):.1f}", f"{float(row['top1_agreement']):.1%}",
+            *(f"{float(row[column]):{spec}}" for column, (_, spec) in figures.items()),
             f"{float(row['seconds']):.1f}",
         )  # fmt: skip
     console = Console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_truncation_bias_halves_with_each_bit():
         for bits in (13, 14, 15)
     ]
     assert bias[0] == pytest.approx(-0.075, abs=0.01)  # published.md 3.4
-    for wide, narrow in zip(bias, bias[1:], strict=False):
+    for wide, narrow in itertools.pairwise(bias):
         assert 1.8 < wide / narrow < 2.3
 
 
@@ -167,8 +168,8 @@ def test_harmonic_series_stagnates(fmt, stagnates_at, last_change):
 def test_stochastic_rounding_keeps_growing():
     """Few-bit stochastic rounding of every partial sum does not stagnate (published.md 3.4)."""
     total = np.zeros(64, np.float32)
-    for i in range(1, 1001):
+    for i in range(1, 401):
         total = ns.cast(total + ns.cast(np.float32(1 / i), "bfloat16"), "bfloat16",
                         rounding="sr", seed=3, offset=64 * i)  # fmt: skip
-    exact = float(np.sum(1 / np.arange(1, 1001)))
+    exact = float(np.sum(1 / np.arange(1, 401)))
     assert total.mean() == pytest.approx(exact, rel=0.02)

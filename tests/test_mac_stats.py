@@ -92,7 +92,9 @@ def test_same_result_with_scales_inside(target, fmt, scale, block, changes):
             rng.integers(0, 1 << f.bits, shape) & 0xF7, f, scale_format=scale, block=block,
             axis=axis, scale_codes=rng.integers(100, 124, scales),
         )
-        for shape, axis, scales in (((3, 256), 1, (3, 256 // block)), ((256, 2), 0, (256 // block, 2)))
+        for shape, axis, scales in (
+            ((3, 256), 1, (3, 256 // block)), ((256, 2), 0, (256 // block, 2)),
+        )
     )  # fmt: skip
     both = Both()
     unit = ns.get_target(target, **changes)
@@ -110,7 +112,10 @@ def test_promotion_keeps_block_scales_inside_the_unit():
     b = ns.quantize(rng.normal(size=(256, 2)).astype("f4"), "mxfp8_e4m3", axis=0)
     one = ns.matmul(a, b, target="nvidia.blackwell.tcgen05")
     exact = a.dequantize().astype(float) @ b.dequantize().astype(float)
-    for changes in ({"promote_every": 128}, {"split_k": 2, "split_order": "serial", "split_tile": 64}):
+    for changes in (
+        {"promote_every": 128},
+        {"split_k": 2, "split_order": "serial", "split_tile": 64},
+    ):
         d = ns.matmul(a, b, target=ns.get_target("nvidia.blackwell.tcgen05", **changes))
         np.testing.assert_allclose(d, exact, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(d, one, rtol=1e-4, atol=1e-4)
@@ -143,7 +148,11 @@ def naive_integer(a, b, *, bits, overflow, group=1, c=0):
         seen.append(whole)
         if not low <= acc <= high:
             events += 1
-            acc = min(max(acc, low), high) if overflow == "saturate" else (acc - low) % (1 << bits) + low
+            acc = (
+                min(max(acc, low), high)
+                if overflow == "saturate"
+                else (acc - low) % (1 << bits) + low
+            )
         swamped += step != 0 and acc == before
     return acc, events, swamped, min(seen), max(seen)
 
@@ -156,7 +165,10 @@ def test_integer_counts(overflow, bits, group):
     unit = ns.get_target("ideal.int", acc_bits=bits, overflow=overflow, group=group)
     d, found = ns.matmul(ints(a), ints(b), target=unit, stats=True)
     want = [
-        [naive_integer(r.tolist(), col.tolist(), bits=bits, overflow=overflow, group=group) for col in b.T]
+        [
+            naive_integer(r.tolist(), col.tolist(), bits=bits, overflow=overflow, group=group)
+            for col in b.T
+        ]
         for r in a
     ]
     assert d.tolist() == [[w[0] for w in row] for row in want]
@@ -187,7 +199,9 @@ def test_outer_accumulator_counts():
 
 def test_multiply_add_counts():
     e5m2 = "float_e5m2"
-    a = ns.QTensor.from_codes(ns.encode([[8.0, 0.5, 1.0, 57344.0, 57344.0]], "float8_e5m2"), "float8_e5m2")
+    a = ns.QTensor.from_codes(
+        ns.encode([[8.0, 0.5, 1.0, 57344.0, 57344.0]], "float8_e5m2"), "float8_e5m2"
+    )
     b = ns.QTensor.from_codes(ns.encode(np.ones((5, 1)), "float8_e5m2"), "float8_e5m2")
     d, found = ns.matmul(a, b, target=ns.get_target("ideal.mac", acc_format=e5m2), stats=True)
     assert d[0, 0] == np.inf
@@ -205,7 +219,11 @@ def naive_fused(a, b, rule):
     """Swamped and cut products, largest gap of one chain of a joining unit, in fractions."""
     acc, swamped, cut, gap = Fraction(0), 0, 0, 0
     for k in range(0, len(a), rule.group):
-        pairs = [(x, y) for x, y in zip(a[k : k + rule.group], b[k : k + rule.group], strict=True) if x * y]
+        pairs = [
+            (x, y)
+            for x, y in zip(a[k : k + rule.group], b[k : k + rule.group], strict=True)
+            if x * y
+        ]
         exponents = [math.frexp(x)[1] - 1 + math.frexp(y)[1] - 1 for x, y in pairs]
         held = math.frexp(float(acc))[1] - 1 if acc else -(10**6)
         top = max([*exponents, held])
@@ -213,7 +231,9 @@ def naive_fused(a, b, rule):
         quantum = Fraction(2) ** (top - rule.align_bits)
         kept = [math.trunc(Fraction(x) * Fraction(y) / quantum) for x, y in pairs]
         swamped += kept.count(0)
-        cut += sum(n * quantum != Fraction(x) * Fraction(y) for n, (x, y) in zip(kept, pairs, strict=True))
+        cut += sum(
+            n * quantum != Fraction(x) * Fraction(y) for n, (x, y) in zip(kept, pairs, strict=True)
+        )
         total = sum(kept) + math.trunc(acc / quantum)
         after = total * quantum
         if after:
@@ -270,7 +290,13 @@ def test_non_finite_steps_count_nothing():
 def test_overflow_of_every_kind():
     big = ns.QTensor.from_codes(ns.encode([[3e38, 3e38]], "bfloat16"), "bfloat16")
     two = ns.QTensor.from_codes(ns.encode([[2.0], [2.0]], "bfloat16"), "bfloat16")
-    for target in ("ideal.mac", "ideal.exact", "nvidia.hopper.wgmma", "amd.cdna3.mfma", "amd.cdna2.mfma"):
+    for target in (
+        "ideal.mac",
+        "ideal.exact",
+        "nvidia.hopper.wgmma",
+        "amd.cdna3.mfma",
+        "amd.cdna2.mfma",
+    ):
         d, found = ns.matmul(big, two, target=target, stats=True)
         assert np.isinf(d).all()
         assert found.overflows >= 1
@@ -289,7 +315,10 @@ def test_threads_do_not_change_counts():
     import numba
 
     rng = np.random.default_rng(0)
-    a, b = random_codes("float16", (7, 64), rng, wild=True), random_codes("float16", (64, 3), rng, wild=True)
+    a, b = (
+        random_codes("float16", (7, 64), rng, wild=True),
+        random_codes("float16", (64, 3), rng, wild=True),
+    )
     found = []
     for count in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
         before = numba.get_num_threads()
@@ -301,7 +330,10 @@ def test_threads_do_not_change_counts():
 
 def test_batches_and_empty():
     rng = np.random.default_rng(0)
-    a, b = random_codes("int8", (2, 3, 8), rng, wild=False), random_codes("int8", (8, 2), rng, wild=False)
+    a, b = (
+        random_codes("int8", (2, 3, 8), rng, wild=False),
+        random_codes("int8", (8, 2), rng, wild=False),
+    )
     assert ns.matmul(a, b, target="ideal.int", stats=True)[1].products == 2 * 3 * 8 * 2
     empty = ns.QTensor.from_codes(np.zeros((0, 8), np.int8), "int8")
     d, found = ns.matmul(empty, b, target="ideal.int", stats=True)
@@ -311,6 +343,8 @@ def test_batches_and_empty():
 
 
 def test_every_k_is_in_one_chain():
-    unit = ns.get_target("ideal.fp32", promote_every=48, split_k=3, split_order="serial", split_tile=32)
+    unit = ns.get_target(
+        "ideal.fp32", promote_every=48, split_k=3, split_order="serial", split_tile=32
+    )
     ks = np.concatenate([k for part in chains.chain_positions(300, unit) for k in part])
     assert sorted(ks.tolist()) == list(range(300))

@@ -172,6 +172,27 @@ def test_padding_does_not_reach_other_tokens(family):
     assert np.array_equal(both[keep == 1], got.logits[keep == 1])
 
 
+def test_quantised_attention_products_decode_with_the_same_bits():
+    """Keys take a scale each, values none: then nothing depends on later tokens."""
+    raw = Quant("float8_e4m3fn", "none")
+    recipe = Recipe(
+        (
+            *WGMMA.rules,
+            ("*.qk", Rule(E4M3, E4M3, "nvidia.hopper.wgmma")),
+            ("*.pv", Rule(raw, raw, "nvidia.hopper.wgmma")),
+        )
+    )
+    for family in ("gemma2", "deepseek_v3"):
+        o, model = oracle(family), load(family)
+        ids = o["input_ids"]
+        whole = model.run(ids, recipe).logits
+        past = Past()
+        parts = [model.run(ids[:, i : i + 1], recipe, past=past).logits for i in range(13)]
+        assert np.array_equal(np.concatenate(parts, axis=1), whole)
+        assert np.array_equal(model.run(ids[1], recipe).logits[0], whole[1])
+        assert not np.array_equal(model.run(ids, WGMMA).logits, whole)
+
+
 def test_encoder_decoder_decodes_with_kept_keys():
     o, model = oracle("t5"), load("t5")
     for recipe in (None, ROWS):

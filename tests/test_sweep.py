@@ -11,7 +11,8 @@ import numsim as ns
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
 from numsim.sweep import COLUMNS
-from numsim.sweep.run import run_reference, windows
+from numsim.sweep.inputs import Inputs, windows
+from numsim.sweep.run import run_reference
 from numsim.sweep.spec import cases, default_targets
 
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 200, "window": 64}
@@ -56,7 +57,7 @@ def test_reference_perplexity_of_the_bundled_text(model):
     tokens = windows(load_text_tools(bundled_model_dir()), spec, bundled_text())
     assert tokens.shape == (64, 256)
     assert (tokens[:, 0] == 0).all()
-    reference = run_reference(model, tokens, 8, lambda n: None)
+    reference = run_reference(model, Inputs(tokens), 8, lambda n: None)
     assert np.exp(reference.nll.mean()) == pytest.approx(41.09785, rel=1e-5)
 
 

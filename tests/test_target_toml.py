@@ -28,7 +28,9 @@ def test_changed_unit_round_trips():
         min_exponent=-133, zero_products=True,
     )  # fmt: skip
     assert parse_target(unit.to_toml()) == unit
-    unit = ns.get_target("ideal.mac", product_format="float_e5m10", fused=False, order="tree", group=4)
+    unit = ns.get_target(
+        "ideal.mac", product_format="float_e5m10", fused=False, order="tree", group=4
+    )
     assert parse_target(unit.to_toml()) == unit
 
 
@@ -75,7 +77,7 @@ def mac(lines, kind="fp16"):
         (HEAD + '[rules."mx:fp8"]\nkind = "ScaledFp4"\n', "take Fused; got ScaledFp4"),
         (HEAD + '[rules.fp16]\nkind = "IntSum"\n', "got IntSum"),
         (HEAD + '[rules.int8]\nkind = "IntSum"\npair_bits = 16\n', "group is odd"),
-        (HEAD + '[rules.fp16]\nkind = "TwoStage"\ngroup = 8\nsum_bits = 20\n', "at least align_bits"),
+        (HEAD + '[rules.fp16]\nkind = "TwoStage"\ngroup = 8\nsum_bits = 20\n', "at least align"),
         (mac('fused = true\nproduct_format = "float16"'), "keep one"),
         (mac("group = 4"), "order is sequential"),
         (mac('acc_format = "float8_e4m3fn"'), "needs IEEE infinities"),

@@ -132,3 +132,25 @@ def matmul(
                 sc, ec = float32_parts(uc)
                 add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
             out[i, j] = finish(limbs, params, nan, up, down)
+
+
+@kernel
+def extent(bits: np.ndarray) -> tuple[bool, int, int]:
+    """Return whether float32 bits are all finite, and low and high.
+
+    The nonzero numbers are multiples of 2**low, and smaller than 2**high in magnitude. Without any:
+    (0, 0).
+    """
+    low, high = np.int64(1 << 20), np.int64(-(1 << 20))
+    finite = True
+    for i in range(bits.size):
+        m = bits[i] & np.uint32(0x7FFFFFFF)
+        if m >= np.uint32(0x7F800000):
+            finite = False
+        elif m != 0:
+            magnitude, exponent = float32_parts(m)
+            high = max(high, top_bit(np.uint64(magnitude)) + 1 + exponent)
+            low = min(low, top_bit(np.uint64(magnitude & -magnitude)) + exponent)
+    if low > high:
+        low = high = np.int64(0)
+    return finite, int(low), int(high)

@@ -56,7 +56,7 @@ def split(
         if field:
             m |= 1 << trailing
         sig[i] = -m if (c >> (trailing + exponent_bits)) & 1 else m
-        exp[i] = max(field, 1) - bias
+        exp[i] = (field if field else 1) - bias
         cls[i] = classes[c]
 
 
@@ -154,9 +154,7 @@ def scan(
                 down = True
             else:
                 up = True
-        elif sa != 0 and sb != 0:
-            largest = max(largest, e)
-        elif r.zero_products:
+        elif r.zero_products or (sa != 0 and sb != 0):
             largest = max(largest, e)
     return largest, nan, up, down
 
@@ -171,7 +169,7 @@ def beyond(
         product = np.int64(a_sig[k]) * np.int64(b_sig[k])
         e = np.int64(a_exp[k]) + np.int64(b_exp[k])
         if product != 0 and e + (abs(product) >> (r.fraction + 1)) >= r.product_limit:
-            up, down = up or product > 0, down or product < 0
+            up, down = up or bool(product > 0), down or bool(product < 0)
     return up, down
 
 

@@ -164,7 +164,7 @@ def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
     arguments = tile_types(types.int32, types.int32, types.float32)
     return simd.compiled(
-        runner, *arguments, types.literal(flavour), simd.contiguous(types.float64, 1)
+        runner, *arguments, simd.literal(flavour), simd.contiguous(types.float64, 1)
     )
 
 
@@ -186,9 +186,7 @@ def pack(
     for i in range(batch):
         views = planes[i].view(np.float32), planes[i]
 
-        def piece(
-            start: int, stop: int, i: int = i, views: tuple[Array, Array] = views
-        ) -> object:
+        def piece(start: int, stop: int, i: int = i, views: tuple[Array, Array] = views) -> object:
             return entry(
                 sig[i], exp[i], slots, rule.group, -trailing, whole, zeros, *views, start, stop
             )
@@ -211,6 +209,8 @@ def gemm_align(
         if c is None
         else np.array(c, np.float32, order="C").reshape(shape)
     )
+    if c is not None:
+        out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
         flavour = Flavour(rule.kind, rule.chunk, whole).code()
         entry = _runner(flavour, simd.enabled())

@@ -1,8 +1,8 @@
 """FP8 matrix products by the rule of Hopper's wgmma and Ada's mma, for finite operands.
 
-Per group of products (Hopper 32, Ada 16) and the accumulator: every term is cut toward zero to 13 fraction bits
-below the largest exponent, the terms are added exactly, and the sum is cut to 13 fraction bits. A
-product with a zero factor has no say in the largest exponent; a zero sum is +0.
+Per group of products (Hopper 32, Ada 16) and the accumulator: every term is cut toward zero to 13
+fraction bits below the largest exponent, the terms are added exactly, and the sum is cut to 13
+fraction bits. A product with a zero factor has no say in the largest exponent; a zero sum is +0.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def _packer() -> Callable[..., Any]:
 @cache
 def _runner(wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
-    return simd.compiled(
-        runner, *tile_types(types.int32, types.int32, types.float32), types.int64
-    )
+    return simd.compiled(runner, *tile_types(types.int32, types.int32, types.float32), types.int64)
 
 
 def _packed(
@@ -144,9 +142,7 @@ def _packed(
     entry = _packer()
     bits = values.view(np.uint32)
     over_range(
-        lambda start, stop: entry(
-            bits, planes, group, padded, emin, shift, bias, one, start, stop
-        ),
+        lambda start, stop: entry(bits, planes, group, padded, emin, shift, bias, one, start, stop),
         panels,
     )
     words = planes.view(np.int32).reshape(1, panels, groups, width, 3 * padded // 2)
@@ -168,7 +164,8 @@ def pack_b(values: Array, emin: int, group: int = 32) -> PackedFp8:
 def gemm_hopper_fp8(a: PackedFp8, b: PackedFp8, *, c: Array | None = None) -> Array:
     """Return the float32 accumulators [M, N] of a chain over the groups of k, from c or +0.
 
-    Parameters: packed operands of the same K and group (1 to 256); c [M, N] float32, zero or 2^-90 <= |c| <= 2^120.
+    Parameters: packed operands of the same K and group (1 to 256); c [M, N] float32, zero or
+    2^-90 <= |c| <= 2^120.
     """
     shape = (1, a.lines, b.lines)
     out: Array = (

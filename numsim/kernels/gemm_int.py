@@ -74,17 +74,15 @@ def _run_narrow(
 
 
 @kernel
-def _pack(
-    source: Array, panels: Array, sums: Array, flip: int, bias: int, start: int, stop: int
-) -> None:
+def _pack(source: Array, panels: Array, sums: Array, flip: int, start: int, stop: int) -> None:
     """Copy lines [batch, lines, K] of bytes, XOR `flip`, into [batch, panels, K/4, width, 1].
 
-    Four bytes make a word, those beyond K are 0. `sums` [batch, lines] receives the sum of
-    (packed byte XOR bias) - bias: bias 128 reads the packed bytes as signed, 0 as unsigned.
+    Four bytes make a word, those beyond K are 0. `sums` [batch, lines] receives the sum of the
+    packed bytes, read as signed.
     """
     lines, depth = source.shape[1], source.shape[2]
     count, width = panels.shape[1], panels.shape[3]
-    mask, low, four_low = np.uint32(flip), np.uint32(bias), np.uint32(4 * bias)
+    mask, low, four_low = np.uint32(flip), np.uint32(128), np.uint32(512)
     for piece in range(start, stop):
         batch, first = piece // count, piece % count * width
         used = min(width, lines - first)
@@ -109,6 +107,29 @@ def _pack(
                 sums[batch, first + i] += np.int32(total)
 
 
+@kernel
+def _pack_words(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
+    """Copy lines [batch, lines, K/4] of words, XOR `flip`, into [batch, panels, K/4, width, 1]."""
+    lines = source.shape[1]
+    count, width = panels.shape[1], panels.shape[3]
+    mask = np.uint32(flip)
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        panel = panels[batch, piece % count]
+        used = min(width, lines - first)
+        for s0 in range(0, panel.shape[0], 16):  # 64 bytes a line: both sides stay in the cache
+            for i in range(used):
+                line = source[batch, first + i]
+                for s in range(s0, min(s0 + 16, panel.shape[0])):
+                    panel[s, i, 0] = line[s] ^ mask
+
+
+@cache
+def _word_packer() -> Callable[..., Any]:
+    arrays = (simd.contiguous(types.uint32, 3), simd.contiguous(types.uint32, 5))
+    return simd.compiled(_pack_words, *arrays, *(types.int64,) * 3)
+
+
 @cache
 def _packer() -> Callable[..., Any]:
     arrays = (
@@ -116,7 +137,7 @@ def _packer() -> Callable[..., Any]:
         simd.contiguous(types.uint32, 5),
         simd.contiguous(types.int32, 2),
     )
-    return simd.compiled(_pack, *arrays, *(types.int64,) * 4)
+    return simd.compiled(_pack, *arrays, *(types.int64,) * 3)
 
 
 @cache
@@ -125,26 +146,41 @@ def _runner(wide: bool) -> Callable[..., Any]:
     return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32))
 
 
-def _packed(source: Array, width: int, signed: bool) -> tuple[Array, Array, int]:
-    """Return panels of uint32, line sums of the packed bytes, and value minus packed byte."""
+def _packed_a(a: Array) -> Array:
+    """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
+    batch, lines, depth = a.shape
+    (panels, steps, width, _), _ = panels_for(lines, simd.INT8_ROWS, depth, 4)
+    if depth % 4 or not a.flags.c_contiguous:
+        whole = np.zeros((batch, lines, 4 * steps), a.dtype)
+        whole[:, :, :depth] = a
+        a = whole
+    words = a.view(np.uint32)
+    packed = np.empty((batch, panels, steps, width, 1), np.uint32)
+    entry = _word_packer()
+    flip = 0x80808080 if a.dtype == np.int8 else 0
+    over_range(lambda start, stop: entry(words, packed, flip, start, stop), batch * panels)
+    return packed
+
+
+def _packed_b(source: Array) -> tuple[Array, Array, int]:
+    """Return panels of signed bytes, line sums of these bytes, and value minus packed byte."""
     batch, lines, depth = source.shape
-    flip = 0 if (source.dtype == np.int8) == signed else 128
-    shape, padded = panels_for(lines, width, depth, 4)
+    flip = 0 if source.dtype == np.int8 else 128
+    shape, padded = panels_for(lines, simd.INT8_COLUMNS, depth, 4)
     panels = (np.zeros if padded else np.empty)((batch, *shape), np.uint32)
     sums = np.zeros((batch, lines), np.int32)
     entry = _packer()
     raw = source.view(np.uint8)
     over_range(
-        lambda start, stop: entry(raw, panels, sums, flip, 128 * signed, start, stop),
+        lambda start, stop: entry(raw, panels, sums, flip, start, stop),
         batch * shape[0],
     )
-    # A packed byte is the value + 128 (signed values packed unsigned) or the value - 128.
-    return panels, sums, flip if signed else -flip
+    return panels, sums, flip
 
 
 def pack_b(b: Array) -> PackedInt8:
     """Pack the right operand [1 or batch, K, N], int8 or uint8, of any strides."""
-    panels, sums, offset = _packed(b.swapaxes(1, 2), simd.INT8_COLUMNS, signed=True)
+    panels, sums, offset = _packed_b(b.swapaxes(1, 2))
     return PackedInt8(panels, sums, offset, b.shape[2])
 
 
@@ -159,11 +195,11 @@ def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
         a = a.reshape(1, batch * m, depth)
     out = np.empty((*a.shape[:2], packed.n), np.int32)
     if out.size:
-        rows, sums, offset = _packed(a, simd.INT8_ROWS, signed=False)
-        # (ua + oa)(sb + ob) = ua sb + oa sb + ob (ua + oa), summed over k; all modulo 2^32.
-        out[...] = packed.sums[:, None, :] * np.int32(offset)
+        rows, offset = _packed_a(a), -128 if a.dtype == np.int8 else 0
+        # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
+        out[...] = (packed.sums * np.int32(offset))[:, None, :]
         if packed.offset:
-            whole = (sums.astype(np.int64) + offset * depth) * packed.offset
+            whole = a.sum(axis=2, dtype=np.int64) * packed.offset
             out += whole.astype(np.int32)[:, :, None]
         entry = _runner(simd.enabled())
         run_tiles(entry, out, rows, packed.panels, _BLOCK)

@@ -14,9 +14,8 @@ import numpy.typing as npt
 from numba import types
 
 from numsim.kernels import simd, simd_mac
-from numsim.kernels.gemm_fma import PackedFma, cover, run_tiles, tile_types
+from numsim.kernels.gemm_fma import PackedFma, cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm_fma import pack_b as pack_fma
-from numsim.kernels.gemm_fma import pack_rows
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
@@ -66,9 +65,7 @@ def _run_narrow(
 def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
     doubles = tile_types(types.float64, types.float64, types.float64)
-    return simd.compiled(
-        runner, *doubles, types.literal(flavour), simd.contiguous(types.float64, 1)
-    )
+    return simd.compiled(runner, *doubles, simd.literal(flavour), simd.contiguous(types.float64, 1))
 
 
 def format_array(f: Arithmetic) -> list[float]:

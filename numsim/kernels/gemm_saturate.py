@@ -66,7 +66,7 @@ def _run_narrow(
 def _runner(kind: int, wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
     words = tile_types(types.int32, types.int32, types.int32)
-    return simd.compiled(runner, *words, types.literal(kind), simd.contiguous(types.int64, 1))
+    return simd.compiled(runner, *words, simd.literal(kind), simd.contiguous(types.int64, 1))
 
 
 def pack_b(b: Array, group: int) -> PackedFma:

@@ -97,8 +97,8 @@ def matmul(
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c, out [M, N], all float64 values.
 
-    `p` is the product's arithmetic (used where `rounded`), `f` the accumulator's. NaN is positive. Orders:
-    SEQUENTIAL one chain; TREE neighbours pairwise within a group, then the accumulator;
+    `p` is the product's arithmetic (used where `rounded`), `f` the accumulator's. NaN is positive.
+    Orders: SEQUENTIAL one chain; TREE neighbours pairwise within a group, then the accumulator;
     ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd k of a group from zero,
     their sum, then the accumulator.
     """

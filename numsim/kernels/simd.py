@@ -82,6 +82,12 @@ def strided(dtype: Any, ndim: int) -> Any:
     return types.Array(dtype, ndim, "A", readonly=True, aligned=False)
 
 
+def literal(value: int) -> Any:
+    """Return the Numba type of one number: part of what is compiled."""
+    make: Any = types.literal
+    return make(value)
+
+
 def contiguous(dtype: Any, ndim: int) -> Any:
     """Return the Numba type of an array that the kernels allocated themselves."""
     return types.Array(dtype, ndim, "C")

@@ -49,9 +49,7 @@ class Flavour(NamedTuple):
 class _Align:
     """Emits one call of the kernel."""
 
-    def __init__(
-        self, context: Any, b: Any, sig: Any, args: Any, rows: int, flavour: int
-    ) -> None:
+    def __init__(self, context: Any, b: Any, sig: Any, args: Any, rows: int, flavour: int) -> None:
         self.b, self.rows = b, rows
         self.kind, self.chunk, self.direct = flavour >> 2, 8 if flavour & 2 else 4, flavour & 1
         self.tile = _Tile(context, b, sig.args[:-1], args[:-1], 1, _VF)

@@ -8,19 +8,19 @@ from llvmlite import ir
 from numba import types
 
 from numsim.kernels.simd import (
+    _I32,
+    _I64,
+    _V32,
     FMA_BYTES,
     FMA_ROWS,
     _broadcast,
-    _I32,
-    _I64,
     _intrinsic,
     _loop,
     _splat,
     _Tile,
-    _V32,
 )
 
-PLAIN, CLAMP, FULL, PAIRS = range(4)
+CLAMP, FULL, PAIRS = range(3)
 _COLUMNS = FMA_BYTES // 4
 
 
@@ -31,9 +31,9 @@ def saturating_tile(
 ) -> Any:  # fmt: skip
     """Add the products of a group to out[r, :] a step, int32 throughout.
 
-    `rule` holds the group and the least and largest sum. Kinds: PLAIN adds modulo 2^32; CLAMP
-    limits every sum, none of which leaves int32 before; FULL saturates to int32; PAIRS limits the
-    sum of two neighbouring products instead, and adds those modulo 2^32.
+    `rule` holds the group and the least and largest sum. Kinds: CLAMP limits every sum, none of
+    which leaves int32 before; FULL saturates to int32; PAIRS limits the sum of two neighbouring
+    products instead, and adds those modulo 2^32.
     """
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(kind, types.IntegerLiteral)):
         return None
@@ -85,20 +85,16 @@ def saturating_tile(
 
         before = tile.load(count)
         if how == PAIRS:
-            acc = _loop(b, b.lshr(tile.steps, ir.Constant(_I64, 1)), before, pair)
-        elif how == PLAIN:
-            acc = _loop(b, tile.steps, before, single)
-        else:
-            one = b.icmp_signed("==", group, ir.Constant(_I64, 1))
-            with b.if_else(one) as (then, otherwise):
-                with then:
-                    alone = _loop(b, tile.steps, before, single)
-                    tile.store(alone, count)
-                with otherwise:
-                    groups = b.sdiv(tile.steps, group)
-                    tile.store(_loop(b, groups, before, grouped), count)
+            pairs = b.lshr(tile.steps, ir.Constant(_I64, 1))
+            tile.store(_loop(b, pairs, before, pair), count)
             return context.get_dummy_value()
-        tile.store(acc, count)
+        one = b.icmp_signed("==", group, ir.Constant(_I64, 1))
+        with b.if_else(one) as (then, otherwise):
+            with then:
+                tile.store(_loop(b, tile.steps, before, single), count)
+            with otherwise:
+                groups = b.sdiv(tile.steps, group)
+                tile.store(_loop(b, groups, before, grouped), count)
         return context.get_dummy_value()
 
     i64 = types.int64

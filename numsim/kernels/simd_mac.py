@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import FMA_ROWS, _broadcast, _I64, _intrinsic, _loop, _splat, _Tile
+from numsim.kernels.simd import _I64, FMA_ROWS, _broadcast, _intrinsic, _loop, _splat, _Tile
 
 MAC_VECTORS, MAC_LANES = 2, 8
 FORMAT_SIZE = 4  # numbers that describe a format: `gemm_mac.format_array`
@@ -21,13 +21,14 @@ _VD, _VL = ir.VectorType(ir.DoubleType(), MAC_LANES), ir.VectorType(_I64, MAC_LA
 class Flavour(NamedTuple):
     """What is compiled into a kernel: packed in one integer, a literal type."""
 
-    tree: int  # 1: one chain; 2 or 4: products added pairwise first
+    tree: int  # 1: one chain; 2, 4 or 8: products added pairwise first
     rounded: bool  # products are rounded before they are added
     exact: bool  # float64 holds every sum
+    plain: bool = False  # float64 holds sums of products, and those are not rounded
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        return self.tree * 4 + self.rounded * 2 + self.exact
+        return self.tree * 8 + self.plain * 4 + self.rounded * 2 + self.exact
 
 
 class _Format:
@@ -82,7 +83,7 @@ def mac_tile(
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(flavour, types.IntegerLiteral)):
         return None
     count, code = rows.literal_value, flavour.literal_value
-    tree, rounds, exact = code >> 2, bool(code & 2), bool(code & 1)
+    tree, plain, rounds, exact = code >> 3, code & 4, code & 2, bool(code & 1)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = _Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
@@ -103,7 +104,8 @@ def mac_tile(
             for i, old in enumerate(acc):
                 terms = [term(k, u, i // MAC_VECTORS, i % MAC_VECTORS) for u in range(tree)]
                 while len(terms) > 1:
-                    terms = [add(x, y) for x, y in zip(terms[::2], terms[1::2], strict=True)]
+                    pairs = zip(terms[::2], terms[1::2], strict=True)
+                    terms = [b.fadd(x, y) if plain else add(x, y) for x, y in pairs]
                 if tree > 1:
                     terms[0] = b.fadd(terms[0], _splat(_VD, 0.0))  # trees lose -0
                 new.append(add(old, terms[0]))

@@ -104,7 +104,7 @@ def make_gemm(
             x_rows = x.reshape(-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
             b = cache.get(
                 (operand, right),
-                tensor.size * 8,
+                tensor.size * 12,  # codes, decoded values, and what the unit packs
                 lambda: quantize(tensor.astype(np.float32), right, axis=-1).T,
             )
         else:

@@ -256,7 +256,7 @@ def _match(
         more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise NumsimError(
             f"load_model: {folder.name} must hold the tensors its config.json implies; "
-            f"{len(problems)} problems:\n  {shown}{more}\n"
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  {shown}{more}\n"
             "take config.json and weights from the same checkpoint"
         )
     return arch, places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels import vector_act
-from numsim.models.arch import Arch, Stack, gemm_names, has_experts, stacks, tensor_shapes
+from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
+from numsim.models.checks import decoder_ids, padding_mask, segment_ids, token_ids, wanted_taps
 from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
@@ -119,12 +119,12 @@ class Model:
         ((1, 3, 2048), (1, 3, 512))
         """
         a = self.arch
-        ids = self._ids(tokens, "tokens", a.vocab)
-        keep = _mask(attention_mask, ids.shape)
-        types = self._types(token_type_ids, ids.shape)
-        target = self._decoder_ids(decoder_tokens, len(ids))
+        ids = token_ids(tokens, "tokens", a.vocab)
+        keep = padding_mask(attention_mask, ids.shape)
+        types = segment_ids(a, token_type_ids, ids.shape)
+        target = decoder_ids(a, decoder_tokens, len(ids))
         kept: dict[str, Array] = {}
-        wanted = self._tap_names(taps)
+        wanted = wanted_taps(a, taps)
 
         def keep_tap(name: str, value: Array) -> None:
             if name in wanted:
@@ -273,7 +273,7 @@ class Model:
             raise UnsupportedError(
                 f"generate: the model must have an output head; {a.family} is an encoder; use run"
             )
-        source = ids = self._ids(tokens, "tokens", a.vocab)
+        source = ids = token_ids(tokens, "tokens", a.vocab)
         if a.decoder_layers:
             if a.decoder_start is None:
                 raise NumsimError(
@@ -355,121 +355,12 @@ class Model:
                 probe(rule)
         return rules
 
-    def _ids(self, tokens: ArrayLike, what: str, limit: int) -> Ints:
-        ids = np.asarray(tokens)
-        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
-            raise NumsimError(
-                f"run: {what} must be a non-empty integer array [T] or [B, T]; got {ids.dtype} "
-                f"{list(ids.shape)}; encode the text with the tokenizer of the model"
-            )
-        outside = (ids < 0) | (ids >= limit)
-        if outside.any():
-            raise NumsimError(
-                f"run: {what} must be below the vocabulary of {limit}; got "
-                f"{ids[outside][0]} ({np.count_nonzero(outside)} such); use the model's tokenizer"
-            )
-        return np.atleast_2d(ids).astype(np.int64)
-
-    def _types(self, given: ArrayLike | None, shape: tuple[int, ...]) -> Ints | None:
-        if not self.arch.token_types:
-            if given is not None:
-                raise NumsimError(
-                    f"run: token_type_ids must be left out for {self.arch.family}, which has none; "
-                    f"got an array of shape {np.shape(given)}"
-                )
-            return None
-        if given is None:
-            return np.zeros(shape, np.int64)
-        types = self._ids(given, "token_type_ids", self.arch.token_types)
-        if types.shape != shape:
-            raise NumsimError(
-                f"run: token_type_ids must have the shape of tokens {list(shape)}; got "
-                f"{list(types.shape)}; give a segment for each token"
-            )
-        return types
-
-    def _decoder_ids(self, given: ArrayLike | None, batch: int) -> Ints | None:
-        if (given is not None) != bool(self.arch.decoder_layers):
-            rule = "given for" if given is None else "left out for"
-            kind = "an encoder-decoder" if given is None else "which has no decoder of its own"
-            raise NumsimError(
-                f"run: decoder_tokens must be {rule} {self.arch.family}, {kind}; got "
-                f"{'none' if given is None else f'an array of shape {np.shape(given)}'}"
-            )
-        if given is None:
-            return None
-        ids = self._ids(given, "decoder_tokens", self.arch.vocab)
-        if len(ids) != batch:
-            raise NumsimError(
-                f"run: decoder_tokens must have a row for each row of tokens; got {len(ids)} for "
-                f"{batch}; pair them"
-            )
-        return ids
-
-    def _tap_names(self, taps: Iterable[str]) -> set[str]:
-        globs = (taps,) if isinstance(taps, str) else tuple(taps)
-        if not globs:
-            return set()
-        known = tap_names(self.arch)
-        names: set[str] = set()
-        for glob in globs:
-            found = [name for name in known if fnmatchcase(name, glob)]
-            if not found:
-                raise NumsimError(
-                    f"run: every tap must match a tensor; {glob!r} matches none"
-                    f"{near_names(glob, known)}; names end in .in, .out, .operand or .rows"
-                )
-            names.update(found)
-        return names
-
     def _weight(self, name: str, dtype: type) -> Array:
         tensor = self.tensors[name]
         copy: Array = self.cache.get(
             (name, dtype), tensor.size * 8, lambda: np.array(tensor, dtype)
         )
         return copy
-
-
-def tap_names(arch: Arch) -> list[str]:
-    """Return the names of all tensors a run can keep.
-
-    Examples
-    --------
-    >>> from numsim.data import bundled_model_dir
-    >>> from numsim.models import load_model
-    >>> tap_names(load_model(bundled_model_dir()).arch)[:2]
-    ['embed.out', 'layers.0.q_proj.in']
-    """
-    known = ["embed.out"]
-    for name in gemm_names(arch):
-        known += [f"{name}.in", f"{name}.out"]
-        if name.endswith(("qk", "pv")):
-            known.append(f"{name}.operand")
-    known += [
-        f"{name.removesuffix('.weight')}.out"
-        for name in tensor_shapes(arch)
-        if name.endswith("norm.weight")
-    ]
-    for stack in stacks(arch):
-        for i in range(stack.layers):
-            layer = f"{stack.prefix}layers.{i}"
-            parts = ("attn.out", "cross.out", "mlp.out", "out")
-            known += [f"{layer}.{part}" for part in parts if stack.cross or part != "cross.out"]
-            if arch.moe is not None and has_experts(arch, i):
-                known += [f"{layer}.experts.{e}.rows" for e in range(arch.moe.experts)]
-    return known
-
-
-def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
-    if mask is None:
-        return None
-    values = np.atleast_2d(np.asarray(mask))
-    if values.shape != shape or not np.isin(values, (0, 1)).all():
-        raise NumsimError(
-            f"run: attention_mask must hold 0 or 1 for each token {list(shape)}; got shape "
-            f"{list(values.shape)}, values {np.unique(values)[:4]}; 1 keeps a token"
-        )
-    return values.astype(np.bool_)
 
 
 def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:

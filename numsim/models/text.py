@@ -19,10 +19,20 @@ class TextTools(NamedTuple):
     tokenizer: Tokenizer
     begin: int | None
     max_positions: int | None
+    truncation: int | None = None  # the length the tokenizer of the checkpoint cuts to
 
     def ids(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, without special tokens."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+    def sentence(self, text: str, longest: int) -> list[int]:
+        """Return the token ids of `text` with special tokens, at most `longest`, not padded."""
+        own = self.truncation
+        self.tokenizer.enable_truncation(longest if own is None else min(own, longest))
+        try:
+            return list(self.tokenizer.encode(text).ids)
+        finally:
+            self.tokenizer.no_truncation()
 
 
 def load_text_tools(directory: str | Path) -> TextTools:
@@ -48,10 +58,17 @@ def load_text_tools(directory: str | Path) -> TextTools:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise NumsimError(f"{path} is not a readable tokenizer: {error}") from None
+    cut = tokenizer.truncation
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    begin, longest = config.get("bos_token_id"), config.get("max_position_embeddings")
+    begin = config.get("bos_token_id")
+    if begin is None:  # T5 begins with what its decoder starts from
+        begin = config.get("decoder_start_token_id")
+    longest = config.get("max_position_embeddings", config.get("n_positions"))
     return TextTools(
         tokenizer,
         begin if isinstance(begin, int) else None,
         longest if isinstance(longest, int) else None,
+        cut["max_length"] if cut else None,
     )

@@ -56,6 +56,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("perplexity_reference", "", "perplexity of the float64 reference"),
     Column("dnll", "nats", "mean over tokens of NLL minus the reference's NLL"),
     Column("dnll_stderr", "nats", "standard error of dnll (paired, over tokens)"),
+    Column("embedding_cosine", "", "encoders: mean cosine of sentence embeddings to the reference"),
+    Column("embedding_cosine_min", "", "encoders: the smallest of those cosines"),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

@@ -20,10 +20,11 @@ from numsim.errors import NumsimError
 from numsim.kernels.compare import compare_logits, compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, load_model
-from numsim.models.text import TextTools, load_text_tools
+from numsim.models.text import load_text_tools
 from numsim.quant import storage_losses
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
+from numsim.sweep.inputs import Inputs, read_inputs, same_rows, split_name
 from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases
 from numsim.version import __version__
 
@@ -38,7 +39,8 @@ class Reference:
     outputs of the block linears are kept for the first batch only.
     """
 
-    tokens: NDArray[np.int64]  # [windows, window]
+    inputs: Inputs
+    embeddings: NDArray[np.float64]  # [sentences, H], of an encoder
     logits: NDArray[np.float32]  # [windows, window - 1, vocab]
     nll: NDArray[np.float64]  # [windows, window - 1]
     taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # of the first batch
@@ -91,17 +93,17 @@ def sweep(
     text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(plan, model=model.name, text=text_name, text_hash=text_hash)
-    tokens = windows(load_text_tools(folder), plan, text)
+    inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
     rows = [parse(row) for row in kept]
     with RowWriter(plan.out, kept) as writer:
         if todo:
-            batches = math.ceil(len(tokens) / plan.batch)
+            batches = math.ceil(len(inputs.tokens) / plan.batch)
             total = batches * (len(todo) + 1)
             reference = run_reference(
-                model, tokens, plan.batch, lambda n: tell("float64 reference", n, total)
+                model, inputs, plan.batch, lambda n: tell("float64 reference", n, total)
             )
             for i, case in enumerate(todo, start=1):
                 label = f"{case.format} {case.granularity} {case.target}"
@@ -126,53 +128,34 @@ def _read_text(path: Path | None) -> str:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
 
 
-def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
-    """Cut a text into windows [count, window], each begun by the begin-of-text token.
-
-    Raises
-    ------
-    NumsimError
-        Where the text gives no token, or the model has no begin-of-text token.
-
-    Examples
-    --------
-    >>> tools = load_text_tools(bundled_model_dir())
-    >>> windows(tools, SweepSpec(window=4), "one two three four").shape
-    (2, 4)
-    """
-    ids = tools.ids(text)
-    if spec.limit_tokens is not None:
-        ids = ids[: spec.limit_tokens]
-    if not ids.size:
-        raise NumsimError("sweep: the text gives no tokens; give a text with some words in it")
-    if tools.begin is None:
-        raise NumsimError(
-            "sweep: config.json names no bos_token_id, which begins every window; add it"
-        )
-    length = min(spec.window, tools.max_positions or spec.window)
-    body = min(length - 1, ids.size)
-    count = ids.size // body
-    cut = ids[: count * body].reshape(count, body)
-    return np.concatenate([np.full((count, 1), tools.begin, np.int64), cut], axis=1)
-
-
 def run_reference(
-    model: Model, tokens: NDArray[np.int64], batch: int, tell: Callable[[int], None]
+    model: Model, inputs: Inputs, batch: int, tell: Callable[[int], None]
 ) -> Reference:
     """Run the float64 reference over all windows."""
-    count, length = tokens.shape
-    logits = np.empty((count, length - 1, model.arch.vocab), np.float32)
-    nll = np.empty((count, length - 1))
-    reference = Reference(tokens, logits, nll)
+    count, length = inputs.tokens.shape
+    scored = length - 1 if model.arch.head else 0
+    reference = Reference(
+        inputs,
+        np.empty((count, model.arch.hidden)),
+        np.empty((count, scored, model.arch.vocab), np.float32),
+        np.empty((count, scored)),
+    )
     names = model.linear_names()
     for n, part in enumerate(_batches(count, batch)):
         taps = [f"{name}.{end}" for name in names for end in ("in", "out")] if n == 0 else []
-        run = model.run(tokens[part], taps=taps)
-        logits[part] = run.logits[:, :-1]
-        nll[part] = metrics.token_nll(run.logits, tokens[part])
+        run = inputs.run(model, part, None, taps + _expert_rows(model, taps))
+        if scored:
+            reference.logits[part] = run.logits[:, :-1]
+            reference.nll[part] = metrics.token_nll(run.logits, inputs.tokens[part])
+        else:
+            reference.embeddings[part] = inputs.embeddings(run, part)
         reference.taps.update(run.taps)
         tell(n + 1)
     return reference
+
+
+def _expert_rows(model: Model, taps: list[str]) -> list[str]:
+    return ["*.experts.*.rows"] if taps and model.arch.moe is not None else []
 
 
 def run_case(
@@ -181,15 +164,22 @@ def run_case(
     """Yield the rows of one case: operators of the first batch, then the whole network."""
     began = time.perf_counter()
     recipe = case.recipe()
-    names = model.linear_names()
-    tokens, vocab = reference.tokens, model.arch.vocab
+    inputs, vocab = reference.inputs, model.arch.vocab
+    names = [name for name in model.linear_names() if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, 8))
-    for n, part in enumerate(_batches(len(tokens), case.batch)):
-        run = model.run(tokens[part], recipe, taps=[f"{m}.out" for m in names] if n == 0 else [])
+    cosines = np.empty(len(inputs.tokens))
+    for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
+        taps = [f"{name}.out" for name in names] if n == 0 else []
+        run = inputs.run(model, part, recipe, taps + _expert_rows(model, taps))
         if n == 0:
             for name in names:
-                yield _operator_row(model, case, recipe, reference, name, run.taps[f"{name}.out"])
-        compared[part] = _compare(reference.logits[part], run.logits[:, :-1], tokens[part, 1:])
+                yield _operator_row(model, case, recipe, reference, name, run.taps)
+        if model.arch.head:
+            targets = inputs.tokens[part, 1:]
+            compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
+        else:
+            both = reference.embeddings[part] * inputs.embeddings(run, part)
+            cosines[part] = both.sum(axis=1)
         tell(n + 1)
     stored = [_weight_shape(model, name) for name in names]
     figures = compared.reshape(-1, 8)
@@ -198,35 +188,62 @@ def run_case(
     weights, activations = case.quants
     per_token = sum(k for _, k in stored)
     rows = reference.taps[f"{names[0]}.in"][..., 0].size
-    yield _row(
+    whole = _row(
         case,
         layer="all",
         bits_per_weight=sum(weights.stored_bits(n, k) for n, k in stored)
         / sum(n * k for n, k in stored),
         bits_per_act=sum(activations.stored_bits(rows, k) for _, k in stored) / (rows * per_token),
-        sqnr_cumulative_db=_ratio_db(total[3], total[4]),
-        mse=float(total[4]) / (len(figures) * vocab),
-        max_abs=float(figures[:, 7].max()),
-        cosine=_cosine(total[5], total[3], total[6]),
-        kl_nats=float(total[1]) / len(figures),
-        top1_agreement=float(total[2]) / len(figures),
-        perplexity=metrics.perplexity(figures[:, 0]),
-        tokens=len(figures),
-        perplexity_reference=metrics.perplexity(reference.nll),
-        dnll=float(difference.mean()),
-        dnll_stderr=float(difference.std() / math.sqrt(len(figures))),
-        seconds=round(time.perf_counter() - began, 3),
     )
+    if not model.arch.head:
+        kept = inputs.tokens if inputs.keep is None else inputs.keep
+        yield whole | {
+            "embedding_cosine": float(cosines.mean()),
+            "embedding_cosine_min": float(cosines.min()),
+            "tokens": int(np.count_nonzero(kept)),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        return
+    yield whole | {
+        "sqnr_cumulative_db": _ratio_db(total[3], total[4]),
+        "mse": float(total[4]) / (len(figures) * vocab),
+        "max_abs": float(figures[:, 7].max()),
+        "cosine": _cosine(total[5], total[3], total[6]),
+        "kl_nats": float(total[1]) / len(figures),
+        "top1_agreement": float(total[2]) / len(figures),
+        "perplexity": metrics.perplexity(figures[:, 0]),
+        "tokens": len(figures),
+        "perplexity_reference": metrics.perplexity(reference.nll),
+        "dnll": float(difference.mean()),
+        "dnll_stderr": float(difference.std() / math.sqrt(len(figures))),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
 
 
 def _operator_row(
-    model: Model, case: Case, recipe: Recipe, reference: Reference, name: str, got: NDArray[Any]
+    model: Model,
+    case: Case,
+    recipe: Recipe,
+    reference: Reference,
+    name: str,
+    taps: dict[str, NDArray[Any]],
 ) -> dict[str, Any]:
     """Compare one product with the reference: alone on exact inputs, and within the run."""
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
-    local, whole = _figures(want, model.gemm(name, x, recipe)), _figures(want, got)
+    local = _figures(want, model.gemm(name, x, recipe))
+    both = same_rows(reference.taps, taps, name)
+    cumulative: dict[str, Any] = {}
+    if both is not None:
+        whole = _figures(*both)
+        cumulative = {
+            "sqnr_cumulative_db": _ratio_db(whole[0], whole[1]),
+            "mse": whole[1] / both[0].size,
+            "max_abs": whole[4],
+            "max_ulp": whole[5],
+            "cosine": _cosine(whole[2], whole[0], whole[3]),
+        }
     lost = storage_losses(x, case.quants[1])
-    _, layer, op = name.split(".")
+    layer, op = split_name(name)
     n, k = _weight_shape(model, name)
     m = x.size // k
     weights, activations = case.quants
@@ -240,13 +257,9 @@ def _operator_row(
         bits_per_weight=weights.stored_bits(n, k) / (n * k),
         bits_per_act=activations.stored_bits(m, k) / (m * k),
         sqnr_local_db=_ratio_db(local[0], local[1]),
-        sqnr_cumulative_db=_ratio_db(whole[0], whole[1]),
-        mse=whole[1] / want.size,
-        max_abs=whole[4],
-        max_ulp=whole[5],
-        cosine=_cosine(whole[2], whole[0], whole[3]),
         saturation_rate=lost[0],
         underflow_rate=lost[1],
+        **cumulative,
     )
 
 

@@ -209,8 +209,8 @@ def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Cas
                     Quant(fmt, part)
             result += [
                 Case(
-                    model, text, text_hash, name if named else fmt.name, granularity, get_target(target).name,
-                    spec.limit_tokens, spec.window, spec.batch, spec.seed,
+                    model, text, text_hash, name if named else fmt.name, granularity,
+                    get_target(target).name, spec.limit_tokens, spec.window, spec.batch, spec.seed,
                 )
                 for target in taken
             ]  # fmt: skip

@@ -9,5 +9,6 @@ from numsim.targets.types import Target
 from numsim.targets.vectors import export_vectors
 
 __all__ = [
-    "AccumulatorBits", "MacStats", "Target", "accumulator_bits", "epilogue", "export_vectors", "get_target", "list_targets", "matmul", "requantize", "rule_for",
+    "AccumulatorBits", "MacStats", "Target", "accumulator_bits", "epilogue", "export_vectors",
+    "get_target", "list_targets", "matmul", "requantize", "rule_for",
 ]  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from fractions import Fraction
-from math import floor
 from typing import Any
 
 import numpy as np
@@ -92,17 +90,21 @@ def explain_mma(
     return "\n".join(_lines(found, a, b))
 
 
-def rule_words(rule: Rule) -> str:
-    """Return a rule as its dataclass is written, without the fields that are None.
+def rule_words(rule: Rule, *, short: bool = False) -> str:
+    """Return a rule as its dataclass is written, without None; `short`: without defaults.
 
     Examples
     --------
     >>> from numsim.targets.types import Exact
-    >>> rule_words(Exact(group=4))
-    'Exact(group=4, flush=False)'
+    >>> rule_words(Exact(group=4)), rule_words(Exact(group=4), short=True)
+    ('Exact(group=4, flush=False)', 'Exact(group=4)')
     """
-    given = [(f.name, getattr(rule, f.name)) for f in fields(rule)]
-    inner = ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+    given = [(f, getattr(rule, f.name)) for f in fields(rule)]
+    inner = ", ".join(
+        f"{f.name}={value!r}"
+        for f, value in given
+        if value is not None and not (short and value == f.default)
+    )
     return f"{type(rule).__name__}({inner})"
 
 
@@ -169,13 +171,10 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
             yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
     for total in found.sums:
         yield f"parts added in order: {_number(total)}, {hex_word(total)}"
-    if a.scale is not None and a.scale_codes is None or _scaled_after(found, a):
+    outside = a.scale is not None and found.chains[0][0].a.scale_codes is None
+    if outside or a.tensor_scale is not None:
         yield "scales applied in float32 after the unit"
     yield f"D = {_number(found.d)}, {hex_word(found.d)}"
-
-
-def _scaled_after(found: Trace, a: QTensor) -> bool:
-    return a.scale is not None and found.chains[0][0].a.scale_codes is None
 
 
 def _span(positions: Any) -> str:
@@ -208,26 +207,3 @@ def hex_word(array: Any) -> str:
     """
     raw = np.ascontiguousarray(array).view(f"u{array.itemsize}").item()
     return f"{raw:#0{2 + 2 * array.itemsize}x}"
-
-
-def exact(value: Any) -> Fraction:
-    """Return a finite number as a fraction.
-
-    Examples
-    --------
-    >>> exact(0.75)
-    Fraction(3, 4)
-    """
-    return Fraction(float(value))
-
-
-def cut_toward_zero(value: Fraction, unit: Fraction) -> Fraction:
-    """Return `value` truncated to a multiple of `unit`.
-
-    Examples
-    --------
-    >>> cut_toward_zero(Fraction(-7, 4), Fraction(1, 2))
-    Fraction(-3, 2)
-    """
-    whole = floor(abs(value) / unit) * unit
-    return whole if value >= 0 else -whole

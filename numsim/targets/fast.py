@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format
-from numsim.kernels import gemm_align, gemm_hopper, gemm_mac
+from numsim.kernels import (
+    gemm_align,
+    gemm_fma,
+    gemm_hopper,
+    gemm_int,
+    gemm_mac,
+    gemm_saturate,
+    simd_int,
+)
 from numsim.kernels import simd_align as kinds
+from numsim.kernels.exact import extent
 from numsim.kernels.fused import Block
 from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
-from numsim.targets.types import Fused, Mac
+from numsim.targets.types import Exact, Fused, IntSum, Mac
 
 _LOW, _HIGH = 2.0**-90, 2.0**120  # accumulators that the 13-bit kernel takes
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -36,6 +45,12 @@ def kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
 def batched(array: NDArray[Any]) -> NDArray[Any]:
     """[..., M, K] -> [batch, M, K]."""
     return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+
+
+def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return values as float64, signalling NaN without a warning."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
@@ -151,7 +166,7 @@ def mac(
     odd_first = rule.order == "odd_first"
 
     def values(q: QTensor, axis: int) -> NDArray[np.float64]:
-        x = batched(q.values()).astype(np.float64)
+        x = as_float64(batched(q.values()))
         if odd_first:
             k = np.arange(x.shape[axis])
             pairs = len(k) // 2 * 2
@@ -168,3 +183,121 @@ def mac(
 def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
     """Return values, those below `least` in magnitude as zeros of their sign."""
     return np.where(np.abs(values) < least, np.copysign(0.0, values), values)
+
+
+def sum_bits(a: QTensor, b: QTensor) -> int:
+    """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
+
+    def look(q: QTensor) -> tuple[bool, int, int]:
+        def find() -> tuple[bool, int, int]:
+            values = np.ascontiguousarray(q.values(), np.float32)
+            return extent(values.reshape(-1).view(np.uint32))
+
+        found: tuple[bool, int, int] = kept(q, "extent", find)
+        return found
+
+    (finite_a, low_a, high_a), (finite_b, low_b, high_b) = (look(q) for q in (a, b))
+    if not (finite_a and finite_b):
+        return 99
+    return int(high_a + high_b - low_a - low_b + a.shape[-1].bit_length())
+
+
+def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Return exact sums that float64 holds; plus c, they are rounded to odd."""
+    doubles = kept(b, "float64", lambda: gemm_fma.pack_b(batched(b.values()).astype(np.float64)))
+    sums = gemm_fma.gemm_fma(batched(a.values()).astype(np.float64), doubles) + 0.0
+    if c is None:
+        return sums
+    with np.errstate(all="ignore"):
+        start = c.astype(np.float64)
+        total = sums + start
+        back = total - sums
+        error = (sums - (total - back)) + (start - back)
+        lost = np.isfinite(total) & (error != 0)
+        away = (np.signbit(error) != np.signbit(total)).astype(np.int64)
+        odd = (total.view(np.int64) - away | 1).view(np.float64)
+    return np.where(lost, odd, total)
+
+
+def exact_groups_apply(rule: Exact, bits: int, out: Format) -> bool:
+    """Whether sums of groups are exact in float64, and rounded to an IEEE format."""
+    return rule.group in (1, 2, 4, 8) and bits <= 53 and not rule.flush and out.inf == "ieee"
+
+
+def exact_groups(
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format
+) -> NDArray[np.float64]:
+    """Exact sums of groups of products and the accumulator, rounded once a group."""
+    assert rule.group is not None
+    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True)
+    flavour = Flavour(rule.group, rounded=False, exact=False, plain=True)
+    key = f"exact {rule.group}"
+    packed = kept(
+        b, key, lambda: gemm_mac.pack_b(batched(b.values()).astype(np.float64), flavour.tree)
+    )
+    rows = batched(a.values()).astype(np.float64)
+    return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
+
+
+IntegerPlan = Literal["int8", "float64", "clamp", "full", "pairs"]
+
+
+def integer_plan(
+    a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum
+) -> IntegerPlan | None:
+    """Return the kernel that gives an integer unit's sums, if only modulo 2**acc_bits.
+
+    ``int8`` and ``float64``: no sum can leave the range, or leaving it is harmless. The others
+    limit what they add at every step, in int32.
+    """
+    bound = _largest(a) * _largest(b)
+    start = 0 if c is None or not c.size else max(int(c.max()), -int(c.min()))
+    total, most = bound * a.shape[-1] + start, (1 << (rule.acc_bits - 1)) - 1
+    free = rule.pair_bits is None or 2 * bound < 1 << (rule.pair_bits - 1)
+    if free and (rule.overflow == "wrap" or total <= most):
+        bytes_only = a.codes.dtype.itemsize == 1 and b.codes.dtype.itemsize == 1
+        if bytes_only and (rule.acc_bits <= 32 or total < 1 << 31):
+            return "int8"
+        return "float64" if total < 1 << 53 else None
+    if 2 * bound * rule.group >= 1 << 31 or rule.overflow == "raise":
+        return None
+    if rule.overflow == "wrap":
+        narrow = rule.pair_bits is not None and rule.pair_bits <= 32 and rule.acc_bits <= 32
+        return "pairs" if narrow and rule.group % 2 == 0 else None
+    if not free or rule.acc_bits > 32:
+        return None
+    if rule.acc_bits == 32:
+        return "full"
+    return "clamp" if most + 1 + bound * rule.group < 1 << 31 else None
+
+
+def integer(
+    a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum, plan: IntegerPlan
+) -> NDArray[Any]:
+    """Integer sums by a plan, right modulo 2**acc_bits."""
+    left, right = batched(a.codes), batched(b.codes)
+    if plan == "int8":
+        bytes_b = kept(b, "int8", lambda: gemm_int.pack_b(right))
+        small = gemm_int.gemm_int8(left, bytes_b)
+        return small if c is None else small + c
+    if plan == "float64":
+        doubles = kept(b, "float64", lambda: gemm_fma.pack_b(right.astype(np.float64)))
+        sums = gemm_fma.gemm_fma(left.astype(np.float64), doubles).astype(np.int64)
+        return sums if c is None else sums + c
+    kind = {"clamp": simd_int.CLAMP, "full": simd_int.FULL, "pairs": simd_int.PAIRS}[plan]
+    bits = rule.pair_bits if plan == "pairs" else rule.acc_bits
+    assert bits is not None
+    high = (1 << (bits - 1)) - 1
+    words = kept(b, f"int32 {rule.group}", lambda: gemm_saturate.pack_b(right, rule.group))
+    shape = (len(left), left.shape[1], right.shape[-1])
+    begin = np.zeros(shape, np.int32) if c is None else c.astype(np.int32)
+    return gemm_saturate.gemm_saturate(left, words, begin, kind, rule.group, -high - 1, high)
+
+
+def _largest(q: QTensor) -> int:
+    """Return the largest magnitude of an integer tensor's codes."""
+
+    def look() -> int:
+        return max(int(q.codes.max()), -int(q.codes.min())) if q.codes.size else 0
+
+    return int(kept(q, "largest", look))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.kernels import stats as kernels
+from numsim.kernels import stats_align
+from numsim.kernels.jit import over_range
 from numsim.kernels.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.targets import units
@@ -135,7 +139,7 @@ class Counter:
         self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format
     ) -> NDArray[Any]:
         """Count one chain; return its results as the counting kernel finds them, as float64."""
-        batch, m, depth = units._batched(a.codes).shape
+        batch, m, depth = _batched(a.codes).shape
         n = b.codes.shape[-1]
         integers = isinstance(rule, IntSum)
         start = np.zeros((batch, m, n), np.int64 if integers else np.float64)
@@ -146,10 +150,8 @@ class Counter:
         counts = np.zeros((batch, m, kernels.COLUMNS), np.int64)
         extremes = np.zeros((batch, m, 2), start.dtype)
         values = np.empty((batch, m, n), start.dtype)
-        units._over_rows(
-            lambda i, lo, hi: work(i, start[i], values[i], lo, hi, counts[i], extremes[i]),
-            batch, m,
-        )  # fmt: skip
+        for i in range(batch):
+            over_range(partial(_piece, work, i, start[i], values[i], counts[i], extremes[i]), m)
         self.products += batch * m * n * depth
         self._add(counts.reshape(-1, kernels.COLUMNS))
         self._widen(rule, a, b, extremes)
@@ -166,7 +168,7 @@ class Counter:
                 outside = (wide < low) | (wide > high)
                 saturate = rule.overflow == "saturate"
                 found[kernels.SATURATIONS if saturate else kernels.WRAPS] += outside.sum()
-                new = np.clip(wide, low, high) if saturate else units._wrapped(wide, rule.outer_bits)
+                new = np.clip(wide, low, high) if saturate else wrapped(wide, rule.outer_bits)
                 found[kernels.SWAMPED] += ((part != 0) & (new == total)).sum()
                 found[kernels.STEPS] += total.size
                 total = new.astype(np.int64)
@@ -214,6 +216,38 @@ class Counter:
             self.bits = max(self.bits, bits)
 
 
+def _piece(
+    work: Any, i: int, c: NDArray[Any], d: NDArray[Any], n: NDArray[Any], e: NDArray[Any],
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    work(i, c, d, start, stop, n, e)
+
+
+def _batched(array: NDArray[Any]) -> NDArray[Any]:
+    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+
+
+def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
+    item: NDArray[Any] = array[min(i, len(array) - 1)]
+    return item
+
+
+def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
+    return np.where(np.abs(values) < fmt.min_normal, np.copysign(0.0, values), values)
+
+
+def wrapped(values: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Return values modulo 2**bits as signed integers.
+
+    Examples
+    --------
+    >>> wrapped(np.array([128, -129]), 8)
+    array([-128,  127])
+    """
+    unused = np.int64(64 - bits)
+    return (values << unused) >> unused
+
+
 # Each returns work(item, start, values, first row, last row, counts, extremes).
 
 
@@ -224,23 +258,23 @@ def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
         Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
         for g in (prod, acc)
     )
-    left = units._batched(a.values()).astype(np.float64)
-    right = units._batched(b.values()).transpose(0, 2, 1).astype(np.float64)
+    left = _batched(a.values()).astype(np.float64)
+    right = _batched(b.values()).transpose(0, 2, 1).astype(np.float64)
     if rule.flush:
-        left, right = units._flushed(left, a.fmt), units._flushed(right, b.fmt)
+        left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
     order, group = units._ORDER[rule.order], rule.group or left.shape[-1]
     return lambda i, c, d, lo, hi, n, e: kernels.mac(
-        left[i], units._item(right, i), c, d, lo, hi, order, group, rounded, p, f, n, e
+        left[i], _item(right, i), c, d, lo, hi, order, group, rounded, p, f, n, e
     )
 
 
 def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = units._batched(a.codes), units._batched(b.codes)
+    left, right = _batched(a.codes), _batched(b.codes)
     low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
     pair = (1 << (rule.pair_bits - 1)) - 1 if rule.pair_bits else 0
     saturate = rule.overflow == "saturate"
     return lambda i, c, d, lo, hi, n, e: kernels.integer(
-        left[i], units._item(right, i), c, d, lo, hi, low, high, saturate, rule.group, -pair - 1,
+        left[i], _item(right, i), c, d, lo, hi, low, high, saturate, rule.group, -pair - 1,
         pair, n, e,
     )  # fmt: skip
 
@@ -248,25 +282,25 @@ def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
 def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
     left, right = units.planes(a, transposed=False), units.planes(b, transposed=True)
     block = units._block(rule, a.fmt, b.fmt, out)
-    return lambda i, c, d, lo, hi, n, e: kernels.fused(
-        *(p[i] for p in left), *(units._item(p, i) for p in right), c, d, lo, hi, block, n, e
+    return lambda i, c, d, lo, hi, n, e: stats_align.fused(
+        *(p[i] for p in left), *(_item(p, i) for p in right), c, d, lo, hi, block, n, e
     )
 
 
 def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = (units._batched(q.values() * 2).astype(np.int8) for q in (a, b))
+    left, right = (_batched(q.values() * 2).astype(np.int8) for q in (a, b))
     right = np.ascontiguousarray(right.transpose(0, 2, 1))
     scale_a, fraction_a = units._scale_planes(a, transposed=False)
     scale_b, fraction_b = units._scale_planes(b, transposed=True)
-    return lambda i, c, d, lo, hi, n, e: kernels.scaled_fp4(
-        left[i], units._item(right, i), *(p[i] for p in scale_a),
-        *(units._item(p, i) for p in scale_b), fraction_a + fraction_b, c, d, lo, hi,
+    return lambda i, c, d, lo, hi, n, e: stats_align.scaled_fp4(
+        left[i], _item(right, i), *(p[i] for p in scale_a),
+        *(_item(p, i) for p in scale_b), fraction_a + fraction_b, c, d, lo, hi,
         rule.align_bits, n, e,
     )  # fmt: skip
 
 
 def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = units._batched(a.values()), units._batched(b.values()).transpose(0, 2, 1)
+    left, right = _batched(a.values()), _batched(b.values()).transpose(0, 2, 1)
     parts = 4 if np.float64 in (left.dtype, right.dtype) else 1
     if parts == 4:  # wide integers: four float32 products for each k
         high_a, high_b = left.astype(np.float32), right.astype(np.float32)
@@ -287,7 +321,7 @@ def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
         codes = np.empty(c.shape, np.uint32)
         for k in range(0, depth, group):
             rows = np.ascontiguousarray(left[i][:, k : k + group])
-            columns = np.ascontiguousarray(units._item(right, i)[:, k : k + group])
+            columns = np.ascontiguousarray(_item(right, i)[:, k : k + group])
             kernels.exact(
                 rows, columns, acc.view(np.uint32), codes, lo, hi, out.params, exponent, parts, n, e
             )

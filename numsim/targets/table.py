@@ -188,7 +188,9 @@ def get_target(name: str | Path | Target, **changes: Any) -> Target:
             )
         target = TARGETS[name]
     else:
-        raise NumsimError(f"a target is a name, a .toml file or a Target; got {type(name).__name__}")
+        raise NumsimError(
+            f"a target is a name, a .toml file or a Target; got {type(name).__name__}"
+        )
     if "rows" in changes:  # the word of systolic arrays for the length of a column
         changes["promote_every"] = changes.pop("rows")
     return target.changed(**changes) if changes else target

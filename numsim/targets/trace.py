@@ -102,7 +102,7 @@ class Tracer:
             before = after
         self.chains.append(tuple(steps))
         if isinstance(rule, IntSum):
-            return units._wrapped(after, rule.acc_bits)
+            return after.astype(np.int32 if rule.acc_bits <= 32 else np.int64)
         return after if held is out or out.name == "float32" else units.round_to(after, out)
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:

@@ -16,12 +16,13 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
-from numsim.kernels import gemm_fma, gemm_int, scaled_fp4
+from numsim.kernels import gemm_fma, scaled_fp4
 from numsim.kernels import integer as integer_kernel
 from numsim.kernels import mac as mac_kernel
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
 from numsim.targets import fast
+from numsim.targets.fast import as_float64
 from numsim.targets.fast import batched as _batched
 from numsim.targets.fast import kept as _kept
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
@@ -73,12 +74,14 @@ def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
     """Round numbers to the output format (nearest even) in its NumPy type."""
     dtype = _DTYPES.get(out.name, ml_dtypes.bfloat16)
     codes: NDArray[Any] = encode(values, out, overflow="special")
-    return codes.view(dtype)
+    typed: NDArray[Any] = codes.view(dtype)
+    return typed
 
 
 def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
     """Return item i of a batch, or the only one."""
-    return array[min(i, len(array) - 1)]
+    item: NDArray[Any] = array[min(i, len(array) - 1)]
+    return item
 
 
 def _over_rows(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:
@@ -108,12 +111,12 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     flavour = fast.mac_flavour(a.fmt, b.fmt, rule, p, f)
     if flavour is not None:
         shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
-        begin = np.zeros(shape) if c is None else _as_float64(c)
-        return round_to(fast.mac(a, b, begin, rule, p, f, flavour), out)
-    left = _batched(a.values()).astype(np.float64)
+        first = np.zeros(shape) if c is None else as_float64(c)
+        return round_to(fast.mac(a, b, first, rule, p, f, flavour), out)
+    left = as_float64(_batched(a.values()))
     right = _kept(
         b, "columns",
-        lambda: np.ascontiguousarray(_batched(b.values()).transpose(0, 2, 1), np.float64),
+        lambda: np.ascontiguousarray(as_float64(_batched(b.values()).transpose(0, 2, 1))),
     )  # fmt: skip
     if rule.flush:
         left = fast.flushed(left, a.fmt.min_normal)
@@ -121,7 +124,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     batch, m, depth = left.shape
     n = right.shape[1]
     values = np.empty((batch, m, n))
-    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
+    start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     group = rule.group or depth
     _over_rows(
         lambda i, lo, hi: mac_kernel.matmul(
@@ -133,16 +136,18 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     return round_to(values, out)
 
 
-def _as_float64(c: NDArray[Any]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        return c.astype(np.float64)
-
-
 def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exact) -> NDArray[Any]:
     """One rounding of the exact sum, to the output format (with groups: of each group's)."""
     left, right = _batched(a.values()), _batched(b.values())
     if np.float64 in (left.dtype, right.dtype):
         left, right = _halved(left, right)
+    else:
+        bits = fast.sum_bits(a, b)
+        if fast.exact_groups_apply(rule, bits, out):
+            begin = np.zeros((*left.shape[:2], right.shape[-1])) if c is None else as_float64(c)
+            return round_to(fast.exact_groups(a, b, begin, rule, out), out)
+        if rule.group is None and bits <= 53:
+            return round_to(fast.exact_sum(a, b, c), out)
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
@@ -167,8 +172,6 @@ def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDAr
 def _exact(
     left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format
 ) -> NDArray[Any]:
-    if c is None and _sum_fits_float64(left, right):
-        return round_to(gemm_fma.gemm_fma(left.astype(np.float64), right.astype(np.float64)), out)
     batch, m, _ = left.shape
     n = right.shape[-1]
     codes = np.empty((batch, m, n), np.uint32)
@@ -185,27 +188,6 @@ def _exact(
     return codes.astype(out.code_dtype).view(_DTYPES.get(out.name, ml_dtypes.bfloat16))
 
 
-def _sum_fits_float64(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether every partial sum of the products is a multiple of one quantum below 2**53 of it."""
-    bits = a.shape[-1].bit_length()
-    for x in (a, b):
-        if not x.size:
-            return True
-        raw = np.ascontiguousarray(x).view(np.uint32) & np.uint32(0x7FFFFFFF)
-        high = int(raw.max()) >> 23
-        if high == 255:
-            return False
-        nonzero = raw[raw != 0]
-        if not nonzero.size:
-            return True
-        low_bit = (nonzero | np.uint32(0x800000)) & np.uint32(0xFFFFFF)
-        low_bit &= ~low_bit + np.uint32(1)  # lowest set bit of the significand
-        trailing = np.frexp(low_bit.astype(np.float32))[1] - 1
-        low = int(((nonzero >> np.uint32(23)).astype(np.int64) - 23 + trailing).min())
-        bits += high + 1 - low
-    return bool(bits <= 53)
-
-
 def integer(
     a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum, name: str
 ) -> NDArray[Any]:
@@ -218,12 +200,9 @@ def integer(
             f"matmul: {name} adds products of {widest} bits over K = {k} in 63 bits at most; "
             "use narrower operands or ideal.exact"
         )
-    small = left.dtype.itemsize == 1 and right.dtype.itemsize == 1
-    wraps = rule.overflow == "wrap" and rule.pair_bits is None
-    if small and wraps and rule.acc_bits == 32:
-        packed = _kept(b, "int8", lambda: gemm_int.pack_b(right))
-        sums: NDArray[np.int32] = gemm_int.gemm_int8(left, packed)
-        return sums if c is None else _wrapped(sums + c, 32)
+    plan = fast.integer_plan(a, b, c, rule)
+    if plan is not None:
+        return _wrapped(fast.integer(a, b, c, rule, plan), rule.acc_bits)
     batch, m, n = len(left), left.shape[1], right.shape[-1]
     out = np.empty((batch, m, n), np.int64)
     start = np.zeros((batch, m, n), np.int64) if c is None else c
@@ -254,6 +233,8 @@ def integer(
 
 def _wrapped(values: NDArray[Any], bits: int) -> NDArray[Any]:
     """Return values modulo 2**bits as signed integers: int32, or int64 beyond 32 bits."""
+    if bits == 32 and values.dtype == np.int32:
+        return values
     unused = np.int64(64 - bits)
     wrapped = (values.astype(np.int64) << unused) >> unused
     return wrapped.astype(np.int32 if bits <= 32 else np.int64)
@@ -272,7 +253,7 @@ def fused(
         return _store(sums, out) if isinstance(rule, Fused) else round_to(sums, out)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
-    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
+    start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     values = np.empty((batch, m, n))
     _over_rows(
         lambda i, lo, hi: fused_kernel.matmul(
@@ -288,7 +269,7 @@ def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_k
     if isinstance(rule, TwoStage):
         limit = 128 if a.emax == 127 else 0
         return fused_kernel.Block(
-            3, rule.group, rule.align_bits, fraction, False, _NO_LIMIT, rule.streams,
+            3, rule.group, rule.align_bits, fraction, rule.zero_products, _NO_LIMIT, rule.streams,
             rule.sum_bits, limit, 24, -126, 127, 0, 24,
         )  # fmt: skip
     least = _NO_LIMIT if rule.min_exponent is None else rule.min_exponent
@@ -320,13 +301,13 @@ def _classes(fmt: Format) -> NDArray[np.uint8]:
     return np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
 
 
-def planes(q: QTensor, *, transposed: bool) -> tuple[NDArray[Any], ...]:
+def planes(q: QTensor, *, transposed: bool) -> fast.Planes:
     """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K]).
 
     Power-of-two block scales are added to the exponents; a NaN scale makes its block NaN.
     """
 
-    def make() -> tuple[NDArray[Any], ...]:
+    def make() -> fast.Planes:
         codes = _batched(q.codes)
         codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
         f = q.fmt
@@ -346,7 +327,7 @@ def planes(q: QTensor, *, transposed: bool) -> tuple[NDArray[Any], ...]:
             cls[wide == 255] = 2
         return sig, exp, cls
 
-    made: tuple[NDArray[Any], ...] = _kept(q, f"planes{transposed}", make)
+    made: fast.Planes = _kept(q, f"planes{transposed}", make)
     return made
 
 
@@ -364,7 +345,7 @@ def fp4(
     scale_b, fraction_b = _scale_planes(b, transposed=True)
     batch, m, _ = left.shape
     n = right.shape[1]
-    start = np.zeros((batch, m, n)) if c is None else _as_float64(c)
+    start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     values = np.empty((batch, m, n))
     _over_rows(
         lambda i, lo, hi: scaled_fp4.matmul(

@@ -117,9 +117,7 @@ def export_vectors(
 _Words = tuple[str, int, NDArray[np.unsignedinteger[Any]]]
 
 
-def _arrays(
-    a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace
-) -> dict[str, _Words | None]:
+def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[str, _Words | None]:
     integers = isinstance(found.rule, IntSum)
     width = found.bits if integers else 0
     outer = found.rule.outer_bits if isinstance(found.rule, IntSum) else 32

@@ -6,5 +6,9 @@ from numsim.verify.conversion import (
     check_modes,
     formats_to_check,
 )
+from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
-__all__ = ["Check", "check_every_float32", "check_modes", "formats_to_check"]
+__all__ = [
+    "Check", "SiliconRow", "check_every_float32", "check_modes", "check_silicon",
+    "formats_to_check", "golden_folder",
+]  # fmt: skip

@@ -1,0 +1,224 @@
+"""Multiply-accumulates per second on one core, beside float32 BLAS and the installed peers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from numsim.convert import encode
+from numsim.formats import get_format
+from numsim.kernels import jit, simd
+from numsim.quant import QTensor
+from numsim.targets import get_target
+from numsim.targets.ops import matmul
+
+Shape = tuple[int, int, int]
+LARGE: Shape = (512, 512, 2048)
+DECODE: Shape = (1, 4096, 4096)
+
+# what is shown, unit, changes of the unit, formats of a and b
+UNITS: tuple[tuple[str, str, dict[str, Any], str, str], ...] = (
+    ("int8 -> int32", "ideal.int", {}, "int8", "int8"),
+    ("int8, 20-bit saturating", "ideal.int", {"acc_bits": 20, "overflow": "saturate"}, "int8",
+     "int8"),
+    ("u8 x s8, saturating pairs", "x86.vpmaddubsw", {}, "uint8", "int8"),
+    ("Hopper wgmma FP8", "nvidia.hopper.wgmma", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("Ada FP8", "nvidia.ada.mma", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("Blackwell tcgen05 FP8", "nvidia.blackwell.tcgen05", {}, "float8_e4m3fn", "float8_e5m2"),
+    ("Hopper wgmma fp16", "nvidia.hopper.wgmma", {}, "float16", "float16"),
+    ("Ampere bf16", "nvidia.ampere.mma", {}, "bfloat16", "bfloat16"),
+    ("Ampere tf32", "nvidia.ampere.mma", {}, "tfloat32", "tfloat32"),
+    ("Volta fp16", "nvidia.volta.mma", {}, "float16", "float16"),
+    ("CDNA3 FP8", "amd.cdna3.mfma", {}, "float8_e4m3fnuz", "float8_e4m3fnuz"),
+    ("CDNA3 fp16", "amd.cdna3.mfma", {}, "float16", "float16"),
+    ("CDNA2 bf16", "amd.cdna2.mfma", {}, "bfloat16", "bfloat16"),
+    ("float32 chain", "ideal.fp32", {}, "float32", "float32"),
+    ("FP8 to bf16 accumulator", "ideal.mac", {"acc_format": "bfloat16"}, "float8_e4m3fn",
+     "float8_e4m3fn"),
+    ("fp16 product, fp16 sum", "ideal.mac", {"acc_format": "float16", "fused": False},
+     "float16", "float16"),
+    ("exact sum of FP8", "ideal.exact", {}, "float8_e4m3fn", "float8_e4m3fn"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MatmulTiming:
+    """The speed of one library at one kind of matrix product.
+
+    Parameters
+    ----------
+    task
+        What is multiplied, on which unit.
+    library
+        Who multiplies; ``portable``: numsim without AVX-512.
+    shape
+        M, N, K.
+    rate
+        Billion multiply-accumulates a second, median of the repetitions; packing of the left
+        operand counts, that of the right one (once per weight) does not.
+    of_blas
+        The rate divided by that of NumPy's float32 product of the large shape, on one thread.
+    """
+
+    task: str
+    library: str
+    shape: Shape
+    rate: float
+    of_blas: float
+
+
+def bench_matmul(
+    *, shape: Shape = LARGE, decode: Shape | None = DECODE, repeats: int = 5, portable: bool = True
+) -> list[MatmulTiming]:
+    """Time matrix products of all kinds of units, in one run and on one thread.
+
+    Parameters
+    ----------
+    shape
+        M, N, K of the large product.
+    decode
+        M, N, K of a product with few rows; None: none.
+    repeats
+        Calls of which the median counts, after one that does not.
+    portable
+        Time the kernels without AVX-512 too, where the machine has it.
+
+    Returns
+    -------
+    One `MatmulTiming` for each unit, path and shape, and for each peer that is installed.
+
+    Examples
+    --------
+    >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, repeats=1, portable=False)
+    >>> rows[0].task, rows[0].library
+    ('float32', 'NumPy BLAS')
+    """
+    blas = _blas_rate(shape, repeats)
+    rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas, 1.0)]
+    paths = [("numsim", simd.enabled())]
+    if portable and simd.enabled():
+        paths.append(("portable", False))
+    with jit.using_threads(1):
+        for task, library, size, rate in _peers(shape, repeats):
+            rows.append(MatmulTiming(task, library, size, rate, rate / blas))
+        for task, unit, changes, left, right in UNITS:
+            target = get_target(unit, **changes)
+            for size in (shape, *([decode] if decode else [])):
+                a, b = _operand(size[0], size[2], left, 0), _operand(size[2], size[1], right, 1)
+
+                def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
+                    return matmul(QTensor(a.codes, a.fmt), b, target=target)
+
+                for library, wide in paths if size == shape else paths[:1]:
+                    with simd.force(wide):
+                        rate = _rate(call, size, repeats)
+                    rows.append(MatmulTiming(task, library, size, rate, rate / blas))
+    return rows
+
+
+def print_matmul(rows: list[MatmulTiming]) -> None:
+    """Print timings as a table, peers first."""
+    table = Table(title="matrix products, one core, median, right operand packed once")
+    for column in ("task", "library", "M x N x K"):
+        table.add_column(column, no_wrap=True)
+    for column in ("GMAC/s", "/ BLAS", "/ large"):
+        table.add_column(column, justify="right", no_wrap=True)
+    large = {(row.task, row.library): row for row in reversed(rows)}
+    for row in rows:
+        first = large[row.task, row.library]
+        share = "" if first is row else f"{row.rate / first.rate:.0%}"
+        table.add_row(
+            row.task, row.library, "x".join(map(str, row.shape)), f"{row.rate:,.2f}",
+            f"{row.of_blas:.3f}", share,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for (task, peer), row in large.items():
+        if (task, "numsim") in large and not peer.startswith(("numsim", "portable")):
+            ratio = large[task, "numsim"].rate / row.rate
+            console.print(f"{task}: numsim is {ratio:,.2f} x {peer}")
+
+
+def _operand(rows: int, columns: int, name: str, seed: int) -> QTensor:
+    rng, fmt = np.random.default_rng(seed), get_format(name)
+    if fmt.kind == "integer":
+        info = np.iinfo(fmt.code_dtype)
+        codes = rng.integers(info.min, info.max, (rows, columns), fmt.code_dtype, endpoint=True)
+        return QTensor(codes, fmt)
+    values = rng.standard_normal((rows, columns), np.float32)
+    return QTensor(encode(values, fmt), fmt)
+
+
+def _blas_rate(shape: Shape, repeats: int) -> float:
+    """Time NumPy's product in a process of its own, whose BLAS starts with one thread."""
+    m, n, k = shape
+    program = (
+        "import numpy as np, time\n"
+        f"a = np.ones(({m}, {k}), np.float32); b = np.ones(({k}, {n}), np.float32); a @ b\n"
+        "s = []\n"
+        f"for _ in range({repeats}):\n"
+        "    t = time.perf_counter(); a @ b; s.append(time.perf_counter() - t)\n"
+        "print(np.median(s))"
+    )
+    one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "VECLIB", "BLIS")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | one, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return m * n * k / float(done.stdout) / 1e9
+
+
+def _peers(shape: Shape, repeats: int) -> Iterator[tuple[str, str, Shape, float]]:
+    torch, mmaemu = _installed("torch"), _installed("mmaemu")
+    if torch is None:
+        return
+    torch.set_num_threads(1)
+    m, n, k = shape
+    if m > 16:  # _int_mm takes more than 16 rows
+        a, b = (torch.from_numpy(_operand(*s, "int8", 0).codes) for s in ((m, k), (k, n)))
+        yield (
+            "int8 -> int32",
+            "torch _int_mm",
+            shape,
+            _rate(lambda: torch._int_mm(a, b), shape, repeats),
+        )
+    if mmaemu is not None:
+        small = min(m, 64), min(n, 64), min(k, 1024)
+        fp8: list[NDArray[Any]] = [
+            _operand(rows, small[2], "float8_e4m3fn", i).codes for i, rows in enumerate(small[:2])
+        ]
+        x, y = (torch.from_numpy(codes).view(torch.float8_e4m3fn) for codes in fp8)
+        for task, profile in (("Hopper wgmma FP8", "hopper"), ("Ada FP8", "ada")):
+
+            def call(profile: str = profile) -> object:
+                return mmaemu.accumulate(x, y, use_fast_accum=True, profile=profile, splitk=1)
+
+            yield task, "mmaemu", small, _rate(call, small, repeats)
+
+
+def _installed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _rate(call: Callable[[], object], shape: Shape, repeats: int) -> float:
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return float(np.prod(shape)) / float(np.median(seconds)) / 1e9

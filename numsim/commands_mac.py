@@ -1,0 +1,183 @@
+"""Commands about matrix units: targets, explain mma, verify silicon. Parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from numsim.errors import NumsimError
+from numsim.targets import Target, get_target, list_targets
+from numsim.targets.explain import explain_mma, rule_words
+from numsim.targets.types import CLASSES
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    app.command()(targets)
+
+
+def targets(
+    name: Annotated[
+        str | None, typer.Argument(help="Show one unit in full: a name or a .toml file.")
+    ] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print the unit as TOML, to edit.")] = False,
+) -> None:
+    """List the matrix units, or everything about one of them."""
+    if name is None:
+        if toml:
+            raise NumsimError("targets: --toml prints one unit; got no NAME; try targets ideal.mac")
+        _print(_targets_table())
+        return
+    unit = get_target(name)
+    typer.echo(unit.to_toml() if toml else target_text(unit), nl=not toml)
+
+
+def target_text(unit: Target) -> str:
+    """Return everything about a unit as text.
+
+    Examples
+    --------
+    >>> print(target_text(get_target("arm.fdot_fp8")))
+    arm.fdot_fp8
+      maturity       document
+      evidence       four products and the accumulator, one rounding
+      source         Arm Architecture Reference Manual, A1.5 and instruction pages
+      fp8            Exact(group=4, flush=False)
+                     float8_e4m3fn, float8_e5m2
+    """
+    rows = [("maturity", unit.maturity), ("evidence", unit.evidence), ("source", unit.source)]
+    rows += _chain_words(unit)
+    for kind, rule in unit.rules:
+        operands = kind.removeprefix("mx:").partition("->")[0]
+        rows.append((kind, rule_words(rule)))
+        if operands in CLASSES:
+            scaled = ", with block scales inside the unit" if kind.startswith("mx:") else ""
+            rows.append(("", ", ".join(CLASSES[operands]) + scaled))
+    return "\n".join([unit.name, *(f"  {key:<14} {value}".rstrip() for key, value in rows)])
+
+
+def _chain_words(unit: Target) -> list[tuple[str, str]]:
+    """Return the fields about whole dot products that say something."""
+    rows = []
+    if unit.promote_every is not None:
+        rows.append(("promote_every", str(unit.promote_every)))
+    if unit.split_k > 1:
+        rows.append(("split_k", f"{unit.split_k} {unit.split_order}, tiles of {unit.split_tile}"))
+    return rows
+
+
+def _targets_table() -> Table:
+    table = Table(title="matrix units (targets NAME: one in full; a .toml file is a unit too)")
+    for column in ("name", "operands", "rule", "maturity", "evidence"):
+        table.add_column(column, no_wrap=column in ("name", "maturity"))
+    for name in list_targets():
+        unit = get_target(name)
+        words: dict[str, list[str]] = {}
+        for kind, rule in unit.rules:
+            words.setdefault(rule_words(rule, short=True), []).append(kind)
+        chain = "; ".join(f"{key} {value}" for key, value in _chain_words(unit))
+        for i, (rule_text, kinds) in enumerate(words.items()):
+            first = i == 0
+            table.add_row(
+                name if first else "", " ".join(kinds),
+                rule_text + (f"; {chain}" if chain else ""), unit.maturity if first else "",
+                unit.evidence if first else "", end_section=i == len(words) - 1,
+            )  # fmt: skip
+    return table
+
+
+def print_mma(
+    target: str | None, values: str | None, c: float | None, formats: str | None, out: str | None
+) -> None:
+    """Print a worked dot product; the command ``explain mma``."""
+    if target is None:
+        raise NumsimError("explain mma: give the unit with --target; numsim targets lists them")
+    names = tuple(n.strip() for n in formats.split(",")) if formats else (None,)
+    if len(names) > 2:
+        raise NumsimError(f"explain mma: --formats is one format, or two: A,B; got {formats!r}")
+    both = (names[0], names[1]) if len(names) == 2 else names[0]
+    typer.echo(
+        explain_mma(
+            target, values=None if values is None else read_values(values), c=c,
+            formats=both, out_format=out,
+        )
+    )  # fmt: skip
+
+
+def read_values(text: str) -> list[tuple[float, float]]:
+    """Read pairs written as products: ``1.5*2, -3*0.25``.
+
+    Raises
+    ------
+    NumsimError
+        For text of another form.
+
+    Examples
+    --------
+    >>> read_values("1.5*2, -3*0.25")
+    [(1.5, 2.0), (-3.0, 0.25)]
+    """
+    pairs = []
+    for part in text.split(","):
+        try:
+            a, b = (float(v) for v in part.split("*"))
+        except ValueError:
+            raise NumsimError(
+                f"explain mma: --values are products a*b with commas between; got "
+                f"{part.strip()!r}; "
+                'as in "1.5*2, -3*0.25"'
+            ) from None
+        pairs.append((a, b))
+    return pairs
+
+
+def print_silicon(only: str) -> None:
+    """Print how recordings and models were reproduced; the command ``verify silicon``."""
+    from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
+
+    folder = golden_folder()
+    table = Table(title=f"recordings in {_short(folder)}, bit for bit")
+    columns = ("file", "unit", "rows", "equal", "undecided", "equal here", "equal, other choice")
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+    rows: list[SiliconRow] = []
+    notes: dict[str, None] = {}
+    for row in check_silicon(folder, only=only):
+        rows.append(row)
+        open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
+        table.add_row(
+            row.file, row.unit, f"{row.rows:,}", f"{row.equal:,}{'' if row.ok else '  FAIL'}",
+            *(str(n) if row.undecided else "" for n in open_ones),
+        )  # fmt: skip
+        if row.note:
+            notes[f"{row.unit}: {row.note}"] = None
+    _print(table)
+    failed = [row for row in rows if not row.ok]
+    for row in failed:
+        typer.echo(f"FAIL {row.file} {row.unit}: first {row.first}")
+    if notes:
+        typer.echo("Undecided: two models differ and no recording decides; both can be chosen.")
+        for note in notes:
+            typer.echo(f"  {note}")
+        typer.echo(
+            "  min_exponent: models limit the largest exponent at -126, -132 or not; none decides"
+        )
+    equal, total = sum(r.equal for r in rows), sum(r.rows for r in rows)
+    typer.echo(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")
+    if failed:
+        sys.exit(1)
+
+
+def _short(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -1,0 +1,131 @@
+"""What a run is given, checked before any computation: tokens, masks, segments, taps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from numsim.errors import NumsimError, near_names
+from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_shapes
+from numsim.models.blocks import Bools, Ints
+
+
+def token_ids(tokens: ArrayLike, what: str, limit: int) -> Ints:
+    """Return ids [B, T] below `limit`, or say what is wrong with `what`."""
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
+        raise NumsimError(
+            f"run: {what} must be a non-empty integer array [T] or [B, T]; got {ids.dtype} "
+            f"{list(ids.shape)}; encode the text with the tokenizer of the model"
+        )
+    outside = (ids < 0) | (ids >= limit)
+    if outside.any():
+        raise NumsimError(
+            f"run: {what} must be below the vocabulary of {limit}; got "
+            f"{ids[outside][0]} ({np.count_nonzero(outside)} such); use the model's tokenizer"
+        )
+    return np.atleast_2d(ids).astype(np.int64)
+
+
+def segment_ids(arch: Arch, given: ArrayLike | None, shape: tuple[int, ...]) -> Ints | None:
+    """Return segments [B, T], None for a family without."""
+    if not arch.token_types:
+        if given is not None:
+            raise NumsimError(
+                f"run: token_type_ids must be left out for {arch.family}, which has none; "
+                f"got an array of shape {np.shape(given)}"
+            )
+        return None
+    if given is None:
+        return np.zeros(shape, np.int64)
+    types = token_ids(given, "token_type_ids", arch.token_types)
+    if types.shape != shape:
+        raise NumsimError(
+            f"run: token_type_ids must have the shape of tokens {list(shape)}; got "
+            f"{list(types.shape)}; give a segment for each token"
+        )
+    return types
+
+
+def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
+    """Return the decoder's ids [B, T], None for a family without a decoder of its own."""
+    if (given is not None) != bool(arch.decoder_layers):
+        rule = "given for" if given is None else "left out for"
+        kind = "an encoder-decoder" if given is None else "which has no decoder of its own"
+        raise NumsimError(
+            f"run: decoder_tokens must be {rule} {arch.family}, {kind}; got "
+            f"{'none' if given is None else f'an array of shape {np.shape(given)}'}"
+        )
+    if given is None:
+        return None
+    ids = token_ids(given, "decoder_tokens", arch.vocab)
+    if len(ids) != batch:
+        raise NumsimError(
+            f"run: decoder_tokens must have a row for each row of tokens; got {len(ids)} for "
+            f"{batch}; pair them"
+        )
+    return ids
+
+
+def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
+    """Return the names of the tensors that globs ask for."""
+    globs = (taps,) if isinstance(taps, str) else tuple(taps)
+    if not globs:
+        return set()
+    known = tap_names(arch)
+    names: set[str] = set()
+    for glob in globs:
+        found = [name for name in known if fnmatchcase(name, glob)]
+        if not found:
+            raise NumsimError(
+                f"run: every tap must match a tensor; {glob!r} matches none"
+                f"{near_names(glob, known)}; names end in .in, .out, .operand or .rows"
+            )
+        names.update(found)
+    return names
+
+
+def tap_names(arch: Arch) -> list[str]:
+    """Return the names of all tensors a run can keep.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> from numsim.models import load_model
+    >>> tap_names(load_model(bundled_model_dir()).arch)[:2]
+    ['embed.out', 'layers.0.q_proj.in']
+    """
+    known = ["embed.out"]
+    for name in gemm_names(arch):
+        known += [f"{name}.in", f"{name}.out"]
+        if name.endswith(("qk", "pv")):
+            known.append(f"{name}.operand")
+    known += [
+        f"{name.removesuffix('.weight')}.out"
+        for name in tensor_shapes(arch)
+        if name.endswith("norm.weight")
+    ]
+    for stack in stacks(arch):
+        for i in range(stack.layers):
+            layer = f"{stack.prefix}layers.{i}"
+            parts = ("attn.out", "cross.out", "mlp.out", "out")
+            known += [f"{layer}.{part}" for part in parts if stack.cross or part != "cross.out"]
+            if arch.moe is not None and has_experts(arch, i):
+                known += [f"{layer}.experts.{e}.rows" for e in range(arch.moe.experts)]
+    return known
+
+
+def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
+    """Return a mask [B, T], None where all tokens count."""
+    if mask is None:
+        return None
+    values = np.atleast_2d(np.asarray(mask))
+    if values.shape != shape or not np.isin(values, (0, 1)).all():
+        raise NumsimError(
+            f"run: attention_mask must hold 0 or 1 for each token {list(shape)}; got shape "
+            f"{list(values.shape)}, values {np.unique(values)[:4]}; 1 keeps a token"
+        )
+    return values.astype(np.bool_)

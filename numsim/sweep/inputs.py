@@ -1,0 +1,164 @@
+"""What a sweep feeds a network: windows of a text, halves of them, or sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import NumsimError
+from numsim.models import Arch, Model, Recipe, Run
+from numsim.models.text import TextTools
+from numsim.sweep.spec import SweepSpec
+
+SHORTEST = 150  # characters of a paragraph that counts as a sentence of its own
+
+
+class Inputs(NamedTuple):
+    """Token ids of all windows or sentences."""
+
+    tokens: NDArray[np.int64]  # [count, length]: what is scored, or the sentences
+    keep: NDArray[np.bool_] | None = None  # [count, length], of sentences
+    source: NDArray[np.int64] | None = None  # [count, length'], of an encoder-decoder
+
+    def run(self, model: Model, part: slice, recipe: Recipe | None, taps: list[str]) -> Run:
+        """Run the rows of `part`; sentences are cut to the longest of them."""
+        tokens = self.tokens[part]
+        if self.keep is not None:
+            keep = self.keep[part]
+            longest = int(keep.sum(axis=1).max())
+            return model.run(
+                tokens[:, :longest], recipe, attention_mask=keep[:, :longest], taps=taps
+            )
+        if self.source is not None:
+            return model.run(self.source[part], recipe, decoder_tokens=tokens, taps=taps)
+        return model.run(tokens, recipe, taps=taps)
+
+    def embeddings(self, run: Run, part: slice) -> NDArray[np.float64]:
+        """Return the mean last hidden state of the kept tokens, one unit vector a sentence."""
+        states = run.hidden_states[-1].astype(np.float64)  # [B, T, H]
+        if self.keep is None:
+            raise NumsimError("sweep: only sentences have embeddings; give an encoder")
+        keep = self.keep[part][:, : states.shape[1], None]  # [B, T, 1]
+        mean = (states * keep).sum(axis=1) / keep.sum(axis=1)
+        unit: NDArray[np.float64] = mean / np.sqrt((mean * mean).sum(axis=1, keepdims=True))
+        return unit
+
+
+def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: str) -> Inputs:
+    """Cut a text as the network needs it.
+
+    Decoders get windows without overlap, each begun by the begin-of-text token. Of an
+    encoder-decoder the encoder reads the first half of a window and the decoder is scored on the
+    second. Encoders get sentences: see `sentences`.
+
+    Raises
+    ------
+    NumsimError
+        The text gives nothing to run, or the model has no begin-of-text token.
+    """
+    if not arch.head:
+        return sentences(tools, spec, text)
+    tokens = windows(tools, spec, text)
+    if not arch.decoder_layers:
+        return Inputs(tokens)
+    half = tokens.shape[1] // 2
+    if half < 1 or tokens.shape[1] - half < 1:
+        raise NumsimError("sweep: an encoder-decoder needs windows of 3 tokens; give more text")
+    scored = np.concatenate([tokens[:, :1], tokens[:, 1 + half :]], axis=1)
+    return Inputs(scored, source=tokens[:, 1 : 1 + half])
+
+
+def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
+    """Cut a text into windows [count, window], each begun by the begin-of-text token.
+
+    Raises
+    ------
+    NumsimError
+        Where the text gives no token, or the model has no begin-of-text token.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> from numsim.models.text import load_text_tools
+    >>> tools = load_text_tools(bundled_model_dir())
+    >>> windows(tools, SweepSpec(window=4), "one two three four").shape
+    (2, 4)
+    """
+    ids = tools.ids(text)
+    if spec.limit_tokens is not None:
+        ids = ids[: spec.limit_tokens]
+    if not ids.size:
+        raise NumsimError("sweep: the text gives no tokens; give a text with some words in it")
+    if tools.begin is None:
+        raise NumsimError(
+            "sweep: config.json names no bos_token_id, which begins every window; add it"
+        )
+    length = min(spec.window, tools.max_positions or spec.window)
+    body = min(length - 1, ids.size)
+    count = ids.size // body
+    cut = ids[: count * body].reshape(count, body)
+    return np.concatenate([np.full((count, 1), tools.begin, np.int64), cut], axis=1)
+
+
+def sentences(tools: TextTools, spec: SweepSpec, text: str) -> Inputs:
+    """Tokenise the paragraphs of a text, with special tokens, padded to the longest.
+
+    Paragraphs end at an empty line and count from 150 characters on; each is cut to the window,
+    the longest sequence of the model and the length its tokenizer truncates to. `limit_tokens`
+    keeps whole paragraphs, at least one.
+
+    Raises
+    ------
+    NumsimError
+        No paragraph is long enough.
+    """
+    paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
+    rows: list[list[int]] = []
+    total = 0
+    longest = min(spec.window, tools.max_positions or spec.window)
+    for paragraph in paragraphs:
+        if len(paragraph) < SHORTEST:
+            continue
+        ids = tools.sentence(paragraph, longest)
+        if rows and spec.limit_tokens is not None and total + len(ids) > spec.limit_tokens:
+            break
+        total += len(ids)
+        rows.append(ids)
+    if not rows:
+        raise NumsimError(
+            f"sweep: an encoder needs a paragraph of {SHORTEST} characters or more; the text has "
+            "none; give another text"
+        )
+    shape = (len(rows), max(map(len, rows)))
+    tokens, keep = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    for i, ids in enumerate(rows):
+        tokens[i, : len(ids)], keep[i, : len(ids)] = ids, True
+    return Inputs(tokens, keep)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return (layer, operator) of a matrix product of a layer.
+
+    >>> split_name("layers.3.experts.1.up_proj"), split_name("encoder.layers.0.q_proj")
+    (('3', 'experts.1.up_proj'), ('encoder.0', 'q_proj'))
+    """
+    stack, _, rest = name.partition("layers.")
+    number, _, op = rest.partition(".")
+    return stack + number, op
+
+
+def same_rows(
+    reference: dict[str, NDArray[Any]], taps: dict[str, NDArray[Any]], name: str
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return a product's output in both runs; of an expert, for the tokens both sent to it."""
+    want, got = reference[f"{name}.out"], taps.get(f"{name}.out")
+    if got is None:
+        return None
+    if ".experts." not in name:
+        return want, got
+    rows = f"{name.rpartition('.')[0]}.rows"
+    _, i, j = np.intersect1d(reference[rows], taps[rows], return_indices=True)
+    return (want[i], got[j]) if len(i) else None

@@ -1,0 +1,285 @@
+"""One step of each kind of unit in words; the numbers are exact fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor, frexp
+
+import numpy as np
+
+from numsim.convert import cast
+from numsim.formats import Format
+from numsim.quant import QTensor
+from numsim.targets.trace import Step, Trace
+from numsim.targets.types import Exact, Fused, IntSum, Mac, ScaledFp4, TwoStage
+
+
+@dataclass(frozen=True)
+class Addend:
+    """A finite addend: its name, value, and the power of two at which hardware places it."""
+
+    name: str
+    value: Fraction
+    exponent: int
+
+
+def lines(found: Trace, step: Step) -> Iterator[str]:
+    """Explain one step.
+
+    Examples
+    --------
+    >>> from numsim.targets.trace import trace
+    >>> found = trace(QTensor.from_codes([[2]], "int8"), QTensor.from_codes([[3]], "int8"),
+    ...               "ideal.int")
+    >>> list(lines(found, found.chains[0][0]))[-1]
+    'sum 6, with the accumulator 6'
+    """
+    rule = found.rule
+    if isinstance(rule, IntSum):
+        yield from _integer(rule, step)
+        return
+    x, y = _row(step.a), _row(step.b)
+    before = float(step.before.item())
+    terms = [p for p, q in zip(x, y, strict=True)] + y + [before]
+    if not np.isfinite(terms).all():
+        yield from _table(["k", "a", "b", "product"], _products(step, x, y))
+        yield "NaN or Inf among the operands: the IEEE 754 value of the whole sum"
+        return
+    if isinstance(rule, Exact):
+        yield from _table(["k", "a", "b", "product"], _products(step, x, y))
+        total = sum(
+            (Fraction(p) * Fraction(q) for p, q in zip(x, y, strict=True)), Fraction(before)
+        )
+        yield f"exact sum {show(total)}, rounded once to nearest even"
+    elif isinstance(rule, Mac):
+        yield from _mac(rule, step, x, y, before)
+    elif isinstance(rule, ScaledFp4):
+        yield from _runs(rule, step, x, y, before)
+    else:
+        yield from _aligned(found, rule, step, x, y, before)
+
+
+def show(value: Fraction | float) -> str:
+    """Return a number in at most 12 significant digits.
+
+    Examples
+    --------
+    >>> show(Fraction(1, 3)), show(Fraction(4)), show(-0.0)
+    ('0.333333333333', '4', '-0')
+    """
+    return f"{float(value):.12g}"
+
+
+def aligned(addends: list[Addend], place: int, bits: int) -> tuple[list[Fraction], list[list[str]]]:
+    """Cut addends toward zero to `bits` fraction bits below 2**place; return them and table rows.
+
+    Examples
+    --------
+    >>> aligned([Addend("0", Fraction(3, 4), -1)], 3, 3)
+    ([Fraction(0, 1)], [['0', '-1', '4', '0', '0.75']])
+    """
+    unit = Fraction(2) ** (place - bits)
+    kept, rows = [], []
+    for addend in addends:
+        whole = floor(abs(addend.value) / unit) * unit
+        kept.append(whole if addend.value >= 0 else -whole)
+        lost = addend.value - kept[-1]
+        rows.append(
+            [addend.name, str(addend.exponent), str(place - addend.exponent), show(kept[-1]),
+             show(lost) if lost else "-"]
+        )  # fmt: skip
+    return kept, rows
+
+
+def _row(q: QTensor) -> list[float]:
+    return [float(v) for v in q.values().ravel()]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        yield ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip()
+
+
+def _products(step: Step, x: list[float], y: list[float]) -> list[list[str]]:
+    return [
+        [str(k), show(p), show(q), show(p * q)]
+        for k, p, q in zip(step.positions, x, y, strict=True)
+    ]
+
+
+def _integer(rule: IntSum, step: Step) -> Iterator[str]:
+    a, b = step.a.codes.ravel().tolist(), step.b.codes.ravel().tolist()
+    products = [p * q for p, q in zip(a, b, strict=True)]
+    rows = [[str(v) for v in row] for row in zip(step.positions, a, b, products, strict=True)]
+    yield from _table(["k", "a", "b", "product"], rows)
+    if rule.pair_bits is not None:
+        top = 1 << (rule.pair_bits - 1)
+        pairs = [sum(products[i : i + 2]) for i in range(0, len(products), 2)]
+        products = [min(max(pair, -top), top - 1) for pair in pairs]
+        for pair, clamped in zip(pairs, products, strict=True):
+            cut = f", saturates to {clamped}" if clamped != pair else ""
+            yield f"pair {pair} in {rule.pair_bits} bits{cut}"
+    total, before = sum(products), int(step.before.item())
+    after = int(step.after.item())
+    word = {"wrap": "wraps modulo", "saturate": "saturates in"}.get(rule.overflow, "")
+    end = f", {word} {rule.acc_bits} bits" if after != before + total else ""
+    yield f"sum {total}, with the accumulator {before + total}{end}"
+
+
+def _mac(rule: Mac, step: Step, x: list[float], y: list[float], before: float) -> Iterator[str]:
+    rounded = rule.product_format or ("" if rule.fused else rule.acc_format)
+    yield from _table(["k", "a", "b", "product"], _products(step, x, y))
+    if rule.flush:
+        yield "subnormal operands and results become zero"
+    if rounded:
+        yield f"products rounded to {rounded} ({rule.rounding})"
+    after = float(step.after.item())
+    if len(x) == 1 and not rounded:
+        total = Fraction(x[0]) * Fraction(y[0]) + Fraction(before)
+        lost = f", off by {show(Fraction(after) - total)}" if np.isfinite(after) else ""
+        yield f"sum {show(total)}, rounded to {rule.acc_format} ({rule.rounding}){lost}"
+    else:
+        how = {
+            "sequential": "added to the accumulator",
+            "odd_first": "added to the accumulator, odd k first",
+            "tree": "added pairwise, then the accumulator",
+            "two_chains": "even and odd k in two chains from zero, their sum, then the accumulator",
+        }[rule.order]
+        yield f"{how}; every sum rounded to {rule.acc_format} ({rule.rounding})"
+
+
+def _aligned(
+    found: Trace, rule: Fused | TwoStage, step: Step, x: list[float], y: list[float], before: float
+) -> Iterator[str]:
+    out = found.d.dtype
+    zeros = rule.zero_products
+    scale = _block_exponents(step)
+    placed = []
+    for i, (p, q) in enumerate(zip(x, y, strict=True)):
+        e = _exponent(p, step.a.fmt) + _exponent(q, step.b.fmt) + scale[i]
+        value = Fraction(p) * Fraction(q) * Fraction(2) ** scale[i]
+        placed.append(Addend(f"k {step.positions[i]}: {show(p)} * {show(q)}", value, e))
+    emin = -14 if out == np.float16 else -126
+    held = (
+        Addend("accumulator", Fraction(before), max(_floor_log2(before), emin)) if before else None
+    )
+    if isinstance(rule, TwoStage):
+        yield from _two_stages(rule, placed, held)
+        return
+    groups = [placed]
+    if rule.accumulator == "halves":
+        groups = [placed[i::4] + placed[i + 1 :: 4] for i in (0, 2)]
+        groups = [sorted(g, key=placed.index) for g in groups]
+    joins = held if rule.accumulator == "joins" else None
+    how = f", truncated to {rule.keep_bits} bits of fraction"
+    if out == np.float16:
+        how = ", rounded to float16"
+    for group in groups:
+        here = [t for t in group if t.value or zeros] + ([joins] if joins else [])
+        total = yield from _one_alignment(rule.align_bits, here, rule.min_exponent)
+        yield f"sum {show(total)}{how}"
+        half = float(cast(np.float64(float(total)), "float16", overflow="special"))
+        joins = None
+        if half and np.isfinite(half):
+            joins = Addend("first half", Fraction(half), max(_floor_log2(half), emin))
+    if rule.accumulator != "joins":
+        yield f"then added to the accumulator {show(before)} in {out}, nearest even"
+
+
+def _one_alignment(
+    bits: int, addends: list[Addend], least: int | None = None
+) -> Generator[str, None, Fraction]:
+    """Explain one alignment; return the sum of what is kept."""
+    if not addends:
+        yield "no nonzero addend"
+        return Fraction(0)
+    place = max(t.exponent for t in addends)
+    if least is not None:
+        place = max(place, least)
+    kept, rows = aligned(addends, place, bits)
+    yield f"largest exponent {place}: multiples of 2^{place - bits} are kept"
+    yield from _table(["addend", "exponent", "shift", "kept", "cut"], rows)
+    return sum(kept, Fraction(0))
+
+
+def _two_stages(rule: TwoStage, placed: list[Addend], held: Addend | None) -> Iterator[str]:
+    zeros = rule.zero_products
+    nonzero = [t for t in placed if t.value or zeros]
+    streams = [placed[i :: rule.streams] for i in range(rule.streams)]
+    place = max((t.exponent for t in nonzero), default=None)
+    total = Fraction(0)
+    for i, stream in enumerate(streams):
+        if rule.streams == 2:
+            yield f"{('even', 'odd')[i]} k"
+        part = yield from _one_alignment(rule.align_bits, [t for t in stream if t.value or zeros])
+        if place is not None:
+            unit = Fraction(2) ** (place - rule.align_bits)
+            total += floor(part / unit) * unit
+    yield f"sum of the products {show(total)}"
+    second = max(
+        [e for e in (place, held.exponent if held else None) if e is not None], default=None
+    )
+    if second is None:
+        return
+    unit = Fraction(2) ** (second - rule.sum_bits)
+    whole = floor(total / unit) * unit
+    if held and not (rule.streams == 2 and held.exponent < second - rule.align_bits - 1):
+        unit = Fraction(2) ** (second - rule.align_bits)
+        whole += floor(held.value / unit) * unit
+    yield (
+        f"with the accumulator, floored below 2^{second} to {rule.sum_bits} and "
+        f"{rule.align_bits} bits: {show(whole)}, rounded to nearest even"
+    )
+
+
+def _runs(
+    rule: ScaledFp4, step: Step, x: list[float], y: list[float], before: float
+) -> Iterator[str]:
+    scale_a, scale_b = (_element_scales(q, len(x)) for q in (step.a, step.b))
+    addends = []
+    for i in range(0, len(x), 16):
+        pairs = zip(x[i : i + 16], y[i : i + 16], strict=True)
+        run = sum((Fraction(p) * Fraction(q) for p, q in pairs), Fraction(0))
+        sa, sb = abs(scale_a[i]), abs(scale_b[i])
+        if not np.isfinite([sa, sb]).all():
+            yield "a NaN scale makes the result NaN"
+            return
+        e = sum(
+            max(_floor_log2(s), q.scale_format.emin) if q.scale_format is not None else 0
+            for s, q in ((sa, step.a), (sb, step.b))
+        )
+        span = f"k {step.positions[i]} to {step.positions[min(i + 15, len(x) - 1)]}"
+        name = f"{span}: {show(run)} * {show(sa)} * {show(sb)}"
+        addends.append(Addend(name, run * Fraction(sa) * Fraction(sb), e))
+    if before:
+        addends.append(Addend("accumulator", Fraction(before), max(_floor_log2(before), -126)))
+    total = yield from _one_alignment(rule.align_bits, addends)
+    yield f"sum {show(total)}, truncated to 23 bits of fraction"
+
+
+def _element_scales(q: QTensor, count: int) -> list[float]:
+    scale = q.element_scale()
+    return [1.0] * count if scale is None else [float(v) for v in scale.ravel()]
+
+
+def _block_exponents(step: Step) -> list[int]:
+    """Return the exponents of power-of-two scales inside the unit, for every k."""
+    both = [0] * step.a.shape[-1]
+    for q in (step.a, step.b):
+        if q.scale_codes is not None:
+            both = [
+                n + _floor_log2(s) for n, s in zip(both, _element_scales(q, len(both)), strict=True)
+            ]
+    return both
+
+
+def _floor_log2(value: float) -> int:
+    return frexp(value)[1] - 1
+
+
+def _exponent(value: float, fmt: Format) -> int:
+    """Return the exponent that hardware reads: a subnormal (or zero) has the smallest one."""
+    return max(_floor_log2(value), fmt.emin) if value else fmt.emin

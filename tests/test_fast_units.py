@@ -1,0 +1,359 @@
+"""The vector paths of the units against the generic scalar kernels, bit for bit."""
+
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+import pytest
+
+from numsim.convert import cast, encode
+from numsim.formats import get_format
+from numsim.kernels import simd
+from numsim.quant import QTensor
+from numsim.targets import fast, get_target
+from numsim.targets.ops import matmul
+from numsim.targets.types import CLASSES
+
+PATHS = [True, False] if simd.HAVE_AVX512_VNNI else [False]
+SHAPES = [(1, 1, 1), (3, 70, 18), (6, 33, 16), (9, 129, 5)]
+
+
+@pytest.fixture(params=PATHS, ids=lambda wide: "wide" if wide else "narrow")
+def path(request):
+    with simd.force(request.param):
+        yield request.param
+
+
+@contextmanager
+def generic():
+    """Only the scalar kernels inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "fp8_applies", lambda *_: False)
+        patch.setattr(fast, "align_applies", lambda *_: False)
+        patch.setattr(fast, "mac_flavour", lambda *_: None)
+        patch.setattr(fast, "integer_plan", lambda *_: None)
+        patch.setattr(fast, "exact_groups_apply", lambda *_: False)
+        patch.setattr(fast, "sum_bits", lambda *_: 99)
+        yield
+
+
+@contextmanager
+def counted(*names):
+    """Count calls of functions of `fast`."""
+    calls = dict.fromkeys(names, 0)
+    originals = {name: getattr(fast, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+
+            def spy(*args, name=name, inner=originals[name]):
+                calls[name] += 1
+                return inner(*args)
+
+            patch.setattr(fast, name, spy)
+        yield calls
+
+
+def floats(rng, shape, name, kind):
+    """Random tensors: `normal`, `codes` (all finite codes alike), `sparse`, `wild` exponents."""
+    fmt = get_format(name)
+    if kind == "codes":
+        codes = rng.integers(0, 1 << fmt.bits, shape).astype(fmt.code_dtype)
+        codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
+        return QTensor.from_codes(codes, name)
+    values = rng.standard_normal(shape).astype(np.float32)
+    if kind == "wild":
+        values *= np.float32(2.0) ** rng.integers(-40, 41, shape).astype(np.float32)
+    if kind == "sparse":
+        values[rng.random(shape) < 0.8] = 0
+    return QTensor.from_codes(encode(values, fmt), name)
+
+
+def accumulator(rng, shape, dtype, spread=40):
+    c = rng.standard_normal(shape) * 2.0 ** rng.integers(-spread, spread + 1, shape)
+    c[rng.random(shape) < 0.2] = 0
+    with np.errstate(over="ignore"):
+        return c.astype(dtype)
+
+
+def bits(x):
+    return x.view(np.uint32 if x.itemsize == 4 else np.uint16 if x.itemsize == 2 else np.uint64)
+
+
+def same(a, b, unit, c=None, out=None):
+    got = matmul(a, b, target=unit, c=c, out_format=out)
+    with generic():
+        want = matmul(a, b, target=unit, c=c, out_format=out)
+    assert got.dtype == want.dtype
+    np.testing.assert_array_equal(bits(got), bits(want), err_msg=f"{unit} {a.fmt.name} {out}")
+
+
+def cancelled(a, b):
+    """Make the second half of K the negative of the first."""
+    half = a.shape[-1] // 2
+    x, y = a.codes.copy(), b.codes.copy()
+    x[..., half : 2 * half] = x[..., :half] ^ x.dtype.type(1 << (a.fmt.bits - 1))
+    y[half : 2 * half] = y[:half]
+    return QTensor.from_codes(x, a.fmt), QTensor.from_codes(y, b.fmt)
+
+
+FUSED = [
+    ("nvidia.volta.mma", "float16"),
+    ("nvidia.ampere.mma", "bfloat16"),
+    ("nvidia.ampere.mma", "tfloat32"),
+    ("nvidia.ada.mma", "float8_e4m3fn"),
+    ("nvidia.hopper.wgmma", "float8_e5m2"),
+    ("nvidia.hopper.wgmma", "float16"),
+    ("nvidia.hopper.mma", "float8_e4m3fn"),
+    ("nvidia.blackwell.tcgen05", "float8_e5m2"),
+    ("amd.cdna3.mfma", "float16"),
+    ("amd.cdna3.mfma", "bfloat16"),
+    ("amd.cdna3.mfma", "float8_e4m3fnuz"),
+    ("amd.cdna3.mfma", "float8_e5m2fnuz"),
+]
+
+
+@pytest.mark.parametrize(("unit", "name"), FUSED)
+@pytest.mark.parametrize("kind", ["normal", "codes", "sparse", "wild"])
+def test_aligning_units(path, unit, name, kind):
+    rng = np.random.default_rng(len(unit) + len(kind))
+    outs = [None, "float16"] if unit.startswith("nvidia") else [None]
+    for m, k, n in SHAPES:
+        a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+        for out in outs:
+            same(a, b, unit, out=out)
+            same(a, b, unit, accumulator(rng, (m, n), out or "float32"), out)
+    same(*cancelled(a, b), unit)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("float8_e4m3fn", {"group": 2}),
+        ("float8_e4m3fn", {"group": 5}),
+        ("float8_e4m3fn", {"group": 24}),
+        ("float8_e4m3fn", {"group": 64, "align_bits": 25, "keep_bits": 23}),
+        ("float8_e5m2", {"group": 12, "align_bits": 7, "keep_bits": 5}),
+        ("float8_e5m2", {"group": 6, "accumulator": "halves", "align_bits": 20}),
+        ("float8_e5m2", {"group": 7, "accumulator": "late", "keep_bits": 9}),
+        ("bfloat16", {"group": 3, "align_bits": 1}),
+        ("bfloat16", {"zero_products": True}),
+        ("bfloat16", {"min_exponent": -132}),
+        ("tfloat32", {"min_exponent": 3, "zero_products": True}),
+        ("float16", {"align_bits": 30}),
+    ],
+    ids=str,
+)
+def test_units_that_an_architect_draws(path, name, changes):
+    rng = np.random.default_rng(1)
+    unit = get_target("nvidia.hopper.wgmma", **changes)
+    for kind in ("normal", "codes", "sparse"):
+        a, b = floats(rng, (5, 77), name, kind), floats(rng, (77, 19), name, kind)
+        c = accumulator(rng, (5, 19), np.float32, 130)
+        same(a, b, unit)
+        same(a, b, unit, c)
+        same(a, b, unit, out="float16")
+
+
+@pytest.mark.parametrize("unit", ["nvidia.hopper.wgmma", "nvidia.hopper.mma", "amd.cdna3.mfma"])
+def test_aligning_extremes(path, unit):
+    rng = np.random.default_rng(2)
+    for name in ("float16", "bfloat16"):
+        if get_target(unit).rule("bf16") is None:
+            continue
+        a, b = floats(rng, (4, 40), name, "normal"), floats(rng, (40, 20), name, "normal")
+        wild = [np.inf, -np.inf, np.nan, -np.nan, 3e38, -3e38, 1e-45, -1e-40, -0.0]
+        c = rng.choice(wild, (4, 20))
+        same(a, b, unit, c.astype(np.float32))
+        big = encode(np.full((40, 20), 1e38, np.float32), name, overflow="saturate")
+        same(a, QTensor.from_codes(big, name), unit, c.astype(np.float32))
+        small = encode(np.full((40, 20), 1e-38, np.float32), name)
+        same(a, QTensor.from_codes(small, name), unit)
+        special = a.codes.copy()
+        special[0, 3] = encode(np.float32(np.inf), name, overflow="special")
+        special[1, 5] = encode(np.float32(np.nan), name, overflow="special")
+        same(QTensor.from_codes(special, name), b, unit)
+
+
+def test_block_scales_inside_the_unit(path):
+    rng = np.random.default_rng(3)
+    made = []
+    for shape, axis in (((5, 96), -1), ((96, 17), -2)):
+        codes = floats(rng, shape, "float8_e4m3fn", "codes").codes
+        scale_shape = (shape[0], 3) if axis == -1 else (3, shape[1])
+        for low, high in ((90, 160), (0, 255)):
+            scales = rng.integers(low, high, scale_shape).astype(np.uint8)
+            made.append(
+                QTensor.from_codes(
+                    codes, "float8_e4m3fn", scale_codes=scales, scale_format="float8_e8m0fnu",
+                    block=32, axis=axis,
+                )
+            )  # fmt: skip
+    for i in range(2):
+        with counted("align") as calls:
+            same(made[i], made[2 + i], "nvidia.blackwell.tcgen05")
+        assert calls["align"] == 1
+
+
+MACS = [
+    ({"acc_format": "float16"}, "float8_e4m3fn"),
+    ({"acc_format": "bfloat16"}, "float8_e5m2"),
+    ({"acc_format": "float16", "fused": False}, "float16"),
+    ({"acc_format": "float_e5m6"}, "float32"),
+    ({"acc_format": "float_e8m9", "product_format": "bfloat16"}, "bfloat16"),
+    ({"acc_format": "float_e4m3", "flush": True}, "float4_e2m1fn"),
+    ({"acc_format": "float32", "flush": True}, "float32"),
+    ({"acc_format": "float_e8m13", "order": "odd_first"}, "float16"),
+    ({"fused": False, "order": "tree", "group": 2}, "float32"),
+    ({"fused": False, "order": "tree", "group": 4, "flush": True}, "bfloat16"),
+    ({"acc_format": "float16", "fused": False, "order": "tree", "group": 4}, "float8_e5m2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), MACS, ids=str)
+def test_multiply_adds(path, changes, name):
+    rng = np.random.default_rng(4)
+    unit = get_target("ideal.mac", **changes)
+    fmt = get_format(changes.get("acc_format", "float32"))
+    for m, k, n in SHAPES:
+        for kind in ("normal", "codes", "wild"):
+            a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+            c = cast(accumulator(rng, (m, n), np.float32, 140), fmt, overflow="special")
+            with counted("mac") as calls:
+                same(a, b, unit)
+                same(a, b, unit, c)
+            assert calls["mac"] == 2
+    every = rng.integers(0, 1 << get_format(name).bits, (m, k), dtype=np.uint64)
+    a = QTensor.from_codes(every.astype(get_format(name).code_dtype), name)  # NaN and Inf too
+    same(a, b, unit, c)
+
+
+@pytest.mark.parametrize("rounding", ["rna", "rtz", "rup", "rdn", "rto"])
+def test_other_roundings_stay_scalar(rounding):
+    unit = get_target("ideal.mac", acc_format="float16", rounding=rounding)
+    rng = np.random.default_rng(5)
+    with counted("mac") as calls:
+        matmul(*(floats(rng, (3, 3), "float16", "normal") for _ in "ab"), target=unit)
+    assert calls["mac"] == 0
+
+
+def integers(rng, shape, name, extreme):
+    fmt = get_format(name)
+    low = -(1 << (fmt.bits - 1)) if fmt.signed else 0
+    codes = rng.integers(low, low + (1 << fmt.bits), shape)
+    codes[rng.random(shape) < extreme] = low if extreme > 0.5 else low + (1 << fmt.bits) - 1
+    return QTensor.from_codes(codes.astype(fmt.code_dtype), name)
+
+
+INTEGERS = [
+    *(
+        ("ideal.int", {"acc_bits": bits, "overflow": overflow, "group": group}, "int8", "int8")
+        for bits in (8, 15, 16, 24, 31, 32, 40, 64)
+        for overflow in ("wrap", "saturate")
+        for group in (1, 3)
+    ),
+    ("ideal.int", {"acc_bits": 20, "overflow": "saturate"}, "uint8", "uint4"),
+    ("ideal.int", {"acc_bits": 24, "overflow": "saturate"}, "int12", "int8"),
+    ("ideal.int", {"acc_bits": 40}, "int16", "int16"),
+    ("ideal.int", {"acc_bits": 32}, "int16", "int16"),
+    ("ideal.int", {"acc_bits": 32, "overflow": "saturate"}, "int16", "int16"),
+    ("ideal.int", {"pair_bits": 10, "group": 2, "acc_bits": 20}, "int8", "int8"),
+    ("ideal.int", {"pair_bits": 10, "group": 3}, "int8", "int8"),
+    ("ideal.int", {"pair_bits": 10, "group": 2, "overflow": "saturate"}, "int8", "int8"),
+    ("x86.vpdpbusds", {}, "uint8", "int8"),
+    ("x86.vpmaddubsw", {}, "uint8", "int8"),
+    ("x86.vpdpwssd", {}, "int16", "int16"),
+    ("x86.vpdpwssds", {}, "int16", "int16"),
+]
+
+
+@pytest.mark.parametrize(("unit", "changes", "left", "right"), INTEGERS, ids=str)
+def test_integer_units(path, unit, changes, left, right):
+    rng = np.random.default_rng(6)
+    target = get_target(unit, **changes)
+    most = 1 << (target.rules[0][1].acc_bits - 1)
+    for m, k, n in SHAPES:
+        for extreme in (0.0, 0.3, 0.9):
+            a, b = integers(rng, (2, m, k), left, extreme), integers(rng, (k, n), right, extreme)
+            same(a, b, target)
+            for low, high in ((-most, most - 1), (-most, -most + 1), (most - 2, most - 1)):
+                same(a, b, target, rng.integers(low, high, (2, m, n), endpoint=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "right", "plan"),
+    [
+        ({"acc_bits": 24}, "int8", "int8", "int8"),
+        ({"acc_bits": 32, "overflow": "saturate"}, "int8", "int8", "int8"),
+        ({"acc_bits": 32, "overflow": "raise"}, "int8", "uint8", "int8"),
+        ({"acc_bits": 20, "overflow": "saturate"}, "int8", "int8", "clamp"),
+        ({"acc_bits": 48, "overflow": "saturate"}, "int16", "int16", "float64"),
+        ({"acc_bits": 32, "overflow": "saturate"}, "int16", "int12", "full"),
+        ({"pair_bits": 12, "group": 4}, "int8", "int8", "pairs"),
+        ({"acc_bits": 16, "overflow": "raise"}, "int8", "int8", None),
+    ],
+)
+def test_integer_plans(changes, left, right, plan):
+    rng = np.random.default_rng(7)
+    rule = get_target("ideal.int", **changes).rule("integer")
+    a, b = integers(rng, (3, 100), left, 0.1), integers(rng, (100, 3), right, 0.1)
+    assert fast.integer_plan(a, b, None, rule) == plan
+
+
+@pytest.mark.parametrize("group", [None, 1, 3, 4, 8])
+def test_exact_sums(path, group):
+    rng = np.random.default_rng(8)
+    unit = get_target("ideal.exact", group=group)
+    for name in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "bfloat16", "int8"):
+        if name == "int8":
+            a, b = integers(rng, (4, 37), name, 0.0), integers(rng, (37, 11), name, 0.0)
+        else:
+            a, b = floats(rng, (4, 37), name, "normal"), floats(rng, (37, 11), name, "normal")
+        for out in (None, "float16", "bfloat16"):
+            same(a, b, unit, out=out)
+            c = accumulator(rng, (4, 11), np.float32, 140)
+            c = cast(c, out or "float32", overflow="special")
+            c[0, :3] = np.inf, -np.inf, np.nan
+            dtype = matmul(a, b, target=unit, out_format=out).dtype
+            same(a, b, unit, c.astype(dtype), out)
+    same(*cancelled(*(floats(rng, s, "float8_e4m3fn", "codes") for s in ((3, 36), (36, 5)))), unit)
+
+
+def test_every_operand_class_of_every_gpu_takes_a_fast_path():
+    rng = np.random.default_rng(9)
+    names = ("fp8", "fp8_fnuz", "fp16", "bf16", "tf32")
+    for unit in ("ampere.mma", "ada.mma", "hopper.wgmma", "hopper.mma", "blackwell.tcgen05"):
+        for kind in names:
+            if get_target(f"nvidia.{unit}").rule(kind) is None:
+                continue
+            a, b = (floats(rng, (8, 8), CLASSES[kind][0], "normal") for _ in "ab")
+            with counted("fp8", "align") as calls:
+                matmul(a, b, target=f"nvidia.{unit}")
+            assert sum(calls.values()) == 1
+
+
+def test_threads_and_paths_do_not_change_bits():
+    def everything():
+        rng = np.random.default_rng(10)
+        x, y = (floats(rng, s, "float8_e4m3fn", "normal") for s in ((40, 200), (200, 70)))
+        i, j = (integers(rng, s, "int8", 0.1) for s in ((40, 200), (200, 70)))
+        u, v = (floats(rng, s, "float8_e4m3fnuz", "normal") for s in ((2, 40, 200), (2, 200, 70)))
+        return [
+            matmul(x, y, target="nvidia.ada.mma"),
+            matmul(x, y, target="nvidia.blackwell.tcgen05"),
+            matmul(u, v, target="amd.cdna3.mfma"),
+            matmul(x, y, target=get_target("ideal.mac", acc_format="bfloat16")),
+            matmul(i, j, target=get_target("ideal.int", acc_bits=16, overflow="saturate")),
+            matmul(QTensor.from_codes(i.codes.T.copy().T, "int8"), j, target="ideal.int"),
+        ]
+
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        with simd.force(False):
+            want = everything()
+        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            for got, expected in zip(everything(), want, strict=True):
+                np.testing.assert_array_equal(bits(got), bits(expected))
+    finally:
+        numba.set_num_threads(before)

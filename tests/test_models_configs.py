@@ -1,0 +1,208 @@
+"""Configs and tensors of every family: what must be refused, and how published ones vary."""
+
+import json
+import pathlib
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models import load_model
+from numsim.models.families import FAMILIES
+
+ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
+NAMES = sorted(FAMILIES)
+
+
+def checkpoint(folder, family, rename=None, extra=None, drop=(), spelling="config.json", **changes):
+    """Write an oracle checkpoint with changed config keys, tensor names and tensors."""
+    config = json.loads((ORACLE / family / spelling).read_text()) | changes
+    config = {k: v for k, v in config.items() if v != "absent"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(ORACLE / family / "model.safetensors")
+    tensors = {rename(k) if rename else k: v for k, v in tensors.items() if k not in drop}
+    save_file(tensors | (extra or {}), folder / "model.safetensors")
+    return folder
+
+
+def run(model, family):
+    ids = np.arange(22).reshape(2, 11) * 5 % 96
+    given = {"decoder_tokens": ids[:, :4]} if family == "t5" else {}
+    return model.run(ids, **given).hidden_states[-1]
+
+
+def test_there_is_an_oracle_for_every_family():
+    assert sorted(p.name for p in ORACLE.iterdir()) == NAMES
+    assert len(NAMES) == 14
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_keys_and_tensors_nobody_knows_are_refused(tmp_path, family):
+    sizes = ("vocab_size", "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer")
+    for spelling in ("config.json", "config_v4.json"):
+        with pytest.raises(NumsimError, match="unknown: zzz_scale"):
+            load_model(checkpoint(tmp_path, family, spelling=spelling, zzz_scale=2.0))
+        with pytest.raises(UnsupportedError, match="architectures"):
+            load_model(checkpoint(tmp_path, family, architectures=["QuantizedForCausalLM"]))
+        with pytest.raises(UnsupportedError, match="add_cross_attention"):
+            load_model(checkpoint(tmp_path, family, add_cross_attention=True))
+        config = json.loads((ORACLE / family / spelling).read_text())
+        for key in set(sizes) & set(config):
+            with pytest.raises(NumsimError, match=f"{key} is required"):
+                load_model(checkpoint(tmp_path, family, spelling=spelling, **{key: None}))
+            with pytest.raises(NumsimError, match=f"{key} must be of type int"):
+                load_model(checkpoint(tmp_path, family, spelling=spelling, **{key: "8"}))
+    stored = load_file(ORACLE / family / "model.safetensors")
+    first = sorted(stored)[0]
+    with pytest.raises(NumsimError, match=r"1 problem:\n  surplus extra\.weight"):
+        load_model(checkpoint(tmp_path, family, extra={"extra.weight": np.zeros(3, np.float32)}))
+    matrix = next(k for k, v in stored.items() if v.ndim == 2 and ("layer" in k or ".h." in k))
+    with pytest.raises(NumsimError, match=r"problems?:\n  missing "):
+        load_model(checkpoint(tmp_path, family, drop=[matrix]))
+    bad = stored[first].copy()
+    bad.reshape(-1)[0] = np.nan
+    with pytest.raises(NumsimError, match="1 NaN or Inf"):
+        load_model(checkpoint(tmp_path, family, extra={first: bad}))
+    with pytest.raises(NumsimError, match=r"has shape .*, expected"):
+        load_model(checkpoint(tmp_path, family, extra={first: np.zeros((3, 3), np.float32)}))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("family", NAMES)
+def test_stored_types(tmp_path, family, dtype):
+    stored = load_file(ORACLE / family / "model.safetensors")
+    half = {k: v.astype(dtype) for k, v in stored.items()}
+    got = run(load_model(checkpoint(tmp_path, family, extra=half)), family)
+    wide = {k: v.astype(np.float32) for k, v in half.items()}
+    want = run(load_model(checkpoint(tmp_path, family, extra=wide)), family)
+    assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "match"),
+    [
+        ("llama", {"num_key_value_heads": 4}, "multiple of num_key_value_heads"),
+        ("llama", {"rope_parameters": {"rope_theta": 5.0, "rope_type": "linear"}}, "factor is req"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "short": 1}}, "short"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "'default' as beside it"),
+        ("llama", {"rope_theta": 5.0}, "5.0 as beside it"),
+        ("llama", {"rope_parameters": {"rope_type": ["x"]}}, "rope_type"),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 1.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            "below high_freq_factor",
+        ),
+        ("mistral", {"sliding_window": 0}, "above 0"),
+        ("mistral", {"layer_types": ["full_attention"]}, "2 words"),
+        ("mistral", {"layer_types": ["full_attention", "chunked_attention"]}, "2 words"),
+        (
+            "qwen2",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "a number where a layer slides",
+        ),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"hidden_activation": "geglu"}, "the activation must be one of"),
+        ("phi", {"rope_parameters": {"partial_rotary_factor": 0.3}}, "even number"),
+        ("gpt_neox", {"rotary_pct": 0.5}, "as beside it"),
+        ("mixtral", {"num_experts_per_tok": 5}, "at most 4"),
+        ("deepseek_v3", {"n_group": 3}, "divisor of 8 experts"),
+        ("deepseek_v3", {"topk_group": 5}, "at most 4 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "at most 4"),
+        ("deepseek_v3", {"qk_head_dim": 21}, "qk_head_dim must be 20"),
+        ("deepseek_v3", {"head_dim": 20}, "head_dim must be 8"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("t5", {"feed_forward_proj": "gated-gated-gelu"}, "gated-ACTIVATION"),
+        ("t5", {"feed_forward_proj": "gated-gelu"}, "is_gated_act must be True"),
+        ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu'"),
+        ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
+        ("gpt2", {"n_head": 5}, "multiple of num_attention_heads"),
+        ("opt", {"word_embed_proj_dim": 24}, "project_in"),
+    ],
+)
+def test_contradictions(tmp_path, family, changes, match):
+    with pytest.raises(NumsimError, match=match):
+        load_model(checkpoint(tmp_path, family, **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "old", "new", "extra"),
+    [
+        ("gpt2", "transformer.", "", {"h.0.attn.bias": (1, 1, 32, 32), "h.1.attn.masked_bias": ()}),
+        ("bert", "", "bert.", {"cls.predictions.bias": (96,)}),
+        ("opt", "model.decoder.", "decoder.", {}),
+        ("gpt_neox", "", "", {"gpt_neox.layers.0.attention.bias": (1, 1, 64, 64)}),
+        ("llama", "", "", {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}),
+        ("deepseek_v3", "", "", {"model.layers.2.eh_proj.weight": (40, 80)}),
+        (
+            "t5", "", "",
+            {
+                "encoder.embed_tokens.weight": (96, 36), "decoder.embed_tokens.weight": (96, 36),
+                "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (8, 4),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_published_names_vary(tmp_path, family, old, new, extra):
+    """Prefixes come and go; buffers and copies that nothing needs are left aside."""
+    spare = {k: np.zeros(s, np.float32) for k, s in extra.items()}
+    if family == "bert":
+        spare["bert.embeddings.position_ids"] = np.arange(32)[None]
+    folder = checkpoint(tmp_path, family, lambda k: new + k.removeprefix(old), spare)
+    assert np.array_equal(run(load_model(folder), family), run(load_model(ORACLE / family), family))
+
+
+def test_an_encoder_without_pooler(tmp_path):
+    folder = checkpoint(tmp_path, "bert", drop=["pooler.dense.weight", "pooler.dense.bias"])
+    model = load_model(folder)
+    assert "pooler" not in model.gemm_names()
+    assert model.run([1, 2]).pooled is None
+    with pytest.raises(NumsimError, match=r"missing pooler\.dense\.bias"):
+        load_model(checkpoint(tmp_path, "bert", drop=["pooler.dense.bias"]))
+
+
+def test_published_spellings(tmp_path):
+    """Keys of hub checkpoints that the oracles do not have."""
+    for family, changes in (
+        ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),  # means the tanh form
+        ("gemma", {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"}),
+        ("gpt2", {"n_ctx": 32, "task_specific_params": {}}),
+        ("deepseek_v3", {"scoring_func": "sigmoid", "moe_layer_freq": 1, "ep_size": 1}),
+        ("t5", {"n_positions": 512, "scale_decoder_outputs": "absent", "dense_act_fn": "absent"}),
+        ("qwen2", {"use_mrope": False, "sliding_window": 4, "layer_types": "absent"}),
+        ("phi", {"hidden_act": "gelu_pytorch_tanh"}),
+    ):
+        got = run(load_model(checkpoint(tmp_path, family, **changes)), family)
+        assert np.array_equal(got, run(load_model(ORACLE / family), family))
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_less_memory_gives_the_same_bits(family):
+    """Weights are converted anew for each layer where the cache holds next to nothing."""
+    small = load_model(ORACLE / family, cache_bytes=1)
+    assert np.array_equal(run(small, family), run(load_model(ORACLE / family), family))
+    assert len(small.cache.items) == 1
+
+
+def test_pickles_and_foreign_shards_are_refused(tmp_path):
+    shutil.copy(ORACLE / "gpt2" / "config.json", tmp_path)
+    (tmp_path / "model.pt").write_bytes(b"x")
+    with pytest.raises(NumsimError, match="safe_serialization"):
+        load_model(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    index = {"weight_map": {"transformer.wte.weight": "../../etc/model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(NumsimError, match="its own folder"):
+        load_model(tmp_path)
