@@ -348,3 +348,19 @@ def test_every_k_is_in_one_chain():
     )
     ks = np.concatenate([k for part in chains.chain_positions(300, unit) for k in part])
     assert sorted(ks.tolist()) == list(range(300))
+
+
+def test_groups_of_wide_integers():
+    """`ideal.exact` rounds after every group of k, also where an operand is two float32 numbers."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-(2**31), 2**31, (2, 12))
+    a, b = ns.QTensor.from_codes(x[None], "int32"), ns.QTensor.from_codes(y[:, None], "int32")
+    want = Fraction(0)
+    for k in range(0, 12, 4):
+        want += sum(int(p) * int(q) for p, q in zip(x[k : k + 4], y[k : k + 4], strict=True))
+        bits = max(abs(int(want)).bit_length() - 24, 0)
+        want = Fraction(round(want / 2**bits) * 2**bits)
+    unit = ns.get_target("ideal.exact", group=4)
+    d, found = ns.matmul(a, b, target=unit, stats=True)
+    assert d[0, 0] == want
+    assert found.steps == 3

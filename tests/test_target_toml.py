@@ -112,3 +112,17 @@ def test_a_group_that_a_unit_must_have_is_not_none():
     for name in ("nvidia.hopper.wgmma", "ideal.int"):
         with pytest.raises(ns.NumsimError, match="group is 1 to"):
             ns.get_target(name, group=None)
+
+
+def test_a_sweep_takes_a_unit_from_a_file(tmp_path):
+    path = tmp_path / "unit.toml"
+    path.write_text(
+        ns.get_target("ideal.int").to_toml().replace("ideal.int", "my.unit"), encoding="utf-8"
+    )
+    rows = ns.sweep(
+        {"targets": (str(path), "ideal.int"), "formats": ("int8",), "limit_tokens": 40,
+         "granularities": ("per_tensor",)}
+    )  # fmt: skip
+    whole = rows[rows["layer"] == "all"]
+    assert list(whole["target"]) == [str(path), "ideal.int"]
+    assert whole["perplexity"].nunique() == 1

@@ -82,11 +82,11 @@ def split_fp8(bits: np.uint32, emin: int) -> tuple[np.int32, np.int32, np.int32]
     """
     field = np.int32((bits >> np.uint32(23)) & np.uint32(255))
     sign = np.int32(bits >> np.uint32(31))
-    if field == 0:
-        return np.int32(0), np.int32(_ZERO_EXPONENT), sign
     exponent: np.int32 = max(field - np.int32(127), np.int32(emin))
     cut = np.int32(20) + exponent - (field - np.int32(127))
     significand = np.int32((bits & np.uint32(0x7FFFFF)) | np.uint32(0x800000))
+    if field == 0:
+        significand, exponent = np.int32(0), np.int32(_ZERO_EXPONENT)
     return significand >> min(cut, np.int32(31)), exponent, sign
 
 
@@ -101,24 +101,25 @@ def _pack(
     biased; signs are `one` and `one` - 2.
     """
     lines, depth = source.shape
-    width = planes.shape[3]
+    pairs, width = planes.shape[1], planes.shape[3]
+    flat = planes.reshape(-1)
+    plane = 2 * width
+    if lines % width or padded != group or depth % group:  # zeros where there is nothing
+        planes[start:stop, :, 0] = 0
+        planes[start:stop, :, 1] = _ZERO_EXPONENT + bias
+        planes[start:stop, :, 2] = one
     for panel in range(start, stop):
         first = panel * width
-        for block in range(2 * planes.shape[1] // padded):
-            for line in range(first, first + width):
-                for place in range(padded):
-                    k = block * group + place
-                    significand, exponent, sign = (
-                        np.int32(0),
-                        np.int32(_ZERO_EXPONENT),
-                        np.int32(0),
-                    )
-                    if line < lines and k < depth and place < group:
-                        significand, exponent, sign = split_fp8(source[line, k], emin)
-                    pair, at, odd = (block * padded + place) >> 1, line - first, place & 1
-                    planes[panel, pair, 0, at, odd] = significand << np.int32(shift)
-                    planes[panel, pair, 1, at, odd] = exponent + bias
-                    planes[panel, pair, 2, at, odd] = one - 2 * sign
+        for block in range(2 * pairs // padded):
+            k0 = block * group
+            to = (panel * pairs + block * padded // 2) * 3 * plane
+            for line in range(first, min(first + width, lines)):
+                for place in range(min(group, depth - k0)):
+                    significand, exponent, sign = split_fp8(source[line, k0 + place], emin)
+                    at = to + (place >> 1) * 3 * plane + 2 * (line - first) + (place & 1)
+                    flat[at] = significand << np.int32(shift)
+                    flat[at + plane] = exponent + bias
+                    flat[at + 2 * plane] = one - 2 * sign
 
 
 @cache

@@ -210,7 +210,8 @@ def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Cas
             result += [
                 Case(
                     model, text, text_hash, name if named else fmt.name, granularity,
-                    get_target(target).name, spec.limit_tokens, spec.window, spec.batch, spec.seed,
+                    target if target.endswith(".toml") else get_target(target).name,
+                    spec.limit_tokens, spec.window, spec.batch, spec.seed,
                 )
                 for target in taken
             ]  # fmt: skip

@@ -139,9 +139,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
 def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exact) -> NDArray[Any]:
     """One rounding of the exact sum, to the output format (with groups: of each group's)."""
     left, right = _batched(a.values()), _batched(b.values())
-    if np.float64 in (left.dtype, right.dtype):
-        left, right = _halved(left, right)
-    else:
+    if np.float64 not in (left.dtype, right.dtype):
         bits = fast.sum_bits(a, b)
         if fast.exact_groups_apply(rule, bits, out):
             begin = np.zeros((*left.shape[:2], right.shape[-1])) if c is None else as_float64(c)
@@ -172,6 +170,8 @@ def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDAr
 def _exact(
     left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format
 ) -> NDArray[Any]:
+    if np.float64 in (left.dtype, right.dtype):  # integers that float32 does not hold
+        left, right = _halved(left, right)
     batch, m, _ = left.shape
     n = right.shape[-1]
     codes = np.empty((batch, m, n), np.uint32)
