@@ -143,6 +143,7 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
             f"{row.of_blas:.3f}", share,
         )  # fmt: skip
     console = Console()
+    console.width = max(console.width, 90)
     console.print(table)
     for (task, peer), row in large.items():
         if (task, "numsim") in large and not peer.startswith(("numsim", "portable")):
