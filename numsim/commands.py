@@ -145,13 +145,16 @@ def verify(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="What to time: cast.")] = "cast",
+    what: Annotated[str, typer.Argument(help="What to time: cast or matmul.")] = "cast",
 ) -> None:
     """Time numsim beside the installed peers; ratios are of one run on one machine."""
-    from numsim.bench import bench_cast
+    from numsim.bench import bench_cast, bench_matmul, print_matmul
 
-    if what != "cast":
-        raise NumsimError(f"bench: cast is what can be timed; got {what!r}; try numsim bench cast")
+    if what not in ("cast", "matmul"):
+        raise NumsimError(f"bench: cast and matmul can be timed; got {what!r}")
+    if what == "matmul":
+        print_matmul(bench_matmul())
+        return
     table = Table(title="conversions, one core, median; 'x2': two threads")
     for column, justify in (
         ("task", "left"), ("library", "left"), ("million/s", "right"), ("of copy bound", "right"),

@@ -112,7 +112,7 @@ def test_formats_command(tmp_path):
         ("cast", "nan", "--to", "int8"),
         ("explain", "fp9"),
         ("verify", "--formats", "nf4"),
-        ("bench", "matmul"),
+        ("bench", "matmull"),
     ],
     ids=" ".join,
 )

@@ -95,9 +95,9 @@ def rule_words(rule: Rule, *, short: bool = False) -> str:
 
     Examples
     --------
-    >>> from numsim.targets.types import Exact
-    >>> rule_words(Exact(group=4)), rule_words(Exact(group=4), short=True)
-    ('Exact(group=4, flush=False)', 'Exact(group=4)')
+    >>> from numsim.targets.types import TwoStage
+    >>> rule_words(TwoStage(8), short=True)
+    'TwoStage(group=8)'
     """
     given = [(f, getattr(rule, f.name)) for f in fields(rule)]
     inner = ", ".join(

@@ -221,7 +221,7 @@ def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.floa
 
 def exact_groups_apply(rule: Exact, bits: int, out: Format) -> bool:
     """Whether sums of groups are exact in float64, and rounded to an IEEE format."""
-    return rule.group in (1, 2, 4, 8) and bits <= 53 and not rule.flush and out.inf == "ieee"
+    return rule.group in (1, 2, 4, 8) and bits <= 53 and out.inf == "ieee"
 
 
 def exact_groups(

@@ -18,11 +18,9 @@ class Exact:
     """Products and the accumulator are added exactly and rounded once (nearest even).
 
     `group`: products in one such sum, which the next one takes as its accumulator; None: all.
-    `flush`: subnormal inputs and results become zero.
     """
 
     group: int | None = None
-    flush: bool = False
 
 
 @dataclass(frozen=True)
