@@ -32,6 +32,13 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
+    except KeyboardInterrupt:
+        typer.echo("numsim: interrupted", err=True)
+        sys.exit(130)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"numsim: {error.strerror or error}{where}", err=True)
+        sys.exit(2)
 
 
 def _version(value: bool) -> None:
@@ -87,6 +94,7 @@ def sweep(
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""
     from numsim.screen import sweep_progress, sweep_table
+    from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
     from numsim.sweep.spec import read_fields
 
@@ -98,18 +106,26 @@ def sweep(
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))
+    failed: list[str] = []
     try:
         with sweep_progress() as progress:
             rows = run_sweep(fields, progress=progress)
+    except FailedCases as error:
+        rows, failed = error.rows, error.messages
     except KeyboardInterrupt:
         typer.echo(
-            f"numsim: interrupted; the rows computed so far are in {fields['out']}, "
+            f"numsim: interrupted; rows computed so far are in {fields['out']}, "
             "continue with --resume",
             err=True,
         )
         sys.exit(130)
-    sweep_table(rows)
-    typer.echo(f"{len(rows)} rows in {fields['out']}", err=True)
+    if len(rows):
+        sweep_table(rows)
+        typer.echo(f"{len(rows)} rows in {fields['out']}", err=True)
+    for message in failed:
+        typer.echo(f"numsim: case failed: {message}", err=True)
+    if failed:
+        sys.exit(1)
 
 
 @app.command()

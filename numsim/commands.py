@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,9 @@ from numsim.formats import get_format, list_formats
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
-    for command in (formats, cast, explain, verify, bench):
+    for command in (formats, explain, verify, bench):
         app.command()(command)
+    app.command(context_settings={"ignore_unknown_options": True})(cast)  # -0.3 is a number
 
 
 def formats(
@@ -128,7 +130,11 @@ def verify(
     from numsim.verify import check_every_float32, check_modes, formats_to_check
     from numsim.verify.conversion import POLICIES
 
-    names = [n.strip() for n in formats.split(",") if n.strip()] if formats else formats_to_check()
+    names: Sequence[str] = formats_to_check()
+    if formats is not None:
+        names = [n.strip() for n in formats.split(",") if n.strip()]
+    if not names:
+        raise NumsimError(f"verify: --formats is names, comma separated; got {formats!r}")
     failed = False
     for name in names:
         for policy in POLICIES if exhaustive else ("",):

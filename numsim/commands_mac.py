@@ -47,7 +47,7 @@ def target_text(unit: Target) -> str:
       maturity       document
       evidence       four products and the accumulator, one rounding
       source         Arm Architecture Reference Manual, A1.5 and instruction pages
-      fp8            Exact(group=4, flush=False)
+      fp8            Exact(group=4)
                      float8_e4m3fn, float8_e5m2
     """
     rows = [("maturity", unit.maturity), ("evidence", unit.evidence), ("source", unit.source)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, Literal
 
@@ -88,6 +89,12 @@ def encode(
     UnvalidatedWarning
         For the rounding of hardware that no recording confirms.
 
+    Notes
+    -----
+    E8M0 under ``rne`` follows ml_dtypes: ties round up, and everything strictly between 2**-127
+    and 2**-126 rounds up. Posits never give NaR for finite overflow, not under ``special``
+    either: they saturate. Other formats with one bit of precision take ties to the even code.
+
     Source
     ------
     IEEE 754-2019 section 4.3; OCP OFP8 1.0 section 5 (overflow); Salmon et al., SC 2011 (Philox).
@@ -105,7 +112,7 @@ def encode(
     policy = _choice("overflow", overflow, OVERFLOWS)
     if overflow == "wrap":
         _check_wrap(f, values)
-    if sr in STOCHASTIC:
+    if isinstance(sr, str) and sr in STOCHASTIC:
         random_bits, sr = _hardware(f, mode, random_bits, sr)
     bits, variant, supplied = _stochastic(mode, random_bits, sr, seed, offset, random, values)
     plan = Plan(mode, policy, bits, variant, int(seed), int(offset), _nan_code(f, nan))
@@ -228,7 +235,7 @@ def _array(who: str, x: ArrayLike) -> NDArray[Any]:
         )
     try:
         return np.asarray(x)
-    except (ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # whatever the input's own __array__ raises
         raise NumsimError(
             f"{who}: the input makes no array ({error}); pass a NumPy array"
         ) from None
@@ -252,7 +259,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _choice(what: str, value: object, known: tuple[str, ...]) -> int:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         near = near_names(str(value), known)
         raise NumsimError(f"{what} is one of {', '.join(known)}; got {value!r}{near}")
     return known.index(str(value))
@@ -281,15 +288,16 @@ def _hardware(f: Format, mode: int, random_bits: int | None, sr: str) -> tuple[i
     bits = unit.bits_for(f)
     if mode != ROUNDINGS.index("sr"):
         raise NumsimError(f"sr={sr!r} belongs to rounding='sr'; set it, or leave sr out")
-    if random_bits not in (None, bits):
+    if not (random_bits is None or (_is_integer(random_bits) and random_bits == bits)):
         raise NumsimError(
             f"sr={sr!r} adds {bits} random bits for {f.name}; got random_bits={random_bits!r}; "
             f"leave it out, or use sr={unit.variant!r}"
         )
     if not unit.verified:
+        by_cast = sys._getframe(2).f_code is cast.__code__
         warnings.warn(
             f"stochastic rounding {sr}: no recording confirms it; {unit.note}",
-            UnvalidatedWarning, stacklevel=3,
+            UnvalidatedWarning, stacklevel=4 if by_cast else 3,
         )  # fmt: skip
     return bits, unit.variant
 
@@ -330,7 +338,7 @@ def _stochastic(
 
 
 def _nan_code(f: Format, nan: str | None) -> int:
-    if nan is not None and nan not in ("max", "zero"):
+    if nan is not None and not (isinstance(nan, str) and nan in ("max", "zero")):
         raise NumsimError(f"nan is None, 'max' or 'zero'; got {nan!r}")
     if f.kind == "table":
         own = int(np.flatnonzero(np.isnan(f.table))[0]) if f.has_nan else -1

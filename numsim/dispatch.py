@@ -8,7 +8,9 @@ and of the right type are views; of any other array, small copies.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numsim.formats import Format
 from numsim.kernels import codec, fast, fast_decode, jit
+from numsim.kernels.philox import random64
 from numsim.kernels.round import HALF_OFFSET, RNE, SPECIAL, SR, TRUNCATE, WRAP
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
@@ -96,14 +99,14 @@ def _copied(
 
 
 def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:
-    dtype = x.dtype
+    dtype = x.dtype.newbyteorder("=")  # np.dtype(">f8") == np.float64 is False
     if dtype.kind in "iu":
         return np.dtype(np.uint64 if dtype == np.uint64 else np.int64), _from_integers(f, how)
     half = dtype in (np.float16, ml_dtypes.bfloat16)
     if half and how.mode != SR and x.size >= _LOOKUP_FROM:
-        return dtype.newbyteorder("="), _from_half(f, dtype.newbyteorder("="), how)
+        return dtype, _from_half(f, dtype, how)
     if dtype == np.float64:
-        return dtype.newbyteorder("="), _from_table(f, how) or _generic(f, how)
+        return dtype, _from_table(f, how) or _generic(f, how)
     worker = _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
     return np.dtype(np.float32), worker
 
@@ -132,7 +135,13 @@ def _from_integers(f: Format, how: Plan) -> Worker:
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if table is not None:
-            return table(_round_to_odd(x), out, start, random)
+            found = table(_round_to_odd(x), out, start, random)
+            if how.mode == SR:  # what float64 cannot hold is decided again
+                again = np.flatnonzero(
+                    (x >= 1 << 53) | (x <= -(1 << 53) if x.dtype.kind == "i" else False)
+                )
+                _exact_stochastic(f, how, again, x, out, start, random)
+            return found
         signed = x.dtype.kind == "i"
         rest = (random, how.seed, np.uint64(how.offset + start))
         codec.encode_integer(x.view(np.uint64), out, signed, *common, *rest)
@@ -151,11 +160,52 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
+        if how.mode == SR and x.size > _BLOCK:
+            cuts = [slice(i, i + _BLOCK) for i in range(0, x.size, _BLOCK)]
+            parts = [work(x[c], out[c], start + c.start, random[c]) for c in cuts]
+            return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
         rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
-        found = codec.encode_table(x, out, *common, *rest)
+        doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
+        found = codec.encode_table(x, out, *common, *rest, doubtful)
+        _exact_stochastic(f, how, np.flatnonzero(doubtful), x, out, start, random)
         return found[0], found[1] + start
 
     return work
+
+
+def _exact_stochastic(
+    f: Format, how: Plan, where: NDArray[np.intp], x: NDArray[Any], out: NDArray[Any], start: int,
+    random: NDArray[np.uint64],
+) -> None:  # fmt: skip
+    """Round the elements at `where` into a table again, in exact fractions."""
+    if not where.size:
+        return
+    values, codes = (column.tolist() for column in _sorted_table(f))
+    for i in where.tolist():
+        v = x[i].item()
+        hi = bisect_left(values, v)
+        if hi in (0, len(values)) or values[hi] == v:
+            out[i] = codes[min(hi, len(values) - 1)]
+            continue
+        near, far = (hi - 1, hi) if v > 0 else (hi, hi - 1)
+        step = Fraction(values[far]) - Fraction(values[near])
+        if random.size:
+            r = int(random[i])
+        else:
+            r = int(random64(np.uint64(how.offset + start + i), np.uint32(how.seed)))
+            r >>= 64 - how.bits
+        away = _carries((Fraction(v) - Fraction(values[near])) / step, r, how)
+        out[i] = codes[far if away else near]
+
+
+def _carries(fraction: Fraction, r: int, how: Plan) -> bool:
+    """Do what `kernels.round.random_carry` does to any fraction."""
+    one = 1 << how.bits
+    if how.bits == 64 or how.variant == TRUNCATE:
+        return fraction * one >= one - r
+    if how.variant == HALF_OFFSET:
+        return fraction * 2 * one >= 2 * one - 2 * r - 1
+    return round(fraction * one) + r >= one  # Python rounds ties to even
 
 
 def _from_half(f: Format, dtype: np.dtype[Any], how: Plan) -> Worker:
@@ -289,7 +339,8 @@ def _decoder(f: Format) -> Callable[[NDArray[Any], NDArray[Any]], object]:
         return lambda x, out: np.multiply(x, unit, out=out)
     if f.name == "float32":
         return lambda x, out: np.copyto(out.view(np.uint32), x)
-    if f.kind == "float" and f.bits <= 16 and f.zero and f.emin >= -126:
+    single = f.value_dtype == np.float32
+    if f.kind == "float" and f.bits <= 16 and f.zero and f.emin >= -126 and single:
         inf, p = f.inf_code, f.precision
         nan_from = {"ieee": f.max_code + 2, "all_ones": f.nan_code}.get(f.nan, -1)
         one_nan = f.nan_code if f.nan == "minus_zero" else -1

@@ -185,6 +185,12 @@ def explain_cast(
     rounding, overflow
         As `encode`; ``rounding="sr"`` shows the odds in place of a decision.
 
+    Notes
+    -----
+    E8M0 under ``rne`` follows ml_dtypes: ties round up, and everything strictly between 2**-127
+    and 2**-126 rounds up. Posits never give NaR for finite overflow, not under ``special``
+    either: they saturate. Other formats with one bit of precision take ties to the even code.
+
     Raises
     ------
     NumsimError
@@ -213,7 +219,7 @@ def explain_cast(
     elif f.kind == "table" or not f.zero:
         lines += _table_steps(value, f)
     else:
-        lines += _rounding_steps(Fraction(value), f, rounding, code)
+        lines += _rounding_steps(Fraction(value), f, rounding, overflow, code)
     result = decode(np.array(code, f.code_dtype), f).item()
     name = "one code" if odds else "code"
     pattern = f"{code & ((1 << f.bits) - 1):#0{2 + -(-f.bits // 4)}x}"
@@ -225,14 +231,14 @@ def explain_cast(
 def _table_steps(value: float, f: Format) -> list[str]:
     values = np.unique(f.values()[np.isfinite(f.values())])
     at = int(np.searchsorted(values, value))
-    below, above = values[max(at - 1, 0)], values[min(at, values.size - 1)]
+    below, above = float(values[max(at - 1, 0)]), float(values[min(at, values.size - 1)])
     return [
         f"  neighbours    {below!r} and {above!r}",
         f"  distances     {abs(value - below):.6g} and {abs(above - value):.6g}",
     ]
 
 
-def _rounding_steps(x: Fraction, f: Format, rounding: str, code: int) -> list[str]:
+def _rounding_steps(x: Fraction, f: Format, rounding: str, overflow: str, code: int) -> list[str]:
     magnitude = abs(x)
     mantissa, exponent = math.frexp(float(magnitude))
     binade = exponent - 1
@@ -254,26 +260,38 @@ def _rounding_steps(x: Fraction, f: Format, rounding: str, code: int) -> list[st
     by_code = f.kind == "float" and f.precision == 1 and binade >= f.emin
     odd = (kept + (binade - f.emin if by_code else 0)) % 2 == 1
     part = str(rest) if rest.denominator <= 1 << 16 else f"{float(rest):.6g}"
+    decision, away = _decision(rest, kept, odd, x < 0, rounding)
     lines = [
         f"  input         {sign}{digits[0]}.{digits[1:] or '0'} (binary) x 2**{binade}",
         f"  quantum       2**{step}: {why}",
         f"  kept bits     {kept:b} = {kept} quanta",
         f"  guard, sticky {guard}, {sticky}: the discarded part is {part} of a quantum",
-        f"  decision      {_decision(rest, kept, odd, x < 0, rounding)}",
+        f"  decision      {decision}",
     ]
-    largest = f.max if x > 0 else -f.min
-    up = kept + 1 if rest else kept
-    if Fraction(up) * Fraction(2) ** step > Fraction(largest):
-        lines.append(f"  overflow      the largest finite magnitude is {largest:.10g}")
+    limit = Fraction(f.max) if x > 0 else -Fraction(f.min)
+    quantum = Fraction(2) ** step
+    if (kept + away) * quantum > limit:
+        if overflow == "wrap":
+            text = f"{sign}{kept + away} modulo 2**{f.bits}: the residue is {code}"
+        elif x < 0 and not f.signed:
+            text = "the format has no negative values"
+        else:
+            text = f"the largest finite magnitude is {float(limit):.10g}"
+        lines.append(f"  overflow      {text}")
+    elif rounding == "sr" and rest and (kept + 1) * quantum > limit:
+        lines.append("  overflow      only away from zero")
     return lines
 
 
-def _decision(rest: Fraction, kept: int, odd: bool, negative: bool, rounding: str) -> str:
+def _decision(
+    rest: Fraction, kept: int, odd: bool, negative: bool, rounding: str
+) -> tuple[str, bool]:
+    """Return the decision in words, and whether it is away from zero."""
     half = Fraction(1, 2)
     if rest == 0:
-        return "exact: stays"
+        return "exact: stays", False
     if rounding == "sr":
-        return f"away from zero with probability {float(rest):.6g}"
+        return f"away from zero with probability {float(rest):.6g}", False
     parity = "odd" if odd else "even"
     if rounding in ("rne", "rna"):
         if rest == half:
@@ -286,4 +304,4 @@ def _decision(rest: Fraction, kept: int, odd: bool, negative: bool, rounding: st
     else:
         away = rounding == ("rdn" if negative else "rup")
         reason = f"inexact, {_RULES[rounding]}"
-    return f"{reason}: {'one more, ' + str(kept + 1) if away else 'stays'}"
+    return f"{reason}: {'one more, ' + str(kept + 1) if away else 'stays'}", away

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
+import signal
 import tracemalloc
 import warnings
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -68,6 +72,7 @@ def test_every_small_format_every_worker():
     names += [
         f"p3109_k{k}p{p}{s}{d}"
         for k in range(2, 9) for s in "su" for p in range(1, k + (s == "u")) for d in "ef"
+        if (k, s, d) != (2, "s", "e")
     ]  # fmt: skip
     for name in names:
         f = ns.get_format(name)
@@ -316,3 +321,106 @@ def test_wrap_refuses_floats_and_infinities():
     for dtype in (np.float16, np.float64, ml_dtypes.bfloat16):
         with pytest.raises(ns.NumsimError, match=r"index \(1,\)"):
             ns.encode(np.array([0, np.inf], dtype), "int8", overflow="wrap")
+
+
+# --- big endian, forked processes, exact stochastic rounding into tables, hostile arguments
+
+
+def test_big_endian_is_neither_narrowed_nor_signed():
+    assert ns.cast(np.array([-431.99999999999994], ">f8"), "e4m3").tolist() == [-416.0]
+    got = ns.cast(np.array([1e39], ">f8"), "e4m3", overflow="saturate_finite")
+    assert got.tolist() == [448.0]
+    assert ns.cast(np.array([2**63], ">u8"), "float32").tolist() == [2.0**63]
+    x = np.array([1e300, 300.7, -129.0])
+    want = ns.encode(x, "int8", overflow="wrap")
+    assert ns.encode(x.astype(">f8"), "int8", overflow="wrap").tolist() == want.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own():
+    x = np.linspace(-400, 400, 1 << 18, dtype=np.float32)
+    want = ns.encode(x, "e4m3")  # starts the pool where Numba has several threads
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(0 if np.array_equal(ns.encode(x, "e4m3"), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_stochastic_rounding_into_tables_drops_no_bit():
+    most = np.array([2**64 - 1], np.uint64)
+    got = ns.encode([2.0**-78], "posit8_es2", rounding="sr", random=most)
+    assert got.tolist() == [1]
+    got = ns.encode(
+        [0.11348121820249461], "nf4", rounding="sr", random_bits=32,
+        random=np.array([2505126945], np.uint32),
+    )  # fmt: skip
+    assert got.tolist() == [8]
+
+
+@pytest.mark.parametrize("variant", ["truncate", "half_offset", "rne_first"])
+@pytest.mark.parametrize("name", ["nf4", "posit8_es2", "posit16_es1"])
+def test_stochastic_rounding_into_tables_by_the_definition(name, variant):
+    values = np.unique(ns.get_format(name).values()[np.isfinite(ns.get_format(name).values())])
+    rng = np.random.default_rng(8)
+    for bits in (1, 4, 32, None):
+        b = bits or 64
+        lo = rng.integers(0, values.size - 1, 200)
+        r = rng.integers(0, (1 << b) - 1, 200, dtype=np.uint64, endpoint=True)
+        # fractions where the carry begins, and their neighbours
+        cut = (2.0**b - r.astype(np.float64)) / 2.0**b
+        cut = np.where(values[lo] >= 0, cut, 1 - cut)
+        x = values[lo] + cut * (values[lo + 1] - values[lo])
+        x = np.concatenate([x, np.nextafter(x, np.inf), np.nextafter(x, -np.inf)])
+        x, r = np.clip(x, values[0], values[-1]), np.tile(r, 3)
+        got = ns.cast(x, name, rounding="sr", random_bits=bits, sr=variant, random=r)
+        for v, draw, result in zip(x.tolist(), r.tolist(), got.tolist(), strict=True):
+            assert np.float32(result) == np.float32(_stochastic(values, v, draw, b, variant, bits))
+
+
+def _stochastic(values, v, r, b, variant, bits):
+    at = int(np.searchsorted(values, v))
+    if values[at] == v:
+        return values[at]
+    near, far = (values[at - 1], values[at]) if v > 0 else (values[at], values[at - 1])
+    f = (Fraction(v) - Fraction(near)) / (Fraction(far) - Fraction(near))
+    if bits is None or variant == "truncate":
+        away = math.floor(f * 2**b) + r >= 2**b
+    elif variant == "half_offset":
+        away = math.floor(f * 2 ** (b + 1)) + 2 * r + 1 >= 2 ** (b + 1)
+    else:
+        away = round(f * 2**b) + r >= 2**b
+    return far if away else near
+
+
+def test_wide_integers_go_into_tables_by_all_their_bits():
+    x, r = np.array([2**54 + 1]), np.array([2**64 - 1], np.uint64)
+    assert ns.cast(x, "posit16_es2", rounding="sr", random=r).item() > 2**54
+    assert ns.cast(-x, "posit16_es2", rounding="sr", random=r).item() < -(2**54)
+
+
+class _Hostile:
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sr": ["truncate"]}, {"sr": {}}, {"sr": np.array(["truncate"] * 2)},
+     {"rounding": np.array(["rne", "sr"])}, {"overflow": np.array(["wrap", "wrap"])},
+     {"nan": np.array(["max", "zero"])}, {"random_bits": np.array([1, 2])},
+     {"random_bits": np.array([1, 2]), "sr": "aws.trainium"}, {"x": _Hostile()},
+     {"random": _Hostile()}],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_hostile_types(options):
+    with pytest.raises(ns.NumsimError):
+        ns.encode(**{"x": [1.0], "fmt": "bfloat16", "rounding": "sr", **options})
+
+
+@pytest.mark.parametrize("function", [ns.encode, ns.cast])
+def test_the_warning_points_at_the_caller(function):
+    with pytest.warns(ns.UnvalidatedWarning) as caught:
+        function([1.0], "bfloat16", rounding="sr", sr="aws.trainium")
+    assert caught[0].filename == __file__

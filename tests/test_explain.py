@@ -112,6 +112,8 @@ def test_formats_command(tmp_path):
         ("cast", "nan", "--to", "int8"),
         ("explain", "fp9"),
         ("verify", "--formats", "nf4"),
+        ("verify", "--formats", ","),
+        ("verify", "--formats", ""),
         ("bench", "matmull"),
     ],
     ids=" ".join,
@@ -214,3 +216,43 @@ def test_a_register_drives_encode():
     # over a whole period every number but 0 is drawn once: 65,536 / 4 = 16,384 carry
     assert int((codes == 0x39).sum()) == 16384
     assert sorted(TAPS) == [8, 13, 16, 24, 32]
+
+
+# --- overflow in words, numbers in words
+
+
+@pytest.mark.parametrize(
+    ("x", "name", "options", "words"),
+    [
+        (450.0, "e4m3", {}, None),
+        (464.0, "e4m3", {}, None),
+        (465.0, "e4m3", {}, "magnitude is 448"),
+        (464.0, "e4m3", {"rounding": "rup"}, "magnitude is 448"),
+        (464.0, "e4m3", {"rounding": "sr"}, "only away from zero"),
+        (300.0, "int8", {"overflow": "wrap"}, "the residue is 44"),
+        (-3.0, "uint8", {"overflow": "wrap"}, "the residue is 253"),
+        (-3.0, "uint8", {}, "no negative values"),
+        (-0.25, "uint8", {}, None),
+    ],
+    ids=str,
+)
+def test_overflow_is_said_where_it_happens(x, name, options, words):
+    lines = [s for s in explain_cast(x, name, **options).splitlines() if "  overflow  " in s]
+    assert len(lines) == (words is not None)
+    assert not lines or words in lines[0]
+
+
+@pytest.mark.parametrize("name", ["nf4", "posit8_es2", "e8m0", "uint8", "p3109_k8p4ue"])
+@pytest.mark.parametrize("x", [0.3, -3.0, 1e30])
+def test_numbers_are_plain(name, x):
+    text = explain_cast(x, name)
+    assert "np." not in text
+    assert "is -0" not in text
+
+
+def test_cast_command_takes_negative_numbers():
+    code, text, _ = run("cast", "-0.3", "--to", "e4m3")
+    assert code == 0
+    assert text.endswith("-0.3125\n")
+    assert run("cast", "-inf", "--to", "e4m3")[0] == 0
+    assert run("cast", "-1", "--two", "e4m3")[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from fractions import Fraction
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import oracle
 import pytest
 
 import numsim as ns
+from numsim.formats import Format
 
 ML_DTYPES = (
     "bfloat16",
@@ -295,6 +297,11 @@ def test_a_misspelt_name_lists_near_names(wrong, near):
         "p3109_k8p9se",
         "p3109_k8p0se",
         "p3109_k8p3xe",
+        "p3109_k2p1se",
+        "q" + "9" * 5000 + ".1",
+        "float_e" + "9" * 5000 + "m1",
+        "posit8_es" + "9" * 5000,
+        "q\u0663.4",
         "posit8",
         "posit1_es1",
         "FLOAT 16",
@@ -347,3 +354,25 @@ def test_decode_of_strided_and_foreign_order_codes():
     assert np.array_equal(ns.decode(np.asfortranarray(codes), "float16"), want)
     assert np.array_equal(ns.decode(codes.astype(">u2"), "float16"), want)
     assert np.array_equal(ns.decode(codes[::-2, ::3], "float16"), want[::-2, ::3])
+
+
+# --- formats that users make, and copies
+
+
+@pytest.mark.parametrize("bias", [300, -140])
+def test_user_made_floats_beyond_float32(bias):
+    fmt = Format("mine", "float", 8, 4, bias, nan="all_ones")
+    codes = np.arange(1, 100, dtype=np.uint8)
+    values = ns.decode(codes, fmt)
+    assert values.dtype == np.float64
+    assert np.array_equal(values, fmt.values()[1:100])
+    assert np.array_equal(ns.encode(values, fmt), codes)
+    assert Format("wide", "float", 32, 28, 7).value_dtype == np.float64
+
+
+@pytest.mark.parametrize("name", ["posit8_es2", "nf4", "float8_e4m3fn", "q3.4"])
+def test_a_format_survives_pickling(name):
+    fmt = ns.get_format(name)
+    assert pickle.loads(pickle.dumps(fmt)) is fmt
+    mine = Format("float16", "float", 8, 4, 3)
+    assert pickle.loads(pickle.dumps(mine)) == mine

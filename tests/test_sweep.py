@@ -230,3 +230,55 @@ def test_resume_refuses_another_file(tmp_path):
     with pytest.raises(ns.NumsimError, match="columns of a results file"):
         ns.sweep(SMALL | {"out": path, "resume": True})
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_failing_case_leaves_the_others_and_the_old_file(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("kept\n")
+    with pytest.raises(ns.NumsimError, match=r"1 cases failed.*64 bits"):
+        ns.sweep(SMALL | {"formats": ["int32"], "granularities": ["per_tensor"], "out": path})
+    assert path.read_text() == "kept\n"
+    grid = {"formats": ["int32", "int8"], "granularities": ["per_tensor"], "out": path}
+    with pytest.raises(ns.NumsimError) as error:
+        ns.sweep(SMALL | grid)
+    assert set(error.value.rows.weight_format) == {"int8"}
+    assert len(read(path)) == 36
+
+
+def test_resume_sees_other_weights(tmp_path):
+    folder = bundle(tmp_path)
+    spec = SMALL | {"model": folder, "out": tmp_path / "r.csv", "granularities": ["per_tensor"]}
+    first = ns.sweep(spec)
+    blob = bytearray((folder / "model.safetensors").read_bytes())
+    blob[-4000:] = bytes(4000)
+    (folder / "model.safetensors").write_bytes(blob)
+    second = ns.sweep(spec | {"resume": True})
+    assert len(second) == len(first) * 2
+    assert second.case_id.nunique() == 2
+
+
+def test_out_does_not_replace_the_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("some words " * 50)
+    with pytest.raises(ns.NumsimError, match="would replace the text"):
+        ns.sweep(SMALL | {"text": path, "out": path})
+    assert path.read_text().startswith("some words")
+
+
+def test_full_disk(tmp_path):
+    with pytest.raises(ns.NumsimError, match="cannot write /dev/full"):
+        ns.sweep(SMALL | {"out": "/dev/full"})
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"abc,1,2\n", b'"open quote\n'])
+def test_resume_of_a_damaged_file(tmp_path, damage):
+    path = tmp_path / "r.csv"
+    ns.sweep(SMALL | {"out": path, "granularities": ["per_tensor"]})
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    lines[5] = lines[5].replace(b"192", b"x92") if damage.startswith(b"abc") else damage
+    path.write_bytes(b"".join(lines))
+    if damage.startswith(b'"'):
+        return  # a quoted field may swallow rows: the case is then simply unfinished
+    with pytest.raises(ns.NumsimError, match="damaged"):
+        ns.sweep(SMALL | {"out": path, "resume": True})

@@ -118,7 +118,7 @@ def get_stochastic(name: str) -> Stochastic:
     >>> get_stochastic("nvidia.cvt.rs").bits_for("float4_e2m1fn")
     8
     """
-    if name not in STOCHASTIC:
+    if not isinstance(name, str) or name not in STOCHASTIC:
         near = near_names(str(name), STOCHASTIC)
         raise NumsimError(
             f"stochastic rounding of {', '.join(STOCHASTIC)} is known; got {name!r}{near}"

@@ -128,7 +128,7 @@ def _lookup(name: str) -> Format:
     if key in FORMATS:
         return FORMATS[key]
     for pattern, build in _PARSED:
-        match = re.fullmatch(pattern, key)
+        match = re.fullmatch(pattern, key, re.ASCII)
         if match:
             return build(key, *match.groups())
     raise NumsimError(
@@ -171,6 +171,8 @@ def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> For
     k, p, signed = int(width), int(precision), sign == "s"
     if not (2 <= k <= 8 and 1 <= p <= k - signed):
         raise NumsimError(f"{name}: K is 2 to 8, P is 1 to K - 1 (signed) or K (unsigned)")
+    if (k, sign, domain) == (2, "s", "e"):
+        raise NumsimError(f"{name}: 0 is its only finite value; p3109_k2p1sf or K from 3 have more")
     bias = 1 << (k - p - signed)
     return _float(
         f"p3109_k{k}p{p}{sign}{domain}", k, p, bias, "minus_zero" if signed else "all_ones",
@@ -207,8 +209,8 @@ def _posit_value(code: int, n: int, es: int) -> float:
 
 
 _PARSED: list[tuple[str, Callable[..., Format]]] = [
-    (r"(u?)q(\d+)\.(\d+)", _fixed),
-    (r"float_e(\d+)m(\d+)", _ieee_like),
-    (r"p3109_k(\d+)p(\d+)([su])([ef])", _p3109),
-    (r"posit(\d+)_es(\d+)", _posit),
+    (r"(u?)q(\d{1,4})\.(\d{1,4})", _fixed),
+    (r"float_e(\d{1,4})m(\d{1,4})", _ieee_like),
+    (r"p3109_k(\d{1,4})p(\d{1,4})([su])([ef])", _p3109),
+    (r"posit(\d{1,4})_es(\d{1,4})", _posit),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -96,6 +96,16 @@ class Format:
 
     def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
         return hash((self.name, self.kind, self.bits, self.precision, self.bias))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        from numsim.formats.table import get_format  # imports this module
+
+        try:
+            if get_format(self.name) is self:  # a posit's NaN differs from itself once copied
+                return get_format, (self.name,)
+        except NumsimError:
+            pass
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     # magnitude codes -----------------------------------------------------------------------
 
@@ -215,10 +225,10 @@ class Format:
     @property
     def value_dtype(self) -> np.dtype[np.floating]:
         """float32, or float64 where float32 cannot hold every value."""
-        if self.kind == "float":
-            return np.dtype(np.float32)
-        if self.kind == "integer":
-            return np.dtype(np.float32 if self.precision <= 24 else np.float64)
+        if self.kind != "table":
+            single = self.precision <= 24 and self.min_subnormal >= 2.0**-149
+            single = single and max(self.max, -self.min) < 2.0**128
+            return np.dtype(np.float32 if single else np.float64)
         table = np.array(self.table)
         with np.errstate(over="ignore", under="ignore"):
             same = (table == table.astype(np.float32)) | np.isnan(table)

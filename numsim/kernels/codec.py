@@ -119,9 +119,12 @@ def encode_integer(
 def encode_table(
     x: np.ndarray, out: np.ndarray, values: np.ndarray, codes: np.ndarray, mode: int, overflow: int,
     bits: int, variant: int, random: np.ndarray, seed: int, offset: int, nan_code: int,
-    inf_code: int,
+    inf_code: int, doubtful: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
-    """Encode float64 numbers into a format given by its sorted finite values and their codes."""
+    """Encode float64 numbers into a format given by its sorted finite values and their codes.
+
+    Stochastic rounding marks in `doubtful` the elements that float64 arithmetic cannot decide.
+    """
     refused, first = 0, -1
     last = len(values) - 1
     for i in range(x.size):
@@ -158,9 +161,13 @@ def encode_table(
             up = lo_even
         else:  # away from zero with the probability of the distance, in units of 2**-53
             near, far = (values[lo], values[hi]) if v > 0 else (values[hi], values[lo])
-            fraction = np.uint64((v - near) / (far - near) * 2.0**53)
+            fraction = np.int64((v - near) / (far - near) * 2.0**53)  # off by less than 8
+            least = np.uint64(max(fraction - np.int64(8), np.int64(0)))
+            most = np.uint64(min(fraction + np.int64(8), np.int64((1 << 53) - 1)))
             r = draw(i, random, np.uint32(seed), np.uint64(offset), bits)
-            away = random_carry(fraction, np.int64(53), r, np.int64(bits), np.int64(variant))
+            away = random_carry(least, np.int64(53), r, np.int64(bits), np.int64(variant))
+            other = random_carry(most, np.int64(53), r, np.int64(bits), np.int64(variant))
+            doubtful[i] = away != other or fraction > np.int64((1 << 53) - 9)
             up = away == (v > 0)
         out[i] = codes[hi] if up else codes[lo]
     return refused, first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ def threads() -> int:
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="numsim")
+
+
+if hasattr(os, "register_at_fork"):  # a child inherits the pool but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1) -> None:

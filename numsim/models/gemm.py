@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def make_gemm(
         y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
         return y.reshape(*x.shape[:-1], -1)
 
-    def emulated(rule: Rule, x: Array, operand: str | Array) -> Array:
+    def emulated(name: str, rule: Rule, x: Array, operand: str | Array) -> Array:
         left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
         if isinstance(operand, str):
             tensor = tensors[operand]
@@ -105,20 +106,27 @@ def make_gemm(
             b = cache.get(
                 (operand, right),
                 tensor.size * 12,  # codes, decoded values, and what the unit packs
-                lambda: quantize(tensor.astype(np.float32), right, axis=-1).T,
+                lambda: (
+                    quantize(tensor.astype(np.float32), right, axis=-1, seed=_stream(name, 1)).T
+                ),
             )
         else:
             x_rows = x
-            b = quantize(operand, right, axis=-2)
+            b = quantize(operand, right, axis=-2, seed=_stream(name, 1))
         if left not in recent or recent[left][0] is not x:
             recent.clear()
-            recent[left] = (x, quantize(x_rows, left, axis=-1))
+            recent[left] = (x, quantize(x_rows, left, axis=-1, seed=_stream(name, 0)))
         y = matmul(recent[left][1], b, target=rule.target, out_format=rule.out_format)
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
 
     def gemm(name: str, x: Array, operand: str | Array) -> Array:
         if rules is None or name in plain_names:
             return plain(x, operand)
-        return emulated(rules[name], x, operand)
+        return emulated(name, rules[name], x, operand)
 
     return gemm
+
+
+def _stream(name: str, side: int) -> int:
+    """Return the seed of a tensor's stochastic rounding: its own for every product and side."""
+    return zlib.crc32(f"{name}:{side}".encode())

@@ -75,6 +75,10 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
     >>> load_model(bundled_model_dir()).arch.layers
     5
     """
+    if not isinstance(directory, str | Path):
+        raise NumsimError(
+            f"load_model: a folder is a str or a Path; got {type(directory).__name__}"
+        )
     folder = Path(directory)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []

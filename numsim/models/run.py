@@ -349,6 +349,11 @@ class Model:
         return make_gemm(self.tensors, self.cache, rules)(name, x, right)
 
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
+        if not isinstance(recipe, Recipe):
+            raise NumsimError(
+                f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
+                "Recipe.uniform('int8', target='ideal.int') makes one"
+            )
         rules = recipe.check(self.gemm_names())
         for rule in set(rules.values()):
             if not rule.is_plain:

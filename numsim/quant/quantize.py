@@ -15,7 +15,9 @@ from numsim.quant.table import as_quant
 from numsim.quant.types import POW2_FORMATS, QTensor, Quant
 
 
-def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QTensor:
+def quantize(
+    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0
+) -> QTensor:
     """Store a tensor as codes and scales.
 
     The float32 scale is fp32(amax / max); it is 1 where amax is 0, and for formats of float32's
@@ -32,6 +34,8 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
     axis
         The axis along which values share a scale (the K axis of a product); not used by
         per_tensor and tiles.
+    seed, offset
+        Of stochastic rounding, as in `numsim.encode`: give every tensor its own.
 
     Returns
     -------
@@ -58,11 +62,19 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
     (2, 1)
     """
     rule = as_quant(quant)
-    values = np.asarray(x)
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise NumsimError("quantize: a masked array would lose its mask; pass x.filled(value)")
+    try:
+        values = np.asarray(x)
+    except ValueError as error:
+        raise NumsimError(f"quantize: inputs are rectangular arrays of numbers; {error}") from None
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if not isinstance(axis, int | np.integer):
+        raise NumsimError(f"quantize: axis is an integer; got {axis!r}")
     if values.dtype != np.float64:
         values = _as_float32(values)
     if rule.granularity == "none":
-        return QTensor(_codes(values, rule), rule.fmt, np.ones((), np.float32), rule)
+        return QTensor(_codes(values, rule, seed, offset), rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
     sizes = None
@@ -83,6 +95,11 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
         if rule.scale_format == "float8_e8m0fnu":
             scale_format = get_format("float8_e8m0fnu")
             scale_codes = encode(scale, scale_format)
+    if not (np.isfinite(scale).all() and (above is None or np.isfinite(above))):
+        raise NumsimError(
+            f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.name} is "
+            "beyond float32; divide the tensor by a constant first"
+        )
     q = QTensor(values, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
     divisor: Any = q.element_scale()
     if above is not None:
@@ -92,7 +109,14 @@ def quantize(x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1) -> QT
     with np.errstate(over="ignore", under="ignore"):
         quotient = values / divisor
     return QTensor(
-        _codes(quotient, rule), rule.fmt, scale, rule, sizes, scale_codes, scale_format, above
+        _codes(quotient, rule, seed, offset),
+        rule.fmt,
+        scale,
+        rule,
+        sizes,
+        scale_codes,
+        scale_format,
+        above,
     )
 
 
@@ -121,24 +145,39 @@ def storage_losses(
     scale = np.asarray(q.element_scale(), np.float64)
     if q.tensor_scale is not None:
         scale = scale * np.float64(q.tensor_scale)
-    steps = np.unique(np.abs(q.fmt.values()))[-3:] if q.fmt.bits <= 8 else np.array([q.fmt.max])
-    steps = steps[np.isfinite(steps)]
-    half = (steps[-1] - steps[-2]) / 2 if len(steps) > 1 else 0.0
+    half = _last_step(q.fmt) / 2
     clipped = (values >= (q.fmt.max + half) * scale) | (values <= (q.fmt.min - half) * scale)
     lost = (values != 0) & (decode(q.codes, q.fmt) == 0)
     return float(clipped.mean()), float(lost.mean())
 
 
+def _last_step(fmt: Format) -> float:
+    """Return the distance of the largest finite value from the one below it."""
+    if fmt.kind == "integer":
+        return float(2.0**-fmt.bias)
+    if fmt.kind == "float":
+        return float(2.0 ** (fmt.emax - (fmt.precision - 1)))
+    finite = np.unique(fmt.values()[np.isfinite(fmt.values())])
+    return float(finite[-1] - finite[-2])
+
+
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind in "OUSMmc":
-        raise NumsimError(f"quantize: inputs are real numbers; got {values.dtype}")
+    named = values.dtype.kind == "V" and values.dtype.names is None  # bfloat16 and relatives
+    if not (values.dtype.kind in "iuf" or named) or values.dtype.itemsize > 8:
+        raise NumsimError(
+            f"quantize: inputs are float16, bfloat16, float32, float64 or integers; got "
+            f"{values.dtype}; convert the array first"
+        )
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
         return values.astype(np.float64)
     return values.astype(np.float32)
 
 
-def _codes(values: NDArray[Any], rule: Quant) -> NDArray[Any]:
-    return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow)  # type: ignore[arg-type]
+def _codes(values: NDArray[Any], rule: Quant, seed: int, offset: int) -> NDArray[Any]:
+    return encode(
+        values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, seed=seed,  # type: ignore[arg-type]
+        offset=offset,
+    )  # fmt: skip
 
 
 def _check_finite(amax: Any, values: NDArray[Any]) -> None:

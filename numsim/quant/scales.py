@@ -49,7 +49,9 @@ def scales_from_amax(amax: NDArray[Any], quant: Quant) -> NDArray[np.float32]:
     fmt = quant.fmt
     if quant.scale_format in POW2_FORMATS:
         exponent = _pow2_exponent(np.asarray(amax, np.float64), fmt, str(quant.scale_rule))
-        return np.ldexp(np.float32(1.0), np.clip(exponent, -127, 127)).astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond 2**127: infinite, and refused by quantize
+            scale = np.ldexp(1.0, np.maximum(exponent, -127)).astype(np.float32)
+        return np.asarray(scale)
     if fmt.emax >= _WIDE:
         return np.ones(np.shape(amax), np.float32)
     with np.errstate(under="ignore", over="ignore"):
@@ -85,9 +87,9 @@ def two_level_scales(
 
     The tensor scale maps the largest block to the largest element times the largest scale.
     """
-    top = np.float32(np.max(amax, initial=0.0))
-    with np.errstate(under="ignore"):
-        above = np.float32(np.float64(top) / (quant.fmt.max * 448.0))
+    top = np.float64(np.max(amax, initial=0.0))
+    with np.errstate(under="ignore", over="ignore"):
+        above = np.float32(top / (quant.fmt.max * 448.0))
     above = np.float32(1.0) if top == 0 else np.maximum(above, _TINY)
     wanted = np.asarray(amax, np.float64) / quant.fmt.max / np.float64(above)
     codes = np.maximum(encode(wanted, "float8_e4m3fn"), np.uint8(1))  # never a scale of zero

@@ -207,14 +207,21 @@ class QTensor:
         if scale_codes is not None and scale_format is not None:
             kept_format = get_format(scale_format)
             kept = np.asarray(scale_codes)
-            scale = decode(kept, kept_format)
+            scale = np.abs(decode(kept, kept_format))  # units ignore the sign of an E4M3 scale
             kept = kept.astype(kept_format.code_dtype)
-        values = None if scale is None else np.asarray(scale, np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                values = None if scale is None else np.asarray(scale, np.float32)
+        except (TypeError, ValueError):
+            raise NumsimError("from_codes: scale is a real number or an array of them") from None
+        if values is not None and np.isinf(values).any():
+            raise NumsimError("from_codes: scales are finite in float32 (NaN: a NaN block)")
         shape = None
         if block is not None:
             if values is None:
                 raise NumsimError("from_codes: block needs scale or scale_codes")
-            if not -array.ndim <= axis < array.ndim or not isinstance(block, int) or block < 1:
+            whole = isinstance(block, int) and isinstance(axis, int) and block is not True
+            if not whole or not -array.ndim <= axis < array.ndim or block < 1:
                 raise NumsimError(
                     f"from_codes: block is positive and axis one of {array.ndim} axes; got "
                     f"block={block!r}, axis={axis}"
@@ -252,7 +259,9 @@ class QTensor:
 
     @property
     def T(self) -> QTensor:
-        """The tensor with its last two axes swapped (a view)."""
+        """The tensor with its last two axes swapped (a view); NumsimError below two axes."""
+        if self.ndim < 2:
+            raise NumsimError(f"QTensor.T: swaps the last two axes; the shape is {self.shape}")
         scale, shape = self.scale, self.block_shape
         if shape is not None:
             shape = (*shape[:-2], shape[-1], shape[-2])

@@ -34,7 +34,8 @@ def _about(results: Results) -> list[str]:
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "
         f"{_names(cases['seed'])}; finished cases in `{results.source}`: {len(cases)}.",
-        "- Text: not named in the CSV file. Numbers of a product come from its first batch"
+        f"- Text {_names(cases['text'])}, tokens scored {_names(cases['tokens'])}. Numbers of a "
+        "product come from its first batch"
         + (f" ({tokens} tokens)" if tokens else "")
         + ", those of the network from all of the text.",
         f"- Exact emulation, bit for bit: {_names(exact)}.",

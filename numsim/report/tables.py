@@ -11,7 +11,10 @@ import pandas as pd
 from numsim.errors import NumsimError
 
 NUMBERS = ("bits_per_weight", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats", "perplexity", "M")
-SETTINGS = ("model", "scale_format", "scale_rule", "rounding", "seed", "numsim_version", "case_id")
+SETTINGS = (
+    "model", "text", "tokens", "scale_format", "scale_rule", "rounding", "seed", "numsim_version",
+    "case_id",
+)  # fmt: skip
 COLUMNS = (
     "layer", "op", "weight_format", "act_format", "granularity", "block", "target", "exact",
     *NUMBERS, *SETTINGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from pathlib import Path
@@ -12,30 +13,35 @@ from numsim.errors import NumsimError
 from numsim.sweep.columns import COLUMNS, NAMES
 
 
+class UnwritableError(NumsimError):
+    """The output file cannot be written."""
+
+
 class RowWriter:
     """Append rows to a CSV file, flushed one by one; without a path, do nothing.
 
-    The file is replaced by a header and the `kept` rows when the writer opens.
+    The file is replaced by a header and the `kept` rows when the first row comes, so a sweep that
+    computes nothing leaves what was there.
     """
 
     def __init__(self, path: Path | None, kept: list[dict[str, Any]]) -> None:
+        self._path, self._kept = path, kept
         self._file: TextIO | None = None
-        if path is None:
-            return
-        try:
-            self._file = path.open("w", encoding="utf-8", newline="")
-        except OSError as error:
-            raise NumsimError(f"sweep: cannot write {path}: {error.strerror}") from None
-        self._csv = csv.DictWriter(self._file, NAMES, lineterminator="\n")
-        self._csv.writeheader()
-        self._csv.writerows(kept)
-        self._file.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row and flush it."""
-        if self._file is not None:
+        if self._path is None:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8", newline="")
+                self._csv = csv.DictWriter(self._file, NAMES, lineterminator="\n")
+                self._csv.writeheader()
+                self._csv.writerows(self._kept)
             self._csv.writerow(row)
             self._file.flush()
+        except OSError as error:
+            raise UnwritableError(f"sweep: cannot write {self._path}: {error.strerror}") from None
 
     def __enter__(self) -> RowWriter:
         return self
@@ -47,12 +53,15 @@ class RowWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be flushed has been reported
+                self._file.close()
 
 
 def check_writable(path: Path) -> None:
     """Raise NumsimError unless `path` can be written; an existing file is left as it is."""
     folder = path.parent
+    if "\0" in str(path):
+        raise NumsimError("sweep: a file name has no NUL character; name another file")
     if path.is_dir():
         raise NumsimError(f"sweep: {path} is a folder; name a file in it")
     if not folder.is_dir():
@@ -71,16 +80,25 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != NAMES:
-            raise NumsimError(
-                f"sweep: {path} does not have the columns of a results file; resume needs one, "
-                "or leave --resume out to replace it"
-            )
-        rows = [row for row in reader if None not in row.values() and row["seed"] != ""]
-    finished = {row["case_id"] for row in rows if row["layer"] == "all"}
-    return [row for row in rows if row["case_id"] in finished]
+    damaged = NumsimError(
+        f"sweep: {path} does not have the columns of a results file, or is damaged; resume needs "
+        "one, or leave --resume out to replace it"
+    )
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != NAMES:
+                raise damaged
+            rows = [row for row in reader if set(row) == set(NAMES) and None not in row.values()]
+        finished = {row["case_id"] for row in rows if row["layer"] == "all"}
+        kept = [row for row in rows if row["case_id"] in finished]
+        for row in kept:
+            parse(row)
+    except (ValueError, csv.Error) as error:
+        raise damaged from error
+    except OSError as error:
+        raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
+    return kept
 
 
 def parse(row: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,10 @@ def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
         raise NumsimError(
             "sweep: config.json names no bos_token_id, which begins every window; add it"
         )
-    length = min(spec.window, tools.max_positions or spec.window)
+    longest = tools.max_positions if tools.max_positions is not None else spec.window
+    if longest < 2:
+        raise NumsimError(f"sweep: max_position_embeddings is 2 or more; config.json has {longest}")
+    length = min(spec.window, longest)
     body = min(length - 1, ids.size)
     count = ids.size // body
     cut = ids[: count * body].reshape(count, body)

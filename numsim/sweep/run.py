@@ -23,9 +23,10 @@ from numsim.models import Model, Recipe, load_model
 from numsim.models.text import load_text_tools
 from numsim.quant import storage_losses
 from numsim.sweep.columns import NAMES
-from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
+from numsim.sweep.csv import RowWriter, UnwritableError, check_writable, finished_rows, parse
 from numsim.sweep.inputs import Inputs, read_inputs, same_rows, split_name
-from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases
+from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases, folder_hash
+from numsim.targets import get_target
 from numsim.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -70,6 +71,8 @@ def sweep(
     NumsimError
         For anything wrong in the spec, the model folder or the text, before any computation and
         before the output file is touched.
+    FailedCases
+        Where single cases failed; the others have run and are written.
 
     Source
     ------
@@ -87,17 +90,23 @@ def sweep(
     tell = progress or (lambda what, done, total: None)
     if plan.out is not None:
         check_writable(plan.out)
+        if plan.text is not None and plan.out.resolve() == plan.text.resolve():
+            raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
     folder = plan.model or bundled_model_dir()
     model = load_model(folder)
     text = _read_text(plan.text)
     text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     text_name = plan.text.name if plan.text else "course.rst"
-    todo = cases(plan, model=model.name, text=text_name, text_hash=text_hash)
+    todo = cases(
+        plan, model=model.name, model_hash=folder_hash(Path(folder)), text=text_name,
+        text_hash=text_hash,
+    )  # fmt: skip
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
     rows = [parse(row) for row in kept]
+    failed: list[str] = []
     with RowWriter(plan.out, kept) as writer:
         if todo:
             batches = math.ceil(len(inputs.tokens) / plan.batch)
@@ -111,10 +120,34 @@ def sweep(
                 def step(n: int, i: int = i, label: str = label) -> None:
                     tell(label, i * batches + n, total)
 
-                for row in run_case(model, case, reference, step):
-                    writer.write(row)
-                    rows.append(row)
-    return pd.DataFrame(rows, columns=list(NAMES))
+                try:
+                    for row in run_case(model, case, reference, step):
+                        writer.write(row)
+                        rows.append(row)
+                except UnwritableError:
+                    raise
+                except NumsimError as error:
+                    failed.append(f"{label}: {error}")
+    frame = pd.DataFrame(rows, columns=list(NAMES))
+    if failed:
+        raise FailedCases(failed, frame)
+    return frame
+
+
+class FailedCases(NumsimError):
+    """Some cases failed; the others are in `rows`, and in the output file.
+
+    Attributes
+    ----------
+    messages
+        One for each case that failed.
+    rows
+        The rows of the others.
+    """
+
+    def __init__(self, messages: list[str], rows: pd.DataFrame) -> None:
+        self.messages, self.rows = messages, rows
+        super().__init__(f"sweep: {len(messages)} cases failed: " + "; ".join(messages))
 
 
 def _read_text(path: Path | None) -> str:
@@ -278,7 +311,7 @@ def _row(case: Case, **values: Any) -> dict[str, Any]:
         "scale_rule": weights.scale_rule if weights.granularity != "none" else None,
         "rounding": weights.rounding,
         "target": case.target,
-        "exact": case.target != FAKE_QUANT,
+        "exact": case.target != FAKE_QUANT and get_target(case.target).maturity != "assumed",
         "seed": case.seed,
         "numsim_version": __version__,
         "text": case.text,

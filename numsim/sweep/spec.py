@@ -16,6 +16,7 @@ from numsim.formats import Format, get_format
 from numsim.models import Recipe
 from numsim.quant import QUANTS, Quant
 from numsim.targets import get_target, rule_for
+from numsim.version import __version__
 
 DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16")
 DEFAULT_GRANULARITIES = ("per_tensor", "per_channel+per_token")
@@ -95,7 +96,8 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        near = near_names(where, SweepSpec.model_fields)
+        unknown = first["type"] == "extra_forbidden"
+        near = near_names(where, SweepSpec.model_fields) if unknown else ""
         raise NumsimError(f"sweep: {where}: {first['msg']}; got {first['input']!r}{near}") from None
 
 
@@ -120,6 +122,7 @@ class Case:
     """One combination of a sweep: everything that decides its numbers."""
 
     model: str
+    model_hash: str
     text: str
     text_hash: str
     format: str
@@ -133,7 +136,7 @@ class Case:
     @property
     def case_id(self) -> str:
         """Twelve hexadecimal digits that name the case."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(asdict(self) | {"version": __version__}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -162,6 +165,25 @@ def split_granularity(text: str) -> tuple[str, str]:
     return weights, activations or weights
 
 
+def folder_hash(folder: Path) -> str:
+    """Return a hash of the files of a model folder that decide its numbers.
+
+    Raises
+    ------
+    NumsimError
+        A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()[:16]
+
+
 def default_targets(fmt: Format) -> tuple[str, ...]:
     """Return ``ideal.fp32`` and the exact unit of the format's class, if there is one.
 
@@ -177,7 +199,9 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
     return (FAKE_QUANT,)
 
 
-def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Case]:
+def cases(
+    spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str
+) -> list[Case]:
     """Return the cases of a sweep in order; every name is checked here, before any work.
 
     Raises
@@ -209,7 +233,7 @@ def cases(spec: SweepSpec, *, model: str, text: str, text_hash: str) -> list[Cas
                     Quant(fmt, part)
             result += [
                 Case(
-                    model, text, text_hash, name if named else fmt.name, granularity,
+                    model, model_hash, text, text_hash, name if named else fmt.name, granularity,
                     target if target.endswith(".toml") else get_target(target).name,
                     spec.limit_tokens, spec.window, spec.batch, spec.seed,
                 )

@@ -59,6 +59,8 @@ def epilogue(
     array([126], dtype=uint8)
     """
     out = get_format(out_format)
+    if np.asarray(acc).dtype.kind not in "iuf":
+        raise NumsimError(f"epilogue: acc holds numbers; got {np.asarray(acc).dtype}")
     with np.errstate(all="ignore"):
         y = np.asarray(acc).astype(np.float32) * np.float32(alpha) + np.float32(0.0)
         if bias is not None:
@@ -126,7 +128,8 @@ def requantize(
     out = get_format(out_format)
     if out.kind != "integer":
         raise NumsimError(f"requantize: out_format is an integer format; got {out.name}")
-    if not 0 <= multiplier < 1 << 31 or not -31 <= shift <= 30:
+    whole = all(isinstance(v, int | np.integer) for v in (multiplier, shift, zero_point))
+    if not whole or not 0 <= multiplier < 1 << 31 or not -31 <= shift <= 30:
         raise NumsimError(
             f"requantize: multiplier is 0 to 2**31 - 1 and shift -31 to 30; got {multiplier}, "
             f"{shift}"

@@ -192,6 +192,8 @@ def get_target(name: str | Path | Target, **changes: Any) -> Target:
             f"a target is a name, a .toml file or a Target; got {type(name).__name__}"
         )
     if "rows" in changes:  # the word of systolic arrays for the length of a column
+        if "promote_every" in changes:
+            raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
     return target.changed(**changes) if changes else target
 

@@ -60,8 +60,11 @@ def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
             total = total + part
             if rule.overflow == "saturate":
                 total = np.clip(total, low, high)
-        if rule.overflow == "raise" and ((total < low) | (total > high)).any():
-            raise NumsimError(f"matmul: the {rule.outer_bits}-bit outer accumulator overflows")
+            elif rule.overflow == "raise" and ((total < low) | (total > high)).any():
+                raise NumsimError(
+                    f"matmul: the {rule.outer_bits}-bit outer accumulator overflows; widen "
+                    "outer_bits or choose wrap or saturate"
+                )
         return _wrapped(total, rule.outer_bits)
     with np.errstate(all="ignore"):
         total = total.astype(np.float32) + np.float32(0.0)

@@ -1,0 +1,119 @@
+"""Quantised tensors: scales, losses, blocks, and what is refused."""
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.quant import storage_losses
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    "name", ["int8", "int16", "float8_e5m2", "float8_e4m3", "float8_e3m4", "p3109_k8p4se", "nf4"]
+)
+def test_an_amax_scale_clips_nothing(name):
+    x = RNG.standard_normal((8, 64)).astype(np.float32)
+    for granularity in ("per_tensor", "per_token"):
+        assert storage_losses(x, ns.Quant(name, granularity))[0] == 0
+
+
+def test_losses_of_raw_casts():
+    assert storage_losses([32767.0, 0.0], ns.Quant("int16", "none")) == (0.0, 0.0)
+    assert storage_losses([65504.0], ns.Quant("float16", "none")) == (0.0, 0.0)
+    assert storage_losses([480.0, 448.0], ns.Quant("float8_e4m3fn", "none")) == (0.5, 0.0)
+    assert storage_losses([-8.0, -9.0], "q3.4") == (0.5, 0.0)
+
+
+def test_codes_are_the_rounded_quotient():
+    x = RNG.standard_normal((5, 33)).astype(np.float32)
+    q = ns.quantize(x, ns.Quant("int8", "per_token"))
+    scale = (np.abs(x).max(1, keepdims=True) / 127.0).astype(np.float32)
+    assert np.array_equal(q.scale, scale)
+    assert np.array_equal(q.codes, np.rint(x / scale).astype(np.int8))
+
+
+def test_zeros_and_tiny_values():
+    for name in ("int8", "float8_e4m3fn", "mxfp8_e4m3", "nvfp4"):
+        assert not ns.quantize(np.zeros((2, 32)), name).dequantize().any()
+    tiny = np.full((1, 4), 2.0**-149, np.float32)
+    assert np.array_equal(ns.quantize(tiny, "int8").dequantize(), tiny)
+
+
+@pytest.mark.parametrize("name", ["int8", "q0.7", "nvfp4", "mxfp8_e4m3"])
+def test_a_scale_beyond_float32_is_refused(name):
+    quant = ns.Quant(name, "per_tensor") if name[0] in "iq" else name
+    with pytest.raises(ns.NumsimError, match="beyond float32"):
+        ns.quantize(np.full(32, 1e308), quant)
+
+
+def test_blocks():
+    x = RNG.standard_normal((3, 50)).astype(np.float32)
+    q = ns.quantize(x, ns.Quant("int8", block=16))
+    assert q.scale.shape == (3, 4)
+    for block in range(4):
+        part = x[:, block * 16 : block * 16 + 16]
+        alone = ns.quantize(part, ns.Quant("int8", "per_token"))
+        assert np.array_equal(q.codes[:, block * 16 : block * 16 + 16], alone.codes)
+    tiles = ns.quantize(x, ns.Quant("int8", block=(2, 25)))
+    assert tiles.scale.shape == (2, 2)
+    assert np.array_equal(tiles.T.dequantize(), tiles.dequantize().T)
+
+
+@pytest.mark.parametrize(
+    ("amax", "rule", "exponent"),
+    [(150.0, "floor", -1), (150.0, "ceil", 0), (150.0, "rceil", -1), (1.9999, "even", -7)],
+)
+def test_power_of_two_rules(amax, rule, exponent):
+    quant = ns.Quant("float8_e4m3fn", block=32, scale_format="float8_e8m0fnu", scale_rule=rule)
+    x = np.zeros(32)
+    x[3] = amax
+    assert ns.quantize(x, quant).scale.tolist() == [2.0**exponent]
+
+
+def test_the_sign_of_an_e4m3_scale_is_ignored_everywhere():
+    codes = np.full((2, 16), 2, np.uint8)  # 1.0 in E2M1
+    scales = ns.encode(np.array([[-2.0], [2.0]]), "float8_e4m3fn")
+    a = ns.QTensor.from_codes(
+        codes, "float4_e2m1fn", scale_codes=scales, scale_format="float8_e4m3fn", block=16
+    )
+    assert (a.dequantize() == 2).all()
+    for target in ("nvidia.blackwell.tcgen05", "ideal.fp32"):
+        assert (ns.matmul(a, a.T, target=target) == 64).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ns.quantize([[1, 2], [3]], "int8"), "rectangular"),
+        (lambda: ns.quantize([True], "int8"), "got bool"),
+        (lambda: ns.quantize(["a"], "int8"), "real|inputs are"),
+        (lambda: ns.quantize([1.0], ns.Quant("int8", "per_token"), axis="x"), "axis is an integer"),
+        (lambda: ns.quantize([1.0], ns.Quant("int8", "per_token"), axis=3), "not an axis"),
+        (lambda: ns.quantize([1.0, np.nan], "int8"), r"1 of 2 are not, the first at index \(1,\)"),
+        (lambda: ns.quantize(np.ma.array([1.0, 2.0], mask=[0, 1]), "int8"), "mask"),
+        (lambda: ns.Quant("int8", "per_row"), "granularity is one of"),
+        (lambda: ns.Quant("int8", block=0), "positive integer"),
+        (lambda: ns.Quant("int8", "per_tensor", block=4), "go together"),
+        (lambda: ns.Quant("int8", scale_rule="floor"), "scale_rule for float32"),
+        (lambda: ns.QTensor.from_codes([300], "int8"), "are -128 to 127"),
+        (lambda: ns.QTensor.from_codes([1], "int8", scale="x"), "real number"),
+        (lambda: ns.QTensor.from_codes([1], "int8", scale=1e300), "finite"),
+        (lambda: ns.QTensor.from_codes([1, 2], "int8", scale=[1, 2, 3]), "broadcasts"),
+        (lambda: ns.QTensor.from_codes([1, 2], "int8").T, "last two axes"),
+    ],
+)
+def test_refused(call, words):
+    with pytest.raises(ns.NumsimError, match=words):
+        call()
+
+
+def test_stochastic_rounding_has_a_stream_for_every_tensor():
+    quant = ns.Quant("int8", "none", rounding="sr")
+    x = np.full(1000, 0.5)
+    draws = [ns.quantize(x, quant, seed=s).codes for s in (0, 0, 1)]
+    assert np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    tail = ns.quantize(x[300:], quant, offset=300).codes
+    assert np.array_equal(tail, draws[0][300:])
