@@ -282,3 +282,9 @@ def test_resume_of_a_damaged_file(tmp_path, damage):
         return  # a quoted field may swallow rows: the case is then simply unfinished
     with pytest.raises(ns.NumsimError, match="damaged"):
         ns.sweep(SMALL | {"out": path, "resume": True})
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_an_assumed_unit_is_emulated_not_fake_quantised():
+    rows = ns.sweep(SMALL | {"targets": ["tpu.mxu_int8"], "granularities": ["per_tensor"]})
+    assert rows.exact.all()

@@ -28,7 +28,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("rounding", "", "rounding of the conversion", str),
     Column("target", "", "unit that multiplies and adds", str),
     Column(
-        "exact", "", "True: bit-exact emulation of the named unit; False: fake quantisation", bool
+        "exact", "", "True: the named unit's rules, bit for bit; False: fake quantisation", bool
     ),
     Column("bits_per_weight", "bits", "stored bits for each weight, scales included"),
     Column("bits_per_act", "bits", "stored bits for each activation, scales included"),
