@@ -169,9 +169,9 @@ def bench(
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in bench_cast():
         text = f"{row.ratio:.2f} x"
-        if row.library == "numsim x2":
+        if row.library.endswith(" x2"):
             text = f"(scales {1 / row.ratio:.2f} x)"
-        elif row.library in ("numsim", "NumPy"):
+        elif row.library in ("numsim", "numsim out=", "NumPy"):
             text = ""
         table.add_row(
             row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}",

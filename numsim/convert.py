@@ -34,6 +34,7 @@ def encode(
     offset: int = 0,
     random: ArrayLike | None = None,
     nan: Literal["max", "zero"] | None = None,
+    out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Round numbers to the nearest codes of a format, once.
 
@@ -72,6 +73,11 @@ def encode(
     nan
         What NaN becomes in a format without NaN: ``"max"`` (NVIDIA FP4/FP6) or ``"zero"``;
         by default it is an error.
+    out
+        Array that takes the codes and is returned: of the shape and type of the result,
+        C-contiguous, apart from `x`. A buffer that is used again saves the operating system's
+        clearing of fresh pages, the larger part of a big conversion. After an error it holds
+        anything.
 
     Returns
     -------
@@ -82,7 +88,8 @@ def encode(
     ------
     NumsimError
         For an input type that is not a real number, an unknown name, an argument outside its
-        range, or NaN where the format has none (with the count and the first index).
+        range, an `out` that cannot take the codes, or NaN where the format has none (with the
+        count and the first index).
 
     Warns
     -----
@@ -116,17 +123,17 @@ def encode(
         random_bits, sr = _hardware(f, mode, random_bits, sr)
     bits, variant, supplied = _stochastic(mode, random_bits, sr, seed, offset, random, values)
     plan = Plan(mode, policy, bits, variant, int(seed), int(offset), _nan_code(f, nan))
-    out = np.empty(values.shape, f.code_dtype)
-    refused, first = encode_array(f, values, out, plan, supplied)
+    codes = _output("encode", out, values, f.code_dtype)
+    refused, first = encode_array(f, values, codes, plan, supplied)
     if refused:
         raise NumsimError(
             f"encode: {f.name} has no NaN; {refused} of {values.size} inputs are NaN, the first "
             f"at index {_index(first, values.shape)}; pass nan='max' or nan='zero', or remove them"
         )
-    return out
+    return codes
 
 
-def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
+def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return the values of codes.
 
     Parameters
@@ -135,6 +142,8 @@ def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
         Integer array of any shape: bit patterns of floats, values of integers and fixed point.
     fmt
         Format or its name.
+    out
+        Array that takes the values and is returned, as in `encode`.
 
     Returns
     -------
@@ -143,7 +152,8 @@ def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
     Raises
     ------
     NumsimError
-        For codes that are not integers or lie outside the format (with the first index).
+        For codes that are not integers or lie outside the format (with the first index), or an
+        `out` that cannot take the values.
 
     Examples
     --------
@@ -163,9 +173,9 @@ def decode(codes: ArrayLike, fmt: str | Format) -> NDArray[Any]:
             f"decode: codes of {f.name} are {low} to {high}; {bad.size} of {array.size} are not, "
             f"the first is {int(array[index])} at index {index}; encode() makes codes"
         )
-    out = np.empty(array.shape, f.value_dtype)
-    decode_array(f, array, out)
-    return out
+    values = _output("decode", out, array, f.value_dtype)
+    decode_array(f, array, values)
+    return values
 
 
 def cast(
@@ -180,10 +190,11 @@ def cast(
     offset: int = 0,
     random: ArrayLike | None = None,
     nan: Literal["max", "zero"] | None = None,
+    out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Return ``decode(encode(x))``: the numbers a format stores in place of `x`.
 
-    Takes what `encode` takes, returns what `decode` returns.
+    Takes what `encode` takes, returns what `decode` returns; `out` is for the values.
 
     Raises
     ------
@@ -199,7 +210,7 @@ def cast(
         x, fmt, rounding=rounding, overflow=overflow, random_bits=random_bits, sr=sr, seed=seed,
         offset=offset, random=random, nan=nan,
     )  # fmt: skip
-    return decode(codes, fmt)
+    return decode(codes, fmt, out=out)
 
 
 # --------------------------------------------------------------------------------- validation
@@ -239,6 +250,26 @@ def _array(who: str, x: ArrayLike) -> NDArray[Any]:
         raise NumsimError(
             f"{who}: the input makes no array ({error}); pass a NumPy array"
         ) from None
+
+
+def _output(
+    who: str, out: NDArray[Any] | None, source: NDArray[Any], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return the array that takes the result: a new one, or the caller's after a look at it."""
+    if out is None:
+        return np.empty(source.shape, dtype)
+    is_array = isinstance(out, np.ndarray)
+    if not (is_array and out.shape == source.shape and out.dtype == dtype and out.dtype.isnative):
+        came = f"{out.dtype} of shape {out.shape}" if is_array else type(out).__name__
+        raise NumsimError(
+            f"{who}: out is an array of the result's shape {source.shape} and type {dtype}; got "
+            f"{came}; np.empty({source.shape}, np.{dtype}) makes one"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+        raise NumsimError(f"{who}: out is C-contiguous, aligned and writeable; pass a fresh array")
+    if np.may_share_memory(out, source):
+        raise NumsimError(f"{who}: out shares memory with the input; give it memory of its own")
+    return out
 
 
 def _code_array(codes: ArrayLike) -> NDArray[Any]:

@@ -254,7 +254,7 @@ def _fast(f: Format, how: Plan) -> Worker | None:
     if scalars is None:
         return None
     if how.mode == SR:
-        return _fast_stochastic(scalars, how, again)
+        return _fast_stochastic(f, scalars, how, again)
     nearest = how.mode == RNE and f.kind == "float" and f.signed and f.precision > 1
     by_addition = nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
     kernel = fast.float_rne if by_addition else fast.float_any
@@ -268,18 +268,26 @@ def _fast(f: Format, how: Plan) -> Worker | None:
     return work
 
 
-def _fast_stochastic(scalars: fast.Fast, how: Plan, again: Worker) -> Worker | None:
+def _fast_stochastic(f: Format, scalars: fast.Fast, how: Plan, again: Worker) -> Worker | None:
     narrow = how.variant == TRUNCATE or (how.variant == HALF_OFFSET and how.bits < 32)
     if how.bits != 64 and not (narrow and how.bits <= 32):
         return None
     half_offset = how.bits < 32 and how.variant == HALF_OFFSET
     noise = fast.noise(how.bits, half_offset, how.seed)
+    point = 31 - f.precision  # fraction bits of a subnormal in `float_sr_narrow`
+    scale = point - (f.emin - f.precision + 1)
+    narrow = f.kind == "float" and point >= fast.SUB_BITS and scale < 128
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         number = np.uint64(how.offset + start)
-        met, lower = fast.float_sr(x.view(np.uint32), out, scalars, noise, number)
+        bits = x.view(np.uint32)
+        if narrow:
+            to_fixed = np.float32(2.0**scale)
+            met, lower = fast.float_sr_narrow(bits, out, scalars, noise, to_fixed, number)
+        else:
+            met, lower = fast.float_sr(bits, out, scalars, noise, number)
         return again(x, out, start, random) if lower or (met and how.nan_code < 0) else _NONE
 
     return work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import tracemalloc
 import warnings
@@ -145,18 +146,78 @@ def test_the_lower_word_decides_a_tie_of_the_upper_one():
             x[n] = np.ldexp(2 * bar + 1, -9 - 33)
             found += 1
     assert found > 5
-    _, lower = fast.float_sr(
+    common = (
         x.view(np.uint32), np.empty(x.size, np.uint8), dispatch._scalars(f, 6, 0, f.nan_code),
-        fast.noise(64, False, seed), np.uint64(0),
+        fast.noise(64, False, seed),
     )  # fmt: skip
-    assert lower
+    assert fast.float_sr(*common, np.uint64(0))[1]
+    assert fast.float_sr_narrow(*common, np.float32(2.0 ** (27 + 9)), np.uint64(0))[1]
     got, want = both(f, plan, x, start=0)
     assert np.array_equal(got, want)
     wide = ns.encode(x.astype(np.float64), f, rounding="sr", seed=seed)
     assert np.array_equal(got, wide)
 
 
+@pytest.mark.parametrize("bits", [27, 28, 29, 32, 64])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float_e5m5"])
+def test_bits_beyond_the_fixed_point_of_a_subnormal(name, bits):
+    """Fractions that meet all ones at the last bit kept, and bits below that decide."""
+    f, seed = ns.get_format(name), 5
+    point = 31 - f.precision
+    quantum = f.min_subnormal
+    x = np.zeros(1 << 14, np.float32)
+    hit = 0
+    for n in range(x.size):
+        word = philox(n // 2, 0, seed)[n % 2]
+        if bits < 32:
+            word &= 0xFFFFFFFF << (32 - bits) & 0xFFFFFFFF
+        kept = ((1 << point) - 1) - (word >> (32 - point))
+        if 0 < kept < 1 << (point - 6):
+            x[n] = (kept + (0.0, 0.5, 0.75)[n % 3]) * 2.0**-point * quantum * (-1) ** n
+            hit += 1
+    assert hit > 100
+    for variant in (0, 1) if bits < 32 else (0,):
+        pair = both(f, dispatch.Plan(6, 0, bits, variant, seed, 0, f.nan_code), x, start=0)
+        assert np.array_equal(*pair)
+
+
 # --- types, layouts, memory
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "float16", "nf4"])
+@pytest.mark.parametrize("options", [{}, {"rounding": "sr", "seed": 4}])
+def test_results_go_into_the_callers_array(name, options):
+    x = np.random.default_rng(0).standard_normal((60, 700)).astype(np.float32)[::2]
+    want = ns.encode(x, name, **options)
+    codes = np.full_like(want, 3)
+    assert ns.encode(x, name, out=codes, **options) is codes
+    assert np.array_equal(codes, want)
+    values = np.empty(x.shape, np.float32)
+    assert ns.decode(codes, name, out=values) is values
+    assert ns.cast(x, name, out=np.empty_like(values), **options).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        (np.empty(3, np.uint8), "shape (4,)"),
+        (np.empty(4, np.int8), "type uint8"),
+        ([0] * 4, "got list"),
+        (np.empty(8, np.uint8)[::2], "out is C-contiguous"),
+    ],
+)
+def test_arrays_that_cannot_take_the_codes(out, words):
+    x = np.zeros(4, np.float32)
+    with pytest.raises(ns.NumsimError, match=re.escape(words)):
+        ns.encode(x, "e4m3", out=out)
+    with pytest.raises(ns.NumsimError, match="decode: out is"):
+        ns.decode(np.zeros(4, np.uint8), "e4m3", out=out)
+    frozen = np.empty(4, np.uint8)
+    frozen.flags.writeable = False
+    with pytest.raises(ns.NumsimError, match="writeable"):
+        ns.encode(x, "e4m3", out=frozen)
+    with pytest.raises(ns.NumsimError, match="shares memory"):
+        ns.encode(x, "e4m3", out=x.view(np.uint8)[:4])
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float4_e2m1fn", "int8", "nf4", "float_e8m12"])

@@ -27,13 +27,15 @@ class Timing:
     task
         What is converted.
     library
-        Who converts it; ``numsim x2``: on two threads.
+        Who converts it; ``numsim out=``: into an array that is there already, as the copy does;
+        ``x2``: on two threads.
     rate
         Million elements per second, median of the repetitions.
     of_bound
         Share of the rate at which a copy's bandwidth would move the same bytes.
     ratio
-        numsim's rate on one thread divided by this one.
+        numsim's rate on one thread divided by this one (for ``numsim out= x2``: that of
+        ``numsim out=``).
     """
 
     task: str
@@ -64,6 +66,7 @@ def bench_cast(*, elements: int = 1 << 23, repeats: int = 9) -> list[Timing]:
     True
     """
     x = np.random.default_rng(0).standard_normal(elements, np.float32) * np.float32(10)
+    codes = encode(x, "float8_e4m3fn")
     rows: list[Timing] = []
     with jit.using_threads(1):
         target = np.empty_like(x)
@@ -78,7 +81,11 @@ def bench_cast(*, elements: int = 1 << 23, repeats: int = 9) -> list[Timing]:
             )
         rows += _compared(
             "float32 -> float8_e4m3fn, stochastic",
-            {"numsim": lambda: encode(x, "float8_e4m3fn", rounding="sr"), **_cpfloat(x, 5)},
+            {
+                "numsim": lambda: encode(x, "float8_e4m3fn", rounding="sr"),
+                "numsim out=": lambda: encode(x, "float8_e4m3fn", rounding="sr", out=codes),
+                **_cpfloat(x, 5),
+            },
             bound, elements, repeats,
         )  # fmt: skip
     return rows
@@ -89,14 +96,21 @@ def _compared(
 ) -> list[Timing]:
     rates = {library: _rate(call, elements, repeats) for library, call in calls.items()}
     with jit.using_threads(2) as two:
-        if two:
-            rates["numsim x2"] = _rate(calls["numsim"], elements, repeats)
-    mine = rates["numsim"]
-    return [Timing(task, library, r, r / bound, mine / r) for library, r in rates.items()]
+        for library in ("numsim", "numsim out=") if two else ():
+            rates[f"{library} x2"] = _rate(calls[library], elements, repeats)
+    rows = []
+    for library, rate in rates.items():
+        mine = rates["numsim out=" if library.startswith("numsim out=") else "numsim"]
+        rows.append(Timing(task, library, rate, rate / bound, mine / rate))
+    return rows
 
 
 def _encoders(name: str, x: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
-    calls: dict[str, Callable[[], object]] = {"numsim": lambda: encode(x, name)}
+    codes = encode(x, name)
+    calls: dict[str, Callable[[], object]] = {
+        "numsim": lambda: encode(x, name),
+        "numsim out=": lambda: encode(x, name, out=codes),
+    }
     if hasattr(ml_dtypes, name):
         dtype = np.dtype(getattr(ml_dtypes, name))
         calls["ml_dtypes"] = lambda: x.astype(dtype)
@@ -116,7 +130,11 @@ def _encoders(name: str, x: NDArray[np.float32]) -> dict[str, Callable[[], objec
 
 
 def _decoders(name: str, codes: NDArray[Any]) -> dict[str, Callable[[], object]]:
-    calls: dict[str, Callable[[], object]] = {"numsim": lambda: decode(codes, name)}
+    values = decode(codes, name)
+    calls: dict[str, Callable[[], object]] = {
+        "numsim": lambda: decode(codes, name),
+        "numsim out=": lambda: decode(codes, name, out=values),
+    }
     if hasattr(ml_dtypes, name):
         typed = codes.view(getattr(ml_dtypes, name))
         calls["ml_dtypes"] = lambda: typed.astype(np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.philox import fill_words
 from numsim.kernels.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
-from numsim.kernels.word import shl, shr
+from numsim.kernels.word import shl, shr, wide_vectors
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
@@ -107,6 +107,7 @@ def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 
     Adding 2**(e + cut) for a number of binade e leaves its rounded significand in the low bits.
     """
+    wide_vectors()
     top = _ZERO
     least = shl(f.min_field, np.uint32(23))
     magic = shl(f.cut, np.uint32(23))
@@ -126,6 +127,7 @@ def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 @kernel
 def float_any(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
     """Round float32 bits in any deterministic mode; return whether NaN was met."""
+    wide_vectors()
     top = _ZERO
     for i in range(x.size):
         b = x[i]
@@ -177,6 +179,7 @@ def float_sr(
 
     Return (whether NaN was met, whether the lower random word of some element matters).
     """
+    wide_vectors()
     blocks = np.empty(1025, np.uint64)
     odd = np.int64(number & np.uint64(1))
     top, open_ = _ZERO, _ZERO
@@ -205,6 +208,56 @@ def float_sr(
     return bool(top > _INFINITY), bool(np.uint32(open_ & noise.full) != _ZERO)
 
 
+SUB_BITS = 24  # fraction bits of a subnormal that `float_sr_narrow` looks at, at least
+
+
+@kernel
+def float_sr_narrow(
+    x: np.ndarray, out: np.ndarray, f: Fast, noise: Noise, to_fixed: np.float32,
+    number: np.uint64,
+) -> tuple[bool, bool]:  # fmt: skip
+    """Do what `float_sr` does for formats of few bits, by additions alone.
+
+    A normal number is its float32 pattern plus random bits below the cut. A subnormal one is a
+    fixed-point number of 31 bits, a multiple of ``1 / to_fixed``; where its cut-off bits, or
+    random bits below them, decide, the caller is told.
+    """
+    wide_vectors()
+    blocks = np.empty(1025, np.uint64)
+    odd = np.int64(number & np.uint64(1))
+    top, open_ = _ZERO, _ZERO
+    least = shl(f.min_field, np.uint32(23))
+    base = shl(np.uint32(f.min_field - _ONE), f.stored)
+    seen_up = np.uint32(np.uint32(32) - f.cut)
+    cut_seen = np.uint32(~shr(np.uint32(~noise.seen), seen_up))
+    point = np.uint32(np.uint32(31) - np.uint32(f.stored + _ONE))  # fraction bits of fixed point
+    down = np.uint32(np.uint32(32) - point)
+    fixed_seen = np.uint32(~shr(np.uint32(~noise.seen), down))
+    ones = np.uint32(shl(_ONE, point) - _ONE)
+    # all seen bits fit: nothing is cut off
+    deep = _ONE if shl(shr(noise.seen, down), down) != noise.seen else _ZERO
+    deep = np.uint32(deep | (noise.full & _ONE))
+    for start in range(0, x.size, 2048):
+        source, target = x[start : start + 2048], out[start : start + 2048]
+        fill_words(blocks[: source.size // 2 + 1], number + np.uint64(start), noise.key)
+        words = blocks.view(np.uint32)[odd : odd + source.size]
+        for i in range(source.size):
+            b = source[i]
+            a = np.uint32(b & _MAGNITUDE)
+            top = max(top, a)
+            word = np.uint32(np.uint32(words[i] & noise.drawn) | noise.half)
+            normal = shr(np.uint32(np.uint32(a & cut_seen) + shr(word, seen_up)), f.cut)
+            small = np.float32(np.uint32(min(a, least)).view(np.float32) * to_fixed)
+            fixed = np.uint32(np.uint32(np.int32(small)) & fixed_seen)
+            total = np.uint32(fixed + shr(word, down))
+            tiny = a < least
+            open_ = np.uint32(
+                open_ | (deep if tiny and np.uint32(total & ones) == ones else _ZERO))  # fmt: skip
+            q = shr(total, point) if tiny else np.uint32(normal - base)
+            target[i] = _limited(b, a, q, f)
+    return bool(top > _INFINITY), bool(open_ != _ZERO)
+
+
 @kernel
 def integer_rne(
     x: np.ndarray, out: np.ndarray, scale: np.float32, low: np.float32, high: np.float32
@@ -213,6 +266,7 @@ def integer_rne(
 
     Clamping to integers and rounding commute; adding 1.5 * 2**23 rounds to nearest even.
     """
+    wide_vectors()
     magic = np.float32(12582912.0)
     offset = np.int32(0x4B400000)
     nans = np.int32(0)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numsim.kernels.jit import kernel
-from numsim.kernels.word import shl
+from numsim.kernels.word import shl, wide_vectors
 
 
 class Codes(NamedTuple):
@@ -44,6 +44,7 @@ def code_scalars(
 @kernel
 def decode_float(codes: np.ndarray, out: np.ndarray, f: Codes) -> None:
     """Decode codes to float32 bit patterns (uint32)."""
+    wide_vectors()
     infinity, quiet = np.uint32(0x7F800000), np.uint32(0x7FC00000)
     for i in range(codes.size):
         code = np.uint32(codes[i])
@@ -60,6 +61,7 @@ def decode_float(codes: np.ndarray, out: np.ndarray, f: Codes) -> None:
 @kernel
 def decode_integer(codes: np.ndarray, out: np.ndarray, quantum: np.float32) -> None:
     """Multiply integer codes of at most 24 bits by the format's quantum (exact in float32)."""
+    wide_vectors()
     for i in range(codes.size):
         out[i] = np.float32(np.float32(np.int32(codes[i])) * quantum)
 
@@ -67,5 +69,6 @@ def decode_integer(codes: np.ndarray, out: np.ndarray, quantum: np.float32) -> N
 @kernel
 def decode_table(codes: np.ndarray, out: np.ndarray, table: np.ndarray) -> None:
     """Look codes up in the format's table of values."""
+    wide_vectors()
     for i in range(codes.size):
         out[i] = table[np.uint64(codes[i])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from numsim.kernels.jit import inline
+from numsim.kernels.word import wide_vectors
 
 ROUNDS = 7
 _MULTIPLIER = np.uint64(0xD256D193)
@@ -44,6 +45,7 @@ def random64(number: np.uint64, key: np.uint32) -> np.uint64:
 @inline
 def fill_words(words: np.ndarray, number: np.uint64, key: np.uint32) -> None:
     """Fill uint64 blocks that, seen as uint32, hold the upper words from an even number on."""
+    wide_vectors()
     first = number >> np.uint64(1)
     for i in range(words.size):
         words[i] = philox_block(np.uint64(first + np.uint64(i)), key)
