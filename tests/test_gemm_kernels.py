@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from numsim.kernels import simd
+from numsim.kernels.gemm_codes import fields
 from numsim.kernels.gemm_fma import gemm_fma
 from numsim.kernels.gemm_fma import pack_b as pack_fma
 from numsim.kernels.gemm_hopper import gemm_hopper_fp8, pack_a
@@ -25,6 +26,13 @@ FP8 = {"e4m3": (ml_dtypes.float8_e4m3fn, -6), "e5m2": (ml_dtypes.float8_e5m2, -1
 def path(request):
     with simd.force(request.param):
         yield request.param
+
+
+def packed_fp8(values, name):
+    """The right operand's codes, packed, and how they are read."""
+    codes = values.astype(FP8[name][0]).view(np.uint8)
+    precision, bias = {"e4m3": (4, 7), "e5m2": (3, 15)}[name]
+    return pack_fp8(codes[None]), fields(8, precision, bias, True)
 
 
 def bits(x):
@@ -208,9 +216,9 @@ def test_hopper_rule(formats, kind):
         if k > 64:  # the first group cancels itself, and C
             a[:, 16:32], b[:, 16:32] = -a[:, :16], b[:, :16]
             c[::2] = 0
-        pa, pb = pack_a(a, ea), pack_fp8(b.T, eb)
+        pa, (pb, how) = pack_a(a, ea), packed_fp8(b.T, formats[1])
         for start in (None, c):
-            got = gemm_hopper_fp8(pa, pb, c=start)
+            got = gemm_hopper_fp8(pa, pb, how, c=start)
             want = np.array(
                 [
                     [
@@ -227,12 +235,12 @@ def test_hopper_rule(formats, kind):
 
 def test_hopper_zeros_keep_c_and_a_zero_result_is_positive():
     zero, one = np.zeros((2, 40), np.float32), np.full((40, 3), -0.0, np.float32)
-    pa, pb = pack_a(zero, -6), pack_fp8(one, -6)
+    pa, (pb, how) = pack_a(zero, -6), packed_fp8(one, "e4m3")
     for start in (2.0**-90, -(2.0**120), -0.0, 1.0 + 2.0**-13, -1.0 - 2.0**-14):
         c = np.full((2, 3), start, np.float32)
         want = bits(c) & np.uint32(0xFFFFFC00) if start else np.zeros((2, 3), np.uint32)
-        np.testing.assert_array_equal(bits(gemm_hopper_fp8(pa, pb, c=c)), want)
-    assert not bits(gemm_hopper_fp8(pa, pb)).any()
+        np.testing.assert_array_equal(bits(gemm_hopper_fp8(pa, pb, how, c=c)), want)
+    assert not bits(gemm_hopper_fp8(pa, pb, how)).any()
 
 
 def everything(rng):
@@ -245,7 +253,7 @@ def everything(rng):
         gemm_fma(a, b),
         gemm_fma(a.astype(np.float64), b.astype(np.float64)),
         gemm_int8(qa, qb),
-        gemm_hopper_fp8(pack_a(values[0], -6), pack_fp8(values[1].T.copy().T, -6), c=c),
+        gemm_hopper_fp8(pack_a(values[0], -6), *packed_fp8(values[1].T.copy().T, "e4m3"), c=c),
     ]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numsim.kernels.jit import kernel
+from numsim.kernels.jit import inline, kernel
 from numsim.kernels.word import shl, wide_vectors
 
 
@@ -41,21 +41,26 @@ def code_scalars(
     )
 
 
+@inline
+def float_bits(code: np.uint32, f: Codes) -> np.uint32:
+    """Return the float32 bit pattern of a code."""
+    infinity, quiet = np.uint32(0x7F800000), np.uint32(0x7FC00000)
+    m = np.uint32(code & f.magnitude)
+    normal = np.uint32(shl(m, f.up) + f.rebias)
+    small = np.float32(np.float32(np.int32(m)) * f.quantum).view(np.uint32)
+    value = normal if m >= f.least else small
+    value = infinity if m == f.inf else value
+    value = quiet if m >= f.nan_from else value
+    value = np.uint32(value | shl(np.uint32(code & f.sign_bit), f.sign_up))
+    return quiet if code == f.nan else value
+
+
 @kernel
 def decode_float(codes: np.ndarray, out: np.ndarray, f: Codes) -> None:
     """Decode codes to float32 bit patterns (uint32)."""
     wide_vectors()
-    infinity, quiet = np.uint32(0x7F800000), np.uint32(0x7FC00000)
     for i in range(codes.size):
-        code = np.uint32(codes[i])
-        m = np.uint32(code & f.magnitude)
-        normal = np.uint32(shl(m, f.up) + f.rebias)
-        small = np.float32(np.float32(np.int32(m)) * f.quantum).view(np.uint32)
-        value = normal if m >= f.least else small
-        value = infinity if m == f.inf else value
-        value = quiet if m >= f.nan_from else value
-        value = np.uint32(value | shl(np.uint32(code & f.sign_bit), f.sign_up))
-        out[i] = quiet if code == f.nan else value
+        out[i] = float_bits(np.uint32(codes[i]), f)
 
 
 @kernel

@@ -15,6 +15,17 @@ import numpy.typing as npt
 from numba import types
 
 from numsim.kernels import simd, simd_align
+from numsim.kernels.gemm_codes import (
+    BLOCK,
+    Fields,
+    PackedCodes,
+    aligned_terms,
+    codes_types,
+    cover_codes,
+    pack_codes,
+    run_codes,
+    uint32_tuple,
+)
 from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
 from numsim.kernels.jit import inline, kernel, over_range
 from numsim.kernels.simd_align import HALVES, LOWEST, NO_TERM, TWO_STREAMS, Flavour
@@ -117,6 +128,30 @@ def _run_narrow(
 
 
 @kernel
+def _codes_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Fields,
+) -> None:  # fmt: skip
+    scratch = np.empty(block * b.shape[4] * 2 * b.shape[3], np.int32)
+    cover_codes(
+        _align_wide, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+@kernel
+def _codes_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Fields,
+) -> None:  # fmt: skip
+    scratch = np.empty(block * b.shape[4] * 2 * b.shape[3], np.int32)
+    cover_codes(
+        _align_narrow, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+@kernel
 def _pack(
     sig: Array, exp: Array, slots: Array, group: int, scale: int, whole: bool, zeros: bool,
     significands: Array, exponents: Array, start: int, stop: int,
@@ -168,6 +203,20 @@ def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
     )
 
 
+@cache
+def _codes_runner(flavour: int, codes: np.dtype[Any], wide: bool) -> Callable[..., Any]:
+    arguments = codes_types(types.int32, codes, types.float32)
+    return simd.compiled(
+        _codes_wide if wide else _codes_narrow, *arguments, simd.literal(flavour),
+        simd.contiguous(types.float64, 1), uint32_tuple(Fields),
+    )  # fmt: skip
+
+
+def pack_b(codes: Array, rule: Rule) -> PackedCodes:
+    """Pack the codes [1 or batch, K, N] of the right operand."""
+    return pack_codes(codes, simd_align.ALIGN_COLUMNS, rule.slots(), rule.group)
+
+
 def pack(
     sig: Array, exp: Array, trailing: int, rule: Rule, *, whole: bool, zeros: bool, right: bool
 ) -> PackedAlign:
@@ -196,12 +245,13 @@ def pack(
 
 
 def gemm_align(
-    a: PackedAlign, b: PackedAlign, rule: Rule, *, whole: bool, c: Array | None = None
-) -> Array:
+    a: PackedAlign, b: PackedAlign | PackedCodes, rule: Rule, *, whole: bool,
+    c: Array | None = None, how: Fields | None = None,
+) -> Array:  # fmt: skip
     """Return the float32 accumulators [batch, M, N] of a chain over blocks of k, from c or +0.
 
     Parameters: packed operands of the same K, rule and `whole`; b has one item or as many as a;
-    c [batch, M, N] float32.
+    c [batch, M, N] float32; `how` the codes of a b of codes are read.
     """
     shape = (len(a.planes), a.lines, b.lines)
     out: Array = (
@@ -213,6 +263,11 @@ def gemm_align(
         out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
         flavour = Flavour(rule.kind, rule.chunk, whole).code()
+        if isinstance(b, PackedCodes):
+            codes = _codes_runner(flavour, b.panels.dtype, simd.enabled())
+            block = max(BLOCK // rule.group, 1)
+            run_codes(codes, out, a.planes, b, block, flavour, rule.array(), how)
+            return out
         entry = _runner(flavour, simd.enabled())
         block = max(_BLOCK // rule.group, 1)
         run_tiles(entry, out, a.planes, b.planes, block, flavour, rule.array())

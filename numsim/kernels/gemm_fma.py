@@ -28,14 +28,51 @@ class PackedFma(NamedTuple):
     n: int
 
 
-def _expand(function: F) -> F:
+def expanded(function: F) -> F:
+    """Compile a helper that is copied into its callers before they are typed."""
     # Expanding in Numba's IR, not in LLVM's, leaves no trace of the function passed as `micro`,
     # which would otherwise keep the caller out of the disk cache.
     made: Any = numba.njit(inline="always", error_model="numpy", nogil=True)(function)
     return cast(F, made)
 
 
-@_expand
+@expanded
+def tile_rows(
+    micro: Callable[..., int],
+    a: Array,
+    a_at: int,
+    b: Array,
+    b_at: int,
+    out: Array,
+    at: int,
+    n: int,
+    left: int,
+    columns: int,
+    width: int,
+    count: int,
+    edge: Array,
+    rule: Any,
+) -> None:
+    """Run `micro` over the `left` rows of one tile, by way of `edge` where it is cut off."""
+    target, target_at, stride = out, at, n
+    if columns < width:
+        target, target_at, stride = edge, 0, width
+        for r in range(left):
+            for c in range(columns):
+                edge[r * width + c] = out[at + r * n + c]
+    done = 0
+    while done < left:
+        done += micro(
+            a, a_at + done, b, b_at, target, target_at + done * stride, stride, count, left - done,
+            rule,
+        )  # fmt: skip
+    if columns < width:
+        for r in range(left):
+            for c in range(columns):
+                out[at + r * n + c] = edge[r * width + c]
+
+
+@expanded
 def cover(
     micro: Callable[..., int],
     out: Array,
@@ -72,25 +109,11 @@ def cover(
             count = min(block, steps - k)
             b_at = ((shared * panels + panel) * steps + k) * b_step
             for t in range(first, min(first + group, tiles)):
-                left = min(rows, m - t * rows)
                 a_at = ((batch * tiles + t) * steps + k) * a_step
-                at = (batch * m + t * rows) * n + panel * width
-                target, target_at, stride = flat, at, n
-                if columns < width:
-                    target, target_at, stride = edge, 0, width
-                    for r in range(left):
-                        for c in range(columns):
-                            edge[r * width + c] = flat[at + r * n + c]
-                done = 0
-                while done < left:
-                    done += micro(
-                        a, a_at + done, b, b_at, target, target_at + done * stride, stride, count,
-                        left - done, rule,
-                    )  # fmt: skip
-                if columns < width:
-                    for r in range(left):
-                        for c in range(columns):
-                            flat[at + r * n + c] = edge[r * width + c]
+                tile_rows(
+                    micro, a, a_at, b, b_at, flat, (batch * m + t * rows) * n + panel * width, n,
+                    min(rows, m - t * rows), columns, width, count, edge, rule,
+                )  # fmt: skip
 
 
 def run_tiles(

@@ -16,17 +16,27 @@ import numpy.typing as npt
 from numba import types
 
 from numsim.kernels import simd
-from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
+from numsim.kernels.gemm_codes import (
+    BLOCK,
+    Fields,
+    PackedCodes,
+    codes_types,
+    cover_codes,
+    pack_codes,
+    pairs_of_fp8,
+    run_codes,
+    uint32_tuple,
+)
 from numsim.kernels.jit import inline, kernel, over_range
 
 Array = npt.NDArray[Any]
-_BLOCK = 1024  # k for which a panel of b stays in the cache
 _RUN = 8  # a packed group is a multiple of this many products
+_PIECE = _RUN * 3 * simd.HOPPER_COLUMNS // 2  # words of a decoded panel in as many
 _ZERO_EXPONENT = simd.ZERO_EXPONENT
 
 
 class PackedFp8(NamedTuple):
-    """One operand, packed once: `planes` [1, tiles, groups, lines per tile, words], its M or N.
+    """The left operand: `planes` [1, tiles, groups, lines per tile, words], its M.
 
     Each group holds pairs (k, k+1), each pair the planes significand, exponent and sign, each
     plane one int32 (two int16) per line. A group is padded to a multiple of 8 products.
@@ -61,17 +71,36 @@ def _hopper_narrow(
 @kernel
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    runs: int,
+    runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    cover(_hopper_wide, out, a, b, steps, block, group, start, stop, runs)
+    scratch = np.empty(block * runs * _PIECE, np.int32)
+    cover_codes(
+        _hopper_wide, pairs_of_fp8, out, a, b, scratch, steps, block, group, start, stop, runs,
+        how,
+    )  # fmt: skip
 
 
 @kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    runs: int,
+    runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    cover(_hopper_narrow, out, a, b, steps, block, group, start, stop, runs)
+    scratch = np.empty(block * runs * _PIECE, np.int32)
+    cover_codes(
+        _hopper_narrow,
+        pairs_of_fp8,
+        out,
+        a,
+        b,
+        scratch,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        how,
+    )
 
 
 @inline
@@ -92,28 +121,27 @@ def split_fp8(bits: np.uint32, emin: int) -> tuple[np.int32, np.int32, np.int32]
 
 @kernel
 def _pack(
-    source: Array, planes: Array, group: int, padded: int, emin: int, shift: int, bias: int,
-    one: int, start: int, stop: int,
-) -> None:  # fmt: skip
+    source: Array, planes: Array, group: int, padded: int, emin: int, start: int, stop: int
+) -> None:
     """Split lines [lines, K] of fp32 bits into planes [panels, pairs, 3, width, 2].
 
-    A group of `group` products takes `padded` places. Significands are shifted left, exponents
-    biased; signs are `one` and `one` - 2.
+    A group of `group` products takes `padded` places. Products have 6 fraction bits; significands
+    carry 7 more to make the 13 of the rule. Signs are 1 and -1.
     """
     table = np.empty((4096, 4), np.int16)  # FP8 values have zeros in the low 20 bits
     for top in range(4096):
         significand, exponent, sign = split_fp8(np.uint32(top << 20), emin)
-        table[top, 0] = significand << np.int32(shift)
-        table[top, 1] = exponent + bias
-        table[top, 2] = one - 2 * sign
+        table[top, 0] = significand << np.int32(7)
+        table[top, 1] = exponent
+        table[top, 2] = 1 - 2 * sign
     lines, depth = source.shape
     pairs, width = planes.shape[1], planes.shape[3]
     flat = planes.reshape(-1)
     plane = 2 * width
     if lines % width or padded != group or depth % group:  # zeros where there is nothing
         planes[start:stop, :, 0] = 0
-        planes[start:stop, :, 1] = _ZERO_EXPONENT + bias
-        planes[start:stop, :, 2] = one
+        planes[start:stop, :, 1] = _ZERO_EXPONENT
+        planes[start:stop, :, 2] = 1
     for panel in range(start, stop):
         first = panel * width
         for block in range(2 * pairs // padded):
@@ -129,48 +157,42 @@ def _pack(
 @cache
 def _packer() -> Callable[..., Any]:
     arrays = (simd.strided(types.uint32, 2), simd.contiguous(types.int16, 5))
-    return simd.compiled(_pack, *arrays, *(types.int64,) * 8)
+    return simd.compiled(_pack, *arrays, *(types.int64,) * 5)
 
 
 @cache
 def _runner(wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
-    return simd.compiled(runner, *tile_types(types.int32, types.int32, types.float32), types.int64)
-
-
-def _packed(
-    values: Array, emin: int, group: int, width: int, shift: int, bias: int, one: int
-) -> PackedFp8:
-    lines, depth = values.shape
-    panels, groups, padded = -(-lines // width), -(-depth // group), -(-group // _RUN) * _RUN
-    planes = np.empty((panels, groups * padded // 2, 3, width, 2), np.int16)
-    entry = _packer()
-    bits = values.view(np.uint32)
-    over_range(
-        lambda start, stop: entry(bits, planes, group, padded, emin, shift, bias, one, start, stop),
-        panels,
-    )
-    words = planes.view(np.int32).reshape(1, panels, groups, width, 3 * padded // 2)
-    return PackedFp8(words, lines, group)
+    arguments = codes_types(types.int32, np.dtype(np.uint8), types.float32)
+    return simd.compiled(runner, *arguments, types.int64, uint32_tuple(Fields))
 
 
 def pack_a(values: Array, emin: int, group: int = 32) -> PackedFp8:
     """Pack the left operand [M, K]: FP8 values held in float32, any strides, finite."""
-    # Products have 6 fraction bits; 7 more make the 13 of the rule.
-    return _packed(values, emin, group, simd.HOPPER_ROWS, 7, 0, 1)
+    lines, depth = values.shape
+    width = simd.HOPPER_ROWS
+    panels, groups, padded = -(-lines // width), -(-depth // group), -(-group // _RUN) * _RUN
+    planes = np.empty((panels, groups * padded // 2, 3, width, 2), np.int16)
+    entry = _packer()
+    bits = values.view(np.uint32)
+    over_range(lambda start, stop: entry(bits, planes, group, padded, emin, start, stop), panels)
+    words = planes.view(np.int32).reshape(1, panels, groups, width, 3 * padded // 2)
+    return PackedFp8(words, lines, group)
 
 
-def pack_b(values: Array, emin: int, group: int = 32) -> PackedFp8:
-    """Pack the right operand [K, N]: FP8 values held in float32, any strides, finite."""
-    # Exponent sums carry the fp32 bias; sign planes 0 and -2 turn 1 into -1, and -1 into 1, by XOR.
-    return _packed(values.T, emin, group, simd.HOPPER_COLUMNS, 0, 127, 0)
+def pack_b(codes: Array, group: int = 32) -> PackedCodes:
+    """Pack the right operand [1 or batch, K, N]: FP8 codes of any strides, finite."""
+    padded = -(-group // _RUN) * _RUN
+    slots = np.full(padded, -1)
+    slots[:group] = np.arange(group)
+    return pack_codes(codes, simd.HOPPER_COLUMNS, slots, group, run=2)
 
 
-def gemm_hopper_fp8(a: PackedFp8, b: PackedFp8, *, c: Array | None = None) -> Array:
+def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:
     """Return the float32 accumulators [M, N] of a chain over the groups of k, from c or +0.
 
-    Parameters: packed operands of the same K and group (1 to 256); c [M, N] float32, zero or
-    2^-90 <= |c| <= 2^120.
+    Parameters: packed operands of the same K and group (1 to 256), one b; `how` b's codes are
+    read; c [M, N] float32, zero or 2^-90 <= |c| <= 2^120.
     """
     shape = (1, a.lines, b.lines)
     out: Array = (
@@ -181,5 +203,5 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedFp8, *, c: Array | None = None) -> Ar
     if out.size:
         entry = _runner(simd.enabled())
         runs = a.planes.shape[4] * 2 // (3 * _RUN)
-        run_tiles(entry, out, a.planes, b.planes, max(_BLOCK // a.group, 1), runs)
+        run_codes(entry, out, a.planes, b, max(BLOCK // a.group, 1), runs, how)
     return out.reshape(shape[1:])

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.convert import decode
 from numsim.formats import Format
 from numsim.kernels import (
     gemm_align,
+    gemm_codes,
     gemm_fma,
     gemm_hopper,
     gemm_int,
@@ -53,11 +55,39 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
         return values.astype(np.float64)
 
 
+_MARKED_BITS = 20  # formats of at most so many are surveyed by the codes that occur
+
+
+def code_values(q: QTensor) -> NDArray[np.float64]:
+    """Return the values that occur, each once, of a format of few bits."""
+
+    def make() -> NDArray[np.float64]:
+        unsigned = q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}"))
+        met = np.zeros(1 << min(8 * unsigned.dtype.itemsize, _MARKED_BITS), np.bool_)
+        gemm_codes.mark(np.ascontiguousarray(unsigned).reshape(-1), met)
+        codes = np.flatnonzero(met).astype(unsigned.dtype).view(q.codes.dtype)
+        return as_float64(decode(codes, q.fmt))
+
+    found: NDArray[np.float64] = kept(q, "met", make)
+    return found
+
+
+def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
+    """Whether the vector kernels read the codes of q: a float of few bits, without block scales."""
+    f = q.fmt
+    return f.kind == "float" and f.zero and f.bits <= bits and not q.block_shape
+
+
+def fields(f: Format, *, whole: bool = False) -> gemm_codes.Fields:
+    """Return the parts of a format's codes as kernels take them."""
+    return gemm_codes.fields(f.bits, f.precision, f.bias, f.signed, whole=whole)
+
+
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
     """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
     if rule != Fused(rule.group, 13, 13) or rule.group > 256 or out.name != "float32":
         return False
-    if a.fmt.precision > 4 or b.fmt.precision > 4 or a.block_shape or b.block_shape:
+    if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
     if min(a.fmt.emin, b.fmt.emin) < -16 or not (finite(a) and finite(b)):
         return False
@@ -69,59 +99,75 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
 
 def finite(q: QTensor) -> bool:
     """Whether all values are finite."""
-    return bool(kept(q, "finite", lambda: np.isfinite(q.values()).all()))
+    return bool(np.isfinite(code_values(q)).all())
 
 
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
-    left, right = batched(a.values()), batched(b.values())
+    left, right = batched(decode(a.codes, a.fmt)), batched(b.codes)
     out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
-    packs = kept(
-        b, f"fp8 {rule.group}",
-        lambda: [gemm_hopper.pack_b(x, b.fmt.emin, rule.group) for x in right],
-    )  # fmt: skip
+    key = f"fp8 {rule.group}"
+    packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
     for i in range(len(left)):
-        out[i] = gemm_hopper.gemm_hopper_fp8(
-            gemm_hopper.pack_a(left[i], a.fmt.emin, rule.group), packs[min(i, len(packs) - 1)],
-            c=None if c is None else c[i],
-        )  # fmt: skip
+        item = min(i, len(right) - 1)
+        one = gemm_codes.PackedCodes(packed.panels[item : item + 1], packed.lines)
+        rows = gemm_hopper.pack_a(left[i], a.fmt.emin, rule.group)
+        start = None if c is None else c[i]
+        out[i] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
     return out
 
 
-def _survey(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
-    found: tuple[bool, int, int] = kept(
-        q, "survey", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
+Survey = tuple[bool, int, int]
+
+
+def _survey(q: QTensor) -> Survey:
+    """Return whether q is finite, and the least and largest exponent of its nonzero values."""
+
+    def look() -> Survey:
+        values = code_values(q)
+        nonzero = values[np.isfinite(values) & (values != 0)]
+        exponents = np.maximum(np.frexp(nonzero)[1] - 1, q.fmt.emin)
+        if not exponents.size:
+            return finite(q), 0, 0
+        return finite(q), int(exponents.min()), int(exponents.max())
+
+    found: Survey = kept(q, "survey", look)
+    return found
+
+
+def _survey_planes(q: QTensor, planes: Planes) -> Survey:
+    found: Survey = kept(
+        q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
     )
     return found
 
 
-def align_applies(a: QTensor, b: QTensor, left: Planes, right: Planes, block: Block) -> bool:
-    """Whether the aligning kernel covers the case.
+def align(
+    a: QTensor, b: QTensor, planes: Callable[[QTensor, bool], Planes], c: NDArray[Any] | None,
+    block: Block,
+) -> NDArray[np.float32] | None:  # fmt: skip
+    """Fused and two-stage blocks of finite operands; NaN and results are values, as float32.
 
-    Significands' products are exact in float32, cut products fit int32 and the sums float64; all
-    operands are finite, and no product is one that CDNA3 calls infinite.
+    None where the kernel does not cover the case: significands' products are exact in float32, cut
+    products fit int32 and the sums float64; all operands are finite, and no product is one that
+    CDNA3 calls infinite. ``planes(q, right)`` splits an operand.
     """
     if block.align_bits > 25 or block.group > 256 or a.fmt.precision + b.fmt.precision > 24:
-        return False
+        return None
     if block.kind == kinds.TWO_STAGE and not block.align_bits <= block.sum_bits <= 40:
-        return False
-    finite_a, _, high_a = _survey(a, left)
-    finite_b, _, high_b = _survey(b, right)
+        return None
+    by_code = coded(b) and not block.zero_products
+    finite_a, low_a, high_a = _survey(a) if coded(a) else _survey_planes(a, planes(a, False))
+    finite_b, low_b, high_b = _survey(b) if by_code else _survey_planes(b, planes(b, True))
     reach = high_a + high_b + 1 < block.product_limit if block.product_limit else True
-    return finite_a and finite_b and reach
-
-
-def align(
-    a: QTensor, b: QTensor, left: Planes, right: Planes, c: NDArray[Any] | None, block: Block
-) -> NDArray[np.float32]:
-    """Fused and two-stage blocks of finite operands; NaN and results are values, as float32."""
+    if not (finite_a and finite_b and reach):
+        return None
     rule = gemm_align.Rule(
         block.kind if block.kind < kinds.TWO_STAGE else block.kind + block.streams - 1,
         block.group, block.align_bits, block.min_exponent, block.emin, block.emax,
         block.precision - 1, block.mode == 2, block.sum_bits, block.out_precision == 11,
     )  # fmt: skip
     trailing = a.fmt.precision - 1, b.fmt.precision - 1
-    (_, low_a, high_a), (_, low_b, high_b) = _survey(a, left), _survey(b, right)
     # every value and product a normal float32, and every scale of a block's products too
     whole = (
         low_a - trailing[0] >= -126
@@ -130,13 +176,20 @@ def align(
         and max(high_a, high_b, high_a + high_b) <= 120
     )
     zeros = block.zero_products
-    key = f"align {rule.kind} {rule.group} {whole} {zeros}"
-    packed = kept(b, key, lambda: gemm_align.pack(
-        right[0], right[1], trailing[1], rule, whole=whole, zeros=zeros, right=True,
-    ))  # fmt: skip
+    left = planes(a, False)
     rows = gemm_align.pack(
         left[0], left[1], trailing[0], rule, whole=whole, zeros=zeros, right=False
     )
+    if by_code:
+        key = f"align {rule.kind} {rule.group}"
+        codes = kept(b, key, lambda: gemm_align.pack_b(batched(b.codes), rule))
+        how = fields(b.fmt, whole=whole)
+        return gemm_align.gemm_align(rows, codes, rule, whole=whole, c=c, how=how)
+    key = f"align {rule.kind} {rule.group} {whole} {zeros}"
+    right = planes(b, True)
+    packed = kept(b, key, lambda: gemm_align.pack(
+        right[0], right[1], trailing[1], rule, whole=whole, zeros=zeros, right=True,
+    ))  # fmt: skip
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=c)
 
 
@@ -190,7 +243,8 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
 
     def look(q: QTensor) -> tuple[bool, int, int]:
         def find() -> tuple[bool, int, int]:
-            values = np.ascontiguousarray(q.values(), np.float32)
+            few = q.fmt.bits <= _MARKED_BITS
+            values = np.ascontiguousarray(code_values(q) if few else q.values(), np.float32)
             return extent(values.reshape(-1).view(np.uint32))
 
         found: tuple[bool, int, int] = kept(q, "extent", find)

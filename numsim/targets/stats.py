@@ -280,7 +280,7 @@ def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = units.planes(a, transposed=False), units.planes(b, transposed=True)
+    left, right = units.planes(a, False), units.planes(b, True)
     block = units._block(rule, a.fmt, b.fmt, out)
     return lambda i, c, d, lo, hi, n, e: stats_align.fused(
         *(p[i] for p in left), *(_item(p, i) for p in right), c, d, lo, hi, block, n, e

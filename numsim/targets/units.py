@@ -249,11 +249,11 @@ def fused(
     """Align-and-truncate blocks, chained through the accumulator."""
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
-    left, right = planes(a, transposed=False), planes(b, transposed=True)
     block = _block(rule, a.fmt, b.fmt, out)
-    if fast.align_applies(a, b, left, right, block):
-        sums = fast.align(a, b, left, right, c, block)
+    sums = fast.align(a, b, planes, c, block)
+    if sums is not None:
         return _store(sums, out) if isinstance(rule, Fused) else round_to(sums, out)
+    left, right = planes(a, False), planes(b, True)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
     start = np.zeros((batch, m, n)) if c is None else as_float64(c)
@@ -304,7 +304,7 @@ def _classes(fmt: Format) -> NDArray[np.uint8]:
     return np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
 
 
-def planes(q: QTensor, *, transposed: bool) -> fast.Planes:
+def planes(q: QTensor, transposed: bool) -> fast.Planes:
     """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K]).
 
     Power-of-two block scales are added to the exponents; a NaN scale makes its block NaN.

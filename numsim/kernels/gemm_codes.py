@@ -1,0 +1,266 @@
+"""The right operand as codes: 1, 2 or 4 bytes a weight, decoded a cache-sized piece at a time.
+
+Planes and values of a whole matrix take 4 to 8 bytes a weight; read for a few rows of the left
+operand, memory is the limit, and a network's weights no longer fit. So the panels hold codes, and
+`cover_codes` decodes a run of one panel into the layout that a micro-kernel reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.np.numpy_support import from_dtype
+
+from numsim.kernels import simd
+from numsim.kernels.fast_decode import Codes, float_bits
+from numsim.kernels.gemm_fma import expanded, tile_rows
+from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.simd_align import NO_TERM
+from numsim.kernels.word import shl, shr, wide_vectors
+
+Array = npt.NDArray[Any]
+BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
+GROUP = 32  # row tiles that use a decoded panel before the next is decoded
+_ZERO, _ONE = np.uint32(0), np.uint32(1)
+
+
+class PackedCodes(NamedTuple):
+    """The right operand, packed once.
+
+    Fields: `panels` [1 or batch, panels, steps, columns per panel, codes a column and step],
+    unsigned, 0 where there is nothing, and `lines`, its N.
+    """
+
+    panels: Array
+    lines: int
+
+
+class Fields(NamedTuple):
+    """The parts of a float format's codes, all uint32; its values are finite, code 0 is zero."""
+
+    magnitude: np.uint32  # mask
+    sign_bit: np.uint32
+    sign_up: np.uint32  # places from there to the sign of float32
+    trailing: np.uint32  # fraction bits
+    fraction: np.uint32  # mask
+    bias: np.uint32
+    whole: np.uint32  # 1: significands times their power of two (`gemm_align`)
+
+
+def fields(bits: int, precision: int, bias: int, signed: bool, *, whole: bool = False) -> Fields:
+    """Return the parts of a float format of at most 32 bits and 24 bits of precision."""
+    width = bits - signed
+    numbers = (
+        (1 << width) - 1, 1 << width if signed else 0, 31 - width if signed else 0,
+        precision - 1, (1 << (precision - 1)) - 1, bias & 0xFFFFFFFF, whole,
+    )  # fmt: skip
+    return Fields(*(np.uint32(n) for n in numbers))
+
+
+@kernel
+def mark(codes: Array, met: Array) -> None:
+    """Set ``met[code]`` for every code."""
+    for i in range(codes.size):
+        met[codes[i]] = True
+
+
+@kernel
+def _pack(source: Array, panels: Array, slots: Array, group: int, start: int, stop: int) -> None:
+    """Lay lines [batch, lines, K] out as [batch, panels, blocks, runs, width, run].
+
+    ``slots`` [runs x run]: the k of a block's places, -1 where there is none. Short runs of k keep
+    what is read and what is written in the cache.
+    """
+    lines, depth = source.shape[1], source.shape[2]
+    count, blocks, runs, width, run = panels.shape[1:]
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        used = min(width, lines - first)
+        panel = panels[batch, piece % count]
+        for block in range(blocks):
+            for s in range(runs):
+                for i in range(used):
+                    line = source[batch, first + i]
+                    for j in range(run):
+                        slot = slots[s * run + j]
+                        k = block * group + slot
+                        if slot >= 0 and k < depth:
+                            panel[block, s, i, j] = line[k]
+
+
+@cache
+def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
+    element = from_dtype(dtype)
+    arrays = (simd.strided(element, 3), simd.contiguous(element, 6))
+    return simd.compiled(
+        _pack, *arrays, simd.contiguous(types.int64, 1), *(types.int64,) * 3
+    )  # fmt: skip
+
+
+def pack_codes(codes: Array, width: int, slots: Array, group: int, run: int = 1) -> PackedCodes:
+    """Pack codes [1 or batch, K, N], of any strides.
+
+    Parameters: `width` columns a panel; `slots`: for each place of a block of `group` products, its
+    k or -1; `run` neighbouring places of a column stand side by side.
+    """
+    unsigned = np.dtype(f"u{codes.dtype.itemsize}")
+    lines = codes.view(unsigned).swapaxes(1, 2)
+    batch, n, depth = lines.shape
+    count, blocks = -(-n // width), -(-depth // group)
+    panels = np.zeros((batch, count, blocks, len(slots) // run, width, run), unsigned)
+    entry = _packer(unsigned)
+    places = np.ascontiguousarray(slots, np.int64)
+    over_range(lambda i, j: entry(lines, panels, places, group, i, j), batch * count)
+    return PackedCodes(panels.reshape(batch, count, blocks, width, len(slots)), n)
+
+
+# ------------------------------------------------------------------------ what a panel becomes
+
+
+@inline
+def pairs_of_fp8(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
+    """Decode runs of 32 codes to int16 planes of significands, exponents and signs."""
+    wide_vectors()
+    planes = words.view(np.int16)
+    up = np.uint32(np.uint32(3) - f.trailing)
+    rebias = np.uint32(np.uint32(127) - f.bias)
+    nothing = np.uint32(np.int32(simd.ZERO_EXPONENT + 127))
+    for step in range(count // 32):
+        read, write = at + 32 * step, 96 * step
+        for i in range(32):
+            code = np.uint32(codes[read + i])
+            m = np.uint32(code & f.magnitude)
+            field = shr(m, f.trailing)
+            hidden = shl(_ONE if field != _ZERO else _ZERO, f.trailing)
+            exponent = np.uint32(max(field, _ONE) + rebias)
+            planes[write + i] = shl(np.uint32(np.uint32(m & f.fraction) | hidden), up)
+            planes[write + 32 + i] = exponent if m != _ZERO else nothing
+            planes[write + 64 + i] = (
+                np.uint32(0xFFFFFFFE) if np.uint32(code & f.sign_bit) != _ZERO else _ZERO
+            )
+
+
+@inline
+def aligned_terms(codes: Array, at: int, count: int, planes: Array, f: Fields) -> None:
+    """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
+    wide_vectors()
+    floats = planes.view(np.float32)
+    up = np.uint32(np.uint32(23) - f.trailing)
+    tiny = np.uint32(shl(np.uint32(np.uint32(127) - f.trailing), np.uint32(23))).view(np.float32)
+    unbiased = np.uint32(_ONE - f.whole)  # 1: leave the power of two out
+    for step in range(count // 16):
+        read, write = at + 16 * step, 32 * step
+        for i in range(16):
+            code = np.uint32(codes[read + i])
+            m = np.uint32(code & f.magnitude)
+            field = shr(m, f.trailing)
+            fraction = np.uint32(m & f.fraction)
+            exponent = np.uint32(max(field, _ONE) - f.bias)
+            normal = np.uint32(np.uint32(0x3F800000) | shl(fraction, up)).view(np.float32)
+            small = np.float32(np.float32(np.int32(fraction)) * tiny)
+            size = normal if field != _ZERO else small
+            power = np.uint32(_ZERO if unbiased != _ZERO else exponent)
+            scale = np.uint32(shl(np.uint32(power + np.uint32(127)), np.uint32(23)))
+            value = np.float32(size * scale.view(np.float32)).view(np.uint32)
+            sign = shl(np.uint32(code & f.sign_bit), f.sign_up)
+            floats[write + i] = np.uint32(value | sign).view(np.float32)
+            planes[write + 16 + i] = np.int32(exponent) if m != _ZERO else np.int32(NO_TERM)
+
+
+@inline
+def values_of_floats(codes: Array, at: int, count: int, values: Array, f: Codes) -> None:
+    """Decode float codes to float32, or to float64."""
+    wide_vectors()
+    for i in range(count):
+        values[i] = np.uint32(float_bits(np.uint32(codes[at + i]), f)).view(np.float32)
+
+
+@inline
+def values_of_integers(codes: Array, at: int, count: int, values: Array, f: Any) -> None:
+    """Multiply two's complement codes by a quantum; `f` is (places above the sign bit, quantum)."""
+    wide_vectors()
+    for i in range(count):
+        whole = np.int32(shl(np.uint32(codes[at + i]), f[0])) >> np.int32(f[0])
+        values[i] = np.float32(np.float32(whole) * f[1])
+
+
+# -------------------------------------------------------------------------------- the covering
+
+
+@expanded
+def cover_codes(
+    micro: Callable[..., int],
+    decode: Callable[..., None],
+    out: Array,
+    a: Array,
+    b: Array,
+    scratch: Array,
+    steps: int,
+    block: int,
+    group: int,
+    start: int,
+    stop: int,
+    rule: Any,
+    how: Any,
+) -> None:
+    """Do what `gemm_fma.cover` does for a right operand of codes.
+
+    `decode` (codes, first, count, scratch, `how`) writes a run of a panel into `scratch`, which
+    `micro` reads.
+    """
+    m, n = out.shape[1], out.shape[2]
+    tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
+    groups = (tiles + group - 1) // group
+    a_step = a.shape[3] * a.shape[4]
+    b_step = b.shape[3] * b.shape[4]
+    flat, codes = out.reshape(-1), b.reshape(-1)
+    edge = np.zeros(rows * width, out.dtype)
+    for piece in range(start, stop):
+        panel = piece % panels
+        batch = piece // panels // groups
+        first = piece // panels % groups * group
+        last = min(first + group, tiles)
+        shared = batch if b.shape[0] > 1 else 0
+        columns = min(width, n - panel * width)
+        for k in range(0, max(steps, 1), block):
+            count = min(block, steps - k)
+            at = ((shared * panels + panel) * steps + k) * b_step
+            decode(codes, at, count * b_step, scratch, how)
+            for t in range(first, last):
+                a_at = ((batch * tiles + t) * steps + k) * a_step
+                tile_rows(
+                    micro, a, a_at, scratch, 0, flat, (batch * m + t * rows) * n + panel * width, n,
+                    min(rows, m - t * rows), columns, width, count, edge, rule,
+                )  # fmt: skip
+
+
+def run_codes(
+    entry: Callable[..., Any], out: Array, a: Array, b: PackedCodes, block: int, *rest: Any
+) -> None:
+    """Call a compiled kernel built on `cover_codes` over all of `out`, on all threads."""
+    tiles, steps, panels = a.shape[1], a.shape[2], b.panels
+    group = -(-tiles // -(-tiles // GROUP))
+    pieces = out.shape[0] * -(-tiles // group) * panels.shape[1]
+    over_range(
+        lambda start, stop: entry(out, a, panels, steps, block, group, start, stop, *rest), pieces
+    )
+
+
+def codes_types(a: types.Type, codes: np.dtype[Any], out: types.Type) -> tuple[Any, ...]:
+    """Return the argument types of a kernel built on `cover_codes`."""
+    arrays = (
+        simd.contiguous(out, 3), simd.contiguous(a, 5), simd.contiguous(from_dtype(codes), 5),
+    )  # fmt: skip
+    return (*arrays, *(types.int64,) * 5)
+
+
+def uint32_tuple(kind: type[NamedTuple]) -> Any:
+    """Return the Numba type of a NamedTuple of uint32."""
+    made: Any = types.NamedUniTuple
+    names: Any = kind
+    return made(types.uint32, len(names._fields), kind)
