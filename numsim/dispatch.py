@@ -338,6 +338,19 @@ def decode_array(f: Format, codes: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 @cache
+def float_codes(f: Format) -> fast_decode.Codes | None:
+    """Return how a kernel reads the codes of a float of at most 16 bits, None for other formats."""
+    single = f.value_dtype == np.float32
+    if not (f.kind == "float" and f.bits <= 16 and f.zero and f.emin >= -126 and single):
+        return None
+    nan_from = {"ieee": f.max_code + 2, "all_ones": f.nan_code}.get(f.nan, -1)
+    one_nan = f.nan_code if f.nan == "minus_zero" else -1
+    return fast_decode.code_scalars(
+        f.bits, f.precision, f.emin, f.signed, f.inf_code, nan_from, one_nan
+    )
+
+
+@cache
 def _decoder(f: Format) -> Callable[[NDArray[Any], NDArray[Any]], object]:
     if f.kind == "integer" and f.value_dtype == np.float32 and f.bits <= 24:
         quantum = np.float32(2.0**-f.bias)
@@ -347,12 +360,8 @@ def _decoder(f: Format) -> Callable[[NDArray[Any], NDArray[Any]], object]:
         return lambda x, out: np.multiply(x, unit, out=out)
     if f.name == "float32":
         return lambda x, out: np.copyto(out.view(np.uint32), x)
-    single = f.value_dtype == np.float32
-    if f.kind == "float" and f.bits <= 16 and f.zero and f.emin >= -126 and single:
-        inf, p = f.inf_code, f.precision
-        nan_from = {"ieee": f.max_code + 2, "all_ones": f.nan_code}.get(f.nan, -1)
-        one_nan = f.nan_code if f.nan == "minus_zero" else -1
-        scalars = fast_decode.code_scalars(f.bits, p, f.emin, f.signed, inf, nan_from, one_nan)
+    scalars = float_codes(f)
+    if scalars is not None:
         return lambda x, out: fast_decode.decode_float(x, out.view(np.uint32), scalars)
     if f.bits <= 16:
         table = f.values().astype(f.value_dtype)

@@ -24,6 +24,7 @@ from numsim.kernels.gemm_codes import (
     cover_codes,
     pack_codes,
     run_codes,
+    scratch_words,
     uint32_tuple,
 )
 from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
@@ -132,7 +133,7 @@ def _codes_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     flavour: int, rule: Array, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = np.empty(block * b.shape[4] * 2 * b.shape[3], np.int32)
+    scratch = scratch_words(block * b.shape[4] * 2 * b.shape[3])
     cover_codes(
         _align_wide, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
         (flavour, rule), how,
@@ -144,7 +145,7 @@ def _codes_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     flavour: int, rule: Array, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = np.empty(block * b.shape[4] * 2 * b.shape[3], np.int32)
+    scratch = scratch_words(block * b.shape[4] * 2 * b.shape[3])
     cover_codes(
         _align_narrow, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
         (flavour, rule), how,

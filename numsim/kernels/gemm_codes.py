@@ -21,6 +21,7 @@ from numsim.kernels.fast_decode import Codes, float_bits
 from numsim.kernels.gemm_fma import expanded, tile_rows
 from numsim.kernels.jit import inline, kernel, over_range
 from numsim.kernels.simd_align import NO_TERM
+from numsim.kernels.simd_codes import fp8_planes
 from numsim.kernels.word import shl, shr, wide_vectors
 
 Array = npt.NDArray[Any]
@@ -41,7 +42,7 @@ class PackedCodes(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """The parts of a float format's codes, all uint32; its values are finite, code 0 is zero."""
+    """How a float format's codes are read, all uint32; values are finite, code 0 is zero."""
 
     magnitude: np.uint32  # mask
     sign_bit: np.uint32
@@ -49,17 +50,26 @@ class Fields(NamedTuple):
     trailing: np.uint32  # fraction bits
     fraction: np.uint32  # mask
     bias: np.uint32
-    whole: np.uint32  # 1: significands times their power of two (`gemm_align`)
+    up: np.uint32  # places from the fraction to that of float32
+    kept: np.uint32  # mask and addend that make float32 of a normal magnitude in that place:
+    rebias: np.uint32  # its value, or its significand alone
+    quantum: np.uint32  # float32 bits of the smallest subnormal, or of its significand
 
 
-def fields(bits: int, precision: int, bias: int, signed: bool, *, whole: bool = False) -> Fields:
-    """Return the parts of a float format of at most 32 bits and 24 bits of precision."""
-    width = bits - signed
+def fields(bits: int, precision: int, bias: int, signed: bool, *, whole: bool = True) -> Fields:
+    """Return how codes of a float format of at most 24 bits of precision are read.
+
+    Not `whole`: as significands between 0 and 2, for formats whose values or products leave the
+    normal range of float32.
+    """
+    width, trailing = bits - signed, precision - 1
+    least = 1 - bias - trailing if whole else -trailing
     numbers = (
-        (1 << width) - 1, 1 << width if signed else 0, 31 - width if signed else 0,
-        precision - 1, (1 << (precision - 1)) - 1, bias & 0xFFFFFFFF, whole,
+        (1 << width) - 1, 1 << width if signed else 0, 31 - width if signed else 0, trailing,
+        (1 << trailing) - 1, bias, 23 - trailing, 0x7FFFFFFF if whole else 0x7FFFFF,
+        127 - bias << 23 if whole else 0x3F800000, max(least + 127, 0) << 23,
     )  # fmt: skip
-    return Fields(*(np.uint32(n) for n in numbers))
+    return Fields(*(np.uint32(n & 0xFFFFFFFF) for n in numbers))
 
 
 @kernel
@@ -123,69 +133,60 @@ def pack_codes(codes: Array, width: int, slots: Array, group: int, run: int = 1)
 
 
 @inline
+def scratch_words(count: int) -> Array:
+    """Return room for `count` int32 from the start of a cache line on.
+
+    A vector that is stored across two lines reaches the load behind it only by way of the cache,
+    which made a product with one row three times slower.
+    """
+    room = np.empty(count + 16, np.int32)
+    ahead = (-np.int64(room.ctypes.data) & 63) >> 2
+    return room[ahead : ahead + count]
+
+
+@inline
 def pairs_of_fp8(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
     """Decode runs of 32 codes to int16 planes of significands, exponents and signs."""
-    wide_vectors()
-    planes = words.view(np.int16)
-    up = np.uint32(np.uint32(3) - f.trailing)
-    rebias = np.uint32(np.uint32(127) - f.bias)
-    nothing = np.uint32(np.int32(simd.ZERO_EXPONENT + 127))
-    for step in range(count // 32):
-        read, write = at + 32 * step, 96 * step
-        for i in range(32):
-            code = np.uint32(codes[read + i])
-            m = np.uint32(code & f.magnitude)
-            field = shr(m, f.trailing)
-            hidden = shl(_ONE if field != _ZERO else _ZERO, f.trailing)
-            exponent = np.uint32(max(field, _ONE) + rebias)
-            planes[write + i] = shl(np.uint32(np.uint32(m & f.fraction) | hidden), up)
-            planes[write + 32 + i] = exponent if m != _ZERO else nothing
-            planes[write + 64 + i] = (
-                np.uint32(0xFFFFFFFE) if np.uint32(code & f.sign_bit) != _ZERO else _ZERO
-            )
+    fp8_planes(codes, at, count // 32, words, f)
 
 
 @inline
 def aligned_terms(codes: Array, at: int, count: int, planes: Array, f: Fields) -> None:
     """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
     wide_vectors()
-    floats = planes.view(np.float32)
-    up = np.uint32(np.uint32(23) - f.trailing)
-    tiny = np.uint32(shl(np.uint32(np.uint32(127) - f.trailing), np.uint32(23))).view(np.float32)
-    unbiased = np.uint32(_ONE - f.whole)  # 1: leave the power of two out
+    floats = planes.view(np.uint32)
     for step in range(count // 16):
-        read, write = at + 16 * step, 32 * step
+        source = codes[at + 16 * step : at + 16 * step + 16]
+        target, exponents = floats[32 * step :], planes[32 * step + 16 :]
         for i in range(16):
-            code = np.uint32(codes[read + i])
+            code = np.uint32(source[i])
             m = np.uint32(code & f.magnitude)
             field = shr(m, f.trailing)
-            fraction = np.uint32(m & f.fraction)
-            exponent = np.uint32(max(field, _ONE) - f.bias)
-            normal = np.uint32(np.uint32(0x3F800000) | shl(fraction, up)).view(np.float32)
-            small = np.float32(np.float32(np.int32(fraction)) * tiny)
-            size = normal if field != _ZERO else small
-            power = np.uint32(_ZERO if unbiased != _ZERO else exponent)
-            scale = np.uint32(shl(np.uint32(power + np.uint32(127)), np.uint32(23)))
-            value = np.float32(size * scale.view(np.float32)).view(np.uint32)
+            fraction = np.float32(np.int32(np.uint32(m & f.fraction)))
+            small = np.float32(fraction * np.uint32(f.quantum).view(np.float32)).view(np.uint32)
+            normal = np.uint32(np.uint32(shl(m, f.up) & f.kept) + f.rebias)
             sign = shl(np.uint32(code & f.sign_bit), f.sign_up)
-            floats[write + i] = np.uint32(value | sign).view(np.float32)
-            planes[write + 16 + i] = np.int32(exponent) if m != _ZERO else np.int32(NO_TERM)
+            target[i] = np.uint32((normal if field != _ZERO else small) | sign)
+            exponent = np.int32(np.uint32(max(field, _ONE) - f.bias))
+            exponents[i] = exponent if m != _ZERO else np.int32(NO_TERM)
 
 
 @inline
 def values_of_floats(codes: Array, at: int, count: int, values: Array, f: Codes) -> None:
     """Decode float codes to float32, or to float64."""
     wide_vectors()
+    source = codes[at : at + count]
     for i in range(count):
-        values[i] = np.uint32(float_bits(np.uint32(codes[at + i]), f)).view(np.float32)
+        values[i] = np.uint32(float_bits(np.uint32(source[i]), f)).view(np.float32)
 
 
 @inline
 def values_of_integers(codes: Array, at: int, count: int, values: Array, f: Any) -> None:
     """Multiply two's complement codes by a quantum; `f` is (places above the sign bit, quantum)."""
     wide_vectors()
+    source = codes[at : at + count]
     for i in range(count):
-        whole = np.int32(shl(np.uint32(codes[at + i]), f[0])) >> np.int32(f[0])
+        whole = np.int32(shl(np.uint32(source[i]), f[0])) >> np.int32(f[0])
         values[i] = np.float32(np.float32(whole) * f[1])
 
 

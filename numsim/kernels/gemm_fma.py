@@ -144,10 +144,11 @@ def panels_for(
 
 
 @inline
-def _fma_wide(
+def fma_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update up to 12 rows of a tile; return how many."""
     if left >= 12:
         simd.fma_tile(12, a, a_at, b, b_at, out, out_at, stride, steps)
         return 12
@@ -159,10 +160,11 @@ def _fma_wide(
 
 
 @inline
-def _fma_narrow(
+def fma_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update one or two rows of a tile, without AVX-512; return how many."""
     if left >= 2:
         simd.fma_tile(2, a, a_at, b, b_at, out, out_at, stride, steps)
         return 2
@@ -174,14 +176,14 @@ def _fma_narrow(
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_fma_wide, out, a, b, steps, block, group, start, stop, 0)
+    cover(fma_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_fma_narrow, out, a, b, steps, block, group, start, stop, 0)
+    cover(fma_narrow, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel

@@ -25,6 +25,7 @@ from numsim.kernels.gemm_codes import (
     pack_codes,
     pairs_of_fp8,
     run_codes,
+    scratch_words,
     uint32_tuple,
 )
 from numsim.kernels.jit import inline, kernel, over_range
@@ -73,7 +74,7 @@ def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = np.empty(block * runs * _PIECE, np.int32)
+    scratch = scratch_words(block * runs * _PIECE)
     cover_codes(
         _hopper_wide, pairs_of_fp8, out, a, b, scratch, steps, block, group, start, stop, runs,
         how,
@@ -85,7 +86,7 @@ def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = np.empty(block * runs * _PIECE, np.int32)
+    scratch = scratch_words(block * runs * _PIECE)
     cover_codes(
         _hopper_narrow,
         pairs_of_fp8,

@@ -145,6 +145,12 @@ def _loop(
     return phis
 
 
+def pointer_at(context: Any, b: Any, array: Any, value: Any, at: Any) -> Any:
+    """Return the address of element `at` of an array value of Numba type `array`."""
+    make: Any = arrayobj.make_array
+    return b.gep(make(array)(context, b, value).data, [at])
+
+
 class _Tile:
     """Addresses of one micro-kernel call: packed a and b, and the output tile."""
 
@@ -158,8 +164,7 @@ class _Tile:
         self.out = self.pointer(context, kinds[-4], out, out_at)
 
     def pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
-        make: Any = arrayobj.make_array
-        return self.b.gep(make(array)(context, self.b, value).data, [at])
+        return pointer_at(context, self.b, array, value, at)
 
     def index(self, i: Any, times: int, plus: int) -> Any:
         return self.b.add(self.b.mul(i, ir.Constant(_I64, times)), ir.Constant(_I64, plus))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import decode
+from numsim.dispatch import float_codes
 from numsim.formats import Format
 from numsim.kernels import (
     gemm_align,
@@ -23,6 +24,7 @@ from numsim.kernels import (
     gemm_int,
     gemm_mac,
     gemm_saturate,
+    gemm_values,
     simd_int,
 )
 from numsim.kernels import simd_align as kinds
@@ -78,9 +80,24 @@ def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
     return f.kind == "float" and f.zero and f.bits <= bits and not q.block_shape
 
 
-def fields(f: Format, *, whole: bool = False) -> gemm_codes.Fields:
+def fields(f: Format, *, whole: bool = True) -> gemm_codes.Fields:
     """Return the parts of a format's codes as kernels take them."""
     return gemm_codes.fields(f.bits, f.precision, f.bias, f.signed, whole=whole)
+
+
+def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+    f = b.fmt
+    how: gemm_values.Decode | None = float_codes(f)
+    if f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
+        how = gemm_values.integer_codes(f.code_dtype.itemsize, f.signed, 2.0**-f.bias)
+    if how is not None:
+        codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
+        return gemm_values.gemm_values(a, codes, how, c=c)
+    values = kept(
+        b, f"values {a.dtype}", lambda: gemm_fma.pack_b(batched(decode(b.codes, f)).astype(a.dtype))
+    )
+    return gemm_fma.gemm_fma(a, values, c=c)
 
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
@@ -258,8 +275,7 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
 
 def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:
     """Return exact sums that float64 holds; plus c, they are rounded to odd."""
-    doubles = kept(b, "float64", lambda: gemm_fma.pack_b(batched(b.values()).astype(np.float64)))
-    sums = gemm_fma.gemm_fma(batched(a.values()).astype(np.float64), doubles) + 0.0
+    sums = fma(batched(decode(a.codes, a.fmt)).astype(np.float64), b) + 0.0
     if c is None:
         return sums
     with np.errstate(all="ignore"):

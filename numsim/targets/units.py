@@ -16,9 +16,9 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
-from numsim.kernels import gemm_fma, scaled_fp4
 from numsim.kernels import integer as integer_kernel
 from numsim.kernels import mac as mac_kernel
+from numsim.kernels import scaled_fp4
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
 from numsim.targets import fast
@@ -100,9 +100,8 @@ def _over_rows(work: Callable[[int, int, int], object], batch: int, rows: int) -
 def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) -> NDArray[Any]:
     """Multiply-adds with one rounding a step."""
     if rule == Mac():
-        packed = _kept(b, "fma", lambda: gemm_fma.pack_b(_batched(b.values())))
         begin = None if c is None else c.astype(np.float32)
-        sums = gemm_fma.gemm_fma(_batched(a.values()), packed, c=begin)
+        sums = fast.fma(_batched(a.values()), b, begin)
         return sums if out.name == "float32" else round_to(sums, out)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
@@ -141,14 +140,15 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
 
 def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exact) -> NDArray[Any]:
     """One rounding of the exact sum, to the output format (with groups: of each group's)."""
-    left, right = _batched(a.values()), _batched(b.values())
-    if np.float64 not in (left.dtype, right.dtype):
+    if np.float64 not in (a.fmt.value_dtype, b.fmt.value_dtype):
         bits = fast.sum_bits(a, b)
         if fast.exact_groups_apply(rule, bits, out):
-            begin = np.zeros((*left.shape[:2], right.shape[-1])) if c is None else as_float64(c)
+            shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
+            begin = np.zeros(shape) if c is None else as_float64(c)
             return round_to(fast.exact_groups(a, b, begin, rule, out), out)
         if rule.group is None and bits <= 53:
             return round_to(fast.exact_sum(a, b, c), out)
+    left, right = _batched(a.values()), _batched(b.values())
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
