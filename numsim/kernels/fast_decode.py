@@ -28,16 +28,28 @@ class Codes(NamedTuple):
 def code_scalars(
     bits: int, p: int, emin: int, signed: bool, inf: int, nan_from: int, nan: int
 ) -> Codes:
-    """Return the scalars of a float of at most 16 bits, emin >= -126; -1: no such code."""
+    """Return the scalars of a float of at most 16 bits, emin >= -126; -1: no such code.
+
+    A format with float32's exponents has its subnormals in float32's place too. A subnormal factor
+    in their stead would cost an assist of the processor at every element.
+    """
     width = bits - signed
+    same = emin == -126
     numbers = (
         (1 << width) - 1, 1 << width if signed else 0, 31 - width, 24 - p, (emin + 126) << 23,
-        1 << (p - 1),
+        0 if same else 1 << (p - 1),
     )  # fmt: skip
     mask, sign_bit, sign_up, up, rebias, least = (np.uint32(n) for n in numbers)
     specials = (np.uint32(code & 0xFFFFFFFF) for code in (inf, nan_from, nan))
     return Codes(
-        mask, sign_bit, sign_up, up, rebias, least, np.float32(2.0 ** (emin - p + 1)), *specials
+        mask,
+        sign_bit,
+        sign_up,
+        up,
+        rebias,
+        least,
+        np.float32(0.0 if same else 2.0 ** (emin - p + 1)),
+        *specials,
     )
 
 

@@ -26,7 +26,7 @@ from numsim.kernels.word import shl, shr, wide_vectors
 
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
-GROUP = 32  # row tiles that use a decoded panel before the next is decoded
+GROUP = 64  # row tiles that use a decoded panel before the next is decoded
 _ZERO, _ONE = np.uint32(0), np.uint32(1)
 
 
@@ -182,11 +182,11 @@ def values_of_floats(codes: Array, at: int, count: int, values: Array, f: Codes)
 
 @inline
 def values_of_integers(codes: Array, at: int, count: int, values: Array, f: Any) -> None:
-    """Multiply two's complement codes by a quantum; `f` is (places above the sign bit, quantum)."""
+    """Multiply integer codes by a quantum; `f` is (sign bit of two's complement or 0, quantum)."""
     wide_vectors()
     source = codes[at : at + count]
     for i in range(count):
-        whole = np.int32(shl(np.uint32(source[i]), f[0])) >> np.int32(f[0])
+        whole = np.int32(np.uint32(np.uint32(np.uint32(source[i]) ^ f[0]) - f[0]))
         values[i] = np.float32(np.float32(whole) * f[1])
 
 

@@ -98,8 +98,7 @@ def pack_b(codes: Array, dtype: npt.DTypeLike) -> PackedCodes:
 
 def integer_codes(itemsize: int, signed: bool, quantum: float) -> Decode:
     """Return how integer codes, stored in `itemsize` bytes, are read."""
-    places = 32 - 8 * itemsize if signed else 0
-    return np.uint32(places), np.float32(quantum)
+    return np.uint32(1 << (8 * itemsize - 1) if signed else 0), np.float32(quantum)
 
 
 def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None) -> Array:
@@ -114,6 +113,7 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     if out.size:
         rows = pack_rows(a.reshape(*shape[:2], depth))
         typeof: Any = numba.typeof
-        entry = _runner(a.dtype, b.panels.dtype, typeof(how), isinstance(how, Codes), simd.enabled())
+        floats = isinstance(how, Codes)
+        entry = _runner(a.dtype, b.panels.dtype, typeof(how), floats, simd.enabled())
         run_codes(entry, out, rows, b, _BLOCK, how)
     return out.reshape(batch, m, b.lines)
