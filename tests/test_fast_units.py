@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numsim.convert import cast, encode
-from numsim.formats import get_format
+from numsim.formats import get_format, list_formats
 from numsim.kernels import simd
 from numsim.quant import QTensor
 from numsim.targets import fast, get_target
@@ -357,3 +357,51 @@ def test_threads_and_paths_do_not_change_bits():
                 np.testing.assert_array_equal(bits(got), bits(expected))
     finally:
         numba.set_num_threads(before)
+
+
+SMALL = [
+    name for name in list_formats()
+    if get_format(name).bits <= 16 and get_format(name).value_dtype == np.float32
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SMALL, "p3109_k8p3sf", "p3109_k6p2ue", "float_e8m4", "uq4.4"])
+def test_a_right_operand_of_codes_means_its_values(path, name):
+    """One times every code, in float32 and in float64 chains."""
+    f = get_format(name)
+    codes = np.arange(1 << f.bits).astype(f"u{f.code_dtype.itemsize}").view(f.code_dtype)
+    if f.kind == "integer" and f.signed:
+        codes = (codes << (8 * codes.itemsize - f.bits)) >> (8 * codes.itemsize - f.bits)
+    codes = np.resize(codes, (2, -(-codes.size // 2)))
+    b = QTensor.from_codes(codes, name)
+    want = b.values().astype(np.float32)
+    got = fast.fma(np.eye(2, dtype=np.float32)[None], QTensor.from_codes(codes, name))[0]
+    finite = np.isfinite(want).all(0)  # elsewhere 0 x Inf is NaN
+    assert np.array_equal(got[:, finite], want[:, finite])
+    ones = np.ones((1, 1, 1), np.float64)
+    single = fast.fma(ones, QTensor.from_codes(codes[:1], name))[0]
+    assert np.array_equal(single, want[:1].astype(np.float64) + 0.0, equal_nan=True)
+    assert "values" not in b.packed or b.packed.keys() == {"values"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "bytes_a_weight"),
+    [
+        ("nvidia.hopper.wgmma", "float8_e4m3fn", 1), ("nvidia.blackwell.tcgen05", "float8_e5m2", 1),
+        ("nvidia.ampere.mma", "bfloat16", 2), ("amd.cdna3.mfma", "float16", 2),
+        ("ideal.fp32", "float8_e4m3fn", 1), ("ideal.fp32", "int8", 1),
+        ("ideal.fp32", "bfloat16", 2),
+        ("ideal.exact", "float8_e4m3fn", 1), ("ideal.int", "int8", 1),
+    ],
+)  # fmt: skip
+def test_what_a_unit_keeps_of_its_weights(unit, name, bytes_a_weight):
+    """Codes, whatever the kernels read: a network's weights are kept in about their own size."""
+    b = floats(np.random.default_rng(0), (256, 256), name, "codes")
+    matmul(floats(np.random.default_rng(1), (3, 256), name, "codes"), b, target=unit)
+
+    def size(kept):
+        if isinstance(kept, np.ndarray):
+            return kept.nbytes
+        return sum(map(size, kept)) if isinstance(kept, tuple) else 0
+
+    assert sum(map(size, b.packed.values())) <= 1.1 * bytes_a_weight * b.codes.size + 100_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,33 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
 _MARKED_BITS = 20  # formats of at most so many are surveyed by the codes that occur
 
 
-def code_values(q: QTensor) -> NDArray[np.float64]:
-    """Return the values that occur, each once, of a format of few bits."""
+class Survey(NamedTuple):
+    """What conditions ask of a tensor's values."""
 
-    def make() -> NDArray[np.float64]:
+    finite: bool
+    low: int  # least and largest exponent of the nonzero ones, subnormals at the format's least
+    high: int
+    extent: tuple[bool, int, int]  # `kernels.exact.extent`; of float32 values only
+
+
+def survey(q: QTensor) -> Survey:
+    """Look at the values that occur in a tensor of few bits, once."""
+
+    def look() -> Survey:
         unsigned = q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}"))
         met = np.zeros(1 << min(8 * unsigned.dtype.itemsize, _MARKED_BITS), np.bool_)
         gemm_codes.mark(np.ascontiguousarray(unsigned).reshape(-1), met)
         codes = np.flatnonzero(met).astype(unsigned.dtype).view(q.codes.dtype)
-        return as_float64(decode(codes, q.fmt))
+        values = as_float64(decode(codes, q.fmt))
+        finite = bool(np.isfinite(values).all())
+        nonzero = values[np.isfinite(values) & (values != 0)]
+        exponents = np.maximum(np.frexp(nonzero)[1] - 1, q.fmt.emin)
+        if not exponents.size:
+            exponents = np.zeros(1, exponents.dtype)
+        low, high = int(exponents.min()), int(exponents.max())
+        return Survey(finite, low, high, extent(values.astype(np.float32).view(np.uint32)))
 
-    found: NDArray[np.float64] = kept(q, "met", make)
+    found: Survey = kept(q, "survey", look)
     return found
 
 
@@ -106,17 +122,12 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
         return False
     if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
-    if min(a.fmt.emin, b.fmt.emin) < -16 or not (finite(a) and finite(b)):
+    if min(a.fmt.emin, b.fmt.emin) < -16 or not (survey(a).finite and survey(b).finite):
         return False
     if c is None:
         return True
     size = np.abs(c)
     return bool(((size == 0) | ((size >= _LOW) & (size <= _HIGH))).all())
-
-
-def finite(q: QTensor) -> bool:
-    """Whether all values are finite."""
-    return bool(np.isfinite(code_values(q)).all())
 
 
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
@@ -134,26 +145,8 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
     return out
 
 
-Survey = tuple[bool, int, int]
-
-
-def _survey(q: QTensor) -> Survey:
-    """Return whether q is finite, and the least and largest exponent of its nonzero values."""
-
-    def look() -> Survey:
-        values = code_values(q)
-        nonzero = values[np.isfinite(values) & (values != 0)]
-        exponents = np.maximum(np.frexp(nonzero)[1] - 1, q.fmt.emin)
-        if not exponents.size:
-            return finite(q), 0, 0
-        return finite(q), int(exponents.min()), int(exponents.max())
-
-    found: Survey = kept(q, "survey", look)
-    return found
-
-
-def _survey_planes(q: QTensor, planes: Planes) -> Survey:
-    found: Survey = kept(
+def _survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
+    found: tuple[bool, int, int] = kept(
         q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
     )
     return found
@@ -174,8 +167,8 @@ def align(
     if block.kind == kinds.TWO_STAGE and not block.align_bits <= block.sum_bits <= 40:
         return None
     by_code = coded(b) and not block.zero_products
-    finite_a, low_a, high_a = _survey(a) if coded(a) else _survey_planes(a, planes(a, False))
-    finite_b, low_b, high_b = _survey(b) if by_code else _survey_planes(b, planes(b, True))
+    finite_a, low_a, high_a = survey(a)[:3] if coded(a) else _survey_planes(a, planes(a, False))
+    finite_b, low_b, high_b = survey(b)[:3] if by_code else _survey_planes(b, planes(b, True))
     reach = high_a + high_b + 1 < block.product_limit if block.product_limit else True
     if not (finite_a and finite_b and reach):
         return None
@@ -259,12 +252,10 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
     """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
 
     def look(q: QTensor) -> tuple[bool, int, int]:
-        def find() -> tuple[bool, int, int]:
-            few = q.fmt.bits <= _MARKED_BITS
-            values = np.ascontiguousarray(code_values(q) if few else q.values(), np.float32)
-            return extent(values.reshape(-1).view(np.uint32))
-
-        found: tuple[bool, int, int] = kept(q, "extent", find)
+        if q.fmt.bits <= _MARKED_BITS:
+            return survey(q).extent
+        values = np.ascontiguousarray(q.values(), np.float32).reshape(-1)
+        found: tuple[bool, int, int] = kept(q, "extent", lambda: extent(values.view(np.uint32)))
         return found
 
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = (look(q) for q in (a, b))
