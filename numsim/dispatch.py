@@ -42,6 +42,8 @@ class Plan(NamedTuple):
     seed: int
     offset: int
     nan_code: int  # -1: NaN is refused
+    nan_sign: int = 0  # sign bit that a NaN keeps
+    nan_drop: int = 52  # how many of its 52 float64 fraction bits a NaN loses
 
 
 def encode_array(
@@ -117,7 +119,7 @@ def _generic(f: Format, how: Plan) -> Worker:
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
-        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code)
+        rest = (random, how.seed, np.uint64(how.offset + start), *how[6:])
         if x.dtype == np.float32:
             found = codec.encode_float32(x.view(np.uint32), out, *common, *rest)
         else:
@@ -135,6 +137,8 @@ def _from_integers(f: Format, how: Plan) -> Worker:
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if table is not None:
+            if x.size > _BLOCK:
+                return _in_blocks(work, x, out, start, random)
             found = table(_round_to_odd(x), out, start, random)
             if how.mode == SR:  # what float64 cannot hold is decided again
                 again = np.flatnonzero(
@@ -161,9 +165,7 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if how.mode == SR and x.size > _BLOCK:
-            cuts = [slice(i, i + _BLOCK) for i in range(0, x.size, _BLOCK)]
-            parts = [work(x[c], out[c], start + c.start, random[c]) for c in cuts]
-            return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
+            return _in_blocks(work, x, out, start, random)
         rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
         doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
         found = codec.encode_table(x, out, *common, *rest, doubtful)
@@ -171,6 +173,15 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
         return found[0], found[1] + start
 
     return work
+
+
+def _in_blocks(
+    work: Worker, x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+) -> tuple[int, int]:
+    """Cut a big piece up: the worker's temporaries stay small."""
+    cuts = [slice(i, i + _BLOCK) for i in range(0, x.size, _BLOCK)]
+    parts = [work(x[c], out[c], start + c.start, random[c]) for c in cuts]
+    return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
 
 
 def _exact_stochastic(
@@ -250,7 +261,8 @@ def _fast(f: Format, how: Plan) -> Worker | None:
             return again(x, out, start, random) if met else _NONE
 
         return integer
-    scalars = _scalars(f, how.mode, how.overflow, how.nan_code)
+    scalars = _scalars(f, how.mode, how.overflow, how.nan_code, how.nan_sign)
+    slow_nan = how.nan_code < 0 or how.nan_drop < 52  # refused, or with its payload
     if scalars is None:
         return None
     if how.mode == SR:
@@ -263,7 +275,7 @@ def _fast(f: Format, how: Plan) -> Worker | None:
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         met = kernel(x.view(np.uint32), out, scalars)
-        return again(x, out, start, random) if met and how.nan_code < 0 else _NONE
+        return again(x, out, start, random) if met and slow_nan else _NONE
 
     return work
 
@@ -277,6 +289,7 @@ def _fast_stochastic(f: Format, scalars: fast.Fast, how: Plan, again: Worker) ->
     point = 31 - f.precision  # fraction bits of a subnormal in `float_sr_narrow`
     scale = point - (f.emin - f.precision + 1)
     narrow = f.kind == "float" and point >= fast.SUB_BITS and scale < 128
+    slow_nan = how.nan_code < 0 or how.nan_drop < 52
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
@@ -288,18 +301,20 @@ def _fast_stochastic(f: Format, scalars: fast.Fast, how: Plan, again: Worker) ->
             met, lower = fast.float_sr_narrow(bits, out, scalars, noise, to_fixed, number)
         else:
             met, lower = fast.float_sr(bits, out, scalars, noise, number)
-        return again(x, out, start, random) if lower or (met and how.nan_code < 0) else _NONE
+        return again(x, out, start, random) if lower or (met and slow_nan) else _NONE
 
     return work
 
 
 @cache
-def _scalars(f: Format, mode: int, overflow: int, nan_code: int) -> fast.Fast | None:
+def _scalars(
+    f: Format, mode: int, overflow: int, nan_code: int, nan_sign: int = 0
+) -> fast.Fast | None:
     limit = f.max
     if f.kind == "float" and overflow == SPECIAL and (f.has_inf or f.has_nan) and f.zero:
         limit = f.value_after_max
     bits = int(np.array(limit, np.float32).view(np.uint32)) if limit < 2.0**128 else 0x7F800000
-    return fast.fast_scalars(tuple(f.params), mode, overflow, nan_code, bits)
+    return fast.fast_scalars(tuple(f.params), mode, overflow, (nan_code, nan_sign), bits)
 
 
 def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:

@@ -297,6 +297,34 @@ def nan_code(name, negative=False):
     raise ValueError(f"{name} has no NaN")
 
 
+@cache
+def extremes(name):
+    """Codes of zero and of the largest finite value."""
+    every = codes(name)
+    finite = [v if isinstance(v := decode(name, c), Fraction) else Fraction(-1) for c in every]
+    return every[finite.index(0)], every[finite.index(max(finite))]
+
+
+def encode_nan(name, negative, fraction, policy=None):
+    """Code of a NaN input with the ``fraction`` of a 52-bit field.
+
+    None: quiet, sign kept. canonical: one positive NaN, all ones where there are several. payload:
+    upper fraction bits kept, the topmost set. max, zero: for formats without NaN.
+    """
+    f = spec(name)
+    if policy in ("zero", "max"):
+        return extremes(name)[policy == "max"]
+    if isinstance(f, Table):
+        return [decode(name, c) for c in codes(name)].index("nan")
+    if not f.ieee:
+        return nan_code(name, negative and policy != "canonical")
+    ones = (1 << (f.precision - 1)) - 1
+    if policy == "canonical":
+        return f.inf | ones
+    kept = fraction >> (52 - (f.precision - 1)) if policy == "payload" else 0
+    return f.inf | (f.sign_bit if negative else 0) | kept | (1 << (f.precision - 2))
+
+
 def neighbours(f, m):
     """``n`` and the position of ``m`` between the values of codes ``n`` and ``n + 1``, in [0, 1).
 

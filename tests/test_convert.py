@@ -641,6 +641,69 @@ def test_nan_where_asked_for(name, largest):
     assert np.array_equal(ns.cast(-x, name, nan="max")[[7, 11]], [largest, largest])
 
 
+# Every NaN of float16 and bfloat16, some of float32 and float64: sign and fraction of 52 bits.
+NAN_DTYPES = {"float16": (10, 16), "bfloat16": (7, 16), "float32": (23, 32), "float64": (52, 64)}
+
+
+def every_nan(dtype):
+    fraction_bits, bits = NAN_DTYPES[dtype]
+    exponent = ((1 << (bits - 1 - fraction_bits)) - 1) << fraction_bits
+    if bits == 16:
+        fractions = np.arange(1, 1 << fraction_bits)
+    else:
+        rng = np.random.default_rng(1)
+        edges = [1, 2, (1 << fraction_bits) - 1, 1 << (fraction_bits - 1)]
+        fractions = np.concatenate([edges, rng.integers(1, 1 << fraction_bits, 1000)])
+    patterns = fractions.astype(np.uint64) | np.uint64(exponent)
+    patterns = np.concatenate([patterns, patterns | np.uint64(1 << (bits - 1))])
+    x = patterns.astype(f"u{bits // 8}").view(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    return x, np.tile(fractions << (52 - fraction_bits), 2).tolist()
+
+
+@pytest.mark.parametrize("policy", [None, "canonical", "payload", "max", "zero"])
+@pytest.mark.parametrize(
+    "name",
+    [*REPRESENTATIVE, "float16", "float32", "tfloat32", "float8_e3m4", "float6_e2m3fn", "uint4",
+     "float_e2m1", "p3109_k6p3se", "nf4", "posit8_es1"],
+)  # fmt: skip
+def test_what_nan_becomes(name, policy):
+    """The generic kernel, the fast ones and the table of 16-bit inputs, among other numbers."""
+    has_nan = ns.get_format(name).has_nan
+    if policy is None and not has_nan:
+        return
+    if policy is not None and has_nan != (policy in ("canonical", "payload")):
+        with pytest.raises(ns.NumsimError, match=f"nan='{policy}' is for formats with"):
+            ns.encode([1.0], name, nan=policy)
+        return
+    for dtype in NAN_DTYPES:
+        x, fractions = every_nan(dtype)
+        signs = np.repeat([False, True], x.size // 2).tolist()
+        want = [
+            oracle.encode_nan(name, s, f, policy) for s, f in zip(signs, fractions, strict=True)
+        ]
+        for options in ({}, {"overflow": "special", "rounding": "rup"}, {"rounding": "sr"}):
+            got = ns.encode(x, name, nan=policy, **options)
+            assert got.tolist() == want, (dtype, options)
+            mixed = np.concatenate([x, np.ones(1 << 15, x.dtype)])  # long enough for the table
+            got = ns.encode(mixed, name, nan=policy, **options)
+            assert got[: x.size].tolist() == want, (dtype, options)
+            assert (got[x.size :] == ns.encode(1.0, name)).all()
+            got = ns.encode(np.repeat(mixed, 2)[::2], name, nan=policy, **options)
+            assert got[: x.size].tolist() == want, (dtype, options)
+
+
+def test_nan_as_hardware_writes_it():
+    x = np.array([0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFB23456], np.uint32).view(np.float32)
+    for name in ("float8_e4m3fn", "float8_e5m2"):  # PTX cvt.rn.satfinite
+        assert ns.encode(x, name, nan="canonical").tolist() == [0x7F] * 4
+    # x86 VCVTNEPS2BF16: upper half, quiet bit set
+    got = ns.encode(x, "bfloat16", nan="payload")
+    assert got.tolist() == [0x7FC0, 0xFFC0, 0x7FC0, 0xFFF2]
+    assert ns.encode(x, "float32", nan="payload").tolist()[3] == 0xFFF23456
+    # an overflow under special is not an input of NaN: it keeps its sign
+    assert ns.encode([-1e9], "e4m3", nan="canonical", overflow="special").tolist() == [0xFF]
+
+
 @pytest.mark.parametrize(
     "x",
     [

@@ -35,6 +35,12 @@ def patterns():
     return np.concatenate([*near, random]).view(np.float32)
 
 
+def nan_of(f):
+    """Code of NaN and the sign it keeps: the maximum where the format has none."""
+    keeps = f.params.sign_bit if f.params.nan_signed else 0
+    return (f.nan_code, keeps) if f.has_nan else (f.max_code, 0)
+
+
 def both(f, plan, x, start=3):
     """Codes of the fast worker and of the generic one, or None where there is no fast one."""
     worker = dispatch._fast(f, plan)
@@ -50,9 +56,8 @@ def both(f, plan, x, start=3):
 @pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
 def test_stochastic_worker_is_the_generic_kernel(name, bits, variant):
     f, x = ns.get_format(name), patterns()[::3].copy()
-    nan = f.nan_code if f.has_nan else f.max_code
     for overflow in range(3):
-        pair = both(f, dispatch.Plan(6, overflow, bits, variant, 77, 2**33 + 4, nan), x)
+        pair = both(f, dispatch.Plan(6, overflow, bits, variant, 77, 2**33 + 4, *nan_of(f)), x)
         assert pair is not None or (name.endswith("ue") and overflow == 1)
         assert pair is None or np.array_equal(*pair)
 
@@ -60,9 +65,8 @@ def test_stochastic_worker_is_the_generic_kernel(name, bits, variant):
 @pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
 def test_deterministic_workers_are_the_generic_kernel(name):
     f, x = ns.get_format(name), patterns()
-    nan = f.nan_code if f.has_nan else f.max_code
     for mode, overflow in itertools.product(range(6), range(3)):
-        pair = both(f, dispatch.Plan(mode, overflow, 64, 0, 0, 0, nan), x)
+        pair = both(f, dispatch.Plan(mode, overflow, 64, 0, 0, 0, *nan_of(f)), x)
         assert pair is None or np.array_equal(*pair), (mode, overflow)
 
 
@@ -77,10 +81,9 @@ def test_every_small_format_every_worker():
     ]  # fmt: skip
     for name in names:
         f = ns.get_format(name)
-        nan = f.nan_code if f.has_nan else f.max_code
         for mode, overflow in itertools.product(range(7), range(3)):
             for bits, variant in ((64, 0), (17, 0), (5, 1)) if mode == 6 else ((64, 0),):
-                pair = both(f, dispatch.Plan(mode, overflow, bits, variant, 5, 6, nan), x)
+                pair = both(f, dispatch.Plan(mode, overflow, bits, variant, 5, 6, *nan_of(f)), x)
                 assert pair is None or np.array_equal(*pair), (name, mode, overflow, bits)
 
 
@@ -246,9 +249,10 @@ def test_big_strided_arrays(dtype, rounding):
     base = (rng.standard_normal((300, 400, 3)) * 3).astype(np.float32).astype(dtype)
     for x in (base[::-1, ::2], base.T, base[..., 1], base.transpose(1, 0, 2)[3:]):
         packed = np.array(x.tolist(), dtype) if x.size < 100 else np.ascontiguousarray(x)
+        options = {"rounding": "sr", "seed": 8} if rounding == "sr" else {"rounding": rounding}
         for name in ("float8_e4m3fn", "int8", "nf4"):
-            got = ns.encode(x, name, rounding=rounding, seed=8)
-            assert np.array_equal(got, ns.encode(packed, name, rounding=rounding, seed=8))
+            got = ns.encode(x, name, **options)
+            assert np.array_equal(got, ns.encode(packed, name, **options))
             assert np.array_equal(ns.decode(got.T, name), ns.decode(got, name).T)
 
 
@@ -263,8 +267,10 @@ def test_supplied_integers_of_any_layout():
     assert np.array_equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "float16", "nf4"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "float16", "nf4", "posit8_es1"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", ml_dtypes.bfloat16, "float32", "float64", "int32", "int64", "uint64"]
+)
 def test_no_temporary_is_larger_than_the_output(name, dtype):
     x = np.zeros((1000, 2002), dtype)[:, ::2]
     for array in (x, np.ascontiguousarray(x)):
@@ -276,6 +282,13 @@ def test_no_temporary_is_larger_than_the_output(name, dtype):
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             assert peak < 2 * codes.nbytes
+    if name == "int8":
+        ns.encode(x[:2], name, overflow="wrap")
+        tracemalloc.start()
+        codes = ns.encode(x, name, overflow="wrap")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 * codes.nbytes
     tracemalloc.start()
     values = ns.decode(codes, name)
     _, peak = tracemalloc.get_traced_memory()
@@ -292,13 +305,13 @@ def test_no_temporary_is_larger_than_the_output(name, dtype):
         (np.array([[1, None]], object), "object"),
         ([1.0, None], "object"),
         ([[1.0], [2.0, 3.0]], "no array"),
-        (np.array([1j]), "x.real"),
+        (np.array([1j]), r"1j\) at index \(0,\); encode x.real"),
         (np.array(["a"]), "'a'"),
         (np.array([b"a"]), "index"),
-        (np.array([True]), "uint8"),
+        (np.array([[True]]), r"True_? ?\)? at index \(0, 0\); x.astype\(np.uint8"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), "1 of 2"),
         (np.zeros(2, [("a", "f4")]), "got"),
-        (np.zeros(2, np.longdouble), "got"),
+        (np.zeros(2, np.longdouble), r"'0.0'\) at index \(0,\)"),
         (10**30, "object"),
     ],
     ids=str,
@@ -374,6 +387,24 @@ def test_stochastic_arguments_outside_their_range(options):
 def test_supplied_integers_outside_their_range():
     with pytest.raises(ns.NumsimError, match=r"1 of 3 .* 8 at index \(2,\)"):
         ns.encode([1.0] * 3, "e4m3", rounding="sr", random_bits=3, random=[0, 7, 8])
+
+
+@pytest.mark.parametrize("random", [[0, 7, 8], np.arange(3), np.arange(3, dtype=np.int8)], ids=str)
+def test_supplied_integers_of_a_signed_type_need_their_bits(random):
+    with pytest.raises(ns.NumsimError, match=r"pass random_bits=, or random.astype\(np.uint"):
+        ns.encode([1.0] * 3, "e4m3", rounding="sr", random=random)
+    ns.encode([1.0] * 3, "e4m3", rounding="sr", random=random, random_bits=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sr": "half_offset"}, {"sr": "aws.trainium"}, {"seed": 1}, {"offset": 1}, {"random_bits": 3},
+     {"random": np.zeros(1, np.uint8)}],
+    ids=str,
+)  # fmt: skip
+def test_stochastic_arguments_without_sr_are_not_ignored(options):
+    with pytest.raises(ns.NumsimError, match=f"{next(iter(options))}=.* belongs to rounding='sr'"):
+        ns.encode([1.0], "bfloat16", rounding="rtz", **options)
 
 
 def test_wrap_refuses_floats_and_infinities():

@@ -33,10 +33,19 @@ def draw(
     return random64(offset + np.uint64(i), seed) >> np.uint64(64 - bits)
 
 
+@inline
+def nan_result(
+    fraction: np.uint64, negative: bool, nan_code: np.int64, nan_sign: np.int64, nan_drop: np.int64
+) -> np.int64:
+    """Return the code of a NaN: its sign and upper fraction bits go where the rule keeps them."""
+    payload = np.int64(fraction >> np.uint64(nan_drop))
+    return np.int64(nan_code) | payload | (np.int64(nan_sign) if negative else np.int64(0))
+
+
 @kernel
 def encode_float32(
     x: np.ndarray, out: np.ndarray, params: Any, mode: int, overflow: int, bits: int, variant: int,
-    random: np.ndarray, seed: int, offset: int, nan_code: int,
+    random: np.ndarray, seed: int, offset: int, nan_code: int, nan_sign: int, nan_drop: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode float32 bit patterns (uint32); return (NaNs refused, first index)."""
     refused, first = 0, -1
@@ -50,8 +59,8 @@ def encode_float32(
                 refused += 1
                 first = i if first < 0 else first
             else:
-                sign = params.sign_bit if negative and params.nan_signed else 0
-                out[i] = np.int64(nan_code | sign)
+                fraction = sig << np.uint64(29)
+                out[i] = nan_result(fraction, negative, nan_code, nan_sign, nan_drop)
             continue
         if field:
             sig |= np.uint64(1 << 23)
@@ -68,7 +77,7 @@ def encode_float32(
 @kernel
 def encode_float64(
     x: np.ndarray, out: np.ndarray, params: Any, mode: int, overflow: int, bits: int, variant: int,
-    random: np.ndarray, seed: int, offset: int, nan_code: int,
+    random: np.ndarray, seed: int, offset: int, nan_code: int, nan_sign: int, nan_drop: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode float64 bit patterns (uint64); return (NaNs refused, first index)."""
     refused, first = 0, -1
@@ -82,8 +91,7 @@ def encode_float64(
                 refused += 1
                 first = i if first < 0 else first
             else:
-                sign = params.sign_bit if negative and params.nan_signed else 0
-                out[i] = np.int64(nan_code | sign)
+                out[i] = nan_result(sig, negative, nan_code, nan_sign, nan_drop)
             continue
         if field:
             sig |= np.uint64(1 << 52)

@@ -48,13 +48,15 @@ class Fast(NamedTuple):
 
 
 def fast_scalars(
-    params: tuple[int, ...], mode: int, overflow: int, nan_code: int, max_positive_bits: int
-) -> Fast | None:
+    params: tuple[int, ...], mode: int, overflow: int, nan_input: tuple[int, int],
+    max_positive_bits: int,
+) -> Fast | None:  # fmt: skip
     """Return the scalars of a format of at most 16 bits, or None where the kernels do not apply.
 
+    `nan_input`: what NaN becomes, a code (-1: refused) and the sign bit it keeps.
     `max_positive_bits`: the float32 bits of the value of code ``limit``; 0 if there is none.
     """
-    p, emin, offset, top, bottom, inf, nan, nan_signed, sign_bit, minus_zero, twos, _ = params
+    p, emin, offset, top, bottom, inf, nan, _, sign_bit, minus_zero, twos, _ = params
     min_field = emin + 127
     if offset or not 1 <= min_field <= 254 or p > 18:
         return None
@@ -74,7 +76,7 @@ def fast_scalars(
     flags = [0xFFFFFFFF if mask == letter else 0 for letter in "pnheo"]
     numbers = (
         24 - p, min_field, p - 1, limit, limit_negative, max_positive_bits, at_inf, at_minus_inf,
-        max(nan_code, 0), sign_bit if nan_signed else 0, sign_bit, sign_bit if minus_zero else 0,
+        max(nan_input[0], 0), nan_input[1], sign_bit, sign_bit if minus_zero else 0,
         0xFFFFFFFF if twos else 0, *flags[:4], flags[4] & 1,
     )  # fmt: skip
     return Fast(*(np.uint32(n) for n in numbers))

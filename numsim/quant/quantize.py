@@ -174,10 +174,8 @@ def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _codes(values: NDArray[Any], rule: Quant, seed: int, offset: int) -> NDArray[Any]:
-    return encode(
-        values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, seed=seed,  # type: ignore[arg-type]
-        offset=offset,
-    )  # fmt: skip
+    stream = {"seed": seed, "offset": offset} if rule.rounding == "sr" else {}
+    return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, **stream)  # type: ignore[arg-type]
 
 
 def _check_finite(amax: Any, values: NDArray[Any]) -> None:

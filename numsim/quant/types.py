@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.convert import OVERFLOWS, ROUNDINGS, decode
+from numsim.arguments import OVERFLOWS, ROUNDINGS
+from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
 

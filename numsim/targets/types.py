@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from numsim.convert import ROUNDINGS
+from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError, near_names
 from numsim.formats import get_format
 

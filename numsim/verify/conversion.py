@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import OVERFLOWS, ROUNDINGS, encode
+from numsim.arguments import OVERFLOWS, ROUNDINGS
+from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format, list_formats
 from numsim.kernels import codec, jit
