@@ -315,7 +315,7 @@ def encode_nan(name, negative, fraction, policy=None):
     if policy in ("zero", "max"):
         return extremes(name)[policy == "max"]
     if isinstance(f, Table):
-        return [decode(name, c) for c in codes(name)].index("nan")
+        return 1 << (f.bits - 1)  # NaR of a posit
     if not f.ieee:
         return nan_code(name, negative and policy != "canonical")
     ones = (1 << (f.precision - 1)) - 1

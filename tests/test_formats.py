@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from fractions import Fraction
@@ -376,3 +377,79 @@ def test_a_format_survives_pickling(name):
     assert pickle.loads(pickle.dumps(fmt)) is fmt
     mine = Format("float16", "float", 8, 4, 3)
     assert pickle.loads(pickle.dumps(mine)) == mine
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            ("m", "table", 4, 4, 0, True, "none", "none", True, (1.0, 2.0)),
+            "2\\*\\*bits = 16 values",
+        ),
+        (("m", "float", 40, 33, 7), "bits is 1 to 32; got 40"),
+        (("m", "float", -8, 4, 7), "bits is 1 to 32; got -8"),
+        (("m", "float", "8", 4, 7), "bits is an int; got '8'"),
+        (("m", "float", 8.0, 4, 7), "bits is an int"),
+        (("m", "float", True, 4, 7), "bits is an int"),
+        (("m", "float", 8, 12, 7), "precision is 1 to 7"),
+        (("m", "float", 8, 0, 7), "precision is 1 to 7"),
+        (("m", "flot", 8, 4, 7), "got 'flot'; did you mean float"),
+        ((3, "float", 8, 4, 7), "name is a string"),
+        (("m", "float", 8, 4, 7, 1), "signed is a bool"),
+        (("m", "float", 8, 4, 7, True, "all_one"), "did you mean all_ones"),
+        (("m", "float", 8, 4, 7, True, "none", "ieeee"), "did you mean ieee"),
+        (("m", "float", 8, 4, 7, True, "ieee"), "goes with inf"),
+        (("m", "float", 8, 4, 7, True, "none", "ieee"), "goes with nan"),
+        (("m", "float", 8, 1, 7, True, "ieee", "ieee"), "precision of 2"),
+        (("m", "float", 8, 4, 7, False, "minus_zero"), "takes a sign"),
+        (("m", "float", 8, 4, 7, True, "none", "none", False), "zero=False"),
+        (("m", "float", 2, 1, 1, True, "minus_zero", "top"), "finite and positive"),
+        (("m", "float", 32, 2, 7), "range of float64"),
+        (("m", "float", 8, 4, 1100), "range of float64"),
+        (("m", "float", 8, 4, 7, True, "none", "none", True, (1.0,)), "kind='table'"),
+        (("m", "integer", 8, 8, 0), "bits less the sign, 7"),
+        (("m", "integer", 8, 7, 0, True, "all_ones"), "neither NaN nor Inf"),
+        (("m", "integer", 8, 7, 2000), "range of float64"),
+        (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, "2")), "tuple of Python floats"),
+        (("m", "table", 1, 1, 0, True, "none", "none", True, [1.0, 2.0]), "tuple of Python floats"),
+        (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.inf)), "no Inf"),
+        (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.nan)), "holds NaN"),
+        (("m", "table", 1, 1, 0, True, "all_ones", "none", True, (1.0, 2.0)), "holds NaN"),
+        (("m", "table", 1, 1, 0, True, "none", "none", True, (0.0, -1.0)), "positive"),
+        (("m", "table", 17, 1, 0, True, "none", "none", True, (1.0,)), "16 bits"),
+    ],
+    ids=str,
+)
+def test_fields_that_make_no_format(fields, words):
+    with pytest.raises(ns.NumsimError, match=words):
+        Format(*fields)
+    with pytest.raises(ns.NumsimError, match="bits"):
+        dataclasses.replace(ns.get_format("float8_e4m3fn"), bits=99)
+
+
+def test_a_table_of_ones_own():
+    fmt = Format("mine", "table", 2, 2, 0, table=(0.0, 1.0, 4.0, -1.0))
+    assert ns.cast([0.4, 2.6, 9, -0.6], fmt).tolist() == [0, 4, 4, -1]
+    with pytest.raises(ns.NumsimError, match="0 to 3"):
+        ns.decode([4], fmt)
+
+
+def test_every_parsed_name_makes_a_format():
+    for e in range(1, 9):
+        for m in range(24):
+            if e + m >= 2:
+                ns.get_format(f"float_e{e}m{m}")
+    for n in range(2, 17):
+        for es in range(5):
+            if (n - 2) << es <= 1000:
+                ns.get_format(f"posit{n}_es{es}")
+    for k in range(2, 9):
+        for s in "su":
+            for p in range(1, k + (s == "u")):
+                for d in "ef":
+                    if (k, s, d) != (2, "s", "e"):
+                        ns.get_format(f"p3109_k{k}p{p}{s}{d}")
+    for i in range(33):
+        for f in range(33):
+            if 2 <= i + f <= 31:
+                ns.get_format(f"q{i}.{f}"), ns.get_format(f"uq{i}.{f}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.formats.check import check_format
 
 Kind = Literal["float", "integer", "table"]
 Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
@@ -71,6 +72,12 @@ class Format:
     source
         Where the format is specified.
 
+    Raises
+    ------
+    NumsimError
+        For fields that make no format: unknown words, sizes outside their range, a table of
+        another length than ``2**bits``, values beyond float64.
+
     Examples
     --------
     >>> from numsim.formats import get_format
@@ -90,6 +97,9 @@ class Format:
     zero: bool = True
     table: tuple[float, ...] = ()
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_format(self)
 
     def __repr__(self) -> str:
         return f"Format({self.name!r})"
