@@ -14,6 +14,23 @@ from rich.table import Table
 from numsim.errors import NumsimError
 from numsim.formats import get_format, list_formats
 
+_ROUNDING = (
+    "rne: nearest, ties to even; rna: ties away from zero; rtz: toward zero; rup, rdn: toward "
+    "+inf, -inf; rto: inexact to odd; sr: stochastic."
+)
+_OVERFLOW = (
+    "saturate: the maximum, for Inf too; special: Inf, or NaN without Inf; saturate_finite: the "
+    "maximum, Inf stays; wrap: modulo 2**bits (integers)."
+)
+_NAN = (
+    "canonical: one positive NaN; payload: sign and upper bits kept; without NaN in the format "
+    "max or zero. Unset: quiet, sign kept."
+)
+_SR = (
+    "sr: truncate, half_offset or rne_first of the discarded bits; or hardware: nvidia.cvt.rs, "
+    "amd.cvt_sr, graphcore.ipu, aws.trainium."
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
@@ -49,7 +66,7 @@ def formats(
         table.add_column(column, justify="right", no_wrap=True)
     digits = -(-f.bits // 4)
     for code, bits, value in value_rows(f):
-        table.add_row(f"{code:#0{digits + 2}x}", bits, f"{value:.10g}")
+        table.add_row(f"{code:#0{digits + 2}x}", bits, repr(value))
     _print(table)
 
 
@@ -70,17 +87,23 @@ def _format_table() -> Table:
 
 
 def cast(
-    value: Annotated[float, typer.Argument(help="A number: 17, -0.3, 1e9, inf, nan.")],
+    value: Annotated[str, typer.Argument(help="A number: 17, -0.3, 0x1F, 1e9, inf, nan.")],
     to: Annotated[str, typer.Option("--to", help="Format.")],
-    rounding: Annotated[str, typer.Option(help="rne rna rtz rup rdn rto sr.")] = "rne",
-    overflow: Annotated[
-        str, typer.Option(help="saturate special saturate_finite wrap.")
-    ] = "saturate",
+    rounding: Annotated[str, typer.Option(help=_ROUNDING)] = "rne",
+    overflow: Annotated[str, typer.Option(help=_OVERFLOW)] = "saturate",
+    nan: Annotated[str | None, typer.Option("--nan", help=_NAN)] = None,
+    random_bits: Annotated[
+        int | None, typer.Option("--random-bits", help="sr: bits drawn, 1 to 32; unset: all.")
+    ] = None,
+    sr: Annotated[str, typer.Option("--sr", help=_SR)] = "truncate",
+    seed: Annotated[int, typer.Option("--seed", help="sr: key of the random stream.")] = 0,
 ) -> None:
     """Round one number to a format, step by step."""
-    from numsim.explain import explain_cast
+    from numsim.explain import explain_cast, parse_number
 
-    typer.echo(explain_cast(value, to, rounding=rounding, overflow=overflow))
+    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "nan": nan}
+    text = explain_cast(parse_number(value), to, rounding=rounding, overflow=overflow, **options)  # type: ignore[arg-type]
+    typer.echo(text)
 
 
 def explain(

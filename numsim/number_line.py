@@ -38,7 +38,10 @@ def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    f, path = get_format(fmt), Path(path)
+    f = get_format(fmt)
+    if not isinstance(path, str | Path):
+        raise NumsimError(f"number line: path is a str or Path; got {type(path).__name__}")
+    path = Path(path)
     if f.bits > 16:
         raise NumsimError(f"number line: formats of at most 16 bits; {f.name} has {f.bits}")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -64,6 +67,7 @@ def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
             axis.spines[side].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise NumsimError(f"number line: cannot write {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a null character in the name
+        why = getattr(error, "strerror", None) or error
+        raise NumsimError(f"number line: cannot write {str(path)!r}: {why}") from None
     return path

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
-from numsim.explain import bit_string, explain_cast, explain_format, value_rows
+from numsim.explain import bit_string, explain_cast, explain_format, parse_number, value_rows
 from numsim.formats import STOCHASTIC, get_stochastic
 from numsim.lfsr import TAPS, lfsr
 from numsim.number_line import draw_number_line
@@ -256,3 +256,140 @@ def test_cast_command_takes_negative_numbers():
     assert text.endswith("-0.3125\n")
     assert run("cast", "-inf", "--to", "e4m3")[0] == 0
     assert run("cast", "-1", "--two", "e4m3")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "name", "options", "words"),
+    [
+        (0.0, "e8m0", {}, "no zero: saturates to 5.87"),
+        (0.0, "e8m0", {"overflow": "special"}, "no zero: special gives NaN"),
+        (-3.0, "e8m0", {}, "no negative values: saturates to 5.87"),
+        (6.0, "e8m0", {}, "8.0: a tie, ties go up"),
+        (6.0, "e8m0", {"rounding": "rto"}, "4.0: inexact, its code is odd"),
+        (2.0**-127 * 1.1, "e8m0", {}, "two smallest values rounds up, as in ml_dtypes"),
+        (2.0**-127 * 1.1, "e8m0", {"rounding": "rtz"}, "inexact, toward zero"),
+        (1e-40, "e8m0", {}, "below the lowest value"),
+        (3e38, "e8m0", {"overflow": "special"}, "special gives NaN"),
+        (np.inf, "e4m3", {}, "saturates to 448.0"),
+        (np.inf, "e4m3", {"overflow": "special"}, "special gives NaN, the format has no Inf"),
+        (-np.inf, "e5m2", {"overflow": "special"}, "Inf is kept"),
+        (-np.inf, "uint8", {}, "no negative values: saturates to 0.0"),
+        (1e30, "e4m3", {"overflow": "special"}, "special gives NaN, the format has no Inf"),
+        (-1e30, "e5m2", {"overflow": "special"}, "special gives -Inf"),
+        (1e30, "e5m2", {"overflow": "special", "rounding": "rtz"}, "toward zero stops at the"),
+        (1e30, "e2m1", {"overflow": "special"}, "neither Inf nor NaN"),
+        (1e30, "posit8_es1", {"overflow": "special"}, "saturates to 4096.0, special too"),
+        (0.3, "posit8_es1", {}, "0.296875: the nearer"),
+        (0.3046875, "posit8_es1", {}, "0.3125: a tie, its code is even"),
+        (0.25, "posit8_es1", {}, "exact: stays"),
+        (0.02, "nf4", {"rounding": "sr", "random_bits": 4}, "probability 0.25 (4 of 16"),
+        (-0.02, "nf4", {"rounding": "rup"}, "0.0: inexact, toward +infinity"),
+        (1 + 5 / 64, "e4m3", {"rounding": "sr", "random_bits": 2}, "probability 0.5 (2 of 4"),
+        (1 + 5 / 64, "e4m3", {"rounding": "sr", "random_bits": 2, "sr": "rne_first"}, "(2 of 4"),
+        (1 + 5 / 64, "e4m3", {"rounding": "sr", "random_bits": 2, "sr": "half_offset"}, "(3 of 4"),
+        (-np.nan, "e4m3", {}, "NaN is kept with its sign"),
+        (-np.nan, "e4m3", {"nan": "canonical"}, "the one positive NaN"),
+        (-np.nan, "e4m3fnuz", {}, "NaN is kept; the format has one, without a sign"),
+        (np.nan, "e2m1", {"nan": "max"}, "nan='max' gives 6.0"),
+        (-0.0, "int8", {}, "the sign is lost"),
+        (2**53 + 1, "float32", {"rounding": "rup"}, "one more, 8388609"),
+    ],
+    ids=str,
+)
+def test_every_decision_is_told(x, name, options, words):
+    text = explain_cast(x, name, **options)
+    assert words in text, text
+    want = ns.cast(x, name, **options).item()
+    assert text.splitlines()[-1] == f"  value         {want!r}"
+    if options.get("nan") is None and x != x and x < 0:
+        assert "-nan" in text
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz", "rup", "rdn", "rto"])
+@pytest.mark.parametrize("name", ["e8m0", "nf4", "posit8_es1", "posit6_es0"])
+def test_the_decision_between_neighbours_is_what_encode_does(name, rounding):
+    values = np.unique(ns.get_format(name).values())
+    values = values[np.isfinite(values)]
+    middles = (values[1:] + values[:-1]) / 2
+    for x in [*(values[1:-1] * 1.01), *middles, np.nextafter(middles, 0)[3]]:
+        text = explain_cast(float(x), name, rounding=rounding)
+        decision = text.split("decision      ")[1].split(":")[0].split("\n")[0]
+        if decision not in ("exact", "below the lowest value, 5.877471754111438e-39"):
+            assert float(decision) == ns.cast(float(x), name, rounding=rounding).item()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("17", 17), ("0x1F", 31), ("-0x10", -16), ("9007199254740993", 2**53 + 1), ("1e3", 1000.0),
+     ("0x1.8p1", 3.0), ("inf", np.inf), ("007", 7.0), ("1_0", 10)],
+)  # fmt: skip
+def test_numbers_of_the_command_line(text, value):
+    got = parse_number(text)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_the_command_keeps_integers_and_signs():
+    code, text, _ = run("cast", "0x20000000000001", "--to", "float32", "--rounding", "rup")
+    assert (code, text.splitlines()[-1]) == (0, "  value         9007200328482816.0")
+    assert run("cast", "18446744073709551615", "--to", "uint8", "--overflow", "wrap")[1].endswith(
+        "= 11111111\n  value         255.0\n"
+    )
+    assert "0xff = 1 1111 111" in run("cast", "-nan", "--to", "e4m3")[1]
+    assert "-0.0" in run("cast", "-0", "--to", "e4m3")[1]
+    assert "0x7f = 0 1111 111" in run("cast", "-nan", "--to", "e4m3", "--nan", "canonical")[1]
+    options = ("--rounding", "sr", "--random-bits", "3", "--sr", "rne_first", "--seed", "4")
+    assert "of 8 random integers" in run("cast", "1.1", "--to", "e4m3", *options)[1]
+    for wrong in (("abc",), ("1", "--seed", "3"), ("1e400",), ("9" * 400,), ("1", "--sr", "no")):
+        assert isinstance(run("cast", *wrong, "--to", "e4m3")[2], ns.NumsimError)
+    code, text, _ = run("formats", "nf4")
+    assert "0.07958029955625534" in text
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", None, 10**400, -(2**63) - 1, np.ones(3), np.ones(1), [1.0], 1j, True], ids=repr
+)
+def test_values_that_are_not_one_number(value):
+    with pytest.raises(ns.NumsimError, match="explain_cast"):
+        explain_cast(value, "e4m3")
+
+
+@pytest.mark.parametrize("code", ["abc", None, 1.0, np.ones(3), 10**400, -1, 256, True], ids=repr)
+def test_codes_that_are_not_one_code(code):
+    with pytest.raises(ns.NumsimError, match="0 to 255"):
+        bit_string("e4m3", code)
+
+
+@pytest.mark.parametrize("path", [None, 3, "a\0.png", np.ones(2)], ids=repr)
+def test_number_lines_that_have_no_file(path):
+    with pytest.raises(ns.NumsimError, match="number line"):
+        draw_number_line("e4m3", path)
+    with pytest.raises(ns.NumsimError, match="a format is"):
+        draw_number_line(np.ones(2), "x.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("posit8_es1", ["always saturates, special too", "posit8_es0", "posit16_es1", "positive"]),
+        ("nf4", ["smallest positive", "int4", "float4_e2m1fn"]),
+        ("float_e1m6", ["no normal numbers", "multiple of 2**-5", "float_e2m5"]),
+        ("e4m3", ["every bit but the sign set, 2 codes", "2**-3 of normal numbers"]),
+        ("e4m3fnuz", ["one NaN: the code of -0"]),
+        ("e8m0", ["one NaN: every bit set", "none: 0 and negative values"]),
+        ("float32", ["bfloat16", "tfloat32"]),
+        ("tfloat32", ["float16", "float32"]),
+        ("int8", ["uint8", "int4", "int16", "q0.7"]),
+        ("uint8", ["int8", "uq0.8"]),
+        ("q3.4", ["uq4.4", "q2.5", "q4.3", "int8"]),
+        ("uq0.8", ["uq1.7", "uint8"]),
+        ("p3109_k8p4se", ["p3109_k8p4sf", "p3109_k8p4ue", "p3109_k8p3se", "p3109_k8p5se"]),
+        ("float_e4m3", ["float_e5m2", "float_e3m4", "float8_e4m3fn"]),
+    ],
+)
+def test_what_is_said_of_a_format(name, words):
+    text = explain_format(name)
+    for word in words:
+        assert word in text, text
+    if name in ("nf4", "posit8_es1"):
+        assert "smallest normal" not in text

@@ -212,7 +212,10 @@ class Format:
 
     @cached_property
     def min_normal(self) -> float:
-        """Smallest positive normal value (integers and tables: smallest positive value)."""
+        """Smallest positive normal value.
+
+        Integers and tables: the smallest positive value. Where no number is normal: `max`.
+        """
         if self.kind == "table":
             return min(v for v in self.table if v > 0)
         if self.kind == "integer":
