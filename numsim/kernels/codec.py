@@ -19,8 +19,13 @@ from numsim.kernels.round import (
     SPECIAL,
     SR,
     encode_value,
+    limited_code,
     random_carry,
+    rounded_magnitude,
 )
+from numsim.kernels.word import wide_vectors
+
+_ROUNDED_BLOCK = 4096  # numbers whose rounding is kept in a cache
 
 
 @inline
@@ -226,18 +231,55 @@ def differing(
     return count, where
 
 
+@inline
+def first_differing(
+    x: np.ndarray, codes: np.ndarray, params: Any, mode: int, overflow: int, nan_code: int
+) -> int:
+    """Return the first pattern whose code is not that of the generic rounding, -1: none."""
+    for i in range(codes.size):
+        if np.int64(codes[i]) != generic_code(x[i], params, mode, overflow, nan_code):
+            return int(x[i])
+    return -1
+
+
 @kernel
 def differing_nearest(
-    x: np.ndarray, codes: np.ndarray, params: Any, special: bool, nan_code: int
-) -> tuple[int, int]:
-    """Do the same for nearest-even, saturating or special: compiled for these, twice as fast."""
-    count, where = 0, -1
-    for i in range(codes.size):
-        if special:
-            want = generic_code(x[i], params, RNE, SPECIAL, nan_code)
-        else:
-            want = generic_code(x[i], params, RNE, SATURATE, nan_code)
-        if np.int64(codes[i]) != want:
-            count += 1
-            where = int(x[i]) if where < 0 else where
-    return count, where
+    x: np.ndarray, saturated: np.ndarray, special: np.ndarray, params: Any, nan_code: int
+) -> tuple[int, int, int, int]:
+    """Do the same for nearest-even under both policies, in a form that fills vectors.
+
+    Each number is rounded once, a block at a time; overflow is then applied twice. Return (how
+    many saturated codes differ, the first such pattern, the same two of special codes).
+    """
+    wide_vectors()
+    count, where, count_special, where_special = 0, -1, 0, -1
+    magnitudes = np.empty(_ROUNDED_BLOCK, np.int64)
+    nan_sign = np.int64(params.sign_bit if params.nan_signed else 0)
+    for start in range(0, x.size, _ROUNDED_BLOCK):
+        block = x[start : start + _ROUNDED_BLOCK]
+        for i in range(block.size):
+            u = block[i]
+            field = np.int64((u >> np.uint32(23)) & np.uint32(255))
+            sig = np.uint64(u & np.uint32(0x7FFFFF)) | np.uint64(np.int64(field != 0) << 23)
+            magnitudes[i] = rounded_magnitude(
+                u > np.uint32(0x7FFFFFFF), sig, max(field, np.int64(1)) - np.int64(150), params,
+                np.int64(RNE), np.uint64(0), np.int64(64), np.int64(0),
+            )  # fmt: skip
+        one, other = saturated[start : start + block.size], special[start : start + block.size]
+        wrong = wrong_special = 0
+        for i in range(block.size):
+            u = block[i]
+            a, negative = u & np.uint32(0x7FFFFFFF), u > np.uint32(0x7FFFFFFF)
+            zero, infinite, m = a == np.uint32(0), a == np.uint32(0x7F800000), magnitudes[i]
+            want = limited_code(negative, m, zero, infinite, params, RNE, SATURATE)
+            want_special = limited_code(negative, m, zero, infinite, params, RNE, SPECIAL)
+            if a > np.uint32(0x7F800000):
+                want = want_special = np.int64(nan_code) | (nan_sign if negative else np.int64(0))
+            wrong += np.int64(one[i]) != want
+            wrong_special += np.int64(other[i]) != want_special
+        if wrong and where < 0:
+            where = first_differing(block, one, params, RNE, SATURATE, nan_code)
+        if wrong_special and where_special < 0:
+            where_special = first_differing(block, other, params, RNE, SPECIAL, nan_code)
+        count, count_special = count + wrong, count_special + wrong_special
+    return count, where, count_special, where_special

@@ -92,50 +92,67 @@ def round_quotient(
 
 
 @inline
-def encode_value(
-    negative: bool, sig: np.uint64, exponent: np.int64, is_inf: bool, params: Any,
-    mode: np.int64, overflow: np.int64, random: np.uint64, bits: np.int64, variant: np.int64,
+def significand(
+    negative: bool, sig: np.uint64, exponent: np.int64, e: np.int64, params: Any, mode: np.int64,
+    random: np.uint64, bits: np.int64, variant: np.int64,
+) -> np.uint64:  # fmt: skip
+    """Round a nonzero number to a multiple of the last place of binade `e`."""
+    p = np.int64(params.p)
+    shift = e - (p - 1) - exponent
+    if shift <= 0:
+        return sig << np.uint64(-shift) if shift > -64 else _ZERO
+    by_code = p == 1 and (params.even_by_code or mode == RTO)
+    parity = e - np.int64(params.emin) + params.offset if by_code else np.int64(0)
+    return round_quotient(
+        sig, min(shift, np.int64(127)), negative, parity, mode, random, bits, variant
+    )
+
+
+@inline
+def rounded_magnitude(
+    negative: bool, sig: np.uint64, exponent: np.int64, params: Any, mode: np.int64,
+    random: np.uint64, bits: np.int64, variant: np.int64,
 ) -> np.int64:  # fmt: skip
-    """Return the code of a number (not NaN): sign-magnitude bits, or a signed integer."""
+    """Return the magnitude code of a finite number, as if codes had no upper end."""
+    if sig == _ZERO:
+        return np.int64(0)
+    p, emin = np.int64(params.p), np.int64(params.emin)
+    binade = top_bit(sig) + exponent
+    e = max(binade, emin)
+    m = significand(negative, sig, exponent, e, params, mode, random, bits, variant)
+    shift = e - (p - 1) - exponent
+    if params.offset == 1 and mode == RNE and binade == emin and shift > 0:
+        # E8M0 as ml_dtypes casts to it: all between the two smallest values rounds up
+        m = _ONE if sig == _ONE << np.uint64(shift) else np.uint64(2)
+    magnitude = np.int64(m) + ((e - emin) << np.int64(p - 1)) - np.int64(params.offset)
+    return np.int64(0) if params.offset == 1 and magnitude < 0 else magnitude
+
+
+@inline
+def residue(m: np.uint64, negative: bool, params: Any) -> np.int64:
+    """Return the integer `m`, with its sign, modulo 2**bits."""
+    span = np.int64(params.max_positive) + 1  # 2**(bits - 1), unsigned: 2**bits
+    signed = params.max_negative > 0
+    rest = np.int64(_ZERO - m if negative else m)
+    rest &= (span << 1) - 1 if signed else span - 1
+    return rest - (span << 1) if signed and rest >= span else rest
+
+
+@inline
+def limited_code(
+    negative: bool, magnitude: np.int64, is_zero: bool, is_inf: bool, params: Any, mode: np.int64,
+    overflow: np.int64,
+) -> np.int64:  # fmt: skip
+    """Return the code of a rounded number: overflow, then the sign."""
     limit = np.int64(params.max_negative if negative else params.max_positive)
-    magnitude = np.int64(0)
-    over = is_inf
-    below = False  # a negative value of an unsigned format that does not round to zero
-    if not is_inf and sig != _ZERO:
-        p, emin = np.int64(params.p), np.int64(params.emin)
-        binade = top_bit(sig) + exponent
-        e = max(binade, emin)
-        if overflow == WRAP:
-            e = emin  # keep counting multiples of the quantum, modulo 2**64
-        shift = e - (p - 1) - exponent
-        if shift <= 0:
-            m = sig << np.uint64(-shift) if shift > -64 else _ZERO
-        else:
-            by_code = p == 1 and (params.even_by_code or mode == RTO)
-            parity = e - emin + params.offset if by_code else np.int64(0)
-            m = round_quotient(
-                sig, min(shift, np.int64(127)), negative, parity, mode, random, bits, variant
-            )
-        if overflow == WRAP:
-            span = np.int64(params.max_positive) + 1  # 2**(bits - 1), unsigned: 2**bits
-            signed = params.max_negative > 0
-            residue = np.int64(_ZERO - m if negative else m)
-            residue &= (span << 1) - 1 if signed else span - 1
-            return residue - (span << 1) if signed and residue >= span else residue
-        if params.offset == 1 and mode == RNE and binade == emin and shift > 0:
-            # E8M0 as ml_dtypes casts to it: all between the two smallest values rounds up
-            m = _ONE if sig == _ONE << np.uint64(shift) else np.uint64(2)
-        magnitude = np.int64(m) + ((e - emin) << np.int64(p - 1)) - np.int64(params.offset)
-        if params.offset == 1 and magnitude < 0:
-            magnitude = np.int64(0)
-        over = bool(magnitude > limit)
-    if params.offset == 1 and ((not is_inf and sig == _ZERO) or negative):
+    over = is_inf or magnitude > limit
+    if params.offset == 1 and (is_zero or negative):
         # E8M0 has neither zero nor negative values
         if overflow == SPECIAL or (overflow == SATURATE_FINITE and is_inf):
             return np.int64(params.nan)
         return np.int64(0)
-    if params.sign_bit == 0 and not params.twos_complement and negative:
-        below = over
+    # a negative value of an unsigned format that does not round to zero
+    below = over and params.sign_bit == 0 and not params.twos_complement and negative
     if over:
         special = overflow == SPECIAL or (overflow == SATURATE_FINITE and is_inf)
         if special and not is_inf and overflow == SPECIAL and not below:
@@ -153,3 +170,22 @@ def encode_value(
     if negative and (magnitude != 0 or params.minus_zero):
         return magnitude | np.int64(params.sign_bit)
     return magnitude
+
+
+@inline
+def encode_value(
+    negative: bool, sig: np.uint64, exponent: np.int64, is_inf: bool, params: Any,
+    mode: np.int64, overflow: np.int64, random: np.uint64, bits: np.int64, variant: np.int64,
+) -> np.int64:  # fmt: skip
+    """Return the code of a number (not NaN): sign-magnitude bits, or a signed integer."""
+    magnitude = np.int64(0)
+    if not is_inf:
+        if overflow == WRAP:  # count multiples of the quantum, modulo 2**64
+            if sig == _ZERO:
+                return np.int64(0)
+            emin = np.int64(params.emin)
+            m = significand(negative, sig, exponent, emin, params, mode, random, bits, variant)
+            return residue(m, negative, params)
+        magnitude = rounded_magnitude(negative, sig, exponent, params, mode, random, bits, variant)
+    is_zero = not is_inf and sig == _ZERO
+    return limited_code(negative, magnitude, is_zero, is_inf, params, mode, overflow)
