@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from numsim.formats import Format
 from numsim.kernels import codec, fast, fast_decode, jit
 from numsim.kernels.philox import random64
-from numsim.kernels.round import HALF_OFFSET, RNE, SPECIAL, SR, TRUNCATE, WRAP
+from numsim.kernels.round import HALF_OFFSET, RNE, SATURATE, SPECIAL, SR, TRUNCATE, WRAP
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
 
@@ -261,6 +261,8 @@ def _fast(f: Format, how: Plan) -> Worker | None:
             return again(x, out, start, random) if met else _NONE
 
         return integer
+    if not f.zero and how.mode == RNE and (f.bits, f.bias) == (8, 127) and f.has_nan:
+        return _fast_scale(f, how)
     scalars = _scalars(f, how.mode, how.overflow, how.nan_code, how.nan_sign)
     slow_nan = how.nan_code < 0 or how.nan_drop < 52  # refused, or with its payload
     if scalars is None:
@@ -276,6 +278,23 @@ def _fast(f: Format, how: Plan) -> Worker | None:
     ) -> tuple[int, int]:
         met = kernel(x.view(np.uint32), out, scalars)
         return again(x, out, start, random) if met and slow_nan else _NONE
+
+    return work
+
+
+def _fast_scale(f: Format, how: Plan) -> Worker:
+    """Return the worker of E8M0."""
+    top, nan = f.max_code, f.nan_code
+    special = how.overflow == SPECIAL
+    inf = top if how.overflow == SATURATE else nan
+    codes = (nan if special else top, inf, nan if special else 0, 0 if inf == top else nan)
+    limits = [np.uint32(code) for code in (*codes, how.nan_code)]
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        fast.scale_rne(x.view(np.uint32), out, *limits)
+        return _NONE
 
     return work
 

@@ -279,3 +279,29 @@ def integer_rne(
         v = low if v < low else v
         out[i] = np.int32(np.float32(v + magic).view(np.int32) - offset)
     return bool(nans != np.int32(0))
+
+
+@kernel
+def scale_rne(
+    x: np.ndarray, out: np.ndarray, limit: np.uint32, inf: np.uint32, below: np.uint32,
+    minus_inf: np.uint32, nan: np.uint32,
+) -> bool:  # fmt: skip
+    """Encode float32 bits to E8M0 as ml_dtypes does: ties up; return whether NaN was met.
+
+    The code is float32's exponent field. `limit`: the code of finite overflow; `below`: that of
+    zero and of negative numbers.
+    """
+    wide_vectors()
+    top = _ZERO
+    half = np.uint32(0x400000)
+    for i in range(x.size):
+        b = x[i]
+        a = np.uint32(b & _MAGNITUDE)
+        top = max(top, a)
+        # 2**-127, half of float32's smallest normal, is the one number that is exact below it
+        q = shr(np.uint32(a + half - (_ONE if a == half else _ZERO)), np.uint32(23))
+        q = inf if a == _INFINITY else min(q, limit)
+        low = minus_inf if a == _INFINITY else below
+        q = low if b > _MAGNITUDE or a == _ZERO else q
+        out[i] = nan if a > _INFINITY else q
+    return bool(top > _INFINITY)
