@@ -9,6 +9,7 @@ A value is a ``Fraction`` or one of the strings ``nan +inf -inf -0``.
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from dataclasses import dataclass
@@ -376,11 +377,52 @@ def stochastic_up(position, bits, integer, variant):
     raise ValueError(variant)
 
 
+@cache
+def sorted_table(name):
+    """Finite values of a table with their codes, lowest first."""
+    pairs = [(v, c) for c in codes(name) if (v := decode(name, c)) != "nan"]
+    return tuple(sorted(pairs))
+
+
+def _encode_table(name, x, rounding, overflow, bits, integer, variant):
+    """Nearest value, ties to the even code; finite numbers beyond the ends take the end."""
+    pairs = sorted_table(name)
+    (lowest, first), (highest, last) = pairs[0], pairs[-1]
+    if x in ("+inf", "-inf"):
+        if overflow != "saturate" and len(pairs) < 1 << spec(name).bits:
+            return encode_nan(name, False, 0)
+        return first if x == "-inf" else last
+    x = Fraction(0) if x == "-0" else x
+    if x <= lowest or x >= highest:
+        return first if x <= lowest else last
+    at = bisect.bisect_left(pairs, x, key=lambda pair: pair[0])
+    high, high_code = pairs[at]
+    if high == x:
+        return high_code
+    low, low_code = pairs[at - 1]
+    position, half = (x - low) / (high - low), Fraction(1, 2)
+    if bits is not None:
+        away = stochastic_up(position if x > 0 else 1 - position, bits, integer, variant)
+        up = away == (x > 0)
+    else:
+        up = {
+            "rne": position > half or (position == half and high_code % 2 == 0),
+            "rna": position > half or (position == half and x > 0),
+            "rtz": x < 0,
+            "rup": True,
+            "rdn": False,
+            "rto": high_code % 2 == 1,
+        }[rounding]
+    return high_code if up else low_code
+
+
 def encode(name, x, rounding="rne", overflow="saturate", *, bits=None, integer=None, variant=None):
     """Code of ``x``; with ``bits`` and ``integer``, rounding is stochastic by ``variant``."""
     f = spec(name)
     if x == "nan":
         return nan_code(name)
+    if isinstance(f, Table):
+        return _encode_table(name, x, rounding, overflow, bits, integer, variant)
     if x in ("+inf", "-inf"):
         return _infinity(f, x == "-inf", overflow)
     negative = x == "-0" or (x != "-0" and x < 0)

@@ -7,6 +7,7 @@ float64 values; ``test_the_table_method_is_the_oracle`` ties the two together.
 from __future__ import annotations
 
 import bisect
+import datetime
 import functools
 from fractions import Fraction
 
@@ -61,12 +62,18 @@ REST = (
 )
 EVERY_P3109 = tuple(
     f"p3109_k{k}p{p}{signedness}{domain}"
-    for k in range(3, 9)
-    for p in range(1, k)
+    for k in range(2, 9)
     for signedness in "su"
+    for p in range(1, k + (signedness == "u"))
     for domain in "ef"
+    if (k, signedness, domain) != (2, "s", "e")
 )
-EVERY = tuple(dict.fromkeys((*REPRESENTATIVE, *REST, *EVERY_P3109)))
+EVERY_POSIT = tuple(f"posit{n}_es{es}" for n in (2, 3, 4, 6, 8, 12, 16) for es in range(4))
+EVERY = tuple(
+    dict.fromkeys((*REPRESENTATIVE, *REST, *ns.list_formats(), *EVERY_P3109, *EVERY_POSIT))
+)
+# A different few of them every day; all are in the exhaustive run.
+TODAY = EVERY[datetime.date.today().toordinal() % 61 :: 61]
 SOURCES = ("float16", "bfloat16")
 
 
@@ -81,17 +88,40 @@ def magnitudes(name):
     return np.array([oracle.to_float(f.magnitude(n)) for n in range(count)])
 
 
-@functools.cache
-def is_nan_code(name):
+def is_nan(name, codes):
     f = oracle.spec(name)
-    if isinstance(f, oracle.Fixed) or not f.has_nan:
-        return None
-    return np.array([f.is_nan(c) for c in range(1 << f.bits)])
+    if isinstance(f, oracle.Fixed):
+        return np.zeros(codes.shape, bool)
+    if isinstance(f, oracle.Table):
+        return np.full(codes.shape, name != "nf4") & (codes == 1 << (f.bits - 1))
+    above = (codes & ~f.sign_bit) > f.inf if f.ieee else np.zeros(codes.shape, bool)
+    return above | np.isin(codes, sorted(f.nans))
+
+
+def places(name, m):
+    """Codes whose values lie at or below ``m``, what is beyond, and half of the step there."""
+    f = oracle.spec(name)
+    if isinstance(f, oracle.Fixed):
+        m = np.minimum(np.ldexp(m, f.fraction), 2.0**40)
+        return np.floor(m).astype(np.int64), m - np.floor(m), 0.5
+    if f.bits > 16:  # no table: float64 arithmetic that is exact
+        emin, p = 1 - f.bias, f.precision
+        m = np.minimum(m, 2.0 ** (f.bias + 2))
+        e = np.maximum(np.frexp(m)[1] - 1, emin)
+        q = np.ldexp(m, p - 1 - e)
+        return np.floor(q).astype(np.int64) + ((e - emin) << (p - 1)), q - np.floor(q), 0.5
+    table = magnitudes(name)
+    last = len(table) - 1
+    n = np.clip(np.searchsorted(table, m, side="right") - 1, 0, last)
+    low, high = table[n], table[np.minimum(n + 1, last)]
+    return n, np.where((m <= low) | (n == last), 0.0, m - low), (low + high) / 2 - low
 
 
 def expected(name, x, rounding="rne", overflow="saturate"):
-    """oracle.encode of a float64 array without NaN, for formats of at most 16 bits."""
+    """oracle.encode of a float64 array without NaN."""
     f = oracle.spec(name)
+    if isinstance(f, oracle.Table):
+        return expected_of_table(name, x, rounding, overflow)
     fixed = isinstance(f, oracle.Fixed)
     x = np.asarray(x, np.float64)
     negative, m = np.signbit(x), np.abs(x)
@@ -101,19 +131,14 @@ def expected(name, x, rounding="rne", overflow="saturate"):
         up = _up(f, np.mod(n, 2) == 1, m - n, 0.5, negative, rounding)
         residue = np.mod(np.where(negative, -1, 1) * (n + up), 2.0**f.bits)  # exact
         return np.where(residue > f.highest, residue - 2.0**f.bits, residue).astype(np.int64)
-    table = magnitudes(name)
-    last = len(table) - 1
-    n = np.clip(np.searchsorted(table, m, side="right") - 1, 0, last)
-    low, high = table[n], table[np.minimum(n + 1, last)]
-    excess = np.where((m <= low) | (n == last), 0.0, m - low)
-    up = _up(f, n % 2 == 1, excess, (low + high) / 2 - low, negative, rounding)
+    n, excess, half = places(name, m)
+    up = _up(f, n % 2 == 1, excess, half, negative, rounding)
     if name == "float8_e8m0fnu" and rounding == "rne" and overflow in oracle.E8M0_LOWEST_BINADE_UP:
         up |= (n == 0) & (excess > 0)
     n = n + up
     if fixed:
         return np.clip(np.where(negative, -n, n), f.lowest, f.highest)
-    nan = is_nan_code(name)
-    nan = None if nan is None else int(np.flatnonzero(nan)[0])
+    nan = oracle.nan_code(name) if f.has_nan else None
     largest = f.top
     special = f.inf if f.has_inf else largest if nan is None else nan
     stop = np.zeros(x.shape, bool)
@@ -136,6 +161,33 @@ def expected(name, x, rounding="rne", overflow="saturate"):
     return np.where(negative, with_sign, code)
 
 
+def expected_of_table(name, x, rounding, overflow):
+    """Nearest value with the tie to the even code, by distances that float64 holds exactly."""
+    pairs = oracle.sorted_table(name)
+    values = np.array([float(v) for v, _ in pairs])
+    codes = np.array([c for _, c in pairs])
+    x = np.asarray(x, np.float64)
+    v = np.clip(x, values[0], values[-1])
+    hi = np.searchsorted(values, v)
+    lo = np.maximum(hi - (values[hi] != v), 0)
+    # Sterbenz: near the middle both differences are exact, elsewhere their order is clear
+    below, above = v - values[lo], values[hi] - v
+    tie = (values[lo] + (values[hi] - values[lo]) / 2 == v) & (lo != hi)
+    nearer = (above < below) & ~tie
+    up = {
+        "rne": nearer | (tie & (codes[hi] % 2 == 0)),
+        "rna": nearer | (tie & (v > 0)),
+        "rtz": v < 0,
+        "rup": np.full(v.shape, True),
+        "rdn": np.full(v.shape, False),
+        "rto": codes[hi] % 2 == 1,
+    }[rounding]
+    code = codes[np.where(up, hi, lo)]
+    if overflow != "saturate" and name != "nf4":
+        code = np.where(np.isinf(x), 1 << (oracle.spec(name).bits - 1), code)
+    return code
+
+
 def _up(f, odd, excess, half, negative, rounding):
     if rounding == "rne":
         odd = odd if getattr(f, "zero", True) else True
@@ -151,9 +203,7 @@ def check(name, x, got, want, note=""):
     """Equal codes, where any NaN code stands for NaN; say the first that differs."""
     got, want = np.asarray(got).astype(np.int64), np.asarray(want).astype(np.int64)
     same = got == want
-    nan = is_nan_code(name)
-    if nan is not None:
-        same |= nan[got] & nan[want]
+    same |= is_nan(name, got) & is_nan(name, want)
     if not same.all():
         i = int(np.flatnonzero(~same)[0])
         pytest.fail(
@@ -177,7 +227,15 @@ def every_input(source, nan=False):
 def hard_inputs(name, dtype):
     """Every value, every midpoint, and their neighbours in ``dtype``; past the range as well."""
     dtype = np.dtype(dtype)
-    table = magnitudes(name)
+    f = oracle.spec(name)
+    if isinstance(f, oracle.Table):
+        table = np.array([max(float(v), 0.0) for v, _ in oracle.sorted_table(name)])
+    elif f.bits > 16:
+        top = f.highest + 1 if isinstance(f, oracle.Fixed) else f.top + 1
+        some = [*range(40), *range(top // 2, top // 2 + 40), *range(top - 40, top + 1)]
+        table = np.array([oracle.to_float(f.magnitude(n)) for n in some])
+    else:
+        table = magnitudes(name)
     if len(table) > 3000:
         table = np.concatenate([table[:300], table[len(table) // 2 :][:300], table[-300:]])
     steps = np.concatenate([table, (table[1:] + table[:-1]) / 2, [2 * table[-1], 1e30, 1e-30]])
@@ -207,7 +265,7 @@ def compare(name, x, rounding, overflow):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=() if n in REPRESENTATIVE + REST else pytest.mark.exhaustive)
+        pytest.param(n, marks=() if n in REPRESENTATIVE + REST + TODAY else pytest.mark.exhaustive)
         for n in EVERY
     ],
 )
@@ -215,7 +273,8 @@ def test_the_table_method_is_the_oracle(name):
     """No numsim here: the two ways of computing the expectation agree."""
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.choice(every_input(s)[1], 20) for s in SOURCES])
-    scale = float(oracle.spec(name).magnitude(1))
+    f = oracle.spec(name)
+    scale = 2.0**-8 if isinstance(f, oracle.Table) else float(f.magnitude(1))
     x = np.concatenate([x, scale * np.arange(-8, 9) / 4, rng.choice(hard_inputs(name, "f8"), 40)])
     x = np.concatenate([x, [0.0, -0.0, np.inf, -np.inf]])
     values = [oracle.from_float(float(v)) for v in x]
@@ -281,8 +340,10 @@ def test_every_16_bit_input_in_two_modes(name, rounding, overflow, source):
     compare(name, every_input(source)[0], rounding, overflow)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in TODAY else pytest.mark.exhaustive) for n in EVERY],
+)
 def test_every_16_bit_input_of_every_format_in_every_mode(name):
     for source in SOURCES:
         for overflow in policies(name):
@@ -747,7 +808,9 @@ def test_wrap_refuses_infinities():
 
 # --- stochastic rounding
 
+SR_TABLES = ("nf4", "posit8_es0", "posit6_es1", "posit16_es1")
 SR_FORMATS = (
+    *SR_TABLES,
     "float8_e4m3fn",
     "float8_e5m2",
     "float4_e2m1fn",
@@ -769,8 +832,11 @@ VARIANTS = ("truncate", "half_offset", "rne_first")
 def test_stochastic_with_supplied_integers(name, dtype, variant):
     rng = np.random.default_rng(6)
     f = oracle.spec(name)
-    largest = float(f.magnitude(f.highest if isinstance(f, oracle.Fixed) else f.top))
-    quantum = float(f.magnitude(1))
+    if name in SR_TABLES:
+        largest, quantum = float(oracle.sorted_table(name)[-1][0]), 2.0**-10
+    else:
+        largest = float(f.magnitude(f.highest if isinstance(f, oracle.Fixed) else f.top))
+        quantum = float(f.magnitude(1))
     x = rng.standard_normal(60) * 2.0 ** rng.integers(-12, 12, 60)
     x = np.concatenate([x, quantum * rng.uniform(-4, 4, 60), quantum * np.arange(-8, 9) / 4])
     x = np.concatenate([x, largest * rng.uniform(0.9, 1.1, 20), [0, -0.0, np.inf, -np.inf, 1e-8]])
@@ -825,6 +891,45 @@ def test_published_bias_of_few_bit_rounding(bits, discarded, variant, bias, name
     random = np.tile(np.arange(2**bits), 2**discarded)
     got = ns.cast(x, name, rounding="sr", sr=variant, random_bits=bits, random=random)
     assert np.mean((got.astype(np.float64) - x) / ulp) == bias
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "low", "discarded"),
+    [
+        ("float8_e4m3fn", 1.0, 5),
+        ("float8_e4m3fn", -1.875, 5),  # up to the next binade
+        ("float8_e4m3fn", 3 * 2.0**-9, 5),  # subnormal
+        ("float8_e4m3fn", 416.0, 5),  # up to the maximum
+        ("float8_e5m2", -(2.0**-16), 6),
+        ("float4_e2m1fn", 0.0, 5),
+        ("float16", 1.0, 6),
+        ("int8", -3.0, 5),
+        ("q3.4", 0.0625, 5),
+        ("posit8_es1", 0.25, 5),
+    ],
+)
+def test_mean_and_variance_of_full_stochastic_rounding(name, low, discarded, variant):
+    """E[error] = 0 and var = u^2 f (1 - f): all fractions of D bits with all D-bit integers."""
+    values = np.unique(ns.get_format(name).values())
+    values = values[np.isfinite(values)]
+    at = int(np.flatnonzero(values == low)[0])
+    near, far = values[at], values[at - 1 if low < 0 else at + 1]
+    draws = 1 << discarded
+    fraction = np.arange(draws) / draws
+    x = np.repeat(near + fraction * (far - near), draws)
+    random = np.tile(np.arange(draws, dtype=np.uint64), draws)
+    wide = random << np.uint64(64 - discarded)  # all 64 bits: those below the fraction are idle
+    ways = [{"random_bits": discarded, "random": random}, {"random": wide}]
+    ways.append({"random": wide | np.uint64((1 << (64 - discarded)) - 1)})
+    step = abs(Fraction(float(far)) - Fraction(float(near)))
+    for options in ways:
+        got = ns.cast(x, name, rounding="sr", sr=variant, **options)
+        errors = [Fraction(float(g)) - Fraction(float(v)) for g, v in zip(got, x, strict=True)]
+        for i in range(draws):
+            some, f = errors[i * draws : (i + 1) * draws], Fraction(i, draws)
+            assert sum(some) == 0
+            assert sum(e * e for e in some) / draws == step**2 * f * (1 - f)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float16", "float8_e5m2", "float4_e2m1fn"])
