@@ -3,6 +3,7 @@
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format, list_formats
+from numsim.lfsr import lfsr
 from numsim.models import Model, Recipe, Rule, Run, load_model
 from numsim.quant import QTensor, Quant, quantize
 from numsim.sweep import SweepSpec, sweep
@@ -24,6 +25,6 @@ __all__ = [
     "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SweepSpec", "Target", "UnsupportedError", "UnvalidatedWarning",
     "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue", "export_vectors",
-    "get_format", "get_target", "list_formats", "list_targets", "load_model", "matmul",
+    "get_format", "get_target", "lfsr", "list_formats", "list_targets", "load_model", "matmul",
     "quantize", "requantize", "sweep",
 ]  # fmt: skip

@@ -68,15 +68,17 @@ def encode(
         ``truncate`` rounds away when floor(f 2^b) + R >= 2^b, ``half_offset`` when
         floor(f 2^(b+1)) + 2R + 1 >= 2^(b+1), ``rne_first`` when round(f 2^b) + R >= 2^b. Or the
         name of hardware, which brings its variant and bits: ``"nvidia.cvt.rs"``,
-        ``"amd.cvt_sr"``, ``"graphcore.ipu"``, ``"aws.trainium"`` (`formats.STOCHASTIC`).
+        ``"amd.cvt_sr"``, ``"graphcore.ipu"``, ``"aws.trainium"``; what each does, and for which
+        formats, is in `numsim.formats.STOCHASTIC`.
     seed, offset
         Element i of the call draws from Philox-2x32-7 with key `seed` and counter
         ``offset + i`` alone (the top `random_bits` of its 64), so results do not depend on
         slicing, strides or threads. Give tensors that must be independent different seeds, or
         offsets that keep their ranges apart.
     random
-        Integers below ``2**random_bits``, one for each element, in place of the stream. Without
-        `random_bits` they are as wide as their type: uint16 draws have 16 bits.
+        Integers below ``2**random_bits``, one for each element, in place of the stream; `lfsr`
+        makes those of a shift register in RTL. Without `random_bits` they are as wide as their
+        type, which is unsigned: uint16 draws have 16 bits.
     nan
         What NaN inputs become. In a format with NaN: None keeps the sign and gives the quiet NaN
         (ml_dtypes); ``"canonical"`` gives one positive NaN whatever the sign, every bit but the

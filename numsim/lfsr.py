@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.kernels.shift_register import run_register
 
@@ -18,6 +19,8 @@ TAPS = {
     24: 0xE10000,  # x^24 + x^23 + x^22 + x^17 + 1
     32: 0x80200003,  # x^32 + x^22 + x^2 + x + 1
 }
+
+_BLOCK = 1 << 14  # numbers made at a time
 
 
 def lfsr(
@@ -47,7 +50,7 @@ def lfsr(
     Raises
     ------
     NumsimError
-        For a width without taps, or a number outside its range.
+        For a width without taps, a number outside its range, or more numbers than memory holds.
 
     Source
     ------
@@ -61,20 +64,27 @@ def lfsr(
     >>> encode([1.0625] * 4, "e4m3", rounding="sr", random_bits=4, random=lfsr(4, random_bits=4))
     array([56, 56, 57, 56], dtype=uint8)
     """
-    if width not in TAPS:
+    if not (is_integer(width) and int(width) in TAPS):
         raise NumsimError(f"lfsr: width is one of {', '.join(map(str, TAPS))}; got {width!r}")
     bits = width if random_bits is None else random_bits
     shifts = bits if steps is None else steps
     for name, value, low, high in (
-        ("count", count, 0, 1 << 40), ("random_bits", bits, 1, width),
+        ("count", count, 0, 1 << 32), ("random_bits", bits, 1, width),
         ("seed", seed, 1, (1 << width) - 1), ("steps", shifts, 1, 1 << 20),
     ):  # fmt: skip
-        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not (integer and low <= value <= high):
+        if not (is_integer(value) and low <= value <= high):
             raise NumsimError(f"lfsr: {name} is an integer from {low} to {high}; got {value!r}")
-    out = np.empty(count, np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
-    states = np.empty(count, np.uint32)
-    run_register(states, int(seed), TAPS[width], int(shifts))
-    np.bitwise_and(states, np.uint32((1 << bits) - 1), out=states)
-    out[:] = states
+    try:
+        out = np.empty(count, np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
+    except MemoryError:
+        raise NumsimError(
+            f"lfsr: {count} numbers do not fit in memory; ask for fewer, and continue from a state "
+            "of width bits as seed"
+        ) from None
+    states = np.empty(min(count, _BLOCK), np.uint32)
+    state, mask = int(seed), np.uint32((1 << bits) - 1)
+    for start in range(0, count, _BLOCK):
+        part = out[start : start + _BLOCK]
+        state = run_register(states[: part.size], state, TAPS[width], int(shifts))
+        part[:] = states[: part.size] & mask
     return out

@@ -202,12 +202,19 @@ def test_the_32_bit_register_has_the_full_period():
 @pytest.mark.parametrize(
     "options",
     [{"width": 12}, {"seed": 0}, {"seed": 1 << 16}, {"random_bits": 0}, {"random_bits": 17},
-     {"steps": 0}, {"random_bits": True}],
+     {"steps": 0}, {"random_bits": True}, {"width": [16]}, {"width": 16.0}, {"width": True},
+     {"count": 1 << 41}, {"count": 1 << 40, "width": 32}, {"count": 2.0}, {"seed": [1]}],
     ids=str,
 )  # fmt: skip
 def test_wrong_registers(options):
     with pytest.raises(ns.NumsimError, match="lfsr"):
-        lfsr(3, **options)
+        lfsr(**{"count": 3, **options})
+
+
+def test_a_register_goes_on_over_blocks():
+    assert ns.lfsr is lfsr
+    whole = lfsr(40_000, width=32, steps=3)
+    assert np.array_equal(whole[20_000:], lfsr(20_000, width=32, steps=3, seed=int(whole[19_999])))
 
 
 def test_a_register_drives_encode():
