@@ -107,7 +107,7 @@ def places(name, m):
     if f.bits > 16:  # no table: float64 arithmetic that is exact
         emin, p = 1 - f.bias, f.precision
         m = np.minimum(m, 2.0 ** (f.bias + 2))
-        e = np.maximum(np.frexp(m)[1] - 1, emin)
+        e = np.where(m > 0, np.maximum(np.frexp(m)[1] - 1, emin), emin)
         q = np.ldexp(m, p - 1 - e)
         return np.floor(q).astype(np.int64) + ((e - emin) << (p - 1)), q - np.floor(q), 0.5
     table = magnitudes(name)
