@@ -102,7 +102,7 @@ def places(name, m):
     """Codes whose values lie at or below ``m``, what is beyond, and half of the step there."""
     f = oracle.spec(name)
     if isinstance(f, oracle.Fixed):
-        m = np.minimum(np.ldexp(m, f.fraction), 2.0**40)
+        m = np.ldexp(np.minimum(m, 2.0 ** (40 - f.fraction)), f.fraction)
         return np.floor(m).astype(np.int64), m - np.floor(m), 0.5
     if f.bits > 16:  # no table: float64 arithmetic that is exact
         emin, p = 1 - f.bias, f.precision
