@@ -104,6 +104,7 @@ CASES = {
     "DeepseekV3": [
         DEEPSEEK | {"q_lora_rank": None, "rope_interleave": False},
         DEEPSEEK | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "n_shared_experts": 2},
+        DEEPSEEK | {"n_group": 2, "n_routed_experts": 4, "topk_group": 1, "num_hidden_layers": 3},
         DEEPSEEK | {"attention_bias": True, "first_k_dense_replace": 0}
         | rope("yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0, **ORIGINAL),
         DEEPSEEK | {"first_k_dense_replace": 2}

@@ -243,8 +243,8 @@ def route(logits: Array, moe: Moe, correction: Array | None) -> tuple[Ints, Arra
         order = np.argsort(-(best[..., 0] + best[..., 1]), axis=-1, kind="stable")
         open_ = np.zeros(groups.shape[:2], np.bool_)
         np.put_along_axis(open_, order[:, : moe.top_groups], True, axis=1)
-        # 0, not -Inf, as in transformers: a negative correction can let a closed group win
-        choice = np.where(open_[..., None], groups, 0).reshape(choice.shape)
+        # -Inf, not 0: with negative corrections every open expert can be below 0
+        choice = np.where(open_[..., None], groups, -np.inf).reshape(choice.shape)
     chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : moe.top_k]
     weights = np.take_along_axis(scores, chosen, axis=1)
     if moe.normalise:
