@@ -164,6 +164,20 @@ def test_published_names_vary(tmp_path, family, old, new, extra):
     assert np.array_equal(run(load_model(folder), family), run(load_model(ORACLE / family), family))
 
 
+def test_norms_of_older_bert_checkpoints_are_called_gamma_and_beta(tmp_path):
+    def older(name):
+        if "LayerNorm" not in name:
+            return f"bert.{name}"
+        return f"bert.{name.replace('.weight', '.gamma').replace('.bias', '.beta')}"
+
+    extra = {"cls.predictions.transform.LayerNorm.gamma": np.ones(3, np.float32)}
+    got = load_model(checkpoint(tmp_path, "bert", older, extra))
+    assert np.array_equal(run(got, "bert"), run(load_model(ORACLE / "bert"), "bert"))
+    both = {"embeddings.LayerNorm.gamma": np.ones(36, np.float32)}
+    with pytest.raises(NumsimError, match=r"surplus embeddings\.LayerNorm\.gamma"):
+        load_model(checkpoint(tmp_path, "bert", extra=both))
+
+
 def test_an_encoder_without_pooler(tmp_path):
     folder = checkpoint(tmp_path, "bert", drop=["pooler.dense.weight", "pooler.dense.bias"])
     model = load_model(folder)

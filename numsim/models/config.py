@@ -73,6 +73,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.", "")  # of stored names, the usual one first
     ignored_tensors: tuple[str, ...] = ()  # globs of stored tensors that no computation needs
     optional: tuple[str, ...] = ()  # fields of Arch that hold only where their tensors are stored
+    older_names: Mapping[str, str] = field(default_factory=dict)  # ends of stored names -> today's
     gated_names: Mapping[str, str] = field(default_factory=dict)  # override `names` where gated
     rope: Mapping[str, object] | None = None  # defaults of the rotary keys; None: no rotary
     rope_keys: str = ""  # older keys that `rope_settings` knows

@@ -544,6 +544,7 @@ FAMILIES: dict[str, Family] = {
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
         "pooler_size_per_head pooler_type",
         prefixes=("", "bert."),
+        older_names={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
         ignored_tensors=("*embeddings.position_ids", "cls.*"),
         optional=("pooler",),
         finish=lambda f, config: _all_biases(f) | {"tied": False},
@@ -606,6 +607,18 @@ def get_family(model_type: object) -> Family:
             f"{near_names(str(model_type), FAMILIES)}; other families are not implemented"
         )
     return FAMILIES[model_type]
+
+
+def current_name(stored: str, family: Family) -> str:
+    """Return today's spelling of a stored name.
+
+    >>> current_name("embeddings.LayerNorm.gamma", FAMILIES["bert"])
+    'embeddings.LayerNorm.weight'
+    """
+    for old, new in family.older_names.items():
+        if stored.endswith(old):
+            return stored.removesuffix(old) + new
+    return stored
 
 
 def stored_at(name: str, family: Family, prefix: str, *, gated: bool) -> At:

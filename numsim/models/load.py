@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import At, Family, read_arch
-from numsim.models.families import get_family, stored_at
+from numsim.models.families import current_name, get_family, stored_at
 from numsim.models.gemm import OperandCache
 from numsim.models.run import Model
 
@@ -89,7 +89,12 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
     config = _read_json(folder / "config.json")
     family = get_family(config.get("model_type"))
     arch = read_arch(config, family)
-    stored = _stored(folder)
+    as_stored = _stored(folder)
+    # an older name beside today's is surplus, and reported
+    stored = {}
+    for name, tensor in as_stored.items():
+        new = current_name(name, family)
+        stored[name if new in as_stored else new] = tensor
     arch, places = _match(arch, family, stored, folder)
     # Copy-on-write: read-only arrays would make kernels compile twice.
     maps = {file: np.memmap(file, np.uint8, mode="c") for file in {t.file for t in stored.values()}}
