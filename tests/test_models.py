@@ -248,6 +248,23 @@ def test_cache_makes_room(bundled):
             lambda m: m.gemm("layers.0.qk", np.zeros((2, 3, 4)), operand=np.zeros((3, 4, 5))),
             "leading dimensions",
         ),
+        (lambda m: m.run([[0, 1], [2]]), "tokens must be a rectangular array"),
+        (lambda m: m.run([0], attention_mask=[[1], [1, 0]]), "attention_mask must be a rectang"),
+        (lambda m: m.run([0], attention_mask=["x"]), "0 or 1"),
+        (lambda m: m.run([0], token_type_ids=[[1], [1, 0]]), "token_type_ids"),
+        (lambda m: m.run([0], decoder_tokens=[[1], [1, 0]]), "decoder_tokens"),
+        (lambda m: m.run([0], taps=[3]), "taps is an iterable of names"),
+        (lambda m: m.run([0], taps=None), "taps is an iterable of names"),
+        (lambda m: m.run([0], past={}), "past is a numsim.models.Past"),
+        (lambda m: m.run([0], "int8"), "recipe is a Recipe"),
+        (lambda m: m.generate([0], max_new_tokens=1.5), "max_new_tokens"),
+        (lambda m: m.generate([0], max_new_tokens="3"), "max_new_tokens"),
+        (lambda m: m.generate([0], max_new_tokens=True), "max_new_tokens"),
+        (lambda m: m.gemm(3, np.zeros((1, 192))), "name must be"),
+        (lambda m: m.gemm("lm_head", "a"), "x must be a rectangular array"),
+        (lambda m: m.gemm("lm_head", [[1.0], [1.0, 2.0]]), "x must be a rectangular array"),
+        (lambda m: m.gemm("layers.0.qk", np.zeros((1, 32)), operand=3), "operand must be"),
+        (lambda m: m.gemm("layers.0.qk", np.zeros((1, 2)), operand=[[1], []]), "operand must be"),
         (lambda m: m.run([0], Recipe((("layers.*", Rule()),))), "lm_head matches no glob"),
         (lambda m: m.run([0], Recipe((("*", Rule()), ("layer.*", Rule())))), "matches none"),
     ],
@@ -283,6 +300,23 @@ def test_wrong_calls(bundled, call, match):
         ({"rope_scaling": "linear"}, NumsimError, "table"),
         ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedError, "another head"),
         ({"is_encoder_decoder": True}, UnsupportedError, "is_encoder_decoder"),
+        ({"architectures": 5}, NumsimError, "a list of names; got 5"),
+        ({"architectures": [["x"]]}, NumsimError, "a list of names"),
+        ({"max_position_embeddings": "x"}, NumsimError, "max_position_embeddings"),
+        ({"rope_scaling": {"type": "yarn", "factor": "x"}}, NumsimError, "factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": "x"}}, NumsimError, "mscale"),
+        (
+            {"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+            NumsimError,
+            "rope_theta above 1",
+        ),
+        (
+            {"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            NumsimError,
+            "more than 2 elements",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-6}}, NumsimError, "radians"),
+        ({"rope_theta": 1e-300}, NumsimError, "radians"),
     ],
 )
 def test_wrong_configs(tmp_path, changes, error, match):
@@ -338,6 +372,9 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(NumsimError, match="must be JSON"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(NumsimError, match="must be JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 100000)
     with pytest.raises(NumsimError, match="must be JSON"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("[]")

@@ -128,6 +128,26 @@ def test_stored_types(tmp_path, family, dtype):
         ("t5", {"feed_forward_proj": "gated-gelu"}, "is_gated_act must be True"),
         ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu'"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
+        ("t5", {"relative_attention_max_distance": 4}, "must be above 4"),
+        ("mistral", {"layer_types": [["a"], ["b"]]}, "2 words"),
+        (
+            "deepseek_v3",
+            {
+                "rope_parameters": "absent",
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0},
+            },
+            "factor is required",
+        ),
+        (
+            "deepseek_v3",
+            {
+                "rope_parameters": "absent",
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "yarn", "factor": 2.0, "mscale_all_dim": "q"},
+            },
+            "mscale_all_dim must be of type float",
+        ),
         ("gpt2", {"n_head": 5}, "multiple of num_attention_heads"),
         ("opt", {"word_embed_proj_dim": 24}, "project_in"),
     ],

@@ -78,6 +78,11 @@ def test_a_run_tells_its_resolved_recipe(model):
         ("x = 1", "only"),
         ("", "none"),
         ("rule = []", "none"),
+        ("rule = [1, 2]", "tables only"),
+        ("[[rule]]\nmatch='*'\nweights=3", "got 3|got int"),
+        ("[[rule]]\nmatch='*'\ntarget=3", "got int"),
+        ("[[rule]]\nmatch='*'\ntarget={name=3}", "got int"),
+        ("[[rule]]\nmatch='*'\nout_format=3", "got int|got 3"),
         ("[[rule]]\nweights = 'int8'", "match"),
         ("[[rule]]\nmatch='*'\nweight='int8'", "did you mean weights"),
         ("[[rule]]\nmatch='*'\nweights={fmt='int8'}", "fields of Quant"),
@@ -113,6 +118,10 @@ def test_wrong_recipes(model, tmp_path):
             model.run([0], recipe)
         with pytest.raises(error, match=match):
             model.gemm("lm_head", np.zeros((1, 192)), recipe)
+    for rules in ((("*", "int8"),), ("*", Rule()), ((3, Rule()),), 3, (("*",),), "*"):
+        with pytest.raises(NumsimError, match="rules are"):
+            Recipe(rules)
+    assert hash(Recipe([["*", Rule()]])) == hash(Recipe((("*", Rule()),)))
     odd = replace(get_target("ideal.int"), rules=get_target("nvidia.hopper.wgmma").rules)
     with pytest.raises(NumsimError, match="named one"):
         Recipe((("*", Rule(target=odd)),)).to_toml()

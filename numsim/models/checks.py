@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, near_names
 from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_shapes
-from numsim.models.blocks import Bools, Ints
+from numsim.models.blocks import Bools, Ints, Past
+
+
+def array(given: object, what: str, dtype: type | None = None) -> NDArray[Any]:
+    """Return `given` as an array, or say that `what` is none."""
+    try:
+        return np.asarray(given, dtype)
+    except (ValueError, TypeError) as error:
+        raise NumsimError(
+            f"{what} must be a rectangular array of numbers; {error}; pad rows to one length"
+        ) from None
 
 
 def token_ids(tokens: ArrayLike, what: str, limit: int) -> Ints:
     """Return ids [B, T] below `limit`, or say what is wrong with `what`."""
-    ids = np.asarray(tokens)
+    ids = array(tokens, f"run: {what}")
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
         raise NumsimError(
             f"run: {what} must be a non-empty integer array [T] or [B, T]; got {ids.dtype} "
@@ -36,7 +47,7 @@ def segment_ids(arch: Arch, given: ArrayLike | None, shape: tuple[int, ...]) -> 
         if given is not None:
             raise NumsimError(
                 f"run: token_type_ids must be left out for {arch.family}, which has none; "
-                f"got an array of shape {np.shape(given)}"
+                f"got {type(given).__name__}"
             )
         return None
     if given is None:
@@ -57,7 +68,7 @@ def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
         kind = "an encoder-decoder" if given is None else "which has no decoder of its own"
         raise NumsimError(
             f"run: decoder_tokens must be {rule} {arch.family}, {kind}; got "
-            f"{'none' if given is None else f'an array of shape {np.shape(given)}'}"
+            f"{'none' if given is None else type(given).__name__}"
         )
     if given is None:
         return None
@@ -72,7 +83,16 @@ def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
 
 def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
     """Return the names of the tensors that globs ask for."""
-    globs = (taps,) if isinstance(taps, str) else tuple(taps)
+    try:
+        globs = (taps,) if isinstance(taps, str) else tuple(taps)
+    except TypeError:
+        globs = (taps,)
+    strange = [glob for glob in globs if not isinstance(glob, str)]
+    if strange:
+        raise NumsimError(
+            f"run: taps is an iterable of names or globs, each a str; got {strange[0]!r}; "
+            "() keeps no tensor"
+        )
     if not globs:
         return set()
     known = tap_names(arch)
@@ -122,10 +142,30 @@ def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None
     """Return a mask [B, T], None where all tokens count."""
     if mask is None:
         return None
-    values = np.atleast_2d(np.asarray(mask))
-    if values.shape != shape or not np.isin(values, (0, 1)).all():
+    values = np.atleast_2d(array(mask, "run: attention_mask"))
+    numeric = values.dtype.kind in "biuf"
+    if values.shape != shape or not numeric or not np.isin(values, (0, 1)).all():
+        found = np.unique(values)[:4] if numeric else values.dtype
         raise NumsimError(
             f"run: attention_mask must hold 0 or 1 for each token {list(shape)}; got shape "
-            f"{list(values.shape)}, values {np.unique(values)[:4]}; 1 keeps a token"
+            f"{list(values.shape)}, values {found}; 1 keeps a token"
         )
     return values.astype(np.bool_)
+
+
+def check_past(past: object) -> None:
+    """Raise where `past` is neither None nor a Past."""
+    if past is not None and not isinstance(past, Past):
+        raise NumsimError(
+            f"run: past is a numsim.models.Past or None; got {type(past).__name__}; "
+            "start with Past()"
+        )
+
+
+def new_tokens(count: object) -> int:
+    """Return how many tokens to add, a whole number from 0 on."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+        raise NumsimError(
+            f"generate: max_new_tokens must be an integer from 0 on; got {count!r}; give a count"
+        )
+    return int(count)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels.vector_act import ACTIVATIONS
 from numsim.models.arch import Arch, Rope
+from numsim.models.rope import check_rope
 
 REQUIRED = object()
 REMEDY = "take the config.json that came with the weights"
@@ -134,6 +135,8 @@ def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
 
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     classes = config.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise wrong("architectures", "a list of names", classes)
     if classes and not set(classes) & set(family.architectures):
         raise UnsupportedError(
             f"config.json: architectures must name one of {', '.join(family.architectures)}; "
@@ -247,11 +250,14 @@ def read_rope(
             f"config.json: rotary positions turn an even number of elements of a head, at most "
             f"head_dim; got {turned} of {fields['head_dim']}; {REMEDY}"
         )
+    positions = Key("max_position_embeddings", int, 1).read(config, {})
     longest = 0.0
     if kind in ("dynamic", "llama3", "yarn"):
-        longest = Key("max_position_embeddings", float).read(config, {})
+        longest = Key("max_position_embeddings", int).read(config, {})
         if kind != "dynamic":
             longest = number("original_max_position_embeddings", longest)
+        if longest < 1:
+            raise wrong("original_max_position_embeddings", "1 or more", longest)
     values: dict[str, Any] = {}
     if kind == "llama3":
         values = {"slow": number("low_freq_factor"), "fast": number("high_freq_factor")}
@@ -264,7 +270,7 @@ def read_rope(
             "amplitude": _yarn_amplitude(seen, number),
             "truncate": bool(Key("truncate", bool, True).read(seen, {})),
         }
-    return Rope(
+    rope = Rope(
         theta=number("rope_theta"),
         width=turned,
         interleaved=bool(fields.get("interleaved", False)),
@@ -273,6 +279,8 @@ def read_rope(
         longest=int(longest),
         **values,
     )
+    check_rope(rope, positions)
+    return rope
 
 
 def yarn_growth(factor: float, weight: float = 1.0) -> float:
@@ -286,11 +294,11 @@ def yarn_growth(factor: float, weight: float = 1.0) -> float:
 
 def _yarn_amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> float:
     factor = number("factor")
+    weights = [number(key) for key in ("mscale", "mscale_all_dim") if seen.get(key)]  # 0: not given
     if seen.get("attention_factor") is not None:
         return number("attention_factor")
-    if seen.get("mscale") and seen.get("mscale_all_dim"):
-        whole = yarn_growth(factor, number("mscale_all_dim"))
-        return yarn_growth(factor, number("mscale")) / whole
+    if len(weights) == 2:
+        return yarn_growth(factor, weights[0]) / yarn_growth(factor, weights[1])
     return yarn_growth(factor)
 
 
@@ -303,7 +311,8 @@ def read_windows(config: Mapping[str, Any], family: Family, layers: int) -> tupl
         slides = [family.windows is None or family.windows(config, i) for i in range(layers)]
     else:
         allowed = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != layers or set(types) - set(allowed):
+        listed = isinstance(types, list) and all(isinstance(word, str) for word in types)
+        if not listed or len(types) != layers or set(types) - set(allowed):
             raise wrong("layer_types", f"{layers} words of {', '.join(allowed)}", types)
         slides = [word == "sliding_attention" for word in types]
         if any(slides) and window is None:

@@ -133,7 +133,8 @@ def _deepseek(f: Fields, config: Config) -> Fields:
     scale = 1.0 / math.sqrt(mla.nope + mla.rope)
     rope = rope_settings(config)
     if rope.get("rope_type", "default") != "default" and rope.get("mscale_all_dim"):
-        scale *= yarn_growth(float(rope["factor"]), float(rope["mscale_all_dim"])) ** 2
+        factor, weight = (Key(k, float).read(rope, {}) for k in ("factor", "mscale_all_dim"))
+        scale *= yarn_growth(factor, weight) ** 2
     return _one_bias(f, config) | {
         "mla": mla,
         "moe": _checked(moe),
@@ -164,6 +165,10 @@ def _t5(f: Fields, config: Config) -> Fields:
     for key, value in (("is_gated_act", gated), ("dense_act_fn", activation)):
         if config.get(key, value) != value:
             raise wrong(key, f"{value!r}, as feed_forward_proj says", config[key])
+    if f["bucket_distance"] <= f["buckets"] // 2:  # the nearer half holds one distance each
+        raise wrong(
+            "relative_attention_max_distance", f"above {f['buckets'] // 2}", f["bucket_distance"]
+        )
     scaled = f.pop("scaled")
     return f | {
         "gated": gated,

@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NumsimError(
             f"load_model: {path.name} must be JSON; {error}; download it again"
         ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
 from numsim.targets import Target, get_target
 
@@ -45,6 +46,7 @@ class Rule:
             if value is not None:
                 object.__setattr__(self, side, as_quant(value))
         object.__setattr__(self, "target", get_target(self.target))
+        object.__setattr__(self, "out_format", get_format(self.out_format).name)
 
     @property
     def is_plain(self) -> bool:
@@ -74,6 +76,19 @@ class Recipe:
     """
 
     rules: tuple[tuple[str, Rule], ...]
+
+    def __post_init__(self) -> None:
+        try:
+            pairs = tuple(tuple(pair) for pair in self.rules)
+        except TypeError:
+            pairs = ((self.rules,),)
+        for pair in pairs:
+            if not (len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], Rule)):
+                raise NumsimError(
+                    f"Recipe: rules are (glob, Rule) pairs; got {', '.join(map(repr, pair))}; "
+                    'write Recipe((("*", Rule()), ("*_proj", Rule("int8", "int8"))))'
+                )
+        object.__setattr__(self, "rules", pairs)
 
     def rule(self, name: str) -> Rule:
         """Return the rule of the product `name`.
@@ -211,10 +226,11 @@ class Recipe:
                 f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
             ) from None
         rows = tables.pop("rule", [])
-        if tables or not isinstance(rows, list) or not rows:
+        listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if tables or not listed or not rows:
             raise NumsimError(
                 f"Recipe.from_toml: the file must hold [[rule]] tables only; got "
-                f"{', '.join(tables) or 'none'}; start each rule with a line [[rule]]"
+                f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
             )
         return cls(tuple(_rule_from_table(dict(row)) for row in rows))
 

@@ -12,9 +12,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.errors import NumsimError
 from numsim.kernels import vector_rotary
 from numsim.models.arch import Arch, Rope
 
+LARGEST_ANGLE = 2.0**20  # in radians; the range of the kernels
 _PI = Decimal("3.141592653589793238462643383279502884197169399375105820974944592")
 
 
@@ -50,6 +52,29 @@ def rotary_frequencies(rope: Rope, length: int) -> tuple[float, ...]:
         return tuple(float(f) for f in plain)
 
 
+def check_rope(rope: Rope, positions: int) -> None:
+    """Raise where the angles of so many positions cannot be computed.
+
+    Raises
+    ------
+    NumsimError
+        Settings that divide by zero, or an angle beyond what sine and cosine are made for.
+    """
+    if (rope.kind, rope.width) == ("dynamic", 2) or (rope.kind == "yarn" and rope.theta <= 1):
+        raise NumsimError(
+            f"config.json: dynamic scaling must turn more than 2 elements of a head, and yarn "
+            f"needs a rope_theta above 1; got {rope.width} and {rope.theta}; "
+            "take the config.json that came with the weights"
+        )
+    frequencies = rotary_frequencies(rope, positions if rope.kind == "dynamic" else 0)
+    if not max(frequencies) * positions < LARGEST_ANGLE:
+        raise NumsimError(
+            f"rotary positions: the angle of the last position must be below 2**20 radians; got "
+            f"{max(frequencies):.3g} a position and {positions} positions; shorten the sequence, "
+            "or correct rope_theta and factor in config.json"
+        )
+
+
 def _llama3(frequency: Decimal, rope: Rope) -> Decimal:
     """Keep short waves, stretch long ones, blend in between."""
     low, high, original = Decimal(rope.slow), Decimal(rope.fast), Decimal(rope.longest)
@@ -83,6 +108,7 @@ def rotary_tables(
     rope: Rope, start: int, stop: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return cosine and sine [stop - start, width / 2] of the positions, in float64."""
+    check_rope(rope, stop)
     frequencies = np.array(rotary_frequencies(rope, stop if rope.kind == "dynamic" else 0))
     angles = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies  # [T, width/2]
     cos, sin = vector_rotary.cos(angles), vector_rotary.sin(angles)

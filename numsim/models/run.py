@@ -13,7 +13,16 @@ from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
-from numsim.models.checks import decoder_ids, padding_mask, segment_ids, token_ids, wanted_taps
+from numsim.models.checks import (
+    array,
+    check_past,
+    decoder_ids,
+    new_tokens,
+    padding_mask,
+    segment_ids,
+    token_ids,
+    wanted_taps,
+)
 from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
@@ -119,6 +128,7 @@ class Model:
         ((1, 3, 2048), (1, 3, 512))
         """
         a = self.arch
+        check_past(past)
         ids = token_ids(tokens, "tokens", a.vocab)
         keep = padding_mask(attention_mask, ids.shape)
         types = segment_ids(a, token_type_ids, ids.shape)
@@ -265,10 +275,7 @@ class Model:
             The model is an encoder.
         """
         a = self.arch
-        if max_new_tokens < 0:
-            raise NumsimError(
-                f"generate: max_new_tokens must be 0 or more; got {max_new_tokens}; give a count"
-            )
+        max_new_tokens = new_tokens(max_new_tokens)
         if not a.head:
             raise UnsupportedError(
                 f"generate: the model must have an output head; {a.family} is an encoder; use run"
@@ -322,7 +329,7 @@ class Model:
         if name not in self.gemm_names():
             raise NumsimError(
                 f"gemm: name must be a matrix product of the model; got {name!r}"
-                f"{near_names(name, self.gemm_names())}; see gemm_names()"
+                f"{near_names(str(name), self.gemm_names())}; see gemm_names()"
             )
         stored = f"{name}.weight"
         if (operand is None) != (stored in self.tensors):
@@ -332,20 +339,25 @@ class Model:
                 f"{'give' if operand is None else 'leave out'} operand"
             )
         dtype = np.float64 if recipe is None else np.float32
-        x = np.asarray(x, dtype)
-        depth = self.tensors[stored].shape[1] if operand is None else np.shape(operand)[-2]
+        x = array(x, "gemm: x", dtype)
+        right = stored if operand is None else array(operand, "gemm: operand", dtype)
+        if not isinstance(right, str) and right.ndim < 2:
+            raise NumsimError(
+                f"gemm: operand must be [..., K, N]; got shape {list(right.shape)}; pass what a "
+                f"tap {name}.operand holds"
+            )
+        depth = self.tensors[stored].shape[1] if isinstance(right, str) else right.shape[-2]
         if x.ndim < 2 or x.shape[-1] != depth:
             raise NumsimError(
                 f"gemm: x must be [..., M, K], {depth} elements a row for {name}; got "
                 f"{list(x.shape)}; pass what a tap {name}.in holds"
             )
-        if operand is not None and x.shape[:-2] != np.shape(operand)[:-2]:
+        if not isinstance(right, str) and x.shape[:-2] != right.shape[:-2]:
             raise NumsimError(
                 f"gemm: x and operand must agree in their leading dimensions; got "
-                f"{list(x.shape)} and {list(np.shape(operand))}; pass what the taps hold"
+                f"{list(x.shape)} and {list(right.shape)}; pass what the taps hold"
             )
         rules = None if recipe is None else self._rules(recipe)
-        right = stored if operand is None else np.asarray(operand, dtype)
         return make_gemm(self.tensors, self.cache, rules)(name, x, right)
 
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
