@@ -11,6 +11,7 @@ import pytest
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Past, Recipe, Rule, load_model
+from numsim.models.blocks import block
 from numsim.models.rope import rotary_frequencies
 from numsim.quant import Quant
 
@@ -247,11 +248,34 @@ def test_calls_that_the_family_cannot_serve():
         (lambda: t5.run([1], decoder_tokens=[[1], [2]]), NumsimError, "row for each"),
         (lambda: t5.run([1], decoder_tokens=[96]), NumsimError, "vocabulary of 96"),
         (lambda: gpt2.run([1], decoder_tokens=[1]), NumsimError, "left out for gpt2"),
-        (lambda: gpt2.generate(np.arange(30), max_new_tokens=4), NumsimError, "32 positions"),
+        (lambda: gpt2.generate(np.arange(20), max_new_tokens=40), NumsimError, "sequence of 59"),
     ):
         with pytest.raises(error, match=match):
             call()
+    assert gpt2.generate(np.arange(30), max_new_tokens=3).shape == (33,)
+
+
+def test_an_error_leaves_the_past_as_it_was(monkeypatch):
+    gpt2 = load("gpt2")
+    past, want = Past(), gpt2.run(np.arange(32)[None] % 7).logits
+    gpt2.run(np.arange(30)[None] % 7, past=past)
+    mixed = Recipe((("*", Rule("int8", "float8_e4m3fn", "ideal.int")),))
+    for call, match in (
+        (lambda: gpt2.run([1, 2, 3], past=past, attention_mask=[1, 1, 0]), "32 positions"),
+        (lambda: gpt2.run([[1], [2]], past=past), "same size"),
+        (lambda: gpt2.run([1], mixed, past=past), "does not"),
+    ):
+        with pytest.raises(NumsimError, match=match):
+            call()
+    assert past.length == 30
+    assert past.keep is None
+    assert np.array_equal(gpt2.run([2, 3], past=past).logits, want[:, 30:])
     past = Past()
-    gpt2.run([[1], [2]], past=past)
-    with pytest.raises(NumsimError, match="same size"):
-        gpt2.run([1], past=past)
+
+    def broken(layer, index, x, c):
+        return block(layer, index, x, c) if index == 0 else 1 // 0
+
+    monkeypatch.setattr("numsim.models.run.block", broken)
+    with pytest.raises(ZeroDivisionError):
+        gpt2.run(np.arange(5), past=past)
+    assert (past.kept, past.length) == ({}, 0)

@@ -1,6 +1,7 @@
 """Sweeps over families other than Llama: encoders, encoder-decoders, experts; the real MiniLM."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -47,6 +48,19 @@ def swept(family, tmp_path, **changes):
         "granularities": ["per_tensor"], "targets": ["ideal.int"], "window": 20, "batch": 2,
     }  # fmt: skip
     return sweep(spec | changes)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_a_foreign_tokenizer_is_refused_before_the_first_window(family, tmp_path, monkeypatch):
+    folder = folder_of(family, tmp_path)
+    path = folder / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"]["vocab"]["w79"] = 96  # occurs in the last paragraph only
+    path.write_text(json.dumps(settings))
+    monkeypatch.setattr("numsim.models.Model.run", lambda *a, **k: pytest.fail("a run began"))
+    spec = {"model": folder, "text": tmp_path / "text.txt", "formats": ["int8"], "window": 20}
+    with pytest.raises(NumsimError, match="vocabulary of 96; got 96"):
+        sweep(spec)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi"])

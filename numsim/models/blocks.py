@@ -7,7 +7,7 @@ head, E of a value head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,11 @@ class Past:
             k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
         self.kept[name] = (k, v)
         return k, v
+
+    def update(self, other: Past) -> None:
+        """Become `other`."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(other, f.name))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

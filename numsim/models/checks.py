@@ -153,12 +153,28 @@ def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None
     return values.astype(np.bool_)
 
 
-def check_past(past: object) -> None:
-    """Raise where `past` is neither None nor a Past."""
-    if past is not None and not isinstance(past, Past):
+def check_positions(arch: Arch, total: int) -> None:
+    """Raise where a sequence of `total` tokens is longer than a learned table of positions."""
+    if arch.positions and total > arch.positions:
+        raise NumsimError(
+            f"run: {arch.family} has a table of {arch.positions} positions; got a sequence of "
+            f"{total}; cut it"
+        )
+
+
+def check_past(past: object, batch: int) -> None:
+    """Raise where `past` is neither None nor a Past of so many rows."""
+    if past is None:
+        return
+    if not isinstance(past, Past):
         raise NumsimError(
             f"run: past is a numsim.models.Past or None; got {type(past).__name__}; "
             "start with Past()"
+        )
+    if any(len(k) != batch for k, _ in past.kept.values()):
+        raise NumsimError(
+            f"run: past must come from a batch of the same size; got {batch} rows of tokens; "
+            "start with a new Past()"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linea
 from numsim.models.checks import (
     array,
     check_past,
+    check_positions,
     decoder_ids,
     new_tokens,
     padding_mask,
@@ -25,7 +26,7 @@ from numsim.models.checks import (
 )
 from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
 from numsim.models.recipe import Recipe, Rule
-from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.rope import check_rope, relative_buckets, rotary_tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,11 +129,14 @@ class Model:
         ((1, 3, 2048), (1, 3, 512))
         """
         a = self.arch
-        check_past(past)
         ids = token_ids(tokens, "tokens", a.vocab)
+        check_past(past, len(ids))
         keep = padding_mask(attention_mask, ids.shape)
         types = segment_ids(a, token_type_ids, ids.shape)
         target = decoder_ids(a, decoder_tokens, len(ids))
+        start = 0 if past is None else past.length
+        check_positions(a, start + (ids if target is None else target).shape[1])
+        own, past = past, None if past is None else replace(past, kept=dict(past.kept))
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
 
@@ -166,6 +170,8 @@ class Model:
                 common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
                 states, c = self._stack(decoder, common, target, None, None, past)
             logits, pooled = self._ends(states[-1], c)
+        if own is not None and past is not None:  # only a run that ends leaves its keys
+            own.update(past)
         resolved = None if rules is None else Recipe(tuple(rules.items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
 
@@ -215,11 +221,6 @@ class Model:
     def _positions(self, positions: Ints, keep: Bools | None) -> Ints:
         """Return the rows of the learned table, [1 or B, T]."""
         a = self.arch
-        if a.positions and positions[-1] >= a.positions:
-            raise NumsimError(
-                f"run: {a.family} has a table of {a.positions} positions; got a sequence of "
-                f"{positions[-1] + 1}; cut it"
-            )
         if a.masked_positions and keep is not None:
             counted = np.cumsum(keep, axis=1) * keep - 1  # [B, S], padding: -1
             return counted[:, positions]
@@ -288,6 +289,10 @@ class Model:
                 )
             ids = np.full((len(source), 1), a.decoder_start, np.int64)
         total = ids.shape[1] + max_new_tokens
+        if max_new_tokens:
+            check_positions(a, total - 1)  # the last token is not fed back
+            if a.rope is not None:
+                check_rope(a.rope, total - 1)
         whole = a.rope is not None and a.rope.kind == "dynamic" and total > a.rope.longest
         past = None if whole else Past()
         fresh = ids
@@ -382,11 +387,6 @@ class Model:
 
 def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:
     """Return the mask of all keys [B, S], and keep it; None where all count."""
-    if any(len(k) != batch for k, _ in past.kept.values()):
-        raise NumsimError(
-            f"run: past must come from a batch of the same size; got {batch} rows of tokens; "
-            "start with a new Past()"
-        )
     if keep is None and past.keep is None:
         return None
     before = np.ones((batch, past.length), np.bool_) if past.keep is None else past.keep

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
 from numsim.models import Arch, Model, Recipe, Run
+from numsim.models.checks import token_ids
 from numsim.models.text import TextTools
 from numsim.sweep.spec import SweepSpec
 
@@ -57,11 +58,15 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: str) -> Inp
     Raises
     ------
     NumsimError
-        The text gives nothing to run, or the model has no begin-of-text token.
+        The text gives nothing to run, the model has no begin-of-text token, or the tokenizer gives
+        ids that the model does not have.
     """
     if not arch.head:
-        return sentences(tools, spec, text)
+        inputs = sentences(tools, spec, text)
+        token_ids(inputs.tokens, "tokens", arch.vocab)
+        return inputs
     tokens = windows(tools, spec, text)
+    token_ids(tokens, "tokens", arch.vocab)  # all of them, before the first is run
     if not arch.decoder_layers:
         return Inputs(tokens)
     half = tokens.shape[1] // 2
