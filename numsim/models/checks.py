@@ -83,14 +83,11 @@ def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
 
 def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
     """Return the names of the tensors that globs ask for."""
-    try:
-        globs = (taps,) if isinstance(taps, str) else tuple(taps)
-    except TypeError:
-        globs = (taps,)
-    strange = [glob for glob in globs if not isinstance(glob, str)]
-    if strange:
+    listed = isinstance(taps, Iterable)
+    globs = (taps,) if isinstance(taps, str) else tuple(taps) if listed else ()
+    if not listed or not all(isinstance(glob, str) for glob in globs):
         raise NumsimError(
-            f"run: taps is an iterable of names or globs, each a str; got {strange[0]!r}; "
+            f"run: taps is an iterable of names or globs, each a str; got {globs or taps!r}; "
             "() keeps no tensor"
         )
     if not globs:
