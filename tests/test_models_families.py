@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shutil
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -23,6 +24,16 @@ TOKEN = Quant("int8", "per_token")
 ROWS = Recipe.uniform(TOKEN, target="ideal.fp32", weights=Quant("int8", "per_channel"))
 E4M3 = Quant("float8_e4m3fn", "per_token")
 WGMMA = Recipe.uniform(E4M3, target="nvidia.hopper.wgmma")
+SR_TOKEN = Quant("int8", "per_token", rounding="sr")
+SR_RAW = Quant("float8_e5m2", "none", rounding="sr")
+SR = Recipe(
+    (
+        ("*", Rule(SR_TOKEN, Quant("int8", "per_channel", rounding="sr"))),
+        ("*qk", Rule(SR_TOKEN, SR_TOKEN)),
+        ("*pv", Rule(SR_RAW, SR_RAW)),
+    ),
+    seed=5,
+)
 
 
 def load(family, spelling="config.json", into=None, **changes):
@@ -118,7 +129,7 @@ def test_exact_products_and_float32_stay_near_the_reference(family):
         close(got[valid], want[valid], 2e-6 * (layer + 1))
 
 
-@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA], ids=["float64", "int8", "wgmma"])
+@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA, SR], ids=["float64", "int8", "wgmma", "sr"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_decoding_gives_the_bits_of_prefill(family, recipe):
     o, model = oracle(family), load(family)
@@ -136,7 +147,7 @@ def test_decoding_gives_the_bits_of_prefill(family, recipe):
         assert np.array_equal(got, want)
 
 
-@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA], ids=["float64", "int8", "wgmma"])
+@pytest.mark.parametrize("recipe", [None, ROWS, WGMMA, SR], ids=["float64", "int8", "wgmma", "sr"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bits_do_not_depend_on_batch_or_threads(family, recipe):
     o, model = oracle(family), load(family)
@@ -279,3 +290,43 @@ def test_an_error_leaves_the_past_as_it_was(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         gpt2.run(np.arange(5), past=past)
     assert (past.kept, past.length) == ({}, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "deepseek_v3", "gemma2", "t5", "bert"])
+def test_stochastic_rounding_alone_draws_as_within_the_run(family):
+    o, model = oracle(family), load(family)
+    run = model.run(o["input_ids"], SR, **inputs(o), taps=["*"])
+    steps = o["input_ids"].shape[1]
+    for name in model.gemm_names():
+        if f"{name}.in" not in run.taps:  # an expert that nobody chose
+            continue
+        given = {"operand": run.taps.get(f"{name}.operand")}
+        if ".experts." in name:
+            rows = run.taps[name.rsplit(".", 1)[0] + ".rows"]
+            given["positions"] = rows % steps
+        alone = model.gemm(name, run.taps[f"{name}.in"], SR, **given)
+        assert np.array_equal(alone, run.taps[f"{name}.out"]), name
+
+
+def test_stochastic_rounding_draws_by_seed_product_side_and_position():
+    model = load("llama")
+    x = np.tile(np.random.default_rng(0).standard_normal((1, 48)), (6, 1))
+    other = Recipe(SR.rules, seed=6)
+    y = model.gemm("layers.0.q_proj", x, SR)
+    assert len(np.unique(y, axis=0)) == 6  # equal rows at six positions
+    assert np.array_equal(model.gemm("layers.0.q_proj", x[4:], SR, positions=[4, 5]), y[4:])
+    assert not np.array_equal(model.gemm("layers.0.q_proj", x, other), y)
+    twice = model.gemm("layers.0.q_proj", np.stack([x, x]), SR)
+    assert np.array_equal(twice, np.stack([y, y]))
+    ids = oracle("llama")["input_ids"]
+    assert not np.array_equal(model.run(ids, SR).logits, model.run(ids, other).logits)
+    # q and k share their input and would, of equal weights, give equal results
+    tensors = dict(model.tensors)
+    tensors["layers.0.v_proj.weight"] = tensors["layers.0.k_proj.weight"]
+    same = replace(model, tensors=tensors, cache=load("llama").cache)
+    rule = Rule(SR_TOKEN, Quant("int8", "per_channel"))
+    run = same.run(ids, Recipe((("*", rule),)), taps=["layers.0.?_proj.out"])
+    assert not np.array_equal(run.taps["layers.0.v_proj.out"], run.taps["layers.0.k_proj.out"])
+    for bad in ([0], [-1] * 6, [0.5] * 6, np.zeros((6, 1), int)):
+        with pytest.raises(NumsimError, match="positions"):
+            model.gemm("layers.0.q_proj", x, SR, positions=bad)

@@ -72,9 +72,28 @@ def test_a_run_tells_its_resolved_recipe(model):
     assert model.run([0, 1, 2]).recipe is None
 
 
+def test_the_seed_of_stochastic_rounding(tmp_path, model):
+    """In the text and the digest where it is not 0, so that older digests stay."""
+    recipe = Recipe.uniform("int8", target="ideal.int", seed=2**32 - 1)
+    assert recipe == Recipe(Recipe.uniform("int8", target="ideal.int").rules, 2**32 - 1)
+    assert (
+        recipe.resolve(model.gemm_names()).seed == model.run([0], recipe).recipe.seed == 2**32 - 1
+    )
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe.to_toml())
+    assert file.read_text().startswith("seed = 4294967295\n\n[[rule]]")
+    assert Recipe.from_toml(file) == recipe
+    assert Recipe(recipe.rules, 1).digest() != recipe.digest() != Recipe(recipe.rules).digest()
+    assert "seed" not in Recipe(recipe.rules).to_toml()
+    for bad in (-1, 2**32, 1.5, "1", True):
+        with pytest.raises(NumsimError, match="seed is an integer"):
+            Recipe(recipe.rules, bad)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
+        ("seed = 'x'\n[[rule]]\nmatch='*'", "seed is an integer"),
         ("x = 1", "only"),
         ("", "none"),
         ("rule = []", "none"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numsim.kernels.jit import inline
+from numsim.kernels.jit import inline, kernel
 from numsim.kernels.word import wide_vectors
 
 ROUNDS = 7
@@ -40,6 +40,13 @@ def random64(number: np.uint64, key: np.uint32) -> np.uint64:
     if number & np.uint64(1):
         return bits
     return np.uint64(bits << np.uint64(32)) | np.uint64(bits >> np.uint64(32))
+
+
+@kernel
+def random_words(numbers: np.ndarray, key: int, out: np.ndarray) -> None:
+    """Fill `out` with the 64 random bits of each of `numbers`, uint64 [n]."""
+    for i in range(numbers.size):
+        out[i] = random64(numbers[i], np.uint32(key))
 
 
 @inline

@@ -7,17 +7,16 @@ head, E of a value head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels import vector, vector_act, vector_rotary
 from numsim.models.arch import Arch, Moe, has_experts
-from numsim.models.gemm import Array, Gemm
+from numsim.models.gemm import Array, Gemm, Ints
 
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -48,8 +47,8 @@ class Past:
 class Context:
     """What a block needs beside its input; `gemm` and `dtype` are all that differs between runs.
 
-    ``gemm(name, x, operand)`` multiplies x [..., M, K] by the stored matrix named `operand` or by
-    the array `operand` [..., K, N]. ``weight(name)`` is a stored vector in `dtype`,
+    ``gemm(name, x, operand, positions)`` multiplies x [..., M, K] by the stored matrix named
+    `operand` or by the array `operand` [..., K, N]. ``weight(name)`` is a stored vector in `dtype`,
     ``rows(name, ids)`` rows of a stored table.
     """
 
@@ -71,7 +70,7 @@ class Context:
 
 def linear(name: str, x: Array, c: Context, *, bias: bool) -> Array:
     """``x W^T + b``: the bias is added after the unit, in the dtype of the run."""
-    y = c.gemm(name, x, f"{name}.weight")  # [B, T, in] -> [B, T, out]
+    y = c.gemm(name, x, f"{name}.weight", c.positions)  # [B, T, in] -> [B, T, out]
     return y + c.weight(f"{name}.bias") if bias else y
 
 
@@ -96,7 +95,7 @@ def embed(ids: Ints, positions: Ints, types: Ints | None, c: Context) -> Array:
     a = c.arch
     x = c.rows("embed.weight", ids)  # [B, T, H] or its narrower width
     if a.embed_dim:
-        x = c.gemm("project_in", x, "project_in.weight")  # [B, T, H]
+        x = c.gemm("project_in", x, "project_in.weight", c.positions)  # [B, T, H]
     if a.embed_scale != 1.0:
         x = x * c.dtype(a.embed_scale)
     if types is not None:
@@ -174,7 +173,7 @@ def attend(
     batch, heads, steps, width = q.shape
     groups, seen = k.shape[1:3]
     q = q.reshape(batch, groups, -1, width)  # [B, G, N/G*T, D]
-    scores = c.gemm(f"{name}qk", q, k.swapaxes(2, 3))  # [B, G, N/G*T, S]
+    scores = c.gemm(f"{name}qk", q, k.swapaxes(2, 3), c.positions)  # [B, G, N/G*T, S]
     scores = scores.reshape(batch, heads, steps, seen)
     if c.arch.attn_cap is not None:
         scores, scale = vector_act.softcap(scores, scale=scale, cap=c.arch.attn_cap), 1.0
@@ -182,7 +181,7 @@ def attend(
         scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias
     )
     weights = weights.reshape(batch, groups, -1, seen)  # [B, G, N/G*T, S]
-    mixed = c.gemm(f"{name}pv", weights, v)  # [B, G, N/G*T, E]
+    mixed = c.gemm(f"{name}pv", weights, v, c.positions)  # [B, G, N/G*T, E]
     mixed = mixed.reshape(batch, heads, steps, -1).swapaxes(1, 2)  # [B, T, N, E]
     return mixed.reshape(batch, steps, -1)  # [B, T, N*E]
 
@@ -215,8 +214,9 @@ def cross_attention(layer: str, x: Array, c: Context) -> Array:
         k, v = c.past.kept[f"{layer}.cross"]
     else:
         assert memory is not None
-        k = _split(linear(f"{layer}.cross_k_proj", memory, c, bias=a.qkv_bias), a.kv_heads)
-        v = _split(linear(f"{layer}.cross_v_proj", memory, c, bias=a.qkv_bias), a.kv_heads)
+        there = replace(c, positions=np.arange(memory.shape[1]))
+        k = _split(linear(f"{layer}.cross_k_proj", memory, there, bias=a.qkv_bias), a.kv_heads)
+        v = _split(linear(f"{layer}.cross_v_proj", memory, there, bias=a.qkv_bias), a.kv_heads)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, G, S, D]
         if c.past is not None:
             c.past.kept[f"{layer}.cross"] = (k, v)
@@ -263,15 +263,17 @@ def route(logits: Array, moe: Moe, correction: Array | None) -> tuple[Ints, Arra
 def mixture(layer: str, x: Array, c: Context, moe: Moe) -> Array:
     """Sum of each token's experts, weighted, in increasing expert, then the shared expert."""
     flat = x.reshape(-1, x.shape[-1])  # [R, H], R = B*T
-    logits = c.gemm(f"{layer}.router", x, f"{layer}.router.weight")  # [B, T, experts]
+    logits = c.gemm(f"{layer}.router", x, f"{layer}.router.weight", c.positions)  # [B, T, experts]
     correction = c.weight(f"{layer}.router.correction") if moe.correction else None
     chosen, weights = route(logits.reshape(-1, moe.experts), moe, correction)  # [R, k]
     total = np.zeros_like(flat)
+    positions = np.tile(c.positions, len(x))  # [R]
     for e in range(moe.experts):
         rows, slot = np.nonzero(chosen == e)
         if rows.size:
             c.keep_tap(f"{layer}.experts.{e}.rows", rows)
-            y = mlp(f"{layer}.experts.{e}", flat[rows], c)  # [rows, H]
+            here = replace(c, positions=positions[rows])
+            y = mlp(f"{layer}.experts.{e}", flat[rows], here)  # [rows, H]
             total[rows] += y * weights[rows, slot][:, None]
     y = total.reshape(x.shape)
     return y + mlp(f"{layer}.shared", x, c) if moe.shared else y

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, near_names
 from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_shapes
-from numsim.models.blocks import Bools, Ints, Past
+from numsim.models.blocks import Bools, Past
+from numsim.models.gemm import Ints
 
 
 def array(given: object, what: str, dtype: type | None = None) -> NDArray[Any]:
@@ -182,3 +183,16 @@ def new_tokens(count: object) -> int:
             f"generate: max_new_tokens must be an integer from 0 on; got {count!r}; give a count"
         )
     return int(count)
+
+
+def token_positions(given: ArrayLike | None, rows: int, heads: int) -> Ints:
+    """Return the positions [T] of the tokens of a left operand of ``rows = heads * T`` rows."""
+    if given is None:
+        return np.arange(rows // heads if rows % heads == 0 else rows)
+    ids = array(given, "gemm: positions")
+    if ids.dtype.kind not in "iu" or ids.shape != (rows // heads,) or (ids < 0).any():
+        raise NumsimError(
+            f"gemm: positions must hold an integer from 0 on for each of {rows // heads} tokens; "
+            f"got {ids.dtype} {list(ids.shape)}; see the shape of x"
+        )
+    return ids.astype(np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,13 @@ from numpy.typing import NDArray
 
 from numsim.kernels.gemm_fma import gemm_fma, pack_b
 from numsim.models.recipe import Rule
-from numsim.quant import Quant, as_quant, quantize
+from numsim.models.streams import draws, stream
+from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import matmul
 
 Array = NDArray[Any]
-Gemm = Callable[[str, Array, "str | Array"], Array]
+Ints = NDArray[np.int64]
+Gemm = Callable[[str, Array, "str | Array", Ints], Array]
 RAW = Quant("float32", granularity="none")  # an operand that is not quantised
 
 
@@ -62,11 +63,11 @@ def probe(rule: Rule) -> None:
 def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
     """Return `gemm` with its operands and results offered to `keep_tap`."""
 
-    def run(name: str, x: Array, operand: str | Array) -> Array:
+    def run(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:
         keep_tap(f"{name}.in", x)
         if not isinstance(operand, str):
             keep_tap(f"{name}.operand", operand)
-        y = gemm(name, x, operand)
+        y = gemm(name, x, operand, positions)
         keep_tap(f"{name}.out", y)
         return y
 
@@ -74,12 +75,17 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
 
 
 def make_gemm(
-    tensors: Mapping[str, Array], cache: OperandCache, rules: Mapping[str, Rule] | None
+    tensors: Mapping[str, Array],
+    cache: OperandCache,
+    rules: Mapping[str, Rule] | None,
+    seed: int = 0,
 ) -> Gemm:
-    """Return ``gemm(name, x, operand)``: x [..., M, K] times a stored matrix or [..., K, N].
+    """Return ``gemm(name, x, operand, positions)``: x [..., M, K] times a matrix [..., K, N].
 
-    `rules`: one for each product; None: everything in the dtype of x, chains of fused
-    multiply-adds.
+    `operand` names a stored matrix or is an array. `positions` [T], of the tokens of x: M = T, or
+    M = heads * T where x holds the query heads that share keys. `rules`: one for each product;
+    None: everything in the dtype of x, chains of fused multiply-adds. `seed`: of stochastic
+    rounding, see `streams`.
     """
     plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
     recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
@@ -98,35 +104,51 @@ def make_gemm(
         y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
         return y.reshape(*x.shape[:-1], -1)
 
-    def emulated(name: str, rule: Rule, x: Array, operand: str | Array) -> Array:
+    def stored_left(name: str, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints) -> Any:
+        if quant.rounding != "sr":
+            if quant not in recent or recent[quant][0] is not x:
+                recent.clear()
+                recent[quant] = (x, quantize(x.reshape(shape), quant, axis=-1))
+            return recent[quant][1]
+        groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
+        random = draws(
+            stream(seed, name, "left"), ids, x.shape[-1],
+            groups=groups, heads=x.shape[-2] // max(len(ids), 1),
+        )  # fmt: skip
+        random = np.broadcast_to(random if len(shape) > 2 else random[0], x.shape).reshape(shape)
+        return quantize(x.reshape(shape), quant, axis=-1, random=random)
+
+    def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
+        if quant.rounding != "sr":
+            return quantize(operand, quant, axis=-2)
+        turned = operand.swapaxes(-1, -2) if name.endswith("qk") else operand  # [.., S, D]
+        groups = turned.shape[-3] if turned.ndim > 2 else 1
+        key, positions = stream(seed, name, "right"), np.arange(turned.shape[-2])
+        random = draws(key, positions, turned.shape[-1], groups=groups)
+        random = np.broadcast_to(random if turned.ndim > 2 else random[0], turned.shape)
+        random = random.swapaxes(-1, -2) if name.endswith("qk") else random
+        return quantize(operand, quant, axis=-2, random=random)
+
+    def emulated(name: str, rule: Rule, x: Array, operand: str | Array, positions: Ints) -> Array:
         left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
         if isinstance(operand, str):
             tensor = tensors[operand]
-            x_rows = x.reshape(-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
+            shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
+            key = stream(seed, name, "right") if right.rounding == "sr" else 0
             b = cache.get(
-                (operand, right),
+                (operand, right, key),
                 tensor.size * 12,  # codes, decoded values, and what the unit packs
-                lambda: (
-                    quantize(tensor.astype(np.float32), right, axis=-1, seed=_stream(name, 1)).T
-                ),
+                lambda: quantize(tensor.astype(np.float32), right, axis=-1, seed=key).T,
             )
         else:
-            x_rows = x
-            b = quantize(operand, right, axis=-2, seed=_stream(name, 1))
-        if left not in recent or recent[left][0] is not x:
-            recent.clear()
-            recent[left] = (x, quantize(x_rows, left, axis=-1, seed=_stream(name, 0)))
-        y = matmul(recent[left][1], b, target=rule.target, out_format=rule.out_format)
+            shape, b = x.shape, stored_right(name, right, operand)
+        a = stored_left(name, left, x, shape, positions)
+        y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
 
-    def gemm(name: str, x: Array, operand: str | Array) -> Array:
+    def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:
         if rules is None or name in plain_names:
             return plain(x, operand)
-        return emulated(name, rules[name], x, operand)
+        return emulated(name, rules[name], x, operand, positions)
 
     return gemm
-
-
-def _stream(name: str, side: int) -> int:
-    """Return the seed of a tensor's stochastic rounding: its own for every product and side."""
-    return zlib.crc32(f"{name}:{side}".encode())

@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from numsim.errors import NumsimError, near_names
 from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
@@ -68,6 +70,25 @@ class Recipe:
     softmax, rotary positions, activations and the residual stream are float32, each operation
     computed in float64 and rounded once.
 
+    Stochastic rounding (``Quant(..., rounding="sr")``) draws from a stream that depends on `seed`,
+    the name of the product and the side of the operand; the draw of an element depends on its
+    position alone: of an activation the token position in the sequence, head and feature, of a
+    weight its index. So prefill and decoding, a row alone and in a batch, and ``Model.gemm`` on
+    tapped inputs give the same bits; rows of a batch at one position draw alike, and products
+    that share an input draw apart.
+
+    Parameters
+    ----------
+    rules : tuple of (glob, Rule)
+        Checked for names when a model runs.
+    seed : int
+        Of stochastic rounding, 0 to 2**32 - 1; part of `to_toml` and `digest` where not 0.
+
+    Raises
+    ------
+    NumsimError
+        Rules of another form, or a seed out of range.
+
     Examples
     --------
     >>> recipe = Recipe((("*", Rule()), ("layers.0.*_proj", Rule("int8", "int8"))))
@@ -76,6 +97,7 @@ class Recipe:
     """
 
     rules: tuple[tuple[str, Rule], ...]
+    seed: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -89,6 +111,12 @@ class Recipe:
                     'write Recipe((("*", Rule()), ("*_proj", Rule("int8", "int8"))))'
                 )
         object.__setattr__(self, "rules", pairs)
+        whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if not whole or not 0 <= self.seed < 2**32:
+            raise NumsimError(
+                f"Recipe: seed is an integer from 0 to 2**32 - 1; got {self.seed!r}; 0 is usual"
+            )
+        object.__setattr__(self, "seed", int(self.seed))
 
     def rule(self, name: str) -> Rule:
         """Return the rule of the product `name`.
@@ -142,7 +170,7 @@ class Recipe:
         weights = "int8"
         target = "ideal.int"
         """
-        return Recipe(tuple(self.check(names).items()))
+        return Recipe(tuple(self.check(names).items()), self.seed)
 
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe.
@@ -152,7 +180,8 @@ class Recipe:
         NumsimError
             A target was built by hand: no change of fields makes it from a named one.
         """
-        return "\n".join(_rule_text(glob, rule) for glob, rule in self.rules)
+        head = [f"seed = {self.seed}\n"] if self.seed else []
+        return "\n".join(head + [_rule_text(glob, rule) for glob, rule in self.rules])
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of `to_toml`; hash the resolved recipe.
@@ -174,6 +203,7 @@ class Recipe:
         weights: QuantLike = None,
         activations: QuantLike = None,
         out_format: str = "float32",
+        seed: int = 0,
     ) -> Recipe:
         """One rule for the linears of all blocks (``*_proj``); all other products stay float32.
 
@@ -187,6 +217,8 @@ class Recipe:
             Override `quant` for one side.
         out_format : str
             Output of the unit.
+        seed : int
+            Of stochastic rounding.
 
         Returns
         -------
@@ -205,12 +237,13 @@ class Recipe:
             target,
             out_format,
         )
-        return cls((("*", plain), ("*_proj", linears)))
+        return cls((("*", plain), ("*_proj", linears)), seed)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
+        A line ``seed = N`` may stand before them.
         A Quant is a name or a table of its fields; a target is a name, or a table of its name and
         the fields it changes.
 
@@ -225,14 +258,14 @@ class Recipe:
             raise NumsimError(
                 f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
             ) from None
-        rows = tables.pop("rule", [])
+        rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
         listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
         if tables or not listed or not rows:
             raise NumsimError(
-                f"Recipe.from_toml: the file must hold [[rule]] tables only; got "
+                f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
                 f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
             )
-        return cls(tuple(_rule_from_table(dict(row)) for row in rows))
+        return cls(tuple(_rule_from_table(dict(row)) for row in rows), seed)
 
 
 def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:

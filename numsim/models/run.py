@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
-from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
+from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
 from numsim.models.checks import (
     array,
     check_past,
@@ -22,9 +22,10 @@ from numsim.models.checks import (
     padding_mask,
     segment_ids,
     token_ids,
+    token_positions,
     wanted_taps,
 )
-from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
+from numsim.models.gemm import Array, Ints, OperandCache, make_gemm, probe, tapped
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import check_rope, relative_buckets, rotary_tables
 
@@ -145,7 +146,8 @@ class Model:
                 kept[name] = value
 
         rules = None if recipe is None else self._rules(recipe)
-        gemm = tapped(make_gemm(self.tensors, self.cache, rules), keep_tap)
+        seed = 0 if recipe is None else recipe.seed
+        gemm = tapped(make_gemm(self.tensors, self.cache, rules, seed), keep_tap)
         dtype = np.float64 if recipe is None else np.float32
         common: dict[str, Any] = {
             "arch": a,
@@ -172,7 +174,7 @@ class Model:
             logits, pooled = self._ends(states[-1], c)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
-        resolved = None if rules is None else Recipe(tuple(rules.items()))
+        resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
         return Run(logits, states, kept, encoded, pooled, resolved)
 
     def _stack(
@@ -231,12 +233,13 @@ class Model:
         a = self.arch
         pooled = None
         if a.pooler:
+            begin = replace(c, positions=c.positions[:1])
             first = np.ascontiguousarray(x[:, :1])  # [B, 1, H]
-            pooled = vector_act.tanh(linear("pooler", first, c, bias=True))[:, 0]
+            pooled = vector_act.tanh(linear("pooler", first, begin, bias=True))[:, 0]
         if not a.head:
             return np.empty((*x.shape[:2], 0), c.dtype), pooled
         if a.embed_dim:
-            x = c.gemm("project_out", x, "project_out.weight")  # [B, T, width of the embedding]
+            x = c.gemm("project_out", x, "project_out.weight", c.positions)  # [B, T, width]
         if a.head_scale != 1.0:
             x = x * c.dtype(a.head_scale)
         logits = linear("lm_head", x, c, bias=a.head_bias)  # [B, T, vocab]
@@ -307,7 +310,13 @@ class Model:
         return ids[0] if np.ndim(tokens) == 1 else ids
 
     def gemm(
-        self, name: str, x: Array, recipe: Recipe | None = None, *, operand: Array | None = None
+        self,
+        name: str,
+        x: Array,
+        recipe: Recipe | None = None,
+        *,
+        operand: Array | None = None,
+        positions: ArrayLike | None = None,
     ) -> Array:
         """Run one matrix product alone, on given inputs: the local error of a recipe.
 
@@ -321,6 +330,10 @@ class Model:
             As in `run`.
         operand : array [..., K, N]
             Right operand of ``qk`` and ``pv``; other products have their stored matrix.
+        positions : int array [T], optional
+            Positions of the tokens of x, which stochastic rounding draws for (see `Recipe`):
+            M = T, or for ``qk`` and ``pv`` query heads per key head times T. Default: from 0 on,
+            as in a run without `past`; of experts give ``positions[rows]``.
 
         Returns
         -------
@@ -329,7 +342,7 @@ class Model:
         Raises
         ------
         NumsimError
-            No such product, or an operand missing or not wanted.
+            No such product, an operand missing or not wanted, or positions that do not fit x.
         """
         if name not in self.gemm_names():
             raise NumsimError(
@@ -363,7 +376,10 @@ class Model:
                 f"{list(x.shape)} and {list(right.shape)}; pass what the taps hold"
             )
         rules = None if recipe is None else self._rules(recipe)
-        return make_gemm(self.tensors, self.cache, rules)(name, x, right)
+        shared = 1 if operand is None or x.ndim < 3 else self.arch.heads // self.arch.kv_heads
+        ids = token_positions(positions, x.shape[-2], shared)
+        seed = 0 if recipe is None else recipe.seed
+        return make_gemm(self.tensors, self.cache, rules, seed)(name, x, right, ids)
 
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
         if not isinstance(recipe, Recipe):

@@ -16,7 +16,13 @@ from numsim.quant.types import POW2_FORMATS, QTensor, Quant
 
 
 def quantize(
-    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0
+    x: ArrayLike,
+    quant: str | Format | Quant,
+    *,
+    axis: int = -1,
+    seed: int = 0,
+    offset: int = 0,
+    random: NDArray[Any] | None = None,
 ) -> QTensor:
     """Store a tensor as codes and scales.
 
@@ -36,6 +42,8 @@ def quantize(
         per_tensor and tiles.
     seed, offset
         Of stochastic rounding, as in `numsim.encode`: give every tensor its own.
+    random
+        Random integers of stochastic rounding in place of that stream, as in `numsim.encode`.
 
     Returns
     -------
@@ -74,7 +82,8 @@ def quantize(
     if values.dtype != np.float64:
         values = _as_float32(values)
     if rule.granularity == "none":
-        return QTensor(_codes(values, rule, seed, offset), rule.fmt, np.ones((), np.float32), rule)
+        codes = _codes(values, rule, seed, offset, random)
+        return QTensor(codes, rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
     sizes = None
@@ -109,7 +118,7 @@ def quantize(
     with np.errstate(over="ignore", under="ignore"):
         quotient = values / divisor
     return QTensor(
-        _codes(quotient, rule, seed, offset),
+        _codes(quotient, rule, seed, offset, random),
         rule.fmt,
         scale,
         rule,
@@ -173,8 +182,12 @@ def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.float32)
 
 
-def _codes(values: NDArray[Any], rule: Quant, seed: int, offset: int) -> NDArray[Any]:
-    stream = {"seed": seed, "offset": offset} if rule.rounding == "sr" else {}
+def _codes(
+    values: NDArray[Any], rule: Quant, seed: int, offset: int, random: NDArray[Any] | None
+) -> NDArray[Any]:
+    stream: dict[str, Any] = {}
+    if rule.rounding == "sr":
+        stream = {"random": random} if random is not None else {"seed": seed, "offset": offset}
     return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, **stream)  # type: ignore[arg-type]
 
 
