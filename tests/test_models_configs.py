@@ -34,6 +34,23 @@ def run(model, family):
     return model.run(ids, **given).hidden_states[-1]
 
 
+@pytest.mark.parametrize(
+    ("family", "key", "count"),
+    [
+        ("llama", "num_hidden_layers", 10**6),
+        ("mistral", "num_hidden_layers", 2 * 10**9),
+        ("qwen2", "num_hidden_layers", 2 * 10**9),
+        ("gpt2", "n_layer", 2 * 10**9),
+        ("t5", "num_decoder_layers", 2 * 10**9),
+        ("mixtral", "num_local_experts", 10**8),
+        ("deepseek_v3", "n_routed_experts", 2 * 10**9),
+    ],
+)
+def test_counts_beyond_the_stored_tensors_are_refused_at_once(tmp_path, family, key, count):
+    with pytest.raises(NumsimError, match=f"{key} {count}, .* holds [0-9]+ tensors"):
+        load_model(checkpoint(tmp_path, family, **{key: count}))
+
+
 def test_there_is_an_oracle_for_every_family():
     assert sorted(p.name for p in ORACLE.iterdir()) == NAMES
     assert len(NAMES) == 14
@@ -205,6 +222,12 @@ def test_an_encoder_without_pooler(tmp_path):
     assert model.run([1, 2]).pooled is None
     with pytest.raises(NumsimError, match=r"missing pooler\.dense\.bias"):
         load_model(checkpoint(tmp_path, "bert", drop=["pooler.dense.bias"]))
+
+
+def test_long_contexts_load_and_sequences_beyond_the_sines_are_refused(tmp_path):
+    model = load_model(checkpoint(tmp_path, "llama", max_position_embeddings=10**7))
+    with pytest.raises(NumsimError, match="below 2\\*\\*20 radians"):
+        model.generate([1], max_new_tokens=2**20 + 1)
 
 
 def test_published_spellings(tmp_path):

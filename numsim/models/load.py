@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -28,6 +29,8 @@ DTYPES: dict[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+COUNTS = ("layers", "decoder_layers", "experts")
+MANY = 20_000  # layers times experts
 INDEX = "model.safetensors.index.json"
 
 
@@ -88,6 +91,7 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
         )
     config = _read_json(folder / "config.json")
     family = get_family(config.get("model_type"))
+    _check_counts(config, family, folder)
     arch = read_arch(config, family)
     as_stored = _stored(folder)
     # an older name beside today's is surplus, and reported
@@ -131,6 +135,26 @@ def _read_json(path: Path) -> dict[str, Any]:
             "download it again"
         )
     return value
+
+
+def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
+    """Raise where a config counts more layers or experts than tensors are stored.
+
+    Later steps make lists of that length, so only usual counts go on unseen.
+    """
+    keys = {name: family.keys[name].name for name in COUNTS if name in family.keys}
+    given = {key: config.get(key) for key in keys.values()}
+    counts = [count for count in given.values() if isinstance(count, int)]
+    if math.prod(max(count, 1) for count in counts) <= MANY:
+        return
+    stored = len(_stored(folder))
+    for key, count in given.items():
+        if isinstance(count, int) and count > stored:
+            raise NumsimError(
+                f"load_model: each layer and each expert has a tensor; config.json says "
+                f"{key} {count}, {folder.name} holds {stored} tensors; "
+                "take config.json and weights from the same checkpoint"
+            )
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def check_rope(rope: Rope, positions: int) -> None:
             "take the config.json that came with the weights"
         )
     frequencies = rotary_frequencies(rope, positions if rope.kind == "dynamic" else 0)
-    if not max(frequencies) * positions < LARGEST_ANGLE:
+    if not max(frequencies) * (positions - 1) < LARGEST_ANGLE:
         raise NumsimError(
             f"rotary positions: the angle of the last position must be below 2**20 radians; got "
             f"{max(frequencies):.3g} a position and {positions} positions; shorten the sequence, "
