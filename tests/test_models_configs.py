@@ -145,6 +145,8 @@ def test_stored_types(tmp_path, family, dtype):
         ("t5", {"feed_forward_proj": "gated-gelu"}, "is_gated_act must be True"),
         ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu'"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
+        ("gemma2", {"sliding_window_size": 77}, "as sliding_window"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved must be False"),
         ("t5", {"relative_attention_max_distance": 4}, "must be above 4"),
         ("mistral", {"layer_types": [["a"], ["b"]]}, "2 words"),
         (
@@ -224,6 +226,16 @@ def test_an_encoder_without_pooler(tmp_path):
         load_model(checkpoint(tmp_path, "bert", drop=["pooler.dense.bias"]))
 
 
+def test_a_byte_order_mark_is_read_over_and_a_repeated_key_is_refused(tmp_path):
+    path = checkpoint(tmp_path, "llama") / "config.json"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_model(tmp_path).arch == load_model(ORACLE / "llama").arch
+    path.write_text(text.replace("{", '{"rope_theta": 5.0, "rope_theta": 1e4,', 1))
+    with pytest.raises(NumsimError, match="'rope_theta' occurs twice"):
+        load_model(tmp_path)
+
+
 def test_long_contexts_load_and_sequences_beyond_the_sines_are_refused(tmp_path):
     model = load_model(checkpoint(tmp_path, "llama", max_position_embeddings=10**7))
     with pytest.raises(NumsimError, match="below 2\\*\\*20 radians"):
@@ -235,7 +247,13 @@ def test_published_spellings(tmp_path):
     for family, changes in (
         ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),  # means the tanh form
         ("gemma", {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"}),
-        ("gpt2", {"n_ctx": 32, "task_specific_params": {}}),
+        ("gpt2", {"n_ctx": 32, "task_specific_params": {}, "_num_labels": 1}),
+        ("gpt2", {"n_special": 0, "predict_special_tokens": True}),
+        ("llama", {"is_llama_config": True, "rope_interleaved": False}),
+        ("llama", {"max_sequence_length": 2048, "architectures": ["LLaMAForCausalLM"]}),
+        ("gpt_neox", {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0}),
+        ("gemma2", {"sliding_window_size": 4}),
+        ("t5", {"architectures": ["T5WithLMHeadModel"]}),
         ("deepseek_v3", {"scoring_func": "sigmoid", "moe_layer_freq": 1, "ep_size": 1}),
         ("t5", {"n_positions": 512, "scale_decoder_outputs": "absent", "dense_act_fn": "absent"}),
         ("qwen2", {"use_mrope": False, "sliding_window": 4, "layer_types": "absent"}),

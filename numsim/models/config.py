@@ -340,7 +340,7 @@ COMMON_KEYS = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
     use_cache return_dict return_dict_in_generate output_hidden_states output_attentions
     output_scores torchscript id2label label2id problem_type finetuning_task prefix
-    initializer_range max_length min_length do_sample early_stopping num_beams num_beam_groups
+    _num_labels initializer_range max_length min_length do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
     forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens

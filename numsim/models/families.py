@@ -82,6 +82,11 @@ def _gemma(f: Fields, config: Config) -> Fields:
 
 
 def _gemma2(f: Fields, config: Config) -> Fields:
+    window = config.get("sliding_window", 4096)
+    if config.get("sliding_window_size", window) != window:
+        raise wrong(
+            "sliding_window_size", f"{window}, as sliding_window", config["sliding_window_size"]
+        )
     scalar = f.pop("query_pre_attn_scalar")
     return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar)}
 
@@ -213,11 +218,11 @@ _LAYER_NORM_MLP: dict[str, Any] = {"norm": "layer", "gated": False}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        architectures=("LlamaForCausalLM",),
+        architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
         keys=_llama_keys(qkv_bias=ATTENTION_BIAS, mlp_bias=Key("mlp_bias", bool, False)),
         names=_llama_names(),
-        fixed=DECODER,
-        ignored=DROPOUT,
+        fixed=DECODER | {"is_llama_config": (True,), "rope_interleaved": (False,)},
+        ignored=DROPOUT + " max_sequence_length",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         finish=_one_bias,
@@ -294,7 +299,8 @@ FAMILIES: dict[str, Family] = {
         },
         switches={"norm": "rms_plus_one", "residual": "sandwich"},
         fixed=DECODER,
-        ignored=DROPOUT + " hidden_act",  # hidden_activation is the one that counts
+        # hidden_activation is the one that counts; sliding_window_size is checked against its twin
+        ignored=DROPOUT + " hidden_act sliding_window_size",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=lambda config, layer: layer % 2 == 0,
@@ -422,7 +428,8 @@ FAMILIES: dict[str, Family] = {
         },
         switches=_LAYER_NORM_MLP,
         fixed=DECODER,
-        ignored=DROPOUT + " hidden_dropout classifier_dropout",
+        ignored=DROPOUT + " hidden_dropout classifier_dropout attention_probs_dropout_prob "
+        "hidden_dropout_prob",
         prefixes=("gpt_neox.", ""),
         ignored_tensors=(*ROTARY_BUFFERS, "*.attention.bias", "*.attention.masked_bias"),
         rope=_ROPE | {"partial_rotary_factor": 0.25},
@@ -463,7 +470,8 @@ FAMILIES: dict[str, Family] = {
         fixed=DECODER,
         # reorder_and_upcast_attn: the order of a scale and a type, not the function
         ignored="attn_pdrop embd_pdrop resid_pdrop n_ctx reorder_and_upcast_attn summary_activation"
-        " summary_first_dropout summary_proj_to_labels summary_type summary_use_proj",
+        " summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_special"
+        " predict_special_tokens",
         prefixes=("transformer.", ""),
         ignored_tensors=("*attn.bias", "*attn.masked_bias"),
         finish=_gpt2,
@@ -555,7 +563,7 @@ FAMILIES: dict[str, Family] = {
         finish=lambda f, config: _all_biases(f) | {"tied": False},
     ),
     "t5": Family(
-        architectures=("T5ForConditionalGeneration", "T5Model"),
+        architectures=("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel"),
         keys={
             "vocab": Key("vocab_size", int),
             "hidden": Key("d_model", int),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -124,7 +125,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             "point to the folder of a checkpoint in the Hugging Face layout"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is not part of it
+        value = json.loads(text, object_pairs_hook=_table)
     except (ValueError, RecursionError) as error:
         raise NumsimError(
             f"load_model: {path.name} must be JSON; {error}; download it again"
@@ -135,6 +137,15 @@ def _read_json(path: Path) -> dict[str, Any]:
             "download it again"
         )
     return value
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, each of whose keys must occur once."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return table
 
 
 def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:

@@ -61,7 +61,7 @@ def load_text_tools(directory: str | Path) -> TextTools:
     cut = tokenizer.truncation
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     begin = config.get("bos_token_id")
     if begin is None:  # T5 begins with what its decoder starts from
         begin = config.get("decoder_start_token_id")
