@@ -128,6 +128,32 @@ def test_stored_types(tmp_path, family, dtype):
             {"layer_types": ["full_attention", "sliding_attention"]},
             "a number where a layer slides",
         ),
+        (
+            "mistral",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "sliding_attention in every layer",
+        ),
+        (
+            "mixtral",
+            {"layer_types": ["full_attention"] * 2, "sliding_window": 4},
+            "sliding_attention in every layer",
+        ),
+        ("qwen2", {"use_sliding_window": "false"}, "use_sliding_window must be of type bool"),
+        ("qwen3", {"use_sliding_window": 1}, "use_sliding_window must be of type bool"),
+        (
+            "qwen2",
+            {
+                "use_sliding_window": False,
+                "sliding_window": 4,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "a number where a layer slides",
+        ),
+        (
+            "gemma",
+            {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"},
+            "hidden_activation must be 'relu', as hidden_act",
+        ),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma2", {"hidden_activation": "geglu"}, "the activation must be one of"),
         ("phi", {"rope_parameters": {"partial_rotary_factor": 0.3}}, "even number"),
@@ -246,7 +272,8 @@ def test_published_spellings(tmp_path):
     """Keys of hub checkpoints that the oracles do not have."""
     for family, changes in (
         ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),  # means the tanh form
-        ("gemma", {"hidden_act": "relu", "hidden_activation": "gelu_pytorch_tanh"}),
+        ("gemma", {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}),
+        ("mistral", {"layer_types": ["sliding_attention"] * 2}),
         ("gpt2", {"n_ctx": 32, "task_specific_params": {}, "_num_labels": 1}),
         ("gpt2", {"n_special": 0, "predict_special_tokens": True}),
         ("llama", {"is_llama_config": True, "rope_interleaved": False}),

@@ -72,7 +72,8 @@ CASES = {
     "Gemma2": [
         GROUPED | {"head_dim": 8, "sliding_window": 3, "query_pre_attn_scalar": 20},
         GROUPED | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None,
-                   "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 3},
+                   "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 3,
+                   "hidden_activation": "gelu"},
     ],
     "Phi": [
         GROUPED | {"qk_layernorm": True},

@@ -79,7 +79,9 @@ class Family:
     rope: Mapping[str, object] | None = None  # defaults of the rotary keys; None: no rotary
     rope_keys: str = ""  # older keys that `rope_settings` knows
     windows: Callable[[Mapping[str, Any], int], bool] | None = None  # does a layer slide
+    all_slide: bool = False  # where one slides; `layer_types` cannot say otherwise
     window_default: int | None = None
+    window_switch: str = ""  # a key without which no layer slides
     finish: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 
@@ -153,7 +155,7 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     if family.rope is not None:
         spelt |= {*ROPE_KEYS, *family.rope_keys.split()}
     if family.windows is not None:
-        spelt |= set(WINDOW_KEYS)
+        spelt |= {*WINDOW_KEYS, family.window_switch}
     unknown = sorted(set(config) - spelt - set(fixed) - set(family.ignored.split()) - COMMON_KEYS)
     if unknown:
         hints = "".join(near_names(key, spelt, limit=1) for key in unknown[:1])
@@ -304,8 +306,10 @@ def _yarn_amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> fl
 
 def read_windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int | None, ...]:
     """Return the sliding window of each layer, from either spelling; () where none slides."""
-    default = family.window_default
+    default, switch = family.window_default, family.window_switch
     window = Key("sliding_window", int, default, nullable=True).read(config, {})
+    if switch and not Key(switch, bool, False).read(config, {}):
+        window = None
     types = config.get("layer_types")
     if types is None:
         slides = [family.windows is None or family.windows(config, i) for i in range(layers)]
@@ -315,6 +319,9 @@ def read_windows(config: Mapping[str, Any], family: Family, layers: int) -> tupl
         if not listed or len(types) != layers or set(types) - set(allowed):
             raise wrong("layer_types", f"{layers} words of {', '.join(allowed)}", types)
         slides = [word == "sliding_attention" for word in types]
+        if family.all_slide and window is not None and not all(slides):
+            rule = f"sliding_attention in every layer, as transformers runs {config['model_type']}"
+            raise wrong("layer_types", rule, types)
         if any(slides) and window is None:
             raise wrong("sliding_window", "a number where a layer slides", window)
     if window is None or not any(slides):
@@ -340,11 +347,11 @@ COMMON_KEYS = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
     use_cache return_dict return_dict_in_generate output_hidden_states output_attentions
     output_scores torchscript id2label label2id problem_type finetuning_task prefix
-    _num_labels initializer_range max_length min_length do_sample early_stopping num_beams num_beam_groups
+    initializer_range max_length min_length do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
     forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
     exponential_decay_length_penalty begin_suppress_tokens use_bfloat16 tf_legacy_loss
-    gradient_checkpointing
+    gradient_checkpointing _num_labels
     """.split()  # noqa: SIM905
 )

@@ -68,16 +68,19 @@ def _all_biases(f: Fields) -> Fields:
 
 def _qwen_window(config: Config, layer: int) -> bool:
     first = Key("max_window_layers", int, 28, least=0).read(config, {})
-    return bool(config.get("use_sliding_window", False)) and layer >= first
+    return bool(layer >= first)
 
 
 def _gemma(f: Fields, config: Config) -> Fields:
-    """Scale the embedding by sqrt(hidden); "gelu" is the tanh form."""
-    named = f.pop("hidden_activation", None)
-    if named is not None:
-        f["activation"] = named
-    elif f["activation"] == "gelu":
+    """Scale the embedding by sqrt(hidden); "gelu" is the tanh form.
+
+    Versions of transformers differ in which of two activation keys counts, so they must agree.
+    """
+    if f["activation"] == "gelu":
         f["activation"] = "gelu_pytorch_tanh"
+    named = f.pop("hidden_activation", None)
+    if named not in (None, f["activation"]):
+        raise wrong("hidden_activation", f"{f['activation']!r}, as hidden_act", named)
     return _one_bias(f, config) | {"embed_scale": math.sqrt(f["hidden"])}
 
 
@@ -88,7 +91,8 @@ def _gemma2(f: Fields, config: Config) -> Fields:
             "sliding_window_size", f"{window}, as sliding_window", config["sliding_window_size"]
         )
     scalar = f.pop("query_pre_attn_scalar")
-    return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar)}
+    act = f["activation"]  # means what it says, unlike Gemma's
+    return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar), "activation": act}
 
 
 def _gpt2(f: Fields, config: Config) -> Fields:
@@ -236,6 +240,7 @@ FAMILIES: dict[str, Family] = {
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_windowed,
+        all_slide=True,
         window_default=4096,
     ),
     "qwen2": Family(
@@ -244,10 +249,11 @@ FAMILIES: dict[str, Family] = {
         names=_llama_names(),
         switches={"qkv_bias": True},
         fixed=DECODER | {"use_mrope": (False,)},
-        ignored=DROPOUT + " use_sliding_window max_window_layers",  # _qwen_window reads them
+        ignored=DROPOUT + " max_window_layers",  # _qwen_window reads it
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_qwen_window,
+        window_switch="use_sliding_window",
         window_default=4096,
     ),
     "qwen3": Family(
@@ -256,10 +262,11 @@ FAMILIES: dict[str, Family] = {
         names=_llama_names(),
         switches={"qk_norm": "rms"},
         fixed=DECODER,
-        ignored=DROPOUT + " use_sliding_window max_window_layers",
+        ignored=DROPOUT + " max_window_layers",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_qwen_window,
+        window_switch="use_sliding_window",
         window_default=4096,
         finish=_one_bias,
     ),
@@ -327,6 +334,7 @@ FAMILIES: dict[str, Family] = {
         ignored_tensors=ROTARY_BUFFERS,
         rope={"rope_theta": 1e6},
         windows=_windowed,
+        all_slide=True,
         finish=_mixtral,
     ),
     "deepseek_v3": Family(
