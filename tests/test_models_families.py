@@ -221,6 +221,31 @@ def test_encoder_decoder_decodes_with_kept_keys():
     assert np.array_equal(np.argmax(again, axis=-1), ids[:, 1:])
 
 
+def test_dynamic_rotary_scaling_cannot_keep_keys_beyond_its_length(tmp_path):
+    rope = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
+    model = load("llama", into=tmp_path, rope_parameters=rope, max_position_embeddings=8)
+    ids = np.arange(12) * 5 % 96
+    whole = model.run(ids[:8]).logits
+    past = Past()
+    parts = [model.run(part, past=past).logits for part in (ids[:5], ids[5:8])]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
+    with pytest.raises(NumsimError, match="beyond 8 tokens, kept ones too; got 9"):
+        model.run(ids[8:9], past=past)
+    longer = model.generate(ids[:5], max_new_tokens=6)
+    for n in range(5, 11):
+        assert longer[n] == np.argmax(model.run(longer[:n]).logits[0, -1])
+
+
+def test_values_with_shared_scales_are_not_causal_as_documented():
+    model, ids = load("llama"), np.arange(9)[None]
+    raw, other = Quant("float8_e4m3fn", "none"), ids.copy()
+    other[0, -1] = 50
+    for values, same in ((Quant("float8_e4m3fn", block=3), False), ("nvfp4", False), (raw, True)):
+        recipe = Recipe((*PLAIN.rules, ("*pv", Rule(raw, values))))
+        first, last = model.run(ids, recipe).logits, model.run(other, recipe).logits
+        assert np.array_equal(first[:, :8], last[:, :8]) == same
+
+
 def test_names_of_products():
     assert load("deepseek_v3").gemm_names()[:8] == (
         "layers.0.q_a_proj", "layers.0.q_b_proj", "layers.0.kv_a_proj", "layers.0.kv_b_proj",
@@ -253,6 +278,7 @@ def test_calls_that_the_family_cannot_serve():
     for call, error, match in (
         (lambda: bert.generate([1], max_new_tokens=1), UnsupportedError, "encoder"),
         (lambda: bert.run([1, 2], token_type_ids=[0, 2]), NumsimError, "token_type_ids"),
+        (lambda: bert.run([1, 2], past=Past()), NumsimError, "past must be left out for bert"),
         (lambda: bert.run([1, 2], token_type_ids=[0]), NumsimError, "shape"),
         (lambda: bert.run(np.arange(33)), NumsimError, "32 positions"),
         (lambda: t5.run([1]), NumsimError, "given for t5"),

@@ -160,10 +160,15 @@ def check_positions(arch: Arch, total: int) -> None:
         )
 
 
-def check_past(past: object, batch: int) -> None:
-    """Raise where `past` is neither None nor a Past of so many rows."""
+def check_past(arch: Arch, past: object, batch: int, steps: int) -> None:
+    """Raise where `past` is neither None nor a Past that so many rows and tokens can follow."""
     if past is None:
         return
+    if not arch.causal:
+        raise NumsimError(
+            f"run: past must be left out for {arch.family}, whose tokens see later ones; got "
+            f"{type(past).__name__}; run the whole sequence"
+        )
     if not isinstance(past, Past):
         raise NumsimError(
             f"run: past is a numsim.models.Past or None; got {type(past).__name__}; "
@@ -173,6 +178,12 @@ def check_past(past: object, batch: int) -> None:
         raise NumsimError(
             f"run: past must come from a batch of the same size; got {batch} rows of tokens; "
             "start with a new Past()"
+        )
+    total = past.length + steps
+    if past.length and arch.rope and arch.rope.kind == "dynamic" and total > arch.rope.longest:
+        raise NumsimError(
+            f"run: dynamic rotary scaling turns all keys anew beyond {arch.rope.longest} tokens, "
+            f"kept ones too; got {total} with past; run the whole sequence, as generate does"
         )
 
 

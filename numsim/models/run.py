@@ -84,8 +84,15 @@ class Model:
         """Compute logits and hidden states.
 
         A row of a batch, a token after its `past`, and any number of threads give the same bits
-        as the whole sequence alone, as long as no scale is shared: ``per_tensor`` activations take
-        one scale over all tokens of the call, ``per_channel`` values (``pv``) one over all keys.
+        as the whole sequence alone, as long as no scale is shared between tokens. These share one:
+
+        - ``per_tensor`` activations, keys and values: one over all rows and tokens of the call;
+        - NVFP4 and other formats with two levels of scale: the outer one, likewise;
+        - the right operand of ``pv`` (the values) with ``per_token``, ``per_channel`` or
+          ``per_block`` scales: they run along K, which is the keys, so a token changes how
+          earlier ones are stored and even what they give (prefill is then not causal); use
+          granularity ``none`` there where that matters;
+        - blocks that span rows, ``block=(rows, columns)``.
 
         Parameters
         ----------
@@ -102,7 +109,8 @@ class Model:
             Required by encoder-decoders; logits and hidden states are the decoder's.
         past : Past, optional
             Keys and values of earlier calls; extended by this one. An encoder-decoder reads
-            `tokens` in the first call only.
+            `tokens` in the first call only. Not for encoders, nor beyond the length from which
+            ``dynamic`` rotary scaling turns the kept keys anew: both are errors.
         taps : globs
             Tensors to keep: ``<product>.in`` [B, T, K], ``<product>.out`` [B, T, N] (before the
             bias), for ``qk`` and ``pv`` [B, key heads, queries, ...] also ``.operand`` (the right
@@ -131,12 +139,12 @@ class Model:
         """
         a = self.arch
         ids = token_ids(tokens, "tokens", a.vocab)
-        check_past(past, len(ids))
         keep = padding_mask(attention_mask, ids.shape)
         types = segment_ids(a, token_type_ids, ids.shape)
         target = decoder_ids(a, decoder_tokens, len(ids))
-        start = 0 if past is None else past.length
-        check_positions(a, start + (ids if target is None else target).shape[1])
+        steps = (ids if target is None else target).shape[1]
+        check_past(a, past, len(ids), steps)
+        check_positions(a, (0 if past is None else past.length) + steps)
         own, past = past, None if past is None else replace(past, kept=dict(past.kept))
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
