@@ -221,6 +221,37 @@ def test_encoder_decoder_decodes_with_kept_keys():
     assert np.array_equal(np.argmax(again, axis=-1), ids[:, 1:])
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "bert"])
+def test_padded_prompts_continue_as_they_do_alone(family):
+    model = load(family)
+    lengths, width = (9, 4, 9, 1), 9
+    ids = np.arange(36).reshape(4, 9) * 7 % 96
+    keep = np.arange(width) >= width - np.array(lengths)[:, None]
+    for recipe in (None, ROWS):
+        got = model.generate(ids, recipe, max_new_tokens=3, attention_mask=keep)
+        for row, length in enumerate(lengths):
+            alone = model.generate(ids[row, width - length :], recipe, max_new_tokens=3)
+            assert got[row, -3:].tolist() == alone[-3:].tolist()
+    if family == "t5":
+        right = model.generate(ids[:, ::-1], max_new_tokens=3, attention_mask=keep[:, ::-1])
+        alone = model.generate(ids[1, ::-1][:4], max_new_tokens=3)
+        assert right[1].tolist() == alone.tolist()
+    else:
+        assert np.array_equal(got[:, :width], ids)
+
+
+def test_masks_that_generate_refuses():
+    for family, mask, match in (
+        ("llama", [[1, 1, 0]], "padding on its left"),
+        ("llama", [[0, 0, 0]], "padding on its left"),
+        ("llama", [[1, 0, 1]], "padding on its left"),
+        ("t5", [[1, 0, 1]], "without a gap"),
+        ("llama", [[1, 1]], "attention_mask"),
+    ):
+        with pytest.raises(NumsimError, match=match):
+            load(family).generate([[1, 2, 3]], max_new_tokens=1, attention_mask=mask)
+
+
 def test_dynamic_rotary_scaling_cannot_keep_keys_beyond_its_length(tmp_path):
     rope = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
     model = load("llama", into=tmp_path, rope_parameters=rope, max_position_embeddings=8)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.errors import NumsimError, near_names
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
@@ -18,7 +18,6 @@ from numsim.models.checks import (
     check_past,
     check_positions,
     decoder_ids,
-    new_tokens,
     padding_mask,
     segment_ids,
     token_ids,
@@ -26,8 +25,9 @@ from numsim.models.checks import (
     wanted_taps,
 )
 from numsim.models.gemm import Array, Ints, OperandCache, make_gemm, probe, tapped
+from numsim.models.generate import greedy
 from numsim.models.recipe import Recipe, Rule
-from numsim.models.rope import check_rope, relative_buckets, rotary_tables
+from numsim.models.rope import relative_buckets, rotary_tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,7 +256,12 @@ class Model:
         return logits, pooled
 
     def generate(
-        self, tokens: ArrayLike, recipe: Recipe | None = None, *, max_new_tokens: int
+        self,
+        tokens: ArrayLike,
+        recipe: Recipe | None = None,
+        *,
+        max_new_tokens: int,
+        attention_mask: ArrayLike | None = None,
     ) -> NDArray[np.int64]:
         """Continue greedily: the token of the largest logit, the lowest id among equals.
 
@@ -273,49 +278,25 @@ class Model:
             As in `run`.
         max_new_tokens : int
             How many tokens to add; an end-of-text token does not stop it.
+        attention_mask : 0/1 array [B, T], optional
+            1 = keep. Prompts are padded on the left (an encoder's input on either side) and give
+            the bits they give without padding: positions count kept tokens only, and rows of one
+            length run together, apart from the others.
 
         Returns
         -------
         int64 array [T + max_new_tokens] or [B, T + max_new_tokens]
-            Of an encoder-decoder the decoder's tokens, the start token first.
+            Padding stays where it is. Of an encoder-decoder the decoder's tokens, the start token
+            first.
 
         Raises
         ------
         NumsimError
-            Wrong tokens or recipe, or a negative `max_new_tokens`.
+            Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than positions.
         UnsupportedError
             The model is an encoder.
         """
-        a = self.arch
-        max_new_tokens = new_tokens(max_new_tokens)
-        if not a.head:
-            raise UnsupportedError(
-                f"generate: the model must have an output head; {a.family} is an encoder; use run"
-            )
-        source = ids = token_ids(tokens, "tokens", a.vocab)
-        if a.decoder_layers:
-            if a.decoder_start is None:
-                raise NumsimError(
-                    "generate: config.json must name decoder_start_token_id; it does not; add it"
-                )
-            ids = np.full((len(source), 1), a.decoder_start, np.int64)
-        total = ids.shape[1] + max_new_tokens
-        if max_new_tokens:
-            check_positions(a, total - 1)  # the last token is not fed back
-            if a.rope is not None:
-                check_rope(a.rope, total - 1)
-        whole = a.rope is not None and a.rope.kind == "dynamic" and total > a.rope.longest
-        past = None if whole else Past()
-        fresh = ids
-        for _ in range(max_new_tokens):
-            if a.decoder_layers:
-                run = self.run(source, recipe, decoder_tokens=fresh, past=past)
-            else:
-                run = self.run(fresh, recipe, past=past)
-            best = np.argmax(run.logits[:, -1], axis=-1)[:, None]  # [B, 1]
-            ids = np.concatenate([ids, best], axis=1)
-            fresh = ids if past is None else best
-        return ids[0] if np.ndim(tokens) == 1 else ids
+        return greedy(self, tokens, recipe, max_new_tokens, attention_mask)
 
     def gemm(
         self,

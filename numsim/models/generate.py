@@ -1,0 +1,89 @@
+"""Greedy continuation of prompts of one or several lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models.blocks import Past
+from numsim.models.checks import check_positions, new_tokens, padding_mask, token_ids
+from numsim.models.gemm import Ints
+from numsim.models.recipe import Recipe
+from numsim.models.rope import check_rope
+
+if TYPE_CHECKING:
+    from numsim.models.run import Model
+
+
+def greedy(
+    model: Model, tokens: ArrayLike, recipe: Recipe | None, count: int, mask: ArrayLike | None
+) -> NDArray[np.int64]:
+    """Continue prompts by `count` tokens: see ``Model.generate``."""
+    a = model.arch
+    count = new_tokens(count)
+    if not a.head:
+        raise UnsupportedError(
+            f"generate: the model must have an output head; {a.family} is an encoder; use run"
+        )
+    if a.decoder_layers and a.decoder_start is None:
+        raise NumsimError(
+            "generate: config.json must name decoder_start_token_id; it does not; add it"
+        )
+    ids = token_ids(tokens, "tokens", a.vocab)
+    spans = _spans(padding_mask(mask, ids.shape), ids.shape, left=not a.decoder_layers)
+    longest = 1 if a.decoder_layers else max(stop - start for start, stop in spans)
+    if count:  # the last token is not fed back
+        check_positions(a, longest + count - 1)
+        if a.rope is not None:
+            check_rope(a.rope, longest + count - 1)
+    added = np.empty((len(ids), count), np.int64)
+    for length in sorted({stop - start for start, stop in spans}):
+        rows = [i for i, (start, stop) in enumerate(spans) if stop - start == length]
+        prompts = np.stack([ids[i, slice(*spans[i])] for i in rows])  # [rows, length]
+        added[rows] = _continue(model, prompts, recipe, count)
+    if a.decoder_layers:
+        ids = np.full((len(ids), 1), a.decoder_start, np.int64)
+    whole = np.concatenate([ids, added], axis=1)
+    return whole[0] if np.ndim(tokens) == 1 else whole
+
+
+def _spans(
+    keep: NDArray[np.bool_] | None, shape: tuple[int, ...], *, left: bool
+) -> list[tuple[int, int]]:
+    """Return the first and the end of the kept tokens of each row."""
+    if keep is None:
+        return [(0, shape[1])] * shape[0]
+    spans = []
+    for row, kept in enumerate(keep):
+        places = np.flatnonzero(kept)
+        whole = places.size and places.size == places[-1] - places[0] + 1
+        if not whole or (left and not kept[-1]):
+            side = "with padding on its left" if left else "without a gap"
+            raise NumsimError(
+                f"generate: attention_mask must keep one run of tokens a row, {side}; row {row} "
+                f"is {kept.astype(int).tolist()[:20]}; pad the prompts anew"
+            )
+        spans.append((int(places[0]), int(places[-1]) + 1))
+    return spans
+
+
+def _continue(model: Model, prompts: Ints, recipe: Recipe | None, count: int) -> Ints:
+    """Return the next `count` tokens [B, count] of prompts [B, T]."""
+    a = model.arch
+    ids = np.full((len(prompts), 1), a.decoder_start) if a.decoder_layers else prompts
+    first = ids.shape[1]
+    whole = a.rope is not None and a.rope.kind == "dynamic" and first + count > a.rope.longest
+    past = None if whole else Past()
+    fresh = ids
+    for _ in range(count):
+        if a.decoder_layers:
+            run = model.run(prompts, recipe, decoder_tokens=fresh, past=past)
+        else:
+            run = model.run(fresh, recipe, past=past)
+        best = np.argmax(run.logits[:, -1], axis=-1)[:, None]  # [B, 1], the lowest among equals
+        ids = np.concatenate([ids, best], axis=1)
+        fresh = ids if past is None else best
+    return ids[:, first:]
