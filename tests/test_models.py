@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models import Recipe, Rule, load_model
+from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.quant import Quant, quantize
 from numsim.targets import matmul
 
@@ -168,6 +168,35 @@ def test_bundled_perplexity(bundled, windows):
         plain.append(metrics.token_nll(bundled.run(part, FP32).logits, part))
     assert metrics.perplexity(reference) == pytest.approx(38.32102824863949, rel=1e-6)
     assert np.abs(np.array(reference) - plain).max() < 5e-5
+
+
+def test_token_losses_pair_between_recipes(bundled, windows):
+    tools = load_text_tools(bundled_model_dir())
+    assert np.array_equal(tools.windows(bundled_text(), 256), windows)
+    assert tools.windows("one two", 256).shape == (1, 1 + len(tools.ids("one two")))
+    assert tools.windows(bundled_text(), 16, limit=31).shape == (2, 16)
+    part, recipe = windows[:5, :24], Recipe.uniform("int8", target="ideal.int")
+    reference, case = bundled.nll(part), bundled.nll(part, recipe, batch=2)
+    assert (reference.shape, reference.dtype) == ((5, 23), np.float64)
+    assert np.array_equal(reference, metrics.token_nll(bundled.run(part).logits, part))
+    for start in (0, 2, 4):  # one scale for a batch
+        rows = part[start : start + 2]
+        want = metrics.token_nll(bundled.run(rows, recipe).logits, rows)
+        assert np.array_equal(case[start : start + 2], want)
+    mean, stderr = metrics.paired_difference(reference, case)
+    assert mean == pytest.approx(case.mean() - reference.mean())
+    assert 0 < stderr < 0.3 * reference.std() / np.sqrt(reference.size)
+    for call, match in (
+        (lambda: bundled.nll([0]), "2 tokens or more"),
+        (lambda: bundled.nll([0, 2048]), "vocabulary"),
+        (lambda: bundled.nll([0, 1], batch=0), "batch"),
+        (lambda: bundled.nll([0, 1], decoder_tokens=[1]), "left out"),
+        (lambda: tools.windows("", 8), "no tokens"),
+        (lambda: tools.windows("one", 1), "2 tokens or more"),
+        (lambda: metrics.paired_difference([1.0], [1.0, 2.0]), "one shape"),
+    ):
+        with pytest.raises(NumsimError, match=match):
+            call()
 
 
 def test_runs_do_not_depend_on_threads_or_batch(bundled, windows):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.metrics import token_nll
 from numsim.models import Past, Recipe, Rule, load_model
 from numsim.models.blocks import block
 from numsim.models.rope import rotary_frequencies
@@ -214,6 +215,9 @@ def test_encoder_decoder_decodes_with_kept_keys():
             given = inputs(o) | {"decoder_tokens": o["decoder_input_ids"][:, a:b]}
             parts.append(model.run(o["input_ids"], recipe, past=past, **given).logits)
         assert np.array_equal(np.concatenate(parts, axis=1), whole.logits)
+    losses = model.nll(o["input_ids"], decoder_tokens=o["decoder_input_ids"])
+    run = model.run(o["input_ids"], decoder_tokens=o["decoder_input_ids"])
+    assert np.array_equal(losses, token_nll(run.logits, o["decoder_input_ids"]))
     ids = model.generate(o["input_ids"], max_new_tokens=4)
     assert ids.shape == (2, 5)
     assert (ids[:, 0] == 0).all()
@@ -312,6 +316,8 @@ def test_calls_that_the_family_cannot_serve():
         (lambda: bert.run([1, 2], past=Past()), NumsimError, "past must be left out for bert"),
         (lambda: bert.run([1, 2], token_type_ids=[0]), NumsimError, "shape"),
         (lambda: bert.run(np.arange(33)), NumsimError, "32 positions"),
+        (lambda: bert.nll([1, 2]), UnsupportedError, "encoder"),
+        (lambda: gpt2.nll(np.arange(33)), NumsimError, "32 positions"),
         (lambda: t5.run([1]), NumsimError, "given for t5"),
         (lambda: t5.run([1], decoder_tokens=[[1], [2]]), NumsimError, "row for each"),
         (lambda: t5.run([1], decoder_tokens=[96]), NumsimError, "vocabulary of 96"),

@@ -5,5 +5,16 @@ from numsim.models.blocks import Past
 from numsim.models.load import load_model
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.run import Model, Run
+from numsim.models.text import TextTools, load_text_tools
 
-__all__ = ["Arch", "Model", "Past", "Recipe", "Rule", "Run", "load_model"]
+__all__ = [
+    "Arch",
+    "Model",
+    "Past",
+    "Recipe",
+    "Rule",
+    "Run",
+    "TextTools",
+    "load_model",
+    "load_text_tools",
+]

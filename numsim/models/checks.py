@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.errors import NumsimError, near_names
 from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_shapes
 from numsim.models.blocks import Bools, Past
-from numsim.models.gemm import Ints
+from numsim.models.gemm import Array, Ints
 
 
 def array(given: object, what: str, dtype: type | None = None) -> NDArray[Any]:
@@ -194,6 +194,49 @@ def new_tokens(count: object) -> int:
             f"generate: max_new_tokens must be an integer from 0 on; got {count!r}; give a count"
         )
     return int(count)
+
+
+def product_inputs(
+    arch: Arch,
+    tensors: Mapping[str, Array],
+    name: str,
+    x: object,
+    operand: object,
+    dtype: type,
+) -> tuple[Array, str | Array]:
+    """Return both sides of the product `name`, the right one an array or a stored name."""
+    names = gemm_names(arch)
+    if name not in names:
+        raise NumsimError(
+            f"gemm: name must be a matrix product of the model; got {name!r}"
+            f"{near_names(str(name), names)}; see gemm_names()"
+        )
+    stored = f"{name}.weight"
+    if (operand is None) != (stored in tensors):
+        raise NumsimError(
+            f"gemm: operand must be given for qk and pv and for them only; got "
+            f"{'none' if operand is None else 'one'} for {name}; "
+            f"{'give' if operand is None else 'leave out'} operand"
+        )
+    left = array(x, "gemm: x", dtype)
+    right = None if operand is None else array(operand, "gemm: operand", dtype)
+    if right is not None and right.ndim < 2:
+        raise NumsimError(
+            f"gemm: operand must be [..., K, N]; got shape {list(right.shape)}; pass what a "
+            f"tap {name}.operand holds"
+        )
+    depth = tensors[stored].shape[1] if right is None else right.shape[-2]
+    if left.ndim < 2 or left.shape[-1] != depth:
+        raise NumsimError(
+            f"gemm: x must be [..., M, K], {depth} elements a row for {name}; got "
+            f"{list(left.shape)}; pass what a tap {name}.in holds"
+        )
+    if right is not None and left.shape[:-2] != right.shape[:-2]:
+        raise NumsimError(
+            f"gemm: x and operand must agree in their leading dimensions; got "
+            f"{list(left.shape)} and {list(right.shape)}; pass what the taps hold"
+        )
+    return left, stored if right is None else right
 
 
 def token_positions(given: ArrayLike | None, rows: int, heads: int) -> Ints:

@@ -619,8 +619,8 @@ def get_family(model_type: object) -> Family:
 
     Examples
     --------
-    >>> get_family("llama").architectures
-    ('LlamaForCausalLM',)
+    >>> get_family("qwen2").architectures
+    ('Qwen2ForCausalLM',)
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedError(

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, near_names
+from numsim.errors import NumsimError
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
 from numsim.models.checks import (
-    array,
     check_past,
     check_positions,
     decoder_ids,
     padding_mask,
+    product_inputs,
     segment_ids,
     token_ids,
     token_positions,
@@ -28,6 +28,7 @@ from numsim.models.gemm import Array, Ints, OperandCache, make_gemm, probe, tapp
 from numsim.models.generate import greedy
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.score import token_losses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,6 +299,58 @@ class Model:
         """
         return greedy(self, tokens, recipe, max_new_tokens, attention_mask)
 
+    def nll(
+        self,
+        tokens: ArrayLike,
+        recipe: Recipe | None = None,
+        *,
+        decoder_tokens: ArrayLike | None = None,
+        batch: int = 8,
+    ) -> NDArray[np.float64]:
+        """Return the negative log-likelihood of each next token, in nats.
+
+        Rows of two recipes pair token by token: see `metrics.perplexity` and
+        `metrics.paired_difference`. Windows of a text: `TextTools.windows`.
+
+        Parameters
+        ----------
+        tokens : int array [T] or [B, T]
+            The first token of a row is not scored; of an encoder-decoder the encoder's input.
+        recipe : Recipe, optional
+            As in `run`.
+        decoder_tokens : int array [T'] or [B, T']
+            Required by encoder-decoders; what is scored.
+        batch : int
+            How many rows run together; ``per_tensor`` activations take one scale over them.
+
+        Returns
+        -------
+        float64 array [B, T - 1]
+
+        Raises
+        ------
+        NumsimError
+            Wrong tokens, recipe or `batch`, or a row of one token.
+        UnsupportedError
+            The model is an encoder.
+
+        Examples
+        --------
+        >>> from numsim.data import bundled_model_dir, bundled_text
+        >>> from numsim.metrics import paired_difference
+        >>> from numsim.models import load_model, load_text_tools
+        >>> model = load_model(bundled_model_dir())
+        >>> tokens = load_text_tools(bundled_model_dir()).windows(bundled_text()[:400], 32)
+        >>> reference = model.nll(tokens)
+        >>> case = model.nll(tokens, Recipe.uniform("int4", target="ideal.int"))
+        >>> reference.shape
+        (4, 31)
+        >>> mean, stderr = paired_difference(reference, case)
+        >>> mean > 3 * stderr
+        True
+        """
+        return token_losses(self, tokens, recipe, decoder_tokens, batch)
+
     def gemm(
         self,
         name: str,
@@ -333,42 +386,14 @@ class Model:
         NumsimError
             No such product, an operand missing or not wanted, or positions that do not fit x.
         """
-        if name not in self.gemm_names():
-            raise NumsimError(
-                f"gemm: name must be a matrix product of the model; got {name!r}"
-                f"{near_names(str(name), self.gemm_names())}; see gemm_names()"
-            )
-        stored = f"{name}.weight"
-        if (operand is None) != (stored in self.tensors):
-            raise NumsimError(
-                f"gemm: operand must be given for qk and pv and for them only; got "
-                f"{'none' if operand is None else 'one'} for {name}; "
-                f"{'give' if operand is None else 'leave out'} operand"
-            )
         dtype = np.float64 if recipe is None else np.float32
-        x = array(x, "gemm: x", dtype)
-        right = stored if operand is None else array(operand, "gemm: operand", dtype)
-        if not isinstance(right, str) and right.ndim < 2:
-            raise NumsimError(
-                f"gemm: operand must be [..., K, N]; got shape {list(right.shape)}; pass what a "
-                f"tap {name}.operand holds"
-            )
-        depth = self.tensors[stored].shape[1] if isinstance(right, str) else right.shape[-2]
-        if x.ndim < 2 or x.shape[-1] != depth:
-            raise NumsimError(
-                f"gemm: x must be [..., M, K], {depth} elements a row for {name}; got "
-                f"{list(x.shape)}; pass what a tap {name}.in holds"
-            )
-        if not isinstance(right, str) and x.shape[:-2] != right.shape[:-2]:
-            raise NumsimError(
-                f"gemm: x and operand must agree in their leading dimensions; got "
-                f"{list(x.shape)} and {list(right.shape)}; pass what the taps hold"
-            )
+        left, right = product_inputs(self.arch, self.tensors, name, x, operand, dtype)
         rules = None if recipe is None else self._rules(recipe)
-        shared = 1 if operand is None or x.ndim < 3 else self.arch.heads // self.arch.kv_heads
-        ids = token_positions(positions, x.shape[-2], shared)
+        grouped = operand is not None and left.ndim > 2
+        heads = self.arch.heads // self.arch.kv_heads if grouped else 1
+        ids = token_positions(positions, left.shape[-2], heads)
         seed = 0 if recipe is None else recipe.seed
-        return make_gemm(self.tensors, self.cache, rules, seed)(name, x, right, ids)
+        return make_gemm(self.tensors, self.cache, rules, seed)(name, left, right, ids)
 
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
         if not isinstance(recipe, Recipe):

@@ -25,6 +25,53 @@ class TextTools(NamedTuple):
         """Return the token ids of `text`, without special tokens."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
 
+    def windows(self, text: str, window: int, *, limit: int | None = None) -> NDArray[np.int64]:
+        """Cut a text into windows [count, T] without overlap, each begun by the begin token.
+
+        Parameters
+        ----------
+        text : str
+        window : int
+            Tokens of a window, the first included; cut to the positions the model has.
+        limit : int, optional
+            Use only so many tokens of the text.
+
+        Returns
+        -------
+        int64 array [count, T]
+            What remains after the last whole window is left out; a text shorter than a window
+            is one.
+
+        Raises
+        ------
+        NumsimError
+            The text gives no token, `window` is below 2, or the model has no begin-of-text token.
+
+        Examples
+        --------
+        >>> from numsim.data import bundled_model_dir
+        >>> load_text_tools(bundled_model_dir()).windows("one two three four", 4).shape
+        (2, 4)
+        """
+        if window < 2:
+            raise NumsimError(f"windows: a window has 2 tokens or more; got {window}; 256 is usual")
+        ids = self.ids(text)[:limit]
+        if not ids.size:
+            raise NumsimError("windows: the text gives no tokens; give a text with words in it")
+        if self.begin is None:
+            raise NumsimError(
+                "windows: config.json names no bos_token_id, which begins every window; add it"
+            )
+        longest = window if self.max_positions is None else self.max_positions
+        if longest < 2:
+            raise NumsimError(
+                f"windows: max_position_embeddings is 2 or more; config.json has {longest}"
+            )
+        body = min(min(window, longest) - 1, ids.size)
+        count = ids.size // body
+        cut = ids[: count * body].reshape(count, body)
+        return np.concatenate([np.full((count, 1), self.begin, np.int64), cut], axis=1)
+
     def sentence(self, text: str, longest: int) -> list[int]:
         """Return the token ids of `text` with special tokens, at most `longest`, not padded."""
         own = self.truncation

@@ -92,23 +92,7 @@ def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
     >>> windows(tools, SweepSpec(window=4), "one two three four").shape
     (2, 4)
     """
-    ids = tools.ids(text)
-    if spec.limit_tokens is not None:
-        ids = ids[: spec.limit_tokens]
-    if not ids.size:
-        raise NumsimError("sweep: the text gives no tokens; give a text with some words in it")
-    if tools.begin is None:
-        raise NumsimError(
-            "sweep: config.json names no bos_token_id, which begins every window; add it"
-        )
-    longest = tools.max_positions if tools.max_positions is not None else spec.window
-    if longest < 2:
-        raise NumsimError(f"sweep: max_position_embeddings is 2 or more; config.json has {longest}")
-    length = min(spec.window, longest)
-    body = min(length - 1, ids.size)
-    count = ids.size // body
-    cut = ids[: count * body].reshape(count, body)
-    return np.concatenate([np.full((count, 1), tools.begin, np.int64), cut], axis=1)
+    return tools.windows(text, spec.window, limit=spec.limit_tokens)
 
 
 def sentences(tools: TextTools, spec: SweepSpec, text: str) -> Inputs:

@@ -1,0 +1,49 @@
+"""How well a model predicts a text: the loss of every token, to be paired between two recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numsim import metrics
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models.checks import check_positions, decoder_ids, token_ids
+from numsim.models.recipe import Recipe
+
+if TYPE_CHECKING:
+    from numsim.models.run import Model
+
+
+def token_losses(
+    model: Model,
+    tokens: ArrayLike,
+    recipe: Recipe | None,
+    decoder_tokens: ArrayLike | None,
+    batch: int,
+) -> NDArray[np.float64]:
+    """Return the loss of each next token: see ``Model.nll``."""
+    a = model.arch
+    if not a.head:
+        raise UnsupportedError(
+            f"nll: the model must have an output head; {a.family} is an encoder; use run"
+        )
+    if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
+        raise NumsimError(f"nll: batch must be an integer from 1 on; got {batch!r}; 8 is usual")
+    ids = token_ids(tokens, "tokens", a.vocab)
+    target = decoder_ids(a, decoder_tokens, len(ids))
+    scored = ids if target is None else target
+    if scored.shape[1] < 2:
+        raise NumsimError(
+            f"nll: a row must have 2 tokens or more, the first is not scored; got "
+            f"{scored.shape[1]}; begin each row with the begin-of-text token"
+        )
+    check_positions(a, scored.shape[1])
+    losses = np.empty((len(ids), scored.shape[1] - 1))
+    for start in range(0, len(ids), batch):
+        part = slice(start, start + batch)
+        given = None if target is None else target[part]
+        run = model.run(ids[part], recipe, decoder_tokens=given)
+        losses[part] = metrics.token_nll(run.logits, scored[part])
+    return losses
