@@ -9,11 +9,13 @@ from dataclasses import replace
 import numba
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.metrics import token_nll
 from numsim.models import Past, Recipe, Rule, load_model
 from numsim.models.blocks import block
+from numsim.models.checks import tap_names
 from numsim.models.rope import rotary_frequencies
 from numsim.quant import Quant
 
@@ -297,6 +299,62 @@ def test_names_of_products():
         used = {name.removesuffix(".in") for name in run.taps}
         asleep = {n for n in model.gemm_names() if ".experts." in n and n not in used}
         assert used | asleep == set(model.gemm_names())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_named_tensor_can_be_kept(family):
+    o, model = oracle(family), load(family)
+    run = model.run(o["input_ids"], ROWS, **inputs(o), taps=["*"])
+    names = set(tap_names(model.arch))
+    chosen = {f"experts.{e}." for e in range(9)}
+    asleep = {n for n in names - set(run.taps) if any(e in n for e in chosen)}
+    assert set(run.taps) | asleep == names
+    weights = {n.removesuffix(".weight") for n in model.tensors}
+    for name, value in run.taps.items():
+        base, end = name.rpartition(".")[::2]
+        if end == "biased":
+            bias = model.tensors[f"{base}.bias"].astype(np.float32)
+            assert np.array_equal(value, run.taps[f"{base}.out"] + bias)
+        elif name.endswith("softmax.out"):
+            mixed = run.taps[name.replace("softmax.out", "pv.in")]
+            assert np.array_equal(value.reshape(mixed.shape), mixed)
+            assert value.shape[1] == model.arch.heads
+        elif name.endswith(".act.out") and f"{base[:-4]}.gate_proj" in weights:
+            up = f"{base[:-4]}.up_proj"
+            up = run.taps.get(f"{up}.biased", run.taps[f"{up}.out"])
+            assert np.array_equal(value * up, run.taps[f"{base[:-4]}.down_proj.in"])
+        elif name.endswith("q_rotary.out"):
+            turned = run.taps[name.replace("q_rotary.out", "qk.in")]
+            assert np.array_equal(value.reshape(turned.shape), turned)
+        elif name.endswith("k_rotary.out"):
+            turned = run.taps[name.replace("k_rotary.out", "qk.operand")]
+            assert np.array_equal(value.swapaxes(2, 3), turned)
+    if model.arch.head:
+        assert run.taps["logits"] is run.logits
+    else:
+        assert run.taps["pooled"] is run.pooled
+
+
+def test_wrong_taps_name_near_ones():
+    for family, tap, match in (
+        ("llama", "layers.0.softmax", "did you mean layers.0.softmax.out"),
+        ("llama", "logit", "did you mean logits"),
+        ("gpt2", "layers.0.q_rotary.out", "matches none"),
+        ("qwen2", "layers.0.q_proj.bias", "did you mean layers.0.q_proj.biased"),
+    ):
+        with pytest.raises(NumsimError, match=match):
+            load(family).run([1], taps=[tap])
+
+
+def test_norms_without_weights_leave_taps(tmp_path):
+    config = json.loads((FOLDER / "opt" / "config.json").read_text())
+    config |= {"layer_norm_elementwise_affine": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stored = load_file(FOLDER / "opt" / "model.safetensors")
+    plain = {k: v for k, v in stored.items() if "layer_norm" not in k}
+    save_file(plain, tmp_path / "model.safetensors")
+    run = load_model(tmp_path).run([1, 2], taps=["*norm.out"])
+    assert "layers.0.attn_norm.out" in run.taps
 
 
 def test_experts_leave_rows_and_shared_routing():

@@ -71,7 +71,10 @@ class Context:
 def linear(name: str, x: Array, c: Context, *, bias: bool) -> Array:
     """``x W^T + b``: the bias is added after the unit, in the dtype of the run."""
     y = c.gemm(name, x, f"{name}.weight", c.positions)  # [B, T, in] -> [B, T, out]
-    return y + c.weight(f"{name}.bias") if bias else y
+    if bias:
+        y = y + c.weight(f"{name}.bias")
+        c.keep_tap(f"{name}.biased", y)
+    return y
 
 
 def norm(name: str, x: Array, c: Context, *, kind: str = "", eps: float | None = None) -> Array:
@@ -180,6 +183,7 @@ def attend(
     weights = vector.softmax(
         scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias
     )
+    c.keep_tap(f"{name}softmax.out", weights)  # [B, N, T, S]
     weights = weights.reshape(batch, groups, -1, seen)  # [B, G, N/G*T, S]
     mixed = c.gemm(f"{name}pv", weights, v, c.positions)  # [B, G, N/G*T, E]
     mixed = mixed.reshape(batch, heads, steps, -1).swapaxes(1, 2)  # [B, T, N, E]
@@ -190,6 +194,9 @@ def attention(layer: str, index: int, x: Array, c: Context) -> Array:
     """Self-attention of layer number `index`."""
     a = c.arch
     q, k, v = _qkv(layer, x, c) if a.mla is None else _latent_qkv(layer, x, c)
+    if a.rope is not None:
+        c.keep_tap(f"{layer}.q_rotary.out", q)  # [B, N, T, D]
+        c.keep_tap(f"{layer}.k_rotary.out", k)  # [B, G, T, D]
     if c.past is not None:
         k, v = c.past.extend(layer, k, v)
     window = a.windows[index] if a.windows else None
@@ -230,10 +237,12 @@ def mlp(name: str, x: Array, c: Context) -> Array:
     """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where nothing gates."""
     act, bias = vector_act.ACTIVATIONS[c.arch.activation], c.arch.mlp_bias
     if c.arch.gated:
-        gate = linear(f"{name}.gate_proj", x, c, bias=bias)  # [B, T, I]
-        middle = act(gate) * linear(f"{name}.up_proj", x, c, bias=bias)
+        middle = act(linear(f"{name}.gate_proj", x, c, bias=bias))  # [B, T, I]
+        c.keep_tap(f"{name}.act.out", middle)
+        middle = middle * linear(f"{name}.up_proj", x, c, bias=bias)
     else:
         middle = act(linear(f"{name}.up_proj", x, c, bias=bias))  # [B, T, I]
+        c.keep_tap(f"{name}.act.out", middle)
     return linear(f"{name}.down_proj", middle, c, bias=bias)  # [B, T, H]
 
 
@@ -266,6 +275,8 @@ def mixture(layer: str, x: Array, c: Context, moe: Moe) -> Array:
     logits = c.gemm(f"{layer}.router", x, f"{layer}.router.weight", c.positions)  # [B, T, experts]
     correction = c.weight(f"{layer}.router.correction") if moe.correction else None
     chosen, weights = route(logits.reshape(-1, moe.experts), moe, correction)  # [R, k]
+    c.keep_tap(f"{layer}.router.experts", chosen)
+    c.keep_tap(f"{layer}.router.weights", weights)
     total = np.zeros_like(flat)
     positions = np.tile(c.positions, len(x))  # [R]
     for e in range(moe.experts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -100,7 +101,7 @@ def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
         if not found:
             raise NumsimError(
                 f"run: every tap must match a tensor; {glob!r} matches none"
-                f"{near_names(glob, known)}; names end in .in, .out, .operand or .rows"
+                f"{near_names(glob, known)}; see taps in the documentation of Model.run"
             )
         names.update(found)
     return names
@@ -121,18 +122,31 @@ def tap_names(arch: Arch) -> list[str]:
         known += [f"{name}.in", f"{name}.out"]
         if name.endswith(("qk", "pv")):
             known.append(f"{name}.operand")
+    every_norm = tensor_shapes(replace(arch, norm="rms"))  # those without a weight, too
     known += [
-        f"{name.removesuffix('.weight')}.out"
-        for name in tensor_shapes(arch)
-        if name.endswith("norm.weight")
+        f"{name.removesuffix('.weight')}.out" for name in every_norm if name.endswith("norm.weight")
     ]
+    products = set(gemm_names(arch))
+    biases = [name.removesuffix(".bias") for name in tensor_shapes(arch) if name.endswith(".bias")]
+    known += [f"{name}.biased" for name in biases if name in products]
     for stack in stacks(arch):
         for i in range(stack.layers):
             layer = f"{stack.prefix}layers.{i}"
-            parts = ("attn.out", "cross.out", "mlp.out", "out")
-            known += [f"{layer}.{part}" for part in parts if stack.cross or part != "cross.out"]
+            parts = ["attn.out", "mlp.out", "out", "softmax.out"]
+            parts += ["cross.out", "cross_softmax.out"] if stack.cross else []
+            parts += ["q_rotary.out", "k_rotary.out"] if arch.rope is not None else []
             if arch.moe is not None and has_experts(arch, i):
-                known += [f"{layer}.experts.{e}.rows" for e in range(arch.moe.experts)]
+                parts += ["router.experts", "router.weights"]
+                parts += ["shared.act.out"] if arch.moe.shared else []
+                for e in range(arch.moe.experts):
+                    parts += [f"experts.{e}.rows", f"experts.{e}.act.out"]
+            else:
+                parts.append("act.out")
+            known += [f"{layer}.{part}" for part in parts]
+    if arch.head:
+        known.append("logits")
+    if arch.pooler:
+        known.append("pooled")
     return known
 
 

@@ -113,11 +113,22 @@ class Model:
             `tokens` in the first call only. Not for encoders, nor beyond the length from which
             ``dynamic`` rotary scaling turns the kept keys anew: both are errors.
         taps : globs
-            Tensors to keep: ``<product>.in`` [B, T, K], ``<product>.out`` [B, T, N] (before the
-            bias), for ``qk`` and ``pv`` [B, key heads, queries, ...] also ``.operand`` (the right
-            side [..., K, N]); ``<norm>.out``, ``layers.{i}.out``, ``layers.{i}.attn.out``,
-            ``layers.{i}.mlp.out`` [B, T, H]; of experts [rows, ...] and ``.rows``, which tokens
-            they are. An expert that no token chose leaves no tap.
+            Tensors to keep, by name; an expert that no token chose leaves none:
+
+            - ``<product>.in`` [B, T, K]; ``<product>.out`` [B, T, N], before the bias;
+              ``<product>.biased``, after it; of ``qk`` and ``pv`` [B, key heads, queries, ...] and
+              ``.operand``, the right side [..., K, N];
+            - ``embed.out``, ``layers.{i}.attn.out``, ``layers.{i}.cross.out``,
+              ``layers.{i}.mlp.out``, ``layers.{i}.out`` and ``<norm>.out``, for example
+              ``layers.{i}.attn_norm.out``, ``final_norm.out`` [B, T, H];
+            - ``layers.{i}.q_rotary.out``, ``layers.{i}.k_rotary.out`` [B, heads, T, D], positions
+              applied; ``layers.{i}.softmax.out``, ``layers.{i}.cross_softmax.out`` [B, heads, T,
+              keys], the attention weights;
+            - ``layers.{i}.act.out`` [B, T, I], after the nonlinearity and before the gated product;
+              of experts ``layers.{i}.experts.{e}.act.out``, ``layers.{i}.shared.act.out``;
+            - ``layers.{i}.router.experts`` and ``.weights`` [B T, k];
+              ``layers.{i}.experts.{e}.rows`` [rows], which of the B T tokens an expert's tensors hold;
+            - ``logits`` [B, T, vocab], ``pooled`` [B, H].
 
         Returns
         -------
@@ -181,6 +192,9 @@ class Model:
                 common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
                 states, c = self._stack(decoder, common, target, None, None, past)
             logits, pooled = self._ends(states[-1], c)
+        keep_tap("logits", logits)
+        if pooled is not None:
+            keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
         resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
