@@ -262,6 +262,21 @@ def test_a_byte_order_mark_is_read_over_and_a_repeated_key_is_refused(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"head_dim": 2 * 10**9}),
+        (
+            "deepseek_v3",
+            {"qk_rope_head_dim": 2 * 10**9, "head_dim": "absent", "qk_head_dim": "absent"},
+        ),
+    ],
+)
+def test_absurd_heads_are_refused_at_once(tmp_path, family, changes):
+    with pytest.raises(NumsimError, match="at most 65536"):
+        load_model(checkpoint(tmp_path, family, **changes))
+
+
 def test_long_contexts_load_and_sequences_beyond_the_sines_are_refused(tmp_path):
     model = load_model(checkpoint(tmp_path, "llama", max_position_embeddings=10**7))
     with pytest.raises(NumsimError, match="below 2\\*\\*20 radians"):

@@ -85,6 +85,7 @@ class Family:
     finish: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 
+WIDEST = 2**16
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings")
 WINDOW_KEYS = ("sliding_window", "layer_types")
 
@@ -252,6 +253,8 @@ def read_rope(
             f"config.json: rotary positions turn an even number of elements of a head, at most "
             f"head_dim; got {turned} of {fields['head_dim']}; {REMEDY}"
         )
+    if turned > WIDEST:  # no list of that length before the tensors have been looked at
+        raise wrong("the rotary width of a head", f"at most {WIDEST}", turned)
     positions = Key("max_position_embeddings", int, 1).read(config, {})
     longest = 0.0
     if kind in ("dynamic", "llama3", "yarn"):

@@ -127,7 +127,7 @@ class Model:
             - ``layers.{i}.act.out`` [B, T, I], after the nonlinearity and before the gated product;
               of experts ``layers.{i}.experts.{e}.act.out``, ``layers.{i}.shared.act.out``;
             - ``layers.{i}.router.experts`` and ``.weights`` [B T, k];
-              ``layers.{i}.experts.{e}.rows``, which of the B T tokens the tensors of an expert hold;
+              ``layers.{i}.experts.{e}.rows``, which of the B T tokens an expert's tensors hold;
             - ``logits`` [B, T, vocab], ``pooled`` [B, H].
 
         Returns
