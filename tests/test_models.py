@@ -193,6 +193,11 @@ def test_token_losses_pair_between_recipes(bundled, windows):
         (lambda: bundled.nll([0, 1], decoder_tokens=[1]), "left out"),
         (lambda: tools.windows("", 8), "no tokens"),
         (lambda: tools.windows("one", 1), "2 tokens or more"),
+        (lambda: tools.windows("one", "8"), "2 tokens or more"),
+        (lambda: tools.windows(b"one", 8), "text is a str"),
+        (lambda: tools.windows("one", 8, limit=0), "limit"),
+        (lambda: load_text_tools(3), "folder is a str or Path"),
+        (lambda: Recipe.from_toml(3), "file is a str or Path"),
         (lambda: metrics.paired_difference([1.0], [1.0, 2.0]), "one shape"),
     ):
         with pytest.raises(NumsimError, match=match):

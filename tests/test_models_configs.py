@@ -172,6 +172,7 @@ def test_stored_types(tmp_path, family, dtype):
         ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu'"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
         ("gemma2", {"sliding_window_size": 77}, "as sliding_window"),
+        ("gemma2", {"sliding_window": float("nan")}, "sliding_window"),
         ("llama", {"rope_interleaved": True}, "rope_interleaved must be False"),
         ("t5", {"relative_attention_max_distance": 4}, "must be above 4"),
         ("mistral", {"layer_types": [["a"], ["b"]]}, "2 words"),

@@ -85,7 +85,8 @@ def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
 
 def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
     """Return the names of the tensors that globs ask for."""
-    listed = isinstance(taps, Iterable)
+    scalar = isinstance(taps, np.ndarray) and taps.ndim == 0
+    listed = isinstance(taps, Iterable) and not scalar
     globs = (taps,) if isinstance(taps, str) else tuple(taps) if listed else ()
     if not listed or not all(isinstance(glob, str) for glob in globs):
         raise NumsimError(
@@ -174,7 +175,7 @@ def check_positions(arch: Arch, total: int) -> None:
         )
 
 
-def check_past(arch: Arch, past: object, batch: int, steps: int) -> None:
+def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) -> None:
     """Raise where `past` is neither None nor a Past that so many rows and tokens can follow."""
     if past is None:
         return
@@ -193,6 +194,11 @@ def check_past(arch: Arch, past: object, batch: int, steps: int) -> None:
             f"run: past must come from a batch of the same size; got {batch} rows of tokens; "
             "start with a new Past()"
         )
+    if not _fits(arch, past, batch, dtype):
+        raise NumsimError(
+            f"run: past must come from runs of the same model, all emulated or all reference; got "
+            f"other keys and values than {arch.family} has; start with a new Past()"
+        )
     total = past.length + steps
     if past.length and arch.rope and arch.rope.kind == "dynamic" and total > arch.rope.longest:
         raise NumsimError(
@@ -210,6 +216,26 @@ def new_tokens(count: object) -> int:
     return int(count)
 
 
+def _fits(arch: Arch, past: Past, batch: int, dtype: type) -> bool:
+    """Return whether a past holds the keys and values of its length, and nothing else."""
+    stack, length = stacks(arch)[-1], past.length
+    names = [f"{stack.prefix}layers.{i}" for i in range(stack.layers)] if length else []
+    wanted = dict.fromkeys(names, length)
+    if length and stack.cross:
+        if past.memory is None:
+            return False
+        wanted |= {f"{name}.cross": past.memory.shape[1] for name in names}
+    shapes = {
+        name: (k.shape, v.shape, k.dtype.type, v.dtype.type) for name, (k, v) in past.kept.items()
+    }
+    heads = (batch, arch.kv_heads)
+    expected = {
+        name: ((*heads, n, arch.head_dim), (*heads, n, arch.v_head_dim), dtype, dtype)
+        for name, n in wanted.items()
+    }
+    return shapes == expected and (past.keep is None or past.keep.shape == (batch, length))
+
+
 def product_inputs(
     arch: Arch,
     tensors: Mapping[str, Array],
@@ -220,7 +246,7 @@ def product_inputs(
 ) -> tuple[Array, str | Array]:
     """Return both sides of the product `name`, the right one an array or a stored name."""
     names = gemm_names(arch)
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise NumsimError(
             f"gemm: name must be a matrix product of the model; got {name!r}"
             f"{near_names(str(name), names)}; see gemm_names()"

@@ -86,10 +86,9 @@ def _gemma(f: Fields, config: Config) -> Fields:
 
 def _gemma2(f: Fields, config: Config) -> Fields:
     window = config.get("sliding_window", 4096)
-    if config.get("sliding_window_size", window) != window:
-        raise wrong(
-            "sliding_window_size", f"{window}, as sliding_window", config["sliding_window_size"]
-        )
+    size = config.get("sliding_window_size")
+    if size not in (None, window):
+        raise wrong("sliding_window_size", f"{window}, as sliding_window", size)
     scalar = f.pop("query_pre_attn_scalar")
     act = f["activation"]  # means what it says, unlike Gemma's
     return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar), "activation": act}

@@ -252,6 +252,8 @@ class Recipe:
         NumsimError
             The file is not TOML of this form.
         """
+        if not isinstance(path, str | Path):
+            raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -155,7 +155,8 @@ class Model:
         types = segment_ids(a, token_type_ids, ids.shape)
         target = decoder_ids(a, decoder_tokens, len(ids))
         steps = (ids if target is None else target).shape[1]
-        check_past(a, past, len(ids), steps)
+        dtype = np.float64 if recipe is None else np.float32
+        check_past(a, past, len(ids), steps, dtype)
         check_positions(a, (0 if past is None else past.length) + steps)
         own, past = past, None if past is None else replace(past, kept=dict(past.kept))
         kept: dict[str, Array] = {}
@@ -168,7 +169,6 @@ class Model:
         rules = None if recipe is None else self._rules(recipe)
         seed = 0 if recipe is None else recipe.seed
         gemm = tapped(make_gemm(self.tensors, self.cache, rules, seed), keep_tap)
-        dtype = np.float64 if recipe is None else np.float32
         common: dict[str, Any] = {
             "arch": a,
             "dtype": dtype,

@@ -53,8 +53,14 @@ class TextTools(NamedTuple):
         >>> load_text_tools(bundled_model_dir()).windows("one two three four", 4).shape
         (2, 4)
         """
-        if window < 2:
-            raise NumsimError(f"windows: a window has 2 tokens or more; got {window}; 256 is usual")
+        if not isinstance(text, str):
+            raise NumsimError(f"windows: text is a str; got {type(text).__name__}; read the file")
+        if not isinstance(window, int | np.integer) or window < 2:
+            raise NumsimError(
+                f"windows: a window is 2 tokens or more; got {window!r}; 256 is usual"
+            )
+        if limit is not None and (not isinstance(limit, int | np.integer) or limit < 1):
+            raise NumsimError(f"windows: limit is 1 token or more, or None; got {limit!r}")
         ids = self.ids(text)[:limit]
         if not ids.size:
             raise NumsimError("windows: the text gives no tokens; give a text with words in it")
@@ -97,6 +103,8 @@ def load_text_tools(directory: str | Path) -> TextTools:
     >>> tools.begin, tools.max_positions
     (0, 512)
     """
+    if not isinstance(directory, str | Path):
+        raise NumsimError(f"load_text_tools: a folder is a str or Path; got {directory!r}")
     folder = Path(directory)
     path = folder / "tokenizer.json"
     if not path.is_file():
