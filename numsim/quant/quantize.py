@@ -186,8 +186,10 @@ def _codes(
     values: NDArray[Any], rule: Quant, seed: int, offset: int, random: NDArray[Any] | None
 ) -> NDArray[Any]:
     stream: dict[str, Any] = {}
-    if rule.rounding == "sr":
-        stream = {"random": random} if random is not None else {"seed": seed, "offset": offset}
+    if random is not None:
+        stream["random"] = random
+    elif rule.rounding == "sr":
+        stream = {"seed": seed, "offset": offset}
     return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, **stream)  # type: ignore[arg-type]
 
 
