@@ -53,7 +53,7 @@ def sweep_table(rows: pd.DataFrame) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in cases.to_dict("records"):
         table.add_row(
-            row["weight_format"], row["granularity"], row["target"],
+            row["recipe"] or row["weight_format"], row["granularity"], row["target"],
             f"{float(row['bits_per_weight']):.2f}", f"{float(row['bits_per_act']):.2f}",
             *(f"{float(row[column]):{spec}}" for column, (_, spec) in figures.items()),
             f"{float(row['seconds']):.1f}",

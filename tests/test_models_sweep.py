@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from numsim.errors import NumsimError
 from numsim.models import Recipe, load_model
 from numsim.models.text import load_text_tools
-from numsim.quant import Quant
+from numsim.quant import Quant, quantize
 from numsim.screen import sweep_table
 from numsim.sweep import sweep
 from numsim.sweep.inputs import read_inputs
@@ -69,7 +69,7 @@ def test_decoders(family, tmp_path):
     rows = swept(family, tmp_path)
     model = load_model(ORACLE / family)
     ops = rows[rows.layer != "all"]
-    assert len(ops) == len(model.linear_names())
+    assert len(ops) == len(model.gemm_names())
     assert (ops.sqnr_local_db > 20).all()
     assert (ops.sqnr_cumulative_db > 10).all()
     whole = rows[rows.layer == "all"].iloc[0]
@@ -83,8 +83,10 @@ def test_encoder(tmp_path, capsys):
     sweep_table(rows)
     assert "smallest cosine" in capsys.readouterr().out
     assert list(rows[rows.layer == "0"].op) == [
-        "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj",
+        "q_proj", "k_proj", "v_proj", "qk", "pv", "o_proj", "up_proj", "down_proj",
     ]  # fmt: skip
+    assert list(rows[rows.layer == "outer"].op) == ["pooler"]
+    assert rows[rows.layer == "outer"].M.tolist() == [2]  # one token a sentence
     whole = rows[rows.layer == "all"].iloc[0]
     assert 0.98 < whole.embedding_cosine_min <= whole.embedding_cosine < 1
     assert whole.tokens == 3 * 20
@@ -94,10 +96,62 @@ def test_encoder(tmp_path, capsys):
         sweep({"model": tmp_path / "bert", "text": tmp_path / "short.txt"})
 
 
+def test_products_of_an_encoder_count_kept_tokens_only(tmp_path):
+    """Sentences of 14 and 22 tokens: padding must not enter any figure."""
+    folder = folder_of("bert", tmp_path)
+    text = tmp_path / "text.txt"
+    gap = " " * 12  # few tokens, 150 characters
+    text.write_text("\n\n".join(gap.join(WORDS[i : i + n]) for i, n in ((0, 12), (30, 20))))
+    spec = {
+        "model": folder, "text": text, "formats": ["int8"], "granularities": ["per_tensor"],
+        "targets": ["ideal.int"],
+    }  # fmt: skip
+    rows = sweep(spec)
+    model = load_model(folder)
+    inputs = read_inputs(model.arch, load_text_tools(folder), SweepSpec(**spec), text.read_text())
+    keep = inputs.kept(slice(0, 2))
+    assert keep.sum(axis=1).tolist() == [14, 22]
+    part = slice(0, 2)
+    recipe = Recipe.uniform("int8", target="ideal.int")
+    ends = [f"layers.1.{op}.{end}" for op in ("qk", "down_proj") for end in ("in", "out")]
+    exact = inputs.run(model, part, None, [*ends, "*.operand"])
+    run = inputs.run(model, part, recipe, ends)
+    per_op = rows.set_index(["layer", "op"])
+
+    def sqnr(want, got):
+        want, got = want.astype(np.float32).astype(float), got.astype(float)
+        return 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum())
+
+    want, got = (r.taps["layers.1.down_proj.out"][keep] for r in (exact, run))
+    row = per_op.loc["1", "down_proj"]
+    assert row.M == 14 + 22
+    assert row.sqnr_cumulative_db == pytest.approx(sqnr(want, got), abs=1e-9)
+    x = exact.taps["layers.1.down_proj.in"].astype(np.float32)
+    local = model.gemm("layers.1.down_proj", x, recipe)[keep]
+    assert row.sqnr_local_db == pytest.approx(sqnr(want, local), abs=1e-9)
+    codes = quantize(x.reshape(-1, x.shape[-1]), "int8").codes.reshape(x.shape)[keep]
+    assert row.underflow_rate == ((codes == 0) & (x[keep] != 0)).mean()
+
+    heads = model.arch.heads
+    want, got = (r.taps["layers.1.qk.out"] for r in (exact, run))  # [B, N, T, S]
+    pairs = np.broadcast_to(keep[:, None, :, None] & keep[:, None, None], want.shape)
+    row = per_op.loc["1", "qk"]
+    assert heads * (14 + 22) == row.M
+    assert row.sqnr_cumulative_db == pytest.approx(sqnr(want[pairs], got[pairs]), abs=1e-9)
+
+    whole = per_op.loc["all"].iloc[0]
+    want, got = (r.hidden_states[-1][keep] for r in (exact, run))
+    assert whole.sqnr_cumulative_db == pytest.approx(sqnr(want, got), abs=1e-9)
+    error = want.astype(np.float32).astype(float) - got
+    assert whole.mse == pytest.approx((error**2).mean(), rel=1e-12)
+    assert 0.9 < whole.cosine < 1
+    assert whole.max_abs == np.abs(error).max()
+
+
 def test_encoder_decoder(tmp_path):
     rows = swept("t5", tmp_path)
     assert {"encoder.0", "decoder.1"} <= set(rows.layer)
-    assert "cross_k_proj" in set(rows.op)
+    assert {"cross_k_proj", "cross_qk", "cross_pv", "lm_head"} <= set(rows.op)
     whole = rows[rows.layer == "all"].iloc[0]
     assert np.isfinite(whole.perplexity)
     assert whole.tokens == 7 * 9  # the encoder reads the other 10
@@ -105,6 +159,7 @@ def test_encoder_decoder(tmp_path):
 
 def test_experts_are_compared_on_the_tokens_both_runs_sent_them(tmp_path):
     rows = swept("mixtral", tmp_path, formats=["int4"])
+    assert (rows.op == "router").sum() == 2
     experts = rows[rows.op.str.startswith("experts", na=False)]
     assert len(experts) > 12
     assert (experts.sqnr_local_db > 3).all()

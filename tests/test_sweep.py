@@ -12,10 +12,12 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
 from numsim.sweep import COLUMNS
 from numsim.sweep.inputs import Inputs, windows
+from numsim.sweep.overflow import COUNTED
 from numsim.sweep.run import run_reference
 from numsim.sweep.spec import cases, default_targets
 
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 200, "window": 64}
+ROWS = 5 * 9 + 1 + 1  # of a case: nine products a layer, the head, the network
 API_COLUMNS = """
     case_id model layer op weight_format act_format granularity block scale_format scale_rule
     rounding target exact bits_per_weight bits_per_act M N K sqnr_local_db sqnr_cumulative_db mse
@@ -78,18 +80,129 @@ def test_fake_quantisation_agrees_with_the_published_figures():
 
 def test_rows_of_a_case():
     rows = ns.sweep(SMALL)
-    assert len(rows) == 2 * (35 + 1)
-    one = rows[rows.granularity == "per_tensor"]
-    assert one.layer.tolist()[-1] == "all"
-    ops = one[one.layer == "3"]
-    assert ops.op.tolist() == [
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    assert len(rows) == 2 * ROWS
+    first = rows[rows.case_id == rows.case_id[0]]
+    assert first.layer.tolist()[-2:] == ["outer", "all"]
+    assert first.op.tolist()[-2] == "lm_head"
+    products = first[first.layer == "3"]
+    assert products.op.tolist() == [
+        "q_proj", "k_proj", "v_proj", "qk", "pv", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip
+    heads, window = 6, 64
+    assert products.set_index("op").loc[["qk", "pv"], ["M", "N", "K"]].to_numpy().tolist() == [
+        [3 * heads * window, window, 32],
+        [3 * heads * window, 32, window],
+    ]
+    plain = first[first.granularity == "none"]  # what the case keeps in float32
+    assert plain.op.tolist() == ["qk", "pv"] * 5 + ["lm_head"]
+    assert set(plain.weight_format) == set(plain.act_format) == {"float32"}
+    assert (plain.sqnr_local_db > 100).all()
+    assert not plain.exact.any()
+    one = rows[rows.granularity == "per_tensor"]
+    ops = one[one.layer == "3"]
     assert (ops.M == 3 * 64).all()
     assert ops.K.tolist() == [192] * 6 + [512]
     assert (ops.sqnr_local_db >= ops.sqnr_cumulative_db - 3).all()
     assert one.exact.all()
     assert one.saturation_rate.dropna().eq(0).all()
+    products = rows[rows.layer != "all"]
+    assert (products.acc_overflow_rate == 0).all()  # proven: 512 products of 7 bits in 32
+    for column in ("M", "N", "K", "mse", "cosine", "underflow_rate", "bits_per_act"):
+        assert products[column].notna().all(), column
+
+
+RULES = """
+[[rule]]
+match = "*"
+[[rule]]
+match = "*_proj"
+activations = "int8"
+weights = "int8"
+target = {name = "ideal.int", acc_bits = %d}
+[[rule]]
+match = "layers.0.*_proj"
+activations = "float8_e4m3fn"
+weights = {format = "float8_e4m3fn", granularity = "per_channel"}
+target = "nvidia.hopper.wgmma"
+"""
+
+
+def test_recipes_are_cases(tmp_path, model):
+    paths = [tmp_path / f"{name}.toml" for name in ("wide", "again", "narrow")]
+    for path, bits in zip(paths, (32, 32, 15), strict=True):
+        path.write_text(RULES % bits)
+    rows = ns.sweep(SMALL | {"recipes": paths, "granularities": ["per_tensor"]})
+    assert rows.case_id.nunique() == 3  # one of the grid; equal rules are one case
+    whole = rows[rows.layer == "all"].set_index("recipe")
+    assert whole.loc["wide", ["weight_format", "act_format", "granularity", "target"]].tolist() == [
+        "mixed", "mixed", "mixed", "mixed",
+    ]  # fmt: skip
+    assert whole.loc["wide"].exact
+    assert whole.loc["wide"].perplexity != whole.iloc[0].perplexity
+    recipe = ns.Recipe.from_toml(paths[0]).resolve(model.gemm_names())
+    assert whole.loc["wide"].recipe_digest == recipe.digest()
+    one = rows[rows.recipe == "wide"].set_index(["layer", "op"])
+    assert one.loc[("0", "q_proj"), ["weight_format", "act_format", "granularity"]].tolist() == [
+        "float8_e4m3fn", "float8_e4m3fn", "per_channel+per_tensor",
+    ]  # fmt: skip
+    assert one.loc["1", "q_proj"].target == "ideal.int"
+    narrow = rows[rows.recipe == "narrow"].set_index(["layer", "op"])
+    worse, better = (table.loc["1", "down_proj"].sqnr_local_db for table in (narrow, one))
+    assert worse < better - 10
+    # a grid is swept beside recipes only where it is asked for
+    alone = ns.sweep(
+        {"recipes": paths[:1], "limit_tokens": 200, "window": 64, "out": tmp_path / "r.csv"}
+    )
+    assert alone.case_id.unique().tolist() == [whole.loc["wide"].case_id]
+    before = (tmp_path / "r.csv").read_bytes()
+    ns.sweep({
+        "recipes": paths[1:2], "limit_tokens": 200, "window": 64, "out": tmp_path / "r.csv",
+        "resume": True,
+    })  # fmt: skip
+    assert (tmp_path / "r.csv").read_bytes() == before
+
+
+def test_overflow_of_a_narrow_accumulator_is_counted(tmp_path, model):
+    (tmp_path / "narrow.toml").write_text(RULES % 15)
+    rows = ns.sweep(SMALL | {"recipes": [tmp_path / "narrow.toml"], "formats": []})
+    rows = rows.set_index(["layer", "op"])
+    x = np.asarray(
+        model.run(
+            windows(load_text_tools(bundled_model_dir()), ns.SweepSpec(**SMALL), bundled_text()),
+            taps=["layers.1.v_proj.in"],
+        ).taps["layers.1.v_proj.in"],
+        np.float32,
+    ).reshape(-1, 192)
+    a = ns.quantize(x, "int8").codes[: COUNTED // (64 * 192)].astype(np.int64)
+    weight = model.tensors["layers.1.v_proj.weight"].astype(np.float32)
+    b = ns.quantize(weight, "int8").codes.astype(np.int64)
+    sums, outside = np.zeros((len(a), 64), np.int64), 0
+    for k in range(192):
+        wide = sums + a[:, k, None] * b[None, :, k]
+        sums = (wide + (1 << 14)) % (1 << 15) - (1 << 14)
+        outside += np.count_nonzero(sums != wide)
+    assert outside > 0
+    assert rows.loc["1", "v_proj"].acc_overflow_rate == outside / (len(a) * 64 * 192)
+    assert rows.loc["0", "v_proj"].acc_overflow_rate == 0  # E4M3 in float32
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*.q_prjo"\n', "q_prjo"),
+        ('[[rule]]\nmatch = "*_proj"\n', "needs a rule"),
+        ('[[rule]]\nmatch = "*"\nweights = "int8"\ntarget = "ideal.int"\n', "ideal.int"),
+        ("rule = 3\n", r"\[\[rule\]\]"),
+    ],
+)
+def test_bad_recipes_are_refused_before_any_work(text, message, tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    out = tmp_path / "r.csv"
+    with pytest.raises(ns.NumsimError, match=message) as error:
+        ns.sweep(SMALL | {"recipes": [path], "out": out})
+    assert type(error.value).__name__ != "FailedCases"
+    assert not out.exists()
 
 
 def test_twice_the_same_numbers(tmp_path):
@@ -147,8 +260,8 @@ def test_interrupted_sweep_keeps_its_rows_and_resumes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ns.sweep(SMALL | {"out": path}, progress=interrupt)
     rows = read(path)
-    assert [r["layer"] for r in rows[:36]] == whole.layer.tolist()[:36]
-    assert len(rows) == 36 + 35  # the second case's operators, no "all" row
+    assert [r["layer"] for r in rows[:ROWS]] == whole.layer.tolist()[:ROWS]
+    assert len(rows) == ROWS + ROWS - 1  # the second case's operators, no "all" row
     seen = []
     again = ns.sweep(
         SMALL | {"out": path, "resume": True}, progress=lambda what, *_: seen.append(what)
@@ -164,7 +277,7 @@ def test_spec_from_toml(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text('formats = ["int4"]\ntargets = ["ideal.int"]\nlimit_tokens = 40\n')
     rows = ns.sweep(path)
-    assert set(rows.weight_format) == {"int4"}
+    assert set(rows[rows.op.str.endswith("_proj", na=False)].weight_format) == {"int4"}
 
 
 def bundle(tmp_path):
@@ -241,8 +354,9 @@ def test_a_failing_case_leaves_the_others_and_the_old_file(tmp_path):
     grid = {"formats": ["int32", "int8"], "granularities": ["per_tensor"], "out": path}
     with pytest.raises(ns.NumsimError) as error:
         ns.sweep(SMALL | grid)
-    assert set(error.value.rows.weight_format) == {"int8"}
-    assert len(read(path)) == 36
+    whole = error.value.rows.query("layer == 'all'")
+    assert whole.weight_format.tolist() == ["int8"]
+    assert len(read(path)) == ROWS
 
 
 def test_resume_sees_other_weights(tmp_path):
@@ -276,7 +390,7 @@ def test_resume_of_a_damaged_file(tmp_path, damage):
     ns.sweep(SMALL | {"out": path, "granularities": ["per_tensor"]})
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    lines[5] = lines[5].replace(b"192", b"x92") if damage.startswith(b"abc") else damage
+    lines[6] = lines[6].replace(b"192", b"x92") if damage.startswith(b"abc") else damage
     path.write_bytes(b"".join(lines))
     if damage.startswith(b'"'):
         return  # a quoted field may swallow rows: the case is then simply unfinished
@@ -287,4 +401,4 @@ def test_resume_of_a_damaged_file(tmp_path, damage):
 @pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 def test_an_assumed_unit_is_emulated_not_fake_quantised():
     rows = ns.sweep(SMALL | {"targets": ["tpu.mxu_int8"], "granularities": ["per_tensor"]})
-    assert rows.exact.all()
+    assert rows[rows.granularity == "per_tensor"].exact.all()

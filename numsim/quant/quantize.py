@@ -130,12 +130,17 @@ def quantize(
 
 
 def storage_losses(
-    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1
+    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, where: ArrayLike = True
 ) -> tuple[float, float]:
     """Return the shares of values that storage clips and that it turns to zero.
 
     Saturated: beyond the format's range by at least half of its last step. Underflow: not zero,
     stored as zero. Parameters and errors as `quantize`.
+
+    Parameters
+    ----------
+    where
+        Booleans that broadcast against `x`: the values that count. Scales are those of all of `x`.
 
     Raises
     ------
@@ -146,18 +151,21 @@ def storage_losses(
     --------
     >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4")
     (0.5, 0.25)
+    >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4", where=[True, True, False, False])
+    (0.0, 0.5)
     """
     q = quantize(x, quant, axis=axis)
     values = np.asarray(x, np.float64)
-    if not values.size:
-        return 0.0, 0.0
     scale = np.asarray(q.element_scale(), np.float64)
     if q.tensor_scale is not None:
         scale = scale * np.float64(q.tensor_scale)
     half = _last_step(q.fmt) / 2
     clipped = (values >= (q.fmt.max + half) * scale) | (values <= (q.fmt.min - half) * scale)
     lost = (values != 0) & (decode(q.codes, q.fmt) == 0)
-    return float(clipped.mean()), float(lost.mean())
+    counted = np.broadcast_to(np.asarray(where, np.bool_), values.shape)
+    if not counted.any():
+        return 0.0, 0.0
+    return float(clipped.mean(where=counted)), float(lost.mean(where=counted))
 
 
 def _last_step(fmt: Format) -> float:

@@ -29,7 +29,9 @@ def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
 def _about(results: Results) -> list[str]:
     """Return the list that says what was measured, how, and how far the results reach."""
     cases = results.cases
-    tokens = " or ".join(f"{m:.0f}" for m in sorted(results.products["M"].dropna().unique()))
+    every = results.products["op"].str.fullmatch(r"\w+_proj")  # not of experts or attention
+    rows = results.products.loc[every, "M"]
+    tokens = " or ".join(f"{m:.0f}" for m in sorted(rows.dropna().unique()))
     exact, fake = (cases.loc[cases["exact"] == kind, "target"] for kind in (True, False))
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "

@@ -12,13 +12,17 @@ from numsim.errors import NumsimError
 
 NUMBERS = ("bits_per_weight", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats", "perplexity", "M")
 SETTINGS = (
-    "model", "text", "tokens", "scale_format", "scale_rule", "rounding", "seed", "numsim_version",
-    "case_id",
+    "recipe", "model", "text", "tokens", "scale_format", "scale_rule", "rounding", "seed",
+    "numsim_version", "case_id",
 )  # fmt: skip
 COLUMNS = (
     "layer", "op", "weight_format", "act_format", "granularity", "block", "target", "exact",
     *NUMBERS, *SETTINGS,
 )  # fmt: skip
+PLAIN = {
+    "weight_format": "float32", "act_format": "float32", "granularity": "none",
+    "target": "ideal.fp32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,14 @@ def read_results(path: Path) -> Results:
     whole = rows["layer"] == "all"
     cases = _with_labels(rows[whole])
     labels = cases[["case_id", "format", "scales", "bits"]]
-    return Results(path.name, cases, rows[~whole].merge(labels, on="case_id"), unfinished)
+    products = _emulated(rows[~whole]).merge(labels, on="case_id")
+    return Results(path.name, cases, products, unfinished)
+
+
+def _emulated(products: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the products that a case keeps in float32: their error is that of the order."""
+    plain = (products[list(PLAIN)] == list(PLAIN.values())).all(axis=1)
+    return products[~plain]
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

@@ -17,10 +17,10 @@ class Column(NamedTuple):
 COLUMNS: tuple[Column, ...] = (
     Column("case_id", "", "hash of everything that decides the numbers of the case", str),
     Column("model", "", "name of the model folder", str),
-    Column("layer", "", "block number, or 'all' for the whole network", str),
+    Column("layer", "", "block number, 'outer': around the blocks, 'all': the whole network", str),
     Column("op", "", "matrix product within the block, empty for the whole network", str),
-    Column("weight_format", "", "element format of the weights", str),
-    Column("act_format", "", "element format of the activations", str),
+    Column("weight_format", "", "element format of the weights, or right operand; or 'mixed'", str),
+    Column("act_format", "", "element format of the activations, or left operand", str),
     Column("granularity", "", "scales: weights+activations, one word where both agree", str),
     Column("block", "values", "block size of block scales", str),
     Column("scale_format", "", "format of the scales", str),
@@ -30,9 +30,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "exact", "", "True: the named unit's rules, bit for bit; False: fake quantisation", bool
     ),
-    Column("bits_per_weight", "bits", "stored bits for each weight, scales included"),
-    Column("bits_per_act", "bits", "stored bits for each activation, scales included"),
-    Column("M", "", "rows of the product: tokens of one batch", int),
+    Column("bits_per_weight", "bits", "stored bits for each weight, scales included (all: *_proj)"),
+    Column("bits_per_act", "bits", "the same for each activation, or left operand"),
+    Column("M", "", "rows of the product: tokens of one batch; of qk and pv times heads", int),
     Column("N", "", "columns of the product", int),
     Column("K", "", "length of the dot products", int),
     Column("sqnr_local_db", "dB", "signal to error, this product alone on exact inputs"),
@@ -43,7 +43,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("cosine", "", "cosine similarity to the reference (cumulative)"),
     Column("saturation_rate", "", "share of activations clipped"),
     Column("underflow_rate", "", "share of nonzero activations stored as zero"),
-    Column("acc_overflow_rate", "", "share of accumulators that overflowed"),
+    Column(
+        "acc_overflow_rate", "", "share of steps; 0: proven; of *_proj the first rows, else empty"
+    ),
     Column("kl_nats", "nats", "mean KL divergence of the output distributions"),
     Column("top1_agreement", "", "share of tokens with the same most likely successor"),
     Column("perplexity", "", "exp of the mean negative log likelihood of the text"),
@@ -58,6 +60,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("dnll_stderr", "nats", "standard error of dnll (paired, over tokens)"),
     Column("embedding_cosine", "", "encoders: mean cosine of sentence embeddings to the reference"),
     Column("embedding_cosine_min", "", "encoders: the smallest of those cosines"),
+    Column("recipe", "", "file name of a recipe without .toml; empty: a case of the grid", str),
+    Column("recipe_digest", "", "digest of the recipe, resolved for every product", str),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

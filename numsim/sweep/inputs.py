@@ -28,21 +28,23 @@ class Inputs(NamedTuple):
         """Run the rows of `part`; sentences are cut to the longest of them."""
         tokens = self.tokens[part]
         if self.keep is not None:
-            keep = self.keep[part]
-            longest = int(keep.sum(axis=1).max())
-            return model.run(
-                tokens[:, :longest], recipe, attention_mask=keep[:, :longest], taps=taps
-            )
+            keep = self.kept(part)
+            return model.run(tokens[:, : keep.shape[1]], recipe, attention_mask=keep, taps=taps)
         if self.source is not None:
             return model.run(self.source[part], recipe, decoder_tokens=tokens, taps=taps)
         return model.run(tokens, recipe, taps=taps)
 
+    def kept(self, part: slice) -> NDArray[np.bool_]:
+        """Return which tokens of `part` count, [B, length of the longest sentence]."""
+        if self.keep is None:
+            raise NumsimError("sweep: only sentences have embeddings; give an encoder")
+        keep = self.keep[part]
+        return keep[:, : int(keep.sum(axis=1).max())]
+
     def embeddings(self, run: Run, part: slice) -> NDArray[np.float64]:
         """Return the mean last hidden state of the kept tokens, one unit vector a sentence."""
         states = run.hidden_states[-1].astype(np.float64)  # [B, T, H]
-        if self.keep is None:
-            raise NumsimError("sweep: only sentences have embeddings; give an encoder")
-        keep = self.keep[part][:, : states.shape[1], None]  # [B, T, 1]
+        keep = self.kept(part)[..., None]  # [B, T, 1]
         mean = (states * keep).sum(axis=1) / keep.sum(axis=1)
         unit: NDArray[np.float64] = mean / np.sqrt((mean * mean).sum(axis=1, keepdims=True))
         return unit
@@ -132,11 +134,15 @@ def sentences(tools: TextTools, spec: SweepSpec, text: str) -> Inputs:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return (layer, operator) of a matrix product of a layer.
+    """Return (layer, operator) of a matrix product; those around the layers are ``outer``.
 
     >>> split_name("layers.3.experts.1.up_proj"), split_name("encoder.layers.0.q_proj")
     (('3', 'experts.1.up_proj'), ('encoder.0', 'q_proj'))
+    >>> split_name("lm_head")
+    ('outer', 'lm_head')
     """
+    if "layers." not in name:
+        return "outer", name
     stack, _, rest = name.partition("layers.")
     number, _, op = rest.partition(".")
     return stack + number, op

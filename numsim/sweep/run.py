@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,26 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
-from numsim.kernels.compare import compare_logits, compare_values
+from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
-from numsim.models import Model, Recipe, load_model
+from numsim.models import Model, Rule, load_model
 from numsim.models.text import load_text_tools
-from numsim.quant import storage_losses
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, UnwritableError, check_writable, finished_rows, parse
-from numsim.sweep.inputs import Inputs, read_inputs, same_rows, split_name
-from numsim.sweep.spec import FAKE_QUANT, Case, SweepSpec, as_spec, cases, folder_hash
-from numsim.version import __version__
+from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.operators import (
+    Reference,
+    cosine,
+    describe,
+    figures,
+    operands,
+    operator_row,
+    ratio_db,
+    tap_names,
+)  # fmt: skip
+from numsim.sweep.spec import Case, SweepSpec, as_spec, cases, folder_hash
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass
-class Reference:
-    """The float64 run of all windows: what every case is compared with.
-
-    Logits are kept in float32 (their error, 2**-25, is far below that of any case); inputs and
-    outputs of the block linears are kept for the first batch only.
-    """
-
-    inputs: Inputs
-    embeddings: NDArray[np.float64]  # [sentences, H], of an encoder
-    logits: NDArray[np.float32]  # [windows, window - 1, vocab]
-    nll: NDArray[np.float64]  # [windows, window - 1]
-    taps: dict[str, NDArray[Any]] = field(default_factory=dict)  # of the first batch
 
 
 def sweep(
@@ -62,8 +54,9 @@ def sweep(
     -------
     DataFrame
         One row per (case, layer, operator) and one ``layer="all"`` row per case; columns and
-        units in `numsim.sweep.columns.COLUMNS`. Rows of an operator are measured on the first
-        batch of windows, rows of the network on all of them.
+        units in `numsim.sweep.columns.COLUMNS`. Rows of an operator, one for every matrix product
+        of the network, are measured on the first batch of windows (of sentences: on kept tokens,
+        with the scales of the padded batch), rows of the network on all of them.
 
     Raises
     ------
@@ -98,7 +91,7 @@ def sweep(
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(
         plan, model=model.name, model_hash=folder_hash(Path(folder)), text=text_name,
-        text_hash=text_hash,
+        text_hash=text_hash, products=model.gemm_names(),
     )  # fmt: skip
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
@@ -114,9 +107,8 @@ def sweep(
                 model, inputs, plan.batch, lambda n: tell("float64 reference", n, total)
             )
             for i, case in enumerate(todo, start=1):
-                label = f"{case.format} {case.granularity} {case.target}"
 
-                def step(n: int, i: int = i, label: str = label) -> None:
+                def step(n: int, i: int = i, label: str = case.label) -> None:
                     tell(label, i * batches + n, total)
 
                 try:
@@ -126,7 +118,7 @@ def sweep(
                 except UnwritableError:
                     raise
                 except NumsimError as error:
-                    failed.append(f"{label}: {error}")
+                    failed.append(f"{case.label}: {error}")
     frame = pd.DataFrame(rows, columns=list(NAMES))
     if failed:
         raise FailedCases(failed, frame)
@@ -165,157 +157,124 @@ def run_reference(
 ) -> Reference:
     """Run the float64 reference over all windows."""
     count, length = inputs.tokens.shape
-    scored = length - 1 if model.arch.head else 0
+    hidden, head = model.arch.hidden, model.arch.head
+    scored = length - 1 if head else 0
     reference = Reference(
         inputs,
-        np.empty((count, model.arch.hidden)),
+        np.empty((count, hidden)),
+        np.empty((count, 0 if head else length, hidden), np.float32),
         np.empty((count, scored, model.arch.vocab), np.float32),
         np.empty((count, scored)),
     )
-    names = model.linear_names()
     for n, part in enumerate(_batches(count, batch)):
-        taps = [f"{name}.{end}" for name in names for end in ("in", "out")] if n == 0 else []
-        run = inputs.run(model, part, None, taps + _expert_rows(model, taps))
+        taps = tap_names(model.gemm_names(), ("in", "operand", "out")) if n == 0 else []
+        run = inputs.run(model, part, None, taps)
         if scored:
             reference.logits[part] = run.logits[:, :-1]
             reference.nll[part] = metrics.token_nll(run.logits, inputs.tokens[part])
         else:
+            states = run.hidden_states[-1]
+            reference.states[part, : states.shape[1]] = states
             reference.embeddings[part] = inputs.embeddings(run, part)
-        reference.taps.update(run.taps)
+        shared = {id(tap): tap for tap in run.taps.values()}  # q, k, v have one input
+        narrow = {
+            key: tap.astype(np.float32) if tap.dtype == np.float64 else tap
+            for key, tap in shared.items()
+        }
+        reference.taps.update({name: narrow[id(tap)] for name, tap in run.taps.items()})
         tell(n + 1)
     return reference
-
-
-def _expert_rows(model: Model, taps: list[str]) -> list[str]:
-    return ["*.experts.*.rows"] if taps and model.arch.moe is not None else []
 
 
 def run_case(
     model: Model, case: Case, reference: Reference, tell: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: operators of the first batch, then the whole network."""
+    """Yield the rows of one case: products of the first batch, then the whole network."""
     began = time.perf_counter()
-    recipe = case.recipe()
-    inputs, vocab = reference.inputs, model.arch.vocab
-    names = [name for name in model.linear_names() if f"{name}.in" in reference.taps]
+    recipe, inputs = case.recipe(), reference.inputs
+    rules = recipe.check(model.gemm_names())
+    names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, 8))
     cosines = np.empty(len(inputs.tokens))
+    errors = []
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
-        taps = [f"{name}.out" for name in names] if n == 0 else []
-        run = inputs.run(model, part, recipe, taps + _expert_rows(model, taps))
+        run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
             for name in names:
-                yield _operator_row(model, case, recipe, reference, name, run.taps)
+                yield operator_row(model, case, recipe, rules[name], reference, name, run.taps)
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
         else:
             both = reference.embeddings[part] * inputs.embeddings(run, part)
             cosines[part] = both.sum(axis=1)
+            keep = inputs.kept(part)
+            states = reference.states[part, : keep.shape[1]]
+            errors.append(figures(states[keep], run.hidden_states[-1][keep]))
         tell(n + 1)
-    stored = [_weight_shape(model, name) for name in names]
-    figures = compared.reshape(-1, 8)
-    total = figures.sum(axis=0)
-    difference = figures[:, 0] - reference.nll.reshape(-1)
-    weights, activations = case.quants
-    per_token = sum(k for _, k in stored)
-    rows = reference.taps[f"{names[0]}.in"][..., 0].size
-    whole = _row(
-        case,
-        layer="all",
-        bits_per_weight=sum(weights.stored_bits(n, k) for n, k in stored)
-        / sum(n * k for n, k in stored),
-        bits_per_act=sum(activations.stored_bits(rows, k) for _, k in stored) / (rows * per_token),
+    linears = {name: rules[name] for name in names if name.endswith("_proj")}
+    emulated = [rule for rule in rules.values() if not rule.is_plain]
+    whole = describe(case, emulated or list(rules.values())) | _stored_bits(
+        model, linears, reference
     )
-    if not model.arch.head:
-        kept = inputs.tokens if inputs.keep is None else inputs.keep
-        yield whole | {
-            "embedding_cosine": float(cosines.mean()),
-            "embedding_cosine_min": float(cosines.min()),
-            "tokens": int(np.count_nonzero(kept)),
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        return
-    yield whole | {
-        "sqnr_cumulative_db": _ratio_db(total[3], total[4]),
-        "mse": float(total[4]) / (len(figures) * vocab),
-        "max_abs": float(figures[:, 7].max()),
-        "cosine": _cosine(total[5], total[3], total[6]),
-        "kl_nats": float(total[1]) / len(figures),
-        "top1_agreement": float(total[2]) / len(figures),
-        "perplexity": metrics.perplexity(figures[:, 0]),
-        "tokens": len(figures),
+    whole["layer"] = "all"
+    if model.arch.head:
+        whole |= _language(compared, reference)
+    else:
+        whole |= _sentences(errors, cosines, inputs, model.arch.hidden)
+    yield whole | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
+    """Return stored bits for each weight and each activation, over the linears of the blocks."""
+    weights = activations = values = inputs = 0.0
+    rows = reference.taps[f"{next(iter(rules))}.in"][..., 0].size
+    for name, rule in rules.items():
+        n, k = model.tensors[f"{name}.weight"].shape
+        right, left = operands(rule)
+        weights += right.stored_bits(n, k)
+        activations += left.stored_bits(rows, k)
+        values += n * k
+        inputs += rows * k
+    return {"bits_per_weight": weights / values, "bits_per_act": activations / inputs}
+
+
+def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, Any]:
+    """Return the figures of a network with logits."""
+    each = compared.reshape(-1, 8)
+    total = each.sum(axis=0)
+    difference = each[:, 0] - reference.nll.reshape(-1)
+    return {
+        "sqnr_cumulative_db": ratio_db(total[3], total[4]),
+        "mse": float(total[4]) / (len(each) * reference.logits.shape[-1]),
+        "max_abs": float(each[:, 7].max()),
+        "cosine": cosine(total[5], total[3], total[6]),
+        "kl_nats": float(total[1]) / len(each),
+        "top1_agreement": float(total[2]) / len(each),
+        "perplexity": metrics.perplexity(each[:, 0]),
+        "tokens": len(each),
         "perplexity_reference": metrics.perplexity(reference.nll),
         "dnll": float(difference.mean()),
-        "dnll_stderr": float(difference.std() / math.sqrt(len(figures))),
-        "seconds": round(time.perf_counter() - began, 3),
+        "dnll_stderr": float(difference.std() / math.sqrt(len(each))),
     }
 
 
-def _operator_row(
-    model: Model,
-    case: Case,
-    recipe: Recipe,
-    reference: Reference,
-    name: str,
-    taps: dict[str, NDArray[Any]],
+def _sentences(
+    errors: list[list[float]], cosines: NDArray[np.float64], inputs: Inputs, hidden: int
 ) -> dict[str, Any]:
-    """Compare one product with the reference: alone on exact inputs, and within the run."""
-    x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
-    local = _figures(want, model.gemm(name, x, recipe))
-    both = same_rows(reference.taps, taps, name)
-    cumulative: dict[str, Any] = {}
-    if both is not None:
-        whole = _figures(*both)
-        cumulative = {
-            "sqnr_cumulative_db": _ratio_db(whole[0], whole[1]),
-            "mse": whole[1] / both[0].size,
-            "max_abs": whole[4],
-            "max_ulp": whole[5],
-            "cosine": _cosine(whole[2], whole[0], whole[3]),
-        }
-    lost = storage_losses(x, case.quants[1])
-    layer, op = split_name(name)
-    n, k = _weight_shape(model, name)
-    m = x.size // k
-    weights, activations = case.quants
-    return _row(
-        case,
-        layer=layer,
-        op=op,
-        M=m,
-        N=n,
-        K=k,
-        bits_per_weight=weights.stored_bits(n, k) / (n * k),
-        bits_per_act=activations.stored_bits(m, k) / (m * k),
-        sqnr_local_db=_ratio_db(local[0], local[1]),
-        saturation_rate=lost[0],
-        underflow_rate=lost[1],
-        **cumulative,
-    )
-
-
-def _row(case: Case, **values: Any) -> dict[str, Any]:
-    """Return one CSV row; what is not given stays empty."""
-    weights, _ = case.quants
-    row: dict[str, Any] = dict.fromkeys(NAMES)
-    row |= {
-        "case_id": case.case_id,
-        "model": case.model,
-        "weight_format": weights.fmt.name,
-        "act_format": weights.fmt.name,
-        "granularity": case.granularity,
-        "block": weights.block,
-        "scale_format": weights.scale_format if weights.granularity != "none" else None,
-        "scale_rule": weights.scale_rule if weights.granularity != "none" else None,
-        "rounding": weights.rounding,
-        "target": case.target,
-        "exact": case.target != FAKE_QUANT,
-        "seed": case.seed,
-        "numsim_version": __version__,
-        "text": case.text,
+    """Return the figures of an encoder: its last hidden states at kept tokens, its sentences."""
+    signal, noise, dot, other = np.sum(errors, axis=0)[:4].tolist()
+    tokens = inputs.tokens.size if inputs.keep is None else int(inputs.keep.sum())
+    return {
+        "sqnr_cumulative_db": ratio_db(signal, noise),
+        "mse": noise / (tokens * hidden),
+        "max_abs": max(row[4] for row in errors),
+        "max_ulp": max(row[5] for row in errors),
+        "cosine": cosine(dot, signal, other),
+        "tokens": tokens,
+        "embedding_cosine": float(cosines.mean()),
+        "embedding_cosine_min": float(cosines.min()),
     }
-    return row | values
 
 
 def _compare(
@@ -329,32 +288,6 @@ def _compare(
     out = np.empty((len(a), 8))
     over_range(lambda lo, hi: compare_logits(a, b, goal, out, lo, hi), len(a), grain=64)
     return out.reshape(*targets.shape, 8)
-
-
-def _figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
-    """Return signal, noise, dot, other, max |error|, max ulp of two arrays [..., width]."""
-    width = reference.shape[-1]
-    a = np.ascontiguousarray(reference).reshape(-1, width)
-    b = np.ascontiguousarray(got).reshape(-1, width)
-    out = np.empty((len(a), 6))
-    over_range(lambda lo, hi: compare_values(a, b, out, lo, hi), len(a), grain=64)
-    return [*out[:, :4].sum(axis=0).tolist(), *out[:, 4:].max(axis=0).tolist()]
-
-
-def _ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise); no noise: inf, no signal: -inf."""
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal != 0 else -math.inf
-
-
-def _cosine(dot: float, aa: float, bb: float) -> float:
-    return dot / math.sqrt(aa) / math.sqrt(bb) if aa > 0 and bb > 0 else math.nan
-
-
-def _weight_shape(model: Model, name: str) -> tuple[int, int]:
-    rows, columns = model.tensors[f"{name}.weight"].shape
-    return rows, columns
 
 
 def _batches(count: int, batch: int) -> Iterator[slice]:

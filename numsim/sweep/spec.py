@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
+from numsim.models.gemm import probe
 from numsim.quant import QUANTS, Quant
 from numsim.targets import get_target, rule_for
 from numsim.version import __version__
@@ -31,7 +33,10 @@ class SweepSpec(BaseModel):
     model, text
         A Hugging Face folder and a UTF-8 file; None: the bundled ones.
     formats
-        Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``).
+        Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
+        six formats, or none where there are `recipes`.
+    recipes
+        TOML files of `numsim.Recipe`, a case each beside those of the grid: overrides by glob.
     granularities
         ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
         None: per_tensor and per_channel+per_token, and for fixed point also none.
@@ -60,7 +65,8 @@ class SweepSpec(BaseModel):
 
     model: Path | None = None
     text: Path | None = None
-    formats: tuple[str, ...] = DEFAULT_FORMATS
+    formats: tuple[str, ...] | None = None
+    recipes: tuple[Path, ...] = ()
     granularities: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     limit_tokens: int | None = Field(default=None, ge=1)
@@ -132,23 +138,36 @@ class Case:
     window: int
     batch: int
     seed: int
+    digest: str = ""  # of a recipe, resolved for every product
+    given: Recipe | None = field(default=None, compare=False, repr=False)
+    recipe_name: str = field(default="", compare=False)
 
     @property
     def case_id(self) -> str:
         """Twelve hexadecimal digits that name the case."""
-        text = json.dumps(asdict(self) | {"version": __version__}, sort_keys=True)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        text = json.dumps(values | {"version": __version__}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def label(self) -> str:
+        """What a person calls the case."""
+        if self.given is not None:
+            return f"recipe {self.recipe_name}"
+        return f"{self.format} {self.granularity} {self.target}"
+
+    @property
     def quants(self) -> tuple[Quant, Quant]:
-        """Storage of weights and of activations."""
+        """Storage of weights and of activations, of a case of the grid."""
         if self.format in QUANTS:
             return QUANTS[self.format], QUANTS[self.format]
         weights, activations = split_granularity(self.granularity)
         return Quant(self.format, weights), Quant(self.format, activations)
 
     def recipe(self) -> Recipe:
-        """Return the recipe: every block linear so, everything else float32."""
+        """Return the recipe; of the grid: every block linear so, everything else float32."""
+        if self.given is not None:
+            return self.given
         weights, activations = self.quants
         return Recipe.uniform(weights, target=self.target, weights=weights, activations=activations)
 
@@ -200,19 +219,27 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
 
 
 def cases(
-    spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str
-) -> list[Case]:
+    spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str,
+    products: Iterable[str] = (),
+) -> list[Case]:  # fmt: skip
     """Return the cases of a sweep in order; every name is checked here, before any work.
+
+    `products`: names of the matrix products of the network, for which recipes are resolved.
 
     Raises
     ------
     NumsimError
-        For an unknown format, granularity or target.
+        For an unknown format, granularity or target, or a recipe that does not fit the network.
     UnsupportedError
         Where none of the targets takes a format.
     """
     result: list[Case] = []
-    for name in spec.formats:
+    common = (model, model_hash, text, text_hash)
+    size = (spec.limit_tokens, spec.window, spec.batch, spec.seed)
+    formats = spec.formats
+    if formats is None:
+        formats = () if spec.recipes else DEFAULT_FORMATS
+    for name in formats:
         named = QUANTS.get(name)
         fmt = named.fmt if named else get_format(name)
         granularities = ("per_block",) if named else spec.granularities
@@ -233,12 +260,16 @@ def cases(
                     Quant(fmt, part)
             result += [
                 Case(
-                    model, model_hash, text, text_hash, name if named else fmt.name, granularity,
-                    target if target.endswith(".toml") else get_target(target).name,
-                    spec.limit_tokens, spec.window, spec.batch, spec.seed,
+                    *common, name if named else fmt.name, granularity,
+                    target if target.endswith(".toml") else get_target(target).name, *size,
                 )
                 for target in taken
             ]  # fmt: skip
+    for path in spec.recipes:
+        recipe = Recipe.from_toml(path).resolve(products)
+        for rule in {rule for _, rule in recipe.rules}:
+            probe(rule)
+        result.append(Case(*common, "", "", "", *size, recipe.digest(), recipe, path.stem))
     if not result:
         raise NumsimError("sweep: the grid is empty; give at least one format and one target")
     return list(dict.fromkeys(result))

@@ -1,0 +1,194 @@
+"""Rows of single matrix products: alone on exact inputs, and within the emulated run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.kernels.compare import compare_values
+from numsim.kernels.jit import over_range
+from numsim.models import Model, Recipe, Rule
+from numsim.quant import Quant, as_quant, storage_losses
+from numsim.sweep.columns import NAMES
+from numsim.sweep.inputs import Inputs, same_rows, split_name
+from numsim.sweep.overflow import overflow_rate
+from numsim.sweep.spec import FAKE_QUANT, Case
+from numsim.targets import get_target
+from numsim.version import __version__
+
+Taps = dict[str, NDArray[Any]]
+RAW = Quant("float32", granularity="none")  # an operand that is not quantised
+
+
+@dataclass
+class Reference:
+    """The float64 run of all windows: what every case is compared with.
+
+    Logits, states and taps are kept in float32 (their error, 2**-25, is far below that of any
+    case); taps hold the operands and results of all products, for the first batch only.
+    """
+
+    inputs: Inputs
+    embeddings: NDArray[np.float64]  # [sentences, H], of an encoder
+    states: NDArray[np.float32]  # [sentences, length, H], of an encoder: after its last norm
+    logits: NDArray[np.float32]  # [windows, window - 1, vocab]
+    nll: NDArray[np.float64]  # [windows, window - 1]
+    taps: Taps = field(default_factory=dict)  # of the first batch
+    local: dict[Any, dict[str, Any]] = field(default_factory=dict)  # (product, rule, seed) -> row
+
+
+def tap_names(names: Iterable[str], ends: tuple[str, ...]) -> list[str]:
+    """Return the taps of products, and which rows went to which expert."""
+    taps = [f"{name}.{end}" for name in names for end in ends]
+    attention = ("qk", "pv")
+    taps = [t for t in taps if not t.endswith(".operand") or t.split(".")[-2].endswith(attention)]
+    return taps + (["*.experts.*.rows"] if any(".experts." in name for name in taps) else [])
+
+
+def operands(rule: Rule) -> tuple[Quant, Quant]:
+    """Return the storage of the right (weights) and the left operand (activations)."""
+    return as_quant(rule.weights or RAW), as_quant(rule.activations or RAW)
+
+
+def operator_row(
+    model: Model, case: Case, recipe: Recipe, rule: Rule, reference: Reference, name: str,
+    taps: Taps,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare one product with the reference: alone on exact inputs, and within the run.
+
+    Of padded sentences only kept tokens count; scales are those of the whole batch, as in the run.
+    """
+    key = (name, rule, case.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
+    if key not in reference.local:  # products that stay float32 are the same in every case
+        reference.local[key] = _local(model, recipe, rule, reference, name)
+    _, outputs = _counted(reference, name)
+    cumulative: dict[str, Any] = {}
+    both = same_rows(reference.taps, taps, name)
+    if both is not None:
+        want, got = both[0][outputs], both[1][outputs]
+        whole = figures(want, got)
+        cumulative = {
+            "sqnr_cumulative_db": ratio_db(whole[0], whole[1]),
+            "mse": whole[1] / want.size,
+            "max_abs": whole[4],
+            "max_ulp": whole[5],
+            "cosine": cosine(whole[2], whole[0], whole[3]),
+        }
+    layer, op = split_name(name)
+    return describe(case, [rule]) | {"layer": layer, "op": op} | reference.local[key] | cumulative
+
+
+def _local(
+    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str
+) -> dict[str, Any]:
+    """Return what does not depend on the rest of the network."""
+    x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
+    operand = reference.taps.get(f"{name}.operand")
+    rows, outputs = _counted(reference, name)
+    got = model.gemm(name, x, recipe, operand=operand)
+    error = figures(want[outputs], got[outputs])
+    weights, activations = operands(rule)
+    where = True if rows is ... else rows[..., None]
+    losses = (0.0, 0.0) if rule.is_plain else storage_losses(x, activations, where=where)
+    k, n = x.shape[-1], want.shape[-1]
+    m = x[rows].size // k
+    stored = None if operand is not None else model.tensors[f"{name}.weight"]
+    return {
+        "M": m,
+        "N": n,
+        "K": k,
+        "bits_per_weight": weights.stored_bits(n, k) / (n * k),
+        "bits_per_act": activations.stored_bits(m, k) / (m * k),
+        "sqnr_local_db": ratio_db(error[0], error[1]),
+        "saturation_rate": losses[0],
+        "underflow_rate": losses[1],
+        "acc_overflow_rate": overflow_rate(rule, x, operand, stored),
+    }
+
+
+def describe(case: Case, rules: Iterable[Rule]) -> dict[str, Any]:
+    """Return a row with the columns that say what ran; where `rules` differ: ``mixed``."""
+    described = [_words(case, rule) for rule in rules]
+    row: dict[str, Any] = dict.fromkeys(NAMES)
+    for key in described[0]:
+        values = {words[key] for words in described}
+        row[key] = values.pop() if len(values) == 1 else "mixed"
+    row["exact"] = all(words["exact"] for words in described)
+    return row | {
+        "case_id": case.case_id,
+        "model": case.model,
+        "seed": case.seed,
+        "numsim_version": __version__,
+        "text": case.text,
+        "recipe": case.recipe_name or None,
+        "recipe_digest": case.digest or None,
+    }
+
+
+def _words(case: Case, rule: Rule) -> dict[str, Any]:
+    weights, activations = operands(rule)
+    sides = dict.fromkeys([str(weights.granularity), str(activations.granularity)])
+    scaled = weights if weights.granularity != "none" else activations
+    grid = case.target and not rule.is_plain  # a unit of a TOML file goes by the file's name
+    return {
+        "weight_format": weights.fmt.name,
+        "act_format": activations.fmt.name,
+        "granularity": "+".join(sides),
+        "block": weights.block or activations.block,
+        "scale_format": None if scaled.granularity == "none" else scaled.scale_format,
+        "scale_rule": None if scaled.granularity == "none" else scaled.scale_rule,
+        "rounding": weights.rounding,
+        "target": case.target if grid else _target_name(rule),
+        "exact": _target_name(rule) != FAKE_QUANT,
+    }
+
+
+def _target_name(rule: Rule) -> str:
+    return get_target(rule.target).name
+
+
+def _counted(reference: Reference, name: str) -> tuple[Any, Any]:
+    """Return the indices of what counts among the rows of the left operand, and of the result.
+
+    Everything (``...``), or of padded sentences the kept tokens; of ``qk`` the kept keys too.
+    (No encoder has experts, whose rows are picked tokens.)
+    """
+    x, out = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
+    if reference.inputs.keep is None:
+        return ..., ...
+    keep = reference.inputs.kept(slice(0, len(x)))  # [B, T]
+    if x.ndim == 3:  # [B, T, K]; the pooler reads the first token alone
+        rows = keep[:, : x.shape[1]]
+        return rows, rows
+    heads = x.shape[2] // keep.shape[1]
+    rows = np.broadcast_to(np.tile(keep, heads)[:, None], x.shape[:3])  # [B, G, N/G*T]
+    if not name.endswith("qk"):
+        return rows, rows
+    return rows, np.broadcast_to(rows[..., None] & keep[:, None, None], out.shape)
+
+
+def figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
+    """Return signal, noise, dot, other, max |error|, max ulp of two arrays [..., width]."""
+    width = reference.shape[-1]
+    a = np.ascontiguousarray(reference).reshape(-1, width)
+    b = np.ascontiguousarray(got).reshape(-1, width)
+    out = np.empty((len(a), 6))
+    over_range(lambda lo, hi: compare_values(a, b, out, lo, hi), len(a), grain=64)
+    return [*out[:, :4].sum(axis=0).tolist(), *out[:, 4:].max(axis=0).tolist()]
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise); no noise: inf, no signal: -inf."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal != 0 else -math.inf
+
+
+def cosine(dot: float, aa: float, bb: float) -> float:
+    """Return the cosine from a dot product and two squared lengths."""
+    return dot / math.sqrt(aa) / math.sqrt(bb) if aa > 0 and bb > 0 else math.nan

@@ -1,0 +1,104 @@
+"""How often accumulators overflow: never, where a bound proves it; else counted step by step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.formats import get_format
+from numsim.models import Rule
+from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.targets import get_target, matmul
+from numsim.targets.types import IntSum, Mac
+
+COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
+_WIDE = 63  # formats of float32's range are stored without a scale
+
+
+def overflow_rate(
+    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: NDArray[Any] | None
+) -> float | None:
+    """Return the share of accumulation steps that overflowed, saturated or wrapped.
+
+    0 where K times the largest products of the formats stays inside the accumulator, whatever the
+    order of the sum. Otherwise the leading rows of `x` (at least one, `COUNTED` products) are
+    counted by `numsim.matmul` with ``stats=True``. None, because counting would need another run:
+    ``qk`` and ``pv`` (they have `operand`), tiles of activations, stochastic rounding.
+
+    Parameters
+    ----------
+    x
+        Left operand [..., K].
+    operand, stored
+        Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
+    """
+    left, right = as_quant(rule.activations or "float32"), as_quant(rule.weights or "float32")
+    if rule.activations is None:
+        left = replace(left, granularity="none")
+    if rule.weights is None:
+        right = replace(right, granularity="none")
+    other = operand if stored is None else stored
+    assert other is not None
+    if _proven(rule, left, right, x, other):
+        return 0.0
+    stochastic = "sr" in (left.rounding, right.rounding)
+    if stored is None or stochastic or isinstance(left.block, tuple):
+        return None
+    rows = max(1, COUNTED // stored.size)
+    a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
+    b = quantize(stored.astype(np.float32), right).T
+    _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
+    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+
+
+def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:
+    depth = x.shape[-1]
+    rules = [r for _, r in get_target(rule.target).rules]
+    integers = [r for r in rules if isinstance(r, IntSum)]
+    if integers and left.fmt.kind == right.fmt.kind == "integer":
+        pair = _code_bound(left) * _code_bound(right)
+        return all(
+            pair * depth <= 2.0 ** (min(r.acc_bits, r.outer_bits) - 1) - 1
+            and (r.pair_bits is None or 2 * pair <= 2.0 ** (r.pair_bits - 1) - 1)
+            for r in integers
+        )
+    names = {rule.out_format, "float32"}
+    for r in rules:
+        if isinstance(r, Mac):
+            names |= {r.acc_format, r.product_format or r.acc_format}
+    limit = min(get_format(name).max for name in names) / 2  # room for the roundings of the sum
+    values = depth * _amax(x) * _amax(other)  # with scales
+    codes = depth * _value_bound(left, x) * _value_bound(right, other)  # without them
+    return bool(max(values, codes) <= limit)
+
+
+def _code_bound(quant: Quant) -> float:
+    fmt = quant.fmt
+    return float(max(-fmt.min, fmt.max)) * 2.0**fmt.bias
+
+
+def _value_bound(quant: Quant, x: NDArray[Any]) -> float:
+    """Return a bound of the decoded codes, times block scales that go into the unit."""
+    if quant.granularity == "none" or quant.fmt.emax >= _WIDE:
+        return min(_amax(x), float(quant.fmt.max))
+    inside = 448.0 if quant.scale_format == "float8_e4m3fn" else 1.0
+    return float(max(-quant.fmt.min, quant.fmt.max)) * inside
+
+
+def _amax(x: NDArray[Any]) -> float:
+    """Return twice the largest magnitude: storage rounds up by less than that."""
+    return 2 * float(np.max(np.abs(x.astype(np.float32, copy=False)), initial=0.0))
+
+
+def _leading(q: QTensor, rows: int) -> QTensor:
+    """Return the first rows of a matrix with the scales they have in it."""
+
+    def cut(scales: Any) -> Any:
+        return scales[:rows] if np.ndim(scales) == 2 and len(scales) > 1 else scales
+
+    return replace(
+        q, codes=q.codes[:rows], scale=cut(q.scale), scale_codes=cut(q.scale_codes), packed={}
+    )
