@@ -22,15 +22,29 @@ def test_sweep_then_report(tmp_path):
     done = numsim("sweep", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout
-    assert "72 rows in results.csv" in done.stderr
+    assert "94 rows in results.csv" in done.stderr
     made = numsim("report", "results.csv", "-o", "out", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "out" / "report.md").is_file()
 
 
+def test_sweep_of_recipes(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*.down_proj"\nweights = "int8"\n'
+    )
+    done = numsim("sweep", "--recipes", "mine.toml", "--limit-tokens", "100", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+    assert "47 rows in results.csv" in done.stderr
+    made = numsim("report", "results.csv", "-o", "out", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "down_proj" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--recipes", "missing.toml"], "missing.toml"),
         (["--model", "missing"], "missing"),
         (["--formats", "int8,e4m33"], "unknown format 'e4m33'"),
         (["--targets", "ideal.fp23"], "did you mean ideal.fp32"),

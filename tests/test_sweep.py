@@ -148,7 +148,7 @@ def test_recipes_are_cases(tmp_path, model):
     assert one.loc["1", "q_proj"].target == "ideal.int"
     narrow = rows[rows.recipe == "narrow"].set_index(["layer", "op"])
     worse, better = (table.loc["1", "down_proj"].sqnr_local_db for table in (narrow, one))
-    assert worse < better - 10
+    assert worse < better - 9  # 15 bits wrap
     # a grid is swept beside recipes only where it is asked for
     alone = ns.sweep(
         {"recipes": paths[:1], "limit_tokens": 200, "window": 64, "out": tmp_path / "r.csv"}
