@@ -85,6 +85,9 @@ def _rotary_rows(
 def sin(x: FloatArray) -> FloatArray:
     """Sine of a float32 or float64 array of any shape, in radians, for abs(x) < 2**20.
 
+    Error in float64: less than 1 ulp, or 2**-80 where that is more; a float32 result is that
+    value rounded once.
+
     >>> sin(np.array([0.5]))
     array([0.47942554])
     """
@@ -93,6 +96,9 @@ def sin(x: FloatArray) -> FloatArray:
 
 def cos(x: FloatArray) -> FloatArray:
     """Cosine of a float32 or float64 array of any shape, in radians, for abs(x) < 2**20.
+
+    Error in float64: less than 1 ulp, or 2**-80 where that is more; a float32 result is that
+    value rounded once.
 
     >>> cos(np.array([0.5]))
     array([0.87758256])
