@@ -91,6 +91,9 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished cases of the CSV file.")
     ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that share the cases; the same rows.")
+    ] = None,
     limit_tokens: Annotated[
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
@@ -106,7 +109,7 @@ def sweep(
     given = {
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
         "granularities": _names(granularity), "recipes": _names(recipes), "out": out,
-        "limit_tokens": limit_tokens, "seed": seed, "resume": resume or None,
+        "limit_tokens": limit_tokens, "seed": seed, "jobs": jobs, "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -216,6 +216,24 @@ def test_twice_the_same_numbers(tmp_path):
         assert a == b
 
 
+def test_processes_give_the_rows_of_one(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RULES % 32)
+    grid = SMALL | {"formats": ["int8", "int32"], "granularities": ["per_tensor"]}
+    tables, seen = [], []
+    for jobs in (1, 2):
+        path = tmp_path / f"{jobs}.csv"
+        spec = grid | {"recipes": [recipe], "jobs": jobs, "out": path}
+        with pytest.raises(ns.NumsimError, match=r"1 cases failed: int32 per_tensor.*64 bits"):
+            ns.sweep(spec, progress=lambda *what: seen.append(what))
+        tables.append([row | {"seconds": ""} for row in read(path)])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 2 * ROWS
+    assert seen[-1][1] == seen[-1][2]
+    with pytest.raises(ns.NumsimError, match="jobs"):
+        ns.sweep(grid | {"jobs": 0})
+
+
 def test_hopper_differs_from_fake_quantisation_and_integers_do_not():
     rows = ns.sweep({"formats": ["e4m3", "int8"], "limit_tokens": 200, "window": 64})
     rows = rows[(rows.layer == "all") & (rows.granularity == "per_tensor")]

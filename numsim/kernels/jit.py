@@ -35,6 +35,11 @@ def threads() -> int:
     return int(numba.get_num_threads())
 
 
+def limit_threads(count: int) -> None:
+    """Use at most `count` threads from now on."""
+    numba.set_num_threads(min(count, threads()))
+
+
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="numsim")

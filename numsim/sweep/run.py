@@ -23,6 +23,7 @@ from numsim.models.text import load_text_tools
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, UnwritableError, check_writable, finished_rows, parse
 from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
     Reference,
     cosine,
@@ -100,29 +101,65 @@ def sweep(
     rows = [parse(row) for row in kept]
     failed: list[str] = []
     with RowWriter(plan.out, kept) as writer:
-        if todo:
-            batches = math.ceil(len(inputs.tokens) / plan.batch)
-            total = batches * (len(todo) + 1)
-            reference = run_reference(
-                model, inputs, plan.batch, lambda n: tell("float64 reference", n, total)
-            )
-            for i, case in enumerate(todo, start=1):
-
-                def step(n: int, i: int = i, label: str = case.label) -> None:
-                    tell(label, i * batches + n, total)
-
-                try:
-                    for row in run_case(model, case, reference, step):
-                        writer.write(row)
-                        rows.append(row)
-                except UnwritableError:
-                    raise
-                except NumsimError as error:
-                    failed.append(f"{case.label}: {error}")
+        for case, made in _run_cases(plan, model, inputs, todo, tell):
+            try:
+                for row in made:
+                    writer.write(row)
+                    rows.append(row)
+            except UnwritableError:
+                raise
+            except NumsimError as error:
+                failed.append(f"{case.label}: {error}")
     frame = pd.DataFrame(rows, columns=list(NAMES))
     if failed:
         raise FailedCases(failed, frame)
     return frame
+
+
+def _run_cases(
+    plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
+) -> Iterator[tuple[Case, Iterator[dict[str, Any]]]]:
+    """Yield each case with its rows, here or in `plan.jobs` processes."""
+    batches = math.ceil(len(inputs.tokens) / plan.batch)
+    total = batches * (len(todo) + 1)
+    if plan.jobs > 1 and len(todo) > 1:
+        tell("float64 reference", 0, total)
+        results = in_processes(_start, plan, _work, todo, jobs=plan.jobs)
+        for i, (case, made) in enumerate(zip(todo, results, strict=True), start=2):
+            yield case, _made(made)
+            tell(case.label, i * batches, total)
+    elif todo:
+        reference = run_reference(
+            model, inputs, plan.batch, lambda n: tell("float64 reference", n, total)
+        )
+        for i, case in enumerate(todo, start=1):
+
+            def step(n: int, i: int = i, label: str = case.label) -> None:
+                tell(label, i * batches + n, total)
+
+            yield case, run_case(model, case, reference, step)
+
+
+def _start(plan: SweepSpec) -> tuple[Model, Reference]:
+    """Return what a process needs for every case."""
+    folder = plan.model or bundled_model_dir()
+    model = load_model(folder)
+    inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
+    return model, run_reference(model, inputs, plan.batch, lambda n: None)
+
+
+def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]] | str:
+    """Return the rows of a case, or why it failed."""
+    try:
+        return list(run_case(state[0], case, state[1], lambda n: None))
+    except NumsimError as error:
+        return str(error)
+
+
+def _made(rows: list[dict[str, Any]] | str) -> Iterator[dict[str, Any]]:
+    if isinstance(rows, str):
+        raise NumsimError(rows)
+    yield from rows
 
 
 class FailedCases(NumsimError):

@@ -49,6 +49,8 @@ class SweepSpec(BaseModel):
         Tokens in a window (its first is the begin-of-text token), windows run together.
     seed
         Seed of stochastic rounding (no default case uses it).
+    jobs
+        Processes that share the cases; each runs the reference itself and keeps it. Same rows.
     out
         CSV file, or None.
     resume
@@ -73,6 +75,7 @@ class SweepSpec(BaseModel):
     window: int = Field(default=256, ge=2)
     batch: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    jobs: int = Field(default=1, ge=1, le=1024)
     out: Path | None = None
     resume: bool = False
 
