@@ -1,5 +1,7 @@
 """Quantised tensors: scales, losses, blocks, and what is refused."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -117,3 +119,113 @@ def test_stochastic_rounding_has_a_stream_for_every_tensor():
     assert not np.array_equal(draws[0], draws[2])
     tail = ns.quantize(x[300:], quant, offset=300).codes
     assert np.array_equal(tail, draws[0][300:])
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token", "per_channel"])
+@pytest.mark.parametrize("name", ["int8", "int4", "float8_e4m3fn", "nf4"])
+def test_mse_scale_has_the_least_error_of_all_thresholds(name, granularity):
+    x = (RNG.standard_t(3, (5, 40)) * 3).astype(np.float32)
+    quant = ns.Quant(name, granularity, scale_rule="mse")
+    q = ns.quantize(x, quant)
+    groups = [x] if granularity == "per_tensor" else list(x)
+    scales = np.ravel(q.scale)
+    plain = ns.Quant(name, "none")
+    for rows, scale in zip(groups, scales, strict=True):
+        best = (np.inf, None)
+        for k in range(64, 0, -1):
+            threshold = np.float32(float(np.abs(rows).max()) * (k / 64))
+            s = np.float32(float(threshold) / ns.get_format(name).max)
+            codes = ns.quantize(rows / s, plain)
+            back = (codes.dequantize().astype(np.float64) * float(s)).astype(np.float32)
+            error = sum(
+                (float(a) - float(b)) ** 2 for a, b in zip(rows.flat, back.flat, strict=True)
+            )
+            if error < best[0]:
+                best = (error, s)
+        assert scale == best[1]
+    assert np.array_equal(q.codes, ns.quantize(x / q.scale, plain).codes)
+    amax = ns.quantize(x, ns.Quant(name, granularity)).dequantize()
+    assert ((q.dequantize() - x) ** 2).sum() <= ((amax - x) ** 2).sum()
+
+
+def test_percentile_scale_is_a_nearest_rank():
+    x = RNG.permutation(np.arange(1, 1001)).astype(np.float32) * RNG.choice([-1, 1], 1000)
+    for text, want in (("99.9", 999), ("50", 500), ("0.1", 1), ("100", 1000), ("12.34", 124)):
+        q = ns.quantize(x, ns.Quant("int8", "per_tensor", scale_rule=f"percentile:{text}"))
+        assert q.scale == np.float32(want / 127)
+        assert (
+            storage_losses(x, q.quant)[0]
+            == ((x >= 127.5 / 127 * want) | (x <= -128.5 / 127 * want)).mean()
+        )
+    rows = ns.quantize(x.reshape(4, 250), ns.Quant("int8", "per_token", scale_rule="percentile:90"))
+    ranked = np.sort(np.abs(x.reshape(4, 250)), axis=1)[:, 224:225]
+    assert np.array_equal(rows.scale, (ranked.astype(float) / 127).astype(np.float32))
+    sparse = np.zeros(100, np.float32)
+    sparse[3] = 5  # 99 % are zero: amax
+    assert ns.quantize(
+        sparse, ns.Quant("int8", "per_tensor", scale_rule="percentile:90")
+    ).scale == (np.float32(5 / 127))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "float8_e4m3fn"])
+def test_kl_scale_has_the_least_divergence(name):
+    x = RNG.standard_t(2, 4000).astype(np.float32)
+    x[::7] = 0
+    q = ns.quantize(x, ns.Quant(name, "per_tensor", scale_rule="kl"))
+    fmt, top = ns.get_format(name), float(np.abs(x).max())
+    width = top / 2048
+    counts = [0] * 2048
+    for v in np.abs(x[x != 0]).astype(float).tolist():
+        counts[min(int(v / width), 2047)] += 1
+    best = (np.inf, None)
+    for kept in range(2048, 127, -16):
+        scale = np.float32(float(np.float32(kept * width)) / fmt.max)
+        centres = ((np.arange(kept) + 0.5) * width / scale).astype(np.float32)
+        levels = ns.cast(centres, fmt).tolist()
+        p = counts[:kept]
+        mass, filled = {}, {}
+        for level, count in zip(levels, p, strict=True):
+            mass[level] = mass.get(level, 0) + count
+            filled[level] = filled.get(level, 0) + (count > 0)
+        inside, beyond = sum(p), sum(counts[kept:])
+        total = 0.0
+        for j, level in enumerate(levels):
+            count = p[j] + (beyond if j == kept - 1 else 0)
+            if count and not p[j]:
+                total = np.inf
+            elif count:
+                share = mass[level] / filled[level] / inside
+                total += count / len(x[x != 0]) * math.log(count / len(x[x != 0]) / share)
+        if total < best[0] - 1e-12:
+            best = (total, scale)
+    assert q.scale == best[1]
+
+
+def test_clipping_rules_leave_zeros_and_empty_tensors_alone():
+    for rule in ("mse", "kl", "percentile:99"):
+        quant = ns.Quant("int8", "per_token", scale_rule=rule)
+        assert np.array_equal(ns.quantize(np.zeros((2, 8), np.float32), quant).scale, [[1], [1]])
+        assert ns.quantize(np.zeros((0, 8), np.float32), quant).shape == (0, 8)
+        column = ns.quantize(np.ones((8, 3), np.float32) * 127, quant, axis=0)
+        assert column.scale.shape == (1, 3)
+        with pytest.raises(ns.NumsimError, match="finite"):
+            ns.quantize([[1.0, np.nan]], quant)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale_rule": "percentile:0"}, "amax, mse, kl, percentile:P"),
+        ({"scale_rule": "percentile:101"}, "amax, mse, kl, percentile:P"),
+        ({"scale_rule": "percentile:x"}, "amax, mse, kl, percentile:P"),
+        ({"scale_rule": "msee"}, "did you mean mse"),
+        ({"scale_rule": "mse", "block": 32}, "use amax"),
+        ({"scale_rule": "kl", "granularity": "none"}, "use amax"),
+        ({"scale_rule": "mse", "overflow": "wrap"}, "use amax"),
+        ({"scale_rule": "mse", "scale_format": "pow2"}, "floor, ceil"),
+        ({"scale_rule": "mse", "scale_format": "float8_e4m3fn", "block": 16}, "one of amax"),
+    ],
+)
+def test_clipping_rules_that_are_refused(change, message):
+    with pytest.raises(ns.NumsimError, match=message):
+        ns.Quant("int8", **change)

@@ -10,9 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
-from numsim.quant.scales import block_amax, block_shape, scales_from_amax, two_level_scales
+from numsim.quant.scales import (
+    block_amax,
+    block_shape,
+    clipped_amax,
+    scales_from_amax,
+    two_level_scales,
+)  # fmt: skip
 from numsim.quant.table import as_quant
-from numsim.quant.types import POW2_FORMATS, QTensor, Quant
+from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant
 
 
 def quantize(
@@ -95,6 +101,8 @@ def quantize(
     else:
         amax = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
     _check_finite(amax, values)
+    if rule.scale_rule is not None and rule.scale_rule not in ("amax", *POW2_RULES):
+        amax = clipped_amax(values, rule, axis)
     scale_codes, scale_format, above = None, None, None
     if rule.scale_format == "float8_e4m3fn":
         scale_codes, scale, above = two_level_scales(amax, rule)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,14 @@ from numpy.typing import NDArray
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format
-from numsim.quant.types import POW2_FORMATS, Quant
+from numsim.kernels.clip import clip_divergence
+from numsim.kernels.compare import compare_values
+from numsim.kernels.jit import over_range
+from numsim.quant.types import POW2_FORMATS, Quant, percentile
 
 _TINY = np.float32(2.0**-149)
+THRESHOLDS = 64  # of the search by squared error
+BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
 _WIDE = 63  # from this emax on, products of two maxima leave the range of float32
 
 
@@ -42,6 +49,103 @@ def block_amax(values: NDArray[Any], sizes: tuple[int, ...]) -> NDArray[Any]:
             starts = np.arange(0, amax.shape[axis], size)
             amax = np.maximum.reduceat(amax, starts, axis=axis) if amax.size else amax
     return amax
+
+
+def clipped_amax(values: NDArray[Any], quant: Quant, axis: int = -1) -> NDArray[Any]:
+    """Return the magnitude that maps to the format's maximum, one for each scale.
+
+    ``percentile:P``: the smallest magnitude with at least P percent of all magnitudes at or below
+    it (nearest rank); amax where that is 0.
+
+    ``mse``: of the thresholds amax k / 64, k = 1 .. 64, the one with the smallest sum of
+    ``(x - dequantize(quantize(x)))**2``; of equals the largest. (Stochastic rounding searches with
+    ties to even.)
+
+    ``kl``: magnitudes other than 0 are counted in 2048 bins up to amax. Of the thresholds at the
+    ends of bins 128, 144 .. 2048, the one with the smallest Kullback-Leibler divergence from the
+    clipped histogram (all beyond the threshold in its last bin) to the one that the format can
+    tell apart (the counts of bins whose centres round to the same value, spread evenly over those
+    of them that have any); of equals the largest.
+
+    Parameters
+    ----------
+    values : float array, any shape
+    quant : Quant
+        Per tensor, channel or token.
+    axis : int
+        The axis along which values share a scale (not used by per_tensor).
+
+    Returns
+    -------
+    array of shape (), or of `values` with length 1 along `axis`
+
+    Source
+    ------
+    Wu et al., arXiv 2004.09602, section 3.3 (percentile, entropy); Migacz, 8-bit Inference with
+    TensorRT, GTC 2017 (2048 bins, thresholds from bin 128; here levels are those of the format, and
+    every 16th threshold is tried); Kuzmin et al., arXiv 2208.09225 (search for the least error).
+
+    Examples
+    --------
+    >>> x = np.array([0.5, 1.0, 1.5, 100.0])
+    >>> float(clipped_amax(x, Quant("int4", "per_tensor", scale_rule="percentile:75")))
+    1.5
+    """
+    whole = quant.granularity == "per_tensor"
+    moved = values if whole else np.moveaxis(values, axis, -1)
+    shape = (1, -1) if whole else (-1, moved.shape[-1])
+    rows = np.ascontiguousarray(moved).reshape(shape)  # one scale each
+    magnitudes = np.abs(rows)
+    amax = np.max(magnitudes, axis=1, initial=0.0)  # [rows]
+    share = percentile(str(quant.scale_rule))
+    if not rows.size or quant.fmt.emax >= _WIDE:
+        chosen = amax
+    elif share is not None:
+        rank = math.ceil(share * rows.shape[1] / 100) - 1
+        ranked = np.partition(magnitudes, rank, axis=1)[:, rank]
+        chosen = np.where(ranked > 0, ranked, amax)
+    elif quant.scale_rule == "mse":
+        chosen = _least_error(rows, amax, quant)
+    else:
+        chosen = np.array([_least_divergence(m, quant) for m in magnitudes])
+    chosen = chosen.astype(values.dtype)
+    return chosen[0] if whole else np.moveaxis(chosen.reshape(*moved.shape[:-1], 1), -1, axis)
+
+
+def _least_error(rows: NDArray[Any], amax: NDArray[Any], quant: Quant) -> NDArray[np.float64]:
+    rounding = "rne" if quant.rounding == "sr" else quant.rounding
+    found, chosen = np.full(len(rows), np.inf), amax.astype(np.float64)
+    compared = np.empty((len(rows), 6))
+    for k in range(THRESHOLDS, 0, -1):
+        threshold = (amax * np.float64(k / THRESHOLDS)).astype(rows.dtype)
+        scale = scales_from_amax(threshold, quant)[:, None]
+        with np.errstate(over="ignore", under="ignore"):
+            kept = cast(rows / scale, quant.fmt, rounding=rounding, overflow=quant.overflow)  # type: ignore[arg-type]
+            kept = (kept.astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
+        over_range(partial(compare_values, rows, kept, compared), len(rows))
+        better = compared[:, 1] < found
+        found[better], chosen[better] = compared[better, 1], threshold[better]
+    return chosen
+
+
+def _least_divergence(magnitudes: NDArray[Any], quant: Quant) -> float:
+    top = float(magnitudes.max(initial=0.0))
+    width = top / BINS
+    if width == 0:
+        return top
+    rounding = "rne" if quant.rounding == "sr" else quant.rounding
+    nonzero = magnitudes[magnitudes > 0].astype(np.float64)
+    counts = np.bincount(np.minimum((nonzero / width).astype(np.int64), BINS - 1), minlength=BINS)
+    centres = (np.arange(BINS) + 0.5) * width
+    found, chosen = np.inf, top
+    for kept in range(BINS, FIRST_BIN - 1, -BIN_STEP):
+        threshold = np.asarray(width * kept, magnitudes.dtype)
+        quotient = (centres[:kept] / scales_from_amax(threshold, quant)).astype(np.float32)
+        levels = cast(quotient, quant.fmt, rounding=rounding).astype(np.float64)  # type: ignore[arg-type]
+        divergence = clip_divergence(counts, levels)
+        if divergence < found:
+            found, chosen = divergence, float(threshold)
+    return chosen
 
 
 def scales_from_amax(amax: NDArray[Any], quant: Quant) -> NDArray[np.float32]:

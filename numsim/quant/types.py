@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
 POW2_FORMATS = ("pow2", "float8_e8m0fnu")
 POW2_RULES = ("floor", "ceil", "even", "rceil")
+CLIP_RULES = ("mse", "kl", "percentile:P")
 SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
 
 
@@ -40,7 +42,9 @@ class Quant:
         ``float32``, ``bfloat16``, ``pow2`` (a power of two in float32), ``float8_e8m0fnu``, or
         ``float8_e4m3fn`` (with one float32 scale for the tensor on top, as NVFP4 has).
     scale_rule
-        ``amax``: the largest magnitude maps to the format's maximum. Powers of two: ``floor``
+        ``amax``: the largest magnitude maps to the format's maximum. ``mse``,
+        ``percentile:99.9``, ``kl``: a smaller one does, and what is beyond it saturates (see
+        `numsim.quant.scales.clipped_amax`; not per block). Powers of two: ``floor``
         (OCP MX: floor(log2 amax) - emax), ``ceil``, ``even`` (floor after rounding amax to the
         element's precision), ``rceil`` (smallest power of two that clips nothing).
     rounding, overflow
@@ -86,11 +90,14 @@ class Quant:
         pow2 = self.scale_format in POW2_FORMATS
         rule = self.scale_rule or ("floor" if pow2 else "amax")
         object.__setattr__(self, "scale_rule", rule)
-        rules = POW2_RULES if pow2 else ("amax",)
+        rules: tuple[str, ...] = POW2_RULES if pow2 else ("amax", *CLIP_RULES)
+        if self.scale_format == "float8_e4m3fn":
+            rules = ("amax",)
+        named = "percentile:P" if percentile(rule) is not None else rule
         for what, value, known in (
             ("granularity", granularity, GRANULARITIES),
             ("scale_format", self.scale_format, SCALE_FORMATS),
-            (f"scale_rule for {self.scale_format} scales", rule, rules),
+            (f"scale_rule for {self.scale_format} scales", named, rules),
             ("rounding", self.rounding, ROUNDINGS),
             ("overflow", self.overflow, OVERFLOWS),
         ):
@@ -103,6 +110,13 @@ class Quant:
             raise NumsimError(
                 f"Quant: granularity per_block and block go together; got {granularity!r} with "
                 f"block={self.block!r}"
+            )
+        if named in CLIP_RULES and (
+            granularity in ("none", "per_block") or not self.overflow.startswith("saturate")
+        ):
+            raise NumsimError(
+                f"Quant: scale_rule {rule} clips and saturates a tensor, row or token; got "
+                f"granularity={granularity!r}, overflow={self.overflow!r}; use amax there"
             )
 
     @property
@@ -129,6 +143,21 @@ class Quant:
             scales = -(-rows // down) * -(-columns // across)
         above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
         return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
+
+
+def percentile(rule: str) -> Fraction | None:
+    """Return P of ``percentile:P``, 0 < P <= 100; None for another rule.
+
+    Examples
+    --------
+    >>> percentile("percentile:99.9"), percentile("percentile:0"), percentile("amax")
+    (Fraction(999, 10), None, None)
+    """
+    head, _, text = str(rule).partition(":")
+    if head != "percentile" or not text.replace(".", "", 1).isdecimal() or not text.isascii():
+        return None
+    value = Fraction(text)
+    return value if 0 < value <= 100 else None
 
 
 def _block(block: object) -> int | tuple[int, int]:
