@@ -80,6 +80,9 @@ def sweep(
         str | None,
         typer.Option(help="Scales, comma separated: per_tensor,per_channel+per_token,none."),
     ] = None,
+    rounding: Annotated[
+        str | None, typer.Option(help="Rounding of the conversions: rne (default), rtz, sr, ...")
+    ] = None,
     recipes: Annotated[
         str | None,
         typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
@@ -108,8 +111,9 @@ def sweep(
     fields: dict[str, Any] = read_fields(config) if config else {}
     given = {
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
-        "granularities": _names(granularity), "recipes": _names(recipes), "out": out,
-        "limit_tokens": limit_tokens, "seed": seed, "jobs": jobs, "resume": resume or None,
+        "granularities": _names(granularity), "recipes": _names(recipes),
+        "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
+        "jobs": jobs, "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -225,3 +225,15 @@ def test_minilm_table_of_int8_and_fp8(paragraphs, tokens, room):
         )  # fmt: skip
         cosine = (float32 * embed(recipe)).sum(axis=1).mean()
         assert cosine == pytest.approx(want, abs=room if want < 0.96 else 0.0006)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_stochastic_rounding_draws_alike_alone_and_in_the_run(family, tmp_path):
+    """Products whose inputs are exact in the run: the local error is the cumulative one."""
+    spec = {"granularities": ["per_channel+per_token"], "rounding": "sr", "seed": 5}
+    rows = swept(family, tmp_path, **spec)
+    first = rows[(rows.layer == "0") & rows.op.isin(["q_proj", "q_a_proj", "kv_a_proj", "k_proj"])]
+    assert len(first) >= 2
+    assert (first.sqnr_local_db == first.sqnr_cumulative_db).all()
+    experts = rows[rows.op.str.startswith("experts", na=False)]
+    assert experts.sqnr_local_db.gt(15).all()

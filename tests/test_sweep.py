@@ -234,6 +234,47 @@ def test_processes_give_the_rows_of_one(tmp_path):
         ns.sweep(grid | {"jobs": 0})
 
 
+def test_stochastic_rounding_depends_on_the_seed_and_on_nothing_else(tmp_path):
+    sr = SMALL | {"rounding": "sr", "granularities": ["per_channel+per_token"]}
+
+    def figures(rows):
+        numbers = ["sqnr_local_db", "sqnr_cumulative_db", "perplexity"]
+        return rows.set_index(["layer", "op"])[numbers].astype(float).fillna(0)
+
+    first, again, other = (ns.sweep(sr | {"seed": seed}) for seed in (1, 1, 2))
+    assert first.seed.unique().tolist() == [1]
+    emulated = first.weight_format == "int8"
+    assert set(first[emulated].rounding) == {"sr"}
+    assert set(first[~emulated].rounding) == {"rne"}
+    assert first.case_id[0] == again.case_id[0] != other.case_id[0]
+    assert figures(first).equals(figures(again))
+    assert (figures(first) != figures(other)).loc["all"].perplexity.all()
+    linears = first.op.str.endswith("_proj", na=False).to_numpy()
+    assert (figures(first) != figures(other))[linears].sqnr_local_db.all()
+    # the first product reads exact inputs in the run too: alone and within it are one
+    row = first.iloc[0]
+    assert row.op == "q_proj"
+    assert row.sqnr_local_db == row.sqnr_cumulative_db
+    # windows run one at a time draw alike where no scale is shared
+    single = ns.sweep(sr | {"seed": 1, "batch": 1})
+    assert single.perplexity.dropna().tolist() == first.perplexity.dropna().tolist()
+    # a recipe without a seed takes that of the sweep
+    recipe = tmp_path / "sr.toml"
+    recipe.write_text(
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*_proj"\ntarget = "ideal.int"\n'
+        'activations = {format = "int8", granularity = "per_token", rounding = "sr"}\n'
+        'weights = {format = "int8", granularity = "per_channel", rounding = "sr"}\n'
+    )
+    size = {"limit_tokens": 200, "window": 64, "recipes": [recipe]}
+    same, differs = (ns.sweep(size | {"seed": seed}) for seed in (1, 2))
+    assert figures(same).equals(figures(first))
+    assert not figures(differs).equals(figures(first))
+    recipe.write_text("seed = 1\n" + recipe.read_text())
+    own = ns.sweep(size | {"seed": 2})
+    assert own.seed.unique().tolist() == [1]
+    assert figures(own).equals(figures(first))
+
+
 def test_hopper_differs_from_fake_quantisation_and_integers_do_not():
     rows = ns.sweep({"formats": ["e4m3", "int8"], "limit_tokens": 200, "window": 64})
     rows = rows[(rows.layer == "all") & (rows.granularity == "per_tensor")]
@@ -316,6 +357,7 @@ BAD = [
     ({"text": "/nowhere.txt"}, "cannot read the text /nowhere.txt"),
     ({"out": "/nowhere/r.csv"}, "there is no folder /nowhere"),
     ({"seed": -1}, "seed"),
+    ({"rounding": "stochastic"}, "rounding is one of"),
 ]
 
 

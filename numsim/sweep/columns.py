@@ -51,7 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("perplexity", "", "exp of the mean negative log likelihood of the text"),
     Column("energy_pj", "pJ", "energy of the products"),
     Column("seconds", "s", "wall time of the case"),
-    Column("seed", "", "seed of stochastic rounding", int),
+    Column("seed", "", "seed of stochastic rounding; other roundings do not use it", int),
     Column("numsim_version", "", "version of numsim", str),
     Column("text", "", "name of the evaluation text", str),
     Column("tokens", "", "tokens scored", int),

@@ -63,7 +63,7 @@ def operator_row(
 
     Of padded sentences only kept tokens count; scales are those of the whole batch, as in the run.
     """
-    key = (name, rule, case.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
+    key = (name, rule, recipe.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
     if key not in reference.local:  # products that stay float32 are the same in every case
         reference.local[key] = _local(model, recipe, rule, reference, name)
     _, outputs = _counted(reference, name)
@@ -90,7 +90,12 @@ def _local(
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
     operand = reference.taps.get(f"{name}.operand")
     rows, outputs = _counted(reference, name)
-    got = model.gemm(name, x, recipe, operand=operand)
+    positions = None
+    if ".experts." in name:  # stochastic rounding draws for the token, wherever it went
+        layer, expert = name.partition(".experts.")[0], name.rpartition(".")[0]
+        length = reference.taps[f"{layer}.router.in"].shape[1]
+        positions = reference.taps[f"{expert}.rows"] % length
+    got = model.gemm(name, x, recipe, operand=operand, positions=positions)
     error = figures(want[outputs], got[outputs])
     weights, activations = operands(rule)
     where = True if rows is ... else rows[..., None]
@@ -122,7 +127,7 @@ def describe(case: Case, rules: Iterable[Rule]) -> dict[str, Any]:
     return row | {
         "case_id": case.case_id,
         "model": case.model,
-        "seed": case.seed,
+        "seed": case.recipe().seed,
         "numsim_version": __version__,
         "text": case.text,
         "recipe": case.recipe_name or None,

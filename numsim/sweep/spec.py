@@ -6,7 +6,8 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ class SweepSpec(BaseModel):
     targets
         Units; None: ``ideal.fp32`` for every format, and the exact unit of its class (integers
         and fixed point ``ideal.int``, OCP FP8 ``nvidia.hopper.wgmma``).
+    rounding
+        Of the conversions of the grid, as in `numsim.encode`; ``sr`` draws by `seed`.
     limit_tokens
         Use only so many tokens of the text.
     window, batch
         Tokens in a window (its first is the begin-of-text token), windows run together.
     seed
-        Seed of stochastic rounding (no default case uses it).
+        Seed of stochastic rounding, of recipes too that give none. Other cases do not use it.
     jobs
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
     out
@@ -71,6 +74,7 @@ class SweepSpec(BaseModel):
     recipes: tuple[Path, ...] = ()
     granularities: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
+    rounding: str = "rne"
     limit_tokens: int | None = Field(default=None, ge=1)
     window: int = Field(default=256, ge=2)
     batch: int = Field(default=8, ge=1)
@@ -141,6 +145,7 @@ class Case:
     window: int
     batch: int
     seed: int
+    rounding: str = "rne"
     digest: str = ""  # of a recipe, resolved for every product
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
@@ -157,22 +162,29 @@ class Case:
         """What a person calls the case."""
         if self.given is not None:
             return f"recipe {self.recipe_name}"
-        return f"{self.format} {self.granularity} {self.target}"
+        rounding = "" if self.rounding == "rne" else f" {self.rounding}"
+        return f"{self.format} {self.granularity} {self.target}{rounding}"
 
     @property
     def quants(self) -> tuple[Quant, Quant]:
         """Storage of weights and of activations, of a case of the grid."""
         if self.format in QUANTS:
-            return QUANTS[self.format], QUANTS[self.format]
-        weights, activations = split_granularity(self.granularity)
-        return Quant(self.format, weights), Quant(self.format, activations)
+            named = replace(QUANTS[self.format], rounding=self.rounding)
+            return named, named
+        weights, activations = (
+            Quant(self.format, side, rounding=self.rounding)
+            for side in split_granularity(self.granularity)
+        )
+        return weights, activations
 
     def recipe(self) -> Recipe:
         """Return the recipe; of the grid: every block linear so, everything else float32."""
         if self.given is not None:
             return self.given
         weights, activations = self.quants
-        return Recipe.uniform(weights, target=self.target, weights=weights, activations=activations)
+        return Recipe.uniform(
+            weights, target=self.target, weights=weights, activations=activations, seed=self.seed
+        )
 
 
 def split_granularity(text: str) -> tuple[str, str]:
@@ -237,8 +249,10 @@ def cases(
         Where none of the targets takes a format.
     """
     result: list[Case] = []
-    common = (model, model_hash, text, text_hash)
-    size = (spec.limit_tokens, spec.window, spec.batch, spec.seed)
+    case = partial(
+        Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
+        window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
+    )  # fmt: skip
     formats = spec.formats
     if formats is None:
         formats = () if spec.recipes else DEFAULT_FORMATS
@@ -260,19 +274,26 @@ def cases(
         for granularity in granularities:
             if not named:
                 for part in split_granularity(granularity):
-                    Quant(fmt, part)
+                    Quant(fmt, part, rounding=spec.rounding)
             result += [
-                Case(
-                    *common, name if named else fmt.name, granularity,
-                    target if target.endswith(".toml") else get_target(target).name, *size,
+                case(
+                    format=name if named else fmt.name,
+                    granularity=granularity,
+                    target=target if target.endswith(".toml") else get_target(target).name,
                 )
                 for target in taken
-            ]  # fmt: skip
+            ]
     for path in spec.recipes:
         recipe = Recipe.from_toml(path).resolve(products)
+        recipe = replace(recipe, seed=recipe.seed or spec.seed)
         for rule in {rule for _, rule in recipe.rules}:
             probe(rule)
-        result.append(Case(*common, "", "", "", *size, recipe.digest(), recipe, path.stem))
+        result.append(
+            case(
+                format="", granularity="", target="", digest=recipe.digest(), given=recipe,
+                recipe_name=path.stem,
+            )
+        )  # fmt: skip
     if not result:
         raise NumsimError("sweep: the grid is empty; give at least one format and one target")
     return list(dict.fromkeys(result))
