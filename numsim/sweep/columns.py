@@ -44,7 +44,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("saturation_rate", "", "share of activations clipped"),
     Column("underflow_rate", "", "share of nonzero activations stored as zero"),
     Column(
-        "acc_overflow_rate", "", "share of steps; 0: proven; of *_proj the first rows, else empty"
+        "acc_overflow_rate",
+        "",
+        "share of accumulation steps that overflowed, saturated or wrapped: 0 where a bound proves "
+        "it, else counted on the first rows; empty where counting needs a run: qk, pv, sr, tiles",
     ),
     Column("kl_nats", "nats", "mean KL divergence of the output distributions"),
     Column("top1_agreement", "", "share of tokens with the same most likely successor"),

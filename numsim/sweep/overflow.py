@@ -24,7 +24,7 @@ def overflow_rate(
     """Return the share of accumulation steps that overflowed, saturated or wrapped.
 
     0 where K times the largest products of the formats stays inside the accumulator, whatever the
-    order of the sum. Otherwise the leading rows of `x` (at least one, `COUNTED` products) are
+    order of the sum. Otherwise the leading rows of `x` (one, or up to `COUNTED` products) are
     counted by `numsim.matmul` with ``stats=True``. None, because counting would need another run:
     ``qk`` and ``pv`` (they have `operand`), tiles of activations, stochastic rounding.
 
