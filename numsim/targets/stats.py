@@ -17,7 +17,7 @@ from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
 from numsim.kernels.mac import Arithmetic
 from numsim.quant import QTensor
-from numsim.targets import units
+from numsim.targets import stats_fast, units
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 
@@ -146,7 +146,10 @@ class Counter:
         if c is not None:
             with np.errstate(invalid="ignore"):  # signalling NaN
                 start[:] = c
-        work = _WORK[type(rule)](rule, a, b, out)
+        step = quantum(a.fmt) * quantum(b.fmt)
+        work = stats_fast.work(rule, a, b, start, out, step)
+        if work is None:
+            work = _WORK[type(rule)](rule, a, b, out)
         counts = np.zeros((batch, m, kernels.COLUMNS), np.int64)
         extremes = np.zeros((batch, m, 2), start.dtype)
         values = np.empty((batch, m, n), start.dtype)
