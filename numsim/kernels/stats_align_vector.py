@@ -51,6 +51,7 @@ def top_rows(
     a_sig: Any, a_exp: Any, b_exp: Any, j0: int, ks: tuple[int, int, int], zeros: bool, top: Any
 ) -> None:
     """Raise a row to the largest exponents of products; ks: first k, end, step."""
+    wide_vectors()
     for k in range(ks[0], ks[1], ks[2]):
         if a_sig[k] != 0 or zeros:
             own, row = a_exp[k], b_exp[k, j0 : j0 + top.size]
@@ -65,6 +66,7 @@ def cut_rows(
     r: Block, top: Any, total: Any, n: Any,
 ) -> None:  # fmt: skip
     """`stats_align.counted_stream`: add cut products to a row; hidden lanes count nothing."""
+    wide_vectors()
     word = total.dtype.type
     lift = np.int32(max(r.align_bits - r.fraction, 0))
     base = np.int32(max(r.fraction - r.align_bits, 0))
@@ -112,6 +114,7 @@ def settled(x: Any, after: Any, products: bool, j: int, low: Any, high: Any) -> 
 @inline
 def join_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n: Any) -> Any:
     """`fused.joined` for a row; return how many lanes overflowed."""
+    wide_vectors()
     overflows = swamped = gap = np.int64(0)
     truncates, cut = r.mode == RTZ, np.int64(r.align_bits)
     for j in range(acc.size):
@@ -138,6 +141,7 @@ def join_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n: A
 @inline
 def sum_row(r: Block, top: Any, total: Any, value: Any) -> None:
     """Round the sums of products, without an accumulator."""
+    wide_vectors()
     truncates, cut = r.mode == RTZ, np.int64(r.align_bits)
     for j in range(value.size):
         place = max(np.int64(top[j]), np.int64(LOWEST))
@@ -148,6 +152,7 @@ def sum_row(r: Block, top: Any, total: Any, value: Any) -> None:
 @inline
 def late_row(r: Block, value: Any, some: Any, acc: Any, low: Any, high: Any, n: Any) -> None:
     """Add rows by an ordinary addition; `some`: not zero where a lane has an addend."""
+    wide_vectors()
     overflows = swamped = np.int64(0)
     half = r.out_precision == 11
     for j in range(acc.size):
@@ -167,6 +172,7 @@ def late_row(r: Block, value: Any, some: Any, acc: Any, low: Any, high: Any, n: 
 @inline
 def both_rows(top: Any, total: Any, odd_top: Any, odd: Any) -> None:
     """Join the sums of two streams, floored to the larger of their largest exponents."""
+    wide_vectors()
     word = total.dtype.type
     for j in range(top.size):
         largest = max(top[j], odd_top[j])
@@ -179,6 +185,7 @@ def both_rows(top: Any, total: Any, odd_top: Any, odd: Any) -> None:
 @inline
 def second_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n: Any) -> None:
     """Add the accumulator of TWO_STAGE."""
+    wide_vectors()
     overflows = swamped = gap = np.int64(0)
     cut, kept = np.int64(r.align_bits), np.int64(r.sum_bits)
     for j in range(acc.size):
@@ -210,6 +217,7 @@ def second_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n:
 @inline
 def hide_rows(acc: Any, top: Any) -> None:
     """Keep lanes that are not finite from counting: their products count at no distance."""
+    wide_vectors()
     for j in range(acc.size):
         top[j] = top[j] if abs(acc[j]) < np.inf else np.int32(2 * NO_TERM)
 
@@ -217,6 +225,7 @@ def hide_rows(acc: Any, top: Any) -> None:
 @inline
 def first_row(r: Block, joins: bool, acc: Any, top: Any) -> None:
     """Begin the largest exponents: their lower limit, or that of an accumulator that joins."""
+    wide_vectors()
     floor = np.int32(max(r.min_exponent, LOWEST))
     for j in range(acc.size):
         own = np.int32(exponent_of(acc[j], r.emin))

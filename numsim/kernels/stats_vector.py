@@ -45,6 +45,7 @@ def nearest(x: Any, f: Nearest) -> Any:
 @inline
 def start_rows(c: Any, acc: Any, low: Any, high: Any) -> None:
     """Begin a tile: accumulators from c, zeros in the padding; the range of their values."""
+    wide_vectors()
     for j in range(acc.size):
         acc[j] = 0
         low[j] = 0
@@ -57,6 +58,7 @@ def start_rows(c: Any, acc: Any, low: Any, high: Any) -> None:
 @inline
 def peak_row(values: Any, low: Any, high: Any) -> None:
     """Widen the range of every lane by its value, if that is finite."""
+    wide_vectors()
     for j in range(values.size):
         v = values[j]
         low[j] = v if (v < low[j]) & (v > -np.inf) else low[j]
@@ -66,6 +68,7 @@ def peak_row(values: Any, low: Any, high: Any) -> None:
 @inline
 def end_rows(acc: Any, low: Any, high: Any, out: Any, extremes: Any) -> None:
     """End a tile: results and the range of all lanes."""
+    wide_vectors()
     for j in range(out.size):
         out[j] = acc[j]
         extremes[0] = min(extremes[0], low[j])
@@ -75,6 +78,7 @@ def end_rows(acc: Any, low: Any, high: Any, out: Any, extremes: Any) -> None:
 @inline
 def product_row(x: Any, y: Any, out: Any, rounded: bool, p: Nearest, n: Any) -> None:
     """`stats.counted_product` of x and a row y."""
+    wide_vectors()
     if not rounded:
         for j in range(out.size):
             out[j] = x * y[j]
@@ -97,6 +101,7 @@ def product_row(x: Any, y: Any, out: Any, rounded: bool, p: Nearest, n: Any) -> 
 @inline
 def add_row(x: Any, y: Any, f: Nearest, both: bool, low: Any, high: Any, n: Any) -> None:
     """`stats.counted_add` of two rows, the result in x."""
+    wide_vectors()
     overflows = swamped = gap = np.int64(0)
     for j in range(x.size):
         a, b = x[j], y[j]
@@ -219,6 +224,7 @@ def exact(
 @inline
 def step_row(a: Any, b: Any, j0: int, k0: int, last: int, step: Any) -> None:
     """Sum the products of one step; a [K] and b [K, columns] of one integer type."""
+    wide_vectors()
     word = step.dtype.type
     for k in range(k0, last):
         x, y = word(a[k]), b[k, j0 : j0 + step.size]
@@ -233,6 +239,7 @@ def step_row(a: Any, b: Any, j0: int, k0: int, last: int, step: Any) -> None:
 @inline
 def pair_row(a: Any, b: Any, j0: int, k0: int, last: int, limit: Any, step: Any) -> Any:
     """Sum the pairs of one step, each clamped to [-limit - 1, limit]; return how many were."""
+    wide_vectors()
     word = step.dtype.type
     step[:] = 0
     clamps = np.int64(0)
@@ -258,6 +265,7 @@ def settle_row(
     saturate: bool, n: Any,
 ) -> None:  # fmt: skip
     """Add one step to a row of integer accumulators."""
+    wide_vectors()
     word = step.dtype.type
     outside = swamped = word(0)
     mask = word(high - low)
