@@ -14,7 +14,7 @@ import numpy as np
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS
 from numsim.kernels.stats import CUT, GAP, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, WRAPS
-from numsim.kernels.word import wide_vectors
+from numsim.kernels.word import shr, wide_vectors
 
 LANES, TILE = 16, 512  # columns of the right operand are padded to LANES; TILE of them at a time
 _SIGN = np.int64(-(1 << 63))
@@ -193,6 +193,54 @@ def mac(
                         leaf[j] += 0.0
                     add_row(acc, leaf, f, False, low, high, n)
                     n[STEPS] += last - j0
+            end_rows(acc, low, high, out[i, j0:last], extremes[i])
+
+
+@inline
+def exponent32(x: Any) -> Any:
+    """Return the biased exponent of a normal float32 as int32."""
+    return np.int32(shr(np.float32(x).view(np.uint32), np.uint32(23)) & np.uint32(255))
+
+
+@inline
+def fma_row(x: Any, y: Any, acc: Any, low: Any, high: Any, n: Any) -> None:
+    """`stats.counted_add` of products; float32 holds those, and numbers are normal or zero."""
+    wide_vectors()
+    swamped = gap = np.int32(0)
+    zero = np.float32(0.0)
+    for j in range(acc.size):
+        a, product = acc[j], x * y[j]
+        value = a + product
+        acc[j] = value
+        some = product != zero
+        swamped = np.int32(swamped + np.int32(some & (value == a)))
+        apart = np.int32(exponent32(a) - exponent32(product))
+        apart = apart if apart > np.int32(0) else np.int32(-apart)
+        apart = apart if some & (a != zero) else np.int32(0)
+        gap = apart if apart > gap else gap
+        low[j] = value if value < low[j] else low[j]
+        high[j] = value if value > high[j] else high[j]
+    n[SWAMPED] += np.int64(swamped)
+    n[GAP] = max(n[GAP], np.int64(gap))
+
+
+@kernel
+def fma(
+    a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
+    counts: np.ndarray, extremes: np.ndarray,
+) -> None:  # fmt: skip
+    """`mac` in float32 where no result can be infinite or subnormal; a, b float32."""
+    (depth, columns), real = b.shape, c.shape[1]
+    rows = np.empty((3, min(TILE, columns)), np.float32)
+    for j0 in range(0, columns, TILE):
+        w = min(TILE, columns - j0)
+        last = min(j0 + w, real)
+        acc, low, high = rows[0, :w], rows[1, :w], rows[2, :w]
+        for i in range(start, stop):
+            start_rows(c[i, j0:last], acc, low, high)
+            for k in range(depth):
+                fma_row(a[i, k], b[k, j0 : j0 + w], acc, low, high, counts[i])
+            counts[i, STEPS] += (last - j0) * depth
             end_rows(acc, low, high, out[i, j0:last], extremes[i])
 
 

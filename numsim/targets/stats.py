@@ -60,6 +60,15 @@ class MacStats:
     largest
         Largest magnitude of the accumulator, in the units of the operands without their scales.
 
+    Notes
+    -----
+    Counting runs the product once more, one output a vector lane: 0.3 to 3 billion products a
+    second and core, at least twenty times as fast as one output after the other. So fast are
+    `Fused` and `TwoStage` units with finite operands, `Mac` that rounds to nearest even and does
+    not flush (trees: of 64 products at most), `Exact` where float64 holds the partial sums, and
+    `IntSum` below 62 bits. Everything else counts 10 to 50 million products a second: `ScaledFp4`,
+    other roundings, flushed subnormals, non-finite operands of aligning units, wide exact sums.
+
     Examples
     --------
     >>> import numsim as ns

@@ -37,7 +37,7 @@ def work(
     if not c.size:
         return None
     if isinstance(rule, Mac):
-        return _mac(rule, a, b)
+        return _fma(a, b, c) if rule == Mac() and _fits_float32(a, b, c) else _mac(rule, a, b)
     if isinstance(rule, IntSum):
         return _integer(rule, a, b, c)
     if isinstance(rule, Exact):
@@ -90,6 +90,24 @@ def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
     )
 
 
+def _fits_float32(a: QTensor, b: QTensor, c: NDArray[Any]) -> bool:
+    """Whether float32 holds every product, and no sum can be infinite or subnormal."""
+    (finite_a, low_a, high_a), (finite_b, low_b, high_b) = _extent(a), _extent(b)
+    finite_c, low_c, high_c = _extent_of(c)
+    widths = [{"float": q.fmt.precision, "integer": q.fmt.bits}.get(q.fmt.kind, 24)
+              for q in (a, b)]  # fmt: skip
+    low = min(low_a + low_b, low_c)
+    high = max(high_a + high_b + a.shape[-1].bit_length(), high_c)
+    return finite_a and finite_b and finite_c and sum(widths) <= 24 and low >= -126 and high <= 124
+
+
+def _fma(a: QTensor, b: QTensor, c: NDArray[Any]) -> Work:
+    left, right = batched(a.values()).astype(np.float32), padded(batched(b.values()), np.float32)
+    return lambda i, c, d, lo, hi, n, e: stats_vector.fma(
+        left[i], _item(right, i), c, d, lo, hi, n, e
+    )
+
+
 def _integer(rule: IntSum, a: QTensor, b: QTensor, c: NDArray[Any]) -> Work | None:
     """Count sums that fit 62 bits, in int32 where they fit that."""
     bound = fast._largest(a) * fast._largest(b)
@@ -112,25 +130,34 @@ def _extent(q: QTensor) -> tuple[bool, int, int]:
     """Return whether values are finite; they are multiples of 2**low and below 2**high."""
     if q.fmt.bits <= fast._MARKED_BITS:
         return fast.survey(q).extent
-    values = np.ascontiguousarray(q.values(), np.float32).reshape(-1)
-    found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: extent(values.view(np.uint32)))
+    found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: _extent_of(q.values()))
     return found
+
+
+def _extent_of(values: NDArray[Any]) -> tuple[bool, int, int]:
+    """`_extent` of an array of values that float32 holds; (0, 0) without any but zeros."""
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return extent(bits.reshape(-1))
 
 
 def _exact(
     rule: Exact, a: QTensor, b: QTensor, c: NDArray[Any], out: Format, step: Fraction
 ) -> Work | None:
-    """One sum of which float64 holds every part."""
-    if rule != Exact() or np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype):
+    """Count sums of which float64 holds every part."""
+    if rule != Exact(rule.group) or np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype):
         return None
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = _extent(a), _extent(b)
     low, high = low_a + low_b, high_a + high_b + a.shape[-1].bit_length()
-    finite_c = True
-    if c.any():
-        with np.errstate(invalid="ignore"):
-            start = np.ascontiguousarray(c, np.float32).view(np.uint32)
-        finite_c, low_c, high_c = extent(start.reshape(-1))
+    finite_c, low_c, high_c = _extent_of(c)
+    if low_c < high_c:
         low, high = min(low, low_c), max(high, high_c) + 1
+    depth = a.shape[-1]
+    group = min(rule.group or depth, depth)
+    if group < depth:  # sums of sums that were rounded, and are finite
+        high += 2  # each rounding adds one part in 2**precision at most
+        if depth // group >= 1 << out.precision or high > out.emax:
+            return None
     if not (finite_a and finite_b and finite_c) or high - low > 53:
         return None
     left, right = as_float64(batched(a.values())), padded(batched(b.values()), np.float64)
@@ -138,15 +165,20 @@ def _exact(
     def count(
         i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]
     ) -> None:
-        stats_vector.exact(left[i], _item(right, i), c, d, lo, hi, e)
-        before, after = c[lo:hi], d[lo:hi] + 0.0
-        old, new = (units.round_to(x + 0.0, out) for x in (before, after))
-        code = np.dtype(f"u{new.dtype.itemsize}")
-        same = (after != before) & (old.view(code) == new.view(code))
-        d[lo:hi] = new
-        n[lo:hi, kernels.STEPS] += d.shape[1]
-        n[lo:hi, kernels.SWAMPED] += same.sum(1)
-        n[lo:hi, kernels.OVERFLOWS] += np.isinf(d[lo:hi]).sum(1)
+        rows, columns = left[i], _item(right, i)
+        d[lo:hi] = c[lo:hi]
+        for k in range(0, depth, group):
+            before = d[lo:hi].copy()
+            part = np.ascontiguousarray(rows[:, k : k + group])
+            stats_vector.exact(part, columns[k : k + group], d, d, lo, hi, e)
+            after = d[lo:hi] + 0.0
+            old, new = (units.round_to(x + 0.0, out) for x in (before, after))
+            code = np.dtype(f"u{new.dtype.itemsize}")
+            same = (after != before) & (old.view(code) == new.view(code))
+            d[lo:hi] = new
+            n[lo:hi, kernels.STEPS] += d.shape[1]
+            n[lo:hi, kernels.SWAMPED] += same.sum(1)
+            n[lo:hi, kernels.OVERFLOWS] += np.isinf(d[lo:hi]).sum(1)
         ends = (Fraction(float(v)) / step for v in (e[lo:hi, 0].min(), e[lo:hi, 1].max()))
         n[lo, kernels.BITS] = max(signed_width(v.__floor__()) for v in ends)
 
