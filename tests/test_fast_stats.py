@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.kernels import stats_vector
 from numsim.targets import stats, stats_fast
 from numsim.targets.types import Mac
 
@@ -135,7 +136,19 @@ def test_counts_of_the_scalar_kernels(monkeypatch, target, changes, fmt, out, ki
         d = ns.matmul(a, b, target=unit, out_format=out)
         for c in (None, start(rng, d, kind, unit.rules[0][1])):
             fast += sum(w is not None for w in both(monkeypatch, a, b, c, unit, out))
-    assert fast or (target == "ideal.exact" and kind in ("codes", "wild")) or "split_k" in changes
+    assert fast or kind in ("codes", "wild")  # wide ranges: infinite products, long exact sums
+
+
+@pytest.mark.parametrize(
+    ("target", "fmt"),
+    [("nvidia.hopper.mma", E4), ("ideal.fp32", E4), ("ideal.fp32", "float32"),
+     ("ideal.exact", E4), ("x86.vpdpwssds", "int16")],
+)  # fmt: skip
+def test_more_columns_than_a_tile(monkeypatch, target, fmt):
+    rng = np.random.default_rng(6)
+    columns = stats_vector.TILE + 5
+    a, b = tensor(rng, (2, 19), fmt, "normal"), tensor(rng, (19, columns), fmt, "normal")
+    assert all(both(monkeypatch, a, b, None, ns.get_target(target), None))
 
 
 def results(monkeypatch, rule_target, a, b, c, out):

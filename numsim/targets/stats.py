@@ -62,12 +62,12 @@ class MacStats:
 
     Notes
     -----
-    Counting runs the product once more, one output a vector lane: 0.3 to 3 billion products a
-    second and core, at least twenty times as fast as one output after the other. So fast are
-    `Fused` and `TwoStage` units with finite operands, `Mac` that rounds to nearest even and does
-    not flush (trees: of 64 products at most), `Exact` where float64 holds the partial sums, and
-    `IntSum` below 62 bits. Everything else counts 10 to 50 million products a second: `ScaledFp4`,
-    other roundings, flushed subnormals, non-finite operands of aligning units, wide exact sums.
+    Counting runs the product once more. One output a vector lane counts 0.3 to 3 billion products
+    a second and core: `Fused` and `TwoStage` units with finite operands, `Mac` that rounds to
+    nearest even and does not flush (trees: of 64 products at most), `Exact` where float64 holds
+    the partial sums, `IntSum` below 62 bits. The rest counts 10 to 100 million: `ScaledFp4`,
+    results of fewer than four columns, other roundings, flushed subnormals, wide exact sums,
+    operands of aligning units that are not finite.
 
     Examples
     --------

@@ -22,6 +22,7 @@ from numsim.targets.fast import as_float64, batched
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
 
 Work = Callable[..., None]
+_COLUMNS = 4  # below, most lanes would be padding
 _LEAVES = 64  # products of a tree that are held at once
 _INT32, _INT64 = 1 << 31, 1 << 62
 
@@ -34,7 +35,7 @@ def work(
     `step`: the quantum of products. The result is called with (item, start, values, first row,
     last row, counts, extremes).
     """
-    if not c.size:
+    if not c.size or c.shape[-1] < _COLUMNS:
         return None
     if isinstance(rule, Mac):
         return _fma(a, b, c) if rule == Mac() and _fits_float32(a, b, c) else _mac(rule, a, b)
