@@ -5,6 +5,7 @@ import pytest
 
 import numsim as ns
 from numsim.kernels import stats_vector
+from numsim.kernels.jit import using_threads
 from numsim.targets import stats, stats_fast
 from numsim.targets.types import Mac
 
@@ -206,3 +207,17 @@ def test_operands_that_are_not_finite(monkeypatch):
     assert all(both(monkeypatch, a, b, None, ns.get_target("amd.cdna1.mfma"), None))
     for target in ("nvidia.ampere.mma", "ideal.exact", "amd.cdna3.mfma"):
         assert not any(both(monkeypatch, a, b, None, ns.get_target(target), None))
+
+
+@pytest.mark.parametrize(
+    ("target", "fmt"),
+    [("nvidia.hopper.wgmma", E4), ("ideal.fp32", E4), ("ideal.exact", E4), ("ideal.int", "int8")],
+)
+def test_threads_do_not_change_counts(target, fmt):
+    rng = np.random.default_rng(8)
+    a, b = tensor(rng, (7, 64), fmt, "normal"), tensor(rng, (64, 6), fmt, "normal")
+    found = []
+    for count in (1, 2):
+        with using_threads(count):
+            found.append(ns.matmul(a, b, target=target, stats=True)[1])
+    assert found[0] == found[1]
