@@ -112,11 +112,15 @@ FUSED = [
 ]
 
 
+HALF = ("float16", "float8_e4m3fn", "float8_e5m2")  # operands with a float16 accumulator
+
+
 @pytest.mark.parametrize(("unit", "name"), FUSED)
 @pytest.mark.parametrize("kind", ["normal", "codes", "sparse", "wild"])
 def test_aligning_units(path, unit, name, kind):
     rng = np.random.default_rng(len(unit) + len(kind))
-    outs = [None, "float16"] if unit.startswith("nvidia") else [None]
+    half = unit.startswith("nvidia") and name in HALF
+    outs = [None, "float16"] if half else [None]
     for m, k, n in SHAPES:
         a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
         for out in outs:
@@ -151,7 +155,8 @@ def test_units_that_an_architect_draws(path, name, changes):
         c = accumulator(rng, (5, 19), np.float32, 130)
         same(a, b, unit)
         same(a, b, unit, c)
-        same(a, b, unit, out="float16")
+        if name in HALF:
+            same(a, b, unit, out="float16")
 
 
 @pytest.mark.parametrize("unit", ["nvidia.hopper.wgmma", "nvidia.hopper.mma", "amd.cdna3.mfma"])

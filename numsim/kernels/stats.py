@@ -14,12 +14,14 @@ import numpy as np
 
 from numsim.kernels import exact as ex
 from numsim.kernels.fused import parts, power_of_two
+from numsim.kernels.integer import limited
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS, Arithmetic, add, flushed, round_to
 from numsim.kernels.round import top_bit
 
 OVERFLOWS, SATURATIONS, WRAPS, SWAMPED, CUT, GAP, BITS, STEPS = range(8)
 COLUMNS = 8
+LEAST, MOST = -(1 << 63), (1 << 63) - 1
 
 
 @inline
@@ -144,7 +146,8 @@ def integer(
 ) -> None:  # fmt: skip
     """`numsim.kernels.integer.matmul` with counts; a [M, K], b [K, N], extremes [M, 2] int64.
 
-    Extremes are of the sum before it is clamped or wrapped (where sums wrap: as if none did).
+    Extremes are of the sum before it is clamped or wrapped (where sums wrap: as if none did). BITS
+    is 65 where those left int64.
     """
     depth = b.shape[0]
     for i in range(start, stop):
@@ -168,13 +171,16 @@ def integer(
                     for k in range(k0, last):
                         step += np.int64(a[i, k]) * np.int64(b[k, j])
                 before = acc
-                acc += step
-                whole = acc if saturate else whole + step
+                whole, above, below = limited(acc if saturate else whole, step, LEAST, MOST)
+                if above or below:  # more than 64 bits
+                    n[BITS] = 65
+                    whole = np.int64(MOST) if above else np.int64(LEAST)
                 e[0], e[1] = min(e[0], whole), max(e[1], whole)
-                if acc < low or acc > high:
+                acc, above, below = limited(acc, step, low, high)
+                if above or below:
                     if saturate:
                         n[SATURATIONS] += 1
-                        acc = min(max(acc, low), high)
+                        acc = np.int64(high) if above else np.int64(low)
                     else:
                         n[WRAPS] += 1
                         acc = low + ((acc - low) & (high - low))
