@@ -26,6 +26,8 @@ class Arithmetic(NamedTuple):
     mode: int
     flush: bool  # subnormal results become zero
     to_inf: bool  # overflow is infinite in every rounding mode
+    unbounded: bool = False  # flush: by the exponent that rounding without a limit gives
+    signed_zero: bool = True  # -0 of a tree's sum reaches the accumulator
 
 
 @inline
@@ -35,7 +37,7 @@ def round_to(x: Any, f: Arithmetic) -> Any:
         return x
     sig, exponent = parts(x, np.int64(-1022))
     negative = sig < 0
-    e = max(exponent, np.int64(f.emin))
+    e = exponent if f.flush and f.unbounded else max(exponent, np.int64(f.emin))
     shift = e - exponent + 53 - f.precision
     m = round_quotient(
         np.uint64(abs(sig)), min(shift, np.int64(127)), negative, np.int64(0), np.int64(f.mode),
@@ -98,12 +100,13 @@ def matmul(
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c, out [M, N], all float64 values.
 
     `p` is the product's arithmetic (used where `rounded`), `f` the accumulator's. NaN is positive.
-    Orders: SEQUENTIAL one chain; TREE neighbours pairwise within a group, then the accumulator;
+    Orders: SEQUENTIAL one chain; TREE neighbours pairwise within a group (a short one filled with
+    +0), then the accumulator;
     ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd k of a group from zero,
     their sum, then the accumulator.
     """
     depth = a.shape[1]
-    leaves = np.empty(max(group, 1))
+    leaves = np.empty(max(min(group, depth), 1))
     for i in range(start, stop):
         x = a[i]
         for j in range(b.shape[0]):
@@ -116,6 +119,8 @@ def matmul(
                 for k in range(0, depth, 2):
                     if k + 1 < depth:
                         acc = add(acc, product(x[k + 1], y[k + 1], rounded, p), f)
+                    else:
+                        acc = add(acc, 0.0, f)  # a short pair holds +0
                     acc = add(acc, product(x[k], y[k], rounded, p), f)
             elif order == TWO_CHAINS:
                 for k0 in range(0, depth, group):
@@ -132,11 +137,15 @@ def matmul(
                     n = min(group, depth - k0)
                     for k in range(n):
                         leaves[k] = product(x[k0 + k], y[k0 + k], rounded, p)
-                    while n > 1:
-                        for k in range(n // 2):
-                            leaves[k] = add(leaves[2 * k], leaves[2 * k + 1], f)
-                        if n % 2:
-                            leaves[n // 2] = leaves[n - 1]
-                        n = (n + 1) // 2
-                    acc = add(acc, leaves[0] + 0.0, f)  # the units that have trees lose -0
+                    width = group  # a short group is filled with +0
+                    while width > 1:
+                        for k in range((n + 1) // 2):
+                            if 2 * k + 1 < n:
+                                leaves[k] = add(leaves[2 * k], leaves[2 * k + 1], f)
+                            elif 2 * k + 1 < width:
+                                leaves[k] = add(leaves[2 * k], 0.0, f)
+                            else:
+                                leaves[k] = leaves[2 * k]
+                        n, width = (n + 1) // 2, (width + 1) // 2
+                    acc = add(acc, leaves[0] if f.signed_zero else leaves[0] + 0.0, f)
             out[i, j] = np.nan if np.isnan(acc) else acc

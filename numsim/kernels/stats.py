@@ -93,7 +93,7 @@ def mac(
 ) -> None:  # fmt: skip
     """`numsim.kernels.mac.matmul` with counts; shapes as there, counts [M, 8], extremes [M, 2]."""
     depth = a.shape[1]
-    leaves = np.empty(max(group, 1))
+    leaves = np.empty(max(min(group, depth), 1))
     for i in range(start, stop):
         x, n, e = a[i], counts[i], extremes[i]
         for j in range(b.shape[0]):
@@ -103,6 +103,8 @@ def mac(
             if order in (SEQUENTIAL, ODD_FIRST):
                 width = 1 if order == SEQUENTIAL else 2
                 for k0 in range(0, depth, width):
+                    if k0 + width > depth:
+                        acc = add(acc, 0.0, f)  # a short pair holds +0
                     for k in range(min(k0 + width, depth) - 1, k0 - 1, -1):
                         acc = counted_add(
                             acc, counted_product(x[k], y[k], rounded, p, n), f, n, False
@@ -126,13 +128,17 @@ def mac(
                     m = min(group, depth - k0)
                     for k in range(m):
                         leaves[k] = counted_product(x[k0 + k], y[k0 + k], rounded, p, n)
-                    while m > 1:
-                        for k in range(m // 2):
-                            leaves[k] = counted_add(leaves[2 * k], leaves[2 * k + 1], f, n, True)
-                        if m % 2:
-                            leaves[m // 2] = leaves[m - 1]
-                        m = (m + 1) // 2
-                    acc = counted_add(acc, leaves[0] + 0.0, f, n, False)
+                    wide = group
+                    while wide > 1:
+                        for k in range((m + 1) // 2):
+                            if 2 * k + 1 < wide:
+                                other = leaves[2 * k + 1] if 2 * k + 1 < m else 0.0
+                                leaves[k] = counted_add(leaves[2 * k], other, f, n, True)
+                            else:
+                                leaves[k] = leaves[2 * k]
+                        m, wide = (m + 1) // 2, (wide + 1) // 2
+                    term = leaves[0] if f.signed_zero else leaves[0] + 0.0
+                    acc = counted_add(acc, term, f, n, False)
                     note_peak(acc, e)
                     n[STEPS] += 1
             out[i, j] = acc
@@ -218,7 +224,8 @@ def noted_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> 
 @kernel
 def exact(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any, quantum: int, stride: int, counts: np.ndarray, extremes: np.ndarray,
+    params: Any, quantum: int, stride: int, signed_zero: bool,
+    counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
     """`numsim.kernels.exact.matmul` with counts; a partial sum follows every `stride` products.
 
@@ -230,6 +237,7 @@ def exact(
         for j in range(b.shape[0]):
             limbs[:] = 0
             nan = up = down = False
+            minus = signed_zero
             uc = c[i, j]
             mc = uc & np.uint32(0x7FFFFFFF)
             if mc > np.uint32(0x7F800000):
@@ -242,10 +250,12 @@ def exact(
                 ex.add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
                 carried(limbs)
                 noted_width(limbs, np.int64(quantum), n, e)
+            minus = minus and uc == np.uint32(0x80000000)
             begin[:] = limbs
             for k in range(a.shape[1]):
                 ua, ub = a[i, k], b[j, k]
                 negative = ((ua ^ ub) >> np.uint32(31)) != 0
+                minus = minus and negative
                 ma, mb = ua & np.uint32(0x7FFFFFFF), ub & np.uint32(0x7FFFFFFF)
                 if ma >= np.uint32(0x7F800000) or mb >= np.uint32(0x7F800000):
                     if max(ma, mb) > np.uint32(0x7F800000) or min(ma, mb) == np.uint32(0):
@@ -263,12 +273,12 @@ def exact(
                     noted_width(limbs, np.int64(quantum), n, e)
             n[STEPS] += 1
             changed = (limbs != begin).any()
-            code = ex.finish(limbs, params, nan, up, down)
+            code = ex.finish(limbs, params, nan, up, down, minus)
             out[i, j] = code
             if not (nan or up or down):
                 magnitude = code & ~np.int64(params.sign_bit)
                 if params.inf >= 0 and magnitude == params.inf:
                     n[OVERFLOWS] += 1
-                begin_code = ex.finish(begin, params, False, False, False)
+                begin_code = ex.finish(begin, params, False, False, False, False)
                 if changed and code == begin_code:
                     n[SWAMPED] += 1

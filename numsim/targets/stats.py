@@ -15,7 +15,6 @@ from numsim.formats import Format, get_format
 from numsim.kernels import stats as kernels
 from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
-from numsim.kernels.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.targets import units
 from numsim.targets.integers import limits, outside
@@ -241,11 +240,8 @@ def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
 
 def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
-    mode, rounded = units._MODE[rule.rounding], rule.product_format is not None or not rule.fused
-    p, f = (
-        Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
-        for g in (prod, acc)
-    )
+    rounded = rule.product_format is not None or not rule.fused
+    p, f = (units.arithmetic(rule, g) for g in (prod, acc))
     left = _batched(a.values()).astype(np.float64)
     right = _batched(b.values()).transpose(0, 2, 1).astype(np.float64)
     if rule.flush:
@@ -311,7 +307,18 @@ def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
             rows = np.ascontiguousarray(left[i][:, k : k + group])
             columns = np.ascontiguousarray(_item(right, i)[:, k : k + group])
             kernels.exact(
-                rows, columns, acc.view(np.uint32), codes, lo, hi, out.params, exponent, parts, n, e
+                rows,
+                columns,
+                acc.view(np.uint32),
+                codes,
+                lo,
+                hi,
+                out.params,
+                exponent,
+                parts,
+                rule.negative_zero,
+                n,
+                e,
             )
             acc[lo:hi] = out.decode_bits(codes[lo:hi].astype(np.int64))
         d[lo:hi] = acc[lo:hi]

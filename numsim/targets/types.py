@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from numsim.convert import ROUNDINGS
 from numsim.errors import NumsimError, near_names
-from numsim.formats import get_format
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
@@ -18,9 +17,11 @@ class Exact:
     """Products and the accumulator are added exactly and rounded once (nearest even).
 
     `group`: products in one such sum, which the next one takes as its accumulator; None: all.
+    `negative_zero`: a sum of nothing but -0 is -0, as IEEE 754 adds; False: every zero is +0.
     """
 
     group: int | None = None
+    negative_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Mac:
         their sum, then the accumulator.
     flush
         Subnormal inputs and results become zeros of their sign.
+    tiny
+        Which results that flushes: ``stored``, those whose rounding is subnormal; ``unbounded``,
+        those that an unbounded exponent would leave below the smallest normal number (x86).
+    negative_zero
+        False: the sign of a zero is lost before the sum of a tree is added to the accumulator.
     overflow
         ``ieee``: Inf or the largest finite value, by the rounding; ``inf``: always Inf.
     """
@@ -55,6 +61,8 @@ class Mac:
     order: str = "sequential"
     group: int | None = None
     flush: bool = False
+    tiny: Literal["stored", "unbounded"] = "stored"
+    negative_zero: bool = True
     overflow: Literal["ieee", "inf"] = "ieee"
 
 
@@ -145,6 +153,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "f8f6f4": (*_FP8, *_SMALL),
     "fp4": ("float4_e2m1fn",),
     "int8": ("int8", "uint8"),
+    "s8": ("int8",),
     "int4": ("int4", "uint4"),
     "int16": ("int16",),
 }
@@ -221,12 +230,11 @@ class Target:
                     f"{self.name} has no field {key!r}; it has {', '.join(known)}"
                     f"{near_names(key, known)}"
                 )
-        rules = tuple(
-            (kind, replace(rule, **{k: v for k, v in inner.items() if hasattr(rule, k)}))
-            for kind, rule in self.rules
-        )
+        rules = self.rules
+        for key in sorted(inner, key=lambda key: key == "group"):  # which follows the order
+            rules = _replaced(rules, key, inner[key])
         new = replace(self, rules=rules, **own)
-        new.check()
+        new.check({"": changes} | {kind: changes for kind, _ in rules})
         return new
 
     @classmethod
@@ -279,59 +287,29 @@ class Target:
 
         return target_to_toml(self)
 
-    def check(self) -> None:
-        """Raise NumsimError for a field with a value outside its range."""
-        _check_fields(self.name, self)
-        for _, rule in self.rules:
-            _check_fields(self.name, rule)
+    def check(self, said: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Raise NumsimError for fields out of range or that contradict each other.
+
+        `said`: the fields that a user gave, for every operand class; for the unit itself as "".
+        """
+        from numsim.targets.check import check_target
+
+        check_target(self, said or {})
 
 
 _CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
-_RANGES: dict[str, tuple[int, int]] = {
-    "group": (1, 1 << 20), "align_bits": (1, 35), "keep_bits": (1, 23), "acc_bits": (8, 64),
-    "outer_bits": (8, 64), "pair_bits": (8, 62), "sum_bits": (1, 40), "streams": (1, 2),
-    "min_exponent": (-1000, 127), "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20),
-    "split_tile": (1, 1 << 20),
-}  # fmt: skip
-_WORDS: dict[str, tuple[str, ...]] = {
-    "overflow": ("wrap", "saturate", "raise"),
-    "accumulator": ("joins", "late", "halves"),
-    "order": ("sequential", "tree", "odd_first", "two_chains"),
-    "rounding": ROUNDINGS[:6],
-    "split_order": ("contiguous", "serial", "pairwise"),
-}
 
 
-def _check_fields(name: str, item: Target | Rule) -> None:
-    for f in fields(item):
-        value = getattr(item, f.name)
-        if value is None and f.default is None:
-            continue
-        if f.name in _RANGES:
-            low, high = _RANGES[f.name]
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise NumsimError(f"{name}: {f.name} is {low} to {high}; got {value!r}")
-        elif f.name in _WORDS:
-            words = _WORDS[f.name]
-            if isinstance(item, Mac) and f.name == "overflow":
-                words = ("ieee", "inf")
-            if value not in words:
-                raise NumsimError(
-                    f"{name}: {f.name} is one of {', '.join(words)}; got {value!r}"
-                    f"{near_names(str(value), words)}"
-                )
-        elif f.name in ("fused", "flush", "zero_products"):
-            if not isinstance(value, bool):
-                raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
-        elif f.name in ("acc_format", "product_format"):
-            fmt = get_format(value)
-            if fmt.kind != "float" or not fmt.signed or fmt.precision > 24:
-                raise NumsimError(
-                    f"{name}: {f.name} is a signed float format of 24 bits of precision or less; "
-                    f"got {fmt.name}"
-                )
-            if fmt.inf != "ieee":
-                raise NumsimError(
-                    f"{name}: {f.name} needs IEEE infinities, as float_e{{E}}m{{M}} has; "
-                    f"got {fmt.name}"
-                )
+def _replaced(
+    rules: tuple[tuple[str, Rule], ...], key: str, value: Any
+) -> tuple[tuple[str, Rule], ...]:
+    """Return rules with a field replaced where that can be, everywhere if it nowhere can."""
+    from numsim.targets.check import takes
+
+    ready = [takes(kind, rule, key, value) for kind, rule in rules]
+    return tuple(
+        (kind, replace(rule, **{key: value}))
+        if hasattr(rule, key) and (fits or not any(ready))
+        else (kind, rule)
+        for (kind, rule), fits in zip(rules, ready, strict=True)
+    )

@@ -76,6 +76,14 @@ def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
     return item
 
 
+def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
+    """Return how a rule rounds to a format."""
+    return mac_kernel.Arithmetic(
+        fmt.precision, fmt.emin, fmt.emax, _MODE[rule.rounding], rule.flush, rule.overflow == "inf",
+        rule.tiny == "unbounded", rule.negative_zero,
+    )  # fmt: skip
+
+
 def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) -> NDArray[Any]:
     """Multiply-adds with one rounding a step."""
     if rule == Mac():
@@ -85,11 +93,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         return sums if out.name == "float32" else round_to(sums, out)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
-    mode = _MODE[rule.rounding]
-    p, f = (
-        mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
-        for g in (prod, acc)
-    )
+    p, f = (arithmetic(rule, g) for g in (prod, acc))
     flavour = fast.mac_flavour(a.fmt, b.fmt, rule, p, f)
     if flavour is not None:
         shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
@@ -126,16 +130,16 @@ def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exa
         if fast.exact_groups_apply(rule, bits, out):
             begin = np.zeros((*left.shape[:2], right.shape[-1])) if c is None else as_float64(c)
             return round_to(fast.exact_groups(a, b, begin, rule, out), out)
-        if rule.group is None and bits <= 53:
+        if rule.group is None and bits <= 53 and not rule.negative_zero:
             return round_to(fast.exact_sum(a, b, c), out)
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
             part = slice(k, k + rule.group)
-            c = _exact(left[..., part], right[:, part], c, out)
+            c = _exact(left[..., part], right[:, part], c, out, rule)
         assert c is not None
         return c
-    return _exact(left, right, c, out)
+    return _exact(left, right, c, out, rule)
 
 
 def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -150,7 +154,7 @@ def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDAr
 
 
 def _exact(
-    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format
+    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format, rule: Exact
 ) -> NDArray[Any]:
     if np.float64 in (left.dtype, right.dtype):  # integers that float32 does not hold
         left, right = _halved(left, right)
@@ -163,7 +167,7 @@ def _exact(
     begin = np.ascontiguousarray(start).view(np.uint32)
     over_items(
         lambda i, lo, hi: exact_kernel.matmul(
-            rows[i], _item(columns, i), begin[i], codes[i], lo, hi, out.params
+            rows[i], _item(columns, i), begin[i], codes[i], lo, hi, out.params, rule.negative_zero
         ),
         batch, m,
     )  # fmt: skip
