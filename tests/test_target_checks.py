@@ -65,6 +65,8 @@ HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "-"\nsource = "-"\n'
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
+        ('[rules.fp8]\nkind = "Fused"\ngroup = 32\nalign_bits = 13\n[rules.f8f6f4]\n'
+         'kind = "Fused"\ngroup = 16\nalign_bits = 25\n', "fp8 and f8f6f4 both have"),
         ('[rules.fp32]\nkind = "Fused"\ngroup = 4\nalign_bits = 24\n', "at most 16 bits"),
         ('[rules.fp8]\nkind = ["Fused"]\n', "kind is one of"),
         ('[rules.tf32]\nkind = "TwoStage"\ngroup = 4\nsum_bits = 10\n', "sum_bits"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
 from numsim.convert import ROUNDINGS
@@ -33,7 +34,7 @@ _RANGES: dict[str, tuple[int, int]] = {
 _WORDS: dict[str, tuple[str, ...]] = {
     "overflow": ("wrap", "saturate", "raise"),
     "accumulator": ("joins", "late", "halves"),
-    "order": ("sequential", "tree", "odd_first", "two_chains"),
+    "order": ("sequential", "tree", "odd_first", "two_chains", "exact"),
     "rounding": ROUNDINGS[:6],
     "tiny": ("stored", "unbounded"),
     "split_order": ("contiguous", "serial", "pairwise"),
@@ -58,7 +59,9 @@ def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
     if not hasattr(rule, key):
         return False
     if key == "group" and isinstance(rule, Mac):
-        return rule.order in ("tree", "two_chains")
+        return rule.order in ("tree", "two_chains", "exact")
+    if key == "order" and value == "exact" and isinstance(rule, Mac):
+        return rule.group is not None
     if value == "halves":
         return "->" in kind
     words = words_of(rule, key)
@@ -79,6 +82,13 @@ def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
         if key in said.get("", {}) and target.split_k == 1:
             raise NumsimError(
                 f"{target.name}: {key} says how K is split, but split_k is 1; set both"
+            )
+    for (kind, rule), (other, second) in combinations(target.rules, 2):
+        shared = _shared(kind, other)
+        if shared and rule != second:
+            raise NumsimError(
+                f"{target.name}: classes {kind} and {other} both have {', '.join(sorted(shared))}, "
+                "with rules that differ; make them equal or drop one"
             )
     for kind, rule in target.rules:
         _check_rule(target, kind, rule, said.get(kind, {}))
@@ -138,7 +148,9 @@ def _check_rule(target: Target, kind: str, rule: Rule, given: Mapping[str, Any])
         if rule.product_format is not None and given.get("fused"):
             problem = "fused = true leaves products exact, product_format rounds them; keep one"
         elif rule.group is not None and rule.order in ("sequential", "odd_first"):
-            problem = f"group cuts K for tree and two_chains; order is {rule.order}"
+            problem = f"group cuts K for tree, two_chains and exact; order is {rule.order}"
+        elif rule.order == "exact" and (rule.group is None or rule.flush or not _plain(rule)):
+            problem = "order = exact has a group, float32, rne, no product_format and no flush"
     elif isinstance(rule, IntSum) and rule.pair_bits is not None and rule.group % 2:
         problem = f"pair_bits adds products in pairs; group is odd ({rule.group})"
     elif isinstance(rule, Fused) and rule.accumulator == "halves" and not arrow:
@@ -149,6 +161,27 @@ def _check_rule(target: Target, kind: str, rule: Rule, given: Mapping[str, Any])
         problem = f"{name} multiplies significands of at most 16 bits"
     if problem:
         raise NumsimError(f"{where}: {problem}")
+
+
+def _plain(rule: Mac) -> bool:
+    given = (rule.acc_format, rule.product_format, rule.rounding, rule.overflow)
+    return given == ("float32", None, "rne", "ieee")
+
+
+def _shared(kind: str, other: str) -> set[str]:
+    """Return the formats that two operand classes of the same kind and output both take."""
+
+    def split(name: str) -> tuple[bool, str, set[str]]:
+        operands, _, out = name.removeprefix("mx:").partition("->")
+        formats = ("uint8", "int8") if operands == "u8s8" else CLASSES.get(operands, ())
+        return name.startswith("mx:"), out, set(formats)
+
+    (scaled, out, formats), (scaled_2, out_2, formats_2) = split(kind), split(other)
+    if kind == other or (scaled, out) != (scaled_2, out_2) or scaled:
+        return set()  # block scales say which of two rules it is
+    if {"u8s8", "s8"} == {kind, other}:
+        return set()  # never the same pair
+    return formats & formats_2
 
 
 def _precision(operands: str) -> int:

@@ -198,6 +198,8 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
             continue
         if _takes(name, a, b) and (found is None or result):
             found = kind, rule
+    if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
+        found = found[0], Exact(found[1].group, found[1].negative_zero)
     if found is None:
         has = "; ".join(
             f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"

@@ -24,8 +24,8 @@ _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
 _MODELS_DIFFER = (
-    "models differ on zero products and the least exponent; no recording decides: "
-    "fields zero_products, min_exponent"
+    "models differ on zero products and the least exponent; no recording decides: fields "
+    "zero_products, min_exponent (none, -126, -132, -133 or -139; float16 -19, -20 or -21)"
 )
 
 
@@ -99,7 +99,7 @@ _TABLE = [
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "
-            "exactly instead (Exact(group=4)); no recording decides", f"{_MMASIM}; {_MATLAB}",
+            "exactly instead (order='exact'); no recording decides", f"{_MMASIM}; {_MATLAB}",
             {"fp16": Mac(fused=False, order="tree", group=4, negative_zero=False),
              "bf16": Mac(fused=False, order="tree", group=2, negative_zero=False),
              "fp32": Mac(), "s8": _IMMA}),
@@ -110,7 +110,8 @@ _TABLE = [
              "bf16": Mac(fused=False, order="tree", group=4, flush=True,
                          negative_zero=False),
              "fp32": Mac(), "s8": _IMMA}),
-    _target("amd.cdna3.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
+    _target("amd.cdna3.mfma", "model", "MMA-Sim; MATLAB-tensor-core, but "
+            "for products with a zero factor (4 elements; field zero_products); none decides",
             f"{_MMASIM}; {_MATLAB}",
             {"fp16": TwoStage(8), "bf16": TwoStage(8), "tf32": TwoStage(4),
              "fp8_fnuz": TwoStage(16, streams=2), "fp32": Mac(), "s8": _IMMA}),

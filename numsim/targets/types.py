@@ -42,7 +42,8 @@ class Mac:
         ``sequential``: one chain in increasing k from the accumulator. ``tree``: neighbours
         pairwise within each `group` (None: all of K), then the accumulator. ``odd_first``: a
         chain that takes k + 1 before k. ``two_chains``: even and odd k of a group from zero,
-        their sum, then the accumulator.
+        their sum, then the accumulator. ``exact``: the products of a `group` and the accumulator
+        exactly, one rounding to the output (the rule is `Exact`).
     flush
         Subnormal inputs and results become zeros of their sign.
     tiny
