@@ -16,7 +16,16 @@ from numsim.kernels import exact as ex
 from numsim.kernels.fused import parts, power_of_two
 from numsim.kernels.integer import limited
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS, Arithmetic, add, flushed, round_to
+from numsim.kernels.mac import (
+    ODD_FIRST,
+    SEQUENTIAL,
+    TWO_CHAINS,
+    Arithmetic,
+    add,
+    flushed,
+    round_to,
+    rounded,
+)
 from numsim.kernels.round import top_bit
 
 OVERFLOWS, SATURATIONS, WRAPS, SWAMPED, CUT, GAP, BITS, STEPS = range(8)
@@ -47,11 +56,14 @@ def sum_to_odd(x: Any, y: Any) -> Any:
 
 
 @inline
-def noted_range(exact: Any, rounded: Any, emax: int, n: Any) -> None:
-    """Count a finite value that left the range: to infinity, or stopped at the largest value."""
-    if np.isinf(rounded):
+def noted_range(exact: Any, value: Any, f: Arithmetic, n: Any) -> None:
+    """Count a finite number that left the range: to Inf or NaN, or stopped at the largest value."""
+    limit = f.bottom if exact < 0 else f.top
+    if not np.isfinite(value):
         n[OVERFLOWS] += 1
-    elif abs(exact) >= power_of_two(np.int64(emax + 1)):
+    elif abs(exact) > limit and (
+        abs(exact) >= power_of_two(np.int64(f.emax + 1)) or abs(rounded(exact, f)) > limit
+    ):
         n[SATURATIONS] += 1
 
 
@@ -60,7 +72,7 @@ def counted_add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
     """Return x + y rounded to `f`; `both`: x is an addend like y, not the accumulator."""
     value = add(x, y, f)
     if np.isfinite(x) and np.isfinite(y):
-        noted_range(sum_to_odd(x, y), value, f.emax, n)
+        noted_range(sum_to_odd(x, y), value, f, n)
         if (y != 0 and value == x) or (both and x != 0 and value == y):
             n[SWAMPED] += 1
         if x != 0 and y != 0:
@@ -70,14 +82,14 @@ def counted_add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
 
 
 @inline
-def counted_product(x: Any, y: Any, rounded: bool, p: Arithmetic, n: Any) -> Any:
+def counted_product(x: Any, y: Any, rounds: bool, p: Arithmetic, n: Any) -> Any:
     """Return x * y, exact or rounded to `p`."""
     exact = x * y
-    if not rounded:
+    if not rounds:
         return exact
     value = round_to(exact, p)
     if np.isfinite(exact):
-        noted_range(exact, value, p.emax, n)
+        noted_range(exact, value, p, n)
         if value != exact:
             n[CUT] += 1
             if value == 0:
@@ -88,7 +100,7 @@ def counted_product(x: Any, y: Any, rounded: bool, p: Arithmetic, n: Any) -> Any
 @kernel
 def mac(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    order: int, group: int, rounded: bool, p: Arithmetic, f: Arithmetic,
+    order: int, group: int, rounds: bool, p: Arithmetic, f: Arithmetic,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
     """`numsim.kernels.mac.matmul` with counts; shapes as there, counts [M, 8], extremes [M, 2]."""
@@ -107,7 +119,7 @@ def mac(
                         acc = add(acc, 0.0, f)  # a short pair holds +0
                     for k in range(min(k0 + width, depth) - 1, k0 - 1, -1):
                         acc = counted_add(
-                            acc, counted_product(x[k], y[k], rounded, p, n), f, n, False
+                            acc, counted_product(x[k], y[k], rounds, p, n), f, n, False
                         )
                         note_peak(acc, e)
                         n[STEPS] += 1
@@ -115,7 +127,7 @@ def mac(
                 for k0 in range(0, depth, group):
                     even = odd = 0.0
                     for k in range(k0, min(k0 + group, depth)):
-                        term = counted_product(x[k], y[k], rounded, p, n)
+                        term = counted_product(x[k], y[k], rounds, p, n)
                         if (k - k0) % 2:
                             odd = counted_add(odd, term, f, n, False)
                         else:
@@ -127,7 +139,7 @@ def mac(
                 for k0 in range(0, depth, group):
                     m = min(group, depth - k0)
                     for k in range(m):
-                        leaves[k] = counted_product(x[k0 + k], y[k0 + k], rounded, p, n)
+                        leaves[k] = counted_product(x[k0 + k], y[k0 + k], rounds, p, n)
                     wide = group
                     while wide > 1:
                         for k in range((m + 1) // 2):

@@ -44,7 +44,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 def words_of(item: Target | Rule, key: str) -> tuple[str, ...] | None:
     """Return the words that a field can be, None for other fields."""
     if isinstance(item, Mac) and key == "overflow":
-        return ("ieee", "inf")
+        return ("ieee", "inf", "saturate")
     return _WORDS.get(key)
 
 
@@ -114,15 +114,11 @@ def _check_fields(name: str, item: Target | Rule) -> None:
                 raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
         elif f.name in ("acc_format", "product_format"):
             fmt = get_format(value)
-            if fmt.kind != "float" or not fmt.signed or fmt.precision > 24:
+            known = fmt.kind in ("float", "integer") and fmt.signed and fmt.zero
+            if not known or not 2 <= fmt.params.p <= 24:
                 raise NumsimError(
-                    f"{name}: {f.name} is a signed float format of 24 bits of precision or less; "
-                    f"got {fmt.name}"
-                )
-            if fmt.inf != "ieee":
-                raise NumsimError(
-                    f"{name}: {f.name} needs IEEE infinities, as float_e{{E}}m{{M}} has; "
-                    f"got {fmt.name}"
+                    f"{name}: {f.name} is a signed float, integer or fixed-point format of 2 to 24 "
+                    f"bits of precision; got {fmt.name}"
                 )
 
 

@@ -200,6 +200,8 @@ def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -
     chain = rule.order in ("sequential", "odd_first")
     if rule.rounding != "rne" or not (chain or tree in (2, 4)):
         return None
+    if not (ieee(f) and (ieee(p) or not rounded)):
+        return None
     low, high = f.emin - f.precision + 1, f.emax + 1
     if rounded:
         low, high = min(low, p.emin - p.precision + 1), max(high, p.emax + 1)
@@ -210,6 +212,11 @@ def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -
         high = low + 99
     keeps = rule.negative_zero or rule.order != "tree"
     return Flavour(tree or 1, rounded, exact=high + 1 - low <= 53, signed_zero=keeps)
+
+
+def ieee(f: Arithmetic) -> bool:
+    """Whether a format is IEEE-like: its last binade is full and infinities follow."""
+    return f.beyond == 0 and f.minus_zero and f.top == (2 - 2.0 ** (1 - f.precision)) * 2.0**f.emax
 
 
 def mac(
@@ -282,7 +289,7 @@ def exact_groups(
 ) -> NDArray[np.float64]:
     """Exact sums of groups of products and the accumulator, rounded once a group."""
     assert rule.group is not None
-    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True)
+    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
     flavour = Flavour(
         rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
     )

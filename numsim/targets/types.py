@@ -31,7 +31,8 @@ class Mac:
     Parameters
     ----------
     acc_format
-        Format of the accumulator, and of every sum.
+        Format of the accumulator, and of every sum: any signed float, integer or fixed-point
+        format of 2 to 24 bits of precision.
     product_format
         Format to which products are rounded first; None: exact products, a fused multiply-add.
     fused
@@ -52,7 +53,9 @@ class Mac:
     negative_zero
         False: the sign of a zero is lost before the sum of a tree is added to the accumulator.
     overflow
-        ``ieee``: Inf or the largest finite value, by the rounding; ``inf``: always Inf.
+        ``ieee``: Inf (NaN where the format has no Inf) or the largest finite value, by the
+        rounding; ``inf``: always Inf; ``saturate``: the largest finite value, for Inf too, as
+        formats without Inf and NaN always do.
     """
 
     acc_format: str = "float32"
@@ -64,7 +67,7 @@ class Mac:
     flush: bool = False
     tiny: Literal["stored", "unbounded"] = "stored"
     negative_zero: bool = True
-    overflow: Literal["ieee", "inf"] = "ieee"
+    overflow: Literal["ieee", "inf", "saturate"] = "ieee"
 
 
 @dataclass(frozen=True)

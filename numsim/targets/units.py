@@ -78,8 +78,14 @@ def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
 
 def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
     """Return how a rule rounds to a format."""
+    parameters, beyond = fmt.params, mac_kernel.INFINITE
+    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
+        beyond = mac_kernel.LARGEST
+    elif not fmt.has_inf:
+        beyond = mac_kernel.NOT_A_NUMBER
     return mac_kernel.Arithmetic(
-        fmt.precision, fmt.emin, fmt.emax, _MODE[rule.rounding], rule.flush, rule.overflow == "inf",
+        parameters.p, parameters.emin, fmt.emax, _MODE[rule.rounding], rule.flush,
+        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
         rule.tiny == "unbounded", rule.negative_zero,
     )  # fmt: skip
 
