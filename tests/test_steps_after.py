@@ -147,3 +147,11 @@ def test_both_models_of_cdna1(fmt, group):
         assert int(other[i, j]) == om.exact_groups(x, y, group=group)
         differ += int(tree[i, j]) != int(other[i, j])
     assert differ
+
+
+def test_explained_alignment_that_floors():
+    unit = ns.get_target("nvidia.hopper.wgmma", align="floor", rounding="rne")
+    text = explain_mma(unit, values=[(16, 16), (-0.125, 0.125)])
+    assert "-0.03125" in text  # -2**-6 floored to a multiple of 2**-5
+    assert "sum 255.96875, rounded to nearest even, 13 bits of fraction" in text
+    assert text.endswith("D = 255.96875, 0x437ff800")

@@ -266,6 +266,38 @@ def test_changed_block(fmt, group, align_bits, keep_bits, out):
         check(case, a, b, accumulators(out, rng, (3, 3)), kind)
 
 
+@pytest.mark.parametrize("align", ["truncate", "floor"])
+@pytest.mark.parametrize("rounding", [None, "rtz", "rne"])
+@pytest.mark.parametrize("out", ["float32", "float16"])
+@pytest.mark.parametrize("accumulator", ["joins", "late"])
+def test_how_terms_are_cut_and_results_rounded(align, rounding, out, accumulator):
+    changes = {"align": align, "rounding": rounding, "align_bits": 12, "keep_bits": 9}
+    late = {"accumulator": "late"} if accumulator == "late" else {}
+    unit = om.block(
+        16, 12, keep=9, f16=out == "float16", align=align, mode=rounding, c_joins=not late
+    )
+    changes |= {"group": 16, **late}
+    case = om.Case(WGMMA, E4M3, E4M3, out, unit, tuple(changes.items()))
+    rng = np.random.default_rng(7)
+    for kind in ("plain", "any code", "cancel"):
+        a, b = codes(E4M3, kind, rng, (4, 40)), codes(E4M3, kind, rng, (40, 4))
+        c = accumulators(out, rng, (4, 4))
+        check(case, a, b, c, kind)
+        x, y, start = tensor(a, E4M3), tensor(b, E4M3), c.view(NUMPY[out])
+        more = {"target": target_of(case), "c": start, "out_format": out}
+        counted, _ = ns.matmul(x, y, stats=True, **more)
+        assert_same(raw(counted), multiply(case, a, b, c))
+
+
+def test_pattern_of_nan():
+    a, b = np.array([[0x7F]], np.uint8), np.array([[0x38]], np.uint8)
+    for nan, wide, half in (("ones", 0x7FFFFFFF, 0x7FFF), ("quiet", 0x7FC00000, 0x7E00)):
+        unit = ns.get_target(WGMMA, nan=nan)
+        for out, want in (("float32", wide), ("float16", half)):
+            d = ns.matmul(tensor(a, E4M3), tensor(b, E4M3), target=unit, out_format=out)
+            assert int(raw(d)[0, 0]) == want
+
+
 def fixed_point(total):
     """fp32 bits of a Fraction with a power-of-two denominator."""
     return om.round_bits(om.F32, total.numerator, 1 - total.denominator.bit_length())

@@ -36,6 +36,7 @@ class Block(NamedTuple):
     emax: int
     mode: int
     out_precision: int  # of the final addition of LATE and HALVES
+    floor: bool = False  # terms are cut toward minus infinity, not toward zero
 
 
 @kernel
@@ -75,6 +76,12 @@ def shifted(value: np.int64, left: np.int64) -> np.int64:
 def floored(value: np.int64, left: np.int64) -> np.int64:
     """Return ``value * 2**left`` rounded toward minus infinity."""
     return value << left if left >= 0 else value >> min(-left, np.int64(63))
+
+
+@inline
+def cut(value: np.int64, left: np.int64, r: Any) -> np.int64:
+    """Return ``value * 2**left`` as a rule cuts terms."""
+    return floored(value, left) if r.floor else shifted(value, left)
 
 
 @inline
@@ -186,7 +193,7 @@ def total_of(
         product = np.int64(a_sig[k]) * np.int64(b_sig[k])
         if product != 0:
             e = np.int64(a_exp[k]) + np.int64(b_exp[k])
-            total += shifted(product, r.align_bits - r.fraction - (largest - e))
+            total += cut(product, r.align_bits - r.fraction - (largest - e), r)
     return total
 
 
@@ -195,7 +202,7 @@ def joined(total: Any, largest: Any, acc: Any, r: Block) -> Any:
     """Round the products' sum plus an accumulator that took part in `largest`."""
     if acc != 0:
         sig, exponent = parts(acc, np.int64(r.emin))
-        total += shifted(sig, r.align_bits - 52 - (largest - exponent))
+        total += cut(sig, r.align_bits - 52 - (largest - exponent), r)
     return round_sum(
         total, largest - r.align_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
         np.int64(r.mode),
@@ -292,8 +299,8 @@ def block(
     if largest != NO_TERM:
         whole = floored(total, r.sum_bits - r.align_bits - (second - largest))
     if acc != 0 and not (r.streams == 2 and exponent < second - (r.align_bits + 1)):
-        cut = floored(sig, r.align_bits - 52 - (second - exponent))
-        whole += cut << np.int64(r.sum_bits - r.align_bits)
+        part = floored(sig, r.align_bits - 52 - (second - exponent))
+        whole += part << np.int64(r.sum_bits - r.align_bits)
     value = round_sum(
         whole, second - r.sum_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
         np.int64(r.mode),

@@ -37,6 +37,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "order": ("sequential", "tree", "odd_first", "two_chains", "exact"),
     "rounding": ROUNDINGS[:6],
     "tiny": ("stored", "unbounded"),
+    "align": ("truncate", "floor"),
+    "nan": ("ones", "quiet"),
     "split_order": ("contiguous", "serial", "pairwise"),
 }
 
@@ -45,6 +47,8 @@ def words_of(item: Target | Rule, key: str) -> tuple[str, ...] | None:
     """Return the words that a field can be, None for other fields."""
     if isinstance(item, Mac) and key == "overflow":
         return ("ieee", "inf", "saturate")
+    if isinstance(item, Fused) and key == "rounding":
+        return ("rtz", "rne")
     return _WORDS.get(key)
 
 

@@ -97,8 +97,7 @@ class Fused:
     align_bits
         Fraction bits kept below the largest exponent.
     keep_bits
-        Fraction bits of a float32 result (23, or 13 where the unit returns e8m13), truncated.
-        float16 results are rounded to nearest even.
+        Fraction bits of a float32 result (23, or 13 where the unit returns e8m13).
     accumulator
         ``joins`` the alignment; ``late``: is added to the rounded sum by an ordinary addition;
         ``halves``: k with (k // 2) even, then the others on top in float16, then the accumulator.
@@ -107,6 +106,16 @@ class Fused:
         no recording decides).
     min_exponent
         Lower limit of the largest exponent, None: no limit (models differ; no recording decides).
+    align
+        How terms are cut to the alignment: ``truncate`` toward zero, or ``floor``.
+    rounding
+        Of each block's result, ``rtz`` or ``rne``. None: float32 toward zero, float16 to nearest
+        even.
+    nan
+        Pattern of NaN results: ``ones`` (0x7FFFFFFF, 0x7FFF) or ``quiet`` (0x7FC00000, 0x7E00).
+
+    Two things are no fields, since all models and recordings agree on them: a zero result is +0,
+    and a result that rounds beyond the largest number is infinite, toward zero too.
     """
 
     group: int
@@ -115,6 +124,9 @@ class Fused:
     accumulator: Literal["joins", "late", "halves"] = "joins"
     zero_products: bool = False
     min_exponent: int | None = None
+    align: Literal["truncate", "floor"] = "truncate"
+    rounding: Literal["rtz", "rne"] | None = None
+    nan: Literal["ones", "quiet"] = "ones"
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,10 @@ def fused(
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
     block = _block(rule, a.fmt, b.fmt, out)
-    sums = fast.align(a, b, planes, c, block)
+    usual = isinstance(rule, TwoStage) or (rule.rounding is None and not block.floor)
+    sums = fast.align(a, b, planes, c, block) if usual else None
     if sums is not None:
-        return _store(sums, out) if isinstance(rule, Fused) else round_to(sums, out)
+        return _store(sums, out, rule) if isinstance(rule, Fused) else round_to(sums, out)
     left, right = planes(a, False), planes(b, True)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
@@ -201,7 +202,7 @@ def fused(
         ),
         batch, m,
     )  # fmt: skip
-    return _store(values, out) if isinstance(rule, Fused) else round_to(values, out)
+    return _store(values, out, rule) if isinstance(rule, Fused) else round_to(values, out)
 
 
 def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_kernel.Block:
@@ -214,23 +215,26 @@ def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_k
         )  # fmt: skip
     least = _NO_LIMIT if rule.min_exponent is None else rule.min_exponent
     if out.name == "float32":
-        result = (rule.keep_bits + 1, -126, 127, 2, 24)  # truncated
+        result = (rule.keep_bits + 1, -126, 127, _MODE[rule.rounding or "rtz"], 24)
     else:
-        result = (11, -14, 15, 0, 11)  # nearest even
+        result = (11, -14, 15, _MODE[rule.rounding or "rne"], 11)
     return fused_kernel.Block(
         _ACCUMULATOR[rule.accumulator], rule.group, rule.align_bits, fraction, rule.zero_products,
-        least, 1, 0, 0, *result,
+        least, 1, 0, 0, *result, rule.align == "floor",
     )  # fmt: skip
 
 
-def _store(values: NDArray[Any], out: Format) -> NDArray[Any]:
-    """Write results with NVIDIA's NaN patterns."""
+def _store(values: NDArray[Any], out: Format, rule: Fused | ScaledFp4) -> NDArray[Any]:
+    """Write results with the NaN pattern of a rule, NVIDIA's unless it says otherwise."""
+    quiet = isinstance(rule, Fused) and rule.nan == "quiet"
     if out.name == "float32":
         bits = np.empty(values.shape, np.uint32)
         fused_kernel.store_float32(values.reshape(-1), bits.reshape(-1))
+        if quiet:
+            bits[np.isnan(values)] = 0x7FC00000
         return bits.view(np.float32)
     halves = values.astype(np.float16)
-    halves.view(np.uint16)[np.isnan(values)] = 0x7FFF
+    halves.view(np.uint16)[np.isnan(values)] = 0x7E00 if quiet else 0x7FFF
     return halves
 
 
@@ -294,7 +298,7 @@ def fp4(
         ),
         batch, m,
     )  # fmt: skip
-    return _store(values, out)
+    return _store(values, out, rule)
 
 
 def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:
