@@ -227,41 +227,31 @@ def add_rounded(x: Any, y: Any, precision: int, emin: int, emax: int) -> Any:
 
 
 @inline
+def with_special(value: Any, nan: bool, up: bool, down: bool) -> tuple[Any, bool]:
+    """Add NaN and infinities among products to a value; return it and whether it is special."""
+    up, down = up or value == np.inf, down or value == -np.inf
+    if nan or np.isnan(value) or (up and down):
+        return np.nan, True
+    if up or down:
+        return (np.inf if up else -np.inf), True
+    return value, False
+
+
+@inline
 def block(
     a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
     k0: int, k1: int, acc: Any, r: Block,
 ) -> Any:  # fmt: skip
     """Return the accumulator after one block of products."""
-    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
-    nan = nan or np.isnan(acc)
-    up, down = up or acc == np.inf, down or acc == -np.inf
-    if nan or (up and down):
-        return np.nan
-    if up or down:
-        return np.inf if up else -np.inf
     floor = np.int64(r.min_exponent)
-    if r.kind == JOINS:
-        if acc != 0:
-            largest = max(largest, parts(acc, np.int64(r.emin))[1])
-        if largest == NO_TERM:
-            return 0.0
-        largest = max(largest, floor)
-        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-        return joined(total, largest, acc, r)
-    if r.kind == LATE:
-        value = 0.0
-        if largest != NO_TERM:
-            largest = max(largest, floor)
-            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-            value = joined(total, largest, 0.0, r)
-        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
     if r.kind == HALVES:
         value = 0.0
         for phase in range(2):
             largest, nan, up, down = scan(
                 a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 2, phase, r
             )
-            if np.isinf(value):
+            value, special = with_special(value, nan, up, down)
+            if special:
                 continue
             if value != 0:
                 largest = max(largest, parts(value, np.int64(r.emin))[1])
@@ -270,6 +260,25 @@ def block(
                 total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 2, phase, largest, r)
                 value = joined(total, largest, value, r)
         return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
+    if r.kind == LATE:
+        value, special = with_special(0.0, nan, up, down)
+        if not special and largest != NO_TERM:
+            largest = max(largest, floor)
+            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
+            value = joined(total, largest, 0.0, r)
+        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    value, special = with_special(acc, nan, up, down)
+    if special:
+        return value
+    if r.kind == JOINS:
+        if acc != 0:
+            largest = max(largest, parts(acc, np.int64(r.emin))[1])
+        if largest == NO_TERM:
+            return 0.0
+        largest = max(largest, floor)
+        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
+        return joined(total, largest, acc, r)
     if r.product_limit:
         up, down = beyond(a_sig, a_exp, b_sig, b_exp, k0, k1, r)
         if up or down:
