@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,7 @@ def target_text(unit: Target) -> str:
       maturity       document
       evidence       four products and the accumulator, one rounding
       source         Arm Architecture Reference Manual, A1.5 and instruction pages
-      fp8            Exact(group=4)
+      fp8            Exact(group=4, negative_zero=True)
                      float8_e4m3fn, float8_e5m2
     """
     rows = [("maturity", unit.maturity), ("evidence", unit.evidence), ("source", unit.source)]
@@ -132,6 +133,8 @@ def read_values(text: str) -> list[tuple[float, float]]:
                 f"{part.strip()!r}; "
                 'as in "1.5*2, -3*0.25"'
             ) from None
+        if "inf" not in part.lower() and math.isinf(a + b):
+            raise NumsimError(f"explain mma: {part.strip()} is beyond float64; write inf for Inf")
         pairs.append((a, b))
     return pairs
 
@@ -165,7 +168,8 @@ def print_silicon(only: str) -> None:
         for note in notes:
             typer.echo(f"  {note}")
         typer.echo(
-            "  min_exponent: models limit the largest exponent at -126, -132 or not; none decides"
+            "  min_exponent: models limit the largest exponent at -126, -132, -133, -139 or not "
+            "(float16: -19, -20, -21 or not)"
         )
     equal, total = sum(r.equal for r in rows), sum(r.rows for r in rows)
     typer.echo(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")

@@ -328,6 +328,8 @@ class Block:
     c_joins: bool = True
     floor: int | None = None
     zero_products: bool = False
+    align: str = "truncate"
+    mode: str | None = None  # rounding of the result
 
     def one(self, products, c):
         """One group: exact products and the bits of the accumulator give bits."""
@@ -342,8 +344,9 @@ class Block:
         if not es:
             return 0 if self.c_joins else add(0, c, f=self.out)
         quantum = max(es) - self.F
-        total = sum(truncate_to(t, quantum) for t in terms)
-        mode = "rtz" if self.out is F32 else "rne"
+        cut = floor_to if self.align == "floor" else truncate_to
+        total = sum(cut(t, quantum) for t in terms)
+        mode = self.mode or ("rtz" if self.out is F32 else "rne")
         d = round_bits(self.out, total, quantum, mode=mode, keep=self.keep, inf=True)
         if d == self.out.sign_bit:
             d = 0  # a negative sum that rounds to zero, too, is +0

@@ -221,7 +221,7 @@ def test_silicon_table(monkeypatch):
     done = run("verify", "silicon", "--only", "mmasim_cdna12")
     assert done.exit_code == 0, done.exception
     assert "amd.cdna1.mfma" in done.stdout
-    assert "other: Exact sum of a group" in done.stdout
+    assert "here tree, other exact" in done.stdout
     assert "0 of 2 units differ" in done.stdout
     assert isinstance(run("verify", "silicon", "--only", "none").exception, ns.NumsimError)
 

@@ -267,3 +267,30 @@ def test_committed_sample(run, args):
 @pytest.mark.parametrize(("run", "args"), shared())
 def test_golden(run, args):
     run(*args)
+
+
+# -------------------------------------------------------------------------- single steps, TestFloat
+MODES = {
+    "nearest_even": "rne", "toward_zero": "rtz", "down": "rdn", "up": "rup",
+    "nearest_away": "rna", "to_odd": "rto",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not (FOLDER / "testfloat.npz").exists(), reason="no recordings here")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("operation", ["mulAdd", "add", "mul"])
+def test_one_step_of_ideal_mac_is_ieee(operation, mode):
+    """Products, sums and fused steps in float16: values, signs of zeros, overflow."""
+    with np.load(FOLDER / "testfloat.npz") as data:
+        given, want = (data[f"f16_{operation}__{mode}__{end}"] for end in ("in", "out"))
+    x, y = given[:, 0], given[:, 1]
+    if operation == "mulAdd":
+        c = given[:, 2]
+    elif operation == "add":
+        y, c = np.full_like(x, 0x3C00), given[:, 1]
+    else:  # the zero that leaves the sign of every product alone
+        c = np.full_like(x, 0 if mode == "down" else 0x8000)
+    unit = ns.get_target("ideal.mac", acc_format="float16", rounding=MODES[mode])
+    a, b = (ns.QTensor.from_codes(v[:, None, None], "float16") for v in (x, y))
+    d = ns.matmul(a, b, target=unit, c=c.view(np.float16)[:, None, None], out_format="float16")
+    same(d.ravel(), want, nan_bits=False)

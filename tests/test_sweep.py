@@ -408,10 +408,13 @@ def test_resume_refuses_another_file(tmp_path):
 def test_a_failing_case_leaves_the_others_and_the_old_file(tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("kept\n")
-    with pytest.raises(ns.NumsimError, match=r"1 cases failed.*64 bits"):
-        ns.sweep(SMALL | {"formats": ["int32"], "granularities": ["per_tensor"], "out": path})
+    unit = tmp_path / "strict.toml"
+    unit.write_text(ns.get_target("ideal.int", overflow="raise").to_toml())
+    more = {"granularities": ["per_tensor"], "targets": [str(unit)], "out": path}
+    with pytest.raises(ns.NumsimError, match=r"1 cases failed.*32-bit accumulator overflows"):
+        ns.sweep(SMALL | {"formats": ["int32"], **more})
     assert path.read_text() == "kept\n"
-    grid = {"formats": ["int32", "int8"], "granularities": ["per_tensor"], "out": path}
+    grid = {"formats": ["int32", "int8"], **more}
     with pytest.raises(ns.NumsimError) as error:
         ns.sweep(SMALL | grid)
     whole = error.value.rows.query("layer == 'all'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 
 import numba
 import numpy as np
@@ -172,6 +173,44 @@ def threads():
 
 
 # ------------------------------------------------------------------------- units against the oracle
+FP8_CASES = [c for c in om.CASES if c.a.startswith("float8") and c.b.startswith("float8")]
+
+
+@cache
+def single_products(a, b, out, minus_zero=True):
+    """Bits of all 65,536 products plus +0, rounded once; `minus_zero`: tiny ones keep the sign."""
+    f, canonical = om.FORMATS[out], om.FORMATS[out].sign_bit - 1
+    left, right = ([om.FORMATS[n].read(v) for v in range(256)] for n in (a, b))
+
+    @cache
+    def stored(negative, s, q):
+        bits = om.round_bits(f, -s if negative else s, q, inf=True)
+        return bits if minus_zero or bits != f.sign_bit else 0
+
+    def one(p):
+        if isinstance(p, str):
+            return om.special_bits(f, p, canonical)
+        return stored(*p[:3]) if p[1] else 0
+
+    table = [[one(om.product(x, y)) for y in right] for x in left]
+    return np.array(table, BITS[2 if out == "float16" else 4])
+
+
+@pytest.mark.parametrize("case", FP8_CASES, ids=str)
+def test_every_pair_of_fp8_codes_as_a_single_product(case):
+    """All units, all mixes: no single product is cut by any alignment."""
+    got = multiply(case, EVERY_CODE[:, None], EVERY_CODE[None, :])
+    want = single_products(case.a, case.b, case.out, not case.target.startswith("nvidia."))
+    assert_same(got, want, nan_bits=case.nan_bits)
+
+
+@pytest.mark.parametrize("name", ["ideal.exact", "ideal.mac", "generic.systolic"])
+@pytest.mark.parametrize(("a", "b"), [*om.FP8, *om.FNUZ])
+def test_every_pair_of_fp8_codes_on_ideal_units(name, a, b):
+    d = ns.matmul(tensor(EVERY_CODE[:, None], a), tensor(EVERY_CODE[None, :], b), target=name)
+    assert_same(raw(d), single_products(a, b, "float32"), nan_bits=False)
+
+
 SINGLE_PRODUCTS = [
     (a, b, out, c)
     for a, b in ((E4M3, E4M3), (E4M3, E5M2), (E5M2, E5M2))
@@ -210,6 +249,18 @@ def test_unit_equals_oracle(case):
         b = codes(case.b, "plain" if kind == "one large" else kind, rng, (4, k)).T
         check(case, a, b, accumulators(case.out, rng, (3, 4)), f"{kind}, K = {k}, with c:")
         check(case, a, b, None, f"{kind}, K = {k}:")
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_halves_that_overflow_meet_infinities(wide):
+    """Every half is a float16 step of its own: +Inf of one and -Inf of the next are NaN."""
+    case = next(c for c in om.CASES if str(c) == f"nvidia.hopper.mma-{E5M2}-{E5M2}-float16")
+    a = np.array([[0, 0x7B, 0, 0, 0], [0x7B, 0x7B, 0, 0x7C, 0]], np.uint8)
+    b = np.array([[0x7B, 0x7B, 0x3C, 0xBC, 0x3C]], np.uint8).T
+    with simd.force(wide and simd.HAVE_AVX512_VNNI):
+        for c in (0, 0x7C00, 0xFC00, 0x7E01):
+            check(case, a, b, np.full((2, 1), c, np.uint16))
+        check(case, a[:1], b, np.full((1, 1), 0xFC00, np.uint16))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -264,6 +315,38 @@ def test_changed_block(fmt, group, align_bits, keep_bits, out):
     for kind in ("plain", "any code"):
         a, b = codes(fmt, kind, rng, (3, 110)), codes(fmt, kind, rng, (110, 3))
         check(case, a, b, accumulators(out, rng, (3, 3)), kind)
+
+
+@pytest.mark.parametrize("align", ["truncate", "floor"])
+@pytest.mark.parametrize("rounding", [None, "rtz", "rne"])
+@pytest.mark.parametrize("out", ["float32", "float16"])
+@pytest.mark.parametrize("accumulator", ["joins", "late"])
+def test_how_terms_are_cut_and_results_rounded(align, rounding, out, accumulator):
+    changes = {"align": align, "rounding": rounding, "align_bits": 12, "keep_bits": 9}
+    late = {"accumulator": "late"} if accumulator == "late" else {}
+    unit = om.block(
+        16, 12, keep=9, f16=out == "float16", align=align, mode=rounding, c_joins=not late
+    )
+    changes |= {"group": 16, **late}
+    case = om.Case(WGMMA, E4M3, E4M3, out, unit, tuple(changes.items()))
+    rng = np.random.default_rng(7)
+    for kind in ("plain", "any code", "cancel"):
+        a, b = codes(E4M3, kind, rng, (4, 40)), codes(E4M3, kind, rng, (40, 4))
+        c = accumulators(out, rng, (4, 4))
+        check(case, a, b, c, kind)
+        x, y, start = tensor(a, E4M3), tensor(b, E4M3), c.view(NUMPY[out])
+        more = {"target": target_of(case), "c": start, "out_format": out}
+        counted, _ = ns.matmul(x, y, stats=True, **more)
+        assert_same(raw(counted), multiply(case, a, b, c))
+
+
+def test_pattern_of_nan():
+    a, b = np.array([[0x7F]], np.uint8), np.array([[0x38]], np.uint8)
+    for nan, wide, half in (("ones", 0x7FFFFFFF, 0x7FFF), ("quiet", 0x7FC00000, 0x7E00)):
+        unit = ns.get_target(WGMMA, nan=nan)
+        for out, want in (("float32", wide), ("float16", half)):
+            d = ns.matmul(tensor(a, E4M3), tensor(b, E4M3), target=unit, out_format=out)
+            assert int(raw(d)[0, 0]) == want
 
 
 def fixed_point(total):

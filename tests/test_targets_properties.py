@@ -30,6 +30,7 @@ FUSED = [
     ("amd.cdna3.mfma", "float16", 8),
 ]
 SETTINGS = settings(max_examples=60, deadline=None)
+pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 
 
 def tensor(values, fmt, **shape):
@@ -118,6 +119,49 @@ def test_zero_terms_inside_the_last_group_change_nothing(terms, extra):
     room = -len(a) % 32
     fill = min(extra, room)
     assert dot(a, b, E4M3, WGMMA) == dot(a + [0] * fill, b + [0x38] * fill, E4M3, WGMMA)
+
+
+# ------------------------------------------------------- any codes, any accumulator: the oracle
+ANY_FUSED = [
+    case
+    for case in om.CASES
+    if case.target.startswith(("nvidia.", "amd.cdna3", "arm.fdot")) and case.a != "float32"
+]
+
+
+def any_code(fmt):
+    """Every code, zeros, subnormals, the largest numbers and specials more often."""
+    f = om.FORMATS[fmt]
+    top, one = f.sign_bit - 1, 1 << f.fraction_bits
+    edges = [0, 1, one - 1, one, top, top - 1, top - one, top - one + 1]
+    magnitude = st.integers(0, top) | st.sampled_from(edges)
+    return st.tuples(magnitude, st.booleans()).map(lambda t: t[0] | t[1] * f.sign_bit)
+
+
+@pytest.mark.parametrize("case", ANY_FUSED, ids=str)
+def test_any_group_equals_the_oracle(case):
+    kinds = [ns.get_format(n).code_dtype for n in (case.a, case.b)]
+    f = [om.FORMATS[n] for n in (case.a, case.b, case.out)]
+    start = np.float32 if case.out == "float32" else np.float16
+    target = ns.get_target(case.target, **dict(case.changes))
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.lists(st.tuples(any_code(case.a), any_code(case.b)), min_size=1, max_size=40),
+        any_code(case.out),
+    )
+    def check(terms, c):
+        a, b = zip(*terms, strict=True)
+        x = tensor(np.array([a], kinds[0]), case.a)
+        y = tensor(np.array([b], kinds[1]).T, case.b)
+        begin = np.array([[c]], f"u{start().itemsize}").view(start)
+        d = ns.matmul(x, y, target=target, c=begin, out_format=case.out)
+        got = int(d.view(begin.dtype.str.replace("f", "u"))[0, 0])
+        want = case.dot([f[0].read(v) for v in a], [f[1].read(v) for v in b], c)
+        both = np.isnan(d).all() and f[2].read(want) == "nan"
+        assert got == want or (both and not case.nan_bits)
+
+    check()
 
 
 # ----------------------------------------------------------------------------- sequential and exact

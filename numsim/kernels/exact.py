@@ -44,8 +44,13 @@ def add_term(limbs: np.ndarray, magnitude: np.int64, exponent: np.int64, negativ
 
 
 @inline
-def finish(limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool) -> np.int64:
-    """Round the accumulator to a code of the output format (nearest even, overflow special)."""
+def finish(
+    limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool, minus: bool
+) -> np.int64:
+    """Round the accumulator to a code of the output format (nearest even, overflow special).
+
+    `minus`: a zero is -0.
+    """
     zero = np.uint64(0)
     if nan or (up and down):
         return np.int64(params.nan)
@@ -72,7 +77,7 @@ def finish(limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool) -> n
     sig = np.uint64(limbs[top])
     exponent = np.int64(LOWEST + 32 * top)
     if sig == zero:
-        return np.int64(0)
+        return np.int64(params.sign_bit) if minus else np.int64(0)
     sticky = False
     taken = top
     while taken > 0 and top_bit(sig) < 32:
@@ -96,17 +101,22 @@ def finish(limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool) -> n
 @kernel
 def matmul(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any,
+    params: Any, signed_zero: bool,
 ) -> None:  # fmt: skip
-    """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c [M, N] float32 bits; out codes."""
+    """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c [M, N] float32 bits; out codes.
+
+    `signed_zero`: a sum of nothing but -0 is -0.
+    """
     limbs = np.empty(LIMBS, np.int64)
     for i in range(start, stop):
         for j in range(b.shape[0]):
             limbs[:] = 0
             nan = up = down = False
+            minus = signed_zero and c[i, j] == np.uint32(0x80000000)
             for k in range(a.shape[1]):
                 ua, ub = a[i, k], b[j, k]
                 negative = ((ua ^ ub) >> np.uint32(31)) != 0
+                minus = minus and negative
                 ma, mb = ua & np.uint32(0x7FFFFFFF), ub & np.uint32(0x7FFFFFFF)
                 if ma >= np.uint32(0x7F800000) or mb >= np.uint32(0x7F800000):
                     if max(ma, mb) > np.uint32(0x7F800000) or min(ma, mb) == np.uint32(0):
@@ -131,7 +141,7 @@ def matmul(
             else:
                 sc, ec = float32_parts(uc)
                 add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
-            out[i, j] = finish(limbs, params, nan, up, down)
+            out[i, j] = finish(limbs, params, nan, up, down, minus)
 
 
 @kernel

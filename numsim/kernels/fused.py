@@ -36,6 +36,7 @@ class Block(NamedTuple):
     emax: int
     mode: int
     out_precision: int  # of the final addition of LATE and HALVES
+    floor: bool = False  # terms are cut toward minus infinity, not toward zero
 
 
 @kernel
@@ -75,6 +76,12 @@ def shifted(value: np.int64, left: np.int64) -> np.int64:
 def floored(value: np.int64, left: np.int64) -> np.int64:
     """Return ``value * 2**left`` rounded toward minus infinity."""
     return value << left if left >= 0 else value >> min(-left, np.int64(63))
+
+
+@inline
+def cut(value: np.int64, left: np.int64, r: Any) -> np.int64:
+    """Return ``value * 2**left`` as a rule cuts terms."""
+    return floored(value, left) if r.floor else shifted(value, left)
 
 
 @inline
@@ -186,7 +193,7 @@ def total_of(
         product = np.int64(a_sig[k]) * np.int64(b_sig[k])
         if product != 0:
             e = np.int64(a_exp[k]) + np.int64(b_exp[k])
-            total += shifted(product, r.align_bits - r.fraction - (largest - e))
+            total += cut(product, r.align_bits - r.fraction - (largest - e), r)
     return total
 
 
@@ -195,7 +202,7 @@ def joined(total: Any, largest: Any, acc: Any, r: Block) -> Any:
     """Round the products' sum plus an accumulator that took part in `largest`."""
     if acc != 0:
         sig, exponent = parts(acc, np.int64(r.emin))
-        total += shifted(sig, r.align_bits - 52 - (largest - exponent))
+        total += cut(sig, r.align_bits - 52 - (largest - exponent), r)
     return round_sum(
         total, largest - r.align_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
         np.int64(r.mode),
@@ -220,41 +227,31 @@ def add_rounded(x: Any, y: Any, precision: int, emin: int, emax: int) -> Any:
 
 
 @inline
+def with_special(value: Any, nan: bool, up: bool, down: bool) -> tuple[Any, bool]:
+    """Add NaN and infinities among products to a value; return it and whether it is special."""
+    up, down = up or value == np.inf, down or value == -np.inf
+    if nan or np.isnan(value) or (up and down):
+        return np.nan, True
+    if up or down:
+        return (np.inf if up else -np.inf), True
+    return value, False
+
+
+@inline
 def block(
     a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
     k0: int, k1: int, acc: Any, r: Block,
 ) -> Any:  # fmt: skip
     """Return the accumulator after one block of products."""
-    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
-    nan = nan or np.isnan(acc)
-    up, down = up or acc == np.inf, down or acc == -np.inf
-    if nan or (up and down):
-        return np.nan
-    if up or down:
-        return np.inf if up else -np.inf
     floor = np.int64(r.min_exponent)
-    if r.kind == JOINS:
-        if acc != 0:
-            largest = max(largest, parts(acc, np.int64(r.emin))[1])
-        if largest == NO_TERM:
-            return 0.0
-        largest = max(largest, floor)
-        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-        return joined(total, largest, acc, r)
-    if r.kind == LATE:
-        value = 0.0
-        if largest != NO_TERM:
-            largest = max(largest, floor)
-            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-            value = joined(total, largest, 0.0, r)
-        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
     if r.kind == HALVES:
         value = 0.0
         for phase in range(2):
             largest, nan, up, down = scan(
                 a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 2, phase, r
             )
-            if np.isinf(value):
+            value, special = with_special(value, nan, up, down)
+            if special:
                 continue
             if value != 0:
                 largest = max(largest, parts(value, np.int64(r.emin))[1])
@@ -263,6 +260,25 @@ def block(
                 total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 2, phase, largest, r)
                 value = joined(total, largest, value, r)
         return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
+    if r.kind == LATE:
+        value, special = with_special(0.0, nan, up, down)
+        if not special and largest != NO_TERM:
+            largest = max(largest, floor)
+            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
+            value = joined(total, largest, 0.0, r)
+        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    value, special = with_special(acc, nan, up, down)
+    if special:
+        return value
+    if r.kind == JOINS:
+        if acc != 0:
+            largest = max(largest, parts(acc, np.int64(r.emin))[1])
+        if largest == NO_TERM:
+            return 0.0
+        largest = max(largest, floor)
+        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
+        return joined(total, largest, acc, r)
     if r.product_limit:
         up, down = beyond(a_sig, a_exp, b_sig, b_exp, k0, k1, r)
         if up or down:
@@ -292,8 +308,8 @@ def block(
     if largest != NO_TERM:
         whole = floored(total, r.sum_bits - r.align_bits - (second - largest))
     if acc != 0 and not (r.streams == 2 and exponent < second - (r.align_bits + 1)):
-        cut = floored(sig, r.align_bits - 52 - (second - exponent))
-        whole += cut << np.int64(r.sum_bits - r.align_bits)
+        part = floored(sig, r.align_bits - 52 - (second - exponent))
+        whole += part << np.int64(r.sum_bits - r.align_bits)
     value = round_sum(
         whole, second - r.sum_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
         np.int64(r.mode),

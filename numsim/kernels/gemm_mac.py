@@ -72,7 +72,7 @@ def format_array(f: Arithmetic) -> list[float]:
     """Return a format as the kernel reads it."""
     return [
         2.0 ** (53 - f.precision),
-        2.0**f.emin,
+        2.0 ** (-1000 if f.flush and f.unbounded else f.emin),
         (2.0 - 2.0 ** (1 - f.precision)) * 2.0**f.emax,
         2.0**f.emin if f.flush else 0.0,
     ]

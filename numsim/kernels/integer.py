@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from numsim.kernels.jit import kernel
+from numsim.kernels.jit import inline, kernel
 
 WRAP, SATURATE, RAISE = range(3)
+
+
+@inline
+def limited(acc: Any, step: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """Return acc + step modulo 2**64, and whether the sum is above `high`, below `low`."""
+    total = np.int64(acc + step)
+    lost = ((acc ^ total) & (step ^ total)) < 0  # the sign is wrong: beyond 64 bits
+    return total, (step > 0 if lost else total > high), (step < 0 if lost else total < low)
 
 
 @kernel
@@ -20,7 +30,7 @@ def matmul(
     A step adds the exact sum of `group` products; saturation clamps after every step. Where
     pair_high > 0 the sums of two neighbouring products are clamped to that range first. With
     RAISE the first overflow (row, column, k) of these rows goes to `found`, whose first entry is
-    -1 while there is none. Sums must not exceed 62 bits; WRAP leaves the residue to the caller.
+    -1 while there is none. WRAP leaves the residue to the caller; else a step's sum fits int64.
     """
     depth, columns = b.shape
     step = np.empty(columns, np.int64)
@@ -42,13 +52,14 @@ def matmul(
                     x0 = np.int64(a[i, k])
                     for j in range(columns):
                         step[j] += x0 * np.int64(b[k, j])
-            if overflow == SATURATE:
-                for j in range(columns):
-                    row[j] = min(max(row[j] + step[j], low), high)
-            else:
+            if overflow == WRAP:
                 for j in range(columns):
                     row[j] += step[j]
-                if overflow == RAISE:
-                    for j in range(columns):
-                        if found[0] < 0 and (row[j] < low or row[j] > high):
-                            found[0], found[1], found[2] = i, j, min(k0 + group, depth) - 1
+                continue
+            for j in range(columns):
+                total, above, below = limited(row[j], step[j], low, high)
+                if overflow == SATURATE:
+                    total = high if above else (low if below else total)
+                elif found[0] < 0 and (above or below):
+                    found[0], found[1], found[2] = i, j, min(k0 + group, depth) - 1
+                row[j] = total

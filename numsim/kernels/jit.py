@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numba
@@ -67,6 +67,12 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
     work(edges[0], edges[1])
     for future in futures:
         future.result()
+
+
+def over_items(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:
+    """Call ``work(item, start, stop)`` over the rows of every item of a batch."""
+    for i in range(batch):
+        over_range(partial(work, i), rows)
 
 
 @contextmanager

@@ -159,11 +159,11 @@ class _Align:
     def positive_zero(self, x: Any) -> Any:
         return self.b.fadd(x, _splat(_VD, 0.0))
 
-    def sticky(self, acc: Any, result: Any) -> Any:
-        """Return `acc` where it is infinite or NaN, else `result`."""
+    def sticky(self, acc: Any, result: Any, special: Any = None) -> Any:
+        """Return `special` (None: `acc`) where `acc` is infinite or NaN, else `result`."""
         b = self.b
         bits = b.and_(b.bitcast(acc, _V32), _splat(_V32, 0x7F800000))
-        return b.select(b.icmp_signed("==", bits, _splat(_V32, 0x7F800000)), acc, result)
+        return b.select(b.icmp_signed("==", bits, _splat(_V32, 0x7F800000)), special or acc, result)
 
     def fused(self, first: Any, acc: list[Any] | None) -> list[Any]:
         """Return float32 lanes after a block that `acc`, if given, joins."""
@@ -188,11 +188,13 @@ class _Align:
     def late(self, value: Any, acc: Any) -> Any:
         """Return value + acc, rounded to nearest even in float32 or float16."""
         b = self.b
-        single = b.fpext(b.fadd(value, acc), _VD)
+        plain = b.fadd(value, acc)
+        single = b.fpext(plain, _VD)
         exact = b.fadd(b.fpext(value, _VD), b.fpext(acc, _VD))
         zero = b.fcmp_ordered("==", exact, _splat(_VD, 0.0))
         half = b.select(zero, exact, self.rounded(exact))
-        return self.sticky(acc, b.fptrunc(b.select(self.halves, half, single), _VF))
+        # an infinite accumulator meets a value that may have overflowed the other way
+        return self.sticky(acc, b.fptrunc(b.select(self.halves, half, single), _VF), plain)
 
     def two_stage(self, first: Any, acc: list[Any]) -> list[Any]:
         """Return float32 lanes after CDNA3's block."""

@@ -25,10 +25,12 @@ class Flavour(NamedTuple):
     rounded: bool  # products are rounded before they are added
     exact: bool  # float64 holds every sum
     plain: bool = False  # float64 holds sums of products, and those are not rounded
+    signed_zero: bool = True  # -0 of a tree's sum reaches the accumulator
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        return self.tree * 8 + self.plain * 4 + self.rounded * 2 + self.exact
+        flags = self.signed_zero * 8 + self.plain * 4 + self.rounded * 2 + self.exact
+        return self.tree * 16 + flags
 
 
 class _Format:
@@ -83,7 +85,8 @@ def mac_tile(
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(flavour, types.IntegerLiteral)):
         return None
     count, code = rows.literal_value, flavour.literal_value
-    tree, plain, rounds, exact = code >> 3, code & 4, code & 2, bool(code & 1)
+    tree, keeps, plain, rounds = code >> 4, code & 8, code & 4, code & 2
+    exact = bool(code & 1)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = _Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
@@ -106,8 +109,8 @@ def mac_tile(
                 while len(terms) > 1:
                     pairs = zip(terms[::2], terms[1::2], strict=True)
                     terms = [b.fadd(x, y) if plain else add(x, y) for x, y in pairs]
-                if tree > 1:
-                    terms[0] = b.fadd(terms[0], _splat(_VD, 0.0))  # trees lose -0
+                if not keeps:
+                    terms[0] = b.fadd(terms[0], _splat(_VD, 0.0))
                 new.append(add(old, terms[0]))
             return new
 

@@ -14,12 +14,23 @@ import numpy as np
 
 from numsim.kernels import exact as ex
 from numsim.kernels.fused import parts, power_of_two
+from numsim.kernels.integer import limited
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS, Arithmetic, add, flushed, round_to
+from numsim.kernels.mac import (
+    ODD_FIRST,
+    SEQUENTIAL,
+    TWO_CHAINS,
+    Arithmetic,
+    add,
+    flushed,
+    round_to,
+    rounded,
+)
 from numsim.kernels.round import top_bit
 
 OVERFLOWS, SATURATIONS, WRAPS, SWAMPED, CUT, GAP, BITS, STEPS = range(8)
 COLUMNS = 8
+LEAST, MOST = -(1 << 63), (1 << 63) - 1
 
 
 @inline
@@ -45,11 +56,14 @@ def sum_to_odd(x: Any, y: Any) -> Any:
 
 
 @inline
-def noted_range(exact: Any, rounded: Any, emax: int, n: Any) -> None:
-    """Count a finite value that left the range: to infinity, or stopped at the largest value."""
-    if np.isinf(rounded):
+def noted_range(exact: Any, value: Any, f: Arithmetic, n: Any) -> None:
+    """Count a finite number that left the range: to Inf or NaN, or stopped at the largest value."""
+    limit = f.bottom if exact < 0 else f.top
+    if not np.isfinite(value):
         n[OVERFLOWS] += 1
-    elif abs(exact) >= power_of_two(np.int64(emax + 1)):
+    elif abs(exact) > limit and (
+        abs(exact) >= power_of_two(np.int64(f.emax + 1)) or abs(rounded(exact, f)) > limit
+    ):
         n[SATURATIONS] += 1
 
 
@@ -58,7 +72,7 @@ def counted_add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
     """Return x + y rounded to `f`; `both`: x is an addend like y, not the accumulator."""
     value = add(x, y, f)
     if np.isfinite(x) and np.isfinite(y):
-        noted_range(sum_to_odd(x, y), value, f.emax, n)
+        noted_range(sum_to_odd(x, y), value, f, n)
         if (y != 0 and value == x) or (both and x != 0 and value == y):
             n[SWAMPED] += 1
         if x != 0 and y != 0:
@@ -68,14 +82,14 @@ def counted_add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
 
 
 @inline
-def counted_product(x: Any, y: Any, rounded: bool, p: Arithmetic, n: Any) -> Any:
+def counted_product(x: Any, y: Any, rounds: bool, p: Arithmetic, n: Any) -> Any:
     """Return x * y, exact or rounded to `p`."""
     exact = x * y
-    if not rounded:
+    if not rounds:
         return exact
     value = round_to(exact, p)
     if np.isfinite(exact):
-        noted_range(exact, value, p.emax, n)
+        noted_range(exact, value, p, n)
         if value != exact:
             n[CUT] += 1
             if value == 0:
@@ -86,12 +100,12 @@ def counted_product(x: Any, y: Any, rounded: bool, p: Arithmetic, n: Any) -> Any
 @kernel
 def mac(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    order: int, group: int, rounded: bool, p: Arithmetic, f: Arithmetic,
+    order: int, group: int, rounds: bool, p: Arithmetic, f: Arithmetic,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
     """`numsim.kernels.mac.matmul` with counts; shapes as there, counts [M, 8], extremes [M, 2]."""
     depth = a.shape[1]
-    leaves = np.empty(max(group, 1))
+    leaves = np.empty(max(min(group, depth), 1))
     for i in range(start, stop):
         x, n, e = a[i], counts[i], extremes[i]
         for j in range(b.shape[0]):
@@ -101,9 +115,11 @@ def mac(
             if order in (SEQUENTIAL, ODD_FIRST):
                 width = 1 if order == SEQUENTIAL else 2
                 for k0 in range(0, depth, width):
+                    if k0 + width > depth:
+                        acc = add(acc, 0.0, f)  # a short pair holds +0
                     for k in range(min(k0 + width, depth) - 1, k0 - 1, -1):
                         acc = counted_add(
-                            acc, counted_product(x[k], y[k], rounded, p, n), f, n, False
+                            acc, counted_product(x[k], y[k], rounds, p, n), f, n, False
                         )
                         note_peak(acc, e)
                         n[STEPS] += 1
@@ -111,7 +127,7 @@ def mac(
                 for k0 in range(0, depth, group):
                     even = odd = 0.0
                     for k in range(k0, min(k0 + group, depth)):
-                        term = counted_product(x[k], y[k], rounded, p, n)
+                        term = counted_product(x[k], y[k], rounds, p, n)
                         if (k - k0) % 2:
                             odd = counted_add(odd, term, f, n, False)
                         else:
@@ -123,14 +139,18 @@ def mac(
                 for k0 in range(0, depth, group):
                     m = min(group, depth - k0)
                     for k in range(m):
-                        leaves[k] = counted_product(x[k0 + k], y[k0 + k], rounded, p, n)
-                    while m > 1:
-                        for k in range(m // 2):
-                            leaves[k] = counted_add(leaves[2 * k], leaves[2 * k + 1], f, n, True)
-                        if m % 2:
-                            leaves[m // 2] = leaves[m - 1]
-                        m = (m + 1) // 2
-                    acc = counted_add(acc, leaves[0] + 0.0, f, n, False)
+                        leaves[k] = counted_product(x[k0 + k], y[k0 + k], rounds, p, n)
+                    wide = group
+                    while wide > 1:
+                        for k in range((m + 1) // 2):
+                            if 2 * k + 1 < wide:
+                                other = leaves[2 * k + 1] if 2 * k + 1 < m else 0.0
+                                leaves[k] = counted_add(leaves[2 * k], other, f, n, True)
+                            else:
+                                leaves[k] = leaves[2 * k]
+                        m, wide = (m + 1) // 2, (wide + 1) // 2
+                    term = leaves[0] if f.signed_zero else leaves[0] + 0.0
+                    acc = counted_add(acc, term, f, n, False)
                     note_peak(acc, e)
                     n[STEPS] += 1
             out[i, j] = acc
@@ -144,7 +164,8 @@ def integer(
 ) -> None:  # fmt: skip
     """`numsim.kernels.integer.matmul` with counts; a [M, K], b [K, N], extremes [M, 2] int64.
 
-    Extremes are of the sum before it is clamped or wrapped (where sums wrap: as if none did).
+    Extremes are of the sum before it is clamped or wrapped (where sums wrap: as if none did). BITS
+    is 65 where those left int64.
     """
     depth = b.shape[0]
     for i in range(start, stop):
@@ -168,13 +189,16 @@ def integer(
                     for k in range(k0, last):
                         step += np.int64(a[i, k]) * np.int64(b[k, j])
                 before = acc
-                acc += step
-                whole = acc if saturate else whole + step
+                whole, above, below = limited(acc if saturate else whole, step, LEAST, MOST)
+                if above or below:  # more than 64 bits
+                    n[BITS] = 65
+                    whole = np.int64(MOST) if above else np.int64(LEAST)
                 e[0], e[1] = min(e[0], whole), max(e[1], whole)
-                if acc < low or acc > high:
+                acc, above, below = limited(acc, step, low, high)
+                if above or below:
                     if saturate:
                         n[SATURATIONS] += 1
-                        acc = min(max(acc, low), high)
+                        acc = np.int64(high) if above else np.int64(low)
                     else:
                         n[WRAPS] += 1
                         acc = low + ((acc - low) & (high - low))
@@ -212,7 +236,8 @@ def noted_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> 
 @kernel
 def exact(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any, quantum: int, stride: int, counts: np.ndarray, extremes: np.ndarray,
+    params: Any, quantum: int, stride: int, signed_zero: bool,
+    counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
     """`numsim.kernels.exact.matmul` with counts; a partial sum follows every `stride` products.
 
@@ -224,6 +249,7 @@ def exact(
         for j in range(b.shape[0]):
             limbs[:] = 0
             nan = up = down = False
+            minus = signed_zero
             uc = c[i, j]
             mc = uc & np.uint32(0x7FFFFFFF)
             if mc > np.uint32(0x7F800000):
@@ -236,10 +262,12 @@ def exact(
                 ex.add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
                 carried(limbs)
                 noted_width(limbs, np.int64(quantum), n, e)
+            minus = minus and uc == np.uint32(0x80000000)
             begin[:] = limbs
             for k in range(a.shape[1]):
                 ua, ub = a[i, k], b[j, k]
                 negative = ((ua ^ ub) >> np.uint32(31)) != 0
+                minus = minus and negative
                 ma, mb = ua & np.uint32(0x7FFFFFFF), ub & np.uint32(0x7FFFFFFF)
                 if ma >= np.uint32(0x7F800000) or mb >= np.uint32(0x7F800000):
                     if max(ma, mb) > np.uint32(0x7F800000) or min(ma, mb) == np.uint32(0):
@@ -257,12 +285,12 @@ def exact(
                     noted_width(limbs, np.int64(quantum), n, e)
             n[STEPS] += 1
             changed = (limbs != begin).any()
-            code = ex.finish(limbs, params, nan, up, down)
+            code = ex.finish(limbs, params, nan, up, down, minus)
             out[i, j] = code
             if not (nan or up or down):
                 magnitude = code & ~np.int64(params.sign_bit)
                 if params.inf >= 0 and magnitude == params.inf:
                     n[OVERFLOWS] += 1
-                begin_code = ex.finish(begin, params, False, False, False)
+                begin_code = ex.finish(begin, params, False, False, False, False)
                 if changed and code == begin_code:
                     n[SWAMPED] += 1

@@ -30,11 +30,11 @@ def counted_stream(
         if product != 0:
             gap = largest - (np.int64(a_exp[k]) + np.int64(b_exp[k]))
             left = np.int64(r.align_bits - r.fraction) - gap
-            kept = shifted(product, left)
+            kept = fu.cut(product, left, r)
             n[GAP] = max(n[GAP], gap)
             if kept == 0:
                 n[SWAMPED] += 1
-            if left < 0 and (kept == 0 or kept << -left != product):
+            if left < 0 and (kept == 0 or left < -62 or kept << -left != product):
                 n[CUT] += 1
             total += kept
     return total

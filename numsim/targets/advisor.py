@@ -64,7 +64,7 @@ class AccumulatorBits:
         Raises
         ------
         NumsimError
-            For a width that is not a positive integer.
+            For a width that is not a positive integer, up to 2**20.
 
         Examples
         --------
@@ -75,7 +75,8 @@ class AccumulatorBits:
             raise NumsimError(f"longest_k: bits is a positive integer; got {bits!r}")
         low, high = self._range
         top = 1 << (bits - 1)
-        return min((top - 1) // high if high else _WIDEST, top // -low if low else _WIDEST)
+        ends = [(top - 1) // high] if high else []
+        return min([*ends, top // -low] if low else ends, default=_WIDEST)
 
 
 def accumulator_bits(
@@ -102,7 +103,7 @@ def accumulator_bits(
     Raises
     ------
     NumsimError
-        For a `k` that is not positive or contradicts a QTensor, NaN or Inf among the weights.
+        For a `k` that is not positive or contradicts a QTensor, NaN or Inf in a QTensor.
     UnsupportedError
         For data in formats that `ideal.exact` cannot add (tables wider than float32).
 
@@ -196,5 +197,8 @@ def _weight_bound(b: Operand, largest_a: Fraction, depth: int) -> int | None:
 def _measured(a: Operand, b: Operand) -> int | None:
     if not (isinstance(a, QTensor) and isinstance(b, QTensor)):
         return None
+    for q, name in ((a, "a"), (b, "b")):
+        if not np.isfinite(q.values()).all():
+            raise NumsimError(f"accumulator_bits: data are finite; {name} has NaN or Inf")
     bare = (QTensor(q.codes, q.fmt) for q in (a, b))
     return matmul(*bare, target=get_target("ideal.exact"), stats=True)[1].peak_bits

@@ -12,6 +12,7 @@ from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
 from numsim.targets import units
+from numsim.targets.integers import Overflowed
 from numsim.targets.types import IntSum, Mac, Rule, ScaledFp4, Target
 
 FP4_RUN, FP4_STEP = 16, 64
@@ -34,23 +35,47 @@ def chained(
     engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     """Run the unit over K with promotion and split-K; result [count, M, N]."""
-    if target.promote_every is None and target.split_k == 1:
+    if not restarts(target):
         return engine.run(rule, a, b, c, out, target.name)
+    positions = chain_positions(a.shape[-1], target)
     sums = []
-    for chains in chain_positions(a.shape[-1], target):
-        parts = [
-            engine.run(rule, k_pick(a, -1, ks), k_pick(b, -2, ks), None, out, target.name)
-            for ks in chains
-        ]
-        sums.append(engine.add_parts(parts, rule))
+    for chains in positions:
+        parts = [_part(rule, a, b, ks, out, target, engine) for ks in chains]
+        sums.append(_added(parts, [int(ks[-1]) for ks in chains], rule, engine))
+    ends = [int(chains[-1][-1]) for chains in positions]
     if target.split_order == "pairwise" and len(sums) > 1:
-        sums = [sums[-1], *sums[:-1]]
+        sums, ends = [sums[-1], *sums[:-1]], [ends[-1], *ends[:-1]]
     if c is not None:
-        sums = [c, *sums]
-    total = engine.add_parts(sums, rule)
+        sums, ends = [c, *sums], [0, *ends]
+    total = _added(sums, ends, rule, engine)
     if isinstance(rule, IntSum) or out.name == "float32":
         return total
     return units.round_to(total, out)
+
+
+def restarts(target: Target) -> bool:
+    """Whether a second accumulator adds the parts of K, and C."""
+    return target.promote_every is not None or target.split_k > 1
+
+
+def _part(
+    rule: Rule, a: QTensor, b: QTensor, ks: NDArray[np.int64], out: Format, target: Target,
+    engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    try:
+        return engine.run(rule, k_pick(a, -1, ks), k_pick(b, -2, ks), None, out, target.name)
+    except Overflowed as found:
+        found.k = int(ks[found.k])
+        raise
+
+
+def _added(parts: list[NDArray[Any]], ends: list[int], rule: Rule, engine: Engine) -> NDArray[Any]:
+    """Add parts whose last k are `ends`."""
+    try:
+        return engine.add_parts(parts, rule)
+    except Overflowed as found:
+        found.k = ends[found.part]
+        raise
 
 
 def chain_positions(k: int, target: Target) -> list[list[NDArray[np.int64]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,7 +31,7 @@ def epilogue(
     Parameters
     ----------
     acc
-        float32 or integer accumulator, any shape.
+        float32, float16, bfloat16 or integer accumulator, any shape.
     alpha
         fp32(scale_a * scale_b).
     out_format
@@ -48,6 +49,8 @@ def epilogue(
     ------
     UnsupportedError
         For another output format.
+    NumsimError
+        For what is not numbers, and a bias that does not broadcast to the shape of `acc`.
 
     Source
     ------
@@ -59,12 +62,18 @@ def epilogue(
     array([126], dtype=uint8)
     """
     out = get_format(out_format)
-    if np.asarray(acc).dtype.kind not in "iuf":
-        raise NumsimError(f"epilogue: acc holds numbers; got {np.asarray(acc).dtype}")
+    total = _numbers(acc, "acc")
+    factor = _scalar(alpha, "alpha")
+    after = _scalar(1.0 if scale_result is None else scale_result, "scale_result")
+    added = None if bias is None else _numbers(bias, "bias")
+    if added is not None and not _fits(added.shape, total.shape):
+        raise NumsimError(
+            f"epilogue: bias broadcasts to the shape of acc {total.shape}; got {added.shape}"
+        )
     with np.errstate(all="ignore"):
-        y = np.asarray(acc).astype(np.float32) * np.float32(alpha) + np.float32(0.0)
-        if bias is not None:
-            y = y + np.asarray(bias, np.float32)
+        y = total * factor + np.float32(0.0)
+        if added is not None:
+            y = y + added
         if out.name == "float32":
             return np.asarray(y, np.float32)
         if out.name in ("float16", "bfloat16"):
@@ -76,16 +85,42 @@ def epilogue(
                 "epilogue: out_format is float32, float16, bfloat16, float8_e4m3fn or "
                 f"float8_e5m2; got {out.name}"
             )
-        y = np.asarray(y * np.float32(1.0 if scale_result is None else scale_result), np.float32)
+        y = np.asarray(y * after, np.float32)
     codes = encode(np.where(np.isnan(y), np.float32(0.0), y), out)
     return np.where(np.isnan(y), np.uint8(0x7F), codes)
+
+
+def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.dtype.kind not in "iuf" and array.dtype != ml_dtypes.bfloat16:
+        raise NumsimError(f"epilogue: {name} holds numbers in rows of one length; got {x!r:.60}")
+    with np.errstate(all="ignore"):
+        return array.astype(np.float32)
+
+
+def _scalar(x: object, name: str) -> np.float32:
+    if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
+        raise NumsimError(f"epilogue: {name} is a number; got {x!r:.60}")
+    with np.errstate(all="ignore"):
+        return np.float32(x)
+
+
+def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to the shape `into`."""
+    try:
+        return np.broadcast_shapes(shape, into) == into
+    except ValueError:
+        return False
 
 
 def requantize(
     acc: ArrayLike,
     *,
-    multiplier: int,
-    shift: int,
+    multiplier: ArrayLike,
+    shift: ArrayLike,
     zero_point: int = 0,
     rounding: Literal["single", "double"] = "single",
     out_format: str | Format = "int8",
@@ -100,11 +135,13 @@ def requantize(
     Parameters
     ----------
     acc
-        Integers that fit int32.
+        Integers that fit int32, [..., N].
     multiplier
-        0 to 2**31 - 1.
+        0 to 2**31 - 1: one, or one a channel [N].
     shift
-        -31 to 30; positive shifts left before the multiplication.
+        -31 to 30, as `multiplier`; positive shifts left before the multiplication.
+    zero_point
+        An integer that fits int32.
 
     Returns
     -------
@@ -128,33 +165,45 @@ def requantize(
     out = get_format(out_format)
     if out.kind != "integer":
         raise NumsimError(f"requantize: out_format is an integer format; got {out.name}")
-    whole = all(isinstance(v, int | np.integer) for v in (multiplier, shift, zero_point))
-    if not whole or not 0 <= multiplier < 1 << 31 or not -31 <= shift <= 30:
+    x = _integers(acc, "acc", -(1 << 31), (1 << 31) - 1)
+    factor = _integers(multiplier, "multiplier", 0, (1 << 31) - 1)
+    moved = _integers(shift, "shift", -31, 30)
+    zero = _integers(zero_point, "zero_point", -(1 << 31), (1 << 31) - 1)
+    if zero.ndim or not (_fits(factor.shape, x.shape) and _fits(moved.shape, x.shape)):
         raise NumsimError(
-            f"requantize: multiplier is 0 to 2**31 - 1 and shift -31 to 30; got {multiplier}, "
-            f"{shift}"
+            f"requantize: multiplier and shift are one number or [N], zero_point one number, for "
+            f"acc {x.shape}; got {factor.shape}, {moved.shape}, {zero.shape}"
         )
     if rounding not in ("single", "double"):
         raise NumsimError(f"requantize: rounding is single or double; got {rounding!r}")
-    x = np.asarray(acc)
-    if x.dtype.kind not in "iu" or (x.size and (x.min() < -(1 << 31) or x.max() >= 1 << 31)):
-        raise NumsimError("requantize: the accumulator holds integers that fit int32")
-    x = x.astype(np.int64)
     if rounding == "single":
-        total = 31 - shift
-        y = (x * multiplier + (np.int64(1) << (total - 1))) >> total
+        total = 31 - moved
+        y = (x * factor + (np.int64(1) << (total - 1))) >> total
     else:
-        left, right = max(shift, 0), max(-shift, 0)
+        left, right = np.maximum(moved, 0), np.maximum(-moved, 0)
         x = np.clip(x << left, -(1 << 31), (1 << 31) - 1)
-        doubled = x * multiplier
+        doubled = x * factor
         nudge = np.where(doubled >= 0, 1 << 30, 1 - (1 << 30))
         high = (doubled + nudge) // (1 << 31)
         high = np.where((doubled + nudge) < 0, -((-(doubled + nudge)) // (1 << 31)), high)
-        mask = (1 << right) - 1
+        mask = (np.int64(1) << right) - 1
         remainder = high & mask
         threshold = (mask >> 1) + (high < 0)
         y = (high >> right) + (remainder > threshold)
-    y = y + zero_point
+    y = y + zero
     low, high_limit = int(out.min * 2.0**out.bias), int(out.max * 2.0**out.bias)
     codes: NDArray[Any] = np.clip(y, low, high_limit).astype(out.code_dtype)
     return codes
+
+
+def _integers(x: ArrayLike, name: str, low: int, high: int) -> NDArray[np.int64]:
+    try:
+        array = np.asarray(x)
+    except (ValueError, OverflowError):
+        array = np.empty(0, object)
+    inside = array.dtype.kind in "iu"
+    if inside and array.size:
+        inside = low <= int(array.min()) and int(array.max()) <= high
+    if not inside:
+        raise NumsimError(f"requantize: {name} is integers of {low} to {high}; got {x!r:.60}")
+    return array.astype(np.int64)

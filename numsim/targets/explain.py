@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -16,10 +17,11 @@ from numsim.formats import Format, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import steps
-from numsim.targets.ops import DTYPES
+from numsim.targets.integers import limits
 from numsim.targets.table import get_target
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, IntSum, Rule, Target
+from numsim.targets.units import DTYPES
 
 _OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
 _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
@@ -111,7 +113,10 @@ def rule_words(rule: Rule, *, short: bool = False) -> str:
 def _operands(
     unit: Target, values: Sequence[tuple[float, float]] | None, formats: Any, out_format: Any
 ) -> tuple[QTensor, QTensor]:
-    left, right = formats if isinstance(formats, tuple) else (formats, formats)
+    both = formats if isinstance(formats, tuple | list) else (formats, formats)
+    if len(both) != 2:
+        raise NumsimError(f"explain mma: formats is one format, or two: (a, b); got {formats!r}")
+    left, right = both
     if left is None or right is None:
         kind, _ = unit.rules[0]
         name = kind.removeprefix("mx:").partition("->")[0]
@@ -139,7 +144,10 @@ def _operands(
         if is_scaled:
             found.append(quantize(x.astype(np.float32), name, axis=axis))
         else:
-            found.append(QTensor.from_codes(encode(x, get_format(name)), name))
+            fmt = get_format(name)
+            if np.isinf(x).any() and not fmt.has_inf:
+                raise NumsimError(f"explain mma: {fmt.name} has no Inf; got {x.ravel().tolist()}")
+            found.append(QTensor.from_codes(encode(x, fmt, overflow="saturate_finite"), name))
     return found[0], found[1]
 
 
@@ -147,12 +155,19 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
     from numsim.targets import ops
 
     wanted = None if out_format is None else get_format(out_format).name
-    rule = ops._scaled_rule(unit, a, b) or ops.rule_for(unit, a.fmt, b.fmt, wanted)
+    kind, rule = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, wanted)
+    if isinstance(c, bool) or not isinstance(c, int | float | np.integer | np.floating):
+        raise NumsimError(f"explain mma: c is a number; got {c!r}")
     if isinstance(rule, IntSum):
-        if c != int(c):
-            raise NumsimError(f"explain mma: c of an integer unit is a whole number; got {c!r}")
+        low, high = limits(64)
+        if not (math.isfinite(c) and c == int(c) and low <= int(c) <= high):
+            raise NumsimError(
+                f"explain mma: c of an integer unit is a whole number of at most 64 bits; got {c!r}"
+            )
         return np.array([[int(c)]])
-    return np.array([[c]]).astype(DTYPES[wanted or "float32"])
+    out = ops._output_format(unit, kind, rule, wanted)
+    with np.errstate(over="ignore"):
+        return np.array([[c]]).astype(DTYPES[out.name])
 
 
 def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:

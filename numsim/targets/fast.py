@@ -210,6 +210,8 @@ def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -
     chain = rule.order in ("sequential", "odd_first")
     if rule.rounding != "rne" or not (chain or tree in (2, 4)):
         return None
+    if not (ieee(f) and (ieee(p) or not rounded)):
+        return None
     low, high = f.emin - f.precision + 1, f.emax + 1
     if rounded:
         low, high = min(low, p.emin - p.precision + 1), max(high, p.emax + 1)
@@ -218,7 +220,13 @@ def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -
         high = max(high, a.emax + b.emax + 2)
     else:
         high = low + 99
-    return Flavour(tree or 1, rounded, exact=high + 1 - low <= 53)
+    keeps = rule.negative_zero or rule.order != "tree"
+    return Flavour(tree or 1, rounded, exact=high + 1 - low <= 53, signed_zero=keeps)
+
+
+def ieee(f: Arithmetic) -> bool:
+    """Whether a format is IEEE-like: its last binade is full and infinities follow."""
+    return f.beyond == 0 and f.minus_zero and f.top == (2 - 2.0 ** (1 - f.precision)) * 2.0**f.emax
 
 
 def mac(
@@ -231,10 +239,8 @@ def mac(
     def values(q: QTensor, axis: int) -> NDArray[np.float64]:
         x = as_float64(batched(q.values()))
         if odd_first:
-            k = np.arange(x.shape[axis])
-            pairs = len(k) // 2 * 2
-            k[:pairs] ^= 1
-            x = np.take(x, k, axis)
+            x = gemm_mac.padded(x, axis, 2)
+            x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
         return flushed(x, q.fmt.min_normal) if rule.flush else x
 
     key = f"mac {flavour.tree} {odd_first} {rule.flush}"
@@ -290,8 +296,10 @@ def exact_groups(
 ) -> NDArray[np.float64]:
     """Exact sums of groups of products and the accumulator, rounded once a group."""
     assert rule.group is not None
-    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True)
-    flavour = Flavour(rule.group, rounded=False, exact=False, plain=True)
+    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
+    flavour = Flavour(
+        rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
+    )
     key = f"exact {rule.group}"
     packed = kept(
         b, key, lambda: gemm_mac.pack_b(batched(b.values()).astype(np.float64), flavour.tree)

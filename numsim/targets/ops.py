@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from math import gcd
 from typing import Any, Literal, overload
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,18 +12,16 @@ from numsim.convert import cast
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
-from numsim.targets import units
-from numsim.targets.chains import Engine, bare, chained, k_slice
+from numsim.targets import scaling, units
+from numsim.targets.chains import Engine, bare, chained, restarts
+from numsim.targets.integers import Overflowed, limits
 from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
-from numsim.targets.types import CLASSES, Fused, IntSum, Mac, Rule, ScaledFp4, Target
+from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
 
-DTYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-}
-_FP4_SCALES = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
+_BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
+_FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
+_HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
 _WARNED: set[str] = set()
 
 
@@ -63,11 +59,15 @@ def matmul(
     target
         The unit, by name or as a `Target`.
     c
-        Accumulator input [..., M, N] in the NumPy type of the output (integer units: integers).
-        None: +0.
+        Accumulator input [..., M, N] in the NumPy type of the output. None: +0. The unit adds to
+        it, so scales after the unit multiply it too; integer units take integers (with
+        `promote_every` or `split_k` the outer accumulator adds it, of up to `outer_bits`). With
+        block scales outside the unit it is a float number that joins the float32 sum of scaled
+        blocks, unscaled: first, or after a scale of the whole tensor (NVFP4).
     out_format
         Accumulator and output format where the unit has variants: ``float32`` (default),
-        ``float16``; the ideal units also take ``bfloat16``.
+        ``float16`` (tensor cores: fp16 and FP8 operands); the ideal units also take ``bfloat16``.
+        Integer units: ``float32`` rounds the sum.
     stats
         True: also count what was lost; slower, D is the same.
 
@@ -122,28 +122,54 @@ def multiply(
     batch, m, n = _shapes(a, b)
     inside = _scaled_rule(unit, a, b)
     wanted = get_format(out_format).name if out_format is not None else None
-    rule = inside or rule_for(unit, a.fmt, b.fmt, wanted)
-    out = _output_format(unit, rule, wanted)
-    start = _accumulator(c, rule, out, (*batch, m, n))
+    kind, rule = inside or class_for(unit, a.fmt, b.fmt, wanted)
+    out = _output_format(unit, kind, rule, wanted)
+    block = None if inside is not None else scaling.k_block(a, b)
+    start = _accumulator(c, rule, out, (*batch, m, n), unit, block is not None)
     _warn(unit)
     count = int(np.prod(batch, dtype=np.int64))
     begin = None if start is None else start.reshape(count, m, n)
-    left = a if a.shape[:-2] == batch else _broadcast(a, batch)
-    right = b if b.ndim == 2 or b.shape[:-2] == batch else _broadcast(b, batch)
-    blocks = None if inside is not None else _k_block(a, b)
+    left = a if a.shape[:-2] == batch else scaling.spread(a, batch)
+    right = b if b.ndim == 2 or b.shape[:-2] == batch else scaling.spread(b, batch)
+    try:
+        d = _result(unit, rule, left, right, begin, out, block, inside is not None, engine)
+    except Overflowed as found:
+        raise found.error(unit.name, count) from None
+    if isinstance(rule, IntSum) and wanted is not None and d.dtype != wanted:
+        if wanted == "int32":
+            raise UnsupportedError(
+                f"matmul: this product is {d.dtype} (scales, or acc_bits beyond 32); leave "
+                "out_format='int32' out"
+            )
+        d = d.astype(np.float32)
+    return d.reshape(*batch, m, n)
+
+
+def _result(
+    unit: Target, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format,
+    block: int | None, inside: bool, engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    """Return D [count, M, N]; `block`: run of k with scales of its own outside the unit."""
+    if block is not None:
+
+        def chain(x: QTensor, y: QTensor) -> NDArray[Any]:
+            return chained(rule, x, y, None, out, unit, engine)
+
+        total = scaling.blockwise(rule, a, b, block, chain, c)
+        return total if out.name in ("float32", "int32") else units.round_to(total, out)
     scale: Any = None
-    if blocks is not None:
-        acc = _blockwise(rule, left, right, begin, out, unit, blocks, engine)
-    elif inside is not None:
-        acc = chained(rule, left, right, begin, out, unit, engine)
+    if inside:
+        acc = chained(rule, a, b, c, out, unit, engine)
     else:
-        acc = chained(rule, bare(left), bare(right), begin, out, unit, engine)
-        scale = _scales(a, b)
-    acc = acc.reshape(*batch, m, n)
-    if a.tensor_scale is not None or b.tensor_scale is not None:
-        above = np.float32(a.tensor_scale or 1.0) * np.float32(b.tensor_scale or 1.0)
+        scale = scaling.constant_scales(a, b)
+        acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
+    above = scaling.tensor_scale(a, b)
+    if above is not None:
         scale = above if scale is None else scale * above
-    return acc if scale is None else _scaled(acc, scale, rule, a, b)
+    if scale is None:
+        return acc
+    shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
+    return scaling.scaled(shaped, scale, rule, a, b).reshape(acc.shape)
 
 
 def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
@@ -160,13 +186,20 @@ def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Ru
     >>> rule_for(get_target("ideal.int"), get_format("int8"), get_format("int4"))
     IntSum(acc_bits=32, overflow='wrap', ...)
     """
+    return class_for(target, a, b, out)[1]
+
+
+def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> tuple[str, Rule]:
+    """Return the operand class and rule of `rule_for`."""
     found = None
     for kind, rule in target.rules:
         name, _, result = kind.partition("->")
         if kind.startswith("mx:") or (result and result != out):
             continue
         if _takes(name, a, b) and (found is None or result):
-            found = rule
+            found = kind, rule
+    if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
+        found = found[0], Exact(found[1].group, found[1].negative_zero)
     if found is None:
         has = "; ".join(
             f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"
@@ -196,8 +229,8 @@ def _finite_width(fmt: Format) -> bool:
     return fmt.kind == "integer" or fmt.value_dtype == np.float32
 
 
-def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> Rule | None:
-    """Return the rule for block scales inside the unit, None where they stay outside."""
+def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | None:
+    """Return the class and rule for block scales inside the unit, None where they stay outside."""
     if a.scale_format is None or b.scale_format is None:
         return None
     if a.block_shape is None or b.block_shape is None or a.scale_format != b.scale_format:
@@ -209,17 +242,9 @@ def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> Rule | None:
     for kind, rule in target.rules:
         if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
             continue
-        scale = a.scale_format.name
-        if isinstance(rule, ScaledFp4):
-            allowed: tuple[tuple[str, int], ...] = (
-                ("float8_e8m0fnu", 32),
-                ("float8_e8m0fnu", 16),
-                ("float8_e4m3fn", 16),
-            )
-        else:
-            allowed = (("float8_e8m0fnu", 32),)
-        if (scale, block) in allowed:
-            return rule
+        allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
+        if (a.scale_format.name, block) in allowed:
+            return kind, rule
     return None
 
 
@@ -242,141 +267,63 @@ def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
     return batch, m, n
 
 
-def _output_format(target: Target, rule: Rule, name: str | None) -> Format:
+def _output_format(target: Target, kind: str, rule: Rule, name: str | None) -> Format:
     if isinstance(rule, IntSum):
         if name not in (None, "int32", "float32"):
             raise UnsupportedError(
-                f"matmul: {target.name} accumulates integers; leave out_format out"
+                f"matmul: {target.name} accumulates integers; out_format is int32 or float32 "
+                f"(rounded from the sum), or left out; got {name}"
             )
         return get_format("int32")
-    allowed = ("float32", "float16") if isinstance(rule, Fused) else tuple(DTYPES)
-    if not isinstance(rule, Fused) and not target.name.startswith(("ideal.", "generic.")):
-        allowed = ("float32",)
+    allowed: tuple[str, ...] = ("float32",)
+    if isinstance(rule, Fused) and (kind in _HALF or "->" in kind):
+        allowed = ("float32", "float16")
+    elif isinstance(rule, Mac | Exact) and target.name.startswith(("ideal.", "generic.")):
+        allowed = tuple(units.DTYPES)
     if (name or "float32") not in allowed:
-        raise UnsupportedError(f"matmul: {target.name} returns {', '.join(allowed)}; got {name}")
+        raise UnsupportedError(
+            f"matmul: {target.name} returns {', '.join(allowed)} for operands {kind}; got {name}"
+        )
     return get_format(name or "float32")
 
 
 def _accumulator(
-    c: ArrayLike | None, rule: Rule, out: Format, shape: tuple[int, ...]
-) -> NDArray[Any] | None:
+    c: ArrayLike | None, rule: Rule, out: Format, shape: tuple[int, ...], target: Target,
+    blocks: bool,
+) -> NDArray[Any] | None:  # fmt: skip
     if c is None:
         return None
-    array = np.asarray(c)
+    try:
+        array = np.asarray(c)
+    except ValueError:
+        raise NumsimError(f"matmul: c is an array of the shape of the result {shape}") from None
     if array.shape != shape:
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
-    if isinstance(rule, IntSum):
+    if isinstance(rule, IntSum) and not blocks:
         if array.dtype.kind not in "iu":
             raise NumsimError(f"matmul: c of an integer unit holds integers; got {array.dtype}")
-        low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
+        low, high = limits(rule.outer_bits if restarts(target) else rule.acc_bits)
         if array.size and (int(array.min()) < low or int(array.max()) > high):
             raise NumsimError(
                 f"matmul: c fits the accumulator, {low} to {high}; got {int(array.min())} to "
                 f"{int(array.max())}"
             )
         return array.astype(np.int64)
-    want = np.dtype(DTYPES[out.name])
+    want = np.dtype(units.DTYPES.get(out.name, np.float32))  # scaled blocks of integers: float32
     if array.dtype != want:
         raise NumsimError(
             f"matmul: c has the type of the result, {want}; got {array.dtype}; cast it first"
         )
-    if isinstance(rule, Mac) and rule.acc_format != "float32":
+    held = rule.acc_format if isinstance(rule, Mac) else "float32"
+    if not blocks and not restarts(target) and held != "float32":
         wide = array.astype(np.float32)
-        kept = cast(wide, rule.acc_format, overflow="special")
+        kept = cast(wide, held, overflow="special")
         if not np.array_equal(kept, wide, equal_nan=True):
             raise NumsimError(
-                f"matmul: c holds values of the accumulator's format {rule.acc_format}; some are "
+                f"matmul: c holds values of the accumulator's format {held}; some are "
                 "not; cast c to it first"
             )
     return array
-
-
-def _scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
-    """Return fp32(scale_a * scale_b) broadcastable to D, None without scales."""
-    if a.scale is None and b.scale is None:
-        return None
-    parts = []
-    for q, contracted in ((a, -1), (b, -2)):
-        scale = np.asarray(1.0 if q.scale is None else q.element_scale(), np.float32)
-        if scale.ndim >= -contracted and scale.shape[contracted] != 1:
-            if q.block_shape is None:
-                raise UnsupportedError(
-                    f"matmul: a scale is constant along K, or has blocks; got scale {scale.shape} "
-                    f"for a tensor {q.shape}; quantize a along axis -1 and b along axis -2"
-                )
-            scale = np.take(scale, [0], contracted)
-        parts.append(scale)
-    with np.errstate(over="ignore", under="ignore"):
-        product: NDArray[np.float32] = np.asarray(parts[0] * parts[1], np.float32)
-    return product
-
-
-def _along_k(q: QTensor, axis: int) -> int:
-    """Return the block size along K; 0 where a scale is constant along K."""
-    block = q.block_shape[axis] if q.block_shape is not None else 0
-    if q.block_shape is not None and q.scale is not None and q.scale.shape[axis] == 1:
-        return 0
-    return block
-
-
-def _k_block(a: QTensor, b: QTensor) -> int | None:
-    """Return the run of k in which both scales are constant, None where they always are."""
-    block = gcd(_along_k(a, -1), _along_k(b, -2))
-    return block or None
-
-
-def _blockwise(
-    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, target: Target,
-    block: int, engine: Engine,
-) -> NDArray[Any]:  # fmt: skip
-    """Every block of K a chain from +0, scaled and added in float32, in K order."""
-    k = a.shape[-1]
-    total: NDArray[Any] | None = None if c is None else c.astype(np.float32)
-    scale_a, scale_b = _or_one(a), _or_one(b)
-    codes_a, codes_b = bare(a), bare(b)
-    for k0 in range(0, k, block):
-        stop = min(k0 + block, k)
-        left, right = k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop)
-        acc = chained(rule, left, right, None, out, target, engine)
-        sa = np.take(scale_a, [k0], -1) if _along_k(a, -1) else np.take(scale_a, [0], -1)
-        sb = np.take(scale_b, [k0], -2) if _along_k(b, -2) else np.take(scale_b, [0], -2)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            scale = np.asarray(sa * sb, np.float32)
-            scaled = _scaled(acc.reshape(*_lead(acc, a, b), *acc.shape[-2:]), scale, rule, a, b)
-            scaled = scaled.reshape(acc.shape).astype(np.float32)
-            total = scaled if total is None else total + scaled
-    assert total is not None
-    return total if out.name in ("float32", "int32") else units.round_to(total, out)
-
-
-def _lead(acc: NDArray[Any], a: QTensor, b: QTensor) -> tuple[int, ...]:
-    return a.shape[:-2] if a.ndim >= b.ndim else b.shape[:-2]
-
-
-def _or_one(q: QTensor) -> NDArray[np.float32]:
-    scale = q.element_scale()
-    scale = np.ones((1, 1), np.float32) if scale is None else scale
-    return scale if scale.ndim >= 2 else np.reshape(scale, (1, 1))
-
-
-def _broadcast(q: QTensor, batch: tuple[int, ...]) -> QTensor:
-    if q.block_shape is not None:
-        raise UnsupportedError(
-            "matmul: tensors with block scales do not broadcast; give both the same leading axes"
-        )
-    return QTensor(np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), q.fmt)
-
-
-def _scaled(acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor) -> NDArray[Any]:
-    """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
-    if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
-        scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        scaled: NDArray[Any] = acc.astype(np.float32) * scale
-    if isinstance(rule, IntSum) or acc.dtype == np.float32:
-        return scaled
-    name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
-    return units.round_to(scaled, get_format(name))
 
 
 def _warn(target: Target) -> None:

@@ -15,9 +15,9 @@ from numsim.formats import Format, get_format
 from numsim.kernels import stats as kernels
 from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
-from numsim.kernels.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.targets import stats_fast, units
+from numsim.targets.integers import limits, outside
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 
@@ -55,8 +55,8 @@ class MacStats:
     peak_bits
         Bits of the largest value of the accumulator in units of the product quantum, sign
         included: the narrowest two's-complement register that holds all of them. `Exact`: after
-        every product. Integers: before a clamp, and as if nothing wrapped. None where scales
-        inside the unit leave no common quantum.
+        every product. Integers: before a clamp, and as if nothing wrapped (65: beyond 64 bits).
+        None where scales inside the unit leave no common quantum.
     largest
         Largest magnitude of the accumulator, in the units of the operands without their scales.
 
@@ -171,19 +171,18 @@ class Counter:
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
         """Add parts as `units` does, counting every addition."""
-        found = self.counts
+        found, result = self.counts, units.add_parts(parts, rule)
         if isinstance(rule, IntSum):
-            low, high = -(1 << (rule.outer_bits - 1)), (1 << (rule.outer_bits - 1)) - 1
-            total = parts[0].astype(np.int64)
-            for part in parts[1:]:
-                wide = total + part
-                outside = (wide < low) | (wide > high)
+            total = np.zeros(parts[0].shape, np.int64)
+            for i, part in enumerate(parts):
+                _, above, below = outside(total, part.astype(np.int64), rule.outer_bits)
                 saturate = rule.overflow == "saturate"
-                found[kernels.SATURATIONS if saturate else kernels.WRAPS] += outside.sum()
-                new = np.clip(wide, low, high) if saturate else wrapped(wide, rule.outer_bits)
-                found[kernels.SWAMPED] += ((part != 0) & (new == total)).sum()
-                found[kernels.STEPS] += total.size
-                total = new.astype(np.int64)
+                found[kernels.SATURATIONS if saturate else kernels.WRAPS] += (above | below).sum()
+                new = units.add_parts([total, part], rule).astype(np.int64)
+                if i:  # the first part is not added, but may not fit
+                    found[kernels.SWAMPED] += ((part != 0) & (new == total)).sum()
+                    found[kernels.STEPS] += total.size
+                total = new
         else:
             before = units.add_parts(parts[:1], rule)
             for part in parts[1:]:
@@ -193,7 +192,7 @@ class Counter:
                 found[kernels.SWAMPED] += (fine & (part != 0) & (after == before)).sum()
                 found[kernels.STEPS] += before.size
                 before = after
-        return units.add_parts(parts, rule)
+        return result
 
     def stats(self) -> MacStats:
         """Return what was counted so far."""
@@ -215,13 +214,13 @@ class Counter:
         low, high = extremes[..., 0].min(initial=0), extremes[..., 1].max(initial=0)
         step = quantum(a.fmt) * quantum(b.fmt)
         if isinstance(rule, IntSum):  # in codes
-            bits = signed_bits(int(low), int(high))
+            bits = max(signed_bits(int(low), int(high)), int(self.counts[kernels.BITS]))
             unit = float(step)
         else:
             bits, unit = signed_bits(Fraction(float(low)) / step, Fraction(float(high)) / step), 1.0
         if isinstance(rule, Exact):
             bits = int(self.counts[kernels.BITS])
-        self.largest = max(self.largest, float(max(-low, high)) * unit)
+        self.largest = max(self.largest, max(-float(low), float(high)) * unit)
         if a.scale_codes is not None or b.scale_codes is not None:
             self.bits = None
         elif self.bits is not None:
@@ -248,28 +247,13 @@ def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
     return np.where(np.abs(values) < fmt.min_normal, np.copysign(0.0, values), values)
 
 
-def wrapped(values: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
-    """Return values modulo 2**bits as signed integers.
-
-    Examples
-    --------
-    >>> wrapped(np.array([128, -129]), 8)
-    array([-128,  127])
-    """
-    unused = np.int64(64 - bits)
-    return (values << unused) >> unused
-
-
 # Each returns work(item, start, values, first row, last row, counts, extremes).
 
 
 def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
-    mode, rounded = units._MODE[rule.rounding], rule.product_format is not None or not rule.fused
-    p, f = (
-        Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
-        for g in (prod, acc)
-    )
+    rounded = rule.product_format is not None or not rule.fused
+    p, f = (units.arithmetic(rule, g) for g in (prod, acc))
     left = _batched(a.values()).astype(np.float64)
     right = _batched(b.values()).transpose(0, 2, 1).astype(np.float64)
     if rule.flush:
@@ -282,8 +266,8 @@ def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
 
 def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
     left, right = _batched(a.codes), _batched(b.codes)
-    low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
-    pair = (1 << (rule.pair_bits - 1)) - 1 if rule.pair_bits else 0
+    low, high = limits(rule.acc_bits)
+    pair = limits(rule.pair_bits)[1] if rule.pair_bits else 0
     saturate = rule.overflow == "saturate"
     return lambda i, c, d, lo, hi, n, e: kernels.integer(
         left[i], _item(right, i), c, d, lo, hi, low, high, saturate, rule.group, -pair - 1,
@@ -335,7 +319,18 @@ def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
             rows = np.ascontiguousarray(left[i][:, k : k + group])
             columns = np.ascontiguousarray(_item(right, i)[:, k : k + group])
             kernels.exact(
-                rows, columns, acc.view(np.uint32), codes, lo, hi, out.params, exponent, parts, n, e
+                rows,
+                columns,
+                acc.view(np.uint32),
+                codes,
+                lo,
+                hi,
+                out.params,
+                exponent,
+                parts,
+                rule.negative_zero,
+                n,
+                e,
             )
             acc[lo:hi] = out.decode_bits(codes[lo:hi].astype(np.int64))
         d[lo:hi] = acc[lo:hi]

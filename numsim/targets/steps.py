@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor, frexp
+from math import floor, frexp, trunc
 
 import numpy as np
 
@@ -72,8 +72,10 @@ def show(value: Fraction | float) -> str:
     return f"{float(value):.12g}"
 
 
-def aligned(addends: list[Addend], place: int, bits: int) -> tuple[list[Fraction], list[list[str]]]:
-    """Cut addends toward zero to `bits` fraction bits below 2**place; return them and table rows.
+def aligned(
+    addends: list[Addend], place: int, bits: int, how: str = "truncate"
+) -> tuple[list[Fraction], list[list[str]]]:
+    """Cut addends (`how` as in `Fused`) to `bits` bits below 2**place; return them and table rows.
 
     Examples
     --------
@@ -83,8 +85,8 @@ def aligned(addends: list[Addend], place: int, bits: int) -> tuple[list[Fraction
     unit = Fraction(2) ** (place - bits)
     kept, rows = [], []
     for addend in addends:
-        whole = floor(abs(addend.value) / unit) * unit
-        kept.append(whole if addend.value >= 0 else -whole)
+        whole = addend.value / unit
+        kept.append((floor(whole) if how == "floor" else trunc(whole)) * unit)
         lost = addend.value - kept[-1]
         rows.append(
             [addend.name, str(addend.exponent), str(place - addend.exponent), show(kept[-1]),
@@ -175,13 +177,17 @@ def _aligned(
         groups = [sorted(g, key=placed.index) for g in groups]
     joins = held if rule.accumulator == "joins" else None
     how = f", truncated to {rule.keep_bits} bits of fraction"
+    if rule.rounding == "rne":
+        how = f", rounded to nearest even, {rule.keep_bits} bits of fraction"
     if out == np.float16:
-        how = ", rounded to float16"
+        how = ", truncated to float16" if rule.rounding == "rtz" else ", rounded to float16"
     for group in groups:
         here = [t for t in group if t.value or zeros] + ([joins] if joins else [])
-        total = yield from _one_alignment(rule.align_bits, here, rule.min_exponent)
+        total = yield from _one_alignment(rule.align_bits, here, rule.min_exponent, rule.align)
         yield f"sum {show(total)}{how}"
-        half = float(cast(np.float64(float(total)), "float16", overflow="special"))
+        half = float(
+            cast(np.float64(total), "float16", rounding=rule.rounding or "rne", overflow="special")
+        )
         joins = None
         if half and np.isfinite(half):
             joins = Addend("first half", Fraction(half), max(_floor_log2(half), emin))
@@ -190,7 +196,7 @@ def _aligned(
 
 
 def _one_alignment(
-    bits: int, addends: list[Addend], least: int | None = None
+    bits: int, addends: list[Addend], least: int | None = None, how: str = "truncate"
 ) -> Generator[str, None, Fraction]:
     """Explain one alignment; return the sum of what is kept."""
     if not addends:
@@ -199,7 +205,7 @@ def _one_alignment(
     place = max(t.exponent for t in addends)
     if least is not None:
         place = max(place, least)
-    kept, rows = aligned(addends, place, bits)
+    kept, rows = aligned(addends, place, bits, how)
     yield f"largest exponent {place}: multiples of 2^{place - bits} are kept"
     yield from _table(["addend", "exponent", "shift", "kept", "cut"], rows)
     return sum(kept, Fraction(0))

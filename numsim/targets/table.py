@@ -24,8 +24,8 @@ _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
 _MODELS_DIFFER = (
-    "models differ on zero products and the least exponent; no recording decides: "
-    "fields zero_products, min_exponent"
+    "models differ on zero products and the least exponent; no recording decides: fields "
+    "zero_products, min_exponent (none, -126, -132, -133 or -139; float16 -19, -20 or -21)"
 )
 
 
@@ -99,18 +99,22 @@ _TABLE = [
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "
-            "exactly instead (Exact(group=4)); no recording decides", f"{_MMASIM}; {_MATLAB}",
-            {"fp16": Mac(fused=False, order="tree", group=4),
-             "bf16": Mac(fused=False, order="tree", group=2), "fp32": Mac(), "int8": _IMMA}),
+            "exactly instead (order='exact'); no recording decides", f"{_MMASIM}; {_MATLAB}",
+            {"fp16": Mac(fused=False, order="tree", group=4, negative_zero=False),
+             "bf16": Mac(fused=False, order="tree", group=2, negative_zero=False),
+             "fp32": Mac(), "s8": _IMMA}),
     _target("amd.cdna2.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
             f"{_MMASIM}; {_MATLAB}",
-            {"fp16": Mac(fused=False, order="tree", group=4, flush=True),
-             "bf16": Mac(fused=False, order="tree", group=4, flush=True),
-             "fp32": Mac(), "int8": _IMMA}),
-    _target("amd.cdna3.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
+            {"fp16": Mac(fused=False, order="tree", group=4, flush=True,
+                         negative_zero=False),
+             "bf16": Mac(fused=False, order="tree", group=4, flush=True,
+                         negative_zero=False),
+             "fp32": Mac(), "s8": _IMMA}),
+    _target("amd.cdna3.mfma", "model", "MMA-Sim; MATLAB-tensor-core, but "
+            "for products with a zero factor (4 elements; field zero_products); none decides",
             f"{_MMASIM}; {_MATLAB}",
             {"fp16": TwoStage(8), "bf16": TwoStage(8), "tf32": TwoStage(4),
-             "fp8_fnuz": TwoStage(16, streams=2), "fp32": Mac(), "int8": _IMMA}),
+             "fp8_fnuz": TwoStage(16, streams=2), "fp32": Mac(), "s8": _IMMA}),
 
     # x86
     _target("x86.vpdpbusd", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
@@ -125,11 +129,11 @@ _TABLE = [
     _target("x86.vpdpwssds", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
             {"int16": IntSum(group=2, overflow="saturate")}),
     _target("x86.vdpbf16ps", "silicon", "recorded on AMD EPYC, family 25 model 17", _SDM,
-            {"bf16": Mac(order="odd_first", flush=True)}),
+            {"bf16": Mac(order="odd_first", flush=True, tiny="unbounded")}),
     _target("x86.tdpbssd", "document", "pseudocode: no saturation", _SDM,
-            {"int8": IntSum(group=4)}),
+            {"s8": IntSum(group=4)}),
     _target("x86.tdpbf16ps", "document", "pseudocode of the SDM (the Intrinsics Guide differs)",
-            _SDM, {"bf16": Mac(order="two_chains", group=32, flush=True)}),
+            _SDM, {"bf16": Mac(order="two_chains", group=32, flush=True, tiny="unbounded")}),
 
     # Arm
     _target("arm.sdot", "document", "integer dot product, no saturation", _ARM,
@@ -140,11 +144,11 @@ _TABLE = [
             {"bf16": Mac(fused=False, rounding="rto", order="tree", group=2, flush=True,
                          overflow="inf")}),
     _target("arm.fdot_fp8", "document", "four products and the accumulator, one rounding", _ARM,
-            {"fp8": Exact(group=4)}),
+            {"fp8": Exact(group=4, negative_zero=True)}),
 
     # Google
     _target("tpu.mxu_int8", "assumed", "32-bit accumulation; the rest is not public",
-            "Jouppi et al., ISCA 2017", {"int8": _IMMA}, promote_every=None),
+            "Jouppi et al., ISCA 2017", {"s8": _IMMA}, promote_every=None),
     _target("tpu.mxu_bf16", "assumed", "exact products, float32 down a column of 128; rounding, "
             "alignment and order of the adders are not public", "Google Cloud TPU documentation",
             {"bf16": Mac()}, promote_every=128),
@@ -153,7 +157,7 @@ _TABLE = [
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
 
-def get_target(name: str | Path | Target, **changes: Any) -> Target:
+def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     """Return the target called `name`, with fields replaced by `changes`.
 
     Parameters

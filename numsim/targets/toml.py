@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from numsim.errors import NumsimError, near_names
+from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
     Exact,
@@ -25,8 +26,6 @@ from numsim.targets.types import (
 _KINDS: dict[str, type] = {
     kind.__name__: kind for kind in (Exact, Mac, IntSum, Fused, TwoStage, ScaledFp4)
 }
-_INTEGERS = ("integer", "int8", "int4", "int16", "u8s8")
-_WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
 
 
 def read_target(path: str | Path) -> Target:
@@ -86,11 +85,8 @@ def parse_target(text: str) -> Target:
         raise NumsimError("a unit has a table [rules.CLASS] for each operand class; none came")
     rules = tuple((kind, _rule(kind, table)) for kind, table in tables.items())
     target = Target(rules=rules, **own)
-    target.check()
-    if "split_order" in own and target.split_k == 1:
-        raise NumsimError("split_order says how split sums are added, but split_k is 1; set both")
-    for kind, rule in rules:
-        _check_rule(kind, rule, tables[kind])
+    own.pop("split_tile", None)  # a unit may have one for splits to come
+    target.check({"": own, **tables})
     return target
 
 
@@ -102,17 +98,13 @@ def target_to_toml(target: Target) -> str:
         if f.name != "rules" and value != f.default:
             lines.append(f"{f.name} = {_written(value)}")
     for kind, rule in target.rules:
-        lines += ["", f"[rules.{_key(kind)}]", f'kind = "{type(rule).__name__}"']
+        lines += ["", f"[rules.{key_of(kind)}]", f'kind = "{type(rule).__name__}"']
         lines += [
             f"{f.name} = {_written(getattr(rule, f.name))}"
             for f in fields(rule)
             if getattr(rule, f.name) is not None
         ]
     return "\n".join(lines) + "\n"
-
-
-def _key(kind: str) -> str:
-    return kind if kind.replace("_", "").isalnum() else json.dumps(kind)
 
 
 def _written(value: Any) -> str:
@@ -133,10 +125,10 @@ def _check_keys(what: str, given: dict[str, Any], known: dict[str, Field[Any]]) 
 
 
 def _rule(kind: str, table: Any) -> Rule:
-    where = f"[rules.{_key(kind)}]"
+    where = f"[rules.{key_of(kind)}]"
     scaled, rest = kind.startswith("mx:"), kind.removeprefix("mx:")
     operands, arrow, out = rest.partition("->")
-    classes = tuple(CLASSES) if scaled else (*CLASSES, *_WIDE)
+    classes = tuple(CLASSES) if scaled else (*CLASSES, *WIDE)
     if operands not in classes or (arrow and (scaled or out != "float16")):
         raise NumsimError(
             f"{where}: an operand class is one of {', '.join(classes)}, with -> and float16 where "
@@ -145,7 +137,7 @@ def _rule(kind: str, table: Any) -> Rule:
     if not isinstance(table, dict):
         raise NumsimError(f"{where} is a table of kind = ... and its fields; got {table!r}")
     name = table.get("kind")
-    if name not in _KINDS:
+    if not isinstance(name, str) or name not in _KINDS:
         raise NumsimError(
             f"{where}: kind is one of {', '.join(_KINDS)}; got {name!r}"
             f"{near_names(str(name), _KINDS)}"
@@ -154,36 +146,3 @@ def _rule(kind: str, table: Any) -> Rule:
     _check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
     rule: Rule = _KINDS[name](**given)
     return rule
-
-
-def _check_rule(kind: str, rule: Rule, given: dict[str, Any]) -> None:
-    """Raise NumsimError where fields, or the class and the rule, contradict each other."""
-    where, name = f"[rules.{_key(kind)}]", type(rule).__name__
-    operands, arrow, _ = kind.removeprefix("mx:").partition("->")
-    fits: tuple[type, ...] = (Exact, Mac, Fused, TwoStage)
-    if kind.startswith("mx:"):
-        fits = (Fused, ScaledFp4) if operands == "fp4" else (Fused,)
-    elif arrow:
-        fits = (Fused,)
-    elif operands in _INTEGERS:
-        fits = (IntSum, Exact) if operands == "integer" else (IntSum, Exact, Mac)
-    elif operands in _WIDE:
-        fits = (Exact,) if operands == "number" else (Exact, Mac)
-    if not isinstance(rule, fits):
-        raise NumsimError(
-            f"{where}: operands {kind!r} take {', '.join(f.__name__ for f in fits)}; got {name}"
-        )
-    problem = ""
-    if isinstance(rule, Mac):
-        if rule.product_format is not None and given.get("fused"):
-            problem = "fused = true leaves products exact, product_format rounds them; keep one"
-        elif rule.group is not None and rule.order in ("sequential", "odd_first"):
-            problem = f"group cuts K for tree and two_chains; order is {rule.order}"
-    elif isinstance(rule, IntSum) and rule.pair_bits is not None and rule.group % 2:
-        problem = f"pair_bits adds products in pairs; group is odd ({rule.group})"
-    elif isinstance(rule, Fused) and rule.accumulator == "halves" and not arrow:
-        problem = f'accumulator = "halves" gives float16: name the class "{kind}->float16"'
-    elif isinstance(rule, TwoStage) and rule.sum_bits < rule.align_bits:
-        problem = f"sum_bits ({rule.sum_bits}) is at least align_bits ({rule.align_bits})"
-    if problem:
-        raise NumsimError(f"{where}: {problem}")

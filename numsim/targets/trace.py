@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
-from numsim.targets import ops, units
+from numsim.targets import ops, scaling, units
 from numsim.targets.chains import chain_positions, cut_out, step_length
 from numsim.targets.table import get_target
 from numsim.targets.types import IntSum, Mac, Rule, Target
@@ -136,7 +136,7 @@ def trace(
     """
     unit = get_target(target)
     ops.matmul(a, b, target=unit, c=c, out_format=out_format)  # reports bad input, and warns
-    block = None if ops._scaled_rule(unit, a, b) is not None else ops._k_block(a, b)
+    block = None if ops._scaled_rule(unit, a, b) is not None else scaling.k_block(a, b)
     depth = a.shape[-1]
     step = block or depth
     positions = [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError, near_names
-from numsim.formats import get_format
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
@@ -18,9 +17,11 @@ class Exact:
     """Products and the accumulator are added exactly and rounded once (nearest even).
 
     `group`: products in one such sum, which the next one takes as its accumulator; None: all.
+    `negative_zero`: a sum of nothing but -0 is -0, as IEEE 754 adds; False: every zero is +0.
     """
 
     group: int | None = None
+    negative_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Mac:
     Parameters
     ----------
     acc_format
-        Format of the accumulator, and of every sum.
+        Format of the accumulator, and of every sum: any signed float, integer or fixed-point
+        format of 2 to 24 bits of precision.
     product_format
         Format to which products are rounded first; None: exact products, a fused multiply-add.
     fused
@@ -41,11 +43,19 @@ class Mac:
         ``sequential``: one chain in increasing k from the accumulator. ``tree``: neighbours
         pairwise within each `group` (None: all of K), then the accumulator. ``odd_first``: a
         chain that takes k + 1 before k. ``two_chains``: even and odd k of a group from zero,
-        their sum, then the accumulator.
+        their sum, then the accumulator. ``exact``: the products of a `group` and the accumulator
+        exactly, one rounding to the output (the rule is `Exact`).
     flush
         Subnormal inputs and results become zeros of their sign.
+    tiny
+        Which results that flushes: ``stored``, those whose rounding is subnormal; ``unbounded``,
+        those that an unbounded exponent would leave below the smallest normal number (x86).
+    negative_zero
+        False: the sign of a zero is lost before the sum of a tree is added to the accumulator.
     overflow
-        ``ieee``: Inf or the largest finite value, by the rounding; ``inf``: always Inf.
+        ``ieee``: Inf (NaN where the format has no Inf) or the largest finite value, by the
+        rounding; ``inf``: always Inf; ``saturate``: the largest finite value, for Inf too, as
+        formats without Inf and NaN always do.
     """
 
     acc_format: str = "float32"
@@ -55,7 +65,9 @@ class Mac:
     order: str = "sequential"
     group: int | None = None
     flush: bool = False
-    overflow: Literal["ieee", "inf"] = "ieee"
+    tiny: Literal["stored", "unbounded"] = "stored"
+    negative_zero: bool = True
+    overflow: Literal["ieee", "inf", "saturate"] = "ieee"
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,7 @@ class Fused:
     align_bits
         Fraction bits kept below the largest exponent.
     keep_bits
-        Fraction bits of a float32 result (23, or 13 where the unit returns e8m13), truncated.
-        float16 results are rounded to nearest even.
+        Fraction bits of a float32 result (23, or 13 where the unit returns e8m13).
     accumulator
         ``joins`` the alignment; ``late``: is added to the rounded sum by an ordinary addition;
         ``halves``: k with (k // 2) even, then the others on top in float16, then the accumulator.
@@ -95,6 +106,16 @@ class Fused:
         no recording decides).
     min_exponent
         Lower limit of the largest exponent, None: no limit (models differ; no recording decides).
+    align
+        How terms are cut to the alignment: ``truncate`` toward zero, or ``floor``.
+    rounding
+        Of each block's result, ``rtz`` or ``rne``. None: float32 toward zero, float16 to nearest
+        even.
+    nan
+        Pattern of NaN results: ``ones`` (0x7FFFFFFF, 0x7FFF) or ``quiet`` (0x7FC00000, 0x7E00).
+
+    Two things are no fields, since all models and recordings agree on them: a zero result is +0,
+    and a result that rounds beyond the largest number is infinite, toward zero too.
     """
 
     group: int
@@ -103,6 +124,9 @@ class Fused:
     accumulator: Literal["joins", "late", "halves"] = "joins"
     zero_products: bool = False
     min_exponent: int | None = None
+    align: Literal["truncate", "floor"] = "truncate"
+    rounding: Literal["rtz", "rne"] | None = None
+    nan: Literal["ones", "quiet"] = "ones"
 
 
 @dataclass(frozen=True)
@@ -145,6 +169,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "f8f6f4": (*_FP8, *_SMALL),
     "fp4": ("float4_e2m1fn",),
     "int8": ("int8", "uint8"),
+    "s8": ("int8",),
     "int4": ("int4", "uint4"),
     "int16": ("int16",),
 }
@@ -221,12 +246,11 @@ class Target:
                     f"{self.name} has no field {key!r}; it has {', '.join(known)}"
                     f"{near_names(key, known)}"
                 )
-        rules = tuple(
-            (kind, replace(rule, **{k: v for k, v in inner.items() if hasattr(rule, k)}))
-            for kind, rule in self.rules
-        )
+        rules = self.rules
+        for key in sorted(inner, key=lambda key: key == "group"):  # which follows the order
+            rules = _replaced(rules, key, inner[key])
         new = replace(self, rules=rules, **own)
-        new.check()
+        new.check({"": changes} | {kind: changes for kind, _ in rules})
         return new
 
     @classmethod
@@ -279,59 +303,29 @@ class Target:
 
         return target_to_toml(self)
 
-    def check(self) -> None:
-        """Raise NumsimError for a field with a value outside its range."""
-        _check_fields(self.name, self)
-        for _, rule in self.rules:
-            _check_fields(self.name, rule)
+    def check(self, said: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Raise NumsimError for fields out of range or that contradict each other.
+
+        `said`: the fields that a user gave, for every operand class; for the unit itself as "".
+        """
+        from numsim.targets.check import check_target
+
+        check_target(self, said or {})
 
 
 _CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
-_RANGES: dict[str, tuple[int, int]] = {
-    "group": (1, 1 << 20), "align_bits": (1, 35), "keep_bits": (1, 23), "acc_bits": (8, 64),
-    "outer_bits": (8, 64), "pair_bits": (8, 62), "sum_bits": (1, 40), "streams": (1, 2),
-    "min_exponent": (-1000, 127), "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20),
-    "split_tile": (1, 1 << 20),
-}  # fmt: skip
-_WORDS: dict[str, tuple[str, ...]] = {
-    "overflow": ("wrap", "saturate", "raise"),
-    "accumulator": ("joins", "late", "halves"),
-    "order": ("sequential", "tree", "odd_first", "two_chains"),
-    "rounding": ROUNDINGS[:6],
-    "split_order": ("contiguous", "serial", "pairwise"),
-}
 
 
-def _check_fields(name: str, item: Target | Rule) -> None:
-    for f in fields(item):
-        value = getattr(item, f.name)
-        if value is None and f.default is None:
-            continue
-        if f.name in _RANGES:
-            low, high = _RANGES[f.name]
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise NumsimError(f"{name}: {f.name} is {low} to {high}; got {value!r}")
-        elif f.name in _WORDS:
-            words = _WORDS[f.name]
-            if isinstance(item, Mac) and f.name == "overflow":
-                words = ("ieee", "inf")
-            if value not in words:
-                raise NumsimError(
-                    f"{name}: {f.name} is one of {', '.join(words)}; got {value!r}"
-                    f"{near_names(str(value), words)}"
-                )
-        elif f.name in ("fused", "flush", "zero_products"):
-            if not isinstance(value, bool):
-                raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
-        elif f.name in ("acc_format", "product_format"):
-            fmt = get_format(value)
-            if fmt.kind != "float" or not fmt.signed or fmt.precision > 24:
-                raise NumsimError(
-                    f"{name}: {f.name} is a signed float format of 24 bits of precision or less; "
-                    f"got {fmt.name}"
-                )
-            if fmt.inf != "ieee":
-                raise NumsimError(
-                    f"{name}: {f.name} needs IEEE infinities, as float_e{{E}}m{{M}} has; "
-                    f"got {fmt.name}"
-                )
+def _replaced(
+    rules: tuple[tuple[str, Rule], ...], key: str, value: Any
+) -> tuple[tuple[str, Rule], ...]:
+    """Return rules with a field replaced where that can be, everywhere if it nowhere can."""
+    from numsim.targets.check import takes
+
+    ready = [takes(kind, rule, key, value) for kind, rule in rules]
+    return tuple(
+        (kind, replace(rule, **{key: value}))
+        if hasattr(rule, key) and (fits or not any(ready))
+        else (kind, rule)
+        for (kind, rule), fits in zip(rules, ready, strict=True)
+    )

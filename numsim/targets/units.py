@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,23 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import encode
-from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
-from numsim.kernels import integer as integer_kernel
 from numsim.kernels import mac as mac_kernel
 from numsim.kernels import scaled_fp4
-from numsim.kernels.jit import over_range
+from numsim.kernels.jit import over_items
 from numsim.quant import QTensor
 from numsim.targets import fast
 from numsim.targets.fast import as_float64
 from numsim.targets.fast import batched as _batched
 from numsim.targets.fast import kept as _kept
+from numsim.targets.integers import add_integer_parts, integer
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
-_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
-_OVERFLOW = {"wrap": 0, "saturate": 1, "raise": 2}
+DTYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 _ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
 _MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
 _ACCUMULATOR = {"joins": 0, "late": 1, "halves": 2}
@@ -52,22 +53,10 @@ def run(
 
 def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
     """Add chunk or split results in order: float32 nearest even, or in `outer_bits`."""
-    total = parts[0]
     if isinstance(rule, IntSum):
-        total = total.astype(np.int64)
-        low, high = -(1 << (rule.outer_bits - 1)), (1 << (rule.outer_bits - 1)) - 1
-        for part in parts[1:]:
-            total = total + part
-            if rule.overflow == "saturate":
-                total = np.clip(total, low, high)
-            elif rule.overflow == "raise" and ((total < low) | (total > high)).any():
-                raise NumsimError(
-                    f"matmul: the {rule.outer_bits}-bit outer accumulator overflows; widen "
-                    "outer_bits or choose wrap or saturate"
-                )
-        return _wrapped(total, rule.outer_bits)
+        return add_integer_parts(parts, rule)
     with np.errstate(all="ignore"):
-        total = total.astype(np.float32) + np.float32(0.0)
+        total = parts[0].astype(np.float32) + np.float32(0.0)
         for part in parts[1:]:
             total = total + part.astype(np.float32)
     return total
@@ -75,7 +64,7 @@ def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
 
 def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
     """Round numbers to the output format (nearest even) in its NumPy type."""
-    dtype = _DTYPES.get(out.name, ml_dtypes.bfloat16)
+    dtype = DTYPES[out.name]
     codes: NDArray[Any] = encode(values, out, overflow="special")
     typed: NDArray[Any] = codes.view(dtype)
     return typed
@@ -87,14 +76,18 @@ def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
     return item
 
 
-def _over_rows(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:
-    """Call ``work(item, start, stop)`` over the rows of every item of a batch."""
-    for i in range(batch):
-
-        def piece(lo: int, hi: int, i: int = i) -> None:
-            work(i, lo, hi)
-
-        over_range(piece, rows)
+def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
+    """Return how a rule rounds to a format."""
+    parameters, beyond = fmt.params, mac_kernel.INFINITE
+    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
+        beyond = mac_kernel.LARGEST
+    elif not fmt.has_inf:
+        beyond = mac_kernel.NOT_A_NUMBER
+    return mac_kernel.Arithmetic(
+        parameters.p, parameters.emin, fmt.emax, _MODE[rule.rounding], rule.flush,
+        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
+        rule.tiny == "unbounded", rule.negative_zero,
+    )  # fmt: skip
 
 
 def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) -> NDArray[Any]:
@@ -105,11 +98,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         return sums if out.name == "float32" else round_to(sums, out)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
-    mode = _MODE[rule.rounding]
-    p, f = (
-        mac_kernel.Arithmetic(g.precision, g.emin, g.emax, mode, rule.flush, rule.overflow == "inf")
-        for g in (prod, acc)
-    )
+    p, f = (arithmetic(rule, g) for g in (prod, acc))
     flavour = fast.mac_flavour(a.fmt, b.fmt, rule, p, f)
     if flavour is not None:
         shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
@@ -128,7 +117,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     values = np.empty((batch, m, n))
     start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     group = rule.group or depth
-    _over_rows(
+    over_items(
         lambda i, lo, hi: mac_kernel.matmul(
             left[i], _item(right, i), start[i], values[i], lo, hi, _ORDER[rule.order], group,
             bool(rounded), p, f,
@@ -146,17 +135,17 @@ def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exa
             shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
             begin = np.zeros(shape) if c is None else as_float64(c)
             return round_to(fast.exact_groups(a, b, begin, rule, out), out)
-        if rule.group is None and bits <= 53:
+        if rule.group is None and bits <= 53 and not rule.negative_zero:
             return round_to(fast.exact_sum(a, b, c), out)
     left, right = _batched(a.values()), _batched(b.values())
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
             part = slice(k, k + rule.group)
-            c = _exact(left[..., part], right[:, part], c, out)
+            c = _exact(left[..., part], right[:, part], c, out, rule)
         assert c is not None
         return c
-    return _exact(left, right, c, out)
+    return _exact(left, right, c, out, rule)
 
 
 def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -171,7 +160,7 @@ def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDAr
 
 
 def _exact(
-    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format
+    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format, rule: Exact
 ) -> NDArray[Any]:
     if np.float64 in (left.dtype, right.dtype):  # integers that float32 does not hold
         left, right = _halved(left, right)
@@ -182,65 +171,13 @@ def _exact(
     rows = np.ascontiguousarray(left).view(np.uint32)
     columns = np.ascontiguousarray(right.transpose(0, 2, 1)).view(np.uint32)
     begin = np.ascontiguousarray(start).view(np.uint32)
-    _over_rows(
+    over_items(
         lambda i, lo, hi: exact_kernel.matmul(
-            rows[i], _item(columns, i), begin[i], codes[i], lo, hi, out.params
+            rows[i], _item(columns, i), begin[i], codes[i], lo, hi, out.params, rule.negative_zero
         ),
         batch, m,
     )  # fmt: skip
-    return codes.astype(out.code_dtype).view(_DTYPES.get(out.name, ml_dtypes.bfloat16))
-
-
-def integer(
-    a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum, name: str
-) -> NDArray[Any]:
-    """Integer codes added in an accumulator of `acc_bits` bits."""
-    left, right = _batched(a.codes), _batched(b.codes)
-    k = left.shape[-1]
-    widest = a.fmt.bits + b.fmt.bits
-    if widest + k.bit_length() > 63:
-        raise UnsupportedError(
-            f"matmul: {name} adds products of {widest} bits over K = {k} in 63 bits at most; "
-            "use narrower operands or ideal.exact"
-        )
-    plan = fast.integer_plan(a, b, c, rule)
-    if plan is not None:
-        return _wrapped(fast.integer(a, b, c, rule, plan), rule.acc_bits)
-    batch, m, n = len(left), left.shape[1], right.shape[-1]
-    out = np.empty((batch, m, n), np.int64)
-    start = np.zeros((batch, m, n), np.int64) if c is None else c
-    low, high = -(1 << (rule.acc_bits - 1)), (1 << (rule.acc_bits - 1)) - 1
-    pair = (1 << (rule.pair_bits - 1)) - 1 if rule.pair_bits else 0
-    found: list[tuple[int, NDArray[np.int64]]] = []
-
-    def rows(i: int, lo: int, hi: int) -> None:
-        place = np.full(3, -1, np.int64)
-        found.append((i, place))
-        integer_kernel.matmul(
-            left[i], _item(right, i), start[i], out[i], lo, hi, low, high,
-            _OVERFLOW[rule.overflow], rule.group, -pair - 1, pair, place,
-        )  # fmt: skip
-
-    _over_rows(rows, batch, m)
-    places = sorted((i, *(int(v) for v in p)) for i, p in found if p[0] >= 0)
-    if places:
-        item, row, column, step = places[0]
-        raise NumsimError(
-            f"matmul: {name} with overflow='raise': the {rule.acc_bits}-bit accumulator "
-            f"overflows at row {row}, column {column}, k = {step}"
-            + (f" of batch {item}" if batch > 1 else "")
-            + "; widen acc_bits or choose wrap or saturate"
-        )
-    return _wrapped(out, rule.acc_bits)
-
-
-def _wrapped(values: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Return values modulo 2**bits as signed integers: int32, or int64 beyond 32 bits."""
-    if bits == 32 and values.dtype == np.int32:
-        return values
-    unused = np.int64(64 - bits)
-    wrapped = (values.astype(np.int64) << unused) >> unused
-    return wrapped.astype(np.int32 if bits <= 32 else np.int64)
+    return codes.astype(out.code_dtype).view(DTYPES[out.name])
 
 
 def fused(
@@ -250,21 +187,22 @@ def fused(
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
     block = _block(rule, a.fmt, b.fmt, out)
-    sums = fast.align(a, b, planes, c, block)
+    usual = isinstance(rule, TwoStage) or (rule.rounding is None and not block.floor)
+    sums = fast.align(a, b, planes, c, block) if usual else None
     if sums is not None:
-        return _store(sums, out) if isinstance(rule, Fused) else round_to(sums, out)
+        return _store(sums, out, rule) if isinstance(rule, Fused) else round_to(sums, out)
     left, right = planes(a, False), planes(b, True)
     batch, m = left[0].shape[:2]
     n = right[0].shape[1]
     start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     values = np.empty((batch, m, n))
-    _over_rows(
+    over_items(
         lambda i, lo, hi: fused_kernel.matmul(
             *(p[i] for p in left), *(_item(p, i) for p in right), start[i], values[i], lo, hi, block
         ),
         batch, m,
     )  # fmt: skip
-    return _store(values, out) if isinstance(rule, Fused) else round_to(values, out)
+    return _store(values, out, rule) if isinstance(rule, Fused) else round_to(values, out)
 
 
 def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_kernel.Block:
@@ -277,23 +215,26 @@ def _block(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_k
         )  # fmt: skip
     least = _NO_LIMIT if rule.min_exponent is None else rule.min_exponent
     if out.name == "float32":
-        result = (rule.keep_bits + 1, -126, 127, 2, 24)  # truncated
+        result = (rule.keep_bits + 1, -126, 127, _MODE[rule.rounding or "rtz"], 24)
     else:
-        result = (11, -14, 15, 0, 11)  # nearest even
+        result = (11, -14, 15, _MODE[rule.rounding or "rne"], 11)
     return fused_kernel.Block(
         _ACCUMULATOR[rule.accumulator], rule.group, rule.align_bits, fraction, rule.zero_products,
-        least, 1, 0, 0, *result,
+        least, 1, 0, 0, *result, rule.align == "floor",
     )  # fmt: skip
 
 
-def _store(values: NDArray[Any], out: Format) -> NDArray[Any]:
-    """Write results with NVIDIA's NaN patterns."""
+def _store(values: NDArray[Any], out: Format, rule: Fused | ScaledFp4) -> NDArray[Any]:
+    """Write results with the NaN pattern of a rule, NVIDIA's unless it says otherwise."""
+    quiet = isinstance(rule, Fused) and rule.nan == "quiet"
     if out.name == "float32":
         bits = np.empty(values.shape, np.uint32)
         fused_kernel.store_float32(values.reshape(-1), bits.reshape(-1))
+        if quiet:
+            bits[np.isnan(values)] = 0x7FC00000
         return bits.view(np.float32)
     halves = values.astype(np.float16)
-    halves.view(np.uint16)[np.isnan(values)] = 0x7FFF
+    halves.view(np.uint16)[np.isnan(values)] = 0x7E00 if quiet else 0x7FFF
     return halves
 
 
@@ -350,14 +291,14 @@ def fp4(
     n = right.shape[1]
     start = np.zeros((batch, m, n)) if c is None else as_float64(c)
     values = np.empty((batch, m, n))
-    _over_rows(
+    over_items(
         lambda i, lo, hi: scaled_fp4.matmul(
             left[i], _item(right, i), *(p[i] for p in scale_a), *(_item(p, i) for p in scale_b),
             fraction_a + fraction_b, start[i], values[i], lo, hi, rule.align_bits,
         ),
         batch, m,
     )  # fmt: skip
-    return _store(values, out)
+    return _store(values, out, rule)
 
 
 def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:

@@ -38,6 +38,7 @@ def export_vectors(
     ==================== ==========================================================================
     ``a``, ``b``         codes [..., M, K] and [..., K, N]
     ``scale_a/b``        scales where there are any: codes of their format, else float32
+    ``tensor_scale_a/b`` float32 scale of the whole tensor on top (NVFP4), where there is one
     ``c``                accumulator input [..., M, N], where one is given
     ``accumulator``      [steps, batch, M, N]: after every step of every chain, in order
     ``sums``             [sums, batch, M, N]: the outer accumulator after every addition of
@@ -78,6 +79,8 @@ def export_vectors(
     01
     fe
     """
+    if not isinstance(path, str | Path):
+        raise NumsimError(f"export_vectors: path is a folder; got {path!r}")
     found = trace(a, b, target, c, out_format)
     folder = Path(path)
     arrays = {name: item for name, item in _arrays(a, b, c, found).items() if item is not None}
@@ -128,6 +131,7 @@ def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[s
     return {
         "a": _code_words(a), "b": _code_words(b), "scale_a": _scale_words(a),
         "scale_b": _scale_words(b),
+        "tensor_scale_a": _tensor_scale(a), "tensor_scale_b": _tensor_scale(b),
         "c": None if c is None else _result_words(np.asarray(c), width),
         "accumulator": accumulator,
         "sums": _result_words(np.stack(found.sums), outer) if found.sums else None,
@@ -147,6 +151,12 @@ def _scale_words(q: QTensor) -> _Words | None:
     if q.scale is None:
         return None
     return "float32", 32, np.ascontiguousarray(q.scale, np.float32).view(np.uint32)
+
+
+def _tensor_scale(q: QTensor) -> _Words | None:
+    if q.tensor_scale is None:
+        return None
+    return "float32", 32, np.array([q.tensor_scale], np.float32).view(np.uint32)
 
 
 def _integer_words(values: NDArray[np.int64], bits: int) -> _Words:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.quant import QTensor
 from numsim.targets import Target, epilogue, get_target, matmul
-from numsim.targets.types import Exact, Mac
 
 _FORMATS = {
     "e4m3": "float8_e4m3fn", "E4M3": "float8_e4m3fn", "e5m2": "float8_e5m2", "E5M2": "float8_e5m2",
@@ -40,6 +40,8 @@ _CPU_UNITS = {
     "vpdpwssd": "x86.vpdpwssd", "vpdpwssds": "x86.vpdpwssds",
 }  # fmt: skip
 _PRESETS = {"ada": "nvidia.ada.mma", "hopper": "nvidia.hopper.wgmma"}
+# what a damaged or foreign file leads to
+_BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, zipfile.BadZipFile)
 _ROWS = 40  # recorded rows are separate dot products: the diagonal of blocks of so many
 
 
@@ -156,7 +158,7 @@ def check_silicon(folder: Path | None = None, *, only: str = "") -> Iterator[Sil
     Raises
     ------
     NumsimError
-        Where there is no such folder, or no such file in it.
+        Where there is no such folder, no such file in it, or one that is damaged.
 
     Source
     ------
@@ -179,10 +181,19 @@ def check_silicon(folder: Path | None = None, *, only: str = "") -> Iterator[Sil
         if replay is None or not file.stem.startswith(only):
             continue
         found = True
-        with np.load(file) as npz:
-            data = {name: npz[name] for name in npz.files}
         table = _Table(file.stem)
-        replay(table, data, json.loads(str(data["meta"])))
+        try:
+            with file.open("rb") as raw, np.load(raw) as npz:
+                data = {name: npz[name] for name in npz.files}
+            meta = json.loads(str(data["meta"]))
+            replay(table, data, meta)
+        except NumsimError:
+            raise
+        except _BROKEN as error:
+            raise NumsimError(
+                f"verify silicon: {file.name} is no recording ({type(error).__name__}: {error}); "
+                "fetch it again, or take it out of the folder"
+            ) from None
         yield from table.rows.values()
     if not found:
         raise NumsimError(
@@ -276,11 +287,7 @@ def _mmasim(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> 
 def _other_choice(target: Target) -> tuple[Target, str]:
     """Return the unit as the other model has it, and where the two differ."""
     if target.name == "amd.cdna1.mfma":
-        rules = tuple(
-            (kind, Exact(group=rule.group) if isinstance(rule, Mac) and rule.group else rule)
-            for kind, rule in target.rules
-        )
-        return replace(target, rules=rules), "here Mac in a tree, other: Exact sum of a group"
+        return get_target(target, order="exact"), "field order: here tree, other exact"
     return target.changed(zero_products=True), "here zero_products=False, other: True"
 
 

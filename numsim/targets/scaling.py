@@ -1,0 +1,147 @@
+"""Scales outside the unit: broadcast, applied to results, or block by block along K."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import UnsupportedError
+from numsim.formats import get_format
+from numsim.quant import QTensor
+from numsim.targets.chains import bare, k_slice
+from numsim.targets.integers import Overflowed
+from numsim.targets.types import IntSum, Rule
+from numsim.targets.units import DTYPES, round_to
+
+
+def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
+    """Return a tensor with leading axes `batch`: the same codes and scales again.
+
+    Examples
+    --------
+    >>> q = QTensor.from_codes([[1, 2]], "int8", scale=[[0.5, 0.25]], block=1)
+    >>> spread(q, (3,)).dequantize()[2]
+    array([[0.5, 0.5]], dtype=float32)
+    """
+    new = (1,) * (len(batch) + 2 - q.ndim)
+    lead = new + q.shape[:-2]
+
+    def wide(x: NDArray[Any] | None) -> Any:
+        if x is None or q.block_shape is None:
+            return x  # other scales broadcast as they are
+        full = x.reshape(new + x.shape)
+        sizes = (n if old == 1 else k for n, old, k in zip(batch, lead, full.shape, strict=False))
+        return np.broadcast_to(full, (*sizes, *x.shape[-2:]))
+
+    block = q.block_shape
+    if block is not None:
+        ahead = (1 if n == 1 else k for n, k in zip(lead, new + block, strict=False))
+        block = (*ahead, *block[-2:])
+    return replace(
+        q, codes=np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), scale=wide(q.scale),
+        scale_codes=wide(q.scale_codes), block_shape=block, packed={},
+    )  # fmt: skip
+
+
+def constant_scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
+    """Return fp32(scale_a * scale_b) broadcastable to D, None without scales.
+
+    Raises
+    ------
+    UnsupportedError
+        For a scale that varies along K.
+    """
+    if a.scale is None and b.scale is None:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        product: NDArray[np.float32] = np.asarray(_scale(a, -1) * _scale(b, -2), np.float32)
+    return product
+
+
+def k_block(a: QTensor, b: QTensor) -> int | None:
+    """Return the run of k in which both scales are constant, None without block scales along K.
+
+    Examples
+    --------
+    >>> q = QTensor.from_codes(np.ones((1, 4), int), "int8", scale=[[1.0, 2.0]], block=2)
+    >>> k_block(q, q.T), k_block(bare(q), bare(q.T))
+    (2, None)
+    """
+    return gcd(_along_k(a, -1), _along_k(b, -2)) or None
+
+
+def _along_k(q: QTensor, axis: int) -> int:
+    return 0 if q.block_shape is None else q.block_shape[axis]
+
+
+def _scale(q: QTensor, axis: int, k: int = 0) -> NDArray[np.float32]:
+    """Return the scales at `k`, with at least two axes."""
+    scale = q.element_scale()
+    if scale is None:
+        return np.ones((1, 1), np.float32)
+    scale = scale.reshape((1,) * (2 - scale.ndim) + scale.shape)
+    if scale.shape[axis] == 1:
+        return scale
+    if q.block_shape is None:
+        raise UnsupportedError(
+            f"matmul: a scale is constant along K, or has blocks; got scale {scale.shape} "
+            f"for a tensor {q.shape}; quantize a along axis -1 and b along axis -2"
+        )
+    return np.take(scale, [k], axis)
+
+
+def blockwise(
+    rule: Rule, a: QTensor, b: QTensor, block: int,
+    chain: Callable[[QTensor, QTensor], NDArray[Any]], c: NDArray[Any] | None,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Every block of K a chain from +0, scaled and added in float32 in K order; [count, M, N].
+
+    `c` starts the sum, or comes last where a scale of the whole tensor follows the blocks.
+    """
+    k, lead = a.shape[-1], a.shape[:-2]
+    above = tensor_scale(a, b)
+    total = None if c is None or above is not None else c.astype(np.float32)
+    codes_a, codes_b = bare(a), bare(b)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for k0 in range(0, k, block):
+            stop = min(k0 + block, k)
+            scale = np.asarray(_scale(a, -1, k0) * _scale(b, -2, k0), np.float32)
+            try:
+                acc = chain(k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop))
+            except Overflowed as found:
+                found.k += k0
+                raise
+            part = scaled(acc.reshape(*lead, *acc.shape[-2:]), scale, rule, a, b)
+            part = part.reshape(acc.shape).astype(np.float32)
+            total = part if total is None else total + part
+        assert total is not None
+        if above is not None:
+            total = total * above
+            total = total if c is None else total + c.astype(np.float32)
+    return total
+
+
+def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
+    """Return the product of the scales of whole tensors (NVFP4), None where there are none."""
+    if a.tensor_scale is None and b.tensor_scale is None:
+        return None
+    one = np.float32(1.0)
+    left, right = (one if q.tensor_scale is None else q.tensor_scale for q in (a, b))
+    return np.float32(left * right)
+
+
+def scaled(acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor) -> NDArray[Any]:
+    """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
+    if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
+        scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        result: NDArray[Any] = acc.astype(np.float32) * scale
+    if isinstance(rule, IntSum) or acc.dtype == np.float32:
+        return result
+    name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
+    return round_to(result, get_format(name))

@@ -1,0 +1,157 @@
+"""The steps after a unit, and the advisor, at the edges of what they take."""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+import oracle_mac as om
+import pytest
+
+import numsim as ns
+from numsim.targets.explain import explain_mma
+from numsim.verify.silicon import check_silicon
+
+
+# ------------------------------------------------------------------------------------- requantize
+@pytest.mark.parametrize("zero_point", [2**63 - 1, 1 << 70, -(1 << 31) - 1, True, 0.5])
+def test_zero_point_fits_int32(zero_point):
+    with pytest.raises(ns.NumsimError, match="zero_point"):
+        ns.requantize([5], multiplier=1 << 30, shift=0, zero_point=zero_point)
+
+
+@pytest.mark.parametrize("word", ["multiplier", "shift"])
+@pytest.mark.parametrize("bad", [True, 1 << 31, -32, 0.5, [[1], [1, 2]], [1, 2, 3, 4]])
+def test_multiplier_and_shift_are_checked(word, bad):
+    given = {"multiplier": 1 << 30, "shift": 0, word: bad}
+    with pytest.raises(ns.NumsimError, match=word):
+        ns.requantize(np.ones((2, 3), int), **given)
+
+
+@pytest.mark.parametrize("rounding", ["single", "double"])
+def test_one_multiplier_and_shift_a_channel(rounding):
+    rng = np.random.default_rng(0)
+    acc = rng.integers(-(1 << 20), 1 << 20, (50, 6))
+    multiplier = rng.integers(1 << 30, 1 << 31, 6)
+    shift = rng.integers(-16, 2, 6)
+    got = ns.requantize(acc, multiplier=multiplier, shift=shift, rounding=rounding)
+    for j in range(6):
+        one = {"multiplier": int(multiplier[j]), "shift": int(shift[j])}
+        want = ns.requantize(acc[:, j], rounding=rounding, **one)
+        np.testing.assert_array_equal(got[:, j], want)
+
+
+# --------------------------------------------------------------------------------------- epilogue
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_epilogue_takes_what_matmul_returns(dtype):
+    acc = np.array([[1.5, -2.0]], dtype)
+    got = ns.epilogue(acc, alpha=0.5, out_format="float32", bias=[1.0, 0.0])
+    np.testing.assert_array_equal(got, np.float32([[1.75, -1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("word", "bad"),
+    [
+        ("acc", [[1], [1, 2]]), ("acc", ["a"]), ("bias", np.ones(4)), ("bias", np.ones((5, 2, 3))),
+        ("bias", "abc"), ("alpha", "x"), ("alpha", True), ("scale_result", "a"),
+    ],
+)  # fmt: skip
+def test_epilogue_says_what_is_no_number(word, bad):
+    given = {"acc": np.ones((2, 3), np.float32), "alpha": 1.0, word: bad}
+    with pytest.raises(ns.NumsimError, match=f"epilogue: {word}"):
+        ns.epilogue(given.pop("acc"), out_format="float8_e4m3fn", **given)
+
+
+def test_ragged_c():
+    a = ns.QTensor.from_codes([[1], [1]], "int8")
+    with pytest.raises(ns.NumsimError, match="c is an array"):
+        ns.matmul(a, a.T, target="ideal.int", c=[[1], [1, 2]])
+
+
+# ---------------------------------------------------------------------------------------- advisor
+def test_longest_k_has_no_limit_of_its_own():
+    assert ns.accumulator_bits("uint4", "uint4").longest_k(32) == (2**31 - 1) // 225 == 9544371
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_not_a_number_in_the_data(code):
+    one, bad = (ns.QTensor.from_codes([[v]], om.E4M3) for v in (0x38, code))
+    with pytest.raises(ns.NumsimError, match="a has NaN"):
+        ns.accumulator_bits(bad, one)
+    with pytest.raises(ns.NumsimError, match="NaN or Inf"):
+        ns.accumulator_bits(one, bad)
+
+
+# ---------------------------------------------------------------------------- vectors, explanations
+def test_vectors_hold_the_scale_of_the_tensor(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = (ns.quantize(rng.normal(size=(64, 64)), "nvfp4", axis=x) for x in (-1, 0))
+    ns.export_vectors(tmp_path, a, b, target="nvidia.blackwell.tcgen05")
+    with np.load(tmp_path / "vectors.npz") as found:
+        above = [found[f"tensor_scale_{x}"].view(np.float32)[0] for x in "ab"]
+        last = found["accumulator"][-1].view(np.float32)
+        np.testing.assert_array_equal((last[0] * (above[0] * above[1])).view(np.uint32), found["d"])
+    assert (tmp_path / "tensor_scale_a.hex").exists()
+
+
+def test_vectors_need_a_folder():
+    a = ns.QTensor.from_codes([[1]], "int8")
+    with pytest.raises(ns.NumsimError, match="path is a folder"):
+        ns.export_vectors(None, a, a, target="ideal.int")
+
+
+@pytest.mark.parametrize("c", [math.inf, math.nan, "x", 1e30, 2**70, True])
+def test_explained_accumulator_of_an_integer_unit(c):
+    with pytest.raises(ns.NumsimError, match="explain mma: c "):
+        explain_mma("ideal.int", c=c)
+
+
+def test_explained_infinities_and_formats():
+    assert explain_mma("nvidia.hopper.wgmma", c=math.inf).endswith("D = inf, 0x7f800000")
+    with pytest.raises(ns.NumsimError, match="has no Inf"):
+        explain_mma("nvidia.hopper.wgmma", values=[(math.inf, 1)])
+    assert "D = inf" in explain_mma("ideal.fp32", values=[(math.inf, 1)], formats="float32")
+    with pytest.raises(ns.NumsimError, match="one format, or two"):
+        explain_mma("ideal.fp32", formats=("int8", "int8", "int8"))
+
+
+# ------------------------------------------------------------------------------- recordings, models
+@pytest.mark.parametrize("damage", ["not a zip", "no meta", "other meta"])
+def test_a_damaged_recording_is_named(tmp_path, damage):
+    file = tmp_path / "hw_V100.npz"
+    if damage == "not a zip":
+        file.write_bytes(b"PK\x03\x04 nothing")
+    else:
+        meta = {"meta": np.array("[{}]")} if damage == "other meta" else {}
+        np.savez(file, x=np.zeros(3), **meta)
+    with pytest.raises(ns.NumsimError, match=r"hw_V100\.npz is no recording"):
+        list(check_silicon(tmp_path))
+
+
+@pytest.mark.parametrize(("fmt", "group"), [("float16", 4), ("bfloat16", 2)])
+def test_both_models_of_cdna1(fmt, group):
+    f = om.FORMATS[fmt]
+    rng = np.random.default_rng(1)
+    spread = 2.0 ** rng.integers(-9, 9, 20)
+    codes = [ns.encode(rng.normal(size=(6, 20)) * spread, fmt) for _ in "ab"]
+    a, b = ns.QTensor.from_codes(codes[0], fmt), ns.QTensor.from_codes(codes[1].T, fmt)
+    differ = 0
+    exact = ns.get_target("amd.cdna1.mfma", order="exact")
+    assert exact.rule("fp32") == ns.get_target("amd.cdna1.mfma").rule("fp32")
+    tree = ns.matmul(a, b, target="amd.cdna1.mfma").view(np.uint32)
+    other = ns.matmul(a, b, target=exact).view(np.uint32)
+    for i, j in np.ndindex(6, 6):
+        x, y = ([f.read(int(v)) for v in c[r]] for c, r in zip(codes, (i, j), strict=True))
+        assert int(tree[i, j]) == om.pair_tree(x, y, group=group)
+        assert int(other[i, j]) == om.exact_groups(x, y, group=group)
+        differ += int(tree[i, j]) != int(other[i, j])
+    assert differ
+
+
+def test_explained_alignment_that_floors():
+    unit = ns.get_target("nvidia.hopper.wgmma", align="floor", rounding="rne")
+    text = explain_mma(unit, values=[(16, 16), (-0.125, 0.125)])
+    assert "-0.03125" in text  # -2**-6 floored to a multiple of 2**-5
+    assert "sum 255.96875, rounded to nearest even, 13 bits of fraction" in text
+    assert text.endswith("D = 255.96875, 0x437ff800")

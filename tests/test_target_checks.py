@@ -1,0 +1,90 @@
+"""Contradictions are refused alike in TOML and in `get_target`; changes go where they can."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.targets import Target
+
+WGMMA = "nvidia.hopper.wgmma"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("amd.cdna3.mfma", {"sum_bits": 10}, "sum_bits"),
+        (WGMMA, {"accumulator": "halves"}, "halves"),
+        ("x86.vpmaddubsw", {"group": 3}, "odd"),
+        ("ideal.mac", {"fused": True, "product_format": "float16"}, "product_format"),
+        ("ideal.mac", {"group": 4}, "sequential"),
+        (WGMMA, {"split_order": "serial"}, "split_k"),
+        (WGMMA, {"split_tile": 64}, "split_k"),
+        ("generic.systolic", {"overflow": "clip"}, "clip"),
+    ],
+)
+def test_contradictions(name, changes, message):
+    with pytest.raises(ns.NumsimError, match=message):
+        ns.get_target(name, **changes)
+
+
+def test_a_change_goes_to_the_rules_that_have_the_word():
+    unit = ns.get_target("generic.systolic", overflow="wrap")
+    assert unit == ns.get_target("generic.systolic")
+    raising = ns.get_target("generic.systolic", overflow="raise")
+    assert raising.rule("integer").overflow == "raise"
+    assert raising.rule("float").overflow == "ieee"
+    assert ns.get_target("amd.cdna3.mfma", group=4).rule("fp32").group is None
+    halves = ns.get_target("nvidia.hopper.mma", accumulator="halves")
+    assert halves == ns.get_target("nvidia.hopper.mma")
+
+
+def test_name_is_no_field():
+    with pytest.raises(ns.NumsimError, match="'name'"):
+        ns.get_target(WGMMA, name="y")
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [
+        ("x86.tdpbssd", "uint8"), ("amd.cdna3.mfma", "uint8"), ("amd.cdna1.mfma", "uint8"),
+        ("tpu.mxu_int8", "uint8"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("left", [True, False])
+def test_units_without_unsigned_operands(name, fmt, left):
+    a, b = (ns.QTensor.from_codes(np.ones((2, 2), int), f) for f in (fmt, "int8"))
+    with pytest.raises(ns.UnsupportedError, match=r"s8: int8"):
+        ns.matmul(*((a, b) if left else (b, a)), target=name)
+
+
+HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "-"\nsource = "-"\n'
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ('[rules.fp8]\nkind = "Fused"\ngroup = 32\nalign_bits = 13\n[rules.f8f6f4]\n'
+         'kind = "Fused"\ngroup = 16\nalign_bits = 25\n', "fp8 and f8f6f4 both have"),
+        ('[rules.fp32]\nkind = "Fused"\ngroup = 4\nalign_bits = 24\n', "at most 16 bits"),
+        ('[rules.fp8]\nkind = ["Fused"]\n', "kind is one of"),
+        ('[rules.tf32]\nkind = "TwoStage"\ngroup = 4\nsum_bits = 10\n', "sum_bits"),
+        ('[rules.fp8]\nkind = "Fused"\ngroup = 4\nalign_bits = 24\naccumulator = "halves"\n',
+         "halves"),
+    ],
+)  # fmt: skip
+def test_toml_contradictions(tmp_path, rules, message):
+    path = tmp_path / "unit.toml"
+    path.write_text(HEAD + rules)
+    with pytest.raises(ns.NumsimError, match=message):
+        Target.from_toml(path)
+
+
+def test_words_of_one_rule_do_not_contradict_another(tmp_path):
+    path = tmp_path / "unit.toml"
+    path.write_text(
+        HEAD + '[rules.bf16]\nkind = "Mac"\nfused = true\n'
+        '[rules.fp16]\nkind = "Mac"\nproduct_format = "float16"\n'
+    )
+    assert Target.from_toml(path).rule("fp16").product_format == "float16"
