@@ -55,7 +55,6 @@ UNITS = [  # target, changed fields, operand format, output format
     ("ideal.exact", {"split_k": 3, "split_tile": 8}, HALF, "float16"),
     ("ideal.exact", {"group": 5}, "int8", "bfloat16"),
     ("ideal.exact", {"group": 4}, E4, None),
-    ("arm.fdot_fp8", {}, E4, None),
     ("ideal.int", {}, "int8", None),
     ("ideal.int", {"acc_bits": 9}, "int4", None),
     ("ideal.int", {"acc_bits": 17, "overflow": "saturate", "group": 3}, "int8", None),

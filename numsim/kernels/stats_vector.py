@@ -179,6 +179,9 @@ def mac(
                     for k in range(m):
                         leaf = leaves[k, :w]
                         product_row(a[i, k0 + k], b[k0 + k, j0 : j0 + w], leaf, rounded, p, n)
+                    for k in range(m, group):
+                        leaves[k, :w] = 0.0
+                    m = group
                     apart = 1  # the sums of a level stay where their first operands were
                     while m > 1:
                         for k in range(m // 2):

@@ -69,10 +69,13 @@ def _nearest(f: Format) -> stats_vector.Nearest:
 def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
     """Count roundings to nearest even without flushes; trees of few products."""
     plain = Mac(rule.acc_format, rule.product_format, rule.fused, order=rule.order,
-                group=rule.group, overflow=rule.overflow)  # fmt: skip
+                group=rule.group, overflow=rule.overflow, negative_zero=rule.negative_zero,
+    )  # fmt: skip
     depth = a.shape[-1]
     group = rule.group or depth
-    if rule != plain or (rule.order == "tree" and group > _LEAVES):
+    formats = (rule.acc_format, rule.product_format or rule.acc_format)
+    ieee = rule.overflow != "saturate" and all(get_format(f).inf == "ieee" for f in formats)
+    if rule != plain or not ieee or (rule.order == "tree" and group > _LEAVES):
         return None
     rounded = rule.product_format is not None or not rule.fused
     f, p = (
