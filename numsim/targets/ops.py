@@ -143,7 +143,10 @@ def multiply(
     if a.tensor_scale is not None or b.tensor_scale is not None:
         above = np.float32(a.tensor_scale or 1.0) * np.float32(b.tensor_scale or 1.0)
         scale = above if scale is None else scale * above
-    return acc if scale is None else _scaled(acc, scale, rule, a, b)
+    if scale is None:
+        return acc
+    own = start is None and engine is units  # nobody else holds the accumulators
+    return _scaled(acc, scale, rule, a, b, in_place=own)
 
 
 def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
@@ -367,12 +370,16 @@ def _broadcast(q: QTensor, batch: tuple[int, ...]) -> QTensor:
     return QTensor(np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), q.fmt)
 
 
-def _scaled(acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor) -> NDArray[Any]:
+def _scaled(
+    acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor, *, in_place: bool = False
+) -> NDArray[Any]:
     """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
     if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
         scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        scaled: NDArray[Any] = acc.astype(np.float32) * scale
+        single = acc.astype(np.float32, copy=False)
+        out = single if in_place or single is not acc else None
+        scaled: NDArray[Any] = np.multiply(single, scale, out=out)
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return scaled
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
