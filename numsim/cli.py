@@ -91,6 +91,10 @@ def sweep(
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="For packed weights: bytes, 4GB, 512MiB; a larger model runs by block."),
+    ] = None,
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""
     from numsim.screen import sweep_progress, sweep_table
@@ -102,7 +106,7 @@ def sweep(
     given = {
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
         "granularities": _names(granularity), "out": out, "limit_tokens": limit_tokens,
-        "seed": seed, "resume": resume or None,
+        "seed": seed, "memory_limit": memory_limit, "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -14,7 +14,8 @@ from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Ints, Past, block, embed, linear, norm
 from numsim.models.checks import decoder_ids, padding_mask, segment_ids, token_ids, wanted_taps
-from numsim.models.gemm import Array, OperandCache, make_gemm, probe, tapped
+from numsim.models.gemm import Array, make_gemm, packed_bytes, probe, tapped
+from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
 
@@ -108,7 +109,7 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, tap or recipe.
+            Wrong tokens, mask, tap or recipe, or a memory limit below the largest block.
 
         Examples
         --------
@@ -130,7 +131,7 @@ class Model:
             if name in wanted:
                 kept[name] = value
 
-        rules = None if recipe is None else self._rules(recipe)
+        rules = self.check(recipe)
         gemm = tapped(make_gemm(self.tensors, self.cache, rules), keep_tap)
         dtype = np.float64 if recipe is None else np.float32
         common: dict[str, Any] = {
@@ -138,7 +139,7 @@ class Model:
             "dtype": dtype,
             "gemm": gemm,
             "weight": lambda name: self._weight(name, dtype),
-            "rows": lambda name, ids: np.asarray(self.tensors[name][ids], dtype),
+            "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
         }
         encoded: tuple[Array, ...] = ()
@@ -348,6 +349,20 @@ class Model:
         right = stored if operand is None else np.asarray(operand, dtype)
         return make_gemm(self.tensors, self.cache, rules)(name, x, right)
 
+    def check(self, recipe: Recipe | None) -> dict[str, Rule] | None:
+        """Return the rule of every product; what a run would refuse is refused without work.
+
+        Raises
+        ------
+        NumsimError
+            A recipe that does not fit the model, or a memory limit below the largest block.
+        """
+        rules = None if recipe is None else self._rules(recipe)
+        if self.cache.limit_bytes is not None:
+            needs = packed_bytes(self.tensors, rules, self.gemm_names())
+            check_blocks(needs, self.cache.limit_bytes)
+        return rules
+
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
         if not isinstance(recipe, Recipe):
             raise NumsimError(
@@ -359,6 +374,9 @@ class Model:
             if not rule.is_plain:
                 probe(rule)
         return rules
+
+    def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
+        return rows_of(self.tensors[name], ids).astype(dtype, copy=False)
 
     def _weight(self, name: str, dtype: type) -> Array:
         tensor = self.tensors[name]

@@ -44,6 +44,9 @@ class SweepSpec(BaseModel):
         Tokens in a window (its first is the begin-of-text token), windows run together.
     seed
         Seed of stochastic rounding (no default case uses it).
+    memory_limit
+        Bytes, or text such as ``4GB``, for packed weights, as in `load_model`: a larger model runs
+        block by block.
     out
         CSV file, or None.
     resume
@@ -67,6 +70,7 @@ class SweepSpec(BaseModel):
     window: int = Field(default=256, ge=2)
     batch: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    memory_limit: int | str | None = None
     out: Path | None = None
     resume: bool = False
 
