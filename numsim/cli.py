@@ -101,6 +101,10 @@ def sweep(
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="For packed weights: bytes, 4GB, 512MiB; a larger model runs by block."),
+    ] = None,
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""
     from numsim.screen import sweep_progress, sweep_table
@@ -113,7 +117,7 @@ def sweep(
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
         "granularities": _names(granularity), "recipes": _names(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
-        "jobs": jobs, "resume": resume or None,
+        "jobs": jobs, "memory_limit": memory_limit, "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

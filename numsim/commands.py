@@ -172,15 +172,18 @@ def verify(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="What to time: cast or matmul.")] = "cast",
+    what: Annotated[str, typer.Argument(help="What to time: cast, matmul or model.")] = "cast",
 ) -> None:
     """Time numsim beside the installed peers; ratios are of one run on one machine."""
-    from numsim.bench import bench_cast, bench_matmul, print_matmul
+    from numsim import bench as timers
 
-    if what not in ("cast", "matmul"):
-        raise NumsimError(f"bench: cast and matmul can be timed; got {what!r}")
+    if what not in ("cast", "matmul", "model"):
+        raise NumsimError(f"bench: cast, matmul and model can be timed; got {what!r}")
     if what == "matmul":
-        print_matmul(bench_matmul())
+        timers.print_matmul(timers.bench_matmul())
+        return
+    if what == "model":
+        timers.print_model(timers.bench_model())
         return
     table = Table(title="conversions, one core, median; 'x2': two threads")
     for column, justify in (
@@ -188,7 +191,7 @@ def bench(
         ("numsim is faster by", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in bench_cast():
+    for row in timers.bench_cast():
         text = f"{row.ratio:.2f} x"
         if row.library.endswith(" x2"):
             text = f"(scales {1 / row.ratio:.2f} x)"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
+import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from numsim.bench import bench_cast
 from numsim.bench import cast as module
+from numsim.bench import model as models
 from numsim.cli import app
+from numsim.models import load_model
+
+TOY = models.Size("toy", 2, 64, 4, 96, 128, tokens=16, threads=1, repeats=2)
 
 
 def test_rows():
@@ -36,3 +43,39 @@ def test_the_command(monkeypatch):
     result = CliRunner().invoke(app, ["bench", "cast"])
     assert result.exit_code == 0, result.output
     assert "ml_dtypes" in result.output
+
+
+def test_the_network_that_is_timed(tmp_path):
+    arch = models.write_llama(tmp_path, TOY)
+    row = models.run_llama(tmp_path, TOY, "numsim")
+    per_layer = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 16 * 64  # linears, then attention
+    macs = 16 * (2 * per_layer + 128 * 64)
+    assert row.rate == macs / row.seconds / 1e9
+    assert 0 < row.outside < 1
+    weights = 2 * (4 * 64 * 64 + 3 * 64 * 96) + 128 * 64 + 5 * 64
+    assert row.of_weights == row.peak_bytes / (2 * weights)
+    assert arch.tied
+
+
+def test_the_sizes_are_those_they_are_named_after():
+    parameters = [
+        s.layers * (4 * s.hidden**2 + 3 * s.hidden * s.intermediate) for s in models.SIZES
+    ]
+    assert round((parameters[0] + 32_000 * 768) / 1e6) == 110
+    assert round(parameters[1] * 32 / 1e9, 1) == 6.5  # of 32 layers; the ends make it 7
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is a peer")
+def test_torch_runs_the_same_network(tmp_path):
+    models.write_llama(tmp_path, TOY)
+    model = load_model(tmp_path)
+    tokens = np.arange(16)
+    theirs = models._torch(model, tokens, 1)().numpy()
+    np.testing.assert_allclose(theirs, model.run(tokens).logits[0], atol=1e-5)
+
+
+def test_the_command_for_networks(monkeypatch):
+    monkeypatch.setattr("numsim.bench.bench_model", lambda: models.bench_model((TOY,), peers=False))
+    result = CliRunner().invoke(app, ["bench", "model"])
+    assert result.exit_code == 0, result.output
+    assert "toy" in result.output

@@ -15,7 +15,9 @@ from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, load_text_tools
-from numsim.quant import Quant, quantize
+from numsim.models.gemm import packed_bytes
+from numsim.models.memory import block_bytes, held_bytes, release, rows_of
+from numsim.quant import QTensor, Quant, quantize
 from numsim.targets import matmul
 
 ORACLE = pathlib.Path(__file__).parent / "data" / "oracle" / "llama"
@@ -256,10 +258,69 @@ def test_names(bundled):
     assert bundled.gemm_names()[-1] == "lm_head"
 
 
-def test_cache_makes_room(bundled):
-    model = load_model(bundled_model_dir(), cache_bytes=1000)
-    assert np.array_equal(model.run([0, 5, 9]).logits, bundled.run([0, 5, 9]).logits)
-    assert len(model.cache.items) == 1
+def block_limit(model, recipe=None):
+    """Return the bytes of the largest block: the least that a memory limit can be."""
+    rules = None if recipe is None else recipe.check(model.gemm_names())
+    return max(block_bytes(packed_bytes(model.tensors, rules, model.gemm_names())).values())
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        None,
+        Recipe((("*", Rule()),)),
+        Recipe((("*", Rule("float8_e4m3fn", "float8_e4m3fn", "nvidia.hopper.wgmma")),)),
+        Recipe.uniform("mxfp4_e2m1", target="ideal.fp32"),
+    ],
+    ids=["float64", "float32", "fp8", "mxfp4"],
+)
+def test_a_memory_limit_gives_the_same_bits(bundled, recipe):
+    """Weights of earlier layers make room, and are made again in the next run."""
+    least = block_limit(bundled, recipe)
+    limit = least + least // 50  # `needs` leaves out a few kilobytes
+    model = load_model(bundled_model_dir(), memory_limit=limit)
+    want = bundled.run([0, 5, 9], recipe).logits
+    for _ in range(2):
+        assert np.array_equal(model.run([0, 5, 9], recipe).logits, want)
+        assert model.cache.used_bytes <= limit
+        kept = {key[0] for key in model.cache.items}
+        assert "lm_head.weight" in kept
+        assert "layers.0.q_proj.weight" not in kept
+    small = load_model(bundled_model_dir(), memory_limit=least - 1)
+    with pytest.raises(NumsimError, match=f"needs about {least:,} bytes; got {least - 1:,}"):
+        small.run([0, 5, 9], recipe)
+
+
+def test_the_cache_counts_what_it_holds(bundled):
+    """Packed FP8 weights take two bytes: a code as stored, and one as the unit reads it."""
+    model = load_model(bundled_model_dir())
+    model.run([0, 5, 9], Recipe.uniform("float8_e4m3fn", target="nvidia.hopper.wgmma"))
+    for key, (value, size) in model.cache.items.items():
+        if isinstance(value, QTensor):
+            weights = model.tensors[key[0]].size
+            assert 2 * weights <= size == held_bytes(value) <= 2 * weights + 4096
+    assert model.cache.used_bytes == sum(size for _, size in model.cache.items.values())
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 2.5, "4 TB", "many", "", "0.1"])
+def test_a_memory_limit_is_a_size(limit):
+    with pytest.raises(NumsimError, match="memory_limit: a positive number of bytes"):
+        load_model(bundled_model_dir(), memory_limit=limit)
+
+
+def test_rows_of_a_table():
+    table, ids = np.arange(60).reshape(20, 3), np.arange(20).reshape(2, 10)[::-1]
+    assert np.array_equal(rows_of(table, ids), table[ids])
+
+
+def test_given_back_pages_are_read_again():
+    model = load_model(bundled_model_dir())
+    for tensor in model.tensors.values():
+        before = tensor.copy()
+        release(tensor)
+        assert not tensor.flags.writeable
+        assert np.array_equal(tensor, before)
+    release(np.zeros(100_000))  # not mapped: nothing to give back
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Quantised tensors: scales, losses, blocks, and what is refused."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -229,3 +230,25 @@ def test_clipping_rules_leave_zeros_and_empty_tensors_alone():
 def test_clipping_rules_that_are_refused(change, message):
     with pytest.raises(ns.NumsimError, match=message):
         ns.Quant("int8", **change)
+
+
+@pytest.mark.parametrize("shape", [(37, 45), (3, 20, 10), (17, 2), (0, 5)])
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(
+    "quant",
+    [
+        ns.Quant("float8_e4m3fn"),
+        ns.Quant("int8", "per_token", rounding="sr"),
+        ns.Quant("float4_e2m1fn", block=16, scale_format="float8_e4m3fn"),
+        ns.Quant("int8", block=(16, 8)),
+        ns.Quant("q3.4"),
+    ],
+    ids=["tensor", "token", "block", "tile", "none"],
+)
+def test_a_large_tensor_is_quantised_in_pieces(monkeypatch, shape, axis, quant):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    want = ns.quantize(x.astype(np.float32), quant, axis=axis, seed=3, offset=5)
+    monkeypatch.setattr(sys.modules["numsim.quant.quantize"], "_PIECE", 64)
+    got = ns.quantize(x, quant, axis=axis, seed=3, offset=5)
+    assert np.array_equal(got.codes, want.codes)
+    assert np.array_equal(got.scale, want.scale)

@@ -465,3 +465,16 @@ def test_resume_of_a_damaged_file(tmp_path, damage):
 def test_an_assumed_unit_is_emulated_not_fake_quantised():
     rows = ns.sweep(SMALL | {"targets": ["tpu.mxu_int8"], "granularities": ["per_tensor"]})
     assert rows[rows.granularity == "per_tensor"].exact.all()
+
+    assert rows.exact.all()
+
+
+def test_a_memory_limit_changes_no_row(tmp_path):
+    plan = {**SMALL, "formats": ["float8_e4m3fn"], "targets": ["nvidia.hopper.wgmma"]}
+    whole, small = ns.sweep(plan), ns.sweep({**plan, "memory_limit": "4MB"})
+    assert whole.drop(columns="seconds").equals(small.drop(columns="seconds"))
+    with pytest.raises(ns.NumsimError, match=r"must fit; layers\.0 needs about 3,145,728 bytes"):
+        ns.sweep({**plan, "memory_limit": 1000, "out": tmp_path / "x.csv"})
+    assert not (tmp_path / "x.csv").exists()
+    with pytest.raises(ns.NumsimError, match="got 'much'"):
+        ns.sweep({**plan, "memory_limit": "much"})

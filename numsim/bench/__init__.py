@@ -2,5 +2,9 @@
 
 from numsim.bench.cast import Timing, bench_cast
 from numsim.bench.matmul import MatmulTiming, bench_matmul, print_matmul
+from numsim.bench.model import ModelTiming, bench_model, print_model
 
-__all__ = ["MatmulTiming", "Timing", "bench_cast", "bench_matmul", "print_matmul"]
+__all__ = [
+    "MatmulTiming", "ModelTiming", "Timing", "bench_cast", "bench_matmul", "bench_model",
+    "print_matmul", "print_model",
+]  # fmt: skip

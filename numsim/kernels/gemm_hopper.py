@@ -29,6 +29,7 @@ from numsim.kernels.gemm_codes import (
     uint32_tuple,
 )
 from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.large import zeros
 
 Array = npt.NDArray[Any]
 _RUN = 8  # a packed group is a multiple of this many products
@@ -196,11 +197,7 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     read; c [M, N] float32, zero or 2^-90 <= |c| <= 2^120.
     """
     shape = (1, a.lines, b.lines)
-    out: Array = (
-        np.zeros(shape, np.float32)
-        if c is None
-        else np.array(c, np.float32, order="C").reshape(shape)
-    )
+    out: Array = zeros(shape) if c is None else np.array(c, np.float32, order="C").reshape(shape)
     if out.size:
         entry = _runner(simd.enabled())
         runs = a.planes.shape[4] * 2 // (3 * _RUN)

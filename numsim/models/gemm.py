@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.gemm_fma import gemm_fma, pack_b
+from numsim.kernels.gemm_fma import PackedFma, gemm_fma, pack_b
+from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Rule
 from numsim.models.streams import draws, stream
 from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.quant.quantize import quantize_pieces
 from numsim.targets import matmul
 
 Array = NDArray[Any]
@@ -23,31 +24,11 @@ Gemm = Callable[[str, Array, "str | Array", Ints], Array]
 RAW = Quant("float32", granularity="none")  # an operand that is not quantised
 
 
-@dataclass(slots=True, eq=False)
-class OperandCache:
-    """Weights converted, packed or quantised, kept until `limit_bytes`; the oldest go first."""
-
-    limit_bytes: int
-    used_bytes: int = 0
-    items: OrderedDict[object, tuple[Any, int]] = field(default_factory=OrderedDict)
-
-    def get(self, key: object, size: int, make: Callable[[], Any]) -> Any:
-        """Return what `make` returned for `key`, counted as `size` bytes."""
-        if key in self.items:
-            self.items.move_to_end(key)
-            return self.items[key][0]
-        value = make()
-        self.items[key] = (value, size)
-        self.used_bytes += size
-        while self.used_bytes > self.limit_bytes and len(self.items) > 1:
-            _, (_, freed) = self.items.popitem(last=False)
-            self.used_bytes -= freed
-        return value
-
-
 @cache
-def probe(rule: Rule) -> None:
+def probe(rule: Rule) -> float:
     """Run a rule on one product of zeros: what its unit does not take is an error before any work.
+
+    Returns the bytes that it keeps for a weight.
 
     Raises
     ------
@@ -55,9 +36,23 @@ def probe(rule: Rule) -> None:
         The unit does not multiply these formats, or has no such output.
     """
     left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
-    zeros = np.zeros((32, 32), np.float32)
-    a, b = quantize(zeros, left, axis=-1), quantize(zeros, right, axis=-2)
+    zeros = np.zeros((64, 256), np.float32)
+    a, b = quantize(zeros[:1], left, axis=-1), quantize(zeros, right, axis=-1).T
     matmul(a, b, target=rule.target, out_format=rule.out_format)
+    return held_bytes(b) / zeros.size
+
+
+def packed_bytes(
+    tensors: Mapping[str, Array], rules: Mapping[str, Rule] | None, names: Iterable[str]
+) -> dict[str, int]:
+    """Return about how many bytes the packed stored matrix of each product takes."""
+    needs = {}
+    for name in names:
+        rule = None if rules is None else rules[name]
+        each = 8.0 if rule is None else 4.0 if rule.is_plain else probe(rule)
+        if f"{name}.weight" in tensors:
+            needs[name] = math.ceil(tensors[f"{name}.weight"].size * each)
+    return needs
 
 
 def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
@@ -94,11 +89,13 @@ def make_gemm(
         """Chain of fused multiply-adds in the dtype of `x`."""
         if isinstance(operand, str):
             tensor = tensors[operand]
-            packed = cache.get(
-                (operand, x.dtype.type, "packed"),
-                tensor.size * x.itemsize,
-                lambda: pack_b(tensor.astype(x.dtype).T[None]),
-            )
+
+            def pack() -> PackedFma:
+                made = pack_b(tensor.astype(x.dtype).T[None])
+                release(tensor)
+                return made
+
+            packed = cache.get((operand, x.dtype.type), tensor.size * x.itemsize, pack)
             y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
             return y.reshape(*x.shape[:-1], -1)
         y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
@@ -135,15 +132,19 @@ def make_gemm(
             tensor = tensors[operand]
             shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
             key = stream(seed, name, "right") if right.rounding == "sr" else 0
-            b = cache.get(
-                (operand, right, key),
-                tensor.size * 12,  # codes, decoded values, and what the unit packs
-                lambda: quantize(tensor.astype(np.float32), right, axis=-1, seed=key).T,
-            )
+
+            def store() -> QTensor:
+                wide = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
+                made = quantize_pieces(wide, right, axis=-1, seed=key, done=lambda: release(tensor))
+                return made.T
+
+            b = cache.get((operand, right, key), int(tensor.size * probe(rule)), store)
         else:
             shape, b = x.shape, stored_right(name, right, operand)
         a = stored_left(name, left, x, shape, positions)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
+        if isinstance(operand, str):
+            cache.measure((operand, right, key))
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:

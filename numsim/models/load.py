@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import At, Family, read_arch
 from numsim.models.families import current_name, get_family, stored_at
-from numsim.models.gemm import OperandCache
+from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.run import Model
 
 DTYPES: dict[str, Any] = {
@@ -45,7 +46,7 @@ class Tensor(NamedTuple):
     end: int
 
 
-def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
+def load_model(directory: str | Path, *, memory_limit: int | str | None = None) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 
     Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
@@ -54,8 +55,11 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
     ----------
     directory : str or Path
         Folder in the Hugging Face layout.
-    cache_bytes : int
-        Memory in bytes for converted and quantised weights; the oldest make room.
+    memory_limit : int or str, optional
+        Bytes, or text such as ``"4GB"``, for converted, quantised and packed weights. The least
+        recently used make room and are made again when they are needed: a model that is larger
+        runs block by block, with the same bits. A run whose largest block alone does not fit is an
+        error. None: half of the machine's memory, and a block may take more.
 
     Returns
     -------
@@ -101,12 +105,12 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
     arch, places = _match(arch, family, stored, folder)
-    # Copy-on-write: read-only arrays would make kernels compile twice.
-    maps = {file: np.memmap(file, np.uint8, mode="c") for file in {t.file for t in stored.values()}}
+    limit = None if memory_limit is None else as_bytes(memory_limit)
+    maps = {file: _map(file) for file in {t.file for t in stored.values()}}
     whole = {at.name: _view(maps, stored[at.name]) for at in places.values()}
     for their, array in whole.items():
-        if not np.isfinite(array).all():
-            bad = np.count_nonzero(~np.isfinite(array))
+        bad = count_unusable(array)
+        if bad:
             raise NumsimError(
                 f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
@@ -115,7 +119,9 @@ def load_model(directory: str | Path, *, cache_bytes: int = 2**31) -> Model:
     if arch.head and arch.tied:
         _check_tied(arrays, places)
         arrays["lm_head.weight"] = arrays["embed.weight"]
-    return Model(arch, arrays, folder.name, OperandCache(cache_bytes))
+    for data in maps.values():
+        release(data)  # read for the comparison, and for parts that had to be copied
+    return Model(arch, arrays, folder.name, OperandCache(limit))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -323,9 +329,15 @@ def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
 
 
+def _map(file: Path) -> NDArray[np.uint8]:
+    """Map a file read-only: its pages may be given back and read again at any time."""
+    with file.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
 def _view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
     """Return a tensor of a mapped file, not copied."""
-    data: NDArray[Any] = np.asarray(maps[t.file])[t.begin : t.end]
+    data = maps[t.file][t.begin : t.end]
     array: NDArray[Any] = data.view(DTYPES[t.dtype]).reshape(t.shape)
     return array
 

@@ -24,8 +24,9 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
-from numsim.models.gemm import Array, Ints, OperandCache, make_gemm, probe, tapped
+from numsim.models.gemm import Array, Ints, make_gemm, packed_bytes, probe, tapped
 from numsim.models.generate import greedy
+from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.models.score import token_losses
@@ -139,7 +140,7 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, tap or recipe.
+            Wrong tokens, mask, tap or recipe, or a memory limit below the largest block.
 
         Examples
         --------
@@ -166,7 +167,7 @@ class Model:
             if name in wanted:
                 kept[name] = value
 
-        rules = None if recipe is None else self._rules(recipe)
+        rules = self.check(recipe)
         seed = 0 if recipe is None else recipe.seed
         gemm = tapped(make_gemm(self.tensors, self.cache, rules, seed), keep_tap)
         common: dict[str, Any] = {
@@ -174,7 +175,7 @@ class Model:
             "dtype": dtype,
             "gemm": gemm,
             "weight": lambda name: self._weight(name, dtype),
-            "rows": lambda name, ids: np.asarray(self.tensors[name][ids], dtype),
+            "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
         }
         encoded: tuple[Array, ...] = ()
@@ -409,6 +410,20 @@ class Model:
         seed = 0 if recipe is None else recipe.seed
         return make_gemm(self.tensors, self.cache, rules, seed)(name, left, right, ids)
 
+    def check(self, recipe: Recipe | None) -> dict[str, Rule] | None:
+        """Return the rule of every product; what a run would refuse is refused without work.
+
+        Raises
+        ------
+        NumsimError
+            A recipe that does not fit the model, or a memory limit below the largest block.
+        """
+        rules = None if recipe is None else self._rules(recipe)
+        if self.cache.limit_bytes is not None:
+            needs = packed_bytes(self.tensors, rules, self.gemm_names())
+            check_blocks(needs, self.cache.limit_bytes)
+        return rules
+
     def _rules(self, recipe: Recipe) -> dict[str, Rule]:
         if not isinstance(recipe, Recipe):
             raise NumsimError(
@@ -420,6 +435,9 @@ class Model:
             if not rule.is_plain:
                 probe(rule)
         return rules
+
+    def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
+        return rows_of(self.tensors[name], ids).astype(dtype, copy=False)
 
     def _weight(self, name: str, dtype: type) -> Array:
         tensor = self.tensors[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,20 @@ def quantize(
     >>> q.scale.shape
     (2, 1)
     """
+    return quantize_pieces(x, quant, axis=axis, seed=seed, offset=offset, random=random)
+
+
+def quantize_pieces(
+    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0,
+    random: NDArray[Any] | None = None, done: Callable[[], object] = lambda: None,
+) -> QTensor:  # fmt: skip
+    """Do what `quantize` does; `done` is called after each piece of `x` that has been read.
+
+    Raises
+    ------
+    NumsimError
+        As `quantize`.
+    """
     rule = as_quant(quant)
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise NumsimError("quantize: a masked array would lose its mask; pass x.filled(value)")
@@ -85,30 +101,30 @@ def quantize(
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if not isinstance(axis, int | np.integer):
         raise NumsimError(f"quantize: axis is an integer; got {axis!r}")
-    if values.dtype != np.float64:
-        values = _as_float32(values)
+    wide = _computed_in(values.dtype)
+    if random is not None and np.shape(random) != values.shape:
+        raise NumsimError(
+            f"quantize: random holds one integer for each input, shape {values.shape}; got "
+            f"{np.shape(random)}"
+        )
     if rule.granularity == "none":
-        codes = _codes(values, rule, seed, offset, random)
+        codes = _codes(values.astype(wide, copy=False), rule, seed, offset, random)
+        done()
         return QTensor(codes, rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
-    sizes = None
-    if rule.granularity == "per_tensor":
-        amax = np.max(np.abs(values), initial=0.0)
-    elif rule.granularity == "per_block":
-        sizes = block_shape(rule, values.shape, axis)
-        amax = block_amax(values, sizes)
-    else:
-        amax = np.max(np.abs(values), axis=axis, keepdims=True, initial=0.0)
+    sizes = block_shape(rule, values.shape, axis) if rule.granularity == "per_block" else None
+    pieces = _pieces(values.shape, sizes)
+    amax = _amax(values, wide, pieces, rule, sizes, axis, done)
     _check_finite(amax, values)
     if rule.scale_rule is not None and rule.scale_rule not in ("amax", *POW2_RULES):
-        amax = clipped_amax(values, rule, axis)
+        amax = clipped_amax(values.astype(wide, copy=False), rule, axis)
     scale_codes, scale_format, above = None, None, None
     if rule.scale_format == "float8_e4m3fn":
         scale_codes, scale, above = two_level_scales(amax, rule)
         scale_format = get_format("float8_e4m3fn")
     else:
-        scale = scales_from_amax(np.asarray(amax), rule)
+        scale = scales_from_amax(amax, rule)
         if rule.scale_format == "float8_e8m0fnu":
             scale_format = get_format("float8_e8m0fnu")
             scale_codes = encode(scale, scale_format)
@@ -117,24 +133,56 @@ def quantize(
             f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.name} is "
             "beyond float32; divide the tensor by a constant first"
         )
-    q = QTensor(values, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
+    codes = np.empty(values.shape, rule.fmt.code_dtype)
+    q = QTensor(codes, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
     divisor: Any = q.element_scale()
     if above is not None:
         divisor = np.asarray(divisor, np.float64) * np.float64(above)
     elif rule.scale_format in POW2_FORMATS:
         divisor = np.asarray(divisor, np.float64)  # exact, subnormal quotients included
-    with np.errstate(over="ignore", under="ignore"):
-        quotient = values / divisor
-    return QTensor(
-        _codes(quotient, rule, seed, offset, random),
-        rule.fmt,
-        scale,
-        rule,
-        sizes,
-        scale_codes,
-        scale_format,
-        above,
-    )
+    by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    for piece in pieces:
+        with np.errstate(over="ignore", under="ignore"):
+            quotient = values[piece].astype(wide, copy=False) / divisor[piece if by_piece else ...]
+        first = offset + (piece.start * math.prod(values.shape[1:]) if values.ndim else 0)
+        drawn = None if random is None else random[piece]
+        _codes(quotient, rule, seed, first, drawn, codes[piece])
+        done()
+    return q
+
+
+_PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
+
+
+def _pieces(shape: tuple[int, ...], blocks: tuple[int, ...] | None) -> list[Any]:
+    """Return slices of the first axis, whole blocks each, that cover a tensor."""
+    if not shape:
+        return [...]
+    step = max(_PIECE // max(math.prod(shape[1:]), 1), 1)
+    if blocks is not None:
+        step = -(-step // blocks[0]) * blocks[0]
+    return [slice(i, min(i + step, shape[0])) for i in range(0, max(shape[0], 1), step)]
+
+
+def _amax(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, done: Callable[[], object],
+) -> NDArray[Any]:  # fmt: skip
+    """Return the largest magnitude of every part that shares a scale."""
+    found = []
+    for piece in pieces:
+        done()
+        part = values[piece].astype(wide, copy=False)
+        if sizes is not None:
+            found.append(block_amax(part, sizes))
+            continue
+        along = None if rule.granularity == "per_tensor" else axis
+        high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
+        low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
+        found.append(np.maximum(high, -low))
+    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
+        return np.asarray(np.maximum.reduce(found))
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def storage_losses(
@@ -186,32 +234,36 @@ def _last_step(fmt: Format) -> float:
     return float(finite[-1] - finite[-2])
 
 
-def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
-    named = values.dtype.kind == "V" and values.dtype.names is None  # bfloat16 and relatives
-    if not (values.dtype.kind in "iuf" or named) or values.dtype.itemsize > 8:
+def _computed_in(dtype: np.dtype[Any]) -> Any:
+    """Return the type that holds the numbers of another: float32, or float64."""
+    named = dtype.kind == "V" and dtype.names is None  # bfloat16 and relatives
+    if not (dtype.kind in "iuf" or named) or dtype.itemsize > 8:
         raise NumsimError(
             f"quantize: inputs are float16, bfloat16, float32, float64 or integers; got "
-            f"{values.dtype}; convert the array first"
+            f"{dtype}; convert the array first"
         )
-    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
-        return values.astype(np.float64)
-    return values.astype(np.float32)
+    return (
+        np.float64
+        if dtype == np.float64 or (dtype.kind in "iu" and dtype.itemsize > 2)
+        else (np.float32)
+    )
 
 
 def _codes(
-    values: NDArray[Any], rule: Quant, seed: int, offset: int, random: NDArray[Any] | None
-) -> NDArray[Any]:
-    stream: dict[str, Any] = {}
+    values: NDArray[Any], rule: Quant, seed: int, offset: int, random: NDArray[Any] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:  # fmt: skip
+    how: dict[str, Any] = {"rounding": rule.rounding, "overflow": rule.overflow, "out": out}
     if random is not None:
-        stream["random"] = random
+        how["random"] = random
     elif rule.rounding == "sr":
-        stream = {"seed": seed, "offset": offset}
-    return encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, **stream)  # type: ignore[arg-type]
+        how |= {"seed": seed, "offset": offset}
+    return encode(values, rule.fmt, **how)
 
 
 def _check_finite(amax: Any, values: NDArray[Any]) -> None:
     if not np.isfinite(amax).all():
-        bad = ~np.isfinite(values)
+        bad = ~np.isfinite(values.astype(np.float64))
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise NumsimError(
             f"quantize: a scale needs finite values; {int(bad.sum())} of {values.size} are not, "

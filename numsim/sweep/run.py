@@ -7,10 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from numsim import metrics
@@ -35,6 +34,9 @@ from numsim.sweep.operators import (
     tap_names,
 )  # fmt: skip
 from numsim.sweep.spec import Case, SweepSpec, as_spec, cases, folder_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,7 +88,7 @@ def sweep(
         if plan.text is not None and plan.out.resolve() == plan.text.resolve():
             raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder)
+    model = load_model(folder, memory_limit=plan.memory_limit)
     text = _read_text(plan.text)
     text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     text_name = plan.text.name if plan.text else "course.rst"
@@ -98,6 +100,9 @@ def sweep(
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
+    if plan.memory_limit is not None:
+        for recipe in (None, *(case.recipe() for case in todo)):
+            model.check(recipe)
     rows = [parse(row) for row in kept]
     failed: list[str] = []
     with RowWriter(plan.out, kept) as writer:
@@ -110,6 +115,8 @@ def sweep(
                 raise
             except NumsimError as error:
                 failed.append(f"{case.label}: {error}")
+    import pandas as pd  # 30 MB that a run alone does without
+
     frame = pd.DataFrame(rows, columns=list(NAMES))
     if failed:
         raise FailedCases(failed, frame)
@@ -143,7 +150,7 @@ def _run_cases(
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder)
+    model = load_model(folder, memory_limit=plan.memory_limit)
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 

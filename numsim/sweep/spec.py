@@ -54,6 +54,9 @@ class SweepSpec(BaseModel):
         Seed of stochastic rounding, of recipes too that give none. Other cases do not use it.
     jobs
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
+    memory_limit
+        Bytes, or text such as ``4GB``, for packed weights, as in `load_model`: a larger model runs
+        block by block.
     out
         CSV file, or None.
     resume
@@ -80,6 +83,7 @@ class SweepSpec(BaseModel):
     batch: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     jobs: int = Field(default=1, ge=1, le=1024)
+    memory_limit: int | str | None = None
     out: Path | None = None
     resume: bool = False
 

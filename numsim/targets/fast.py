@@ -75,7 +75,7 @@ def survey(q: QTensor) -> Survey:
     def look() -> Survey:
         unsigned = q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}"))
         met = np.zeros(1 << min(8 * unsigned.dtype.itemsize, _MARKED_BITS), np.bool_)
-        gemm_codes.mark(np.ascontiguousarray(unsigned).reshape(-1), met)
+        gemm_codes.mark(np.ravel(unsigned, order="K"), met)
         codes = np.flatnonzero(met).astype(unsigned.dtype).view(q.codes.dtype)
         values = as_float64(decode(codes, q.fmt))
         finite = bool(np.isfinite(values).all())
@@ -133,15 +133,22 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
     left, right = batched(decode(a.codes, a.fmt)), batched(b.codes)
-    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
     key = f"fp8 {rule.group}"
     packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
-    for i in range(len(left)):
-        item = min(i, len(right) - 1)
-        one = gemm_codes.PackedCodes(packed.panels[item : item + 1], packed.lines)
+
+    def item(i: int) -> NDArray[np.float32]:
+        at = min(i, len(right) - 1)
+        one = gemm_codes.PackedCodes(packed.panels[at : at + 1], packed.lines)
         rows = gemm_hopper.pack_a(left[i], a.fmt.emin, rule.group)
         start = None if c is None else c[i]
-        out[i] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
+        sums: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
+        return sums
+
+    if len(left) == 1:
+        return item(0)[None]
+    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
+    for i in range(len(left)):
+        out[i] = item(i)
     return out
 
 

@@ -169,7 +169,8 @@ def _result(
     if scale is None:
         return acc
     shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
-    return scaling.scaled(shaped, scale, rule, a, b).reshape(acc.shape)
+    own = c is None and engine is units  # nobody else holds the accumulators
+    return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
 
 
 def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:

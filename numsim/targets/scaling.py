@@ -135,12 +135,16 @@ def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
     return np.float32(left * right)
 
 
-def scaled(acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor) -> NDArray[Any]:
+def scaled(
+    acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor, *, in_place: bool = False
+) -> NDArray[Any]:
     """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
     if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
         scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        result: NDArray[Any] = acc.astype(np.float32) * scale
+        single = acc.astype(np.float32, copy=False)
+        out = single if in_place or single is not acc else None
+        result: NDArray[Any] = np.multiply(single, scale, out=out)
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)

@@ -1,0 +1,294 @@
+"""A whole Llama on Hopper's FP8 unit: seconds, what is not a product, and peak memory.
+
+Each network runs in a process of its own: its peak memory is its own, and it starts with as many
+threads as it may use.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import importlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import save_file
+
+from numsim.models import Model, Recipe, Rule, load_model
+from numsim.models.arch import Arch, tensor_shapes
+from numsim.models.config import read_arch
+from numsim.models.families import get_family, stored_at
+from numsim.targets import matmul
+
+UNIT, FORMAT = "nvidia.hopper.wgmma", "float8_e4m3fn"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama of random float16 weights with tied embeddings, and how it is run."""
+
+    task: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocab: int
+    tokens: int
+    threads: int
+    repeats: int
+
+
+SIZES = (
+    Size("Llama of 110 M", 12, 768, 12, 2048, 32_000, tokens=256, threads=1, repeats=5),
+    Size("block of Llama-2-7B", 1, 4096, 32, 11_008, 32, tokens=128, threads=2, repeats=3),
+)
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """One network in one library.
+
+    Parameters
+    ----------
+    task, library
+        What runs, and what runs it.
+    threads
+        Threads it may use.
+    first
+        Seconds of loading the folder and of the first run, in which weights are quantised and
+        packed.
+    seconds
+        Seconds of a later run, median of the repetitions.
+    rate
+        Billion multiply-accumulates a second of such a run, those of attention included.
+    outside
+        Share of a run that is not spent in calls of `numsim.targets.matmul`. A call packs the left
+        operand (and keys and values), multiplies, and applies the scales. Outside are the
+        quantisation of activations, keys and values, norms, rotary positions, softmax, activation
+        functions, the embedding, the residual stream, and Python. NaN for other libraries.
+    peak_bytes
+        Largest resident memory of the process: the interpreter with its libraries, mapped files
+        and everything else.
+    of_weights
+        `peak_bytes` divided by the bytes of the weights in float16.
+    """
+
+    task: str
+    library: str
+    threads: int
+    first: float
+    seconds: float
+    rate: float
+    outside: float
+    peak_bytes: int
+    of_weights: float
+
+
+def bench_model(sizes: tuple[Size, ...] = SIZES, *, peers: bool = True) -> list[ModelTiming]:
+    """Run networks through ``nvidia.hopper.wgmma``: every product in E4M3, one scale a tensor.
+
+    Parameters
+    ----------
+    sizes
+        The networks.
+    peers
+        Run torch's float32 forward beside them, where it is installed.
+
+    Returns
+    -------
+    For each network a `ModelTiming`, and one of each peer.
+
+    Raises
+    ------
+    NumsimError
+        A size that is no network.
+
+    Examples
+    --------
+    >>> toy = Size("toy", 1, 32, 2, 64, 64, tokens=8, threads=1, repeats=1)
+    >>> bench_model((toy,), peers=False)[0].library
+    'numsim'
+    """
+    libraries = ["numsim"]
+    if peers and importlib.util.find_spec("torch") is not None:
+        libraries.append("torch float32")
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="numsim") as folder:
+            write_llama(Path(folder), size)
+            rows += [_in_a_process(folder, size, library) for library in libraries]
+    return rows
+
+
+def write_llama(folder: Path, size: Size) -> Arch:
+    """Write ``config.json`` and random float16 weights; return the network they make."""
+    config = {
+        "model_type": "llama", "num_hidden_layers": size.layers, "hidden_size": size.hidden,
+        "num_attention_heads": size.heads, "intermediate_size": size.intermediate,
+        "vocab_size": size.vocab, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    family = get_family("llama")
+    arch = read_arch(config, family)
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in tensor_shapes(arch).items():
+        if len(shape) == 1:
+            values = np.ones(shape, np.float16)
+        else:
+            values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        stored = stored_at(name, family, family.prefixes[0], gated=True).name
+        tensors[stored] = values.astype(np.float16)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return arch
+
+
+def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
+    """Run a written network in this process."""
+    tokens = np.random.default_rng(1).integers(0, size.vocab, size.tokens)
+    began = time.perf_counter()
+    model = load_model(folder)
+    run = _torch(model, tokens, size.threads) if library != "numsim" else _emulated(model, tokens)
+    run()
+    first = time.perf_counter() - began
+    seconds = []
+    for _ in range(size.repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    middle = statistics.median(seconds)
+    peak = peak_bytes()
+    share = _share_outside(run) if library == "numsim" else float("nan")
+    weights = sum(t.size for name, t in model.tensors.items() if name != "lm_head.weight")
+    return ModelTiming(
+        size.task, library, size.threads, first, middle, _products(model, size) / middle / 1e9,
+        share, peak, peak / (2 * weights),
+    )  # fmt: skip
+
+
+def _emulated(model: Model, tokens: NDArray[np.int64]) -> Callable[[], object]:
+    recipe = Recipe((("*", Rule(FORMAT, FORMAT, UNIT)),))
+    return lambda: model.run(tokens, recipe)
+
+
+def _share_outside(run: Callable[[], object]) -> float:
+    """Return the share of a run that is not inside `matmul`."""
+    profile = cProfile.Profile()
+    began = time.perf_counter()
+    profile.runcall(run)
+    whole = time.perf_counter() - began
+    inside: float = sum(e.totaltime for e in profile.getstats() if e.code is matmul.__code__)
+    return 1 - inside / whole
+
+
+def _products(model: Model, size: Size) -> int:
+    """Return the multiply-accumulates of a run, causal zeros of attention included."""
+    stored = sum(t.size for t in model.tensors.values() if t.ndim == 2)
+    tied = size.vocab * size.hidden  # the embedding is read, not multiplied
+    return (stored - tied + 2 * size.layers * size.tokens * size.hidden) * size.tokens
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts what the parent held before exec
+        lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
+        return next((int(line[1]) * 1024 for line in lines if line[0] == "VmHWM:"), 0)
+    resource: Any = importlib.import_module("resource")
+    most = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _in_a_process(folder: str, size: Size, library: str) -> ModelTiming:
+    program = (
+        "import json, sys; from dataclasses import asdict; from pathlib import Path\n"
+        "from numsim.bench.model import Size, run_llama\n"
+        "folder, size, library = json.loads(sys.argv[1])\n"
+        "print(json.dumps(asdict(run_llama(Path(folder), Size(**size), library))))"
+    )
+    counts = ("NUMBA", "OPENBLAS", "MKL", "OMP", "VECLIB", "BLIS")
+    threads = {f"{name}_NUM_THREADS": str(size.threads) for name in counts}
+    arguments = json.dumps((folder, vars(size), library))
+    done = subprocess.run(
+        [sys.executable, "-c", program, arguments], env=os.environ | threads, check=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return ModelTiming(**json.loads(done.stdout))
+
+
+def _torch(model: Model, tokens: NDArray[np.int64], threads: int) -> Callable[[], object]:
+    """Return torch's float32 forward of the network."""
+    torch: Any = importlib.import_module("torch")
+    torch.set_num_threads(threads)
+    a = model.arch
+    w = {name: torch.from_numpy(np.array(t, np.float32)) for name, t in model.tensors.items()}
+    assert a.rope is not None
+    inverse = a.rope.theta ** -(torch.arange(0, a.head_dim, 2) / a.head_dim)
+    angles = torch.outer(torch.arange(len(tokens)), inverse)
+    cos, sin = torch.cos(angles), torch.sin(angles)  # [T, D/2]
+    ids = torch.from_numpy(tokens)
+    functional = torch.nn.functional
+
+    def norm(x: Any, name: str) -> Any:
+        return functional.rms_norm(x, (a.hidden,), w[f"{name}.weight"], a.norm_eps)
+
+    def heads(x: Any) -> Any:
+        return x.view(len(tokens), a.heads, a.head_dim).transpose(0, 1)  # [N, T, D]
+
+    def turned(x: Any) -> Any:
+        u, v = heads(x).chunk(2, dim=-1)
+        return torch.cat((u * cos - v * sin, v * cos + u * sin), dim=-1)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            x = w["embed.weight"][ids]  # [T, H]
+            for i in range(a.layers):
+                at = f"layers.{i}."
+                y = norm(x, f"{at}attn_norm")
+                q, k, v = (y @ w[f"{at}{p}_proj.weight"].T for p in "qkv")
+                mixed = functional.scaled_dot_product_attention(
+                    turned(q), turned(k), heads(v), is_causal=True
+                )
+                x = x + mixed.transpose(0, 1).reshape(x.shape) @ w[f"{at}o_proj.weight"].T
+                y = norm(x, f"{at}mlp_norm")
+                gate = functional.silu(y @ w[f"{at}gate_proj.weight"].T)
+                x = x + (gate * (y @ w[f"{at}up_proj.weight"].T)) @ w[f"{at}down_proj.weight"].T
+            return norm(x, "final_norm") @ w["embed.weight"].T
+
+    return forward
+
+
+def print_model(rows: list[ModelTiming]) -> None:
+    """Print timings as a table."""
+    table = Table(title=f"whole networks, every product in {FORMAT} on {UNIT}")
+    for column in ("task", "library"):
+        table.add_column(column, no_wrap=True)
+    columns = ("threads", "first run", "seconds", "GMAC/s", "outside", "peak", "/ float16")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.task, row.library, str(row.threads), f"{row.first:.2f} s", f"{row.seconds:.3f}",
+            f"{row.rate:.2f}", "" if np.isnan(row.outside) else f"{row.outside:.0%}",
+            f"{row.peak_bytes / 1e6:,.0f} MB", f"{row.of_weights:.2f}",
+        )  # fmt: skip
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
+    console.print(
+        "outside: share of a run not in matmul, which packs activations, multiplies and scales; "
+        "peak: the whole process;\n/ float16: peak over the bytes of the weights in float16"
+    )

@@ -1,0 +1,25 @@
+"""Arrays that go back to the operating system when they are dropped."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LARGE = 1 << 23  # bytes
+
+
+def zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return float32 zeros; large ones in a mapping of their own, of which malloc keeps no hole.
+
+    >>> zeros((2, 2)).sum()
+    np.float32(0.0)
+    """
+    size = math.prod(shape)
+    if 4 * size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.zeros(shape, np.float32)
+    memory: Any = mmap.mmap(-1, 4 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, np.float32).reshape(shape)
