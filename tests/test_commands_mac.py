@@ -249,3 +249,14 @@ def test_absent_recordings_are_one_sentence(tmp_path):
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "NUMSIM_GOLDEN" in done.stderr
+
+
+def test_a_half_that_overflows_and_values_that_are_rounded_are_told():
+    text = explain_mma(
+        "nvidia.hopper.mma", values=[(448, 448)], formats="float8_e4m3fn", out_format="float16"
+    )
+    assert "beyond float16: the half is inf" in text
+    assert "rounded to their formats" not in text
+    assert "values were rounded to their formats first" in explain_mma(
+        "ideal.int", values=[(1.5, 2)]
+    )

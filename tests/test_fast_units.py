@@ -411,3 +411,18 @@ def test_what_a_unit_keeps_of_its_weights(unit, name, bytes_a_weight):
         return sum(map(size, kept)) if isinstance(kept, tuple) else 0
 
     assert sum(map(size, b.packed.values())) <= 1.1 * bytes_a_weight * b.codes.size + 100_000
+
+
+@pytest.mark.parametrize("name", ["int17", "int18", "int20", "q3.15", "q0.18", "int21"])
+def test_integers_of_more_than_16_bits_are_surveyed_by_their_values(name):
+    """Negative codes of 32-bit words are no places in a table."""
+    low = -(1 << (get_format(name).bits - 1))
+    a = QTensor.from_codes(np.array([[-1, low, 3]]), name)
+    b = QTensor.from_codes(np.array([[2, 1], [-1, 1], [-5, 0]]), name)
+    exact = a.codes.astype(np.int64) @ b.codes.astype(np.int64)
+    want = np.ldexp(exact.astype(np.float64), -2 * get_format(name).bias).astype(np.float32)
+    assert np.array_equal(matmul(a, b, target="ideal.exact"), want)
+    got, counts = matmul(a, b, target="ideal.exact", stats=True)
+    assert np.array_equal(got, want)
+    assert counts.products == 6
+    matmul(a, b, target="ideal.fp32", stats=True)

@@ -74,9 +74,10 @@ def fields(bits: int, precision: int, bias: int, signed: bool, *, whole: bool = 
 
 @kernel
 def mark(codes: Array, met: Array) -> None:
-    """Set ``met[code]`` for every code."""
+    """Set ``met[code]`` for every code; `met` has a place for each, a power of two in all."""
+    inside = np.uint32(met.size - 1)
     for i in range(codes.size):
-        met[codes[i]] = True
+        met[np.uint32(codes[i]) & inside] = True
 
 
 @kernel

@@ -121,8 +121,8 @@ def _check_fields(name: str, item: Target | Rule) -> None:
             known = fmt.kind in ("float", "integer") and fmt.signed and fmt.zero
             if not known or not 2 <= fmt.params.p <= 24:
                 raise NumsimError(
-                    f"{name}: {f.name} is a signed float, integer or fixed-point format of 2 to 24 "
-                    f"bits of precision; got {fmt.name}"
+                    f"{name}: {f.name} is a signed float of 2 to 24 bits of precision, or a signed "
+                    f"integer or fixed-point format of at most 23 bits; got {fmt.name}"
                 )
 
 

@@ -104,8 +104,13 @@ def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:
 def _scalar(x: object, name: str) -> np.float32:
     if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
         raise NumsimError(f"epilogue: {name} is a number; got {x!r:.60}")
-    with np.errstate(all="ignore"):
-        return np.float32(x)
+    try:
+        with np.errstate(all="ignore"):
+            return np.float32(x)
+    except OverflowError:
+        raise NumsimError(
+            f"epilogue: {name} is a number of float64's range; got {x!r:.40}"
+        ) from None
 
 
 def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
@@ -129,7 +134,8 @@ def requantize(
 
     The result is ``acc * multiplier * 2**(shift - 31)``, rounded, plus `zero_point`, saturated.
     ``single``: one rounding of the 64-bit product, ties upward. ``double``: the high half of the
-    doubled product is rounded first, then shifted with a second rounding, ties away from zero, as
+    doubled product is rounded first (ties upward), then shifted with a second rounding, ties away
+    from zero, as
     gemmlowp and older TFLite kernels do.
 
     Parameters

@@ -89,7 +89,13 @@ def explain_mma(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)  # the maturity stands in the text
         found = trace(a, b, unit, start, out_format)
-    return "\n".join(_lines(found, a, b))
+    lines = list(_lines(found, a, b))
+    if values is not None and a.scale is None and b.scale is None:
+        given = np.array(values, np.float64).T
+        stored = np.array([np.ravel(q.values()) for q in (a, b)], np.float64)
+        if not np.array_equal(stored, given, equal_nan=True):
+            lines.insert(1, "values were rounded to their formats first")
+    return "\n".join(lines)
 
 
 def rule_words(rule: Rule, *, short: bool = False) -> str:

@@ -57,7 +57,7 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
         return values.astype(np.float64)
 
 
-_MARKED_BITS = 20  # formats of at most so many are surveyed by the codes that occur
+_MARKED_BITS = 20  # floats of at most so many are surveyed by the codes that occur
 
 
 class Survey(NamedTuple):
@@ -67,6 +67,11 @@ class Survey(NamedTuple):
     low: int  # least and largest exponent of the nonzero ones, subnormals at the format's least
     high: int
     extent: tuple[bool, int, int]  # `kernels.exact.extent`; of float32 values only
+
+
+def surveyed(f: Format) -> bool:
+    """Whether a format's codes are few: of 8 or 16 bits, or bit patterns of a little more."""
+    return f.code_dtype.itemsize <= 2 or (f.kind == "float" and f.bits <= _MARKED_BITS)
 
 
 def survey(q: QTensor) -> Survey:
@@ -265,7 +270,7 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
     """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
 
     def look(q: QTensor) -> tuple[bool, int, int]:
-        if q.fmt.bits <= _MARKED_BITS:
+        if surveyed(q.fmt):
             return survey(q).extent
         values = np.ascontiguousarray(q.values(), np.float32).reshape(-1)
         found: tuple[bool, int, int] = kept(q, "extent", lambda: extent(values.view(np.uint32)))

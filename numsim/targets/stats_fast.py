@@ -132,7 +132,7 @@ def _integer(rule: IntSum, a: QTensor, b: QTensor, c: NDArray[Any]) -> Work | No
 
 def _extent(q: QTensor) -> tuple[bool, int, int]:
     """Return whether values are finite; they are multiples of 2**low and below 2**high."""
-    if q.fmt.bits <= fast._MARKED_BITS:
+    if fast.surveyed(q.fmt):
         return fast.survey(q).extent
     found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: _extent_of(q.values()))
     return found

@@ -189,7 +189,9 @@ def _aligned(
             cast(np.float64(total), "float16", rounding=rule.rounding or "rne", overflow="special")
         )
         joins = None
-        if half and np.isfinite(half):
+        if not np.isfinite(half):
+            yield f"beyond float16: the half is {show(half)}, and so is all that follows"
+        elif half:
             joins = Addend("first half", Fraction(half), max(_floor_log2(half), emin))
     if rule.accumulator != "joins":
         yield f"then added to the accumulator {show(before)} in {out}, nearest even"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from numsim.errors import NumsimError, near_names
 from numsim.targets.types import (
     Exact,
@@ -199,7 +201,8 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         if "promote_every" in changes:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
-    return target.changed(**changes) if changes else target
+    plain = {k: int(v) if isinstance(v, np.integer) else v for k, v in changes.items()}
+    return target.changed(**plain) if plain else target
 
 
 def list_targets() -> tuple[str, ...]:

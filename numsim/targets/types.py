@@ -32,7 +32,8 @@ class Mac:
     ----------
     acc_format
         Format of the accumulator, and of every sum: any signed float, integer or fixed-point
-        format of 2 to 24 bits of precision.
+        format whose steps are exact before the rounding (floats of 2 to 24 bits of precision,
+        the others of at most 23 bits in all).
     product_format
         Format to which products are rounded first; None: exact products, a fused multiply-add.
     fused
