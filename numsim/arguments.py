@@ -61,12 +61,13 @@ def as_array(who: str, x: ArrayLike) -> NDArray[Any]:
 
 
 def output(
-    who: str, out: NDArray[Any] | None, source: NDArray[Any], dtype: np.dtype[Any]
-) -> NDArray[Any]:
+    who: str, out: NDArray[Any] | None, source: NDArray[Any], dtype: np.dtype[Any],
+    random: NDArray[Any] | None = None,
+) -> NDArray[Any]:  # fmt: skip
     """Return the array that takes the result: a new one, or the caller's after a look at it."""
     if out is None:
         return np.empty(source.shape, dtype)
-    is_array = isinstance(out, np.ndarray)
+    is_array = type(out) is np.ndarray  # a matrix stays one when it is reshaped
     if not (is_array and out.shape == source.shape and out.dtype == dtype and out.dtype.isnative):
         came = f"{out.dtype} of shape {out.shape}" if is_array else type(out).__name__
         raise NumsimError(
@@ -75,8 +76,9 @@ def output(
         )
     if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
         raise NumsimError(f"{who}: out is C-contiguous, aligned and writeable; pass a fresh array")
-    if np.may_share_memory(out, source):
-        raise NumsimError(f"{who}: out shares memory with the input; give it memory of its own")
+    for what, array in (("the input", source), ("random", random)):
+        if array is not None and np.may_share_memory(out, array):
+            raise NumsimError(f"{who}: out shares memory with {what}; give it memory of its own")
     return out
 
 
@@ -174,7 +176,8 @@ def stochastic(
     if mode != _SR:
         in_vain = {
             "random": random is not None, "random_bits": random_bits is not None,
-            "sr": variant != 0, "seed": bool(seed != 0), "offset": bool(offset != 0),
+            "sr": variant != 0, "seed": not (is_integer(seed) and seed == 0),
+            "offset": not (is_integer(offset) and offset == 0),
         }  # fmt: skip
         for name, came in in_vain.items():
             if came:
@@ -189,6 +192,8 @@ def stochastic(
     if random is None:
         return 64 if random_bits is None else int(random_bits), variant, None
     given = as_array("random", random)
+    if not given.size:
+        given = given.astype(np.uint64)
     if given.dtype.kind not in "iu" or given.shape != values.shape:
         raise NumsimError(
             f"random holds one integer for each input, shape {values.shape}; got {given.dtype} "

@@ -141,7 +141,7 @@ def encode(
         random_bits, sr = hardware(f, mode, random_bits, sr)
     bits, variant, supplied = stochastic(mode, random_bits, sr, seed, offset, random, values)
     plan = Plan(mode, policy, bits, variant, int(seed), int(offset), *nan_rule(f, nan))
-    codes = output("encode", out, values, f.code_dtype)
+    codes = output("encode", out, values, f.code_dtype, supplied)
     refused, first = encode_array(f, values, codes, plan, supplied)
     if refused:
         raise NumsimError(

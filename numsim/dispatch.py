@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numsim.formats import Format
+from numsim.formats import Format, get_format
 from numsim.kernels import codec, fast, fast_decode, jit
 from numsim.kernels.philox import random64
 from numsim.kernels.round import HALF_OFFSET, RNE, SATURATE, SPECIAL, SR, TRUNCATE, WRAP
@@ -392,7 +392,7 @@ def _decoder(f: Format) -> Callable[[NDArray[Any], NDArray[Any]], object]:
     if f.kind == "integer":
         unit = 2.0**-f.bias
         return lambda x, out: np.multiply(x, unit, out=out)
-    if f.name == "float32":
+    if f == get_format("float32"):
         return lambda x, out: np.copyto(out.view(np.uint32), x)
     scalars = float_codes(f)
     if scalars is not None:

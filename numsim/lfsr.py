@@ -66,6 +66,7 @@ def lfsr(
     """
     if not (is_integer(width) and int(width) in TAPS):
         raise NumsimError(f"lfsr: width is one of {', '.join(map(str, TAPS))}; got {width!r}")
+    width = int(width)
     bits = width if random_bits is None else random_bits
     shifts = bits if steps is None else steps
     for name, value, low, high in (
@@ -74,6 +75,7 @@ def lfsr(
     ):  # fmt: skip
         if not (is_integer(value) and low <= value <= high):
             raise NumsimError(f"lfsr: {name} is an integer from {low} to {high}; got {value!r}")
+    count, bits, seed, shifts = int(count), int(bits), int(seed), int(shifts)
     try:
         out = np.empty(count, np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
     except MemoryError:

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from numsim.models import Recipe
+
 SHORT = ["--limit-tokens", "100", "--formats", "int8", "--targets", "ideal.int"]
 
 
@@ -95,3 +97,16 @@ def test_ctrl_c_leaves_the_rows(tmp_path):
     assert "Traceback" not in errors
     assert "--resume" in errors
     assert ",all," in out.read_text()
+
+
+def test_a_grid_and_recipes_share_a_table(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(Recipe.uniform("int8", target="ideal.int").to_toml())
+    options = ["--formats", "int8", "--granularity", "per_tensor", "--targets", "ideal.fp32"]
+    options += ["--limit-tokens", "40", "--out", "r.csv"]
+    done = numsim("sweep", *options, "--recipes", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+    done = numsim("sweep", *options, "--recipes", f"{recipe},{recipe}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "name the same rules" in done.stderr

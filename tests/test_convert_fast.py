@@ -9,6 +9,7 @@ import re
 import signal
 import tracemalloc
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 
 import ml_dtypes
@@ -516,3 +517,31 @@ def test_the_warning_points_at_the_caller(function):
     with pytest.warns(ns.UnvalidatedWarning) as caught:
         function([1.0], "bfloat16", rounding="sr", sr="aws.trainium")
     assert caught[0].filename == __file__
+
+
+def test_arrays_of_other_classes_take_no_codes_and_random_stays_apart():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(ns.NumsimError, match="got matrix"):
+        ns.encode(x, "e4m3", out=np.zeros((2, 3), np.uint8).view(np.matrix))
+    with pytest.raises(ns.NumsimError, match="got MaskedArray"):
+        ns.decode(np.zeros(3, np.uint8), "e4m3", out=np.ma.zeros(3, np.float32))
+    buffer = np.zeros(400, np.uint8)
+    how = {"rounding": "sr", "random_bits": 4, "random": buffer[:200]}
+    with pytest.raises(ns.NumsimError, match="shares memory with random"):
+        ns.encode(np.ones(200, np.float32), "e4m3", out=buffer[10:210], **how)
+    assert ns.encode([], "e4m3", rounding="sr", random=[], random_bits=4).size == 0
+    with pytest.raises(ns.NumsimError, match="seed= belongs"):
+        ns.encode(x, "e4m3", seed=np.array([1, 2]))
+
+
+def test_infinities_of_unsigned_formats_without_nan():
+    f = ns.Format("u5", "float", 5, 3, 3, signed=False, inf="top")
+    x = [1, -np.inf, np.inf, -1]
+    for overflow in ("saturate", "special", "saturate_finite"):
+        single = ns.encode(np.float32(x), f, overflow=overflow)
+        assert np.array_equal(single, ns.encode(np.float64(x), f, overflow=overflow))
+
+
+def test_a_relative_of_float32_is_not_float32():
+    f = replace(ns.get_format("float32"), nan="all_ones", inf="none")
+    assert ns.decode(np.array([0x7F800000, 0], np.uint32), f).tolist() == [2.0**128, 0.0]

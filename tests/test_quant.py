@@ -252,3 +252,15 @@ def test_a_large_tensor_is_quantised_in_pieces(monkeypatch, shape, axis, quant):
     got = ns.quantize(x, quant, axis=axis, seed=3, offset=5)
     assert np.array_equal(got.codes, want.codes)
     assert np.array_equal(got.scale, want.scale)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "float4_e2m1fn", "float16"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token"])
+def test_zeros_under_two_level_scales(name, granularity):
+    x = np.array([[0.0, -0.0, 0.0], [1.0, -2.0, 0.0]], np.float32)
+    quant = ns.Quant(name, granularity, scale_format="float8_e4m3fn")
+    for tensor in (x[:1], x):
+        q = ns.quantize(tensor, quant)
+        assert (q.scale > 0).all()
+        assert not q.dequantize()[0].any()
+    assert ns.Quant("int8", block=(32,)) == ns.Quant("int8", block=32)

@@ -131,8 +131,11 @@ def test_recipes_are_cases(tmp_path, model):
     paths = [tmp_path / f"{name}.toml" for name in ("wide", "again", "narrow")]
     for path, bits in zip(paths, (32, 32, 15), strict=True):
         path.write_text(RULES % bits)
-    rows = ns.sweep(SMALL | {"recipes": paths, "granularities": ["per_tensor"]})
-    assert rows.case_id.nunique() == 3  # one of the grid; equal rules are one case
+    grid = SMALL | {"granularities": ["per_tensor"]}
+    with pytest.raises(ns.NumsimError, match="recipes wide and again name the same rules"):
+        ns.sweep(grid | {"recipes": paths})
+    rows = ns.sweep(grid | {"recipes": paths[::2]})
+    assert rows.case_id.nunique() == 3  # one of the grid
     whole = rows[rows.layer == "all"].set_index("recipe")
     assert whole.loc["wide", ["weight_format", "act_format", "granularity", "target"]].tolist() == [
         "mixed", "mixed", "mixed", "mixed",
@@ -479,3 +482,12 @@ def test_a_memory_limit_changes_no_row(tmp_path):
     assert not (tmp_path / "x.csv").exists()
     with pytest.raises(ns.NumsimError, match="got 'much'"):
         ns.sweep({**plan, "memory_limit": "much"})
+
+
+def test_an_edited_unit_is_another_case(tmp_path):
+    unit = tmp_path / "acme.toml"
+    plan = SMALL | {"granularities": ["per_tensor"], "targets": [str(unit)], "limit_tokens": 40}
+    plan |= {"out": tmp_path / "r.csv", "resume": True}
+    for bits, rows in ((32, 1), (32, 1), (20, 2)):
+        unit.write_text(ns.get_target("ideal.int", acc_bits=bits).to_toml())
+        assert (ns.sweep(plan).layer == "all").sum() == rows

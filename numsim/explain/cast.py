@@ -52,6 +52,8 @@ def parse_number(text: str) -> float | int:
         except (ValueError, OverflowError):
             continue
     beyond = isinstance(value, float) and math.isinf(value) and "inf" not in text.lower()
+    digits = text.lower().partition("p" if "0x" in text.lower() else "e")[0].replace("0x", "")
+    beyond = beyond or (value == 0 and any(d in "123456789abcdef" for d in digits))
     if value is None or beyond:
         raise NumsimError(
             "cast: VALUE is a float64 number such as 17, -0.3, 0x1F, 1e9, inf or nan; got "
@@ -200,9 +202,10 @@ def _neighbour_steps(x: Fraction, f: Format, how: _How, result: float) -> list[s
         pairs.append((f.value_after_max, f.max_code + 1))
     values = [v for v, _ in pairs]
     at = bisect_left(values, x)
-    if at < len(values) and values[at] == x:
+    if at < len(values) and values[at] == x and pairs[at][1] <= f.max_code:
         return [f"  neighbours    {values[at]!r} is a value", "  decision      exact: stays"]
-    if at in (0, len(values)):
+    top = at == len(values) or (pairs[at][1] > f.max_code and x >= values[at])
+    if at == 0 or top:
         if at:
             text = f"beyond the largest value, {f.max!r}: {_outcome(f, how, result)}"
         else:

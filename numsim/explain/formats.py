@@ -123,6 +123,8 @@ def _float_facts(f: Format, limits: list[tuple[str, str]]) -> list[tuple[str, st
     normal = not f.zero or f.max_code >> (f.precision - 1) > 0
     exponents = f"2**{f.emin} to 2**{f.emax}"
     step = f"2**{1 - f.precision} of normal numbers; nearest errs by at most 2**{-f.precision}"
+    if not f.zero:
+        step = "1 of every number; ties go up, and so does all between the two smallest values"
     if not normal:
         exponents = f"no normal numbers: every one is a multiple of {_power(f.min_subnormal)}"
         step = f"none: the step is {_power(f.min_subnormal)} everywhere"

@@ -71,7 +71,9 @@ def fast_scalars(
         limit, limit_negative = top, bottom
     at_inf, at_minus_inf = top, bottom
     if overflow != SATURATE and special >= 0:
-        at_inf, at_minus_inf = special, nan if unsigned else special
+        at_inf, at_minus_inf = special, special
+        if unsigned:
+            at_minus_inf = nan if nan >= 0 else bottom
     mask = {RUP: "p", RDN: "n", RNA: "h", RNE: "e", RTO: "o"}.get(mode, "")
     flags = [0xFFFFFFFF if mask == letter else 0 for letter in "pnheo"]
     numbers = (

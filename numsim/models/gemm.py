@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.errors import NumsimError
 from numsim.kernels.gemm_fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Rule
@@ -74,13 +75,14 @@ def make_gemm(
     cache: OperandCache,
     rules: Mapping[str, Rule] | None,
     seed: int = 0,
+    on_left: Callable[[QTensor], object] = lambda stored: None,
 ) -> Gemm:
     """Return ``gemm(name, x, operand, positions)``: x [..., M, K] times a matrix [..., K, N].
 
     `operand` names a stored matrix or is an array. `positions` [T], of the tokens of x: M = T, or
     M = heads * T where x holds the query heads that share keys. `rules`: one for each product;
     None: everything in the dtype of x, chains of fused multiply-adds. `seed`: of stochastic
-    rounding, see `streams`.
+    rounding, see `streams`. `on_left` is shown each left operand as it was stored.
     """
     plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
     recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
@@ -141,7 +143,11 @@ def make_gemm(
             b = cache.get((operand, right, key), int(tensor.size * probe(rule)), store)
         else:
             shape, b = x.shape, stored_right(name, right, operand)
-        a = stored_left(name, left, x, shape, positions)
+        try:
+            a = stored_left(name, left, x, shape, positions)
+        except NumsimError as error:
+            raise NumsimError(f"the input of {name}: {error}") from None
+        on_left(a)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
             cache.measure((operand, right, key))

@@ -35,7 +35,8 @@ def as_bytes(size: int | str) -> int:
     >>> as_bytes("4GB"), as_bytes("1.5 GiB"), as_bytes(1000)
     (4000000000, 1610612736, 1000)
     """
-    found = _SIZE.fullmatch(str(size).strip()) if isinstance(size, str | int) else None
+    whole = isinstance(size, str | int | np.integer)
+    found = _SIZE.fullmatch(str(size).strip()) if whole else None
     count = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
     if count < 1 or isinstance(size, bool):
         raise NumsimError(

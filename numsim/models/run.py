@@ -30,6 +30,7 @@ from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.models.score import token_losses
+from numsim.quant import QTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +61,10 @@ class Model:
     tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
     name: str
     cache: OperandCache
+
+    def __repr__(self) -> str:
+        size = sum(tensor.size for tensor in self.tensors.values())
+        return f"Model({self.name!r}, {len(self.tensors)} tensors, {size:,} parameters)"
 
     def gemm_names(self) -> tuple[str, ...]:
         """Return the names of all matrix products, in the order they run."""
@@ -401,6 +406,24 @@ class Model:
         NumsimError
             No such product, an operand missing or not wanted, or positions that do not fit x.
         """
+        return self.product(name, x, recipe, operand=operand, positions=positions)[0]
+
+    def product(
+        self,
+        name: str,
+        x: Array,
+        recipe: Recipe | None = None,
+        *,
+        operand: Array | None = None,
+        positions: ArrayLike | None = None,
+    ) -> tuple[Array, QTensor | None]:
+        """Do what `gemm` does; return the left operand too, as the recipe stored it, if it did.
+
+        Raises
+        ------
+        NumsimError
+            As `gemm`.
+        """
         dtype = np.float64 if recipe is None else np.float32
         left, right = product_inputs(self.arch, self.tensors, name, x, operand, dtype)
         rules = None if recipe is None else self._rules(recipe)
@@ -408,7 +431,9 @@ class Model:
         heads = self.arch.heads // self.arch.kv_heads if grouped else 1
         ids = token_positions(positions, left.shape[-2], heads)
         seed = 0 if recipe is None else recipe.seed
-        return make_gemm(self.tensors, self.cache, rules, seed)(name, left, right, ids)
+        stored: list[QTensor] = []
+        run = make_gemm(self.tensors, self.cache, rules, seed, stored.append)
+        return run(name, left, right, ids), stored[0] if stored else None
 
     def check(self, recipe: Recipe | None) -> dict[str, Rule] | None:
         """Return the rule of every product; what a run would refuse is refused without work.

@@ -179,15 +179,16 @@ def _amax(
         along = None if rule.granularity == "per_tensor" else axis
         high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
         low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
-        found.append(np.maximum(high, -low))
+        found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero
     if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
         return np.asarray(np.maximum.reduce(found))
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def storage_losses(
-    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, where: ArrayLike = True
-) -> tuple[float, float]:
+    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, where: ArrayLike = True,
+    stored: QTensor | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """Return the shares of values that storage clips and that it turns to zero.
 
     Saturated: beyond the format's range by at least half of its last step. Underflow: not zero,
@@ -197,6 +198,8 @@ def storage_losses(
     ----------
     where
         Booleans that broadcast against `x`: the values that count. Scales are those of all of `x`.
+    stored
+        `x` as it was stored, where that cannot be repeated: stochastic rounding.
 
     Raises
     ------
@@ -210,7 +213,7 @@ def storage_losses(
     >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4", where=[True, True, False, False])
     (0.0, 0.5)
     """
-    q = quantize(x, quant, axis=axis)
+    q = quantize(x, quant, axis=axis) if stored is None else stored
     values = np.asarray(x, np.float64)
     scale = np.asarray(q.element_scale(), np.float64)
     if q.tensor_scale is not None:

@@ -167,7 +167,7 @@ def _block(block: object) -> int | tuple[int, int]:
         and all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in sizes)
     ):
         raise NumsimError(f"Quant: block is a positive integer or (rows, columns); got {block!r}")
-    return tuple(sizes) if isinstance(block, tuple | list) else sizes[0]
+    return tuple(sizes) if len(sizes) == 2 else sizes[0]
 
 
 @dataclass(frozen=True, eq=False)

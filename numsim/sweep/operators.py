@@ -95,11 +95,16 @@ def _local(
         layer, expert = name.partition(".experts.")[0], name.rpartition(".")[0]
         length = reference.taps[f"{layer}.router.in"].shape[1]
         positions = reference.taps[f"{expert}.rows"] % length
-    got = model.gemm(name, x, recipe, operand=operand, positions=positions)
+    got, left = model.product(name, x, recipe, operand=operand, positions=positions)
     error = figures(want[outputs], got[outputs])
     weights, activations = operands(rule)
     where = True if rows is ... else rows[..., None]
-    losses = (0.0, 0.0) if rule.is_plain else storage_losses(x, activations, where=where)
+    losses = (0.0, 0.0)
+    if left is not None and activations.rounding == "sr":  # the draws of the run
+        counted = np.broadcast_to(where, x.shape).reshape(left.shape)
+        losses = storage_losses(x.reshape(left.shape), activations, where=counted, stored=left)
+    elif not rule.is_plain:
+        losses = storage_losses(x, activations, where=where)
     k, n = x.shape[-1], want.shape[-1]
     m = x[rows].size // k
     stored = None if operand is not None else model.tensors[f"{name}.weight"]

@@ -51,7 +51,8 @@ class SweepSpec(BaseModel):
     window, batch
         Tokens in a window (its first is the begin-of-text token), windows run together.
     seed
-        Seed of stochastic rounding, of recipes too that give none. Other cases do not use it.
+        Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
+        it.
     jobs
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
     memory_limit
@@ -151,6 +152,7 @@ class Case:
     seed: int
     rounding: str = "rne"
     digest: str = ""  # of a recipe, resolved for every product
+    unit: str = ""  # digest of a target that is a file, whatever its path
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
 
@@ -237,6 +239,13 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
     return (FAKE_QUANT,)
 
 
+def _unit_digest(target: str) -> str:
+    """Return what tells a unit's file from an edited one; empty for named units."""
+    if not target.endswith(".toml"):
+        return ""
+    return hashlib.sha256(get_target(target).to_toml().encode()).hexdigest()[:16]
+
+
 def cases(
     spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str,
     products: Iterable[str] = (),
@@ -284,6 +293,7 @@ def cases(
                     format=name if named else fmt.name,
                     granularity=granularity,
                     target=target if target.endswith(".toml") else get_target(target).name,
+                    unit=_unit_digest(target),
                 )
                 for target in taken
             ]
@@ -292,6 +302,12 @@ def cases(
         recipe = replace(recipe, seed=recipe.seed or spec.seed)
         for rule in {rule for _, rule in recipe.rules}:
             probe(rule)
+        twin = next((c for c in result if c.digest == recipe.digest()), None)
+        if twin is not None:
+            raise NumsimError(
+                f"sweep: recipes {twin.recipe_name} and {path.stem} name the same rules and seed "
+                "for this model; give one of them"
+            )
         result.append(
             case(
                 format="", granularity="", target="", digest=recipe.digest(), given=recipe,
