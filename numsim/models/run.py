@@ -63,7 +63,8 @@ class Model:
     cache: OperandCache
 
     def __repr__(self) -> str:
-        size = sum(tensor.size for tensor in self.tensors.values())
+        once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones
+        size = sum(once.values())
         return f"Model({self.name!r}, {len(self.tensors)} tensors, {size:,} parameters)"
 
     def gemm_names(self) -> tuple[str, ...]:
