@@ -545,3 +545,13 @@ def test_infinities_of_unsigned_formats_without_nan():
 def test_a_relative_of_float32_is_not_float32():
     f = replace(ns.get_format("float32"), nan="all_ones", inf="none")
     assert ns.decode(np.array([0x7F800000, 0], np.uint32), f).tolist() == [2.0**128, 0.0]
+
+
+def test_the_middle_of_far_neighbours_is_exact():
+    f = ns.Format("t", "table", 2, 2, 0, table=(0.0, 2.0**-100, 1.0, 2.0))
+    half = 0.5 + 2.0**-53
+    for rounding in ("rne", "rna"):
+        codes = ns.encode([0.5, half, -0.5, 0.75, 1.5], f, rounding=rounding)
+        assert codes.tolist() == [1, 2, 0, 2, 2 if rounding == "rne" else 3]
+    wide = ns.Format("w", "table", 2, 2, 0, table=(-1.5e308, 1.5e308, 1.6e308, 1.7e308))
+    assert ns.encode([1e308, -1e308, 1.0, -1.0, 1.66e308], wide).tolist() == [1, 0, 1, 0, 3]

@@ -279,7 +279,7 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
     odd = (kept + (binade - f.emin if by_code else 0)) % 2 == 1
     part = str(rest) if rest.denominator <= 1 << 16 else f"{float(rest):.6g}"
     part = "just below 1" if rest and part == "1" else part
-    decision, away = _decision(rest, kept, odd, x < 0, how)
+    decision, away = _decision(rest, kept, odd, x < 0, how, "its code" if by_code else str(kept))
     lines = [
         f"  input         {sign}{digits[0]}.{digits[1:] or '0'} (binary) x 2**{binade}",
         f"  quantum       2**{step}: {why}",
@@ -303,7 +303,9 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
     return lines
 
 
-def _decision(rest: Fraction, kept: int, odd: bool, negative: bool, how: _How) -> tuple[str, bool]:
+def _decision(
+    rest: Fraction, kept: int, odd: bool, negative: bool, how: _How, what: str
+) -> tuple[str, bool]:
     """Return the decision in words, and whether it is away from zero."""
     rounding = how.rounding
     if rest == 0:
@@ -314,11 +316,11 @@ def _decision(rest: Fraction, kept: int, odd: bool, negative: bool, how: _How) -
     if rounding in ("rne", "rna"):
         if rest == _HALF:
             away = rounding == "rna" or odd
-            reason = "a tie" if rounding == "rna" else f"a tie, {kept} is {parity}"
+            reason = "a tie" if rounding == "rna" else f"a tie, {what} is {parity}"
         else:
             away, reason = rest > _HALF, f"{'more' if rest > _HALF else 'less'} than half"
     elif rounding == "rto":
-        away, reason = not odd, f"inexact, {kept} is {parity}"
+        away, reason = not odd, f"inexact, {what} is {parity}"
     else:
         away = rounding == ("rdn" if negative else "rup")
         reason = f"inexact, {_RULES[rounding]}"

@@ -128,6 +128,19 @@ def encode_integer(
         )
 
 
+@inline
+def from_middle(v: Any, lo: Any, hi: Any) -> Any:
+    """Return a number of the sign of v - (lo + hi) / 2, exactly: 0.0 on a tie."""
+    if max(abs(lo), abs(hi)) > 1e300:
+        v, lo, hi = v * 0.5, lo * 0.5, hi * 0.5
+    total = lo + hi
+    twice = v * 2.0
+    if twice != total:
+        return twice - total
+    back = total - lo
+    return -((lo - (total - back)) + (hi - back))  # what rounding the sum has lost
+
+
 @kernel
 def encode_table(
     x: np.ndarray, out: np.ndarray, values: np.ndarray, codes: np.ndarray, mode: int, overflow: int,
@@ -160,12 +173,12 @@ def encode_table(
             out[i] = codes[hi]
             continue
         lo = hi - 1
-        middle = values[lo] + (values[hi] - values[lo]) * 0.5  # exact: neighbours are close
+        side = from_middle(v, values[lo], values[hi])
         lo_even = codes[lo] & 1 == 0
         if mode == RNE:
-            up = v > middle or (v == middle and not lo_even)
+            up = side > 0 or (side == 0 and not lo_even)
         elif mode == RNA:
-            up = v > middle or (v == middle and v > 0)
+            up = side > 0 or (side == 0 and v > 0)
         elif mode == RTZ:
             up = v < 0
         elif mode in (RUP, RDN):
