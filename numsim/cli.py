@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a NumsimError is one sentence on stderr and exit code 2."""
+    warnings.showwarning = _warned  # type: ignore[assignment]
     try:
         app()
     except NumsimError as error:
@@ -39,6 +41,11 @@ def main() -> None:
         where = f": {error.filename}" if error.filename else ""
         typer.echo(f"numsim: {error.strerror or error}{where}", err=True)
         sys.exit(2)
+
+
+def _warned(message: Warning | str, *_: Any) -> None:
+    """Say a warning as a sentence, without the line of code that gave it."""
+    typer.echo(f"numsim: warning: {message}", err=True)
 
 
 def _version(value: bool) -> None:

@@ -142,5 +142,23 @@ def test_wrong_recipes(model, tmp_path):
             Recipe(rules)
     assert hash(Recipe([["*", Rule()]])) == hash(Recipe((("*", Rule()),)))
     odd = replace(get_target("ideal.int"), rules=get_target("nvidia.hopper.wgmma").rules)
-    with pytest.raises(NumsimError, match="named one"):
-        Recipe((("*", Rule(target=odd)),)).to_toml()
+    assert "unit = " in Recipe((("*", Rule(target=odd)),)).to_toml()
+
+
+def test_a_unit_of_ones_own_stands_in_the_recipe(tmp_path):
+    file = tmp_path / "acme.toml"
+    text = get_target("nvidia.hopper.wgmma", align_bits=16).to_toml()
+    file.write_text(text.replace('"nvidia.hopper.wgmma"', '"acme.npu1"', 1))
+    unit = get_target(file)
+    assert unit.name == "acme.npu1"
+    by_path = Recipe.uniform("float8_e4m3fn", target=str(file))
+    again = tmp_path / "recipe.toml"
+    again.write_text(by_path.to_toml())
+    read = Recipe.from_toml(again)
+    assert get_target(read.rules[-1][1].target) == unit or unit in (
+        get_target(rule.target) for _, rule in read.rules
+    )
+    assert read.digest() == by_path.digest()
+    renamed = replace(unit, name="nvidia.hopper.wgmma", rules=unit.rules[:1])
+    again.write_text(Recipe.uniform("float8_e4m3fn", target=renamed).to_toml())
+    assert renamed in (get_target(rule.target) for _, rule in Recipe.from_toml(again).rules)

@@ -16,7 +16,8 @@ import numpy as np
 from numsim.errors import NumsimError, near_names
 from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
-from numsim.targets import Target, get_target
+from numsim.targets import Target, get_target, list_targets
+from numsim.targets.toml import parse_target
 
 QuantLike = Quant | str | None
 
@@ -175,10 +176,7 @@ class Recipe:
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe.
 
-        Raises
-        ------
-        NumsimError
-            A target was built by hand: no change of fields makes it from a named one.
+        A unit that is not a named one with changed fields stands in it whole: ``unit = "..."``.
         """
         head = [f"seed = {self.seed}\n"] if self.seed else []
         return "\n".join(head + [_rule_text(glob, rule) for glob, rule in self.rules])
@@ -244,8 +242,8 @@ class Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
         A line ``seed = N`` may stand before them.
-        A Quant is a name or a table of its fields; a target is a name, or a table of its name and
-        the fields it changes.
+        A Quant is a name or a table of its fields; a target is a name, the path of a unit's TOML
+        file, a table of its name and the fields it changes, or ``{unit = "..."}``, a unit's TOML.
 
         Raises
         ------
@@ -284,7 +282,10 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
             row[side] = _quant_from_table(row[side])
     if isinstance(row.get("target"), Mapping):
         changes = dict(row["target"])
-        row["target"] = get_target(changes.pop("name", ""), **changes)
+        if set(changes) == {"unit"} and isinstance(changes["unit"], str):
+            row["target"] = parse_target(changes["unit"])
+        else:
+            row["target"] = get_target(changes.pop("name", ""), **changes)
     return glob, Rule(**row)
 
 
@@ -333,7 +334,9 @@ def _quant_table(quant: Quant) -> str | dict[str, Any]:
 
 
 def _target_table(target: Target) -> str | dict[str, Any]:
-    """Return the name of a target, with the fields that were changed."""
+    """Return a target's name, with the fields that were changed; of another unit all of it."""
+    if target.name not in list_targets():
+        return {"unit": target.to_toml()}
     base = get_target(target.name)
     if base == target:
         return target.name
@@ -347,9 +350,8 @@ def _target_table(target: Target) -> str | dict[str, Any]:
         and type(new) is type(old)
         and getattr(new, f.name) != getattr(old, f.name)
     }
-    if get_target(target.name, **changes) != target:
-        raise NumsimError(
-            f"Recipe.to_toml: a target must be a named one with changed fields; got another "
-            f"{target.name}; make it with get_target(name, ...)"
-        )
-    return {"name": target.name} | changes
+    try:
+        same = get_target(target.name, **changes) == target
+    except NumsimError:
+        same = False
+    return {"name": target.name} | changes if same else {"unit": target.to_toml()}
