@@ -80,7 +80,7 @@ def mac(lines, kind="fp16"):
         (HEAD + '[rules.fp16]\nkind = "TwoStage"\ngroup = 8\nsum_bits = 20\n', "at least align"),
         (mac('fused = true\nproduct_format = "float16"'), "keep one"),
         (mac("group = 4"), "order is sequential"),
-        (mac('acc_format = "posit8_es1"'), "signed float, integer or fixed-point format"),
+        (mac('acc_format = "posit8_es1"'), "a signed float of 2 to 24 bits of precision"),
         (mac('acc_format = "flot16"'), "unknown format"),
         (mac("acc_format = 3"), "format"),
         (mac('rounding = "sr"'), "rounding is one of"),
