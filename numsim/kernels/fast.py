@@ -20,7 +20,6 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
 _FRACTION = np.uint32(0x7FFFFF)
 _HIDDEN = np.uint32(0x800000)
-_ONES = np.uint32(0xFFFFFFFF)
 _ZERO, _ONE = np.uint32(0), np.uint32(1)
 
 

@@ -89,20 +89,9 @@ def _run_narrow(
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * runs * _PIECE)
     cover_codes(
-        _hopper_narrow,
-        pairs_of_fp8,
-        out,
-        a,
-        b,
-        scratch,
-        steps,
-        block,
-        group,
-        start,
-        stop,
-        runs,
+        _hopper_narrow, pairs_of_fp8, out, a, b, scratch, steps, block, group, start, stop, runs,
         how,
-    )
+    )  # fmt: skip
 
 
 @inline

@@ -20,9 +20,7 @@ _FRACTION, _EXPONENT_BIAS = 3, 127  # of the planes' significands and exponents
 
 
 @_intrinsic
-def fp8_planes(
-    typing: Any, codes: Any, at: Any, runs: Any, words: Any, fields: Any
-) -> Any:  # fmt: skip
+def fp8_planes(typing: Any, codes: Any, at: Any, runs: Any, words: Any, fields: Any) -> Any:
     """Write significands, biased exponents and signs (0 or -2) of `runs` times 32 codes.
 
     `fields` is `gemm_codes.Fields`; formats have at most 3 fraction bits and 8 bits in all.
