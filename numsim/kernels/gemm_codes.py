@@ -18,14 +18,14 @@ from numba.np.numpy_support import from_dtype
 
 from numsim.kernels import simd
 from numsim.kernels.fast_decode import Codes, float_bits
-from numsim.kernels.gemm_fma import expanded, tile_rows
+from numsim.kernels.gemm_fma import expanded, tile_rows, whole_panels
 from numsim.kernels.jit import inline, kernel, over_range
 from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_codes import fp8_planes
 from numsim.kernels.word import shl, shr, wide_vectors
 
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
+_NEAR = 1 << 17  # words of the left operand that stay in the second cache
 GROUP = 64  # row tiles that use a decoded panel before the next is decoded
 _ZERO, _ONE = np.uint32(0), np.uint32(1)
 
@@ -146,12 +146,6 @@ def scratch_words(count: int) -> Array:
 
 
 @inline
-def pairs_of_fp8(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
-    """Decode runs of 32 codes to int16 planes of significands, exponents and signs."""
-    fp8_planes(codes, at, count // 32, words, f)
-
-
-@inline
 def aligned_terms(codes: Array, at: int, count: int, planes: Array, f: Fields) -> None:
     """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
     wide_vectors()
@@ -221,24 +215,23 @@ def cover_codes(
     a_step = a.shape[3] * a.shape[4]
     b_step = b.shape[3] * b.shape[4]
     flat, codes = out.reshape(-1), b.reshape(-1)
-    edge = np.zeros(rows * width, out.dtype)
-    for piece in range(start, stop):
-        panel = piece % panels
-        batch = piece // panels // groups
-        first = piece // panels % groups * group
-        last = min(first + group, tiles)
-        shared = batch if b.shape[0] > 1 else 0
-        columns = min(width, n - panel * width)
-        for k in range(0, max(steps, 1), block):
-            count = min(block, steps - k)
-            at = ((shared * panels + panel) * steps + k) * b_step
-            decode(codes, at, count * b_step, scratch, how)
-            for t in range(first, last):
-                a_at = ((batch * tiles + t) * steps + k) * a_step
-                tile_rows(
-                    micro, a, a_at, scratch, 0, flat, (batch * m + t * rows) * n + panel * width, n,
-                    min(rows, m - t * rows), columns, width, count, edge, rule,
-                )  # fmt: skip
+    deep = block * max(_NEAR // (group * a_step * block), 1)  # k for which a stays near, too
+    for far in range(0, max(steps, 1), deep):
+        for piece in range(start, stop):
+            panel = piece % panels
+            batch = piece // panels // groups
+            first = piece // panels % groups * group
+            last = min(first + group, tiles)
+            shared = batch if b.shape[0] > 1 else 0
+            for k in range(far, max(min(far + deep, steps), far + 1), block):
+                count = min(block, steps - k)
+                at = ((shared * panels + panel) * steps + k) * b_step
+                decode(codes, at, count * b_step, scratch, how)
+                for t in range(first, last):
+                    a_at = ((batch * tiles + t) * steps + k) * a_step
+                    out_at = (batch * m + t * rows) * n + panel * width
+                    left = min(rows, m - t * rows)
+                    tile_rows(micro, a, a_at, scratch, 0, flat, out_at, n, left, count, rule)
 
 
 def run_codes(
@@ -248,9 +241,11 @@ def run_codes(
     tiles, steps, panels = a.shape[1], a.shape[2], b.panels
     group = -(-tiles // -(-tiles // GROUP))
     pieces = out.shape[0] * -(-tiles // group) * panels.shape[1]
-    over_range(
-        lambda start, stop: entry(out, a, panels, steps, block, group, start, stop, *rest), pieces
-    )
+    with whole_panels(out, panels.shape[1] * panels.shape[3]) as whole:
+        over_range(
+            lambda start, stop: entry(whole, a, panels, steps, block, group, start, stop, *rest),
+            pieces,
+        )
 
 
 def codes_types(a: types.Type, codes: np.dtype[Any], out: types.Type) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -47,29 +48,13 @@ def tile_rows(
     at: int,
     n: int,
     left: int,
-    columns: int,
-    width: int,
     count: int,
-    edge: Array,
     rule: Any,
 ) -> None:
-    """Run `micro` over the `left` rows of one tile, by way of `edge` where it is cut off."""
-    target, target_at, stride = out, at, n
-    if columns < width:
-        target, target_at, stride = edge, 0, width
-        for r in range(left):
-            for c in range(columns):
-                edge[r * width + c] = out[at + r * n + c]
+    """Run `micro` over the `left` rows of one tile."""
     done = 0
     while done < left:
-        done += micro(
-            a, a_at + done, b, b_at, target, target_at + done * stride, stride, count, left - done,
-            rule,
-        )  # fmt: skip
-    if columns < width:
-        for r in range(left):
-            for c in range(columns):
-                out[at + r * n + c] = edge[r * width + c]
+        done += micro(a, a_at + done, b, b_at, out, at + done * n, n, count, left - done, rule)
 
 
 @expanded
@@ -87,10 +72,10 @@ def cover(
 ) -> None:
     """Run `micro` over the pieces start:stop of the output (batch, group of row tiles, panel).
 
-    Parameters: `out` [batch, M, N] holds the accumulators' first values; `a` [batch, tiles, steps,
-    rows, ...] and `b` [1 or batch, panels, steps, columns, ...] are packed. k is cut into blocks;
-    the accumulators rest in `out` in between, which no kernel's arithmetic can tell. `rule` goes
-    to `micro` as it is.
+    Parameters: `out` [batch, M, N], N whole panels, holds the accumulators' first values; `a`
+    [batch, tiles, steps, rows, ...] and `b` [1 or batch, panels, steps, columns, ...] are packed. k
+    is cut into blocks; the accumulators rest in `out` in between, which no kernel's arithmetic can
+    tell. `rule` goes to `micro` as it is.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
@@ -98,22 +83,19 @@ def cover(
     a_step = a.shape[3] * a.shape[4]
     b_step = b.shape[3] * b.shape[4]
     flat = out.reshape(-1)
-    edge = np.zeros(rows * width, out.dtype)
     for piece in range(start, stop):
         panel = piece % panels
         batch = piece // panels // groups
         first = piece // panels % groups * group
         shared = batch if b.shape[0] > 1 else 0
-        columns = min(width, n - panel * width)
         for k in range(0, max(steps, 1), block):
             count = min(block, steps - k)
             b_at = ((shared * panels + panel) * steps + k) * b_step
             for t in range(first, min(first + group, tiles)):
                 a_at = ((batch * tiles + t) * steps + k) * a_step
-                tile_rows(
-                    micro, a, a_at, b, b_at, flat, (batch * m + t * rows) * n + panel * width, n,
-                    min(rows, m - t * rows), columns, width, count, edge, rule,
-                )  # fmt: skip
+                at = (batch * m + t * rows) * n + panel * width
+                left = min(rows, m - t * rows)
+                tile_rows(micro, a, a_at, b, b_at, flat, at, n, left, count, rule)
 
 
 def run_tiles(
@@ -123,10 +105,24 @@ def run_tiles(
     tiles, steps = a.shape[1], a.shape[2]
     group = -(-tiles // -(-tiles // _GROUP))  # even groups of at most _GROUP tiles
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
-    over_range(
-        lambda start, stop: entry(out, a, b, steps, block, group, start, stop, *rule),
-        pieces,
-    )
+    with whole_panels(out, b.shape[1] * b.shape[3]) as whole:
+        over_range(
+            lambda start, stop: entry(whole, a, b, steps, block, group, start, stop, *rule),
+            pieces,
+        )
+
+
+@contextmanager
+def whole_panels(out: Array, columns: int) -> Iterator[Array]:
+    """Yield `out` [batch, M, N], or a copy with so many columns that is copied back."""
+    n = out.shape[2]
+    if n == columns:
+        yield out
+        return
+    whole = np.zeros((*out.shape[:2], columns), out.dtype)
+    whole[:, :, :n] = out
+    yield whole
+    out[...] = whole[:, :, :n]
 
 
 def tile_types(a: types.Type, b: types.Type, out: types.Type) -> tuple[Any, ...]:

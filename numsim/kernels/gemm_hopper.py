@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd
+from numsim.kernels import simd, simd_hopper
 from numsim.kernels.gemm_codes import (
     BLOCK,
     Fields,
@@ -23,25 +23,27 @@ from numsim.kernels.gemm_codes import (
     codes_types,
     cover_codes,
     pack_codes,
-    pairs_of_fp8,
     run_codes,
     scratch_words,
     uint32_tuple,
 )
 from numsim.kernels.jit import inline, kernel, over_range
 from numsim.kernels.large import zeros
+from numsim.kernels.simd_codes import fp8_planes
 
 Array = npt.NDArray[Any]
-_RUN = 8  # a packed group is a multiple of this many products
-_PIECE = _RUN * 3 * simd.HOPPER_COLUMNS // 2  # words of a decoded panel in as many
-_ZERO_EXPONENT = simd.ZERO_EXPONENT
+_PAIR, _QUAD = 2, simd_hopper.QUAD  # products whose planes stand together: portable, AVX-512
+_RUN = 8  # a packed group is a multiple of this many products for the portable kernel
+_BLOCKS = BLOCK, BLOCK // 4  # k of a panel whose planes stay in the first cache
+LEAST, MOST = simd_hopper.LEAST, simd_hopper.MOST  # exponents of the operands' values
+LOW, HIGH = 2.0**-90, 2.0**116  # magnitudes of accumulators
 
 
 class PackedFp8(NamedTuple):
-    """The left operand: `planes` [1, tiles, groups, lines per tile, words], its M.
+    """The left operand: `planes` [1, tiles, groups, lines per tile, words], its M, k of a group.
 
-    Each group holds pairs (k, k+1), each pair the planes significand, exponent and sign, each
-    plane one int32 (two int16) per line. A group is padded to a multiple of 8 products.
+    Each group holds pairs or quads of k, each of them exponents, significands and signs of a tile
+    (`simd_codes.fp8_planes`, `simd_hopper.left_quad`).
     """
 
     planes: Array
@@ -55,9 +57,9 @@ def _hopper_wide(
     left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 4:
-        simd.hopper_tile(4, 1, a, a_at, b, b_at, out, out_at, stride, steps, rule)
+        simd_hopper.float_tile(4, a, a_at, b, b_at, out, out_at, stride, steps, rule)
         return 4
-    simd.hopper_tile(1, 1, a, a_at, b, b_at, out, out_at, stride, steps, rule)
+    simd_hopper.float_tile(1, a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return 1
 
 
@@ -66,8 +68,19 @@ def _hopper_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    simd.hopper_tile(1, 0, a, a_at, b, b_at, out, out_at, stride, steps, rule)
+    simd.hopper_tile(a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return 1
+
+
+@inline
+def _quads(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
+    step = simd_hopper.COLUMNS * _QUAD
+    simd_hopper.right_quads(codes, at, count // step, words, f)
+
+
+@inline
+def _pairs(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
+    fp8_planes(0, codes, at, count // (simd.HOPPER_COLUMNS * _PAIR), words, f)
 
 
 @kernel
@@ -75,11 +88,10 @@ def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * runs * _PIECE)
+    scratch = scratch_words(block * runs * simd_hopper.B_WORDS)
     cover_codes(
-        _hopper_wide, pairs_of_fp8, out, a, b, scratch, steps, block, group, start, stop, runs,
-        how,
-    )  # fmt: skip
+        _hopper_wide, _quads, out, a, b, scratch, steps, block, group, start, stop, runs, how
+    )
 
 
 @kernel
@@ -87,68 +99,39 @@ def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * runs * _PIECE)
+    scratch = scratch_words(block * runs * _RUN * 3 * simd.HOPPER_COLUMNS // 2)
     cover_codes(
-        _hopper_narrow, pairs_of_fp8, out, a, b, scratch, steps, block, group, start, stop, runs,
-        how,
-    )  # fmt: skip
-
-
-@inline
-def split_fp8(bits: np.uint32, emin: int) -> tuple[np.int32, np.int32, np.int32]:
-    """Split the fp32 bits of an FP8 value: significand with 3 fraction bits, exponent, sign bit.
-
-    The exponent is the floor of log2, but at least `emin` (-6 for E4M3, -14 for E5M2).
-    """
-    field = np.int32((bits >> np.uint32(23)) & np.uint32(255))
-    sign = np.int32(bits >> np.uint32(31))
-    exponent: np.int32 = max(field - np.int32(127), np.int32(emin))
-    cut = np.int32(20) + exponent - (field - np.int32(127))
-    significand = np.int32((bits & np.uint32(0x7FFFFF)) | np.uint32(0x800000))
-    if field == 0:
-        significand, exponent = np.int32(0), np.int32(_ZERO_EXPONENT)
-    return significand >> min(cut, np.int32(31)), exponent, sign
+        _hopper_narrow, _pairs, out, a, b, scratch, steps, block, group, start, stop, runs, how
+    )
 
 
 @kernel
-def _pack(
-    source: Array, planes: Array, group: int, padded: int, emin: int, start: int, stop: int
-) -> None:
-    """Split lines [lines, K] of fp32 bits into planes [panels, pairs, 3, width, 2].
+def _left_quads(source: Array, planes: Array, how: Fields, start: int, stop: int) -> None:
+    """Write the planes of words [tiles, quads, lines per tile] of four codes."""
+    words = planes.reshape(-1)
+    for tile in range(start, stop):
+        for quad in range(source.shape[1]):
+            w = source[tile, quad]
+            at = (tile * source.shape[1] + quad) * simd_hopper.A_WORDS
+            simd_hopper.left_quad(w[0], w[1], w[2], w[3], words, at, how)
 
-    A group of `group` products takes `padded` places. Products have 6 fraction bits; significands
-    carry 7 more to make the 13 of the rule. Signs are 1 and -1.
-    """
-    table = np.empty((4096, 4), np.int16)  # FP8 values have zeros in the low 20 bits
-    for top in range(4096):
-        significand, exponent, sign = split_fp8(np.uint32(top << 20), emin)
-        table[top, 0] = significand << np.int32(7)
-        table[top, 1] = exponent
-        table[top, 2] = 1 - 2 * sign
-    lines, depth = source.shape
-    pairs, width = planes.shape[1], planes.shape[3]
-    flat = planes.reshape(-1)
-    plane = 2 * width
-    if lines % width or padded != group or depth % group:  # zeros where there is nothing
-        planes[start:stop, :, 0] = 0
-        planes[start:stop, :, 1] = _ZERO_EXPONENT
-        planes[start:stop, :, 2] = 1
-    for panel in range(start, stop):
-        first = panel * width
-        for block in range(2 * pairs // padded):
-            k0 = block * group
-            to = (panel * pairs + block * padded // 2) * 3 * plane
-            for line in range(first, min(first + width, lines)):
-                for place in range(min(group, depth - k0)):
-                    entry = table[source[line, k0 + place] >> np.uint32(20)]
-                    at = to + (place >> 1) * 3 * plane + 2 * (line - first) + (place & 1)
-                    flat[at], flat[at + plane], flat[at + 2 * plane] = entry[0], entry[1], entry[2]
+
+@kernel
+def _left_pairs(source: Array, planes: Array, how: Fields, start: int, stop: int) -> None:
+    """Write the planes of codes [tiles, pairs, lines per tile, 2]."""
+    step = 2 * simd.HOPPER_ROWS
+    pairs = source.shape[1]
+    codes, words = source.reshape(-1), planes.reshape(-1)
+    for tile in range(start, stop):
+        fp8_planes(1, codes, tile * pairs * step, pairs, words[tile * pairs * 3 * step // 2 :], how)
 
 
 @cache
-def _packer() -> Callable[..., Any]:
-    arrays = (simd.strided(types.uint32, 2), simd.contiguous(types.int16, 5))
-    return simd.compiled(_pack, *arrays, *(types.int64,) * 5)
+def _packer(wide: bool) -> Callable[..., Any]:
+    rest = (simd.contiguous(types.int32, 3), uint32_tuple(Fields), types.int64, types.int64)
+    if wide:
+        return simd.compiled(_left_quads, simd.strided(types.uint32, 3), *rest)
+    return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), *rest)
 
 
 @cache
@@ -158,37 +141,52 @@ def _runner(wide: bool) -> Callable[..., Any]:
     return simd.compiled(runner, *arguments, types.int64, uint32_tuple(Fields))
 
 
-def pack_a(values: Array, emin: int, group: int = 32) -> PackedFp8:
-    """Pack the left operand [M, K]: FP8 values held in float32, any strides, finite."""
-    lines, depth = values.shape
-    width = simd.HOPPER_ROWS
-    panels, groups, padded = -(-lines // width), -(-depth // group), -(-group // _RUN) * _RUN
-    planes = np.empty((panels, groups * padded // 2, 3, width, 2), np.int16)
-    entry = _packer()
-    bits = values.view(np.uint32)
-    over_range(lambda start, stop: entry(bits, planes, group, padded, emin, start, stop), panels)
-    words = planes.view(np.int32).reshape(1, panels, groups, width, 3 * padded // 2)
-    return PackedFp8(words, lines, group)
+def _packed(codes: Array, width: int, group: int, run: int, multiple: int) -> PackedCodes:
+    slots = np.full(-(-group // multiple) * multiple, -1)
+    slots[:group] = np.arange(group)
+    return pack_codes(codes, width, slots, group, run=run)
+
+
+def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
+    """Pack the left operand [M, K]: FP8 codes of any strides, finite; `how` they are read."""
+    lines, depth = codes.shape
+    wide, rows = simd.enabled(), simd.HOPPER_ROWS
+    tiles, groups = -(-lines // rows), -(-depth // group)
+    if wide and not (lines % rows or depth % group or group % _QUAD) and codes.flags.c_contiguous:
+        words: Array = codes.view(np.uint32).reshape(tiles, rows, depth // _QUAD)
+        source = words.swapaxes(1, 2)
+    else:
+        run, multiple = (_QUAD, _QUAD) if wide else (_PAIR, _RUN)
+        packed = _packed(codes.T[None], rows, group, run, multiple).panels
+        source = packed.reshape(tiles, -1, rows, run)
+        if wide:
+            source = source.view(np.uint32)[..., 0]
+    size = simd_hopper.A_WORDS if wide else 3 * rows
+    planes = np.empty((tiles, source.shape[1], size), np.int32)
+    entry = _packer(wide)
+    over_range(lambda start, stop: entry(source, planes, how, start, stop), tiles)
+    return PackedFp8(planes.reshape(1, tiles, groups, rows, -1), lines, group)
 
 
 def pack_b(codes: Array, group: int = 32) -> PackedCodes:
     """Pack the right operand [1 or batch, K, N]: FP8 codes of any strides, finite."""
-    padded = -(-group // _RUN) * _RUN
-    slots = np.full(padded, -1)
-    slots[:group] = np.arange(group)
-    return pack_codes(codes, simd.HOPPER_COLUMNS, slots, group, run=2)
+    if simd.enabled():
+        return _packed(codes, simd_hopper.COLUMNS, group, _QUAD, _QUAD)
+    return _packed(codes, simd.HOPPER_COLUMNS, group, _PAIR, _RUN)
 
 
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:
     """Return the float32 accumulators [M, N] of a chain over the groups of k, from c or +0.
 
-    Parameters: packed operands of the same K and group (1 to 256), one b; `how` b's codes are
-    read; c [M, N] float32, zero or 2^-90 <= |c| <= 2^120.
+    Parameters: operands packed on the same path, of the same K and group (1 to 256), one b; `how`
+    b's codes are read; c [M, N] float32, zero or LOW <= |c| <= HIGH.
     """
     shape = (1, a.lines, b.lines)
     out: Array = zeros(shape) if c is None else np.array(c, np.float32, order="C").reshape(shape)
     if out.size:
-        entry = _runner(simd.enabled())
-        runs = a.planes.shape[4] * 2 // (3 * _RUN)
-        run_codes(entry, out, a.planes, b, max(BLOCK // a.group, 1), runs, how)
+        wide = simd.enabled()
+        places = b.panels.shape[4]
+        runs = places // (_QUAD if wide else _RUN)
+        block = max(_BLOCKS[wide] // places, 1)
+        run_codes(_runner(wide), out, a.planes, b, block, runs, how)
     return out.reshape(shape[1:])

@@ -6,7 +6,7 @@ over a run of k steps; operands are packed so that one step reads consecutive me
     a [batch, tiles, steps, rows per tile]      b [1 or batch, panels, steps, columns per panel]
 
 The wide kernels need AVX-512 (32 registers of 64 bytes) with VNNI; the narrow ones are plain vector
-IR that LLVM lowers on any CPU. Both read the same packed data and give the same bits.
+IR that LLVM lowers on any CPU. Both give the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FMA_ROWS, FMA_BYTES = 12, 128  # bytes: columns per panel times the element size
 INT8_ROWS, INT8_COLUMNS = 12, 32
 HOPPER_ROWS, HOPPER_COLUMNS = 4, 16
 
-# Hopper: a zero factor's exponent, low enough that its product never wins the maximum.
+# Hopper, portable: a zero factor's exponent, low enough that its product never wins the maximum.
 ZERO_EXPONENT = -200
 # fp32 exponents are used with their bias. The floor stands for an accumulator of zero: it keeps the
 # scale factors 2^(13-E) and 2^(E-13) normal numbers, and lies below every exponent that can occur.
@@ -49,6 +49,10 @@ def _host_has_avx512_vnni() -> bool:
 
 HAVE_AVX512_VNNI = _host_has_avx512_vnni()
 _forced: bool | None = None
+
+
+if HAVE_AVX512_VNNI:
+    llvmlite.binding.initialize_native_asmparser()  # for the one instruction that is named
 
 
 def enabled() -> bool:
@@ -280,51 +284,36 @@ def int8_tile(
 
 @_intrinsic
 def hopper_tile(
-    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any, runs: Any,
+    typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
+    steps: Any, runs: Any,
 ) -> Any:  # fmt: skip
-    """Chain groups of 8 `runs` products onto out[r, :]: align, cut to 13 fraction bits, add.
+    """Chain groups of 8 `runs` products onto out[:]: align, cut to 13 fraction bits, add.
 
     Both operands hold int16 pairs (k, k+1) in three planes: significand, exponent, sign.
     """
-    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
-        return None
-    count, native = rows.literal_value, bool(wide.literal_value)
-    vectors, unroll = HOPPER_COLUMNS // 16, 4
-    cells = [(r, c) for r in range(count) for c in range(vectors)]
+    unroll = 4
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, _VF)
+        tile = _Tile(context, b, sig.args[:-1], args[:-1], 1, _VF)
         runs = args[-1]
-        shift_fn = dot2 = None
-        if native:
-            kind = ir.FunctionType(_V16, [_V16] * 2)
-            shift_fn = b.module.declare_intrinsic("llvm.x86.avx512.psrlv.w.512", (), kind)
-            kind = ir.FunctionType(_V32, [_V32] * 3)
-            dot2 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpwssd.512", (), kind)
-        sixteen = _splat(_V32, 16)
+        sixteen, limit = _splat(_V32, 16), _splat(_V16, 15)
 
         def low(x: Any) -> Any:
             return b.ashr(b.shl(x, sixteen), sixteen)
 
-        def shifted(x: Any, by: Any) -> Any:
-            if native:
-                return b.call(shift_fn, [x, by])  # 16 and more give 0
-            limit = _splat(_V16, 15)  # products are below 2^15, so 15 gives 0 as well
+        def shifted(x: Any, by: Any) -> Any:  # products are below 2^15: shifted by 15 they are 0
             return b.lshr(x, b.select(b.icmp_unsigned("<", by, limit), by, limit))
 
         def signed_sum(total: Any, x: Any, sign: Any) -> Any:
-            if native:
-                return b.call(dot2, [total, b.bitcast(x, _V32), b.bitcast(sign, _V32)])
             pair = b.bitcast(b.mul(x, sign), _V32)
             return b.add(total, b.add(low(pair), b.ashr(pair, sixteen)))
 
-        def row(pair: Any, u: int, plane: int, r: int) -> Any:
-            step, at = 3 * HOPPER_ROWS, (3 * u + plane) * HOPPER_ROWS + r
+        def row(pair: Any, u: int, plane: int) -> Any:
+            step, at = 3 * HOPPER_ROWS, (3 * u + plane) * HOPPER_ROWS
             return b.bitcast(_broadcast(b, tile.scalar(pair, unroll * step, at), _V32), _V16)
 
-        def column(pair: Any, u: int, plane: int, c: int) -> Any:
-            step, at = 3 * HOPPER_COLUMNS, (3 * u + plane) * HOPPER_COLUMNS + 16 * c
+        def column(pair: Any, u: int, plane: int) -> Any:
+            step, at = 3 * HOPPER_COLUMNS, (3 * u + plane) * HOPPER_COLUMNS
             return tile.columns(pair, unroll * step, at, _V16)
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
@@ -333,51 +322,35 @@ def hopper_tile(
             def peak(p: Any, top: list[Any]) -> list[Any]:
                 pair = b.add(first, p)
                 for u in range(unroll):
-                    eb = [column(pair, u, 1, c) for c in range(vectors)]
-                    ea = [row(pair, u, 1, r) for r in range(count)]
-                    top = [
-                        _max(b, t, b.add(ea[r], eb[c]))
-                        for t, (r, c) in zip(top, cells, strict=True)
-                    ]
+                    top = [_max(b, top[0], b.add(row(pair, u, 1), column(pair, u, 1)))]
                 return top
 
-            top = _loop(b, runs, [_splat(_V16, _FLOOR)] * len(cells), peak)
-            exponent, lanes, total = [], [], []
-            for t, value in zip(top, acc, strict=True):
-                x = b.bitcast(t, _V32)
-                e = _max(b, low(x), b.ashr(x, sixteen))
-                bits = b.bitcast(value, _V32)
-                e = _max(b, e, b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255)))
-                up = b.shl(b.sub(_splat(_V32, 2 * _BIAS + _FRACTION), e), _splat(_V32, 23))
-                total.append(b.fptosi(b.fmul(value, b.bitcast(up, _VF)), _V32))
-                lanes.append(b.bitcast(b.or_(e, b.shl(e, sixteen)), _V16))
-                exponent.append(e)
+            (top,) = _loop(b, runs, [_splat(_V16, _FLOOR)], peak)
+            x, value = b.bitcast(top, _V32), acc[0]
+            e = _max(b, low(x), b.ashr(x, sixteen))
+            bits = b.bitcast(value, _V32)
+            e = _max(b, e, b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255)))
+            up = b.shl(b.sub(_splat(_V32, 2 * _BIAS + _FRACTION), e), _splat(_V32, 23))
+            total = b.fptosi(b.fmul(value, b.bitcast(up, _VF)), _V32)
+            both = b.bitcast(b.or_(e, b.shl(e, sixteen)), _V16)
 
             def add(p: Any, sums: list[Any]) -> list[Any]:
                 pair = b.add(first, p)
                 for u in range(unroll):
-                    mb, eb, sb = (
-                        [column(pair, u, plane, c) for c in range(vectors)] for plane in range(3)
-                    )
-                    new = []
-                    for i, (r, c) in enumerate(cells):
-                        ma, ea, sa = (row(pair, u, plane, r) for plane in range(3))
-                        by = b.sub(lanes[i], b.add(ea, eb[c]))
-                        term = shifted(b.mul(ma, mb[c]), by)
-                        new.append(signed_sum(sums[i], term, b.xor(sa, sb[c])))
-                    sums = new
+                    ma, ea, sa = (row(pair, u, plane) for plane in range(3))
+                    mb, eb, sb = (column(pair, u, plane) for plane in range(3))
+                    term = shifted(b.mul(ma, mb), b.sub(both, b.add(ea, eb)))
+                    sums = [signed_sum(sums[0], term, b.xor(sa, sb))]
                 return sums
 
-            results = []
-            for total_i, e in zip(_loop(b, runs, total, add), exponent, strict=True):
-                down = b.shl(b.sub(e, _splat(_V32, _FRACTION)), _splat(_V32, 23))
-                value = b.fmul(b.sitofp(total_i, _VF), b.bitcast(down, _VF))  # exact
-                kept = b.and_(b.bitcast(value, _V32), _splat(_V32, -(1 << (23 - _FRACTION))))
-                results.append(b.bitcast(kept, _VF))
-            return results
+            (total,) = _loop(b, runs, [total], add)
+            down = b.shl(b.sub(e, _splat(_V32, _FRACTION)), _splat(_V32, 23))
+            value = b.fmul(b.sitofp(total, _VF), b.bitcast(down, _VF))  # exact
+            kept = b.and_(b.bitcast(value, _V32), _splat(_V32, -(1 << (23 - _FRACTION))))
+            return [b.bitcast(kept, _VF)]
 
-        tile.store(_loop(b, tile.steps, tile.load(count), group), count)
+        tile.store(_loop(b, tile.steps, tile.load(1), group), 1)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, i64), codegen
+    return types.void(a, i64, b, i64, out, i64, i64, i64, i64), codegen

@@ -11,49 +11,67 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from numsim.kernels.simd import _BIAS as BIAS
+from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I16 as I16
 from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V16 as V16
-from numsim.kernels.simd import ZERO_EXPONENT, _broadcast, _intrinsic, _loop, _splat, pointer_at
-
-_FRACTION, _EXPONENT_BIAS = 3, 127  # of the planes' significands and exponents
+from numsim.kernels.simd import (
+    HOPPER_COLUMNS,
+    HOPPER_ROWS,
+    ZERO_EXPONENT,
+    _broadcast,
+    _intrinsic,
+    _loop,
+    _splat,
+    pointer_at,
+)
 
 
 @_intrinsic
-def fp8_planes(typing: Any, codes: Any, at: Any, runs: Any, words: Any, fields: Any) -> Any:
-    """Write significands, biased exponents and signs (0 or -2) of `runs` times 32 codes.
+def fp8_planes(
+    typing: Any, left: Any, codes: Any, at: Any, runs: Any, words: Any, fields: Any
+) -> Any:
+    """Write significands, exponents and signs of `runs` times as many codes as a pair of k has.
 
-    `fields` is `gemm_codes.Fields`; formats have at most 3 fraction bits and 8 bits in all.
+    The left operand's significands have the fraction bits of the rule, the right one's exponents
+    have a bias, and the signs are such that XOR gives 1 or -1. `fields` is `gemm_codes.Fields`;
+    formats have at most 3 fraction bits and 8 bits in all.
     """
+    if not isinstance(left, types.IntegerLiteral):
+        return None
+    plus = left.literal_value
+    vector = ir.VectorType(I16, 2 * (HOPPER_ROWS if plus else HOPPER_COLUMNS))
+    places, more = (FRACTION - 3, 0) if plus else (3, BIAS)  # of 3 + 3 fraction bits make 13
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], args[1])
-        source = b.bitcast(source, ir.VectorType(ir.IntType(8), 32).as_pointer())
-        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        target = b.bitcast(target, V16.as_pointer())
+        args, kinds = args[1:], sig.args[1:]
+        source = pointer_at(context, b, kinds[0], args[0], args[1])
+        source = b.bitcast(source, ir.VectorType(ir.IntType(8), vector.count).as_pointer())
+        target = pointer_at(context, b, kinds[3], args[3], ir.Constant(I64, 0))
+        target = b.bitcast(target, vector.as_pointer())
 
         def field(index: int) -> Any:
-            return _broadcast(b, b.trunc(b.extract_value(args[4], index), I16), V16)
+            return _broadcast(b, b.trunc(b.extract_value(args[4], index), I16), vector)
 
         magnitude, sign_bit, _, trailing, fraction, bias = (field(i) for i in range(6))
-        one, zero = _splat(V16, 1), _splat(V16, 0)
-        up = b.sub(_splat(V16, _FRACTION), trailing)
-        rebias = b.sub(_splat(V16, _EXPONENT_BIAS), bias)
+        one, zero, positive, negative = (_splat(vector, n) for n in (1, 0, plus, plus - 2))
+        up = b.sub(_splat(vector, places), trailing)
+        rebias = b.sub(_splat(vector, more), bias)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
-            code = b.zext(b.load(b.gep(source, [i]), align=1), V16)
+            code = b.zext(b.load(b.gep(source, [i]), align=1), vector)
             m = b.and_(code, magnitude)
             top = b.lshr(m, trailing)
             normal = b.icmp_unsigned("!=", top, zero)
             hidden = b.shl(b.select(normal, one, zero), trailing)
             exponent = b.add(b.select(normal, top, one), rebias)
-            nothing = _splat(V16, ZERO_EXPONENT + _EXPONENT_BIAS)
+            nothing = _splat(vector, ZERO_EXPONENT + more)
             exponent = b.select(b.icmp_unsigned("!=", m, zero), exponent, nothing)
-            negative = b.icmp_unsigned("!=", b.and_(code, sign_bit), zero)
+            below = b.icmp_unsigned("!=", b.and_(code, sign_bit), zero)
             planes = (
                 b.shl(b.or_(b.and_(m, fraction), hidden), up),
                 exponent,
-                b.select(negative, _splat(V16, -2), zero),
+                b.select(below, negative, positive),
             )
             first = b.mul(i, ir.Constant(I64, 3))
             for p, plane in enumerate(planes):
@@ -64,4 +82,4 @@ def fp8_planes(typing: Any, codes: Any, at: Any, runs: Any, words: Any, fields: 
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(codes, i64, i64, words, fields), codegen
+    return types.void(left, codes, i64, i64, words, fields), codegen

@@ -25,6 +25,7 @@ from numsim.kernels import (
     gemm_mac,
     gemm_saturate,
     gemm_values,
+    simd,
     simd_int,
 )
 from numsim.kernels import simd_align as kinds
@@ -35,7 +36,6 @@ from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
 from numsim.targets.types import Exact, Fused, IntSum, Mac
 
-_LOW, _HIGH = 2.0**-90, 2.0**120  # accumulators that the 13-bit kernel takes
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
@@ -127,24 +127,27 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
         return False
     if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
-    if min(a.fmt.emin, b.fmt.emin) < -16 or not (survey(a).finite and survey(b).finite):
+    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
+    if low < gemm_hopper.LEAST or high > gemm_hopper.MOST:
+        return False
+    if not (survey(a).finite and survey(b).finite):
         return False
     if c is None:
         return True
     size = np.abs(c)
-    return bool(((size == 0) | ((size >= _LOW) & (size <= _HIGH))).all())
+    return bool(((size == 0) | ((size >= gemm_hopper.LOW) & (size <= gemm_hopper.HIGH))).all())
 
 
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
-    left, right = batched(decode(a.codes, a.fmt)), batched(b.codes)
-    key = f"fp8 {rule.group}"
+    left, right = batched(a.codes), batched(b.codes)
+    key = f"fp8 {rule.group} {simd.enabled()}"
     packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
 
     def item(i: int) -> NDArray[np.float32]:
         at = min(i, len(right) - 1)
         one = gemm_codes.PackedCodes(packed.panels[at : at + 1], packed.lines)
-        rows = gemm_hopper.pack_a(left[i], a.fmt.emin, rule.group)
+        rows = gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
         start = None if c is None else c[i]
         sums: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
         return sums
