@@ -143,18 +143,22 @@ def float_tile(
 def _reader(b: Any, fields: Any, lanes: int) -> tuple[Any, Any, Any]:
     """Return how `lanes` words of four codes each are read, as three functions."""
     wide, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(_I8, 4 * lanes)
+    floats = ir.VectorType(ir.FloatType(), lanes)
 
     def field(index: int, vector: Any = wide) -> Any:
         value = b.extract_value(fields, index)
         return _broadcast(b, value if vector is wide else b.trunc(value, _I8), vector)
 
-    magnitude, trailing, up, rebias = (field(i) for i in (0, 3, 6, 8))
+    magnitude, up, rebias = (field(i) for i in (0, 6, 8))
     magnitude8, sign8, trailing8, bias8 = (field(i, bytes_) for i in (0, 1, 3, 5))
-    least, binade = b.shl(_splat(wide, 1), trailing), _splat(wide, 1 << 23)
     zero8, one8, none8 = (_splat(bytes_, n) for n in (0, 1, _NONE))
-    floats = ir.VectorType(ir.FloatType(), lanes)
-    # a subnormal magnitude is read as if it had a hidden bit, which is then taken off
-    hidden = b.bitcast(b.add(rebias, binade), floats)
+    placed = b.shl(magnitude, up)
+    kind = ir.FunctionType(wide, [wide] * 3)
+    turn = b.module.declare_intrinsic(f"llvm.fshl.v{lanes}i32", (), kind)
+    kind = ir.FunctionType(floats, [floats] * 3)
+    fma = b.module.declare_intrinsic(f"llvm.fma.v{lanes}f32", (), kind)
+    two = _splat(floats, 2.0)
+    least = b.fneg(b.bitcast(b.add(rebias, _splat(wide, 1 << 23)), floats))
 
     def exponents(words: Any) -> Any:
         m = b.and_(b.bitcast(words, bytes_), magnitude8)
@@ -163,11 +167,12 @@ def _reader(b: Any, fields: Any, lanes: int) -> tuple[Any, Any, Any]:
         return b.select(b.icmp_unsigned("==", m, zero8), none8, e)
 
     def magnitudes(words: Any, q: int) -> Any:
-        m = b.and_(b.lshr(words, _splat(wide, 8 * q)), magnitude)
-        small = b.icmp_unsigned("<", m, least)
-        bits = b.add(b.shl(m, up), rebias)
-        value = b.bitcast(b.select(small, b.add(bits, binade), bits), floats)
-        return b.select(small, b.fsub(value, hidden), value)
+        bits = b.call(turn, [words, words, b.sub(up, _splat(wide, 8 * q))])  # counts modulo 32
+        read = b.bitcast(b.add(b.and_(bits, placed), rebias), floats)
+        # A subnormal magnitude was read as (1 + f) 2^(emin - 1) instead of f 2^emin, which is
+        # twice that less 2^emin; for the others that difference is no less than what was read.
+        twice = b.call(fma, [read, two, least])
+        return b.select(b.fcmp_ordered("<", read, twice), read, twice)
 
     def negative(words: Any) -> Any:
         return b.icmp_unsigned("!=", b.and_(b.bitcast(words, bytes_), sign8), zero8)
