@@ -16,7 +16,7 @@ from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
-from numsim.targets import steps
+from numsim.targets import scaling, steps
 from numsim.targets.integers import limits
 from numsim.targets.table import get_target
 from numsim.targets.trace import Trace, trace
@@ -194,7 +194,9 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
         yield f"parts added in order: {_number(total)}, {hex_word(total)}"
     outside = a.scale is not None and found.chains[0][0].a.scale_codes is None
     if outside or a.tensor_scale is not None:
-        yield "scales applied in float32 after the unit"
+        above = scaling.tensor_scale(a, b)
+        of = "" if above is None else f": of the whole tensors {_number(above)}"
+        yield f"scales applied in float32 after the unit{of}"
     yield f"D = {_number(found.d)}, {hex_word(found.d)}"
 
 
