@@ -14,6 +14,7 @@ from rich.table import Table
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.explain import explain_mma, rule_words
+from numsim.targets.table import label
 from numsim.targets.types import CLASSES
 
 
@@ -51,7 +52,12 @@ def target_text(unit: Target) -> str:
       fp8            Exact(group=4, negative_zero=True)
                      float8_e4m3fn, float8_e5m2
     """
-    rows = [("maturity", unit.maturity), ("evidence", unit.evidence), ("source", unit.source)]
+    changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
+    rows = [
+        ("maturity", unit.maturity + changed),
+        ("evidence", unit.evidence),
+        ("source", unit.source),
+    ]
     rows += _chain_words(unit)
     for kind, rule in unit.rules:
         operands = kind.removeprefix("mx:").partition("->")[0]
@@ -59,7 +65,7 @@ def target_text(unit: Target) -> str:
         if operands in CLASSES:
             scaled = ", with block scales inside the unit" if kind.startswith("mx:") else ""
             rows.append(("", ", ".join(CLASSES[operands]) + scaled))
-    return "\n".join([unit.name, *(f"  {key:<14} {value}".rstrip() for key, value in rows)])
+    return "\n".join([label(unit), *(f"  {key:<14} {value}".rstrip() for key, value in rows)])
 
 
 def _chain_words(unit: Target) -> list[tuple[str, str]]:

@@ -367,6 +367,28 @@ BAD = [
 ]
 
 
+def test_pairs_that_no_unit_multiplies_are_named():
+    grid = {"formats": ["int8", "e4m3", "mxfp4_e2m1"], "granularities": ["per_tensor"]}
+    spec = ns.SweepSpec(targets=["ideal.fp32", "ideal.int"], **grid)
+    words = "left out.*format: float8_e4m3fn on ideal.int, mxfp4_e2m1 on ideal.int$"
+    with pytest.warns(ns.SkippedWarning, match=words):
+        found = cases(spec, model="m", text="t", text_hash="")
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"targets": ["ideal.int"]}, "sweep: targets of a grid"), ({"rounding": "sr"}, "sweep: rounding of a grid"),
+     ({"targets": ["ideal.int"], "granularities": ["none"]}, "targets and granularities of")],
+)  # fmt: skip
+def test_fields_of_a_grid_that_is_not_swept_are_refused(change, words, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(RULES % 32)
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.sweep({"recipes": [path], "out": tmp_path / "r.csv"} | change)
+    assert not (tmp_path / "r.csv").exists()
+
+
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_specs(change, message, tmp_path):
     with pytest.raises(ns.NumsimError, match=message):

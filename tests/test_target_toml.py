@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import numsim as ns
+from numsim.cli import app
+from numsim.sweep.spec import cases
+from numsim.targets.explain import explain_mma
 from numsim.targets.toml import parse_target
 
 HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "none"\nsource = "me"\n'
@@ -124,5 +128,38 @@ def test_a_sweep_takes_a_unit_from_a_file(tmp_path):
          "granularities": ("per_tensor",)}
     )  # fmt: skip
     whole = rows[rows["layer"] == "all"]
-    assert list(whole["target"]) == [str(path), "ideal.int"]
+    assert list(whole["target"]) == ["my.unit", "ideal.int"]
     assert whole["perplexity"].nunique() == 1
+
+
+def test_what_a_sweep_calls_units(tmp_path):
+    """A named unit with other fields is not that unit; two of one name go by their files."""
+    unit = ns.get_target("ideal.int", acc_bits=20)
+    own = unit.to_toml().replace("ideal.int", "my.unit")
+    texts = {
+        "same": ns.get_target("ideal.int").to_toml(), "narrow": unit.to_toml(), "own": own,
+        "again": own, "document": own.replace('"definition"', '"document"'),
+        "hopper": ns.get_target("nvidia.hopper.wgmma").to_toml().replace("= 16", "= 8", 1),
+    }  # fmt: skip
+    paths = {name: str(tmp_path / f"{name}.toml") for name in texts}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+
+    def called(*names):
+        spec = ns.SweepSpec(
+            formats=("int8",), granularities=("per_tensor",),
+            targets=["ideal.int", *(paths[n] for n in names)],
+        )  # fmt: skip
+        found = cases(spec, model="m", text="t", text_hash="")
+        assert len({case.case_id for case in found}) == len(found)
+        return [case.target for case in found]
+
+    assert called("same") == ["ideal.int"]
+    assert called("narrow", "own", "again") == ["ideal.int", "ideal.int (acc_bits=20)", "my.unit"]
+    assert called("own", "document") == ["ideal.int", paths["own"], paths["document"]]
+    assert called("hopper") == ["ideal.int", "nvidia.hopper.wgmma (changed)"]
+    text = explain_mma(paths["hopper"])
+    assert text.startswith("nvidia.hopper.wgmma (changed): ")
+    assert "\nsilicon without the changes: " in text
+    text = CliRunner().invoke(app, ["targets", paths["narrow"]]).stdout
+    assert text.startswith("ideal.int (acc_bits=20)\n  maturity       definition (of ideal.int ")

@@ -18,7 +18,7 @@ from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
 from numsim.targets.integers import limits
-from numsim.targets.table import get_target
+from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, IntSum, Rule, Target
 from numsim.targets.units import DTYPES
@@ -178,9 +178,10 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
 
 def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
     unit = found.target
-    yield f"{unit.name}: {a.fmt.name} x {b.fmt.name} -> {found.d.dtype}, K = {a.shape[-1]}"
+    yield f"{label(unit)}: {a.fmt.name} x {b.fmt.name} -> {found.d.dtype}, K = {a.shape[-1]}"
     yield rule_words(found.rule)
-    yield f"{unit.maturity}: {unit.evidence}"
+    changed = "" if label(unit) == unit.name else " without the changes"
+    yield f"{unit.maturity}{changed}: {unit.evidence}"
     number = 0
     for i, chain in enumerate(found.chains):
         if len(found.chains) > 1:

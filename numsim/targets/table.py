@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,48 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         changes["promote_every"] = changes.pop("rows")
     plain = {k: int(v) if isinstance(v, np.integer) else v for k, v in changes.items()}
     return target.changed(**plain) if plain else target
+
+
+def changes_of(target: Target) -> dict[str, Any] | None:
+    """Return the fields that make a unit of the named one; None where no such fields do.
+
+    Examples
+    --------
+    >>> changes_of(get_target("ideal.int", acc_bits=24))
+    {'acc_bits': 24}
+    """
+    base = TARGETS.get(target.name)
+    if base is None or base == target:
+        return None if base is None else {}
+    pairs: list[tuple[Any, Any]] = [(target, base)]
+    pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
+    changes = {
+        f.name: getattr(new, f.name)
+        for new, old in pairs
+        for f in fields(new)
+        if f.name != "rules"
+        and type(new) is type(old)
+        and getattr(new, f.name) != getattr(old, f.name)
+    }
+    try:
+        same = get_target(target.name, **changes) == target
+    except NumsimError:
+        same = False
+    return changes if same else None
+
+
+def label(target: Target) -> str:
+    """Return what results call a unit: a named one with changed fields is not that unit.
+
+    Examples
+    --------
+    >>> label(get_target("ideal.int")), label(get_target("ideal.int", acc_bits=24))
+    ('ideal.int', 'ideal.int (acc_bits=24)')
+    """
+    if TARGETS.get(target.name, target) == target:
+        return target.name
+    changes = changes_of(target) or {}
+    return f"{target.name} ({', '.join(f'{k}={v}' for k, v in changes.items()) or 'changed'})"
 
 
 def list_targets() -> tuple[str, ...]:
