@@ -139,6 +139,25 @@ def test_settings_that_differ_are_named(tmp_path):
     }
 
 
+def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
+    local, more = {("0", "fc1"): 3.0}, {"text": "a.txt", "tokens": 100}
+    rows = [
+        *case("a", "int8", "none", "ideal.int", 9.0, local, **more),
+        *case("b", "int4", "none", "ideal.int", 10.0, local, **more),
+        *case("c", "int8", "none", "ideal.fp32", 7.0, local, **more | {"tokens": 50}),
+        *case("d", "int4", "none", "ideal.fp32", 8.0, local, **more | {"tokens": 50}),
+    ]
+    path = save(tmp_path / "r.csv", rows)
+    assert pivot(read_results(path), "perplexity").index.get_level_values(0).tolist() == [
+        "int8 tokens=100", "int4 tokens=100", "int8 tokens=50", "int4 tokens=50",
+    ]  # fmt: skip
+    page = write_report(path, tmp_path / "out")[0].read_text()
+    lowest = [line for line in page.splitlines() if line.startswith("- Lowest")]
+    assert len(lowest) == 2
+    assert "7.000 (`int8 tokens=50`" in lowest[0]
+    assert "9.000 (`int8 tokens=100`" in lowest[1]
+
+
 @pytest.mark.parametrize("perplexity", [math.inf, 5.0, ""])
 def test_single_case_with_little_in_it(tmp_path, perplexity):
     rows = case("a", "nf4", "none", "ideal.exact", 5.0, {("lm_head", ""): math.inf})

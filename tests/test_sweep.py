@@ -10,6 +10,7 @@ import pytest
 import numsim as ns
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
+from numsim.screen import sweep_table
 from numsim.sweep import COLUMNS
 from numsim.sweep.inputs import Inputs, windows
 from numsim.sweep.overflow import COUNTED
@@ -367,6 +368,23 @@ BAD = [
 ]
 
 
+def test_unlike_runs_are_not_ranked_together(tmp_path, capsys):
+    plan = SMALL | {"granularities": ["per_tensor"], "out": tmp_path / "r.csv", "resume": True}
+    ns.sweep(plan)
+    rows = ns.sweep(plan | {"limit_tokens": 100, "formats": ["int8", "int4"]})
+    sweep_table(rows)
+    tables = capsys.readouterr().out.split("error versus bit format, best first; ")[1:]
+    runs = rows.query("layer == 'all'").drop_duplicates("tokens")
+    assert len(tables) == len(runs) == 2
+    for table, run, formats in zip(
+        tables, runs.itertuples(), (["int8"], ["int8", "int4"]), strict=True
+    ):
+        words = " ".join(table.split())
+        assert words.startswith(f"tiny_llama, {run.tokens:.0f} tokens of course.rst, reference ")
+        assert f"perplexity {run.perplexity_reference:.3f} " in words
+        assert [f for line in table.splitlines() for f in ("int8", "int4") if f in line] == formats
+
+
 def test_pairs_that_no_unit_multiplies_are_named():
     grid = {"formats": ["int8", "e4m3", "mxfp4_e2m1"], "granularities": ["per_tensor"]}
     spec = ns.SweepSpec(targets=["ideal.fp32", "ideal.int"], **grid)
@@ -378,7 +396,7 @@ def test_pairs_that_no_unit_multiplies_are_named():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"targets": ["ideal.int"]}, "sweep: targets of a grid"), ({"rounding": "sr"}, "sweep: rounding of a grid"),
+    [({"targets": ["ideal.int"]}, "sweep: targets of"), ({"rounding": "sr"}, "sweep: rounding of"),
      ({"targets": ["ideal.int"], "granularities": ["none"]}, "targets and granularities of")],
 )  # fmt: skip
 def test_fields_of_a_grid_that_is_not_swept_are_refused(change, words, tmp_path):

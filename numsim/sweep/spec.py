@@ -293,7 +293,7 @@ def cases(
         if unused:
             raise NumsimError(
                 f"sweep: {' and '.join(unused)} of a grid without formats: recipes name their own; "
-                f"add formats, to sweep them beside the recipes, or leave {' and '.join(unused)} out"
+                f"add formats, to sweep them too, or leave {' and '.join(unused)} out"
             )
         formats = ()
     elif formats is None:
