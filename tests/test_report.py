@@ -5,7 +5,7 @@ import pytest
 
 import numsim.report
 from numsim.errors import NumsimError
-from numsim.report import write_report
+from numsim.report import figures, write_report
 from numsim.report.tables import local_sqnr, pivot, read_results
 from numsim.sweep.columns import NAMES
 
@@ -101,6 +101,28 @@ def test_same_bytes_twice_and_whatever_the_style(csv, tmp_path):
     again = write_report(csv, tmp_path / "one")
     for paths in zip(first, second, again, strict=True):
         assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_figures_tell_targets_of_a_format_apart(csv, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", lambda figure, caption: drawn.append(figure))
+    results = read_results(csv)
+    figures.draw_figures(results)
+    for figure in drawn[:2]:
+        same = [
+            line for line in figure.axes[0].lines
+            if line.get_marker() == "o" and line.get_linestyle() == "None"
+        ]  # fmt: skip
+        colours = {"ideal.fp32": "#0072B2", "ideal.int": "#D55E00"}
+        assert [line.get_color() for line in same] == [
+            colours[t] for t in results.cases.loc[results.cases.scales == "per_tensor", "target"]
+        ]
+        places = [
+            line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1
+        ]
+        assert len(set(places)) == len(results.cases)
+        words = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert words[:3] == ["target", "ideal.fp32", "ideal.int"]
 
 
 def test_unfinished_cases_and_cut_lines_are_left_out(tmp_path, rows):
