@@ -14,8 +14,10 @@ from rich.table import Table
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.explain import explain_mma, rule_words
-from numsim.targets.table import label
+from numsim.targets.table import OPEN, label
+from numsim.targets.toml import target_to_toml
 from numsim.targets.types import CLASSES
+from numsim.targets.words import MATURITIES, explained
 
 
 def register(app: typer.Typer) -> None:
@@ -27,16 +29,20 @@ def targets(
     name: Annotated[
         str | None, typer.Argument(help="Show one unit in full: a name or a .toml file.")
     ] = None,
-    toml: Annotated[bool, typer.Option("--toml", help="Print the unit as TOML, to edit.")] = False,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Print the unit as TOML, to edit; give it another name.")
+    ] = False,
 ) -> None:
     """List the matrix units, or everything about one of them."""
     if name is None:
         if toml:
             raise NumsimError("targets: --toml prints one unit; got no NAME; try targets ideal.mac")
         _print(_targets_table())
+        maturities: list[tuple[str, str]] = [*MATURITIES.items()]
+        typer.echo(f"maturity:\n{_aligned(maturities)}\n{OPEN}")
         return
     unit = get_target(name)
-    typer.echo(unit.to_toml() if toml else target_text(unit), nl=not toml)
+    typer.echo(target_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
 
 
 def target_text(unit: Target) -> str:
@@ -51,6 +57,16 @@ def target_text(unit: Target) -> str:
       source         Arm Architecture Reference Manual, A1.5 and instruction pages
       fp8            Exact(group=4, negative_zero=True)
                      float8_e4m3fn, float8_e5m2
+    what the words mean (numsim targets NAME --toml prints a unit to edit)
+      document        written from the vendor's text; no recording confirms it (warns once ...)
+      Exact           exact sums, rounded once to nearest even
+        group         products in one exact sum, the next takes it as its accumulator; unset: all
+        negative_zero a sum of nothing but -0 is -0; false: every zero is +0
+      Target          fields of whole dot products
+        promote_every restart from +0 every so many k, add the parts in an outer accumulator
+        split_k       parts of K that are summed apart and added afterwards
+        split_order   contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise
+        split_tile    width of those tiles in k
     """
     changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
     rows = [
@@ -65,7 +81,14 @@ def target_text(unit: Target) -> str:
         if operands in CLASSES:
             scaled = ", with block scales inside the unit" if kind.startswith("mx:") else ""
             rows.append(("", ", ".join(CLASSES[operands]) + scaled))
-    return "\n".join([label(unit), *(f"  {key:<14} {value}".rstrip() for key, value in rows)])
+    words = [(unit.maturity, MATURITIES[unit.maturity]), *explained(unit)]
+    head = "what the words mean (numsim targets NAME --toml prints a unit to edit)"
+    return "\n".join([label(unit), _aligned(rows), head, _aligned(words)])
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    width = max(14, *(len(key) for key, _ in rows))
+    return "\n".join(f"  {key:<{width}} {value}".rstrip() for key, value in rows)
 
 
 def _chain_words(unit: Target) -> list[tuple[str, str]]:

@@ -237,6 +237,10 @@ def test_targets_lists_all():
     assert done.exit_code == 0, done.exception
     for name in ns.list_targets():
         assert name in done.stdout
+    assert done.stdout.count("no recording decides; both are") == 1
+    legend = done.stdout.partition("\nmaturity:\n")[2]
+    for word in ("definition", "silicon", "model", "document", "assumed"):
+        assert f"\n  {word} " in "\n" + legend
 
 
 def test_one_target_in_full(tmp_path):

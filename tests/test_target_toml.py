@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from typing import get_args
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +15,8 @@ from numsim.cli import app
 from numsim.sweep.spec import cases
 from numsim.targets.explain import explain_mma
 from numsim.targets.toml import parse_target
+from numsim.targets.types import Maturity, Rule
+from numsim.targets.words import FIELDS, MATURITIES, RULES, field_words
 
 HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "none"\nsource = "me"\n'
 FUSED = '[rules.fp8]\nkind = "Fused"\ngroup = 8\nalign_bits = 20\n'
@@ -24,6 +30,31 @@ def test_round_trip(name, tmp_path):
     path.write_text(unit.to_toml(), encoding="utf-8")
     assert ns.Target.from_toml(path) == unit
     assert ns.get_target(str(path)) == ns.get_target(path) == unit
+
+
+@pytest.mark.parametrize("name", ns.list_targets())
+def test_comments_say_every_field(name):
+    unit = ns.get_target(name)
+    done = CliRunner().invoke(app, ["targets", name, "--toml"])
+    assert parse_target(done.stdout) == unit
+    page = CliRunner().invoke(app, ["targets", name]).stdout
+    assert f"  {unit.maturity} " in page.partition("what the words mean")[2]
+    for kind in {type(rule) for _, rule in unit.rules}:
+        for f in fields(kind):
+            words = field_words(kind, f.name)
+            assert f"  # {words}\n" in done.stdout
+            assert re.search(rf"^    {f.name} +{re.escape(words)}$", page, re.MULTILINE)
+
+
+def test_words_are_of_fields_that_exist():
+    kinds = {kind.__name__: kind for kind in get_args(Rule)}
+    assert set(RULES) == set(kinds)
+    assert set(MATURITIES) == set(get_args(Maturity))
+    every = {(kind.__name__, f.name) for kind in (*kinds.values(), ns.Target) for f in fields(kind)}
+    for key in FIELDS:
+        assert tuple(key.split(".")) in every if "." in key else key in {name for _, name in every}
+    for name in {f.name for f in fields(ns.Target)}:
+        assert field_words(ns.Target, name)
 
 
 def test_changed_unit_round_trips():

@@ -26,9 +26,11 @@ _MATLAB = "Khattak and Mikaitis, arXiv 2512.07004"
 _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
-_MODELS_DIFFER = (
-    "models differ on zero products and the least exponent; no recording decides: fields "
-    "zero_products, min_exponent (none, -126, -132, -133 or -139; float16 -19, -20 or -21)"
+_MODELS_DIFFER = "open: zero_products, min_exponent"
+OPEN = (
+    "open: models differ on zero products and the least exponent, and no recording decides; both "
+    "are fields: zero_products, min_exponent (unset, -126, -132, -133 or -139; float16 -19, -20 or "
+    "-21)"
 )
 
 

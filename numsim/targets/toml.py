@@ -22,6 +22,7 @@ from numsim.targets.types import (
     Target,
     TwoStage,
 )
+from numsim.targets.words import RULES, field_words
 
 _KINDS: dict[str, type] = {
     kind.__name__: kind for kind in (Exact, Mac, IntSum, Fused, TwoStage, ScaledFp4)
@@ -90,21 +91,34 @@ def parse_target(text: str) -> Target:
     return target
 
 
-def target_to_toml(target: Target) -> str:
-    """Return a unit as TOML; see `Target.to_toml`."""
+def target_to_toml(target: Target, *, comments: bool = False) -> str:
+    """Return a unit as TOML; see `Target.to_toml`.
+
+    `comments`: with the fields that are unset, and what a field means where it first appears.
+    """
     lines = []
     for f in fields(target):
         value = getattr(target, f.name)
-        if f.name != "rules" and value != f.default:
-            lines.append(f"{f.name} = {_written(value)}")
+        if f.name != "rules" and (value != f.default or comments):
+            unset = "# " if value == f.default else ""
+            lines.append(unset + _line(target, f.name, value, comments))
+    said: set[type] = set()
     for kind, rule in target.rules:
-        lines += ["", f"[rules.{key_of(kind)}]", f'kind = "{type(rule).__name__}"']
-        lines += [
-            f"{f.name} = {_written(getattr(rule, f.name))}"
-            for f in fields(rule)
-            if getattr(rule, f.name) is not None
-        ]
+        new = comments and type(rule) not in said
+        said.add(type(rule))
+        lines += ["", f"[rules.{key_of(kind)}]"]
+        words = f"  # {RULES[type(rule).__name__]}" if new else ""
+        lines.append(f'kind = "{type(rule).__name__}"{words}')
+        for f in fields(rule):
+            value = getattr(rule, f.name)
+            if value is not None or new:
+                lines.append(("# " if value is None else "") + _line(rule, f.name, value, new))
     return "\n".join(lines) + "\n"
+
+
+def _line(item: Target | Rule, name: str, value: Any, comments: bool) -> str:
+    line = f"{name} = {'' if value is None else _written(value)}".rstrip()
+    return f"{line}  # {field_words(item, name)}" if comments else line
 
 
 def _written(value: Any) -> str:
