@@ -169,21 +169,25 @@ def read_values(text: str) -> list[tuple[float, float]]:
 
 
 def print_silicon(only: str) -> None:
-    """Print how recordings and models were reproduced; the command ``verify silicon``."""
+    """Print how outputs of hardware and of models were reproduced: ``verify silicon``."""
     from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
     folder = golden_folder()
-    table = Table(title=f"recordings in {_short(folder)}, bit for bit")
-    columns = ("file", "unit", "rows", "equal", "undecided", "equal here", "equal, other choice")
+    table = Table(title=f"outputs in {_short(folder)}, replayed bit for bit")
+    columns = (
+        "file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
+        "equal, other choice",
+    )  # fmt: skip
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
     rows: list[SiliconRow] = []
     notes: dict[str, None] = {}
     for row in check_silicon(folder, only=only):
         rows.append(row)
         open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
         table.add_row(
-            row.file, row.unit, f"{row.rows:,}", f"{row.equal:,}{'' if row.ok else '  FAIL'}",
+            row.file, row.recorded_on, row.unit, f"{row.rows:,}",
+            f"{row.equal:,}{'' if row.ok else '  FAIL'}",
             *(str(n) if row.undecided else "" for n in open_ones),
         )  # fmt: skip
         if row.note:
@@ -192,8 +196,12 @@ def print_silicon(only: str) -> None:
     failed = [row for row in rows if not row.ok]
     for row in failed:
         typer.echo(f"FAIL {row.file} {row.unit}: first {row.first}")
+    typer.echo("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
     if notes:
-        typer.echo("Undecided: two models differ and no recording decides; both can be chosen.")
+        typer.echo(
+            "Undecided: results beside the others, on which two models differ and no silicon was "
+            "recorded; both choices are fields:"
+        )
         for note in notes:
             typer.echo(f"  {note}")
         typer.echo(

@@ -274,10 +274,17 @@ def test_silicon_table(monkeypatch):
     monkeypatch.setenv("NUMSIM_GOLDEN", str(RECORDED))
     done = run("verify", "silicon", "--only", "mmasim_cdna12")
     assert done.exit_code == 0, done.exception
-    assert "amd.cdna1.mfma" in done.stdout
+    assert re.search(r"mmasim_cdna12 +│ model +│ amd.cdna1.mfma", done.stdout)
+    assert done.stdout.count("\nUndecided: ") == done.stdout.count("\nRecorded on silicon: ") == 1
     assert "here tree, other exact" in done.stdout
     assert "0 of 2 units differ" in done.stdout
     assert isinstance(run("verify", "silicon", "--only", "none").exception, ns.NumsimError)
+
+
+@recorded
+def test_what_outputs_were_recorded_on():
+    kinds = {row.recorded_on for row in check_silicon(RECORDED, only="hw_V100")}
+    assert kinds == {"silicon"}
 
 
 @recorded
