@@ -365,6 +365,8 @@ BAD = [
     ({"out": "/nowhere/r.csv"}, "there is no folder /nowhere"),
     ({"seed": -1}, "seed"),
     ({"rounding": "stochastic"}, "rounding is one of"),
+    ({"text": "a\0b"}, "no NUL character"),
+    ({3: 4}, "3: Keys should be strings"),
 ]
 
 

@@ -91,7 +91,7 @@ def mac(lines, kind="fp16"):
         (HEAD + "rules = 3\n", "none came"),
         (HEAD + "[rules]\nfp8 = 3\n", "is a table of kind"),
         (HEAD.replace("assumed", "asumed") + FUSED, "did you mean assumed"),
-        (HEAD.replace('"me"', "3") + FUSED, "source is a text; got 3"),
+        (HEAD.replace('"me"', "3") + FUSED, "source is a text on one line; got 3"),
         (HEAD + "promot_every = 3\n" + FUSED, "did you mean promote_every"),
         (HEAD + 'promote_every = "3"\n' + FUSED, "promote_every is 1 to"),
         (HEAD + 'split_order = "serial"\n' + FUSED, "split_k is 1"),
@@ -104,7 +104,7 @@ def mac(lines, kind="fp16"):
         (HEAD + FUSED.replace("align_bits", "align_bit"), "did you mean align_bits"),
         (HEAD + FUSED.replace("group = 8", "group = 8.5"), "group is 1 to"),
         (HEAD + FUSED.replace("group = 8", "group = true"), "group is 1 to"),
-        (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35; got 60"),
+        (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35, a whole number; got 60"),
         (HEAD + FUSED.replace("fp8", "int8"), "take IntSum, Exact, Mac; got Fused"),
         (HEAD + FUSED.replace("fp8", "number"), "take Exact; got Fused"),
         (HEAD + FUSED.replace("fp8", "float"), "take Exact, Mac; got Fused"),
@@ -116,8 +116,14 @@ def mac(lines, kind="fp16"):
         (mac('fused = true\nproduct_format = "float16"'), "keep one"),
         (mac("group = 4"), "order is sequential"),
         (mac('acc_format = "posit8_es1"'), "a signed float of 2 to 24 bits of precision"),
-        (mac('acc_format = "flot16"'), "unknown format"),
-        (mac("acc_format = 3"), "format"),
+        (mac('acc_format = "flot16"'), "my.unit: acc_format: unknown format"),
+        (mac("acc_format = 3"), "my.unit: acc_format: a format is a name"),
+        (HEAD + FUSED.replace("fp8", '"mx:int8"'), "Fused aligns floats of one class; int8"),
+        (HEAD + FUSED.replace("fp8", '"int8->float16"'), "aligns floats of one class; int8"),
+        (HEAD + FUSED.replace("fp8", '"float->float16"'), "aligns floats of one class; float"),
+        (HEAD.replace("my.unit", " ") + FUSED, "name is a text on one line; got ' '"),
+        (HEAD.replace("my.unit", "a\\nb") + FUSED, "name is a text on one line"),
+        ("a = " + "[" * 5000 + "]" * 5000, "not TOML"),
         (mac('rounding = "sr"'), "rounding is one of"),
         (mac('fused = "no"'), "fused is True or False"),
         ("name = ", "not TOML"),
@@ -138,6 +144,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ns.get_target("missing.toml")
     with pytest.raises(ns.NumsimError, match="cannot read"):
         ns.Target.from_toml(tmp_path)
+    with pytest.raises(ns.NumsimError, match="null byte"):
+        ns.get_target("a\0.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     with pytest.raises(ns.NumsimError, match="UTF-8"):
         ns.Target.from_toml(tmp_path / "latin.toml")

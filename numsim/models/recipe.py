@@ -255,7 +255,7 @@ class Recipe:
             raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise NumsimError(
                 f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
             ) from None

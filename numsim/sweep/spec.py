@@ -112,7 +112,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}"
         )
     try:
-        return SweepSpec(**fields)
+        return SweepSpec.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -133,7 +133,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise NumsimError(f"sweep: {path} is not valid TOML: {error}") from None
 
 

@@ -204,7 +204,7 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         if "promote_every" in changes:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
-    plain = {k: int(v) if isinstance(v, np.integer) else v for k, v in changes.items()}
+    plain = {k: v.item() if isinstance(v, np.integer | np.bool_) else v for k, v in changes.items()}
     return target.changed(**plain) if plain else target
 
 

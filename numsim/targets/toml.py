@@ -34,11 +34,12 @@ def read_target(path: str | Path) -> Target:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NumsimError(f"cannot read {file}: {error}; give a UTF-8 TOML file") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise NumsimError(f"cannot read {str(file)!r}: {why}; give a UTF-8 TOML file") from None
     try:
         return parse_target(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise NumsimError(f"{file}: not TOML: {error}") from None
     except NumsimError as error:
         raise NumsimError(f"{file}: {error}") from None
@@ -73,8 +74,9 @@ def parse_target(text: str) -> Target:
     known = {f.name: f for f in fields(Target) if f.name != "rules"}
     _check_keys("a unit", own, known)
     for key in ("name", "maturity", "evidence", "source"):
-        if not isinstance(own[key], str) or not own[key]:
-            raise NumsimError(f"{key} is a text; got {own[key]!r}")
+        value = own[key]
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise NumsimError(f"{key} is a text on one line; got {value!r}")
     words = get_args(Maturity)
     if own["maturity"] not in words:
         raise NumsimError(
