@@ -355,6 +355,7 @@ def bundle(tmp_path):
 BAD = [
     ({"formats": ["int9x"]}, "unknown format 'int9x'"),
     ({"formats": []}, "grid is empty"),
+    ({"targets": []}, "grid is empty"),
     ({"targets": ["nvidia.hoper.wgmma"]}, "did you mean nvidia.hopper.wgmma"),
     ({"formats": ["int8"], "targets": ["nvidia.volta.mma"]}, "none of the targets"),
     ({"granularities": ["per_row"]}, "granularity is one of"),

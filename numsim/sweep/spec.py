@@ -311,7 +311,7 @@ def cases(
         taken = [t for t in units if _takes(units[t][2], fmt)]
         word = name if named else fmt.name
         skipped += [f"{word} on {units[t][0]}" for t in units if t not in taken]
-        if not taken:
+        if chosen and not taken:
             raise UnsupportedError(
                 f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.name}; "
                 "add ideal.fp32, or leave the format out"
