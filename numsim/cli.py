@@ -81,7 +81,8 @@ def sweep(
         str | None, typer.Option(help="Formats, comma separated: float8_e4m3fn,int8,q3.4.")
     ] = None,
     targets: Annotated[
-        str | None, typer.Option(help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma.")
+        str | None,
+        typer.Option(help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma."),
     ] = None,
     granularity: Annotated[
         str | None,

@@ -134,7 +134,7 @@ def explain(
 
 def verify(
     what: Annotated[
-        str, typer.Argument(help="conversions, or silicon: recorded outputs of hardware.")
+        str, typer.Argument(help="conversions, or silicon: recorded outputs of chips and models.")
     ] = "conversions",
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="All 2**32 float32 inputs of each format.")
@@ -142,7 +142,7 @@ def verify(
     formats: Annotated[str | None, typer.Option(help="Formats, comma separated.")] = None,
     only: Annotated[str, typer.Option(help="silicon: beginning of the file names.")] = "",
 ) -> None:
-    """Check conversions, or replay recordings of hardware (silicon); print what was compared."""
+    """Check conversions, or replay outputs of chips and models (silicon); print the comparison."""
     if what == "silicon":
         from numsim.commands_mac import print_silicon
 

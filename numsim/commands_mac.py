@@ -14,7 +14,10 @@ from rich.table import Table
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.explain import explain_mma, rule_words
+from numsim.targets.table import OPEN, label
+from numsim.targets.toml import target_to_toml
 from numsim.targets.types import CLASSES
+from numsim.targets.words import MATURITIES, explained
 
 
 def register(app: typer.Typer) -> None:
@@ -26,16 +29,20 @@ def targets(
     name: Annotated[
         str | None, typer.Argument(help="Show one unit in full: a name or a .toml file.")
     ] = None,
-    toml: Annotated[bool, typer.Option("--toml", help="Print the unit as TOML, to edit.")] = False,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Print the unit as TOML, to edit; give it another name.")
+    ] = False,
 ) -> None:
     """List the matrix units, or everything about one of them."""
     if name is None:
         if toml:
             raise NumsimError("targets: --toml prints one unit; got no NAME; try targets ideal.mac")
         _print(_targets_table())
+        maturities: list[tuple[str, str]] = [*MATURITIES.items()]
+        typer.echo(f"maturity:\n{_aligned(maturities)}\n{OPEN}")
         return
     unit = get_target(name)
-    typer.echo(unit.to_toml() if toml else target_text(unit), nl=not toml)
+    typer.echo(target_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
 
 
 def target_text(unit: Target) -> str:
@@ -50,8 +57,23 @@ def target_text(unit: Target) -> str:
       source         Arm Architecture Reference Manual, A1.5 and instruction pages
       fp8            Exact(group=4, negative_zero=True)
                      float8_e4m3fn, float8_e5m2
+    what the words mean (numsim targets NAME --toml prints a unit to edit)
+      document        written from the vendor's text; no recording confirms it (warns once ...)
+      Exact           exact sums, rounded once to nearest even
+        group         products in one exact sum, the next takes it as its accumulator; unset: all
+        negative_zero a sum of nothing but -0 is -0; false: every zero is +0
+      Target          fields of whole dot products
+        promote_every restart from +0 every so many k, add the parts in an outer accumulator
+        split_k       parts of K that are summed apart and added afterwards
+        split_order   contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise
+        split_tile    width of those tiles in k
     """
-    rows = [("maturity", unit.maturity), ("evidence", unit.evidence), ("source", unit.source)]
+    changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
+    rows = [
+        ("maturity", unit.maturity + changed),
+        ("evidence", unit.evidence),
+        ("source", unit.source),
+    ]
     rows += _chain_words(unit)
     for kind, rule in unit.rules:
         operands = kind.removeprefix("mx:").partition("->")[0]
@@ -59,7 +81,14 @@ def target_text(unit: Target) -> str:
         if operands in CLASSES:
             scaled = ", with block scales inside the unit" if kind.startswith("mx:") else ""
             rows.append(("", ", ".join(CLASSES[operands]) + scaled))
-    return "\n".join([unit.name, *(f"  {key:<14} {value}".rstrip() for key, value in rows)])
+    words = [(unit.maturity, MATURITIES[unit.maturity]), *explained(unit)]
+    head = "what the words mean (numsim targets NAME --toml prints a unit to edit)"
+    return "\n".join([label(unit), _aligned(rows), head, _aligned(words)])
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    width = max(14, *(len(key) for key, _ in rows))
+    return "\n".join(f"  {key:<{width}} {value}".rstrip() for key, value in rows)
 
 
 def _chain_words(unit: Target) -> list[tuple[str, str]]:
@@ -140,21 +169,25 @@ def read_values(text: str) -> list[tuple[float, float]]:
 
 
 def print_silicon(only: str) -> None:
-    """Print how recordings and models were reproduced; the command ``verify silicon``."""
+    """Print how outputs of hardware and of models were reproduced: ``verify silicon``."""
     from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
     folder = golden_folder()
-    table = Table(title=f"recordings in {_short(folder)}, bit for bit")
-    columns = ("file", "unit", "rows", "equal", "undecided", "equal here", "equal, other choice")
+    table = Table(title=f"outputs in {_short(folder)}, replayed bit for bit")
+    columns = (
+        "file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
+        "equal, other choice",
+    )  # fmt: skip
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
     rows: list[SiliconRow] = []
     notes: dict[str, None] = {}
     for row in check_silicon(folder, only=only):
         rows.append(row)
         open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
         table.add_row(
-            row.file, row.unit, f"{row.rows:,}", f"{row.equal:,}{'' if row.ok else '  FAIL'}",
+            row.file, row.recorded_on, row.unit, f"{row.rows:,}",
+            f"{row.equal:,}{'' if row.ok else '  FAIL'}",
             *(str(n) if row.undecided else "" for n in open_ones),
         )  # fmt: skip
         if row.note:
@@ -163,8 +196,12 @@ def print_silicon(only: str) -> None:
     failed = [row for row in rows if not row.ok]
     for row in failed:
         typer.echo(f"FAIL {row.file} {row.unit}: first {row.first}")
+    typer.echo("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
     if notes:
-        typer.echo("Undecided: two models differ and no recording decides; both can be chosen.")
+        typer.echo(
+            "Undecided: results beside the others, on which two models differ and no silicon was "
+            "recorded; both choices are fields:"
+        )
         for note in notes:
             typer.echo(f"  {note}")
         typer.echo(

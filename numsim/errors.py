@@ -18,6 +18,10 @@ class UnvalidatedWarning(UserWarning):
     """A target was used whose rules no silicon recording confirms."""
 
 
+class SkippedWarning(UserWarning):
+    """Combinations of a sweep were left out: the unit does not multiply the format."""
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 

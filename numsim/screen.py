@@ -40,13 +40,30 @@ SENTENCES = {
 }
 
 
+# cases that agree in these were measured on the same text by the same network, and can be ranked
+RUN = ("model", "text", "tokens", "perplexity_reference")
+
+
 def sweep_table(rows: pd.DataFrame) -> None:
-    """Print one line a case: lowest perplexity first, of an encoder the highest cosine."""
+    """Print one line a case, a table for each run: model, text, tokens and reference."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     cases = rows[rows["layer"] == "all"]
+    for _, run in cases.groupby(list(RUN), sort=False, dropna=False):
+        console.print(_ranked(run))
+
+
+def _ranked(cases: pd.DataFrame) -> Table:
+    """Return the cases of one run: lowest perplexity first, of an encoder the highest cosine."""
     encoder = "embedding_cosine" in cases and cases["embedding_cosine"].notna().any()
     figures = SENTENCES if encoder else LANGUAGE
     cases = cases.sort_values(next(iter(figures)), ascending=not encoder, kind="stable")
-    table = Table(title="error versus bit format, best first")
+    model, text, tokens, reference = cases.iloc[0][list(RUN)]
+    title = f"error versus bit format, best first; {model}, {int(tokens):,} tokens of {text}"
+    if pd.notna(reference):
+        title += f", reference perplexity {float(reference):.3f}"
+    table = Table(title=title)
     for name in ("format", "granularity", "target"):
         table.add_column(name, no_wrap=True)
     for name in ("bits/weight", "bits/act", *(heading for heading, _ in figures.values()), "s"):
@@ -59,7 +76,4 @@ def sweep_table(rows: pd.DataFrame) -> None:
             *(f"{float(row[column]):{spec}}" for column, (_, spec) in figures.items()),
             f"{float(row['seconds']):.1f}",
         )  # fmt: skip
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table)
+    return table

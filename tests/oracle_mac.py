@@ -333,24 +333,23 @@ class Block:
 
     def one(self, products, c):
         """One group: exact products and the bits of the accumulator give bits."""
+        if not self.c_joins:  # an ordinary addition: a sum that overflowed meets an infinite c
+            return add(replace(self, c_joins=True).one(products, 0), c, f=self.out)
         acc = self.out.read(c)
-        terms = [*products, acc] if self.c_joins else list(products)
-        kind = special_sum(terms if self.c_joins else [*terms, acc])
-        if kind:
+        terms = [*products, acc]
+        if kind := special_sum(terms):
             return special_bits(self.out, kind)
-        es = [t[3] for t in terms if t[1] or self.zero_products]
+        es = [t[3] for t in products if t[1] or self.zero_products] + [acc[3]] * bool(acc[1])
+        if not es:
+            return 0
         if self.floor is not None:
             es.append(self.floor)
-        if not es:
-            return 0 if self.c_joins else add(0, c, f=self.out)
         quantum = max(es) - self.F
         cut = floor_to if self.align == "floor" else truncate_to
         total = sum(cut(t, quantum) for t in terms)
         mode = self.mode or ("rtz" if self.out is F32 else "rne")
         d = round_bits(self.out, total, quantum, mode=mode, keep=self.keep, inf=True)
-        if d == self.out.sign_bit:
-            d = 0  # a negative sum that rounds to zero, too, is +0
-        return d if self.c_joins else add(d, c, f=self.out)
+        return 0 if d == self.out.sign_bit else d  # a negative sum that rounds to zero is +0
 
     def __call__(self, a, b, c=0):
         for x, y in groups(a, b, self.group):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
+from numsim.targets import steps
 from numsim.targets import trace as tracing
 from numsim.targets.explain import explain_mma, hex_word
 from numsim.verify.silicon import check_silicon, golden_folder
@@ -77,6 +78,55 @@ def test_block_scales(target, quant):
     assert ("scales applied in float32 after the unit" in text) == (
         quant == "nvfp4" or "ada" in target
     )
+
+
+@pytest.mark.parametrize(
+    ("element", "scale", "block"),
+    [("e2m1", "float8_e4m3fn", 16), ("e2m1", "float8_e8m0fnu", 32), ("e4m3", "float8_e8m0fnu", 32)],
+)
+def test_scales_inside_the_unit_are_shown(element, scale, block):
+    """Codes, values and exponents of every block; with them the sum is the accumulator's."""
+    rng = np.random.default_rng(3)
+    low, high = (0, 12) if scale == "float8_e4m3fn" else (120, 134)  # E4M3: zero, subnormals
+    tensors = []
+    for shape, axis in (((1, 96), -1), ((96, 1), 0)):
+        codes = random_codes(element, shape, rng, wild=False).codes
+        kept = rng.integers(low, high, [96 // block if n == 96 else 1 for n in shape])
+        kept = kept.astype(np.uint8)
+        kept.flat[-1] = low
+        tensors.append(
+            ns.QTensor.from_codes(
+                codes, element, scale_codes=kept, scale_format=scale, block=block, axis=axis
+            )
+        )
+    a, b = tensors
+    found = tracing.trace(a, b, "nvidia.blackwell.tcgen05", np.float32([[0.5]]))
+    text = "\n".join(line for step in found.chains[0] for line in steps.lines(found, step))
+    rows = re.findall(
+        r"^(\d+) to \d+ +0x(\w\w) +(\S+) +(\S+) +0x(\w\w) +(\S+) +(\S+)$", text, re.MULTILINE
+    )
+    assert [int(row[0]) for row in rows] == list(range(0, 96, block))
+    for q, at in ((a, 1), (b, 4)):
+        assert [int(row[at], 16) for row in rows] == q.scale_codes.ravel().tolist()
+        assert [float(row[at + 1]) for row in rows] == q.scale.ravel().tolist()
+        fields = q.scale_codes.ravel().astype(int)
+        want = fields - 127 if "e8m0" in scale else np.maximum(fields >> 3, 1) - 7
+        assert [int(row[at + 2]) for row in rows] == want.tolist()
+    sums = [float(n) for n in re.findall(r"^sum (\S+), truncated", text, re.MULTILINE)]
+    after = [step.after.item() for step in found.chains[0]]
+    assert len(sums) == len(after)
+    for total, accumulator in zip(sums, after, strict=True):  # twelve digits are printed
+        assert abs(total - accumulator) <= np.spacing(np.float32(abs(accumulator)))
+    scale_codes = a.scale_codes.copy()
+    scale_codes.flat[0] = 0xFF if "e8m0" in scale else 0x7F
+    a = ns.QTensor.from_codes(
+        a.codes, element, scale_codes=scale_codes, scale_format=scale, block=block
+    )
+    found = tracing.trace(a, b, "nvidia.blackwell.tcgen05")
+    assert np.isnan(found.d).all()
+    shown = list(steps.lines(found, found.chains[0][0]))
+    assert " nan " in shown[1]
+    assert shown[-1] == "a NaN scale makes the result NaN"
 
 
 def lines_of(text, word):
@@ -187,6 +237,10 @@ def test_targets_lists_all():
     assert done.exit_code == 0, done.exception
     for name in ns.list_targets():
         assert name in done.stdout
+    assert done.stdout.count("no recording decides; both are") == 1
+    legend = done.stdout.partition("\nmaturity:\n")[2]
+    for word in ("definition", "silicon", "model", "document", "assumed"):
+        assert f"\n  {word} " in "\n" + legend
 
 
 def test_one_target_in_full(tmp_path):
@@ -220,10 +274,17 @@ def test_silicon_table(monkeypatch):
     monkeypatch.setenv("NUMSIM_GOLDEN", str(RECORDED))
     done = run("verify", "silicon", "--only", "mmasim_cdna12")
     assert done.exit_code == 0, done.exception
-    assert "amd.cdna1.mfma" in done.stdout
+    assert re.search(r"mmasim_cdna12 +│ model +│ amd.cdna1.mfma", done.stdout)
+    assert done.stdout.count("\nUndecided: ") == done.stdout.count("\nRecorded on silicon: ") == 1
     assert "here tree, other exact" in done.stdout
     assert "0 of 2 units differ" in done.stdout
     assert isinstance(run("verify", "silicon", "--only", "none").exception, ns.NumsimError)
+
+
+@recorded
+def test_what_outputs_were_recorded_on():
+    kinds = {row.recorded_on for row in check_silicon(RECORDED, only="hw_V100")}
+    assert kinds == {"silicon"}
 
 
 @recorded
@@ -256,6 +317,8 @@ def test_a_half_that_overflows_and_values_that_are_rounded_are_told():
         "nvidia.hopper.mma", values=[(448, 448)], formats="float8_e4m3fn", out_format="float16"
     )
     assert "beyond float16: the half is inf" in text
+    text = explain_mma("nvidia.ada.mma", values=[(448, 448)], formats="float8_e4m3fn")
+    assert "beyond float16" not in text  # a float32 accumulator holds it
     assert "rounded to their formats" not in text
     assert "values were rounded to their formats first" in explain_mma(
         "ideal.int", values=[(1.5, 2)]

@@ -5,7 +5,7 @@ import pytest
 
 import numsim.report
 from numsim.errors import NumsimError
-from numsim.report import write_report
+from numsim.report import figures, write_report
 from numsim.report.tables import local_sqnr, pivot, read_results
 from numsim.sweep.columns import NAMES
 
@@ -103,6 +103,28 @@ def test_same_bytes_twice_and_whatever_the_style(csv, tmp_path):
         assert len({path.read_bytes() for path in paths}) == 1
 
 
+def test_figures_tell_targets_of_a_format_apart(csv, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", lambda figure, caption: drawn.append(figure))
+    results = read_results(csv)
+    figures.draw_figures(results)
+    for figure in drawn[:2]:
+        same = [
+            line for line in figure.axes[0].lines
+            if line.get_marker() == "o" and line.get_linestyle() == "None"
+        ]  # fmt: skip
+        colours = {"ideal.fp32": "#0072B2", "ideal.int": "#D55E00"}
+        assert [line.get_color() for line in same] == [
+            colours[t] for t in results.cases.loc[results.cases.scales == "per_tensor", "target"]
+        ]
+        places = [
+            line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1
+        ]
+        assert len(set(places)) == len(results.cases)
+        words = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert words[:3] == ["target", "ideal.fp32", "ideal.int"]
+
+
 def test_unfinished_cases_and_cut_lines_are_left_out(tmp_path, rows):
     path = save(
         tmp_path / "r.csv", rows + case("f", "int2", "none", "ideal.int", 9, {("0", "q"): 1})[:1]
@@ -137,6 +159,25 @@ def test_settings_that_differ_are_named(tmp_path):
         ("int8 rounding=rne seed=0", "per_block 32"): 7.0,
         ("int8/int4 rounding=rne seed=0", "per_block 64"): 6.0,
     }
+
+
+def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
+    local, more = {("0", "fc1"): 3.0}, {"text": "a.txt", "tokens": 100}
+    rows = [
+        *case("a", "int8", "none", "ideal.int", 9.0, local, **more),
+        *case("b", "int4", "none", "ideal.int", 10.0, local, **more),
+        *case("c", "int8", "none", "ideal.fp32", 7.0, local, **more | {"tokens": 50}),
+        *case("d", "int4", "none", "ideal.fp32", 8.0, local, **more | {"tokens": 50}),
+    ]
+    path = save(tmp_path / "r.csv", rows)
+    assert pivot(read_results(path), "perplexity").index.get_level_values(0).tolist() == [
+        "int8 tokens=100", "int4 tokens=100", "int8 tokens=50", "int4 tokens=50",
+    ]  # fmt: skip
+    page = write_report(path, tmp_path / "out")[0].read_text()
+    lowest = [line for line in page.splitlines() if line.startswith("- Lowest")]
+    assert len(lowest) == 2
+    assert "7.000 (`int8 tokens=50`" in lowest[0]
+    assert "9.000 (`int8 tokens=100`" in lowest[1]
 
 
 @pytest.mark.parametrize("perplexity", [math.inf, 5.0, ""])

@@ -8,6 +8,7 @@ import pytest
 
 import numsim as ns
 from numsim.kernels import simd
+from numsim.targets.types import Fused
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 E4M3, BF16, F32 = (om.FORMATS[n] for n in (om.E4M3, "bfloat16", "float32"))
@@ -128,3 +129,25 @@ def test_a_short_group_is_filled_with_zeros(path, rounding, group, k):
         fill = [0.0] * (-k % group)
         filled = dot([*a, *fill], [*b, *fill], "float32", unit, c)
         assert dot(list(a), list(b), "float32", unit, c) == filled
+
+
+@pytest.mark.parametrize("c", [0x00000000, 0x80000000, 0x7F800000, 0xFF800000, 0x00000001])
+@pytest.mark.parametrize("accumulator", ["joins", "late"])
+@pytest.mark.parametrize("zero_products", [False, True])
+def test_the_accumulator_is_no_product_and_is_added_as_numbers_are(c, accumulator, zero_products):
+    """A late sum that overflowed meets an infinite C; a zero C has no part in the alignment."""
+    unit = ns.Target(
+        "my.unit", (("bf16", Fused(4, 3, 23, accumulator, zero_products)),), "definition", "-", "-"
+    )
+    joins = accumulator == "joins"
+    dot = om.Block(4, 3, 23, c_joins=joins, zero_products=zero_products)
+    rows = [[0x7F7F, 0x7F00, 0, 0x80], [0x1F80, 0x0041, 0x9F00, 0x0003], [0, 0x1FA0, 0x8000, 1]]
+    column = [0x7F00, 0x4000, 0x1F81, 0x1F00]
+    read = BF16.read
+    d = ns.matmul(
+        ns.QTensor.from_codes(np.array(rows), "bfloat16"),
+        ns.QTensor.from_codes(np.array(column)[:, None], "bfloat16"),
+        target=unit, c=np.full((3, 1), c, np.uint32).view(np.float32),
+    )  # fmt: skip
+    want = [dot([read(x) for x in row], [read(y) for y in column], c) for row in rows]
+    assert d.view(np.uint32).ravel().tolist() == want

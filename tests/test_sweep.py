@@ -10,6 +10,7 @@ import pytest
 import numsim as ns
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
+from numsim.screen import sweep_table
 from numsim.sweep import COLUMNS
 from numsim.sweep.inputs import Inputs, windows
 from numsim.sweep.overflow import COUNTED
@@ -354,6 +355,7 @@ def bundle(tmp_path):
 BAD = [
     ({"formats": ["int9x"]}, "unknown format 'int9x'"),
     ({"formats": []}, "grid is empty"),
+    ({"targets": []}, "grid is empty"),
     ({"targets": ["nvidia.hoper.wgmma"]}, "did you mean nvidia.hopper.wgmma"),
     ({"formats": ["int8"], "targets": ["nvidia.volta.mma"]}, "none of the targets"),
     ({"granularities": ["per_row"]}, "granularity is one of"),
@@ -364,7 +366,48 @@ BAD = [
     ({"out": "/nowhere/r.csv"}, "there is no folder /nowhere"),
     ({"seed": -1}, "seed"),
     ({"rounding": "stochastic"}, "rounding is one of"),
+    ({"text": "a\0b"}, "no NUL character"),
+    ({3: 4}, "3: Keys should be strings"),
 ]
+
+
+def test_unlike_runs_are_not_ranked_together(tmp_path, capsys):
+    plan = SMALL | {"granularities": ["per_tensor"], "out": tmp_path / "r.csv", "resume": True}
+    ns.sweep(plan)
+    rows = ns.sweep(plan | {"limit_tokens": 100, "formats": ["int8", "int4"]})
+    sweep_table(rows)
+    tables = capsys.readouterr().out.split("error versus bit format, best first; ")[1:]
+    runs = rows.query("layer == 'all'").drop_duplicates("tokens")
+    assert len(tables) == len(runs) == 2
+    for table, run, formats in zip(
+        tables, runs.itertuples(), (["int8"], ["int8", "int4"]), strict=True
+    ):
+        words = " ".join(table.split())
+        assert words.startswith(f"tiny_llama, {run.tokens:.0f} tokens of course.rst, reference ")
+        assert f"perplexity {run.perplexity_reference:.3f} " in words
+        assert [f for line in table.splitlines() for f in ("int8", "int4") if f in line] == formats
+
+
+def test_pairs_that_no_unit_multiplies_are_named():
+    grid = {"formats": ["int8", "e4m3", "mxfp4_e2m1"], "granularities": ["per_tensor"]}
+    spec = ns.SweepSpec(targets=["ideal.fp32", "ideal.int"], **grid)
+    words = "left out.*format: float8_e4m3fn on ideal.int, mxfp4_e2m1 on ideal.int$"
+    with pytest.warns(ns.SkippedWarning, match=words):
+        found = cases(spec, model="m", text="t", text_hash="")
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"targets": ["ideal.int"]}, "sweep: targets of"), ({"rounding": "sr"}, "sweep: rounding of"),
+     ({"targets": ["ideal.int"], "granularities": ["none"]}, "targets and granularities of")],
+)  # fmt: skip
+def test_fields_of_a_grid_that_is_not_swept_are_refused(change, words, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(RULES % 32)
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.sweep({"recipes": [path], "out": tmp_path / "r.csv"} | change)
+    assert not (tmp_path / "r.csv").exists()
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)

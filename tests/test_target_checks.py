@@ -7,6 +7,7 @@ import pytest
 
 import numsim as ns
 from numsim.targets import Target
+from numsim.targets.types import Fused, ScaledFp4
 
 WGMMA = "nvidia.hopper.wgmma"
 
@@ -88,3 +89,30 @@ def test_words_of_one_rule_do_not_contradict_another(tmp_path):
         '[rules.fp16]\nkind = "Mac"\nproduct_format = "float16"\n'
     )
     assert Target.from_toml(path).rule("fp16").product_format == "float16"
+
+
+def test_rows_of_unequal_length_and_masks_are_refused():
+    uneven, words = [[1], [2, 3]], r"from_codes: \w*codes: the input makes no array"
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.QTensor.from_codes(uneven, "e4m3")
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.QTensor.from_codes([[1]], "e4m3", scale_codes=uneven, scale_format="e8m0")
+    a = ns.QTensor.from_codes([[56]], "e4m3")
+    masked = np.ma.masked_array(np.float32([[1]]), mask=[[True]])
+    for c, words in ((uneven, "makes no array"), (masked, "would lose its mask")):
+        with pytest.raises(ns.NumsimError, match=rf"c has the shape of the result.*{words}"):
+            ns.matmul(a, a, target="ideal.fp32", c=c)
+
+
+def test_a_unit_with_no_plain_class_says_what_it_has():
+    rules = (("fp8->float16", Fused(8, 20)), ("mx:fp4", ScaledFp4()))
+    unit = ns.Target("my.unit", rules, "definition", "none", "me")
+    a = ns.QTensor.from_codes([[56]], "e4m3")
+    with pytest.raises(ns.UnsupportedError, match=r"it has only fp8->float16, mx:fp4 \(mx: with"):
+        ns.matmul(a, a, target=unit)
+    assert ns.matmul(a, a, target=unit, out_format="float16") == 1
+
+
+def test_flags_may_be_of_numpy():
+    unit = ns.get_target("nvidia.hopper.wgmma", zero_products=np.True_)
+    assert unit.rule("fp8").zero_products is True

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from typing import get_args
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import numsim as ns
+from numsim.cli import app
+from numsim.sweep.spec import cases
+from numsim.targets.explain import explain_mma
 from numsim.targets.toml import parse_target
+from numsim.targets.types import Maturity, Rule
+from numsim.targets.words import FIELDS, MATURITIES, RULES, field_words
 
 HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "none"\nsource = "me"\n'
 FUSED = '[rules.fp8]\nkind = "Fused"\ngroup = 8\nalign_bits = 20\n'
@@ -20,6 +30,31 @@ def test_round_trip(name, tmp_path):
     path.write_text(unit.to_toml(), encoding="utf-8")
     assert ns.Target.from_toml(path) == unit
     assert ns.get_target(str(path)) == ns.get_target(path) == unit
+
+
+@pytest.mark.parametrize("name", ns.list_targets())
+def test_comments_say_every_field(name):
+    unit = ns.get_target(name)
+    done = CliRunner().invoke(app, ["targets", name, "--toml"])
+    assert parse_target(done.stdout) == unit
+    page = CliRunner().invoke(app, ["targets", name]).stdout
+    assert f"  {unit.maturity} " in page.partition("what the words mean")[2]
+    for kind in {type(rule) for _, rule in unit.rules}:
+        for f in fields(kind):
+            words = field_words(kind, f.name)
+            assert f"  # {words}\n" in done.stdout
+            assert re.search(rf"^    {f.name} +{re.escape(words)}$", page, re.MULTILINE)
+
+
+def test_words_are_of_fields_that_exist():
+    kinds = {kind.__name__: kind for kind in get_args(Rule)}
+    assert set(RULES) == set(kinds)
+    assert set(MATURITIES) == set(get_args(Maturity))
+    every = {(kind.__name__, f.name) for kind in (*kinds.values(), ns.Target) for f in fields(kind)}
+    for key in FIELDS:
+        assert tuple(key.split(".")) in every if "." in key else key in {name for _, name in every}
+    for name in {f.name for f in fields(ns.Target)}:
+        assert field_words(ns.Target, name)
 
 
 def test_changed_unit_round_trips():
@@ -56,7 +91,7 @@ def mac(lines, kind="fp16"):
         (HEAD + "rules = 3\n", "none came"),
         (HEAD + "[rules]\nfp8 = 3\n", "is a table of kind"),
         (HEAD.replace("assumed", "asumed") + FUSED, "did you mean assumed"),
-        (HEAD.replace('"me"', "3") + FUSED, "source is a text; got 3"),
+        (HEAD.replace('"me"', "3") + FUSED, "source is a text on one line; got 3"),
         (HEAD + "promot_every = 3\n" + FUSED, "did you mean promote_every"),
         (HEAD + 'promote_every = "3"\n' + FUSED, "promote_every is 1 to"),
         (HEAD + 'split_order = "serial"\n' + FUSED, "split_k is 1"),
@@ -69,7 +104,7 @@ def mac(lines, kind="fp16"):
         (HEAD + FUSED.replace("align_bits", "align_bit"), "did you mean align_bits"),
         (HEAD + FUSED.replace("group = 8", "group = 8.5"), "group is 1 to"),
         (HEAD + FUSED.replace("group = 8", "group = true"), "group is 1 to"),
-        (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35; got 60"),
+        (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35, a whole number; got 60"),
         (HEAD + FUSED.replace("fp8", "int8"), "take IntSum, Exact, Mac; got Fused"),
         (HEAD + FUSED.replace("fp8", "number"), "take Exact; got Fused"),
         (HEAD + FUSED.replace("fp8", "float"), "take Exact, Mac; got Fused"),
@@ -81,8 +116,14 @@ def mac(lines, kind="fp16"):
         (mac('fused = true\nproduct_format = "float16"'), "keep one"),
         (mac("group = 4"), "order is sequential"),
         (mac('acc_format = "posit8_es1"'), "a signed float of 2 to 24 bits of precision"),
-        (mac('acc_format = "flot16"'), "unknown format"),
-        (mac("acc_format = 3"), "format"),
+        (mac('acc_format = "flot16"'), "my.unit: acc_format: unknown format"),
+        (mac("acc_format = 3"), "my.unit: acc_format: a format is a name"),
+        (HEAD + FUSED.replace("fp8", '"mx:int8"'), "Fused aligns floats of one class; int8"),
+        (HEAD + FUSED.replace("fp8", '"int8->float16"'), "aligns floats of one class; int8"),
+        (HEAD + FUSED.replace("fp8", '"float->float16"'), "aligns floats of one class; float"),
+        (HEAD.replace("my.unit", " ") + FUSED, "name is a text on one line; got ' '"),
+        (HEAD.replace("my.unit", "a\\nb") + FUSED, "name is a text on one line"),
+        ("a = " + "[" * 5000 + "]" * 5000, "not TOML"),
         (mac('rounding = "sr"'), "rounding is one of"),
         (mac('fused = "no"'), "fused is True or False"),
         ("name = ", "not TOML"),
@@ -103,6 +144,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ns.get_target("missing.toml")
     with pytest.raises(ns.NumsimError, match="cannot read"):
         ns.Target.from_toml(tmp_path)
+    with pytest.raises(ns.NumsimError, match="null byte"):
+        ns.get_target("a\0.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     with pytest.raises(ns.NumsimError, match="UTF-8"):
         ns.Target.from_toml(tmp_path / "latin.toml")
@@ -124,5 +167,38 @@ def test_a_sweep_takes_a_unit_from_a_file(tmp_path):
          "granularities": ("per_tensor",)}
     )  # fmt: skip
     whole = rows[rows["layer"] == "all"]
-    assert list(whole["target"]) == [str(path), "ideal.int"]
+    assert list(whole["target"]) == ["my.unit", "ideal.int"]
     assert whole["perplexity"].nunique() == 1
+
+
+def test_what_a_sweep_calls_units(tmp_path):
+    """A named unit with other fields is not that unit; two of one name go by their files."""
+    unit = ns.get_target("ideal.int", acc_bits=20)
+    own = unit.to_toml().replace("ideal.int", "my.unit")
+    texts = {
+        "same": ns.get_target("ideal.int").to_toml(), "narrow": unit.to_toml(), "own": own,
+        "again": own, "document": own.replace('"definition"', '"document"'),
+        "hopper": ns.get_target("nvidia.hopper.wgmma").to_toml().replace("= 16", "= 8", 1),
+    }  # fmt: skip
+    paths = {name: str(tmp_path / f"{name}.toml") for name in texts}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+
+    def called(*names):
+        spec = ns.SweepSpec(
+            formats=("int8",), granularities=("per_tensor",),
+            targets=["ideal.int", *(paths[n] for n in names)],
+        )  # fmt: skip
+        found = cases(spec, model="m", text="t", text_hash="")
+        assert len({case.case_id for case in found}) == len(found)
+        return [case.target for case in found]
+
+    assert called("same") == ["ideal.int"]
+    assert called("narrow", "own", "again") == ["ideal.int", "ideal.int (acc_bits=20)", "my.unit"]
+    assert called("own", "document") == ["ideal.int", paths["own"], paths["document"]]
+    assert called("hopper") == ["ideal.int", "nvidia.hopper.wgmma (changed)"]
+    text = explain_mma(paths["hopper"])
+    assert text.startswith("nvidia.hopper.wgmma (changed): ")
+    assert "\nsilicon without the changes: " in text
+    text = CliRunner().invoke(app, ["targets", paths["narrow"]]).stdout
+    assert text.startswith("ideal.int (acc_bits=20)\n  maturity       definition (of ideal.int ")

@@ -16,7 +16,8 @@ import numpy as np
 from numsim.errors import NumsimError, near_names
 from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
-from numsim.targets import Target, get_target, list_targets
+from numsim.targets import Target, get_target
+from numsim.targets.table import changes_of
 from numsim.targets.toml import parse_target
 
 QuantLike = Quant | str | None
@@ -254,7 +255,7 @@ class Recipe:
             raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise NumsimError(
                 f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
             ) from None
@@ -335,23 +336,7 @@ def _quant_table(quant: Quant) -> str | dict[str, Any]:
 
 def _target_table(target: Target) -> str | dict[str, Any]:
     """Return a target's name, with the fields that were changed; of another unit all of it."""
-    if target.name not in list_targets():
+    changes = changes_of(target)
+    if changes is None:
         return {"unit": target.to_toml()}
-    base = get_target(target.name)
-    if base == target:
-        return target.name
-    pairs: list[tuple[Any, Any]] = [(target, base)]
-    pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
-    changes = {
-        f.name: getattr(new, f.name)
-        for new, old in pairs
-        for f in fields(new)
-        if f.name != "rules"
-        and type(new) is type(old)
-        and getattr(new, f.name) != getattr(old, f.name)
-    }
-    try:
-        same = get_target(target.name, **changes) == target
-    except NumsimError:
-        same = False
-    return {"name": target.name} | changes if same else {"unit": target.to_toml()}
+    return {"name": target.name} | changes if changes else target.name

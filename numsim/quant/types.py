@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS
+from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
@@ -226,7 +226,7 @@ class QTensor:
         array([[ 0.5, -1. ]], dtype=float32)
         """
         f = get_format(fmt)
-        array = np.asarray(codes)
+        array = as_array("from_codes: codes", codes)
         decode(array, f)  # validates type and range
         array = array.astype(f.code_dtype)
         if scale is not None and scale_codes is not None:
@@ -236,7 +236,7 @@ class QTensor:
         kept, kept_format = None, None
         if scale_codes is not None and scale_format is not None:
             kept_format = get_format(scale_format)
-            kept = np.asarray(scale_codes)
+            kept = as_array("from_codes: scale_codes", scale_codes)
             scale = np.abs(decode(kept, kept_format))  # units ignore the sign of an E4M3 scale
             kept = kept.astype(kept_format.code_dtype)
         try:

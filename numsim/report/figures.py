@@ -18,14 +18,8 @@ from matplotlib.ticker import LogFormatter
 
 from numsim.report.tables import Results, local_sqnr
 
-# Colours of Okabe and Ito, told apart by the colour-blind; a format begins with the prefix.
-FAMILIES = (
-    ("fixed point", "#009E73", ("q", "uq")),
-    ("integer", "#D55E00", ("int", "uint")),
-    ("floating point", "#0072B2", ("float", "bfloat", "tfloat", "p3109", "nf")),
-    ("posit", "#CC79A7", ("posit",)),
-)
-OTHER = ("other", "#555555")
+# Colours of Okabe and Ito, told apart by the colour-blind: one a target, in order of the CSV file.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX<>*"
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
@@ -74,11 +68,11 @@ def _perplexity(cases: pd.DataFrame) -> Drawn:
         whole.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         whole.yaxis.set_major_formatter(LogFormatter())
         whole.set_ylabel("perplexity (log scale)")
-    _points(whole, cases, "perplexity", lanes, _markers(cases))
+    _points(whole, cases, "perplexity", lanes, cases)
     _name_lanes(figure, whole, panels[-1], lanes)
     note = _note(cases["perplexity"])
     if zoom:
-        _points(panels[1], cases.loc[low.index], "perplexity", lanes, _markers(cases))
+        _points(panels[1], cases.loc[low.index], "perplexity", lanes, cases)
         panels[1].set_ylabel(f"perplexity\n(within {ZOOM:.0%} of the lowest)")
         note = f" Below: the cases within {ZOOM:.0%} of the lowest perplexity.{note}"
     _legend(figure, cases)
@@ -90,7 +84,7 @@ def _sqnr(cases: pd.DataFrame) -> Drawn:
     figure = _canvas(_width(lanes), 3.6)
     axes = figure.subplots()
     axes.set_ylabel("SQNR of the logits (dB)")
-    _points(axes, cases, "sqnr_cumulative_db", lanes, _markers(cases))
+    _points(axes, cases, "sqnr_cumulative_db", lanes, cases)
     _name_lanes(figure, axes, axes, lanes)
     _legend(figure, cases)
     caption = (
@@ -156,18 +150,23 @@ def _points(
     cases: pd.DataFrame,
     column: str,
     lanes: list[tuple[int, str]],
-    marks: dict[str, str],
+    every: pd.DataFrame,
 ) -> None:
-    """Mark every case in its lane: outline = fake quantisation, small and full = exact."""
-    places = {name: i for i, name in enumerate(marks)}
-    step = min(0.24, 0.6 / len(marks))
+    """Mark every case in its lane, beside the others: outline = fake quantisation, full = exact.
+
+    `every`: all cases of the figure, which decide the marks, colours and places.
+    """
+    marks, colours = _markers(every), _colours(every)
+    neighbours: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for lane, scales, target in zip(_lane_of(every), every["scales"], every["target"], strict=True):
+        neighbours.setdefault(lane, []).append((scales, target))
     for lane, (_, case) in zip(_lane_of(cases), cases.iterrows(), strict=True):
-        colour = _family(case["format"])[1]
-        fill = {"markersize": 4.5} if case["exact"] else {"markersize": 9, "fillstyle": "none"}
+        places = sorted(neighbours[lane], key=lambda pair: list(marks).index(pair[0]))
+        place = places.index((case["scales"], case["target"])) - (len(places) - 1) / 2
+        fill = {"markersize": 5.5} if case["exact"] else {"markersize": 7, "fillstyle": "none"}
         axes.plot(
-            lanes.index(lane) + step * (places[case["scales"]] - (len(marks) - 1) / 2),
-            case[column], marker=marks[case["scales"]], color=colour,
-            linestyle="", **fill,
+            lanes.index(lane) + min(0.2, 0.8 / len(places)) * place, case[column],
+            marker=marks[case["scales"]], color=colours[case["target"]], linestyle="", **fill,
         )  # fmt: skip
     axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
 
@@ -194,18 +193,17 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
 
 
 def _legend(figure: Figure, cases: pd.DataFrame) -> None:
-    def entry(label: str, marker: str, colour: str, **more: Any) -> Line2D:
+    def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
-    families = dict.fromkeys(_family(name) for name in cases["format"])
-    entries = [entry("format", "", "none")]
-    entries += [entry(name, "s", colour, markersize=7) for name, colour in families]
+    entries = [entry("target", "", "none")]
+    entries += [entry(n, "s", colour, markersize=7) for n, colour in _colours(cases).items()]
     entries += [entry("scales", "", "none")]
     entries += [entry(name, mark, "#555555") for name, mark in _markers(cases).items()]
     entries += [
         entry("products", "", "none"),
-        entry("exact emulation", "o", "#555555", markersize=4.5),
-        entry("fake quantisation", "o", "#555555", markersize=9, fillstyle="none"),
+        entry("exact emulation", "o", "#555555", markersize=5.5),
+        entry("fake quantisation", "o", "#555555", markersize=7, fillstyle="none"),
     ]
     legend = figure.legend(handles=entries, loc="outside right upper", frameon=False)
     for line, text in zip(entries, legend.get_texts(), strict=True):
@@ -218,11 +216,12 @@ def _markers(cases: pd.DataFrame) -> dict[str, str]:
     return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
 
-def _family(name: str) -> tuple[str, str]:
-    for family, colour, prefixes in FAMILIES:
-        if name.startswith(prefixes):
-            return family, colour
-    return OTHER
+def _colours(cases: pd.DataFrame) -> dict[str, Any]:
+    names = list(dict.fromkeys(cases["target"]))
+    if len(names) <= len(COLOURS):
+        return dict(zip(names, COLOURS, strict=False))
+    spread = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(names)))
+    return dict(zip(names, spread, strict=True))
 
 
 def _note(values: pd.Series) -> str:

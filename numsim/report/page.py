@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from numsim.report.tables import Results, local_sqnr, pivot
+from numsim.report.tables import RUN, Results, local_sqnr, pivot
 
 WORST = 3
 
@@ -46,14 +46,15 @@ def _about(results: Results) -> list[str]:
         "- Error: difference from the float64 run of the same model.",
     ]
     ranked = cases[cases["perplexity"].map(math.isfinite)].sort_values("perplexity", kind="stable")
-    if len(ranked) > 1:
-        low, high = (
-            f"{value:.3f} (`{name}`, {scales}, `{target}`)"
-            for value, name, scales, target in ranked.iloc[[0, -1]][
-                ["perplexity", "format", "scales", "target"]
-            ].itertuples(index=False)
-        )
-        lines.append(f"- Lowest perplexity: {low}; highest: {high}.")
+    for _, run in ranked.groupby(list(RUN), sort=False):
+        if len(run) > 1:
+            low, high = (
+                f"{value:.3f} (`{name}`, {scales}, `{target}`)"
+                for value, name, scales, target in run.iloc[[0, -1]][
+                    ["perplexity", "format", "scales", "target"]
+                ].itertuples(index=False)
+            )
+            lines.append(f"- Lowest perplexity: {low}; highest: {high}.")
     if results.unfinished:
         lines.append(f"- Left out, unfinished: case {', '.join(results.unfinished)}.")
     return [*lines, ""]

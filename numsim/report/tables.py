@@ -19,6 +19,7 @@ COLUMNS = (
     "layer", "op", "weight_format", "act_format", "granularity", "block", "target", "exact",
     *NUMBERS, *SETTINGS,
 )  # fmt: skip
+RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 PLAIN = {
     "weight_format": "float32", "act_format": "float32", "granularity": "none",
     "target": "ideal.fp32",
@@ -124,9 +125,10 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     keys = ["format", "scales", "target"]
     suffix = pd.Series("", index=cases.index)
     for name in SETTINGS:
-        if not cases.duplicated(keys).any():
-            break
-        if (cases.groupby(keys)[name].nunique() > 1).any():
+        unlike = name in RUN and cases[name].nunique() > 1  # figures of two runs do not compare
+        if not unlike and not cases.duplicated(keys).any():
+            continue
+        if unlike or (cases.groupby(keys)[name].nunique() > 1).any():
             keys.append(name)
             suffix += f" {name}=" + cases[name].mask(cases[name] == "", "none")
     cases["format"] += suffix

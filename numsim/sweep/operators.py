@@ -19,6 +19,7 @@ from numsim.sweep.inputs import Inputs, same_rows, split_name
 from numsim.sweep.overflow import overflow_rate
 from numsim.sweep.spec import FAKE_QUANT, Case
 from numsim.targets import get_target
+from numsim.targets.table import label
 from numsim.version import __version__
 
 Taps = dict[str, NDArray[Any]]
@@ -144,7 +145,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
     weights, activations = operands(rule)
     sides = dict.fromkeys([str(weights.granularity), str(activations.granularity)])
     scaled = weights if weights.granularity != "none" else activations
-    grid = case.target and not rule.is_plain  # a unit of a TOML file goes by the file's name
+    grid = case.target and not rule.is_plain  # in doubt, a unit of one's own goes by its file
     return {
         "weight_format": weights.fmt.name,
         "act_format": activations.fmt.name,
@@ -159,7 +160,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
 
 
 def _target_name(rule: Rule) -> str:
-    return get_target(rule.target).name
+    return label(get_target(rule.target))
 
 
 def _counted(reference: Reference, name: str) -> tuple[Any, Any]:

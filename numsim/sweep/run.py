@@ -194,6 +194,8 @@ def _read_text(path: Path | None) -> str:
         raise NumsimError(f"sweep: cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
+    except ValueError:
+        raise NumsimError("sweep: a file name has no NUL character; name another text") from None
 
 
 def run_reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -13,12 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
 from numsim.models.gemm import probe
 from numsim.quant import QUANTS, Quant
-from numsim.targets import get_target, rule_for
+from numsim.targets import Target, get_target, list_targets, rule_for
+from numsim.targets.table import label
 from numsim.version import __version__
 
 DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16")
@@ -42,8 +44,8 @@ class SweepSpec(BaseModel):
         ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
         None: per_tensor and per_channel+per_token, and for fixed point also none.
     targets
-        Units; None: ``ideal.fp32`` for every format, and the exact unit of its class (integers
-        and fixed point ``ideal.int``, OCP FP8 ``nvidia.hopper.wgmma``).
+        Units, by name or TOML file; None: ``ideal.fp32`` for every format, and the exact unit of
+        its class (integers and fixed point ``ideal.int``, OCP FP8 ``nvidia.hopper.wgmma``).
     rounding
         Of the conversions of the grid, as in `numsim.encode`; ``sr`` draws by `seed`.
     limit_tokens
@@ -110,7 +112,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}"
         )
     try:
-        return SweepSpec(**fields)
+        return SweepSpec.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -131,7 +133,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise NumsimError(f"sweep: {path} is not valid TOML: {error}") from None
 
 
@@ -152,7 +154,8 @@ class Case:
     seed: int
     rounding: str = "rne"
     digest: str = ""  # of a recipe, resolved for every product
-    unit: str = ""  # digest of a target that is a file, whatever its path
+    unit: str = ""  # digest of a unit that has no name of its own among the targets
+    own: Target | None = field(default=None, compare=False, repr=False)  # that unit
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
 
@@ -189,8 +192,9 @@ class Case:
             return self.given
         weights, activations = self.quants
         return Recipe.uniform(
-            weights, target=self.target, weights=weights, activations=activations, seed=self.seed
-        )
+            weights, target=self.own or self.target, weights=weights, activations=activations,
+            seed=self.seed,
+        )  # fmt: skip
 
 
 def split_granularity(text: str) -> tuple[str, str]:
@@ -239,11 +243,20 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
     return (FAKE_QUANT,)
 
 
-def _unit_digest(target: str) -> str:
-    """Return what tells a unit's file from an edited one; empty for named units."""
-    if not target.endswith(".toml"):
-        return ""
-    return hashlib.sha256(get_target(target).to_toml().encode()).hexdigest()[:16]
+def _units(targets: Iterable[str]) -> dict[str, tuple[str, str, Target]]:
+    """Return what results call each target, a digest where it is no named unit, the unit.
+
+    A unit of a file goes by its own name, by the file where another one of them has that name.
+    """
+    units = {name: get_target(name) for name in targets}
+    called = {name: label(unit) for name, unit in units.items()}
+    found = {}
+    for name, unit in units.items():
+        named = called[name] in list_targets()
+        clear = all(units[n] == unit for n, words in called.items() if words == called[name])
+        digest = hashlib.sha256(unit.to_toml().encode()).hexdigest()[:16]
+        found[name] = (called[name] if clear else name, "" if named else digest, unit)
+    return found
 
 
 def cases(
@@ -257,18 +270,34 @@ def cases(
     Raises
     ------
     NumsimError
-        For an unknown format, granularity or target, or a recipe that does not fit the network.
+        For an unknown format, granularity or target, fields of a grid without formats beside
+        recipes, or a recipe that does not fit the network.
     UnsupportedError
         Where none of the targets takes a format.
+
+    Warns
+    -----
+    SkippedWarning
+        Where some of the targets do not take a format.
     """
     result: list[Case] = []
+    skipped: list[str] = []
     case = partial(
         Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
     )  # fmt: skip
     formats = spec.formats
-    if formats is None:
-        formats = () if spec.recipes else DEFAULT_FORMATS
+    if formats is None and spec.recipes:
+        unused = [f for f in ("targets", "granularities") if getattr(spec, f)]
+        unused += ["rounding"] * (spec.rounding != "rne")
+        if unused:
+            raise NumsimError(
+                f"sweep: {' and '.join(unused)} of a grid without formats: recipes name their own; "
+                f"add formats, to sweep them too, or leave {' and '.join(unused)} out"
+            )
+        formats = ()
+    elif formats is None:
+        formats = DEFAULT_FORMATS
     for name in formats:
         named = QUANTS.get(name)
         fmt = named.fmt if named else get_format(name)
@@ -278,8 +307,11 @@ def cases(
             granularities = (*DEFAULT_GRANULARITIES, *(("none",) if fixed_point else ()))
         usual = (FAKE_QUANT,) if named else default_targets(fmt)
         chosen = spec.targets if spec.targets is not None else usual
-        taken = [t for t in chosen if _takes(t, fmt)]
-        if not taken:
+        units = _units(chosen)
+        taken = [t for t in units if _takes(units[t][2], fmt)]
+        word = name if named else fmt.name
+        skipped += [f"{word} on {units[t][0]}" for t in units if t not in taken]
+        if chosen and not taken:
             raise UnsupportedError(
                 f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.name}; "
                 "add ideal.fp32, or leave the format out"
@@ -290,13 +322,17 @@ def cases(
                     Quant(fmt, part, rounding=spec.rounding)
             result += [
                 case(
-                    format=name if named else fmt.name,
-                    granularity=granularity,
-                    target=target if target.endswith(".toml") else get_target(target).name,
-                    unit=_unit_digest(target),
+                    format=word, granularity=granularity, target=called, unit=digest,
+                    own=unit if digest else None,
                 )
-                for target in taken
-            ]
+                for called, digest, unit in (units[t] for t in taken)
+            ]  # fmt: skip
+    if skipped:
+        warnings.warn(
+            "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
+            SkippedWarning,
+            stacklevel=3,
+        )
     for path in spec.recipes:
         recipe = Recipe.from_toml(path).resolve(products)
         recipe = replace(recipe, seed=recipe.seed or spec.seed)
@@ -319,9 +355,9 @@ def cases(
     return list(dict.fromkeys(result))
 
 
-def _takes(target: str, fmt: Format) -> bool:
+def _takes(target: Target, fmt: Format) -> bool:
     try:
-        rule_for(get_target(target), fmt, fmt)
+        rule_for(target, fmt, fmt)
     except UnsupportedError:
         return False
     return True

@@ -106,7 +106,9 @@ def _check_fields(name: str, item: Target | Rule) -> None:
         if f.name in _RANGES:
             low, high = _RANGES[f.name]
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise NumsimError(f"{name}: {f.name} is {low} to {high}; got {value!r}")
+                raise NumsimError(
+                    f"{name}: {f.name} is {low} to {high}, a whole number; got {value!r}"
+                )
         elif (words := words_of(item, f.name)) is not None:
             if value not in words:
                 raise NumsimError(
@@ -117,7 +119,10 @@ def _check_fields(name: str, item: Target | Rule) -> None:
             if not isinstance(value, bool):
                 raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
         elif f.name in ("acc_format", "product_format"):
-            fmt = get_format(value)
+            try:
+                fmt = get_format(value)
+            except NumsimError as error:
+                raise NumsimError(f"{name}: {f.name}: {error}") from None
             known = fmt.kind in ("float", "integer") and fmt.signed and fmt.zero
             if not known or not 2 <= fmt.params.p <= 24:
                 raise NumsimError(
@@ -157,6 +162,8 @@ def _check_rule(target: Target, kind: str, rule: Rule, given: Mapping[str, Any])
         problem = f'accumulator = "halves" gives float16: name the class "{kind}->float16"'
     elif isinstance(rule, TwoStage) and rule.sum_bits < rule.align_bits:
         problem = f"sum_bits ({rule.sum_bits}) is at least align_bits ({rule.align_bits})"
+    elif isinstance(rule, Fused | TwoStage) and operands in (*WIDE, *_INTEGERS):
+        problem = f"{name} aligns floats of one class; {operands} is none"
     elif isinstance(rule, Fused | TwoStage) and _precision(operands) > 16:
         problem = f"{name} multiplies significands of at most 16 bits"
     if problem:

@@ -16,9 +16,9 @@ from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
-from numsim.targets import steps
+from numsim.targets import scaling, steps
 from numsim.targets.integers import limits
-from numsim.targets.table import get_target
+from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, IntSum, Rule, Target
 from numsim.targets.units import DTYPES
@@ -178,9 +178,10 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
 
 def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
     unit = found.target
-    yield f"{unit.name}: {a.fmt.name} x {b.fmt.name} -> {found.d.dtype}, K = {a.shape[-1]}"
+    yield f"{label(unit)}: {a.fmt.name} x {b.fmt.name} -> {found.d.dtype}, K = {a.shape[-1]}"
     yield rule_words(found.rule)
-    yield f"{unit.maturity}: {unit.evidence}"
+    changed = "" if label(unit) == unit.name else " without the changes"
+    yield f"{unit.maturity}{changed}: {unit.evidence}"
     number = 0
     for i, chain in enumerate(found.chains):
         if len(found.chains) > 1:
@@ -194,7 +195,9 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
         yield f"parts added in order: {_number(total)}, {hex_word(total)}"
     outside = a.scale is not None and found.chains[0][0].a.scale_codes is None
     if outside or a.tensor_scale is not None:
-        yield "scales applied in float32 after the unit"
+        above = scaling.tensor_scale(a, b)
+        of = "" if above is None else f": of the whole tensors {_number(above)}"
+        yield f"scales applied in float32 after the unit{of}"
     yield f"D = {_number(found.d)}, {hex_word(found.d)}"
 
 

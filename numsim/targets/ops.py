@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import as_array
 from numsim.convert import cast
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format
@@ -202,10 +203,13 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
     if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
         found = found[0], Exact(found[1].group, found[1].negative_zero)
     if found is None:
-        has = "; ".join(
-            f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"
-            for kind, _ in target.rules
-            if "->" not in kind and not kind.startswith("mx:")
+        has = (
+            "; ".join(
+                f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"
+                for kind, _ in target.rules
+                if "->" not in kind and not kind.startswith("mx:")
+            )
+            or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
         )
         raise UnsupportedError(
             f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}"
@@ -294,10 +298,7 @@ def _accumulator(
 ) -> NDArray[Any] | None:  # fmt: skip
     if c is None:
         return None
-    try:
-        array = np.asarray(c)
-    except ValueError:
-        raise NumsimError(f"matmul: c is an array of the shape of the result {shape}") from None
+    array = as_array(f"matmul: c has the shape of the result {shape}", c)
     if array.shape != shape:
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
     if isinstance(rule, IntSum) and not blocks:

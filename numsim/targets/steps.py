@@ -42,6 +42,11 @@ def lines(found: Trace, step: Step) -> Iterator[str]:
         return
     x, y = _row(step.a), _row(step.b)
     before = float(step.before.item())
+    if step.a.scale_codes is not None:
+        yield from _block_scales(step)
+        if not np.isfinite([s for q in (step.a, step.b) for s in _element_scales(q)]).all():
+            yield "a NaN scale makes the result NaN"
+            return
     terms = [p for p, q in zip(x, y, strict=True)] + y + [before]
     if not np.isfinite(terms).all():
         yield from _table(["k", "a", "b", "product"], _products(step, x, y))
@@ -163,7 +168,10 @@ def _aligned(
     for i, (p, q) in enumerate(zip(x, y, strict=True)):
         e = _exponent(p, step.a.fmt) + _exponent(q, step.b.fmt) + scale[i]
         value = Fraction(p) * Fraction(q) * Fraction(2) ** scale[i]
-        placed.append(Addend(f"k {step.positions[i]}: {show(p)} * {show(q)}", value, e))
+        name = f"k {step.positions[i]}: {show(p)} * {show(q)}"
+        if step.a.scale_codes is not None:
+            name += f" * 2^{scale[i]}"
+        placed.append(Addend(name, value, e))
     emin = -14 if out == np.float16 else -126
     held = (
         Addend("accumulator", Fraction(before), max(_floor_log2(before), emin)) if before else None
@@ -185,6 +193,8 @@ def _aligned(
         here = [t for t in group if t.value or zeros] + ([joins] if joins else [])
         total = yield from _one_alignment(rule.align_bits, here, rule.min_exponent, rule.align)
         yield f"sum {show(total)}{how}"
+        if rule.accumulator != "halves":
+            continue
         half = float(
             cast(np.float64(total), "float16", rounding=rule.rounding or "rne", overflow="special")
         )
@@ -246,19 +256,13 @@ def _two_stages(rule: TwoStage, placed: list[Addend], held: Addend | None) -> It
 def _runs(
     rule: ScaledFp4, step: Step, x: list[float], y: list[float], before: float
 ) -> Iterator[str]:
-    scale_a, scale_b = (_element_scales(q, len(x)) for q in (step.a, step.b))
+    scale_a, scale_b = (_element_scales(q) for q in (step.a, step.b))
     addends = []
     for i in range(0, len(x), 16):
         pairs = zip(x[i : i + 16], y[i : i + 16], strict=True)
         run = sum((Fraction(p) * Fraction(q) for p, q in pairs), Fraction(0))
         sa, sb = abs(scale_a[i]), abs(scale_b[i])
-        if not np.isfinite([sa, sb]).all():
-            yield "a NaN scale makes the result NaN"
-            return
-        e = sum(
-            max(_floor_log2(s), q.scale_format.emin) if q.scale_format is not None else 0
-            for s, q in ((sa, step.a), (sb, step.b))
-        )
+        e = _scale_exponent(sa, step.a) + _scale_exponent(sb, step.b)
         span = f"k {step.positions[i]} to {step.positions[min(i + 15, len(x) - 1)]}"
         name = f"{span}: {show(run)} * {show(sa)} * {show(sb)}"
         addends.append(Addend(name, run * Fraction(sa) * Fraction(sb), e))
@@ -268,9 +272,34 @@ def _runs(
     yield f"sum {show(total)}, truncated to 23 bits of fraction"
 
 
-def _element_scales(q: QTensor, count: int) -> list[float]:
+def _block_scales(step: Step) -> Iterator[str]:
+    """Show the codes of the scales inside the unit, their values, their part of the exponents."""
+    assert step.a.block_shape is not None
+    scales = [_element_scales(q) for q in (step.a, step.b)]
+    codes = [q.scale_codes.ravel().tolist() for q in (step.a, step.b) if q.scale_codes is not None]
+    depth, block = step.a.shape[-1], step.a.block_shape[-1]
+    rows = []
+    for j, i in enumerate(range(0, depth, block)):
+        row = [f"{step.positions[i]} to {step.positions[min(i + block, depth) - 1]}"]
+        for q, code, scale in zip((step.a, step.b), codes, scales, strict=True):
+            e = str(_scale_exponent(scale[i], q)) if np.isfinite(scale[i]) else "-"
+            row += [f"{code[j]:#04x}", show(scale[i]), e]
+        rows.append(row)
+    yield from _table(
+        ["scales of k", "a: code", "value", "exponent", "b: code", "value", "exponent"], rows
+    )
+
+
+def _element_scales(q: QTensor) -> list[float]:
     scale = q.element_scale()
-    return [1.0] * count if scale is None else [float(v) for v in scale.ravel()]
+    assert scale is not None
+    return [float(v) for v in scale.ravel()]
+
+
+def _scale_exponent(value: float, q: QTensor) -> int:
+    """Return the exponent that hardware reads from the code of a scale; its sign is ignored."""
+    assert q.scale_format is not None
+    return _exponent(abs(value), q.scale_format)
 
 
 def _block_exponents(step: Step) -> list[int]:
@@ -278,9 +307,7 @@ def _block_exponents(step: Step) -> list[int]:
     both = [0] * step.a.shape[-1]
     for q in (step.a, step.b):
         if q.scale_codes is not None:
-            both = [
-                n + _floor_log2(s) for n, s in zip(both, _element_scales(q, len(both)), strict=True)
-            ]
+            both = [n + _floor_log2(s) for n, s in zip(both, _element_scales(q), strict=True)]
     return both
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ _MATLAB = "Khattak and Mikaitis, arXiv 2512.07004"
 _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
-_MODELS_DIFFER = (
-    "models differ on zero products and the least exponent; no recording decides: fields "
-    "zero_products, min_exponent (none, -126, -132, -133 or -139; float16 -19, -20 or -21)"
+_MODELS_DIFFER = "open: zero_products, min_exponent"
+OPEN = (
+    "open: models differ on zero products and the least exponent, and no recording decides; both "
+    "are fields: zero_products, min_exponent (unset, -126, -132, -133 or -139; float16 -19, -20 or "
+    "-21)"
 )
 
 
@@ -201,8 +204,50 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         if "promote_every" in changes:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
-    plain = {k: int(v) if isinstance(v, np.integer) else v for k, v in changes.items()}
+    plain = {k: v.item() if isinstance(v, np.integer | np.bool_) else v for k, v in changes.items()}
     return target.changed(**plain) if plain else target
+
+
+def changes_of(target: Target) -> dict[str, Any] | None:
+    """Return the fields that make a unit of the named one; None where no such fields do.
+
+    Examples
+    --------
+    >>> changes_of(get_target("ideal.int", acc_bits=24))
+    {'acc_bits': 24}
+    """
+    base = TARGETS.get(target.name)
+    if base is None or base == target:
+        return None if base is None else {}
+    pairs: list[tuple[Any, Any]] = [(target, base)]
+    pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
+    changes = {
+        f.name: getattr(new, f.name)
+        for new, old in pairs
+        for f in fields(new)
+        if f.name != "rules"
+        and type(new) is type(old)
+        and getattr(new, f.name) != getattr(old, f.name)
+    }
+    try:
+        same = get_target(target.name, **changes) == target
+    except NumsimError:
+        same = False
+    return changes if same else None
+
+
+def label(target: Target) -> str:
+    """Return what results call a unit: a named one with changed fields is not that unit.
+
+    Examples
+    --------
+    >>> label(get_target("ideal.int")), label(get_target("ideal.int", acc_bits=24))
+    ('ideal.int', 'ideal.int (acc_bits=24)')
+    """
+    if TARGETS.get(target.name, target) == target:
+        return target.name
+    changes = changes_of(target) or {}
+    return f"{target.name} ({', '.join(f'{k}={v}' for k, v in changes.items()) or 'changed'})"
 
 
 def list_targets() -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from numsim.targets.types import (
     Target,
     TwoStage,
 )
+from numsim.targets.words import RULES, field_words
 
 _KINDS: dict[str, type] = {
     kind.__name__: kind for kind in (Exact, Mac, IntSum, Fused, TwoStage, ScaledFp4)
@@ -33,11 +34,12 @@ def read_target(path: str | Path) -> Target:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NumsimError(f"cannot read {file}: {error}; give a UTF-8 TOML file") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise NumsimError(f"cannot read {str(file)!r}: {why}; give a UTF-8 TOML file") from None
     try:
         return parse_target(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise NumsimError(f"{file}: not TOML: {error}") from None
     except NumsimError as error:
         raise NumsimError(f"{file}: {error}") from None
@@ -72,8 +74,9 @@ def parse_target(text: str) -> Target:
     known = {f.name: f for f in fields(Target) if f.name != "rules"}
     _check_keys("a unit", own, known)
     for key in ("name", "maturity", "evidence", "source"):
-        if not isinstance(own[key], str) or not own[key]:
-            raise NumsimError(f"{key} is a text; got {own[key]!r}")
+        value = own[key]
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise NumsimError(f"{key} is a text on one line; got {value!r}")
     words = get_args(Maturity)
     if own["maturity"] not in words:
         raise NumsimError(
@@ -90,21 +93,34 @@ def parse_target(text: str) -> Target:
     return target
 
 
-def target_to_toml(target: Target) -> str:
-    """Return a unit as TOML; see `Target.to_toml`."""
+def target_to_toml(target: Target, *, comments: bool = False) -> str:
+    """Return a unit as TOML; see `Target.to_toml`.
+
+    `comments`: with the fields that are unset, and what a field means where it first appears.
+    """
     lines = []
     for f in fields(target):
         value = getattr(target, f.name)
-        if f.name != "rules" and value != f.default:
-            lines.append(f"{f.name} = {_written(value)}")
+        if f.name != "rules" and (value != f.default or comments):
+            unset = "# " if value == f.default else ""
+            lines.append(unset + _line(target, f.name, value, comments))
+    said: set[type] = set()
     for kind, rule in target.rules:
-        lines += ["", f"[rules.{key_of(kind)}]", f'kind = "{type(rule).__name__}"']
-        lines += [
-            f"{f.name} = {_written(getattr(rule, f.name))}"
-            for f in fields(rule)
-            if getattr(rule, f.name) is not None
-        ]
+        new = comments and type(rule) not in said
+        said.add(type(rule))
+        lines += ["", f"[rules.{key_of(kind)}]"]
+        words = f"  # {RULES[type(rule).__name__]}" if new else ""
+        lines.append(f'kind = "{type(rule).__name__}"{words}')
+        for f in fields(rule):
+            value = getattr(rule, f.name)
+            if value is not None or new:
+                lines.append(("# " if value is None else "") + _line(rule, f.name, value, new))
     return "\n".join(lines) + "\n"
+
+
+def _line(item: Target | Rule, name: str, value: Any, comments: bool) -> str:
+    line = f"{name} = {'' if value is None else _written(value)}".rstrip()
+    return f"{line}  # {field_words(item, name)}" if comments else line
 
 
 def _written(value: Any) -> str:

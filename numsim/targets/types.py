@@ -1,4 +1,7 @@
-"""How a MAC array multiplies and adds: a `Target` is a named set of rules, all of them data."""
+"""How a MAC array multiplies and adds: a `Target` is a named set of rules, all of them data.
+
+`numsim.targets.words` says every field in one line, for the command line.
+"""
 
 from __future__ import annotations
 

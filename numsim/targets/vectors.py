@@ -110,7 +110,7 @@ def export_vectors(
         words_only: dict[str, Any] = {name: words for name, (_, _, words) in arrays.items()}
         file = folder / "vectors.npz"
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NumsimError(
             f"export_vectors: cannot write {folder}: {error}; give a folder that can be written"
         ) from None

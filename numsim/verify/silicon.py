@@ -60,7 +60,7 @@ class SiliconRow:
     equal
         How many are equal.
     undecided
-        Further results on which two models differ and no recording decides.
+        Further results on which two models differ and no recording of silicon decides.
     undecided_equal
         How many of those equal the file with the unit's own fields.
     undecided_other
@@ -80,6 +80,11 @@ class SiliconRow:
     undecided_other: int = 0
     note: str = ""
     first: str = ""
+
+    @property
+    def recorded_on(self) -> str:
+        """What made the outputs: ``silicon``, or an independent ``model`` of it."""
+        return "silicon" if self.file.startswith(("hw_", "cpu_")) else "model"
 
     @property
     def ok(self) -> bool:
