@@ -196,6 +196,23 @@ def test_stored_types(tmp_path, family, dtype):
             },
             "mscale_all_dim must be of type float",
         ),
+        ("t5", {"decoder_start_token_id": 96}, "decoder_start_token_id must be below vocab_size 96"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": []}},
+            "mscale must be of type float",
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "dynamic",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": -1,
+                }
+            },
+            "original_max_position_embeddings must be above 0",
+        ),
         ("gpt2", {"n_head": 5}, "multiple of num_attention_heads"),
         ("opt", {"word_embed_proj_dim": 24}, "project_in"),
     ],

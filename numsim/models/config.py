@@ -259,8 +259,9 @@ def read_rope(
     longest = 0.0
     if kind in ("dynamic", "llama3", "yarn"):
         longest = Key("max_position_embeddings", int).read(config, {})
-        if kind != "dynamic":
-            longest = number("original_max_position_embeddings", longest)
+        original = number("original_max_position_embeddings", longest)
+        if kind != "dynamic":  # that counts from the length of the config, as transformers does
+            longest = original
         if longest < 1:
             raise wrong("original_max_position_embeddings", "1 or more", longest)
     values: dict[str, Any] = {}
@@ -299,7 +300,8 @@ def yarn_growth(factor: float, weight: float = 1.0) -> float:
 
 def _yarn_amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> float:
     factor = number("factor")
-    weights = [number(key) for key in ("mscale", "mscale_all_dim") if seen.get(key)]  # 0: not given
+    given = [key for key in ("mscale", "mscale_all_dim") if seen.get(key) not in (None, 0)]
+    weights = [number(key) for key in given]
     if seen.get("attention_factor") is not None:
         return number("attention_factor")
     if len(weights) == 2:
