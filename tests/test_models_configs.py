@@ -196,7 +196,11 @@ def test_stored_types(tmp_path, family, dtype):
             },
             "mscale_all_dim must be of type float",
         ),
-        ("t5", {"decoder_start_token_id": 96}, "decoder_start_token_id must be below vocab_size 96"),
+        (
+            "t5",
+            {"decoder_start_token_id": 96},
+            "decoder_start_token_id must be below vocab_size 96",
+        ),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": []}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
-from numsim.models import Model, Rule, load_model
+from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.text import load_text_tools
 from numsim.sweep.columns import NAMES
-from numsim.sweep.csv import RowWriter, UnwritableError, check_writable, finished_rows, parse
+from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
 from numsim.sweep.inputs import Inputs, read_inputs
 from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
@@ -67,7 +67,7 @@ def sweep(
         For anything wrong in the spec, the model folder or the text, before any computation and
         before the output file is touched.
     FailedCases
-        Where single cases failed; the others have run and are written.
+        Where single cases failed; the others have run, and all are written: see its `rows`.
 
     Source
     ------
@@ -98,26 +98,25 @@ def sweep(
     )  # fmt: skip
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
+    labels = {case.case_id: case.label for case in todo}
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
     if plan.memory_limit is not None:
         for recipe in (None, *(case.recipe() for case in todo)):
             model.check(recipe)
     rows = [parse(row) for row in kept]
-    failed: list[str] = []
     with RowWriter(plan.out, kept) as writer:
-        for case, made in _run_cases(plan, model, inputs, todo, tell):
-            try:
-                for row in made:
-                    writer.write(row)
-                    rows.append(row)
-            except UnwritableError:
-                raise
-            except NumsimError as error:
-                failed.append(f"{case.label}: {error}")
+        for row in _run_cases(plan, model, inputs, todo, tell):
+            writer.write(row)
+            rows.append(row)
     import pandas as pd  # 30 MB that a run alone does without
 
     frame = pd.DataFrame(rows, columns=list(NAMES))
+    failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
+        f"{labels[row['case_id']]}: {row['error']}"
+        for row in rows
+        if row["error"] and row["case_id"] in labels
+    ]
     if failed:
         raise FailedCases(failed, frame)
     return frame
@@ -125,15 +124,15 @@ def sweep(
 
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
-) -> Iterator[tuple[Case, Iterator[dict[str, Any]]]]:
-    """Yield each case with its rows, here or in `plan.jobs` processes."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all cases, run here or in `plan.jobs` processes."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
     if plan.jobs > 1 and len(todo) > 1:
         tell("float64 reference", 0, total)
         results = in_processes(_start, plan, _work, todo, jobs=plan.jobs)
         for i, (case, made) in enumerate(zip(todo, results, strict=True), start=2):
-            yield case, _made(made)
+            yield from made
             tell(case.label, i * batches, total)
     elif todo:
         reference = run_reference(
@@ -144,7 +143,7 @@ def _run_cases(
             def step(n: int, i: int = i, label: str = case.label) -> None:
                 tell(label, i * batches + n, total)
 
-            yield case, run_case(model, case, reference, step)
+            yield from case_rows(model, case, reference, step)
 
 
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
@@ -155,29 +154,20 @@ def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 
 
-def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]] | str:
-    """Return the rows of a case, or why it failed."""
-    try:
-        return list(run_case(state[0], case, state[1], lambda n: None))
-    except NumsimError as error:
-        return str(error)
-
-
-def _made(rows: list[dict[str, Any]] | str) -> Iterator[dict[str, Any]]:
-    if isinstance(rows, str):
-        raise NumsimError(rows)
-    yield from rows
+def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
+    return list(case_rows(state[0], case, state[1], lambda n: None))
 
 
 class FailedCases(NumsimError):
-    """Some cases failed; the others are in `rows`, and in the output file.
+    """Some cases failed; all rows are in `rows`, and in the output file.
 
     Attributes
     ----------
     messages
         One for each case that failed.
     rows
-        The rows of the others.
+        Of a case that failed those of its products that came before, and a last one without
+        figures whose `error` says why.
     """
 
     def __init__(self, messages: list[str], rows: pd.DataFrame) -> None:
@@ -230,13 +220,32 @@ def run_reference(
     return reference
 
 
-def run_case(
+def case_rows(
     model: Model, case: Case, reference: Reference, tell: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: products of the first batch, then the whole network."""
+    """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
-    recipe, inputs = case.recipe(), reference.inputs
+    recipe = case.recipe()
     rules = recipe.check(model.gemm_names())
+    emulated = [rule for rule in rules.values() if not rule.is_plain]
+    whole = describe(case, emulated or list(rules.values())) | {"layer": "all"}
+    linears = {
+        n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
+    }
+    whole |= _stored_bits(model, linears, reference)
+    try:
+        whole |= yield from _run_case(model, case, recipe, rules, reference, tell)
+    except NumsimError as error:
+        whole["error"] = str(error)
+    yield whole | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def _run_case(
+    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], reference: Reference,
+    tell: Callable[[int], None],
+) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
+    """Yield rows of the products, of the first batch; return the figures of the whole network."""
+    inputs = reference.inputs
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, 8))
     cosines = np.empty(len(inputs.tokens))
@@ -256,17 +265,10 @@ def run_case(
             states = reference.states[part, : keep.shape[1]]
             errors.append(figures(states[keep], run.hidden_states[-1][keep]))
         tell(n + 1)
-    linears = {name: rules[name] for name in names if name.endswith("_proj")}
-    emulated = [rule for rule in rules.values() if not rule.is_plain]
-    whole = describe(case, emulated or list(rules.values())) | _stored_bits(
-        model, linears, reference
-    )
-    whole["layer"] = "all"
-    if model.arch.head:
-        whole |= _language(compared, reference)
-    else:
-        whole |= _sentences(errors, cosines, inputs, model.arch.hidden)
-    yield whole | {"seconds": round(time.perf_counter() - began, 3)}
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
+        if model.arch.head:
+            return _language(compared, reference)
+        return _sentences(errors, cosines, inputs, model.arch.hidden)
 
 
 def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
