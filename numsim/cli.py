@@ -110,7 +110,9 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="For packed weights: bytes, 4GB, 512MiB; a larger model runs by block."),
+        typer.Option(
+            help="For packed weights of all jobs: 4GB, 512MiB; larger models run by block."
+        ),
     ] = None,
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""

@@ -535,6 +535,8 @@ def test_a_memory_limit_changes_no_row(tmp_path):
     assert not (tmp_path / "x.csv").exists()
     with pytest.raises(ns.NumsimError, match="got 'much'"):
         ns.sweep({**plan, "memory_limit": "much"})
+    with pytest.raises(ns.NumsimError, match="got 2,000,000; raise the limit; 2 jobs share"):
+        ns.sweep({**plan, "memory_limit": "4MB", "jobs": 9})  # of two cases
 
 
 def test_an_edited_unit_is_another_case(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from numsim.errors import NumsimError
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, load_model
+from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import load_text_tools
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
@@ -101,9 +103,15 @@ def sweep(
     labels = {case.case_id: case.label for case in todo}
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
+    plan = plan.model_copy(update={"jobs": max(1, min(plan.jobs, len(todo)))})
     if plan.memory_limit is not None:
-        for recipe in (None, *(case.recipe() for case in todo)):
-            model.check(recipe)
+        model = replace(model, cache=OperandCache(_share(plan)))
+        try:
+            for recipe in (None, *(case.recipe() for case in todo)):
+                model.check(recipe)
+        except NumsimError as error:
+            shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
+            raise NumsimError(f"{error}{shared}") from None
     rows = [parse(row) for row in kept]
     with RowWriter(plan.out, kept) as writer:
         for row in _run_cases(plan, model, inputs, todo, tell):
@@ -128,7 +136,7 @@ def _run_cases(
     """Yield the rows of all cases, run here or in `plan.jobs` processes."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
-    if plan.jobs > 1 and len(todo) > 1:
+    if plan.jobs > 1:
         tell("float64 reference", 0, total)
         results = in_processes(_start, plan, _work, todo, jobs=plan.jobs)
         for i, (case, made) in enumerate(zip(todo, results, strict=True), start=2):
@@ -146,10 +154,15 @@ def _run_cases(
             yield from case_rows(model, case, reference, step)
 
 
+def _share(plan: SweepSpec) -> int | None:
+    """Return the memory limit of each process: they share that of the sweep."""
+    return None if plan.memory_limit is None else max(1, as_bytes(plan.memory_limit) // plan.jobs)
+
+
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder, memory_limit=plan.memory_limit)
+    model = load_model(folder, memory_limit=_share(plan))
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 

@@ -57,7 +57,7 @@ class SweepSpec(BaseModel):
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
     memory_limit
         Bytes, or text such as ``4GB``, for packed weights, as in `load_model`: a larger model runs
-        block by block.
+        block by block. `jobs` share it equally.
     out
         CSV file, or None.
     resume
