@@ -104,6 +104,10 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option(help="Processes that share the cases; the same rows.")
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="In place of jobs: tcp://HOST:PORT of a dask scheduler."),
+    ] = None,
     limit_tokens: Annotated[
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
@@ -126,7 +130,8 @@ def sweep(
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
         "granularities": _names(granularity), "recipes": _names(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
-        "jobs": jobs, "memory_limit": memory_limit, "resume": resume or None,
+        "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
+        "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

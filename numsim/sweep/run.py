@@ -21,6 +21,7 @@ from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import load_text_tools
+from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
 from numsim.sweep.inputs import Inputs, read_inputs
@@ -84,6 +85,14 @@ def sweep(
     [['int8', 'ideal.int']]
     """
     plan = as_spec(spec)
+    if plan.scheduler is not None:
+        if "jobs" in plan.model_fields_set:
+            raise NumsimError(
+                "sweep: cases run in jobs here or on the workers of a scheduler; got both; "
+                "leave one out"
+            )
+        with connected(plan.scheduler):
+            pass  # what is missing is said before the model is read
     tell = progress or (lambda what, done, total: None)
     if plan.out is not None:
         check_writable(plan.out)
@@ -92,7 +101,7 @@ def sweep(
     folder = plan.model or bundled_model_dir()
     model = load_model(folder, memory_limit=plan.memory_limit)
     text = _read_text(plan.text)
-    text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+    text_hash = _text_hash(text)
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(
         plan, model=model.name, model_hash=folder_hash(Path(folder)), text=text_name,
@@ -133,12 +142,17 @@ def sweep(
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all cases, run here or in `plan.jobs` processes."""
+    """Yield the rows of all cases, run here, in `plan.jobs` processes or on a cluster."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
-    if plan.jobs > 1:
+    if todo and (plan.jobs > 1 or plan.scheduler is not None):
         tell("float64 reference", 0, total)
-        results = in_processes(_start, plan, _work, todo, jobs=plan.jobs)
+        sent = [replace(case, given=case.recipe()) for case in todo]  # with units that are files
+        if plan.scheduler is None:
+            results = in_processes(_start, plan, _work, sent, jobs=plan.jobs)
+        else:
+            known = _absolute(plan), todo[0].model_hash, todo[0].text_hash
+            results = on_cluster(_start_elsewhere, known, _work, sent, address=plan.scheduler)
         for i, (case, made) in enumerate(zip(todo, results, strict=True), start=2):
             yield from made
             tell(case.label, i * batches, total)
@@ -165,6 +179,27 @@ def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     model = load_model(folder, memory_limit=_share(plan))
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
+
+
+def _absolute(plan: SweepSpec) -> SweepSpec:
+    paths = {name: path for name in ("model", "text") if (path := getattr(plan, name)) is not None}
+    return plan.model_copy(update={name: path.absolute() for name, path in paths.items()})
+
+
+def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Reference]:
+    """Return what a worker needs, on a machine that may hold other files by the same names."""
+    plan, model_hash, text_hash = known
+    folder = Path(plan.model or bundled_model_dir())
+    if (folder_hash(folder), _text_hash(_read_text(plan.text))) != (model_hash, text_hash):
+        raise NumsimError(
+            f"sweep: a worker must read the same files; {folder} or the text differ there; "
+            "put them on a disk that all machines share"
+        )
+    return _start(plan)
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
