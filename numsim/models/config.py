@@ -145,6 +145,12 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
             f"config.json: architectures must name one of {', '.join(family.architectures)}; "
             f"got {classes}; load the language model, not another head"
         )
+    if config.get("quantization_config") is not None:
+        raise UnsupportedError(
+            "config.json: weights must be stored as float32, float16 or bfloat16; got a "
+            f"quantization_config ({config['quantization_config']!r:.80}); dequantise the "
+            "checkpoint and save it again, numsim quantises by recipe"
+        )
     fixed = SHARED_FIXED | dict(family.fixed)
     for key, values in fixed.items():
         if key in config and config[key] not in values:
@@ -342,6 +348,7 @@ SHARED_FIXED: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({},),
     "chunk_size_feed_forward": (0,),
     "use_bidirectional_attention": (None, False),
+    "quantization_config": (None,),
 }
 
 # Keys any config may have that change no result of a forward pass.
