@@ -75,7 +75,8 @@ def sweep(
         Path | None, typer.Option(help="Hugging Face folder; default: the bundled tiny Llama.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file; default: the bundled course.")
+        Path | None,
+        typer.Option(help="UTF-8 text, or token ids in .npy; default: the bundled course."),
     ] = None,
     formats: Annotated[
         str | None, typer.Option(help="Formats, comma separated: float8_e4m3fn,int8,q3.4.")

@@ -409,6 +409,33 @@ def test_text_that_gives_no_tokens(tmp_path):
         ns.sweep(SMALL | {"text": path})
 
 
+def test_token_ids_in_place_of_a_text(tmp_path):
+    folder = bundle(tmp_path)
+    ids = load_text_tools(folder).ids(bundled_text())
+    (folder / "tokenizer.json").unlink()
+    path = tmp_path / "ids.npy"
+    np.save(path, ids.astype(np.uint16))
+    plan = SMALL | {"granularities": ["per_tensor"]}
+    got, want = ns.sweep(plan | {"model": folder, "text": path}), ns.sweep(plan)
+    assert got.text.unique().tolist() == ["ids.npy"]
+    same = got.columns.difference(["case_id", "model", "text", "seconds"])
+    assert got[same].equals(want[same])
+    for bad, match in (
+        (ids[:18].reshape(2, 9), r"integer array \[tokens\]; .* holds int64 \[2, 9\]"),
+        (ids[:9].astype(float), "holds float64"),
+        (np.array([1, 2048]), "vocabulary of 2048; got 2048"),
+        (np.array([-1, 5]), "got -1"),
+        (np.zeros(0, int), "gives no tokens"),
+        (np.array([{}]), "cannot read the token ids"),
+    ):
+        np.save(path, bad, allow_pickle=True)
+        with pytest.raises(ns.NumsimError, match=match):
+            ns.sweep(plan | {"model": folder, "text": path})
+    path.write_bytes(b"")
+    with pytest.raises(ns.NumsimError, match="cannot read the token ids"):
+        ns.sweep(plan | {"model": folder, "text": path})
+
+
 def test_bad_model_folders(tmp_path):
     folder = bundle(tmp_path)
     config = json.loads((folder / "config.json").read_text())

@@ -24,7 +24,7 @@ from numsim.models.text import load_text_tools
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import NAMES
 from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
-from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
     Reference,
@@ -198,8 +198,9 @@ def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Referenc
     return _start(plan)
 
 
-def _text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _text_hash(text: Text) -> str:
+    data = text.encode() if isinstance(text, str) else text.tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
@@ -223,15 +224,31 @@ class FailedCases(NumsimError):
         super().__init__(f"sweep: {len(messages)} cases failed: " + "; ".join(messages))
 
 
-def _read_text(path: Path | None) -> str:
+def _read_text(path: Path | None) -> Text:
     if path is None:
         return bundled_text()
+    if path.suffix == ".npy":
+        return _read_ids(path)
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise NumsimError(f"sweep: cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
+
+
+def _read_ids(path: Path) -> NDArray[np.int64]:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise NumsimError(f"sweep: cannot read the token ids {path}: {error}") from None
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim != 1:
+        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive"
+        raise NumsimError(
+            f"sweep: token ids are an integer array [tokens]; {path} holds {what}; save them with "
+            "np.save"
+        )
+    return ids.astype(np.int64)
 
 
 def run_reference(

@@ -32,7 +32,8 @@ class SweepSpec(BaseModel):
     Parameters
     ----------
     model, text
-        A Hugging Face folder and a UTF-8 file; None: the bundled ones.
+        A Hugging Face folder, and a UTF-8 file or token ids in a ``.npy`` file (for folders
+        without tokenizer.json; not of encoders). None: the bundled ones.
     formats
         Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
         six formats, or none where there are `recipes`.
