@@ -75,7 +75,8 @@ def sweep(
         Path | None, typer.Option(help="Hugging Face folder; default: the bundled tiny Llama.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file; default: the bundled course.")
+        Path | None,
+        typer.Option(help="UTF-8 text, or token ids in .npy; default: the bundled course."),
     ] = None,
     formats: Annotated[
         str | None, typer.Option(help="Formats, comma separated: float8_e4m3fn,int8,q3.4.")
@@ -105,13 +106,19 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option(help="Processes that share the cases; the same rows.")
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="In place of jobs: tcp://HOST:PORT of a dask scheduler."),
+    ] = None,
     limit_tokens: Annotated[
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="For packed weights: bytes, 4GB, 512MiB; a larger model runs by block."),
+        typer.Option(
+            help="For packed weights of all jobs: 4GB, 512MiB; larger models run by block."
+        ),
     ] = None,
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""
@@ -125,7 +132,8 @@ def sweep(
         "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
         "granularities": _names(granularity), "recipes": _names(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
-        "jobs": jobs, "memory_limit": memory_limit, "resume": resume or None,
+        "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
+        "resume": resume or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -70,10 +70,14 @@ def _ranked(cases: pd.DataFrame) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in cases.to_dict("records"):
         recipe = row["recipe"] if isinstance(row["recipe"], str) else ""  # else None, or NaN
+        failed = isinstance(row["error"], str)
         table.add_row(
             recipe or row["weight_format"], row["granularity"], row["target"],
             f"{float(row['bits_per_weight']):.2f}", f"{float(row['bits_per_act']):.2f}",
-            *(f"{float(row[column]):{spec}}" for column, (_, spec) in figures.items()),
+            *(
+                "failed" if failed else f"{float(row[column]):{spec}}"
+                for column, (_, spec) in figures.items()
+            ),
             f"{float(row['seconds']):.1f}",
         )  # fmt: skip
     return table

@@ -196,6 +196,28 @@ def test_stored_types(tmp_path, family, dtype):
             },
             "mscale_all_dim must be of type float",
         ),
+        (
+            "t5",
+            {"decoder_start_token_id": 96},
+            "decoder_start_token_id must be below vocab_size 96",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": []}},
+            "mscale must be of type float",
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "dynamic",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": -1,
+                }
+            },
+            "original_max_position_embeddings must be above 0",
+        ),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "dequantise the checkpoint"),
         ("gpt2", {"n_head": 5}, "multiple of num_attention_heads"),
         ("opt", {"word_embed_proj_dim": 24}, "project_in"),
     ],
@@ -328,4 +350,42 @@ def test_pickles_and_foreign_shards_are_refused(tmp_path):
     index = {"weight_map": {"transformer.wte.weight": "../../etc/model.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(NumsimError, match="its own folder"):
+        load_model(tmp_path)
+
+
+def test_weights_that_are_no_files_are_refused(tmp_path):
+    path = checkpoint(tmp_path, "llama") / "model.safetensors"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(NumsimError, match=r"model\.safetensors is a folder, a link to nothing"):
+        load_model(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(NumsimError, match=r"model\.safetensors is a folder, a link to nothing"):
+        load_model(tmp_path)
+    with pytest.raises(NumsimError, match="which is not a folder"):
+        load_model("x" * 5000)
+
+
+def test_indices_that_do_not_say_one_place_are_refused(tmp_path):
+    checkpoint(tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    first, *others = sorted(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({first: tensors[first] * 2}, tmp_path / "b.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    places = dict.fromkeys(others, "a.safetensors")
+    index.write_text(json.dumps({"weight_map": places | {first: "b.safetensors"}}))
+    load_model(tmp_path)
+    save_file({first: tensors[first], "x": tensors[first]}, tmp_path / "b.safetensors")
+    index.write_text(json.dumps({"weight_map": places | {"x": "b.safetensors"}}))
+    with pytest.raises(NumsimError, match=f"{first} is in a.safetensors and b.safetensors"):
+        load_model(tmp_path)
+    for name in ("pytorch_model.bin", "x" * 5000):
+        index.write_text(json.dumps({"weight_map": places | {first: name}}))
+        with pytest.raises(NumsimError, match=r"index must name \*\.safetensors"):
+            load_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": places | {first: "x" * 5000 + ".safetensors"}}))
+    with pytest.raises(NumsimError, match="every shard of the index must be there"):
         load_model(tmp_path)

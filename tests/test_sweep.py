@@ -6,15 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import numsim as ns
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
+from numsim.report import write_report
 from numsim.screen import sweep_table
 from numsim.sweep import COLUMNS
 from numsim.sweep.inputs import Inputs, windows
 from numsim.sweep.overflow import COUNTED
-from numsim.sweep.run import run_reference
+from numsim.sweep.run import case_rows, run_reference
 from numsim.sweep.spec import cases, default_targets
 
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 200, "window": 64}
@@ -235,10 +237,31 @@ def test_processes_give_the_rows_of_one(tmp_path):
             ns.sweep(spec, progress=lambda *what: seen.append(what))
         tables.append([row | {"seconds": ""} for row in read(path)])
     assert tables[0] == tables[1]
-    assert len(tables[0]) == 2 * ROWS
+    assert len(tables[0]) == 2 * ROWS + 1
     assert seen[-1][1] == seen[-1][2]
     with pytest.raises(ns.NumsimError, match="jobs"):
         ns.sweep(grid | {"jobs": 0})
+
+
+def test_a_case_that_fails_late_keeps_the_rows_before_in_a_process_too(model):
+    """`case_rows` is what a process runs, and what a sweep in one process runs."""
+    spec = ns.SweepSpec(**SMALL, batch=1)
+    tokens = windows(load_text_tools(bundled_model_dir()), spec, bundled_text())
+    reference = run_reference(model, Inputs(tokens), 1, lambda n: None)
+    case = cases(spec, model="m", text="t", text_hash="")[0]
+
+    def fail(n):
+        if n == 2:
+            raise ns.NumsimError("the input of a product: has Inf")
+
+    serial = list(case_rows(model, case, reference, fail))
+    assert len(serial) == ROWS
+    last = serial[-1]
+    assert (last["layer"], last["error"]) == ("all", "the input of a product: has Inf")
+    assert last["bits_per_weight"] > 8
+    assert last["perplexity"] is None
+    whole = list(case_rows(model, case, reference, lambda n: None))
+    assert serial[:-1] == whole[:-1]
 
 
 def test_stochastic_rounding_depends_on_the_seed_and_on_nothing_else(tmp_path):
@@ -428,6 +451,33 @@ def test_text_that_gives_no_tokens(tmp_path):
         ns.sweep(SMALL | {"text": path})
 
 
+def test_token_ids_in_place_of_a_text(tmp_path):
+    folder = bundle(tmp_path)
+    ids = load_text_tools(folder).ids(bundled_text())
+    (folder / "tokenizer.json").unlink()
+    path = tmp_path / "ids.npy"
+    np.save(path, ids.astype(np.uint16))
+    plan = SMALL | {"granularities": ["per_tensor"]}
+    got, want = ns.sweep(plan | {"model": folder, "text": path}), ns.sweep(plan)
+    assert got.text.unique().tolist() == ["ids.npy"]
+    same = got.columns.difference(["case_id", "model", "text", "seconds"])
+    assert got[same].equals(want[same])
+    for bad, match in (
+        (ids[:18].reshape(2, 9), r"integer array \[tokens\]; .* holds int64 \[2, 9\]"),
+        (ids[:9].astype(float), "holds float64"),
+        (np.array([1, 2048]), "vocabulary of 2048; got 2048"),
+        (np.array([-1, 5]), "got -1"),
+        (np.zeros(0, int), "gives no tokens"),
+        (np.array([{}]), "cannot read the token ids"),
+    ):
+        np.save(path, bad, allow_pickle=True)
+        with pytest.raises(ns.NumsimError, match=match):
+            ns.sweep(plan | {"model": folder, "text": path})
+    path.write_bytes(b"")
+    with pytest.raises(ns.NumsimError, match="cannot read the token ids"):
+        ns.sweep(plan | {"model": folder, "text": path})
+
+
 def test_bad_model_folders(tmp_path):
     folder = bundle(tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -454,21 +504,50 @@ def test_resume_refuses_another_file(tmp_path):
     assert path.read_text() == "a,b\n1,2\n"
 
 
-def test_a_failing_case_leaves_the_others_and_the_old_file(tmp_path):
+def test_a_failing_case_has_a_row_and_leaves_the_others(tmp_path, monkeypatch, capsys):
     path = tmp_path / "r.csv"
-    path.write_text("kept\n")
     unit = tmp_path / "strict.toml"
     unit.write_text(ns.get_target("ideal.int", overflow="raise").to_toml())
     more = {"granularities": ["per_tensor"], "targets": [str(unit)], "out": path}
-    with pytest.raises(ns.NumsimError, match=r"1 cases failed.*32-bit accumulator overflows"):
-        ns.sweep(SMALL | {"formats": ["int32"], **more})
-    assert path.read_text() == "kept\n"
     grid = {"formats": ["int32", "int8"], **more}
-    with pytest.raises(ns.NumsimError) as error:
+    with pytest.raises(ns.NumsimError, match=r"1 cases failed.*32-bit accumulator overflows") as e:
         ns.sweep(SMALL | grid)
-    whole = error.value.rows.query("layer == 'all'")
-    assert whole.weight_format.tolist() == ["int8"]
-    assert len(read(path)) == ROWS
+    whole = e.value.rows.query("layer == 'all'").set_index("weight_format")
+    assert whole.index.tolist() == ["int32", "int8"]
+    assert "32-bit accumulator overflows" in whole.loc["int32"].error
+    assert np.isnan(whole.loc["int32"].perplexity)
+    assert whole.loc["int32"].bits_per_weight > 32
+    assert not isinstance(whole.loc["int8"].error, str)
+    assert len(read(path)) == ROWS + 1
+    sweep_table(e.value.rows)
+    assert "failed" in capsys.readouterr().out
+    report = write_report(path, tmp_path / "report")[0].read_text()
+    assert "- Failed: `int32`" in report
+    # it is known to fail: a resumed sweep says so again and computes nothing
+    before = path.read_bytes()
+    monkeypatch.setattr("numsim.models.Model.run", lambda *a, **k: pytest.fail("a run began"))
+    with pytest.raises(ns.NumsimError, match="1 cases failed: int32"):
+        ns.sweep(SMALL | grid | {"resume": True})
+    assert path.read_bytes() == before
+
+
+def test_logits_that_overflow_are_figures(tmp_path):
+    """Infinite logits divide to 0 and differ to NaN: neither may be an error, nor look exact."""
+    folder = bundle(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 20000
+    save_file(tensors, folder / "model.safetensors")
+    rule = tmp_path / "head.toml"
+    rule.write_text(
+        '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "lm_head"\nactivations = "float8_e5m2"\n'
+        'weights = {format = "float8_e5m2", granularity = "none"}\nout_format = "float16"\n'
+        'target = "nvidia.hopper.wgmma"\n'
+    )
+    rows = ns.sweep(SMALL | {"model": folder, "recipes": [rule], "formats": []})
+    head = rows[rows.op == "lm_head"].iloc[0]
+    whole = rows[rows.layer == "all"].iloc[0]
+    assert head.sqnr_local_db == whole.sqnr_cumulative_db == -np.inf
+    assert head.max_abs == whole.max_abs == np.inf
 
 
 def test_resume_sees_other_weights(tmp_path):
@@ -525,6 +604,8 @@ def test_a_memory_limit_changes_no_row(tmp_path):
     assert not (tmp_path / "x.csv").exists()
     with pytest.raises(ns.NumsimError, match="got 'much'"):
         ns.sweep({**plan, "memory_limit": "much"})
+    with pytest.raises(ns.NumsimError, match="got 2,000,000; raise the limit; 2 jobs share"):
+        ns.sweep({**plan, "memory_limit": "4MB", "jobs": 9})  # of two cases
 
 
 def test_an_edited_unit_is_another_case(tmp_path):

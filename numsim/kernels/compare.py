@@ -60,7 +60,9 @@ def compare_logits(
             part[3, lane] += (x - y) * (x - y)
             part[4, lane] += x * y
             part[5, lane] += y * y
-            largest = max(largest, abs(x - y))
+            difference = abs(x - y)
+            if difference > largest or difference != difference:  # NaN stays
+                largest = difference
         total = np.empty(6)
         for s in range(6):
             v = part[s]
@@ -68,8 +70,8 @@ def compare_logits(
         log_a, log_b = top_a + log64(total[0]), top_b + log64(total[1])
         kl = 0.0
         for j in range(width):
-            difference = (np.float64(a[j]) - log_a) - (np.float64(b[j]) - log_b)
-            kl += p[j] / total[0] * difference
+            gap = (np.float64(a[j]) - log_a) - (np.float64(b[j]) - log_b)
+            kl += p[j] / total[0] * gap
         out[row, 0] = log_b - np.float64(b[targets[row]])
         out[row, 1] = kl
         out[row, 2] = 1.0 if best_a == best_b else 0.0
@@ -98,7 +100,9 @@ def compare_values(
             noise += (x - y) * (x - y)
             dot += x * y
             other += y * y
-            largest = max(largest, abs(x - y))
+            difference = abs(x - y)
+            if difference > largest or difference != difference:  # NaN stays
+                largest = difference
             u = np.int64(np.float32(x).view(np.int32))
             v = np.int64(np.float32(y).view(np.int32))
             u = u if u >= 0 else -(u & np.int64(0x7FFFFFFF))

@@ -145,6 +145,12 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
             f"config.json: architectures must name one of {', '.join(family.architectures)}; "
             f"got {classes}; load the language model, not another head"
         )
+    if config.get("quantization_config") is not None:
+        raise UnsupportedError(
+            "config.json: weights must be stored as float32, float16 or bfloat16; got a "
+            f"quantization_config ({config['quantization_config']!r:.80}); dequantise the "
+            "checkpoint and save it again, numsim quantises by recipe"
+        )
     fixed = SHARED_FIXED | dict(family.fixed)
     for key, values in fixed.items():
         if key in config and config[key] not in values:
@@ -259,8 +265,9 @@ def read_rope(
     longest = 0.0
     if kind in ("dynamic", "llama3", "yarn"):
         longest = Key("max_position_embeddings", int).read(config, {})
-        if kind != "dynamic":
-            longest = number("original_max_position_embeddings", longest)
+        original = number("original_max_position_embeddings", longest)
+        if kind != "dynamic":  # that counts from the length of the config, as transformers does
+            longest = original
         if longest < 1:
             raise wrong("original_max_position_embeddings", "1 or more", longest)
     values: dict[str, Any] = {}
@@ -299,7 +306,8 @@ def yarn_growth(factor: float, weight: float = 1.0) -> float:
 
 def _yarn_amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> float:
     factor = number("factor")
-    weights = [number(key) for key in ("mscale", "mscale_all_dim") if seen.get(key)]  # 0: not given
+    given = [key for key in ("mscale", "mscale_all_dim") if seen.get(key) not in (None, 0)]
+    weights = [number(key) for key in given]
     if seen.get("attention_factor") is not None:
         return number("attention_factor")
     if len(weights) == 2:
@@ -340,6 +348,7 @@ SHARED_FIXED: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({},),
     "chunk_size_feed_forward": (0,),
     "use_bidirectional_attention": (None, False),
+    "quantization_config": (None,),
 }
 
 # Keys any config may have that change no result of a forward pass.

@@ -177,6 +177,9 @@ def _t5(f: Fields, config: Config) -> Fields:
         raise wrong(
             "relative_attention_max_distance", f"above {f['buckets'] // 2}", f["bucket_distance"]
         )
+    start = f["decoder_start"]
+    if start is not None and start >= f["vocab"]:
+        raise wrong("decoder_start_token_id", f"below vocab_size {f['vocab']}", start)
     scaled = f.pop("scaled")
     return f | {
         "gated": gated,

@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -88,8 +88,10 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
             f"load_model: a folder is a str or a Path; got {type(directory).__name__}"
         )
     folder = Path(directory)
-    if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    if not _exists(folder, Path.is_dir):
+        beside = (
+            [p.name for p in folder.parent.iterdir()] if _exists(folder.parent, Path.is_dir) else []
+        )
         raise NumsimError(
             f"load_model: directory must be a folder with config.json and *.safetensors; "
             f"got {str(folder)!r}, which is not a folder{near_names(folder.name, beside)}"
@@ -122,6 +124,14 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
     return Model(arch, arrays, folder.name, OperandCache(limit))
+
+
+def _exists(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Return whether there is such a file; names that no file can have are none."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -183,7 +193,14 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         header = _header(folder / file)
-        stored |= {name: t for name, t in header.items() if weight_map.get(name, file) == file}
+        own = {name: t for name, t in header.items() if weight_map.get(name, file) == file}
+        twice = sorted(set(own) & set(stored))
+        if twice:
+            raise NumsimError(
+                f"load_model: the index must say where a repeated tensor is; {twice[0]} is in "
+                f"{stored[twice[0]].file.name} and {file}, and not in {INDEX}; download it again"
+            )
+        stored |= own
     lacking = sorted(set(weight_map) - set(stored))
     if lacking:
         raise NumsimError(
@@ -201,6 +218,12 @@ def _single_file(folder: Path) -> Path | None:
     if (folder / INDEX).is_file():
         return None
     found = sorted(folder.glob("*.safetensors"))
+    for path in found:
+        if not path.is_file():
+            raise NumsimError(
+                f"load_model: weights must be files; {path.name} is a folder, a link to nothing or "
+                "a device; download it again"
+            )
     if len(found) == 1:
         return found[0]
     if found:
@@ -234,7 +257,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
                 f"load_model: the index must name files of its own folder; {name} is said to be "
                 f"in {file!r}; do not trust this checkpoint"
             )
-        if not (folder / file).is_file():
+        if not file.endswith(".safetensors"):
+            raise NumsimError(
+                f"load_model: the index must name *.safetensors; {name} is said to be in {file!r}; "
+                "never pickle: save the checkpoint again with safe_serialization=True"
+            )
+        if not _exists(folder / file):
             raise NumsimError(
                 f"load_model: every shard of the index must be there; {file} is missing; "
                 "download it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,32 @@ from numsim.errors import NumsimError
 class TextTools(NamedTuple):
     """The tokenizer of a checkpoint, its begin-of-text token and its longest sequence."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: a folder without, whose texts are token ids
     begin: int | None
     max_positions: int | None
     truncation: int | None = None  # the length the tokenizer of the checkpoint cuts to
 
     def ids(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, without special tokens."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        return np.array(self._own().encode(text, add_special_tokens=False).ids, np.int64)
 
-    def windows(self, text: str, window: int, *, limit: int | None = None) -> NDArray[np.int64]:
+    def _own(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise NumsimError(
+                "a text needs a tokenizer, and the folder has no tokenizer.json; add it (in "
+                "transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it), "
+                "or give token ids, as a .npy file of integers"
+            )
+        return self.tokenizer
+
+    def windows(
+        self, text: str | NDArray[Any], window: int, *, limit: int | None = None
+    ) -> NDArray[np.int64]:
         """Cut a text into windows [count, T] without overlap, each begun by the begin token.
 
         Parameters
         ----------
-        text : str
+        text : str or int array [tokens]
         window : int
             Tokens of a window, the first included; cut to the positions the model has.
         limit : int, optional
@@ -53,15 +64,19 @@ class TextTools(NamedTuple):
         >>> load_text_tools(bundled_model_dir()).windows("one two three four", 4).shape
         (2, 4)
         """
-        if not isinstance(text, str):
-            raise NumsimError(f"windows: text is a str; got {type(text).__name__}; read the file")
+        given = isinstance(text, np.ndarray) and text.dtype.kind in "iu" and text.ndim == 1
+        if not isinstance(text, str) and not given:
+            raise NumsimError(
+                f"windows: text is a str, or its token ids, an integer array [tokens]; got "
+                f"{type(text).__name__}; read the file"
+            )
         if not isinstance(window, int | np.integer) or window < 2:
             raise NumsimError(
                 f"windows: a window is 2 tokens or more; got {window!r}; 256 is usual"
             )
         if limit is not None and (not isinstance(limit, int | np.integer) or limit < 1):
             raise NumsimError(f"windows: limit is 1 token or more, or None; got {limit!r}")
-        ids = self.ids(text)[:limit]
+        ids = (self.ids(text) if isinstance(text, str) else text.astype(np.int64))[:limit]
         if not ids.size:
             raise NumsimError("windows: the text gives no tokens; give a text with words in it")
         if self.begin is None:
@@ -80,12 +95,12 @@ class TextTools(NamedTuple):
 
     def sentence(self, text: str, longest: int) -> list[int]:
         """Return the token ids of `text` with special tokens, at most `longest`, not padded."""
-        own = self.truncation
-        self.tokenizer.enable_truncation(longest if own is None else min(own, longest))
+        own, tokenizer = self.truncation, self._own()
+        tokenizer.enable_truncation(longest if own is None else min(own, longest))
         try:
-            return list(self.tokenizer.encode(text).ids)
+            return list(tokenizer.encode(text).ids)
         finally:
-            self.tokenizer.no_truncation()
+            tokenizer.no_truncation()
 
 
 def load_text_tools(directory: str | Path) -> TextTools:
@@ -94,7 +109,7 @@ def load_text_tools(directory: str | Path) -> TextTools:
     Raises
     ------
     NumsimError
-        Where tokenizer.json is missing or damaged.
+        Where tokenizer.json is damaged; where it is missing, only token ids can be cut.
 
     Examples
     --------
@@ -107,15 +122,15 @@ def load_text_tools(directory: str | Path) -> TextTools:
         raise NumsimError(f"load_text_tools: a folder is a str or Path; got {directory!r}")
     folder = Path(directory)
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise NumsimError(f"a text needs a tokenizer; {folder} has no tokenizer.json; add it")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise NumsimError(f"{path} is not a readable tokenizer: {error}") from None
-    cut = tokenizer.truncation
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer, cut = None, None
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise NumsimError(f"{path} is not a readable tokenizer: {error}") from None
+        cut = tokenizer.truncation
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     begin = config.get("bos_token_id")
     if begin is None:  # T5 begins with what its decoder starts from

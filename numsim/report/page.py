@@ -55,6 +55,11 @@ def _about(results: Results) -> list[str]:
                 ].itertuples(index=False)
             )
             lines.append(f"- Lowest perplexity: {low}; highest: {high}.")
+    if "error" in cases:
+        lines += [
+            f"- Failed: `{row.format}`, {row.scales}, `{row.target}`: {row.error}."
+            for row in cases[cases["error"] != ""].itertuples()
+        ]
     if results.unfinished:
         lines.append(f"- Left out, unfinished: case {', '.join(results.unfinished)}.")
     return [*lines, ""]

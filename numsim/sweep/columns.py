@@ -65,6 +65,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("embedding_cosine_min", "", "encoders: the smallest of those cosines"),
     Column("recipe", "", "file name of a recipe without .toml; empty: a case of the grid", str),
     Column("recipe_digest", "", "digest of the recipe, resolved for every product", str),
+    Column("error", "", "all: why the case failed, whose figures are empty then", str),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

@@ -13,10 +13,6 @@ from numsim.errors import NumsimError
 from numsim.sweep.columns import COLUMNS, NAMES
 
 
-class UnwritableError(NumsimError):
-    """The output file cannot be written."""
-
-
 class RowWriter:
     """Append rows to a CSV file, flushed one by one; without a path, do nothing.
 
@@ -41,7 +37,7 @@ class RowWriter:
             self._csv.writerow(row)
             self._file.flush()
         except OSError as error:
-            raise UnwritableError(f"sweep: cannot write {self._path}: {error.strerror}") from None
+            raise NumsimError(f"sweep: cannot write {self._path}: {error.strerror}") from None
 
     def __enter__(self) -> RowWriter:
         return self

@@ -14,6 +14,7 @@ from numsim.models.checks import token_ids
 from numsim.models.text import TextTools
 from numsim.sweep.spec import SweepSpec
 
+Text = str | NDArray[np.int64]  # or its token ids
 SHORTEST = 150  # characters of a paragraph that counts as a sentence of its own
 
 
@@ -50,7 +51,7 @@ class Inputs(NamedTuple):
         return unit
 
 
-def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: str) -> Inputs:
+def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
     """Cut a text as the network needs it.
 
     Decoders get windows without overlap, each begun by the begin-of-text token. Of an
@@ -64,6 +65,8 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: str) -> Inp
         ids that the model does not have.
     """
     if not arch.head:
+        if not isinstance(text, str):
+            raise NumsimError("sweep: an encoder needs sentences; got token ids; give a text")
         inputs = sentences(tools, spec, text)
         token_ids(inputs.tokens, "tokens", arch.vocab)
         return inputs
@@ -78,7 +81,7 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: str) -> Inp
     return Inputs(scored, source=tokens[:, 1 : 1 + half])
 
 
-def windows(tools: TextTools, spec: SweepSpec, text: str) -> NDArray[np.int64]:
+def windows(tools: TextTools, spec: SweepSpec, text: Text) -> NDArray[np.int64]:
     """Cut a text into windows [count, window], each begun by the begin-of-text token.
 
     Raises

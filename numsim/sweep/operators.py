@@ -194,10 +194,11 @@ def figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise); no noise: inf, no signal: -inf."""
+    """Return 10 log10(signal / noise); no noise: inf; no signal, or infinite noise: -inf."""
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal != 0 else -math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio != 0 else -math.inf
 
 
 def cosine(dot: float, aa: float, bb: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
-from numsim.models import Model, Rule, load_model
+from numsim.models import Model, Recipe, Rule, load_model
+from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import load_text_tools
+from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import NAMES
-from numsim.sweep.csv import RowWriter, UnwritableError, check_writable, finished_rows, parse
-from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
+from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
     Reference,
@@ -67,7 +70,7 @@ def sweep(
         For anything wrong in the spec, the model folder or the text, before any computation and
         before the output file is touched.
     FailedCases
-        Where single cases failed; the others have run and are written.
+        Where single cases failed; the others have run, and all are written: see its `rows`.
 
     Source
     ------
@@ -82,6 +85,14 @@ def sweep(
     [['int8', 'ideal.int']]
     """
     plan = as_spec(spec)
+    if plan.scheduler is not None:
+        if "jobs" in plan.model_fields_set:
+            raise NumsimError(
+                "sweep: cases run in jobs here or on the workers of a scheduler; got both; "
+                "leave one out"
+            )
+        with connected(plan.scheduler):
+            pass  # what is missing is said before the model is read
     tell = progress or (lambda what, done, total: None)
     if plan.out is not None:
         check_writable(plan.out)
@@ -90,7 +101,7 @@ def sweep(
     folder = plan.model or bundled_model_dir()
     model = load_model(folder, memory_limit=plan.memory_limit)
     text = _read_text(plan.text)
-    text_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+    text_hash = _text_hash(text)
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(
         plan, model=model.name, model_hash=folder_hash(Path(folder)), text=text_name,
@@ -98,26 +109,31 @@ def sweep(
     )  # fmt: skip
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
     kept = finished_rows(plan.out) if plan.resume and plan.out else []
+    labels = {case.case_id: case.label for case in todo}
     done = {str(row["case_id"]) for row in kept}
     todo = [case for case in todo if case.case_id not in done]
+    plan = plan.model_copy(update={"jobs": max(1, min(plan.jobs, len(todo)))})
     if plan.memory_limit is not None:
-        for recipe in (None, *(case.recipe() for case in todo)):
-            model.check(recipe)
+        model = replace(model, cache=OperandCache(_share(plan)))
+        try:
+            for recipe in (None, *(case.recipe() for case in todo)):
+                model.check(recipe)
+        except NumsimError as error:
+            shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
+            raise NumsimError(f"{error}{shared}") from None
     rows = [parse(row) for row in kept]
-    failed: list[str] = []
     with RowWriter(plan.out, kept) as writer:
-        for case, made in _run_cases(plan, model, inputs, todo, tell):
-            try:
-                for row in made:
-                    writer.write(row)
-                    rows.append(row)
-            except UnwritableError:
-                raise
-            except NumsimError as error:
-                failed.append(f"{case.label}: {error}")
+        for row in _run_cases(plan, model, inputs, todo, tell):
+            writer.write(row)
+            rows.append(row)
     import pandas as pd  # 30 MB that a run alone does without
 
     frame = pd.DataFrame(rows, columns=list(NAMES))
+    failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
+        f"{labels[row['case_id']]}: {row['error']}"
+        for row in rows
+        if row["error"] and row["case_id"] in labels
+    ]
     if failed:
         raise FailedCases(failed, frame)
     return frame
@@ -125,15 +141,20 @@ def sweep(
 
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
-) -> Iterator[tuple[Case, Iterator[dict[str, Any]]]]:
-    """Yield each case with its rows, here or in `plan.jobs` processes."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all cases, run here, in `plan.jobs` processes or on a cluster."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
-    if plan.jobs > 1 and len(todo) > 1:
+    if todo and (plan.jobs > 1 or plan.scheduler is not None):
         tell("float64 reference", 0, total)
-        results = in_processes(_start, plan, _work, todo, jobs=plan.jobs)
+        sent = [replace(case, given=case.recipe()) for case in todo]  # with units that are files
+        if plan.scheduler is None:
+            results = in_processes(_start, plan, _work, sent, jobs=plan.jobs)
+        else:
+            known = _absolute(plan), todo[0].model_hash, todo[0].text_hash
+            results = on_cluster(_start_elsewhere, known, _work, sent, address=plan.scheduler)
         for i, (case, made) in enumerate(zip(todo, results, strict=True), start=2):
-            yield case, _made(made)
+            yield from made
             tell(case.label, i * batches, total)
     elif todo:
         reference = run_reference(
@@ -144,40 +165,58 @@ def _run_cases(
             def step(n: int, i: int = i, label: str = case.label) -> None:
                 tell(label, i * batches + n, total)
 
-            yield case, run_case(model, case, reference, step)
+            yield from case_rows(model, case, reference, step)
+
+
+def _share(plan: SweepSpec) -> int | None:
+    """Return the memory limit of each process: they share that of the sweep."""
+    return None if plan.memory_limit is None else max(1, as_bytes(plan.memory_limit) // plan.jobs)
 
 
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder, memory_limit=plan.memory_limit)
+    model = load_model(folder, memory_limit=_share(plan))
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 
 
-def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]] | str:
-    """Return the rows of a case, or why it failed."""
-    try:
-        return list(run_case(state[0], case, state[1], lambda n: None))
-    except NumsimError as error:
-        return str(error)
+def _absolute(plan: SweepSpec) -> SweepSpec:
+    paths = {name: path for name in ("model", "text") if (path := getattr(plan, name)) is not None}
+    return plan.model_copy(update={name: path.absolute() for name, path in paths.items()})
 
 
-def _made(rows: list[dict[str, Any]] | str) -> Iterator[dict[str, Any]]:
-    if isinstance(rows, str):
-        raise NumsimError(rows)
-    yield from rows
+def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Reference]:
+    """Return what a worker needs, on a machine that may hold other files by the same names."""
+    plan, model_hash, text_hash = known
+    folder = Path(plan.model or bundled_model_dir())
+    if (folder_hash(folder), _text_hash(_read_text(plan.text))) != (model_hash, text_hash):
+        raise NumsimError(
+            f"sweep: a worker must read the same files; {folder} or the text differ there; "
+            "put them on a disk that all machines share"
+        )
+    return _start(plan)
+
+
+def _text_hash(text: Text) -> str:
+    data = text.encode() if isinstance(text, str) else text.tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
+    return list(case_rows(state[0], case, state[1], lambda n: None))
 
 
 class FailedCases(NumsimError):
-    """Some cases failed; the others are in `rows`, and in the output file.
+    """Some cases failed; all rows are in `rows`, and in the output file.
 
     Attributes
     ----------
     messages
         One for each case that failed.
     rows
-        The rows of the others.
+        Of a case that failed those of its products that came before, and a last one without
+        figures whose `error` says why.
     """
 
     def __init__(self, messages: list[str], rows: pd.DataFrame) -> None:
@@ -185,9 +224,11 @@ class FailedCases(NumsimError):
         super().__init__(f"sweep: {len(messages)} cases failed: " + "; ".join(messages))
 
 
-def _read_text(path: Path | None) -> str:
+def _read_text(path: Path | None) -> Text:
     if path is None:
         return bundled_text()
+    if path.suffix == ".npy":
+        return _read_ids(path)
     try:
         return path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -196,6 +237,20 @@ def _read_text(path: Path | None) -> str:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
     except ValueError:
         raise NumsimError("sweep: a file name has no NUL character; name another text") from None
+
+
+def _read_ids(path: Path) -> NDArray[np.int64]:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise NumsimError(f"sweep: cannot read the token ids {path}: {error}") from None
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim != 1:
+        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive"
+        raise NumsimError(
+            f"sweep: token ids are an integer array [tokens]; {path} holds {what}; save them with "
+            "np.save"
+        )
+    return ids.astype(np.int64)
 
 
 def run_reference(
@@ -232,13 +287,32 @@ def run_reference(
     return reference
 
 
-def run_case(
+def case_rows(
     model: Model, case: Case, reference: Reference, tell: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: products of the first batch, then the whole network."""
+    """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
-    recipe, inputs = case.recipe(), reference.inputs
+    recipe = case.recipe()
     rules = recipe.check(model.gemm_names())
+    emulated = [rule for rule in rules.values() if not rule.is_plain]
+    whole = describe(case, emulated or list(rules.values())) | {"layer": "all"}
+    linears = {
+        n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
+    }
+    whole |= _stored_bits(model, linears, reference)
+    try:
+        whole |= yield from _run_case(model, case, recipe, rules, reference, tell)
+    except NumsimError as error:
+        whole["error"] = str(error)
+    yield whole | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def _run_case(
+    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], reference: Reference,
+    tell: Callable[[int], None],
+) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
+    """Yield rows of the products, of the first batch; return the figures of the whole network."""
+    inputs = reference.inputs
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, 8))
     cosines = np.empty(len(inputs.tokens))
@@ -258,17 +332,10 @@ def run_case(
             states = reference.states[part, : keep.shape[1]]
             errors.append(figures(states[keep], run.hidden_states[-1][keep]))
         tell(n + 1)
-    linears = {name: rules[name] for name in names if name.endswith("_proj")}
-    emulated = [rule for rule in rules.values() if not rule.is_plain]
-    whole = describe(case, emulated or list(rules.values())) | _stored_bits(
-        model, linears, reference
-    )
-    whole["layer"] = "all"
-    if model.arch.head:
-        whole |= _language(compared, reference)
-    else:
-        whole |= _sentences(errors, cosines, inputs, model.arch.hidden)
-    yield whole | {"seconds": round(time.perf_counter() - began, 3)}
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
+        if model.arch.head:
+            return _language(compared, reference)
+        return _sentences(errors, cosines, inputs, model.arch.hidden)
 
 
 def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:

@@ -34,7 +34,8 @@ class SweepSpec(BaseModel):
     Parameters
     ----------
     model, text
-        A Hugging Face folder and a UTF-8 file; None: the bundled ones.
+        A Hugging Face folder, and a UTF-8 file or token ids in a ``.npy`` file (for folders
+        without tokenizer.json; not of encoders). None: the bundled ones.
     formats
         Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
         six formats, or none where there are `recipes`.
@@ -59,7 +60,11 @@ class SweepSpec(BaseModel):
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
     memory_limit
         Bytes, or text such as ``4GB``, for packed weights, as in `load_model`: a larger model runs
-        block by block.
+        block by block. `jobs` share it equally; each worker of a scheduler has it for itself.
+    scheduler
+        Address of a dask scheduler, ``tcp://HOST:8786``, whose workers run the cases in place of
+        `jobs`: the same rows. Each loads the model once and must see the same files. Needs
+        ``pip install 'numsim[cluster]'``.
     out
         CSV file, or None.
     resume
@@ -86,6 +91,7 @@ class SweepSpec(BaseModel):
     batch: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     jobs: int = Field(default=1, ge=1, le=1024)
+    scheduler: str | None = None
     memory_limit: int | str | None = None
     out: Path | None = None
     resume: bool = False
@@ -169,7 +175,7 @@ class Case:
     @property
     def label(self) -> str:
         """What a person calls the case."""
-        if self.given is not None:
+        if self.recipe_name:
             return f"recipe {self.recipe_name}"
         rounding = "" if self.rounding == "rne" else f" {self.rounding}"
         return f"{self.format} {self.granularity} {self.target}{rounding}"

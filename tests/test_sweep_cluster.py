@@ -1,0 +1,121 @@
+"""Sweeps on a dask scheduler: the rows of one process, and sentences where something is missing.
+
+pip install -e '.[cluster]'
+"""
+
+import builtins
+import os
+import sys
+import warnings
+
+import pytest
+
+import numsim as ns
+from numsim.sweep import cluster
+from numsim.sweep.cluster import on_cluster
+
+SMALL = {"formats": ["int8", "int4"], "granularities": ["per_tensor"], "limit_tokens": 60}
+needs_dask = "the cluster is an extra: pip install -e '.[cluster]'"
+
+
+@pytest.fixture
+def scheduler():
+    """Return a function that starts a scheduler with so many workers and gives its address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributed = pytest.importorskip("distributed", reason=needs_dask)
+        clusters = []
+
+        def start(workers, *, processes=False, failures=3):
+            import dask
+
+            with dask.config.set({"distributed.scheduler.allowed-failures": failures}):
+                clusters.append(
+                    distributed.LocalCluster(
+                        n_workers=workers, threads_per_worker=1, processes=processes,
+                        protocol="tcp", dashboard_address=None, silence_logs=50,
+                    )
+                )  # fmt: skip
+            return clusters[-1].scheduler_address
+
+        yield start
+        for each in clusters:
+            each.close()
+
+
+BEGUN = []
+
+
+def begin(factor):
+    BEGUN.append(factor)
+    return factor
+
+
+def multiply(state, item):
+    if item == "die":
+        os._exit(1)
+    if item == "refuse":
+        raise ns.NumsimError("refuse: in its own words")
+    return state * item
+
+
+def test_a_cluster_gives_the_rows_of_one_process(tmp_path, monkeypatch, scheduler):
+    (tmp_path / "strict.toml").write_text(ns.get_target("ideal.int", overflow="raise").to_toml())
+    monkeypatch.chdir(tmp_path)  # the unit goes to the workers, not its path
+    grid = SMALL | {"formats": ["int32", "int8"], "targets": ["strict.toml"], "window": 32}
+    tables, seen = [], []
+    for more in ({}, {"scheduler": scheduler(2)}):
+        out = tmp_path / f"{len(tables)}.csv"
+        with pytest.raises(ns.NumsimError, match="1 cases failed: int32"):
+            ns.sweep(grid | {"out": out} | more, progress=lambda *what: seen.append(what))
+        lines = out.read_text().splitlines()
+        seconds = lines[0].split(",").index("seconds")
+        tables.append([r.split(",")[:seconds] + r.split(",")[seconds + 1 :] for r in lines])
+    assert tables[0] == tables[1]
+    assert seen[-1][1] == seen[-1][2]
+
+
+def test_a_worker_starts_once_and_errors_are_sentences(scheduler):
+    address = scheduler(1)
+    BEGUN.clear()
+    assert list(on_cluster(begin, 10, multiply, [3, 1, 2], address=address)) == [30, 10, 20]
+    assert BEGUN == [10]
+    assert cluster._STATE == {}
+    assert list(on_cluster(begin, 11, multiply, [1], address=address)) == [11]
+    with pytest.raises(ns.NumsimError, match=r"^refuse: in its own words$"):
+        list(on_cluster(begin, 10, multiply, [1, "refuse"], address=address))
+    with pytest.raises(ns.NumsimError, match="a worker could not run a case"):
+        list(on_cluster(begin, 10, multiply, [None], address=address))
+
+
+def test_a_lost_worker_is_a_sentence(scheduler):
+    address = scheduler(1, processes=True, failures=0)
+    with pytest.raises(ns.NumsimError, match="1 workers were lost while they ran one case"):
+        list(on_cluster(begin, 10, multiply, ["die"], address=address))
+
+
+def test_a_scheduler_that_is_not_there(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT", 1)
+    monkeypatch.setattr(
+        sys.modules["numsim.sweep.run"], "load_model", lambda *a, **k: pytest.fail("loaded")
+    )
+    for address in ("tcp://127.0.0.1:9", "nowhere", "", "pigeon://a:1"):
+        with pytest.raises(ns.NumsimError, match="no dask scheduler answers"):
+            ns.sweep(SMALL | {"scheduler": address})
+    with pytest.raises(ns.NumsimError, match="scheduler has no worker"):
+        ns.sweep(SMALL | {"scheduler": scheduler(0)})
+    with pytest.raises(ns.NumsimError, match="got both; leave one out"):
+        ns.sweep(SMALL | {"scheduler": "tcp://127.0.0.1:9", "jobs": 1})
+
+
+def test_without_the_extra(monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *rest):
+        if name.startswith("distributed"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ns.NumsimError, match=r"pip install 'numsim\[cluster\]'"):
+        ns.sweep(SMALL | {"scheduler": "tcp://127.0.0.1:8786"})
