@@ -134,6 +134,14 @@ def pack_codes(codes: Array, width: int, slots: Array, group: int, run: int = 1)
 
 
 @inline
+def codes_at(b: Array, batch: int, panel: int, k: int, count: int) -> Array:
+    """Return the codes of `count` steps of a panel from step k on, of packed b."""
+    step = b.shape[3] * b.shape[4]
+    at = ((batch * b.shape[1] + panel) * b.shape[2] + k) * step
+    return b.reshape(-1)[at : at + count * step]
+
+
+@inline
 def scratch_words(count: int) -> Array:
     """Return room for `count` int32 from the start of a cache line on.
 
@@ -146,12 +154,15 @@ def scratch_words(count: int) -> Array:
 
 
 @inline
-def aligned_terms(codes: Array, at: int, count: int, planes: Array, f: Fields) -> None:
+def aligned_terms(
+    b: Array, batch: int, panel: int, k: int, count: int, planes: Array, f: Fields
+) -> None:
     """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
     wide_vectors()
+    codes = codes_at(b, batch, panel, k, count)
     floats = planes.view(np.uint32)
-    for step in range(count // 16):
-        source = codes[at + 16 * step : at + 16 * step + 16]
+    for step in range(codes.size // 16):
+        source = codes[16 * step : 16 * step + 16]
         target, exponents = floats[32 * step :], planes[32 * step + 16 :]
         for i in range(16):
             code = np.uint32(source[i])
@@ -167,20 +178,24 @@ def aligned_terms(codes: Array, at: int, count: int, planes: Array, f: Fields) -
 
 
 @inline
-def values_of_floats(codes: Array, at: int, count: int, values: Array, f: Codes) -> None:
+def values_of_floats(
+    b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Codes
+) -> None:
     """Decode float codes to float32, or to float64."""
     wide_vectors()
-    source = codes[at : at + count]
-    for i in range(count):
+    source = codes_at(b, batch, panel, k, count)
+    for i in range(source.size):
         values[i] = np.uint32(float_bits(np.uint32(source[i]), f)).view(np.float32)
 
 
 @inline
-def values_of_integers(codes: Array, at: int, count: int, values: Array, f: Any) -> None:
+def values_of_integers(
+    b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Any
+) -> None:
     """Multiply integer codes by a quantum; `f` is (sign bit of two's complement or 0, quantum)."""
     wide_vectors()
-    source = codes[at : at + count]
-    for i in range(count):
+    source = codes_at(b, batch, panel, k, count)
+    for i in range(source.size):
         whole = np.int32(np.uint32(np.uint32(np.uint32(source[i]) ^ f[0]) - f[0]))
         values[i] = np.float32(np.float32(whole) * f[1])
 
@@ -206,15 +221,14 @@ def cover_codes(
 ) -> None:
     """Do what `gemm_fma.cover` does for a right operand of codes.
 
-    `decode` (codes, first, count, scratch, `how`) writes a run of a panel into `scratch`, which
-    `micro` reads.
+    `decode` (b, batch, panel, k, steps, scratch, `how`) writes a run of a panel into `scratch`,
+    which `micro` reads.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
     groups = (tiles + group - 1) // group
     a_step = a.shape[3] * a.shape[4]
-    b_step = b.shape[3] * b.shape[4]
-    flat, codes = out.reshape(-1), b.reshape(-1)
+    flat = out.reshape(-1)
     deep = block * max(_NEAR // (group * a_step * block), 1)  # k for which a stays near, too
     for far in range(0, max(steps, 1), deep):
         for piece in range(start, stop):
@@ -225,8 +239,7 @@ def cover_codes(
             shared = batch if b.shape[0] > 1 else 0
             for k in range(far, max(min(far + deep, steps), far + 1), block):
                 count = min(block, steps - k)
-                at = ((shared * panels + panel) * steps + k) * b_step
-                decode(codes, at, count * b_step, scratch, how)
+                decode(b, shared, panel, k, count, scratch, how)
                 for t in range(first, last):
                     a_at = ((batch * tiles + t) * steps + k) * a_step
                     out_at = (batch * m + t * rows) * n + panel * width

@@ -20,6 +20,7 @@ from numsim.kernels.gemm_codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    codes_at,
     codes_types,
     cover_codes,
     pack_codes,
@@ -34,7 +35,7 @@ from numsim.kernels.simd_codes import fp8_planes
 Array = npt.NDArray[Any]
 _PAIR, _QUAD = 2, simd_hopper.QUAD  # products whose planes stand together: portable, AVX-512
 _RUN = 8  # a packed group is a multiple of this many products for the portable kernel
-_BLOCKS = BLOCK, BLOCK // 4  # k of a panel whose planes stay in the first cache
+_BLOCKS = BLOCK, simd_hopper.TURNED * _QUAD  # k of a panel whose planes stay in the first cache
 LEAST, MOST = simd_hopper.LEAST, simd_hopper.MOST  # exponents of the operands' values
 LOW, HIGH = 2.0**-90, 2.0**116  # magnitudes of accumulators
 
@@ -73,14 +74,22 @@ def _hopper_narrow(
 
 
 @inline
-def _quads(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
-    step = simd_hopper.COLUMNS * _QUAD
-    simd_hopper.right_quads(codes, at, count // step, words, f)
+def _quads(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f: Fields) -> None:
+    codes = codes_at(b, batch, panel, k, count)
+    simd_hopper.right_quads(codes, codes.size // (simd_hopper.COLUMNS * _QUAD), words, f)
 
 
 @inline
-def _pairs(codes: Array, at: int, count: int, words: Array, f: Fields) -> None:
-    fp8_planes(0, codes, at, count // (simd.HOPPER_COLUMNS * _PAIR), words, f)
+def _rows(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f: Fields) -> None:
+    turned = scratch_words(simd_hopper.TURNED * simd_hopper.COLUMNS)
+    simd_hopper.turned_quads(b[batch, panel, k], turned)
+    simd_hopper.right_quads(turned, simd_hopper.TURNED, words, f)
+
+
+@inline
+def _pairs(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f: Fields) -> None:
+    codes = codes_at(b, batch, panel, k, count)
+    fp8_planes(0, codes, 0, codes.size // (simd.HOPPER_COLUMNS * _PAIR), words, f)
 
 
 @kernel
@@ -91,6 +100,17 @@ def _run_wide(
     scratch = scratch_words(block * runs * simd_hopper.B_WORDS)
     cover_codes(
         _hopper_wide, _quads, out, a, b, scratch, steps, block, group, start, stop, runs, how
+    )
+
+
+@kernel
+def _run_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    scratch = scratch_words(block * runs * simd_hopper.B_WORDS)
+    cover_codes(
+        _hopper_wide, _rows, out, a, b, scratch, steps, block, group, start, stop, runs, how
     )
 
 
@@ -135,10 +155,12 @@ def _packer(wide: bool) -> Callable[..., Any]:
 
 
 @cache
-def _runner(wide: bool) -> Callable[..., Any]:
+def _runner(wide: bool, packed: bool) -> Callable[..., Any]:
+    out, a, b, *rest = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     runner = _run_wide if wide else _run_narrow
-    arguments = codes_types(types.int32, np.dtype(np.uint8), types.float32)
-    return simd.compiled(runner, *arguments, types.int64, uint32_tuple(Fields))
+    if not packed:
+        runner, b = _run_rows, simd.strided(types.uint8, 5)
+    return simd.compiled(runner, out, a, b, *rest, types.int64, uint32_tuple(Fields))
 
 
 def _packed(codes: Array, width: int, group: int, run: int, multiple: int) -> PackedCodes:
@@ -169,8 +191,17 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
 
 
 def pack_b(codes: Array, group: int = 32) -> PackedCodes:
-    """Pack the right operand [1 or batch, K, N]: FP8 codes of any strides, finite."""
+    """Pack the right operand [1 or batch, K, N]: FP8 codes of any strides, finite.
+
+    Columns whose codes stand side by side, as a network's weights have them, stay where they are.
+    """
     if simd.enabled():
+        rows = codes.swapaxes(1, 2)
+        batch, n, depth = rows.shape
+        run, width = simd_hopper.TURNED * _QUAD, simd_hopper.COLUMNS
+        if rows.flags.c_contiguous and not (n % width or depth % run or run % group or group % 4):
+            panels = rows.view(np.uint8).reshape(batch, n // width, width, depth // group, group)
+            return PackedCodes(panels.swapaxes(2, 3), n)
         return _packed(codes, simd_hopper.COLUMNS, group, _QUAD, _QUAD)
     return _packed(codes, simd.HOPPER_COLUMNS, group, _PAIR, _RUN)
 
@@ -188,5 +219,6 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
         places = b.panels.shape[4]
         runs = places // (_QUAD if wide else _RUN)
         block = max(_BLOCKS[wide] // places, 1)
-        run_codes(_runner(wide), out, a.planes, b, block, runs, how)
+        runner = _runner(wide, b.panels.flags.c_contiguous)
+        run_codes(runner, out, a.planes, b, block, runs, how)
     return out.reshape(shape[1:])

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.np import arrayobj
 
 from numsim.kernels.simd import _BIAS as BIAS
 from numsim.kernels.simd import _FRACTION as FRACTION
@@ -24,6 +25,7 @@ from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _max, _splat, _Ti
 ROWS, COLUMNS, QUAD = 4, 32, 4  # QUAD: products whose exponents share a lane, a byte each
 A_WORDS = 6 * ROWS  # of a quad: exponents, magnitudes, signs
 B_WORDS = 13 * COLUMNS  # of a quad: exponents, magnitudes, both signs
+TURNED = 16  # quads that are read from rows of codes at a time
 # Exponents of factors lie between; that of a zero makes a sum below the least of two others.
 LEAST, MOST, _NONE = -16, 15, -64
 _FLOOR = -100  # in place of the largest exponent where there is no product
@@ -219,15 +221,15 @@ def left_quad(
 
 
 @_intrinsic
-def right_quads(typing: Any, codes: Any, at: Any, quads: Any, words: Any, fields: Any) -> Any:
+def right_quads(typing: Any, codes: Any, quads: Any, words: Any, fields: Any) -> Any:
     """Write the planes of `quads` times 32 columns of four codes."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], args[1])
+        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
         source = b.bitcast(source, V32.as_pointer())
-        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
         vectors = COLUMNS // 16
-        exponents, magnitudes, negative = _reader(b, args[4], 16)
+        exponents, magnitudes, negative = _reader(b, args[3], 16)
         plus, minus = _splat(V32, 1), _splat(V32, 0xFFFF)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
@@ -246,8 +248,37 @@ def right_quads(typing: Any, codes: Any, at: Any, quads: Any, words: Any, fields
                     put(first + 1, b.select(away, plus, minus))
             return carried
 
-        _loop(b, args[2], [], run)
+        _loop(b, args[1], [], run)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(codes, i64, i64, words, fields), codegen
+    return types.void(codes, types.int64, words, fields), codegen
+
+
+@_intrinsic
+def turned_quads(typing: Any, rows: Any, words: Any) -> Any:
+    """Write 64 codes of each of 32 rows [32, 64], a word a quad, as words [16 quads, 32 rows]."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        make: Any = arrayobj.make_array
+        source = make(sig.args[0])(context, b, args[0])
+        stride = b.extract_value(source.strides, 0)
+        put = _storing(b, pointer_at(context, b, sig.args[1], args[1], ir.Constant(I64, 0)), V32)
+        for c in range(COLUMNS // 16):
+            lines = []
+            for r in range(16):
+                at = b.gep(source.data, [b.mul(stride, ir.Constant(I64, 16 * c + r))])
+                lines.append(b.load(b.bitcast(at, V32.as_pointer()), align=1))
+            for step in (1, 2, 4, 8):  # rows and lanes change places where this bit differs
+                for i in range(16):
+                    if not i & step:
+                        x, y = lines[i], lines[i + step]
+                        low = [j if not j & step else 16 + j - step for j in range(16)]
+                        high = [j + step if not j & step else 16 + j for j in range(16)]
+                        lines[i], lines[i + step] = (
+                            b.shuffle_vector(x, y, ir.Constant(V32, mask)) for mask in (low, high)
+                        )
+            for quad, line in enumerate(lines):
+                put(quad * (COLUMNS // 16) + c, line)
+        return context.get_dummy_value()
+
+    return types.void(rows, words), codegen

@@ -299,7 +299,7 @@ def case_rows(
     linears = {
         n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
     }
-    whole |= _stored_bits(model, linears, reference)
+    whole |= _stored_bits(model, linears, reference) | _of_the_run(model, reference)
     try:
         whole |= yield from _run_case(model, case, recipe, rules, reference, tell)
     except NumsimError as error:
@@ -335,7 +335,21 @@ def _run_case(
     with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
         if model.arch.head:
             return _language(compared, reference)
-        return _sentences(errors, cosines, inputs, model.arch.hidden)
+        return _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
+
+
+def _of_the_run(model: Model, reference: Reference) -> dict[str, Any]:
+    """Return what all cases on one text share."""
+    if not model.arch.head:
+        return {"tokens": _tokens(reference.inputs)}
+    return {
+        "tokens": reference.nll.size,
+        "perplexity_reference": metrics.perplexity(reference.nll),
+    }
+
+
+def _tokens(inputs: Inputs) -> int:
+    return inputs.tokens.size if inputs.keep is None else int(inputs.keep.sum())
 
 
 def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
@@ -365,26 +379,22 @@ def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, 
         "kl_nats": float(total[1]) / len(each),
         "top1_agreement": float(total[2]) / len(each),
         "perplexity": metrics.perplexity(each[:, 0]),
-        "tokens": len(each),
-        "perplexity_reference": metrics.perplexity(reference.nll),
         "dnll": float(difference.mean()),
         "dnll_stderr": float(difference.std() / math.sqrt(len(each))),
     }
 
 
 def _sentences(
-    errors: list[list[float]], cosines: NDArray[np.float64], inputs: Inputs, hidden: int
+    errors: list[list[float]], cosines: NDArray[np.float64], elements: int
 ) -> dict[str, Any]:
     """Return the figures of an encoder: its last hidden states at kept tokens, its sentences."""
     signal, noise, dot, other = np.sum(errors, axis=0)[:4].tolist()
-    tokens = inputs.tokens.size if inputs.keep is None else int(inputs.keep.sum())
     return {
         "sqnr_cumulative_db": ratio_db(signal, noise),
-        "mse": noise / (tokens * hidden),
+        "mse": noise / elements,
         "max_abs": max(row[4] for row in errors),
         "max_ulp": max(row[5] for row in errors),
         "cosine": cosine(dot, signal, other),
-        "tokens": tokens,
         "embedding_cosine": float(cosines.mean()),
         "embedding_cosine_min": float(cosines.min()),
     }
