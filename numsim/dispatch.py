@@ -21,7 +21,20 @@ from numpy.typing import DTypeLike, NDArray
 from numsim.formats import Format, get_format
 from numsim.kernels import codec, fast, fast_decode, jit
 from numsim.kernels.philox import random64
-from numsim.kernels.round import HALF_OFFSET, RNE, SATURATE, SPECIAL, SR, TRUNCATE, WRAP
+from numsim.kernels.round import (
+    HALF_OFFSET,
+    RDN,
+    RNA,
+    RNE,
+    RTO,
+    RTZ,
+    RUP,
+    SATURATE,
+    SPECIAL,
+    SR,
+    TRUNCATE,
+    WRAP,
+)
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
 
@@ -139,12 +152,10 @@ def _from_integers(f: Format, how: Plan) -> Worker:
         if table is not None:
             if x.size > _BLOCK:
                 return _in_blocks(work, x, out, start, random)
-            found = table(_round_to_odd(x), out, start, random)
-            if how.mode == SR:  # what float64 cannot hold is decided again
-                again = np.flatnonzero(
-                    (x >= 1 << 53) | (x <= -(1 << 53) if x.dtype.kind == "i" else False)
-                )
-                _exact_stochastic(f, how, again, x, out, start, random)
+            found = table(x.astype(np.float64), out, start, random)
+            # what float64 cannot hold is decided again
+            wide = (x >= 1 << 53) | (x <= -(1 << 53) if x.dtype.kind == "i" else False)
+            _exact(f, how, np.flatnonzero(wide), x, out, start, random)
             return found
         signed = x.dtype.kind == "i"
         rest = (random, how.seed, np.uint64(how.offset + start))
@@ -169,7 +180,7 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
         rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
         doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
         found = codec.encode_table(x, out, *common, *rest, doubtful)
-        _exact_stochastic(f, how, np.flatnonzero(doubtful), x, out, start, random)
+        _exact(f, how, np.flatnonzero(doubtful), x, out, start, random)
         return found[0], found[1] + start
 
     return work
@@ -184,7 +195,7 @@ def _in_blocks(
     return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
 
 
-def _exact_stochastic(
+def _exact(
     f: Format, how: Plan, where: NDArray[np.intp], x: NDArray[Any], out: NDArray[Any], start: int,
     random: NDArray[np.uint64],
 ) -> None:  # fmt: skip
@@ -198,15 +209,23 @@ def _exact_stochastic(
         if hi in (0, len(values)) or values[hi] == v:
             out[i] = codes[min(hi, len(values) - 1)]
             continue
-        near, far = (hi - 1, hi) if v > 0 else (hi, hi - 1)
-        step = Fraction(values[far]) - Fraction(values[near])
-        if random.size:
-            r = int(random[i])
+        low, high = Fraction(values[hi - 1]), Fraction(values[hi])
+        position = (Fraction(v) - low) / (high - low)
+        if how.mode == SR:
+            if random.size:
+                r = int(random[i])
+            else:
+                r = int(random64(np.uint64(how.offset + start + i), np.uint32(how.seed)))
+                r >>= 64 - how.bits
+            up = _carries(position if v > 0 else 1 - position, r, how) == (v > 0)
         else:
-            r = int(random64(np.uint64(how.offset + start + i), np.uint32(how.seed)))
-            r >>= 64 - how.bits
-        away = _carries((Fraction(v) - Fraction(values[near])) / step, r, how)
-        out[i] = codes[far if away else near]
+            even, half = codes[hi - 1] % 2 == 0, Fraction(1, 2)
+            up = {
+                RNE: position > half or (position == half and not even),
+                RNA: position > half or (position == half and v > 0),
+                RTZ: v < 0, RUP: True, RDN: False, RTO: even,
+            }[how.mode]  # fmt: skip
+        out[i] = codes[hi if up else hi - 1]
 
 
 def _carries(fraction: Fraction, r: int, how: Plan) -> bool:
@@ -334,17 +353,6 @@ def _scalars(
         limit = f.value_after_max
     bits = int(np.array(limit, np.float32).view(np.uint32)) if limit < 2.0**128 else 0x7F800000
     return fast.fast_scalars(tuple(f.params), mode, overflow, (nan_code, nan_sign), bits)
-
-
-def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:
-    """Integers beyond 53 bits to float64 with a sticky last bit: comparisons stay right."""
-    negative = integers < 0
-    bits = integers.view(np.uint64)
-    magnitude = np.where(negative, ~bits + np.uint64(1), bits)
-    low = magnitude & np.uint64(2047)
-    odd = (magnitude - low) | ((low != 0).astype(np.uint64) << np.uint64(11))
-    value = np.where(magnitude >> np.uint64(53) == 0, magnitude, odd).astype(np.float64)
-    return np.where(negative, -value, value)
 
 
 @cache
