@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numsim.formats import Format, get_format
+from numsim.formats import Format, get_format, list_formats
 from numsim.kernels import codec, fast, fast_decode, jit
 from numsim.kernels.philox import random64
 from numsim.kernels.round import (
@@ -123,6 +123,8 @@ def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.
     if dtype == np.float64:
         return dtype, _from_table(f, how) or _generic(f, how)
     worker = _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
+    if how.nan_drop < 52 and (single := _with_payloads(dtype)) is not None:
+        return dtype, _by_code(single, worker)
     return np.dtype(np.float32), worker
 
 
@@ -262,6 +264,32 @@ def _half_table(f: Format, dtype: np.dtype[Any], how: Plan) -> NDArray[Any]:
     encode_array(f, x, out, how, None)
     out.flags.writeable = False
     return out
+
+
+@cache
+def _with_payloads(dtype: np.dtype[Any]) -> NDArray[np.float32] | None:
+    """Return the values of a float8 type that has NaNs of several fractions, else None.
+
+    ml_dtypes makes one float32 NaN of them all.
+    """
+    f = get_format(dtype.name if dtype.name in list_formats() else "float32")
+    if f.bits != 8 or f.nan != "ieee":
+        return None
+    codes = np.arange(256, dtype=np.uint32)
+    bits = ((codes & 0x80) << 24) | 0x7F800000 | ((codes << (24 - f.precision)) & 0x7FFFFF)
+    values = f.values().astype(np.float32)
+    return np.where(np.isnan(values), bits.astype(np.uint32).view(np.float32), values)
+
+
+def _by_code(values: NDArray[np.float32], worker: Worker) -> Worker:
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if x.size > _BLOCK:
+            return _in_blocks(work, x, out, start, random)
+        return worker(values[x.view(np.uint8)], out, start, random)
+
+    return work
 
 
 def _fast(f: Format, how: Plan) -> Worker | None:
