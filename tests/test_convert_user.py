@@ -92,3 +92,14 @@ def test_integers_beyond_float64_take_the_right_value_of_a_table(known, values, 
         got = ns.encode(np.array(ints, dtype), f, rounding=rounding).tolist()
         for n, code in zip(ints, got, strict=True):
             assert code == oracle.encode(f.name, Fraction(n), rounding), n
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna"])
+def test_the_middle_of_the_smallest_and_a_huge_value_is_exact(known, rounding):
+    values = (-1.7e308, 5e-324, 1.5e308, 1.7976931348623157e308)
+    f = ns.Format("ends", "table", 2, 3, 0, table=values)
+    known(f, oracle.Table("ends", 2, tuple(map(Fraction, values))))
+    x = [(a / 2 + b / 2) for a, b in pairwise(values)]
+    x = np.array([*x, *np.nextafter(x, np.inf), *np.nextafter(x, -np.inf), 5e-324, 0.0, 1e308])
+    got = ns.encode(x, f, rounding=rounding).tolist()
+    assert got == [oracle.encode("ends", Fraction(v), rounding) for v in x.tolist()]

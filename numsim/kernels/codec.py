@@ -131,7 +131,7 @@ def encode_integer(
 @inline
 def from_middle(v: Any, lo: Any, hi: Any) -> Any:
     """Return a number of the sign of v - (lo + hi) / 2, exactly: 0.0 on a tie."""
-    if max(abs(lo), abs(hi)) > 1e300:
+    if lo > 1e290 or hi < -1e290:  # else the sum is finite, and halves of tiny numbers inexact
         v, lo, hi = v * 0.5, lo * 0.5, hi * 0.5
     total = lo + hi
     twice = v * 2.0
