@@ -97,11 +97,14 @@ def cast(
     ] = None,
     sr: Annotated[str, typer.Option("--sr", help=_SR)] = "truncate",
     seed: Annotated[int, typer.Option("--seed", help="sr: key of the random stream.")] = 0,
+    offset: Annotated[
+        int, typer.Option("--offset", help="sr: counter; element i of a call has i.")
+    ] = 0,
 ) -> None:
     """Round one number to a format, step by step."""
     from numsim.explain import explain_cast, parse_number
 
-    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "nan": nan}
+    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "offset": offset, "nan": nan}
     text = explain_cast(parse_number(value), to, rounding=rounding, overflow=overflow, **options)  # type: ignore[arg-type]
     typer.echo(text)
 

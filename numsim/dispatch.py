@@ -214,11 +214,7 @@ def _exact(
         low, high = Fraction(values[hi - 1]), Fraction(values[hi])
         position = (Fraction(v) - low) / (high - low)
         if how.mode == SR:
-            if random.size:
-                r = int(random[i])
-            else:
-                r = int(random64(np.uint64(how.offset + start + i), np.uint32(how.seed)))
-                r >>= 64 - how.bits
+            r = int(random[i]) if random.size else draw(how.offset + start + i, how.seed, how.bits)
             up = _carries(position if v > 0 else 1 - position, r, how) == (v > 0)
         else:
             even, half = codes[hi - 1] % 2 == 0, Fraction(1, 2)
@@ -228,6 +224,11 @@ def _exact(
                 RTZ: v < 0, RUP: True, RDN: False, RTO: even,
             }[how.mode]  # fmt: skip
         out[i] = codes[hi if up else hi - 1]
+
+
+def draw(number: int, seed: int, bits: int) -> int:
+    """Return the random integer of one number of the stream."""
+    return int(random64(np.uint64(number), np.uint32(seed))) >> (64 - bits)
 
 
 def _carries(fraction: Fraction, r: int, how: Plan) -> bool:
