@@ -107,7 +107,7 @@ def explain_cast(
       value         16.0
     """
     f = get_format(fmt)
-    number = _number(value)
+    number = one_number(value)
     options: dict[str, Any] = {"random_bits": random_bits, "sr": sr, "seed": seed}
     options |= {"offset": offset, "nan": nan}
     code = encode(number, f, rounding=rounding, overflow=overflow, **options).item()  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def explain_cast(
     return "\n".join(lines)
 
 
-def _number(value: object) -> np.ndarray[Any, Any]:
+def one_number(value: object) -> np.ndarray[Any, Any]:
     """Return one number as a 0-d array that holds it exactly."""
     plain = isinstance(value, int | float | np.integer | np.floating)
     if not plain or isinstance(value, bool | np.longdouble):
