@@ -103,3 +103,16 @@ def test_the_middle_of_the_smallest_and_a_huge_value_is_exact(known, rounding):
     x = np.array([*x, *np.nextafter(x, np.inf), *np.nextafter(x, -np.inf), 5e-324, 0.0, 1e308])
     got = ns.encode(x, f, rounding=rounding).tolist()
     assert got == [oracle.encode("ends", Fraction(v), rounding) for v in x.tolist()]
+
+
+def test_overflow_at_the_end_of_float64(known):
+    f = ns.Format("last", "float", 8, 4, 15 - 1023, nan="minus_zero")
+    nan = frozenset({0x80})
+    known(f, oracle.Float("last", 8, 4, f.bias, top=0x7F, negative_zero=False, nans=nan))
+    x = np.array([1.0, 2.0**1006, 1.7e308, np.inf, -np.inf, -1.79e308])
+    for overflow in oracle.POLICIES:
+        for rounding in oracle.ROUNDINGS:
+            want = [oracle.encode("last", oracle.from_float(v), rounding, overflow) for v in x]
+            assert ns.encode(x, f, rounding=rounding, overflow=overflow).tolist() == want
+        single = ns.encode(np.float32([1, np.inf]), f, overflow=overflow)
+        assert single.tolist() == [0, 0x7F if overflow == "saturate" else 0x80]
