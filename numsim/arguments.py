@@ -21,6 +21,14 @@ NANS = ("canonical", "payload", "max", "zero")
 
 _SR = ROUNDINGS.index("sr")
 
+_TEXT = "x.astype(np.float64) reads numbers from text"
+_REMEDIES = {  # by kind of dtype
+    "c": "encode x.real and x.imag apart", "b": "x.astype(np.uint8) makes numbers of truth values",
+    "O": "x.astype(np.float64) makes numbers of objects", "S": _TEXT, "U": _TEXT, "T": _TEXT,
+    "f": "x.astype(np.float64) rounds first", "M": "x.astype(np.int64) counts units of time",
+    "m": "x.astype(np.int64) counts units of time",
+}  # fmt: skip
+
 
 def numbers(x: ArrayLike) -> NDArray[Any]:
     """Return `x` as an array of real numbers, neither copied nor widened."""
@@ -30,18 +38,27 @@ def numbers(x: ArrayLike) -> NDArray[Any]:
     # bfloat16, float8, int4 ... of ml_dtypes: all exact in float32
     if real or (dtype.kind == "V" and dtype.names is None and hasattr(ml_dtypes, dtype.name)):
         return array
-    remedy = "convert the array first"
-    if dtype.kind == "c":
-        remedy = "encode x.real and x.imag apart"
-    elif dtype.kind == "b":
-        remedy = "x.astype(np.uint8) makes numbers of truth values"
-    first = ""
-    if array.size:
-        first = f"the first is {array.flat[0]!r} at index {index_of(0, array.shape)}; "
+    remedy = _REMEDIES.get(dtype.kind, "convert the array first")
     raise NumsimError(
         f"encode: inputs are float16, bfloat16, float32, float64 or integers; got {dtype}; "
-        f"{first}{remedy}"
+        f"{_first(array)}{remedy}"
     )
+
+
+def _first(array: NDArray[Any]) -> str:
+    """Name the first wrong element of an array of a wrong type: of objects the first no number."""
+    if not array.size:
+        return ""
+    at = 0
+    if array.dtype.kind == "O":
+        at = next((i for i, v in enumerate(array.flat) if not _is_number(v)), 0)
+    return f"the first is {array.flat[at]!r:.60} at index {index_of(at, array.shape)}; "
+
+
+def _is_number(value: object) -> bool:
+    if is_integer(value):
+        return -(1 << 63) <= int(value) < 1 << 64  # type: ignore[call-overload, no-any-return]
+    return isinstance(value, float | np.floating)
 
 
 def as_array(who: str, x: ArrayLike) -> NDArray[Any]:
@@ -87,9 +104,14 @@ def code_array(codes: ArrayLike) -> NDArray[Any]:
     array = as_array("decode", codes)
     if array.dtype.kind in "iu":
         return array
-    if array.size:
-        raise NumsimError(f"decode: codes are integers; got {array.dtype}; encode() makes codes")
-    return array.astype(np.uint8)
+    if not array.size and array.dtype.kind == "f":  # np.asarray([])
+        return array.astype(np.uint8)
+    remedy = "encode(x, fmt) makes codes of values"
+    if hasattr(ml_dtypes, array.dtype.name):
+        bits = 8 * array.dtype.itemsize
+        narrow = "int" in array.dtype.name
+        remedy = "x.astype(np.int8) widens them" if narrow else f"x.view(np.uint{bits}) has them"
+    raise NumsimError(f"decode: codes are integers; got {array.dtype}; {_first(array)}{remedy}")
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,7 +127,7 @@ def is_integer(value: object) -> bool:
 def choice(what: str, value: object, known: tuple[str, ...]) -> int:
     """Return the place of a word among the known ones."""
     if not isinstance(value, str) or value not in known:
-        near = near_names(str(value), known)
+        near = near_names(value.lower(), known) if isinstance(value, str) else ""
         raise NumsimError(f"{what} is one of {', '.join(known)}; got {value!r}{near}")
     return known.index(str(value))
 
@@ -172,7 +194,10 @@ def stochastic(
     """Return the random bits (64: all), the variant, and the supplied integers."""
     variant = choice("sr", sr, (*SR_VARIANTS, *STOCHASTIC))
     if random_bits is not None and not (is_integer(random_bits) and 1 <= random_bits <= 32):
-        raise NumsimError(f"random_bits is 1 to 32, or None for all; got {random_bits!r}")
+        raise NumsimError(
+            f"random_bits is an integer from 1 to 32; got {random_bits!r:.60}; leave it out to use "
+            "every discarded bit"
+        )
     if mode != _SR:
         in_vain = {
             "random": random is not None, "random_bits": random_bits is not None,
@@ -186,9 +211,11 @@ def stochastic(
                     f"rounding='sr', or leave {name} out"
                 )
     if not (is_integer(seed) and 0 <= seed < 1 << 32):
-        raise NumsimError(f"seed is an integer from 0 to 2**32 - 1; got {seed!r}")
+        raise NumsimError(f"seed is an integer from 0 to 2**32 - 1; got {seed!r:.60}; 0 is usual")
     if not (is_integer(offset) and 0 <= offset < 1 << 63):
-        raise NumsimError(f"offset is an integer from 0 to 2**63 - 1; got {offset!r}")
+        raise NumsimError(
+            f"offset is an integer from 0 to 2**63 - 1; got {offset!r:.60}; 0 is usual"
+        )
     if random is None:
         return 64 if random_bits is None else int(random_bits), variant, None
     given = as_array("random", random)
@@ -197,7 +224,8 @@ def stochastic(
     if given.dtype.kind not in "iu" or given.shape != values.shape:
         raise NumsimError(
             f"random holds one integer for each input, shape {values.shape}; got {given.dtype} "
-            f"of shape {given.shape}"
+            f"of shape {given.shape}; {'' if given.dtype.kind in 'iu' else _first(given)}"
+            f"rng.integers(2**bits, size={values.shape}, dtype=np.uint64) makes some"
         )
     if random_bits is None and given.dtype.kind == "i":
         raise NumsimError(

@@ -46,7 +46,8 @@ def formats(
     ] = None,
 ) -> None:
     """List the formats, or every value of one with its bits."""
-    from numsim.explain import value_rows
+    from numsim.explain import recipe_title, value_rows
+    from numsim.quant import QUANTS
 
     if name is None:
         if out is not None:
@@ -55,13 +56,15 @@ def formats(
             )
         _print(_format_table())
         return
-    f = get_format(name)
+    recipe = name in QUANTS
+    f = QUANTS[name].fmt if recipe else get_format(name)
     if out is not None:
         from numsim.number_line import draw_number_line
 
         typer.echo(str(draw_number_line(f, out)))
         return
-    table = Table(title=f"{f.name}: {f.source}")
+    title = f"{recipe_title(name)}; the elements" if recipe else f"{f.name}: {f.source}"
+    table = Table(title=title)
     for column in ("code", "bits", "value"):
         table.add_column(column, justify="right", no_wrap=True)
     digits = -(-f.bits // 4)
@@ -71,7 +74,10 @@ def formats(
 
 
 def _format_table() -> Table:
-    table = Table(title="formats (also q3.4, uq0.8, float_e5m6, p3109_k8p4se, posit8_es2)")
+    from numsim.quant import QUANTS
+
+    also = "q3.4, uq0.8, float_e5m6, p3109_k8p4se, posit8_es2; blocks: " + ", ".join(QUANTS)
+    table = Table(title=f"formats (also {also})")
     columns = ("name", "bits", "precision", "bias", "max", "smallest", "Inf", "NaN", "source")
     for column in columns:
         left = column in ("name", "source")
@@ -87,8 +93,8 @@ def _format_table() -> Table:
 
 
 def cast(
-    value: Annotated[str, typer.Argument(help="A number: 17, -0.3, 0x1F, 1e9, inf, nan.")],
-    to: Annotated[str, typer.Option("--to", help="Format.")],
+    value: Annotated[str, typer.Argument(help="17, -0.3, 0x1F, 1e9, inf, nan; a block: 1,2.5.")],
+    to: Annotated[str, typer.Option("--to", help="Format, or blocks: mxfp4_e2m1, nvfp4.")],
     rounding: Annotated[str, typer.Option(help=_ROUNDING)] = "rne",
     overflow: Annotated[str, typer.Option(help=_OVERFLOW)] = "saturate",
     nan: Annotated[str | None, typer.Option("--nan", help=_NAN)] = None,
@@ -97,17 +103,31 @@ def cast(
     ] = None,
     sr: Annotated[str, typer.Option("--sr", help=_SR)] = "truncate",
     seed: Annotated[int, typer.Option("--seed", help="sr: key of the random stream.")] = 0,
+    offset: Annotated[
+        int, typer.Option("--offset", help="sr: counter; element i of a call has i.")
+    ] = 0,
 ) -> None:
-    """Round one number to a format, step by step."""
-    from numsim.explain import explain_cast, parse_number
+    """Round one number to a format, or a block of numbers by a recipe, step by step."""
+    from numsim.explain import explain_block, explain_cast, parse_number
+    from numsim.quant import QUANTS
 
-    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "nan": nan}
+    if to in QUANTS:
+        if (random_bits, sr, nan) != (None, "truncate", None):
+            raise NumsimError(
+                f"cast: --random-bits, --sr and --nan belong to formats; got --to {to}; leave them "
+                f"out, or use --to {QUANTS[to].fmt.name}"
+            )
+        numbers = [parse_number(part) for part in value.split(",")]
+        how = {"rounding": rounding, "overflow": overflow, "seed": seed, "offset": offset}
+        typer.echo(explain_block(numbers, to, **how))  # type: ignore[arg-type]
+        return
+    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "offset": offset, "nan": nan}
     text = explain_cast(parse_number(value), to, rounding=rounding, overflow=overflow, **options)  # type: ignore[arg-type]
     typer.echo(text)
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="Format; or mma: a dot product on a unit.")],
+    name: Annotated[str, typer.Argument(help="Format, mxfp4_e2m1 ...; or mma: a dot product.")],
     target: Annotated[str | None, typer.Option(help="mma: unit, or .toml file.")] = None,
     values: Annotated[str | None, typer.Option(help='mma: "1.5*2, -3*0.25".')] = None,
     c: Annotated[float | None, typer.Option("--c", help="mma: accumulator input.")] = None,
@@ -127,9 +147,10 @@ def explain(
             f"explain: these options are for explain mma; got {name!r}; leave them out, or "
             "numsim explain mma --target T"
         )
-    from numsim.explain import explain_format
+    from numsim.explain import explain_format, explain_recipe
+    from numsim.quant import QUANTS
 
-    typer.echo(explain_format(name))
+    typer.echo(explain_recipe(name) if name in QUANTS else explain_format(name))
 
 
 def verify(

@@ -18,10 +18,23 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numsim.formats import Format, get_format
+from numsim.formats import Format, get_format, list_formats
 from numsim.kernels import codec, fast, fast_decode, jit
 from numsim.kernels.philox import random64
-from numsim.kernels.round import HALF_OFFSET, RNE, SATURATE, SPECIAL, SR, TRUNCATE, WRAP
+from numsim.kernels.round import (
+    HALF_OFFSET,
+    RDN,
+    RNA,
+    RNE,
+    RTO,
+    RTZ,
+    RUP,
+    SATURATE,
+    SPECIAL,
+    SR,
+    TRUNCATE,
+    WRAP,
+)
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
 
@@ -110,6 +123,8 @@ def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.
     if dtype == np.float64:
         return dtype, _from_table(f, how) or _generic(f, how)
     worker = _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
+    if how.nan_drop < 52 and (single := _with_payloads(dtype)) is not None:
+        return dtype, _by_code(single, worker)
     return np.dtype(np.float32), worker
 
 
@@ -139,12 +154,10 @@ def _from_integers(f: Format, how: Plan) -> Worker:
         if table is not None:
             if x.size > _BLOCK:
                 return _in_blocks(work, x, out, start, random)
-            found = table(_round_to_odd(x), out, start, random)
-            if how.mode == SR:  # what float64 cannot hold is decided again
-                again = np.flatnonzero(
-                    (x >= 1 << 53) | (x <= -(1 << 53) if x.dtype.kind == "i" else False)
-                )
-                _exact_stochastic(f, how, again, x, out, start, random)
+            found = table(x.astype(np.float64), out, start, random)
+            # what float64 cannot hold is decided again
+            wide = (x >= 1 << 53) | (x <= -(1 << 53) if x.dtype.kind == "i" else False)
+            _exact(f, how, np.flatnonzero(wide), x, out, start, random)
             return found
         signed = x.dtype.kind == "i"
         rest = (random, how.seed, np.uint64(how.offset + start))
@@ -169,7 +182,7 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
         rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
         doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
         found = codec.encode_table(x, out, *common, *rest, doubtful)
-        _exact_stochastic(f, how, np.flatnonzero(doubtful), x, out, start, random)
+        _exact(f, how, np.flatnonzero(doubtful), x, out, start, random)
         return found[0], found[1] + start
 
     return work
@@ -184,7 +197,7 @@ def _in_blocks(
     return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
 
 
-def _exact_stochastic(
+def _exact(
     f: Format, how: Plan, where: NDArray[np.intp], x: NDArray[Any], out: NDArray[Any], start: int,
     random: NDArray[np.uint64],
 ) -> None:  # fmt: skip
@@ -198,15 +211,24 @@ def _exact_stochastic(
         if hi in (0, len(values)) or values[hi] == v:
             out[i] = codes[min(hi, len(values) - 1)]
             continue
-        near, far = (hi - 1, hi) if v > 0 else (hi, hi - 1)
-        step = Fraction(values[far]) - Fraction(values[near])
-        if random.size:
-            r = int(random[i])
+        low, high = Fraction(values[hi - 1]), Fraction(values[hi])
+        position = (Fraction(v) - low) / (high - low)
+        if how.mode == SR:
+            r = int(random[i]) if random.size else draw(how.offset + start + i, how.seed, how.bits)
+            up = _carries(position if v > 0 else 1 - position, r, how) == (v > 0)
         else:
-            r = int(random64(np.uint64(how.offset + start + i), np.uint32(how.seed)))
-            r >>= 64 - how.bits
-        away = _carries((Fraction(v) - Fraction(values[near])) / step, r, how)
-        out[i] = codes[far if away else near]
+            even, half = codes[hi - 1] % 2 == 0, Fraction(1, 2)
+            up = {
+                RNE: position > half or (position == half and not even),
+                RNA: position > half or (position == half and v > 0),
+                RTZ: v < 0, RUP: True, RDN: False, RTO: even,
+            }[how.mode]  # fmt: skip
+        out[i] = codes[hi if up else hi - 1]
+
+
+def draw(number: int, seed: int, bits: int) -> int:
+    """Return the random integer of one number of the stream."""
+    return int(random64(np.uint64(number), np.uint32(seed))) >> (64 - bits)
 
 
 def _carries(fraction: Fraction, r: int, how: Plan) -> bool:
@@ -243,6 +265,32 @@ def _half_table(f: Format, dtype: np.dtype[Any], how: Plan) -> NDArray[Any]:
     encode_array(f, x, out, how, None)
     out.flags.writeable = False
     return out
+
+
+@cache
+def _with_payloads(dtype: np.dtype[Any]) -> NDArray[np.float32] | None:
+    """Return the values of a float8 type that has NaNs of several fractions, else None.
+
+    ml_dtypes makes one float32 NaN of them all.
+    """
+    f = get_format(dtype.name if dtype.name in list_formats() else "float32")
+    if f.bits != 8 or f.nan != "ieee":
+        return None
+    codes = np.arange(256, dtype=np.uint32)
+    bits = ((codes & 0x80) << 24) | 0x7F800000 | ((codes << (24 - f.precision)) & 0x7FFFFF)
+    values = f.values().astype(np.float32)
+    return np.where(np.isnan(values), bits.astype(np.uint32).view(np.float32), values)
+
+
+def _by_code(values: NDArray[np.float32], worker: Worker) -> Worker:
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if x.size > _BLOCK:
+            return _in_blocks(work, x, out, start, random)
+        return worker(values[x.view(np.uint8)], out, start, random)
+
+    return work
 
 
 def _fast(f: Format, how: Plan) -> Worker | None:
@@ -334,17 +382,6 @@ def _scalars(
         limit = f.value_after_max
     bits = int(np.array(limit, np.float32).view(np.uint32)) if limit < 2.0**128 else 0x7F800000
     return fast.fast_scalars(tuple(f.params), mode, overflow, (nan_code, nan_sign), bits)
-
-
-def _round_to_odd(integers: NDArray[Any]) -> NDArray[np.float64]:
-    """Integers beyond 53 bits to float64 with a sticky last bit: comparisons stay right."""
-    negative = integers < 0
-    bits = integers.view(np.uint64)
-    magnitude = np.where(negative, ~bits + np.uint64(1), bits)
-    low = magnitude & np.uint64(2047)
-    odd = (magnitude - low) | ((low != 0).astype(np.uint64) << np.uint64(11))
-    value = np.where(magnitude >> np.uint64(53) == 0, magnitude, odd).astype(np.float64)
-    return np.where(negative, -value, value)
 
 
 @cache

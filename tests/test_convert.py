@@ -699,14 +699,22 @@ def test_nan_where_asked_for(name, largest):
     assert np.array_equal(ns.cast(-x, name, nan="max")[[7, 11]], [largest, largest])
 
 
-# Every NaN of float16 and bfloat16, some of float32 and float64: sign and fraction of 52 bits.
-NAN_DTYPES = {"float16": (10, 16), "bfloat16": (7, 16), "float32": (23, 32), "float64": (52, 64)}
+# Every NaN of 8 and 16 bits, some of float32 and float64: sign and fraction of 52 bits.
+NAN_DTYPES = {
+    "float8_e5m2": (2, 8),
+    "float8_e4m3": (3, 8),
+    "float8_e3m4": (4, 8),
+    "float16": (10, 16),
+    "bfloat16": (7, 16),
+    "float32": (23, 32),
+    "float64": (52, 64),
+}
 
 
 def every_nan(dtype):
     fraction_bits, bits = NAN_DTYPES[dtype]
     exponent = ((1 << (bits - 1 - fraction_bits)) - 1) << fraction_bits
-    if bits == 16:
+    if bits <= 16:
         fractions = np.arange(1, 1 << fraction_bits)
     else:
         rng = np.random.default_rng(1)
@@ -714,7 +722,7 @@ def every_nan(dtype):
         fractions = np.concatenate([edges, rng.integers(1, 1 << fraction_bits, 1000)])
     patterns = fractions.astype(np.uint64) | np.uint64(exponent)
     patterns = np.concatenate([patterns, patterns | np.uint64(1 << (bits - 1))])
-    x = patterns.astype(f"u{bits // 8}").view(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    x = patterns.astype(f"u{bits // 8}").view(getattr(ml_dtypes, dtype, dtype))
     return x, np.tile(fractions << (52 - fraction_bits), 2).tolist()
 
 

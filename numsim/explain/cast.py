@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,7 @@ import numpy as np
 
 from numsim.arguments import SR_VARIANTS
 from numsim.convert import decode, encode
+from numsim.dispatch import draw
 from numsim.errors import NumsimError
 from numsim.explain.formats import bit_string
 from numsim.formats import STOCHASTIC, Format, get_format
@@ -29,6 +31,8 @@ class _How:
     overflow: str
     bits: int  # random bits, 64: all
     variant: str
+    seed: int
+    offset: int
 
 
 def parse_number(text: str) -> float | int:
@@ -64,7 +68,8 @@ def parse_number(text: str) -> float | int:
 
 def explain_cast(
     value: float, fmt: str | Format, *, rounding: str = "rne", overflow: str = "saturate",
-    random_bits: int | None = None, sr: str = "truncate", seed: int = 0, nan: str | None = None,
+    random_bits: int | None = None, sr: str = "truncate", seed: int = 0, offset: int = 0,
+    nan: str | None = None,
 ) -> str:  # fmt: skip
     """Return every step from a number to its code: fields, cut, guard and sticky bits, decision.
 
@@ -74,8 +79,9 @@ def explain_cast(
         A float, or an integer from -2**63 to 2**64 - 1.
     fmt
         Format or its name.
-    rounding, overflow, random_bits, sr, seed, nan
-        As `encode`; ``rounding="sr"`` shows the odds in place of a decision.
+    rounding, overflow, random_bits, sr, seed, offset, nan
+        As `encode`; ``rounding="sr"`` shows the odds and the draw that decides. Element i of a
+        call of `encode` is explained with ``offset + i``.
 
     Notes
     -----
@@ -101,16 +107,16 @@ def explain_cast(
       value         16.0
     """
     f = get_format(fmt)
-    number = _number(value)
-    options: dict[str, Any] = {"random_bits": random_bits, "sr": sr, "seed": seed, "nan": nan}
+    number = one_number(value)
+    options: dict[str, Any] = {"random_bits": random_bits, "sr": sr, "seed": seed}
+    options |= {"offset": offset, "nan": nan}
     code = encode(number, f, rounding=rounding, overflow=overflow, **options).item()  # type: ignore[arg-type]
     x = number.item()
     result = decode(np.array(code, f.code_dtype), f).item()
     unit = STOCHASTIC.get(sr)
-    bits = unit.bits_for(f) if unit else random_bits or 64
-    how = _How(rounding, overflow, bits, unit.variant if unit else sr)
-    odds = rounding == "sr"
-    detail = f", {sr}, {'all' if bits == 64 else bits} random bits" if odds else ""
+    bits = unit.bits_for(f) if unit else int(random_bits or 64)
+    how = _How(rounding, overflow, bits, unit.variant if unit else sr, int(seed), int(offset))
+    detail = f", {sr}, {'all' if bits == 64 else bits} random bits" if rounding == "sr" else ""
     lines = [f"{_text(x)} to {f.name}, {_RULES[rounding]}{detail}, overflow {overflow}"]
     if isinstance(x, float) and not math.isfinite(x):
         lines += _special_steps(x, f, how, nan, result)
@@ -118,31 +124,33 @@ def explain_cast(
         words = "negative values" if x < 0 else "zero"
         text = f"the format has no {words}: {_outcome(f, how, result, unsigned=True)}"
         lines += [f"  input         {_text(x)}", f"  decision      {text}"]
-    elif x == 0:
+    elif x == 0 and result == 0:
         lines += _zero_steps(x, result)
     elif f.kind == "table" or not f.zero:
         lines += _neighbour_steps(Fraction(x), f, how, result)
     else:
         lines += _rounding_steps(Fraction(x), f, how, code, result)
-    name = "one code" if odds else "code"
     pattern = f"{code & ((1 << f.bits) - 1):#0{2 + -(-f.bits // 4)}x}"
-    lines.append(f"  {name:<13} {pattern} = {bit_string(f, code)}")
+    lines.append(f"  code          {pattern} = {bit_string(f, code)}")
     lines.append(f"  value         {result!r}")
     return "\n".join(lines)
 
 
-def _number(value: object) -> np.ndarray[Any, Any]:
+def one_number(value: object) -> np.ndarray[Any, Any]:
     """Return one number as a 0-d array that holds it exactly."""
     plain = isinstance(value, int | float | np.integer | np.floating)
     if not plain or isinstance(value, bool | np.longdouble):
-        came = repr(value)[:60]
-        raise NumsimError(f"explain_cast: value is one int or float; got {came}; pass x.item()")
+        came = " ".join(repr(value).split())
+        raise NumsimError(
+            f"explain_cast: value is one int or float; got {came:.60} ({type(value).__name__}); "
+            "pass float(x), or one element of an array"
+        )
     if isinstance(value, int | np.integer):
         exact = int(value)
         if not -(1 << 63) <= exact < 1 << 64:
             raise NumsimError(
                 "explain_cast: integers lie from -2**63 to 2**64 - 1; got one of "
-                f"{exact.bit_length()} bits; pass a float"
+                f"{exact.bit_length()} bits; pass a float, such as 1e20"
             )
         return np.array(exact, np.int64 if exact < 1 << 63 else np.uint64)
     return np.array(value, np.float64)
@@ -198,7 +206,7 @@ def _neighbour_steps(x: Fraction, f: Format, how: _How, result: float) -> list[s
     """Return the steps of formats whose values are a list: posits, codebooks, E8M0."""
     table = f.values()
     pairs = sorted((v, c) for c, v in enumerate(table.tolist()) if math.isfinite(v))
-    if not f.zero:  # a rounding up out of the range is one that overflows
+    if not f.zero and f.emax < 1023:  # a rounding up out of the range is one that overflows
         pairs.append((f.value_after_max, f.max_code + 1))
     values = [v for v, _ in pairs]
     at = bisect_left(values, x)
@@ -217,30 +225,58 @@ def _neighbour_steps(x: Fraction, f: Format, how: _How, result: float) -> list[s
     near_zero, away = (low, high) if x > 0 else (high, low)
     lines = [
         f"  neighbours    {low!r} and {high!r}, codes {low_code:#x} and {high_code:#x}",
-        f"  distances     {float(x - Fraction(low)):.6g} and {float(Fraction(high) - x):.6g}",
+        f"  distances     {_short(x - Fraction(low))} and {_short(Fraction(high) - x)}",
     ]
-    if how.rounding == "sr":
-        chance = _probability(fraction if x > 0 else 1 - fraction, how)
-        lines.append(f"  decision      to {away!r} with probability {chance}")
-        return lines
     even, odd = (low, high) if low_code % 2 == 0 else (high, low)
-    if how.rounding == "rne" and not f.zero and low == f.min:
+    if how.rounding == "sr":
+        steps, goes, why = _draw(fraction if x > 0 else 1 - fraction, how, f"to {away!r}")
+        lines += steps
+        chosen = away if goes else near_zero
+    elif how.rounding == "rne" and not f.zero and low == f.min:
         chosen, why = high, "all between the two smallest values rounds up, as in ml_dtypes"
     elif how.rounding in ("rne", "rna") and fraction != _HALF:
         chosen, why = (high if fraction > _HALF else low), "the nearer"
     elif how.rounding == "rne":
         chosen, why = (even, "a tie, its code is even") if f.zero else (high, "a tie, ties go up")
     elif how.rounding == "rna":
-        chosen, why = away, "a tie, away from zero"
+        chosen, why = away, "a tie, away from zero" if x else "a tie at zero, the lower"
     elif how.rounding == "rto":
         chosen, why = odd, "inexact, its code is odd"
     else:
-        chosen = {"rtz": near_zero, "rup": high, "rdn": low}[how.rounding]
+        chosen = {"rtz": near_zero if x else low, "rup": high, "rdn": low}[how.rounding]
         why = f"inexact, {_RULES[how.rounding]}"
+        why = "zero lies between, the lower" if how.rounding == "rtz" and not x else why
     lines.append(f"  decision      {chosen!r}: {why}")
     if chosen > f.max:
         lines.append(f"  overflow      the largest is {f.max!r}: {_outcome(f, how, result)}")
     return lines
+
+
+def _short(distance: Fraction) -> str:
+    """Return a distance in six digits; that of two values can be beyond float64."""
+    if distance <= sys.float_info.max:
+        return f"{float(distance):.6g}"
+    return f"2 x {float(distance / 2):.6g}"
+
+
+def _draw(fraction: Fraction, how: _How, where: str) -> tuple[list[str], bool, str]:
+    """Return the odds and the draw, whether it carries away from zero, and the sum that says so."""
+    r, bits = draw(how.offset, how.seed, how.bits), how.bits
+    rule, scaled, addend = f"floor(f 2**{bits}) + R", math.floor(fraction * (1 << bits)), r
+    if bits < 64 and how.variant == SR_VARIANTS[1]:
+        bits += 1
+        rule, scaled = f"floor(f 2**{bits}) + 2 R + 1", math.floor(fraction * (1 << bits))
+        addend = 2 * r + 1
+    elif bits < 64 and how.variant == SR_VARIANTS[2]:
+        rule, scaled = f"round(f 2**{bits}) + R", round(fraction * (1 << bits))  # ties to even
+    total, away = scaled + addend, scaled + addend >= 1 << bits
+    lines = [
+        f"  odds          {where} with probability {_probability(fraction, how)}",
+        f"  draw          R = {r:#x} of {how.bits} bits: Philox-2x32-7, seed {how.seed}, counter "
+        f"{how.offset}",
+    ]
+    sign = ">=" if away else "<"
+    return lines, away, f"{rule} = {scaled:#x} + {addend:#x} = {total:#x} {sign} 2**{bits}"
 
 
 def _probability(fraction: Fraction, how: _How) -> str:
@@ -258,7 +294,7 @@ def _probability(fraction: Fraction, how: _How) -> str:
 
 
 def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float) -> list[str]:
-    rounding, magnitude = how.rounding, abs(x)
+    magnitude = abs(x)
     binade = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
     digits = f"{magnitude.numerator:b}".rstrip("0")
     sign = "-" if x < 0 else "+"
@@ -279,12 +315,19 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
     odd = (kept + (binade - f.emin if by_code else 0)) % 2 == 1
     part = str(rest) if rest.denominator <= 1 << 16 else f"{float(rest):.6g}"
     part = "just below 1" if rest and part == "1" else part
-    decision, away = _decision(rest, kept, odd, x < 0, how, "its code" if by_code else str(kept))
+    steps: list[str] = []
+    if how.rounding == "sr" and rest:
+        steps, away, total = _draw(rest, how, "away from zero")
+        decision = f"{total}: {_stays(kept, away)}"
+    else:
+        what = "its code" if by_code else str(kept)
+        decision, away = _decision(rest, kept, odd, x < 0, how.rounding, what)
     lines = [
         f"  input         {sign}{digits[0]}.{digits[1:] or '0'} (binary) x 2**{binade}",
         f"  quantum       2**{step}: {why}",
         f"  kept bits     {kept:b} = {kept} quanta",
         f"  guard, sticky {guard}, {sticky}: the discarded part is {part} of a quantum",
+        *steps,
         f"  decision      {decision}",
     ]
     limit = Fraction(f.max) if x > 0 else -Fraction(f.min)
@@ -298,20 +341,19 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
             text = f"the largest finite magnitude is {float(limit):.10g}: "
             text += _outcome(f, how, result)
         lines.append(f"  overflow      {text}")
-    elif rounding == "sr" and rest and (kept + 1) * quantum > limit:
-        lines.append("  overflow      only away from zero")
     return lines
 
 
+def _stays(kept: int, away: bool) -> str:
+    return f"one more, {kept + 1}" if away else "stays"
+
+
 def _decision(
-    rest: Fraction, kept: int, odd: bool, negative: bool, how: _How, what: str
+    rest: Fraction, kept: int, odd: bool, negative: bool, rounding: str, what: str
 ) -> tuple[str, bool]:
     """Return the decision in words, and whether it is away from zero."""
-    rounding = how.rounding
     if rest == 0:
         return "exact: stays", False
-    if rounding == "sr":
-        return f"away from zero with probability {_probability(rest, how)}", False
     parity = "odd" if odd else "even"
     if rounding in ("rne", "rna"):
         if rest == _HALF:
@@ -324,4 +366,4 @@ def _decision(
     else:
         away = rounding == ("rdn" if negative else "rup")
         reason = f"inexact, {_RULES[rounding]}"
-    return f"{reason}: {'one more, ' + str(kept + 1) if away else 'stays'}", away
+    return f"{reason}: {_stays(kept, away)}", away

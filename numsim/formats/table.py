@@ -117,7 +117,10 @@ def get_format(name: str | Format) -> Format:
     if isinstance(name, Format):
         return name
     if not isinstance(name, str):
-        raise NumsimError(f"a format is a name or a Format; got {type(name).__name__}")
+        raise NumsimError(
+            f"a format is a name or a Format; got {name!r:.60} ({type(name).__name__}); pass a "
+            "name such as 'float8_e4m3fn' (numsim.list_formats())"
+        )
     return _lookup(name)
 
 
@@ -131,10 +134,17 @@ def _lookup(name: str) -> Format:
         match = re.fullmatch(pattern, key, re.ASCII)
         if match:
             return build(key, *match.groups())
+    blocks = ""
+    if key.startswith(("mx", "nv")):
+        blocks = (
+            ". Recipes of blocks (mxfp4_e2m1, nvfp4 ...) are no formats: numsim.quantize takes "
+            "them, encode their elements (float4_e2m1fn ...)"
+        )
     raise NumsimError(
         f"unknown format {name!r}{near_names(key, [*FORMATS, *ALIASES])}. "
         "Formats are listed by numsim.list_formats(); q3.4, uq0.8, float_e5m6, p3109_k8p4se and "
         "posit8_es2 show the names that are parsed"
+        f"{blocks}"
     )
 
 

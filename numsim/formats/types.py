@@ -196,8 +196,11 @@ class Format:
 
     @property
     def value_after_max(self) -> float:
-        """Value that the code after `max_code` would have, were it an ordinary number."""
-        return self._value(self.max_code + 1)
+        """Value that the code after `max_code` would have; infinite beyond float64."""
+        try:
+            return self._value(self.max_code + 1)
+        except OverflowError:
+            return math.inf
 
     @cached_property
     def min(self) -> float:

@@ -131,7 +131,7 @@ def encode_integer(
 @inline
 def from_middle(v: Any, lo: Any, hi: Any) -> Any:
     """Return a number of the sign of v - (lo + hi) / 2, exactly: 0.0 on a tie."""
-    if max(abs(lo), abs(hi)) > 1e300:
+    if lo > 1e290 or hi < -1e290:  # else the sum is finite, and halves of tiny numbers inexact
         v, lo, hi = v * 0.5, lo * 0.5, hi * 0.5
     total = lo + hi
     twice = v * 2.0
@@ -187,7 +187,10 @@ def encode_table(
             up = lo_even
         else:  # away from zero with the probability of the distance, in units of 2**-53
             near, far = (values[lo], values[hi]) if v > 0 else (values[hi], values[lo])
-            fraction = np.int64((v - near) / (far - near) * 2.0**53)  # off by less than 8
+            # halves of numbers whose difference may overflow; the fraction is off by less than 8
+            unit = 0.5 if max(abs(near), abs(far)) > 1e300 else 1.0
+            part, whole = v * unit - near * unit, far * unit - near * unit
+            fraction = np.int64(part / whole * 2.0**53)
             least = np.uint64(max(fraction - np.int64(8), np.int64(0)))
             most = np.uint64(min(fraction + np.int64(8), np.int64((1 << 53) - 1)))
             r = draw(i, random, np.uint32(seed), np.uint64(offset), bits)

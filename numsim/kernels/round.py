@@ -29,7 +29,7 @@ def random_carry(
 ) -> bool:
     """Whether few-bit stochastic rounding rounds away from zero.
 
-    ``rem / 2**shift`` is the discarded fraction f (shift >= 1, clamped to 127 by the caller).
+    ``rem / 2**shift`` is the discarded fraction f (shift >= 1, clamped to 128 by the caller).
     truncate: floor(f 2^b) + R >= 2^b; half_offset: floor(f 2^(b+1)) + 2R + 1 >= 2^(b+1);
     rne_first: round_to_even(f 2^b) + R >= 2^b. With 64 bits every discarded bit takes part.
     """
@@ -37,7 +37,7 @@ def random_carry(
         if shift <= 64:
             scaled = rem << np.uint64(64 - shift)
         else:
-            scaled = rem >> np.uint64(min(shift - 64, np.int64(63)))
+            scaled = rem >> np.uint64(shift - 64) if shift < 128 else _ZERO
         return bool(scaled > ~random)
     width = bits + 1 if variant == HALF_OFFSET else bits
     cut = shift - width  # bits of the fraction that the adder does not see
@@ -104,7 +104,7 @@ def significand(
     by_code = p == 1 and (params.even_by_code or mode == RTO)
     parity = e - np.int64(params.emin) + params.offset if by_code else np.int64(0)
     return round_quotient(
-        sig, min(shift, np.int64(127)), negative, parity, mode, random, bits, variant
+        sig, min(shift, np.int64(128)), negative, parity, mode, random, bits, variant
     )
 
 

@@ -18,6 +18,10 @@ QUANTS: dict[str, Quant] = {
     "nvfp4": Quant("float4_e2m1fn", block=16, scale_format="float8_e4m3fn"),
 }
 
+_OCP = "OCP Microscaling Formats (MX) 1.0, table 1; scale: section 6.3"
+_NVIDIA = "NVIDIA cuBLAS, block scaling with scale mode VEC16_UE4M3"
+SOURCES: dict[str, str] = {name: _NVIDIA if name == "nvfp4" else _OCP for name in QUANTS}
+
 
 def as_quant(quant: str | Format | Quant) -> Quant:
     """Return a `Quant`: itself, a named one (``mxfp4_e2m1``), or the default of a format.
