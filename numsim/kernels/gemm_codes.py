@@ -218,16 +218,21 @@ def cover_codes(
     stop: int,
     rule: Any,
     how: Any,
+    blocked: bool = False,
 ) -> None:
     """Do what `gemm_fma.cover` does for a right operand of codes.
 
     `decode` (b, batch, panel, k, steps, scratch, `how`) writes a run of a panel into `scratch`,
-    which `micro` reads.
+    which `micro` reads. `blocked`: a is laid out as [blocks of k, tiles, steps of a block, rows,
+    ...], so that it is read in order; then it has no batch.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
     groups = (tiles + group - 1) // group
     a_step = a.shape[3] * a.shape[4]
+    a_tile, a_k = steps * a_step, a_step
+    if blocked:
+        a_tile, a_k = block * a_step, tiles * a_step
     flat = out.reshape(-1)
     deep = block * max(_NEAR // (group * a_step * block), 1)  # k for which a stays near, too
     for far in range(0, max(steps, 1), deep):
@@ -241,7 +246,7 @@ def cover_codes(
                 count = min(block, steps - k)
                 decode(b, shared, panel, k, count, scratch, how)
                 for t in range(first, last):
-                    a_at = ((batch * tiles + t) * steps + k) * a_step
+                    a_at = batch * tiles * steps * a_step + t * a_tile + k * a_k
                     out_at = (batch * m + t * rows) * n + panel * width
                     left = min(rows, m - t * rows)
                     tile_rows(micro, a, a_at, scratch, 0, flat, out_at, n, left, count, rule)
@@ -251,7 +256,7 @@ def run_codes(
     entry: Callable[..., Any], out: Array, a: Array, b: PackedCodes, block: int, *rest: Any
 ) -> None:
     """Call a compiled kernel built on `cover_codes` over all of `out`, on all threads."""
-    tiles, steps, panels = a.shape[1], a.shape[2], b.panels
+    tiles, panels, steps = a.shape[1], b.panels, b.panels.shape[2]
     group = -(-tiles // -(-tiles // GROUP))
     pieces = out.shape[0] * -(-tiles // group) * panels.shape[1]
     with whole_panels(out, panels.shape[1] * panels.shape[3]) as whole:

@@ -44,7 +44,8 @@ class PackedFp8(NamedTuple):
     """The left operand: `planes` [1, tiles, groups, lines per tile, words], its M, k of a group.
 
     Each group holds pairs or quads of k, each of them exponents, significands and signs of a tile
-    (`simd_codes.fp8_planes`, `simd_hopper.left_quad`).
+    (`simd_codes.fp8_planes`, `simd_hopper.left_quad`). Quads are laid out as [blocks of groups,
+    tiles, groups of a block, ...].
     """
 
     planes: Array
@@ -99,7 +100,7 @@ def _run_wide(
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * runs * simd_hopper.B_WORDS)
     cover_codes(
-        _hopper_wide, _quads, out, a, b, scratch, steps, block, group, start, stop, runs, how
+        _hopper_wide, _quads, out, a, b, scratch, steps, block, group, start, stop, runs, how, True
     )
 
 
@@ -110,7 +111,7 @@ def _run_rows(
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * runs * simd_hopper.B_WORDS)
     cover_codes(
-        _hopper_wide, _rows, out, a, b, scratch, steps, block, group, start, stop, runs, how
+        _hopper_wide, _rows, out, a, b, scratch, steps, block, group, start, stop, runs, how, True
     )
 
 
@@ -126,14 +127,20 @@ def _run_narrow(
 
 
 @kernel
-def _left_quads(source: Array, planes: Array, how: Fields, start: int, stop: int) -> None:
-    """Write the planes of words [tiles, quads, lines per tile] of four codes."""
-    words = planes.reshape(-1)
+def _left_quads(
+    source: Array, planes: Array, block: int, how: Fields, start: int, stop: int
+) -> None:
+    """Write the planes of words [tiles, quads, lines per tile] of four codes.
+
+    They become [blocks, tiles, `block` quads, words].
+    """
+    tiles = source.shape[0]
     for tile in range(start, stop):
         for quad in range(source.shape[1]):
             w = source[tile, quad]
-            at = (tile * source.shape[1] + quad) * simd_hopper.A_WORDS
-            simd_hopper.left_quad(w[0], w[1], w[2], w[3], words, at, how)
+            place = (quad // block * tiles + tile) * block + quad % block
+            at = place * simd_hopper.A_WORDS
+            simd_hopper.left_quad(w[0], w[1], w[2], w[3], planes, at, how)
 
 
 @kernel
@@ -141,17 +148,20 @@ def _left_pairs(source: Array, planes: Array, how: Fields, start: int, stop: int
     """Write the planes of codes [tiles, pairs, lines per tile, 2]."""
     step = 2 * simd.HOPPER_ROWS
     pairs = source.shape[1]
-    codes, words = source.reshape(-1), planes.reshape(-1)
+    codes = source.reshape(-1)
     for tile in range(start, stop):
-        fp8_planes(1, codes, tile * pairs * step, pairs, words[tile * pairs * 3 * step // 2 :], how)
+        words = planes[tile * pairs * 3 * step // 2 :]
+        fp8_planes(1, codes, tile * pairs * step, pairs, words, how)
 
 
 @cache
 def _packer(wide: bool) -> Callable[..., Any]:
-    rest = (simd.contiguous(types.int32, 3), uint32_tuple(Fields), types.int64, types.int64)
+    planes, rest = simd.contiguous(types.int32, 1), (types.int64, types.int64)
+    how = uint32_tuple(Fields)
     if wide:
-        return simd.compiled(_left_quads, simd.strided(types.uint32, 3), *rest)
-    return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), *rest)
+        words = simd.strided(types.uint32, 3)
+        return simd.compiled(_left_quads, words, planes, types.int64, how, *rest)
+    return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), planes, how, *rest)
 
 
 @cache
@@ -169,25 +179,36 @@ def _packed(codes: Array, width: int, group: int, run: int, multiple: int) -> Pa
     return pack_codes(codes, width, slots, group, run=run)
 
 
+def _block(places: int) -> int:
+    """Return how many groups, of so many packed places, are multiplied at a time."""
+    return max(_BLOCKS[simd.enabled()] // places, 1)
+
+
 def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
     """Pack the left operand [M, K]: FP8 codes of any strides, finite; `how` they are read."""
     lines, depth = codes.shape
-    wide, rows = simd.enabled(), simd.HOPPER_ROWS
+    rows = simd.HOPPER_ROWS
     tiles, groups = -(-lines // rows), -(-depth // group)
-    if wide and not (lines % rows or depth % group or group % _QUAD) and codes.flags.c_contiguous:
-        words: Array = codes.view(np.uint32).reshape(tiles, rows, depth // _QUAD)
-        source = words.swapaxes(1, 2)
+    if not simd.enabled():
+        pairs = _packed(codes.T[None], rows, group, _PAIR, _RUN).panels
+        pairs = pairs.reshape(tiles, -1, rows, _PAIR)
+        planes = np.empty(pairs.size // 2 * 3, np.int32)
+        entry = _packer(False)
+        over_range(lambda start, stop: entry(pairs, planes, how, start, stop), tiles)
+        return PackedFp8(planes.reshape(1, tiles, groups, rows, -1), lines, group)
+    if codes.flags.c_contiguous and not (lines % rows or depth % group or group % _QUAD):
+        quads = codes.view(np.uint32).reshape(tiles, rows, -1).swapaxes(1, 2)
     else:
-        run, multiple = (_QUAD, _QUAD) if wide else (_PAIR, _RUN)
-        packed = _packed(codes.T[None], rows, group, run, multiple).panels
-        source = packed.reshape(tiles, -1, rows, run)
-        if wide:
-            source = source.view(np.uint32)[..., 0]
-    size = simd_hopper.A_WORDS if wide else 3 * rows
-    planes = np.empty((tiles, source.shape[1], size), np.int32)
-    entry = _packer(wide)
-    over_range(lambda start, stop: entry(source, planes, how, start, stop), tiles)
-    return PackedFp8(planes.reshape(1, tiles, groups, rows, -1), lines, group)
+        quads = _packed(codes.T[None], rows, group, _QUAD, _QUAD).panels
+        quads = quads.reshape(tiles, -1, rows, _QUAD).view(np.uint32)[..., 0]
+    places = quads.shape[1] // groups * _QUAD
+    block = _block(places)
+    whole = -(-groups // block) * block
+    planes = np.empty(tiles * whole * places // _QUAD * simd_hopper.A_WORDS, np.int32)
+    entry = _packer(True)
+    run = block * places // _QUAD
+    over_range(lambda start, stop: entry(quads, planes, run, how, start, stop), tiles)
+    return PackedFp8(planes.reshape(1, tiles, whole, rows, -1), lines, group)
 
 
 def pack_b(codes: Array, group: int = 32) -> PackedCodes:
@@ -218,7 +239,6 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
         wide = simd.enabled()
         places = b.panels.shape[4]
         runs = places // (_QUAD if wide else _RUN)
-        block = max(_BLOCKS[wide] // places, 1)
         runner = _runner(wide, b.panels.flags.c_contiguous)
-        run_codes(runner, out, a.planes, b, block, runs, how)
+        run_codes(runner, out, a.planes, b, _block(places), runs, how)
     return out.reshape(shape[1:])
