@@ -37,7 +37,7 @@ _PAIR, _QUAD = 2, simd_hopper.QUAD  # products whose planes stand together: port
 _RUN = 8  # a packed group is a multiple of this many products for the portable kernel
 _BLOCKS = BLOCK, simd_hopper.TURNED * _QUAD  # k of a panel whose planes stay in the first cache
 LEAST, MOST = simd_hopper.LEAST, simd_hopper.MOST  # exponents of the operands' values
-LOW, HIGH = 2.0**-90, 2.0**116  # magnitudes of accumulators
+LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators
 
 
 class PackedFp8(NamedTuple):

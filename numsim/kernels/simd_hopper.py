@@ -26,9 +26,12 @@ ROWS, COLUMNS, QUAD = 4, 32, 4  # QUAD: products whose exponents share a lane, a
 A_WORDS = 6 * ROWS  # of a quad: exponents, magnitudes, signs
 B_WORDS = 13 * COLUMNS  # of a quad: exponents, magnitudes, both signs
 TURNED = 16  # quads that are read from rows of codes at a time
-# Exponents of factors lie between; that of a zero makes a sum below the least of two others.
-LEAST, MOST, _NONE = -16, 15, -64
-_FLOOR = -100  # in place of the largest exponent where there is no product
+LEAST, MOST = -16, 15  # exponents of factors
+# The sum of two factors' bytes is the field of the power of two that their product is added to. A
+# zero's byte is 0, which makes less than any sum of others. Accumulators are multiples of the last
+# place at the floor, so that it cuts nothing from them.
+_FIELD = BIAS + 23 - FRACTION
+_LEFT, _RIGHT, _FLOOR = _FIELD // 2, -(-_FIELD // 2), _FIELD + 2 * LEAST - 1
 _TOWARD_ZERO = 11  # of an instruction, without exceptions
 
 _I8 = ir.IntType(8)
@@ -75,25 +78,21 @@ def float_tile(
                 ]
                 ea = [b.bitcast(left(quad, r), _V8) for r in range(count)]
                 return [
-                    _max(b, t, b.add(ea[r], eb[c])) for t, (r, c) in zip(top, cells, strict=True)
+                    _top(b, t, b.add(ea[r], eb[c])) for t, (r, c) in zip(top, cells, strict=True)
                 ]
 
             top = _loop(b, runs, [_splat(_V8, _FLOOR)] * len(cells), peak)
             power, total = [], []
             for t, value in zip(top, acc, strict=True):
-                half = b.bitcast(b.lshr(b.bitcast(t, V32), _splat(V32, 16)), _V8)
-                t = _max(b, t, half)
-                half = b.bitcast(b.lshr(b.bitcast(t, V32), _splat(V32, 8)), _V8)
-                t = b.bitcast(_max(b, t, half), V32)
-                e = b.ashr(b.shl(t, _splat(V32, 24)), _splat(V32, 1))  # times 2^23
-                none = b.icmp_signed("<", e, _splat(V32, 2 * LEAST << 23))
-                e = b.select(none, _splat(V32, _FLOOR << 23), e)
-                bits = b.bitcast(value, V32)
-                own = b.sub(b.and_(bits, _splat(V32, 255 << 23)), _splat(V32, BIAS << 23))
-                e = _max(b, e, own)
-                up = b.sub(_splat(V32, BIAS + FRACTION << 23), e)
+                for places in (16, 8):
+                    half = b.lshr(b.bitcast(t, V32), _splat(V32, places))
+                    t = _top(b, t, b.bitcast(half, _V8))
+                field = b.lshr(b.shl(b.bitcast(t, V32), _splat(V32, 24)), _splat(V32, 1))
+                own = b.and_(b.bitcast(value, V32), _splat(V32, 255 << 23))
+                field = _max(b, field, b.add(own, _splat(V32, _FIELD - BIAS << 23)))
+                up = b.sub(_splat(V32, _FIELD + BIAS + FRACTION << 23), field)
                 total.append(b.fptosi(b.fmul(value, b.bitcast(up, VF)), V32))
-                power.append(b.add(e, _splat(V32, BIAS + 23 - FRACTION << 23)))
+                power.append(field)
 
             def add(p: Any, sums: list[Any]) -> list[Any]:
                 quad = b.add(first, p)
@@ -142,7 +141,11 @@ def float_tile(
     return types.void(rows, a, i64, b, i64, out, i64, i64, i64, i64), codegen
 
 
-def _reader(b: Any, fields: Any, lanes: int) -> tuple[Any, Any, Any]:
+def _top(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+
+def _reader(b: Any, fields: Any, lanes: int, bias: int) -> tuple[Any, Any, Any]:
     """Return how `lanes` words of four codes each are read, as three functions."""
     wide, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(_I8, 4 * lanes)
     floats = ir.VectorType(ir.FloatType(), lanes)
@@ -153,7 +156,7 @@ def _reader(b: Any, fields: Any, lanes: int) -> tuple[Any, Any, Any]:
 
     magnitude, up, rebias = (field(i) for i in (0, 6, 8))
     magnitude8, sign8, trailing8, bias8 = (field(i, bytes_) for i in (0, 1, 3, 5))
-    zero8, one8, none8 = (_splat(bytes_, n) for n in (0, 1, _NONE))
+    zero8, one8, more8 = (_splat(bytes_, n) for n in (0, 1, bias))
     placed = b.shl(magnitude, up)
     kind = ir.FunctionType(wide, [wide] * 3)
     turn = b.module.declare_intrinsic(f"llvm.fshl.v{lanes}i32", (), kind)
@@ -165,8 +168,8 @@ def _reader(b: Any, fields: Any, lanes: int) -> tuple[Any, Any, Any]:
     def exponents(words: Any) -> Any:
         m = b.and_(b.bitcast(words, bytes_), magnitude8)
         e = b.lshr(m, trailing8)
-        e = b.sub(b.select(b.icmp_unsigned(">", e, one8), e, one8), bias8)
-        return b.select(b.icmp_unsigned("==", m, zero8), none8, e)
+        e = b.add(b.sub(_top(b, e, one8), bias8), more8)
+        return b.select(b.icmp_unsigned("==", m, zero8), zero8, e)
 
     def magnitudes(words: Any, q: int) -> Any:
         bits = b.call(turn, [words, words, b.sub(up, _splat(wide, 8 * q))])  # counts modulo 32
@@ -206,7 +209,7 @@ def left_quad(
         words: Any = ir.Constant(vector, ir.Undefined)
         for r in range(ROWS):
             words = b.insert_element(words, args[r], ir.Constant(I32, r))
-        exponents, magnitudes, negative = _reader(b, args[6], ROWS)
+        exponents, magnitudes, negative = _reader(b, args[6], ROWS, _LEFT)
         put = _storing(b, pointer_at(context, b, sig.args[4], args[4], args[5]), vector)
         put(0, exponents(words))
         for q in range(QUAD):
@@ -229,7 +232,7 @@ def right_quads(typing: Any, codes: Any, quads: Any, words: Any, fields: Any) ->
         source = b.bitcast(source, V32.as_pointer())
         target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
         vectors = COLUMNS // 16
-        exponents, magnitudes, negative = _reader(b, args[3], 16)
+        exponents, magnitudes, negative = _reader(b, args[3], 16, _RIGHT)
         plus, minus = _splat(V32, 1), _splat(V32, 0xFFFF)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
