@@ -413,6 +413,33 @@ def test_what_a_unit_keeps_of_its_weights(unit, name, bytes_a_weight):
     assert sum(map(size, b.packed.values())) <= 1.1 * bytes_a_weight * b.codes.size + 100_000
 
 
+@pytest.mark.parametrize("group", [4, 12, 16, 32, 64, 128])
+@pytest.mark.parametrize("depth", [64, 128, 192, 200])
+def test_columns_that_lie_side_by_side_are_read_in_place(path, group, depth):
+    """A network's weights [N, K] have no packed copy where blocks and panels are whole."""
+    rng = np.random.default_rng(group + depth)
+    unit = get_target("nvidia.hopper.wgmma", group=group)
+    for m, n in [(1, 32), (5, 64), (8, 96), (3, 70)]:
+        a = floats(rng, (m, depth), "float8_e5m2", "codes")
+        rows = floats(rng, (n, depth), "float8_e4m3fn", "codes")
+        b = rows.T
+        same(a, b, unit, accumulator(rng, (m, n), "float32"))
+        kept = b.packed.get(f"fp8 {group} True")
+        whole = n % 32 == 0 and depth % 64 == 0 and 64 % group == 0
+        assert kept is None or kept.in_place == whole
+    pair = QTensor.from_codes(np.stack([rows.codes[:64]] * 2), rows.fmt)
+    left = floats(rng, (2, 3, depth), "float8_e4m3fn", "codes")
+    same(left, pair.T, unit)
+
+
+@pytest.mark.parametrize(("unit", "name"), FUSED)
+def test_no_rows_and_no_columns(path, unit, name):
+    for m, n in [(0, 3), (3, 0)]:
+        rng = np.random.default_rng(0)
+        a, b = floats(rng, (m, 32), name, "normal"), floats(rng, (32, n), name, "normal")
+        assert matmul(a, b, target=unit).shape == (m, n)
+
+
 @pytest.mark.parametrize("name", ["int17", "int18", "int20", "q3.15", "q0.18", "int21"])
 def test_integers_of_more_than_16_bits_are_surveyed_by_their_values(name):
     """Negative codes of 32-bit words are no places in a table."""

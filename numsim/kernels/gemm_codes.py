@@ -34,11 +34,13 @@ class PackedCodes(NamedTuple):
     """The right operand, packed once.
 
     Fields: `panels` [1 or batch, panels, steps, columns per panel, codes a column and step],
-    unsigned, 0 where there is nothing, and `lines`, its N.
+    unsigned, 0 where there is nothing; `lines`, its N; `in_place`: the panels are a view of the
+    codes themselves.
     """
 
     panels: Array
     lines: int
+    in_place: bool = False
 
 
 class Fields(NamedTuple):

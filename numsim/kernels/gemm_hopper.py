@@ -165,10 +165,10 @@ def _packer(wide: bool) -> Callable[..., Any]:
 
 
 @cache
-def _runner(wide: bool, packed: bool) -> Callable[..., Any]:
+def _runner(wide: bool, in_place: bool) -> Callable[..., Any]:
     out, a, b, *rest = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     runner = _run_wide if wide else _run_narrow
-    if not packed:
+    if in_place:
         runner, b = _run_rows, simd.strided(types.uint8, 5)
     return simd.compiled(runner, out, a, b, *rest, types.int64, uint32_tuple(Fields))
 
@@ -222,7 +222,7 @@ def pack_b(codes: Array, group: int = 32) -> PackedCodes:
         run, width = simd_hopper.TURNED * _QUAD, simd_hopper.COLUMNS
         if rows.flags.c_contiguous and not (n % width or depth % run or run % group or group % 4):
             panels = rows.view(np.uint8).reshape(batch, n // width, width, depth // group, group)
-            return PackedCodes(panels.swapaxes(2, 3), n)
+            return PackedCodes(panels.swapaxes(2, 3), n, in_place=True)
         return _packed(codes, simd_hopper.COLUMNS, group, _QUAD, _QUAD)
     return _packed(codes, simd.HOPPER_COLUMNS, group, _PAIR, _RUN)
 
@@ -239,6 +239,6 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
         wide = simd.enabled()
         places = b.panels.shape[4]
         runs = places // (_QUAD if wide else _RUN)
-        runner = _runner(wide, b.panels.flags.c_contiguous)
+        runner = _runner(wide, b.in_place)
         run_codes(runner, out, a.planes, b, _block(places), runs, how)
     return out.reshape(shape[1:])

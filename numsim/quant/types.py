@@ -176,7 +176,8 @@ class QTensor:
 
     `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
     entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
-    Made by `numsim.quantize` or `QTensor.from_codes`.
+    Made by `numsim.quantize` or `QTensor.from_codes`. Once it has been multiplied, its codes are
+    not to be changed: `packed` keeps what products know of them, and some read them in place.
     """
 
     codes: NDArray[Any]

@@ -127,6 +127,8 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
         return False
     if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
+    if not (a.codes.size and b.codes.size):
+        return False
     low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
     if low < gemm_hopper.LEAST or high > gemm_hopper.MOST:
         return False
@@ -146,7 +148,7 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
 
     def item(i: int) -> NDArray[np.float32]:
         at = min(i, len(right) - 1)
-        one = gemm_codes.PackedCodes(packed.panels[at : at + 1], packed.lines)
+        one = packed._replace(panels=packed.panels[at : at + 1])
         rows = gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
         start = None if c is None else c[i]
         sums: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
