@@ -116,3 +116,10 @@ def test_a_unit_with_no_plain_class_says_what_it_has():
 def test_flags_may_be_of_numpy():
     unit = ns.get_target("nvidia.hopper.wgmma", zero_products=np.True_)
     assert unit.rule("fp8").zero_products is True
+
+
+def test_a_target_put_together_by_hand_is_checked_too():
+    unit = ns.Target("mine", (("float", Fused(32, 25)),), "assumed", "none", "none")
+    a = ns.QTensor.from_codes(np.full((1, 4), 0x38, np.uint8), "float8_e4m3fn")
+    with pytest.raises(ns.NumsimError, match="mine"):
+        ns.matmul(a, a.T, target=unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     128
     """
     if isinstance(name, Target):
-        target = name
+        target = _checked(name)
     elif isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
         target = Target.from_toml(name)
     elif isinstance(name, str):
@@ -206,6 +207,13 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         changes["promote_every"] = changes.pop("rows")
     plain = {k: v.item() if isinstance(v, np.integer | np.bool_) else v for k, v in changes.items()}
     return target.changed(**plain) if plain else target
+
+
+@lru_cache(maxsize=256)
+def _checked(target: Target) -> Target:
+    """Return a target that may have been put together by hand, its fields checked once."""
+    target.check()
+    return target
 
 
 def changes_of(target: Target) -> dict[str, Any] | None:
