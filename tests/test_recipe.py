@@ -8,8 +8,8 @@ import pytest
 from numsim.data import bundled_model_dir
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model
-from numsim.quant import Quant
-from numsim.targets import get_target
+from numsim.quant import Quant, quantize
+from numsim.targets import get_target, matmul
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +162,36 @@ def test_a_unit_of_ones_own_stands_in_the_recipe(tmp_path):
     renamed = replace(unit, name="nvidia.hopper.wgmma", rules=unit.rules[:1])
     again.write_text(Recipe.uniform("float8_e4m3fn", target=renamed).to_toml())
     assert renamed in (get_target(rule.target) for _, rule in Recipe.from_toml(again).rules)
+
+
+def check_round_trip(recipe, tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(file).to_toml() == recipe.to_toml()
+    rules = [get_target(rule.target) for _, rule in Recipe.from_toml(file).rules]
+    assert rules == [get_target(rule.target) for _, rule in recipe.rules]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("x86.vpmaddubsw", {"pair_bits": None}), ("arm.bfdot", {"group": None}),
+     ("generic.systolic", {"rows": None}), ("ideal.int", {"acc_bits": 20})],
+)  # fmt: skip
+def test_units_with_fields_unset_are_read_back(tmp_path, name, changes):
+    unit = get_target(name, **changes)
+    quant = "int8" if "int" in name or name.startswith(("x86", "generic")) else "bfloat16"
+    check_round_trip(Recipe((("*", Rule(quant, quant, unit)),)), tmp_path)
+
+
+def test_a_unit_says_its_evidence_in_any_script(tmp_path):
+    unit = replace(get_target("ideal.fp32", group=None), name="mine", evidence="測定 😀 “x”")
+    check_round_trip(Recipe((("*", Rule("e4m3", "e4m3", unit)),)), tmp_path)
+    with pytest.raises(NumsimError, match="evidence is a text on one line"):
+        matmul(*[quantize([[1.0]], "e4m3")] * 2, target=replace(unit, evidence="a\x7fb"))
+
+
+def test_a_unit_within_a_recipe_that_is_no_toml(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[[rule]]\nmatch = "*"\ntarget = {unit = "a = "}\n')
+    with pytest.raises(NumsimError, match="unit must be the TOML of a unit"):
+        Recipe.from_toml(path)

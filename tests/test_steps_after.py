@@ -65,7 +65,7 @@ def test_epilogue_says_what_is_no_number(word, bad):
 
 def test_ragged_c():
     a = ns.QTensor.from_codes([[1], [1]], "int8")
-    with pytest.raises(ns.NumsimError, match="c is an array"):
+    with pytest.raises(ns.NumsimError, match="c has the shape of the result"):
         ns.matmul(a, a.T, target="ideal.int", c=[[1], [1, 2]])
 
 

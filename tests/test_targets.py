@@ -778,3 +778,17 @@ def test_split_k_equals_oracle(order, parts, every, k):
 
     want = expected(om.Case(name, E4M3, E5M2, "float32", divided), a, b)
     assert_same(raw(ns.matmul(tensor(a, E4M3), tensor(b, E5M2), target=target)), want)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [ns.get_target("nvidia.hopper.wgmma", promote_every=4),
+     ns.get_target("ideal.exact", promote_every=4),
+     ns.get_target("ideal.fp32", split_k=2, split_tile=4)],
+    ids=lambda unit: unit.name,
+)  # fmt: skip
+def test_one_tensor_may_be_both_operands(unit):
+    values = np.random.default_rng(3).standard_normal((8, 8)).astype(np.float32)
+    q = ns.quantize(values, "e4m3")
+    other = ns.quantize(values, "e4m3")
+    np.testing.assert_array_equal(ns.matmul(q, q, target=unit), ns.matmul(q, other, target=unit))

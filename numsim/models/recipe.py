@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
 from numsim.targets import Target, get_target
 from numsim.targets.table import changes_of
-from numsim.targets.toml import parse_target
+from numsim.targets.toml import parse_target, toml_value
 
 QuantLike = Quant | str | None
 
@@ -284,7 +283,12 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     if isinstance(row.get("target"), Mapping):
         changes = dict(row["target"])
         if set(changes) == {"unit"} and isinstance(changes["unit"], str):
-            row["target"] = parse_target(changes["unit"])
+            try:
+                row["target"] = parse_target(changes["unit"])
+            except (tomllib.TOMLDecodeError, RecursionError) as error:
+                raise NumsimError(
+                    f"Recipe.from_toml: unit must be the TOML of a unit; {error}; correct it"
+                ) from None
         else:
             row["target"] = get_target(changes.pop("name", ""), **changes)
     return glob, Rule(**row)
@@ -303,10 +307,10 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
 
 
 def _text(value: Any) -> str:
-    """Return a value as TOML; JSON writes strings, numbers and lists alike."""
+    """Return a value as TOML."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_text(v)}" for key, v in value.items()) + "}"
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    return toml_value(list(value) if isinstance(value, tuple) else value)
 
 
 def _rule_text(glob: str, rule: Rule) -> str:
@@ -337,6 +341,6 @@ def _quant_table(quant: Quant) -> str | dict[str, Any]:
 def _target_table(target: Target) -> str | dict[str, Any]:
     """Return a target's name, with the fields that were changed; of another unit all of it."""
     changes = changes_of(target)
-    if changes is None:
+    if changes is None or None in changes.values():
         return {"unit": target.to_toml()}
     return {"name": target.name} | changes if changes else target.name

@@ -137,7 +137,7 @@ def k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
     """Return one run of k with its scale codes, kept with the tensor so that it is packed once."""
     if (start, stop) == (0, q.shape[axis]):
         return q
-    key = f"slice{start}:{stop}"
+    key = f"slice{start}:{stop} of axis {axis}"  # one tensor may be a and b
     if key not in q.packed:
         q.packed[key] = cut_out(q, axis, np.arange(start, stop), slice(start, stop))
     part: QTensor = q.packed[key]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError, near_names
@@ -17,6 +17,7 @@ from numsim.targets.types import (
     Fused,
     IntSum,
     Mac,
+    Maturity,
     Rule,
     ScaledFp4,
     Target,
@@ -79,6 +80,16 @@ def key_of(kind: str) -> str:
 
 def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise NumsimError for fields out of range or that contradict each other."""
+    for key in ("name", "maturity", "evidence", "source"):
+        value = getattr(target, key)
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise NumsimError(f"{key} is a text on one line; got {value!r}")
+    words = get_args(Maturity)
+    if target.maturity not in words:
+        raise NumsimError(
+            f"maturity is one of {', '.join(words)}; got {target.maturity!r}"
+            f"{near_names(target.maturity, words)}"
+        )
     _check_fields(target.name, target)
     for _, rule in target.rules:
         _check_fields(target.name, rule)
