@@ -412,6 +412,13 @@ def test_a_past_of_another_run_is_refused():
 
 def test_an_error_leaves_the_past_as_it_was(monkeypatch):
     gpt2 = load("gpt2")
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
+@pytest.mark.parametrize("count", [2**20 + 1, 2**62, 2**70, np.int64(2**62)])
+def test_more_tokens_than_can_be_generated(family, count):
+    with pytest.raises(NumsimError, match="max_new_tokens must be an integer from 0 to 1048576"):
+        load(family).generate([1, 2], max_new_tokens=count)
+
+
     past, want = Past(), gpt2.run(np.arange(32)[None] % 7).logits
     gpt2.run(np.arange(30)[None] % 7, past=past)
     for call, match in (

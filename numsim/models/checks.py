@@ -16,6 +16,7 @@ from numsim.models.blocks import Bools, Past
 from numsim.models.gemm import Array, Ints
 
 
+MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 def array(given: object, what: str, dtype: type | None = None) -> NDArray[Any]:
     """Return `given` as an array, or say that `what` is none."""
     try:
@@ -208,10 +209,15 @@ def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) ->
 
 
 def new_tokens(count: object) -> int:
-    """Return how many tokens to add, a whole number from 0 on."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+    """Return how many tokens to add, a whole number up to `MOST_TOKENS`."""
+    if (
+        isinstance(count, bool)
+        or not isinstance(count, int | np.integer)
+        or not 0 <= count <= MOST_TOKENS
+    ):
         raise NumsimError(
-            f"generate: max_new_tokens must be an integer from 0 on; got {count!r}; give a count"
+            f"generate: max_new_tokens must be an integer from 0 to {MOST_TOKENS}; got {count!r}; "
+            "give a count in that range"
         )
     return int(count)
 

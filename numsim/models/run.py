@@ -299,7 +299,7 @@ class Model:
         recipe : Recipe, optional
             As in `run`.
         max_new_tokens : int
-            How many tokens to add; an end-of-text token does not stop it.
+            How many tokens to add, at most 2**20; an end-of-text token does not stop it.
         attention_mask : 0/1 array [B, T], optional
             1 = keep. Prompts are padded on the left (an encoder's input on either side) and give
             the bits they give without padding: positions count kept tokens only, and rows of one
