@@ -266,10 +266,10 @@ def product_inputs(
         )
     left = array(x, "gemm: x", dtype)
     right = None if operand is None else array(operand, "gemm: operand", dtype)
-    if right is not None and right.ndim < 2:
+    if right is not None and (right.ndim < 2 or not right.shape[-2]):
         raise NumsimError(
-            f"gemm: operand must be [..., K, N]; got shape {list(right.shape)}; pass what a "
-            f"tap {name}.operand holds"
+            f"gemm: operand must be [..., K, N], K above 0; got shape {list(right.shape)}; pass "
+            f"what a tap {name}.operand holds"
         )
     depth = tensors[stored].shape[1] if right is None else right.shape[-2]
     if left.ndim < 2 or left.shape[-1] != depth:
