@@ -358,6 +358,14 @@ def test_given_back_pages_are_read_again():
         (lambda m: m.gemm(3, np.zeros((1, 192))), "name must be"),
         (lambda m: m.gemm("lm_head", "a"), "x must be a rectangular array"),
         (lambda m: m.gemm("lm_head", [[1.0], [1.0, 2.0]]), "x must be a rectangular array"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), complex)), "real numbers .* got complex128"),
+        (lambda m: m.gemm("lm_head", [["1"] * 192]), "real numbers .* got str"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), object)), "real numbers .* got object"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), bool)), "real numbers .* got bool"),
+        (
+            lambda m: m.gemm("layers.0.qk", np.ones((1, 2)), operand=np.ones((2, 3), complex)),
+            "operand must be a rectangular array of real numbers",
+        ),
         (lambda m: m.gemm("layers.0.qk", np.ones((1, 0)), operand=np.ones((0, 3))), "K above 0"),
         (lambda m: m.gemm("layers.0.qk", np.zeros((1, 32)), operand=3), "operand must be"),
         (lambda m: m.gemm("layers.0.qk", np.zeros((1, 2)), operand=[[1], []]), "operand must be"),
@@ -397,6 +405,13 @@ def test_products_of_no_rows_or_columns_are_empty(bundled, rule):
     ):
         y = bundled.gemm("layers.0.pv", np.ones(left), recipe, operand=np.ones(right))
         assert y.shape == (*left[:-1], right[-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.int4, np.uint8, ">f4"])
+def test_products_take_every_real_type(bundled, dtype):
+    x = np.arange(192).reshape(1, 192) % 7
+    want = bundled.gemm("lm_head", x)
+    assert np.array_equal(bundled.gemm("lm_head", x.astype(dtype)), want)
 
 
 @pytest.mark.parametrize(

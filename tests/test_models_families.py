@@ -387,6 +387,35 @@ def test_calls_that_the_family_cannot_serve():
     assert gpt2.generate(np.arange(30), max_new_tokens=3).shape == (33,)
 
 
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
+@pytest.mark.parametrize("count", [2**20 + 1, 2**62, 2**70, np.int64(2**62)])
+def test_more_tokens_than_can_be_generated(family, count):
+    with pytest.raises(NumsimError, match="max_new_tokens must be an integer from 0 to 1048576"):
+        load(family).generate([1, 2], max_new_tokens=count)
+
+
+def test_masked_arrays_are_refused_where_they_would_lose_their_mask():
+    t5, bert, llama = load("t5"), load("bert"), load("llama")
+    part, ids = np.ma.array([1, 1, 1], mask=[0, 1, 0]), [1, 2, 3]
+    for what, call in (
+        ("tokens", lambda: llama.run(part)),
+        ("tokens", lambda: llama.generate(part, max_new_tokens=1)),
+        ("tokens", lambda: llama.nll(part)),
+        ("attention_mask", lambda: llama.run(ids, attention_mask=part)),
+        ("attention_mask", lambda: llama.generate(ids, max_new_tokens=1, attention_mask=part)),
+        ("token_type_ids", lambda: bert.run(ids, token_type_ids=part)),
+        ("decoder_tokens", lambda: t5.run([1], decoder_tokens=part)),
+        ("decoder_tokens", lambda: t5.nll([1], decoder_tokens=part)),
+        ("x", lambda: llama.gemm("layers.0.qk", part[None], operand=np.ones((3, 2)))),
+        ("operand", lambda: llama.gemm("layers.0.qk", [[1.0]], operand=part[None])),
+        ("positions", lambda: llama.gemm("lm_head", np.ones((3, 48)), positions=part)),
+    ):
+        with pytest.raises(NumsimError, match=f"{what} must be an array without masked values"):
+            call()
+    whole = np.ma.array(ids, mask=False)  # has no mask to lose
+    assert np.array_equal(llama.run(whole).logits, llama.run(ids).logits)
+
+
 def test_a_past_of_another_run_is_refused():
     """The kernels would read and write beyond its keys."""
     llama, t5, gpt2 = load("llama"), load("t5"), load("gpt2")
@@ -412,13 +441,6 @@ def test_a_past_of_another_run_is_refused():
 
 def test_an_error_leaves_the_past_as_it_was(monkeypatch):
     gpt2 = load("gpt2")
-@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
-@pytest.mark.parametrize("count", [2**20 + 1, 2**62, 2**70, np.int64(2**62)])
-def test_more_tokens_than_can_be_generated(family, count):
-    with pytest.raises(NumsimError, match="max_new_tokens must be an integer from 0 to 1048576"):
-        load(family).generate([1, 2], max_new_tokens=count)
-
-
     past, want = Past(), gpt2.run(np.arange(32)[None] % 7).logits
     gpt2.run(np.arange(30)[None] % 7, past=past)
     for call, match in (

@@ -405,7 +405,8 @@ class Model:
         Raises
         ------
         NumsimError
-            No such product, an operand missing or not wanted, or positions that do not fit x.
+            No such product, inputs that are masked or no real numbers, an operand missing or not
+            wanted, or positions that do not fit x.
         """
         return self.product(name, x, recipe, operand=operand, positions=positions)[0]
 
