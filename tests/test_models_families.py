@@ -18,6 +18,7 @@ from numsim.models.blocks import block
 from numsim.models.checks import tap_names
 from numsim.models.rope import rotary_frequencies
 from numsim.quant import Quant
+from numsim.targets import get_target
 
 FOLDER = pathlib.Path(__file__).parent / "data" / "oracle"
 FAMILIES = sorted(p.name for p in FOLDER.iterdir())
@@ -27,6 +28,8 @@ TOKEN = Quant("int8", "per_token")
 ROWS = Recipe.uniform(TOKEN, target="ideal.fp32", weights=Quant("int8", "per_channel"))
 E4M3 = Quant("float8_e4m3fn", "per_token")
 WGMMA = Recipe.uniform(E4M3, target="nvidia.hopper.wgmma")
+RAW = Quant("float8_e4m3fn", "none")
+WGMMA_RAW = Recipe((("*", Rule(RAW, RAW, "nvidia.hopper.wgmma")),))
 SR_TOKEN = Quant("int8", "per_token", rounding="sr")
 SR_RAW = Quant("float8_e5m2", "none", rounding="sr")
 SR = Recipe(
@@ -281,6 +284,28 @@ def test_values_with_shared_scales_are_not_causal_as_documented():
         recipe = Recipe((*PLAIN.rules, ("*pv", Rule(raw, values))))
         first, last = model.run(ids, recipe).logits, model.run(other, recipe).logits
         assert np.array_equal(first[:, :8], last[:, :8]) == same
+
+
+def test_values_that_are_not_finite_reach_rows_that_do_not_see_them_as_documented():
+    model, ids = load("llama"), np.arange(9)
+    table = model.tensors["embed.weight"].copy()
+    table[ids[-1]] = np.nan
+    damaged = replace(model, tensors={**model.tensors, "embed.weight": table})
+    for recipe in (None, WGMMA_RAW):
+        assert np.isfinite(damaged.run(ids[:-1], recipe).hidden_states[1]).all()
+        assert np.isnan(damaged.run(ids, recipe).hidden_states[1]).all()
+
+
+@pytest.mark.parametrize(("product", "same"), [("pv", False), ("qk", True)])
+def test_a_split_of_the_keys_depends_on_their_number_as_documented(product, same):
+    """The K of ``qk`` is the width of a head."""
+    model, ids, past = load("llama"), np.arange(40), Past()
+    half = Quant("bfloat16", "none")
+    rule = Rule(half, half, get_target("ideal.mac", split_k=2, split_tile=4))
+    recipe = Recipe((*PLAIN.rules, (f"*{product}", rule)))
+    whole = model.run(ids, recipe).logits[0]
+    parts = [model.run(ids[i : i + 1], recipe, past=past).logits[0, 0] for i in range(len(ids))]
+    assert np.array_equal(parts, whole) == same
 
 
 def test_names_of_products():
