@@ -358,6 +358,15 @@ def test_given_back_pages_are_read_again():
         (lambda m: m.gemm(3, np.zeros((1, 192))), "name must be"),
         (lambda m: m.gemm("lm_head", "a"), "x must be a rectangular array"),
         (lambda m: m.gemm("lm_head", [[1.0], [1.0, 2.0]]), "x must be a rectangular array"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), complex)), "real numbers .* got complex128"),
+        (lambda m: m.gemm("lm_head", [["1"] * 192]), "real numbers .* got str"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), object)), "real numbers .* got object"),
+        (lambda m: m.gemm("lm_head", np.ones((1, 192), bool)), "real numbers .* got bool"),
+        (
+            lambda m: m.gemm("layers.0.qk", np.ones((1, 2)), operand=np.ones((2, 3), complex)),
+            "operand must be a rectangular array of real numbers",
+        ),
+        (lambda m: m.gemm("layers.0.qk", np.ones((1, 0)), operand=np.ones((0, 3))), "K above 0"),
         (lambda m: m.gemm("layers.0.qk", np.zeros((1, 32)), operand=3), "operand must be"),
         (lambda m: m.gemm("layers.0.qk", np.zeros((1, 2)), operand=[[1], []]), "operand must be"),
         (lambda m: m.run([0], Recipe((("layers.*", Rule()),))), "lm_head matches no glob"),
@@ -367,6 +376,42 @@ def test_given_back_pages_are_read_again():
 def test_wrong_calls(bundled, call, match):
     with pytest.raises(NumsimError, match=match):
         call(bundled)
+
+
+SR = Quant("int8", "per_token", rounding="sr")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        Rule(),
+        Rule("int8", "int8", "ideal.int"),
+        Rule(SR, SR, "ideal.int"),
+        Rule("float8_e4m3fn", "float8_e4m3fn", "nvidia.hopper.wgmma"),
+        Rule("nvfp4", "nvfp4", "ideal.fp32"),
+    ],
+)
+def test_products_of_no_rows_or_columns_are_empty(bundled, rule):
+    recipe = None if rule is None else Recipe((("*", rule),))
+    for shape in ((0, 192), (2, 0, 192), (0, 3, 192)):
+        y = bundled.gemm("lm_head", np.ones(shape), recipe)
+        assert (y.shape, y.dtype.itemsize) == ((*shape[:-1], 2048), 8 if rule is None else 4)
+    for left, right in (
+        ((0, 16), (16, 5)),
+        ((3, 16), (16, 0)),
+        ((2, 0, 16), (2, 16, 5)),
+        ((0, 3, 16), (0, 16, 5)),
+    ):
+        y = bundled.gemm("layers.0.pv", np.ones(left), recipe, operand=np.ones(right))
+        assert y.shape == (*left[:-1], right[-1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.int4, np.uint8, ">f4"])
+def test_products_take_every_real_type(bundled, dtype):
+    x = np.arange(192).reshape(1, 192) % 7
+    want = bundled.gemm("lm_head", x)
+    assert np.array_equal(bundled.gemm("lm_head", x.astype(dtype)), want)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,16 @@ def test_stored_types(tmp_path, family, dtype):
         ("gemma2", {"hidden_activation": "geglu"}, "the activation must be one of"),
         ("phi", {"rope_parameters": {"partial_rotary_factor": 0.3}}, "even number"),
         ("gpt_neox", {"rotary_pct": 0.5}, "as beside it"),
+        (
+            "gpt_neox",
+            {"rope_parameters": "absent", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor must be 0.25, as rotary_pct",
+        ),
+        (
+            "gpt_neox",
+            {"rope_parameters": "absent", "rotary_pct": 0.5, "rope_theta": 5e4},
+            "rope_theta must be 10000.0, as rotary_emb_base",
+        ),
         ("mixtral", {"num_experts_per_tok": 5}, "at most 4"),
         ("deepseek_v3", {"n_group": 3}, "divisor of 8 experts"),
         ("deepseek_v3", {"topk_group": 5}, "at most 4 groups"),
@@ -305,7 +315,27 @@ def test_absurd_heads_are_refused_at_once(tmp_path, family, changes):
 def test_long_contexts_load_and_sequences_beyond_the_sines_are_refused(tmp_path):
     model = load_model(checkpoint(tmp_path, "llama", max_position_embeddings=10**7))
     with pytest.raises(NumsimError, match="below 2\\*\\*20 radians"):
-        model.generate([1], max_new_tokens=2**20 + 1)
+        model.generate([1, 2], max_new_tokens=2**20)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_heads_turn_in_part_only_where_the_family_has_it(tmp_path, family):
+    """Where transformers does not read the share, the network is another one than its config."""
+    rope = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}
+    folder = checkpoint(tmp_path, family, rope_parameters=rope)
+    if family in ("phi", "gpt_neox"):
+        arch = load_model(folder).arch
+        assert arch.rope.width == arch.head_dim // 2
+        return
+    turns = FAMILIES[family].rope is not None
+    message = f"partial_rotary_factor must be 1 for {family}; got 0.5" if turns else "unknown: rope"
+    with pytest.raises(NumsimError, match=message):
+        load_model(folder)
+    with pytest.raises(NumsimError, match="unknown: partial_rotary_factor"):
+        load_model(checkpoint(tmp_path, family, partial_rotary_factor=0.5))
+    if turns:
+        rope["partial_rotary_factor"] = 1.0
+        load_model(checkpoint(tmp_path, family, rope_parameters=rope))
 
 
 def test_published_spellings(tmp_path):
@@ -319,6 +349,7 @@ def test_published_spellings(tmp_path):
         ("llama", {"is_llama_config": True, "rope_interleaved": False}),
         ("llama", {"max_sequence_length": 2048, "architectures": ["LLaMAForCausalLM"]}),
         ("gpt_neox", {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0}),
+        ("gpt_neox", {"rope_theta": 1e4, "partial_rotary_factor": 1 / 3, "rotary_pct": 1 / 3}),
         ("gemma2", {"sliding_window_size": 4}),
         ("t5", {"architectures": ["T5WithLMHeadModel"]}),
         ("deepseek_v3", {"scoring_func": "sigmoid", "moe_layer_freq": 1, "ep_size": 1}),

@@ -18,6 +18,7 @@ from numsim.models.blocks import block
 from numsim.models.checks import tap_names
 from numsim.models.rope import rotary_frequencies
 from numsim.quant import Quant
+from numsim.targets import get_target
 
 FOLDER = pathlib.Path(__file__).parent / "data" / "oracle"
 FAMILIES = sorted(p.name for p in FOLDER.iterdir())
@@ -27,6 +28,8 @@ TOKEN = Quant("int8", "per_token")
 ROWS = Recipe.uniform(TOKEN, target="ideal.fp32", weights=Quant("int8", "per_channel"))
 E4M3 = Quant("float8_e4m3fn", "per_token")
 WGMMA = Recipe.uniform(E4M3, target="nvidia.hopper.wgmma")
+RAW = Quant("float8_e4m3fn", "none")
+WGMMA_RAW = Recipe((("*", Rule(RAW, RAW, "nvidia.hopper.wgmma")),))
 SR_TOKEN = Quant("int8", "per_token", rounding="sr")
 SR_RAW = Quant("float8_e5m2", "none", rounding="sr")
 SR = Recipe(
@@ -283,6 +286,28 @@ def test_values_with_shared_scales_are_not_causal_as_documented():
         assert np.array_equal(first[:, :8], last[:, :8]) == same
 
 
+def test_values_that_are_not_finite_reach_rows_that_do_not_see_them_as_documented():
+    model, ids = load("llama"), np.arange(9)
+    table = model.tensors["embed.weight"].copy()
+    table[ids[-1]] = np.nan
+    damaged = replace(model, tensors={**model.tensors, "embed.weight": table})
+    for recipe in (None, WGMMA_RAW):
+        assert np.isfinite(damaged.run(ids[:-1], recipe).hidden_states[1]).all()
+        assert np.isnan(damaged.run(ids, recipe).hidden_states[1]).all()
+
+
+@pytest.mark.parametrize(("product", "same"), [("pv", False), ("qk", True)])
+def test_a_split_of_the_keys_depends_on_their_number_as_documented(product, same):
+    """The K of ``qk`` is the width of a head."""
+    model, ids, past = load("llama"), np.arange(40), Past()
+    half = Quant("bfloat16", "none")
+    rule = Rule(half, half, get_target("ideal.mac", split_k=2, split_tile=4))
+    recipe = Recipe((*PLAIN.rules, (f"*{product}", rule)))
+    whole = model.run(ids, recipe).logits[0]
+    parts = [model.run(ids[i : i + 1], recipe, past=past).logits[0, 0] for i in range(len(ids))]
+    assert np.array_equal(parts, whole) == same
+
+
 def test_names_of_products():
     assert load("deepseek_v3").gemm_names()[:8] == (
         "layers.0.q_a_proj", "layers.0.q_b_proj", "layers.0.kv_a_proj", "layers.0.kv_b_proj",
@@ -385,6 +410,35 @@ def test_calls_that_the_family_cannot_serve():
         with pytest.raises(error, match=match):
             call()
     assert gpt2.generate(np.arange(30), max_new_tokens=3).shape == (33,)
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
+@pytest.mark.parametrize("count", [2**20 + 1, 2**62, 2**70, np.int64(2**62)])
+def test_more_tokens_than_can_be_generated(family, count):
+    with pytest.raises(NumsimError, match="max_new_tokens must be an integer from 0 to 1048576"):
+        load(family).generate([1, 2], max_new_tokens=count)
+
+
+def test_masked_arrays_are_refused_where_they_would_lose_their_mask():
+    t5, bert, llama = load("t5"), load("bert"), load("llama")
+    part, ids = np.ma.array([1, 1, 1], mask=[0, 1, 0]), [1, 2, 3]
+    for what, call in (
+        ("tokens", lambda: llama.run(part)),
+        ("tokens", lambda: llama.generate(part, max_new_tokens=1)),
+        ("tokens", lambda: llama.nll(part)),
+        ("attention_mask", lambda: llama.run(ids, attention_mask=part)),
+        ("attention_mask", lambda: llama.generate(ids, max_new_tokens=1, attention_mask=part)),
+        ("token_type_ids", lambda: bert.run(ids, token_type_ids=part)),
+        ("decoder_tokens", lambda: t5.run([1], decoder_tokens=part)),
+        ("decoder_tokens", lambda: t5.nll([1], decoder_tokens=part)),
+        ("x", lambda: llama.gemm("layers.0.qk", part[None], operand=np.ones((3, 2)))),
+        ("operand", lambda: llama.gemm("layers.0.qk", [[1.0]], operand=part[None])),
+        ("positions", lambda: llama.gemm("lm_head", np.ones((3, 48)), positions=part)),
+    ):
+        with pytest.raises(NumsimError, match=f"{what} must be an array without masked values"):
+            call()
+    whole = np.ma.array(ids, mask=False)  # has no mask to lose
+    assert np.array_equal(llama.run(whole).logits, llama.run(ids).logits)
 
 
 def test_a_past_of_another_run_is_refused():

@@ -66,6 +66,20 @@ def test_a_foreign_tokenizer_is_refused_before_the_first_window(family, tmp_path
         sweep(spec)
 
 
+@pytest.mark.parametrize("begin", [50256, -1])
+def test_a_begin_token_beyond_the_vocabulary_is_named_where_it_is_used(tmp_path, begin):
+    """GPT-2's default beside a smaller vocabulary is published practice, so it loads."""
+    folder = folder_of("gpt2", tmp_path)
+    path = folder / "config.json"
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), begin)
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids))
+    assert load_model(folder).generate([1], max_new_tokens=1).shape == (2,)
+    spec = {"model": folder, "text": tmp_path / "text.txt", "formats": ["int8"], "window": 20}
+    message = f"bos_token_id, which .* vocab_size 96; config.json has {begin}"
+    with pytest.raises(NumsimError, match=message):
+        sweep(spec)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi"])
 def test_decoders(family, tmp_path):
     rows = swept(family, tmp_path)

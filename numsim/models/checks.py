@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,15 +16,36 @@ from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_sha
 from numsim.models.blocks import Bools, Past
 from numsim.models.gemm import Array, Ints
 
+MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 
-def array(given: object, what: str, dtype: type | None = None) -> NDArray[Any]:
+
+def array(given: object, what: str) -> NDArray[Any]:
     """Return `given` as an array, or say that `what` is none."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        masked = int(np.sum(np.ma.getmaskarray(given)))
+        raise NumsimError(
+            f"{what} must be an array without masked values, as the mask would be lost; got "
+            f"{masked} masked; pass .filled(value)"
+        )
     try:
-        return np.asarray(given, dtype)
+        return np.asarray(given)
     except (ValueError, TypeError) as error:
         raise NumsimError(
             f"{what} must be a rectangular array of numbers; {error}; pad rows to one length"
         ) from None
+
+
+def real_numbers(given: object, what: str, dtype: type) -> NDArray[Any]:
+    """Return `given` as an array of `dtype`, or say that `what` holds no real numbers."""
+    values = array(given, what)
+    kind, name = values.dtype.kind, values.dtype.name
+    narrow = kind == "V" and hasattr(ml_dtypes, name)  # bfloat16, int4 ...
+    if not (kind in "iuf" or narrow) or values.itemsize > 8:
+        raise NumsimError(
+            f"{what} must be a rectangular array of real numbers of 64 bits at most; got {name}; "
+            "convert it first"
+        )
+    return values.astype(dtype, copy=False)
 
 
 def token_ids(tokens: ArrayLike, what: str, limit: int) -> Ints:
@@ -208,10 +230,15 @@ def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) ->
 
 
 def new_tokens(count: object) -> int:
-    """Return how many tokens to add, a whole number from 0 on."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+    """Return how many tokens to add, a whole number up to `MOST_TOKENS`."""
+    if (
+        isinstance(count, bool)
+        or not isinstance(count, int | np.integer)
+        or not 0 <= count <= MOST_TOKENS
+    ):
         raise NumsimError(
-            f"generate: max_new_tokens must be an integer from 0 on; got {count!r}; give a count"
+            f"generate: max_new_tokens must be an integer from 0 to {MOST_TOKENS}; got {count!r}; "
+            "give a count in that range"
         )
     return int(count)
 
@@ -258,12 +285,12 @@ def product_inputs(
             f"{'none' if operand is None else 'one'} for {name}; "
             f"{'give' if operand is None else 'leave out'} operand"
         )
-    left = array(x, "gemm: x", dtype)
-    right = None if operand is None else array(operand, "gemm: operand", dtype)
-    if right is not None and right.ndim < 2:
+    left = real_numbers(x, "gemm: x", dtype)
+    right = None if operand is None else real_numbers(operand, "gemm: operand", dtype)
+    if right is not None and (right.ndim < 2 or not right.shape[-2]):
         raise NumsimError(
-            f"gemm: operand must be [..., K, N]; got shape {list(right.shape)}; pass what a "
-            f"tap {name}.operand holds"
+            f"gemm: operand must be [..., K, N], K above 0; got shape {list(right.shape)}; pass "
+            f"what a tap {name}.operand holds"
         )
     depth = tensors[stored].shape[1] if right is None else right.shape[-2]
     if left.ndim < 2 or left.shape[-1] != depth:

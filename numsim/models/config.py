@@ -253,6 +253,8 @@ def read_rope(
         return float(Key(name, float, default).read(seen, {}))
 
     share = number("partial_rotary_factor", 1.0)
+    if share != 1 and "partial_rotary_factor" not in defaults:  # transformers does not read it
+        raise wrong("partial_rotary_factor", f"1 for {fields['family']}", share)
     turned = fields["mla"].rope if fields.get("mla") else int(fields["head_dim"] * share)
     if turned % 2 or not 0 < turned <= fields["head_dim"]:
         raise NumsimError(

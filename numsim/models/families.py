@@ -118,6 +118,11 @@ def _phi(f: Fields, config: Config) -> Fields:
 
 
 def _gpt_neox(f: Fields, config: Config) -> Fields:
+    """Beside the table, transformers reads ``rotary_emb_base`` and ``rotary_pct`` only."""
+    read = _NEOX_ROPE | rope_settings({k: v for k, v in config.items() if k not in _NEOX_ROPE})
+    for key, spelt in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if config.get(key) not in (None, read[key]):
+            raise wrong(key, f"{read[key]}, as {spelt} or its default says", config[key])
     parallel = f.pop("parallel")
     residual = "parallel" if parallel else "pre"
     return _one_bias(f, config) | {"residual": residual, "mlp_bias": True}
@@ -220,6 +225,7 @@ def _windowed(config: Config, layer: int) -> bool:
 
 
 _ROPE = {"rope_theta": 10000.0}
+_NEOX_ROPE = _ROPE | {"partial_rotary_factor": 0.25}
 _LAYER_NORM_MLP: dict[str, Any] = {"norm": "layer", "gated": False}
 
 FAMILIES: dict[str, Family] = {
@@ -442,7 +448,7 @@ FAMILIES: dict[str, Family] = {
         "hidden_dropout_prob",
         prefixes=("gpt_neox.", ""),
         ignored_tensors=(*ROTARY_BUFFERS, "*.attention.bias", "*.attention.masked_bias"),
-        rope=_ROPE | {"partial_rotary_factor": 0.25},
+        rope=_NEOX_ROPE,
         rope_keys="rotary_pct rotary_emb_base partial_rotary_factor",
         finish=_gpt_neox,
     ),

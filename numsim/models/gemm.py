@@ -99,9 +99,10 @@ def make_gemm(
 
             packed = cache.get((operand, x.dtype.type), tensor.size * x.itemsize, pack)
             y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
-            return y.reshape(*x.shape[:-1], -1)
-        y = gemm_fma(x.reshape(-1, *x.shape[-2:]), operand.reshape(-1, *operand.shape[-2:]))
-        return y.reshape(*x.shape[:-1], -1)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        count = math.prod(x.shape[:-2])  # -1 is no number where x is empty
+        left, right = (z.reshape(count, *z.shape[-2:]) for z in (x, operand))
+        return gemm_fma(left, right).reshape(*x.shape[:-1], operand.shape[-1])
 
     def stored_left(name: str, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints) -> Any:
         if quant.rounding != "sr":
@@ -151,7 +152,7 @@ def make_gemm(
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
             cache.measure((operand, right, key))
-        return np.asarray(y, np.float32).reshape(*x.shape[:-1], -1)
+        return np.asarray(y, np.float32).reshape(*x.shape[:-1], y.shape[-1])
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:
         if rules is None or name in plain_names:

@@ -75,7 +75,7 @@ class Recipe:
     the name of the product and the side of the operand; the draw of an element depends on its
     position alone: of an activation the token position in the sequence, head and feature, of a
     weight its index. So prefill and decoding, a row alone and in a batch, and ``Model.gemm`` on
-    tapped inputs give the same bits; rows of a batch at one position draw alike, and products
+    tapped inputs draw the same bits; rows of a batch at one position draw alike, and products
     that share an input draw apart.
 
     Parameters

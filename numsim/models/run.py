@@ -92,7 +92,8 @@ class Model:
         """Compute logits and hidden states.
 
         A row of a batch, a token after its `past`, and any number of threads give the same bits
-        as the whole sequence alone, as long as no scale is shared between tokens. These share one:
+        as the whole sequence alone, as long as no scale is shared between tokens, and but for two
+        properties of ``pv``, whose K is the keys. These share a scale:
 
         - ``per_tensor`` activations, keys and values: one over all rows and tokens of the call;
         - NVFP4 and other formats with two levels of scale: the outer one, likewise;
@@ -101,6 +102,12 @@ class Model:
           earlier ones are stored and even what they give (prefill is then not causal); use
           granularity ``none`` there where that matters;
         - blocks that span rows, ``block=(rows, columns)``.
+
+        The two of ``pv``, as in hardware that computes whole matrices:
+
+        - a value that is NaN or Inf: masked keys multiply too, by 0, so the NaN of it reaches the
+          rows that do not see it;
+        - ``split_k``: where K is split depends on the number of keys.
 
         Parameters
         ----------
@@ -288,9 +295,9 @@ class Model:
         """Continue greedily: the token of the largest logit, the lowest id among equals.
 
         Tokens are decoded one at a time after the prompt, keys and values kept: the same bits as
-        a run over everything, as long as no scale is shared between tokens (see `run`). Rotary
-        scaling of kind ``dynamic`` turns all earlier keys anew beyond its length, so there each
-        step runs over everything.
+        a run over everything, with the exceptions that `run` lists. Rotary scaling of kind
+        ``dynamic`` turns all earlier keys anew beyond its length, so there each step runs over
+        everything.
 
         Parameters
         ----------
@@ -299,7 +306,7 @@ class Model:
         recipe : Recipe, optional
             As in `run`.
         max_new_tokens : int
-            How many tokens to add; an end-of-text token does not stop it.
+            How many tokens to add, at most 2**20; an end-of-text token does not stop it.
         attention_mask : 0/1 array [B, T], optional
             1 = keep. Prompts are padded on the left (an encoder's input on either side) and give
             the bits they give without padding: positions count kept tokens only, and rows of one
@@ -405,7 +412,8 @@ class Model:
         Raises
         ------
         NumsimError
-            No such product, an operand missing or not wanted, or positions that do not fit x.
+            No such product, inputs that are masked or no real numbers, an operand missing or not
+            wanted, or positions that do not fit x.
         """
         return self.product(name, x, recipe, operand=operand, positions=positions)[0]
 

@@ -46,4 +46,4 @@ def draws(
     numbers = rows[..., None] * np.uint64(WIDEST) + np.arange(width, dtype=np.uint64)
     out = np.empty(numbers.size, np.uint64)
     random_words(numbers.reshape(-1), key, out)
-    return out.reshape(groups, -1, width)
+    return out.reshape(groups, heads * len(positions), width)

@@ -20,6 +20,8 @@ class TextTools(NamedTuple):
     begin: int | None
     max_positions: int | None
     truncation: int | None = None  # the length the tokenizer of the checkpoint cuts to
+    begin_key: str = "bos_token_id"  # of config.json, where `begin` stands
+    vocab: int | None = None
 
     def ids(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, without special tokens."""
@@ -56,7 +58,8 @@ class TextTools(NamedTuple):
         Raises
         ------
         NumsimError
-            The text gives no token, `window` is below 2, or the model has no begin-of-text token.
+            The text gives no token, `window` is below 2, or the model has no begin-of-text token
+            or one beyond its vocabulary.
 
         Examples
         --------
@@ -83,6 +86,11 @@ class TextTools(NamedTuple):
             raise NumsimError(
                 "windows: config.json names no bos_token_id, which begins every window; add it"
             )
+        if self.vocab is not None and not 0 <= self.begin < self.vocab:
+            raise NumsimError(
+                f"windows: {self.begin_key}, which begins every window, must be below vocab_size "
+                f"{self.vocab}; config.json has {self.begin}; correct it"
+            )
         longest = window if self.max_positions is None else self.max_positions
         if longest < 2:
             raise NumsimError(
@@ -104,7 +112,7 @@ class TextTools(NamedTuple):
 
 
 def load_text_tools(directory: str | Path) -> TextTools:
-    """Read ``tokenizer.json`` and the two keys of ``config.json`` that windows need.
+    """Read ``tokenizer.json`` and the keys of ``config.json`` that windows need.
 
     Raises
     ------
@@ -132,13 +140,16 @@ def load_text_tools(directory: str | Path) -> TextTools:
         tokenizer.no_truncation()
         tokenizer.no_padding()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-    begin = config.get("bos_token_id")
-    if begin is None:  # T5 begins with what its decoder starts from
-        begin = config.get("decoder_start_token_id")
+    begin_key = "bos_token_id"
+    if config.get(begin_key) is None:  # T5 begins with what its decoder starts from
+        begin_key = "decoder_start_token_id"
+    begin, vocab = config.get(begin_key), config.get("vocab_size")
     longest = config.get("max_position_embeddings", config.get("n_positions"))
     return TextTools(
         tokenizer,
         begin if isinstance(begin, int) else None,
         longest if isinstance(longest, int) else None,
         cut["max_length"] if cut else None,
+        begin_key,
+        vocab if isinstance(vocab, int) else None,
     )
