@@ -12,7 +12,7 @@ from numsim.kernels import simd
 from numsim.kernels.gemm_codes import fields
 from numsim.kernels.gemm_fma import gemm_fma
 from numsim.kernels.gemm_fma import pack_b as pack_fma
-from numsim.kernels.gemm_hopper import HIGH, LOW, gemm_hopper_fp8, pack_a
+from numsim.kernels.gemm_hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
 from numsim.kernels.gemm_hopper import pack_b as pack_fp8
 from numsim.kernels.gemm_int import gemm_int8
 from numsim.kernels.gemm_int import pack_b as pack_int8
@@ -248,6 +248,38 @@ def test_hopper_zeros_keep_c_and_a_zero_result_is_positive():
         want = bits(c) & np.uint32(0xFFFFFC00) if start else np.zeros((2, 3), np.uint32)
         np.testing.assert_array_equal(bits(gemm_hopper_fp8(pa, pb, how, c=c)), want)
     assert not bits(gemm_hopper_fp8(pa, pb, how)).any()
+
+
+def test_hopper_at_the_least_exponents():
+    """A bias of 17: products down to 2^-38, sums with every accumulator that the kernel takes."""
+    how, emin = fields(8, 3, 17, True), LEAST
+    rng = np.random.default_rng(0)
+
+    def operand(shape):
+        codes = rng.integers(0, 12, shape).astype(np.uint8) | rng.choice([0, 0x80], shape)
+        field, fraction = codes >> 2 & 31, codes & 3
+        value = np.where(field, 4 + fraction, fraction) * 2.0 ** (np.maximum(field, 1) - 19.0)
+        return codes.astype(np.uint8), np.where(codes & 0x80, -value, value)
+
+    for k in (1, 2, 31, 33, 65):
+        (a, va), (b, vb) = operand((4, k)), operand((k, 33))
+        b[:, ::3] = vb[:, ::3] = 0
+        c = (
+            LOW
+            * 2.0 ** rng.integers(0, 12, (4, 33))
+            * rng.choice([-1, 1, 1.0001220703125], (4, 33))
+        )
+        c[np.abs(c) < LOW] = 0
+        c[:, 5] = 0
+        for start in (None, c.astype(np.float32)):
+            got = gemm_hopper_fp8(pack_a(a, how), pack_fp8(b[None]), how, c=start)
+            begin = np.zeros((4, 33)) if start is None else start
+            want = [
+                [hopper_oracle(va[i].tolist(), vb[:, j].tolist(), float(begin[i, j]), emin, emin)
+                 for j in range(33)]
+                for i in range(4)
+            ]  # fmt: skip
+            np.testing.assert_array_equal(bits(got), bits(np.array(want, np.float32)))
 
 
 def everything(rng):
