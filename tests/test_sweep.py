@@ -463,8 +463,8 @@ def test_token_ids_in_place_of_a_text(tmp_path):
     same = got.columns.difference(["case_id", "model", "text", "seconds"])
     assert got[same].equals(want[same])
     for bad, match in (
-        (ids[:18].reshape(2, 9), r"integer array \[tokens\]; .* holds int64 \[2, 9\]"),
-        (ids[:9].astype(float), "holds float64"),
+        (ids[:18].reshape(2, 9), r"array \[tokens\]; .*ids.npy holds int64 \[2, 9\]; join them"),
+        (ids[:9].astype(float), "holds float64 \\[9\\]; save them as integers"),
         (np.array([1, 2048]), "vocabulary of 2048; got 2048"),
         (np.array([-1, 5]), "got -1"),
         (np.zeros(0, int), "gives no tokens"),

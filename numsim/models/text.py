@@ -30,7 +30,8 @@ class TextTools(NamedTuple):
             raise NumsimError(
                 "a text needs a tokenizer, and the folder has no tokenizer.json; add it (in "
                 "transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it), "
-                "or give token ids, as a .npy file of integers"
+                "or give token ids, as a .npy file of integers [tokens], of an encoder [sentences, "
+                "tokens]"
             )
         return self.tokenizer
 

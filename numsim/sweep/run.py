@@ -200,6 +200,8 @@ def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Referenc
 
 def _text_hash(text: Text) -> str:
     data = text.encode() if isinstance(text, str) else text.tobytes()
+    if not isinstance(text, str) and text.ndim > 1:  # the same ids are other sentences
+        data += str(text.shape).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -244,11 +246,15 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise NumsimError(f"sweep: cannot read the token ids {path}: {error}") from None
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim != 1:
-        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive"
+    if not isinstance(ids, np.ndarray):
         raise NumsimError(
-            f"sweep: token ids are an integer array [tokens]; {path} holds {what}; save them with "
-            "np.save"
+            f"sweep: token ids are one integer array; {path} holds an archive; save them alone, "
+            "with np.save"
+        )
+    if ids.dtype.kind not in "iu":
+        raise NumsimError(
+            f"sweep: token ids are an integer array; {path} holds {ids.dtype} {list(ids.shape)}; "
+            "save them as integers"
         )
     return ids.astype(np.int64)
 
