@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models import Recipe, Rule, load_model, load_text_tools
+from numsim.models import Past, Recipe, Rule, load_model, load_text_tools
 from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes, held_bytes, release, rows_of
 from numsim.quant import QTensor, Quant, quantize
@@ -249,6 +249,22 @@ def test_attention_products_can_be_quantised(bundled, windows):
     part = windows[:1, :32]
     exact, got = bundled.run(part).logits, bundled.run(part, recipe).logits
     assert 5 < metrics.sqnr_db(exact, got) < 60
+
+
+def test_what_holds_arrays_prints_as_one_line(bundled):
+    past = Past()
+    run = bundled.run([0, 17], past=past, taps=["embed.out"])
+    assert (
+        repr(run) == "Run(float64 reference, logits [1, 2, 2048], 6 hidden states [1, 2, 192], "
+        "1 taps)"
+    )
+    assert repr(bundled.run([0], Recipe((("*", Rule()),)))).startswith("Run(emulation, logits [1,")
+    assert repr(past) == "Past(2 tokens, 5 pairs of keys and values)"
+    tools = load_text_tools(bundled_model_dir())
+    assert repr(tools) == "TextTools(tokenizer of 2,048, begin=0, max_positions=512)"
+    assert repr(tools._replace(tokenizer=None)).startswith("TextTools(no tokenizer, ")
+    rows = quantize(np.ones((4, 8)), Quant("int8", "per_token"))
+    assert repr(rows) == "QTensor(int8 [4, 8], scale [4, 1])"
 
 
 def test_names(bundled):

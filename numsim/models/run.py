@@ -44,6 +44,12 @@ class Run:
     pooled: Array | None = None  # [B, H], of an encoder with a pooler
     recipe: Recipe | None = None  # one rule for each product, as it ran; to_toml, digest
 
+    def __repr__(self) -> str:
+        kind = "float64 reference" if self.recipe is None else "emulation"
+        states, last = len(self.hidden_states), list(self.hidden_states[-1].shape)
+        logits = list(self.logits.shape)
+        return f"Run({kind}, logits {logits}, {states} hidden states {last}, {len(self.taps)} taps)"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
@@ -146,7 +152,10 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, tap or recipe, or a memory limit below the largest block.
+            Wrong tokens, mask, tap or recipe, a memory limit below the largest block, or more
+            tokens than positions where the family has a learned table of them (``arch.positions``:
+            gpt2, opt, bert). Rotary and relative positions have no such end, whatever
+            max_position_embeddings says; rotary angles are refused from 2**20 radians on.
 
         Examples
         --------
@@ -314,7 +323,8 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than positions.
+            Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than a learned table
+            has positions (gpt2, opt; other families have none, see `run`).
         UnsupportedError
             The model is an encoder.
         """
@@ -351,7 +361,8 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, recipe or `batch`, or a row of one token.
+            Wrong tokens, recipe or `batch`, a row of one token, or more tokens than positions (as
+            in `run`).
         UnsupportedError
             The model is an encoder.
 

@@ -21,6 +21,11 @@ class TextTools(NamedTuple):
     max_positions: int | None
     truncation: int | None = None  # the length the tokenizer of the checkpoint cuts to
 
+    def __repr__(self) -> str:
+        own = self.tokenizer
+        words = "no tokenizer" if own is None else f"tokenizer of {own.get_vocab_size():,}"
+        return f"TextTools({words}, begin={self.begin}, max_positions={self.max_positions})"
+
     def ids(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, without special tokens."""
         return np.array(self._own().encode(text, add_special_tokens=False).ids, np.int64)

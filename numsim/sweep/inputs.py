@@ -124,10 +124,10 @@ def sentences(tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
     """
     longest = min(spec.window, tools.max_positions or spec.window)
     if not isinstance(text, str):
-        ids = text[:, :longest]
-        if spec.limit_tokens is not None and ids.size:
-            ids = ids[: max(1, spec.limit_tokens // ids.shape[1])]
-        return Inputs(ids, np.ones(ids.shape, np.bool_))
+        given = text[:, :longest]
+        if spec.limit_tokens is not None and given.size:
+            given = given[: max(1, spec.limit_tokens // given.shape[1])]
+        return Inputs(given, np.ones(given.shape, np.bool_))
     paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
     rows: list[list[int]] = []
     total = 0
