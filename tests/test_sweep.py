@@ -147,6 +147,9 @@ def test_recipes_are_cases(tmp_path, model):
     assert whole.loc["wide"].perplexity != whole.iloc[0].perplexity
     recipe = ns.Recipe.from_toml(paths[0]).resolve(model.gemm_names())
     assert whole.loc["wide"].recipe_digest == recipe.digest()
+    uniform = ns.Recipe.uniform("int8", target="ideal.int").resolve(model.gemm_names())
+    grid_rows = rows[rows.recipe.isna()]
+    assert grid_rows.recipe_digest.unique().tolist() == [uniform.digest()]
     one = rows[rows.recipe == "wide"].set_index(["layer", "op"])
     assert one.loc[("0", "q_proj"), ["weight_format", "act_format", "granularity"]].tolist() == [
         "float8_e4m3fn", "float8_e4m3fn", "per_channel+per_tensor",

@@ -300,22 +300,23 @@ def case_rows(
     began = time.perf_counter()
     recipe = case.recipe()
     rules = recipe.check(model.gemm_names())
+    digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
-    whole = describe(case, emulated or list(rules.values())) | {"layer": "all"}
+    whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
     linears = {
         n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
     }
     whole |= _stored_bits(model, linears, reference) | _of_the_run(model, reference)
     try:
-        whole |= yield from _run_case(model, case, recipe, rules, reference, tell)
+        whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
     except NumsimError as error:
         whole["error"] = str(error)
     yield whole | {"seconds": round(time.perf_counter() - began, 3)}
 
 
 def _run_case(
-    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], reference: Reference,
-    tell: Callable[[int], None],
+    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], digest: str,
+    reference: Reference, tell: Callable[[int], None],
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
     """Yield rows of the products, of the first batch; return the figures of the whole network."""
     inputs = reference.inputs
@@ -327,7 +328,8 @@ def _run_case(
         run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
             for name in names:
-                yield operator_row(model, case, recipe, rules[name], reference, name, run.taps)
+                row = operator_row(model, recipe, rules[name], reference, name, run.taps)
+                yield describe(case, digest, [rules[name]]) | row
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
