@@ -343,7 +343,7 @@ def test_given_back_pages_are_read_again():
     ("call", "match"),
     [
         (lambda m: m.run([0, 2048]), "vocabulary of 2048; got 2048"),
-        (lambda m: m.run([-1]), "got -1"),
+        (lambda m: m.run([-1]), "from 0 to 2047, the vocabulary of 2048; got -1"),
         (lambda m: m.run([0.5]), "integer"),
         (lambda m: m.run([]), "non-empty"),
         (lambda m: m.run([[[0]]]), r"\[1, 1, 1\]"),

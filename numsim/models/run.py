@@ -24,7 +24,7 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
-from numsim.models.gemm import Array, Ints, make_gemm, packed_bytes, probe, tapped
+from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.recipe import Recipe, Rule
@@ -467,11 +467,7 @@ class Model:
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
-        rules = recipe.check(self.gemm_names())
-        for rule in set(rules.values()):
-            if not rule.is_plain:
-                probe(rule)
-        return rules
+        return fitting_rules(recipe, self.gemm_names())
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
         return rows_of(self.tensors[name], ids).astype(dtype, copy=False)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
-from numsim.models.gemm import probe
+from numsim.models.gemm import fitting_rules
 from numsim.quant import QUANTS, Quant
 from numsim.targets import Target, get_target, list_targets, rule_for
 from numsim.targets.table import label
@@ -342,10 +342,12 @@ def cases(
             stacklevel=3,
         )
     for path in spec.recipes:
-        recipe = Recipe.from_toml(path).resolve(products)
-        recipe = replace(recipe, seed=recipe.seed or spec.seed)
-        for rule in {rule for _, rule in recipe.rules}:
-            probe(rule)
+        recipe = Recipe.from_toml(path)
+        try:
+            rules = fitting_rules(recipe, products)
+        except NumsimError as error:
+            raise type(error)(f"sweep: {path}: {error}") from None
+        recipe = Recipe(tuple(rules.items()), recipe.seed or spec.seed)
         twin = next((c for c in result if c.digest == recipe.digest()), None)
         if twin is not None:
             raise NumsimError(
