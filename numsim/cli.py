@@ -76,7 +76,11 @@ def sweep(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text, or token ids in .npy; default: the bundled course."),
+        typer.Option(
+            help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
+            "tokens]; T5 reads half of each window and is scored on the rest; default: the "
+            "bundled course."
+        ),
     ] = None,
     formats: Annotated[
         str | None, typer.Option(help="Formats, comma separated: float8_e4m3fn,int8,q3.4.")

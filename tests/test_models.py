@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models import Recipe, Rule, load_model, load_text_tools
+from numsim.models import Past, Recipe, Rule, load_model, load_text_tools
 from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes, held_bytes, release, rows_of
 from numsim.quant import QTensor, Quant, quantize
@@ -251,6 +251,22 @@ def test_attention_products_can_be_quantised(bundled, windows):
     assert 5 < metrics.sqnr_db(exact, got) < 60
 
 
+def test_what_holds_arrays_prints_as_one_line(bundled):
+    past = Past()
+    run = bundled.run([0, 17], past=past, taps=["embed.out"])
+    assert (
+        repr(run) == "Run(float64 reference, logits [1, 2, 2048], 6 hidden states [1, 2, 192], "
+        "1 taps)"
+    )
+    assert repr(bundled.run([0], Recipe((("*", Rule()),)))).startswith("Run(emulation, logits [1,")
+    assert repr(past) == "Past(2 tokens, 5 pairs of keys and values)"
+    tools = load_text_tools(bundled_model_dir())
+    assert repr(tools) == "TextTools(tokenizer of 2,048, begin=0, max_positions=512)"
+    assert repr(tools._replace(tokenizer=None)).startswith("TextTools(no tokenizer, ")
+    rows = quantize(np.ones((4, 8)), Quant("int8", "per_token"))
+    assert repr(rows) == "QTensor(int8 [4, 8], scale [4, 1])"
+
+
 def test_names(bundled):
     assert len(bundled.linear_names()) == 35
     assert bundled.linear_names()[:2] == ("layers.0.q_proj", "layers.0.k_proj")
@@ -327,7 +343,7 @@ def test_given_back_pages_are_read_again():
     ("call", "match"),
     [
         (lambda m: m.run([0, 2048]), "vocabulary of 2048; got 2048"),
-        (lambda m: m.run([-1]), "got -1"),
+        (lambda m: m.run([-1]), "from 0 to 2047, the vocabulary of 2048; got -1"),
         (lambda m: m.run([0.5]), "integer"),
         (lambda m: m.run([]), "non-empty"),
         (lambda m: m.run([[[0]]]), r"\[1, 1, 1\]"),

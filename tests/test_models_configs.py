@@ -338,6 +338,27 @@ def test_heads_turn_in_part_only_where_the_family_has_it(tmp_path, family):
         load_model(checkpoint(tmp_path, family, rope_parameters=rope))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "match"),
+    [
+        ("llama", {"rms_norm_eps": None}, "rms_norm_eps must have a value; got null; .* 1e-06"),
+        ("llama", {"hidden_act": None}, "hidden_act must have a value; got null; .* 'silu'"),
+        ("llama", {"rope_theta": None, "rope_parameters": "absent"}, "rope_theta must be a number"),
+        ("llama", {"rope_parameters": {"rope_theta": None}}, "rope_parameters.rope_theta must be"),
+        ("gpt_neox", {"rotary_pct": None, "rope_parameters": "absent"}, "rotary_pct must be"),
+        ("qwen3", {"head_dim": None}, "head_dim must have a value; got null; .* 128"),
+        ("mistral", {"num_key_value_heads": None}, "num_key_value_heads must have a value"),
+        ("gemma2", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar must have a value"),
+        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok must have a value"),
+        ("deepseek_v3", {"routed_scaling_factor": None}, "routed_scaling_factor must have"),
+        ("gpt2", {"tie_word_embeddings": None}, "tie_word_embeddings must have a value"),
+    ],
+)
+def test_null_does_not_hide_the_default_of_a_family(tmp_path, family, changes, match):
+    with pytest.raises(NumsimError, match=match):
+        load_model(checkpoint(tmp_path, family, **changes))
+
+
 def test_published_spellings(tmp_path):
     """Keys of hub checkpoints that the oracles do not have."""
     for family, changes in (
@@ -356,6 +377,11 @@ def test_published_spellings(tmp_path):
         ("t5", {"n_positions": 512, "scale_decoder_outputs": "absent", "dense_act_fn": "absent"}),
         ("qwen2", {"use_mrope": False, "sliding_window": 4, "layer_types": "absent"}),
         ("phi", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("llama", {"head_dim": None, "pad_token_id": None, "rope_scaling": None}),
+        ("gpt_neox", {"attention_bias": "absent", "tie_word_embeddings": None}),
+        ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": None}),
+        ("qwen2", {"layer_types": "absent", "max_window_layers": None, "sliding_window": None}),
+        ("t5", {"num_decoder_layers": None}),
     ):
         got = run(load_model(checkpoint(tmp_path, family, **changes)), family)
         assert np.array_equal(got, run(load_model(ORACLE / family), family))

@@ -112,6 +112,35 @@ def test_encoder(tmp_path, capsys):
         sweep({"model": tmp_path / "bert", "text": tmp_path / "short.txt"})
 
 
+def test_token_ids_of_an_encoder_are_sentences(tmp_path):
+    """The ids of equally long sentences give the rows of the text, without a tokenizer."""
+    want = swept("bert", tmp_path)
+    folder, path = tmp_path / "bert", tmp_path / "ids.npy"
+    tools = load_text_tools(folder)
+    ids = read_inputs(load_model(folder).arch, tools, SweepSpec(window=20), TEXT).tokens
+    (folder / "tokenizer.json").unlink()
+    np.save(path, ids.astype(np.uint8))
+    plan = {
+        "model": folder, "text": path, "formats": ["int8"], "granularities": ["per_tensor"],
+        "targets": ["ideal.int"], "window": 20, "batch": 2,
+    }  # fmt: skip
+    got = sweep(plan)
+    same = got.columns.difference(["case_id", "text", "seconds"])
+    assert got[same].equals(want[same])
+    fewer = sweep(plan | {"limit_tokens": 45})
+    assert fewer[fewer.layer == "all"].tokens.tolist() == [40]
+    np.save(path, ids.reshape(2, -1))  # other sentences of the same ids
+    assert sweep(plan).case_id[0] != got.case_id[0]
+    for bad, match in (
+        (ids[0], r"an encoder, .* \[sentences, tokens\]; .*ids.npy holds int64 \[20\]; reshape"),
+        (ids[:, :0], "non-empty"),
+        (ids + 96, "vocabulary of 96"),
+    ):
+        np.save(path, bad)
+        with pytest.raises(NumsimError, match=match):
+            sweep(plan)
+
+
 def test_products_of_an_encoder_count_kept_tokens_only(tmp_path):
     """Sentences of 14 and 22 tokens: padding must not enter any figure."""
     folder = folder_of("bert", tmp_path)

@@ -102,8 +102,14 @@ def test_the_seed_of_stochastic_rounding(tmp_path, model):
         ("[[rule]]\nmatch='*'\ntarget=3", "got int"),
         ("[[rule]]\nmatch='*'\ntarget={name=3}", "got int"),
         ("[[rule]]\nmatch='*'\nout_format=3", "got int|got 3"),
-        ("[[rule]]\nweights = 'int8'", "match"),
+        ("[[rule]]\nweights = 'int8'", "toml: rule 1: match is required, .*; got none; write"),
+        ("[[rule]]\nmatch='*'\n[[rule]]", "rule 2: match is required"),
+        ("[[rule]]\nmatch=3", "rule 1: match is required, .*; got 3; write"),
         ("[[rule]]\nmatch='*'\nweight='int8'", "did you mean weights"),
+        (
+            "[[rule]]\nmatch='*'\n[[rule]]\nmatch='*_proj'\nweights='zz'",
+            r"toml: rule 2 \('\*_proj'\): unknown format 'zz'",
+        ),
         ("[[rule]]\nmatch='*'\nweights={fmt='int8'}", "fields of Quant"),
         ("[[rule]]\nmatch='*'\nweights='int9q'", "int9q"),
         ("[[rule]]\nmatch='*'\ntarget='nvidia.hoper.wgmma'", "did you mean nvidia.hopper.wgmma"),
@@ -125,8 +131,16 @@ def test_wrong_recipes(model, tmp_path):
     for recipe, error, match in (
         (Recipe((("layers.*", Rule()),)), NumsimError, "lm_head matches no glob"),
         (Recipe(()), NumsimError, "of none"),
-        (Recipe((("*", Rule()), ("layer.*", Rule()))), NumsimError, "matches none"),
-        (Recipe((("*", Rule("int8", "e4m3", "ideal.int")),)), UnsupportedError, "does not"),
+        (
+            Recipe((("*", Rule()), ("layer.*", Rule()))),
+            NumsimError,
+            r"rule 2 \('layer\.\*'\) matches none",
+        ),
+        (
+            Recipe((("*", Rule()), ("*.1.*_proj", Rule("int8", None, "ideal.int")))),
+            UnsupportedError,
+            r"rule 2 \('\*\.1\.\*_proj'\), for layers\.1\.q_proj: .*ideal\.int does not .*; change",
+        ),
         (
             Recipe((("*", Rule("e4m3", "e4m3", "nvidia.hopper.wgmma", "int8")),)),
             NumsimError,

@@ -147,6 +147,9 @@ def test_recipes_are_cases(tmp_path, model):
     assert whole.loc["wide"].perplexity != whole.iloc[0].perplexity
     recipe = ns.Recipe.from_toml(paths[0]).resolve(model.gemm_names())
     assert whole.loc["wide"].recipe_digest == recipe.digest()
+    uniform = ns.Recipe.uniform("int8", target="ideal.int").resolve(model.gemm_names())
+    grid_rows = rows[rows.recipe.isna()]
+    assert grid_rows.recipe_digest.unique().tolist() == [uniform.digest()]
     one = rows[rows.recipe == "wide"].set_index(["layer", "op"])
     assert one.loc[("0", "q_proj"), ["weight_format", "act_format", "granularity"]].tolist() == [
         "float8_e4m3fn", "float8_e4m3fn", "per_channel+per_tensor",
@@ -197,7 +200,10 @@ def test_overflow_of_a_narrow_accumulator_is_counted(tmp_path, model):
     [
         ('[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*.q_prjo"\n', "q_prjo"),
         ('[[rule]]\nmatch = "*_proj"\n', "needs a rule"),
-        ('[[rule]]\nmatch = "*"\nweights = "int8"\ntarget = "ideal.int"\n', "ideal.int"),
+        (
+            '[[rule]]\nmatch = "*"\nweights = "int8"\ntarget = "ideal.int"\n',
+            r"bad\.toml: .* rule 1 \('\*'\)",
+        ),
         ("rule = 3\n", r"\[\[rule\]\]"),
     ],
 )
@@ -463,8 +469,8 @@ def test_token_ids_in_place_of_a_text(tmp_path):
     same = got.columns.difference(["case_id", "model", "text", "seconds"])
     assert got[same].equals(want[same])
     for bad, match in (
-        (ids[:18].reshape(2, 9), r"integer array \[tokens\]; .* holds int64 \[2, 9\]"),
-        (ids[:9].astype(float), "holds float64"),
+        (ids[:18].reshape(2, 9), r"array \[tokens\]; .*ids.npy holds int64 \[2, 9\]; join them"),
+        (ids[:9].astype(float), "holds float64 \\[9\\]; save them as integers"),
         (np.array([1, 2048]), "vocabulary of 2048; got 2048"),
         (np.array([-1, 5]), "got -1"),
         (np.zeros(0, int), "gives no tokens"),

@@ -29,6 +29,9 @@ class Past:
     memory: Array | None = None  # output of the encoder [B, S, H]
     memory_keep: Bools | None = None
 
+    def __repr__(self) -> str:
+        return f"Past({self.length} tokens, {len(self.kept)} pairs of keys and values)"
+
     def extend(self, name: str, k: Array, v: Array) -> tuple[Array, Array]:
         """Return all keys and values [B, G, S, ...] of a layer, the new ones last."""
         if name in self.kept:

@@ -48,8 +48,8 @@ def real_numbers(given: object, what: str, dtype: type) -> NDArray[Any]:
     return values.astype(dtype, copy=False)
 
 
-def token_ids(tokens: ArrayLike, what: str, limit: int) -> Ints:
-    """Return ids [B, T] below `limit`, or say what is wrong with `what`."""
+def token_ids(tokens: ArrayLike, what: str, limit: int, table: str = "vocabulary") -> Ints:
+    """Return ids [B, T] from 0 to below `limit`, rows of a table, or say what is wrong."""
     ids = array(tokens, f"run: {what}")
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
         raise NumsimError(
@@ -59,7 +59,7 @@ def token_ids(tokens: ArrayLike, what: str, limit: int) -> Ints:
     outside = (ids < 0) | (ids >= limit)
     if outside.any():
         raise NumsimError(
-            f"run: {what} must be below the vocabulary of {limit}; got "
+            f"run: {what} must be from 0 to {limit - 1}, the {table} of {limit}; got "
             f"{ids[outside][0]} ({np.count_nonzero(outside)} such); use the model's tokenizer"
         )
     return np.atleast_2d(ids).astype(np.int64)
@@ -76,7 +76,7 @@ def segment_ids(arch: Arch, given: ArrayLike | None, shape: tuple[int, ...]) -> 
         return None
     if given is None:
         return np.zeros(shape, np.int64)
-    types = token_ids(given, "token_type_ids", arch.token_types)
+    types = token_ids(given, "token_type_ids", arch.token_types, "table of segments")
     if types.shape != shape:
         raise NumsimError(
             f"run: token_type_ids must have the shape of tokens {list(shape)}; got "

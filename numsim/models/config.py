@@ -28,10 +28,14 @@ class Key:
     kind: type
     default: object = REQUIRED  # a function gets the fields read so far
     least: float = 1  # of an int; a float is above 0
-    nullable: bool = False  # null means None, else it means the default
+    nullable: bool = False  # null means None even where the default is a value
 
     def read(self, config: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-        """Return the checked value; an absent key means the default."""
+        """Return the checked value; an absent key means the default.
+
+        So does null where the default is none, off, or follows from other keys, not where it is
+        a number or a word of the family, which nobody who writes null has said.
+        """
         if self.nullable and self.name in config and config[self.name] is None:
             return None
         value: Any = config.get(self.name)
@@ -40,7 +44,11 @@ class Key:
                 raise NumsimError(
                     f"config.json: {self.name} is required; it is absent or null; {REMEDY}"
                 )
-            return self.default(fields) if callable(self.default) else self.default
+            if callable(self.default):
+                return self.default(fields)
+            if self.name in config and self.default is not None and self.default is not False:
+                raise null(self.name, self.default)
+            return self.default
         if type(value) is not self.kind and (self.kind, type(value)) != (float, int):
             raise wrong(self.name, f"of type {self.kind.__name__}", value)
         if self.kind is float and not 0 < value < 2**31:
@@ -93,6 +101,14 @@ WINDOW_KEYS = ("sliding_window", "layer_types")
 def wrong(key: str, rule: str, value: object) -> NumsimError:
     """Return the error of a config value."""
     return NumsimError(f"config.json: {key} must be {rule}; got {value!r}; {REMEDY}")
+
+
+def null(key: str, default: object) -> NumsimError:
+    """Return the error of a null that would hide the default of a family."""
+    return NumsimError(
+        f"config.json: {key} must have a value; got null; write it, or drop the key to have "
+        f"the default of the family, {default!r}"
+    )
 
 
 def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
@@ -206,9 +222,12 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     older ones ``rope_theta`` beside ``rope_scaling: {type | rope_type, ...}`` or null.
     """
     seen: dict[str, Any] = {}
+    nulls: dict[str, str] = {}
 
     def put(key: str, value: Any, where: str) -> None:
-        if value is not None and seen.setdefault(key, value) != value:
+        if value is None:
+            nulls[key] = where
+        elif seen.setdefault(key, value) != value:
             raise wrong(where, f"{seen[key]!r} as beside it", value)
 
     for theirs, ours in (
@@ -217,7 +236,8 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         ("rotary_pct", "partial_rotary_factor"),
         ("partial_rotary_factor", "partial_rotary_factor"),
     ):
-        put(ours, config.get(theirs), theirs)
+        if theirs in config:
+            put(ours, config[theirs], theirs)
     for group in ("rope_parameters", "rope_scaling"):
         inner = config.get(group)
         if inner is None:
@@ -226,6 +246,9 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             raise wrong(group, "a table or null", inner)
         for key, value in inner.items():
             put("rope_type" if key == "type" else key, value, f"{group}.{key}")
+    for key in ("rope_theta", "partial_rotary_factor"):  # no default of theirs is none
+        if key in nulls and key not in seen:
+            raise wrong(nulls[key], "a number", None)
     return seen
 
 
@@ -263,7 +286,7 @@ def read_rope(
         )
     if turned > WIDEST:  # no list of that length before the tensors have been looked at
         raise wrong("the rotary width of a head", f"at most {WIDEST}", turned)
-    positions = Key("max_position_embeddings", int, 1).read(config, {})
+    positions = Key("max_position_embeddings", int, None).read(config, {}) or 1
     longest = 0.0
     if kind in ("dynamic", "llama3", "yarn"):
         longest = Key("max_position_embeddings", int).read(config, {})
@@ -324,6 +347,8 @@ def read_windows(config: Mapping[str, Any], family: Family, layers: int) -> tupl
     if switch and not Key(switch, bool, False).read(config, {}):
         window = None
     types = config.get("layer_types")
+    if types is None and window is None:
+        return ()
     if types is None:
         slides = [family.windows is None or family.windows(config, i) for i in range(layers)]
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.kernels.gemm_fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
-from numsim.models.recipe import Rule
+from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
@@ -41,6 +41,32 @@ def probe(rule: Rule) -> float:
     a, b = quantize(zeros[:1], left, axis=-1), quantize(zeros, right, axis=-1).T
     matmul(a, b, target=rule.target, out_format=rule.out_format)
     return held_bytes(b) / zeros.size
+
+
+def fitting_rules(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
+    """Return the rule of each of `names`, all products of a network; see `probe`.
+
+    Raises
+    ------
+    NumsimError
+        A product without a rule, or a glob without a product.
+    UnsupportedError
+        A unit does not take what its rule gives it; the message names the rule.
+    """
+    rules = recipe.check(names)
+    first: dict[Rule, str] = {}
+    for name, rule in rules.items():
+        first.setdefault(rule, name)
+    for rule, name in first.items():
+        try:
+            if not rule.is_plain:
+                probe(rule)
+        except NumsimError as error:
+            raise type(error)(
+                f"Recipe: {recipe.place(name)}: {error}; change target, activations or weights "
+                "(float32 where left out), or out_format"
+            ) from None
+    return rules
 
 
 def packed_bytes(

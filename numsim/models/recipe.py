@@ -127,14 +127,35 @@ class Recipe:
         NumsimError
             No glob matches.
         """
-        for glob, rule in reversed(self.rules):
+        return self._rule_at(name)[1]
+
+    def _rule_at(self, name: str) -> tuple[int, Rule]:
+        """Return the place of the rule of `name`, from 0, and the rule."""
+        for at in reversed(range(len(self.rules))):
+            glob, rule = self.rules[at]
             if fnmatchcase(name, glob):
-                return rule
+                return at, rule
         globs = ", ".join(glob for glob, _ in self.rules) or "none"
         raise NumsimError(
             f"Recipe: every matrix product needs a rule; {name} matches no glob of {globs}; "
             f'add a rule for it, or a general first one: ("*", Rule())'
         )
+
+    def place(self, name: str) -> str:
+        """Return the words for the rule of the product `name` in messages.
+
+        Raises
+        ------
+        NumsimError
+            No glob matches.
+
+        Examples
+        --------
+        >>> Recipe.uniform("int8", target="ideal.int").place("layers.0.q_proj")
+        "rule 2 ('*_proj'), for layers.0.q_proj"
+        """
+        at, _ = self._rule_at(name)
+        return f"{_numbered(at, self.rules[at][0])}, for {name}"
 
     def check(self, names: Iterable[str]) -> dict[str, Rule]:
         """Return the rule of each of `names`, all products of a network.
@@ -145,11 +166,11 @@ class Recipe:
             A product without a rule, or a glob without a product.
         """
         known = tuple(names)
-        for glob, _ in self.rules:
+        for at, (glob, _) in enumerate(self.rules):
             if not any(fnmatchcase(name, glob) for name in known):
                 raise NumsimError(
-                    f"Recipe: every glob must name a matrix product; {glob!r} matches none of "
-                    f"{known[0]} ... {known[-1]}{near_names(glob, known)}"
+                    f"Recipe: every glob must name a matrix product; {_numbered(at, glob)} matches "
+                    f"none of {known[0]} ... {known[-1]}{near_names(glob, known)}"
                 )
         return {name: self.rule(name) for name in known}
 
@@ -265,16 +286,33 @@ class Recipe:
                 f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
                 f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
             )
-        return cls(tuple(_rule_from_table(dict(row)) for row in rows), seed)
+        rules = []
+        for at, row in enumerate(rows):
+            try:
+                rules.append(_rule_from_table(dict(row)))
+            except NumsimError as error:
+                where = _numbered(at, row.get("match"))
+                raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
+        return cls(tuple(rules), seed)
+
+
+def _numbered(at: int, glob: object) -> str:
+    """Return ``rule 2 ('*_proj')``: rules count from 1 in messages."""
+    return f"rule {at + 1} ({glob!r})" if isinstance(glob, str) else f"rule {at + 1}"
 
 
 def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     fields = ("match", "activations", "weights", "target", "out_format")
     unknown = sorted(set(row) - set(fields))
-    if unknown or not isinstance(row.get("match"), str):
+    if unknown:
         raise NumsimError(
-            f"Recipe.from_toml: a rule has match (required) and {', '.join(fields[1:])}; "
-            f"got {', '.join(row)}{near_names(unknown[0], fields) if unknown else ''}"
+            f"a rule has match and optionally {', '.join(fields[1:])}; "
+            f"unknown: {', '.join(unknown)}{near_names(unknown[0], fields)}; correct the name"
+        )
+    if not isinstance(row.get("match"), str):
+        got = repr(row["match"]) if "match" in row else "none"
+        raise NumsimError(
+            f'match is required, a glob of products; got {got}; write match = "*_proj" or "*"'
         )
     glob = row.pop("match")
     for side in ("activations", "weights"):
@@ -286,9 +324,7 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
             try:
                 row["target"] = parse_target(changes["unit"])
             except (tomllib.TOMLDecodeError, RecursionError) as error:
-                raise NumsimError(
-                    f"Recipe.from_toml: unit must be the TOML of a unit; {error}; correct it"
-                ) from None
+                raise NumsimError(f"unit must be the TOML of a unit; {error}; correct it") from None
         else:
             row["target"] = get_target(changes.pop("name", ""), **changes)
     return glob, Rule(**row)
@@ -302,7 +338,7 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
         return Quant(**values)
     except TypeError as error:
         raise NumsimError(
-            f"Recipe.from_toml: a Quant table has the fields of Quant; {error}; correct the table"
+            f"a Quant table has the fields of Quant; {error}; correct the table"
         ) from None
 
 

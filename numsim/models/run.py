@@ -24,7 +24,7 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
-from numsim.models.gemm import Array, Ints, make_gemm, packed_bytes, probe, tapped
+from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.recipe import Recipe, Rule
@@ -43,6 +43,12 @@ class Run:
     encoder_hidden_states: tuple[Array, ...] = ()  # of an encoder-decoder, likewise
     pooled: Array | None = None  # [B, H], of an encoder with a pooler
     recipe: Recipe | None = None  # one rule for each product, as it ran; to_toml, digest
+
+    def __repr__(self) -> str:
+        kind = "float64 reference" if self.recipe is None else "emulation"
+        states, last = len(self.hidden_states), list(self.hidden_states[-1].shape)
+        logits = list(self.logits.shape)
+        return f"Run({kind}, logits {logits}, {states} hidden states {last}, {len(self.taps)} taps)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +159,10 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, tap or recipe, or a memory limit below the largest block.
+            Wrong tokens, mask, tap or recipe, a memory limit below the largest block, or more
+            tokens than positions where the family has a learned table of them (``arch.positions``:
+            gpt2, opt, bert). Rotary and relative positions have no such end, whatever
+            max_position_embeddings says; rotary angles are refused from 2**20 radians on.
 
         Examples
         --------
@@ -321,7 +330,8 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than positions.
+            Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than a learned table
+            has positions (gpt2, opt; other families have none, see `run`).
         UnsupportedError
             The model is an encoder.
         """
@@ -358,7 +368,8 @@ class Model:
         Raises
         ------
         NumsimError
-            Wrong tokens, recipe or `batch`, or a row of one token.
+            Wrong tokens, recipe or `batch`, a row of one token, or more tokens than positions (as
+            in `run`).
         UnsupportedError
             The model is an encoder.
 
@@ -464,11 +475,7 @@ class Model:
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
-        rules = recipe.check(self.gemm_names())
-        for rule in set(rules.values()):
-            if not rule.is_plain:
-                probe(rule)
-        return rules
+        return fitting_rules(recipe, self.gemm_names())
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
         return rows_of(self.tensors[name], ids).astype(dtype, copy=False)

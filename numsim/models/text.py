@@ -23,6 +23,11 @@ class TextTools(NamedTuple):
     begin_key: str = "bos_token_id"  # of config.json, where `begin` stands
     vocab: int | None = None
 
+    def __repr__(self) -> str:
+        own = self.tokenizer
+        words = "no tokenizer" if own is None else f"tokenizer of {own.get_vocab_size():,}"
+        return f"TextTools({words}, begin={self.begin}, max_positions={self.max_positions})"
+
     def ids(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of `text`, without special tokens."""
         return np.array(self._own().encode(text, add_special_tokens=False).ids, np.int64)
@@ -32,7 +37,8 @@ class TextTools(NamedTuple):
             raise NumsimError(
                 "a text needs a tokenizer, and the folder has no tokenizer.json; add it (in "
                 "transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it), "
-                "or give token ids, as a .npy file of integers"
+                "or give token ids, as a .npy file of integers [tokens], of an encoder [sentences, "
+                "tokens]"
             )
         return self.tokenizer
 

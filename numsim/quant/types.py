@@ -188,7 +188,11 @@ class QTensor:
     scale_codes: NDArray[Any] | None = None
     scale_format: Format | None = None
     tensor_scale: np.float32 | None = None
-    packed: dict[str, Any] = field(default_factory=dict, repr=False)
+    packed: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        scale = "no scale" if self.scale is None else f"scale {list(self.scale.shape)}"
+        return f"QTensor({self.fmt.name} {list(self.codes.shape)}, {scale})"
 
     @classmethod
     def from_codes(

@@ -64,7 +64,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("embedding_cosine", "", "encoders: mean cosine of sentence embeddings to the reference"),
     Column("embedding_cosine_min", "", "encoders: the smallest of those cosines"),
     Column("recipe", "", "file name of a recipe without .toml; empty: a case of the grid", str),
-    Column("recipe_digest", "", "digest of the recipe, resolved for every product", str),
+    Column(
+        "recipe_digest",
+        "",
+        "every case: digest of its recipe, resolved for every product, and its seed, as "
+        "Recipe.resolve(Model.gemm_names()).digest() and Run.recipe.digest() give it",
+        str,
+    ),
     Column("error", "", "all: why the case failed, whose figures are empty then", str),
 )
 

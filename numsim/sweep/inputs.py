@@ -14,7 +14,7 @@ from numsim.models.checks import token_ids
 from numsim.models.text import TextTools
 from numsim.sweep.spec import SweepSpec
 
-Text = str | NDArray[np.int64]  # or its token ids
+Text = str | NDArray[np.int64]  # or its token ids [tokens], of an encoder [sentences, tokens]
 SHORTEST = 150  # characters of a paragraph that counts as a sentence of its own
 
 
@@ -56,17 +56,26 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
 
     Decoders get windows without overlap, each begun by the begin-of-text token. Of an
     encoder-decoder the encoder reads the first half of a window and the decoder is scored on the
-    second. Encoders get sentences: see `sentences`.
+    second. Encoders get sentences: see `sentences`; token ids of an encoder are [sentences,
+    tokens], of any other network [tokens].
 
     Raises
     ------
     NumsimError
-        The text gives nothing to run, the model has no begin-of-text token, or the tokenizer gives
-        ids that the model does not have.
+        The text gives nothing to run, token ids have another shape, the model has no begin-of-text
+        token, or the tokenizer gives ids that the model does not have.
     """
+    if not isinstance(text, str) and text.ndim != (1 if arch.head else 2):
+        rule = "an encoder, are an integer array [sentences, tokens]"
+        change = "reshape them, one sentence is ids[None]"
+        if arch.head:
+            rule = "which reads running text, are an integer array [tokens]"
+            change = "join them with ids.reshape(-1)"
+        raise NumsimError(
+            f"sweep: token ids for {arch.family}, {rule}; {spec.text} holds {text.dtype} "
+            f"{list(text.shape)}; {change}"
+        )
     if not arch.head:
-        if not isinstance(text, str):
-            raise NumsimError("sweep: an encoder needs sentences; got token ids; give a text")
         inputs = sentences(tools, spec, text)
         token_ids(inputs.tokens, "tokens", arch.vocab)
         return inputs
@@ -100,22 +109,28 @@ def windows(tools: TextTools, spec: SweepSpec, text: Text) -> NDArray[np.int64]:
     return tools.windows(text, spec.window, limit=spec.limit_tokens)
 
 
-def sentences(tools: TextTools, spec: SweepSpec, text: str) -> Inputs:
+def sentences(tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
     """Tokenise the paragraphs of a text, with special tokens, padded to the longest.
 
     Paragraphs end at an empty line and count from 150 characters on; each is cut to the window,
     the longest sequence of the model and the length its tokenizer truncates to. `limit_tokens`
-    keeps whole paragraphs, at least one.
+    keeps whole paragraphs, at least one. Token ids [sentences, tokens] are sentences as they are,
+    cut and limited likewise.
 
     Raises
     ------
     NumsimError
         No paragraph is long enough.
     """
+    longest = min(spec.window, tools.max_positions or spec.window)
+    if not isinstance(text, str):
+        given = text[:, :longest]
+        if spec.limit_tokens is not None and given.size:
+            given = given[: max(1, spec.limit_tokens // given.shape[1])]
+        return Inputs(given, np.ones(given.shape, np.bool_))
     paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
     rows: list[list[int]] = []
     total = 0
-    longest = min(spec.window, tools.max_positions or spec.window)
     for paragraph in paragraphs:
         if len(paragraph) < SHORTEST:
             continue

@@ -57,8 +57,7 @@ def operands(rule: Rule) -> tuple[Quant, Quant]:
 
 
 def operator_row(
-    model: Model, case: Case, recipe: Recipe, rule: Rule, reference: Reference, name: str,
-    taps: Taps,
+    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, taps: Taps
 ) -> dict[str, Any]:  # fmt: skip
     """Compare one product with the reference: alone on exact inputs, and within the run.
 
@@ -81,7 +80,7 @@ def operator_row(
             "cosine": cosine(whole[2], whole[0], whole[3]),
         }
     layer, op = split_name(name)
-    return describe(case, [rule]) | {"layer": layer, "op": op} | reference.local[key] | cumulative
+    return {"layer": layer, "op": op} | reference.local[key] | cumulative
 
 
 def _local(
@@ -122,8 +121,11 @@ def _local(
     }
 
 
-def describe(case: Case, rules: Iterable[Rule]) -> dict[str, Any]:
-    """Return a row with the columns that say what ran; where `rules` differ: ``mixed``."""
+def describe(case: Case, digest: str, rules: Iterable[Rule]) -> dict[str, Any]:
+    """Return a row with the columns that say what ran; where `rules` differ: ``mixed``.
+
+    `digest`: of the recipe of the case, resolved.
+    """
     described = [_words(case, rule) for rule in rules]
     row: dict[str, Any] = dict.fromkeys(NAMES)
     for key in described[0]:
@@ -137,7 +139,7 @@ def describe(case: Case, rules: Iterable[Rule]) -> dict[str, Any]:
         "numsim_version": __version__,
         "text": case.text,
         "recipe": case.recipe_name or None,
-        "recipe_digest": case.digest or None,
+        "recipe_digest": digest,
     }
 
 

@@ -200,6 +200,8 @@ def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Referenc
 
 def _text_hash(text: Text) -> str:
     data = text.encode() if isinstance(text, str) else text.tobytes()
+    if not isinstance(text, str) and text.ndim > 1:  # the same ids are other sentences
+        data += str(text.shape).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -244,11 +246,15 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise NumsimError(f"sweep: cannot read the token ids {path}: {error}") from None
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim != 1:
-        what = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive"
+    if not isinstance(ids, np.ndarray):
         raise NumsimError(
-            f"sweep: token ids are an integer array [tokens]; {path} holds {what}; save them with "
-            "np.save"
+            f"sweep: token ids are one integer array; {path} holds an archive; save them alone, "
+            "with np.save"
+        )
+    if ids.dtype.kind not in "iu":
+        raise NumsimError(
+            f"sweep: token ids are an integer array; {path} holds {ids.dtype} {list(ids.shape)}; "
+            "save them as integers"
         )
     return ids.astype(np.int64)
 
@@ -294,22 +300,23 @@ def case_rows(
     began = time.perf_counter()
     recipe = case.recipe()
     rules = recipe.check(model.gemm_names())
+    digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
-    whole = describe(case, emulated or list(rules.values())) | {"layer": "all"}
+    whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
     linears = {
         n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
     }
     whole |= _stored_bits(model, linears, reference) | _of_the_run(model, reference)
     try:
-        whole |= yield from _run_case(model, case, recipe, rules, reference, tell)
+        whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
     except NumsimError as error:
         whole["error"] = str(error)
     yield whole | {"seconds": round(time.perf_counter() - began, 3)}
 
 
 def _run_case(
-    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], reference: Reference,
-    tell: Callable[[int], None],
+    model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], digest: str,
+    reference: Reference, tell: Callable[[int], None],
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
     """Yield rows of the products, of the first batch; return the figures of the whole network."""
     inputs = reference.inputs
@@ -321,7 +328,8 @@ def _run_case(
         run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
             for name in names:
-                yield operator_row(model, case, recipe, rules[name], reference, name, run.taps)
+                row = operator_row(model, recipe, rules[name], reference, name, run.taps)
+                yield describe(case, digest, [rules[name]]) | row
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)

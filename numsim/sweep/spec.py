@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
-from numsim.models.gemm import probe
+from numsim.models.gemm import fitting_rules
 from numsim.quant import QUANTS, Quant
 from numsim.targets import Target, get_target, list_targets, rule_for
 from numsim.targets.table import label
@@ -35,7 +35,9 @@ class SweepSpec(BaseModel):
     ----------
     model, text
         A Hugging Face folder, and a UTF-8 file or token ids in a ``.npy`` file (for folders
-        without tokenizer.json; not of encoders). None: the bundled ones.
+        without tokenizer.json), an integer array [tokens], of an encoder [sentences, tokens].
+        None: the bundled ones. Of an encoder-decoder the encoder reads the first half of each
+        window and the decoder is scored on the second, so about half of the ids count as `tokens`.
     formats
         Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
         six formats, or none where there are `recipes`.
@@ -340,10 +342,12 @@ def cases(
             stacklevel=3,
         )
     for path in spec.recipes:
-        recipe = Recipe.from_toml(path).resolve(products)
-        recipe = replace(recipe, seed=recipe.seed or spec.seed)
-        for rule in {rule for _, rule in recipe.rules}:
-            probe(rule)
+        recipe = Recipe.from_toml(path)
+        try:
+            rules = fitting_rules(recipe, products)
+        except NumsimError as error:
+            raise type(error)(f"sweep: {path}: {error}") from None
+        recipe = Recipe(tuple(rules.items()), recipe.seed or spec.seed)
         twin = next((c for c in result if c.digest == recipe.digest()), None)
         if twin is not None:
             raise NumsimError(
