@@ -113,7 +113,7 @@ def test_the_seed_of_stochastic_rounding(tmp_path, model):
         ("[[rule]]\nmatch='*'\nweights={fmt='int8'}", "fields of Quant"),
         ("[[rule]]\nmatch='*'\nweights='int9q'", "int9q"),
         ("[[rule]]\nmatch='*'\ntarget='nvidia.hoper.wgmma'", "did you mean nvidia.hopper.wgmma"),
-        ("[[rule]]\nmatch='*'\ntarget={group=16}", "unknown target"),
+        ("[[rule]]\nmatch='*'\ntarget={group=16}", "a target table has name"),
         ("[[rule]]\nmatch='*'\ntarget={name='ideal.int', grup=16}", "has no field 'grup'"),
         ("[[rule", "TOML"),
     ],
@@ -202,6 +202,13 @@ def test_a_unit_says_its_evidence_in_any_script(tmp_path):
     check_round_trip(Recipe((("*", Rule("e4m3", "e4m3", unit)),)), tmp_path)
     with pytest.raises(NumsimError, match="evidence is a text on one line"):
         matmul(*[quantize([[1.0]], "e4m3")] * 2, target=replace(unit, evidence="a\x7fb"))
+
+
+def test_a_target_table_needs_a_name(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[[rule]]\nmatch = "*"\ntarget = {acc_bits = 20}\n')
+    with pytest.raises(NumsimError, match=r"a target table has name .* got acc_bits"):
+        Recipe.from_toml(path)
 
 
 def test_a_unit_within_a_recipe_that_is_no_toml(tmp_path):

@@ -325,8 +325,13 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
                 row["target"] = parse_target(changes["unit"])
             except (tomllib.TOMLDecodeError, RecursionError) as error:
                 raise NumsimError(f"unit must be the TOML of a unit; {error}; correct it") from None
+        elif "name" not in changes:
+            raise NumsimError(
+                f"a target table has name and the fields it changes, or unit; got "
+                f"{', '.join(changes) or 'nothing'}"
+            )
         else:
-            row["target"] = get_target(changes.pop("name", ""), **changes)
+            row["target"] = get_target(changes.pop("name"), **changes)
     return glob, Rule(**row)
 
 
