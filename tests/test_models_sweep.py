@@ -280,3 +280,13 @@ def test_stochastic_rounding_draws_alike_alone_and_in_the_run(family, tmp_path):
     assert (first.sqnr_local_db == first.sqnr_cumulative_db).all()
     experts = rows[rows.op.str.startswith("experts", na=False)]
     assert experts.sqnr_local_db.gt(15).all()
+
+
+def test_an_encoder_decoder_scores_at_least_one_token(tmp_path):
+    path = tmp_path / "ids.npy"
+    plan = {"model": ORACLE / "t5", "text": path, "formats": ["int8"], "targets": ["ideal.int"]}
+    np.save(path, np.array([3]))
+    with pytest.raises(NumsimError, match="needs windows of 3 tokens"):
+        sweep(plan)
+    np.save(path, np.array([3, 5]))
+    assert sweep(plan).query("layer == 'all'").tokens.tolist() == [1, 1]

@@ -621,3 +621,24 @@ def test_an_edited_unit_is_another_case(tmp_path):
     for bits, rows in ((32, 1), (32, 1), (20, 2)):
         unit.write_text(ns.get_target("ideal.int", acc_bits=bits).to_toml())
         assert (ns.sweep(plan).layer == "all").sum() == rows
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x93NUMPY\x01\x00\x10\x00{'descr': '<i8',", b"\x93NUMPY", b"",
+     b"\x93NUMPY\x01\x00v\x00"
+     + b"{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117)
+     + b"\n"],
+)  # fmt: skip
+def test_damaged_token_ids(tmp_path, data):
+    path = tmp_path / "ids.npy"
+    path.write_bytes(data)
+    with pytest.raises(ns.NumsimError, match="cannot read the token ids"):
+        ns.sweep(SMALL | {"text": path})
+
+
+def test_token_ids_beyond_int64(tmp_path):
+    path = tmp_path / "ids.npy"
+    np.save(path, np.array([2**63 + 5, 1], np.uint64))
+    with pytest.raises(ns.NumsimError, match="holds 9223372036854775813"):
+        ns.sweep(SMALL | {"text": path})

@@ -15,7 +15,7 @@ from numsim.cli import app
 from numsim.sweep.spec import cases
 from numsim.targets.explain import explain_mma
 from numsim.targets.toml import parse_target
-from numsim.targets.types import Maturity, Rule
+from numsim.targets.types import Mac, Maturity, Rule
 from numsim.targets.words import FIELDS, MATURITIES, RULES, field_words
 
 HEAD = 'name = "my.unit"\nmaturity = "assumed"\nevidence = "none"\nsource = "me"\n'
@@ -202,3 +202,12 @@ def test_what_a_sweep_calls_units(tmp_path):
     assert "\nsilicon without the changes: " in text
     text = CliRunner().invoke(app, ["targets", paths["narrow"]]).stdout
     assert text.startswith("ideal.int (acc_bits=20)\n  maturity       definition (of ideal.int ")
+
+
+@pytest.mark.parametrize("name", ["ideal.fp32", "ideal.mac", "generic.systolic"])
+def test_rounded_products_are_not_fused(name):
+    unit = ns.get_target(name, product_format="bfloat16")
+    macs = [rule for _, rule in unit.rules if isinstance(rule, Mac)]
+    assert macs
+    assert not any(rule.fused for rule in macs)
+    assert parse_target(unit.to_toml()) == unit

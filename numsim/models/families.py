@@ -569,7 +569,7 @@ FAMILIES: dict[str, Family] = {
             "is_decoder": (False,),
             "position_embedding_type": ("absolute",),
         },
-        ignored="attention_probs_dropout_prob hidden_dropout_prob classifier_dropout "
+        ignored="attention_probs_dropout_prob hidden_dropout_prob classifier_dropout output_past "
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
         "pooler_size_per_head pooler_type",
         prefixes=("", "bert."),

@@ -33,9 +33,11 @@ def _about(results: Results) -> list[str]:
     rows = results.products.loc[every, "M"]
     tokens = " or ".join(f"{m:.0f}" for m in sorted(rows.dropna().unique()))
     exact, fake = (cases.loc[cases["exact"] == kind, "target"] for kind in (True, False))
+    failed = int((cases["error"] != "").sum()) if "error" in cases else 0
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "
-        f"{_names(cases['seed'])}; finished cases in `{results.source}`: {len(cases)}.",
+        f"{_names(cases['seed'])}; finished cases in `{results.source}`: {len(cases)}"
+        + (f", {failed} of them failed." if failed else "."),
         f"- Text {_names(cases['text'])}, tokens scored {_names(cases['tokens'])}. Numbers of a "
         "product come from its first batch"
         + (f" ({tokens} tokens)" if tokens else "")

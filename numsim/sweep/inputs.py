@@ -84,7 +84,7 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
     if not arch.decoder_layers:
         return Inputs(tokens)
     half = tokens.shape[1] // 2
-    if half < 1 or tokens.shape[1] - half < 1:
+    if half < 1 or tokens.shape[1] - half < 2:
         raise NumsimError("sweep: an encoder-decoder needs windows of 3 tokens; give more text")
     scored = np.concatenate([tokens[:, :1], tokens[:, 1 + half :]], axis=1)
     return Inputs(scored, source=tokens[:, 1 : 1 + half])

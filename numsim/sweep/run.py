@@ -244,7 +244,7 @@ def _read_text(path: Path | None) -> Text:
 def _read_ids(path: Path) -> NDArray[np.int64]:
     try:
         ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever its parts make of it
         raise NumsimError(f"sweep: cannot read the token ids {path}: {error}") from None
     if not isinstance(ids, np.ndarray):
         raise NumsimError(
@@ -256,6 +256,8 @@ def _read_ids(path: Path) -> NDArray[np.int64]:
             f"sweep: token ids are an integer array; {path} holds {ids.dtype} {list(ids.shape)}; "
             "save them as integers"
         )
+    if ids.size and int(ids.max()) > np.iinfo(np.int64).max:
+        raise NumsimError(f"sweep: token ids are below 2**63; {path} holds {ids.max()}")
     return ids.astype(np.int64)
 
 

@@ -253,6 +253,8 @@ class Target:
         rules = self.rules
         for key in sorted(inner, key=lambda key: key == "group"):  # which follows the order
             rules = _replaced(rules, key, inner[key])
+        if inner.get("product_format") is not None and "fused" not in inner:
+            rules = _replaced(rules, "fused", False)  # rounded products are not fused
         new = replace(self, rules=rules, **own)
         new.check({"": changes} | {kind: changes for kind, _ in rules})
         return new
