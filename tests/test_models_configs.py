@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import load_model
+from numsim.models.config import read_arch
 from numsim.models.families import FAMILIES
 from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes
@@ -347,7 +348,6 @@ def test_heads_turn_in_part_only_where_the_family_has_it(tmp_path, family):
         ("llama", {"rope_parameters": {"rope_theta": None}}, "rope_parameters.rope_theta must be"),
         ("gpt_neox", {"rotary_pct": None, "rope_parameters": "absent"}, "rotary_pct must be"),
         ("qwen3", {"head_dim": None}, "head_dim must have a value; got null; .* 128"),
-        ("mistral", {"num_key_value_heads": None}, "num_key_value_heads must have a value"),
         ("gemma2", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar must have a value"),
         ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok must have a value"),
         ("deepseek_v3", {"routed_scaling_factor": None}, "routed_scaling_factor must have"),
@@ -446,3 +446,11 @@ def test_indices_that_do_not_say_one_place_are_refused(tmp_path):
     index.write_text(json.dumps({"weight_map": places | {first: "x" * 5000 + ".safetensors"}}))
     with pytest.raises(NumsimError, match="every shard of the index must be there"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mistral", "mixtral"])
+def test_no_number_of_key_heads_is_that_of_the_heads(name):
+    """Absent it is 8, the family's default; null is what transformers makes of it."""
+    config = json.loads((ORACLE / name / "config.json").read_text())
+    arch = read_arch(config | {"num_key_value_heads": None}, FAMILIES[name])
+    assert arch.kv_heads == arch.heads == config["num_attention_heads"]

@@ -28,7 +28,8 @@ class Key:
     kind: type
     default: object = REQUIRED  # a function gets the fields read so far
     least: float = 1  # of an int; a float is above 0
-    nullable: bool = False  # null means None even where the default is a value
+    nullable: bool | Callable[[Mapping[str, Any]], object] = False
+    # null means None even where the default is a value, or what a function of the fields says
 
     def read(self, config: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
         """Return the checked value; an absent key means the default.
@@ -37,7 +38,7 @@ class Key:
         a number or a word of the family, which nobody who writes null has said.
         """
         if self.nullable and self.name in config and config[self.name] is None:
-            return None
+            return self.nullable(fields) if callable(self.nullable) else None
         value: Any = config.get(self.name)
         if value is None:
             if self.default is REQUIRED:

@@ -36,6 +36,9 @@ def _llama_names(layer: str = "{p}layers.{i}.") -> dict[str, str | At]:
     }
 
 
+_KV_HEADS_OF_MISTRAL = Key("num_key_value_heads", int, 8, nullable=lambda f: f["heads"])
+
+
 def _llama_keys(**changes: Key) -> dict[str, Key]:
     keys = {
         "vocab": Key("vocab_size", int),
@@ -241,7 +244,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(
         architectures=("MistralForCausalLM",),
-        keys=_llama_keys(kv_heads=Key("num_key_value_heads", int, 8)),
+        keys=_llama_keys(kv_heads=_KV_HEADS_OF_MISTRAL),
         names=_llama_names(),
         fixed=DECODER,
         ignored=DROPOUT,
@@ -325,7 +328,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(
         architectures=("MixtralForCausalLM",),
         keys=_llama_keys(
-            kv_heads=Key("num_key_value_heads", int, 8),
+            kv_heads=_KV_HEADS_OF_MISTRAL,
             norm_eps=Key("rms_norm_eps", float, 1e-5),
             experts=Key("num_local_experts", int, 8),
             top_k=Key("num_experts_per_tok", int, 2),
