@@ -20,9 +20,10 @@ from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
+from numsim.kernels.simd import HOPPER_ROWS as ROWS
 from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _max, _splat, _Tile, pointer_at
 
-ROWS, COLUMNS, QUAD = 4, 32, 4  # QUAD: products whose exponents share a lane, a byte each
+COLUMNS, QUAD = 32, 4  # QUAD: products whose exponents share a lane, a byte each
 A_WORDS = 6 * ROWS  # of a quad: exponents, magnitudes, signs
 B_WORDS = 13 * COLUMNS  # of a quad: exponents, magnitudes, both signs
 TURNED = 16  # quads that are read from rows of codes at a time

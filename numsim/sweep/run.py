@@ -380,7 +380,7 @@ def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, 
     """Return the figures of a network with logits."""
     each = compared.reshape(-1, 8)
     total = each.sum(axis=0)
-    difference = each[:, 0] - reference.nll.reshape(-1)
+    dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
     return {
         "sqnr_cumulative_db": ratio_db(total[3], total[4]),
         "mse": float(total[4]) / (len(each) * reference.logits.shape[-1]),
@@ -389,8 +389,8 @@ def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, 
         "kl_nats": float(total[1]) / len(each),
         "top1_agreement": float(total[2]) / len(each),
         "perplexity": metrics.perplexity(each[:, 0]),
-        "dnll": float(difference.mean()),
-        "dnll_stderr": float(difference.std() / math.sqrt(len(each))),
+        "dnll": dnll,
+        "dnll_stderr": stderr,
     }
 
 

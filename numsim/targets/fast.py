@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -101,6 +102,7 @@ def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
     return f.kind == "float" and f.zero and f.bits <= bits and not q.block_shape
 
 
+@cache
 def fields(f: Format, *, whole: bool = True) -> gemm_codes.Fields:
     """Return the parts of a format's codes as kernels take them."""
     return gemm_codes.fields(f.bits, f.precision, f.bias, f.signed, whole=whole)
