@@ -15,6 +15,7 @@ from numba.np.numpy_support import from_dtype
 
 from numsim.kernels import simd
 from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.simd_pack import turned_words
 
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -208,6 +209,60 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
                     panel[k, i, 0] = source[batch, first + i, k]
 
 
+@kernel
+def _pack_words(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
+    """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1]."""
+    lines, depth = source.shape[1], source.shape[2]
+    count, width = panels.shape[1], panels.shape[3]
+    mask = np.uint32(flip)
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        panel = panels[batch, piece % count]
+        used = min(width, lines - first)
+        runs = depth // 16
+        rows = source[batch, first : first + used]
+        turned_words(rows, panel.reshape(-1), runs, mask)
+        for k in range(16 * runs, depth):
+            for i in range(used):
+                panel[k, i, 0] = rows[i, k] ^ mask
+
+
+@kernel
+def _pack_words_narrow(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
+    lines, depth = source.shape[1], source.shape[2]
+    count, width = panels.shape[1], panels.shape[3]
+    mask = np.uint32(flip)
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        panel = panels[batch, piece % count]
+        used = min(width, lines - first)
+        for k0 in range(0, depth, 16):  # 64 bytes a line: both sides stay in the cache
+            for i in range(used):
+                line = source[batch, first + i]
+                for k in range(k0, min(k0 + 16, depth)):
+                    panel[k, i, 0] = line[k] ^ mask
+
+
+@cache
+def _word_packer(wide: bool) -> Callable[..., Any]:
+    packer = _pack_words if wide else _pack_words_narrow
+    arrays = (simd.contiguous(types.uint32, 3), simd.contiguous(types.uint32, 5))
+    return simd.compiled(packer, *arrays, *(types.int64,) * 3)
+
+
+def pack_words(source: Array, flip: int = 0) -> Array:
+    """Pack rows [batch, M, K] of uint32, side by side in memory, XOR `flip`.
+
+    Returns [batch, tiles, K, rows, 1]; rows that there are not hold anything.
+    """
+    batch, lines, depth = source.shape
+    tiles = -(-lines // simd.FMA_ROWS)
+    panels = np.empty((batch, tiles, depth, simd.FMA_ROWS, 1), np.uint32)
+    entry = _word_packer(simd.enabled())
+    over_range(lambda start, stop: entry(source, panels, flip, start, stop), batch * tiles)
+    return panels
+
+
 @cache
 def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
     element = from_dtype(dtype)
@@ -233,6 +288,8 @@ def _packed(source: Array, width: int) -> Array:
 
 def pack_rows(a: Array) -> Array:
     """Pack the left operand [batch, M, K], also int32, into [batch, tiles, K, rows, 1]."""
+    if a.itemsize == 4 and a.flags.c_contiguous and a.size:
+        return pack_words(a.view(np.uint32)).view(a.dtype)
     return _packed(a, simd.FMA_ROWS)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba import types
 
 from numsim.kernels import simd
-from numsim.kernels.gemm_fma import cover, panels_for, run_tiles, tile_types
+from numsim.kernels.gemm_fma import cover, pack_words, panels_for, run_tiles, tile_types
 from numsim.kernels.jit import inline, kernel, over_range
 
 Array = npt.NDArray[Any]
@@ -107,29 +107,6 @@ def _pack(source: Array, panels: Array, sums: Array, flip: int, start: int, stop
                 sums[batch, first + i] += np.int32(total)
 
 
-@kernel
-def _pack_words(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
-    """Copy lines [batch, lines, K/4] of words, XOR `flip`, into [batch, panels, K/4, width, 1]."""
-    lines = source.shape[1]
-    count, width = panels.shape[1], panels.shape[3]
-    mask = np.uint32(flip)
-    for piece in range(start, stop):
-        batch, first = piece // count, piece % count * width
-        panel = panels[batch, piece % count]
-        used = min(width, lines - first)
-        for s0 in range(0, panel.shape[0], 16):  # 64 bytes a line: both sides stay in the cache
-            for i in range(used):
-                line = source[batch, first + i]
-                for s in range(s0, min(s0 + 16, panel.shape[0])):
-                    panel[s, i, 0] = line[s] ^ mask
-
-
-@cache
-def _word_packer() -> Callable[..., Any]:
-    arrays = (simd.contiguous(types.uint32, 3), simd.contiguous(types.uint32, 5))
-    return simd.compiled(_pack_words, *arrays, *(types.int64,) * 3)
-
-
 @cache
 def _packer() -> Callable[..., Any]:
     arrays = (
@@ -149,17 +126,11 @@ def _runner(wide: bool) -> Callable[..., Any]:
 def _packed_a(a: Array) -> Array:
     """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
     batch, lines, depth = a.shape
-    (panels, steps, width, _), _ = panels_for(lines, simd.INT8_ROWS, depth, 4)
     if depth % 4 or not a.flags.c_contiguous:
-        whole = np.zeros((batch, lines, 4 * steps), a.dtype)
+        whole = np.zeros((batch, lines, -(-depth // 4) * 4), a.dtype)
         whole[:, :, :depth] = a
         a = whole
-    words = a.view(np.uint32)
-    packed = np.empty((batch, panels, steps, width, 1), np.uint32)
-    entry = _word_packer()
-    flip = 0x80808080 if a.dtype == np.int8 else 0
-    over_range(lambda start, stop: entry(words, packed, flip, start, stop), batch * panels)
-    return packed
+    return pack_words(a.view(np.uint32), 0x80808080 if a.dtype == np.int8 else 0)
 
 
 def _packed_b(source: Array) -> tuple[Array, Array, int]:
