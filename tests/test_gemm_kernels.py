@@ -1,6 +1,9 @@
 """The fast matrix products against exact arithmetic written straight from their definitions."""
 
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -8,9 +11,9 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels import simd
+from numsim.kernels import gemm_hopper, simd, simd_fp8
 from numsim.kernels.gemm_codes import fields
-from numsim.kernels.gemm_fma import gemm_fma
+from numsim.kernels.gemm_fma import gemm_fma, pack_words
 from numsim.kernels.gemm_fma import pack_b as pack_fma
 from numsim.kernels.gemm_hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
 from numsim.kernels.gemm_hopper import pack_b as pack_fp8
@@ -280,6 +283,102 @@ def test_hopper_at_the_least_exponents():
                 for i in range(4)
             ]  # fmt: skip
             np.testing.assert_array_equal(bits(got), bits(np.array(want, np.float32)))
+
+
+READ = {
+    "e4m3": (fields(8, 4, 7, True), 8), "e5m2": (fields(8, 3, 15, True), 8),
+    "e4m3, bias 17": (fields(8, 4, 15, True), 8), "e2m3": (fields(6, 4, 1, True), 6),
+    "e2m1": (fields(4, 2, 1, True), 4), "e5m3 unsigned": (fields(8, 4, 16, False), 8),
+    "e1m2": (fields(4, 3, 0, True), 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "right"), [(x, y) for x in READ for y in READ], ids="-".join)
+@pytest.mark.parametrize("path", PATHS[:1], indirect=True)
+def test_hopper_paths_agree(path, left, right):
+    """Rows alone, in pairs and many; groups of any size; columns anywhere in memory; zeros."""
+    rng = np.random.default_rng(len(left + right))
+    (how_a, bits_a), (how_b, bits_b) = READ[left], READ[right]
+
+    def codes(shape, width):
+        drawn = rng.integers(0, 1 << width, shape)
+        drawn[rng.random(shape) < 0.2] = rng.choice([0, 1 << width - 1])
+        return drawn.astype(np.uint8)
+
+    for m, k, n, group in [
+        (1, 32, 64, 32), (2, 320, 64, 32), (3, 70, 65, 16), (8, 129, 1, 32), (9, 320, 128, 16),
+        (13, 100, 66, 5), (1, 256, 128, 128), (21, 192, 64, 64), (2, 64, 64, 8),
+    ]:  # fmt: skip
+        a, b = codes((m, k), bits_a), codes((k, n), bits_b)
+        c = (rng.standard_normal((m, n)) * 2.0 ** rng.integers(-20, 40, (m, n))).astype(np.float32)
+        c[rng.random((m, n)) < 0.3] = 0
+        for start in (None, c):
+            with simd.force(False):
+                want = gemm_hopper_fp8(
+                    pack_a(a, how_a, group), pack_fp8(b[None], group), how_b, c=start
+                )
+            for columns in (b, np.ascontiguousarray(b.T).T):
+                got = gemm_hopper_fp8(
+                    pack_a(a, how_a, group), pack_fp8(columns[None], group), how_b, c=start
+                )
+                np.testing.assert_array_equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m3", "e2m1"])
+@pytest.mark.parametrize("path", PATHS[:1], indirect=True)
+def test_tables_hold_what_arithmetic_reads(path, name):
+    if not simd.HAVE_BYTE_TABLES:
+        pytest.skip("needs tables of bytes")
+    how, width = READ[name]
+    codes = np.arange(1 << width).astype(np.uint8)
+    codes = np.resize(codes, 256)
+    want, got = (np.zeros(4 * simd_fp8.B_WORDS, np.int32) for _ in range(2))
+    planes_both_ways(codes, want, got, how)
+    want, got = want.view(np.uint8).reshape(4, -1), got.view(np.uint8).reshape(4, -1)
+    zero = codes.reshape(4, 64) == 1 << width - 1  # -0 has two ways to be no term
+    want[:, 64:128][zero] = got[:, 64:128][zero]
+    np.testing.assert_array_equal(got, want)
+
+
+@numba.njit
+def planes_both_ways(codes, want, got, how):
+    simd_fp8.right_codes(codes, 4, want, how)
+    simd_fp8.looked_up_codes(codes, 4, got, gemm_hopper._tables(how))
+
+
+@pytest.mark.parametrize("path", PATHS[:1], indirect=True)
+def test_arithmetic_reads_the_right_operand_where_there_are_no_tables(path, tmp_path):
+    script = """
+import numpy as np
+from numsim.kernels import simd
+simd.HAVE_BYTE_TABLES = False
+from numsim.kernels.gemm_codes import fields
+from numsim.kernels.gemm_hopper import gemm_hopper_fp8, pack_a, pack_b
+how, rng = fields(8, 4, 7, True), np.random.default_rng(0)
+a, b = (rng.integers(0, 126, shape).astype(np.uint8) for shape in ((11, 128), (128, 64)))
+a[::2] |= 128
+for columns in (b, np.ascontiguousarray(b.T).T):
+    for rows in (a, a[:3]):
+        got = gemm_hopper_fp8(pack_a(rows, how), pack_b(columns[None]), how)
+        with simd.force(False):
+            want = gemm_hopper_fp8(pack_a(rows, how), pack_b(columns[None]), how)
+        assert got.tobytes() == want.tobytes()
+"""
+    if not simd.HAVE_BYTE_TABLES:
+        pytest.skip("the other tests did this")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+def test_rows_of_words_are_packed_k_by_k():
+    rng = np.random.default_rng(0)
+    for batch, m, k in [(1, 1, 1), (2, 12, 16), (1, 13, 33), (3, 24, 48), (1, 5, 15), (2, 35, 100)]:
+        source = rng.integers(0, 1 << 32, (batch, m, k)).astype(np.uint32)
+        for flip in (0, 0x80808080):
+            panels = pack_words(source, flip)
+            assert panels.shape == (batch, -(-m // 12), k, 12, 1)
+            rows = panels[..., 0].swapaxes(2, 3).reshape(batch, -1, k)[:, :m]
+            np.testing.assert_array_equal(rows, source ^ np.uint32(flip))
 
 
 def everything(rng):

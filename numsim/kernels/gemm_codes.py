@@ -83,11 +83,14 @@ def mark(codes: Array, met: Array) -> None:
 
 
 @kernel
-def _pack(source: Array, panels: Array, slots: Array, group: int, start: int, stop: int) -> None:
+def _pack(
+    source: Array, panels: Array, slots: Array, order: Array, group: int, start: int, stop: int
+) -> None:
     """Lay lines [batch, lines, K] out as [batch, panels, blocks, runs, width, run].
 
-    ``slots`` [runs x run]: the k of a block's places, -1 where there is none. Short runs of k keep
-    what is read and what is written in the cache.
+    ``slots`` [runs x run]: the k of a block's places, -1 where there is none; ``order`` [width]:
+    the line of each place of a panel. Short runs of k keep what is read and what is written in
+    the cache.
     """
     lines, depth = source.shape[1], source.shape[2]
     count, blocks, runs, width, run = panels.shape[1:]
@@ -97,8 +100,10 @@ def _pack(source: Array, panels: Array, slots: Array, group: int, start: int, st
         panel = panels[batch, piece % count]
         for block in range(blocks):
             for s in range(runs):
-                for i in range(used):
-                    line = source[batch, first + i]
+                for i in range(width):
+                    if order[i] >= used:
+                        continue
+                    line = source[batch, first + order[i]]
                     for j in range(run):
                         slot = slots[s * run + j]
                         k = block * group + slot
@@ -111,15 +116,18 @@ def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
     element = from_dtype(dtype)
     arrays = (simd.strided(element, 3), simd.contiguous(element, 6))
     return simd.compiled(
-        _pack, *arrays, simd.contiguous(types.int64, 1), *(types.int64,) * 3
+        _pack, *arrays, *(simd.contiguous(types.int64, 1),) * 2, *(types.int64,) * 3
     )  # fmt: skip
 
 
-def pack_codes(codes: Array, width: int, slots: Array, group: int, run: int = 1) -> PackedCodes:
+def pack_codes(
+    codes: Array, width: int, slots: Array, group: int, *, run: int = 1, order: tuple[int, ...] = ()
+) -> PackedCodes:
     """Pack codes [1 or batch, K, N], of any strides.
 
     Parameters: `width` columns a panel; `slots`: for each place of a block of `group` products, its
-    k or -1; `run` neighbouring places of a column stand side by side.
+    k or -1; `run` neighbouring places of a column stand side by side; `order`: the column of each
+    place of a panel, in turn where none is given.
     """
     unsigned = np.dtype(f"u{codes.dtype.itemsize}")
     lines = codes.view(unsigned).swapaxes(1, 2)
@@ -128,7 +136,8 @@ def pack_codes(codes: Array, width: int, slots: Array, group: int, run: int = 1)
     panels = np.zeros((batch, count, blocks, len(slots) // run, width, run), unsigned)
     entry = _packer(unsigned)
     places = np.ascontiguousarray(slots, np.int64)
-    over_range(lambda i, j: entry(lines, panels, places, group, i, j), batch * count)
+    turn = np.array(order or range(width), np.int64)
+    over_range(lambda i, j: entry(lines, panels, places, turn, group, i, j), batch * count)
     return PackedCodes(panels.reshape(batch, count, blocks, width, len(slots)), n)
 
 
@@ -158,7 +167,7 @@ def scratch_words(count: int) -> Array:
 @inline
 def aligned_terms(
     b: Array, batch: int, panel: int, k: int, count: int, planes: Array, f: Fields
-) -> None:
+) -> Array:
     """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
     wide_vectors()
     codes = codes_at(b, batch, panel, k, count)
@@ -177,29 +186,32 @@ def aligned_terms(
             target[i] = np.uint32((normal if field != _ZERO else small) | sign)
             exponent = np.int32(np.uint32(max(field, _ONE) - f.bias))
             exponents[i] = exponent if m != _ZERO else np.int32(NO_TERM)
+    return planes
 
 
 @inline
 def values_of_floats(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Codes
-) -> None:
+) -> Array:
     """Decode float codes to float32, or to float64."""
     wide_vectors()
     source = codes_at(b, batch, panel, k, count)
     for i in range(source.size):
         values[i] = np.uint32(float_bits(np.uint32(source[i]), f)).view(np.float32)
+    return values
 
 
 @inline
 def values_of_integers(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Any
-) -> None:
+) -> Array:
     """Multiply integer codes by a quantum; `f` is (sign bit of two's complement or 0, quantum)."""
     wide_vectors()
     source = codes_at(b, batch, panel, k, count)
     for i in range(source.size):
         whole = np.int32(np.uint32(np.uint32(np.uint32(source[i]) ^ f[0]) - f[0]))
         values[i] = np.float32(np.float32(whole) * f[1])
+    return values
 
 
 # -------------------------------------------------------------------------------- the covering
@@ -208,7 +220,7 @@ def values_of_integers(
 @expanded
 def cover_codes(
     micro: Callable[..., int],
-    decode: Callable[..., None],
+    decode: Callable[..., Array],
     out: Array,
     a: Array,
     b: Array,
@@ -224,9 +236,10 @@ def cover_codes(
 ) -> None:
     """Do what `gemm_fma.cover` does for a right operand of codes.
 
-    `decode` (b, batch, panel, k, steps, scratch, `how`) writes a run of a panel into `scratch`,
-    which `micro` reads. `blocked`: a is laid out as [blocks of k, tiles, steps of a block, rows,
-    ...], so that it is read in order; then it has no batch.
+    `decode` (b, batch, panel, k, steps, scratch, `how`) returns what `micro` reads of a run of a
+    panel, written into `scratch` or as it is. `blocked`: a is laid out as [blocks of k, tiles,
+    steps of a block, rows, ...], so that it is read in order, and `micro` does the rows of all
+    tiles in one call; then it has no batch.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
@@ -246,12 +259,13 @@ def cover_codes(
             shared = batch if b.shape[0] > 1 else 0
             for k in range(far, max(min(far + deep, steps), far + 1), block):
                 count = min(block, steps - k)
-                decode(b, shared, panel, k, count, scratch, how)
-                for t in range(first, last):
+                near = decode(b, shared, panel, k, count, scratch, how)
+                together = last - first if blocked else 1
+                for t in range(first, last, together):
                     a_at = batch * tiles * steps * a_step + t * a_tile + k * a_k
                     out_at = (batch * m + t * rows) * n + panel * width
-                    left = min(rows, m - t * rows)
-                    tile_rows(micro, a, a_at, scratch, 0, flat, out_at, n, left, count, rule)
+                    left = min(together * rows, m - t * rows)
+                    tile_rows(micro, a, a_at, near, 0, flat, out_at, n, left, count, rule)
 
 
 def run_codes(

@@ -16,6 +16,7 @@ from numsim.kernels.fast_decode import Codes
 from numsim.kernels.gemm_codes import (
     BLOCK,
     PackedCodes,
+    codes_at,
     codes_types,
     cover_codes,
     pack_codes,
@@ -25,11 +26,36 @@ from numsim.kernels.gemm_codes import (
     values_of_integers,
 )
 from numsim.kernels.gemm_fma import fma_narrow, fma_wide, pack_rows
-from numsim.kernels.jit import kernel
+from numsim.kernels.jit import inline, kernel
+from numsim.kernels.simd_codes import looked_up_values
 
 Array = npt.NDArray[Any]
-Decode = Codes | tuple[np.uint32, np.float32]
+Decode = Codes | tuple[np.uint32, np.float32] | Array
 _BLOCK = BLOCK // 2
+
+
+@inline
+def _values_of_bytes(
+    b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
+) -> Array:
+    codes = codes_at(b, batch, panel, k, count)
+    runs = codes.size // 64
+    looked_up_values(codes, runs, values, table)
+    for i in range(64 * runs, codes.size):
+        high, low = np.uint32(table[codes[i]]), np.uint32(table[256 + codes[i]])
+        values[i] = np.uint32(high << np.uint32(24) | low << np.uint32(16)).view(np.float32)
+    return values
+
+
+@kernel
+def _bytes_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    table: Array,
+) -> None:  # fmt: skip
+    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
+    cover_codes(
+        fma_wide, _values_of_bytes, out, a, b, scratch, steps, block, group, start, stop, 0, table
+    )
 
 
 @kernel
@@ -76,18 +102,19 @@ def _integers_narrow(
     )
 
 
-_KERNELS: dict[tuple[bool, bool], Any] = {
-    (True, True): _floats_wide, (True, False): _floats_narrow,
-    (False, True): _integers_wide, (False, False): _integers_narrow,
-}  # fmt: skip
+_KERNELS: dict[Any, tuple[Any, Any]] = {  # without AVX-512 and with it
+    Codes: (_floats_narrow, _floats_wide),
+    tuple: (_integers_narrow, _integers_wide),
+    np.ndarray: (_bytes_wide, _bytes_wide),
+}
 
 
 @cache
 def _runner(
-    dtype: np.dtype[Any], codes: np.dtype[Any], how: Any, floats: bool, wide: bool
+    dtype: np.dtype[Any], codes: np.dtype[Any], kind: Any, how: Any, wide: bool
 ) -> Callable[..., Any]:
     element = from_dtype(dtype)
-    return simd.compiled(_KERNELS[floats, wide], *codes_types(element, codes, element), how)
+    return simd.compiled(_KERNELS[kind][wide], *codes_types(element, codes, element), how)
 
 
 def pack_b(codes: Array, dtype: npt.DTypeLike) -> PackedCodes:
@@ -99,6 +126,17 @@ def pack_b(codes: Array, dtype: npt.DTypeLike) -> PackedCodes:
 def integer_codes(itemsize: int, signed: bool, quantum: float) -> Decode:
     """Return how integer codes, stored in `itemsize` bytes, are read."""
     return np.uint32(1 << (8 * itemsize - 1) if signed else 0), np.float32(quantum)
+
+
+def byte_table(values: Array) -> Decode | None:
+    """Return how codes of one byte are read by a table of their float32 values [256].
+
+    None where there are no tables, or a value has more bits than two bytes hold.
+    """
+    bits = values.view(np.uint32)
+    if not (simd.enabled() and simd.HAVE_BYTE_TABLES) or (bits & 0xFFFF).any():
+        return None
+    return np.concatenate([bits >> 24, bits >> 16 & 255]).astype(np.uint8)
 
 
 def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None) -> Array:
@@ -113,7 +151,7 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     if out.size:
         rows = pack_rows(a.reshape(*shape[:2], depth))
         typeof: Any = numba.typeof
-        floats = isinstance(how, Codes)
-        entry = _runner(a.dtype, b.panels.dtype, typeof(how), floats, simd.enabled())
+        kind: Any = type(how)
+        entry = _runner(a.dtype, b.panels.dtype, kind, typeof(how), simd.enabled())
         run_codes(entry, out, rows, b, _BLOCK, how)
     return out.reshape(batch, m, b.lines)

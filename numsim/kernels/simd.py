@@ -48,6 +48,9 @@ def _host_has_avx512_vnni() -> bool:
 
 
 HAVE_AVX512_VNNI = _host_has_avx512_vnni()
+HAVE_BYTE_TABLES = HAVE_AVX512_VNNI and llvmlite.binding.get_host_cpu_features().get(
+    "avx512vbmi", False
+)
 _forced: bool | None = None
 
 

@@ -1,7 +1,6 @@
-"""Codes of eight bits to the int16 planes that the FP8 kernels read, 32 at a time.
+"""Codes of eight bits to what kernels read, by vectors of bytes and of 16-bit integers.
 
-Numba has no 16-bit arithmetic, and 32-bit lanes take twice the time: as long as the product of one
-row itself.
+Numba has neither; 32-bit lanes take a multiple of the time, as long as the product of one row.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from numba import types
 from numsim.kernels.simd import _BIAS as BIAS
 from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I16 as I16
+from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import (
     HOPPER_COLUMNS,
@@ -25,6 +25,56 @@ from numsim.kernels.simd import (
     _splat,
     pointer_at,
 )
+from numsim.kernels.simd_fp8 import V8, declared
+
+
+@_intrinsic
+def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any) -> Any:
+    """Write the values of `runs` times 64 codes as float32 or float64.
+
+    `table` holds the two high bytes of the float32 values of all 256 codes: 256 high ones, then 256
+    low ones. Their other bytes are 0.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        def start(i: int, vector: Any) -> Any:
+            at = pointer_at(context, b, sig.args[i], args[i], ir.Constant(I64, 0))
+            return b.bitcast(at, vector.as_pointer())
+
+        wide = sig.args[2].dtype == types.float64
+        singles = ir.VectorType(ir.FloatType(), 32)
+        vector = ir.VectorType(ir.DoubleType(), 32) if wide else singles
+        source, target, first = start(0, V8), start(2, vector), start(3, V8)
+        parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
+        pick = declared(b, "llvm.x86.avx512.vpermi2var.qi.512", V8, V8, V8, V8)
+        orders = [
+            ir.Constant(
+                ir.VectorType(I32, 64), [n // 2 + 64 * (n % 2) + 32 * half for n in range(64)]
+            )
+            for half in range(2)
+        ]
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            code = b.load(b.gep(source, [i]), align=1)
+            second = b.icmp_signed("<", code, _splat(V8, 0))
+            upper, lower = (
+                b.select(second, b.call(pick, [parts[t + 2], code, parts[t + 3]]),
+                         b.call(pick, [parts[t], code, parts[t + 1]]))
+                for t in (0, 4)
+            )  # fmt: skip
+            for half, order in enumerate(orders):
+                words = b.bitcast(b.shuffle_vector(lower, upper, order), ir.VectorType(I16, 32))
+                bits = b.zext(words, ir.VectorType(I32, 32))
+                value = b.bitcast(b.shl(bits, _splat(bits.type, 16)), singles)
+                value = b.fpext(value, vector) if wide else value
+                place = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, half))
+                b.store(value, b.gep(target, [place]), align=4)
+            return carried
+
+        _loop(b, args[1], [], run)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, values, table), codegen
 
 
 @_intrinsic

@@ -108,11 +108,22 @@ def fields(f: Format, *, whole: bool = True) -> gemm_codes.Fields:
     return gemm_codes.fields(f.bits, f.precision, f.bias, f.signed, whole=whole)
 
 
+@cache
+def _byte_table(f: Format, wide: bool) -> gemm_values.Decode | None:
+    """Return a table of the values of a format's codes, where kernels read one."""
+    if f.value_dtype != np.float32:
+        return None
+    patterns = np.arange(256) & ((1 << f.bits) - 1)  # signed integers' codes are sign-extended
+    return gemm_values.byte_table(f.values()[patterns].astype(np.float32))
+
+
 def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
     """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
     f = b.fmt
-    how: gemm_values.Decode | None = float_codes(f)
-    if f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
+    how = _byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
+    if how is None:
+        how = float_codes(f)
+    if how is None and f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
         how = gemm_values.integer_codes(f.code_dtype.itemsize, f.signed, 2.0**-f.bias)
     if how is not None:
         codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
@@ -125,7 +136,11 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
     """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
-    if rule != Fused(rule.group, 13, 13) or rule.group > 256 or out.name != "float32":
+    if (
+        rule != Fused(rule.group, 13, 13)
+        or rule.group > gemm_hopper.WIDEST
+        or out.name != "float32"
+    ):
         return False
     if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
