@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numsim.formats import Format, get_format, list_formats
-from numsim.kernels import codec, fast, fast_decode, jit
+from numsim.kernels import codec, fast, fast_decode, jit, simd
 from numsim.kernels.philox import random64
 from numsim.kernels.round import (
     HALF_OFFSET,
@@ -320,11 +320,14 @@ def _fast(f: Format, how: Plan) -> Worker | None:
     nearest = how.mode == RNE and f.kind == "float" and f.signed and f.precision > 1
     by_addition = nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
     kernel = fast.float_rne if by_addition else fast.float_any
+    eight = by_addition and fast.takes_bytes(scalars) and simd.HAVE_BYTE_TABLES
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
-        met = kernel(x.view(np.uint32), out, scalars)
+        met = (fast.byte_rne if eight and simd.enabled() else kernel)(
+            x.view(np.uint32), out, scalars
+        )
         return again(x, out, start, random) if met and slow_nan else _NONE
 
     return work

@@ -18,7 +18,7 @@ import pytest
 
 import numsim as ns
 from numsim import dispatch
-from numsim.kernels import fast, fast_decode
+from numsim.kernels import fast, fast_decode, simd
 
 FLOATS = (
     "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e3m4",
@@ -69,6 +69,27 @@ def test_deterministic_workers_are_the_generic_kernel(name):
     for mode, overflow in itertools.product(range(6), range(3)):
         pair = both(f, dispatch.Plan(mode, overflow, 64, 0, 0, 0, *nan_of(f)), x)
         assert pair is None or np.array_equal(*pair), (mode, overflow)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FLOATS if ns.get_format(n).bits == 8 and ns.get_format(n).signed]
+)
+def test_eight_bits_to_nearest_even_on_both_paths(name):
+    """Of every length; NaN in any place is met."""
+    f, x = ns.get_format(name), patterns()[:200_003]
+    for overflow in range(2):
+        plan = dispatch.Plan(0, overflow, 64, 0, 0, 0, *nan_of(f))
+        for wide in (True, False):
+            with simd.force(wide):
+                for part in (x, x[1:64], x[5:133], x[:0]):
+                    got, want = both(f, plan, part)
+                    assert np.array_equal(got, want), (overflow, wide)
+    refuses = dispatch.Plan(0, 0, 64, 0, 0, 0, -1)
+    for size, at in [(64, 0), (128, 127), (70, 69), (1000, 500)]:
+        one = np.ones(size, np.float32)
+        one[at] = np.nan
+        found = dispatch._fast(f, refuses)(one, np.empty(size, np.uint8), 0, dispatch._NO_RANDOM)
+        assert found == (1, at)
 
 
 @pytest.mark.exhaustive

@@ -14,6 +14,7 @@ import numpy as np
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.philox import fill_words
 from numsim.kernels.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
+from numsim.kernels.simd_encode import byte_codes
 from numsim.kernels.word import shl, shr, wide_vectors
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -125,6 +126,23 @@ def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
         q = np.uint32(np.uint32(np.uint32(s.view(np.uint32) - e) + shr(e, f.cut)) - base)
         out[i] = _signed(b, a, f.inf if a == _INFINITY else q, f)
     return bool(top > _INFINITY)
+
+
+@kernel
+def byte_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
+    """Do what `float_rne` does for a format of eight bits (`simd_encode.byte_codes`)."""
+    runs = x.size // 64
+    met = byte_codes(x, runs, out, f)
+    return float_rne(x[64 * runs :], out[64 * runs :], f) or met != 0
+
+
+def takes_bytes(f: Fast) -> bool:
+    """Whether `byte_rne` is right for a format: eight bits, minus zero, no code of its own for Inf.
+
+    Infinite inputs become what other large numbers do.
+    """
+    one = f.limit == f.limit_negative == f.inf == f.inf_negative
+    return bool(one and f.sign_bit == f.zero_sign == np.uint32(0x80) and not f.negate)
 
 
 @kernel

@@ -1,0 +1,90 @@
+"""float32 to signed floats of eight bits, to nearest even, 64 at a time with AVX-512."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from numsim.kernels.simd import _I32 as I32
+from numsim.kernels.simd import _I64 as I64
+from numsim.kernels.simd import _V32 as V32
+from numsim.kernels.simd import _VF as VF
+from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, pointer_at
+from numsim.kernels.simd_fp8 import I8, V8
+
+
+@_intrinsic
+def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
+    """Encode `runs` times 64 float32 bit patterns; return whether NaN was met (not 0).
+
+    The arithmetic is that of `fast.float_rne`, the sign and NaN come in as bytes. `fields` is
+    `fast.Fast` of a format with minus zero, whose infinities become what its overflow does.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
+        source = b.bitcast(source, V32.as_pointer())
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        target = b.bitcast(target, V8.as_pointer())
+        cut, min_field, stored, clamp, nan, nan_sign = (
+            b.extract_value(args[3], i) for i in (0, 1, 2, 5, 8, 9)
+        )
+        base = b.trunc(b.shl(min_field, stored), I8)  # the rest of it leaves the low byte alone
+        low = _broadcast(b, base, V8)
+        nan, nan_sign = (_broadcast(b, b.trunc(value, I8), V8) for value in (nan, nan_sign))
+        twenty_three = ir.Constant(I32, 23)
+        clamp, least, magic, cut = (
+            _broadcast(b, value, V32)
+            for value in (clamp, b.shl(min_field, twenty_three), b.shl(cut, twenty_three), cut)
+        )
+        infinity, magnitude = _splat(V32, 0x7F800000), _splat(V32, 0x7FFFFFFF)
+        size, sign = _splat(V8, 0x7F), _splat(V8, -128)
+
+        def smaller(x: Any, y: Any) -> Any:
+            return b.select(b.icmp_unsigned("<", x, y), x, y)
+
+        def packed(words: list[Any], byte: int) -> Any:
+            """Byte `byte` of 64 words."""
+            half = ir.VectorType(I32, 32)
+            pairs = [
+                b.shuffle_vector(
+                    b.bitcast(words[i], V8), b.bitcast(words[i + 1], V8),
+                    ir.Constant(half, [4 * n + byte for n in range(32)]),
+                )
+                for i in (0, 2)
+            ]  # fmt: skip
+            whole = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
+            return b.shuffle_vector(*pairs, whole)
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            bits, sums, nans = [], [], []
+            for j in range(4):
+                at = b.add(b.mul(i, ir.Constant(I64, 4)), ir.Constant(I64, j))
+                word = b.load(b.gep(source, [at]), align=1)
+                c = smaller(b.and_(word, magnitude), clamp)
+                e = b.and_(c, infinity)
+                e = b.select(b.icmp_unsigned(">", e, least), e, least)
+                lifted = b.bitcast(b.add(e, magic), VF)
+                s = b.bitcast(b.fadd(b.bitcast(c, VF), lifted), V32)
+                sums.append(b.add(b.sub(s, e), b.lshr(e, cut)))
+                bits.append(word)
+                x = b.bitcast(word, VF)
+                nans.append(b.fcmp_unordered("uno", x, x))
+            code, signs = b.sub(packed(sums, 0), low), packed(bits, 3)
+            code = b.or_(b.and_(code, size), b.and_(signs, sign))
+            two = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+            four = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
+            mask = b.shuffle_vector(
+                b.shuffle_vector(nans[0], nans[1], two), b.shuffle_vector(nans[2], nans[3], two),
+                four,
+            )  # fmt: skip
+            code = b.select(mask, b.or_(nan, b.and_(signs, nan_sign)), code)
+            b.store(code, b.gep(target, [i]), align=1)
+            return [b.or_(carried[0], b.bitcast(mask, I64))]
+
+        (met,) = _loop(b, args[1], [ir.Constant(I64, 0)], run)
+        return met
+
+    return types.int64(x, types.int64, out, fields), codegen
