@@ -20,14 +20,13 @@ from numsim.kernels import simd
 from numsim.kernels.fast_decode import Codes, float_bits
 from numsim.kernels.gemm_fma import expanded, tile_rows, whole_panels
 from numsim.kernels.jit import inline, kernel, over_range
-from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.word import shl, shr, wide_vectors
+from numsim.kernels.simd_codes import aligned_planes
+from numsim.kernels.word import wide_vectors
 
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
 _NEAR = 1 << 17  # words of the left operand that stay in the second cache
 GROUP = 64  # row tiles that use a decoded panel before the next is decoded
-_ZERO, _ONE = np.uint32(0), np.uint32(1)
 
 
 class PackedCodes(NamedTuple):
@@ -169,23 +168,8 @@ def aligned_terms(
     b: Array, batch: int, panel: int, k: int, count: int, planes: Array, f: Fields
 ) -> Array:
     """Decode runs of 16 codes to float32 significands or values, and int32 exponents."""
-    wide_vectors()
     codes = codes_at(b, batch, panel, k, count)
-    floats = planes.view(np.uint32)
-    for step in range(codes.size // 16):
-        source = codes[16 * step : 16 * step + 16]
-        target, exponents = floats[32 * step :], planes[32 * step + 16 :]
-        for i in range(16):
-            code = np.uint32(source[i])
-            m = np.uint32(code & f.magnitude)
-            field = shr(m, f.trailing)
-            fraction = np.float32(np.int32(np.uint32(m & f.fraction)))
-            small = np.float32(fraction * np.uint32(f.quantum).view(np.float32)).view(np.uint32)
-            normal = np.uint32(np.uint32(shl(m, f.up) & f.kept) + f.rebias)
-            sign = shl(np.uint32(code & f.sign_bit), f.sign_up)
-            target[i] = np.uint32((normal if field != _ZERO else small) | sign)
-            exponent = np.int32(np.uint32(max(field, _ONE) - f.bias))
-            exponents[i] = exponent if m != _ZERO else np.int32(NO_TERM)
+    aligned_planes(codes, codes.size // 16, planes, f)
     return planes
 
 

@@ -28,6 +28,8 @@ FMA_ROWS, FMA_BYTES = 12, 128  # bytes: columns per panel times the element size
 INT8_ROWS, INT8_COLUMNS = 12, 32
 HOPPER_ROWS, HOPPER_COLUMNS = 4, 16
 
+PAGE = 4096  # bytes: weights are asked for so long before, the processor itself stops at each page
+
 # Hopper, portable: a zero factor's exponent, low enough that its product never wins the maximum.
 ZERO_EXPONENT = -200
 # fp32 exponents are used with their bias. The floor stands for an accumulator of zero: it keeps the
@@ -158,6 +160,15 @@ def pointer_at(context: Any, b: Any, array: Any, value: Any, at: Any) -> Any:
     return b.gep(make(array)(context, b, value).data, [at])
 
 
+def fetch(b: Any, pointer: Any) -> None:
+    """Ask for the line at an address that is read later; beyond the end of memory nothing comes."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    ask = b.module.declare_intrinsic("llvm.prefetch.p0i8", (), kind)
+    read, keep, data = ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)
+    b.call(ask, [b.bitcast(pointer, byte), read, keep, data])
+
+
 class _Tile:
     """Addresses of one micro-kernel call: packed a and b, and the output tile."""
 
@@ -183,6 +194,12 @@ class _Tile:
         at = self.b.gep(self.panel, [self.index(i, times, plus)])
         at = self.b.bitcast(at, (vector or self.vector).as_pointer())
         return self.b.load(at, align=4)
+
+    def ahead(self, i: Any, times: int, plus: int) -> None:
+        """Ask for words of the panel a page later than `columns` reads them."""
+        size = 8 if self.vector.count == 8 else 4
+        at = self.index(i, times, plus + PAGE // size)
+        fetch(self.b, self.b.gep(self.panel, [at]))
 
     def _outputs(self, rows: int) -> list[Any]:
         b, lanes = self.b, self.vector.count
@@ -226,6 +243,9 @@ def fma_tile(
 
         def step(k: Any, acc: list[Any]) -> list[Any]:
             columns = [tile.columns(k, 2 * lanes, c * lanes) for c in range(2)]
+            if count == 1:
+                for c in range(2):
+                    tile.ahead(k, 2 * lanes, c * lanes)
             new = []
             for r in range(count):
                 x = _broadcast(b, tile.scalar(k, FMA_ROWS, r), vector)
@@ -266,6 +286,9 @@ def int8_tile(
 
         def step(k: Any, acc: list[Any]) -> list[Any]:
             columns = [tile.columns(k, INT8_COLUMNS, 16 * c) for c in range(2)]
+            if count == 1:
+                for c in range(2):
+                    tile.ahead(k, INT8_COLUMNS, 16 * c)
             new = []
             for r in range(count):
                 x = tile.scalar(k, INT8_ROWS, r)

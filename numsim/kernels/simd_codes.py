@@ -15,16 +15,21 @@ from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I16 as I16
 from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
+from numsim.kernels.simd import _V32 as V32
+from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import (
     HOPPER_COLUMNS,
     HOPPER_ROWS,
+    PAGE,
     ZERO_EXPONENT,
     _broadcast,
     _intrinsic,
     _loop,
     _splat,
+    fetch,
     pointer_at,
 )
+from numsim.kernels.simd_align import NO_TERM
 from numsim.kernels.simd_fp8 import V8, declared
 
 
@@ -55,6 +60,7 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
         ]
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
+            fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 64))]))
             code = b.load(b.gep(source, [i]), align=1)
             second = b.icmp_signed("<", code, _splat(V8, 0))
             upper, lower = (
@@ -75,6 +81,54 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, table), codegen
+
+
+@_intrinsic
+def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
+    """Write float32 significands (or values) and int32 exponents of `runs` times 16 codes.
+
+    `fields` is `gemm_codes.Fields`. Plain vector IR, for any CPU.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
+        narrow = ir.VectorType(ir.IntType(sig.args[0].dtype.bitwidth), 16)
+        source = b.bitcast(source, narrow.as_pointer())
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        target = b.bitcast(target, V32.as_pointer())
+        magnitude, sign, sign_up, trailing, _, bias, up, kept, rebias, quantum = (
+            _broadcast(b, b.extract_value(args[3], i), V32) for i in range(10)
+        )
+        ahead = PAGE // (2 * narrow.element.width)
+        place, none, zero = _splat(V32, 23), _splat(V32, NO_TERM), _splat(V32, 0)
+        placed, placed_sign = b.and_(b.shl(magnitude, up), kept), b.shl(sign, sign_up)
+        one, lower = b.bitcast(rebias, VF), b.sub(zero, bias)
+        # of a subnormal, (fraction) quantum = (what is read as normal - one) times this
+        least = b.add(b.sub(quantum, rebias), _splat(V32, BIAS << 23))
+        times = b.bitcast(b.add(least, b.shl(trailing, place)), VF)
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, ahead))]))
+            code = b.load(b.gep(source, [i]), align=1)
+            code = b.zext(code, V32) if narrow.element.width < 32 else code
+            m = b.and_(code, magnitude)
+            field = b.lshr(m, trailing)
+            value = b.bitcast(b.add(b.and_(b.shl(code, up), placed), rebias), VF)
+            small = b.fmul(b.fsub(value, one), times)
+            value = b.select(b.icmp_unsigned("==", field, zero), small, value)
+            value = b.or_(b.bitcast(value, V32), b.and_(b.shl(code, sign_up), placed_sign))
+            exponent = b.select(b.icmp_unsigned(">", field, _splat(V32, 1)), field, _splat(V32, 1))
+            exponent = b.add(exponent, lower)
+            exponent = b.select(b.icmp_unsigned("==", m, zero), none, exponent)
+            for plane, vector in enumerate((value, exponent)):
+                at = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, plane))
+                b.store(vector, b.gep(target, [at]), align=4)
+            return carried
+
+        _loop(b, args[1], [], run)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, planes, fields), codegen
 
 
 @_intrinsic

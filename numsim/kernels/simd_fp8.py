@@ -14,11 +14,10 @@ from numba.np import arrayobj
 
 from numsim.kernels.simd import _BIAS as BIAS
 from numsim.kernels.simd import _FRACTION as FRACTION
-from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, pointer_at
+from numsim.kernels.simd import PAGE, _broadcast, _intrinsic, _loop, _splat, fetch, pointer_at
 from numsim.kernels.simd_pack import transposed
 
 ROWS, COLUMNS = 2, 64
@@ -28,7 +27,7 @@ B_WORDS = 3 * COLUMNS // 2  # of a k: exponents and lowest bits, a byte each, an
 # A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and lowest bits
 ORDER = tuple(16 * (place % 4) + place // 4 for place in range(COLUMNS))
 TURNED = 64  # codes of a row that are read at a time where columns are rows of memory
-AHEAD = 64  # k that are asked for before they are read: the processor itself stops at each page
+AHEAD = PAGE // COLUMNS  # k that are asked for before they are read
 LEAST, MOST = -16, 15  # exponents of factors
 WIDEST = 128  # products of a group: their sum and the accumulator stay in the binade
 
@@ -106,15 +105,6 @@ def _reader(b: Any, fields: Any, exponent: int, lowest: int, nothing: int) -> tu
         return b.bitcast(b.or_(b.bitcast(size, V32), b.and_(turned, placed_sign)), VF)
 
     return bytes_of, values
-
-
-def fetch(b: Any, pointer: Any) -> None:
-    """Ask for the line at an address that is read later; beyond the end of memory nothing comes."""
-    byte = I8.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    ask = b.module.declare_intrinsic("llvm.prefetch.p0i8", (), kind)
-    read, keep, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
-    b.call(ask, [b.bitcast(pointer, byte), read, keep, data])
 
 
 def _storing(b: Any, first: Any) -> Any:

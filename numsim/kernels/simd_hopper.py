@@ -19,7 +19,7 @@ from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, _Tile
+from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, _Tile, fetch
 from numsim.kernels.simd_fp8 import (
     A_WORDS,
     AHEAD,
@@ -33,7 +33,6 @@ from numsim.kernels.simd_fp8 import (
     RUN,
     V8,
     declared,
-    fetch,
     halves,
     reader_by_tables,
     top,
