@@ -6,9 +6,10 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.convert import cast, encode
+from numsim.convert import cast, decode, encode
 from numsim.formats import get_format, list_formats
 from numsim.kernels import simd
+from numsim.kernels.gemm_fma import gemm_fma
 from numsim.quant import QTensor
 from numsim.targets import fast, get_target
 from numsim.targets.ops import matmul
@@ -388,6 +389,27 @@ def test_a_right_operand_of_codes_means_its_values(path, name):
     single = fast.fma(ones, QTensor.from_codes(codes[:1], name))[0]
     assert np.array_equal(single, want[:1].astype(np.float64) + 0.0, equal_nan=True)
     assert "values" not in b.packed or b.packed.keys() == {"values"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["float8_e5m2", "int8", "int4", "float6_e2m3fn", "bfloat16"])
+def test_chains_over_codes_are_chains_over_values(path, name, dtype):
+    """Infinities and NaN among them; one row and more, any K and N, one b or as many as items."""
+    rng, f = np.random.default_rng(1), get_format(name)
+    for batch, items, m, k, n in [
+        (1, 1, 1, 1, 1), (1, 1, 1, 131, 70), (1, 1, 2, 66, 33), (3, 1, 1, 7, 16),
+        (2, 2, 1, 130, 40), (1, 1, 14, 64, 64), (2, 2, 3, 5, 17), (1, 1, 1, 600, 32),
+    ]:  # fmt: skip
+        a = rng.standard_normal((batch, m, k)).astype(dtype)
+        patterns = rng.integers(0, 1 << f.bits, (items, k, n))
+        if f.kind == "integer":
+            patterns = (patterns ^ 1 << f.bits - 1) - (1 << f.bits - 1)
+        codes = patterns.astype(f.code_dtype)
+        c = rng.standard_normal((batch, m, n)).astype(dtype)
+        values = decode(codes, name).astype(dtype)
+        for start in (None, c):
+            got = fast.fma(a, QTensor.from_codes(codes, name), start)
+            assert np.array_equal(got.view(np.uint8), gemm_fma(a, values, c=start).view(np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from numsim.kernels.gemm_codes import (
 )
 from numsim.kernels.gemm_fma import fma_narrow, fma_wide, pack_rows
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_codes import looked_up_values
+from numsim.kernels.simd_codes import chain_of_codes, looked_up_values
 
 Array = npt.NDArray[Any]
 Decode = Codes | tuple[np.uint32, np.float32] | Array
@@ -56,6 +56,33 @@ def _bytes_wide(
     cover_codes(
         fma_wide, _values_of_bytes, out, a, b, scratch, steps, block, group, start, stop, 0, table
     )
+
+
+@inline
+def _codes_themselves(
+    b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
+) -> Array:
+    return codes_at(b, batch, panel, k, count)
+
+
+@inline
+def _one_row(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, table: Array,
+) -> int:  # fmt: skip
+    chain_of_codes(table, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _bytes_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    table: Array,
+) -> None:  # fmt: skip
+    cover_codes(
+        _one_row, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group, start, stop,
+        table, table,
+    )  # fmt: skip
 
 
 @kernel
@@ -105,16 +132,16 @@ def _integers_narrow(
 _KERNELS: dict[Any, tuple[Any, Any]] = {  # without AVX-512 and with it
     Codes: (_floats_narrow, _floats_wide),
     tuple: (_integers_narrow, _integers_wide),
-    np.ndarray: (_bytes_wide, _bytes_wide),
+    np.ndarray: (_bytes_row, _bytes_wide),  # for one row, for more
 }
 
 
 @cache
 def _runner(
-    dtype: np.dtype[Any], codes: np.dtype[Any], kind: Any, how: Any, wide: bool
+    dtype: np.dtype[Any], codes: np.dtype[Any], kind: Any, how: Any, second: bool
 ) -> Callable[..., Any]:
     element = from_dtype(dtype)
-    return simd.compiled(_KERNELS[kind][wide], *codes_types(element, codes, element), how)
+    return simd.compiled(_KERNELS[kind][second], *codes_types(element, codes, element), how)
 
 
 def pack_b(codes: Array, dtype: npt.DTypeLike) -> PackedCodes:
@@ -152,6 +179,8 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
         rows = pack_rows(a.reshape(*shape[:2], depth))
         typeof: Any = numba.typeof
         kind: Any = type(how)
-        entry = _runner(a.dtype, b.panels.dtype, kind, typeof(how), simd.enabled())
-        run_codes(entry, out, rows, b, _BLOCK, how)
+        row = kind is np.ndarray and shape[1] == 1
+        second = not row if kind is np.ndarray else simd.enabled()
+        entry = _runner(a.dtype, b.panels.dtype, kind, typeof(how), second)
+        run_codes(entry, out, rows, b, depth if row else _BLOCK, how)
     return out.reshape(batch, m, b.lines)

@@ -5,6 +5,7 @@ Numba has neither; 32-bit lanes take a multiple of the time, as long as the prod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -18,6 +19,7 @@ from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import (
+    FMA_ROWS,
     HOPPER_COLUMNS,
     HOPPER_ROWS,
     PAGE,
@@ -26,11 +28,40 @@ from numsim.kernels.simd import (
     _intrinsic,
     _loop,
     _splat,
+    _Tile,
     fetch,
     pointer_at,
 )
 from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp8 import V8, declared
+from numsim.kernels.simd_fp8 import I8, V8, declared
+
+
+def _reader_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[Any], list[Any]]:
+    """Return how 64 codes become two vectors of 32 float32, by the table of `looked_up_values`."""
+    first = b.bitcast(pointer_at(context, b, kind, table, ir.Constant(I64, 0)), V8.as_pointer())
+    parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
+    pick = declared(b, "llvm.x86.avx512.vpermi2var.qi.512", V8, V8, V8, V8)
+    words, whole = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
+    orders = [
+        ir.Constant(ir.VectorType(I32, 64), [n // 2 + 64 * (n % 2) + first for n in range(64)])
+        for first in (0, 32)
+    ]
+
+    def read(code: Any) -> list[Any]:
+        second = b.icmp_signed("<", code, _splat(V8, 0))
+        upper, lower = (
+            b.select(second, b.call(pick, [parts[t + 2], code, parts[t + 3]]),
+                     b.call(pick, [parts[t], code, parts[t + 1]]))
+            for t in (0, 4)
+        )  # fmt: skip
+        values = []
+        for order in orders:
+            halves = b.bitcast(b.shuffle_vector(lower, upper, order), words)
+            bits = b.shl(b.zext(halves, whole), _splat(whole, 16))
+            values.append(b.bitcast(bits, ir.VectorType(ir.FloatType(), 32)))
+        return values
+
+    return read
 
 
 @_intrinsic
@@ -47,40 +78,83 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
             return b.bitcast(at, vector.as_pointer())
 
         wide = sig.args[2].dtype == types.float64
-        singles = ir.VectorType(ir.FloatType(), 32)
-        vector = ir.VectorType(ir.DoubleType(), 32) if wide else singles
-        source, target, first = start(0, V8), start(2, vector), start(3, V8)
-        parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
-        pick = declared(b, "llvm.x86.avx512.vpermi2var.qi.512", V8, V8, V8, V8)
-        orders = [
-            ir.Constant(
-                ir.VectorType(I32, 64), [n // 2 + 64 * (n % 2) + 32 * half for n in range(64)]
-            )
-            for half in range(2)
-        ]
+        vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 32)
+        source, target = start(0, V8), start(2, vector)
+        read = _reader_by_table(context, b, sig.args[3], args[3])
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 64))]))
-            code = b.load(b.gep(source, [i]), align=1)
-            second = b.icmp_signed("<", code, _splat(V8, 0))
-            upper, lower = (
-                b.select(second, b.call(pick, [parts[t + 2], code, parts[t + 3]]),
-                         b.call(pick, [parts[t], code, parts[t + 1]]))
-                for t in (0, 4)
-            )  # fmt: skip
-            for half, order in enumerate(orders):
-                words = b.bitcast(b.shuffle_vector(lower, upper, order), ir.VectorType(I16, 32))
-                bits = b.zext(words, ir.VectorType(I32, 32))
-                value = b.bitcast(b.shl(bits, _splat(bits.type, 16)), singles)
-                value = b.fpext(value, vector) if wide else value
-                place = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, half))
-                b.store(value, b.gep(target, [place]), align=4)
+            for half, value in enumerate(read(b.load(b.gep(source, [i]), align=1))):
+                place = b.gep(
+                    target, [b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, half))]
+                )
+                b.store(b.fpext(value, vector) if wide else value, place, align=4)
             return carried
 
         _loop(b, args[1], [], run)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, table), codegen
+
+
+@_intrinsic
+def chain_of_codes(
+    typing: Any, table: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Update out[:] = fma(a[k], value of b[k, :], out[:]) in order of k; NaN is canonical.
+
+    Codes of one byte, read by the table of `looked_up_values`: for a row alone it does not pay to
+    write values.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        double = sig.args[1].dtype == types.float64
+        lanes = 8 if double else 16
+        vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
+        tile = _Tile(context, b, sig.args, args, 2, vector)
+        fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
+        read = _reader_by_table(context, b, sig.args[0], args[0])
+        width, together = 2 * lanes, 32 // lanes  # columns; k of 64 codes
+
+        def part(value: Any, first: int) -> Any:
+            order = ir.Constant(ir.VectorType(I32, lanes), [first + n for n in range(lanes)])
+            some = b.shuffle_vector(value, value, order)
+            return b.fpext(some, vector) if double else some
+
+        def chain(k: Any, code: Any, count: int, acc: list[Any]) -> list[Any]:
+            values = read(code)
+            for n in range(count):
+                x = _broadcast(b, tile.scalar(b.add(k, ir.Constant(I64, n)), FMA_ROWS, 0), vector)
+                for c in range(2):
+                    at = n * width + c * lanes
+                    acc[c] = b.call(fma, [x, part(values[at // 32], at % 32), acc[c]])
+            return acc
+
+        def run(i: Any, acc: list[Any]) -> list[Any]:
+            at = b.gep(tile.panel, [b.mul(i, ir.Constant(I64, 64))])
+            fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
+            code = b.load(b.bitcast(at, V8.as_pointer()), align=1)
+            return chain(b.mul(i, ir.Constant(I64, together)), code, together, list(acc))
+
+        runs = b.sdiv(tile.steps, ir.Constant(I64, together))
+        done = b.mul(runs, ir.Constant(I64, together))
+
+        def single(i: Any, acc: list[Any]) -> list[Any]:
+            k = b.add(done, i)
+            at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, width))])
+            few = b.load(b.bitcast(at, ir.VectorType(I8, width).as_pointer()), align=1)
+            order = ir.Constant(ir.VectorType(I32, 64), [n % width for n in range(64)])
+            return chain(k, b.shuffle_vector(few, few, order), 1, list(acc))
+
+        acc = _loop(b, runs, tile.load(1), run)
+        acc = _loop(b, b.sub(tile.steps, done), acc, single)
+        nan = _splat(vector, float("nan"))
+        tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], 1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(table, a, i64, b, i64, out, i64, i64, i64), codegen
 
 
 @_intrinsic

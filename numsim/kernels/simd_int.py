@@ -60,6 +60,9 @@ def saturating_tile(
 
         def products(k: Any) -> list[Any]:
             columns = [tile.columns(k, _COLUMNS, 16 * c) for c in range(vectors)]
+            if count == 1:
+                for c in range(vectors):
+                    tile.ahead(k, _COLUMNS, 16 * c)
             rows = [_broadcast(b, tile.scalar(k, FMA_ROWS, r), _V32) for r in range(count)]
             return [b.mul(x, y) for x in rows for y in columns]
 
