@@ -1,7 +1,8 @@
 """Vector micro-kernels in LLVM IR, and the loop that lays them over an output.
 
-This is the only module that writes IR. A micro-kernel updates a small tile of the output in place
-over a run of k steps; operands are packed so that one step reads consecutive memory::
+What the modules named ``simd_*`` share is here too. A micro-kernel updates a small tile of the
+output in place over a run of k steps; operands are packed so that one step reads consecutive
+memory::
 
     a [batch, tiles, steps, rows per tile]      b [1 or batch, panels, steps, columns per panel]
 
