@@ -210,44 +210,29 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
 
 
 @kernel
-def _pack_words(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
-    """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1]."""
+def _pack_words(source: Array, panels: Array, flip: int, runs: int, start: int, stop: int) -> None:
+    """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1].
+
+    `runs` times 16 k of them by vectors.
+    """
     lines, depth = source.shape[1], source.shape[2]
     count, width = panels.shape[1], panels.shape[3]
     mask = np.uint32(flip)
     for piece in range(start, stop):
         batch, first = piece // count, piece % count * width
-        panel = panels[batch, piece % count]
-        used = min(width, lines - first)
-        runs = depth // 16
+        panel, used = panels[batch, piece % count], min(width, lines - first)
         rows = source[batch, first : first + used]
         turned_words(rows, panel.reshape(-1), runs, mask)
-        for k in range(16 * runs, depth):
+        for k0 in range(16 * runs, depth, 16):  # short runs keep the written lines in the cache
             for i in range(used):
-                panel[k, i, 0] = rows[i, k] ^ mask
-
-
-@kernel
-def _pack_words_narrow(source: Array, panels: Array, flip: int, start: int, stop: int) -> None:
-    lines, depth = source.shape[1], source.shape[2]
-    count, width = panels.shape[1], panels.shape[3]
-    mask = np.uint32(flip)
-    for piece in range(start, stop):
-        batch, first = piece // count, piece % count * width
-        panel = panels[batch, piece % count]
-        used = min(width, lines - first)
-        for k0 in range(0, depth, 16):  # 64 bytes a line: both sides stay in the cache
-            for i in range(used):
-                line = source[batch, first + i]
                 for k in range(k0, min(k0 + 16, depth)):
-                    panel[k, i, 0] = line[k] ^ mask
+                    panel[k, i, 0] = rows[i, k] ^ mask
 
 
 @cache
-def _word_packer(wide: bool) -> Callable[..., Any]:
-    packer = _pack_words if wide else _pack_words_narrow
+def _word_packer() -> Callable[..., Any]:
     arrays = (simd.contiguous(types.uint32, 3), simd.contiguous(types.uint32, 5))
-    return simd.compiled(packer, *arrays, *(types.int64,) * 3)
+    return simd.compiled(_pack_words, *arrays, *(types.int64,) * 4)
 
 
 def pack_words(source: Array, flip: int = 0) -> Array:
@@ -258,8 +243,8 @@ def pack_words(source: Array, flip: int = 0) -> Array:
     batch, lines, depth = source.shape
     tiles = -(-lines // simd.FMA_ROWS)
     panels = np.empty((batch, tiles, depth, simd.FMA_ROWS, 1), np.uint32)
-    entry = _word_packer(simd.enabled())
-    over_range(lambda start, stop: entry(source, panels, flip, start, stop), batch * tiles)
+    entry, runs = _word_packer(), depth // 16 if simd.enabled() else 0
+    over_range(lambda start, stop: entry(source, panels, flip, runs, start, stop), batch * tiles)
     return panels
 
 

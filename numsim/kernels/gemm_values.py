@@ -25,7 +25,7 @@ from numsim.kernels.gemm_codes import (
     values_of_floats,
     values_of_integers,
 )
-from numsim.kernels.gemm_fma import fma_narrow, fma_wide, pack_rows
+from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.simd_codes import chain_of_codes, looked_up_values
 
@@ -47,15 +47,21 @@ def _values_of_bytes(
     return values
 
 
+@expanded
+def _run(
+    micro: Callable[..., int], decode: Callable[..., Array], out: Array, a: Array, b: Array,
+    steps: int, block: int, group: int, start: int, stop: int, how: Any,
+) -> None:  # fmt: skip
+    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
+    cover_codes(micro, decode, out, a, b, scratch, steps, block, group, start, stop, 0, how)
+
+
 @kernel
 def _bytes_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     table: Array,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
-    cover_codes(
-        fma_wide, _values_of_bytes, out, a, b, scratch, steps, block, group, start, stop, 0, table
-    )
+    _run(fma_wide, _values_of_bytes, out, a, b, steps, block, group, start, stop, table)
 
 
 @inline
@@ -90,10 +96,7 @@ def _floats_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
-    cover_codes(
-        fma_wide, values_of_floats, out, a, b, scratch, steps, block, group, start, stop, 0, how
-    )
+    _run(fma_wide, values_of_floats, out, a, b, steps, block, group, start, stop, how)
 
 
 @kernel
@@ -101,10 +104,7 @@ def _floats_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
-    cover_codes(
-        fma_narrow, values_of_floats, out, a, b, scratch, steps, block, group, start, stop, 0, how
-    )
+    _run(fma_narrow, values_of_floats, out, a, b, steps, block, group, start, stop, how)
 
 
 @kernel
@@ -112,10 +112,7 @@ def _integers_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
-    cover_codes(
-        fma_wide, values_of_integers, out, a, b, scratch, steps, block, group, start, stop, 0, how
-    )
+    _run(fma_wide, values_of_integers, out, a, b, steps, block, group, start, stop, how)
 
 
 @kernel
@@ -123,10 +120,7 @@ def _integers_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * simd.FMA_BYTES // 4).view(a.dtype)
-    cover_codes(
-        fma_narrow, values_of_integers, out, a, b, scratch, steps, block, group, start, stop, 0, how
-    )
+    _run(fma_narrow, values_of_integers, out, a, b, steps, block, group, start, stop, how)
 
 
 _KERNELS: dict[Any, tuple[Any, Any]] = {  # without AVX-512 and with it

@@ -1,4 +1,4 @@
-"""Rows of words laid out k by k, 16 k at a time, with AVX-512."""
+"""Rows of words laid out k by k, 16 k at a time."""
 
 from __future__ import annotations
 
