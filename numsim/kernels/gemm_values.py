@@ -170,10 +170,11 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     shape = (1, batch * m, b.lines) if len(b.panels) == 1 else (batch, m, b.lines)
     out = np.zeros(shape, a.dtype) if c is None else np.array(c, order="C").reshape(shape)
     if out.size:
-        rows = pack_rows(a.reshape(*shape[:2], depth))
+        a = a.reshape(*shape[:2], depth)
         typeof: Any = numba.typeof
         kind: Any = type(how)
         row = kind is np.ndarray and shape[1] == 1
+        rows = np.ascontiguousarray(a).reshape(-1, 1, depth, 1, 1) if row else pack_rows(a)
         second = not row if kind is np.ndarray else simd.enabled()
         entry = _runner(a.dtype, b.panels.dtype, kind, typeof(how), second)
         run_codes(entry, out, rows, b, depth if row else _BLOCK, how)

@@ -19,7 +19,6 @@ from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import (
-    FMA_ROWS,
     HOPPER_COLUMNS,
     HOPPER_ROWS,
     PAGE,
@@ -104,8 +103,8 @@ def chain_of_codes(
 ) -> Any:  # fmt: skip
     """Update out[:] = fma(a[k], value of b[k, :], out[:]) in order of k; NaN is canonical.
 
-    Codes of one byte, read by the table of `looked_up_values`: for a row alone it does not pay to
-    write values.
+    Codes of one byte, read by the table of `looked_up_values`: for a row alone, which is not
+    packed, it does not pay to write values.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -125,7 +124,7 @@ def chain_of_codes(
         def chain(k: Any, code: Any, count: int, acc: list[Any]) -> list[Any]:
             values = read(code)
             for n in range(count):
-                x = _broadcast(b, tile.scalar(b.add(k, ir.Constant(I64, n)), FMA_ROWS, 0), vector)
+                x = _broadcast(b, tile.scalar(k, 1, n), vector)
                 for c in range(2):
                     at = n * width + c * lanes
                     acc[c] = b.call(fma, [x, part(values[at // 32], at % 32), acc[c]])
