@@ -63,6 +63,60 @@ def test_epilogue_says_what_is_no_number(word, bad):
         ns.epilogue(given.pop("acc"), out_format="float8_e4m3fn", **given)
 
 
+@pytest.mark.parametrize(
+    ("acc", "alpha", "bits"),
+    [
+        (-1e-30, 1e-30, 0x80000000), (1e-30, -1e-30, 0x80000000), (-1e-30, -1e-30, 0),
+        (-0.0, 1.0, 0), (0.0, -1.0, 0), (-1.0, 2.0**-149, 0x80000001), (-0.5, 2.0**-149, 1 << 31),
+        (np.inf, 0.0, 0x7FFFFFFF), (np.nan, 1.0, 0x7FFFFFFF), (-np.nan, 1.0, 0x7FFFFFFF),
+    ],
+)  # fmt: skip
+def test_zeros_and_nan_of_the_epilogue(acc, alpha, bits):
+    x = np.float32(acc)
+    for given in (x, x[None], np.full((2, 3), x)):
+        got = ns.epilogue(given, alpha=alpha, out_format="float32")
+        assert got.shape == given.shape
+        assert (got.view(np.uint32) == bits).all()
+    if not np.isnan(got).any():
+        factor = int(np.float32(alpha).view(np.uint32))
+        assert om.epilogue(int(x.view(np.uint32)), factor, "float32") == bits
+    half = ns.epilogue(x, alpha=alpha, out_format="float16").view(np.uint16)
+    eight = ns.epilogue(x, alpha=alpha, out_format="float8_e5m2")
+    sign = bits >> 31
+    assert (half, eight) == ((0x7FFF, 0x7F) if bits == 0x7FFFFFFF else (sign << 15, sign << 7))
+
+
+def test_masks_are_not_lost():
+    masked = np.ma.masked_array([1, 2], mask=[1, 0])
+    with pytest.raises(ns.NumsimError, match=r"epilogue: acc: .*lose its mask"):
+        ns.epilogue(masked, alpha=1, out_format="float32")
+    with pytest.raises(ns.NumsimError, match=r"requantize: acc: .*lose its mask"):
+        ns.requantize(masked, multiplier=1, shift=0)
+
+
+def test_messages_after_a_unit_are_one_line_and_say_where():
+    far = np.array([[0, 1], [1 << 31, -1]])
+    words = (
+        r"acc is integers of .*; 1 of 4 are not, the first is 2147483648 at index \(1, 0\); clip"
+    )
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.requantize(far, multiplier=1, shift=0)
+    with pytest.raises(ns.NumsimError, match=r"acc is integers .*; got float64; round"):
+        ns.requantize(far * 0.5, multiplier=1, shift=0)
+    for call in (
+        lambda: ns.epilogue([1.0], alpha=far, out_format="float32"),
+        lambda: ns.accumulator_bits(far, "int8"),
+        lambda: ns.encode([1.0], far),
+    ):
+        with pytest.raises(ns.NumsimError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ns.NumsimError, match=r"a is a QTensor or a format; got ndarray; .*quantize"
+    ):
+        ns.accumulator_bits(far, "int8")
+
+
 def test_ragged_c():
     a = ns.QTensor.from_codes([[1], [1]], "int8")
     with pytest.raises(ns.NumsimError, match="c has the shape of the result"):
@@ -72,6 +126,17 @@ def test_ragged_c():
 # ---------------------------------------------------------------------------------------- advisor
 def test_longest_k_has_no_limit_of_its_own():
     assert ns.accumulator_bits("uint4", "uint4").longest_k(32) == (2**31 - 1) // 225 == 9544371
+
+
+def test_sizes_may_be_of_numpy():
+    four, k = np.int64(4), np.uint8(200)
+    assert ns.accumulator_bits("int8", "int8", k=four) == ns.accumulator_bits("int8", "int8", k=4)
+    assert ns.accumulator_bits("int8", "int8", k=k).format_bound == 23
+    assert ns.accumulator_bits("uint4", "uint4").longest_k(np.uint8(32)) == 9544371
+    assert ns.Quant("e4m3", block=four) == ns.Quant("e4m3", block=4)
+    assert type(ns.Quant("e4m3", block=(four, four)).block[0]) is int
+    q = ns.QTensor.from_codes([[1] * 8], "int8", scale=[[1, 2]], block=four, axis=np.int64(1))
+    assert q.block_shape == (1, 4)
 
 
 @pytest.mark.parametrize("code", [0x7F, 0xFF])
@@ -109,6 +174,8 @@ def test_explained_accumulator_of_an_integer_unit(c):
 
 def test_explained_infinities_and_formats():
     assert explain_mma("nvidia.hopper.wgmma", c=math.inf).endswith("D = inf, 0x7f800000")
+    with pytest.raises(ns.NumsimError, match=r"c is beyond float32; got 1e[+]300; write inf"):
+        explain_mma("nvidia.hopper.wgmma", c=1e300)
     with pytest.raises(ns.NumsimError, match="has no Inf"):
         explain_mma("nvidia.hopper.wgmma", values=[(math.inf, 1)])
     assert "D = inf" in explain_mma("ideal.fp32", values=[(math.inf, 1)], formats="float32")

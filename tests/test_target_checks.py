@@ -113,6 +113,30 @@ def test_a_unit_with_no_plain_class_says_what_it_has():
     assert ns.matmul(a, a, target=unit, out_format="float16") == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "fmt", "words"),
+    [
+        ("ideal.int", "e4m3", "integer: every integer and fixed-point format; quantise"),
+        ("x86.vpdpbusd", "int8", "u8s8: a uint8, b int8; quantise"),
+        ("ideal.fp32", "int32", "float: every format that float32 holds; quantise"),
+        (WGMMA, "int4", "int8: int8, uint8; quantise a and b to formats of one class, or"),
+    ],
+)
+def test_what_a_unit_has_is_said_in_formats(target, fmt, words):
+    a = ns.QTensor.from_codes([[1]], fmt)
+    with pytest.raises(ns.UnsupportedError, match=words):
+        ns.matmul(a, a, target=target)
+
+
+def test_an_accumulator_that_its_format_does_not_hold_is_pointed_at():
+    a = ns.QTensor.from_codes(np.full((2, 1), 0x38), "e4m3")
+    unit = ns.get_target("ideal.mac", acc_format="float16")
+    c = np.float32([[1, np.nan], [1 + 2.0**-20, 1e6]])
+    words = r"float16; 2 of 4 are not, the first is 1\.000001 at index \(1, 0\); cast"
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.matmul(a, a.T, target=unit, c=c)
+
+
 def test_flags_may_be_of_numpy():
     unit = ns.get_target("nvidia.hopper.wgmma", zero_products=np.True_)
     assert unit.rule("fp8").zero_products is True

@@ -118,8 +118,8 @@ def get_format(name: str | Format) -> Format:
         return name
     if not isinstance(name, str):
         raise NumsimError(
-            f"a format is a name or a Format; got {name!r:.60} ({type(name).__name__}); pass a "
-            "name such as 'float8_e4m3fn' (numsim.list_formats())"
+            f"a format is a name or a Format; got {' '.join(repr(name).split()):.60} "
+            f"({type(name).__name__}); pass a name such as 'float8_e4m3fn' (numsim.list_formats())"
         )
     return _lookup(name)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array
+from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
@@ -162,12 +162,10 @@ def percentile(rule: str) -> Fraction | None:
 
 def _block(block: object) -> int | tuple[int, int]:
     sizes = block if isinstance(block, tuple | list) else (block,)
-    if not (
-        len(sizes) in (1, 2)
-        and all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in sizes)
-    ):
+    if not (len(sizes) in (1, 2) and all(is_integer(b) and b >= 1 for b in sizes)):
         raise NumsimError(f"Quant: block is a positive integer or (rows, columns); got {block!r}")
-    return tuple(sizes) if len(sizes) == 2 else sizes[0]
+    whole = [int(b) for b in sizes]
+    return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,14 +253,14 @@ class QTensor:
         if block is not None:
             if values is None:
                 raise NumsimError("from_codes: block needs scale or scale_codes")
-            whole = isinstance(block, int) and isinstance(axis, int) and block is not True
+            whole = is_integer(block) and is_integer(axis)
             if not whole or not -array.ndim <= axis < array.ndim or block < 1:
                 raise NumsimError(
                     f"from_codes: block is positive and axis one of {array.ndim} axes; got "
                     f"block={block!r}, axis={axis}"
                 )
             sizes = [1] * array.ndim
-            sizes[axis] = block
+            sizes[axis] = int(block)
             shape = tuple(sizes)
             want = tuple(-(-n // b) for n, b in zip(array.shape, shape, strict=True))
             if values.shape != want:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
@@ -71,10 +72,10 @@ class AccumulatorBits:
         >>> accumulator_bits("int8", "int8", symmetric=True).longest_k(32)
         133144
         """
-        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= _WIDEST:
-            raise NumsimError(f"longest_k: bits is a positive integer; got {bits!r}")
+        if not is_integer(bits) or not 1 <= bits <= _WIDEST:
+            raise NumsimError(f"longest_k: bits is an integer from 1 to 2**20; got {bits!r}")
         low, high = self._range
-        top = 1 << (bits - 1)
+        top = 1 << (int(bits) - 1)
         ends = [(top - 1) // high] if high else []
         return min([*ends, top // -low] if low else ends, default=_WIDEST)
 
@@ -136,6 +137,11 @@ def accumulator_bits(
 
 
 def _format(operand: Operand, name: str) -> Format:
+    if not isinstance(operand, QTensor | Format | str):
+        raise NumsimError(
+            f"accumulator_bits: {name} is a QTensor or a format; got {type(operand).__name__}; "
+            "numsim.quantize makes QTensors"
+        )
     fmt = operand.fmt if isinstance(operand, QTensor) else get_format(operand)
     if fmt.kind == "float" and not fmt.zero:
         raise UnsupportedError(
@@ -156,9 +162,9 @@ def _depth(a: Operand, b: Operand, k: int | None) -> int:
                 f"accumulator_bits: a is [..., M, K] and b is [..., K, N]; got {name} {q.shape}"
             )
     if k is not None:
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        if not is_integer(k) or k < 1:
             raise NumsimError(f"accumulator_bits: k is a positive integer; got {k!r}")
-        sizes["k"] = k
+        sizes["k"] = int(k)
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise NumsimError(f"accumulator_bits: the lengths of K agree; got {named}")

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import as_array, index_of
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.formats import Format, get_format
@@ -26,7 +27,7 @@ def epilogue(
 
     ``y = fma(acc, alpha, +0)`` in float32, then ``y + bias`` in float32. float16 and bfloat16
     are rounded from that float32 (nearest even). FP8: ``y * scale_result`` in float32, clamped to
-    the format's range (Inf too), nearest even. NaN becomes 0x7FFF, or 0x7F.
+    the format's range (Inf too), nearest even. NaN becomes 0x7FFFFFFF, 0x7FFF, or 0x7F.
 
     Parameters
     ----------
@@ -71,11 +72,14 @@ def epilogue(
             f"epilogue: bias broadcasts to the shape of acc {total.shape}; got {added.shape}"
         )
     with np.errstate(all="ignore"):
-        y = total * factor + np.float32(0.0)
+        # the product is exact in float64: -0 becomes +0, what underflows keeps its sign
+        y = (total.astype(np.float64) * np.float64(factor) + 0.0).astype(np.float32)
         if added is not None:
             y = y + added
         if out.name == "float32":
-            return np.asarray(y, np.float32)
+            y = np.asarray(y)
+            y.view(np.uint32)[np.isnan(y)] = 0x7FFFFFFF
+            return y
         if out.name in ("float16", "bfloat16"):
             rounded = round_to(np.asarray(y), out)
             rounded.view(np.uint16)[np.isnan(y)] = 0x7FFF
@@ -91,19 +95,19 @@ def epilogue(
 
 
 def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(x)
-    except ValueError:
-        array = np.empty(0, object)
+    array = as_array(f"epilogue: {name}", x)
     if array.dtype.kind not in "iuf" and array.dtype != ml_dtypes.bfloat16:
-        raise NumsimError(f"epilogue: {name} holds numbers in rows of one length; got {x!r:.60}")
+        raise NumsimError(
+            f"epilogue: {name} holds real numbers; got {array.dtype}; pass float32, as "
+            "numsim.matmul returns it"
+        )
     with np.errstate(all="ignore"):
         return array.astype(np.float32)
 
 
 def _scalar(x: object, name: str) -> np.float32:
     if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
-        raise NumsimError(f"epilogue: {name} is a number; got {x!r:.60}")
+        raise NumsimError(f"epilogue: {name} is a number; got {' '.join(repr(x).split()):.60}")
     try:
         with np.errstate(all="ignore"):
             return np.float32(x)
@@ -203,13 +207,16 @@ def requantize(
 
 
 def _integers(x: ArrayLike, name: str, low: int, high: int) -> NDArray[np.int64]:
-    try:
-        array = np.asarray(x)
-    except (ValueError, OverflowError):
-        array = np.empty(0, object)
-    inside = array.dtype.kind in "iu"
-    if inside and array.size:
-        inside = low <= int(array.min()) and int(array.max()) <= high
-    if not inside:
-        raise NumsimError(f"requantize: {name} is integers of {low} to {high}; got {x!r:.60}")
+    array = as_array(f"requantize: {name}", x)
+    rule = f"requantize: {name} is integers of {low} to {high}"
+    if array.dtype.kind not in "iu":
+        raise NumsimError(f"{rule}; got {array.dtype}; round to integers first")
+    if array.size and (int(array.min()) < low or int(array.max()) > high):
+        info = np.iinfo(array.dtype)
+        wrong = np.flatnonzero((array < max(low, info.min)) | (array > min(high, info.max)))
+        index = index_of(int(wrong[0]), array.shape)
+        raise NumsimError(
+            f"{rule}; {wrong.size} of {array.size} are not, the first is {int(array[index])} at "
+            f"index {index}; clip them first"
+        )
     return array.astype(np.int64)

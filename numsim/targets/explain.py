@@ -173,7 +173,10 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
         return np.array([[int(c)]])
     out = ops._output_format(unit, kind, rule, wanted)
     with np.errstate(over="ignore"):
-        return np.array([[c]]).astype(DTYPES[out.name])
+        start = np.array([[c]], np.float64).astype(DTYPES[out.name])
+    if math.isfinite(c) and not np.isfinite(start.astype(np.float64)).all():
+        raise NumsimError(f"explain mma: c is beyond {out.name}; got {c!r}; write inf for Inf")
+    return start
 
 
 def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:

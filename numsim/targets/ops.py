@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array
+from numsim.arguments import as_array, index_of
 from numsim.convert import cast
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
 from numsim.formats import Format, get_format
@@ -23,6 +23,12 @@ from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, Scale
 _BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
 _FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
 _HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
+_WIDE_WORDS = {
+    "float": "every format that float32 holds",
+    "number": "every format that float32 holds, every integer",
+    "integer": "every integer and fixed-point format",
+    "u8s8": "a uint8, b int8",
+}
 _WARNED: set[str] = set()
 
 
@@ -62,7 +68,9 @@ def matmul(
     c
         Accumulator input [..., M, N] in the NumPy type of the output. None: +0. The unit adds to
         it, so scales after the unit multiply it too; integer units take integers (with
-        `promote_every` or `split_k` the outer accumulator adds it, of up to `outer_bits`). With
+        `promote_every` or `split_k` the outer accumulator adds it, of up to `outer_bits`). There
+        c comes first, then each part of `split_k`, which is itself the sum of its promoted
+        chains: ``c + ((p0 + p1) + p2)`` with `promote_every` alone. With
         block scales outside the unit it is a float number that joins the float32 sum of scaled
         blocks, unscaled: first, or after a scale of the whole tensor (NVFP4).
     out_format
@@ -205,14 +213,15 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
     if found is None:
         has = (
             "; ".join(
-                f"{kind}: {', '.join(CLASSES.get(kind, (kind,)))}"
+                f"{kind}: {', '.join(CLASSES.get(kind) or (_WIDE_WORDS[kind],))}"
                 for kind, _ in target.rules
                 if "->" not in kind and not kind.startswith("mx:")
             )
             or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
         )
         raise UnsupportedError(
-            f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}"
+            f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}; "
+            "quantise a and b to formats of one class, or choose another target"
         )
     return found
 
@@ -303,7 +312,9 @@ def _accumulator(
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
     if isinstance(rule, IntSum) and not blocks:
         if array.dtype.kind not in "iu":
-            raise NumsimError(f"matmul: c of an integer unit holds integers; got {array.dtype}")
+            raise NumsimError(
+                f"matmul: c of an integer unit holds integers; got {array.dtype}; cast it first"
+            )
         low, high = limits(rule.outer_bits if restarts(target) else rule.acc_bits)
         if array.size and (int(array.min()) < low or int(array.max()) > high):
             raise NumsimError(
@@ -320,10 +331,13 @@ def _accumulator(
     if not blocks and not restarts(target) and held != "float32":
         wide = array.astype(np.float32)
         kept = cast(wide, held, overflow="special")
-        if not np.array_equal(kept, wide, equal_nan=True):
+        wrong = np.flatnonzero((kept != wide) & ~(np.isnan(kept) & np.isnan(wide)))
+        if wrong.size:
+            index = index_of(int(wrong[0]), shape)
             raise NumsimError(
-                f"matmul: c holds values of the accumulator's format {held}; some are "
-                "not; cast c to it first"
+                f"matmul: c holds values of the accumulator's format {held}; {wrong.size} of "
+                f"{wide.size} are not, the first is {wide[index]!s} at index {index}; cast c to "
+                "it first"
             )
     return array
 
