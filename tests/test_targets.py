@@ -781,6 +781,39 @@ def test_split_k_equals_oracle(order, parts, every, k):
 
 
 @pytest.mark.parametrize(
+    ("name", "bits"),
+    [(WGMMA, 0x7FFFFFFF), ("ideal.fp32", 0x7FC00000), ("ideal.exact", 0x7FC00000),
+     ("ideal.mac", 0x7FC00000)],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"promote_every": 2}, {"split_k": 2, "split_tile": 2}])
+@pytest.mark.parametrize("c", [None, 0.0, -np.nan, np.nan])
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (1.0, -np.nan), (-np.nan, 1.0), (1.0, 1.0)])
+def test_nan_has_the_bits_of_the_unit_in_sums_of_parts_too(name, bits, more, c, values):
+    x = np.ones((1, 4), np.float32)
+    x[0, ::2] = values
+    a = tensor(ns.encode(x, "float16", overflow="special"), "float16")
+    b = tensor(np.full((4, 1), 0x3C00, np.uint16), "float16")
+    start = None if c is None else np.full((1, 1), c, np.float32)
+    unit = ns.get_target(name, **more)
+    special = values != (1.0, 1.0) or c not in (None, 0.0)
+    got = ns.matmul(a, b, target=unit, c=start)
+    assert got.view(np.uint32) == (bits if special else 0x40800000)
+    counted, _ = ns.matmul(a, b, target=unit, c=start, stats=True)
+    assert counted.view(np.uint32) == got.view(np.uint32)
+
+
+def test_nan_of_scaled_blocks_has_the_bits_of_the_unit():
+    x = np.array([[0x3C, 0x7C, 0x3C, 0xFC]], np.uint8)  # 1, Inf, 1, -Inf in E5M2
+    scale = {"scale": [[1.0, 2.0]], "block": 2}
+    a = ns.QTensor.from_codes(x, E5M2, **scale)
+    b = ns.QTensor.from_codes(np.full((1, 4), 0x3C, np.uint8), E5M2, **scale).T
+    for name, bits in ((WGMMA, 0x7FFFFFFF), ("ideal.fp32", 0x7FC00000)):
+        assert ns.matmul(a, b, target=name).view(np.uint32) == bits
+    half = ns.matmul(a, b, target="ideal.fp32", out_format="float16")
+    assert half.view(np.uint16) == 0x7E00
+
+
+@pytest.mark.parametrize(
     "unit",
     [ns.get_target("nvidia.hopper.wgmma", promote_every=4),
      ns.get_target("ideal.exact", promote_every=4),

@@ -73,7 +73,7 @@ class AccumulatorBits:
         133144
         """
         if not is_integer(bits) or not 1 <= bits <= _WIDEST:
-            raise NumsimError(f"longest_k: bits is an integer from 1 to 2**20; got {bits!r}")
+            raise NumsimError(f"longest_k: bits is a positive integer; got {bits!r}")
         low, high = self._range
         top = 1 << (int(bits) - 1)
         ends = [(top - 1) // high] if high else []

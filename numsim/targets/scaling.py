@@ -16,7 +16,7 @@ from numsim.quant import QTensor
 from numsim.targets.chains import bare, k_slice
 from numsim.targets.integers import Overflowed
 from numsim.targets.types import IntSum, Rule
-from numsim.targets.units import DTYPES, round_to
+from numsim.targets.units import DTYPES, one_nan, round_to
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -123,7 +123,7 @@ def blockwise(
         if above is not None:
             total = total * above
             total = total if c is None else total + c.astype(np.float32)
-    return total
+    return one_nan(total, rule)
 
 
 def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:

@@ -59,13 +59,21 @@ def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
         total = parts[0].astype(np.float32) + np.float32(0.0)
         for part in parts[1:]:
             total = total + part.astype(np.float32)
-    return total
+    return one_nan(total, rule)
+
+
+def one_nan(sums: NDArray[Any], rule: Rule) -> NDArray[Any]:
+    """Give NaN among float32 sums made here the bits of the unit's, in place: not the host's."""
+    ones = isinstance(rule, ScaledFp4) or (isinstance(rule, Fused) and rule.nan == "ones")
+    sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if ones else 0x7FC00000
+    return sums
 
 
 def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
     """Round numbers to the output format (nearest even) in its NumPy type."""
     dtype = DTYPES[out.name]
     codes: NDArray[Any] = encode(values, out, overflow="special")
+    codes[np.isnan(values)] = out.nan_code  # the sign of NaN is the host's
     typed: NDArray[Any] = codes.view(dtype)
     return typed
 
