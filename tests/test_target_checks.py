@@ -137,6 +137,11 @@ def test_an_accumulator_that_its_format_does_not_hold_is_pointed_at():
         ns.matmul(a, a.T, target=unit, c=c)
 
 
+def test_a_unit_has_rules():
+    with pytest.raises(ns.NumsimError, match="mine: a unit has a rule for each operand class"):
+        ns.get_target(ns.Target("mine", (), "definition", "none", "me"))
+
+
 def test_flags_may_be_of_numpy():
     unit = ns.get_target("nvidia.hopper.wgmma", zero_products=np.True_)
     assert unit.rule("fp8").zero_products is True

@@ -813,6 +813,17 @@ def test_nan_of_scaled_blocks_has_the_bits_of_the_unit():
     assert half.view(np.uint16) == 0x7E00
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.0, np.nan, -np.nan])
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize(("name", "bits"), [(WGMMA, 0x7FFFFFFF), ("ideal.fp32", 0x7FC00000)])
+def test_nan_that_a_scale_makes_has_the_bits_of_the_unit(scale, block, name, bits):
+    given = {"scale": np.full((1, 1), scale, np.float32)} | ({"block": 2} if block else {})
+    a = ns.QTensor.from_codes(np.array([[0x7C, 0x3C]], np.uint8), E5M2, **given)  # Inf, 1
+    b = ns.QTensor.from_codes(np.full((2, 1), 0x3C, np.uint8), E5M2)
+    got = ns.matmul(a, b, target=name)
+    assert got.view(np.uint32) == bits
+
+
 @pytest.mark.parametrize(
     "unit",
     [ns.get_target("nvidia.hopper.wgmma", promote_every=4),

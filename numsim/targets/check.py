@@ -90,6 +90,8 @@ def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
             f"maturity is one of {', '.join(words)}; got {target.maturity!r}"
             f"{near_names(target.maturity, words)}"
         )
+    if not target.rules:
+        raise NumsimError(f"{target.name}: a unit has a rule for each operand class; none came")
     _check_fields(target.name, target)
     for _, rule in target.rules:
         _check_fields(target.name, rule)

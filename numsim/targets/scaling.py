@@ -144,7 +144,7 @@ def scaled(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
-        result: NDArray[Any] = np.multiply(single, scale, out=out)
+        result: NDArray[Any] = one_nan(np.multiply(single, scale, out=out), rule)
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
