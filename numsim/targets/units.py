@@ -64,8 +64,11 @@ def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
 
 def one_nan(sums: NDArray[Any], rule: Rule) -> NDArray[Any]:
     """Give NaN among float32 sums made here the bits of the unit's, in place: not the host's."""
-    ones = isinstance(rule, ScaledFp4) or (isinstance(rule, Fused) and rule.nan == "ones")
-    sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if ones else 0x7FC00000
+    with np.errstate(over="ignore", invalid="ignore"):
+        some = np.isnan(sums.sum())  # no large temporary where there is none
+    if some:
+        ones = isinstance(rule, ScaledFp4) or (isinstance(rule, Fused) and rule.nan == "ones")
+        sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if ones else 0x7FC00000
     return sums
 
 
