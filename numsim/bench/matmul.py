@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,8 @@ class MatmulTiming:
         Billion multiply-accumulates a second, median of the repetitions; packing of the left
         operand counts, that of the right one (once per weight) does not.
     of_blas
-        The rate divided by that of NumPy's float32 product of the large shape, on one thread.
+        The rate divided by that of NumPy's float32 product of the large shape, on one thread, timed
+        just before: a machine that others use is not equally fast all the time.
     """
 
     task: str
@@ -104,14 +106,15 @@ def bench_matmul(
     >>> rows[0].task, rows[0].library
     ('float32', 'NumPy BLAS')
     """
-    blas = _blas_rate(shape, repeats)
-    rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas, 1.0)]
     paths = [("numsim", simd.enabled())]
     if portable and simd.enabled():
         paths.append(("portable", False))
-    with jit.using_threads(1):
-        for task, library, size, rate in _peers(shape, repeats):
-            rows.append(MatmulTiming(task, library, size, rate, rate / blas))
+    with _blas(shape, repeats) as blas, jit.using_threads(1):
+        rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
+        for task, library, size, timed in _peers(shape):
+            beside = blas()
+            rate = _rate(timed, size, repeats)
+            rows.append(MatmulTiming(task, library, size, rate, rate / beside))
         for task, unit, changes, left, right in UNITS:
             target = get_target(unit, **changes)
             for size in (shape, *([decode] if decode else [])):
@@ -121,14 +124,15 @@ def bench_matmul(
                     return matmul(QTensor(a.codes, a.fmt), b, target=target)
 
                 for library, wide in paths if size == shape else paths[:1]:
+                    beside = blas()
                     with simd.force(wide):
                         rate = _rate(call, size, repeats)
-                    rows.append(MatmulTiming(task, library, size, rate, rate / blas))
+                    rows.append(MatmulTiming(task, library, size, rate, rate / beside))
     return rows
 
 
 def print_matmul(rows: list[MatmulTiming]) -> None:
-    """Print timings as a table, peers first."""
+    """Print timings as a table, peers first; ratios of rates are those of rates over BLAS."""
     table = Table(title="matrix products, one core, median, right operand packed once")
     for column in ("task", "library", "M x N x K"):
         table.add_column(column, no_wrap=True)
@@ -137,7 +141,7 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
     large = {(row.task, row.library): row for row in reversed(rows)}
     for row in rows:
         first = large[row.task, row.library]
-        share = "" if first is row else f"{row.rate / first.rate:.0%}"
+        share = "" if first is row else f"{row.of_blas / first.of_blas:.0%}"
         table.add_row(
             row.task, row.library, "x".join(map(str, row.shape)), f"{row.rate:,.2f}",
             f"{row.of_blas:.3f}", share,
@@ -147,7 +151,7 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
     console.print(table)
     for (task, peer), row in large.items():
         if (task, "numsim") in large and not peer.startswith(("numsim", "portable")):
-            ratio = large[task, "numsim"].rate / row.rate
+            ratio = large[task, "numsim"].of_blas / row.of_blas
             console.print(f"{task}: numsim is {ratio:,.2f} x {peer}")
 
 
@@ -161,26 +165,37 @@ def _operand(rows: int, columns: int, name: str, seed: int) -> QTensor:
     return QTensor(encode(values, fmt), fmt)
 
 
-def _blas_rate(shape: Shape, repeats: int) -> float:
-    """Time NumPy's product in a process of its own, whose BLAS starts with one thread."""
+@contextmanager
+def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
+    """Yield what times NumPy's product in a process of its own, whose BLAS has one thread."""
     m, n, k = shape
     program = (
-        "import numpy as np, time\n"
+        "import numpy as np, sys, time\n"
         f"a = np.ones(({m}, {k}), np.float32); b = np.ones(({k}, {n}), np.float32); a @ b\n"
-        "s = []\n"
-        f"for _ in range({repeats}):\n"
-        "    t = time.perf_counter(); a @ b; s.append(time.perf_counter() - t)\n"
-        "print(np.median(s))"
+        "for _ in sys.stdin:\n"
+        "    s = []\n"
+        f"    for _ in range({repeats}):\n"
+        "        t = time.perf_counter(); a @ b; s.append(time.perf_counter() - t)\n"
+        "    print(np.median(s), flush=True)"
     )
     one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "VECLIB", "BLIS")}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | one, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    return m * n * k / float(done.stdout) / 1e9
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | one, stdin=pipe, stdout=pipe, text=True
+    ) as other:
+        ask, answer = other.stdin, other.stdout
+        if ask is None or answer is None:
+            raise RuntimeError("a process without the pipes that it was given")
+
+        def rate() -> float:
+            ask.write("\n")
+            ask.flush()
+            return m * n * k / float(answer.readline()) / 1e9
+
+        yield rate
 
 
-def _peers(shape: Shape, repeats: int) -> Iterator[tuple[str, str, Shape, float]]:
+def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]]]:
     torch, mmaemu = _installed("torch"), _installed("mmaemu")
     if torch is None:
         return
@@ -188,12 +203,7 @@ def _peers(shape: Shape, repeats: int) -> Iterator[tuple[str, str, Shape, float]
     m, n, k = shape
     if m > 16:  # _int_mm takes more than 16 rows
         a, b = (torch.from_numpy(_operand(*s, "int8", 0).codes) for s in ((m, k), (k, n)))
-        yield (
-            "int8 -> int32",
-            "torch _int_mm",
-            shape,
-            _rate(lambda: torch._int_mm(a, b), shape, repeats),
-        )
+        yield "int8 -> int32", "torch _int_mm", shape, lambda: torch._int_mm(a, b)
     if mmaemu is not None:
         small = min(m, 64), min(n, 64), min(k, 1024)
         fp8: list[NDArray[Any]] = [
@@ -205,7 +215,7 @@ def _peers(shape: Shape, repeats: int) -> Iterator[tuple[str, str, Shape, float]
             def call(profile: str = profile) -> object:
                 return mmaemu.accumulate(x, y, use_fast_accum=True, profile=profile, splitk=1)
 
-            yield task, "mmaemu", small, _rate(call, small, repeats)
+            yield task, "mmaemu", small, call
 
 
 def _installed(name: str) -> Any:
