@@ -360,6 +360,7 @@ def _fast_stochastic(f: Format, scalars: fast.Fast, how: Plan, again: Worker) ->
     scale = point - (f.emin - f.precision + 1)
     narrow = f.kind == "float" and point >= fast.SUB_BITS and scale < 128
     slow_nan = how.nan_code < 0 or how.nan_drop < 52
+    eight = fast.takes_bytes(scalars) and simd.HAVE_BYTE_TABLES
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
@@ -368,7 +369,8 @@ def _fast_stochastic(f: Format, scalars: fast.Fast, how: Plan, again: Worker) ->
         bits = x.view(np.uint32)
         if narrow:
             to_fixed = np.float32(2.0**scale)
-            met, lower = fast.float_sr_narrow(bits, out, scalars, noise, to_fixed, number)
+            kernel = fast.byte_sr_narrow if eight and simd.enabled() else fast.float_sr_narrow
+            met, lower = kernel(bits, out, scalars, noise, to_fixed, number)
         else:
             met, lower = fast.float_sr(bits, out, scalars, noise, number)
         return again(x, out, start, random) if lower or (met and slow_nan) else _NONE

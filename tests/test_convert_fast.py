@@ -74,16 +74,18 @@ def test_deterministic_workers_are_the_generic_kernel(name):
 @pytest.mark.parametrize(
     "name", [n for n in FLOATS if ns.get_format(n).bits == 8 and ns.get_format(n).signed]
 )
-def test_eight_bits_to_nearest_even_on_both_paths(name):
-    """Of every length; NaN in any place is met."""
-    f, x = ns.get_format(name), patterns()[:200_003]
-    for overflow in range(2):
-        plan = dispatch.Plan(0, overflow, 64, 0, 0, 0, *nan_of(f))
+def test_eight_bits_on_both_paths(name):
+    """To nearest even and stochastically, of every length; NaN in any place is met."""
+    f, x = ns.get_format(name), patterns()[::2][:100_003].copy()
+    for overflow, (mode, bits, variant) in itertools.product(
+        range(2), [(0, 64, 0), (6, 64, 0), (6, 17, 0), (6, 5, 1)]
+    ):
+        plan = dispatch.Plan(mode, overflow, bits, variant, 3, 5, *nan_of(f))
         for wide in (True, False):
             with simd.force(wide):
-                for part in (x, x[1:64], x[5:133], x[:0]):
-                    got, want = both(f, plan, part)
-                    assert np.array_equal(got, want), (overflow, wide)
+                for part, start in ((x, 0), (x[1:64], 7), (x[5:133], 2), (x[:2113], 1), (x[:0], 0)):
+                    got, want = both(f, plan, part, start)
+                    assert np.array_equal(got, want), (overflow, mode, bits, wide)
     refuses = dispatch.Plan(0, 0, 64, 0, 0, 0, -1)
     for size, at in [(64, 0), (128, 127), (70, 69), (1000, 500)]:
         one = np.ones(size, np.float32)

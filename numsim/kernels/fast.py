@@ -14,7 +14,7 @@ import numpy as np
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.philox import fill_words
 from numsim.kernels.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
-from numsim.kernels.simd_encode import byte_codes
+from numsim.kernels.simd_encode import byte_codes, signed_bytes
 from numsim.kernels.word import shl, shr, wide_vectors
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -137,7 +137,7 @@ def byte_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 
 
 def takes_bytes(f: Fast) -> bool:
-    """Whether `byte_rne` is right for a format: eight bits, minus zero, no code of its own for Inf.
+    """Whether the kernels of bytes are right for a format: eight bits, minus zero, no other Inf.
 
     Infinite inputs become what other large numbers do.
     """
@@ -247,17 +247,7 @@ def float_sr_narrow(
     blocks = np.empty(1025, np.uint64)
     odd = np.int64(number & np.uint64(1))
     top, open_ = _ZERO, _ZERO
-    least = shl(f.min_field, np.uint32(23))
-    base = shl(np.uint32(f.min_field - _ONE), f.stored)
-    seen_up = np.uint32(np.uint32(32) - f.cut)
-    cut_seen = np.uint32(~shr(np.uint32(~noise.seen), seen_up))
-    point = np.uint32(np.uint32(31) - np.uint32(f.stored + _ONE))  # fraction bits of fixed point
-    down = np.uint32(np.uint32(32) - point)
-    fixed_seen = np.uint32(~shr(np.uint32(~noise.seen), down))
-    ones = np.uint32(shl(_ONE, point) - _ONE)
-    # all seen bits fit: nothing is cut off
-    deep = _ONE if shl(shr(noise.seen, down), down) != noise.seen else _ZERO
-    deep = np.uint32(deep | (noise.full & _ONE))
+    cuts = _cuts(f, noise)
     for start in range(0, x.size, 2048):
         source, target = x[start : start + 2048], out[start : start + 2048]
         fill_words(blocks[: source.size // 2 + 1], number + np.uint64(start), noise.key)
@@ -266,17 +256,86 @@ def float_sr_narrow(
             b = source[i]
             a = np.uint32(b & _MAGNITUDE)
             top = max(top, a)
-            word = np.uint32(np.uint32(words[i] & noise.drawn) | noise.half)
-            normal = shr(np.uint32(np.uint32(a & cut_seen) + shr(word, seen_up)), f.cut)
-            small = np.float32(np.uint32(min(a, least)).view(np.float32) * to_fixed)
-            fixed = np.uint32(np.uint32(np.int32(small)) & fixed_seen)
-            total = np.uint32(fixed + shr(word, down))
-            tiny = a < least
-            open_ = np.uint32(
-                open_ | (deep if tiny and np.uint32(total & ones) == ones else _ZERO))  # fmt: skip
-            q = shr(total, point) if tiny else np.uint32(normal - base)
+            q, undecided = _narrow(a, words[i], to_fixed, f, noise, cuts)
+            open_ = np.uint32(open_ | undecided)
             target[i] = _limited(b, a, q, f)
     return bool(top > _INFINITY), bool(open_ != _ZERO)
+
+
+@kernel
+def byte_sr_narrow(
+    x: np.ndarray, out: np.ndarray, f: Fast, noise: Noise, to_fixed: np.float32,
+    number: np.uint64,
+) -> tuple[bool, bool]:  # fmt: skip
+    """Do what `float_sr_narrow` does where `takes_bytes`: signs and NaN come 64 at a time."""
+    wide_vectors()
+    blocks = np.empty(1025, np.uint64)
+    odd = np.int64(number & np.uint64(1))
+    met, open_ = np.int64(0), _ZERO
+    cuts = _cuts(f, noise)
+    whole = x.size // 64 * 64
+    for start in range(0, whole, 2048):
+        source, target = x[start : min(start + 2048, whole)], out[start : start + 2048]
+        fill_words(blocks[: source.size // 2 + 1], number + np.uint64(start), noise.key)
+        words = blocks.view(np.uint32)[odd : odd + source.size]
+        for i in range(source.size):
+            a = np.uint32(source[i] & _MAGNITUDE)
+            q, undecided = _narrow(a, words[i], to_fixed, f, noise, cuts)
+            open_ = np.uint32(open_ | undecided)
+            target[i] = min(q, f.limit)
+        met |= signed_bytes(source, source.size // 64, target, f)
+    rest = number + np.uint64(whole)
+    few, more = float_sr_narrow(x[whole:], out[whole:], f, noise, to_fixed, rest)
+    return few or met != 0, more or open_ != _ZERO
+
+
+class _Cuts(NamedTuple):
+    """What `_narrow` derives from a format and a stochastic rounding, all uint32."""
+
+    least: np.uint32
+    base: np.uint32
+    seen_up: np.uint32
+    cut_seen: np.uint32
+    point: np.uint32  # fraction bits of fixed point
+    down: np.uint32
+    fixed_seen: np.uint32
+    ones: np.uint32
+    deep: np.uint32
+
+
+@inline
+def _cuts(f: Fast, noise: Noise) -> _Cuts:
+    seen_up = np.uint32(np.uint32(32) - f.cut)
+    point = np.uint32(np.uint32(31) - np.uint32(f.stored + _ONE))
+    down = np.uint32(np.uint32(32) - point)
+    # all seen bits fit: nothing is cut off
+    deep = _ONE if shl(shr(noise.seen, down), down) != noise.seen else _ZERO
+    return _Cuts(
+        shl(f.min_field, np.uint32(23)),
+        shl(np.uint32(f.min_field - _ONE), f.stored),
+        seen_up,
+        np.uint32(~shr(np.uint32(~noise.seen), seen_up)),
+        point,
+        down,
+        np.uint32(~shr(np.uint32(~noise.seen), down)),
+        np.uint32(shl(_ONE, point) - _ONE),
+        np.uint32(deep | (noise.full & _ONE)),
+    )
+
+
+@inline
+def _narrow(
+    a: np.uint32, drawn: np.uint32, to_fixed: np.float32, f: Fast, noise: Noise, k: _Cuts
+) -> tuple[np.uint32, np.uint32]:
+    """Return the magnitude code before overflow, and whether bits that are cut off decide."""
+    word = np.uint32(np.uint32(drawn & noise.drawn) | noise.half)
+    normal = shr(np.uint32(np.uint32(a & k.cut_seen) + shr(word, k.seen_up)), f.cut)
+    small = np.float32(np.uint32(min(a, k.least)).view(np.float32) * to_fixed)
+    fixed = np.uint32(np.uint32(np.int32(small)) & k.fixed_seen)
+    total = np.uint32(fixed + shr(word, k.down))
+    tiny = a < k.least
+    undecided = k.deep if tiny and np.uint32(total & k.ones) == k.ones else _ZERO
+    return shr(total, k.point) if tiny else np.uint32(normal - k.base), undecided
 
 
 @kernel

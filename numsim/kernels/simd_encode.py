@@ -15,12 +15,68 @@ from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, pointer_a
 from numsim.kernels.simd_fp8 import I8, V8
 
 
+def _packed(b: Any, words: list[Any], byte: int) -> Any:
+    """Return byte `byte` of the words of four vectors."""
+    order = ir.Constant(ir.VectorType(I32, 32), [4 * n + byte for n in range(32)])
+    pairs = [
+        b.shuffle_vector(b.bitcast(words[i], V8), b.bitcast(words[i + 1], V8), order)
+        for i in (0, 2)
+    ]
+    return _joined(b, *pairs)
+
+
+def _joined(b: Any, x: Any, y: Any) -> Any:
+    count = 2 * x.type.count
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
+
+
+def _finished(b: Any, code: Any, bits: list[Any], nan: Any, nan_sign: Any) -> tuple[Any, Any]:
+    """Return 64 codes with the signs and the NaN of float32 bit patterns; a mask of those NaN."""
+    signs = _packed(b, bits, 3)
+    code = b.or_(b.and_(code, _splat(V8, 0x7F)), b.and_(signs, _splat(V8, -128)))
+    numbers = [b.bitcast(word, VF) for word in bits]
+    nans = [b.fcmp_unordered("uno", x, x) for x in numbers]
+    mask = _joined(b, _joined(b, nans[0], nans[1]), _joined(b, nans[2], nans[3]))
+    return b.select(mask, b.or_(nan, b.and_(signs, nan_sign)), code), b.bitcast(mask, I64)
+
+
+@_intrinsic
+def signed_bytes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
+    """Give `runs` times 64 magnitude codes the signs and NaN of x; return whether NaN was met."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
+        source = b.bitcast(source, V32.as_pointer())
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        target = b.bitcast(target, V8.as_pointer())
+        nan, nan_sign = (
+            _broadcast(b, b.trunc(b.extract_value(args[3], i), I8), V8) for i in (8, 9)
+        )
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            first = b.mul(i, ir.Constant(I64, 4))
+            bits = [
+                b.load(b.gep(source, [b.add(first, ir.Constant(I64, j))]), align=1)
+                for j in range(4)
+            ]
+            code = b.load(b.gep(target, [i]), align=1)
+            code, met = _finished(b, code, bits, nan, nan_sign)
+            b.store(code, b.gep(target, [i]), align=1)
+            return [b.or_(carried[0], met)]
+
+        (met,) = _loop(b, args[1], [ir.Constant(I64, 0)], run)
+        return met
+
+    return types.int64(x, types.int64, out, fields), codegen
+
+
 @_intrinsic
 def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """Encode `runs` times 64 float32 bit patterns; return whether NaN was met (not 0).
 
-    The arithmetic is that of `fast.float_rne`, the sign and NaN come in as bytes. `fields` is
-    `fast.Fast` of a format with minus zero, whose infinities become what its overflow does.
+    x and out are contiguous. The arithmetic is that of `fast.float_rne`, sign and NaN come in as
+    bytes. `fields` is `fast.Fast` of a format with minus zero, whose infinities become what its
+    overflow does.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -40,26 +96,12 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
             for value in (clamp, b.shl(min_field, twenty_three), b.shl(cut, twenty_three), cut)
         )
         infinity, magnitude = _splat(V32, 0x7F800000), _splat(V32, 0x7FFFFFFF)
-        size, sign = _splat(V8, 0x7F), _splat(V8, -128)
 
         def smaller(x: Any, y: Any) -> Any:
             return b.select(b.icmp_unsigned("<", x, y), x, y)
 
-        def packed(words: list[Any], byte: int) -> Any:
-            """Byte `byte` of 64 words."""
-            half = ir.VectorType(I32, 32)
-            pairs = [
-                b.shuffle_vector(
-                    b.bitcast(words[i], V8), b.bitcast(words[i + 1], V8),
-                    ir.Constant(half, [4 * n + byte for n in range(32)]),
-                )
-                for i in (0, 2)
-            ]  # fmt: skip
-            whole = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
-            return b.shuffle_vector(*pairs, whole)
-
         def run(i: Any, carried: list[Any]) -> list[Any]:
-            bits, sums, nans = [], [], []
+            bits, sums = [], []
             for j in range(4):
                 at = b.add(b.mul(i, ir.Constant(I64, 4)), ir.Constant(I64, j))
                 word = b.load(b.gep(source, [at]), align=1)
@@ -70,19 +112,9 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
                 s = b.bitcast(b.fadd(b.bitcast(c, VF), lifted), V32)
                 sums.append(b.add(b.sub(s, e), b.lshr(e, cut)))
                 bits.append(word)
-                x = b.bitcast(word, VF)
-                nans.append(b.fcmp_unordered("uno", x, x))
-            code, signs = b.sub(packed(sums, 0), low), packed(bits, 3)
-            code = b.or_(b.and_(code, size), b.and_(signs, sign))
-            two = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
-            four = ir.Constant(ir.VectorType(I32, 64), list(range(64)))
-            mask = b.shuffle_vector(
-                b.shuffle_vector(nans[0], nans[1], two), b.shuffle_vector(nans[2], nans[3], two),
-                four,
-            )  # fmt: skip
-            code = b.select(mask, b.or_(nan, b.and_(signs, nan_sign)), code)
+            code, met = _finished(b, b.sub(_packed(b, sums, 0), low), bits, nan, nan_sign)
             b.store(code, b.gep(target, [i]), align=1)
-            return [b.or_(carried[0], b.bitcast(mask, I64))]
+            return [b.or_(carried[0], met)]
 
         (met,) = _loop(b, args[1], [ir.Constant(I64, 0)], run)
         return met
