@@ -76,7 +76,16 @@ def _one_row(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, table: Array,
 ) -> int:  # fmt: skip
-    chain_of_codes(table, a, a_at, b, b_at, out, out_at, stride, steps)
+    chain_of_codes(0, table, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def _one_row_of_doubles(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, table: Array,
+) -> int:  # fmt: skip
+    chain_of_codes(1, table, a, a_at, b, b_at, out, out_at, stride, steps)
     return 1
 
 
@@ -88,6 +97,17 @@ def _bytes_row(
     cover_codes(
         _one_row, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group, start, stop,
         table, table,
+    )  # fmt: skip
+
+
+@kernel
+def _doubles_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    table: Array,
+) -> None:  # fmt: skip
+    cover_codes(
+        _one_row_of_doubles, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group,
+        start, stop, table, table,
     )  # fmt: skip
 
 
@@ -123,19 +143,22 @@ def _integers_narrow(
     _run(fma_narrow, values_of_integers, out, a, b, steps, block, group, start, stop, how)
 
 
-_KERNELS: dict[Any, tuple[Any, Any]] = {  # without AVX-512 and with it
-    Codes: (_floats_narrow, _floats_wide),
-    tuple: (_integers_narrow, _integers_wide),
-    np.ndarray: (_bytes_row, _bytes_wide),  # for one row, for more
-}
+def _kernel(how: Decode, double: bool, row: bool) -> Any:
+    if isinstance(how, Codes):
+        return _floats_wide if simd.enabled() else _floats_narrow
+    if isinstance(how, tuple):
+        return _integers_wide if simd.enabled() else _integers_narrow
+    if not row:
+        return _bytes_wide
+    return _doubles_row if double and how.size == 1024 else _bytes_row
 
 
 @cache
 def _runner(
-    dtype: np.dtype[Any], codes: np.dtype[Any], kind: Any, how: Any, second: bool
+    chosen: Any, dtype: np.dtype[Any], codes: np.dtype[Any], how: Any
 ) -> Callable[..., Any]:
     element = from_dtype(dtype)
-    return simd.compiled(_KERNELS[kind][second], *codes_types(element, codes, element), how)
+    return simd.compiled(chosen, *codes_types(element, codes, element), how)
 
 
 def pack_b(codes: Array, dtype: npt.DTypeLike) -> PackedCodes:
@@ -154,10 +177,13 @@ def byte_table(values: Array) -> Decode | None:
 
     None where there are no tables, or a value has more bits than two bytes hold.
     """
-    bits = values.view(np.uint32)
+    bits, wide = values.view(np.uint32), values.astype(np.float64).view(np.uint64)
     if not (simd.enabled() and simd.HAVE_BYTE_TABLES) or (bits & 0xFFFF).any():
         return None
-    return np.concatenate([bits >> 24, bits >> 16 & 255]).astype(np.uint8)
+    parts = [bits >> 24, bits >> 16 & 255]
+    if not (wide & ((1 << 48) - 1)).any():
+        parts += [wide >> 56, wide >> 48 & 255]
+    return np.concatenate(parts).astype(np.uint8)
 
 
 def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None) -> Array:
@@ -172,10 +198,9 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     if out.size:
         a = a.reshape(*shape[:2], depth)
         typeof: Any = numba.typeof
-        kind: Any = type(how)
-        row = kind is np.ndarray and shape[1] == 1
+        row = isinstance(how, np.ndarray) and shape[1] == 1
         rows = np.ascontiguousarray(a).reshape(-1, 1, depth, 1, 1) if row else pack_rows(a)
-        second = not row if kind is np.ndarray else simd.enabled()
-        entry = _runner(a.dtype, b.panels.dtype, kind, typeof(how), second)
+        chosen = _kernel(how, a.dtype == np.float64, row)
+        entry = _runner(chosen, a.dtype, b.panels.dtype, typeof(how))
         run_codes(entry, out, rows, b, depth if row else _BLOCK, how)
     return out.reshape(batch, m, b.lines)

@@ -34,33 +34,44 @@ from numsim.kernels.simd import (
 from numsim.kernels.simd_align import NO_TERM
 from numsim.kernels.simd_fp8 import I8, V8, declared
 
+_PICK = "llvm.x86.avx512.vpermi2var.qi.512"
 
-def _reader_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[Any], list[Any]]:
-    """Return how 64 codes become two vectors of 32 float32, by the table of `looked_up_values`."""
-    first = b.bitcast(pointer_at(context, b, kind, table, ir.Constant(I64, 0)), V8.as_pointer())
-    parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
-    pick = declared(b, "llvm.x86.avx512.vpermi2var.qi.512", V8, V8, V8, V8)
-    words, whole = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
-    orders = [
-        ir.Constant(ir.VectorType(I32, 64), [n // 2 + 64 * (n % 2) + first for n in range(64)])
-        for first in (0, 32)
-    ]
 
-    def read(code: Any) -> list[Any]:
+def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> Callable[..., Any]:
+    """Return how 64 codes become low and high bytes, by 512 bytes of a table from `first` on."""
+    start = pointer_at(context, b, kind, table, ir.Constant(I64, first))
+    start = b.bitcast(start, V8.as_pointer())
+    parts = [b.load(b.gep(start, [ir.Constant(I64, i)]), align=1) for i in range(8)]
+    pick = declared(b, _PICK, V8, V8, V8, V8)
+
+    def read(code: Any) -> tuple[Any, Any]:
         second = b.icmp_signed("<", code, _splat(V8, 0))
-        upper, lower = (
+        high, low = (
             b.select(second, b.call(pick, [parts[t + 2], code, parts[t + 3]]),
                      b.call(pick, [parts[t], code, parts[t + 1]]))
             for t in (0, 4)
         )  # fmt: skip
-        values = []
-        for order in orders:
-            halves = b.bitcast(b.shuffle_vector(lower, upper, order), words)
-            bits = b.shl(b.zext(halves, whole), _splat(whole, 16))
-            values.append(b.bitcast(bits, ir.VectorType(ir.FloatType(), 32)))
-        return values
+        return low, high
 
     return read
+
+
+def _singles_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[Any], list[Any]]:
+    """Return how 64 codes become two vectors of 32 float32, by the table of `looked_up_values`."""
+    read = _bytes_by_table(context, b, kind, table, 0)
+    words, whole = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
+
+    def values(code: Any) -> list[Any]:
+        low, high = read(code)
+        found = []
+        for first in (0, 32):
+            order = [n // 2 + 64 * (n % 2) + first for n in range(64)]
+            pairs = b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 64), order))
+            bits = b.shl(b.zext(b.bitcast(pairs, words), whole), _splat(whole, 16))
+            found.append(b.bitcast(bits, ir.VectorType(ir.FloatType(), 32)))
+        return found
+
+    return values
 
 
 @_intrinsic
@@ -79,7 +90,7 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
         wide = sig.args[2].dtype == types.float64
         vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 32)
         source, target = start(0, V8), start(2, vector)
-        read = _reader_by_table(context, b, sig.args[3], args[3])
+        read = _singles_by_table(context, b, sig.args[3], args[3])
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 64))]))
@@ -98,36 +109,51 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
 
 @_intrinsic
 def chain_of_codes(
-    typing: Any, table: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any,
+    typing: Any, doubles: Any, table: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any,
 ) -> Any:  # fmt: skip
     """Update out[:] = fma(a[k], value of b[k, :], out[:]) in order of k; NaN is canonical.
 
-    Codes of one byte, read by the table of `looked_up_values`: for a row alone, which is not
-    packed, it does not pay to write values.
+    Codes of one byte, read by the table of `looked_up_values`; `doubles`: by 512 bytes that follow
+    it and hold the two high bytes of the values as float64. For a row alone, which is not packed,
+    it does not pay to write values.
     """
+    if not isinstance(doubles, types.IntegerLiteral):
+        return None
+    direct = bool(doubles.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        double = sig.args[1].dtype == types.float64
+        double = sig.args[2].dtype == types.float64
         lanes = 8 if double else 16
         vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
         tile = _Tile(context, b, sig.args, args, 2, vector)
         fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
-        read = _reader_by_table(context, b, sig.args[0], args[0])
+        pick = declared(b, _PICK, V8, V8, V8, V8)
         width, together = 2 * lanes, 32 // lanes  # columns; k of 64 codes
+        reader = (
+            _bytes_by_table(context, b, sig.args[1], args[1], 512)
+            if direct
+            else _singles_by_table(context, b, sig.args[1], args[1])
+        )
+        highest = ir.Constant(ir.VectorType(ir.IntType(1), 64), [n % 8 > 5 for n in range(64)])
 
-        def part(value: Any, first: int) -> Any:
-            order = ir.Constant(ir.VectorType(I32, lanes), [first + n for n in range(lanes)])
-            some = b.shuffle_vector(value, value, order)
+        def part(values: Any, first: int) -> Any:
+            """Return the values of `lanes` codes from `first` on."""
+            if direct:
+                low, high = values
+                at = [n // 8 + first + 64 * (n % 8 == 7) for n in range(64)]
+                found = b.call(pick, [low, ir.Constant(V8, at), high])
+                return b.bitcast(b.select(highest, found, _splat(V8, 0)), vector)
+            order = ir.Constant(ir.VectorType(I32, lanes), [first % 32 + n for n in range(lanes)])
+            some = b.shuffle_vector(values[first // 32], values[first // 32], order)
             return b.fpext(some, vector) if double else some
 
         def chain(k: Any, code: Any, count: int, acc: list[Any]) -> list[Any]:
-            values = read(code)
+            values = reader(code)
             for n in range(count):
                 x = _broadcast(b, tile.scalar(k, 1, n), vector)
                 for c in range(2):
-                    at = n * width + c * lanes
-                    acc[c] = b.call(fma, [x, part(values[at // 32], at % 32), acc[c]])
+                    acc[c] = b.call(fma, [x, part(values, n * width + c * lanes), acc[c]])
             return acc
 
         def run(i: Any, acc: list[Any]) -> list[Any]:
@@ -153,7 +179,7 @@ def chain_of_codes(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(table, a, i64, b, i64, out, i64, i64, i64), codegen
+    return types.void(doubles, table, a, i64, b, i64, out, i64, i64, i64), codegen
 
 
 @_intrinsic
