@@ -349,6 +349,22 @@ def test_pattern_of_nan():
             assert int(raw(d)[0, 0]) == want
 
 
+@pytest.mark.parametrize("unit", [WGMMA, "nvidia.hopper.mma", "nvidia.volta.mma"])
+@pytest.mark.parametrize("more", [{}, {"promote_every": 2}, {"split_k": 2, "split_tile": 2}])
+@pytest.mark.parametrize(
+    "scale", [{}, {"scale": [[-2.0]]}, {"scale": [[2.0, 1.0]], "block": 2}], ids=str
+)
+def test_pattern_of_nan_in_float16_after_sums_and_scales(unit, more, scale):
+    a = tensor(np.array([[0x3C00, 0x7E00, 0x3C00, 0xFC00]], np.uint16), "float16", **scale)
+    b = tensor(np.full((4, 1), 0x3C00, np.uint16), "float16")
+    for nan, want in (("ones", 0x7FFF), ("quiet", 0x7E00)):
+        target = ns.get_target(unit, nan=nan, **more)
+        d = ns.matmul(a, b, target=target, out_format="float16")
+        assert int(raw(d)[0, 0]) == want
+        counted, _ = ns.matmul(a, b, target=target, out_format="float16", stats=True)
+        assert int(raw(counted)[0, 0]) == want
+
+
 def fixed_point(total):
     """fp32 bits of a Fraction with a power-of-two denominator."""
     return om.round_bits(om.F32, total.numerator, 1 - total.denominator.bit_length())

@@ -50,7 +50,7 @@ def chained(
     total = _added(sums, ends, rule, engine)
     if isinstance(rule, IntSum) or out.name == "float32":
         return total
-    return units.round_to(total, out)
+    return units.round_to(total, out, rule)
 
 
 def restarts(target: Target) -> bool:

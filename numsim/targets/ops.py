@@ -165,7 +165,7 @@ def _result(
             return chained(rule, x, y, None, out, unit, engine)
 
         total = scaling.blockwise(rule, a, b, block, chain, c)
-        return total if out.name in ("float32", "int32") else units.round_to(total, out)
+        return total if out.name in ("float32", "int32") else units.round_to(total, out, rule)
     scale: Any = None
     if inside:
         acc = chained(rule, a, b, c, out, unit, engine)

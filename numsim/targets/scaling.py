@@ -148,4 +148,4 @@ def scaled(
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
-    return round_to(result, get_format(name))
+    return round_to(result, get_format(name), rule)

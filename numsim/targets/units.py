@@ -72,11 +72,12 @@ def one_nan(sums: NDArray[Any], rule: Rule) -> NDArray[Any]:
     return sums
 
 
-def round_to(values: NDArray[Any], out: Format) -> NDArray[Any]:
-    """Round numbers to the output format (nearest even) in its NumPy type."""
+def round_to(values: NDArray[Any], out: Format, rule: Rule | None = None) -> NDArray[Any]:
+    """Round numbers to the output format (nearest even) in its NumPy type; NaN as the unit's."""
     dtype = DTYPES[out.name]
     codes: NDArray[Any] = encode(values, out, overflow="special")
-    codes[np.isnan(values)] = out.nan_code  # the sign of NaN is the host's
+    ones = isinstance(rule, Fused) and rule.nan == "ones"  # its narrow results are float16
+    codes[np.isnan(values)] = 0x7FFF if ones else out.nan_code  # the sign of NaN is the host's
     typed: NDArray[Any] = codes.view(dtype)
     return typed
 
