@@ -1,6 +1,7 @@
 """The vector paths of the units against the generic scalar kernels, bit for bit."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -410,6 +411,24 @@ def test_chains_over_codes_are_chains_over_values(path, name, dtype):
         for start in (None, c):
             got = fast.fma(a, QTensor.from_codes(codes, name), start)
             assert np.array_equal(got.view(np.uint8), gemm_fma(a, values, c=start).view(np.uint8))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_terms(path, rows):
+    b = QTensor.from_codes(np.zeros((0, 5), np.uint8), "float8_e4m3fn")
+    for dtype in (np.float32, np.float64):
+        assert not fast.fma(np.zeros((1, rows, 0), dtype), b).any()
+
+
+@pytest.mark.parametrize("bias", [127, 128, 129, 250])
+def test_zeros_of_a_format_whose_powers_leave_float32(path, bias):
+    """2**-bias, by way of which codes are read, is no normal number there."""
+    rng = np.random.default_rng(bias)
+    fmt = replace(get_format("float8_e4m3fn"), bias=bias)
+    a = floats(rng, (3, 37), "float8_e4m3fn", "normal")
+    codes = rng.integers(0x78, 0x7F, (37, 5)).astype(np.uint8)
+    for some in (np.where(rng.random(codes.shape) < 0.5, codes, 0x80), codes & 0x80):
+        same(a, QTensor.from_codes(some.astype(np.uint8), fmt), "nvidia.hopper.mma")
 
 
 @pytest.mark.parametrize(

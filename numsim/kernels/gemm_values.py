@@ -199,8 +199,8 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
         a = a.reshape(*shape[:2], depth)
         typeof: Any = numba.typeof
         row = isinstance(how, np.ndarray) and shape[1] == 1
-        rows = np.ascontiguousarray(a).reshape(-1, 1, depth, 1, 1) if row else pack_rows(a)
+        rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
         chosen = _kernel(how, a.dtype == np.float64, row)
         entry = _runner(chosen, a.dtype, b.panels.dtype, typeof(how))
-        run_codes(entry, out, rows, b, depth if row else _BLOCK, how)
+        run_codes(entry, out, rows, b, max(depth, 1) if row else _BLOCK, how)
     return out.reshape(batch, m, b.lines)

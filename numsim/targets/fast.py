@@ -218,6 +218,7 @@ def align(
         and low_b - trailing[1] >= -126
         and low_a + low_b >= -100
         and max(high_a, high_b, high_a + high_b) <= 120
+        and abs(b.fmt.bias) < 128  # its codes are read by way of 2**-bias
     )
     zeros = block.zero_products
     left = planes(a, False)
