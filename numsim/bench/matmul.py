@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from numsim.convert import encode
+from numsim.errors import NumsimError
 from numsim.formats import get_format
 from numsim.kernels import jit, simd
 from numsim.quant import QTensor
@@ -100,12 +101,19 @@ def bench_matmul(
     -------
     One `MatmulTiming` for each unit, path and shape, and for each peer that is installed.
 
+    Raises
+    ------
+    NumsimError
+        If there is nothing to take the median of, or NumPy's process ends.
+
     Examples
     --------
     >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, repeats=1, portable=False)
     >>> rows[0].task, rows[0].library
     ('float32', 'NumPy BLAS')
     """
+    if repeats < 1:
+        raise NumsimError(f"bench matmul: repeats is a positive integer; got {repeats!r}")
     paths = [("numsim", simd.enabled())]
     if portable and simd.enabled():
         paths.append(("portable", False))
@@ -190,7 +198,10 @@ def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
         def rate() -> float:
             ask.write("\n")
             ask.flush()
-            return m * n * k / float(answer.readline()) / 1e9
+            seconds = answer.readline()
+            if not seconds:
+                raise NumsimError("bench matmul: NumPy's process ended; run it again")
+            return m * n * k / float(seconds) / 1e9
 
         yield rate
 
