@@ -161,6 +161,12 @@ def pointer_at(context: Any, b: Any, array: Any, value: Any, at: Any) -> Any:
     return b.gep(make(array)(context, b, value).data, [at])
 
 
+def vectors_of(context: Any, b: Any, array: Any, value: Any, vector: Any) -> Any:
+    """Return the address of an array's first element as that of vectors."""
+    first = pointer_at(context, b, array, value, ir.Constant(_I64, 0))
+    return b.bitcast(first, vector.as_pointer())
+
+
 def fetch(b: Any, pointer: Any) -> None:
     """Ask for the line at an address that is read later; beyond the end of memory nothing comes."""
     byte = ir.IntType(8).as_pointer()

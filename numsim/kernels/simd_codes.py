@@ -30,11 +30,10 @@ from numsim.kernels.simd import (
     _Tile,
     fetch,
     pointer_at,
+    vectors_of,
 )
 from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp8 import I8, V8, declared
-
-_PICK = "llvm.x86.avx512.vpermi2var.qi.512"
+from numsim.kernels.simd_fp8 import I8, PICK, V8, declared
 
 
 def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> Callable[..., Any]:
@@ -42,7 +41,7 @@ def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> 
     start = pointer_at(context, b, kind, table, ir.Constant(I64, first))
     start = b.bitcast(start, V8.as_pointer())
     parts = [b.load(b.gep(start, [ir.Constant(I64, i)]), align=1) for i in range(8)]
-    pick = declared(b, _PICK, V8, V8, V8, V8)
+    pick = declared(b, PICK, V8, V8, V8, V8)
 
     def read(code: Any) -> tuple[Any, Any]:
         second = b.icmp_signed("<", code, _splat(V8, 0))
@@ -83,13 +82,10 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        def start(i: int, vector: Any) -> Any:
-            at = pointer_at(context, b, sig.args[i], args[i], ir.Constant(I64, 0))
-            return b.bitcast(at, vector.as_pointer())
-
         wide = sig.args[2].dtype == types.float64
         vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 32)
-        source, target = start(0, V8), start(2, vector)
+        source = vectors_of(context, b, sig.args[0], args[0], V8)
+        target = vectors_of(context, b, sig.args[2], args[2], vector)
         read = _singles_by_table(context, b, sig.args[3], args[3])
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
@@ -128,7 +124,7 @@ def chain_of_codes(
         vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
         tile = _Tile(context, b, sig.args, args, 2, vector)
         fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
-        pick = declared(b, _PICK, V8, V8, V8, V8)
+        pick = declared(b, PICK, V8, V8, V8, V8)
         width, together = 2 * lanes, 32 // lanes  # columns; k of 64 codes
         reader = (
             _bytes_by_table(context, b, sig.args[1], args[1], 512)
@@ -190,11 +186,9 @@ def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any)
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
         narrow = ir.VectorType(ir.IntType(sig.args[0].dtype.bitwidth), 16)
-        source = b.bitcast(source, narrow.as_pointer())
-        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
-        target = b.bitcast(target, V32.as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], narrow)
+        target = vectors_of(context, b, sig.args[2], args[2], V32)
         magnitude, sign, sign_up, trailing, _, bias, up, kept, rebias, quantum = (
             _broadcast(b, b.extract_value(args[3], i), V32) for i in range(10)
         )
@@ -250,8 +244,7 @@ def fp8_planes(
         args, kinds = args[1:], sig.args[1:]
         source = pointer_at(context, b, kinds[0], args[0], args[1])
         source = b.bitcast(source, ir.VectorType(ir.IntType(8), vector.count).as_pointer())
-        target = pointer_at(context, b, kinds[3], args[3], ir.Constant(I64, 0))
-        target = b.bitcast(target, vector.as_pointer())
+        target = vectors_of(context, b, kinds[3], args[3], vector)
 
         def field(index: int) -> Any:
             return _broadcast(b, b.trunc(b.extract_value(args[4], index), I16), vector)

@@ -11,8 +11,8 @@ from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, pointer_at
-from numsim.kernels.simd_fp8 import I8, V8
+from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, vectors_of
+from numsim.kernels.simd_fp8 import I8, V8, bottom, top
 
 
 def _packed(b: Any, words: list[Any], byte: int) -> Any:
@@ -45,10 +45,8 @@ def signed_bytes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """Give `runs` times 64 magnitude codes the signs and NaN of x; return whether NaN was met."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        source = b.bitcast(source, V32.as_pointer())
-        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
-        target = b.bitcast(target, V8.as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], V32)
+        target = vectors_of(context, b, sig.args[2], args[2], V8)
         nan, nan_sign = (
             _broadcast(b, b.trunc(b.extract_value(args[3], i), I8), V8) for i in (8, 9)
         )
@@ -80,10 +78,8 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        source = b.bitcast(source, V32.as_pointer())
-        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
-        target = b.bitcast(target, V8.as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], V32)
+        target = vectors_of(context, b, sig.args[2], args[2], V8)
         cut, min_field, stored, clamp, nan, nan_sign = (
             b.extract_value(args[3], i) for i in (0, 1, 2, 5, 8, 9)
         )
@@ -97,17 +93,13 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
         )
         infinity, magnitude = _splat(V32, 0x7F800000), _splat(V32, 0x7FFFFFFF)
 
-        def smaller(x: Any, y: Any) -> Any:
-            return b.select(b.icmp_unsigned("<", x, y), x, y)
-
         def run(i: Any, carried: list[Any]) -> list[Any]:
             bits, sums = [], []
             for j in range(4):
                 at = b.add(b.mul(i, ir.Constant(I64, 4)), ir.Constant(I64, j))
                 word = b.load(b.gep(source, [at]), align=1)
-                c = smaller(b.and_(word, magnitude), clamp)
-                e = b.and_(c, infinity)
-                e = b.select(b.icmp_unsigned(">", e, least), e, least)
+                c = bottom(b, b.and_(word, magnitude), clamp)
+                e = top(b, b.and_(c, infinity), least)
                 lifted = b.bitcast(b.add(e, magic), VF)
                 s = b.bitcast(b.fadd(b.bitcast(c, VF), lifted), V32)
                 sums.append(b.add(b.sub(s, e), b.lshr(e, cut)))

@@ -17,7 +17,16 @@ from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import PAGE, _broadcast, _intrinsic, _loop, _splat, fetch, pointer_at
+from numsim.kernels.simd import (
+    PAGE,
+    _broadcast,
+    _intrinsic,
+    _loop,
+    _splat,
+    fetch,
+    pointer_at,
+    vectors_of,
+)
 from numsim.kernels.simd_pack import transposed
 
 ROWS, COLUMNS = 2, 64
@@ -42,6 +51,7 @@ LEFT, RIGHT, FLOOR = FIELD // 2, -(-FIELD // 2), FIELD + 2 * LEAST - 1
 LOWEST, SIGN, PLACES = 3 - LEAST, 108, 2 * (3 - LEAST + MOST) + 1
 _NO_LEFT, _NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
 
+PICK = "llvm.x86.avx512.vpermi2var.qi.512"  # bytes of two vectors, by their places
 I8 = ir.IntType(8)
 V8 = ir.VectorType(I8, 64)
 
@@ -54,6 +64,11 @@ def declared(b: Any, name: str, result: Any, *arguments: Any) -> Any:
 def top(b: Any, x: Any, y: Any) -> Any:
     """Return the larger of unsigned lanes."""
     return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+
+def bottom(b: Any, x: Any, y: Any) -> Any:
+    """Return the smaller of unsigned lanes."""
+    return b.select(b.icmp_unsigned("<", x, y), x, y)
 
 
 def halves(b: Any, x: Any, y: Any, mask: int) -> Any:
@@ -125,8 +140,7 @@ def left_codes(typing: Any, codes: Any, runs: Any, row: Any, words: Any, fields:
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        source = b.bitcast(source, ir.VectorType(I8, RUN).as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, RUN))
         target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
         bytes_of, values = _reader(b, args[4], LEFT, LOWEST, _NO_LEFT)
 
@@ -150,8 +164,7 @@ def right_codes(typing: Any, codes: Any, count: Any, words: Any, fields: Any) ->
     """Write the planes of `count` k of a panel, whose columns stand in `ORDER`."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        source = b.bitcast(source, V32.as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], V32)
         target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
         bytes_of, values = _reader(b, args[3], RIGHT, LOWEST - SIGN, _NO_RIGHT)
 
@@ -179,8 +192,7 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        source = b.bitcast(source, V8.as_pointer())
+        source = vectors_of(context, b, sig.args[0], args[0], V8)
         target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
         exponents, rest = reader_by_tables(context, b, sig.args[3], args[3])
 
@@ -201,9 +213,9 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
 
 def reader_by_tables(context: Any, b: Any, kind: Any, tables: Any) -> tuple[Any, Any]:
     """Return how 64 codes are read: their exponents; their lowest bits and four vectors' values."""
-    first = b.bitcast(pointer_at(context, b, kind, tables, ir.Constant(I64, 0)), V8.as_pointer())
+    first = vectors_of(context, b, kind, tables, V8)
     parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
-    pick = declared(b, "llvm.x86.avx512.vpermi2var.qi.512", V8, V8, V8, V8)
+    pick = declared(b, PICK, V8, V8, V8, V8)
     sign8, eight, high = _splat(V8, -128), _splat(V32, 8), _splat(V32, -(1 << 16))
 
     def looked_up(table: int, code: Any) -> Any:

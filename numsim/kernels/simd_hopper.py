@@ -32,6 +32,7 @@ from numsim.kernels.simd_fp8 import (
     ROWS,
     RUN,
     V8,
+    bottom,
     declared,
     halves,
     reader_by_tables,
@@ -124,7 +125,7 @@ def float_tile(
                 own = acc[vectors * r : vectors * (r + 1)]
                 field = top(b, peaks[r], b.add(_exponents(b, own), _splat(V8, 23 - FRACTION)))
                 limit = b.call(less, [field, _splat(V8, FIELD + FRACTION - 2 * LOWEST)])
-                limits.append(_least(b, limit, _splat(V8, PLACES)))
+                limits.append(bottom(b, limit, _splat(V8, PLACES)))
                 for i, value in enumerate(own):
                     binade = _binade(b, field, i)
                     sign = b.and_(b.bitcast(value, V32), _splat(V32, -(1 << 31)))
@@ -170,10 +171,6 @@ def float_tile(
     return types.void(
         rows, coded, tables, i64, i64, a, i64, b, i64, out, i64, i64, i64, i64
     ), codegen
-
-
-def _least(b: Any, x: Any, y: Any) -> Any:
-    return b.select(b.icmp_unsigned("<", x, y), x, y)
 
 
 def _exponents(b: Any, values: list[Any]) -> Any:
