@@ -114,9 +114,9 @@ def bench_matmul(
     """
     if repeats < 1:
         raise NumsimError(f"bench matmul: repeats is a positive integer; got {repeats!r}")
-    paths = [("numsim", simd.enabled())]
+    paths = [("numsim", simd.path())]
     if portable and simd.enabled():
-        paths.append(("portable", False))
+        paths.append(("portable", "plain"))
     with _blas(shape, repeats) as blas, jit.using_threads(1):
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
         for task, library, size, timed in _peers(shape):
@@ -131,9 +131,9 @@ def bench_matmul(
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
                     return matmul(QTensor(a.codes, a.fmt), b, target=target)
 
-                for library, wide in paths if size == shape else paths[:1]:
+                for library, path in paths if size == shape else paths[:1]:
                     beside = blas()
-                    with simd.force(wide):
+                    with simd.force(path):
                         rate = _rate(call, size, repeats)
                     rows.append(MatmulTiming(task, library, size, rate, rate / beside))
     return rows

@@ -48,7 +48,7 @@ LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators
 class PackedFp8(NamedTuple):
     """The left operand: `planes` [1, tiles, groups, lines a tile, words], M, groups of a block.
 
-    With AVX-512 a group holds runs of k and stands as [blocks of groups, tiles, groups of a block,
+    With AVX-512 and AVX2 a group holds runs of k and stands as [blocks of groups, tiles, groups of a block,
     ...] (`simd_fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
     exponents, significands or values, and signs or lowest bits.
     """
@@ -60,15 +60,19 @@ class PackedFp8(NamedTuple):
 
 @expanded
 def _tiles(
-    coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int,
+    words: int, coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int,
     steps: int, left: int, rule: Any,
 ) -> None:  # fmt: skip
     runs, tile, tables = rule
     pairs = left // 2
-    float_tile(2, coded, tables, pairs, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile)
+    float_tile(
+        words, 2, coded, tables, pairs, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile
+    )
     if left % 2:
         a_at, out_at = a_at + pairs * tile, out_at + 2 * pairs * stride
-        float_tile(1, coded, tables, 1, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile)
+        float_tile(
+            words, 1, coded, tables, 1, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile
+        )
 
 
 @inline
@@ -76,7 +80,16 @@ def _hopper_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    _tiles(0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    _tiles(16, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    return left
+
+
+@inline
+def _hopper_half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    _tiles(8, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
@@ -85,7 +98,7 @@ def _hopper_few(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    _tiles(1, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    _tiles(16, 1, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
@@ -102,7 +115,7 @@ def _hopper_narrow(
 def _tables(how: Fields) -> Array:
     """Return what `simd_fp8.looked_up_codes` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
-    simd_fp8.right_codes(codes, 2, words, how)
+    simd_fp8.right_codes(16, codes, 2, words, how)
     tables = np.empty((4, 128), np.uint8)
     planes = words.view(np.uint8)
     for code in range(128):
@@ -120,7 +133,7 @@ def _planes(codes: Array, words: Array, how: Any) -> None:
     if simd.HAVE_BYTE_TABLES and f.magnitude < 128:
         simd_fp8.looked_up_codes(codes, count, words, tables)
     else:
-        simd_fp8.right_codes(codes, count, words, f)
+        simd_fp8.right_codes(16, codes, count, words, f)
 
 
 @inline
@@ -145,6 +158,25 @@ def _rows(b: Array, batch: int, panel: int, k: int, count: int, words: Array, ho
 
 
 @inline
+def _codes_half(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    codes = codes_at(b, batch, panel, k, count)
+    simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
+    return words
+
+
+@inline
+def _rows_half(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    turned = scratch_words(count * b.shape[4] * _QUADS)
+    codes = _turned(b, batch, panel, k, count, turned, how).view(np.uint8)
+    simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
+    return words
+
+
+@inline
 def _as_they_are(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
 ) -> Array:
@@ -161,12 +193,12 @@ def _pairs(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f
 @expanded
 def _run(
     micro: Callable[..., int], decode: Callable[..., Array], words: int, out: Array, a: Array,
-    b: Array, steps: int, block: int, group: int, start: int, stop: int, runs: int, how: Fields,
+    b: Array, steps: int, block: int, group: int, start: int, stop: int, runs: int, read: Any,
+    tables: Array,
 ) -> None:  # fmt: skip
     """Cover the output; `decode` makes `words` of the codes of one k of a panel."""
-    scratch, tables = scratch_words(block * runs * simd_fp8.RUN * words), _tables(how)
+    scratch = scratch_words(block * runs * simd_fp8.RUN * words)
     rule = (runs, block * a.shape[3] * a.shape[4], tables)
-    read = (tables, how)
     cover_codes(
         micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, read, True
     )
@@ -178,7 +210,9 @@ def _run_wide(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     words = simd_fp8.B_WORDS
-    _run(_hopper_wide, _codes, words, out, a, b, steps, block, group, start, stop, runs, how)
+    tables = _tables(how)
+    read = (tables, how)
+    _run(_hopper_wide, _codes, words, out, a, b, steps, block, group, start, stop, runs, read, tables)
 
 
 @kernel
@@ -187,7 +221,31 @@ def _run_wide_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     words = simd_fp8.B_WORDS
-    _run(_hopper_wide, _rows, words, out, a, b, steps, block, group, start, stop, runs, how)
+    tables = _tables(how)
+    read = (tables, how)
+    _run(_hopper_wide, _rows, words, out, a, b, steps, block, group, start, stop, runs, read, tables)
+
+
+@kernel
+def _run_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    words, none = simd_fp8.B_WORDS, np.empty(0, np.uint8)
+    _run(
+        _hopper_half, _codes_half, words, out, a, b, steps, block, group, start, stop, runs, how, none
+    )
+
+
+@kernel
+def _run_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    words, none = simd_fp8.B_WORDS, np.empty(0, np.uint8)
+    _run(
+        _hopper_half, _rows_half, words, out, a, b, steps, block, group, start, stop, runs, how, none
+    )
 
 
 @kernel
@@ -195,7 +253,9 @@ def _run_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    _run(_hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs, how)
+    tables = _tables(how)
+    read = (tables, how)
+    _run(_hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs, read, tables)
 
 
 @kernel
@@ -203,7 +263,9 @@ def _run_few_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    _run(_hopper_few, _turned, _QUADS, out, a, b, steps, block, group, start, stop, runs, how)
+    tables = _tables(how)
+    read = (tables, how)
+    _run(_hopper_few, _turned, _QUADS, out, a, b, steps, block, group, start, stop, runs, read, tables)
 
 
 @kernel
@@ -217,8 +279,10 @@ def _run_narrow(
     )
 
 
-@kernel
-def _left_codes(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
+@expanded
+def _left_codes(
+    words: int, rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int
+) -> None:
     """Write the planes of codes [tiles, lines per tile, k] as [blocks, tiles, `runs`, words]."""
     tiles, count = rows.shape[0], rows.shape[2] // simd_fp8.RUN
     flat = rows.reshape(-1)
@@ -229,7 +293,17 @@ def _left_codes(rows: Array, planes: Array, runs: int, how: Fields, start: int, 
                 at = (first * tiles + tile * runs) * simd_fp8.A_WORDS
                 some = min(runs, count - first)
                 codes = flat[line + first * simd_fp8.RUN :]
-                simd_fp8.left_codes(codes, some, row, planes[at:], how)
+                simd_fp8.left_codes(words, codes, some, row, planes[at:], how)
+
+
+@kernel
+def _left_wide(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
+    _left_codes(16, rows, planes, runs, how, start, stop)
+
+
+@kernel
+def _left_half(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
+    _left_codes(8, rows, planes, runs, how, start, stop)
 
 
 @kernel
@@ -244,23 +318,31 @@ def _left_pairs(source: Array, planes: Array, how: Fields, start: int, stop: int
 
 
 @cache
-def _packer(wide: bool) -> Callable[..., Any]:
+def _packer(path: str) -> Callable[..., Any]:
     planes, rest = simd.contiguous(types.int32, 1), (types.int64, types.int64)
     how = uint32_tuple(Fields)
-    if wide:
-        rows = simd.contiguous(types.uint8, 3)
-        return simd.compiled(_left_codes, rows, planes, types.int64, how, *rest)
-    return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), planes, how, *rest)
+    if path == "plain":
+        return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), planes, how, *rest)
+    packer = _left_wide if path == "avx512" else _left_half
+    return simd.compiled(
+        packer, simd.contiguous(types.uint8, 3), planes, types.int64, how, *rest
+    )
+
+
+_RUNNERS = {  # by the path, whether there are few rows, and whether b's codes stand in place
+    ("avx512", False, False): _run_wide, ("avx512", False, True): _run_wide_rows,
+    ("avx512", True, False): _run_few, ("avx512", True, True): _run_few_rows,
+    ("avx2", False, False): _run_half, ("avx2", False, True): _run_half_rows,
+    ("plain", False, False): _run_narrow,
+}  # fmt: skip
 
 
 @cache
-def _runner(wide: bool, few: bool, in_place: bool) -> Callable[..., Any]:
+def _runner(path: str, few: bool, in_place: bool) -> Callable[..., Any]:
     out, a, b, *rest = codes_types(types.int32, np.dtype(np.uint8), types.float32)
-    runner = _run_narrow
-    if wide:
-        runner = (_run_wide, _run_wide_rows, _run_few, _run_few_rows)[2 * few + in_place]
     if in_place:
         b = simd.strided(types.uint8, 5)
+    runner = _RUNNERS[path, few, in_place]
     return simd.compiled(runner, out, a, b, *rest, types.int64, uint32_tuple(Fields))
 
 
@@ -291,13 +373,14 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
     """Pack the left operand [M, K]: FP8 codes of any strides, finite; `how` they are read."""
     lines, depth = codes.shape
     groups = -(-depth // group)
-    if not simd.enabled():
+    path = simd.path()
+    if path == "plain":
         tile = simd.HOPPER_ROWS
         tiles = -(-lines // tile)
         pairs = _packed(codes.T[None], tile, group, _PAIR, _RUN).panels
         pairs = pairs.reshape(tiles, -1, tile, _PAIR)
         planes = np.empty(pairs.size // 2 * 3, np.int32)
-        entry = _packer(False)
+        entry = _packer(path)
         over_range(lambda start, stop: entry(pairs, planes, how, start, stop), tiles)
         block = max(BLOCK // (-(-group // _RUN) * _RUN), 1)
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
@@ -306,7 +389,7 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
     block = max((BLOCK if lines <= FEW else _BLOCK) // (runs * simd_fp8.RUN), 1)
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
-    entry = _packer(True)
+    entry = _packer(path)
     over_range(lambda start, stop: entry(rows, planes, block * runs, how, start, stop), tiles)
     return PackedFp8(planes.reshape(1, tiles, whole, simd_fp8.ROWS, -1), lines, block)
 
@@ -316,7 +399,7 @@ def pack_b(codes: Array, group: int = 32) -> PackedCodes:
 
     Columns whose codes stand side by side, as a network's weights have them, stay where they are.
     """
-    if simd.enabled():
+    if simd.path() != "plain":
         rows = codes.swapaxes(1, 2)
         batch, n, depth = rows.shape
         run, width = simd_fp8.TURNED, simd_fp8.COLUMNS
@@ -336,9 +419,9 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     shape = (1, a.lines, b.lines)
     out: Array = zeros(shape) if c is None else np.array(c, np.float32, order="C").reshape(shape)
     if out.size:
-        wide = simd.enabled()
-        runs = b.panels.shape[4] // (simd_fp8.RUN if wide else _RUN)
-        few = a.lines <= FEW and wide and simd.HAVE_BYTE_TABLES and how.magnitude < 128
-        runner = _runner(wide, bool(few), b.in_place)
+        path = simd.path()
+        runs = b.panels.shape[4] // (_RUN if path == "plain" else simd_fp8.RUN)
+        few = a.lines <= FEW and simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128
+        runner = _runner(path, bool(few), b.in_place)
         run_codes(runner, out, a.planes, b, a.block, runs, how)
     return out.reshape(shape[1:])

@@ -13,81 +13,91 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from numba.np.numpy_support import from_dtype
+
 from numsim.kernels import simd, simd_int
-from numsim.kernels.gemm_fma import PackedFma, cover, pack_rows, run_tiles, tile_types
-from numsim.kernels.gemm_fma import pack_b as pack_fma
+from numsim.kernels.gemm_codes import PackedCodes, pack_codes
+from numsim.kernels.gemm_fma import cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm_mac import padded
 from numsim.kernels.jit import inline, kernel
 
 Array = npt.NDArray[Any]
-_BLOCK = 512  # k for which a panel of b stays in the cache
+_BLOCK = 512  # steps for which a panel of b stays in the cache
 
 
 @inline
-def _saturating_wide(
+def _saturating(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    if left >= 4:
+    if left >= rule[0]:
         simd_int.saturating_tile(
-            4, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1]
-        )  # fmt: skip
-        return 4
-    simd_int.saturating_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
-    return 1
-
-
-@inline
-def _saturating_narrow(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
-) -> int:  # fmt: skip
-    simd_int.saturating_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+            rule[0], rule[1], rule[2], a, a_at, b, b_at, out, out_at, stride, steps, rule[3]
+        )
+        return int(rule[0])
+    simd_int.saturating_tile(
+        1, rule[1], rule[2], a, a_at, b, b_at, out, out_at, stride, steps, rule[3]
+    )
     return 1
 
 
 @kernel
-def _run_wide(
+def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    kind: int, rule: Array,
+    rows: int, kind: int, each: int, limits: Array,
 ) -> None:  # fmt: skip
-    cover(_saturating_wide, out, a, b, steps, block, group, start, stop, (kind, rule))
-
-
-@kernel
-def _run_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    kind: int, rule: Array,
-) -> None:  # fmt: skip
-    cover(_saturating_narrow, out, a, b, steps, block, group, start, stop, (kind, rule))
+    rule = (rows, kind, each, limits)
+    cover(_saturating, out, a, b, steps, block, group, start, stop, rule)
 
 
 @cache
-def _runner(kind: int, wide: bool) -> Callable[..., Any]:
-    runner = _run_wide if wide else _run_narrow
-    words = tile_types(types.int32, types.int32, types.int32)
-    return simd.compiled(runner, *words, simd.literal(kind), simd.contiguous(types.int64, 1))
+def _runner(rows: int, kind: int, each: int, codes: np.dtype[Any]) -> Callable[..., Any]:
+    literals = (simd.literal(n) for n in (rows, kind, each))
+    arrays = tile_types(types.int32, from_dtype(codes), types.int32)
+    return simd.compiled(_run, *arrays, *literals, simd.contiguous(types.int64, 1))
 
 
-def pack_b(b: Array, group: int) -> PackedFma:
-    """Pack the right operand [1 or batch, K, N], any integers of at most 16 bits."""
-    return pack_fma(padded(b.astype(np.int32), 1, group))
+def _short(kind: np.dtype[Any]) -> bool:
+    """Whether the sum of two products is one instruction: codes are int16, or fit it."""
+    return kind in (np.int8, np.uint8, np.int16)
+
+
+def pack_b(b: Array, group: int, left: np.dtype[Any]) -> PackedCodes:
+    """Pack the right operand [1 or batch, K, N], integers, for groups of products with `left`.
+
+    They stay codes of 8 or 16 bits where two products' sum is one instruction, side by side if
+    groups have pairs; otherwise they are int32.
+    """
+    kind = b.dtype if _short(b.dtype) and _short(left) else np.dtype(np.int32)
+    each = 2 if kind.itemsize < 4 and group % 2 == 0 else 1
+    whole = padded(b.astype(kind, copy=False), 1, group)
+    codes = pack_codes(whole, simd_int.COLUMNS, np.arange(each), each, run=each)
+    return codes._replace(panels=codes.panels.view(kind))
+
+
+def _left_words(a: Array, each: int, short: bool) -> Array:
+    if not short:
+        return a.astype(np.int32)
+    halves = np.ascontiguousarray(a, np.int16)
+    return halves.view(np.int32) if each == 2 else halves.view(np.uint16).astype(np.int32)
 
 
 def gemm_saturate(
-    a: Array, b: PackedFma, c: Array, kind: int, group: int, low: int, high: int
+    a: Array, b: PackedCodes, c: Array, kind: int, group: int, low: int, high: int
 ) -> Array:
     """Return the int32 accumulators [batch, M, N] after groups of `group` products, from c.
 
-    Parameters: a [batch, M, K] integers; b packed for the same group; `kind`, `low` and `high` as
-    in `simd_int.saturating_tile`.
+    Parameters: a [batch, M, K] integers; b packed for their type and group; `kind`, `low` and
+    `high` as in `simd_int.saturating_tile`.
     """
     out = np.array(c, np.int32, order="C")
     if out.size:
-        rows = pack_rows(padded(a.astype(np.int32), 2, group))
-        block = max(_BLOCK // group, 1) * group
-        run_tiles(
-            _runner(kind, simd.enabled()), out, rows, b.panels, block, kind,
-            np.array([group, low, high], np.int64),
-        )  # fmt: skip
+        each, codes = b.panels.shape[4], b.panels.dtype
+        rows = pack_rows(_left_words(padded(a, 2, group), each, codes.itemsize < 4))
+        steps = group // each
+        block = max(_BLOCK // steps, 1) * steps
+        wide = 4 if simd.enabled() else 2
+        entry = _runner(wide, kind, each, codes)
+        limits = np.array([steps, low, high], np.int64)
+        run_tiles(entry, out, rows, b.panels, block, wide, kind, each, limits)
     return out

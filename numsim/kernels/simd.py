@@ -7,7 +7,7 @@ memory::
     a [batch, tiles, steps, rows per tile]      b [1 or batch, panels, steps, columns per panel]
 
 The wide kernels need AVX-512 (32 registers of 64 bytes) with VNNI; the narrow ones are plain vector
-IR that LLVM lowers on any CPU. Both give the same bits.
+IR that LLVM lowers on any CPU. Hopper's FP8 rule has one for AVX2 too. All give the same bits.
 """
 
 from __future__ import annotations
@@ -43,38 +43,45 @@ def _retargeted() -> bool:
     return bool(settings.CPU_NAME or settings.CPU_FEATURES)
 
 
-def _host_has_avx512_vnni() -> bool:
+def _host_has(*names: str) -> bool:
     if os.environ.get("NUMSIM_SIMD") == "0" or _retargeted():
         return False  # numba was told to compile for something other than this host
     features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vnni"))
+    return all(features.get(name, False) for name in names)
 
 
-HAVE_AVX512_VNNI = _host_has_avx512_vnni()
-HAVE_BYTE_TABLES = HAVE_AVX512_VNNI and llvmlite.binding.get_host_cpu_features().get(
-    "avx512vbmi", False
-)
-_forced: bool | None = None
+HAVE_AVX512_VNNI = _host_has("avx512f", "avx512bw", "avx512vnni")
+HAVE_BYTE_TABLES = HAVE_AVX512_VNNI and _host_has("avx512vbmi")
+# What kernels this host can run, the fastest last
+PATHS = ("plain",) + ("avx2",) * _host_has("avx2", "fma") + ("avx512",) * HAVE_AVX512_VNNI
+_path = PATHS[-1]
 
 
 if HAVE_AVX512_VNNI:
     llvmlite.binding.initialize_native_asmparser()  # for the one instruction that is named
 
 
+def path() -> str:
+    """Return which of `PATHS` is used."""
+    return _path
+
+
 def enabled() -> bool:
     """Return whether the AVX-512 kernels are used."""
-    return HAVE_AVX512_VNNI if _forced is None else _forced
+    return _path == "avx512"
 
 
 @contextmanager
-def force(wide: bool) -> Iterator[None]:
-    """Use (or do not use) the AVX-512 kernels inside the ``with`` block; for tests."""
-    global _forced  # noqa: PLW0603
-    before, _forced = _forced, wide and HAVE_AVX512_VNNI
+def force(path: str) -> Iterator[None]:
+    """Use one of `PATHS` inside the ``with`` block; for tests."""
+    global _path  # noqa: PLW0603
+    if path not in PATHS:
+        raise ValueError(f"this machine's paths are {', '.join(PATHS)}, but path={path!r}.")
+    before, _path = _path, path
     try:
         yield
     finally:
-        _forced = before
+        _path = before
 
 
 def compiled(dispatcher: Any, *signature: Any) -> Callable[..., Any]:
@@ -126,6 +133,22 @@ def _broadcast(b: Any, scalar: Any, vector: Any) -> Any:
     return b.shuffle_vector(
         first, undefined, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count)
     )
+
+
+def _pair_sums(b: Any, x: Any, y: Any) -> Any:
+    """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32; x86 has an instruction for it."""
+    twice = ir.VectorType(_I32, x.type.count)
+    products = b.mul(b.sext(x, twice), b.sext(y, twice))
+    half = x.type.count // 2
+    even, odd = (
+        b.shuffle_vector(
+            products,
+            ir.Constant(twice, ir.Undefined),
+            ir.Constant(ir.VectorType(_I32, half), list(range(first, 2 * half, 2))),
+        )
+        for first in range(2)
+    )
+    return b.add(even, odd)
 
 
 def _max(b: Any, x: Any, y: Any) -> Any:
@@ -183,10 +206,11 @@ class _Tile:
         self, context: Any, b: Any, kinds: Any, args: Any, vectors: int, vector: Any
     ) -> None:
         a, a_at, other, b_at, out, out_at, self.stride, self.steps = args[-8:]
-        self.b, self.vectors, self.vector = b, vectors, vector
+        self.b, self.vectors, self.vector, self.apart = b, vectors, vector, vector.count
         self.a = self.pointer(context, kinds[-8], a, a_at)
         self.panel = self.pointer(context, kinds[-6], other, b_at)
         self.out = self.pointer(context, kinds[-4], out, out_at)
+        self.size = context.get_abi_sizeof(self.panel.type.pointee)
 
     def pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
         return pointer_at(context, self.b, array, value, at)
@@ -203,17 +227,16 @@ class _Tile:
         return self.b.load(at, align=4)
 
     def ahead(self, i: Any, times: int, plus: int) -> None:
-        """Ask for words of the panel a page later than `columns` reads them."""
-        size = 8 if self.vector.count == 8 else 4
-        at = self.index(i, times, plus + PAGE // size)
+        """Ask for what stands in the panel a page later than `columns` reads it."""
+        at = self.index(i, times, plus + PAGE // self.size)
         fetch(self.b, self.b.gep(self.panel, [at]))
 
     def _outputs(self, rows: int) -> list[Any]:
-        b, lanes = self.b, self.vector.count
+        b = self.b
         pointers = []
         for r in range(rows):
             for c in range(self.vectors):
-                at = b.add(b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * lanes))
+                at = b.add(b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * self.apart))
                 pointers.append(b.bitcast(b.gep(self.out, [at]), self.vector.as_pointer()))
         return pointers
 
@@ -284,32 +307,39 @@ def int8_tile(
             kind = ir.FunctionType(_V32, [_V32] * 3)
             dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
 
-        def portable(acc: Any, x: Any, columns: Any) -> Any:
-            for q in range(4):
-                byte = b.and_(b.lshr(x, ir.Constant(_I32, 8 * q)), ir.Constant(_I32, 255))
-                signed = b.ashr(b.shl(columns, _splat(_V32, 24 - 8 * q)), _splat(_V32, 24))
-                acc = b.add(acc, b.mul(_broadcast(b, byte, _V32), signed))
-            return acc
+        eight, low = _splat(_V16, 8), _splat(_V16, 255)
 
-        def step(k: Any, acc: list[Any]) -> list[Any]:
-            columns = [tile.columns(k, INT8_COLUMNS, 16 * c) for c in range(2)]
+        def row(k: Any, r: int) -> Any:
+            return _broadcast(b, tile.scalar(k, INT8_ROWS, r), _V32)
+
+        def column(k: Any, c: int) -> Any:
             if count == 1:
-                for c in range(2):
-                    tile.ahead(k, INT8_COLUMNS, 16 * c)
+                tile.ahead(k, INT8_COLUMNS, 16 * c)
+            return tile.columns(k, INT8_COLUMNS, 16 * c)
+
+        def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+            columns = [column(k, c) for c in range(2)]
             new = []
             for r in range(count):
-                x = tile.scalar(k, INT8_ROWS, r)
-                wide_x = _broadcast(b, x, _V32) if native else None
-                for c in range(2):
-                    old = acc[2 * r + c]
-                    new.append(
-                        b.call(dot4, [old, wide_x, columns[c]])
-                        if native
-                        else portable(old, x, columns[c])
-                    )
+                x = row(k, r)
+                new += [b.call(dot4, [acc[2 * r + c], x, columns[c]]) for c in range(2)]
             return new
 
-        tile.store(_loop(b, tile.steps, tile.load(count), step), count)
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            rows, new = [], list(acc)
+            for r in range(count):
+                x = b.bitcast(row(k, r), _V16)
+                rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
+            for c in range(2):
+                y = b.bitcast(column(k, c), _V16)
+                columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
+                for r in range(count):
+                    for pair in zip(rows[r], columns, strict=True):
+                        new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
+            return new
+
+        steps = _loop(b, tile.steps, tile.load(count), wide_step if native else step)
+        tile.store(steps, count)
         return context.get_dummy_value()
 
     return _signature(a, b, out, rows, wide), codegen

@@ -6,7 +6,8 @@ float32 values. 64 codes at a time: by arithmetic for any format, or by tables o
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -14,6 +15,8 @@ from numba.np import arrayobj
 
 from numsim.kernels.simd import _BIAS as BIAS
 from numsim.kernels.simd import _FRACTION as FRACTION
+from numsim.kernels.simd import _I16 as I16
+from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
@@ -50,10 +53,28 @@ LEFT, RIGHT, FLOOR = FIELD // 2, -(-FIELD // 2), FIELD + 2 * LEAST - 1
 # takes it away on the right.
 LOWEST, SIGN, PLACES = 3 - LEAST, 108, 2 * (3 - LEAST + MOST) + 1
 _NO_LEFT, _NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
+TURN = {8: 128, 16: 0}  # more on the left, by the words of a vector: AVX2 compares signed bytes
 
 PICK = "llvm.x86.avx512.vpermi2var.qi.512"  # bytes of two vectors, by their places
 I8 = ir.IntType(8)
-V8 = ir.VectorType(I8, 64)
+
+
+class Lanes(NamedTuple):
+    """The types of one vector of `words`: of AVX-512, or of AVX2."""
+
+    bytes: Any
+    words: Any
+    floats: Any
+
+
+def lanes(words: int) -> Lanes:
+    """Return the types of a vector of 16 or 8 words."""
+    return Lanes(
+        ir.VectorType(I8, 4 * words), ir.VectorType(I32, words), ir.VectorType(ir.FloatType(), words)
+    )
+
+
+V8 = lanes(16).bytes
 
 
 def declared(b: Any, name: str, result: Any, *arguments: Any) -> Any:
@@ -73,114 +94,164 @@ def bottom(b: Any, x: Any, y: Any) -> Any:
 
 def halves(b: Any, x: Any, y: Any, mask: int) -> Any:
     """Return the bits of x where `mask` has 1, those of y elsewhere."""
-    high = b.and_(x, _splat(V32, mask - (1 << 32)))
-    return b.or_(high, b.and_(y, _splat(V32, ~mask & 0xFFFFFFFF)))
+    high = b.and_(x, _splat(x.type, mask - (1 << 32)))
+    return b.or_(high, b.and_(y, _splat(x.type, ~mask & 0xFFFFFFFF)))
 
 
-def _reader(b: Any, fields: Any, exponent: int, lowest: int, nothing: int) -> tuple[Any, Any]:
+# Bytes by their place in 16, in each 16 bytes of a vector of so many words
+_SHUFFLES = {8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
+
+
+def _reader(
+    b: Any, v: Lanes, fields: Any, exponent: int, lowest: int, nothing: int
+) -> tuple[Any, Any]:
     """Return how words of four codes are read: exponents and lowest bits, and values of byte i."""
+    count = v.words.count
+    pairs = ir.VectorType(I16, 2 * count)
 
-    def field(index: int, vector: Any = V32) -> Any:
-        value = b.extract_value(fields, index)
-        return _broadcast(b, value if vector is V32 else b.trunc(value, I8), vector)
+    def field(index: int, vector: Any, away: int = 0) -> Any:
+        bits = b.lshr(b.extract_value(fields, index), ir.Constant(I32, away))
+        return _broadcast(b, b.trunc(bits, vector.element), vector)
 
-    magnitude, sign, sign_up, up, rebias = (field(i) for i in (0, 1, 2, 6, 8))
-    magnitude8, sign8, trailing8, fraction8, bias8 = (field(i, V8) for i in (0, 1, 3, 4, 5))
-    zero8, one8 = _splat(V8, 0), _splat(V8, 1)
-    placed, placed_sign = b.shl(magnitude, up), b.shl(sign, sign_up)
-    turn = declared(b, "llvm.fshl.v16i32", V32, V32, V32, V32)
-    fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
-    pick = declared(b, "llvm.x86.avx512.pshuf.b.512", V8, V8, V8)
-    zeros = ir.Constant(V8, [(n & -n).bit_length() - 1 if n else 0 for n in range(16)] * 4)
-    two = _splat(VF, 2.0)
-    least = b.fneg(b.bitcast(b.add(rebias, _splat(V32, 1 << 23)), VF))
-    more, hidden = b.sub(_splat(V8, exponent), bias8), b.shl(one8, trailing8)
-    less = b.sub(_splat(V8, lowest), b.add(bias8, trailing8))
+    def nibbles(table: Any) -> Callable[[Any], Any]:
+        """Return a look-up by the low four bits of bytes in a table of 16."""
+        lanes = ir.Constant(ir.VectorType(I32, 4 * count), [i % 16 for i in range(4 * count)])
+        wide = b.shuffle_vector(table, ir.Constant(table.type, ir.Undefined), lanes)
+        pick = declared(b, _SHUFFLES[count], v.bytes, v.bytes, v.bytes)
+        return lambda at: b.call(pick, [wide, b.and_(at, _splat(v.bytes, 15))])
+
+    magnitude, sign, bias = (field(i, v.bytes) for i in (0, 1, 5))
+    zero, one = _splat(v.bytes, 0), _splat(v.bytes, 1)
+    # by the fraction: its lowest bit, from the exponent on
+    small = ir.VectorType(I8, 16)
+    trailing, hidden = field(3, small), b.shl(_splat(small, 1), field(3, small))
+    fractions = b.or_(b.and_(ir.Constant(small, list(range(16))), field(4, small)), hidden)
+    counted = declared(b, "llvm.cttz.v16i8", small, small, ir.IntType(1))
+    places = b.sub(b.call(counted, [fractions, ir.Constant(ir.IntType(1), 1)]), trailing)
+    place = nibbles(b.add(places, b.sub(_splat(small, lowest), field(5, small))))
+    more = b.sub(_splat(v.bytes, exponent), bias)
+    trailing_of, kept = field(3, pairs), b.lshr(_splat(v.bytes, -1), field(3, v.bytes))
+    # by the code of a subnormal: the two high bytes of its value, whose others are 0
+    quanta = ir.VectorType(I32, 16)
+    numbers = ir.Constant(ir.VectorType(ir.FloatType(), 16), [float(n) for n in range(16)])
+    quantum = b.bitcast(_broadcast(b, b.extract_value(fields, 9), quanta), numbers.type)
+    subnormals = b.bitcast(b.fmul(numbers, quantum), quanta)
+    upper, lower = (
+        nibbles(b.trunc(b.lshr(subnormals, _splat(quanta, away)), small)) for away in (24, 16)
+    )
+    magnitudes, rebias = b.shl(field(0, pairs), _splat(pairs, 8)), field(8, pairs, 16)
+    down, sign_up = b.sub(_splat(pairs, 24), field(6, pairs)), field(2, pairs)
+    sign_up = b.and_(b.sub(sign_up, _splat(pairs, 24)), _splat(pairs, 7))
+    signs = b.shl(b.shl(field(1, pairs), _splat(pairs, 8)), sign_up)
+    eight, low_byte = _splat(pairs, 8), _splat(pairs, 255)
 
     def bytes_of(words: Any) -> tuple[Any, Any]:
-        code = b.bitcast(words, V8)
-        m = b.and_(code, magnitude8)
-        e = top(b, b.lshr(m, trailing8), one8)
-        none = b.icmp_unsigned("==", m, zero8)
-        places = b.call(pick, [zeros, b.or_(b.and_(m, fraction8), hidden)])
-        low = b.add(b.add(e, less), places)
-        negative = b.icmp_unsigned("!=", b.and_(code, sign8), zero8)
-        low = b.select(negative, b.add(low, _splat(V8, SIGN)), low)
-        low = b.select(none, _splat(V8, nothing), low)
-        return b.select(none, zero8, b.add(e, more)), low
+        code = b.bitcast(words, v.bytes)
+        m = b.and_(code, magnitude)
+        shifted = b.bitcast(b.lshr(b.bitcast(m, pairs), trailing_of), v.bytes)
+        e = top(b, b.and_(shifted, kept), one)
+        none = b.icmp_unsigned("==", m, zero)
+        low = b.add(e, place(m))
+        negative = b.icmp_unsigned("!=", b.and_(code, sign), zero)
+        low = b.add(low, b.select(negative, _splat(v.bytes, SIGN), zero))
+        return b.select(none, zero, b.add(e, more)), b.select(none, _splat(v.bytes, nothing), low)
 
     def values(words: Any, i: int) -> Any:
-        bits = b.call(turn, [words, words, b.sub(up, _splat(V32, 8 * i))])  # counts modulo 32
-        read = b.bitcast(b.add(b.and_(bits, placed), rebias), VF)
-        # A subnormal magnitude was read as (1 + f) 2^(emin - 1) instead of f 2^emin, which is
-        # twice that less 2^emin; for the others that difference is no less than what was read.
-        twice = b.call(fma, [read, two, least])
-        size = b.select(b.fcmp_ordered("<", read, twice), read, twice)
-        turned = b.call(turn, [words, words, b.sub(sign_up, _splat(V32, 8 * i))])
-        return b.bitcast(b.or_(b.bitcast(size, V32), b.and_(turned, placed_sign)), VF)
+        m = b.and_(b.bitcast(words, v.bytes), magnitude)
+        high, low = (b.bitcast(look_up(m), pairs) for look_up in (upper, lower))
+        code = b.bitcast(words, pairs)  # bytes 0 and 2, or 1 and 3, in the upper half
+        if i % 2:
+            few = b.or_(b.and_(high, b.shl(low_byte, eight)), b.lshr(low, eight))
+        else:
+            few = b.or_(b.shl(high, eight), b.and_(low, low_byte))
+            code = b.shl(code, eight)
+        normal = b.lshr(b.and_(code, magnitudes), down)
+        subnormal = b.icmp_signed("<", normal, _splat(pairs, 1 << 7))
+        size = b.select(subnormal, few, b.add(normal, rebias))
+        both = b.bitcast(b.or_(size, b.and_(b.shl(code, sign_up), signs)), v.words)
+        word = b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, _splat(v.words, 16))
+        return b.bitcast(word, v.floats)
 
     return bytes_of, values
 
 
 def _storing(b: Any, first: Any) -> Any:
-    """Return a function that stores a value in the place of vector `plane` from `first` on."""
-    start = b.bitcast(first, V32.as_pointer())
+    """Return a function that stores a vector from word `at` on behind `first`."""
 
-    def put(plane: int, value: Any) -> None:
-        b.store(b.bitcast(value, V32), b.gep(start, [ir.Constant(I64, plane)]), align=4)
+    def put(at: int, value: Any) -> None:
+        place = b.gep(first, [ir.Constant(I64, at)])
+        b.store(value, b.bitcast(place, value.type.as_pointer()), align=4)
 
     return put
 
 
 @_intrinsic
-def left_codes(typing: Any, codes: Any, runs: Any, row: Any, words: Any, fields: Any) -> Any:
+def left_codes(
+    typing: Any, words: Any, codes: Any, runs: Any, row: Any, planes: Any, fields: Any
+) -> Any:
     """Write the planes of `row` of a tile: `runs` runs of codes that stand side by side.
 
     `fields` is `gemm_codes.Fields`; formats have at most 3 fraction bits and 8 bits in all.
+    `words`: how many a vector has.
     """
+    if not isinstance(words, types.IntegerLiteral):
+        return None
+    count = words.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, RUN))
-        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        bytes_of, values = _reader(b, args[4], LEFT, LOWEST, _NO_LEFT)
+        v = lanes(count)
+        source = vectors_of(context, b, sig.args[1], args[1], ir.VectorType(I8, count))
+        target = pointer_at(context, b, sig.args[4], args[4], ir.Constant(I64, 0))
+        more = TURN[count]
+        bytes_of, values = _reader(b, v, args[5], LEFT, LOWEST + more, _NO_LEFT + more & 255)
+        pieces = RUN // count
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
-            code = b.zext(b.load(b.gep(source, [i]), align=1), V32)
-            words = b.mul(code, _splat(V32, 0x01010101))
-            at = b.add(b.mul(i, ir.Constant(I64, A_WORDS)), b.mul(args[2], ir.Constant(I64, RUN)))
+            at = b.add(b.mul(i, ir.Constant(I64, A_WORDS)), b.mul(args[3], ir.Constant(I64, RUN)))
             put = _storing(b, b.gep(target, [at]))
-            for plane, value in enumerate((*bytes_of(words), values(words, 0))):
-                put(plane * ROWS, value)
+            for piece in range(pieces):
+                code = b.gep(source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))])
+                words = b.mul(b.zext(b.load(code, align=1), v.words), _splat(v.words, 0x01010101))
+                for plane, value in enumerate((*bytes_of(words), values(words, 0))):
+                    put(plane * ROWS * RUN + count * piece, value)
             return carried
 
-        _loop(b, args[1], [], run)
+        _loop(b, args[2], [], run)
         return context.get_dummy_value()
 
-    return types.void(codes, types.int64, types.int64, words, fields), codegen
+    return types.void(words, codes, types.int64, types.int64, planes, fields), codegen
 
 
 @_intrinsic
-def right_codes(typing: Any, codes: Any, count: Any, words: Any, fields: Any) -> Any:
+def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fields: Any) -> Any:
     """Write the planes of `count` k of a panel, whose columns stand in `ORDER`."""
+    if not isinstance(words, types.IntegerLiteral):
+        return None
+    width = words.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = vectors_of(context, b, sig.args[0], args[0], V32)
-        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
-        bytes_of, values = _reader(b, args[3], RIGHT, LOWEST - SIGN, _NO_RIGHT)
+        v = lanes(width)
+        source = vectors_of(context, b, sig.args[1], args[1], v.words)
+        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
+        bytes_of, values = _reader(b, v, args[4], RIGHT, LOWEST - SIGN, _NO_RIGHT)
+        pieces = COLUMNS // 4 // width
 
         def step(k: Any, carried: list[Any]) -> list[Any]:
             put = _storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
-            fetch(b, b.gep(source, [b.add(k, ir.Constant(I64, AHEAD))]))
-            words = b.load(b.gep(source, [k]), align=1)
-            planes = (*bytes_of(words), *(values(words, i) for i in range(4)))
-            for plane, value in enumerate(planes):
-                put(plane, value)
+            first = b.mul(k, ir.Constant(I64, pieces))
+            fetch(b, b.gep(source, [b.add(first, ir.Constant(I64, AHEAD * pieces))]))
+            for piece in range(pieces):
+                at = b.gep(source, [b.add(first, ir.Constant(I64, piece))])
+                words = b.load(at, align=1)
+                planes = (*bytes_of(words), *(values(words, i) for i in range(4)))
+                for plane, value in enumerate(planes):
+                    put(COLUMNS // 4 * plane + width * piece, value)
             return carried
 
-        _loop(b, args[1], [], step)
+        _loop(b, args[2], [], step)
         return context.get_dummy_value()
 
-    return types.void(codes, types.int64, words, fields), codegen
+    return types.void(words, codes, types.int64, planes, fields), codegen
 
 
 @_intrinsic
@@ -202,7 +273,7 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
             code = b.load(b.gep(source, [k]), align=1)
             lowest, values = rest(code)
             for plane, value in enumerate((exponents(code), lowest, *values)):
-                put(plane, value)
+                put(COLUMNS // 4 * plane, value)
             return carried
 
         _loop(b, args[1], [], step)
@@ -252,7 +323,7 @@ def turned_codes(typing: Any, rows: Any, words: Any) -> Any:
                 fetch(b, b.gep(at, [ir.Constant(I64, TURNED)]))
                 lines.append(b.load(b.bitcast(at, V32.as_pointer()), align=1))
             for quad, line in enumerate(transposed(b, lines)):
-                put(4 * quad + i, line)
+                put(16 * (4 * quad + i), line)
 
         def turn(quad: Any, carried: list[Any]) -> list[Any]:  # four k by four rows, of each word
             at = [

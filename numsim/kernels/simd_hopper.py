@@ -1,4 +1,4 @@
-"""The vector kernel of Hopper's and Ada's FP8 rule with AVX-512.
+"""The vector kernel of Hopper's and Ada's FP8 rule, with AVX-512 or AVX2.
 
 A sum is a float32 in the binade whose last place is the last fraction bit that is kept: a fused
 multiply-add that rounds down aligns a product, cuts it and adds it, all at once. Toward zero, as
@@ -8,17 +8,17 @@ counted, from the places of the lowest bits that are set, 64 in an instruction, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, _Tile, fetch
 from numsim.kernels.simd_fp8 import (
     A_WORDS,
@@ -27,48 +27,104 @@ from numsim.kernels.simd_fp8 import (
     COLUMNS,
     FIELD,
     FLOOR,
+    I8,
     LOWEST,
     PLACES,
     ROWS,
     RUN,
-    V8,
+    TURN,
+    Lanes,
     bottom,
     declared,
     halves,
+    lanes,
     reader_by_tables,
     top,
 )
 
 _TOWARD_ZERO = 11  # of an instruction, without exceptions; for the sums, all positive, it is down
+_CONTROL = 0x7F80  # of MXCSR, for all instructions: toward zero, no exceptions, subnormals kept
+
+
+class _Rounding(NamedTuple):
+    """How sums are cut toward zero, a * b + c and x + y; how a byte of words is added to others."""
+
+    fma: Callable[[Any, Any, Any], Any]
+    plus: Callable[[Any, Any], Any]
+    add_byte: Callable[[Any, Any, int], Any]
+
+
+def _of_instructions(b: Any, v: Lanes) -> _Rounding:
+    fma = declared(b, "llvm.x86.avx512.vfmadd.ps.512", *(v.floats,) * 4, I32)
+    plus = declared(b, "llvm.x86.avx512.add.ps.512", *(v.floats,) * 3, I32)
+    dot4 = declared(b, "llvm.x86.avx512.vpdpbusd.512", *(v.words,) * 4)
+    mode = ir.Constant(I32, _TOWARD_ZERO)
+
+    def add_byte(words: Any, counts: Any, i: int) -> Any:
+        return b.call(dot4, [words, counts, _splat(v.words, 1 << 8 * i)])
+
+    return _Rounding(
+        lambda x, y, z: b.call(fma, [x, y, z, mode]), lambda x, y: b.call(plus, [x, y, mode]), add_byte
+    )
+
+
+def _of_the_thread(b: Any, v: Lanes) -> _Rounding:
+    fma = declared(b, f"llvm.fma.v{v.words.count}f32", *(v.floats,) * 4)
+
+    def add_byte(words: Any, counts: Any, i: int) -> Any:
+        byte = b.and_(b.lshr(counts, _splat(v.words, 8 * i)), _splat(v.words, 255))
+        return b.add(words, byte)
+
+    return _Rounding(lambda x, y, z: b.call(fma, [x, y, z]), b.fadd, add_byte)
+
+
+@contextmanager
+def _control(b: Any, value: int) -> Iterator[None]:
+    """Emit code under another MXCSR.
+
+    What is emitted inside must begin with loads and end with stores, which stay between the two
+    changes; arithmetic that depends on neither could be moved out.
+    """
+    byte, none = I8.as_pointer(), ir.VoidType()
+    before, new = (cgutils.alloca_once(b, I32) for _ in range(2))
+    store, load = (declared(b, f"llvm.x86.sse.{n}mxcsr", none, byte) for n in ("st", "ld"))
+    b.store(ir.Constant(I32, value), new)
+    b.call(store, [b.bitcast(before, byte)])
+    b.call(load, [b.bitcast(new, byte)])
+    yield
+    b.call(load, [b.bitcast(before, byte)])
 
 
 @_intrinsic
 def float_tile(
-    typing: Any, rows: Any, coded: Any, tables: Any, tiles: Any, runs: Any, a: Any, a_at: Any,
-    b: Any, b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
+    typing: Any, words: Any, rows: Any, coded: Any, tables: Any, tiles: Any, runs: Any, a: Any,
+    a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
 ) -> Any:  # fmt: skip
     """Chain groups of 16 `runs` products onto out[r, :]: align, cut to 13 fraction bits, add.
 
     `tiles` of `rows` rows each follow one another, `a_step` words apart in a. One call for all of
-    them keeps what is constant in the first cache. `coded`: b holds codes, not their planes, and
-    `tables` says what they are (`simd_fp8.looked_up_codes`); this pays for few rows.
+    them keeps what is constant in the first cache. `words`: of a vector, 16 for AVX-512 or 8 for
+    AVX2. `coded`: b holds codes, not their planes, and `tables` says what they are
+    (`simd_fp8.looked_up_codes`); this pays for few rows.
     """
-    if not (isinstance(rows, types.IntegerLiteral) and isinstance(coded, types.IntegerLiteral)):
+    if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
         return None
-    count, by_code = rows.literal_value, bool(coded.literal_value)
-    vectors, unroll = COLUMNS // 16, 4
+    width, count, by_code = words.literal_value, rows.literal_value, bool(coded.literal_value)
+    vectors, pieces, unroll = 4, COLUMNS // 4 // width, 4
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, VF)
-        (tiles, runs), a_step, a, out = args[3:5], args[-1], tile.a, tile.out
-        fma = declared(b, "llvm.x86.avx512.vfmadd.ps.512", VF, VF, VF, VF, I32)
-        plus = declared(b, "llvm.x86.avx512.add.ps.512", VF, VF, VF, I32)
-        dot4 = declared(b, "llvm.x86.avx512.vpdpbusd.512", V32, V32, V32, V32)
-        less = declared(b, "llvm.usub.sat.v64i8", V8, V8, V8)
-        toward_zero = ir.Constant(I32, _TOWARD_ZERO)
-        # a constant 1 would make LLVM add the mask as a vector, which takes an instruction more
-        hidden = ir.InlineAsm(ir.FunctionType(V8, [V8]), "", "=v,0", side_effect=False)
-        one = b.call(hidden, [_splat(V8, 1)])
+        v = lanes(width)
+        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
+        tile.apart = COLUMNS // 4
+        (tiles, runs), a_step, a, out, panel = args[4:6], args[-1], tile.a, tile.out, tile.panel
+        fma, plus, add_byte = (_of_instructions if width == 16 else _of_the_thread)(b, v)
+        less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
+        compare = b.icmp_signed if TURN[width] else b.icmp_unsigned
+        one = _splat(v.bytes, 1)
+        if width == 16:
+            # a constant 1 would make LLVM add the mask as a vector, an instruction more
+            kind = ir.FunctionType(v.bytes, [v.bytes])
+            one = b.call(ir.InlineAsm(kind, "", "=v,0", side_effect=False), [one])
 
         def over_runs(
             first: Any, carried: list[Any], body: Callable[[Any, Any, list[Any]], list[Any]]
@@ -87,105 +143,110 @@ def float_tile(
 
         def left(run: Any, k: Any, plane: int, vector: Any) -> Any:
             at = b.add(tile.index(run, A_WORDS, plane * RUN), k)
-            return b.bitcast(_broadcast(b, b.load(b.gep(tile.a, [at])), V32), vector)
+            return b.bitcast(_broadcast(b, b.load(b.gep(tile.a, [at])), v.words), vector)
 
         words = COLUMNS // 4 if by_code else B_WORDS
         exponents, rest = (
-            reader_by_tables(context, b, sig.args[2], args[2]) if by_code else (None, None)
+            reader_by_tables(context, b, sig.args[3], args[3]) if by_code else (None, None)
         )
 
         def right(run: Any, k: Any, word: int, vector: Any) -> Any:
             return tile.columns(b.add(tile.index(run, RUN, 0), k), words, word, vector)
 
         def right_exponents(run: Any, k: Any) -> Any:
-            first = right(run, k, 0, V8)
+            first = right(run, k, 0, v.bytes)
             if not exponents:
                 return first
             later = tile.index(b.add(tile.index(run, RUN, AHEAD), k), words, 0)
             fetch(b, b.gep(tile.panel, [later]))
             return exponents(first)
 
-        def right_terms(run: Any, k: Any) -> tuple[Any, list[Any]]:
+        def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
             if rest:
-                lowest, values = rest(right(run, k, 0, V8))
-                return lowest, [b.bitcast(value, VF) for value in values]
-            values = [right(run, k, 32 + 16 * i, VF) for i in range(vectors)]
-            return right(run, k, 16, V8), values
+                lowest, values = rest(right(run, k, 0, v.bytes))
+                return lowest, lambda i: b.bitcast(values[i], v.floats)
+            return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
             first = b.mul(g, runs)
 
             def peak(run: Any, k: Any, peaks: list[Any]) -> list[Any]:
                 eb = right_exponents(run, k)
-                return [top(b, peaks[r], b.add(left(run, k, r, V8), eb)) for r in range(count)]
+                return [top(b, peaks[r], b.add(left(run, k, r, v.bytes), eb)) for r in range(count)]
 
-            peaks = over_runs(first, [_splat(V8, FLOOR)] * count, peak)
+            peaks = over_runs(first, [_splat(v.bytes, FLOOR)] * count, peak)
             binades, starts, limits = [], [], []
             for r in range(count):
                 own = acc[vectors * r : vectors * (r + 1)]
-                field = top(b, peaks[r], b.add(_exponents(b, own), _splat(V8, 23 - FRACTION)))
-                limit = b.call(less, [field, _splat(V8, FIELD + FRACTION - 2 * LOWEST)])
-                limits.append(bottom(b, limit, _splat(V8, PLACES)))
+                field = top(b, peaks[r], b.add(_exponents(b, v, own), _splat(v.bytes, 23 - FRACTION)))
+                limit = b.call(less, [field, _splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
+                limit = bottom(b, limit, _splat(v.bytes, PLACES))
+                limits.append(b.xor(limit, _splat(v.bytes, TURN[width])))
                 for i, value in enumerate(own):
-                    binade = _binade(b, field, i)
-                    sign = b.and_(b.bitcast(value, V32), _splat(V32, -(1 << 31)))
-                    same = b.bitcast(b.or_(b.bitcast(binade, V32), sign), VF)
-                    cut = b.call(plus, [same, value, toward_zero])
+                    binade = _binade(b, v, field, i)
+                    sign = b.and_(b.bitcast(value, v.words), _splat(v.words, -(1 << 31)))
+                    same = b.bitcast(b.or_(b.bitcast(binade, v.words), sign), v.floats)
+                    cut = plus(same, value)
                     starts.append(b.fadd(b.fsub(binade, same), cut))  # exact
                     binades.append(binade)
 
             def add(run: Any, k: Any, carried: list[Any]) -> list[Any]:
                 sums, counts = carried[: len(acc)], carried[len(acc) :]
-                lb, b_values = right_terms(run, k)
+                lb, b_value = right_terms(run, k)
                 for r in range(count):
-                    lowest = b.add(left(run, k, ROWS + r, V8), lb)
-                    short = b.icmp_unsigned("<", lowest, limits[r])
+                    lowest = b.add(left(run, k, ROWS + r, v.bytes), lb)
+                    short = compare("<", lowest, limits[r])
                     counts[r] = b.select(short, b.add(counts[r], one), counts[r])
-                    a_value = left(run, k, 2 * ROWS + r, VF)
-                    for i in range(vectors):
+                a_values = [left(run, k, 2 * ROWS + r, v.floats) for r in range(count)]
+                for i in range(vectors):  # this order keeps a vector of b for the shortest time
+                    column = b_value(i)
+                    for r in range(count):
                         s = vectors * r + i
-                        sums[s] = b.call(fma, [a_value, b_values[i], sums[s], toward_zero])
+                        sums[s] = fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            ends = over_runs(first, [*starts, *[_splat(V8, 0)] * count], add)
+            ends = over_runs(first, [*starts, *[_splat(v.bytes, 0)] * count], add)
             results = []
             for s, binade in enumerate(binades):
-                counts = b.bitcast(ends[len(acc) + s // vectors], V32)
-                one_byte = _splat(V32, 1 << 8 * (s % vectors))
-                bits = b.call(dot4, [b.bitcast(ends[s], V32), counts, one_byte])
-                value = b.bitcast(b.fsub(b.bitcast(bits, VF), binade), V32)  # exact
-                kept = b.and_(value, _splat(V32, -(1 << (23 - FRACTION))))
-                results.append(b.bitcast(kept, VF))
+                counts = b.bitcast(ends[len(acc) + s // vectors], v.words)
+                bits = add_byte(b.bitcast(ends[s], v.words), counts, s % vectors)
+                value = b.bitcast(b.fsub(b.bitcast(bits, v.floats), binade), v.words)  # exact
+                kept = b.and_(value, _splat(v.words, -(1 << (23 - FRACTION))))
+                results.append(b.bitcast(kept, v.floats))
             return results
 
         def whole(t: Any, carried: list[Any]) -> list[Any]:
             tile.a = b.gep(a, [b.mul(t, a_step)])
-            tile.out = b.gep(out, [b.mul(tile.index(t, count, 0), tile.stride)])
-            tile.store(_loop(b, tile.steps, tile.load(count), group), count)
+            first = b.gep(out, [b.mul(tile.index(t, count, 0), tile.stride)])
+            for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
+                at = [ir.Constant(I64, width * piece)]
+                tile.out, tile.panel = b.gep(first, at), b.gep(panel, at)
+                tile.store(_loop(b, tile.steps, tile.load(count), group), count)
             return carried
 
-        _loop(b, tiles, [], whole)
+        with nullcontext() if width == 16 else _control(b, _CONTROL):
+            _loop(b, tiles, [], whole)
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(
-        rows, coded, tables, i64, i64, a, i64, b, i64, out, i64, i64, i64, i64
+        words, rows, coded, tables, i64, i64, a, i64, b, i64, out, i64, i64, i64, i64
     ), codegen
 
 
-def _exponents(b: Any, values: list[Any]) -> Any:
+def _exponents(b: Any, v: Lanes, values: list[Any]) -> Any:
     """Return the exponent fields of four vectors of float32, byte i of a word that of vector i."""
-    bits = [b.bitcast(value, V32) for value in values]
+    bits = [b.bitcast(value, v.words) for value in values]
     pairs = [
-        b.shl(halves(b, bits[i + 2], b.lshr(bits[i], _splat(V32, 16)), 0xFFFF0000), _splat(V32, 1))
+        b.shl(halves(b, bits[i + 2], b.lshr(bits[i], _splat(v.words, 16)), 0xFFFF0000), _splat(v.words, 1))
         for i in range(2)
     ]
-    eight = _splat(V32, 8)
-    return b.bitcast(halves(b, pairs[1], b.lshr(pairs[0], eight), 0xFF00FF00), V8)
+    eight = _splat(v.words, 8)
+    return b.bitcast(halves(b, pairs[1], b.lshr(pairs[0], eight), 0xFF00FF00), v.bytes)
 
 
-def _binade(b: Any, fields: Any, i: int) -> Any:
+def _binade(b: Any, v: Lanes, fields: Any, i: int) -> Any:
     """Return the middle of the binades whose exponent fields are byte `i` of each word."""
-    words, away = b.bitcast(fields, V32), 23 - 8 * i
-    placed = b.shl(words, _splat(V32, away)) if i < 3 else b.lshr(words, _splat(V32, -away))
-    return b.bitcast(b.or_(b.and_(placed, _splat(V32, 0xFF << 23)), _splat(V32, 1 << 22)), VF)
+    words, away = b.bitcast(fields, v.words), 23 - 8 * i
+    placed = b.shl(words, _splat(v.words, away)) if i < 3 else b.lshr(words, _splat(v.words, -away))
+    return b.bitcast(b.or_(b.and_(placed, _splat(v.words, 0xFF << 23)), _splat(v.words, 1 << 22)), v.floats)

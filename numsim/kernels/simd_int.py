@@ -10,35 +10,38 @@ from numba import types
 from numsim.kernels.simd import (
     _I32,
     _I64,
+    _V16,
     _V32,
-    FMA_BYTES,
     FMA_ROWS,
     _broadcast,
     _intrinsic,
     _loop,
+    _pair_sums,
     _splat,
     _Tile,
 )
 
 CLAMP, FULL, PAIRS = range(3)
-_COLUMNS = FMA_BYTES // 4
+COLUMNS = 32
 
 
 @_intrinsic
 def saturating_tile(
-    typing: Any, rows: Any, kind: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    typing: Any, rows: Any, kind: Any, each: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any, rule: Any,
 ) -> Any:  # fmt: skip
-    """Add the products of a group to out[r, :] a step, int32 throughout.
+    """Add the products of a group to out[r, :], int32 throughout.
 
-    `rule` holds the group and the least and largest sum. Kinds: CLAMP limits every sum, none of
-    which leaves int32 before; FULL saturates to int32; PAIRS limits the sum of two neighbouring
-    products instead, and adds those modulo 2^32.
+    `rule` holds the steps of a group and the least and largest sum. Kinds: CLAMP limits every sum,
+    none of which leaves int32 before; FULL saturates to int32; PAIRS limits the sum of two
+    neighbouring products instead, and adds those modulo 2^32. A step is `each` products, one or
+    two: b holds them side by side, a in the halves of a word, the upper 0 if there is one. Elements
+    of b with 32 bits are one a step, and so are those of a.
     """
-    if not (isinstance(rows, types.IntegerLiteral) and isinstance(kind, types.IntegerLiteral)):
+    if not all(isinstance(x, types.IntegerLiteral) for x in (rows, kind, each)):
         return None
-    count, how = rows.literal_value, kind.literal_value
-    vectors = _COLUMNS // 16
+    count, how, width = rows.literal_value, kind.literal_value, each.literal_value
+    vectors = COLUMNS // 16
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, _V32)
@@ -58,13 +61,25 @@ def saturating_tile(
             acc = b.add(acc, x)
             return clamped(acc) if how == CLAMP else acc
 
+        element = sig.args[-7].dtype
+        read = ir.VectorType(ir.IntType(element.bitwidth), 16 * width)
+        extended = b.sext if element.signed else b.zext
+
+        def product(x: Any, y: Any) -> Any:
+            if element.bitwidth == 32:
+                return b.mul(x, y)
+            y = b.bitcast(extended(y, _V16 if width == 2 else _V32), _V16)
+            return _pair_sums(b, b.bitcast(x, _V16), y)
+
         def products(k: Any) -> list[Any]:
-            columns = [tile.columns(k, _COLUMNS, 16 * c) for c in range(vectors)]
+            columns = [
+                tile.columns(k, COLUMNS * width, 16 * width * c, read) for c in range(vectors)
+            ]
             if count == 1:
                 for c in range(vectors):
-                    tile.ahead(k, _COLUMNS, 16 * c)
+                    tile.ahead(k, COLUMNS * width, 16 * width * c)
             rows = [_broadcast(b, tile.scalar(k, FMA_ROWS, r), _V32) for r in range(count)]
-            return [b.mul(x, y) for x in rows for y in columns]
+            return [product(x, y) for x in rows for y in columns]
 
         def single(k: Any, acc: list[Any]) -> list[Any]:
             return [added(x, y) for x, y in zip(acc, products(k), strict=True)]
@@ -86,7 +101,13 @@ def saturating_tile(
             sums = _loop(b, group, zeros, inside)
             return [added(x, y) for x, y in zip(acc, sums, strict=True)]
 
+        def limited(k: Any, acc: list[Any]) -> list[Any]:
+            return [b.add(x, clamped(y)) for x, y in zip(acc, products(k), strict=True)]
+
         before = tile.load(count)
+        if how == PAIRS and width == 2:
+            tile.store(_loop(b, tile.steps, before, limited), count)
+            return context.get_dummy_value()
         if how == PAIRS:
             pairs = b.lshr(tile.steps, ir.Constant(_I64, 1))
             tile.store(_loop(b, pairs, before, pair), count)
@@ -101,4 +122,4 @@ def saturating_tile(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(rows, kind, a, i64, b, i64, out, i64, i64, i64, rule), codegen
+    return types.void(rows, kind, each, a, i64, b, i64, out, i64, i64, i64, rule), codegen

@@ -160,7 +160,7 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
     left, right = batched(a.codes), batched(b.codes)
-    key = f"fp8 {rule.group} {simd.enabled()}"
+    key = f"fp8 {rule.group} {simd.path()}"
     packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
 
     def item(i: int) -> NDArray[np.float32]:
@@ -392,7 +392,8 @@ def integer(
     bits = rule.pair_bits if plan == "pairs" else rule.acc_bits
     assert bits is not None
     high = (1 << (bits - 1)) - 1
-    words = kept(b, f"int32 {rule.group}", lambda: gemm_saturate.pack_b(right, rule.group))
+    key = f"saturate {rule.group} {left.dtype}"
+    words = kept(b, key, lambda: gemm_saturate.pack_b(right, rule.group, left.dtype))
     shape = (len(left), left.shape[1], right.shape[-1])
     begin = np.zeros(shape, np.int32) if c is None else c.astype(np.int32)
     return gemm_saturate.gemm_saturate(left, words, begin, kind, rule.group, -high - 1, high)
