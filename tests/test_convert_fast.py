@@ -81,11 +81,11 @@ def test_eight_bits_on_both_paths(name):
         range(2), [(0, 64, 0), (6, 64, 0), (6, 17, 0), (6, 5, 1)]
     ):
         plan = dispatch.Plan(mode, overflow, bits, variant, 3, 5, *nan_of(f))
-        for wide in (True, False):
-            with simd.force(wide):
+        for path in simd.PATHS:
+            with simd.force(path):
                 for part, start in ((x, 0), (x[1:64], 7), (x[5:133], 2), (x[:2113], 1), (x[:0], 0)):
                     got, want = both(f, plan, part, start)
-                    assert np.array_equal(got, want), (overflow, mode, bits, wide)
+                    assert np.array_equal(got, want), (overflow, mode, bits, path)
     refuses = dispatch.Plan(0, 0, 64, 0, 0, 0, -1)
     for size, at in [(64, 0), (128, 127), (70, 69), (1000, 500)]:
         one = np.ones(size, np.float32)

@@ -16,11 +16,11 @@ from numsim.targets import fast, get_target
 from numsim.targets.ops import matmul
 from numsim.targets.types import CLASSES
 
-PATHS = [True, False] if simd.HAVE_AVX512_VNNI else [False]
+PATHS = ("avx512", "plain") if simd.HAVE_AVX512_VNNI else simd.PATHS[-1:]
 SHAPES = [(1, 1, 1), (3, 70, 18), (6, 33, 16), (9, 129, 5)]
 
 
-@pytest.fixture(params=PATHS, ids=lambda wide: "wide" if wide else "narrow")
+@pytest.fixture(params=PATHS)
 def path(request):
     with simd.force(request.param):
         yield request.param
@@ -357,7 +357,7 @@ def test_threads_and_paths_do_not_change_bits():
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        with simd.force(False):
+        with simd.force("plain"):
             want = everything()
         for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
             numba.set_num_threads(threads)

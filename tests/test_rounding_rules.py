@@ -14,10 +14,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 E4M3, BF16, F32 = (om.FORMATS[n] for n in (om.E4M3, "bfloat16", "float32"))
 
 
-PATHS = [True, False] if simd.HAVE_AVX512_VNNI else [False]
+PATHS = ("avx512", "plain") if simd.HAVE_AVX512_VNNI else simd.PATHS[-1:]
 
 
-@pytest.fixture(params=PATHS, ids=lambda wide: "wide" if wide else "narrow")
+@pytest.fixture(params=PATHS)
 def path(request):
     with simd.force(request.param):
         yield request.param

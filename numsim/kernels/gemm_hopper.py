@@ -48,8 +48,8 @@ LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators
 class PackedFp8(NamedTuple):
     """The left operand: `planes` [1, tiles, groups, lines a tile, words], M, groups of a block.
 
-    With AVX-512 and AVX2 a group holds runs of k and stands as [blocks of groups, tiles, groups of a block,
-    ...] (`simd_fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
+    With AVX-512 and AVX2 a group holds runs of k and stands as [blocks of groups, tiles, groups of
+    a block, ...] (`simd_fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
     exponents, significands or values, and signs or lowest bits.
     """
 
@@ -60,8 +60,8 @@ class PackedFp8(NamedTuple):
 
 @expanded
 def _tiles(
-    words: int, coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int,
-    steps: int, left: int, rule: Any,
+    words: int, coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int,
+    stride: int, steps: int, left: int, rule: Any,
 ) -> None:  # fmt: skip
     runs, tile, tables = rule
     pairs = left // 2
@@ -212,7 +212,9 @@ def _run_wide(
     words = simd_fp8.B_WORDS
     tables = _tables(how)
     read = (tables, how)
-    _run(_hopper_wide, _codes, words, out, a, b, steps, block, group, start, stop, runs, read, tables)
+    _run(
+        _hopper_wide, _codes, words, out, a, b, steps, block, group, start, stop, runs, read, tables
+    )
 
 
 @kernel
@@ -223,7 +225,9 @@ def _run_wide_rows(
     words = simd_fp8.B_WORDS
     tables = _tables(how)
     read = (tables, how)
-    _run(_hopper_wide, _rows, words, out, a, b, steps, block, group, start, stop, runs, read, tables)
+    _run(
+        _hopper_wide, _rows, words, out, a, b, steps, block, group, start, stop, runs, read, tables
+    )
 
 
 @kernel
@@ -233,7 +237,20 @@ def _run_half(
 ) -> None:  # fmt: skip
     words, none = simd_fp8.B_WORDS, np.empty(0, np.uint8)
     _run(
-        _hopper_half, _codes_half, words, out, a, b, steps, block, group, start, stop, runs, how, none
+        _hopper_half,
+        _codes_half,
+        words,
+        out,
+        a,
+        b,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        how,
+        none,
     )
 
 
@@ -244,7 +261,20 @@ def _run_half_rows(
 ) -> None:  # fmt: skip
     words, none = simd_fp8.B_WORDS, np.empty(0, np.uint8)
     _run(
-        _hopper_half, _rows_half, words, out, a, b, steps, block, group, start, stop, runs, how, none
+        _hopper_half,
+        _rows_half,
+        words,
+        out,
+        a,
+        b,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        how,
+        none,
     )
 
 
@@ -255,7 +285,22 @@ def _run_few(
 ) -> None:  # fmt: skip
     tables = _tables(how)
     read = (tables, how)
-    _run(_hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs, read, tables)
+    _run(
+        _hopper_few,
+        _as_they_are,
+        0,
+        out,
+        a,
+        b,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        read,
+        tables,
+    )
 
 
 @kernel
@@ -265,7 +310,22 @@ def _run_few_rows(
 ) -> None:  # fmt: skip
     tables = _tables(how)
     read = (tables, how)
-    _run(_hopper_few, _turned, _QUADS, out, a, b, steps, block, group, start, stop, runs, read, tables)
+    _run(
+        _hopper_few,
+        _turned,
+        _QUADS,
+        out,
+        a,
+        b,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        read,
+        tables,
+    )
 
 
 @kernel
@@ -324,9 +384,7 @@ def _packer(path: str) -> Callable[..., Any]:
     if path == "plain":
         return simd.compiled(_left_pairs, simd.contiguous(types.uint8, 4), planes, how, *rest)
     packer = _left_wide if path == "avx512" else _left_half
-    return simd.compiled(
-        packer, simd.contiguous(types.uint8, 3), planes, types.int64, how, *rest
-    )
+    return simd.compiled(packer, simd.contiguous(types.uint8, 3), planes, types.int64, how, *rest)
 
 
 _RUNNERS = {  # by the path, whether there are few rows, and whether b's codes stand in place

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import types
-
 from numba.np.numpy_support import from_dtype
 
 from numsim.kernels import simd, simd_int

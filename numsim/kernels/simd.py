@@ -136,7 +136,7 @@ def _broadcast(b: Any, scalar: Any, vector: Any) -> Any:
 
 
 def _pair_sums(b: Any, x: Any, y: Any) -> Any:
-    """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32; x86 has an instruction for it."""
+    """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32: one instruction of x86."""
     twice = ir.VectorType(_I32, x.type.count)
     products = b.mul(b.sext(x, twice), b.sext(y, twice))
     half = x.type.count // 2
@@ -236,7 +236,9 @@ class _Tile:
         pointers = []
         for r in range(rows):
             for c in range(self.vectors):
-                at = b.add(b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * self.apart))
+                at = b.add(
+                    b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * self.apart)
+                )
                 pointers.append(b.bitcast(b.gep(self.out, [at]), self.vector.as_pointer()))
         return pointers
 

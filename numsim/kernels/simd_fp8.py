@@ -19,7 +19,6 @@ from numsim.kernels.simd import _I16 as I16
 from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import (
     PAGE,
     _broadcast,
@@ -70,7 +69,9 @@ class Lanes(NamedTuple):
 def lanes(words: int) -> Lanes:
     """Return the types of a vector of 16 or 8 words."""
     return Lanes(
-        ir.VectorType(I8, 4 * words), ir.VectorType(I32, words), ir.VectorType(ir.FloatType(), words)
+        ir.VectorType(I8, 4 * words),
+        ir.VectorType(I32, words),
+        ir.VectorType(ir.FloatType(), words),
     )
 
 
@@ -169,7 +170,9 @@ def _reader(
         subnormal = b.icmp_signed("<", normal, _splat(pairs, 1 << 7))
         size = b.select(subnormal, few, b.add(normal, rebias))
         both = b.bitcast(b.or_(size, b.and_(b.shl(code, sign_up), signs)), v.words)
-        word = b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, _splat(v.words, 16))
+        word = (
+            b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, _splat(v.words, 16))
+        )
         return b.bitcast(word, v.floats)
 
     return bytes_of, values
@@ -210,7 +213,9 @@ def left_codes(
             at = b.add(b.mul(i, ir.Constant(I64, A_WORDS)), b.mul(args[3], ir.Constant(I64, RUN)))
             put = _storing(b, b.gep(target, [at]))
             for piece in range(pieces):
-                code = b.gep(source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))])
+                code = b.gep(
+                    source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))]
+                )
                 words = b.mul(b.zext(b.load(code, align=1), v.words), _splat(v.words, 0x01010101))
                 for plane, value in enumerate((*bytes_of(words), values(words, 0))):
                     put(plane * ROWS * RUN + count * piece, value)

@@ -64,7 +64,9 @@ def _of_instructions(b: Any, v: Lanes) -> _Rounding:
         return b.call(dot4, [words, counts, _splat(v.words, 1 << 8 * i)])
 
     return _Rounding(
-        lambda x, y, z: b.call(fma, [x, y, z, mode]), lambda x, y: b.call(plus, [x, y, mode]), add_byte
+        lambda x, y, z: b.call(fma, [x, y, z, mode]),
+        lambda x, y: b.call(plus, [x, y, mode]),
+        add_byte,
     )
 
 
@@ -86,7 +88,8 @@ def _control(b: Any, value: int) -> Iterator[None]:
     changes; arithmetic that depends on neither could be moved out.
     """
     byte, none = I8.as_pointer(), ir.VoidType()
-    before, new = (cgutils.alloca_once(b, I32) for _ in range(2))
+    make: Any = cgutils.alloca_once  # once a call of the compiled function, not of the kernel
+    before, new = make(b, I32), make(b, I32)
     store, load = (declared(b, f"llvm.x86.sse.{n}mxcsr", none, byte) for n in ("st", "ld"))
     b.store(ir.Constant(I32, value), new)
     b.call(store, [b.bitcast(before, byte)])
@@ -178,7 +181,9 @@ def float_tile(
             binades, starts, limits = [], [], []
             for r in range(count):
                 own = acc[vectors * r : vectors * (r + 1)]
-                field = top(b, peaks[r], b.add(_exponents(b, v, own), _splat(v.bytes, 23 - FRACTION)))
+                field = top(
+                    b, peaks[r], b.add(_exponents(b, v, own), _splat(v.bytes, 23 - FRACTION))
+                )
                 limit = b.call(less, [field, _splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
                 limit = bottom(b, limit, _splat(v.bytes, PLACES))
                 limits.append(b.xor(limit, _splat(v.bytes, TURN[width])))
@@ -238,7 +243,10 @@ def _exponents(b: Any, v: Lanes, values: list[Any]) -> Any:
     """Return the exponent fields of four vectors of float32, byte i of a word that of vector i."""
     bits = [b.bitcast(value, v.words) for value in values]
     pairs = [
-        b.shl(halves(b, bits[i + 2], b.lshr(bits[i], _splat(v.words, 16)), 0xFFFF0000), _splat(v.words, 1))
+        b.shl(
+            halves(b, bits[i + 2], b.lshr(bits[i], _splat(v.words, 16)), 0xFFFF0000),
+            _splat(v.words, 1),
+        )
         for i in range(2)
     ]
     eight = _splat(v.words, 8)
@@ -249,4 +257,6 @@ def _binade(b: Any, v: Lanes, fields: Any, i: int) -> Any:
     """Return the middle of the binades whose exponent fields are byte `i` of each word."""
     words, away = b.bitcast(fields, v.words), 23 - 8 * i
     placed = b.shl(words, _splat(v.words, away)) if i < 3 else b.lshr(words, _splat(v.words, -away))
-    return b.bitcast(b.or_(b.and_(placed, _splat(v.words, 0xFF << 23)), _splat(v.words, 1 << 22)), v.floats)
+    return b.bitcast(
+        b.or_(b.and_(placed, _splat(v.words, 0xFF << 23)), _splat(v.words, 1 << 22)), v.floats
+    )
