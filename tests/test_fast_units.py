@@ -392,6 +392,31 @@ def test_a_right_operand_of_codes_means_its_values(path, name):
     assert "values" not in b.packed or b.packed.keys() == {"values"}
 
 
+BYTES = [
+    name for name in [*SMALL, "p3109_k8p3sf", "p3109_k6p2ue", "p3109_k8p4ue"]
+    if get_format(name).kind == "float" and get_format(name).bits <= 8
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", BYTES)
+def test_finite_codes_of_a_byte_mean_their_values(path, name, dtype):
+    """Another reader takes them; every code in every place of 16, in one row's chain and in two."""
+    f = get_format(name)
+    codes = np.arange(1 << f.bits).astype(np.uint8)
+    codes = codes[np.isfinite(decode(codes, name))]
+    codes = np.concatenate([np.resize(codes, (17, codes.size)), np.resize(codes[::-1], (17, 5))], 1)
+    values = decode(codes, name).astype(dtype)
+    rows = np.eye(17, dtype=dtype)
+    for some in (rows[:1], rows[7:9], rows):
+        got = fast.fma(some[None], QTensor.from_codes(codes, name))[0]
+        want = gemm_fma(some[None], values[None])[0]
+        assert np.array_equal(got.view(np.uint8), want.view(np.uint8))
+    turned = np.ascontiguousarray(codes.T)
+    got = fast.fma(np.ones((1, 1, 1), dtype), QTensor.from_codes(turned.reshape(1, -1), name))[0]
+    assert np.array_equal(got[0] + 0.0, values.T.reshape(-1) + 0.0)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ["float8_e5m2", "int8", "int4", "float6_e2m3fn", "bfloat16"])
 def test_chains_over_codes_are_chains_over_values(path, name, dtype):

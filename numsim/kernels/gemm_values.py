@@ -15,6 +15,7 @@ from numsim.kernels import simd
 from numsim.kernels.fast_decode import Codes
 from numsim.kernels.gemm_codes import (
     BLOCK,
+    Fields,
     PackedCodes,
     codes_at,
     codes_types,
@@ -27,10 +28,10 @@ from numsim.kernels.gemm_codes import (
 )
 from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_codes import chain_of_codes, looked_up_values
+from numsim.kernels.simd_codes import chain_of_codes, looked_up_values, short_values
 
 Array = npt.NDArray[Any]
-Decode = Codes | tuple[np.uint32, np.float32] | Array
+Decode = Codes | Fields | tuple[np.uint32, np.float32] | Array
 _BLOCK = BLOCK // 2
 
 
@@ -44,6 +45,15 @@ def _values_of_bytes(
     for i in range(64 * runs, codes.size):
         high, low = np.uint32(table[codes[i]]), np.uint32(table[256 + codes[i]])
         values[i] = np.uint32(high << np.uint32(24) | low << np.uint32(16)).view(np.float32)
+    return values
+
+
+@inline
+def _values_of_shorts(
+    b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Fields
+) -> Array:
+    codes = codes_at(b, batch, panel, k, count)
+    short_values(codes, codes.size // 16, values, f)
     return values
 
 
@@ -143,9 +153,19 @@ def _integers_narrow(
     _run(fma_narrow, values_of_integers, out, a, b, steps, block, group, start, stop, how)
 
 
+@kernel
+def _shorts_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Any,
+) -> None:  # fmt: skip
+    _run(fma_narrow, _values_of_shorts, out, a, b, steps, block, group, start, stop, how)
+
+
 def _kernel(how: Decode, double: bool, row: bool) -> Any:
     if isinstance(how, Codes):
         return _floats_wide if simd.enabled() else _floats_narrow
+    if isinstance(how, Fields):
+        return _shorts_narrow
     if isinstance(how, tuple):
         return _integers_wide if simd.enabled() else _integers_narrow
     if not row:

@@ -33,7 +33,7 @@ from numsim.kernels.simd import (
     vectors_of,
 )
 from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp8 import I8, PICK, V8, declared
+from numsim.kernels.simd_fp8 import I8, PICK, V8, declared, half_reader, lanes
 
 
 def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> Callable[..., Any]:
@@ -101,6 +101,36 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, table), codegen
+
+
+@_intrinsic
+def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -> Any:
+    """Write the values of `runs` times 16 codes of one byte as float32 or float64, with AVX2.
+
+    `fields` is `gemm_codes.Fields`, of formats that `simd_fp8.half_reader` reads.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        wide = sig.args[2].dtype == types.float64
+        singles = ir.VectorType(ir.FloatType(), 16)
+        vector = ir.VectorType(ir.DoubleType(), 16) if wide else singles
+        source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, 16))
+        target = vectors_of(context, b, sig.args[2], args[2], vector)
+        halves_of = half_reader(b, lanes(8), args[3])
+        twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 for n in range(32)])
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 16))]))
+            code = b.load(b.gep(source, [i]), align=1)
+            halves = b.zext(halves_of(b.shuffle_vector(code, code, twice)), V32)
+            value = b.bitcast(b.shl(halves, _splat(V32, 16)), singles)
+            b.store(b.fpext(value, vector) if wide else value, b.gep(target, [i]), align=4)
+            return carried
+
+        _loop(b, args[1], [], run)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, values, fields), codegen
 
 
 @_intrinsic

@@ -103,6 +103,54 @@ def halves(b: Any, x: Any, y: Any, mask: int) -> Any:
 _SHUFFLES = {8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
 
 
+def _field(b: Any, fields: Any, index: int, vector: Any, away: int = 0) -> Any:
+    """Return the low bits, from bit `away` on, of one of `gemm_codes.Fields` in every lane."""
+    bits = b.lshr(b.extract_value(fields, index), ir.Constant(I32, away))
+    return _broadcast(b, b.trunc(bits, vector.element), vector)
+
+
+def _nibbles(b: Any, v: Lanes, table: Any) -> Callable[[Any], Any]:
+    """Return a look-up by bytes below 16 in a table of 16 bytes."""
+    at = ir.Constant(ir.VectorType(I32, 4 * v.words.count), [*range(16)] * (v.words.count // 4))
+    wide = b.shuffle_vector(table, table, at)
+    pick = declared(b, _SHUFFLES[v.words.count], v.bytes, v.bytes, v.bytes)
+    return lambda places: b.call(pick, [wide, places])
+
+
+def half_reader(b: Any, v: Lanes, fields: Any) -> Callable[[Any], Any]:
+    """Return how codes that stand twice become the upper halves of their float32 values.
+
+    Formats have at most 3 fraction bits and 8 bits in all; values are finite, and normal numbers of
+    float32, so that the lower halves are 0.
+    """
+    pairs, eights = ir.VectorType(I16, 2 * v.words.count), ir.VectorType(I32, 8)
+    numbers = ir.Constant(ir.VectorType(ir.FloatType(), 8), [float(n) for n in range(8)])
+    quantum = b.bitcast(_broadcast(b, b.extract_value(fields, 9), eights), numbers.type)
+    subnormals = b.bitcast(b.fmul(numbers, quantum), eights)
+    low, high = (
+        b.trunc(b.lshr(subnormals, _splat(eights, away)), ir.VectorType(I8, 8)) for away in (16, 24)
+    )
+    order = ir.Constant(ir.VectorType(I32, 16), [*range(16)])
+    look_up = _nibbles(b, v, b.shuffle_vector(low, high, order))
+    lower, upper = _splat(pairs, 0x0707), _splat(pairs, 0x0800)
+    up = b.and_(b.sub(_field(b, fields, 2, pairs), _splat(pairs, 24)), _splat(pairs, 7))
+    signs = b.shl(b.shl(_field(b, fields, 1, pairs), _splat(pairs, 8)), up)
+    magnitudes = b.shl(_field(b, fields, 0, pairs), _splat(pairs, 8))
+    rebias = _field(b, fields, 8, pairs, 16)
+    down = b.sub(_splat(pairs, 24), _field(b, fields, 6, pairs))
+
+    def halves_of(twice: Any) -> Any:
+        code = b.bitcast(twice, pairs)
+        places = b.or_(b.and_(code, lower), upper)
+        subnormal = b.bitcast(look_up(b.bitcast(places, v.bytes)), pairs)
+        normal = b.lshr(b.and_(code, magnitudes), down)
+        small = b.icmp_signed("<", normal, _splat(pairs, 1 << 7))
+        size = b.select(small, subnormal, b.add(normal, rebias))
+        return b.or_(size, b.and_(b.shl(code, up), signs))
+
+    return halves_of
+
+
 def _reader(
     b: Any, v: Lanes, fields: Any, exponent: int, lowest: int, nothing: int
 ) -> tuple[Any, Any]:
@@ -110,16 +158,8 @@ def _reader(
     count = v.words.count
     pairs = ir.VectorType(I16, 2 * count)
 
-    def field(index: int, vector: Any, away: int = 0) -> Any:
-        bits = b.lshr(b.extract_value(fields, index), ir.Constant(I32, away))
-        return _broadcast(b, b.trunc(bits, vector.element), vector)
-
-    def nibbles(table: Any) -> Callable[[Any], Any]:
-        """Return a look-up by the low four bits of bytes in a table of 16."""
-        lanes = ir.Constant(ir.VectorType(I32, 4 * count), [i % 16 for i in range(4 * count)])
-        wide = b.shuffle_vector(table, ir.Constant(table.type, ir.Undefined), lanes)
-        pick = declared(b, _SHUFFLES[count], v.bytes, v.bytes, v.bytes)
-        return lambda at: b.call(pick, [wide, b.and_(at, _splat(v.bytes, 15))])
+    def field(index: int, vector: Any) -> Any:
+        return _field(b, fields, index, vector)
 
     magnitude, sign, bias = (field(i, v.bytes) for i in (0, 1, 5))
     zero, one = _splat(v.bytes, 0), _splat(v.bytes, 1)
@@ -129,22 +169,11 @@ def _reader(
     fractions = b.or_(b.and_(ir.Constant(small, list(range(16))), field(4, small)), hidden)
     counted = declared(b, "llvm.cttz.v16i8", small, small, ir.IntType(1))
     places = b.sub(b.call(counted, [fractions, ir.Constant(ir.IntType(1), 1)]), trailing)
-    place = nibbles(b.add(places, b.sub(_splat(small, lowest), field(5, small))))
+    place = _nibbles(b, v, b.add(places, b.sub(_splat(small, lowest), field(5, small))))
+    nibble = _splat(v.bytes, 15)
     more = b.sub(_splat(v.bytes, exponent), bias)
     trailing_of, kept = field(3, pairs), b.lshr(_splat(v.bytes, -1), field(3, v.bytes))
-    # by the code of a subnormal: the two high bytes of its value, whose others are 0
-    quanta = ir.VectorType(I32, 16)
-    numbers = ir.Constant(ir.VectorType(ir.FloatType(), 16), [float(n) for n in range(16)])
-    quantum = b.bitcast(_broadcast(b, b.extract_value(fields, 9), quanta), numbers.type)
-    subnormals = b.bitcast(b.fmul(numbers, quantum), quanta)
-    upper, lower = (
-        nibbles(b.trunc(b.lshr(subnormals, _splat(quanta, away)), small)) for away in (24, 16)
-    )
-    magnitudes, rebias = b.shl(field(0, pairs), _splat(pairs, 8)), field(8, pairs, 16)
-    down, sign_up = b.sub(_splat(pairs, 24), field(6, pairs)), field(2, pairs)
-    sign_up = b.and_(b.sub(sign_up, _splat(pairs, 24)), _splat(pairs, 7))
-    signs = b.shl(b.shl(field(1, pairs), _splat(pairs, 8)), sign_up)
-    eight, low_byte = _splat(pairs, 8), _splat(pairs, 255)
+    halves_of = half_reader(b, v, fields)
 
     def bytes_of(words: Any) -> tuple[Any, Any]:
         code = b.bitcast(words, v.bytes)
@@ -152,27 +181,18 @@ def _reader(
         shifted = b.bitcast(b.lshr(b.bitcast(m, pairs), trailing_of), v.bytes)
         e = top(b, b.and_(shifted, kept), one)
         none = b.icmp_unsigned("==", m, zero)
-        low = b.add(e, place(m))
+        low = b.add(e, place(b.and_(m, nibble)))
         negative = b.icmp_unsigned("!=", b.and_(code, sign), zero)
         low = b.add(low, b.select(negative, _splat(v.bytes, SIGN), zero))
         return b.select(none, zero, b.add(e, more)), b.select(none, _splat(v.bytes, nothing), low)
 
     def values(words: Any, i: int) -> Any:
-        m = b.and_(b.bitcast(words, v.bytes), magnitude)
-        high, low = (b.bitcast(look_up(m), pairs) for look_up in (upper, lower))
-        code = b.bitcast(words, pairs)  # bytes 0 and 2, or 1 and 3, in the upper half
-        if i % 2:
-            few = b.or_(b.and_(high, b.shl(low_byte, eight)), b.lshr(low, eight))
-        else:
-            few = b.or_(b.shl(high, eight), b.and_(low, low_byte))
-            code = b.shl(code, eight)
-        normal = b.lshr(b.and_(code, magnitudes), down)
-        subnormal = b.icmp_signed("<", normal, _splat(pairs, 1 << 7))
-        size = b.select(subnormal, few, b.add(normal, rebias))
-        both = b.bitcast(b.or_(size, b.and_(b.shl(code, sign_up), signs)), v.words)
-        word = (
-            b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, _splat(v.words, 16))
-        )
+        at = [n // 4 * 4 + i % 2 + n // 2 % 2 * 2 for n in range(4 * count)]
+        code = b.bitcast(words, v.bytes)
+        twice = b.shuffle_vector(code, code, ir.Constant(ir.VectorType(I32, 4 * count), at))
+        both = b.bitcast(halves_of(twice), v.words)
+        above = _splat(v.words, 16)
+        word = b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, above)
         return b.bitcast(word, v.floats)
 
     return bytes_of, values

@@ -117,10 +117,19 @@ def _byte_table(f: Format, wide: bool) -> gemm_values.Decode | None:
     return gemm_values.byte_table(f.values()[patterns].astype(np.float32))
 
 
+@cache
+def _short(f: Format) -> bool:
+    """Whether AVX2 reads a format's finite codes by 16-bit lanes."""
+    small = f.kind == "float" and f.zero and f.bits <= 8 and f.precision <= 4
+    return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
+
+
 def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
     """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
     f = b.fmt
     how = _byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
+    if simd.path() == "avx2" and _short(f) and b.codes.size and survey(b).finite:
+        how = fields(f)
     if how is None:
         how = float_codes(f)
     if how is None and f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
