@@ -33,6 +33,7 @@ from numsim.kernels.jit import inline, kernel, over_range
 from numsim.kernels.large import zeros
 from numsim.kernels.simd_codes import fp8_planes
 from numsim.kernels.simd_hopper import float_tile
+from numsim.kernels.simd_pack import turned_quads
 
 Array = npt.NDArray[Any]
 _PAIR = 2  # products whose planes stand together for the portable kernel
@@ -171,7 +172,10 @@ def _rows_half(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
 ) -> Array:
     turned = scratch_words(count * b.shape[4] * _QUADS)
-    codes = _turned(b, batch, panel, k, count, turned, how).view(np.uint8)
+    step = simd_fp8.TURNED // b.shape[4]
+    for i in range(0, count, step):
+        turned_quads(b[batch, panel, k + i], turned[i * b.shape[4] * _QUADS :])
+    codes = turned.view(np.uint8)
     simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
     return words
 
@@ -444,7 +448,8 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
-    block = max((BLOCK if lines <= FEW else _BLOCK) // (runs * simd_fp8.RUN), 1)
+    near = BLOCK if lines <= FEW and path == "avx512" else _BLOCK
+    block = max(near // (runs * simd_fp8.RUN), 1)
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
     entry = _packer(path)
