@@ -28,7 +28,12 @@ from numsim.kernels.gemm_codes import (
 )
 from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_codes import chain_of_codes, looked_up_values, short_values
+from numsim.kernels.simd_codes import (
+    chain_of_codes,
+    chain_of_shorts,
+    looked_up_values,
+    short_values,
+)
 
 Array = npt.NDArray[Any]
 Decode = Codes | Fields | tuple[np.uint32, np.float32] | Array
@@ -121,6 +126,26 @@ def _doubles_row(
     )  # fmt: skip
 
 
+@inline
+def _one_row_of_shorts(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, how: Fields,
+) -> int:  # fmt: skip
+    chain_of_shorts(a, a_at, b, b_at, out, out_at, stride, steps, how)
+    return 1
+
+
+@kernel
+def _shorts_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Any,
+) -> None:  # fmt: skip
+    cover_codes(
+        _one_row_of_shorts, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group,
+        start, stop, how, how,
+    )  # fmt: skip
+
+
 @kernel
 def _floats_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
@@ -165,7 +190,7 @@ def _kernel(how: Decode, double: bool, row: bool) -> Any:
     if isinstance(how, Codes):
         return _floats_wide if simd.enabled() else _floats_narrow
     if isinstance(how, Fields):
-        return _shorts_narrow
+        return _shorts_row if row else _shorts_narrow
     if isinstance(how, tuple):
         return _integers_wide if simd.enabled() else _integers_narrow
     if not row:
@@ -218,7 +243,7 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     if out.size:
         a = a.reshape(*shape[:2], depth)
         typeof: Any = numba.typeof
-        row = isinstance(how, np.ndarray) and shape[1] == 1
+        row = isinstance(how, np.ndarray | Fields) and shape[1] == 1
         rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
         chosen = _kernel(how, a.dtype == np.float64, row)
         entry = _runner(chosen, a.dtype, b.panels.dtype, typeof(how))

@@ -103,6 +103,18 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
     return types.void(codes, types.int64, values, table), codegen
 
 
+def _short_singles(b: Any, fields: Any) -> Callable[[Any], Any]:
+    """Return how 16 codes become a vector of float32, by `simd_fp8.half_reader`."""
+    halves_of = half_reader(b, lanes(8), fields)
+    twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 for n in range(32)])
+
+    def read(code: Any) -> Any:
+        halves = b.zext(halves_of(b.shuffle_vector(code, code, twice)), V32)
+        return b.bitcast(b.shl(halves, _splat(V32, 16)), VF)
+
+    return read
+
+
 @_intrinsic
 def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -> Any:
     """Write the values of `runs` times 16 codes of one byte as float32 or float64, with AVX2.
@@ -112,18 +124,14 @@ def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         wide = sig.args[2].dtype == types.float64
-        singles = ir.VectorType(ir.FloatType(), 16)
-        vector = ir.VectorType(ir.DoubleType(), 16) if wide else singles
+        vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 16)
         source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, 16))
         target = vectors_of(context, b, sig.args[2], args[2], vector)
-        halves_of = half_reader(b, lanes(8), args[3])
-        twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 for n in range(32)])
+        read = _short_singles(b, args[3])
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 16))]))
-            code = b.load(b.gep(source, [i]), align=1)
-            halves = b.zext(halves_of(b.shuffle_vector(code, code, twice)), V32)
-            value = b.bitcast(b.shl(halves, _splat(V32, 16)), singles)
+            value = read(b.load(b.gep(source, [i]), align=1))
             b.store(b.fpext(value, vector) if wide else value, b.gep(target, [i]), align=4)
             return carried
 
@@ -131,6 +139,46 @@ def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, fields), codegen
+
+
+@_intrinsic
+def chain_of_shorts(
+    typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
+    steps: Any, fields: Any,
+) -> Any:  # fmt: skip
+    """Do what `chain_of_codes` does, with AVX2, for codes that `short_values` reads."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        double = sig.args[0].dtype == types.float64
+        lanes = 8 if double else 16
+        vector = ir.VectorType(ir.DoubleType(), lanes) if double else VF
+        tile = _Tile(context, b, sig.args[:-1], args[:-1], 2, vector)
+        fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
+        read = _short_singles(b, args[-1])
+
+        def columns(at: Any, c: int) -> Any:
+            start = b.gep(at, [ir.Constant(I64, 16 * c)])
+            return read(b.load(b.bitcast(start, ir.VectorType(I8, 16).as_pointer()), align=1))
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            x = _broadcast(b, tile.scalar(k, 1, 0), vector)
+            at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 2 * lanes))])
+            fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
+            if double:
+                both = columns(at, 0)
+                orders = (ir.Constant(ir.VectorType(I32, 8), list(range(n, n + 8))) for n in (0, 8))
+                values = [b.fpext(b.shuffle_vector(both, both, at), vector) for at in orders]
+            else:
+                values = [columns(at, c) for c in range(2)]
+            return [b.call(fma, [x, y, z]) for y, z in zip(values, acc, strict=True)]
+
+        acc = _loop(b, tile.steps, tile.load(1), step)
+        nan = _splat(vector, float("nan"))
+        tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], 1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, b, i64, out, i64, i64, i64, fields), codegen
 
 
 @_intrinsic
