@@ -34,6 +34,7 @@ from numsim.kernels.simd import (
 )
 from numsim.kernels.simd_align import NO_TERM
 from numsim.kernels.simd_fp8 import I8, PICK, V8, declared, half_reader, lanes
+from numsim.kernels.simd_pack import interleaved
 
 
 def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> Callable[..., Any]:
@@ -103,16 +104,35 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
     return types.void(codes, types.int64, values, table), codegen
 
 
-def _short_singles(b: Any, fields: Any) -> Callable[[Any], Any]:
-    """Return how 16 codes become a vector of float32, by `simd_fp8.half_reader`."""
-    halves_of = half_reader(b, lanes(8), fields)
-    twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 for n in range(32)])
+def _short_reader(b: Any, fields: Any, double: bool) -> Callable[[Any], list[Any]]:
+    """Return how 16 codes become float32, or twice 8 float64, by `simd_fp8.half_reader`.
 
-    def read(code: Any) -> Any:
-        halves = b.zext(halves_of(b.shuffle_vector(code, code, twice)), V32)
-        return b.bitcast(b.shl(halves, _splat(V32, 16)), VF)
+    The high bytes go to their places by exchanges inside of 16 bytes, which are cheap; `column`
+    says which code must stand where for that.
+    """
+    halves_of = half_reader(b, lanes(8), fields, double=double)
+    near = 2 if double else 4  # elements that follow one another, in either half of a register
+    column = [n % 8 // near * 2 * near + n // 8 * near + n % near for n in range(16)]
+    twice = ir.Constant(ir.VectorType(I32, 32), [column[n // 2] for n in range(32)])
+
+    def spread(x: Any) -> list[Any]:
+        zero = ir.Constant(x.type, None)
+        return [interleaved(b, zero, x, x.type.element.width, high) for high in (0, 1)]
+
+    def read(code: Any) -> list[Any]:
+        halves = halves_of(b.shuffle_vector(code, code, twice))
+        words = [b.bitcast(x, lanes(8).words) for x in spread(halves)]
+        if not double:
+            return [b.bitcast(_joined(b, *words), VF)]
+        four = ir.VectorType(ir.DoubleType(), 4)
+        return [_joined(b, *(b.bitcast(x, four) for x in spread(word))) for word in words]
 
     return read
+
+
+def _joined(b: Any, x: Any, y: Any) -> Any:
+    count = 2 * x.type.count
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
 
 @_intrinsic
@@ -124,15 +144,16 @@ def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         wide = sig.args[2].dtype == types.float64
-        vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 16)
+        vector = ir.VectorType(ir.DoubleType(), 8) if wide else VF
         source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, 16))
         target = vectors_of(context, b, sig.args[2], args[2], vector)
-        read = _short_singles(b, args[3])
+        read, parts = _short_reader(b, args[3], wide), 16 // vector.count
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 16))]))
-            value = read(b.load(b.gep(source, [i]), align=1))
-            b.store(b.fpext(value, vector) if wide else value, b.gep(target, [i]), align=4)
+            first = b.mul(i, ir.Constant(I64, parts))
+            for n, value in enumerate(read(b.load(b.gep(source, [i]), align=1))):
+                b.store(value, b.gep(target, [b.add(first, ir.Constant(I64, n))]), align=4)
             return carried
 
         _loop(b, args[1], [], run)
@@ -150,26 +171,21 @@ def chain_of_shorts(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         double = sig.args[0].dtype == types.float64
-        lanes = 8 if double else 16
-        vector = ir.VectorType(ir.DoubleType(), lanes) if double else VF
+        count = 8 if double else 16
+        vector = ir.VectorType(ir.DoubleType(), count) if double else VF
         tile = _Tile(context, b, sig.args[:-1], args[:-1], 2, vector)
-        fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
-        read = _short_singles(b, args[-1])
+        fma = declared(b, f"llvm.fma.v{count}f{512 // count}", vector, vector, vector, vector)
+        read = _short_reader(b, args[-1], double)
 
-        def columns(at: Any, c: int) -> Any:
+        def columns(at: Any, c: int) -> list[Any]:
             start = b.gep(at, [ir.Constant(I64, 16 * c)])
             return read(b.load(b.bitcast(start, ir.VectorType(I8, 16).as_pointer()), align=1))
 
         def step(k: Any, acc: list[Any]) -> list[Any]:
             x = _broadcast(b, tile.scalar(k, 1, 0), vector)
-            at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 2 * lanes))])
+            at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 2 * count))])
             fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
-            if double:
-                both = columns(at, 0)
-                orders = (ir.Constant(ir.VectorType(I32, 8), list(range(n, n + 8))) for n in (0, 8))
-                values = [b.fpext(b.shuffle_vector(both, both, at), vector) for at in orders]
-            else:
-                values = [columns(at, c) for c in range(2)]
+            values = [value for c in range(2 * count // 16) for value in columns(at, c)]
             return [b.call(fma, [x, y, z]) for y, z in zip(values, acc, strict=True)]
 
         acc = _loop(b, tile.steps, tile.load(1), step)

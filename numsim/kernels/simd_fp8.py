@@ -117,18 +117,23 @@ def _nibbles(b: Any, v: Lanes, table: Any) -> Callable[[Any], Any]:
     return lambda places: b.call(pick, [wide, places])
 
 
-def half_reader(b: Any, v: Lanes, fields: Any) -> Callable[[Any], Any]:
-    """Return how codes that stand twice become the upper halves of their float32 values.
+def half_reader(b: Any, v: Lanes, fields: Any, *, double: bool = False) -> Callable[[Any], Any]:
+    """Return how codes that stand twice become the two high bytes of their values.
 
-    Formats have at most 3 fraction bits and 8 bits in all; values are finite, and normal numbers of
-    float32, so that the lower halves are 0.
+    Those are float32, or float64. Formats have at most 3 fraction bits and 8 bits in all; values
+    are finite, and normal numbers of float32, so that the other bytes are 0.
     """
-    pairs, eights = ir.VectorType(I16, 2 * v.words.count), ir.VectorType(I32, 8)
+    width, trailing, center = (64, 4, 1023) if double else (32, 7, BIAS)
+    pairs, eights = ir.VectorType(I16, 2 * v.words.count), ir.VectorType(ir.IntType(width), 8)
     numbers = ir.Constant(ir.VectorType(ir.FloatType(), 8), [float(n) for n in range(8)])
-    quantum = b.bitcast(_broadcast(b, b.extract_value(fields, 9), eights), numbers.type)
-    subnormals = b.bitcast(b.fmul(numbers, quantum), eights)
+    quantum = _broadcast(b, b.extract_value(fields, 9), ir.VectorType(I32, 8))
+    subnormals = b.fmul(numbers, b.bitcast(quantum, numbers.type))
+    if double:
+        subnormals = b.fpext(subnormals, ir.VectorType(ir.DoubleType(), 8))
+    subnormals = b.bitcast(subnormals, eights)
     low, high = (
-        b.trunc(b.lshr(subnormals, _splat(eights, away)), ir.VectorType(I8, 8)) for away in (16, 24)
+        b.trunc(b.lshr(subnormals, _splat(eights, width - away)), ir.VectorType(I8, 8))
+        for away in (16, 8)
     )
     order = ir.Constant(ir.VectorType(I32, 16), [*range(16)])
     look_up = _nibbles(b, v, b.shuffle_vector(low, high, order))
@@ -136,15 +141,16 @@ def half_reader(b: Any, v: Lanes, fields: Any) -> Callable[[Any], Any]:
     up = b.and_(b.sub(_field(b, fields, 2, pairs), _splat(pairs, 24)), _splat(pairs, 7))
     signs = b.shl(b.shl(_field(b, fields, 1, pairs), _splat(pairs, 8)), up)
     magnitudes = b.shl(_field(b, fields, 0, pairs), _splat(pairs, 8))
-    rebias = _field(b, fields, 8, pairs, 16)
-    down = b.sub(_splat(pairs, 24), _field(b, fields, 6, pairs))
+    rebias = b.sub(_splat(pairs, center), _field(b, fields, 5, pairs))
+    rebias = b.shl(rebias, _splat(pairs, trailing))
+    down = b.add(_field(b, fields, 3, pairs), _splat(pairs, 8 - trailing))
 
     def halves_of(twice: Any) -> Any:
         code = b.bitcast(twice, pairs)
         places = b.or_(b.and_(code, lower), upper)
         subnormal = b.bitcast(look_up(b.bitcast(places, v.bytes)), pairs)
         normal = b.lshr(b.and_(code, magnitudes), down)
-        small = b.icmp_signed("<", normal, _splat(pairs, 1 << 7))
+        small = b.icmp_signed("<", normal, _splat(pairs, 1 << trailing))
         size = b.select(small, subnormal, b.add(normal, rebias))
         return b.or_(size, b.and_(b.shl(code, up), signs))
 

@@ -70,7 +70,7 @@ def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> An
     return types.void(rows, words, types.int64, types.uint32), codegen
 
 
-def _interleaved(b: Any, x: Any, y: Any, bits: int, high: int) -> Any:
+def interleaved(b: Any, x: Any, y: Any, bits: int, high: int) -> Any:
     """Return elements of x and y in turn, of the lower or upper half of every 16 bytes."""
     each = 128 // bits
     vector = ir.VectorType(ir.IntType(bits), 2 * each)
@@ -109,20 +109,20 @@ def turned_quads(typing: Any, rows: Any, words: Any) -> Any:
                 words = []
                 for half in range(2):
                     low, high = (
-                        [_interleaved(b, row[j][half], row[j + 1][half], 8, h) for h in (0, 1)]
+                        [interleaved(b, row[j][half], row[j + 1][half], 8, h) for h in (0, 1)]
                         for j in (0, 2)
                     )
                     words += [
-                        _interleaved(b, low[q // 2], high[q // 2], 16, q % 2) for q in range(4)
+                        interleaved(b, low[q // 2], high[q // 2], 16, q % 2) for q in range(4)
                     ]
                 lines.append(words)
             for q in range(8):
                 w = [line[q] for line in lines]
                 low, high = (
-                    [_interleaved(b, w[j], w[j + 1], 32, h) for h in (0, 1)] for j in (0, 2)
+                    [interleaved(b, w[j], w[j + 1], 32, h) for h in (0, 1)] for j in (0, 2)
                 )
                 for j in range(4):
-                    done = _interleaved(b, low[j // 2], high[j // 2], 64, j % 2)
+                    done = interleaved(b, low[j // 2], high[j // 2], 64, j % 2)
                     done = b.bitcast(done, ir.VectorType(I32, 8))
                     for half in range(2):
                         order = ir.Constant(quarter, [4 * half + m for m in range(4)])
