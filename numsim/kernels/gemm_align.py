@@ -29,7 +29,7 @@ from numsim.kernels.gemm_codes import (
 )
 from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
 from numsim.kernels.jit import inline, kernel, over_range
-from numsim.kernels.simd_align import HALVES, LOWEST, NO_TERM, TWO_STREAMS, Flavour
+from numsim.kernels.simd_align import HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # products of k for which a panel of b stays in the cache
@@ -59,6 +59,13 @@ class Rule(NamedTuple):
     def parts(self) -> int:
         """Separately aligned sums in one block."""
         return 2 if self.kind in _PARTS else 1
+
+    @property
+    def small(self) -> bool:
+        """Whether a block's sum fits int32 and becomes float32, cut toward zero."""
+        most = (2 * self.group + 1) << self.align_bits + 1  # products are below 4
+        single = (self.keep_bits, self.emin, self.emax) == (23, -126, 127)
+        return self.kind == JOINS and self.truncates and single and most < 1 << 31
 
     def slots(self) -> Array:
         """Return, for each packed place of one block, its k, or -1: padding."""
@@ -263,7 +270,8 @@ def gemm_align(
     if c is not None:
         out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
-        flavour = Flavour(rule.kind, rule.chunk, whole).code()
+        small = rule.small and simd.path() == "avx2"
+        flavour = Flavour(rule.kind, rule.chunk, whole, small).code()
         if isinstance(b, PackedCodes):
             codes = _codes_runner(flavour, b.panels.dtype, simd.enabled())
             block = max(BLOCK // rule.group, 1)

@@ -3,10 +3,13 @@
 One lane is one output. A product of two significands is exact in float32; scaled so that one unit
 is the last kept bit, its conversion to int32 is the cut toward zero. A few such integers fit int32,
 then they go to float64, where the rest of the block is exact: at most 53 bits are ever in use.
+With AVX2 the sum of a whole block, if it fits int32, stays there, and its conversion to float32
+cuts it.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -24,6 +27,7 @@ from numsim.kernels.simd import (
     _splat,
     _Tile,
 )
+from numsim.kernels.simd_control import toward_zero
 
 ALIGN_ROWS, ALIGN_COLUMNS = 4, 16
 JOINS, LATE, HALVES, TWO_STAGE, TWO_STREAMS = range(5)
@@ -40,10 +44,11 @@ class Flavour(NamedTuple):
     kind: int
     chunk: int  # products summed in int32: 4 or 8
     direct: bool  # products of whole values are exact in float32, no need to split exponents off
+    small: bool  # JOINS: blocks fit int32 and are cut to float32
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        return self.kind * 4 + (self.chunk == 8) * 2 + self.direct
+        return self.kind * 8 + self.small * 4 + (self.chunk == 8) * 2 + self.direct
 
 
 class _Align:
@@ -51,7 +56,8 @@ class _Align:
 
     def __init__(self, context: Any, b: Any, sig: Any, args: Any, rows: int, flavour: int) -> None:
         self.b, self.rows = b, rows
-        self.kind, self.chunk, self.direct = flavour >> 2, 8 if flavour & 2 else 4, flavour & 1
+        self.kind, self.small = flavour >> 3, flavour & 4
+        self.chunk, self.direct = 8 if flavour & 2 else 4, flavour & 1
         self.tile = _Tile(context, b, sig.args[:-1], args[:-1], 1, _VF)
         rule = self.tile.pointer(context, sig.args[-1], args[-1], ir.Constant(_I64, 0))
         values = [b.load(b.gep(rule, [ir.Constant(_I64, i)])) for i in range(RULE_SIZE)]
@@ -95,7 +101,10 @@ class _Align:
         return self.tile.columns(slot, 2 * ALIGN_COLUMNS, plane * ALIGN_COLUMNS, _V32)
 
     def products(self, first: Any, top: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Return the largest exponents, at least `top`, and the sums of the cut products."""
+        """Return the largest exponents, at least `top`, and the sums of the cut products.
+
+        They are float64; if blocks are small, int32.
+        """
         b = self.b
 
         def slots(c: Any) -> list[Any]:
@@ -129,9 +138,12 @@ class _Align:
                         e = b.add(b.add(self._row(slot, 1, r), eb), above[r])
                         scale = b.bitcast(b.shl(_max(b, e, zero), shift), _VF)
                     sums[r] = b.add(sums[r], b.fptosi(b.fmul(x, scale), _V32))
+            if self.small:
+                return [b.add(t, s) for t, s in zip(totals, sums, strict=True)]
             return [b.fadd(t, b.sitofp(s, _VD)) for t, s in zip(totals, sums, strict=True)]
 
-        return top, _loop(b, self.chunks, [_splat(_VD, 0.0)] * self.rows, add)
+        nothing = zero if self.small else _splat(_VD, 0.0)
+        return top, _loop(b, self.chunks, [nothing] * self.rows, add)
 
     def exponent(self, acc: Any) -> Any:
         """Return the exponent of float32 lanes, NO_TERM for zeros."""
@@ -185,6 +197,34 @@ class _Align:
             return new
         return [self.sticky(x, y) for x, y in zip(acc, new, strict=True)]
 
+    def _single_scaled(self, x: Any, exponent: Any) -> Any:
+        """Return float32 lanes times 2**exponent, in two steps that cut no more than one would."""
+        b = self.b
+        far = _splat(_V32, 252)
+        exponent = b.select(b.icmp_signed("<", exponent, far), exponent, far)
+        exponent = _max(b, exponent, _splat(_V32, -252))
+        half = b.ashr(exponent, _splat(_V32, 1))
+        for part in (half, b.sub(exponent, half)):
+            power = b.shl(b.add(part, _splat(_V32, 127)), _splat(_V32, 23))
+            x = b.fmul(x, b.bitcast(power, _VF))
+        return x
+
+    def small_block(self, first: Any, acc: list[Any]) -> list[Any]:
+        """Return what `fused` does, where arithmetic cuts toward zero."""
+        b = self.b
+        top, total = self.products(first, [_max(b, self.floor, self.exponent(x)) for x in acc])
+        new = []
+        for e, t, x in zip(top, total, acc, strict=True):
+            units = b.fptosi(self._single_scaled(x, b.sub(self.cut, e)), _V32)
+            value, up = b.sitofp(b.add(t, units), _VF), b.sub(e, self.cut)
+            bits = b.bitcast(value, _V32)
+            field = b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255))
+            over = b.icmp_signed(">", b.add(field, up), _splat(_V32, 254))
+            infinite = b.or_(b.and_(bits, _splat(_V32, -(1 << 31))), _splat(_V32, 0x7F800000))
+            whole = b.fadd(self._single_scaled(value, up), _splat(_VF, 0.0))  # zeros are positive
+            new.append(self.sticky(x, b.select(over, b.bitcast(infinite, _VF), whole)))
+        return new
+
     def late(self, value: Any, acc: Any) -> Any:
         """Return value + acc, rounded to nearest even in float32 or float16."""
         b = self.b
@@ -235,6 +275,8 @@ class _Align:
             first = b.mul(g, b.mul(self._width(), ir.Constant(_I64, parts)))
             if self.kind >= TWO_STAGE:
                 return self.two_stage(first, acc)
+            if self.small:
+                return self.small_block(first, acc)
             if self.kind == JOINS:
                 return self.fused(first, acc)
             values = self.fused(first, None)
@@ -242,8 +284,9 @@ class _Align:
                 values = self.fused(b.add(first, self._width()), values)
             return [self.late(v, x) for v, x in zip(values, acc, strict=True)]
 
-        acc = _loop(b, self.tile.steps, self.tile.load(self.rows), step)
-        self.tile.store(acc, self.rows)
+        with toward_zero(b) if self.small else nullcontext():
+            acc = _loop(b, self.tile.steps, self.tile.load(self.rows), step)
+            self.tile.store(acc, self.rows)
 
 
 @_intrinsic

@@ -8,18 +8,18 @@ counted, from the places of the lowest bits that are set, 64 in an instruction, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from numsim.kernels.simd import _FRACTION as FRACTION
 from numsim.kernels.simd import _I32 as I32
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, _Tile, fetch
+from numsim.kernels.simd_control import toward_zero
 from numsim.kernels.simd_fp8 import (
     A_WORDS,
     AHEAD,
@@ -27,7 +27,6 @@ from numsim.kernels.simd_fp8 import (
     COLUMNS,
     FIELD,
     FLOOR,
-    I8,
     LOWEST,
     PLACES,
     ROWS,
@@ -43,7 +42,6 @@ from numsim.kernels.simd_fp8 import (
 )
 
 _TOWARD_ZERO = 11  # of an instruction, without exceptions; for the sums, all positive, it is down
-_CONTROL = 0x7F80  # of MXCSR, for all instructions: toward zero, no exceptions, subnormals kept
 
 
 class _Rounding(NamedTuple):
@@ -78,24 +76,6 @@ def _of_the_thread(b: Any, v: Lanes) -> _Rounding:
         return b.add(words, byte)
 
     return _Rounding(lambda x, y, z: b.call(fma, [x, y, z]), b.fadd, add_byte)
-
-
-@contextmanager
-def _control(b: Any, value: int) -> Iterator[None]:
-    """Emit code under another MXCSR.
-
-    What is emitted inside must begin with loads and end with stores, which stay between the two
-    changes; arithmetic that depends on neither could be moved out.
-    """
-    byte, none = I8.as_pointer(), ir.VoidType()
-    make: Any = cgutils.alloca_once  # once a call of the compiled function, not of the kernel
-    before, new = make(b, I32), make(b, I32)
-    store, load = (declared(b, f"llvm.x86.sse.{n}mxcsr", none, byte) for n in ("st", "ld"))
-    b.store(ir.Constant(I32, value), new)
-    b.call(store, [b.bitcast(before, byte)])
-    b.call(load, [b.bitcast(new, byte)])
-    yield
-    b.call(load, [b.bitcast(before, byte)])
 
 
 @_intrinsic
@@ -229,7 +209,7 @@ def float_tile(
                 tile.store(_loop(b, tile.steps, tile.load(count), group), count)
             return carried
 
-        with nullcontext() if width == 16 else _control(b, _CONTROL):
+        with nullcontext() if width == 16 else toward_zero(b):
             _loop(b, tiles, [], whole)
         return context.get_dummy_value()
 
