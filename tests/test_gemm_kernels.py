@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels import gemm_hopper, simd, simd_fp8
+from numsim.kernels import hopper_paths, simd, simd_fp8
 from numsim.kernels.gemm_codes import fields
 from numsim.kernels.gemm_fma import gemm_fma, pack_words
 from numsim.kernels.gemm_fma import pack_b as pack_fma
@@ -343,7 +343,7 @@ def test_tables_hold_what_arithmetic_reads(path, name):
 @numba.njit
 def planes_both_ways(codes, want, got, how):
     simd_fp8.right_codes(16, codes, 4, want, how)
-    simd_fp8.looked_up_codes(codes, 4, got, gemm_hopper._tables(how))
+    simd_fp8.looked_up_codes(codes, 4, got, hopper_paths._tables(how))
 
 
 @pytest.mark.parametrize("path", PATHS[-1:], indirect=True)

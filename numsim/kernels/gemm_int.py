@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd
+from numsim.kernels import simd, simd_int
 from numsim.kernels.gemm_fma import cover, pack_words, panels_for, run_tiles, tile_types
 from numsim.kernels.jit import inline, kernel, over_range
 
@@ -38,12 +38,12 @@ def _int8_wide(
     left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 12:
-        simd.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        simd_int.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
         return 12
     if left >= 4:
-        simd.int8_tile(4, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        simd_int.int8_tile(4, 1, a, a_at, b, b_at, out, out_at, stride, steps)
         return 4
-    simd.int8_tile(1, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+    simd_int.int8_tile(1, 1, a, a_at, b, b_at, out, out_at, stride, steps)
     return 1
 
 
@@ -53,9 +53,9 @@ def _int8_narrow(
     left: int, rule: Any,
 ) -> int:  # fmt: skip
     if left >= 2:
-        simd.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+        simd_int.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
         return 2
-    simd.int8_tile(1, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+    simd_int.int8_tile(1, 0, a, a_at, b, b_at, out, out_at, stride, steps)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The vector micro-kernel of integer units that saturate as they go."""
+"""The vector micro-kernels of integer units: exact sums, and sums that saturate as they go."""
 
 from __future__ import annotations
 
@@ -13,16 +13,89 @@ from numsim.kernels.simd import (
     _V16,
     _V32,
     FMA_ROWS,
+    INT8_COLUMNS,
+    INT8_ROWS,
     _broadcast,
     _intrinsic,
     _loop,
-    _pair_sums,
+    _signature,
     _splat,
     _Tile,
 )
 
 CLAMP, FULL, PAIRS = range(3)
 COLUMNS = 32
+
+
+def _pair_sums(b: Any, x: Any, y: Any) -> Any:
+    """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32: one instruction of x86."""
+    twice = ir.VectorType(_I32, x.type.count)
+    products = b.mul(b.sext(x, twice), b.sext(y, twice))
+    half = x.type.count // 2
+    even, odd = (
+        b.shuffle_vector(
+            products,
+            ir.Constant(twice, ir.Undefined),
+            ir.Constant(ir.VectorType(_I32, half), list(range(first, 2 * half, 2))),
+        )
+        for first in range(2)
+    )
+    return b.add(even, odd)
+
+
+@_intrinsic
+def int8_tile(
+    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Add to out[r, :], modulo 2^32, four products of an unsigned a and a signed b per step."""
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
+        return None
+    count, native = rows.literal_value, bool(wide.literal_value)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(context, b, sig.args, args, 2, _V32)
+        dot4 = None
+        if native:
+            kind = ir.FunctionType(_V32, [_V32] * 3)
+            dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
+
+        eight, low = _splat(_V16, 8), _splat(_V16, 255)
+
+        def row(k: Any, r: int) -> Any:
+            return _broadcast(b, tile.scalar(k, INT8_ROWS, r), _V32)
+
+        def column(k: Any, c: int) -> Any:
+            if count == 1:
+                tile.ahead(k, INT8_COLUMNS, 16 * c)
+            return tile.columns(k, INT8_COLUMNS, 16 * c)
+
+        def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+            columns = [column(k, c) for c in range(2)]
+            new = []
+            for r in range(count):
+                x = row(k, r)
+                new += [b.call(dot4, [acc[2 * r + c], x, columns[c]]) for c in range(2)]
+            return new
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            rows, new = [], list(acc)
+            for r in range(count):
+                x = b.bitcast(row(k, r), _V16)
+                rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
+            for c in range(2):
+                y = b.bitcast(column(k, c), _V16)
+                columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
+                for r in range(count):
+                    for pair in zip(rows[r], columns, strict=True):
+                        new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
+            return new
+
+        steps = _loop(b, tile.steps, tile.load(count), wide_step if native else step)
+        tile.store(steps, count)
+        return context.get_dummy_value()
+
+    return _signature(a, b, out, rows, wide), codegen
 
 
 @_intrinsic
