@@ -367,6 +367,36 @@ def test_threads_and_paths_do_not_change_bits():
         numba.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "tfloat32"])
+@pytest.mark.parametrize(
+    "unit", ["nvidia.volta.mma", "nvidia.ampere.mma", "nvidia.hopper.mma", "nvidia.hopper.wgmma"]
+)
+def test_sums_of_blocks_at_their_ends(path, unit, name):
+    """The largest products and accumulators of one sign, overflow, and results below normal."""
+    if unit == "nvidia.volta.mma" and name != "float16":
+        pytest.skip("no such operands")
+    f = get_format(name)
+    top = np.float32(2 - 2.0 ** (1 - f.precision))
+    for exponent in (0, 12, 63, -63, -70):
+        if not f.emin <= exponent <= f.emax:
+            continue
+        x = np.full((4, 32), top * np.float32(2.0) ** exponent, np.float32)
+        x[1::2] *= -1
+        x[2:, 16:] = 0
+        y = np.full((32, 3), x[0, 0])
+        y[:, 1] = -y[:, 1]
+        y[1::3, 2] *= np.float32(0.625)
+        a, b = (QTensor.from_codes(encode(v, f), name) for v in (x, y))
+        peak = np.float32(2.0) ** min(2 * exponent, 126)
+        for c in (2 - 2.0**-23, 1.0, 1.5 - 2.0**-23, 2.0**-20, 3.9999):
+            start = np.full((4, 3), peak * np.float32(c), np.float32)
+            start[::3] *= -1
+            got = matmul(a, b, target=unit, c=start)
+            with generic():
+                want = matmul(a, b, target=unit, c=start)
+            np.testing.assert_array_equal(bits(got), bits(want))
+
+
 SMALL = [
     name for name in list_formats()
     if get_format(name).bits <= 16 and get_format(name).value_dtype == np.float32

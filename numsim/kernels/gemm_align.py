@@ -61,11 +61,15 @@ class Rule(NamedTuple):
         return 2 if self.kind in _PARTS else 1
 
     @property
-    def small(self) -> bool:
-        """Whether a block's sum fits int32 and becomes float32, cut toward zero."""
-        most = (2 * self.group + 1) << self.align_bits + 1  # products are below 4
-        single = (self.keep_bits, self.emin, self.emax) == (23, -126, 127)
-        return self.kind == JOINS and self.truncates and single and most < 1 << 31
+    def small(self) -> int:
+        """Whether `Flavour.small` kernels do: sums that become float32, cut toward zero."""
+        if self.kind != JOINS or not self.truncates:
+            return 0
+        if (self.keep_bits, self.emin, self.emax) != (23, -126, 127):
+            return 0
+        products = self.group << self.align_bits + 2  # each is below 4, cut: at least 1 less
+        both = products + (2 << self.align_bits)
+        return 1 if both <= 1 << 31 else 2 if products <= 1 << 31 else 0
 
     def slots(self) -> Array:
         """Return, for each packed place of one block, its k, or -1: padding."""
@@ -270,7 +274,7 @@ def gemm_align(
     if c is not None:
         out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
-        small = rule.small and simd.path() == "avx2"
+        small = rule.small if simd.path() == "avx2" else 0
         flavour = Flavour(rule.kind, rule.chunk, whole, small).code()
         if isinstance(b, PackedCodes):
             codes = _codes_runner(flavour, b.panels.dtype, simd.enabled())

@@ -3,8 +3,8 @@
 One lane is one output. A product of two significands is exact in float32; scaled so that one unit
 is the last kept bit, its conversion to int32 is the cut toward zero. A few such integers fit int32,
 then they go to float64, where the rest of the block is exact: at most 53 bits are ever in use.
-With AVX2 the sum of a whole block, if it fits int32, stays there, and its conversion to float32
-cuts it.
+With AVX2 the products of a whole block, if their sum fits int32, stay there, and the conversion to
+float32 cuts it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Flavour(NamedTuple):
     kind: int
     chunk: int  # products summed in int32: 4 or 8
     direct: bool  # products of whole values are exact in float32, no need to split exponents off
-    small: bool  # JOINS: blocks fit int32 and are cut to float32
+    small: int  # JOINS, cut to float32: sums of products fit int32; 1: with the accumulator too
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        return self.kind * 8 + self.small * 4 + (self.chunk == 8) * 2 + self.direct
+        return self.kind * 16 + self.small * 4 + (self.chunk == 8) * 2 + self.direct
 
 
 class _Align:
@@ -56,7 +56,7 @@ class _Align:
 
     def __init__(self, context: Any, b: Any, sig: Any, args: Any, rows: int, flavour: int) -> None:
         self.b, self.rows = b, rows
-        self.kind, self.small = flavour >> 3, flavour & 4
+        self.kind, self.small = flavour >> 4, flavour >> 2 & 3
         self.chunk, self.direct = 8 if flavour & 2 else 4, flavour & 1
         self.tile = _Tile(context, b, sig.args[:-1], args[:-1], 1, _VF)
         rule = self.tile.pointer(context, sig.args[-1], args[-1], ir.Constant(_I64, 0))
@@ -216,7 +216,11 @@ class _Align:
         new = []
         for e, t, x in zip(top, total, acc, strict=True):
             units = b.fptosi(self._single_scaled(x, b.sub(self.cut, e)), _V32)
-            value, up = b.sitofp(b.add(t, units), _VF), b.sub(e, self.cut)
+            if self.small == 1:
+                value = b.sitofp(b.add(t, units), _VF)
+            else:
+                value = b.fptrunc(b.fadd(b.sitofp(t, _VD), b.sitofp(units, _VD)), _VF)
+            up = b.sub(e, self.cut)
             bits = b.bitcast(value, _V32)
             field = b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255))
             over = b.icmp_signed(">", b.add(field, up), _splat(_V32, 254))
