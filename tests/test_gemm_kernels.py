@@ -290,6 +290,7 @@ READ = {
     "e4m3, bias 17": (fields(8, 4, 15, True), 8), "e2m3": (fields(6, 4, 1, True), 6),
     "e2m1": (fields(4, 2, 1, True), 4), "e5m3 unsigned": (fields(8, 4, 16, False), 8),
     "e1m2": (fields(4, 3, 0, True), 4),
+    "e1m1": (fields(3, 2, 0, True), 3),
 }  # fmt: skip
 
 

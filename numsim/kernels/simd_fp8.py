@@ -137,7 +137,9 @@ def half_reader(b: Any, v: Lanes, fields: Any, *, double: bool = False) -> Calla
     )
     order = ir.Constant(ir.VectorType(I32, 16), [*range(16)])
     look_up = _nibbles(b, v, b.shuffle_vector(low, high, order))
-    lower, upper = _splat(pairs, 0x0707), _splat(pairs, 0x0800)
+    # in the lower byte the fraction, for the low byte; in the upper one 8 more, for the high byte
+    fraction, upper = _field(b, fields, 4, pairs), _splat(pairs, 0x0800)
+    lower = b.or_(fraction, b.shl(fraction, _splat(pairs, 8)))
     up = b.and_(b.sub(_field(b, fields, 2, pairs), _splat(pairs, 24)), _splat(pairs, 7))
     signs = b.shl(b.shl(_field(b, fields, 1, pairs), _splat(pairs, 8)), up)
     magnitudes = b.shl(_field(b, fields, 0, pairs), _splat(pairs, 8))
