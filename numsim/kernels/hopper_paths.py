@@ -126,25 +126,27 @@ def _rows(b: Array, batch: int, panel: int, k: int, count: int, words: Array, ho
 
 
 @inline
-def _codes_half(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
-    codes = codes_at(b, batch, panel, k, count)
+def _planes_half(codes: Array, words: Array, how: Fields) -> Array:
     simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
     return words
 
 
 @inline
+def _codes_half(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
+) -> Array:
+    return _planes_half(codes_at(b, batch, panel, k, count), words, how)
+
+
+@inline
 def _rows_half(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
     turned = scratch_words(count * b.shape[4] * QUADS)
     step = simd_fp8.TURNED // b.shape[4]
     for i in range(0, count, step):
         turned_quads(b[batch, panel, k + i], turned[i * b.shape[4] * QUADS :])
-    codes = turned.view(np.uint8)
-    simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
-    return words
+    return _planes_half(turned.view(np.uint8), words, how)
 
 
 @inline

@@ -7,7 +7,8 @@ memory::
     a [batch, tiles, steps, rows per tile]      b [1 or batch, panels, steps, columns per panel]
 
 The wide kernels need AVX-512 (32 registers of 64 bytes) with VNNI; the narrow ones are plain vector
-IR that LLVM lowers on any CPU. Hopper's FP8 rule has one for AVX2 too. All give the same bits.
+IR that LLVM lowers on any CPU. Some need AVX2: Hopper's FP8 rule, blocks that are cut to float32,
+and finite codes of a byte. All give the same bits.
 """
 
 from __future__ import annotations
