@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.report.figures import draw_figures
 from numsim.report.page import write_markdown
 from numsim.report.tables import read_results
@@ -13,6 +14,7 @@ from numsim.report.tables import read_results
 __all__ = ["write_report"]
 
 
+@known_floats
 def write_report(results: Path, out: Path) -> list[Path]:
     """Write ``report.md`` and its figures from the CSV file of a sweep.
 
