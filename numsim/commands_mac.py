@@ -204,7 +204,6 @@ def print_silicon(only: str) -> None:
     from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
     folder = golden_folder()
-    say(f"outputs in {_short(folder)}, replayed bit for bit")
     rows: list[SiliconRow] = []
     notes: dict[str, None] = {}
     cells: list[tuple[str, ...]] = [
@@ -221,6 +220,7 @@ def print_silicon(only: str) -> None:
         ))  # fmt: skip
         if row.note:
             notes[f"{row.unit}: {row.note}"] = None
+    say(f"outputs in {_short(folder)}, replayed bit for bit")
     say("\n".join(columns(cells, "<<<>>>>>")))
     failed = [row for row in rows if not row.ok]
     for row in failed:
