@@ -37,8 +37,15 @@ class _How:
 
 
 @known_floats
-def parse_number(text: str) -> float | int:
+def parse_number(text: str, what: str = "cast: VALUE") -> float | int:
     """Return the number that a command line names: integers stay exact.
+
+    Parameters
+    ----------
+    text
+        A number as Python writes it, a hexadecimal one, ``inf`` or ``nan``.
+    what
+        How a message calls it.
 
     Raises
     ------
@@ -62,8 +69,7 @@ def parse_number(text: str) -> float | int:
     beyond = beyond or (value == 0 and any(d in "123456789abcdef" for d in digits))
     if value is None or beyond:
         raise NumsimError(
-            "cast: VALUE is a float64 number such as 17, -0.3, 0x1F, 1e9, inf or nan; got "
-            f"{text[:60]!r}"
+            f"{what} is a float64 number such as 17, -0.3, 0x1F, 1e9, inf or nan; got {text[:60]!r}"
         )
     return -0.0 if value == 0 and text.strip().startswith("-") else value
 

@@ -166,6 +166,11 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
     kind, rule = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, wanted)
     if isinstance(c, bool) or not isinstance(c, int | float | np.integer | np.floating):
         raise NumsimError(f"explain mma: c is a number; got {c!r}")
+    if isinstance(c, int) and c.bit_length() > 1023:
+        raise NumsimError(
+            "explain mma: c is within float64, of an integer unit within 64 bits; got a whole "
+            f"number of {c.bit_length()} bits"
+        )
     if isinstance(rule, IntSum):
         low, high = limits(64)
         if not (math.isfinite(c) and c == int(c) and low <= int(c) <= high):

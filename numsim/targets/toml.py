@@ -32,6 +32,8 @@ def read_target(path: str | Path) -> Target:
     """Read a unit from a TOML file; see `Target.from_toml`."""
     file = Path(path)
     try:
+        if file.exists() and not file.is_file():  # a pipe would wait for its writer
+            raise OSError(0, "not a file")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error

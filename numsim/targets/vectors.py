@@ -32,8 +32,9 @@ def export_vectors(
 
     Every ``NAME.hex`` is for ``$readmemh``: one word a line, row-major, as many hex digits as the
     width needs, two's complement for integers, and a first comment line with format, width and
-    shape. ``vectors.npz`` holds the same words as unsigned integers and ``meta``, a JSON text with
-    the format, width and shape of each array, the steps, and the unit as TOML.
+    shape. ``vectors.npz`` holds the same words in the smallest unsigned integers that have the
+    width, and ``meta``, a JSON text with the format, width and shape of each array, the steps, and
+    the unit as TOML.
 
     ==================== ==========================================================================
     file                 words
@@ -109,7 +110,10 @@ def export_vectors(
             lines = "\n".join(f"{word:0{digits}x}" for word in words.ravel().tolist())
             file.write_text(f"{head}{lines}\n", encoding="ascii")
             written.append(file)
-        words_only: dict[str, Any] = {name: words for name, (_, _, words) in arrays.items()}
+        words_only: dict[str, Any] = {
+            name: words.astype(f"u{next(n for n in (1, 2, 4, 8) if bits <= 8 * n)}")
+            for name, (_, bits, words) in arrays.items()
+        }
         file = folder / "vectors.npz"
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -104,7 +104,7 @@ def check_every_float32(
     float8_e4m3fn rne saturate 1048576 0 ml_dtypes
     float8_e4m3fn rne special 1048576 0 ml_dtypes
     """
-    f = _checkable(fmt)
+    f = checkable(fmt)
     direct = f.name in BY_ML_DTYPES
     compare = _against_ml_dtypes if direct else _against_generic_nearest
     begin = time.perf_counter()
@@ -142,7 +142,7 @@ def check_modes(fmt: str | Format) -> Check:
     >>> check_modes("float4_e2m1fn").different
     0
     """
-    f = _checkable(fmt)
+    f = checkable(fmt)
     begin = time.perf_counter()
     upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     found: _Found = []
@@ -158,7 +158,19 @@ def check_modes(fmt: str | Format) -> Check:
     return _summary(f"{f.name} every mode", "generic kernel", compared, found, seconds)
 
 
-def _checkable(fmt: str | Format) -> Format:
+def checkable(fmt: str | Format) -> Format:
+    """Return the format, if its conversions can be checked.
+
+    Raises
+    ------
+    NumsimError
+        For a format that is a table or wider than 16 bits.
+
+    Examples
+    --------
+    >>> checkable("e4m3").name
+    'float8_e4m3fn'
+    """
     f = get_format(fmt)
     if f.kind == "table" or f.bits > 16:
         raise NumsimError(
