@@ -1,7 +1,13 @@
 """Bit-exact emulation of low-precision number formats and matrix-multiply hardware."""
 
 from numsim.convert import cast, decode, encode
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, UnvalidatedWarning
+from numsim.errors import (
+    DamagedFileWarning,
+    NumsimError,
+    SkippedWarning,
+    UnsupportedError,
+    UnvalidatedWarning,
+)
 from numsim.formats import Format, get_format, list_formats
 from numsim.lfsr import lfsr
 from numsim.models import Model, Recipe, Rule, Run, load_model
@@ -22,7 +28,8 @@ from numsim.targets import (
 from numsim.version import __version__
 
 __all__ = [
-    "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant",
+    "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
+    "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue",
     "export_vectors", "get_format", "get_target", "lfsr", "list_formats", "list_targets",

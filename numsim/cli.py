@@ -11,7 +11,7 @@ import typer
 
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
 from numsim.version import __version__
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ def main() -> None:
     try:
         app()
     except NumsimError as error:
-        typer.echo(f"numsim: {error}", err=True)
+        _say(error)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
@@ -39,13 +39,19 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        typer.echo(f"numsim: {error.strerror or error}{where}", err=True)
+        _say(f"{error.strerror or error}{where}")
         sys.exit(2)
 
 
 def _warned(message: Warning | str, *_: Any) -> None:
     """Say a warning as a sentence, without the line of code that gave it."""
-    typer.echo(f"numsim: warning: {message}", err=True)
+    _say(f"warning: {message}")
+
+
+def _say(message: object) -> None:
+    """Print a sentence on stderr; what a file name would do to the terminal is shown instead."""
+    lines = [printable(line) for line in str(message).split("\n")]
+    typer.echo("numsim: " + "\n".join(lines), err=True)
 
 
 def _version(value: bool) -> None:
@@ -107,6 +113,9 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished cases of the CSV file.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the CSV file if it exists.")
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(help="Processes that share the cases; the same rows.")
     ] = None,
@@ -137,30 +146,39 @@ def sweep(
         "granularities": _names(granularity), "recipes": _names(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
         "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None,
+        "resume": resume or None, "force": force or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))
     failed: list[str] = []
+    before = _state(fields["out"])
     try:
         with sweep_progress() as progress:
             rows = run_sweep(fields, progress=progress)
     except FailedCases as error:
         rows, failed = error.rows, error.messages
     except KeyboardInterrupt:
-        typer.echo(
-            f"numsim: interrupted; rows computed so far are in {fields['out']}, "
-            "continue with --resume",
-            err=True,
-        )
+        where = f"rows computed so far are in {fields['out']}, continue with --resume"
+        if _state(fields["out"]) == before:
+            where = "no row had been computed, and no file was written or changed"
+        _say(f"interrupted; {where}")
         sys.exit(130)
     if len(rows):
         sweep_table(rows)
-        typer.echo(f"{len(rows)} rows in {fields['out']}", err=True)
+        typer.echo(f"{len(rows)} rows in {printable(fields['out'])}", err=True)
     for message in failed:
-        typer.echo(f"numsim: case failed: {message}", err=True)
+        _say(f"case failed: {message}")
     if failed:
         sys.exit(1)
+
+
+def _state(path: Path | str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written; None: there is none."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @app.command()
@@ -172,7 +190,7 @@ def report(
     from numsim.report import write_report
 
     for path in write_report(results, out):
-        typer.echo(str(path))
+        typer.echo(printable(path))
 
 
 register(app)
