@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
 from numsim.formats import get_format, list_formats
 
 _ROUNDING = (
@@ -61,7 +61,7 @@ def formats(
     if out is not None:
         from numsim.number_line import draw_number_line
 
-        typer.echo(str(draw_number_line(f, out)))
+        typer.echo(printable(draw_number_line(f, out)))
         return
     title = f"{recipe_title(name)}; the elements" if recipe else f"{f.name}: {f.source}"
     table = Table(title=title)

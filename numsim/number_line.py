@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.formats import Format, get_format
 
 
@@ -65,6 +66,7 @@ def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
         axis.tick_params(labelsize=8)
         for side in ("left", "right", "top"):
             axis.spines[side].set_visible(False)
+    check_regular(path, "number line")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # a null character in the name

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.files import check_regular
 from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
@@ -31,6 +32,7 @@ _KINDS: dict[str, type] = {
 def read_target(path: str | Path) -> Target:
     """Read a unit from a TOML file; see `Target.from_toml`."""
     file = Path(path)
+    check_regular(file, "cannot read a unit")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name

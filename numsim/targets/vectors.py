@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.trace import Trace, trace
@@ -101,6 +102,7 @@ def export_vectors(
         folder.mkdir(parents=True, exist_ok=True)
         for name, (fmt, bits, words) in arrays.items():
             file = folder / f"{name}.hex"
+            check_regular(file, "export_vectors")
             shape = " x ".join(map(str, words.shape))
             head = f"// {name}: {fmt}, {bits} bits, shape {shape}, row-major\n"
             digits = -(-bits // 4)
@@ -109,6 +111,7 @@ def export_vectors(
             written.append(file)
         words_only: dict[str, Any] = {name: words for name, (_, _, words) in arrays.items()}
         file = folder / "vectors.npz"
+        check_regular(file, "export_vectors")
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NumsimError(
