@@ -4,7 +4,13 @@ from numsim.float_state import known_state
 
 with known_state():  # tables are computed, and numbers of the source read, while modules load
     from numsim.convert import cast, decode, encode
-    from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, UnvalidatedWarning
+    from numsim.errors import (
+        DamagedFileWarning,
+        NumsimError,
+        SkippedWarning,
+        UnsupportedError,
+        UnvalidatedWarning,
+    )
     from numsim.formats import Format, get_format, list_formats
     from numsim.lfsr import lfsr
     from numsim.models import Model, Recipe, Rule, Run, load_model
@@ -25,7 +31,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 __all__ = [
-    "AccumulatorBits", "Format", "MacStats", "Model", "NumsimError", "QTensor", "Quant",
+    "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
+    "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue",
     "export_vectors", "get_format", "get_target", "lfsr", "list_formats", "list_targets",

@@ -174,6 +174,9 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished cases of the CSV file.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the CSV file if it exists.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -214,22 +217,22 @@ def sweep(
         "granularities": options.split(granularity), "recipes": options.split(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
         "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None,
+        "resume": resume or None, "force": force or None,
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))
     failed: list[str] = []
+    before = _state(fields["out"])
     try:
         with sweep_progress() as progress:
             rows = run_sweep(fields, progress=progress)
     except FailedCases as error:
         rows, failed = error.rows, error.messages
     except KeyboardInterrupt:
-        say(
-            f"numsim: interrupted; rows computed so far are in {fields['out']}, "
-            "continue with --resume",
-            err=True,
-        )
+        where = f"rows computed so far are in {fields['out']}, continue with --resume"
+        if _state(fields["out"]) == before:
+            where = "no row had been computed, and no file was written or changed"
+        say(f"numsim: interrupted; {where}", err=True)
         sys.exit(130)
     if len(rows):
         sweep_table(rows)
@@ -238,6 +241,15 @@ def sweep(
         say(f"numsim: case failed: {plain(message)}", err=True)
     if failed:
         sys.exit(1)
+
+
+def _state(path: Path | str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written; None: there is none."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @app.command()

@@ -15,8 +15,9 @@ from rich.table import Table
 def sweep_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar on stderr; yield the function that moves it."""
     bar = Progress(
-        TextColumn("{task.description:<52}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(), console=Console(stderr=True), transient=True,
+        TextColumn("{task.description:<52}", markup=False), BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
     )  # fmt: skip
     with bar:
         task = bar.add_task("loading and compiling", total=None)
@@ -46,9 +47,9 @@ RUN = ("model", "text", "tokens", "perplexity_reference")
 
 def sweep_table(rows: pd.DataFrame) -> None:
     """Print one line a case, a table for each run: model, text, tokens and reference."""
-    console = Console()
+    console = Console(markup=False)  # a name may hold brackets
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=140, markup=False)
     cases = rows[rows["layer"] == "all"]
     for _, run in cases.groupby(list(RUN), sort=False, dropna=False):
         console.print(_ranked(run))

@@ -78,6 +78,13 @@ def test_sweep_of_recipes(tmp_path):
         (["--config", "missing.toml"], "cannot read missing.toml"),
         (["--granularity", "per_row"], "granularity is one of"),
         (["--limit-tokens", "0"], "limit_tokens"),
+        (["--memory-limit", "9" * 320], "memory_limit: a positive number of bytes below 2**63"),
+        (["--memory-limit", "9" * 5000], "... (5002 characters)"),
+        (["--scheduler", "nowhere"], "no dask scheduler answers at 'nowhere'"),
+        (["--text", "/dev/zero"], "/dev/zero is a device, not a file; name a file"),
+        (["--out", "/dev/null"], "cannot write /dev/null: /dev/null is a device, not a file"),
+        (["--text", "a\x1b[31m.txt"], r"a\x1b[31m.txt"),
+        (["--resume", "--force"], "got both; give one"),
     ],
 )
 def test_bad_arguments(args, words, tmp_path):
@@ -278,6 +285,49 @@ def test_ctrl_c_leaves_the_rows(tmp_path):
     assert ",all," in out.read_text()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_before_the_first_row_names_no_file_that_is_not_there(tmp_path):
+    out = tmp_path / "results.csv"
+    for before in (None, b"case_id,an older file\n1f,2\n"):
+        if before is not None:
+            out.write_bytes(before)
+        run = subprocess.Popen(
+            [sys.executable, "-m", "numsim.cli", "sweep", "--force"],
+            cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        lock = tmp_path / "results.csv.lock"
+        while not (lock.exists() and "process" in lock.read_text()):
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert errors.strip() == (
+            "numsim: interrupted; no row had been computed, and no file was written or changed"
+        )
+        assert (out.read_bytes() if out.exists() else None) == before
+        assert not lock.exists()
+
+
+def test_an_existing_file_is_replaced_only_by_force(tmp_path):
+    out = tmp_path / "results.csv"
+    assert numsim("sweep", *SHORT, cwd=tmp_path).returncode == 0
+    before = out.read_bytes()
+    done = numsim("sweep", *SHORT, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    for words in ("results.csv exists", "--resume", "--force"):
+        assert words in done.stderr
+    assert out.read_bytes() == before
+    done = numsim("sweep", *SHORT, "--resume", cwd=tmp_path)
+    assert done.returncode == 0
+    assert out.read_bytes() == before
+    short = ["--limit-tokens", "40", "--formats", "int4", "--granularity", "per_tensor"]
+    done = numsim("sweep", *short, "--targets", "ideal.int", "--force", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "47 rows in results.csv" in done.stderr
+
+
 def test_a_grid_and_recipes_share_a_table(tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text(Recipe.uniform("int8", target="ideal.int").to_toml())
@@ -286,6 +336,7 @@ def test_a_grid_and_recipes_share_a_table(tmp_path):
     done = numsim("sweep", *options, "--recipes", recipe, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
+    options += ["--force"]
     done = numsim("sweep", *options, "--recipes", f"{recipe},{recipe}", cwd=tmp_path)
     assert done.returncode == 2
     assert "name the same rules" in done.stderr

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import At, Family, read_arch
@@ -137,6 +138,7 @@ def _exists(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    check_regular(path, "load_model")
     if not path.is_file():
         raise NumsimError(
             f"load_model: the folder must hold {path.name}; {str(path)!r} does not exist; "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
@@ -276,6 +277,7 @@ class Recipe:
         """
         if not isinstance(path, str | Path):
             raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
+        check_regular(path, "Recipe.from_toml")
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

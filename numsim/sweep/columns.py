@@ -72,6 +72,13 @@ COLUMNS: tuple[Column, ...] = (
         str,
     ),
     Column("error", "", "all: why the case failed, whose figures are empty then", str),
+    Column(
+        "check",
+        "",
+        "all: digest of the figures of all lines of the case, by which --resume sees that none is "
+        "missing, doubled or changed",
+        str,
+    ),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
@@ -24,7 +26,7 @@ from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import load_text_tools
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import NAMES
-from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
+from numsim.sweep.csv import ResultsFile
 from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
@@ -96,10 +98,13 @@ def sweep(
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
     tell = progress or (lambda what, done, total: None)
-    if plan.out is not None:
-        check_writable(plan.out)
-        if plan.text is not None and plan.out.resolve() == plan.text.resolve():
-            raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
+    if _are_one_file(plan.out, plan.text):
+        raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
+    with ResultsFile(plan.out, resume=plan.resume, force=plan.force) as results:
+        return _sweep(plan, results, tell)
+
+
+def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
     folder = plan.model or bundled_model_dir()
     model = load_model(folder, memory_limit=plan.memory_limit)
     text = _read_text(plan.text)
@@ -110,9 +115,9 @@ def sweep(
         text_hash=text_hash, products=model.gemm_names(),
     )  # fmt: skip
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
-    kept = finished_rows(plan.out) if plan.resume and plan.out else []
     labels = {case.case_id: case.label for case in todo}
-    done = {str(row["case_id"]) for row in kept}
+    rows = list(results.kept)
+    done = {row["case_id"] for row in rows}
     todo = [case for case in todo if case.case_id not in done]
     plan = plan.model_copy(update={"jobs": max(1, min(plan.jobs, len(todo)))})
     if plan.memory_limit is not None:
@@ -123,11 +128,8 @@ def sweep(
         except NumsimError as error:
             shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
             raise NumsimError(f"{error}{shared}") from None
-    rows = [parse(row) for row in kept]
-    with RowWriter(plan.out, kept) as writer:
-        for row in _run_cases(plan, model, inputs, todo, tell):
-            writer.write(row)
-            rows.append(row)
+    with closing(_run_cases(plan, model, inputs, todo, tell)) as new:  # ends processes at once
+        rows += map(results.write, new)
     import pandas as pd  # 30 MB that a run alone does without
 
     frame = pd.DataFrame(rows, columns=list(NAMES))
@@ -141,9 +143,15 @@ def sweep(
     return frame
 
 
+def _are_one_file(out: Path | None, text: Path | None) -> bool:
+    with suppress(OSError, ValueError):
+        return out is not None and text is not None and out.samefile(text)
+    return False
+
+
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Yield the rows of all cases, run here, in `plan.jobs` processes or on a cluster."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
@@ -231,6 +239,7 @@ class FailedCases(NumsimError):
 def _read_text(path: Path | None) -> Text:
     if path is None:
         return bundled_text()
+    check_regular(path, "sweep: cannot read the text")
     if path.suffix == ".npy":
         return _read_ids(path)
     try:
@@ -241,6 +250,10 @@ def _read_text(path: Path | None) -> Text:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
     except ValueError:
         raise NumsimError("sweep: a file name has no NUL character; name another text") from None
+    except MemoryError:
+        raise NumsimError(
+            f"sweep: the text {path} is larger than memory; cut it, or give token ids in .npy"
+        ) from None
 
 
 def _read_ids(path: Path) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
+from numsim.files import check_regular
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
 from numsim.models.gemm import fitting_rules
@@ -67,9 +68,11 @@ class SweepSpec(BaseModel):
         `jobs`: the same rows. Each loads the model once and must see the same files. Needs
         ``pip install 'numsim[cluster]'``.
     out
-        CSV file, or None.
+        CSV file, or None. One sweep writes it at a time.
     resume
         Keep the finished cases of `out` and compute the others.
+    force
+        Replace `out`, which is an error where it exists and neither is given.
 
     Examples
     --------
@@ -87,15 +90,16 @@ class SweepSpec(BaseModel):
     granularities: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     rounding: str = "rne"
-    limit_tokens: int | None = Field(default=None, ge=1)
-    window: int = Field(default=256, ge=2)
-    batch: int = Field(default=8, ge=1)
+    limit_tokens: int | None = Field(default=None, ge=1, lt=1 << 63)
+    window: int = Field(default=256, ge=2, lt=1 << 63)
+    batch: int = Field(default=8, ge=1, lt=1 << 63)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     jobs: int = Field(default=1, ge=1, le=1024)
     scheduler: str | None = None
     memory_limit: int | str | None = None
     out: Path | None = None
     resume: bool = False
+    force: bool = False
 
 
 def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
@@ -125,7 +129,10 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
         where = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
         near = near_names(where, SweepSpec.model_fields) if unknown else ""
-        raise NumsimError(f"sweep: {where}: {first['msg']}; got {first['input']!r}{near}") from None
+        got = first["input"]
+        digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
+        shown = "a number of hundreds of digits" if digits else repr(got)
+        raise NumsimError(f"sweep: {where}: {first['msg']}; got {shown}{near}") from None
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
@@ -136,6 +143,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     NumsimError
         Where the file cannot be read or is not TOML.
     """
+    check_regular(path, "sweep")
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -226,7 +234,8 @@ def folder_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
+        digest.update(path.name.encode(errors="surrogateescape"))
+        check_regular(path, "sweep")
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.files import check_regular
 from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
@@ -31,6 +32,7 @@ _KINDS: dict[str, type] = {
 def read_target(path: str | Path) -> Target:
     """Read a unit from a TOML file; see `Target.from_toml`."""
     file = Path(path)
+    check_regular(file, "cannot read a unit")
     try:
         if file.exists() and not file.is_file():  # a pipe would wait for its writer
             raise OSError(0, "not a file")

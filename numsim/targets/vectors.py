@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
@@ -104,6 +105,7 @@ def export_vectors(
         folder.mkdir(parents=True, exist_ok=True)
         for name, (fmt, bits, words) in arrays.items():
             file = folder / f"{name}.hex"
+            check_regular(file, "export_vectors")
             shape = " x ".join(map(str, words.shape))
             head = f"// {name}: {fmt}, {bits} bits, shape {shape}, row-major\n"
             digits = -(-bits // 4)
@@ -115,6 +117,7 @@ def export_vectors(
             for name, (_, bits, words) in arrays.items()
         }
         file = folder / "vectors.npz"
+        check_regular(file, "export_vectors")
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NumsimError(
