@@ -83,7 +83,7 @@ def test_sweep_of_recipes(tmp_path):
         (["--scheduler", "nowhere"], "no dask scheduler answers at 'nowhere'"),
         (["--text", "/dev/zero"], "/dev/zero is a device, not a file; name a file"),
         (["--out", "/dev/null"], "cannot write /dev/null: /dev/null is a device, not a file"),
-        (["--text", "a\x1b[31m.txt"], r"a\x1b[31m.txt"),
+        (["--text", "a\x1b[31m.txt"], r"a\u001b[31m.txt"),
         (["--resume", "--force"], "got both; give one"),
     ],
 )
