@@ -625,11 +625,19 @@ def split(unit, a, b, *, parts, order, every=None):
         y = [v for t in part for v in t[1]]
         partials.append(promoted(unit, x, y, every=every) if every else unit(x, y, 0))
     if order == "pairwise":
-        partials = [partials[-1], *partials[:-1]]
+        partials = pairwise_slots(partials)
     total = partials[0]
     for p in partials[1:]:
         total = add(total, p)
     return total
+
+
+def pairwise_slots(p):
+    """h = ceil(S/2); slot i = p_i + p_(i+h) where i + h < S - 1, else p_i; p_(S-1) comes first."""
+    s = len(p)
+    h = math.ceil(s / 2)
+    slots = [add(p[i], p[i + h]) if i + h < s - 1 else p[i] for i in range(h) if i < s - 1]
+    return [p[-1], *slots]
 
 
 def epilogue(acc, alpha, out, scale_result=None):

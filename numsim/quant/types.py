@@ -174,8 +174,11 @@ class QTensor:
 
     `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
     entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
-    Made by `numsim.quantize` or `QTensor.from_codes`. Once it has been multiplied, its codes are
-    not to be changed: `packed` keeps what products know of them, and some read them in place.
+    Made by `numsim.quantize` or `QTensor.from_codes`, which copies what it is given. The first
+    product makes codes and scales read-only, since `packed` keeps what products know of them;
+    q.codes.copy() can be changed. Arrays given to the constructor itself belong to the tensor: with
+    them the arrays that they are views of become read-only. Other views of that memory, made
+    before, stay writable and are not to be written.
     """
 
     codes: NDArray[Any]
@@ -244,7 +247,7 @@ class QTensor:
             kept = kept.astype(kept_format.code_dtype)
         try:
             with np.errstate(over="ignore"):
-                values = None if scale is None else np.asarray(scale, np.float32)
+                values = None if scale is None else np.array(scale, np.float32)
         except (TypeError, ValueError):
             raise NumsimError("from_codes: scale is a real number or an array of them") from None
         if values is not None and np.isinf(values).any():
@@ -310,11 +313,11 @@ class QTensor:
         )  # fmt: skip
 
     def values(self) -> NDArray[Any]:
-        """Return the decoded codes without the scale (kept: weights are decoded once)."""
-        if "values" not in self.packed:
-            self.packed["values"] = decode(self.codes, self.fmt)
-        kept: NDArray[Any] = self.packed["values"]
-        return kept
+        """Return the decoded codes without the scale, read-only."""
+        used = "codes" in self.packed  # by a product: they cannot change
+        shown = decoded(self).view() if used else decode(self.codes, self.fmt)
+        shown.flags.writeable = False
+        return shown
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
@@ -336,7 +339,7 @@ class QTensor:
         >>> quantize([1.0, -3.0, 2.0], "int4").dequantize()
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
-        values = decode(self.codes, self.fmt)
+        values = decode(self.packed.get("codes", self.codes), self.fmt)
         scale = self.element_scale()
         if scale is None:
             return values.astype(np.float32)
@@ -363,3 +366,11 @@ class QTensor:
                 name = self.scale_format.name
             bits += SCALE_BITS.get(name, 32) * self.scale.size / size
         return bits + (32 / size if self.tensor_scale is not None else 0.0)
+
+
+def decoded(q: QTensor) -> NDArray[Any]:
+    """Return the values of the codes without the scale, kept: weights are decoded once."""
+    if "values" not in q.packed:
+        q.packed["values"] = decode(q.packed.get("codes", q.codes), q.fmt)
+    kept: NDArray[Any] = q.packed["values"]
+    return kept
