@@ -640,6 +640,16 @@ def pairwise_slots(p):
     return [p[-1], *slots]
 
 
+def scaled_integer(acc, scale_a, scale_b, bias=0):
+    """fp32(fp32(acc) * 2**-bias * fp32(scale_a * scale_b)); scales and the result are bits."""
+    n = abs(acc)
+    x = F32.read(round_bits(F32, acc, 0)) if n else (False, 0, 0, 0)
+    p = product(x, F32.read(multiply(F32.read(scale_a), F32.read(scale_b))))
+    if isinstance(p, str):
+        return special_bits(F32, p, 0x7FC00000)
+    return round_bits(F32, signed(p), p[2] - bias, zero_negative=p[0])
+
+
 def epilogue(acc, alpha, out, scale_result=None):
     """Bits of an fp32 accumulator and of fp32 factors give bits (or codes) of ``out``."""
     y = fma(F32.read(acc), F32.read(alpha), 0)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.quant import QTensor
+from numsim.quant.types import readable
 
 
 class _Memory:
@@ -33,14 +34,16 @@ def locked(q: QTensor) -> QTensor:
     >>> locked(q).codes is q.codes, q.codes.flags.writeable
     (False, False)
     """
-    if "codes" not in q.packed:
-        view = q.codes.view() if q.codes.flags.writeable else np.asarray(_Memory(q.codes))
-        q.packed.setdefault("codes", view)
+    if "locked" not in q.packed:
+        codes = readable(q)
+        view = codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))
+        q.packed["codes"] = [view]
+        q.packed["locked"] = True
         for array in (q.codes, q.scale, q.scale_codes):
             while isinstance(array, np.ndarray):
                 array.flags.writeable = False
                 array = array.base
     return QTensor(
-        q.packed["codes"], q.fmt, q.scale, q.quant, q.block_shape, q.scale_codes, q.scale_format,
+        readable(q), q.fmt, q.scale, q.quant, q.block_shape, q.scale_codes, q.scale_format,
         q.tensor_scale, q.packed,
     )  # fmt: skip
