@@ -17,7 +17,7 @@ from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets import stats_fast, units
+from numsim.targets import fast, stats_fast, units
 from numsim.targets.integers import limits, outside
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
@@ -257,8 +257,8 @@ def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
     rounded = rule.product_format is not None or not rule.fused
     p, f = (units.arithmetic(rule, g) for g in (prod, acc))
-    left = _batched(decoded(a)).astype(np.float64)
-    right = _batched(decoded(b)).transpose(0, 2, 1).astype(np.float64)
+    left = fast.as_float64(_batched(decoded(a)))
+    right = fast.as_float64(_batched(decoded(b)).transpose(0, 2, 1))
     if rule.flush:
         left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
     order, group = units._ORDER[rule.order], rule.group or left.shape[-1]
