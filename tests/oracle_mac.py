@@ -610,9 +610,9 @@ def promoted(unit, a, b, c=0, *, every):
     return total if c == 0 else add(c, total)
 
 
-def split(unit, a, b, *, parts, order, every=None):
+def split(unit, a, b, *, parts, order, every=None, width=None):
     """Split-K (hardware.md 1.4). ``contiguous``: runs of 128-wide tiles; else 64-wide, dealt."""
-    width = 128 if order == "contiguous" else 64
+    width = width or (128 if order == "contiguous" else 64)
     tiles = list(groups(a, b, width))
     if order == "contiguous":
         q = math.ceil(len(tiles) / parts)

@@ -98,8 +98,9 @@ def chained_groups():
     def restarted(unit, every):
         return lambda a, b, c: om.promoted(unit, a, b, c, every=every)
 
-    def divided(unit, parts, order, every=None):
-        return lambda a, b, c: om.split(unit, a, b, parts=parts, order=order, every=every)
+    def divided(unit, parts, order, every=None, width=None):
+        how = {"parts": parts, "order": order, "every": every, "width": width}
+        return lambda a, b, c: om.split(unit, a, b, **how)
 
     yield Group("nvidia.hopper.wgmma", E4M3, E5M2, "float32", restarted(hopper, 128), 300,
                 (("promote_every", 128),), **plain)  # fmt: skip
@@ -108,11 +109,16 @@ def chained_groups():
         changes = (("split_k", 3), ("split_order", "contiguous"), *more)
         unit = divided(hopper, 3, "contiguous", every)
         yield Group("nvidia.hopper.wgmma", E4M3, E4M3, "float32", unit, 700, changes, **plain)
-        for order, parts in (("serial", 3), *(("pairwise", parts) for parts in range(2, 8))):
+        for order, parts in (("serial", 3), ("pairwise", 4), ("pairwise", 5)):
             changes = (("split_k", parts), ("split_order", order), *more)
             unit = divided(ada, parts, order, every)
             k = 64 * parts + 70 if every else 64 * parts - 10
             yield Group("nvidia.ada.mma", E5M2, E4M3, "float32", unit, k, changes, **plain)
+    for order, parts in (("serial", 5), *(("pairwise", parts) for parts in range(2, 9))):
+        # sums of float32 products round at every addition, so that their order shows
+        changes = (("split_k", parts), ("split_order", order), ("split_tile", 2))
+        unit = divided(om.fma_chain, parts, order, width=2)
+        yield Group("ideal.fp32", *om.SINGLE, "float32", unit, 4 * parts - 1, changes, **plain)
     column = restarted(om.fma_chain, 128)
     yield Group("generic.systolic", E4M3, E4M3, "float32", column, 150, nan_bits=False, **plain)
     yield Group("tpu.mxu_bf16", *om.BRAIN, "float32", column, 150, nan_bits=False, **plain)
