@@ -610,7 +610,7 @@ def promoted(unit, a, b, c=0, *, every):
     return total if c == 0 else add(c, total)
 
 
-def split(unit, a, b, *, parts, order, every=None, width=None):
+def split(unit, a, b, *, parts, order, every=None, width=None, c=None):
     """Split-K (hardware.md 1.4). ``contiguous``: runs of 128-wide tiles; else 64-wide, dealt."""
     width = width or (128 if order == "contiguous" else 64)
     tiles = list(groups(a, b, width))
@@ -626,6 +626,7 @@ def split(unit, a, b, *, parts, order, every=None, width=None):
         partials.append(promoted(unit, x, y, every=every) if every else unit(x, y, 0))
     if order == "pairwise":
         partials = pairwise_slots(partials)
+    partials = partials if c is None else [c, *partials]
     total = partials[0]
     for p in partials[1:]:
         total = add(total, p)

@@ -127,6 +127,45 @@ def test_zeros_and_nan_of_the_epilogue(acc, alpha, bits):
     assert (half, eight) == ((0x7FFF, 0x7F) if bits == 0x7FFFFFFF else (sign << 15, sign << 7))
 
 
+def bits(x):
+    return int(np.float32(x).view(np.uint32))
+
+
+@pytest.mark.parametrize("out", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_every_step_of_the_epilogue_rounds(out):
+    """fp32(acc * alpha), fp32(+ bias), fp32(* scale_result), then the format: as the oracle."""
+    rng = np.random.default_rng(2)
+    eight = out.startswith("float8")
+    for _ in range(300):
+        acc, alpha, bias, after = (
+            np.float32(rng.normal() * 10.0 ** rng.integers(-3, 3)) for _ in range(4)
+        )
+        more = {"scale_result": after} if eight else {}
+        got = ns.epilogue([acc], alpha=alpha, out_format=out, bias=[bias], **more)
+        y = om.add(om.epilogue(bits(acc), bits(alpha), "float32"), bits(bias))
+        want = om.epilogue(y, bits(1), out, bits(after))
+        assert int(got.view(f"u{got.itemsize}")[0]) == want
+
+
+def test_a_scaled_fp8_result_is_rounded_to_float32_first():
+    """A product just above 17 becomes the tie 17 in float32, and then 16, not 18."""
+    met = 0
+    for acc in np.float32(np.arange(101, 400, 2) / 100):
+        after = np.float32(17 / acc)
+        if np.float64(acc) * np.float64(after) > 17 and acc * after == 17:
+            met += 1
+            got = ns.epilogue([acc], alpha=1, out_format="float8_e4m3fn", scale_result=after)
+            assert ns.decode(got, "float8_e4m3fn") == 16
+    assert met > 5
+
+
+def test_the_bias_is_added_to_the_rounded_product():
+    """(1 + 2**-23)**2 - 1 is 2**-22 after the product's rounding, 2**-22 + 2**-46 without."""
+    one = np.nextafter(np.float32(1), np.float32(2))
+    got = ns.epilogue([one], alpha=one, out_format="float32", bias=[-1.0])
+    assert got == np.float32(2.0**-22)
+
+
 @pytest.mark.parametrize("word", ["acc", "bias"])
 @pytest.mark.parametrize(
     "dtype", [np.float64, np.longdouble, np.bool_, np.complex64, ml_dtypes.float8_e4m3fn]

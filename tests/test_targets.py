@@ -799,6 +799,30 @@ def test_split_k_equals_oracle(order, parts, every, k):
     assert_same(raw(ns.matmul(tensor(a, E4M3), tensor(b, E5M2), target=target)), want)
 
 
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_the_largest_exponent_has_no_least_value_unless_a_unit_says_so(path):
+    """2**-130 and four times 2**-151: 24 bits below 2**-130 keep them, not so below 2**-126."""
+    a = tensor(ns.encode([[2.0**-65] + [2.0**-75] * 4], "bfloat16"), "bfloat16")
+    b = tensor(ns.encode([[2.0**-65]] + [[2.0**-76]] * 4, "bfloat16"), "bfloat16")
+    wide_a, wide_b = np.repeat(a.codes, 4, 0), np.repeat(b.codes, 20, 1)
+    a, b = tensor(wide_a, "bfloat16"), tensor(wide_b, "bfloat16")
+    limited = ns.get_target("nvidia.ampere.mma", min_exponent=-126)
+    with simd.force(path):
+        free = ns.matmul(a, b, target="nvidia.ampere.mma")
+        held = ns.matmul(a, b, target=limited)
+    assert (free == np.float32(2.0**-130 + 2.0**-149)).all()
+    assert (held == np.float32(2.0**-130)).all()
+
+
+def test_the_outer_accumulator_begins_at_plus_zero():
+    """Toward minus infinity a chain of zeros gives -0; the sum of one part is +0."""
+    a, b = (tensor(np.array(x, np.uint16), "float16") for x in ([[0x8000, 0]], [[0], [0x3C00]]))
+    down = {"rounding": "rdn", "acc_format": "float32"}
+    assert raw(ns.matmul(a, b, target=ns.get_target("ideal.mac", **down))) == 0x80000000
+    parts = ns.get_target("ideal.mac", promote_every=2, **down)
+    assert raw(ns.matmul(a, b, target=parts)) == 0
+
+
 PAIRWISE = {  # hardware.md 1.4: the last part first; part i meets part i + ceil(S / 2)
     2: lambda p: p[1] + p[0],
     3: lambda p: (p[2] + p[0]) + p[1],

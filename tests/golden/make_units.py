@@ -100,7 +100,7 @@ def chained_groups():
 
     def divided(unit, parts, order, every=None, width=None):
         how = {"parts": parts, "order": order, "every": every, "width": width}
-        return lambda a, b, c: om.split(unit, a, b, **how)
+        return lambda a, b, c: om.split(unit, a, b, c=c, **how)
 
     yield Group("nvidia.hopper.wgmma", E4M3, E5M2, "float32", restarted(hopper, 128), 300,
                 (("promote_every", 128),), **plain)  # fmt: skip
@@ -114,11 +114,13 @@ def chained_groups():
             unit = divided(ada, parts, order, every)
             k = 64 * parts + 70 if every else 64 * parts - 10
             yield Group("nvidia.ada.mma", E5M2, E4M3, "float32", unit, k, changes, **plain)
-    for order, parts in (("serial", 5), *(("pairwise", parts) for parts in range(2, 9))):
+    orders = [("contiguous", 3), ("contiguous", 5), ("serial", 5)]
+    for order, parts in (*orders, *(("pairwise", parts) for parts in range(2, 9))):
         # sums of float32 products round at every addition, so that their order shows
         changes = (("split_k", parts), ("split_order", order), ("split_tile", 2))
         unit = divided(om.fma_chain, parts, order, width=2)
-        yield Group("ideal.fp32", *om.SINGLE, "float32", unit, 4 * parts - 1, changes, **plain)
+        k = 4 * parts + (3 if order == "contiguous" else -1)  # tiles that parts do not share evenly
+        yield Group("ideal.fp32", *om.SINGLE, "float32", unit, k, changes, **plain)
     column = restarted(om.fma_chain, 128)
     yield Group("generic.systolic", E4M3, E4M3, "float32", column, 150, nan_bits=False, **plain)
     yield Group("tpu.mxu_bf16", *om.BRAIN, "float32", column, 150, nan_bits=False, **plain)
@@ -218,8 +220,6 @@ def accumulators(g, rng, kind):
         return rng.choice(edges, (2, 2)) if kind == "edge" else rng.integers(-top, top, (2, 2))
     f = om.FORMATS[g.out]
     if kind == "plain":
-        if "split_k" in dict(g.changes):
-            return np.zeros((2, 2), np.int64)
         return fields(f, rng, (2, 2), f.bias - 6, f.bias + 8)
     if kind == "any":
         return float_codes(g.out, rng, (2, 2), "any")
