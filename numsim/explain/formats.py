@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from numsim.arguments import is_integer
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats
@@ -106,7 +107,7 @@ def _kind(f: Format) -> str:
 
 
 def _facts(f: Format) -> list[tuple[str, str]]:
-    limits = [("largest finite", f"{f.max:.10g}"), ("lowest finite", f"{f.min:.10g}")]
+    limits = [("largest finite", exact_text(f.max)), ("lowest finite", exact_text(f.min))]
     if f.kind == "integer":
         text = f"saturate, special too, or wrap; {_REFUSED}"
         return [*limits, ("step", _power(f.min_normal)), ("overflow", text)]
@@ -183,7 +184,7 @@ def _overflow(f: Format) -> str:
 
 def _power(value: float) -> str:
     mantissa, exponent = math.frexp(value)
-    return f"2**{exponent - 1}" if mantissa == 0.5 else f"{value:.10g}"
+    return f"2**{exponent - 1}" if mantissa == 0.5 else exact_text(value)
 
 
 def _relatives(f: Format) -> list[Format]:
@@ -247,7 +248,7 @@ def _difference(f: Format, g: Format) -> str:
     if (g.min < 0) != (f.min < 0):
         texts.append("signed" if g.min < 0 else "unsigned")
     if g.max != f.max:
-        texts.append(f"max {g.max:.6g}")
+        texts.append(f"max {exact_text(g.max)}")
     if g.min_subnormal != f.min_subnormal:
         word = "step" if g.kind == "integer" else "smallest"
         texts.append(f"{word} {_power(g.min_subnormal)}")

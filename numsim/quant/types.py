@@ -177,8 +177,11 @@ class QTensor:
 
     `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
     entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
-    Made by `numsim.quantize` or `QTensor.from_codes`. Once it has been multiplied, its codes are
-    not to be changed: `packed` keeps what products know of them, and some read them in place.
+    Made by `numsim.quantize` or `QTensor.from_codes`, which copies what it is given. The first
+    product makes codes and scales read-only, since `packed` keeps what products know of them;
+    q.codes.copy() can be changed. Arrays given to the constructor itself belong to the tensor: with
+    them the arrays that they are views of become read-only. Other views of that memory, made
+    before, stay writable and are not to be written.
     """
 
     codes: NDArray[Any]
@@ -247,7 +250,7 @@ class QTensor:
             kept = kept.astype(kept_format.code_dtype)
         try:
             with np.errstate(over="ignore"):
-                values = None if scale is None else np.asarray(scale, np.float32)
+                values = None if scale is None else np.array(scale, np.float32)
         except (TypeError, ValueError):
             raise NumsimError("from_codes: scale is a real number or an array of them") from None
         if values is not None and np.isinf(values).any():
@@ -295,7 +298,7 @@ class QTensor:
 
     @property
     def T(self) -> QTensor:
-        """The tensor with its last two axes swapped (a view); NumsimError below two axes."""
+        """The tensor with its last two axes swapped (a read-only view); it has two at least."""
         if self.ndim < 2:
             raise NumsimError(f"QTensor.T: swaps the last two axes; the shape is {self.shape}")
         scale, shape = self.scale, self.block_shape
@@ -307,17 +310,17 @@ class QTensor:
         kept = self.scale_codes
         if kept is not None and kept.ndim >= 2:
             kept = np.swapaxes(kept, -1, -2)
+        codes = np.swapaxes(readable(self), -1, -2)
         return replace(
-            self, codes=np.swapaxes(self.codes, -1, -2), scale=scale, block_shape=shape,
-            scale_codes=kept, packed={},
+            self, codes=_shown(codes), scale=_shown(scale), block_shape=shape,
+            scale_codes=_shown(kept), packed={"codes": [codes]},
         )  # fmt: skip
 
     def values(self) -> NDArray[Any]:
-        """Return the decoded codes without the scale (kept: weights are decoded once)."""
-        if "values" not in self.packed:
-            self.packed["values"] = decode(self.codes, self.fmt)
-        kept: NDArray[Any] = self.packed["values"]
-        return kept
+        """Return the decoded codes without the scale, read-only."""
+        used = "locked" in self.packed  # by a product: they cannot change
+        values: NDArray[Any] = _shown(decoded(self) if used else decode(self.codes, self.fmt))
+        return values
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
@@ -339,7 +342,7 @@ class QTensor:
         >>> quantize([1.0, -3.0, 2.0], "int4").dequantize()
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
-        values = decode(self.codes, self.fmt)
+        values = decode(readable(self), self.fmt)
         scale = self.element_scale()
         if scale is None:
             return values.astype(np.float32)
@@ -366,3 +369,30 @@ class QTensor:
                 name = self.scale_format.name
             bits += SCALE_BITS.get(name, 32) * self.scale.size / size
         return bits + (32 / size if self.tensor_scale is not None else 0.0)
+
+
+def _shown(array: Any) -> Any:
+    """Return a read-only view of an array (None: None)."""
+    if array is None:
+        return None
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def readable(q: QTensor) -> NDArray[Any]:
+    """Return the codes for kernels, which are compiled for arrays that may be written (none is).
+
+    A list in `packed` holds the view that was made before the codes became read-only: its memory
+    is that of the codes and counts once.
+    """
+    codes: NDArray[Any] = q.packed.get("codes", [q.codes])[0]
+    return codes
+
+
+def decoded(q: QTensor) -> NDArray[Any]:
+    """Return the values of the codes without the scale, kept: weights are decoded once."""
+    if "values" not in q.packed:
+        q.packed["values"] = decode(readable(q), q.fmt)
+    kept: NDArray[Any] = q.packed["values"]
+    return kept

@@ -15,6 +15,8 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.targets.units import round_to
 
+_TYPES = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
+
 
 @known_floats
 def epilogue(
@@ -34,7 +36,7 @@ def epilogue(
     Parameters
     ----------
     acc
-        float32, float16, bfloat16 or integer accumulator, any shape.
+        float32, float16, bfloat16 or integer accumulator, any shape; Python numbers as float32.
     alpha
         fp32(scale_a * scale_b).
     out_format
@@ -42,7 +44,7 @@ def epilogue(
     scale_result
         Factor before an 8-bit output; None: 1.
     bias
-        float32, broadcasts against `acc`.
+        As `acc`; broadcasts against it.
 
     Returns
     -------
@@ -53,7 +55,8 @@ def epilogue(
     UnsupportedError
         For another output format.
     NumsimError
-        For what is not numbers, and a bias that does not broadcast to the shape of `acc`.
+        For arrays of other types (float64 would be rounded twice), and a bias that does not
+        broadcast to the shape of `acc`.
 
     Source
     ------
@@ -98,10 +101,11 @@ def epilogue(
 
 def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:
     array = as_array(f"epilogue: {name}", x)
-    if array.dtype.kind not in "iuf" and array.dtype != ml_dtypes.bfloat16:
+    plain = array.dtype == np.float64 and not hasattr(x, "dtype")  # lists of Python's numbers
+    if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in _TYPES and not plain:
         raise NumsimError(
-            f"epilogue: {name} holds real numbers; got {array.dtype}; pass float32, as "
-            "numsim.matmul returns it"
+            f"epilogue: {name} holds float32, float16, bfloat16 or integers; got {array.dtype}; "
+            "pass what numsim.matmul returns"
         )
     with np.errstate(all="ignore"):
         return array.astype(np.float32)
@@ -204,8 +208,8 @@ def requantize(
         threshold = (mask >> 1) + (high < 0)
         y = (high >> right) + (remainder > threshold)
     y = y + zero
-    low, high_limit = int(out.min * 2.0**out.bias), int(out.max * 2.0**out.bias)
-    codes: NDArray[Any] = np.clip(y, low, high_limit).astype(out.code_dtype)
+    top = 1 << (out.bits - out.signed)
+    codes: NDArray[Any] = np.clip(y, -top if out.signed else 0, top - 1).astype(out.code_dtype)
     return codes
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from numsim.convert import encode
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
@@ -201,9 +202,11 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
             yield f"step {number}, k = {_span(step.positions)}: accumulator {_number(step.before)}"
             yield from (f"  {line}" for line in steps.lines(found, step))
             yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
+    order = "pairwise" if unit.split_order == "pairwise" and unit.split_k > 1 else "in order"
     for total in found.sums:
-        yield f"parts added in order: {_number(total)}, {hex_word(total)}"
-    outside = a.scale is not None and found.chains[0][0].a.scale_codes is None
+        yield f"parts added {order}: {_number(total)}, {hex_word(total)}"
+    scaled = a.scale is not None or b.scale is not None
+    outside = scaled and found.chains[0][0].a.scale_codes is None
     if outside or a.tensor_scale is not None:
         above = scaling.tensor_scale(a, b)
         of = "" if above is None else f": of the whole tensors {_number(above)}"
@@ -218,7 +221,7 @@ def _span(positions: Any) -> str:
 
 def _number(array: Any) -> str:
     value = np.asarray(array).item()
-    return str(value) if isinstance(value, int) else f"{float(value):.12g}"
+    return exact_text(value if isinstance(value, int) else float(value))
 
 
 def _bits(array: Any, found: Trace) -> str:

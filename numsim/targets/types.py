@@ -192,9 +192,9 @@ class Target:
     name
         Canonical name, ``maker.generation.instruction``.
     rules
-        (operand class, rule) pairs. A class is a key of `CLASSES`; ``"float"`` is every format
-        that float32 holds, ``"number"`` that and all integers, ``"integer"`` every integer and
-        fixed-point format, ``"u8s8"`` uint8
+        (operand class, rule) pairs. A class is a key of `CLASSES`; ``"integer"`` is every integer
+        and fixed-point format, ``"float"`` every format that float32 holds, ``"number"`` that and
+        all integers (both without integers where the unit has a class for those), ``"u8s8"`` uint8
         by int8. ``"fp8->float16"`` is the rule for that output; ``"mx:f8f6f4"`` the rule for
         operands with block scales that the unit applies itself.
     maturity
@@ -210,7 +210,9 @@ class Target:
         (integer units: in `outer_bits`).
     split_k, split_order
         Parts of K whose sums are added afterwards in float32: ``contiguous`` runs of tiles, or
-        tiles dealt out in turn and added ``serial`` or ``pairwise``.
+        tiles dealt out in turn and added ``serial`` (in order) or ``pairwise``: with h half of the
+        S parts, rounded up, part i + h is first added to part i unless it is the last part; then
+        ``((p[S-1] + slot[0]) + slot[1]) + ...``.
     split_tile
         Width of those tiles in k.
 
