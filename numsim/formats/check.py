@@ -24,6 +24,7 @@ def check_format(f: Any) -> None:
     """
     for field in ("name", "kind", "nan", "inf", "source"):
         _need(f, isinstance(getattr(f, field), str), f"{field} is a string", getattr(f, field))
+    _need(f, bool(f.name.strip()) and f.name.isprintable(), "name is a text on one line", f.name)
     for field in ("signed", "zero"):
         _need(f, isinstance(getattr(f, field), bool), f"{field} is a bool", getattr(f, field))
     for field in ("bits", "precision", "bias"):

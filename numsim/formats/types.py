@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.formats.check import check_format
 
+_POSITIONAL = ("name", "kind", "bits", "precision", "bias")
+_NAMED = ("signed", "nan", "inf", "zero", "table")
 Kind = Literal["float", "integer", "table"]
 Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
 Inf = Literal["none", "ieee", "top"]
@@ -70,7 +74,7 @@ class Format:
     table
         Values by code for ``kind="table"``.
     source
-        Where the format is specified.
+        Where the format is specified; no part of what it means, so `==` leaves it out.
 
     Raises
     ------
@@ -102,20 +106,120 @@ class Format:
         check_format(self)
 
     def __repr__(self) -> str:
-        return f"Format({self.name!r})"
+        if self.label == self.name:
+            return f"Format({self.name!r})"
+        given = [repr(getattr(self, key)) for key in _POSITIONAL]
+        given += [f"{key}={value!r}" for key, value in self._set_fields(_NAMED)]
+        return f"Format({', '.join(given)})"
 
     def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
         return hash((self.name, self.kind, self.bits, self.precision, self.bias))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        from numsim.formats.table import get_format  # imports this module
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Format):
+            return NotImplemented
+        return self is other or (self.name == other.name and self.meaning == other.meaning)
 
-        try:
-            if get_format(self.name) is self:  # a posit's NaN differs from itself once copied
-                return get_format, (self.name,)
-        except NumsimError:
-            pass
+    def __reduce__(self) -> tuple[object, ...]:
+        from numsim.formats.table import named_format  # imports this module
+
+        if named_format(self.name) is self:  # shared: caches know it
+            return named_format, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    # what it is called ---------------------------------------------------------------------
+
+    @cached_property
+    def meaning(self) -> tuple[Any, ...]:
+        """Everything but name and source: equal where every code means the same, bit for bit."""
+        own = (getattr(self, key) for key in (*_POSITIONAL[1:], *_NAMED[:-1]))
+        return *own, _table_bytes(self.table)
+
+    @cached_property
+    def label(self) -> str:
+        """What results call the format: its canonical name, or a name and what it means.
+
+        Examples
+        --------
+        >>> from dataclasses import replace
+        >>> from numsim.formats import get_format
+        >>> get_format("e4m3").label, replace(get_format("e4m3"), bias=10).label
+        ('float8_e4m3fn', 'float8_e4m3fn (bias=10)')
+        >>> Format("mine", "float", 6, 3, 3).label
+        'mine (kind=float, bits=6, precision=3, bias=3)'
+        """
+        from numsim.formats.table import named_format, table_name  # imports this module
+
+        known = table_name(self)
+        if known:
+            return known
+        base = named_format(self.name)
+        given = self._set_fields((*_POSITIONAL[1:], *_NAMED), base)
+        return f"{self.name} ({', '.join(f'{key}={value}' for key, value in given)})"
+
+    def _set_fields(self, keys: tuple[str, ...], base: Format | None = None) -> list[Any]:
+        """Return (field, value) where a field is not that of `base`, or not its default."""
+        default = {f.name: f.default for f in fields(self)}
+        found = []
+        for key in keys:
+            value = getattr(self, key)
+            other = default[key] if base is None else getattr(base, key)
+            known = map(_table_bytes, (value, other)) if key == "table" else (value, other)
+            if len(set(known)) == 1:
+                continue
+            if key == "table" and len(value) > 16:
+                digest = hashlib.sha256(self.meaning[-1]).hexdigest()[:16]
+                value = f"{len(value)} values of SHA-256 {digest}"
+            found.append((key, value))
+        return found
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Format:
+        """Read a format from a TOML file of its fields.
+
+        Parameters
+        ----------
+        path
+            File with ``name``, ``kind``, ``bits``, ``precision``, ``bias``, and optionally
+            ``signed``, ``nan``, ``inf``, ``zero``, ``table`` and ``source``.
+
+        Raises
+        ------
+        NumsimError
+            For a file that cannot be read, and a field that is missing, unknown, out of range or
+            contradicts another one.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from dataclasses import replace
+        >>> from numsim.formats import get_format
+        >>> own = replace(get_format("e4m3"), name="mine", bias=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.toml"
+        ...     _ = path.write_text(own.to_toml(), encoding="utf-8")
+        ...     Format.from_toml(path) == own
+        True
+        """
+        from numsim.formats.toml import read_format
+
+        return read_format(path)
+
+    def to_toml(self) -> str:
+        """Return the format as TOML text that `from_toml` reads back.
+
+        Examples
+        --------
+        >>> print(Format("mine", "float", 6, 3, 3).to_toml())
+        name = "mine"
+        kind = "float"
+        bits = 6
+        precision = 3
+        bias = 3
+        """
+        from numsim.formats.toml import format_to_toml
+
+        return format_to_toml(self)
 
     # magnitude codes -----------------------------------------------------------------------
 
@@ -349,3 +453,10 @@ class Format:
 
 def _exponent(value: float) -> int:
     return math.frexp(value)[1] - 1
+
+
+def _table_bytes(table: tuple[float, ...]) -> bytes:
+    """Return what a table means: one NaN is as good as another, but -0 is not 0."""
+    values = np.array(table, np.float64)
+    values[np.isnan(values)] = np.nan
+    return values.tobytes()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.formats import Format
+from numsim.formats.toml import format_from_table, format_inline
 from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
@@ -115,10 +117,30 @@ def _line(item: Target | Rule, name: str, value: Any, comments: bool) -> str:
 def toml_value(value: Any) -> str:
     """Return a number, a text or a list as TOML, which JSON writes alike but for one character.
 
+    A `Format` becomes an inline table.
+
     >>> toml_value("3 µs"), toml_value(chr(127) + "x")[-7:], toml_value([1, True])
     ('"3 µs"', 'u007fx"', '[1, true]')
     """
+    if isinstance(value, Format):
+        return format_inline(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def own_format(where: str, key: str, value: Any) -> Any:
+    """Return the `Format` that an inline table under `key` describes, other values as they are.
+
+    Raises
+    ------
+    NumsimError
+        For a table that describes no format.
+    """
+    if not (isinstance(value, dict) and key in ("acc_format", "product_format")):
+        return value
+    try:
+        return format_from_table(value)
+    except NumsimError as error:
+        raise NumsimError(f"{where}: {error}") from None
 
 
 def _check_keys(what: str, given: dict[str, Any], known: dict[str, Field[Any]]) -> None:
@@ -152,5 +174,6 @@ def _rule(kind: str, table: Any) -> Rule:
         )
     given = {key: value for key, value in table.items() if key != "kind"}
     _check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
+    given = {key: own_format(f"{where}: {key}", key, value) for key, value in given.items()}
     rule: Rule = _KINDS[name](**given)
     return rule
