@@ -5,6 +5,7 @@ from numsim.formats.table import (
     FormatLike,
     format_name,
     get_format,
+    is_ambiguous,
     kept_format,
     list_formats,
     near_formats,
@@ -14,5 +15,5 @@ from numsim.formats.types import Format, Params
 
 __all__ = [
     "STOCHASTIC", "Format", "FormatLike", "Params", "Stochastic", "format_name", "get_format",
-    "get_stochastic", "kept_format", "list_formats", "near_formats", "table_name",
+    "get_stochastic", "is_ambiguous", "kept_format", "list_formats", "near_formats", "table_name",
 ]  # fmt: skip

@@ -60,6 +60,10 @@ ALIASES: dict[str, str] = {
        (("i", "int"), ("u", "uint"))}, "cuda_r_32i": "int32",
 }  # fmt: skip
 
+HINTS: tuple[str, ...] = tuple(  # the aliases that a hint offers: those of people, not of enums
+    word for word in ALIASES if re.fullmatch(r"e\dm\d\w*|fp\d_\w+|[a-z]+\d*", word)
+)
+
 EXACT_CASE: dict[str, str] = {  # safetensors; NumPy's lower case counts bytes
     "F4": "float4_e2m1fn", "I8": "int8", "U8": "uint8",
 }  # fmt: skip
@@ -69,9 +73,9 @@ _IN_LIBRARIES: dict[str, str] = {  # words that mean something else alone
     "tensorproto.float": "float32",
 }  # fmt: skip
 
-_OCP_E4M3 = ("float8_e4m3fn", "OCP: NVIDIA, Intel, Arm, AMD CDNA4")
+_OCP_E4M3 = ("float8_e4m3fn", "OCP, as NVIDIA, Intel, Arm, AMD CDNA4")
 _IEEE_E4M3 = ("float8_e4m3", "ml_dtypes and MLIR, with Inf")
-_OCP_E5M2 = ("float8_e5m2", "OCP: NVIDIA, Intel, Arm, AMD CDNA4")
+_OCP_E5M2 = ("float8_e5m2", "OCP, as NVIDIA, Intel, Arm, AMD CDNA4")
 _FNUZ_E4M3 = ("float8_e4m3fnuz", "AMD CDNA3")
 _FNUZ_E5M2 = ("float8_e5m2fnuz", "AMD CDNA3")
 _FP8 = (_OCP_E4M3, _OCP_E5M2, _FNUZ_E4M3, _FNUZ_E5M2)
@@ -150,7 +154,7 @@ def of_dtype(x: object) -> str | None:
 def several(word: str, describe: Callable[[str], str]) -> str | None:
     """Return the sentence for a word that is not one format, None for every other word."""
     if word in MEANINGS:
-        listed = "; ".join(f"{describe(name)}: {whose}" for name, whose in MEANINGS[word])
+        listed = ", ".join(f"{describe(name)[:-1]}; {whose})" for name, whose in MEANINGS[word])
         return f"{word} is the name of several formats; write one of {listed}"
     return SENTENCES.get(word)
 

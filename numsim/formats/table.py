@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from numsim.errors import NumsimError, UnsupportedError, near_words
-from numsim.formats.names import ALIASES, Dtype, canonical, of_dtype, several
+from numsim.formats.names import ALIASES, HINTS, Dtype, canonical, of_dtype, several
 from numsim.formats.types import Format, Inf, Nan
 
 FormatLike = str | Path | Format | Dtype
@@ -118,12 +118,9 @@ def get_format(name: FormatLike) -> Format:
 @cache
 def _lookup(name: str) -> Format:
     key = canonical(name)
-    if key in FORMATS:
-        return FORMATS[key]
-    for pattern, build in _PARSED:
-        match = re.fullmatch(pattern, key, re.ASCII)
-        if match:
-            return build(key, *match.groups())
+    found = _found(key)
+    if found is not None:
+        return found
     sentence = several(key, describe)
     if sentence is not None:
         raise NumsimError(f"format {name!r}: {sentence}")
@@ -133,13 +130,24 @@ def _lookup(name: str) -> Format:
             ". Recipes of blocks (mxfp4_e2m1, nvfp4 ...) are no formats: numsim.quantize takes "
             "them, encode their elements (float4_e2m1fn ...)"
         )
-    near = ", ".join(near_formats(key))
+    near = "" if blocks else ", ".join(near_formats(key))
     raise NumsimError(
         f"unknown format {name!r}{near and f'; did you mean {near}'}. "
         "Formats are listed by numsim.list_formats(); q3.4, uq0.8, float_e5m6, p3109_k8p4se and "
         "posit8_es2 show the names that are parsed"
         f"{blocks}"
     )
+
+
+def _found(key: str) -> Format | None:
+    """Return the format of the table or of a parsed name; the latter may be out of range."""
+    if key in FORMATS:
+        return FORMATS[key]
+    for pattern, build in _PARSED:
+        match = re.fullmatch(pattern, key, re.ASCII)
+        if match:
+            return build(key, *match.groups())
+    return None
 
 
 def describe(name: str) -> str:
@@ -155,6 +163,15 @@ def describe(name: str) -> str:
     return f"{name} ({', '.join([*([f.name] if f.name != name else []), *words])})"
 
 
+def is_ambiguous(word: str) -> bool:
+    """Return whether a word stands for several formats, or for one that is not here.
+
+    >>> is_ambiguous("fp8"), is_ambiguous("e4m3")
+    (True, False)
+    """
+    return several(canonical(word), describe) is not None
+
+
 def near_formats(word: str) -> list[str]:
     """Return the formats that a misspelt name may mean, each with what it holds.
 
@@ -162,11 +179,12 @@ def near_formats(word: str) -> list[str]:
     'e4m3 (float8_e4m3fn, max 448)'
     """
     first: dict[str, str] = {}  # format -> its nearest spelling
-    for near in near_words(word, [*FORMATS, *ALIASES], limit=12):
+    for near in near_words(word, [*FORMATS, *HINTS], limit=12):
         first.setdefault(ALIASES.get(near, near), near)
     return [describe(near) for near in [*first.values()][:4]]
 
 
+@lru_cache(maxsize=1024)
 def named_format(name: str) -> Format | None:
     """Return the format that a name stands for in the table or by its parts, None for no name.
 
@@ -176,7 +194,7 @@ def named_format(name: str) -> Format | None:
     (Format('q3.4'), None)
     """
     try:
-        return _lookup(name)
+        return _found(canonical(name))
     except NumsimError:
         return None
 

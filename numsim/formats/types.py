@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -15,8 +14,6 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.formats.check import check_format
 
-_POSITIONAL = ("name", "kind", "bits", "precision", "bias")
-_NAMED = ("signed", "nan", "inf", "zero", "table")
 Kind = Literal["float", "integer", "table"]
 Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
 Inf = Literal["none", "ieee", "top"]
@@ -106,11 +103,12 @@ class Format:
         check_format(self)
 
     def __repr__(self) -> str:
-        if self.label == self.name:
-            return f"Format({self.name!r})"
-        given = [repr(getattr(self, key)) for key in _POSITIONAL]
-        given += [f"{key}={value!r}" for key, value in self._set_fields(_NAMED)]
-        return f"Format({', '.join(given)})"
+        from numsim.formats.label import written  # imports this module
+
+        return written(self)
+
+    def __str__(self) -> str:
+        return self.label
 
     def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
         return hash((self.name, self.kind, self.bits, self.precision, self.bias))
@@ -132,8 +130,10 @@ class Format:
     @cached_property
     def meaning(self) -> tuple[Any, ...]:
         """Everything but name and source: equal where every code means the same, bit for bit."""
-        own = (getattr(self, key) for key in (*_POSITIONAL[1:], *_NAMED[:-1]))
-        return *own, _table_bytes(self.table)
+        values = np.array(self.table, np.float64)
+        values[np.isnan(values)] = np.nan  # one NaN is as good as another, but -0 is not 0
+        other = ("kind", "bits", "precision", "bias", "signed", "nan", "inf", "zero")
+        return *(getattr(self, key) for key in other), values.tobytes()
 
     @cached_property
     def label(self) -> str:
@@ -148,30 +148,9 @@ class Format:
         >>> Format("mine", "float", 6, 3, 3).label
         'mine (kind=float, bits=6, precision=3, bias=3)'
         """
-        from numsim.formats.table import named_format, table_name  # imports this module
+        from numsim.formats.label import labelled  # imports this module
 
-        known = table_name(self)
-        if known:
-            return known
-        base = named_format(self.name)
-        given = self._set_fields((*_POSITIONAL[1:], *_NAMED), base)
-        return f"{self.name} ({', '.join(f'{key}={value}' for key, value in given)})"
-
-    def _set_fields(self, keys: tuple[str, ...], base: Format | None = None) -> list[Any]:
-        """Return (field, value) where a field is not that of `base`, or not its default."""
-        default = {f.name: f.default for f in fields(self)}
-        found = []
-        for key in keys:
-            value = getattr(self, key)
-            other = default[key] if base is None else getattr(base, key)
-            known = map(_table_bytes, (value, other)) if key == "table" else (value, other)
-            if len(set(known)) == 1:
-                continue
-            if key == "table" and len(value) > 16:
-                digest = hashlib.sha256(self.meaning[-1]).hexdigest()[:16]
-                value = f"{len(value)} values of SHA-256 {digest}"
-            found.append((key, value))
-        return found
+        return labelled(self)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Format:
@@ -453,10 +432,3 @@ class Format:
 
 def _exponent(value: float) -> int:
     return math.frexp(value)[1] - 1
-
-
-def _table_bytes(table: tuple[float, ...]) -> bytes:
-    """Return what a table means: one NaN is as good as another, but -0 is not 0."""
-    values = np.array(table, np.float64)
-    values[np.isnan(values)] = np.nan
-    return values.tobytes()

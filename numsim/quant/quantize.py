@@ -22,7 +22,7 @@ from numsim.quant.scales import (
     two_level_scales,
 )  # fmt: skip
 from numsim.quant.table import as_quant
-from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant
+from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant, scale_format_name
 
 
 def quantize(
@@ -104,9 +104,8 @@ def _changed(rule: Quant, given: dict[str, Any]) -> Quant:
         return rule
     if "block" in given or (given.get("granularity") not in (None, "per_block") and rule.block):
         given = {"granularity": None, "block": None} | given
-    if (given.get("scale_format") in POW2_FORMATS) != (rule.scale_format in POW2_FORMATS) and (
-        "scale_format" in given
-    ):
+    scales = scale_format_name(given.get("scale_format", rule.scale_format))
+    if (scales in POW2_FORMATS) != (rule.scale_format in POW2_FORMATS):
         given = {"scale_rule": None} | given
     return replace(rule, **given)
 

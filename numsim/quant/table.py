@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numsim.errors import NumsimError, near_words
-from numsim.formats import FormatLike, get_format, near_formats
+from numsim.formats import FormatLike, get_format, is_ambiguous, near_formats
 from numsim.quant.types import Quant
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
@@ -86,9 +86,10 @@ def as_quant(quant: FormatLike | Quant) -> Quant:
     try:
         return Quant(get_format(quant))
     except NumsimError:
-        near = near_words(quant, QUANTS) if isinstance(quant, str) else []
+        plain = isinstance(quant, str) and not quant.endswith(".toml")
+        near = near_words(str(quant), QUANTS) if plain and not is_ambiguous(str(quant)) else []
         if near:
-            hints = ", ".join([*near, *near_formats(str(quant))])
+            hints = ", ".join([*near_formats(str(quant)), *near])
             raise NumsimError(
                 f"unknown storage rule or format {quant!r}; did you mean {hints}"
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
-from numsim.formats import Format, FormatLike, get_format, kept_format
+from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
 from numsim.quant.slices import cut
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
@@ -81,6 +82,7 @@ class Quant:
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
         fmt = self.fmt
+        object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
         fixed_point = fmt.kind == "integer" and fmt.bias != 0
         default = "none" if fixed_point else "per_tensor"
         if self.block is not None:
@@ -144,6 +146,19 @@ class Quant:
             scales = -(-rows // down) * -(-columns // across)
         above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
         return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
+
+
+def scale_format_name(word: Any) -> Any:
+    """Return the canonical name of a scale format; other words, which `Quant` refuses, as they are.
+
+    Examples
+    --------
+    >>> scale_format_name("e8m0"), scale_format_name("pow2")
+    ('float8_e8m0fnu', 'pow2')
+    """
+    with suppress(NumsimError):
+        return format_name(word, "Quant: scale_format")
+    return word
 
 
 def percentile(rule: str) -> Fraction | None:
