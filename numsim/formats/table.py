@@ -118,7 +118,7 @@ def get_format(name: FormatLike) -> Format:
 @cache
 def _lookup(name: str) -> Format:
     key = canonical(name)
-    found = _found(key)
+    found = named_format(name) or _found(key)  # the latter says which part is out of range
     if found is not None:
         return found
     sentence = several(key, describe)
@@ -184,7 +184,7 @@ def near_formats(word: str) -> list[str]:
     return [describe(near) for near in [*first.values()][:4]]
 
 
-@lru_cache(maxsize=1024)
+@cache
 def named_format(name: str) -> Format | None:
     """Return the format that a name stands for in the table or by its parts, None for no name.
 
