@@ -282,3 +282,22 @@ def test_a_sweep_takes_a_format_file_and_its_rows_say_so(name, tmp_path):
     assert kl[0] == kl[1]  # the same values under both names
     read = ns.sweep(spec | {"resume": True})
     assert read[read.layer == "all"].weight_format.tolist() == whole.weight_format.tolist()
+
+
+@pytest.mark.parametrize("value", [10**400, (1 << 54) + 1])
+def test_a_table_holds_what_float64_holds(value):
+    with pytest.raises(ns.NumsimError, match="numbers that float64 has"):
+        ns.Format("t", "table", 1, 1, 0, table=(0, value))
+
+
+def test_a_format_file_that_never_ends_is_not_read():
+    with pytest.raises(ns.NumsimError, match="no regular file"):
+        ns.Format.from_toml("/dev/zero")
+
+
+@pytest.mark.parametrize("read", [ns.Format.from_toml, ns.Target.from_toml])
+def test_a_number_of_thousands_of_digits_in_a_file(read, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text(f"bits = {'9' * 5000}", encoding="utf-8")
+    with pytest.raises(ns.NumsimError, match="not TOML"):
+        read(file)

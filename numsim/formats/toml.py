@@ -20,7 +20,11 @@ def read_format(path: str | Path) -> Format:
         raise NumsimError(f"Format.from_toml: a file is a str or Path; got {path!r:.60}")
     file = Path(path)
     try:
+        if file.exists() and not file.is_file():  # a pipe or a device may never end
+            raise NumsimError(f"cannot read the format {str(file)!r}: it is no regular file")
         text = file.read_text(encoding="utf-8")
+    except NumsimError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         raise NumsimError(
@@ -28,10 +32,10 @@ def read_format(path: str | Path) -> Format:
         ) from None
     try:
         return format_from_table(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise NumsimError(f"{file}: not TOML: {error}") from None
     except NumsimError as error:
         raise NumsimError(f"{file}: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or 4300 digits
+        raise NumsimError(f"{file}: not TOML: {error}") from None
 
 
 def format_from_table(table: Mapping[str, Any]) -> Format:

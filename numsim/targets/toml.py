@@ -40,10 +40,10 @@ def read_target(path: str | Path) -> Target:
         raise NumsimError(f"cannot read {str(file)!r}: {why}; give a UTF-8 TOML file") from None
     try:
         return parse_target(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise NumsimError(f"{file}: not TOML: {error}") from None
     except NumsimError as error:
         raise NumsimError(f"{file}: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or 4300 digits
+        raise NumsimError(f"{file}: not TOML: {error}") from None
 
 
 def parse_target(text: str) -> Target:
