@@ -3,6 +3,7 @@
 from numsim.float_state import known_state
 
 with known_state():  # tables are computed, and numbers of the source read, while modules load
+    from numsim import metrics
     from numsim.convert import cast, decode, encode
     from numsim.errors import (
         DamagedFileWarning,
@@ -13,8 +14,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     )
     from numsim.formats import Format, get_format, list_formats
     from numsim.lfsr import lfsr
-    from numsim.models import Model, Recipe, Rule, Run, load_model
-    from numsim.quant import QTensor, Quant, quantize
+    from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
+    from numsim.quant import QTensor, Quant, list_recipes, quantize
     from numsim.sweep import SweepSpec, sweep
     from numsim.targets import (
         AccumulatorBits,
@@ -34,7 +35,8 @@ __all__ = [
     "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
     "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
-    "UnvalidatedWarning", "__version__", "accumulator_bits", "cast", "decode", "encode", "epilogue",
-    "export_vectors", "get_format", "get_target", "lfsr", "list_formats", "list_targets",
-    "load_model", "matmul", "quantize", "requantize", "sweep",
+    "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
+    "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
+    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "quantize", "requantize",
+    "sweep",
 ]  # fmt: skip

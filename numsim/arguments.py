@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnvalidatedWarning, near_names, warn
 from numsim.formats import STOCHASTIC, Format, get_stochastic
+from numsim.tensors import host_array
 
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
 OVERFLOWS = ("saturate", "special", "saturate_finite", "wrap")
@@ -67,12 +68,7 @@ def as_array(who: str, x: ArrayLike) -> NDArray[Any]:
             f"{who}: a masked array would lose its mask; {masked} of {x.size} values are masked; "
             "pass x.filled(value) or x.compressed()"
         )
-    try:
-        return np.asarray(x)
-    except Exception as error:  # whatever the input's own __array__ raises
-        raise NumsimError(
-            f"{who}: the input makes no array ({error}); pass a NumPy array"
-        ) from None
+    return host_array(who, x)
 
 
 def output(

@@ -23,7 +23,7 @@ from numsim.arguments import (
 from numsim.dispatch import Plan, decode_array, encode_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import STOCHASTIC, Format, get_format
+from numsim.formats import STOCHASTIC, FormatLike, get_format
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
 Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
@@ -33,7 +33,7 @@ NanPolicy = Literal["canonical", "payload", "max", "zero"]
 @known_floats
 def encode(
     x: ArrayLike,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "rne",
     overflow: Overflow = "saturate",
@@ -50,9 +50,11 @@ def encode(
     Parameters
     ----------
     x
-        float16, bfloat16, float32, float64 or integer array of any shape and strides.
+        float16, bfloat16, float32, float64 or integer array of any shape and strides; or what
+        makes one: torch tensors of any real type (detached, and copied to the host from another
+        device), objects with ``__array__`` or ``__dlpack__``.
     fmt
-        Format or its name.
+        Format, its name, a dtype or the path of a TOML file, as in `get_format`.
     rounding
         ``rne`` (IEEE roundTiesToEven), ``rna`` (roundTiesToAway), ``rtz`` (toward zero), ``rup``
         (toward +inf), ``rdn`` (toward -inf), ``rto`` (to odd: inexact results end in a one),
@@ -154,7 +156,7 @@ def encode(
 
 
 @known_floats
-def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def decode(codes: ArrayLike, fmt: FormatLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return the values of codes.
 
     Parameters
@@ -202,7 +204,7 @@ def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = No
 @known_floats
 def cast(
     x: ArrayLike,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "rne",
     overflow: Overflow = "saturate",

@@ -38,13 +38,24 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def near_words(name: str, known: Iterable[str], *, limit: int = 4) -> list[str]:
+    """Return known words that contain a name, or else those that are spelt like it.
+
+    >>> near_words("Hopper", ["nvidia.hopper.wgmma", "nvidia.hopper.mma", "ideal.int"])
+    ['nvidia.hopper.wgmma', 'nvidia.hopper.mma']
+    """
+    words, part = list(known), name.strip().lower()
+    holding = [word for word in words if part in word.lower()] if len(part) > 2 else []
+    return holding[:12] or difflib.get_close_matches(name, words, n=limit, cutoff=0.5)
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 
     >>> near_names("fp8_e4m4", ["fp8_e4m3", "int8"])
     '; did you mean fp8_e4m3'
     """
-    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    close = near_words(name, known, limit=limit)
     return f"; did you mean {', '.join(close)}" if close else ""
 
 

@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
+from numsim.tensors import host_array
 
 _CHUNK = 2**20  # logits converted at a time
 
 
 def _pair(what: str, reference: ArrayLike, x: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    a, b = np.asarray(reference), np.asarray(x)
+    a, b = host_array(what, reference), host_array(what, x)
     if a.shape != b.shape or not a.size:
         raise NumsimError(
             f"{what}: reference and x must have one shape and at least one element; got "
@@ -192,7 +193,7 @@ def token_nll(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
     >>> token_nll(np.zeros((3, 4)), [0, 1, 2])
     array([1.38629436, 1.38629436])
     """
-    values, ids = np.asarray(logits), np.asarray(tokens)
+    values, ids = host_array("logits", logits), host_array("tokens", tokens)
     if values.shape[:-1] != ids.shape or ids.ndim < 1 or ids.shape[-1] < 2 or not values.size:
         raise NumsimError(
             f"token_nll: logits [..., T, vocab] need tokens [..., T], T >= 2; got "

@@ -122,7 +122,7 @@ def test_nan_where_there_is_none(name):
         ("e4m3", {"nan": "maxx"}, ("'maxx'", "did you mean max")),
         ("e4m4", {}, ("'e4m4'", "did you mean e4m3", "list_formats")),
         (None, {}, ("name or a Format", "None", "list_formats")),
-        (np.float16, {}, ("name or a Format", "float16", "list_formats")),
+        (float, {}, ("name or a Format", "float", "list_formats")),
     ],
     ids=str,
 )

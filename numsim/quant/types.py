@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,8 @@ from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format
+from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.quant.slices import cut
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
@@ -32,7 +34,7 @@ class Quant:
     Parameters
     ----------
     format
-        Element format; kept as its canonical name.
+        Element format: kept as its canonical name, a `Format` of one's own as it is.
     granularity
         ``none`` (scale 1, a raw cast: the default of fixed point), ``per_tensor`` (the default
         of everything else), ``per_channel`` (one scale a weight row), ``per_token`` (one scale an
@@ -71,7 +73,7 @@ class Quant:
     'per_block'
     """
 
-    format: str | Format
+    format: FormatLike
     granularity: str | None = None
     block: int | tuple[int, int] | None = None
     scale_format: str = "float32"
@@ -80,8 +82,9 @@ class Quant:
     overflow: str = "saturate"
 
     def __post_init__(self) -> None:
-        fmt = get_format(self.format)
-        object.__setattr__(self, "format", fmt.name)
+        object.__setattr__(self, "format", kept_format(self.format))
+        fmt = self.fmt
+        object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
         fixed_point = fmt.kind == "integer" and fmt.bias != 0
         default = "none" if fixed_point else "per_tensor"
         if self.block is not None:
@@ -147,6 +150,19 @@ class Quant:
         return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
 
 
+def scale_format_name(word: Any) -> Any:
+    """Return the canonical name of a scale format; other words, which `Quant` refuses, as they are.
+
+    Examples
+    --------
+    >>> scale_format_name("e8m0"), scale_format_name("pow2")
+    ('float8_e8m0fnu', 'pow2')
+    """
+    with suppress(NumsimError):
+        return format_name(word, "Quant: scale_format")
+    return word
+
+
 def percentile(rule: str) -> Fraction | None:
     """Return P of ``percentile:P``, 0 < P <= 100; None for another rule.
 
@@ -164,8 +180,10 @@ def percentile(rule: str) -> Fraction | None:
 
 def _block(block: object) -> int | tuple[int, int]:
     sizes = block if isinstance(block, tuple | list) else (block,)
-    if not (len(sizes) in (1, 2) and all(is_integer(b) and b >= 1 for b in sizes)):
-        raise NumsimError(f"Quant: block is a positive integer or (rows, columns); got {block!r}")
+    if not (len(sizes) in (1, 2) and all(is_integer(b) and 1 <= b < 1 << 31 for b in sizes)):
+        raise NumsimError(
+            f"Quant: block is a positive integer below 2**31 or (rows, columns); got {block!r:.60}"
+        )
     whole = [int(b) for b in sizes]
     return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
 
@@ -194,19 +212,77 @@ class QTensor:
     tensor_scale: np.float32 | None = None
     packed: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:  # dataclasses.replace hands on what belongs to other codes
+        object.__setattr__(self, "packed", {})
+
     def __repr__(self) -> str:
         scale = "no scale" if self.scale is None else f"scale {list(self.scale.shape)}"
-        return f"QTensor({self.fmt.name} {list(self.codes.shape)}, {scale})"
+        return f"QTensor({self.fmt.label} {list(self.codes.shape)}, {scale})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the dequantised values: what ``np.asarray(q)`` is."""
+        if copy is False:
+            raise ValueError("QTensor: its values are computed; no array exists without a copy")
+        values: NDArray[Any] = self.dequantize()
+        return values if dtype is None else values.astype(dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **how: Any) -> Any:
+        if ufunc is np.matmul:
+            raise self._no_target()
+        plain = (x.dequantize() if isinstance(x, QTensor) else x for x in inputs)
+        return getattr(ufunc, method)(*plain, **how)
+
+    def __matmul__(self, other: object) -> NDArray[Any]:
+        raise self._no_target()
+
+    __rmatmul__ = __matmul__
+
+    @staticmethod
+    def _no_target() -> NumsimError:
+        return NumsimError(
+            "QTensor: @ does not say which unit multiplies; use numsim.matmul(a, b, target=...), "
+            "or np.asarray(a) @ np.asarray(b) for the product of dequantised values"
+        )
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, key: Any) -> QTensor:
+        """Return a part with its scales: integers and slices, whole blocks where there are any.
+
+        Examples
+        --------
+        >>> from numsim.quant import quantize
+        >>> q = quantize(np.ones((3, 2, 64)), "mxfp4_e2m1")
+        >>> q[1:], q[0, :, 32:]
+        (QTensor(float4_e2m1fn [2, 2, 64], scale [2, 2, 2]),
+         QTensor(float4_e2m1fn [2, 32], scale [2, 1]))
+        """
+        parts, (scale, kept), blocks = cut(
+            key, self.shape, (self.scale, self.scale_codes), self.block_shape
+        )
+        return replace(
+            self, codes=np.asarray(self.codes[parts]), scale=scale, scale_codes=kept,
+            block_shape=blocks,
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes where it is stored: `bits_per_value`, scales included.
+
+        Codes of fewer than 8 bits are counted packed, though `codes` holds each in a byte.
+        """
+        return math.ceil(self.bits_per_value() * self.codes.size / 8)
 
     @classmethod
     def from_codes(
         cls,
         codes: ArrayLike,
-        fmt: str | Format,
+        fmt: FormatLike,
         *,
         scale: ArrayLike | None = None,
         scale_codes: ArrayLike | None = None,
-        scale_format: str | Format | None = None,
+        scale_format: FormatLike | None = None,
         block: int | None = None,
         axis: int = -1,
     ) -> QTensor:
@@ -248,9 +324,12 @@ class QTensor:
             kept = as_array("from_codes: scale_codes", scale_codes)
             scale = np.abs(decode(kept, kept_format))  # units ignore the sign of an E4M3 scale
             kept = kept.astype(kept_format.code_dtype)
+        given = None if scale is None else as_array("from_codes: scale", scale)
         try:
             with np.errstate(over="ignore"):
-                values = None if scale is None else np.array(scale, np.float32)
+                if given is not None and given.dtype.kind == "c":
+                    raise TypeError
+                values = None if given is None else np.array(given, np.float32)
         except (TypeError, ValueError):
             raise NumsimError("from_codes: scale is a real number or an array of them") from None
         if values is not None and np.isinf(values).any():
@@ -260,7 +339,7 @@ class QTensor:
             if values is None:
                 raise NumsimError("from_codes: block needs scale or scale_codes")
             whole = is_integer(block) and is_integer(axis)
-            if not whole or not -array.ndim <= axis < array.ndim or block < 1:
+            if not whole or not -array.ndim <= axis < array.ndim or not 1 <= block < 1 << 31:
                 raise NumsimError(
                     f"from_codes: block is positive and axis one of {array.ndim} axes; got "
                     f"block={block!r}, axis={axis}"
@@ -329,7 +408,7 @@ class QTensor:
             return scale
         for axis, (size, block) in enumerate(zip(self.shape, self.block_shape, strict=True)):
             if block > 1:
-                scale = np.repeat(scale, block, axis)
+                scale = np.repeat(scale, min(block, size), axis)  # of one long block no more
                 scale = scale[(slice(None),) * axis + (slice(size),)]
         return scale
 

@@ -149,8 +149,8 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
     scaled = weights if weights.granularity != "none" else activations
     grid = case.target and not rule.is_plain  # in doubt, a unit of one's own goes by its file
     return {
-        "weight_format": weights.fmt.name,
-        "act_format": activations.fmt.name,
+        "weight_format": weights.fmt.label,
+        "act_format": activations.fmt.label,
         "granularity": "+".join(sides),
         "block": weights.block or activations.block,
         "scale_format": None if scaled.granularity == "none" else scaled.scale_format,

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.files import check_regular
-from numsim.formats import Format, get_format
+from numsim.formats import Format, get_format, table_name
 from numsim.models import Recipe
 from numsim.models.gemm import fitting_rules
-from numsim.quant import QUANTS, Quant
+from numsim.quant import QUANTS, Quant, recipe_name
 from numsim.targets import Target, get_target, list_targets, rule_for
 from numsim.targets.table import label
 from numsim.version import __version__
@@ -39,7 +39,8 @@ class SweepSpec(BaseModel):
         None: the bundled ones. Of an encoder-decoder the encoder reads the first half of each
         window and the decoder is scored on the second, so about half of the ids count as `tokens`.
     formats
-        Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
+        Element formats of weights and activations (names, or TOML files of `numsim.Format`), or
+        named storage rules (``mxfp4_e2m1``). None:
         six formats, or none where there are `recipes`.
     recipes
         TOML files of `numsim.Recipe`, a case each beside those of the grid: overrides by glob.
@@ -171,6 +172,7 @@ class Case:
     digest: str = ""  # of a recipe, resolved for every product
     unit: str = ""  # digest of a unit that has no name of its own among the targets
     own: Target | None = field(default=None, compare=False, repr=False)  # that unit
+    element: Format | None = field(default=None, compare=False, repr=False)  # what no name means
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
 
@@ -196,7 +198,7 @@ class Case:
             named = replace(QUANTS[self.format], rounding=self.rounding)
             return named, named
         weights, activations = (
-            Quant(self.format, side, rounding=self.rounding)
+            Quant(self.element or self.format, side, rounding=self.rounding)
             for side in split_granularity(self.granularity)
         )
         return weights, activations
@@ -254,7 +256,7 @@ def default_targets(fmt: Format) -> tuple[str, ...]:
     """
     if fmt.kind == "integer":
         return (FAKE_QUANT, "ideal.int")
-    if fmt.name in ("float8_e4m3fn", "float8_e5m2"):
+    if table_name(fmt) in ("float8_e4m3fn", "float8_e5m2"):
         return (FAKE_QUANT, "nvidia.hopper.wgmma")
     return (FAKE_QUANT,)
 
@@ -315,7 +317,8 @@ def cases(
     elif formats is None:
         formats = DEFAULT_FORMATS
     for name in formats:
-        named = QUANTS.get(name)
+        rule_name = recipe_name(name)
+        named = QUANTS[rule_name] if rule_name else None
         fmt = named.fmt if named else get_format(name)
         granularities = ("per_block",) if named else spec.granularities
         if granularities is None:
@@ -325,11 +328,12 @@ def cases(
         chosen = spec.targets if spec.targets is not None else usual
         units = _units(chosen)
         taken = [t for t in units if _takes(units[t][2], fmt)]
-        word = name if named else fmt.name
+        word = rule_name or fmt.label
+        own = None if named or table_name(fmt) else fmt
         skipped += [f"{word} on {units[t][0]}" for t in units if t not in taken]
         if chosen and not taken:
             raise UnsupportedError(
-                f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.name}; "
+                f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.label}; "
                 "add ideal.fp32, or leave the format out"
             )
         for granularity in granularities:
@@ -339,7 +343,7 @@ def cases(
             result += [
                 case(
                     format=word, granularity=granularity, target=called, unit=digest,
-                    own=unit if digest else None,
+                    own=unit if digest else None, element=own,
                 )
                 for called, digest, unit in (units[t] for t in taken)
             ]  # fmt: skip

@@ -132,7 +132,7 @@ def accumulator_bits(
     products = [int(x * y / unit) for x in ends_a for y in ends_b]
     low, high = min(products), max(products)
     return AccumulatorBits(
-        (fa.name, fb.name), depth, unit, signed_bits(low, high),
+        (fa.label, fb.label), depth, unit, signed_bits(low, high),
         signed_bits(depth * min(low, 0), depth * high),
         _weight_bound(b, max(abs(x) for x in ends_a) / quantum(fa), depth),
         _measured(a, b), (min(low, 0), max(high, 0)),
@@ -148,7 +148,7 @@ def _format(operand: Operand, name: str) -> Format:
     fmt = operand.fmt if isinstance(operand, QTensor) else get_format(operand)
     if fmt.kind == "float" and not fmt.zero:
         raise UnsupportedError(
-            f"accumulator_bits: {name} is an element format; {fmt.name} holds scales"
+            f"accumulator_bits: {name} is an element format; {fmt.label} holds scales"
         )
     return fmt
 

@@ -12,7 +12,7 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format
+from numsim.formats import Format, get_format, table_name
 from numsim.targets.units import round_to
 
 _TYPES = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
@@ -68,6 +68,7 @@ def epilogue(
     array([126], dtype=uint8)
     """
     out = get_format(out_format)
+    known = table_name(out)  # "" for a Format of one's own
     total = _numbers(acc, "acc")
     factor = _scalar(alpha, "alpha")
     after = _scalar(1.0 if scale_result is None else scale_result, "scale_result")
@@ -81,18 +82,18 @@ def epilogue(
         y = (total.astype(np.float64) * np.float64(factor) + 0.0).astype(np.float32)
         if added is not None:
             y = y + added
-        if out.name == "float32":
+        if known == "float32":
             y = np.asarray(y)
             y.view(np.uint32)[np.isnan(y)] = 0x7FFFFFFF
             return y
-        if out.name in ("float16", "bfloat16"):
+        if known in ("float16", "bfloat16"):
             rounded = round_to(np.asarray(y), out)
             rounded.view(np.uint16)[np.isnan(y)] = 0x7FFF
             return rounded
-        if out.name not in ("float8_e4m3fn", "float8_e5m2"):
+        if known not in ("float8_e4m3fn", "float8_e5m2"):
             raise UnsupportedError(
                 "epilogue: out_format is float32, float16, bfloat16, float8_e4m3fn or "
-                f"float8_e5m2; got {out.name}"
+                f"float8_e5m2; got {out.label}"
             )
         y = np.asarray(y * after, np.float32)
     codes = encode(np.where(np.isnan(y), np.float32(0.0), y), out)

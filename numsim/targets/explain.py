@@ -15,7 +15,7 @@ from numsim.convert import encode
 from numsim.decimals import exact_text
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format
+from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
@@ -163,7 +163,7 @@ def _operands(
 def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any) -> ArrayLike:
     from numsim.targets import ops
 
-    wanted = None if out_format is None else get_format(out_format).name
+    wanted = None if out_format is None else format_name(out_format, "explain mma: out_format")
     kind, rule = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, wanted)
     if isinstance(c, bool) or not isinstance(c, int | float | np.integer | np.floating):
         raise NumsimError(f"explain mma: c is a number; got {c!r}")
@@ -231,7 +231,7 @@ def _bits(array: Any, found: Trace) -> str:
         return hex_word(array)
     fmt = get_format(found.accumulator)
     code = int(encode(np.asarray(array), fmt, overflow="special").item())
-    return f"{code:#0{2 + -(-fmt.bits // 4)}x} of {fmt.name}"
+    return f"{code:#0{2 + -(-fmt.bits // 4)}x} of {fmt.label}"
 
 
 def hex_word(array: Any) -> str:

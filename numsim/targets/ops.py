@@ -11,7 +11,7 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import cast
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, warn
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format
+from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
 from numsim.targets import scaling, units
 from numsim.targets.chains import Engine, bare, chained, restarts
@@ -37,14 +37,14 @@ _WARNED: set[str] = set()
 @overload
 def matmul(
     a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
-    out_format: str | Format | None = None, stats: Literal[False] = False,
+    out_format: FormatLike | None = None, stats: Literal[False] = False,
 ) -> NDArray[Any]: ...  # fmt: skip
 
 
 @overload
 def matmul(
     a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
-    out_format: str | Format | None = None, stats: Literal[True],
+    out_format: FormatLike | None = None, stats: Literal[True],
 ) -> tuple[NDArray[Any], MacStats]: ...  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def matmul(
     *,
     target: str | Target,
     c: ArrayLike | None = None,
-    out_format: str | Format | None = None,
+    out_format: FormatLike | None = None,
     stats: bool = False,
 ) -> NDArray[Any] | tuple[NDArray[Any], MacStats]:
     """Multiply two quantised tensors as a hardware unit does.
@@ -123,7 +123,7 @@ def matmul(
 
 def multiply(
     a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None,
-    out_format: str | Format | None, engine: Engine,
+    out_format: FormatLike | None, engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     """Do `matmul` with chains run by `engine`."""
     unit = get_target(target)
@@ -135,7 +135,7 @@ def multiply(
             )
     batch, m, n = _shapes(a, b)
     inside = _scaled_rule(unit, a, b)
-    wanted = get_format(out_format).name if out_format is not None else None
+    wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     kind, rule = inside or class_for(unit, a.fmt, b.fmt, wanted)
     out = _output_format(unit, kind, rule, wanted)
     block = None if inside is not None else scaling.k_block(a, b)
@@ -228,7 +228,7 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
             or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
         )
         raise UnsupportedError(
-            f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}; "
+            f"matmul: {target.name} does not multiply {a.label} by {b.label}; it has {has}; "
             "quantise a and b to formats of one class, or choose another target"
         )
     return found
@@ -241,9 +241,10 @@ def _takes(kind: str, a: Format, b: Format) -> bool:
         return a.kind == "integer" and b.kind == "integer"
     if kind == "number":
         return _finite_width(a) and _finite_width(b)
+    names = table_name(a), table_name(b)  # "" for a Format of one's own, whatever its name
     if kind == "u8s8":
-        return a.name == "uint8" and b.name == "int8"
-    return a.name in CLASSES[kind] and b.name in CLASSES[kind]
+        return names == ("uint8", "int8")
+    return names[0] in CLASSES[kind] and names[1] in CLASSES[kind]
 
 
 def _finite_width(fmt: Format) -> bool:
@@ -267,7 +268,7 @@ def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | N
         if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
             continue
         allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
-        if (a.scale_format.name, block) in allowed:
+        if (table_name(a.scale_format), block) in allowed:
             return kind, rule
     return None
 

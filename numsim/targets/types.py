@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
+from numsim.formats import Format, kept_format
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
@@ -63,8 +65,8 @@ class Mac:
         formats without Inf and NaN always do.
     """
 
-    acc_format: str = "float32"
-    product_format: str | None = None
+    acc_format: str | Format = "float32"
+    product_format: str | Format | None = None
     fused: bool = True
     rounding: str = "rne"
     order: str = "sequential"
@@ -73,6 +75,13 @@ class Mac:
     tiny: Literal["stored", "unbounded"] = "stored"
     negative_zero: bool = True
     overflow: Literal["ieee", "inf", "saturate"] = "ieee"
+
+    def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
+        for key in ("acc_format", "product_format"):
+            value = getattr(self, key)
+            if not isinstance(value, str | None) or str(value).endswith(".toml"):
+                with suppress(NumsimError):  # `check` names the unit
+                    object.__setattr__(self, key, kept_format(value))
 
 
 @dataclass(frozen=True)

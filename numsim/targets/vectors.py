@@ -150,13 +150,13 @@ def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[s
 
 def _code_words(q: QTensor) -> _Words:
     if q.fmt.kind == "integer":
-        return (q.fmt.name, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
-    return q.fmt.name, q.fmt.bits, np.ascontiguousarray(q.codes)
+        return (q.fmt.label, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
+    return q.fmt.label, q.fmt.bits, np.ascontiguousarray(q.codes)
 
 
 def _scale_words(q: QTensor) -> _Words | None:
     if q.scale_codes is not None and q.scale_format is not None:
-        return q.scale_format.name, q.scale_format.bits, np.ascontiguousarray(q.scale_codes)
+        return q.scale_format.label, q.scale_format.bits, np.ascontiguousarray(q.scale_codes)
     if q.scale is None:
         return None
     return "float32", 32, np.ascontiguousarray(q.scale, np.float32).view(np.uint32)
@@ -181,9 +181,9 @@ def _result_words(values: NDArray[Any], bits: int) -> _Words:
     return str(values.dtype), 8 * values.itemsize, words
 
 
-def _float_words(values: NDArray[Any], name: str) -> _Words:
+def _float_words(values: NDArray[Any], name: str | Format) -> _Words:
     """Words of accumulators, which arrive in a type that holds their format."""
     fmt = get_format(name)
     if name in (str(values.dtype), "float32"):
         return _result_words(values, 0)
-    return name, fmt.bits, encode(values, fmt, overflow="special")
+    return fmt.label, fmt.bits, encode(values, fmt, overflow="special")

@@ -15,7 +15,7 @@ from numsim.arguments import OVERFLOWS, ROUNDINGS
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format, list_formats
+from numsim.formats import Format, get_format, list_formats, table_name
 from numsim.kernels import codec, jit
 
 # Compared with ml_dtypes itself; all others with the generic kernel, which tests hold to
@@ -105,7 +105,7 @@ def check_every_float32(
     float8_e4m3fn rne special 1048576 0 ml_dtypes
     """
     f = checkable(fmt)
-    direct = f.name in BY_ML_DTYPES
+    direct = table_name(f) in BY_ML_DTYPES
     compare = _against_ml_dtypes if direct else _against_generic_nearest
     begin = time.perf_counter()
     found: tuple[_Found, _Found] = ([], [])
