@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numsim.errors import NumsimError
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
+from numsim.models.config import At
 from numsim.models.checks import (
     check_past,
     check_positions,
@@ -67,6 +68,7 @@ class Model:
     tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
     name: str
     cache: OperandCache
+    places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
 
     def __repr__(self) -> str:
         once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones

@@ -17,6 +17,7 @@ from numsim.models import Model
 from numsim.models.arch import Arch, Moe, Stack, gemm_names, has_experts, stacks, tensor_shapes
 from numsim.models.blocks import route
 from numsim.models.checks import check_positions
+from numsim.models.config import At
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.nn import ops
 from numsim.nn.tape import Recorder
@@ -29,9 +30,12 @@ class Network:
     """A network of `numsim.models`: ids [B, T] -> logits [B, T, vocab]; encoders: states.
 
     An encoder-decoder takes ids of the encoder and of the decoder. No padding: every token counts.
+    Parameters have the names and the layout of the checkpoint; `places` says which part of one
+    is which tensor of the blocks.
     """
 
     arch: Arch
+    places: tuple[tuple[str, At], ...]
 
     @property
     def adds_one(self) -> bool:
@@ -40,7 +44,12 @@ class Network:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the parameters and their shapes; a tied head is the embedding."""
-        return tensor_shapes(self.arch)
+        ours = tensor_shapes(self.arch)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, at in self.places:
+            whole = (ours[name][0] * at.parts, *ours[name][1:])
+            shapes[at.name] = whole[::-1] if at.turned else whole
+        return shapes
 
     def products(self) -> tuple[str, ...]:
         """Return the names of the matrix products."""
@@ -48,11 +57,31 @@ class Network:
 
     def run(self, r: Recorder, inputs: list[Any]) -> tuple[int, ...]:
         """Record a pass."""
-        return _network(r, self.arch, inputs)
+        return _network(_Named(r, dict(self.places), self.arch.heads), self.arch, inputs)
+
+
+class _Named(Recorder):
+    """A recorder whose parameters are asked for by the blocks' names."""
+
+    def __init__(self, r: Recorder, places: dict[str, At], heads: int) -> None:
+        super().__init__(r.context, r.params, r.values, r.steps, r.slots)
+        self.places, self.heads, self.parts = places, heads, dict[str, int]()
+
+    def param(self, name: str) -> int:
+        """Return the number of a tensor of the blocks: a parameter, or the part of one."""
+        if name not in self.parts:
+            at = self.places[name]
+            slot = super().param(at.name)
+            if at.turned and len(self.values[slot].shape) == 2:
+                slot = ops.transpose(self, slot, 1, 0)
+            if at.parts > 1:
+                slot = ops.part(self, slot, at, self.heads)
+            self.parts[name] = slot
+        return self.parts[name]
 
 
 def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
-    """Return a model as a trainable layer, and its parameters in float32 by numsim's names.
+    """Return a model as a trainable layer, and its parameters in float32 as a state dict has them.
 
     Parameters
     ----------
@@ -63,7 +92,7 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     -------
     layer, params
         ``forward(layer, params, ids)`` gives the logits of ``model.run(ids)``, of an encoder the
-        last hidden states. A tied head is one parameter, ``embed.weight``, with both gradients.
+        last hidden states. A tied head is one parameter, the embedding, with both gradients.
 
     Raises
     ------
@@ -77,7 +106,7 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     >>> from numsim.data import bundled_model_dir
     >>> from numsim.models import load_model
     >>> layer, params = from_model(load_model(bundled_model_dir()))
-    >>> layer.arch.family, params["layers.0.q_proj.weight"].shape
+    >>> layer.arch.family, params["model.layers.0.self_attn.q_proj.weight"].shape
     ('llama', (192, 192))
     """
     if not isinstance(model, Model):
@@ -85,13 +114,23 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
             f"from_model: a model of numsim.load_model; got {type(model).__name__}"
         )
     _check(model.arch)
-    layer = Network(model.arch)
-    wide = {
-        name: np.array(model.tensors[name], np.float64 if model.tensors[name].dtype == np.float64
-                       else np.float32)
-        for name in layer.shapes()
-    }  # fmt: skip
-    return layer, wide
+    ours = tensor_shapes(model.arch)
+    layer = Network(model.arch, tuple((name, model.places[name]) for name in ours))
+    params: dict[str, NDArray[Any]] = {}
+    for name, at in layer.places:
+        tensor = model.tensors[name]
+        wide = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
+        if at.parts == 1:
+            params[at.name] = np.array(wide.T if at.turned else wide)
+            continue
+        whole = params.setdefault(at.name, np.empty(layer.shapes()[at.name], wide.dtype))
+        rows = whole.T if at.turned else whole
+        if at.by_head:
+            grouped = rows.reshape(model.arch.heads, at.parts, -1, *rows.shape[1:])
+            grouped[:, at.part] = wide.reshape(model.arch.heads, -1, *rows.shape[1:])
+        else:
+            rows[at.part * len(wide) : (at.part + 1) * len(wide)] = wide
+    return layer, params
 
 
 # What this module's blocks cover, by field of `Arch`: a new field of a family that is not listed

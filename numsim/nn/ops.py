@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from numsim.kernels import backward as slopes
 from numsim.kernels import vector, vector_act, vector_rotary
+from numsim.models.config import At
 from numsim.nn.products import Context, backward_product, forward_product
 from numsim.nn.tape import Recorder
 
@@ -99,6 +100,29 @@ def _slice_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
     out = np.zeros(shape, g.dtype)
     out[..., start:stop] = g
     return (out,)
+
+
+def _part_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
+    shape, at, heads = saved
+    out = np.zeros(shape, g.dtype)
+    if at.by_head:
+        grouped = out.reshape(heads, at.parts, -1, *shape[1:])
+        grouped[:, at.part] = g.reshape(heads, -1, *shape[1:])
+    else:
+        out[at.part * len(g) : (at.part + 1) * len(g)] = g
+    return (out,)
+
+
+def part(r: Recorder, x: int, at: At, heads: int) -> int:
+    """The rows of one of several tensors that are stored as one."""
+    value = r.array(x)
+    rows = len(value) // at.parts
+    if at.by_head:
+        grouped = value.reshape(heads, at.parts, -1, *value.shape[1:])
+        y = np.ascontiguousarray(grouped[:, at.part]).reshape(rows, *value.shape[1:])
+    else:
+        y = value[at.part * rows : (at.part + 1) * rows]
+    return r.apply(_part_back, (x,), y, value.shape, at, heads)
 
 
 def last(r: Recorder, x: int, start: int, stop: int) -> int:

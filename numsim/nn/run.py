@@ -140,12 +140,12 @@ def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...]
         )
     found = run_back(tape, upstream)
 
-    def gradient(slot: int) -> Array:
-        g = found[slot]
-        return np.zeros(tape.shapes[slot], tape.context.dtype) if g is None else g
+    def gradient(slot: int | None, shape: tuple[int, ...]) -> Array:
+        g = None if slot is None else found[slot]
+        return np.zeros(shape, tape.context.dtype) if g is None else g
 
-    given = tuple(None if slot is None else gradient(slot) for slot in tape.inputs)
-    return given, {name: gradient(slot) for name, slot in tape.params}
+    given = tuple(None if s is None else gradient(s, tape.shapes[s]) for s in tape.inputs)
+    return given, {name: gradient(slot, shape) for name, slot, shape in tape.params}
 
 
 def check_params(layer: Any, params: Params) -> None:

@@ -37,7 +37,7 @@ class Tape(NamedTuple):
     steps: tuple[Step, ...]
     shapes: tuple[tuple[int, ...], ...]  # of every value
     inputs: tuple[int | None, ...]  # None: integers, without a gradient
-    params: tuple[tuple[str, int], ...]
+    params: tuple[tuple[str, int | None, tuple[int, ...]], ...]  # None: not used
     outputs: tuple[int, ...]
     context: Context
 
@@ -95,11 +95,16 @@ class Recorder:
 
     def finish(self, inputs: Sequence[int | None], outputs: Sequence[int]) -> Tape:
         """Return the tape."""
-        shapes = tuple(np.shape(v) if not isinstance(v, QTensor) else v.shape for v in self.values)
+        shapes = tuple(_shape(v) for v in self.values)
         return Tape(
-            tuple(self.steps), shapes, tuple(inputs), tuple(self.slots.items()), tuple(outputs),
-            self.context,
+            tuple(self.steps), shapes, tuple(inputs),
+            tuple((name, self.slots.get(name), _shape(v)) for name, v in self.params.items()),
+            tuple(outputs), self.context,
         )  # fmt: skip
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, QTensor) else np.shape(value)
 
 
 def run_back(tape: Tape, upstream: Sequence[Any]) -> list[Array | None]:

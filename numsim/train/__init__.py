@@ -1,0 +1,16 @@
+"""Training in low precision: recipes, optimizers, scaling, the loop; numsim.nn has the layers."""
+
+from numsim.data import bundled_model_dir as bundled_model
+from numsim.nn.products import hadamard
+from numsim.train.integer import integer_update, to_int8
+from numsim.train.optimizers import SGD, Adam, AdamW, State, store
+from numsim.train.rules import Recipe, Rule
+from numsim.train.scaling import DelayedScaling, DelayedState, LossScale, LossScaleState
+from numsim.train.table import list_recipes, recipe
+from numsim.train.text import STOP_WORDS, Vocabulary, clean, read_messages
+
+__all__ = [
+    "SGD", "STOP_WORDS", "Adam", "AdamW", "DelayedScaling", "DelayedState", "LossScale",
+    "LossScaleState", "Recipe", "Rule", "State", "Vocabulary", "bundled_model", "clean", "hadamard",
+    "integer_update", "list_recipes", "read_messages", "recipe", "store", "to_int8",
+]  # fmt: skip

@@ -16,7 +16,7 @@ from numsim.errors import NumsimError
 from numsim.kernels.philox import random_words
 from numsim.quant import QTensor
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
-from numsim.train.recipe import Recipe
+from numsim.train.rules import Recipe
 from numsim.train.scaling import LossScale
 from numsim.version import __version__
 
