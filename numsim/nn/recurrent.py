@@ -12,11 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels import backward as cells
+from numsim.kernels.jit import threads, using_threads
 from numsim.nn.products import Context, Operands, backward_product, forward_product
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
 
 Array = NDArray[Any]
+
+
+SMALL = 1 << 23  # multiply-adds of a step below which a second thread costs more than it gives
+
+
+def _threads(batch: int, weight_h: Any) -> Any:
+    """Return a context for the steps: results do not depend on threads, the time of a step does."""
+    small = batch * weight_h.shape[0] * weight_h.shape[1] < SMALL
+    return using_threads(1 if small else threads())
 
 
 def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) -> tuple[int, ...]:
@@ -39,16 +49,17 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     last_h, last_c = np.array(r.array(h0)), np.array(r.array(c0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
-    for t in range(steps):
-        hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
-        recurrent.append(saved)
-        before_h[:, t], before_c[:, t] = last_h, last_c
-        new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
-        cells.lstm_cell(
-            xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h,
-            0, batch,
-        )  # fmt: skip
-        h[:, t], last_h, last_c = new_h, new_h, new_c
+    with _threads(batch, weight_h):
+        for t in range(steps):
+            hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
+            recurrent.append(saved)
+            before_h[:, t], before_c[:, t] = last_h, last_c
+            new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
+            cells.lstm_cell(
+                xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h,
+                0, batch,
+            )  # fmt: skip
+            h[:, t], last_h, last_c = new_h, new_h, new_c
     kept = (saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params))
     return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
 
@@ -58,13 +69,14 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
     batch, steps, _ = gates.shape
     dgates = np.empty_like(gates)
     dh, dc = np.array(dh_last), np.array(dc_last)
-    for t in reversed(range(steps)):
-        dh = dh + dy[:, t]
-        cells.lstm_cell_backward(
-            dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
-        )
-        here = np.ascontiguousarray(dgates[:, t])
-        dh, _ = backward_product(c, recurrent[t], here, weights=False)
+    with _threads(batch, weight_h):
+        for t in reversed(range(steps)):
+            dh = dh + dy[:, t]
+            cells.lstm_cell_backward(
+                dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
+            )
+            here = np.ascontiguousarray(dgates[:, t])
+            dh, _ = backward_product(c, recurrent[t], here, weights=False)
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
 
 
@@ -115,15 +127,16 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     last_h = np.array(r.array(h0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
-    for t in range(steps):
-        hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
-        recurrent.append(saved)
-        before_h[:, t] = last_h
-        new_h = np.empty_like(last_h)
-        cells.gru_cell(
-            xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h, 0, batch
-        )
-        h[:, t], last_h = new_h, new_h
+    with _threads(batch, weight_h):
+        for t in range(steps):
+            hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
+            recurrent.append(saved)
+            before_h[:, t] = last_h
+            new_h = np.empty_like(last_h)
+            cells.gru_cell(
+                xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h, 0, batch
+            )
+            h[:, t], last_h = new_h, new_h
     kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params))
     return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)
 
@@ -133,12 +146,13 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
     batch, steps, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
     dh = np.array(dh_last)
-    for t in reversed(range(steps)):
-        dh = dh + dy[:, t]
-        cells.gru_cell_backward(
-            dh, gates[:, t], inner[:, t], before_h[:, t], dx_gates[:, t], dh_gates[:, t], 0, batch
-        )
-        here = np.ascontiguousarray(dh_gates[:, t])
-        through, _ = backward_product(c, recurrent[t], here, weights=False)
-        dh = dh + through
+    with _threads(batch, weight_h):
+        for t in reversed(range(steps)):
+            dh = dh + dy[:, t]
+            cells.gru_cell_backward(
+                dh, gates[:, t], inner[:, t], before_h[:, t], dx_gates[:, t], dh_gates[:, t], 0, batch
+            )
+            here = np.ascontiguousarray(dh_gates[:, t])
+            through, _ = backward_product(c, recurrent[t], here, weights=False)
+            dh = dh + through
     return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)

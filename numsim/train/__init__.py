@@ -2,6 +2,8 @@
 
 from numsim.data import bundled_model_dir as bundled_model
 from numsim.nn.products import hadamard
+from numsim.train.classifier import classify
+from numsim.train.fit import Fit, evaluate, fit
 from numsim.train.integer import integer_update, to_int8
 from numsim.train.optimizers import SGD, Adam, AdamW, State, store
 from numsim.train.rules import Recipe, Rule
@@ -10,7 +12,7 @@ from numsim.train.table import list_recipes, recipe
 from numsim.train.text import STOP_WORDS, Vocabulary, clean, read_messages
 
 __all__ = [
-    "SGD", "STOP_WORDS", "Adam", "AdamW", "DelayedScaling", "DelayedState", "LossScale",
-    "LossScaleState", "Recipe", "Rule", "State", "Vocabulary", "bundled_model", "clean", "hadamard",
+    "SGD", "STOP_WORDS", "Adam", "AdamW", "DelayedScaling", "DelayedState", "Fit", "LossScale",
+    "LossScaleState", "Recipe", "Rule", "State", "Vocabulary", "bundled_model", "classify", "clean", "evaluate", "fit", "hadamard",
     "integer_update", "list_recipes", "read_messages", "recipe", "store", "to_int8",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ _FIXED = (str, bytes, Quant, Format)  # what a run says, not what it computes
 T = TypeVar("T")
 
 
-def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any]) -> Path:
+def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any], **rest: Any) -> Path:
     """Replace the checkpoint in `folder` in a single step, on the disk before it is named.
 
     Parameters
@@ -40,6 +40,8 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any]) -> Path:
         What the run computes.
     facts
         What decides its numbers, as JSON; `read_checkpoint` compares them.
+    rest
+        Arrays, JSON, and dicts of both, whose shapes change as the run goes on.
 
     Raises
     ------
@@ -49,7 +51,9 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any]) -> Path:
     arrays: dict[str, NDArray[Any]] = {}
     numbers: dict[str, Any] = {}
     _collect(tree, "", arrays, numbers)
+    plain = _apart(rest, "rest", arrays)
     head = {"kind": _KIND, "facts": json.dumps(facts), "numbers": json.dumps(numbers)}
+    head["rest"] = json.dumps(plain)
     data = save(arrays, metadata=head)
     path = folder / FILE
     part = folder / f".{FILE}.{os.getpid()}.part"
@@ -69,8 +73,10 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any]) -> Path:
     return path
 
 
-def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> T:
-    """Return `tree` with the leaves that the checkpoint in `folder` holds.
+def read_checkpoint(
+    folder: Path, tree: T, facts: dict[str, Any]
+) -> tuple[T, dict[str, Any]]:
+    """Return `tree` with the leaves that the checkpoint in `folder` holds, and the rest.
 
     Parameters
     ----------
@@ -96,6 +102,7 @@ def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> T:
         if head.get("kind") != _KIND:
             raise NumsimError(f"checkpoint: {path} is no checkpoint of numsim train")
         written, numbers = json.loads(head["facts"]), json.loads(head["numbers"])
+        rest = _together(json.loads(head["rest"]), arrays)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise NumsimError(
             f"checkpoint: {path} is damaged ({error}); remove it to start anew"
@@ -107,7 +114,25 @@ def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> T:
                 f"checkpoint: {path} is of another run: {name} is {there!r:.80} there and "
                 f"{here!r:.80} here; name another folder, or leave resume out"
             )
-    return _filled(tree, "", arrays, numbers, path)
+    return _filled(tree, "", arrays, numbers, path), rest
+
+
+def _apart(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """Return JSON in which arrays are named by where they are kept."""
+    if isinstance(value, dict):
+        return {key: _apart(v, f"{path}/{key}", arrays) for key, v in value.items()}
+    if isinstance(value, np.ndarray):
+        arrays[path] = np.ascontiguousarray(value)
+        return {"array": path}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _together(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"array"} and isinstance(value["array"], str):
+            return arrays[value["array"]]
+        return {key: _together(v, arrays) for key, v in value.items()}
+    return value
 
 
 def _children(tree: Any) -> list[tuple[str, Any]] | None:
