@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, UnvalidatedWarning, near_names
+from numsim.errors import NumsimError, UnvalidatedWarning, near_names, warn
 from numsim.formats import STOCHASTIC, Format, get_stochastic
 
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
@@ -179,11 +177,7 @@ def hardware(f: Format, mode: int, random_bits: int | None, sr: str) -> tuple[in
             f"leave it out, or use sr={unit.variant!r}"
         )
     if not unit.verified:
-        by_cast = sys._getframe(2).f_globals.get("__name__") == "numsim.convert"
-        warnings.warn(
-            f"stochastic rounding {sr}: no recording confirms it; {unit.note}",
-            UnvalidatedWarning, stacklevel=4 if by_cast else 3,
-        )  # fmt: skip
+        warn(f"stochastic rounding {sr}: no recording confirms it; {unit.note}", UnvalidatedWarning)
     return bits, unit.variant
 
 

@@ -12,6 +12,8 @@ import typer
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.kernels.cache import before_compiling
 from numsim.version import __version__
 
 app = typer.Typer(
@@ -24,9 +26,11 @@ app = typer.Typer(
 )
 
 
+@known_floats
 def main() -> None:
     """Run the command line; a NumsimError is one sentence on stderr and exit code 2."""
     warnings.showwarning = _warned  # type: ignore[assignment]
+    before_compiling(_compiling)
     try:
         app()
     except NumsimError as error:
@@ -46,6 +50,10 @@ def main() -> None:
 def _warned(message: Warning | str, *_: Any) -> None:
     """Say a warning as a sentence, without the line of code that gave it."""
     typer.echo(f"numsim: warning: {message}", err=True)
+
+
+def _compiling() -> None:
+    typer.echo("numsim: compiling what this needs, once for this processor", err=True)
 
 
 def _version(value: bool) -> None:

@@ -22,6 +22,7 @@ from numsim.arguments import (
 )
 from numsim.dispatch import Plan, decode_array, encode_array
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import STOCHASTIC, Format, get_format
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
@@ -29,6 +30,7 @@ Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
 NanPolicy = Literal["canonical", "payload", "max", "zero"]
 
 
+@known_floats
 def encode(
     x: ArrayLike,
     fmt: str | Format,
@@ -151,6 +153,7 @@ def encode(
     return codes
 
 
+@known_floats
 def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return the values of codes.
 
@@ -196,6 +199,7 @@ def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = No
     return values
 
 
+@known_floats
 def cast(
     x: ArrayLike,
     fmt: str | Format,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 class NumsimError(ValueError):
@@ -30,3 +33,15 @@ def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
     return f"; did you mean {', '.join(close)}" if close else ""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called numsim, however many of numsim's calls lie between."""
+    level, frame = 1, sys._getframe()
+    while _is_own(frame) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "numsim"

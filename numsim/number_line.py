@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 
 
+@known_floats
 def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
     """Draw every finite value of a format of at most 16 bits: linear, and magnitudes by exponent.
 

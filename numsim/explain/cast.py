@@ -16,6 +16,7 @@ from numsim.convert import decode, encode
 from numsim.dispatch import draw
 from numsim.errors import NumsimError
 from numsim.explain.formats import bit_string
+from numsim.float_state import known_floats
 from numsim.formats import STOCHASTIC, Format, get_format
 
 _RULES = {
@@ -35,6 +36,7 @@ class _How:
     offset: int
 
 
+@known_floats
 def parse_number(text: str) -> float | int:
     """Return the number that a command line names: integers stay exact.
 
@@ -66,6 +68,7 @@ def parse_number(text: str) -> float | int:
     return -0.0 if value == 0 and text.strip().startswith("-") else value
 
 
+@known_floats
 def explain_cast(
     value: float, fmt: str | Format, *, rounding: str = "rne", overflow: str = "saturate",
     random_bits: int | None = None, sr: str = "truncate", seed: int = 0, offset: int = 0,

@@ -10,6 +10,7 @@ import numpy as np
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats
 
 _INF = {
@@ -20,6 +21,7 @@ _INF = {
 _REFUSED = "NaN is refused unless nan='max' or 'zero'"
 
 
+@known_floats
 def bit_string(fmt: str | Format, code: int) -> str:
     """Return a code's bits, split into sign, exponent and fraction.
 
@@ -50,6 +52,7 @@ def bit_string(fmt: str | Format, code: int) -> str:
     return " ".join(text[a:b] for a, b in pairwise(cuts) if a < b)
 
 
+@known_floats
 def value_rows(fmt: str | Format) -> list[tuple[int, str, float]]:
     """Return (code, bits, value) for every code of a format of at most 16 bits.
 
@@ -72,6 +75,7 @@ def value_rows(fmt: str | Format) -> list[tuple[int, str, float]]:
     return [(c, bit_string(f, c), float(v)) for c, v in enumerate(f.values())]
 
 
+@known_floats
 def explain_format(fmt: str | Format) -> str:
     """Return where a format comes from, its derived limits, and how its relatives differ.
 

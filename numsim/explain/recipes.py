@@ -9,6 +9,7 @@ import numpy as np
 
 from numsim.errors import NumsimError, near_names
 from numsim.explain.cast import explain_cast, one_number
+from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize
 from numsim.quant.types import SCALE_BITS
@@ -23,6 +24,7 @@ _AMAX = (
 )
 
 
+@known_floats
 def recipe_title(name: str) -> str:
     """Return what a recipe is in one line.
 
@@ -40,6 +42,7 @@ def recipe_title(name: str) -> str:
     return f"{name}: blocks of {rule.block} {rule.fmt.name} under a {rule.scale_format} scale"
 
 
+@known_floats
 def explain_recipe(name: str) -> str:
     """Return the element format, block, scale and source of a recipe, and its relatives.
 
@@ -73,6 +76,7 @@ def explain_recipe(name: str) -> str:
     return "\n".join(lines)
 
 
+@known_floats
 def explain_block(
     values: Sequence[float], name: str, *, rounding: str = "rne", overflow: str = "saturate",
     seed: int = 0, offset: int = 0,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats.types import Format, Inf, Nan
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
@@ -88,6 +89,7 @@ ALIASES: dict[str, str] = {
 }  # fmt: skip
 
 
+@known_floats
 def get_format(name: str | Format) -> Format:
     """Return the format called `name`.
 
@@ -148,6 +150,7 @@ def _lookup(name: str) -> Format:
     )
 
 
+@known_floats
 def list_formats() -> tuple[str, ...]:
     """Return the canonical names of the table (parsed names are not listed).
 

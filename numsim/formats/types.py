@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats.check import check_format
 
 Kind = Literal["float", "integer", "table"]
@@ -39,6 +40,7 @@ class Params(NamedTuple):
     even_by_code: bool  # ties look at the code, not at the significand
 
 
+@known_floats
 @dataclass(frozen=True)
 class Format:
     """A number format: what each code of `bits` bits means.
@@ -157,34 +159,34 @@ class Format:
 
     # what users ask for --------------------------------------------------------------------
 
-    @property
+    @cached_property
     def has_inf(self) -> bool:
         """Whether the format encodes infinities."""
         return self.inf != "none"
 
-    @property
+    @cached_property
     def has_nan(self) -> bool:
         """Whether the format encodes NaN."""
         return self.nan != "none"
 
-    @property
+    @cached_property
     def has_negative_zero(self) -> bool:
         """Whether zero has two codes."""
         return self.kind == "float" and self.signed and self.zero and self.nan != "minus_zero"
 
-    @property
+    @cached_property
     def has_subnormals(self) -> bool:
         """Whether values below the smallest normal number exist."""
         return self.kind == "float" and self.precision > 1 and self.zero
 
-    @property
+    @cached_property
     def emin(self) -> int:
         """Exponent (floor of log2) of the smallest normal number."""
         if self.kind == "float":
             return 1 - self.bias if self.zero else -self.bias
         return _exponent(self.min_normal)
 
-    @property
+    @cached_property
     def emax(self) -> int:
         """Exponent (floor of log2) of the largest finite number."""
         return _exponent(self.max)
@@ -194,7 +196,7 @@ class Format:
         """Largest finite value."""
         return self._value(self.max_code)
 
-    @property
+    @cached_property
     def value_after_max(self) -> float:
         """Value that the code after `max_code` would have; infinite beyond float64."""
         try:
@@ -232,13 +234,13 @@ class Format:
             return self.min_normal
         return math.ldexp(1.0, self.emin - (self.precision - 1))
 
-    @property
+    @cached_property
     def code_dtype(self) -> np.dtype[np.unsignedinteger] | np.dtype[np.signedinteger]:
         """NumPy type of codes: bit patterns are unsigned, integers keep their sign."""
         size = 1 if self.bits <= 8 else 2 if self.bits <= 16 else 4
         return np.dtype(f"{'i' if self.kind == 'integer' and self.signed else 'u'}{size}")
 
-    @property
+    @cached_property
     def value_dtype(self) -> np.dtype[np.floating]:
         """float32, or float64 where float32 cannot hold every value."""
         if self.kind != "table":

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import At, Family, read_arch
 from numsim.models.families import current_name, get_family, stored_at
@@ -46,6 +47,7 @@ class Tensor(NamedTuple):
     end: int
 
 
+@known_floats
 def load_model(directory: str | Path, *, memory_limit: int | str | None = None) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import Quant, as_quant
 from numsim.targets import Target, get_target
@@ -22,6 +23,7 @@ from numsim.targets.toml import parse_target, toml_value
 QuantLike = Quant | str | None
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How one matrix product runs.
@@ -62,6 +64,7 @@ class Rule:
         )
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Rules for all matrix products of a network, as ordered (glob, Rule) pairs.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
@@ -34,6 +35,7 @@ from numsim.models.score import token_losses
 from numsim.quant import QTensor
 
 
+@known_floats
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Results of one run, float64 for the reference and float32 for an emulation."""
@@ -52,6 +54,7 @@ class Run:
         return f"Run({kind}, logits {logits}, {states} hidden states {last}, {len(self.taps)} taps)"
 
 
+@known_floats
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A network and its weights as stored; made by ``load_model``.

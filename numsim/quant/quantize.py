@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant.scales import (
     block_amax,
@@ -23,6 +24,7 @@ from numsim.quant.table import as_quant
 from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant
 
 
+@known_floats
 def quantize(
     x: ArrayLike,
     quant: str | Format | Quant,
@@ -185,6 +187,7 @@ def _amax(
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+@known_floats
 def storage_losses(
     x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, where: ArrayLike = True,
     stored: QTensor | None = None,

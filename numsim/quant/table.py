@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats
 from numsim.quant.types import Quant
 
@@ -23,6 +24,7 @@ _NVIDIA = "NVIDIA cuBLAS, block scaling with scale mode VEC16_UE4M3"
 SOURCES: dict[str, str] = {name: _NVIDIA if name == "nvfp4" else _OCP for name in QUANTS}
 
 
+@known_floats
 def as_quant(quant: str | Format | Quant) -> Quant:
     """Return a `Quant`: itself, a named one (``mxfp4_e2m1``), or the default of a format.
 

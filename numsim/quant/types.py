@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
@@ -23,6 +24,7 @@ CLIP_RULES = ("mse", "kl", "percentile:P")
 SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
 
 
+@known_floats
 @dataclass(frozen=True)
 class Quant:
     """A storage rule: format, scale granularity, scale format and rule, rounding, overflow.
@@ -168,6 +170,7 @@ def _block(block: object) -> int | tuple[int, int]:
     return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
 
 
+@known_floats
 @dataclass(frozen=True, eq=False)
 class QTensor:
     """A quantised tensor: value = scale x decode(code).

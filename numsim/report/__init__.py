@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.report.figures import draw_figures
 from numsim.report.page import write_markdown
 from numsim.report.tables import read_results
@@ -14,6 +15,7 @@ from numsim.report.training import is_training, training_files
 __all__ = ["write_report"]
 
 
+@known_floats
 def write_report(results: Path, out: Path) -> list[Path]:
     """Write ``report.md`` and its figures from the CSV file of a sweep.
 

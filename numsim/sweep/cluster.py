@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.jit import limit_threads
 from numsim.version import __version__
 
@@ -116,6 +117,7 @@ def _forget() -> None:
     _STATE.clear()
 
 
+@known_floats
 def _work(
     run: str, version: str, start: Callable[[A], S], argument: A, work: Callable[[S, I], R], item: I
 ) -> R:

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.jit import limit_threads, threads
 
 S = TypeVar("S")
@@ -47,10 +48,12 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@known_floats
 def _start(start: Callable[[A], S], argument: A, share: int) -> None:
     limit_threads(share)
     _STATE[:] = [start(argument)]
 
 
+@known_floats
 def _work(work: Callable[[Any, I], R], item: I) -> R:
     return work(_STATE[0], item)

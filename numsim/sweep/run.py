@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, load_model
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+@known_floats
 def sweep(
     spec: SweepSpec | dict[str, Any] | str | Path, *, progress: Progress | None = None
 ) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names
+from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.formats import Format, get_format
 from numsim.models import Recipe
 from numsim.models.gemm import fitting_rules
@@ -336,10 +335,9 @@ def cases(
                 for called, digest, unit in (units[t] for t in taken)
             ]  # fmt: skip
     if skipped:
-        warnings.warn(
+        warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
             SkippedWarning,
-            stacklevel=3,
         )
     for path in spec.recipes:
         recipe = Recipe.from_toml(path)

@@ -10,6 +10,7 @@ import numpy as np
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.ops import matmul
@@ -20,6 +21,7 @@ Operand = QTensor | Format | str
 _WIDEST = 1 << 20  # bits of a search that no real unit reaches
 
 
+@known_floats
 @dataclass(frozen=True)
 class AccumulatorBits:
     """Bits of a two's-complement accumulator that adds products exactly, sign included.
@@ -80,6 +82,7 @@ class AccumulatorBits:
         return min([*ends, top // -low] if low else ends, default=_WIDEST)
 
 
+@known_floats
 def accumulator_bits(
     a: Operand, b: Operand, *, k: int | None = None, symmetric: bool = False
 ) -> AccumulatorBits:

@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, index_of
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.targets.units import round_to
 
 
+@known_floats
 def epilogue(
     acc: ArrayLike,
     *,
@@ -125,6 +127,7 @@ def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
         return False
 
 
+@known_floats
 def requantize(
     acc: ArrayLike,
     *,

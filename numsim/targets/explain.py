@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
@@ -28,6 +29,7 @@ _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
 _INTEGERS = ((100, 100), (-7, 3), (127, 127), (1, -128))
 
 
+@known_floats
 def explain_mma(
     target: str | Target,
     *,

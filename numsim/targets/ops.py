@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -10,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, index_of
 from numsim.convert import cast
-from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
+from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, warn
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets import scaling, units
@@ -46,6 +46,7 @@ def matmul(
 ) -> tuple[NDArray[Any], MacStats]: ...  # fmt: skip
 
 
+@known_floats
 def matmul(
     a: QTensor,
     b: QTensor,
@@ -345,8 +346,7 @@ def _accumulator(
 def _warn(target: Target) -> None:
     if target.maturity in ("document", "assumed") and target.name not in _WARNED:
         _WARNED.add(target.name)
-        warnings.warn(
+        warn(
             f"{target.name}: no hardware recording confirms these rules ({target.evidence})",
             UnvalidatedWarning,
-            stacklevel=4,
         )

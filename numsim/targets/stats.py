@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.kernels import stats as kernels
 from numsim.kernels import stats_align
@@ -21,6 +22,7 @@ from numsim.targets.integers import limits, outside
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 
+@known_floats
 @dataclass(frozen=True)
 class MacStats:
     """What happened in every step of a matrix product; ``numsim.matmul(..., stats=True)``.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets import ops, scaling, units
@@ -116,6 +117,7 @@ class Tracer:
         return total
 
 
+@known_floats
 def trace(
     a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None = None,
     out_format: str | Format | None = None,

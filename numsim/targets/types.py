@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
@@ -181,6 +182,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 Maturity = Literal["definition", "silicon", "model", "document", "assumed"]
 
 
+@known_floats
 @dataclass(frozen=True)
 class Target:
     """A matrix-multiply unit.

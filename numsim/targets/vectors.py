@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import IntSum, Target
 
 
+@known_floats
 def export_vectors(
     path: str | Path,
     a: QTensor,

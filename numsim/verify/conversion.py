@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from numsim.arguments import OVERFLOWS, ROUNDINGS
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats
 from numsim.kernels import codec, jit
 
@@ -69,6 +70,7 @@ def formats_to_check() -> tuple[str, ...]:
     return tuple(f.name for f in every if f.kind == "float" and f.bits <= 16)
 
 
+@known_floats
 def check_every_float32(
     fmt: str | Format, *, start: int = 0, stop: int = 1 << 32,
     progress: Callable[[int, int], None] | None = None,
@@ -124,6 +126,7 @@ def check_every_float32(
     return one, other
 
 
+@known_floats
 def check_modes(fmt: str | Format) -> Check:
     """Compare every deterministic rounding and policy with the generic kernel, around all ties.
 
