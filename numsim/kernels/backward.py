@@ -2,9 +2,9 @@
 
 What is computed: for an array of any shape (elementwise) or rows [R, H], what `vector` and
 `vector_act` compute forward, differentiated. Float64 inside, one rounding to the type of the
-input, `vector`'s exp and its eight lanes for every sum along a row; sums over rows (weights, biases)
-are float64 in the order of the rows. Cells round every operation to the type of their arrays.
-Proof: ``tests/nn`` compares each with central differences and with recorded gradients.
+input, `vector`'s exp and its eight lanes for every sum along a row; sums over rows (weights,
+biases) are float64 in the order of the rows. Cells round every operation to the type of their
+arrays. Proof: ``tests/nn`` compares each with central differences and with recorded gradients.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def log(x: FloatArray) -> FloatArray:
 
 @inline
 def _slope(s: float, v: float, by: float) -> float:
-    """s + v s (1 - s) by: the derivative of v sigmoid(...), without 0 x Inf at its ends."""
+    """S + v s (1 - s) by: the derivative of v sigmoid(...), without 0 x Inf at its ends."""
     bend = s * (1.0 - s)
     return s if bend == 0.0 else s + v * bend * by
 
@@ -351,7 +351,8 @@ def add_rows(ids: NDArray[np.int64], g: FloatArray, rows: int) -> FloatArray:
 @kernel
 def lstm_cell(
     xw: FloatArray, hw: FloatArray, bias_x: FloatArray, bias_h: FloatArray, c: FloatArray,
-    gates: FloatArray, new_c: FloatArray, squashed: FloatArray, h: FloatArray, start: int, stop: int,
+    gates: FloatArray, new_c: FloatArray, squashed: FloatArray, h: FloatArray,
+    start: int, stop: int,
 ) -> None:  # fmt: skip
     """Rows start..stop of a step: products xw, hw [B, 4H] and the state c [B, H].
 

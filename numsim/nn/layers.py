@@ -1,4 +1,4 @@
-"""Layers as frozen data: sizes and switches. What they compute is in `run`, their start in `init`."""
+"""Layers as frozen data: sizes and switches. `run` computes them, `start` begins them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and their gradients: float64 inside, the gradient rounded once to the prediction's type."""
+"""Losses and their gradients: float64 inside, the gradient rounded to the prediction's type."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def loss(
         return _cross_entropy(x, t, ignore_index)
     if t.shape != x.shape:
         raise NumsimError(
-            f"nn.loss: target has the shape of the prediction, {list(x.shape)}; got "
-            f"{list(t.shape)}"
+            f"nn.loss: target has the shape of the prediction, {list(x.shape)}; got {list(t.shape)}"
         )
     _refuse_nan(t)
     if name == "mse":

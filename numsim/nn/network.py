@@ -110,9 +110,7 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     ('llama', (192, 192))
     """
     if not isinstance(model, Model):
-        raise NumsimError(
-            f"from_model: a model of numsim.load_model; got {type(model).__name__}"
-        )
+        raise NumsimError(f"from_model: a model of numsim.load_model; got {type(model).__name__}")
     _check(model.arch)
     ours = tensor_shapes(model.arch)
     layer = Network(model.arch, tuple((name, model.places[name]) for name in ours))
@@ -135,13 +133,12 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
 
 # What this module's blocks cover, by field of `Arch`: a new field of a family that is not listed
 # here is refused, so that no network is trained as another one.
-_KNOWN = frozenset(
-    """family vocab hidden layers heads kv_heads head_dim v_head_dim intermediate activation
-    norm_eps attn_scale norm residual final_norm qk_norm latent_eps rope positions position_offset
-    masked_positions buckets bucket_distance causal windows attn_cap scale_by_layer qkv_bias o_bias
-    mla gated mlp_bias moe embed_dim embed_scale embed_norm token_types tied head head_bias
-    head_scale head_cap pooler decoder_layers decoder_start""".split()
-)
+_FIELDS = """family vocab hidden layers heads kv_heads head_dim v_head_dim intermediate activation
+norm_eps attn_scale norm residual final_norm qk_norm latent_eps rope positions position_offset
+masked_positions buckets bucket_distance causal windows attn_cap scale_by_layer qkv_bias o_bias mla
+gated mlp_bias moe embed_dim embed_scale embed_norm token_types tied head head_bias head_scale
+head_cap pooler decoder_layers decoder_start"""
+_KNOWN = frozenset(_FIELDS.split())
 
 
 def _check(arch: Arch) -> None:
@@ -277,8 +274,10 @@ def _mixture(r: Recorder, a: Arch, layer: str, x: int, moe: Moe) -> int:
     flat = ops.reshape(r, x, -1, shape[-1])
     logits = ops.product(r, f"{layer}.router", flat, r.param(f"{layer}.router.weight"))
     soft = moe.score == "softmax"
-    scores = ops.softmax(r, ops.reshape(r, logits, 1, -1, moe.experts)) if soft else (
-        ops.activation(r, logits, "sigmoid")
+    scores = (
+        ops.softmax(r, ops.reshape(r, logits, 1, -1, moe.experts))
+        if soft
+        else (ops.activation(r, logits, "sigmoid"))
     )
     scores = ops.reshape(r, scores, -1, moe.experts)
     fixed = r.array(r.param(f"{layer}.router.correction")) if moe.correction else None

@@ -80,7 +80,7 @@ def _reshape_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 
 def reshape(r: Recorder, x: int, *shape: int) -> int:
-    """The same values in another shape."""
+    """Return the same values in another shape."""
     value = r.array(x)
     return r.apply(_reshape_back, (x,), value.reshape(shape), value.shape)
 
@@ -114,7 +114,7 @@ def _part_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 
 def part(r: Recorder, x: int, at: At, heads: int) -> int:
-    """The rows of one of several tensors that are stored as one."""
+    """Return the rows of one of several tensors that are stored as one."""
     value = r.array(x)
     rows = len(value) // at.parts
     if at.by_head:
@@ -218,7 +218,7 @@ def pick(r: Recorder, x: int, index: Any) -> int:
 
 
 def _share_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    x, y, total = saved
+    y, total = saved
     inner = slopes.column_sums(np.ascontiguousarray((g * y).T))
     return ((g - inner[:, None]) / total[:, None],)
 
@@ -232,14 +232,12 @@ def share(r: Recorder, x: int, tiny: float) -> int:
     if tiny:
         total = total + values.dtype.type(tiny)
     y = values / total[:, None]
-    return r.apply(_share_back, (x,), y, values, y, total)
+    return r.apply(_share_back, (x,), y, y, total)
 
 
 def _norm_back(c: Context, saved: Any, g: Array) -> tuple[Array | None, ...]:
     x, weight, eps, offset, centre, affine = saved
-    dx, dweight, dbias = slopes.norm_backward(
-        x, weight, g, eps=eps, offset=offset, centre=centre
-    )
+    dx, dweight, dbias = slopes.norm_backward(x, weight, g, eps=eps, offset=offset, centre=centre)
     return (dx, dweight, dbias)[: 1 + affine]
 
 
@@ -267,7 +265,7 @@ def _activation_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 
 def activation(r: Recorder, x: int, name: str) -> int:
-    """An activation by its spelling in a config."""
+    """Apply an activation by its spelling in a config."""
     work = vector_act.ACTIVATIONS[name]
     value = r.array(x)
     return r.apply(_activation_back, (x,), work(value), value, work.__name__)
@@ -332,7 +330,7 @@ def attend(
     r: Recorder, name: str, q: int, k: int, v: int, *, scale: float, cap: float | None = None,
     bias: int | None = None, **mask: Any,
 ) -> int:  # fmt: skip
-    """Softmax(scale q k^T + bias) v, q [B, N, T, D], k [B, G, S, D], v [B, G, S, E] -> [B, N, T, E].
+    """Softmax(scale q k^T + bias) v: q [B, N, T, D], k [B, G, S, D], v [B, G, S, E].
 
     Query head n reads key head ``n // (N / G)``; products ``{name}qk`` and ``{name}pv``.
     """

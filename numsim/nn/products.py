@@ -139,7 +139,8 @@ def hadamard(x: Array, signs: Array) -> Array:
         y = np.stack([low + high, low - high], axis=-2).reshape(y.shape)
         half *= 2
     root = values.dtype.type(1.0 / np.sqrt(n))
-    return (y * root).reshape(values.shape)
+    result: Array = (y * root).reshape(values.shape)
+    return result
 
 
 def chains(a: Array, b: Array) -> Array:
@@ -206,7 +207,7 @@ class Operands:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q
 
-    def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, int]:
+    def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
             return {}
         c = self.context
@@ -216,6 +217,7 @@ class Operands:
         c, key = self.context, f"{self.name}.{tensor}"
         rule = replace(self.rule.delayed, format=quant.format)
         state = c.scaling[key] if key in c.scaling else rule.init()
+        q: QTensor
         q, c.scaling[key] = rule.quantize(source, state)
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
@@ -298,6 +300,8 @@ def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
 def _clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
     """Return a gradient with 0 where storage saturated the value."""
     values = source.dequantize() if isinstance(source, QTensor) else source
-    scale = np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
+    scale = (
+        np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
+    )
     top, low = np.float64(stored.fmt.max) * scale, np.float64(stored.fmt.min) * scale
     return np.where((values > top) | (values < low), np.float32(0), gradient)

@@ -30,7 +30,7 @@ def _threads(batch: int, weight_h: Any) -> Any:
 
 
 def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) -> tuple[int, ...]:
-    """y [B, T, H], h, c of an LSTM; x [B, T, K], states [B, H]; gates in rows i, f, g, o.
+    """Return y [B, T, H], h, c of an LSTM; x [B, T, K], states [B, H]; gates in rows i, f, g, o.
 
     `params`: weight_ih [4H, K], weight_hh [4H, H] and, with biases, bias_ih, bias_hh [4H].
     """
@@ -76,7 +76,9 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            dh, _ = backward_product(c, recurrent[t], here, weights=False)
+            through, _ = backward_product(c, recurrent[t], here, weights=False)
+            assert through is not None
+            dh = through
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
 
 
@@ -109,7 +111,9 @@ def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Arr
 
 
 def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[int, ...]:
-    """y [B, T, H] and h of a GRU; gates in rows r, z, n; n = tanh(W_in x + b_in + r (W_hn h + b_hn)).
+    """Return y [B, T, H] and h of a GRU; gates in rows r, z, n.
+
+    n = tanh(W_in x + b_in + r (W_hn h + b_hn)).
 
     `params` as for `lstm`, of 3H rows.
     """
@@ -150,9 +154,17 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
         for t in reversed(range(steps)):
             dh = dh + dy[:, t]
             cells.gru_cell_backward(
-                dh, gates[:, t], inner[:, t], before_h[:, t], dx_gates[:, t], dh_gates[:, t], 0, batch
+                dh,
+                gates[:, t],
+                inner[:, t],
+                before_h[:, t],
+                dx_gates[:, t],
+                dh_gates[:, t],
+                0,
+                batch,
             )
             here = np.ascontiguousarray(dh_gates[:, t])
             through, _ = backward_product(c, recurrent[t], here, weights=False)
+            assert through is not None
             dh = dh + through
     return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)

@@ -202,9 +202,7 @@ def _float(r: Recorder, layer: Any, inputs: list[Any], at: int, *shape: int | No
 def _count(layer: Any, inputs: list[Any], least: int, most: int) -> None:
     if not least <= len(inputs) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
-        raise NumsimError(
-            f"nn.{type(layer).__name__}: takes {wanted} inputs; got {len(inputs)}"
-        )
+        raise NumsimError(f"nn.{type(layer).__name__}: takes {wanted} inputs; got {len(inputs)}")
 
 
 def _linear(r: Recorder, layer: layers.Linear, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
@@ -221,7 +219,7 @@ def _embedding(
     ids = inputs[0]
     if not isinstance(ids, np.ndarray):
         raise NumsimError("nn.Embedding: the input is an integer array of ids; got numbers")
-    if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < layer.rows):
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < layer.rows):
         worst = int(ids.max()) if int(ids.max()) >= layer.rows else int(ids.min())
         raise NumsimError(
             f"nn.Embedding: ids lie from 0 to {layer.rows - 1}; got {worst}; encode the text with "
@@ -285,7 +283,9 @@ def _layer_norm(
     return (ops.layer_norm(r, x, weight, bias, eps=layer.eps),)
 
 
-def _rms_norm(r: Recorder, layer: layers.RMSNorm, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
+def _rms_norm(
+    r: Recorder, layer: layers.RMSNorm, prefix: str, inputs: list[Any]
+) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, layer.width)
     return (ops.rms_norm(r, x, r.param(f"{prefix}weight"), eps=layer.eps),)
@@ -296,18 +296,21 @@ def _attention(
 ) -> tuple[int, ...]:
     _count(layer, inputs, 3, 3)
     q, k, v = (_float(r, layer, inputs, at, None, None, None, None) for at in range(3))
-    (b, heads, steps, width), (bk, groups, seen, wk), vs = (np.shape(r.values[s]) for s in (q, k, v))
+    (b, heads, steps, width), (bk, groups, seen, wk), vs = (
+        np.shape(r.values[s]) for s in (q, k, v)
+    )
     fits = b == bk and width == wk and vs[:3] == (bk, groups, seen) and heads % max(groups, 1) == 0
     if not fits or 0 in (heads, groups, seen, width):
         raise NumsimError(
             "nn.Attention: q is [B, heads, T, d], k and v [B, kv_heads, S, d], heads a multiple of "
             f"kv_heads; got {[list(np.shape(r.values[s])) for s in (q, k, v)]}"
         )
-    mask = {}
+    mask: dict[str, Any] = {}
     if layer.causal:
         if steps > seen:
             raise NumsimError(
-                f"nn.Attention: causal queries are the last of the keys, T <= S; got {steps}, {seen}"
+                "nn.Attention: causal queries are the last of the keys, T <= S; got "
+                f"{steps}, {seen}"
             )
         mask["last"] = np.arange(seen - steps + 1, seen + 1)
     scale = 1.0 / float(np.sqrt(np.float64(width)))
@@ -341,9 +344,7 @@ def _convolution(
     shape = np.shape(r.values[x])
     batch, channels, spatial = shape[0], shape[1], shape[2:]
     padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p in sizes]
-    out = tuple(
-        (n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(spatial, sizes, strict=True)
-    )
+    out = tuple((n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(spatial, sizes, strict=True))
     if min(out) < 1:
         raise NumsimError(
             f"nn.{type(layer).__name__}: the kernel fits the padded input; got {list(shape)} and "

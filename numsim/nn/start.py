@@ -139,4 +139,5 @@ def _values(layer: Any, name: str, shape: tuple[int, ...], seed: int) -> NDArray
     else:
         terms = int(np.prod(layers.param_shapes(layer)["weight"][1:]))
     spread = 1.0 / np.sqrt(np.float64(terms))
-    return ((2.0 * uniform(count, seed, name) - 1.0) * spread).astype(np.float32).reshape(shape)
+    start: NDArray[np.float64] = (2.0 * uniform(count, seed, name) - 1.0) * spread
+    return start.astype(np.float32).reshape(shape)

@@ -77,9 +77,7 @@ class Recorder:
         value = self.values[slot]
         return value.dequantize() if isinstance(value, QTensor) else value
 
-    def apply(
-        self, backward: Backward, inputs: Sequence[int], value: Any, *saved: Any
-    ) -> int:
+    def apply(self, backward: Backward, inputs: Sequence[int], value: Any, *saved: Any) -> int:
         """Write a step with one output; return its number."""
         out = self.put(value)
         self.steps.append(Step(backward, saved, tuple(inputs), (out,)))

@@ -110,8 +110,7 @@ def findings(table: pd.DataFrame) -> list[str]:
     pairs = [
         (name, name.removesuffix("_rne") + "_sr")
         for name in table.index
-        if str(name).endswith("_stored_rne")
-        and name.removesuffix("_rne") + "_sr" in table.index
+        if str(name).endswith("_stored_rne") and name.removesuffix("_rne") + "_sr" in table.index
     ]
     costs = [-table.loc[rne, "gain"] for rne, _ in pairs if table.loc[rne, "gain"] < 0]
     if costs:
@@ -181,7 +180,9 @@ def _results(table: pd.DataFrame) -> list[str]:
     def pair(value: float, spread: float, form: str) -> str:
         if math.isnan(value):
             return ""
-        return f"{value:{form}}" + ("" if math.isnan(spread) else f" ± {abs(spread):{form.lstrip('+')}}")
+        return f"{value:{form}}" + (
+            "" if math.isnan(spread) else f" ± {abs(spread):{form.lstrip('+')}}"
+        )
 
     heads = ["recipe", "seeds", "accuracy %", "loss", "vs float32, points", "gradients lost %"]
     body = []

@@ -13,6 +13,7 @@ from numsim.train.text import STOP_WORDS, Vocabulary, clean, read_messages
 
 __all__ = [
     "SGD", "STOP_WORDS", "Adam", "AdamW", "DelayedScaling", "DelayedState", "Fit", "LossScale",
-    "LossScaleState", "Recipe", "Rule", "State", "Vocabulary", "bundled_model", "classify", "clean", "evaluate", "fit", "hadamard",
-    "integer_update", "list_recipes", "read_messages", "recipe", "store", "to_int8",
+    "LossScaleState", "Recipe", "Rule", "State", "Vocabulary", "bundled_model", "classify",
+    "clean", "evaluate", "fit", "hadamard", "integer_update", "list_recipes", "read_messages",
+    "recipe", "store", "to_int8",
 ]  # fmt: skip

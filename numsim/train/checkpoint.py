@@ -73,9 +73,7 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any], **rest: Any
     return path
 
 
-def read_checkpoint(
-    folder: Path, tree: T, facts: dict[str, Any]
-) -> tuple[T, dict[str, Any]]:
+def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> tuple[T, dict[str, Any]]:
     """Return `tree` with the leaves that the checkpoint in `folder` holds, and the rest.
 
     Parameters
@@ -179,8 +177,10 @@ def _filled(
             return type(tree)(*values.values())
         if isinstance(tree, tuple | list):
             return type(tree)(values.values())
-        return replace(tree, packed={}, **values) if isinstance(tree, QTensor) else replace(
-            tree, **values
+        return (
+            replace(tree, packed={}, **values)
+            if isinstance(tree, QTensor)
+            else replace(tree, **values)
         )
     if tree is None or isinstance(tree, _FIXED):
         return tree

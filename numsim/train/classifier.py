@@ -190,8 +190,7 @@ def classify(
     data = read_corpus(train_file, test_file) if texts is None else texts
     if loss != "cross_entropy" and data.classes > 2:
         raise NumsimError(
-            f"classify: {loss} is for two classes; the texts have {data.classes}; use "
-            "cross_entropy"
+            f"classify: {loss} is for two classes; the texts have {data.classes}; use cross_entropy"
         )
     outputs = data.classes if loss == "cross_entropy" else 1
     layer = classifier(data.rows, outputs=outputs)
@@ -228,4 +227,3 @@ def read_corpus(
     if test_file is None and train is messages:
         test = []
     return corpus(train, test, **how)
-

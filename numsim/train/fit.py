@@ -194,11 +194,13 @@ def fit(
         None if loss_scale is None else loss_scale.init(), {},
     )  # fmt: skip
     folder = None if checkpoint is None else Path(checkpoint)
-    facts = _facts(layer, recipe, optimizer, loss, steps, batch, seed, decay, loss_scale, inputs, targets)
+    facts = _facts(
+        layer, recipe, optimizer, loss, steps, batch, seed, decay, loss_scale, inputs, targets
+    )
     if folder is not None and resume and (folder / "checkpoint.safetensors").exists():
         _restore(run, folder, facts)
-    score = None if unseen is None else (
-        lambda p: evaluate(layer, p, unseen, loss=loss, recipe=recipe)
+    score = (
+        None if unseen is None else (lambda p: evaluate(layer, p, unseen, loss=loss, recipe=recipe))
     )
     try:
         while run.step < steps:
@@ -214,7 +216,9 @@ def fit(
     except NumsimError as error:
         if folder is not None and run.step:
             _write(run, folder, facts)
-            raise NumsimError(f"{error}; the checkpoint of step {run.step} is in {folder}") from None
+            raise NumsimError(
+                f"{error}; the checkpoint of step {run.step} is in {folder}"
+            ) from None
         raise
     return _fit(run)
 

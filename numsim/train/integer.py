@@ -1,4 +1,4 @@
-"""A training step without floats: INT32 sums become INT8 codes by shifts, updates round at random."""
+"""A training step without floats: INT32 sums become INT8 codes by shifts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ def _check_bits(who: str, bits: object) -> int:
     return int(bits)  # type: ignore[call-overload, no-any-return]
 
 
-def _random(
-    who: str, random: ArrayLike, shape: tuple[int, ...], shift: int
-) -> NDArray[np.int64]:
+def _random(who: str, random: ArrayLike, shape: tuple[int, ...], shift: int) -> NDArray[np.int64]:
     r = _integers(f"{who}: random", random)
     if r.shape != shape:
         raise NumsimError(f"{who}: random has the shape of acc, {shape}; got {r.shape}")
-    return r & ((1 << shift) - 1)  # of wider integers the lowest bits
+    low: NDArray[np.int64] = r & ((1 << shift) - 1)  # of wider integers the lowest bits
+    return low
 
 
 def _divided(
@@ -52,7 +51,8 @@ def _divided(
         up = (rest > half) | ((rest == half) & (whole & 1 == 1))
     else:
         up = rest + random >= one
-    return np.sign(acc) * (whole + up)
+    divided: NDArray[np.int64] = np.sign(acc) * (whole + up)
+    return divided
 
 
 def to_int8(
@@ -137,7 +137,9 @@ def integer_update(
             f"integer_update: acc has the shape of w, {codes.shape}; got {array.shape}"
         )
     if codes.size and max(int(codes.max()), -int(codes.min())) > LIMIT:
-        raise NumsimError(f"integer_update: w lies within +-{LIMIT}; got {codes.min()} to {codes.max()}")
+        raise NumsimError(
+            f"integer_update: w lies within +-{LIMIT}; got {codes.min()} to {codes.max()}"
+        )
     shift = _shift(array, _check_bits("integer_update", bits))
     drawn = None if random is None else _random("integer_update", random, array.shape, shift)
     changed = np.clip(codes - _divided(array, shift, drawn), -LIMIT, LIMIT)

@@ -131,9 +131,7 @@ class _Kept:
         slots: dict[str, dict[str, Any]] = {}
         for name, value in params.items():
             wide = _value(value)
-            slots[name] = {
-                slot: np.zeros(wide.shape, wide.dtype) for slot in self._slots()
-            }
+            slots[name] = {slot: np.zeros(wide.shape, wide.dtype) for slot in self._slots()}
             if own.master:
                 slots[name]["master"] = wide.copy()
             if getattr(own, "moments", None) is not None:
@@ -211,15 +209,13 @@ class _Kept:
         if moments is None:
             return dict(after)
         own: Any = self
-        how = {
+        how: dict[str, dict[str, Any]] = {
             slot: {"seed": stream_key(own.seed, name, slot, t)} if moments.rounding == "sr" else {}
             for slot in after
         }
         return {slot: quantize(v, moments, **how[slot]) for slot, v in after.items()}
 
-    def _stored(
-        self, name: str, value: Array, given: Any, t: int, random: ArrayLike | None
-    ) -> Any:
+    def _stored(self, name: str, value: Array, given: Any, t: int, random: ArrayLike | None) -> Any:
         own: Any = self
         quant: Quant | None = own.storage
         if quant is None and not isinstance(given, QTensor):
@@ -231,9 +227,11 @@ class _Kept:
             )
         draws: dict[str, Any] = {}
         if quant.rounding == "sr":
-            draws = {"seed": stream_key(own.seed, name, "storage", t)} if random is None else {
-                "random": random
-            }
+            draws = (
+                {"seed": stream_key(own.seed, name, "storage", t)}
+                if random is None
+                else {"random": random}
+            )
         if own.keep_scale and isinstance(given, QTensor):
             into = given
         elif quant.granularity in ("none", "per_tensor") and quant.scale_rule == "amax":

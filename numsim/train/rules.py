@@ -221,7 +221,9 @@ def _quant(value: Any) -> Quant | None:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        table = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        table: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         try:
             return Quant(**table)
         except TypeError as error:

@@ -1,4 +1,4 @@
-"""Scales over time: of tensors from the amaxes of earlier steps, of the loss from what overflowed."""
+"""Scales over time: of tensors from earlier amaxes, of the loss from what overflowed."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class LossScaleState(NamedTuple):
     """The scale in force, and the finite steps since it changed."""
 
     scale: np.float32
-    count: int
+    finite_steps: int
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,10 @@ class LossScale:
         """Return the state after a step whose gradients were finite or not."""
         if not finite:
             return LossScaleState(np.float32(state.scale * np.float32(self.backoff)), 0)
-        if state.count + 1 >= self.interval:
+        if state.finite_steps + 1 >= self.interval:
             grown = np.float32(state.scale * np.float32(self.growth))
             return LossScaleState(min(grown, _FLOAT32_MAX), 0)
-        return LossScaleState(state.scale, state.count + 1)
+        return LossScaleState(state.scale, state.finite_steps + 1)
 
 
 def all_finite(gradients: dict[str, Any]) -> bool:

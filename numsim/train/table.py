@@ -23,7 +23,7 @@ _ROWS_SR = replace(_ROWS, rounding="sr")
 
 
 def _same(x: QuantLike, w: QuantLike, g: QuantLike, **more: Any) -> dict[str, Any]:
-    """The usual three products: x and w forward, g and w for dx, g and x for dW."""
+    """Return the usual three products: x and w forward, g and w for dx, g and x for dW."""
     return {"x": x, "w": w, "g": g} | more
 
 
@@ -47,7 +47,7 @@ TABLE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SOURCES = {
     "float32": "a chain of fused multiply-adds",
-    "fp8_hybrid": "Micikevicius et al., arXiv 2209.05433: E4M3 forward, E5M2 gradients; amax of now",
+    "fp8_hybrid": "Micikevicius et al., arXiv 2209.05433: E4M3 forward, E5M2 gradients",
     "fp8_e4m3": "one format everywhere, as DeepSeek-V3 trains",
     "fp8_e5m2": "one format everywhere",
     "fp8_delayed": "TransformerEngine's delayed scaling",
@@ -122,7 +122,7 @@ def recipe(name: str, *, target: str | Target | None = None, **changes: Any) -> 
     out_format = changes.pop("out_format", "float32")
     make = _products(target, out_format)
     rule = Rule(forward=make(x, w), dgrad=make(g, w), wgrad=make(g, x), **entry)
-    own = {key: changes.pop(key) for key in ("seed", "storage") if key in changes}
+    own: dict[str, Any] = {key: changes.pop(key) for key in ("seed", "storage") if key in changes}
     unknown = sorted(set(changes) - {"source", "gradient_scale", "hadamard", "clip_gradient",
                                      "delayed", *("forward", "dgrad", "wgrad")})  # fmt: skip
     if unknown:
@@ -143,7 +143,11 @@ def _products(
         ]
         unit: str | Target = "ideal.fp32"
         if None in (left, right) and target is not None:
-            unit = target if get_target(target).name.startswith("ideal.") and not any(integers) else unit
+            unit = (
+                target
+                if get_target(target).name.startswith("ideal.") and not any(integers)
+                else unit
+            )
         elif target is not None:
             unit = target
         elif all(integers):

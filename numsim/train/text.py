@@ -22,16 +22,14 @@ _MOST_BYTES = 1 << 30  # of an unpacked file of messages
 
 # Words that carry grammar, not meaning. Source: the function words of English (articles,
 # pronouns, prepositions, conjunctions, auxiliaries) as any grammar lists them.
-STOP_WORDS = frozenset(
-    """a an the and or but nor so yet if then than because while although though as of at by for
-    with about against between into through during before after above below to from up down in out
-    on off over under again further once i me my mine myself we us our ours ourselves you your
-    yours yourself yourselves he him his himself she her hers herself it its itself they them their
-    theirs themselves this that these those who whom whose which what where when why how all any
-    both each few more most other some such no not only own same too very am is are was were be
-    been being have has had having do does did doing will would shall should can could may might
-    must""".split()
-)
+_STOP = """a an the and or but nor so yet if then than because while although though as of at by
+for with about against between into through during before after above below to from up down in out
+on off over under again further once i me my mine myself we us our ours ourselves you your yours
+yourself yourselves he him his himself she her hers herself it its itself they them their theirs
+themselves this that these those who whom whose which what where when why how all any both each few
+more most other some such no not only own same too very am is are was were be been being have has
+had having do does did doing will would shall should can could may might must"""
+STOP_WORDS = frozenset(_STOP.split())
 
 
 def clean(
@@ -137,7 +135,8 @@ class Vocabulary:
         """
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 3:
             raise NumsimError(
-                f"Vocabulary.build: size is an integer from 3 (padding, unknown, a word); got {size!r}"
+                f"Vocabulary.build: size is an integer from 3 (padding, unknown, a word); got "
+                f"{size!r}"
             )
         counts = Counter(word for text in texts for word in _words(text))
         for word in never:
@@ -158,9 +157,7 @@ class Vocabulary:
             For a length below 1, or a text without a word, by its index.
         """
         if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-            raise NumsimError(
-                f"Vocabulary.encode: length is an integer from 1; got {length!r}"
-            )
+            raise NumsimError(f"Vocabulary.encode: length is an integer from 1; got {length!r}")
         known = {word: at for at, word in enumerate(self.words)}
         rows = []
         for at, text in enumerate(texts):
