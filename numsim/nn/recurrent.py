@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels import backward as cells
+from numsim.kernels import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
+from numsim.nn import fused
 from numsim.nn.products import Context, Operands, backward_product, forward_product
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
@@ -49,9 +51,17 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     last_h, last_c = np.array(r.array(h0)), np.array(r.array(c0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
+    name = f"{prefix}recurrent"
+    one_call = fused.forward(c, name, weight_h, codes)
+    done = 0
+    if one_call is not None:
+        done = kernel.lstm_forward(
+            xw, *one_call, bias_x, bias_h, last_h, last_c, gates, before_h, before_c, squashed, h
+        )
+        recurrent = [None] * done
     with _threads(batch, weight_h):
-        for t in range(steps):
-            hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
+        for t in range(done, steps):
+            hw, saved = forward_product(c, name, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t], before_c[:, t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
@@ -60,26 +70,47 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
                 0, batch,
             )  # fmt: skip
             h[:, t], last_h, last_c = new_h, new_h, new_c
-    kept = (saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params))
+    kept = (
+        saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params), codes
+    )  # fmt: skip
     return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
 
 
 def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array) -> Any:
-    saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count = saved
+    saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dgates = np.empty_like(gates)
     dh, dc = np.array(dh_last), np.array(dc_last)
+    name = f"{prefix}recurrent"
+    one_call = fused.backward(c, name, weight_h, codes)
+    done = 0
+    if one_call is not None:
+        lost = np.zeros(2, np.int64)
+        done = kernel.lstm_backward(
+            np.ascontiguousarray(dy), *one_call, gates, before_c, squashed, dh, dc, dgates, lost
+        )
+        fused.count(c, lost)
     with _threads(batch, weight_h):
-        for t in reversed(range(steps)):
+        for t in reversed(range(steps - done)):
             dh = dh + dy[:, t]
             cells.lstm_cell_backward(
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            through, _ = backward_product(c, recurrent[t], here, weights=False)
-            assert through is not None
-            dh = through
+            dh = _through(c, name, recurrent[t], before_h[:, t], weight_h, codes, here)
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
+
+
+def _through(
+    c: Context, name: str, saved: Any, h: Array, weight_h: Any, codes: dict[Any, QTensor], g: Array
+) -> Array:
+    """Return the gradient of the state before a step; `saved` of its product, None: fused."""
+    if saved is None:
+        sources = {"x": np.ascontiguousarray(h), "w": weight_h}
+        saved = (Operands(c, name, c.rule(name), sources, codes),)
+    dh, _ = backward_product(c, saved, g, weights=False)
+    assert dh is not None
+    return dh
 
 
 def _all_steps(

@@ -33,8 +33,12 @@ class Lost:
         if tensor != "g":
             return
         live = values != 0
-        self.elements += int(np.count_nonzero(live))
-        self.zeroed += int(np.count_nonzero(live & _is_zero(q)))
+        self.add(int(np.count_nonzero(live)), int(np.count_nonzero(live & _is_zero(q))))
+
+    def add(self, elements: int, zeroed: int) -> None:
+        """Count elements that were stored elsewhere."""
+        self.elements += elements
+        self.zeroed += zeroed
 
 
 @dataclass
