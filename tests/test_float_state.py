@@ -191,7 +191,9 @@ EXEMPT = {
     "load_text_tools", "rule_for",
 }  # fmt: skip
 NO_ARITHMETIC = ("__hash__", "__reduce__", "__annotate_func__")
-PACKAGES = ("formats", "quant", "targets", "models", "sweep", "explain", "verify", "report")
+PACKAGES = (
+    "formats", "quant", "targets", "models", "nn", "train", "sweep", "explain", "verify", "report",
+)  # fmt: skip
 
 
 def _public() -> dict[str, Any]:

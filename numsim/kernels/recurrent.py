@@ -48,8 +48,8 @@ class Rounding(NamedTuple):
 
 
 @intrinsic
-def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` of float32, rounded once."""
+def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return ``a * b + c`` of float32, rounded once."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         single = ir.FloatType()
@@ -58,6 +58,9 @@ def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.call(name, args)
 
     return types.float32(types.float32, types.float32, types.float32), emit
+
+
+fma: Any = _fma  # its first argument is the compiler's
 
 
 @inline
@@ -152,7 +155,7 @@ def lstm_forward(
     for t in range(steps):
         scale, _ = _rounded(h, codes, how)
         if scale < np.float32(0.0):
-            return t
+            return int(t)
         _times(codes, w, np.float32(scale * scale_w), quantum, hw)
         for b in range(batch):
             for j in range(hidden):
@@ -176,7 +179,7 @@ def lstm_forward(
             for j in range(hidden):
                 h[b, j] = row[3 * hidden + j] * squashed[b, t, j]
                 y[b, t, j] = h[b, j]
-    return steps
+    return int(steps)
 
 
 @kernel
@@ -204,25 +207,23 @@ def lstm_backward(
                 through = np.float32(np.float32(up * o) * np.float32(one - np.float32(s * s)))
                 whole = np.float32(dc[b, j] + through)
                 here[b, j] = np.float32(whole * g) * np.float32(i * np.float32(one - i))
-                here[b, hidden + j] = (
-                    np.float32(whole * before_c[b, t, j]) * np.float32(f * np.float32(one - f))
+                here[b, hidden + j] = np.float32(whole * before_c[b, t, j]) * np.float32(
+                    f * np.float32(one - f)
                 )
-                here[b, 2 * hidden + j] = (
-                    np.float32(whole * i) * np.float32(one - np.float32(g * g))
+                here[b, 2 * hidden + j] = np.float32(whole * i) * np.float32(
+                    one - np.float32(g * g)
                 )
-                here[b, 3 * hidden + j] = (
-                    np.float32(up * s) * np.float32(o * np.float32(one - o))
-                )
+                here[b, 3 * hidden + j] = np.float32(up * s) * np.float32(o * np.float32(one - o))
                 dc[b, j] = whole * f
             for j in range(width):
                 dgates[b, t, j] = here[b, j]
         scale, zeroed = _rounded(here, codes, how)
         if scale < np.float32(0.0):
-            return back
+            return int(back)
         if how.kind != AS_IT_IS:
             lost[1] += zeroed
             for b in range(batch):
                 for j in range(width):
                     lost[0] += 1 if here[b, j] != np.float32(0.0) else 0
         _times(codes, w, np.float32(scale * scale_w), quantum, dh)
-    return steps
+    return int(steps)

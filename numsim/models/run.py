@@ -14,7 +14,6 @@ from numsim.float_state import known_floats
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
-from numsim.models.config import At
 from numsim.models.checks import (
     check_past,
     check_positions,
@@ -26,6 +25,7 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
+from numsim.models.config import At
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of

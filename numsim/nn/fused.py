@@ -12,9 +12,9 @@ from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant
-from numsim.targets.types import IntSum, Mac
 from numsim.targets.chains import restarts
 from numsim.targets.ops import class_for
+from numsim.targets.types import IntSum, Mac
 
 Call = tuple[NDArray[np.float32], Rounding, np.float32, np.float32]
 _NOTHING = np.float32(0)
@@ -102,9 +102,7 @@ def _rounding(quant: Quant, before: np.float32) -> Rounding | None:
         if scaled and unit != 1:
             return None
         top, low = np.float32(f.max) * unit, np.float32(f.min) * unit
-        return Rounding(
-            INTEGER, scaled, top, low, unit, np.uint32(0), _NOTHING, _NOTHING, before
-        )
+        return Rounding(INTEGER, scaled, top, low, unit, np.uint32(0), _NOTHING, _NOTHING, before)
     if f.kind != "float" or f.precision < 2 or not f.zero or f.emax > 60 or f.emin < -60:
         return None
     magic = np.float32(2.0 ** (f.emin - (f.precision - 1) + 23))

@@ -7,6 +7,7 @@ from typing import Any
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.kernels.vector_act import ACTIVATIONS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -205,6 +206,7 @@ def check_layer(layer: Any, where: str = "nn") -> None:
         raise NumsimError(f"{where}: a layer is one of {names}, from_model; got {layer!r:.60}")
 
 
+@known_floats
 def param_shapes(layer: Any, prefix: str = "") -> Shapes:
     """Return the parameters of a layer and their shapes, by torch's names.
 
@@ -243,6 +245,7 @@ def param_shapes(layer: Any, prefix: str = "") -> Shapes:
     return {prefix + name: shape for name, shape in own.items()}
 
 
+@known_floats
 def product_names(layer: Any, prefix: str = "") -> tuple[str, ...]:
     """Return the names of the matrix products of a layer, in the order they run.
 

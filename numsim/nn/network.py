@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
 from numsim.models import Model
 from numsim.models.arch import Arch, Moe, Stack, gemm_names, has_experts, stacks, tensor_shapes
 from numsim.models.blocks import route
@@ -80,6 +81,7 @@ class _Named(Recorder):
         return self.parts[name]
 
 
+@known_floats
 def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     """Return a model as a trainable layer, and its parameters in float32 as a state dict has them.
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.gemm_fma import gemm_fma, pack_b
 from numsim.kernels.philox import random_words
 from numsim.models.gemm import RAW, probe
@@ -91,6 +92,7 @@ def random_signs(count: int, *parts: object) -> NDArray[np.float32]:
     return np.where(words >> np.uint64(63), np.float32(-1), np.float32(1))
 
 
+@known_floats
 def hadamard(x: Array, signs: Array) -> Array:
     """Return (x * signs) H / sqrt(n) on groups of n = len(signs) of the last axis.
 

@@ -71,7 +71,8 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
             )  # fmt: skip
             h[:, t], last_h, last_c = new_h, new_h, new_c
     kept = (
-        saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params), codes
+        saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
+        codes,
     )  # fmt: skip
     return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
 

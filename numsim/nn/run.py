@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, is_integer
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.nn import layers, ops
 from numsim.nn.products import Context, Watch
 from numsim.nn.recurrent import gru, lstm
@@ -20,6 +21,7 @@ Array = NDArray[Any]
 Params = dict[str, Any]
 
 
+@known_floats
 def forward(
     layer: Any,
     params: Params,
@@ -110,6 +112,7 @@ def forward(
     return (y if len(y) > 1 else y[0]), r.finish(slots, outputs)
 
 
+@known_floats
 def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...], Params]:
     """Return the gradients of inputs and parameters.
 

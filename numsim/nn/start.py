@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.backward import log
 from numsim.kernels.philox import random_words
 from numsim.nn import layers
@@ -77,6 +78,7 @@ def _ratio(
     return top / bottom
 
 
+@known_floats
 def init(layer: Any, *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Return parameters to start from, float32.
 

@@ -20,8 +20,8 @@ from numsim.report.page import _table
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
 NUMBERS = (
-    "seed", "step", "loss", "lr", "loss_scale", "test_loss", "test_accuracy", "grad_elements",
-    "grad_lost",
+    "seed", "step", "loss", "lr", "loss_scale", "test_loss", "test_accuracy", "test_perplexity",
+    "grad_elements", "grad_lost",
 )  # fmt: skip
 REFERENCE = "float32"
 SMOOTH = 10  # steps whose losses a drawn point averages
@@ -86,6 +86,8 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         row = {
             "seeds": len(runs), "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
             "loss": runs["test_loss"].mean(), "loss_sd": runs["test_loss"].std(ddof=1),
+            "perplexity": runs["test_perplexity"].mean(),
+            "perplexity_sd": runs["test_perplexity"].std(ddof=1),
             "gain": math.nan, "gain_stderr": math.nan,
             "lost": 100 * sums.loc[recipe, "grad_lost"] / sums.loc[recipe, "grad_elements"]
             if sums.loc[recipe, "grad_elements"] else math.nan,
@@ -136,6 +138,30 @@ def findings(table: pd.DataFrame) -> list[str]:
     return said
 
 
+def summary_text(path: Path) -> str:
+    """Return the table of a CSV file of curves as text of at most 80 columns."""
+    table = summary(read_curves(path))
+    width = max(len("recipe"), *(len(str(name)) for name in table.index))
+    perplexity = table["perplexity"].notna().any()
+    heads = ("ppl" if perplexity else "acc %", "loss", "vs float32", "grad lost %")
+    lines = [
+        f"{'recipe':<{width}} {'n':>2} {heads[0]:>12} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11}"
+    ]
+    for name, row in table.iterrows():
+        main = ("perplexity", "perplexity_sd") if perplexity else ("accuracy", "accuracy_sd")
+        cells = (
+            _pair(row[main[0]], row[main[1]], ".2f" if perplexity else ".1f"),
+            _pair(row["loss"], row["loss_sd"], ".3f"),
+            _pair(row["gain"], row["gain_stderr"], "+.1f"),
+            "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
+        )
+        lines.append(
+            f"{name:<{width}} {row['seeds']:>2.0f} {cells[0]:>12} {cells[1]:>13} {cells[2]:>12} "
+            f"{cells[3]:>11}"
+        )
+    return "\n".join(lines)
+
+
 def training_files(path: Path) -> dict[str, bytes]:
     """Return the files of the report of a CSV file of curves, by name."""
     curves = read_curves(path)
@@ -176,22 +202,28 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     return lines
 
 
-def _results(table: pd.DataFrame) -> list[str]:
-    def pair(value: float, spread: float, form: str) -> str:
-        if math.isnan(value):
-            return ""
-        return f"{value:{form}}" + (
-            "" if math.isnan(spread) else f" ± {abs(spread):{form.lstrip('+')}}"
-        )
+def _pair(value: float, spread: float, form: str) -> str:
+    """Return a number and its spread, as far as there are any."""
+    if math.isnan(value):
+        return ""
+    return f"{value:{form}}" + (
+        "" if math.isnan(spread) else f" ± {abs(spread):{form.lstrip('+')}}"
+    )
 
-    heads = ["recipe", "seeds", "accuracy %", "loss", "vs float32, points", "gradients lost %"]
+
+def _results(table: pd.DataFrame) -> list[str]:
+    language = table["perplexity"].notna().any()
+    heads = [
+        "recipe", "seeds", "perplexity" if language else "accuracy %", "loss",
+        "vs float32, points", "gradients lost %",
+    ]  # fmt: skip
     body = []
     for recipe, row in table.iterrows():
         same = abs(row["gain"]) < CLEAR * row["gain_stderr"]
         body.append([
-            f"`{recipe}`", f"{row['seeds']:.0f}", pair(row["accuracy"], row["accuracy_sd"], ".1f"),
-            pair(row["loss"], row["loss_sd"], ".3f"),
-            pair(row["gain"], row["gain_stderr"], "+.1f") + (" (no difference)" if same else ""),
+            f"`{recipe}`", f"{row['seeds']:.0f}", _pair(row["accuracy"], row["accuracy_sd"], ".1f"),
+            _pair(row["loss"], row["loss_sd"], ".3f"),
+            _pair(row["gain"], row["gain_stderr"], "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
         ])  # fmt: skip
     return _table(heads, "lrrrrr", body)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from numsim import nn
 from numsim.data import bundled_messages
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -125,6 +126,7 @@ def corpus(
     )  # fmt: skip
 
 
+@known_floats
 def classify(
     train_file: str | Path | None = None,
     test_file: str | Path | None = None,
@@ -138,6 +140,7 @@ def classify(
     loss_scale: LossScale | None = None,
     target: str | None = None,
     texts: Corpus | None = None,
+    batch: int = BATCH,
     **more: Any,
 ) -> Fit:
     """Train the article's classifier on labelled texts and score it on unseen ones.
@@ -154,7 +157,7 @@ def classify(
     seed
         Of the first parameters, the order of the texts and stochastic rounding.
     steps
-        Updates of 32 texts; lr falls linearly to 0.
+        Updates; lr falls linearly to 0.
     loss
         ``bce_with_logits`` (two classes), ``mse`` of the logit against 0 and 1, or
         ``cross_entropy`` with one output a class.
@@ -166,6 +169,8 @@ def classify(
         Unit of a named recipe's products.
     texts
         A `Corpus` in place of files.
+    batch
+        Texts of an update.
     more
         Passed to `fit`: checkpoint, resume, every, watch, progress.
 
@@ -197,7 +202,7 @@ def classify(
     rule = Adam(lr, seed=seed) if optimizer == "adam" else SGD(lr, momentum=0.9, seed=seed)
     return fit(
         layer, start(layer, seed=seed), (data.inputs, data.labels), loss=loss, recipe=recipe,
-        optimizer=rule, steps=steps, batch=min(BATCH, len(data.labels)), seed=seed, decay="linear",
+        optimizer=rule, steps=steps, batch=batch, seed=seed, decay="linear",
         loss_scale=loss_scale,
         test=(data.test_inputs, data.test_labels) if data.test_labels.size else None, **more,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim import nn
 from numsim.arguments import as_array, is_integer
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
@@ -94,6 +95,7 @@ def permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable")
 
 
+@known_floats
 def fit(
     layer: Any,
     params: Params,
@@ -223,6 +225,7 @@ def fit(
     return _fit(run)
 
 
+@known_floats
 def evaluate(
     layer: Any, params: Params, data: tuple[ArrayLike, ArrayLike], *, loss: str,
     recipe: Recipe | str | None = None, batch: int = 256,

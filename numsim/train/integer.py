@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, is_integer
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 
 LIMIT = 127
 
@@ -55,6 +56,7 @@ def _divided(
     return divided
 
 
+@known_floats
 def to_int8(
     acc: ArrayLike, *, bits: int = 7, random: ArrayLike | None = None
 ) -> tuple[NDArray[np.int8], int]:
@@ -96,6 +98,7 @@ def to_int8(
     return codes.astype(np.int8), shift
 
 
+@known_floats
 def integer_update(
     w: ArrayLike, acc: ArrayLike, *, bits: int, random: ArrayLike | None = None
 ) -> tuple[NDArray[np.int8], int]:

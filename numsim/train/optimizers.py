@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.nn.products import stream_key
 from numsim.quant import QTensor, Quant, as_quant, quantize
 
@@ -33,6 +34,7 @@ class State(NamedTuple):
     slots: dict[str, dict[str, Any]]
 
 
+@known_floats
 def store(
     values: ArrayLike,
     into: QTensor,
@@ -265,6 +267,7 @@ def _value(value: Any) -> Array:
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
+@known_floats
 @dataclass(frozen=True)
 class SGD(_Kept):
     """Stochastic gradient descent with momentum.
@@ -347,6 +350,7 @@ class SGD(_Kept):
         return p - number(self.lr) * g, after
 
 
+@known_floats
 @dataclass(frozen=True)
 class Adam(_Kept):
     """Adam; weight decay is added to the gradient.
@@ -423,6 +427,7 @@ class Adam(_Kept):
         return p - number(lr / (1 - b1**t)) * (first / root), after
 
 
+@known_floats
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam whose weight decay multiplies the parameter by ``1 - lr * weight_decay`` first.

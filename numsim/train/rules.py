@@ -12,6 +12,7 @@ from typing import Any
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.models import Rule as Product
 from numsim.models.recipe import _rule_from_table, _rule_text
 from numsim.quant import Quant, as_quant
@@ -21,6 +22,7 @@ SOURCES = ("high", "requantise")
 PRODUCTS = ("forward", "dgrad", "wgrad")
 
 
+@known_floats
 @dataclass(frozen=True)
 class Rule:
     """The three products of a GEMM: ``y = x W^T``, ``dx = g W``, ``dW = g^T x``.
@@ -89,6 +91,7 @@ class Rule:
             raise NumsimError(f"train.Rule: hadamard is 0 or a power of two; got {size!r}")
 
 
+@known_floats
 @dataclass(frozen=True)
 class Recipe:
     """Rules by glob of product, the last that matches wins; and how parameters are kept.

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor, Quant
 
@@ -27,6 +28,7 @@ class DelayedState(NamedTuple):
     length: int
 
 
+@known_floats
 @dataclass(frozen=True)
 class DelayedScaling:
     """A scale per tensor from the amaxes of earlier steps.
@@ -137,6 +139,7 @@ class LossScaleState(NamedTuple):
     finite_steps: int
 
 
+@known_floats
 @dataclass(frozen=True)
 class LossScale:
     """A factor of the loss that grows while gradients stay finite and shrinks when they do not.

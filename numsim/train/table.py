@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.models import Rule as Product
 from numsim.quant import Quant, as_quant
@@ -66,6 +67,7 @@ _STORED = {
 }
 
 
+@known_floats
 def list_recipes() -> tuple[str, ...]:
     """Return the names that `recipe` knows.
 
@@ -76,6 +78,7 @@ def list_recipes() -> tuple[str, ...]:
     return (*TABLE, *stored)
 
 
+@known_floats
 def recipe(name: str, *, target: str | Target | None = None, **changes: Any) -> Recipe:
     """Return a named recipe: one rule for every product.
 

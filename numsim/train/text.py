@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 
 PADDING, UNKNOWN = 0, 1  # the first two ids of every vocabulary
 _MOST_BYTES = 1 << 30  # of an unpacked file of messages
@@ -32,6 +33,7 @@ had having do does did doing will would shall should can could may might must"""
 STOP_WORDS = frozenset(_STOP.split())
 
 
+@known_floats
 def clean(
     text: str,
     *,
@@ -98,6 +100,7 @@ def _pattern(marks: str, numbers: bool) -> re.Pattern[str]:
     return re.compile("|".join(parts))
 
 
+@known_floats
 @dataclass(frozen=True)
 class Vocabulary:
     """Words and their ids: `words` [size] in order of id; 0 is padding, 1 any unknown word.
@@ -189,6 +192,7 @@ class Message(NamedTuple):
     split: str = ""
 
 
+@known_floats
 def read_messages(path: str | Path) -> list[Message]:
     """Read labelled texts: JSON lines (``.jsonl``) or CSV (``.csv``), also packed (``.gz``).
 
