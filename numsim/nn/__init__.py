@@ -12,6 +12,7 @@ from numsim.nn.layers import (
     Last,
     LayerNorm,
     Linear,
+    Mean,
     RMSNorm,
     Sequential,
     param_shapes,
@@ -26,6 +27,6 @@ from numsim.nn.tape import Tape
 
 __all__ = [
     "GRU", "LSTM", "Activation", "Attention", "Conv1d", "Conv2d", "Embedding", "Flatten", "Last",
-    "LayerNorm", "Linear", "Network", "RMSNorm", "Sequential", "Tape", "backward", "forward",
-    "from_model", "hadamard", "init", "loss", "param_shapes", "product_names",
+    "LayerNorm", "Linear", "Mean", "Network", "RMSNorm", "Sequential", "Tape", "backward",
+    "forward", "from_model", "hadamard", "init", "loss", "param_shapes", "product_names",
 ]  # fmt: skip

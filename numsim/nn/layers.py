@@ -119,6 +119,11 @@ class Last:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean over steps: [B, T, H] -> [B, H]."""
+
+
+@dataclass(frozen=True)
 class Flatten:
     """All axes but the first as one: [B, ...] -> [B, H]."""
 
@@ -188,8 +193,8 @@ class Sequential:
 
 
 KINDS: tuple[type, ...] = (
-    Linear, Embedding, LSTM, GRU, LayerNorm, RMSNorm, Attention, Activation, Last, Flatten, Conv1d,
-    Conv2d, Sequential,
+    Linear, Embedding, LSTM, GRU, LayerNorm, RMSNorm, Attention, Activation, Last, Mean, Flatten,
+    Conv1d, Conv2d, Sequential,
 )  # fmt: skip
 
 

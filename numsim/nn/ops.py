@@ -168,6 +168,20 @@ def rows(r: Recorder, table: int, ids: Ints) -> int:
     return r.apply(_rows_back, (table,), values[ids], ids, len(values))
 
 
+def _mean_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
+    (steps,) = saved
+    each = g / c.dtype(steps)
+    return (np.ascontiguousarray(np.repeat(each[:, None], steps, axis=1)),)
+
+
+def mean(r: Recorder, x: int) -> int:
+    """Return the mean over steps, [B, T, H] -> [B, H]: the sum in order, then a division."""
+    value = r.array(x)
+    total = np.add.accumulate(value, axis=1)[:, -1]  # step after step
+    steps = value.shape[1]
+    return r.apply(_mean_back, (x,), total / r.context.dtype(steps), steps)
+
+
 def _bias_rows_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
     buckets, count = saved
     flat = np.moveaxis(g, 0, -1).reshape(-1, g.shape[0])  # [T S, N]

@@ -334,6 +334,11 @@ def _last(r: Recorder, layer: layers.Last, prefix: str, inputs: list[Any]) -> tu
     return (ops.pick(r, x, (slice(None), -1)),)
 
 
+def _mean(r: Recorder, layer: layers.Mean, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
+    _count(layer, inputs, 1, 1)
+    return (ops.mean(r, _float(r, layer, inputs, 0, None, None, None)),)
+
+
 def _flatten(r: Recorder, layer: layers.Flatten, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, None)
@@ -431,6 +436,7 @@ RUN: dict[type, Callable[[Recorder, Any, str, list[Any]], tuple[int, ...]]] = {
     layers.Attention: _attention,
     layers.Activation: _activation,
     layers.Last: _last,
+    layers.Mean: _mean,
     layers.Flatten: _flatten,
     layers.Conv1d: _conv1d,
     layers.Conv2d: _conv2d,

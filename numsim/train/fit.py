@@ -176,8 +176,8 @@ def fit(
     check_layer(layer, "train.fit")
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
-    inputs, targets = _data(data, "data", loss)
-    unseen = None if test is None else _data(test, "test", loss)
+    inputs, targets = check_data(data, "data", loss)
+    unseen = None if test is None else check_data(test, "test", loss)
     _check(len(inputs), loss, steps, batch, every, decay, optimizer, watch)
     if recipe is not None:
         names = nn.product_names(layer)
@@ -252,13 +252,13 @@ def evaluate(
     """
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
-    inputs, targets = _data(data, "data", loss)
+    inputs, targets = check_data(data, "data", loss)
     total, right, count, rows = 0.0, 0, 0, 0
     for start in range(0, len(inputs), batch):
         part = slice(start, start + batch)
         y, _ = nn.forward(layer, params, inputs[part], recipe=recipe)
         y = y[0] if isinstance(y, tuple) else y
-        prediction, goal = _aligned(y, targets[part], loss)
+        prediction, goal = aligned(y, targets[part], loss)
         value, _ = nn.loss(loss, prediction, goal)
         weight = len(goal) if loss == "cross_entropy" else goal.size
         if loss == "cross_entropy":
@@ -291,7 +291,7 @@ def _step(
     many = isinstance(y, tuple)
     output = y[0] if many else y
     _finite(output, number, "the output", "forward")
-    prediction, goal = _aligned(output, targets[chosen], loss)
+    prediction, goal = aligned(output, targets[chosen], loss)
     value, gradient = nn.loss(loss, prediction, goal)
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
     upstream = gradient.reshape(output.shape) * gradient.dtype.type(scale)
@@ -336,7 +336,7 @@ def _finite(x: Array, step: int, tensor: str, operator: str) -> None:
         )
 
 
-def _aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
+def aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
     """Return prediction and target as `nn.loss` takes them."""
     if loss == "cross_entropy":
         return y.reshape(-1, y.shape[-1]), target.reshape(-1)
@@ -345,7 +345,8 @@ def _aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
     return y, target
 
 
-def _data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
+def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
+    """Return inputs and targets as arrays, or raise for what cannot be trained on."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise NumsimError(f"train.fit: {what} is a pair (inputs, targets); got {pair!r:.60}")
     inputs, targets = (as_array(f"train.fit: {what}", part) for part in pair)
