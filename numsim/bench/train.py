@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from importlib import import_module
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -218,7 +219,7 @@ def _shapes(
     layer: Any, params: dict[str, Any], ids: Any, recipe: train.Recipe
 ) -> list[tuple[int, float]]:
     """Return the seconds of every product of a step, run again on its own codes."""
-    from numsim.nn import products
+    products: Any = import_module("numsim.nn.products")
 
     calls: list[tuple[Any, Any, Any]] = []
     real = products.matmul

@@ -136,9 +136,9 @@ def integer_fit(
     inputs, targets = check_data(data, "data", loss)
     if loss not in ("bce_with_logits", "cross_entropy"):
         raise NumsimError(f"integer_fit: loss is bce_with_logits or cross_entropy; got {loss!r}")
-    for name, value in (("steps", steps), ("batch", batch)):
-        if not is_integer(value) or value < 1:
-            raise NumsimError(f"integer_fit: {name} is an integer from 1; got {value!r}")
+    for name, number in (("steps", steps), ("batch", batch)):
+        if not is_integer(number) or number < 1:
+            raise NumsimError(f"integer_fit: {name} is an integer from 1; got {number!r}")
     if batch > len(inputs):
         raise NumsimError(f"integer_fit: a batch of {batch} needs so many examples")
     bits = (FIXED_POINT_BITS if fixed_point else BITS) if bits is None else bits
