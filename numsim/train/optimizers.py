@@ -142,13 +142,19 @@ class _Kept:
         return State(0, slots)
 
     def start(self, params: Params) -> Params:
-        """Return parameters as this optimizer keeps them: rounded to nearest into its storage."""
+        """Return parameters as this optimizer keeps them.
+
+        Tensors of two axes or more are rounded to nearest into its storage; vectors, which are
+        biases and weights of norms, stay float32.
+        """
         own: Any = self
         if own.storage is None:
             return params
         nearest = replace(own.storage, rounding="rne")
         return {
-            name: p if isinstance(p, QTensor) else quantize(np.asarray(p, np.float32), nearest)
+            name: p
+            if isinstance(p, QTensor) or np.ndim(p) < 2
+            else quantize(np.asarray(p, np.float32), nearest)
             for name, p in params.items()
         }
 
@@ -220,7 +226,7 @@ class _Kept:
     def _stored(self, name: str, value: Array, given: Any, t: int, random: ArrayLike | None) -> Any:
         own: Any = self
         quant: Quant | None = own.storage
-        if quant is None and not isinstance(given, QTensor):
+        if not isinstance(given, QTensor):
             return value
         if quant is None:
             raise NumsimError(
@@ -234,7 +240,7 @@ class _Kept:
                 if random is None
                 else {"random": random}
             )
-        if own.keep_scale and isinstance(given, QTensor):
+        if own.keep_scale:
             into = given
         elif quant.granularity in ("none", "per_tensor") and quant.scale_rule == "amax":
             into = quantize(value, replace(quant, rounding="rne"))
@@ -281,8 +287,8 @@ class SGD(_Kept):
     weight_decay
         Added to the gradient, times the parameter.
     storage
-        A `Quant` or name: parameters are kept in this format. Its rounding (``rne``, ``sr``) is
-        that of the update.
+        A `Quant` or name: parameters that are QTensors (`start` makes them) are kept in this
+        format. Its rounding (``rne``, ``sr``) is that of the update.
     keep_scale
         True: a stored parameter keeps its scale for ever; False: amax of each step.
     random_bits
