@@ -16,6 +16,7 @@ from numsim import options
 from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
@@ -266,6 +267,7 @@ def report(
 
 register(app)
 register_mac(app)
+register_train(app)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from numsim.arguments import SR_VARIANTS
 from numsim.errors import NumsimError
 from numsim.explain import parse_number
 from numsim.formats import STOCHASTIC, list_formats
-from numsim.formats.table import ALIASES
+from numsim.formats.names import ALIASES
 from numsim.quant import QUANTS
 from numsim.targets import list_targets
 

@@ -189,9 +189,15 @@ EXEMPT = {
     "Arch", "Case", "Check", "Past", "Params", "SiliconRow", "Stochastic", "SweepSpec", "TextTools",
     "bundled_model", "check_silicon", "formats_to_check", "get_stochastic", "golden_folder",
     "load_text_tools", "rule_for",
+    # layers and states: data alone
+    "Activation", "Attention", "Conv1d", "Conv2d", "DelayedState", "Embedding", "Fit", "Flatten",
+    "GRU", "LSTM", "Last", "LayerNorm", "Linear", "LossScaleState", "Network", "RMSNorm",
+    "Sequential", "State", "Tape",
 }  # fmt: skip
 NO_ARITHMETIC = ("__hash__", "__reduce__", "__annotate_func__")
-PACKAGES = ("formats", "quant", "targets", "models", "sweep", "explain", "verify", "report")
+PACKAGES = (
+    "formats", "quant", "targets", "models", "nn", "train", "sweep", "explain", "verify", "report",
+)  # fmt: skip
 
 
 def _public() -> dict[str, Any]:

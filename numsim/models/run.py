@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
+from numsim.models.config import At
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
@@ -70,6 +71,7 @@ class Model:
     tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
     name: str
     cache: OperandCache
+    places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
 
     def __repr__(self) -> str:
         once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones

@@ -261,10 +261,11 @@ class QTensor:
         parts, (scale, kept), blocks = cut(
             key, self.shape, (self.scale, self.scale_codes), self.block_shape
         )
-        return replace(
-            self, codes=np.asarray(self.codes[parts]), scale=scale, scale_codes=kept,
-            block_shape=blocks,
-        )  # fmt: skip
+        codes = np.asarray(readable(self)[parts])
+        shown = codes if self.codes.flags.writeable else _shown(codes)
+        part = replace(self, codes=shown, scale=scale, scale_codes=kept, block_shape=blocks)
+        part.packed["codes"] = [codes]
+        return part
 
     @property
     def nbytes(self) -> int:
@@ -390,10 +391,12 @@ class QTensor:
         if kept is not None and kept.ndim >= 2:
             kept = np.swapaxes(kept, -1, -2)
         codes = np.swapaxes(readable(self), -1, -2)
-        return replace(
+        turned = replace(
             self, codes=_shown(codes), scale=_shown(scale), block_shape=shape,
-            scale_codes=_shown(kept), packed={"codes": [codes]},
+            scale_codes=_shown(kept),
         )  # fmt: skip
+        turned.packed["codes"] = [codes]
+        return turned
 
     def values(self) -> NDArray[Any]:
         """Return the decoded codes without the scale, read-only."""

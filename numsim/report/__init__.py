@@ -10,6 +10,7 @@ from numsim.float_state import known_floats
 from numsim.report.figures import draw_figures
 from numsim.report.page import write_markdown
 from numsim.report.tables import read_results
+from numsim.report.training import is_training, training_files
 
 __all__ = ["write_report"]
 
@@ -58,6 +59,8 @@ def write_report(results: Path, out: Path) -> list[Path]:
     ['report.md', 'perplexity.png']
     # Number formats on tiny
     """
+    if is_training(results):
+        return _save(training_files(results), out)
     found = read_results(results)
     drawn = draw_figures(found)
     page = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})

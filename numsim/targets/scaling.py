@@ -43,7 +43,7 @@ def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
         block = (*ahead, *block[-2:])
     return replace(
         q, codes=np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), scale=wide(q.scale),
-        scale_codes=wide(q.scale_codes), block_shape=block, packed={},
+        scale_codes=wide(q.scale_codes), block_shape=block,
     )  # fmt: skip
 
 
