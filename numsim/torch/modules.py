@@ -30,7 +30,7 @@ def convolution(m: Any, call: Call, input: Tensor) -> Tensor:
     """``torch.nn.Conv1d`` and ``Conv2d``; what lies around the input is added before."""
     axes = len(m.kernel_size)
     x = input.unsqueeze(0) if input.ndim == axes + 1 else input
-    around = m._reversed_padding_repeated_times
+    around = _around(m)
     if any(around):
         mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
         x = functional.pad(x, around, mode=mode)
@@ -46,6 +46,18 @@ def convolution(m: Any, call: Call, input: Tensor) -> Tensor:
     )  # fmt: skip
     y = call.run(layer, [x], {"weight": m.weight, "bias": m.bias})
     return y.squeeze(0) if input.ndim == axes + 1 else y
+
+
+def _around(m: Any) -> list[int]:
+    """Return how much lies before and after each axis, the last first, as torch's pad takes it."""
+    found: list[int] = []
+    for axis in reversed(range(len(m.kernel_size))):
+        more = m.dilation[axis] * (m.kernel_size[axis] - 1)
+        if m.padding == "same":
+            found += [more // 2, more - more // 2]
+        else:
+            found += [0, 0] if m.padding == "valid" else [m.padding[axis]] * 2
+    return found
 
 
 def embedding(m: Any, call: Call, input: Tensor) -> Tensor:
@@ -227,7 +239,7 @@ def scaled_dot_product_attention(
     mask = attn_mask
     if mask is not None and query.ndim == 3 and mask.ndim == 3:
         mask = mask.unsqueeze(1)
-    elif mask is not None and mask.ndim > 4:
+    elif mask is not None and len(outer) > 1 and mask.ndim > 3:
         mask = mask.expand(*outer, *mask.shape[-3:])
         mask = mask.reshape(-1, *mask.shape[-3:])
     elif is_causal and steps != seen:  # torch counts from the first key
