@@ -26,7 +26,7 @@ SUMS = frozenset({
     "__matmul__", "__rmatmul__", "addbmm", "addbmm_", "addmm", "addmm_", "addmv", "addmv_",
     "baddbmm", "baddbmm_", "bilinear", "bmm", "chain_matmul", "conv1d", "conv2d", "conv3d",
     "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot",
-    "einsum", "embedding_bag", "gru", "gru_cell", "inner", "linalg_multi_dot", "linalg_vecdot",
+    "einsum", "embedding_bag", "gru", "gru_cell", "inner", "linalg_matmul", "linalg_multi_dot", "linalg_vecdot",
     "linear", "lstm", "lstm_cell", "matmul", "mm", "multi_dot", "multi_head_attention_forward",
     "mv", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell", "tensordot", "vdot", "vecdot",
 })  # fmt: skip
@@ -153,7 +153,7 @@ def _check_recipe(recipe: Any, products: list[str], names: list[str]) -> None:
     dots = [f"{name}." if name else "" for name in names]
     for glob, _ in recipe.rules:
         inner = (f"{dot}{end}" for dot in dots for end in ("qk", "pv"))
-        if not any(fnmatchcase(name, glob) for name in (*products, *inner)):
+        if names and not any(fnmatchcase(name, glob) for name in (*products, *inner)):
             raise NumsimError(
                 f"numsim.torch.emulate: every glob must name a product; {glob!r} matches none of "
                 f"{', '.join(products[:8])}{near_names(glob, products)}"

@@ -165,7 +165,7 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        number = 0
+        number, updates = 0, []
         for group in self.param_groups:
             own = self._rule(group)
             names = group.get("param_names")
@@ -173,19 +173,21 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
                 name = str(number) if names is None else names[at]
                 number += 1
                 if p.grad is not None:
-                    self._update(own, name, p, group)
+                    updates.append((p, *self._update(own, name, p, group)))
+        for update in updates:  # all of them or, where one has failed, none
+            self._write(*update)
         return loss
 
-    def _update(self, own: Any, name: str, p: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, own: Any, name: str, p: Tensor, group: dict[str, Any]) -> tuple[Any, State]:
+        """Return a parameter after the step, and its state."""
         why = refused_tensor(p.grad, "storage") or refused_tensor(p, "storage")
         if why is not None:
             raise UnsupportedError(f"numsim.torch.optimizer: the gradient of {name}: {why}")
         q = stored(p) if own.storage is not None else None
         given = {name: array(p) if q is None else q}
         gradient = -array(p.grad) if group.get("maximize") else array(p.grad)
-        kept = self.state[p]
-        before = own.init(given)
-        slots = dict(before.slots[name])
+        kept = self.state.get(p, {})
+        slots = dict(own.init(given).slots[name])
         for slot in slots:
             if kept.get(SLOTS[slot]) is not None:
                 slots[slot] = array(kept[SLOTS[slot]])
@@ -193,16 +195,24 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
         if self._kind is SGD and "step" not in kept and kept.get("momentum_buffer") is not None:
             steps = 1  # torch's SGD does not count: the buffer is there from its first step
         new, after = own.step(given, {name: gradient}, State(steps, {name: slots}))
+        return new[name], State(after.step, after.slots[name])
+
+    def _write(self, p: Tensor, new: Any, after: State) -> None:
+        kept = self.state[p]
         kept["step"] = torch.tensor(float(after.step))
-        for slot, value in after.slots[name].items():
+        for slot, value in after.slots.items():
             wide = value.dequantize() if isinstance(value, QTensor) else value
             kept[SLOTS[slot]] = torch.from_numpy(np.array(wide, np.float32))
-        if isinstance(new[name], QTensor):
-            _keep(p, new[name])
-            self._write_codes(p, new[name])
-        else:
-            with torch.no_grad():
-                p.copy_(torch.from_numpy(new[name]))
+        if isinstance(new, QTensor):
+            _keep(p, new)
+            self._write_codes(p, new)
+            return
+        with torch.no_grad():
+            p.copy_(torch.from_numpy(new))
+
+    def __getstate__(self) -> dict[str, Any]:
+        own: dict[str, Any] = super().__getstate__()
+        return own | {"_kind": self._kind, "_how": self._how}
 
     def _write_codes(self, p: Tensor, q: QTensor) -> None:
         """Keep codes and scale in the state, so that a state_dict brings them back."""

@@ -138,6 +138,8 @@ def _forward(ctx: Any, job: _Job, *tensors: Tensor) -> Any:
 @known_floats
 def _backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors  # raises where one was changed in place
+    if any(t.numel() == 0 for t in tensors):  # nothing came in: nothing comes back
+        return (None, *(torch.zeros_like(t) if t.is_floating_point() else None for t in tensors))
     inputs, params = nn.backward(ctx.tape, *(array(g) for g in upstream))
     if ctx.job.padding is not None:
         name, row = ctx.job.padding
