@@ -113,6 +113,11 @@ class Attention:
     dropout: bool = False
     weights: bool = False
 
+    def __post_init__(self) -> None:
+        s = self.scale
+        if s is not None and not (is_number(s) and np.isfinite(s)):
+            raise NumsimError(f"nn.Attention: scale is a finite number or None; got {s!r}")
+
 
 @dataclass(frozen=True)
 class Activation:

@@ -367,7 +367,7 @@ def _convolution(
     `sizes`: (kernel, stride, padding, dilation) an axis.
     """
     shape = np.shape(r.values[x])
-    batch, channels, spatial = shape[0], shape[1], shape[2:]
+    batch, spatial = shape[0], shape[2:]
     padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p, _ in sizes]
     out = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
@@ -402,9 +402,7 @@ def _convolution(
     weight = r.param(f"{prefix}weight")
     value = r.values[weight]
     if isinstance(value, QTensor):
-        kernels = r.put(
-            QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale)
-        )
+        kernels = r.put(QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale))
         r.steps.append(_reshaped(value.shape, weight, kernels))
     else:
         kernels = ops.reshape(r, weight, *flat)

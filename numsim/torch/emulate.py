@@ -26,9 +26,10 @@ SUMS = frozenset({
     "__matmul__", "__rmatmul__", "addbmm", "addbmm_", "addmm", "addmm_", "addmv", "addmv_",
     "baddbmm", "baddbmm_", "bilinear", "bmm", "chain_matmul", "conv1d", "conv2d", "conv3d",
     "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot",
-    "einsum", "embedding_bag", "gru", "gru_cell", "inner", "linalg_matmul", "linalg_multi_dot", "linalg_vecdot",
-    "linear", "lstm", "lstm_cell", "matmul", "mm", "multi_dot", "multi_head_attention_forward",
-    "mv", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell", "tensordot", "vdot", "vecdot",
+    "einsum", "embedding_bag", "gru", "gru_cell", "inner", "linalg_matmul", "linalg_multi_dot",
+    "linalg_vecdot", "linear", "lstm", "lstm_cell", "matmul", "mm", "multi_dot",
+    "multi_head_attention_forward", "mv", "rnn_relu", "rnn_relu_cell", "rnn_tanh",
+    "rnn_tanh_cell", "tensordot", "vdot", "vecdot",
 })  # fmt: skip
 
 # Modules of torch whose sums numsim.nn has no layer for.
@@ -214,9 +215,7 @@ def emulate(module: Module, recipe: Recipe | str | None, *, strict: bool = True)
     1.2999...
     """
     if not isinstance(module, torch.nn.Module):
-        raise NumsimError(
-            f"numsim.torch.emulate: a torch.nn.Module; got {type(module).__name__}"
-        )
+        raise NumsimError(f"numsim.torch.emulate: a torch.nn.Module; got {type(module).__name__}")
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -280,9 +279,7 @@ def restore(module: Module) -> Module:
     False
     """
     if not isinstance(module, torch.nn.Module):
-        raise NumsimError(
-            f"numsim.torch.restore: a torch.nn.Module; got {type(module).__name__}"
-        )
+        raise NumsimError(f"numsim.torch.restore: a torch.nn.Module; got {type(module).__name__}")
     for part in module.modules():
         own = vars(part).get("forward")
         if not isinstance(own, _Forward):

@@ -99,9 +99,7 @@ def recurrent(m: Any, call: Call, input: Any, hx: Any = None) -> Any:
         for way in range(layers):
             suffix, product = parts[at + way]
             own = x.flip(1) if way else x
-            y, *last = _cell_run(
-                m, call, own, [s[at + way] for s in starts], suffix, product, long
-            )
+            y, *last = _cell_run(m, call, own, [s[at + way] for s in starts], suffix, product, long)
             found.append(y.flip(1) if way else y)
             for end, state in zip(ends, last, strict=True):
                 end.append(state)
@@ -155,9 +153,7 @@ def attention(
         return x.reshape(x.shape[0], x.shape[1], m.num_heads, -1).transpose(1, 2)
 
     mask = _mask(m, attn_mask, key_padding_mask, single)
-    y, p = attend(
-        call, heads(q), heads(k), heads(v), mask, m.dropout if m.training else 0.0
-    )
+    y, p = attend(call, heads(q), heads(k), heads(v), mask, m.dropout if m.training else 0.0)
     y = m.out_proj(y.transpose(1, 2).reshape(batch, steps, width))
     y = y.squeeze(0) if single else y if m.batch_first else y.transpose(0, 1)
     if not need_weights:
@@ -245,9 +241,7 @@ def scaled_dot_product_attention(
     elif is_causal and steps != seen:  # torch counts from the first key
         mask = torch.ones(steps, seen, dtype=torch.bool).tril()
     q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))
-    y, _ = attend(
-        call, q, k, v, mask, dropout_p, causal=is_causal and steps == seen, scale=scale
-    )
+    y, _ = attend(call, q, k, v, mask, dropout_p, causal=is_causal and steps == seen, scale=scale)
     shape = (*query.shape[:-2], steps, y.shape[-1])
     full = (*lead, *((q.shape[1],) if enable_gqa else ()), steps, y.shape[-1])
     return y.reshape(full if query.ndim > 2 else shape)

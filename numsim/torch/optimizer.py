@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,10 @@ def _check_memory(parameters: list[Tensor]) -> None:
                 f"numsim.torch.optimizer: parameter {number} repeats one value in memory (stride "
                 "0); use .contiguous()"
             )
-        reach = sum(
-            step * (size - 1) for step, size in zip(p.stride(), p.shape, strict=True)
-        )
+        reach = sum(step * (size - 1) for step, size in zip(p.stride(), p.shape, strict=True))
         taken.append((p.data_ptr(), p.data_ptr() + (reach + 1) * p.element_size()))
     taken.sort()
-    for (_, end), (start, _) in zip(taken, taken[1:], strict=False):
+    for (_, end), (start, _) in pairwise(taken):
         if start < end:
             raise NumsimError(
                 "numsim.torch.optimizer: parameters share memory, so that one update would be "
@@ -147,7 +146,10 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _rule(self, group: dict[str, Any]) -> Any:
         """Return the optimizer of numsim.train with the numbers of a group."""
-        numbers = {"lr": float(group["lr"]), "weight_decay": float(group["weight_decay"])}
+        numbers: dict[str, Any] = {
+            "lr": float(group["lr"]),
+            "weight_decay": float(group["weight_decay"]),
+        }
         kind = self._kind
         if kind is SGD:
             numbers |= {name: group[name] for name in ("momentum", "dampening", "nesterov")}
@@ -232,5 +234,3 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
             codes = array(kept["codes"]).astype(storage.fmt.code_dtype)
             q = QTensor(codes, storage.fmt, scale, storage)
             setattr(p, STORED, (q, q.dequantize()))
-
-

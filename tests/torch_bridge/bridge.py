@@ -29,9 +29,7 @@ def flat(outputs):
 def results(module, *inputs, **kwargs):
     """Outputs, and gradients of floating inputs and parameters, for fixed upstream gradients."""
     module.zero_grad()
-    leaves = [
-        t.detach().clone().requires_grad_() if t.is_floating_point() else t for t in inputs
-    ]
+    leaves = [t.detach().clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
     outputs = flat(module(*leaves, **kwargs))
     generator = torch.Generator().manual_seed(5)
     loss = sum(

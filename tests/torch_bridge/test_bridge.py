@@ -51,7 +51,7 @@ class Vit(torch.nn.Module):
         return self.head(self.mixer(y)[:, 0])
 
 
-@pytest.fixture()
+@pytest.fixture
 def vit():
     torch.manual_seed(2)
     return Vit()
@@ -124,14 +124,14 @@ def test_vit_trains_and_is_restored(vit):
         low, first = vit(IMAGES), plain(IMAGES)
     assert 0 < float((low - first).abs().max()) < 0.5
     assert vit.train().training
-    opt = torch.optim.AdamW(vit.parameters(), lr=3e-3)
+    opt = torch.optim.AdamW(vit.parameters(), lr=1e-2)
     goal, losses = torch.arange(6), []
-    for _ in range(12):
+    for _ in range(20):
         opt.zero_grad()
         loss = functional.cross_entropy(vit(IMAGES), goal)
         loss.backward()
         opt.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     twin = Vit()
     twin.load_state_dict(vit.state_dict())
@@ -186,7 +186,7 @@ def test_modules_that_cannot_be_emulated():
     refused(torch.nn.RNNCell(4, 5), "cells", x[0])
     refused(torch.nn.Bilinear(4, 4, 2), "bilinear", x, x)
     refused(torch.nn.EmbeddingBag(4, 2), "rows", torch.zeros(2, 2, dtype=torch.long))
-    refused(torch.nn.LSTM(4, 5, proj_size=2), "proj_size", x)
+    refused(torch.nn.LSTM(4, 5, proj_size=2), "proj_size")
     refused(torch.nn.Embedding(4, 2, max_norm=1.0), "max_norm")
     refused(torch.nn.Embedding(4, 2, sparse=True), "sparse")
     refused(torch.nn.Embedding(4, 2, scale_grad_by_freq=True), "scale_grad_by_freq")
@@ -260,31 +260,34 @@ def test_sums_that_a_module_computes_with_torch(name):
 
 def test_bad_arguments():
     net = torch.nn.ModuleDict({"head": torch.nn.Linear(4, 2)})
-    good = train.recipe("fp8_hybrid")
+    rule = train.Rule()
+    unsigned = train.Rule(dgrad=ns.Rule("int8", "int8", "x86.vpdpbusd"))
     cases = [
         (lambda: bridge.emulate(3, "int8"), "a torch.nn.Module; got int"),
         (lambda: bridge.restore(3), "a torch.nn.Module; got int"),
         (lambda: bridge.emulate(net, "fp8_hybird"), "fp8_hybrid"),
         (lambda: bridge.emulate(net, ns.Recipe((("*", ns.Rule()),))), "numsim.train.Recipe"),
         (
-            lambda: bridge.emulate(net, train.Recipe((("*", train.Rule()), ("haed", train.Rule())))),
+            lambda: bridge.emulate(net, train.Recipe((("*", rule), ("haed", rule)))),
             "'haed' matches none of head",
         ),
-        (lambda: bridge.emulate(net, train.Recipe((("tail", train.Rule()),))), "head matches no"),
+        (lambda: bridge.emulate(net, train.Recipe((("tail", rule),))), "head matches no"),
         (
-            lambda: bridge.emulate(net, train.recipe("fp8_hybrid", target="amd.mi300.mfma")),
-            "dgrad of head|no unit|target|unknown",
+            lambda: bridge.emulate(net, train.Recipe((("*", unsigned),))),
+            "dgrad of head.*change its target or formats",
         ),
     ]  # fmt: skip
     for call, message in cases:
         with pytest.raises(ns.NumsimError, match=message):
             call()
     assert "forward" not in vars(net["head"])
-    assert good.rule("head")
 
 
 def test_bad_inputs_of_a_call():
-    linear = bridge.emulate(torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 2)}), "int8")["fc"]
+    def linear(x):
+        fc = bridge.emulate(torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 2)}), "int8")["fc"]
+        return fc(x)
+
     for x, message in (
         (torch.zeros(3, 5), r"last axes \[any, 4\]; got shape \[3, 5\]"),
         (torch.zeros(3, 4, dtype=torch.float64), "fc: recipes compute in float32"),
@@ -295,8 +298,6 @@ def test_bad_inputs_of_a_call():
         (torch.zeros(3, 4, dtype=torch.long), "input 0 is an array of numbers"),
     ):
         with pytest.raises(ns.NumsimError, match=message):
-            bridge.restore(linear)
-            bridge.emulate(torch.nn.ModuleDict({"fc": linear}), "int8")
             linear(x)
     table = bridge.emulate(torch.nn.Embedding(4, 2), "int8")
     with pytest.raises(ns.NumsimError, match="from 0 to 3; got 4"):

@@ -37,9 +37,7 @@ def upstream(*shapes):
 
 def by_nn(layer, values, inputs, name, *, step=1, scaling=None):
     """Outputs, gradients of inputs and parameters by numsim.nn, float32."""
-    y, tape = nn.forward(
-        layer, values, *inputs, recipe=_recipe(name), step=step, scaling=scaling
-    )
+    y, tape = nn.forward(layer, values, *inputs, recipe=_recipe(name), step=step, scaling=scaling)
     many = y if isinstance(y, tuple) else (y,)
     dx, dp = nn.backward(tape, *upstream(*(part.shape for part in many)))
     return [
@@ -316,5 +314,5 @@ def test_no_gradient_twice():
     own = bridge.emulate(torch.nn.Linear(4, 4), "fp8_hybrid")
     x = torch.randn(3, 4, requires_grad=True)
     (g,) = torch.autograd.grad(own(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()

@@ -59,9 +59,7 @@ def test_embedding(padding_idx):
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_recurrent(kind, layers, both, batch_first):
-    module = kind(
-        4, 5, layers, bias=not both, bidirectional=both, batch_first=batch_first
-    )
+    module = kind(4, 5, layers, bias=not both, bidirectional=both, batch_first=batch_first)
     same_as_torch(module, torch.randn(3, 6, 4))
 
 
@@ -144,6 +142,7 @@ class Dot(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v, **kwargs)
 
 
+FOUR = torch.randn(3, 4, 5, 5).double()
 DOTS = {
     "plain": ((2, 4, 5, 8), (2, 4, 6, 8), {}),
     "causal": ((2, 4, 5, 8), (2, 4, 5, 8), {"is_causal": True}),
@@ -156,7 +155,7 @@ DOTS = {
     "grouped": ((2, 4, 5, 8), (2, 2, 5, 8), {"enable_gqa": True}),
     "one head": ((3, 5, 8), (3, 6, 8), {"attn_mask": torch.randn(3, 5, 6).double()}),
     "one": ((5, 8), (6, 8), {}),
-    "five axes": ((2, 3, 4, 5, 8), (2, 3, 4, 5, 8), {"attn_mask": torch.randn(3, 4, 5, 5).double()}),
+    "five axes": ((2, 3, 4, 5, 8), (2, 3, 4, 5, 8), {"attn_mask": FOUR}),
     "broadcast": ((2, 4, 5, 8), (1, 4, 6, 8), {}),
 }  # fmt: skip
 
@@ -183,9 +182,7 @@ def test_a_learned_mask_has_its_gradient():
 @pytest.mark.parametrize("first", [False, True])
 def test_transformer(first):
     """Layers of torch that skip their modules in evaluation: not the emulated ones."""
-    layer = nn.TransformerEncoderLayer(
-        8, 2, 16, dropout=0.0, batch_first=True, norm_first=first
-    )
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=first)
     module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     same_as_torch(module, torch.randn(3, 5, 8))
     same_as_torch(module.eval(), torch.randn(3, 5, 8))
