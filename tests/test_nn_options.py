@@ -155,6 +155,8 @@ def test_bad_options():
         (lambda: nn.Conv2d(4, 6, 3, groups=0), "groups is an integer from 1"),
         (lambda: nn.Conv2d(4, 6, 3, dilation=(1, 0)), "dilation"),
         (lambda: nn.Conv1d(4, 6, 3, dilation=0), "dilation"),
+        (lambda: nn.Attention(scale="0.1"), "scale is a finite number or None; got '0.1'"),
+        (lambda: nn.Attention(scale=np.inf), "scale is a finite number or None; got inf"),
         (
             lambda: nn.forward(nn.Attention(), {}, x, x, x, np.zeros((4, 3))),
             r"mask broadcasts to \[B, heads, T, S\] = \[1, 2, 3, 3\]; got \[4, 3\]",

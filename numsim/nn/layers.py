@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.kernels.vector_act import ACTIVATIONS
@@ -115,7 +117,8 @@ class Attention:
 
     def __post_init__(self) -> None:
         s = self.scale
-        if s is not None and not (is_number(s) and np.isfinite(s)):
+        number = isinstance(s, int | float | np.number) and not isinstance(s, bool)
+        if s is not None and not (number and np.isfinite(s)):
             raise NumsimError(f"nn.Attention: scale is a finite number or None; got {s!r}")
 
 

@@ -23,13 +23,15 @@ Module = Any
 
 # Functions that sum products. Where a module calls one itself, the sum is torch's, not the unit's.
 SUMS = frozenset({
-    "__matmul__", "__rmatmul__", "addbmm", "addbmm_", "addmm", "addmm_", "addmv", "addmv_",
-    "baddbmm", "baddbmm_", "bilinear", "bmm", "chain_matmul", "conv1d", "conv2d", "conv3d",
-    "conv_tbc", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot",
-    "einsum", "embedding_bag", "gru", "gru_cell", "inner", "linalg_matmul", "linalg_multi_dot",
-    "linalg_vecdot", "linear", "lstm", "lstm_cell", "matmul", "mm", "multi_dot",
-    "multi_head_attention_forward", "mv", "rnn_relu", "rnn_relu_cell", "rnn_tanh",
-    "rnn_tanh_cell", "tensordot", "vdot", "vecdot",
+    "__imatmul__", "__matmul__", "__rmatmul__", "_grouped_mm", "_int_mm", "_scaled_mm",
+    "addbmm", "addbmm_", "addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_",
+    "bilinear", "bmm", "cdist", "chain_matmul", "conv1d", "conv2d", "conv3d", "conv_tbc",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot", "einsum",
+    "embedding_bag", "grouped_mm", "gru", "gru_cell", "inner", "linalg_matmul",
+    "linalg_matrix_power", "linalg_multi_dot", "linalg_vecdot", "linear", "lstm", "lstm_cell",
+    "matmul", "matrix_power", "mm", "multi_dot", "multi_head_attention_forward", "mv",
+    "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell", "scaled_mm", "tensordot", "vdot",
+    "vecdot",
 })  # fmt: skip
 
 # Modules of torch whose sums numsim.nn has no layer for.
@@ -209,8 +211,8 @@ def emulate(module: Module, recipe: Recipe | str | None, *, strict: bool = True)
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.3]]))
     >>> x = torch.tensor([[1.0, 1.0]])
-    >>> emulate(layer, "fp8_hybrid")(x).item()  # 0.3 is kept as 0.295
-    1.2946...
+    >>> emulate(layer, "fp8_hybrid")(x).item()  # 0.3 is kept as 128 / 448
+    1.2857...
     >>> restore(layer)(x).item()
     1.2999...
     """

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from numsim import nn
-from numsim.torch.products import Call, Tensor
+from numsim.torch.products import Call, Tensor, thirds
 
 Work = Callable[..., Any]
 
@@ -168,10 +168,10 @@ def _projected(m: Any, call: Call, rows: list[Tensor], together: bool) -> list[T
         joined = _linear(call, rows[0], m.in_proj_weight, m.in_proj_bias, "in_proj")
         return list(joined.chunk(3, dim=-1))
     if m._qkv_same_embed_dim:
-        weights = m.in_proj_weight.chunk(3)
+        weights = thirds(m.in_proj_weight)
     else:
         weights = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
-    biases = (None,) * 3 if m.in_proj_bias is None else m.in_proj_bias.chunk(3)
+    biases = (None,) * 3 if m.in_proj_bias is None else thirds(m.in_proj_bias)
     names = ("q_proj", "k_proj", "v_proj")
     return [_linear(call, *part) for part in zip(rows, weights, biases, names, strict=True)]
 

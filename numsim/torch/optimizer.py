@@ -61,7 +61,8 @@ def optimizer(
     --------
     >>> layer = torch.nn.Linear(1, 1, bias=False)
     >>> _ = layer.weight.data.fill_(1.0)
-    >>> opt = optimizer(torch.optim.SGD(layer.named_parameters(), lr=1 / 64), storage="e4m3")
+    >>> raw = Quant("e4m3", "none")
+    >>> opt = optimizer(torch.optim.SGD(layer.named_parameters(), lr=1 / 64), storage=raw)
     >>> for _ in range(64):
     ...     layer.weight.grad = torch.full((1, 1), -1.0)
     ...     opt.step()  # 1/64 is lost below half a step of the format

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,17 @@ def stored(parameter: Tensor) -> QTensor | None:
         return None
     q: QTensor = kept[0]
     return q
+
+
+def thirds(parameter: Tensor) -> tuple[Tensor, ...]:
+    """Return three parameters that are stored as one, with their codes."""
+    parts: tuple[Tensor, ...] = parameter.chunk(3)
+    q = stored(parameter)
+    if q is not None and q.block_shape is None and (q.scale is None or q.scale.size == 1):
+        for part, codes in zip(parts, np.split(q.codes, 3), strict=True):
+            own = replace(q, codes=codes, packed={})
+            setattr(part, STORED, (own, own.dequantize()))
+    return parts
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from bridge import same_bits  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import numsim as ns  # noqa: E402
 import numsim.torch as bridge  # noqa: E402
@@ -348,6 +349,35 @@ def test_frozen_parts_get_no_gradient():
     assert net[1].weight.grad is not None
     with torch.no_grad():
         assert net(torch.randn(3, 4)).grad_fn is None
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_padded_encoders_in_evaluation():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = torch.nn.TransformerEncoder(layer, 1).eval()
+    x, pad = torch.randn(2, 4, 8), torch.tensor([[False] * 4, [False, False, True, True]])
+    want = net(x, src_key_padding_mask=pad)
+    bridge.emulate(net, "float32")
+    with torch.no_grad():
+        got = net(x, src_key_padding_mask=pad)
+    torch.testing.assert_close(got[~pad], want[~pad], rtol=1e-5, atol=1e-5)
+
+
+def test_other_modes_of_torch():
+    net = bridge.emulate(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()), "int8")
+    x = torch.randn(3, 4)
+    want = net(x)
+    want.sum().backward()
+    gradient = net[0].weight.grad.clone()
+    with torch.inference_mode():
+        same_bits(net(x), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same_bits(net(x), want)
+    net.zero_grad()
+    checkpoint(net, x, use_reentrant=False).sum().backward()
+    same_bits(net[0].weight.grad, gradient)
+    other = {k: v.detach() * 2 for k, v in net.named_parameters()}
+    assert not torch.equal(torch.func.functional_call(net, other, (x,)), want)
 
 
 def test_threads_have_their_own_names():

@@ -294,3 +294,75 @@ def test_a_recipe_that_keeps_parameters_needs_the_optimizer():
     assert net.eval()(X).shape == (20, 3)
     bridge.optimizer(torch.optim.SGD(net.parameters()), storage=recipe.storage)
     assert net.train()(X).shape == (20, 3)
+
+
+def test_parts_of_a_stored_parameter_are_stored():
+    """Queries and keys of two tensors: the joined weight has one scale, its thirds keep it."""
+    torch.manual_seed(0)
+    net = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    net.in_proj_weight.data[:8] *= 0.1  # an amax of its own would be another
+    opt = bridge.optimizer(torch.optim.SGD(net.parameters(), lr=0.1), storage="int8")
+    recipe = train.recipe("int8_stored_rne")
+    codes = opt.state[net.in_proj_weight]["codes"].numpy().astype(np.int8)
+    scale = opt.state[net.in_proj_weight]["scale"].numpy()
+    bridge.emulate(net, recipe)
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    out, _ = net(x, y, y)
+    out.sum().backward()
+    head = ns.QTensor.from_codes(codes[:8], "int8", scale=scale)
+    bias = net.in_proj_bias[:8].detach().numpy()
+    calls = []
+    own = nn.forward
+
+    def watched(layer, params, *inputs, **how):
+        found = own(layer, params, *inputs, **how)
+        calls.append((layer, params, found[0]))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn, "forward", watched)
+        net(x, y, y)
+    layer, params, q = calls[0]
+    assert layer.names == ("q_proj",)
+    assert np.array_equal(params["q_proj.weight"].codes, codes[:8])
+    want, _ = own(nn.Linear(8, 8), {"weight": head, "bias": bias}, x.numpy(), recipe=recipe)
+    same_bits(q, want)
+    assert net.in_proj_weight.grad.shape == (24, 8)
+
+
+@pytest.mark.parametrize("name", ["int8_stored_sr", "fp8_stored_sr"])
+def test_recurrent_nets_stored(name):
+    recipe = train.recipe(name)
+    layer = nn.Sequential(lstm=nn.LSTM(6, 8), last=nn.Last(), head=nn.Linear(8, 3))
+    start = nn.init(layer, seed=1)
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = torch.nn.LSTM(6, 8, batch_first=True)
+            self.head = torch.nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    net, x, goal = Classifier(), torch.randn(4, 5, 6), np.arange(4) % 3
+    names = {f"{k}_l0" if k.startswith("lstm") else k: k for k in start}
+    for theirs, ours in names.items():
+        net.get_parameter(theirs).data.copy_(torch.from_numpy(start[ours]))
+    bridge.emulate(net, recipe)
+    named = [(names[k], p) for k, p in net.named_parameters()]
+    opt = bridge.optimizer(torch.optim.Adam(named, lr=0.02), storage=recipe.storage)
+    own = train.Adam(0.02, storage=recipe.storage)
+    params = own.start(start)
+    state = own.init(params)
+    for step in (1, 2, 3):
+        opt.zero_grad()
+        y = net(x)
+        y.backward(torch.from_numpy(nn.loss("cross_entropy", y.detach().numpy(), goal)[1]))
+        opt.step()
+        want, tape = nn.forward(layer, params, x.numpy(), recipe=recipe, step=step)
+        same_bits(y, want)
+        _, grads = nn.backward(tape, nn.loss("cross_entropy", want, goal)[1])
+        params, state = own.step(params, grads, state)
+    for theirs, ours in names.items():
+        same_bits(net.get_parameter(theirs), params[ours].dequantize())
