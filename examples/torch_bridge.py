@@ -25,14 +25,15 @@ VOICE = DATA / "silero_vad/data/silero_vad_16k.safetensors"
 RECIPES = ("float32", "fp8_hybrid", "int8")
 
 try:
-    import torch
-    from torch import nn
-
-    import numsim.torch as bridge
-    from numsim import train
+    import numsim.torch as bridge  # first: without torch it says what to install
 except ImportError as error:
     print(error)
     raise SystemExit(0) from None
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from numsim import train  # noqa: E402
 
 
 # %% Networks as torch writes them
