@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
@@ -20,6 +22,14 @@ def _sizes(layer: Any, *names: str, least: int = 1) -> None:
             raise NumsimError(
                 f"nn.{type(layer).__name__}: {name} is an integer from {least}; got {value!r}"
             )
+
+
+def _check_groups(layer: Any) -> None:
+    if layer.inputs % layer.groups or layer.outputs % layer.groups:
+        raise NumsimError(
+            f"nn.{type(layer).__name__}: groups divides inputs and outputs; got {layer.groups} for "
+            f"{layer.inputs} and {layer.outputs}"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,24 @@ class RMSNorm:
 
 @dataclass(frozen=True)
 class Attention:
-    """Softmax(q k^T / sqrt(d)) v: q [B, heads, T, d], k, v [B, kv_heads, S, d]; no parameters."""
+    """Softmax(q k^T / sqrt(d)) v: q [B, heads, T, d], k, v [B, kv_heads, S, d]; no parameters.
+
+    A fourth input is a mask that broadcasts to [B, heads, T, S]: numbers are added to the scaled
+    scores (-inf hides a key), integers keep a key where they are not 0. `scale` in place of
+    1 / sqrt(d). With `dropout` the last input multiplies the softmax, [B, heads, T, S]; with
+    `weights` the product is a second output.
+    """
 
     causal: bool = False
+    scale: float | None = None
+    dropout: bool = False
+    weights: bool = False
+
+    def __post_init__(self) -> None:
+        s = self.scale
+        number = isinstance(s, int | float | np.number) and not isinstance(s, bool)
+        if s is not None and not (number and np.isfinite(s)):
+            raise NumsimError(f"nn.Attention: scale is a finite number or None; got {s!r}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +155,10 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Conv1d:
-    """x [B, inputs, T] -> [B, outputs, T']: a Linear over patches, K = (channel, kernel)."""
+    """x [B, inputs, T] -> [B, outputs, T']: a Linear over patches, K = (channel, kernel).
+
+    Each of `groups` equal parts of the inputs makes one of the outputs, in one product.
+    """
 
     inputs: int
     outputs: int
@@ -138,15 +166,21 @@ class Conv1d:
     stride: int = 1
     padding: int = 0
     bias: bool = True
+    dilation: int = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        _sizes(self, "inputs", "outputs", "kernel", "stride")
+        _sizes(self, "inputs", "outputs", "kernel", "stride", "dilation", "groups")
         _sizes(self, "padding", least=0)
+        _check_groups(self)
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """x [B, inputs, Y, X] -> [B, outputs, Y', X']: a Linear over patches, K = (channel, y, x)."""
+    """x [B, inputs, Y, X] -> [B, outputs, Y', X']: a Linear over patches, K = (channel, y, x).
+
+    `groups` as in `Conv1d`.
+    """
 
     inputs: int
     outputs: int
@@ -154,10 +188,13 @@ class Conv2d:
     stride: int | tuple[int, int] = 1
     padding: int | tuple[int, int] = 0
     bias: bool = True
+    dilation: int | tuple[int, int] = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        _sizes(self, "inputs", "outputs")
-        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
+        _sizes(self, "inputs", "outputs", "groups")
+        _check_groups(self)
+        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)
             both = tuple(value) if isinstance(value, tuple | list) else (value, value)
             if len(both) != 2 or not all(is_integer(v) and v >= least for v in both):
@@ -231,7 +268,8 @@ def param_shapes(layer: Any, prefix: str = "") -> Shapes:
         own |= {"bias": (layer.outputs,)} if layer.bias else {}
     elif isinstance(layer, Conv1d | Conv2d):
         kernel = (layer.kernel,) if isinstance(layer, Conv1d) else layer.kernel
-        own = {"weight": (layer.outputs, layer.inputs, *kernel)}  # type: ignore[misc]
+        part = layer.inputs // layer.groups
+        own = {"weight": (layer.outputs, part, *kernel)}  # type: ignore[misc]
         own |= {"bias": (layer.outputs,)} if layer.bias else {}
     elif isinstance(layer, Embedding):
         own = {"weight": (layer.rows, layer.width)}

@@ -157,6 +157,22 @@ def repeat_heads(r: Recorder, x: int, heads: int) -> int:
     return r.apply(_repeat_back, (x,), np.ascontiguousarray(wide))
 
 
+def _broadcast_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
+    shape = (1,) * (g.ndim - len(saved[0])) + saved[0]
+    ones = [axis for axis, size in enumerate(shape) if size == 1]
+    kept = [axis for axis, size in enumerate(shape) if size != 1]
+    rows = int(np.prod([g.shape[axis] for axis in ones]))
+    flat = np.ascontiguousarray(g.transpose(*ones, *kept)).reshape(rows, -1)
+    return (slopes.column_sums(flat).reshape(saved[0]),)
+
+
+def broadcast(r: Recorder, x: int, *shape: int) -> int:
+    """Return x repeated along axes of length 1, or that it lacks."""
+    value = r.array(x)
+    wide = np.ascontiguousarray(np.broadcast_to(value, shape))
+    return r.apply(_broadcast_back, (x,), wide, value.shape)
+
+
 def _rows_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
     ids, rows = saved
     return (slopes.add_rows(ids, g.reshape(-1, g.shape[-1]), rows),)
@@ -303,6 +319,8 @@ def _softmax_back(c: Context, saved: Any, g: Array) -> tuple[Array, ...]:
     if heads is None:
         return (dx,)
     shift = slopes.softmax_backward(p, g)  # [B, N, T, S]
+    if heads == p.shape[0] * p.shape[1]:  # each row has a bias of its own
+        return dx, shift.reshape(-1, *shift.shape[2:])
     total = np.zeros(shift.shape[1:], shift.dtype)
     for one in shift:
         total = total + one
@@ -316,7 +334,7 @@ def softmax(
     shift = None if bias is None else np.asarray(r.array(bias), np.float64)
     p = vector.softmax(r.array(x), scale=scale, bias=shift, **mask)
     inputs = (x,) if bias is None else (x, bias)
-    return r.apply(_softmax_back, inputs, p, p, scale, bias)
+    return r.apply(_softmax_back, inputs, p, p, scale, None if shift is None else len(shift))
 
 
 def _rotary_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
@@ -348,6 +366,14 @@ def attend(
 
     Query head n reads key head ``n // (N / G)``; products ``{name}qk`` and ``{name}pv``.
     """
+    return attend_with_weights(r, name, q, k, v, scale=scale, cap=cap, bias=bias, **mask)[0]
+
+
+def attend_with_weights(
+    r: Recorder, name: str, q: int, k: int, v: int, *, scale: float, cap: float | None = None,
+    bias: int | None = None, dropout: int | None = None, **mask: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Return what `attend` returns, and the softmax [B, N, T, S], times `dropout` where given."""
     batch, heads, steps, width = r.values[q].shape
     groups, seen = r.values[k].shape[1:3]
     grouped = reshape(r, q, batch, groups, heads // groups * steps, width)
@@ -355,7 +381,11 @@ def attend(
     scores = reshape(r, scores, batch, heads, steps, seen)
     if cap is not None:
         scores, scale = softcap(r, scores, scale=scale, cap=cap), 1.0
+    if bias is not None and r.values[bias].ndim == 4:
+        bias = reshape(r, bias, batch * heads, steps, seen)
     weights = softmax(r, scores, scale=scale, bias=bias, **mask)
-    weights = reshape(r, weights, batch, groups, heads // groups * steps, seen)
-    mixed = product(r, f"{name}pv", weights, transpose(r, v, 0, 1, 3, 2))
-    return reshape(r, mixed, batch, heads, steps, r.values[v].shape[-1])
+    if dropout is not None:
+        weights = multiply(r, weights, dropout)
+    flat = reshape(r, weights, batch, groups, heads // groups * steps, seen)
+    mixed = product(r, f"{name}pv", flat, transpose(r, v, 0, 1, 3, 2))
+    return reshape(r, mixed, batch, heads, steps, r.values[v].shape[-1]), weights

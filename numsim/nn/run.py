@@ -297,7 +297,7 @@ def _rms_norm(
 def _attention(
     r: Recorder, layer: layers.Attention, prefix: str, inputs: list[Any]
 ) -> tuple[int, ...]:
-    _count(layer, inputs, 3, 3)
+    _count(layer, inputs, 3 + layer.dropout, 4 + layer.dropout)
     q, k, v = (_float(r, layer, inputs, at, None, None, None, None) for at in range(3))
     (b, heads, steps, width), (bk, groups, seen, wk), vs = (
         np.shape(r.values[s]) for s in (q, k, v)
@@ -308,16 +308,38 @@ def _attention(
             "nn.Attention: q is [B, heads, T, d], k and v [B, kv_heads, S, d], heads a multiple of "
             f"kv_heads; got {[list(np.shape(r.values[s])) for s in (q, k, v)]}"
         )
-    mask: dict[str, Any] = {}
+    how: dict[str, Any] = {}
     if layer.causal:
         if steps > seen:
             raise NumsimError(
                 "nn.Attention: causal queries are the last of the keys, T <= S; got "
                 f"{steps}, {seen}"
             )
-        mask["last"] = np.arange(seen - steps + 1, seen + 1)
-    scale = 1.0 / float(np.sqrt(np.float64(width)))
-    return (ops.attend(r, prefix, q, k, v, scale=scale, **mask),)
+        how["last"] = np.arange(seen - steps + 1, seen + 1)
+    shape = (b, heads, steps, seen)
+    if layer.dropout:
+        how["dropout"] = _float(r, layer, inputs[-1:], 0, *shape)
+    if len(inputs) == 4 + layer.dropout:
+        how["bias"] = _mask(r, inputs[3], shape)
+    scale = 1.0 / float(np.sqrt(np.float64(width))) if layer.scale is None else float(layer.scale)
+    y, p = ops.attend_with_weights(r, prefix, q, k, v, scale=scale, **how)
+    return (y, p) if layer.weights else (y,)
+
+
+def _mask(r: Recorder, given: Any, shape: tuple[int, ...]) -> int:
+    """Return the slot of what is added to scores of `shape`."""
+    if isinstance(given, np.ndarray):  # integers
+        given = r.put(np.where(given != 0, 0.0, -np.inf).astype(r.context.dtype))
+    came = np.shape(r.values[given])
+    try:
+        fits = np.broadcast_shapes(came, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise NumsimError(
+            f"nn.Attention: a mask broadcasts to [B, heads, T, S] = {list(shape)}; got {list(came)}"
+        )
+    return ops.broadcast(r, given, *shape)
 
 
 def _activation(
@@ -346,44 +368,55 @@ def _flatten(r: Recorder, layer: layers.Flatten, prefix: str, inputs: list[Any])
 
 
 def _convolution(
-    r: Recorder, prefix: str, x: int, layer: Any, sizes: tuple[tuple[int, int, int], ...]
+    r: Recorder, prefix: str, x: int, layer: Any, sizes: tuple[tuple[int, int, int, int], ...]
 ) -> int:
-    """Patches of x [B, C, ...] times the kernels; `sizes`: (kernel, stride, padding) an axis."""
+    """Patches of x [B, C, ...] times the kernels.
+
+    `sizes`: (kernel, stride, padding, dilation) an axis.
+    """
     shape = np.shape(r.values[x])
-    batch, channels, spatial = shape[0], shape[1], shape[2:]
-    padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p in sizes]
-    out = tuple((n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(spatial, sizes, strict=True))
+    batch, spatial = shape[0], shape[2:]
+    padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p, _ in sizes]
+    out = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, (k, s, p, d) in zip(spatial, sizes, strict=True)
+    )
     if min(out) < 1:
         raise NumsimError(
             f"nn.{type(layer).__name__}: the kernel fits the padded input; got {list(shape)} and "
-            f"kernel {[k for k, _, _ in sizes]}"
+            f"kernel {[k for k, _, _, _ in sizes]}"
         )
-    whole = np.prod([n + 2 * p for n, (_, _, p) in zip(spatial, sizes, strict=True)])
-    grid = np.arange(batch * channels * int(whole)).reshape(
-        batch, channels, *(n + 2 * p for n, (_, _, p) in zip(spatial, sizes, strict=True))
-    )
-    windows = np.lib.stride_tricks.sliding_window_view(
-        grid, tuple(k for k, _, _ in sizes), axis=tuple(range(2, 2 + len(sizes)))
-    )
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for _, s, _ in sizes))]
-    n = len(sizes)
-    order = (0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # [B, places, C, kernel]
-    index = np.ascontiguousarray(windows.transpose(order)).reshape(batch * int(np.prod(out)), -1)
     wide = np.pad(r.array(x), padded)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.arange(wide.size).reshape(wide.shape), tuple(d * (k - 1) + 1 for k, _, _, d in sizes),
+        axis=tuple(range(2, 2 + len(sizes))),
+    )  # fmt: skip
+    windows = windows[(
+        slice(None), slice(None), *(slice(None, None, s) for _, s, _, _ in sizes),
+        *(slice(None, None, d) for _, _, _, d in sizes),
+    )]  # fmt: skip
+    n, groups = len(sizes), layer.groups
+    order = (0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # [B, places, C, kernel]
+    rows = batch * int(np.prod(out))
+    index = np.ascontiguousarray(windows.transpose(order)).reshape(rows, -1)
+    flat: tuple[int, ...] = (layer.outputs, -1)
+    if groups > 1:
+        index = np.ascontiguousarray(index.reshape(rows, groups, -1).swapaxes(0, 1))
+        flat = (groups, layer.outputs // groups, -1)
     patches = r.apply(
         _patches_back, (x,), wide.reshape(-1)[index], index, wide.shape,
-        tuple(slice(p, wide.shape[2 + i] - p) for i, (_, _, p) in enumerate(sizes)),
+        tuple(slice(p, wide.shape[2 + i] - p) for i, (_, _, p, _) in enumerate(sizes)),
     )  # fmt: skip
     weight = r.param(f"{prefix}weight")
     value = r.values[weight]
     if isinstance(value, QTensor):
-        flat = r.put(QTensor.from_codes(
-            value.codes.reshape(layer.outputs, -1), value.fmt, scale=value.scale
-        ))  # fmt: skip
-        r.steps.append(_reshaped(value.shape, weight, flat))
+        kernels = r.put(QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale))
+        r.steps.append(_reshaped(value.shape, weight, kernels))
     else:
-        flat = ops.reshape(r, weight, layer.outputs, -1)
-    y = ops.product(r, prefix.removesuffix("."), patches, flat)
+        kernels = ops.reshape(r, weight, *flat)
+    y = ops.product(r, prefix.removesuffix("."), patches, kernels)
+    if groups > 1:
+        y = ops.reshape(r, ops.transpose(r, y, 1, 0, 2), rows, layer.outputs)
     if layer.bias:
         y = ops.add_bias(r, y, r.param(f"{prefix}bias"))
     y = ops.reshape(r, y, batch, *out, layer.outputs)
@@ -407,13 +440,15 @@ def _patches_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 def _conv1d(r: Recorder, layer: layers.Conv1d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, None, layer.inputs, None)
-    return (_convolution(r, prefix, x, layer, ((layer.kernel, layer.stride, layer.padding),)),)
+    sizes = ((layer.kernel, layer.stride, layer.padding, layer.dilation),)
+    return (_convolution(r, prefix, x, layer, sizes),)
 
 
 def _conv2d(r: Recorder, layer: layers.Conv2d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, None, layer.inputs, None, None)
-    each: Any = zip(layer.kernel, layer.stride, layer.padding, strict=True)  # type: ignore[arg-type]
+    spatial: Any = (layer.kernel, layer.stride, layer.padding, layer.dilation)
+    each = zip(*spatial, strict=True)
     return (_convolution(r, prefix, x, layer, tuple(each)),)
 
 
