@@ -141,7 +141,7 @@ def integer_groups():
         return lambda a, b, c: om.int_dot(a, b, c, **how)
 
     for name, (a, b, dot) in om.INTEGER.items():
-        yield Group(name, a, b, "int32", dot, 14)
+        yield Group(name, a, b, "int32", dot, 15)  # a pair and a group stay short
     wrap = sums()
     for unit in ("turing.mma", "ampere.mma", "ada.mma", "hopper.wgmma", "hopper.mma",
                  "blackwell.tcgen05", "blackwell.mma", "rtx_blackwell.mma"):  # fmt: skip
