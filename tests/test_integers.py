@@ -115,6 +115,15 @@ def test_c_and_parts_at_the_ends_of_sixty_four_bits(overflow):
         assert int(run(a, b, "int32", c=c, **unit)[0, 0]) == limit(c + total, 64)
 
 
+@pytest.mark.parametrize("changes", [{}, {"acc_bits": 40}, {"overflow": "raise"}, {"group": 6}])
+def test_the_last_product_of_an_odd_k_is_a_pair(changes):
+    """On the vector kernel, and on the scalar one of accumulators that it does not have."""
+    a, b = [255, 255, 3], [127, 127, -5]
+    unit = ns.get_target("x86.vpmaddubsw", **changes)
+    d = ns.matmul(tensor([a], "uint8"), tensor([[v] for v in b], "int8"), target=unit)
+    assert int(d[0, 0]) == om.vpmaddubsw(a, b) == 32767 - 15
+
+
 def test_c_of_a_two_level_sum_is_as_wide_as_the_outer_accumulator():
     unit = {"acc_bits": 16, "outer_bits": 32, "promote_every": 4}
     assert run([1] * 8, [1] * 8, c=100_000, **unit) == 100_008

@@ -814,6 +814,16 @@ def test_the_largest_exponent_has_no_least_value_unless_a_unit_says_so(path):
     assert (held == np.float32(2.0**-130)).all()
 
 
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("x", "bits"), [(2.0**64, 0x7F800000), (2.0**64 - 2.0**56, 0x7EFE0000)])
+def test_a_product_of_two_to_the_128_is_infinite_on_cdna3(path, x, bits):
+    """Before the sum, in which -2**127 would make it finite again (hardware.md 1.5)."""
+    a = tensor(ns.encode([[x, 2.0**63]] * 4, "bfloat16"), "bfloat16")
+    b = tensor(ns.encode([[2.0**64] * 20, [-(2.0**64)] * 20], "bfloat16"), "bfloat16")
+    with simd.force(path):
+        assert (raw(ns.matmul(a, b, target="amd.cdna3.mfma")) == bits).all()
+
+
 def test_the_outer_accumulator_begins_at_plus_zero():
     """Toward minus infinity a chain of zeros gives -0; the sum of one part is +0."""
     a, b = (tensor(np.array(x, np.uint16), "float16") for x in ([[0x8000, 0]], [[0], [0x3C00]]))

@@ -23,6 +23,7 @@ import oracle_mac as om  # noqa: E402
 NAMES = ("A", "B", "C", "D", "SA", "SB")
 INTEGERS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int16": 16, "int32": 32}
 KINDS = ("plain", "any", "edge")
+TINY = (*KINDS, "tiny")  # products and accumulators about the least normal float32
 E4M3, E5M2, FP4 = "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"
 
 
@@ -50,7 +51,16 @@ def float_groups():
         k = 70 if "float8" in case.a and any(w in case.target for w in wide) else 35
         k = 21 if om.FORMATS[case.a].fraction_bits > 7 else k
         k = 70 if case.target == "x86.tdpbf16ps" else k
-        yield Group(case.target, case.a, case.b, case.out, case.dot, k, case.changes, case.nan_bits)
+        kinds = TINY if om.FORMATS[case.a].exponent_bits == 8 and case.out == "float32" else KINDS
+        yield Group(
+            case.target, case.a, case.b, case.out, case.dot, k, case.changes, case.nan_bits,
+            kinds=kinds,
+        )  # fmt: skip
+    for align, mode in (("floor", "rtz"), ("truncate", "rne"), ("floor", "rne")):
+        # no vector kernel covers these
+        unit = om.block(8, 24, align=align, mode=mode)
+        changes = (("align", align), ("rounding", mode))
+        yield Group("nvidia.ampere.mma", *om.BRAIN, "float32", unit, 19, changes, kinds=TINY)
     six = ("float6_e2m3fn", "float6_e3m2fn")
     for chip in ("blackwell.tcgen05", "rtx_blackwell.mma"):
         for a, b in ((six[0], six[1]), (E4M3, FP4), (six[1], E5M2), (FP4, FP4)):
@@ -131,7 +141,7 @@ def integer_groups():
         return lambda a, b, c: om.int_dot(a, b, c, **how)
 
     for name, (a, b, dot) in om.INTEGER.items():
-        yield Group(name, a, b, "int32", dot, 14)
+        yield Group(name, a, b, "int32", dot, 15)  # a pair and a group stay short
     wrap = sums()
     for unit in ("turing.mma", "ampere.mma", "ada.mma", "hopper.wgmma", "hopper.mma",
                  "blackwell.tcgen05", "blackwell.mma", "rtx_blackwell.mma"):  # fmt: skip
@@ -185,7 +195,9 @@ def float_codes(name, rng, shape, kind, *, special=False):
     bad, top = specials(f)
     last = top >> f.fraction_bits
     middle = min(f.bias, last)
-    if kind == "any":
+    if kind == "tiny":
+        codes = fields(f, rng, shape, 54, 66)
+    elif kind == "any":
         low, high = (60, 190) if f.exponent_bits == 8 else (0, last)
         codes = fields(f, rng, shape, low, high)
     else:
@@ -221,6 +233,8 @@ def accumulators(g, rng, kind):
     f = om.FORMATS[g.out]
     if kind == "plain":
         return fields(f, rng, (2, 2), f.bias - 6, f.bias + 8)
+    if kind == "tiny":
+        return fields(f, rng, (2, 2), 0, 3)
     if kind == "any":
         return float_codes(g.out, rng, (2, 2), "any")
     one = f.bias << f.fraction_bits
