@@ -117,6 +117,14 @@ def sweep(
     limit_tokens: Annotated[
         int | None, typer.Option(help="Use only the first tokens of the text.")
     ] = None,
+    window_start: Annotated[
+        str | None,
+        typer.Option(help="What begins each window: bos (default), eos, or none: the text itself."),
+    ] = None,
+    ignore_keys: Annotated[
+        str | None,
+        typer.Option(help="Keys of config.json to read over, comma separated; results name them."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
     memory_limit: Annotated[
         str | None,
@@ -137,7 +145,7 @@ def sweep(
         "granularities": _names(granularity), "recipes": _names(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
         "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None,
+        "resume": resume or None, "window_start": window_start, "ignore_keys": _names(ignore_keys),
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -22,6 +22,10 @@ class SkippedWarning(UserWarning):
     """Combinations of a sweep were left out: the unit does not multiply the format."""
 
 
+class ConfigKeyWarning(UserWarning):
+    """A checkpoint's config.json has keys that only other software reads."""
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 

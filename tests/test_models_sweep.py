@@ -132,7 +132,7 @@ def test_token_ids_of_an_encoder_are_sentences(tmp_path):
     np.save(path, ids.reshape(2, -1))  # other sentences of the same ids
     assert sweep(plan).case_id[0] != got.case_id[0]
     for bad, match in (
-        (ids[0], r"an encoder, .* \[sentences, tokens\]; .*ids.npy holds int64 \[20\]; reshape"),
+        (ids[0], r"texts one by one, .* \[sentences, tokens\]; .*ids.npy holds int64 \[20\]; reshape"),
         (ids[:, :0], "non-empty"),
         (ids + 96, "vocabulary of 96"),
     ):
