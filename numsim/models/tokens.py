@@ -82,9 +82,17 @@ def read_tokenizer(path: Path) -> TokenizerFile:
 
 
 def _ask(path: Path, texts: list[str], **asked: Any) -> tuple[dict[str, Any], bytes]:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise NumsimError(
+            f"a text is Unicode; got half of a surrogate pair at character {error.start}; decode "
+            "its bytes anew"
+        ) from None
     characters = sum(map(len, texts))
     size = path.stat().st_size
-    memory = min(max(half_of_memory(), 2 << 30), (2 << 30) + 64 * size + 4096 * characters)
+    memory = min(max(half_of_memory(), 2 << 30), (1 << 30) + 64 * size + 4096 * characters)
     request = {"path": str(path), "texts": texts, "memory_bytes": memory, **asked}
     seconds = START_S + characters / CHARACTERS_PER_S
     try:
@@ -110,6 +118,7 @@ def _ask(path: Path, texts: list[str], **asked: Any) -> tuple[dict[str, Any], by
 def _end_of(done: subprocess.CompletedProcess[bytes], memory: int) -> str:
     """Return how the process ended, and the last words it said."""
     said = done.stderr.decode(errors="replace").strip().splitlines()
+    said = [line for line in said if line and not line.startswith("note:")]
     how = f"exit code {done.returncode}"
     if done.returncode < 0:
         how = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"

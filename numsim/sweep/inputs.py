@@ -84,8 +84,8 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
     if not arch.head:
         if spec.window_start != "bos":
             raise NumsimError(
-                f"sweep: window_start begins windows of a running text; got {spec.window_start} for "
-                f"{arch.family}, which reads texts one by one; leave it out"
+                f"sweep: window_start begins windows of a running text; got "
+                f"{spec.window_start} for {arch.family}, which reads texts one by one; leave it out"
             )
         inputs = sentences(tools, spec, text, pad=arch.pad or 0)
         token_ids(inputs.tokens, "tokens", arch.vocab)

@@ -36,8 +36,9 @@ class SweepSpec(BaseModel):
     model, text
         A Hugging Face folder, or ``org/name`` in the hub's local cache, and a UTF-8 file or token
         ids in a ``.npy`` file (for folders without tokenizer.json), an integer array [tokens], of
-        an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled ones. Of an encoder-decoder the encoder reads the first half of each
-        window and the decoder is scored on the second, so about half of the ids count as `tokens`.
+        an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled ones. Of an
+        encoder-decoder the encoder reads the first half of each window and the decoder is scored
+        on the second, so about half of the ids count as `tokens`.
     formats
         Element formats of weights and activations, or named storage rules (``mxfp4_e2m1``). None:
         six formats, or none where there are `recipes`.
