@@ -53,7 +53,10 @@ def replacing(*pairs):
         (None, "\0" * 100, "expected value"),
     ],
 )  # fmt: skip
-def test_a_tokenizer_that_panics_or_explodes_ends_its_own_process(tmp_path, change, text, why):
+def test_a_tokenizer_that_panics_or_explodes_ends_its_own_process(
+    tmp_path, change, text, why, monkeypatch
+):
+    monkeypatch.setattr(tokens, "START_BYTES", 1 << 28)  # so that the machine has less to do
     folder = folder_with(tmp_path, change, text)
     with pytest.raises(NumsimError, match=f"not a usable tokenizer: .*{why}") as caught:
         load_text_tools(folder).ids("hello world " * 5)
@@ -208,6 +211,16 @@ def test_files_of_json_that_mean_harm_are_refused(tmp_path):
             load_model(tmp_path / "m")
         assert len(str(caught.value)) < 1200
         assert "\x1b" not in str(caught.value)
+    for depth in range(900, 1000):  # some can be read, and not printed
+        nested = "[" * depth + "]" * depth
+        text = CONFIG.replace('"rope_theta": 10000.0', f'"rope_theta": {nested}')
+        assert text != CONFIG
+        path.write_text(text)
+        with pytest.raises(NumsimError):
+            load_model(tmp_path / "m")
+        path.write_text(f'{{"model_type": {nested}}}')
+        with pytest.raises(NumsimError):
+            load_model(tmp_path / "m")
     with path.open("wb") as file:
         file.truncate(2**33)
     with pytest.raises(NumsimError, match="has more than 67108864 bytes"):

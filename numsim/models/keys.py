@@ -67,7 +67,10 @@ def shown(value: object) -> str:
     """
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # what JSON could just read, at a lower stack
+        return f"a {type(value).__name__} of very many levels"
     return text if len(text) <= 63 else f"{text[:60]}..."
 
 

@@ -94,14 +94,15 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
         twice = sorted(set(own) & set(stored))
         if twice:
             raise NumsimError(
-                f"load_model: the index must say where a repeated tensor is; {twice[0]} is in "
-                f"{stored[twice[0]].file.name} and {file}, and not in {INDEX}; download it again"
+                f"load_model: the index must say where a repeated tensor is; {listing(twice[:1])} "
+                f"is in {stored[twice[0]].file.name} and {file}, and not in {INDEX}; repair that, "
+                "or download it again"
             )
         stored |= own
     lacking = sorted(set(weight_map) - set(stored))
     if lacking:
         raise NumsimError(
-            f"load_model: a shard must hold what the index says; {lacking[0]} is not in "
+            f"load_model: a shard must hold what the index says; {listing(lacking[:1])} is not in "
             f"{weight_map[lacking[0]]} ({len(lacking)} such); download the files again"
         )
     return stored

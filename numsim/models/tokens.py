@@ -19,6 +19,7 @@ from numsim.models.memory import half_of_memory
 
 PROGRAM = Path(__file__).with_name("tokenizer_process.py")
 START_S = 30.0  # to load the tokenizer
+START_BYTES = 1 << 30  # beside 64 bytes for each byte of the file, 4096 for each character
 CHARACTERS_PER_S = 20_000  # a slow tokenizer does a million
 
 
@@ -92,7 +93,7 @@ def _ask(path: Path, texts: list[str], **asked: Any) -> tuple[dict[str, Any], by
         ) from None
     characters = sum(map(len, texts))
     size = path.stat().st_size
-    memory = min(max(half_of_memory(), 2 << 30), (1 << 30) + 64 * size + 4096 * characters)
+    memory = min(max(half_of_memory(), 2 << 30), START_BYTES + 64 * size + 4096 * characters)
     request = {"path": str(path), "texts": texts, "memory_bytes": memory, **asked}
     seconds = START_S + characters / CHARACTERS_PER_S
     try:
