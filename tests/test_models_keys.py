@@ -307,6 +307,9 @@ def test_a_name_that_the_cache_lacks_says_how_to_download_it(cache):
         load_model("org/tinny")
     with pytest.raises(NumsimError, match="which is not a folder"):
         load_model("tiny")
+    shutil.copytree(bundled_model_dir(), "models/tiny")
+    with pytest.raises(NumsimError, match="which is not a folder; did you mean tiny"):
+        load_model("models/tinny")
 
 
 def test_the_revision_of_main_is_meant_or_the_only_one(cache):

@@ -40,7 +40,7 @@ def find_folder(directory: str | Path) -> Path:
         snapshot = _snapshot(name)
         if snapshot is not None:
             return snapshot
-        if "/" in name:
+        if "/" in name and not exists(folder.parent, Path.is_dir):
             raise NumsimError(
                 f"{given}, which is no folder, and {hub_cache()} holds no model of that name"
                 f"{near_names(name, _cached())}; hf download {name} puts it there (pip install "
