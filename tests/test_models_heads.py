@@ -270,23 +270,3 @@ def test_a_published_reranker_loads_with_one_warning():
         model = load_model(HEADS / "bert_classifier")
     assert len(caught) == 1
     assert model.unused_keys == ("sbert_ce_default_activation_function",)
-
-
-def test_attention_of_gpt2_is_scaled_down_by_the_number_of_the_layer(tmp_path):
-    """Layer 1 of two by 2, as if its queries were half as long: the same bits."""
-    config = json.loads((ORACLE / "gpt2" / "config.json").read_text())
-    tensors = load_file(ORACLE / "gpt2" / "model.safetensors")
-    by_layer = config | {"scale_attn_by_inverse_layer_idx": True}
-    (tmp_path / "config.json").write_text(json.dumps(by_layer))
-    save_file(tensors, tmp_path / "model.safetensors")
-    got = load_model(tmp_path).run([5, 1, 7]).logits
-    for name in ("weight", "bias"):
-        key = f"transformer.h.1.attn.c_attn.{name}"
-        tensors[key] = tensors[key].copy()
-        tensors[key][..., : config["n_embd"]] /= 2
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors")
-    assert np.array_equal(load_model(tmp_path).run([5, 1, 7]).logits, got)
-    assert not np.array_equal(load_model(ORACLE / "gpt2").run([5, 1, 7]).logits, got)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"scale_attn_weights": False}))
-    assert load_model(tmp_path).arch.attn_scale == 1.0
