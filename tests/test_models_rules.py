@@ -1,6 +1,7 @@
 """Rules of single families that no oracle shows, each worked out by hand."""
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -9,6 +10,8 @@ from safetensors.numpy import load_file, save_file
 from numsim.models import load_model
 from numsim.models.arch import Moe
 from numsim.models.blocks import route
+from numsim.models.config import read_arch
+from numsim.models.families import FAMILIES
 
 ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
 
@@ -76,3 +79,34 @@ def test_positions_of_opt_count_kept_tokens_and_padding_has_the_one_before_the_f
         bare = bare @ model.tensors["project_in.weight"].T.astype(np.float64)
     want = bare + table[[1, 2, 3, 1, 4]]  # two more than the position
     assert np.allclose(run.taps["embed.out"][0], want, rtol=1e-12, atol=1e-14)
+
+
+def read(family, **changes):
+    """Read the older spelling of an oracle's config with changed keys; "absent" drops one."""
+    config = json.loads((ORACLE / family / "config_v4.json").read_text()) | changes
+    return read_arch({k: v for k, v in config.items() if v != "absent"}, FAMILIES[family])
+
+
+def test_which_layers_slide_where_no_list_says_so():
+    """Qwen: from max_window_layers on, where use_sliding_window; Gemma 2: the even ones."""
+    layers = {"num_hidden_layers": 4, "layer_types": "absent", "sliding_window": 5}
+    qwen = layers | {"max_window_layers": 2, "use_sliding_window": True}
+    for family in ("qwen2", "qwen3"):
+        assert read(family, **qwen).windows == (None, None, 5, 5)
+        assert read(family, **qwen | {"max_window_layers": 0}).windows == (5, 5, 5, 5)
+        assert read(family, **qwen | {"max_window_layers": 4}).windows == ()
+        assert read(family, **qwen | {"use_sliding_window": False}).windows == ()
+    assert read("gemma2", **layers).windows == (5, None, 5, None)
+    assert read("mistral", **layers).windows == (5, 5, 5, 5)
+
+
+def test_yarn_scales_the_attention_of_deepseek_twice():
+    """By the square of 0.1 mscale_all_dim ln(factor) + 1, once for queries and once for keys."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    plain = read("deepseek_v3", rope_scaling=None).attn_scale
+    assert read("deepseek_v3", rope_scaling=yarn | {"mscale": 1.0}).attn_scale == plain
+    both = yarn | {"mscale": 1.0, "mscale_all_dim": 0.5}
+    growth = 0.05 * math.log(4) + 1
+    assert math.isclose(
+        read("deepseek_v3", rope_scaling=both).attn_scale, plain * growth**2, rel_tol=1e-15
+    )
