@@ -270,3 +270,13 @@ def test_a_published_reranker_loads_with_one_warning():
         model = load_model(HEADS / "bert_classifier")
     assert len(caught) == 1
     assert model.unused_keys == ("sbert_ce_default_activation_function",)
+
+
+def test_a_limit_keeps_the_sentences_that_fit_it_exactly(tmp_path):
+    folder = folder_of("bert_classifier", tmp_path)
+    tools = load_text_tools(folder)
+    whole = read_inputs(load_model(folder).arch, tools, SweepSpec(window=30), TEXT)
+    first, both = np.cumsum(whole.keep.sum(axis=1))[:2]
+    for limit, rows in ((1, 1), (first, 1), (both - 1, 1), (both, 2), (both + 1, 2), (9999, 3)):
+        spec = SweepSpec(window=30, limit_tokens=int(limit))
+        assert len(read_inputs(load_model(folder).arch, tools, spec, TEXT).tokens) == rows
