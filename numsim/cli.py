@@ -198,6 +198,14 @@ def sweep(
         int | None,
         typer.Option(help="Seed of stochastic rounding.", parser=options.whole, metavar="N"),
     ] = None,
+    window_start: Annotated[
+        str | None,
+        typer.Option(help="What begins each window: bos (default), eos, or none: the text itself."),
+    ] = None,
+    ignore_keys: Annotated[
+        str | None,
+        typer.Option(help="Keys of config.json to read over, comma separated; results name them."),
+    ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -218,7 +226,8 @@ def sweep(
         "granularities": options.split(granularity), "recipes": options.split(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
         "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None, "force": force or None,
+        "resume": resume or None, "force": force or None, "window_start": window_start,
+        "ignore_keys": options.split(ignore_keys),
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))

@@ -49,6 +49,10 @@ def near_words(name: str, known: Iterable[str], *, limit: int = 4) -> list[str]:
     return holding[:12] or difflib.get_close_matches(name, words, n=limit, cutoff=0.5)
 
 
+class ConfigKeyWarning(UserWarning):
+    """A checkpoint's config.json has keys that only other software reads."""
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 

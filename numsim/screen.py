@@ -59,6 +59,8 @@ def _ranked(cases: pd.DataFrame) -> Table:
     """Return the cases of one run: lowest perplexity first, of an encoder the highest cosine."""
     encoder = "embedding_cosine" in cases and cases["embedding_cosine"].notna().any()
     figures = SENTENCES if encoder else LANGUAGE
+    if not encoder and cases["perplexity"].isna().all() and cases["kl_nats"].notna().any():
+        figures = {key: words for key, words in LANGUAGE.items() if key != "perplexity"}  # labels
     cases = cases.sort_values(next(iter(figures)), ascending=not encoder, kind="stable")
     model, text, tokens, reference = cases.iloc[0][list(RUN)]
     title = f"error versus bit format, best first; {model}, {int(tokens):,} tokens of {text}"

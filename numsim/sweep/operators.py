@@ -140,6 +140,7 @@ def describe(case: Case, digest: str, rules: Iterable[Rule]) -> dict[str, Any]:
         "text": case.text,
         "recipe": case.recipe_name or None,
         "recipe_digest": digest,
+        "ignored_keys": " ".join(case.ignored_keys) or None,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
-from numsim.errors import NumsimError
+from numsim.errors import ConfigKeyWarning, NumsimError
 from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, load_model
+from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import load_text_tools
 from numsim.sweep.cluster import connected, on_cluster
@@ -105,8 +107,11 @@ def sweep(
 
 
 def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
+    if plan.model is not None:
+        plan = plan.model_copy(update={"model": find_folder(plan.model)})
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder, memory_limit=plan.memory_limit)
+    model = load_model(folder, memory_limit=plan.memory_limit, ignore_keys=plan.ignore_keys)
+    plan = plan.model_copy(update={"ignore_keys": model.ignored_keys})  # those it has
     text = _read_text(plan.text)
     text_hash = _text_hash(text)
     text_name = plan.text.name if plan.text else "course.rst"
@@ -186,7 +191,9 @@ def _share(plan: SweepSpec) -> int | None:
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
     folder = plan.model or bundled_model_dir()
-    model = load_model(folder, memory_limit=_share(plan))
+    with warnings.catch_warnings():  # said once, by the process that began the sweep
+        warnings.simplefilter("ignore", ConfigKeyWarning)
+        model = load_model(folder, memory_limit=_share(plan), ignore_keys=plan.ignore_keys)
     inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 
@@ -281,19 +288,21 @@ def run_reference(
 ) -> Reference:
     """Run the float64 reference over all windows."""
     count, length = inputs.tokens.shape
-    hidden, head = model.arch.hidden, model.arch.head
-    scored = length - 1 if head else 0
+    hidden, head, labels = model.arch.hidden, model.arch.head, model.arch.labels
+    scored = length - 1 if head else min(labels, 1)
     reference = Reference(
         inputs,
         np.empty((count, hidden)),
         np.empty((count, 0 if head else length, hidden), np.float32),
-        np.empty((count, scored, model.arch.vocab), np.float32),
+        np.empty((count, scored, max(2, labels) if labels else model.arch.vocab), np.float32),
         np.empty((count, scored)),
     )
     for n, part in enumerate(_batches(count, batch)):
         taps = tap_names(model.gemm_names(), ("in", "operand", "out")) if n == 0 else []
         run = inputs.run(model, part, None, taps)
-        if scored:
+        if labels:
+            reference.logits[part] = _answers(run.logits)
+        elif scored:
             reference.logits[part] = run.logits[:, :-1]
             reference.nll[part] = metrics.token_nll(run.logits, inputs.tokens[part])
         else:
@@ -323,7 +332,7 @@ def case_rows(
     linears = {
         n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
     }
-    whole |= _stored_bits(model, linears, reference) | _of_the_run(model, reference)
+    whole |= _stored_bits(model, linears, reference) | _of_the_run(model, case, reference)
     try:
         whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
     except NumsimError as error:
@@ -350,6 +359,9 @@ def _run_case(
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
+        elif model.arch.labels:
+            want = reference.logits[part]
+            compared[part] = _compare(want, _answers(run.logits), want.argmax(axis=-1))
         else:
             both = reference.embeddings[part] * inputs.embeddings(run, part)
             cosines[part] = both.sum(axis=1)
@@ -360,14 +372,18 @@ def _run_case(
     with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
         if model.arch.head:
             return _language(compared, reference)
+        if model.arch.labels:
+            return _agreement(compared, compared.shape[0] * model.arch.labels)
         return _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
 
 
-def _of_the_run(model: Model, reference: Reference) -> dict[str, Any]:
+def _of_the_run(model: Model, case: Case, reference: Reference) -> dict[str, Any]:
     """Return what all cases on one text share."""
+    shared = {"unused_keys": " ".join(model.unused_keys) or None}
     if not model.arch.head:
-        return {"tokens": _tokens(reference.inputs)}
-    return {
+        return shared | {"tokens": _tokens(reference.inputs)}
+    return shared | {
+        "window_start": case.window_start,
         "tokens": reference.nll.size,
         "perplexity_reference": metrics.perplexity(reference.nll),
     }
@@ -393,20 +409,33 @@ def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> 
 
 def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, Any]:
     """Return the figures of a network with logits."""
+    dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
+    return _agreement(compared, reference.nll.size * reference.logits.shape[-1]) | {
+        "perplexity": metrics.perplexity(compared[..., 0].reshape(-1)),
+        "dnll": dnll,
+        "dnll_stderr": stderr,
+    }
+
+
+def _agreement(compared: NDArray[np.float64], elements: int) -> dict[str, Any]:
+    """Return the figures of logits, of tokens or of labels, `elements` in all."""
     each = compared.reshape(-1, 8)
     total = each.sum(axis=0)
-    dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
     return {
         "sqnr_cumulative_db": ratio_db(total[3], total[4]),
-        "mse": float(total[4]) / (len(each) * reference.logits.shape[-1]),
+        "mse": float(total[4]) / elements,
         "max_abs": float(each[:, 7].max()),
         "cosine": cosine(total[5], total[3], total[6]),
         "kl_nats": float(total[1]) / len(each),
         "top1_agreement": float(total[2]) / len(each),
-        "perplexity": metrics.perplexity(each[:, 0]),
-        "dnll": dnll,
-        "dnll_stderr": stderr,
     }
+
+
+def _answers(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return a classifier's logits as [B, 1, labels]; one alone is that of yes, beside 0 for no."""
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    return logits[:, None]
 
 
 def _sentences(

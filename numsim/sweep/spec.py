@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,10 +34,11 @@ class SweepSpec(BaseModel):
     Parameters
     ----------
     model, text
-        A Hugging Face folder, and a UTF-8 file or token ids in a ``.npy`` file (for folders
-        without tokenizer.json), an integer array [tokens], of an encoder [sentences, tokens].
-        None: the bundled ones. Of an encoder-decoder the encoder reads the first half of each
-        window and the decoder is scored on the second, so about half of the ids count as `tokens`.
+        A Hugging Face folder, or ``org/name`` in the hub's local cache, and a UTF-8 file or token
+        ids in a ``.npy`` file (for folders without tokenizer.json), an integer array [tokens], of
+        an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled ones. Of an
+        encoder-decoder the encoder reads the first half of each window and the decoder is scored
+        on the second, so about half of the ids count as `tokens`.
     formats
         Element formats of weights and activations (names, or TOML files of `numsim.Format`), or
         named storage rules (``mxfp4_e2m1``). None:
@@ -55,7 +56,12 @@ class SweepSpec(BaseModel):
     limit_tokens
         Use only so many tokens of the text.
     window, batch
-        Tokens in a window (its first is the begin-of-text token), windows run together.
+        Tokens in a window, windows run together.
+    window_start
+        What begins each window: ``bos``, the begin-of-text token; ``eos``, the end-of-text token,
+        where config.json names no other; ``none``, the text itself.
+    ignore_keys
+        Keys of config.json to read over, as in `load_model`; the results name them.
     seed
         Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
         it.
@@ -93,6 +99,8 @@ class SweepSpec(BaseModel):
     rounding: str = "rne"
     limit_tokens: int | None = Field(default=None, ge=1, lt=1 << 63)
     window: int = Field(default=256, ge=2, lt=1 << 63)
+    window_start: Literal["bos", "eos", "none"] = "bos"
+    ignore_keys: tuple[str, ...] = ()
     batch: int = Field(default=8, ge=1, lt=1 << 63)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     jobs: int = Field(default=1, ge=1, le=1024)
@@ -175,6 +183,8 @@ class Case:
     element: Format | None = field(default=None, compare=False, repr=False)  # what no name means
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
+    window_start: str = "bos"
+    ignored_keys: tuple[str, ...] = ()  # of config.json
 
     @property
     def case_id(self) -> str:
@@ -303,6 +313,7 @@ def cases(
     case = partial(
         Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
+        window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
     )  # fmt: skip
     formats = spec.formats
     if formats is None and spec.recipes:
