@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
@@ -20,6 +22,13 @@ def _sizes(layer: Any, *names: str, least: int = 1) -> None:
             raise NumsimError(
                 f"nn.{type(layer).__name__}: {name} is an integer from {least}; got {value!r}"
             )
+
+
+def _eps(layer: Any) -> None:
+    eps = layer.eps
+    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
+    if not number or not 0 <= eps < np.inf:
+        raise NumsimError(f"nn.{type(layer).__name__}: eps is a number from 0; got {eps!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class LayerNorm:
 
     def __post_init__(self) -> None:
         _sizes(self, "width")
+        _eps(self)
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class RMSNorm:
 
     def __post_init__(self) -> None:
         _sizes(self, "width")
+        _eps(self)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class Activation:
 
     def __post_init__(self) -> None:
         known = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "relu", "quick_gelu")
-        if self.name not in known and self.name not in ACTIVATIONS:
+        word = isinstance(self.name, str)
+        if not word or (self.name not in known and self.name not in ACTIVATIONS):
             raise NumsimError(
                 f"nn.Activation: one of {', '.join(known)}; got {self.name!r}"
                 f"{near_names(str(self.name), known)}"

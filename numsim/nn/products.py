@@ -133,7 +133,7 @@ def hadamard(x: Array, signs: Array) -> Array:
         )
     if values.dtype.kind != "f":
         values = values.astype(np.float32)
-    y = values.reshape(*values.shape[:-1], -1, n) * s.astype(values.dtype)
+    y = values.reshape(*values.shape[:-1], values.shape[-1] // n, n) * s.astype(values.dtype)
     half = 1
     while half < n:
         pairs = y.reshape(*y.shape[:-1], n // (2 * half), 2, half)
