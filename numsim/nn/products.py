@@ -238,6 +238,10 @@ def forward_product(
     `weights` keeps the codes of W for further products with the same W.
     """
     rule = context.rule(name)
+    if not x.size:
+        raise NumsimError(
+            f"nn: {name or 'the product'} takes one row or more; its input is {list(x.shape)}"
+        )
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights

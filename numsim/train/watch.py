@@ -85,8 +85,8 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
         scale = scale * np.float64(q.tensor_scale)
     least, most = limits(q.fmt)
     zero, live = _is_zero(q), magnitude != 0
-    lowest = max(float(-q.fmt.min), most)  # two's complement has one value more below zero
-    reach = np.where(values < 0, lowest, most) * scale * (1 + 2.0**-20)
+    # Below zero two's complement has one value more, an unsigned format none.
+    reach = np.where(values < 0, float(-q.fmt.min), most) * scale * (1 + 2.0**-20)
     beyond = int(np.count_nonzero(magnitude > reach))
     lost = int(np.count_nonzero(live & zero)) / max(int(np.count_nonzero(live)), 1)
     return (
