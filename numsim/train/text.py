@@ -90,11 +90,13 @@ def clean(
     words = _pattern(marks, numbers).findall(plain.lower() if lower else plain)
     if stop_words is False:
         return words
-    if isinstance(stop_words, str) or not isinstance(stop_words, bool | Iterable):
+    if stop_words is True:
+        stop_words = STOP_WORDS
+    if isinstance(stop_words, str) or not isinstance(stop_words, Iterable):
         raise NumsimError(
             f"clean: stop_words is True, False or a collection of words; got {stop_words!r:.60}"
         )
-    dropped = STOP_WORDS if stop_words is True else frozenset(stop_words)
+    dropped = frozenset(stop_words)
     return [word for word in words if word.lower() not in dropped]
 
 
