@@ -127,7 +127,7 @@ def _apart(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, dict):
         return {key: _apart(v, f"{path}/{key}", arrays) for key, v in value.items()}
     if isinstance(value, np.ndarray):
-        arrays[path] = np.ascontiguousarray(value)
+        arrays[path] = np.asarray(value, order="C")
         return {"array": path}
     return value.item() if isinstance(value, np.generic) else value
 
@@ -164,7 +164,7 @@ def _collect(
         for name, value in children:
             _collect(value, f"{path}/{name}", arrays, numbers)
     elif isinstance(tree, np.ndarray | np.generic):
-        arrays[path] = np.ascontiguousarray(tree)
+        arrays[path] = np.asarray(tree, order="C")  # ascontiguousarray adds an axis to a number
     elif not (tree is None or isinstance(tree, _FIXED)):
         numbers[path] = tree
 

@@ -177,6 +177,10 @@ def fit(
     check_layer(layer, "train.fit")
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise NumsimError(
+            f"train.fit: recipe is a Recipe of numsim.train, its name, or None; got {recipe!r:.60}"
+        )
     inputs, targets = _data(data, "data", loss)
     unseen = None if test is None else _data(test, "test", loss)
     _check(len(inputs), loss, steps, batch, every, decay, optimizer, watch)

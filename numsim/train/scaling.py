@@ -209,7 +209,8 @@ class LossScale:
         if not finite:
             return LossScaleState(np.float32(state.scale * np.float32(self.backoff)), 0)
         if state.finite_steps + 1 >= self.interval:
-            grown = np.float32(state.scale * np.float32(self.growth))
+            with np.errstate(over="ignore"):
+                grown = np.float32(state.scale * np.float32(self.growth))
             return LossScaleState(min(grown, _FLOAT32_MAX), 0)
         return LossScaleState(state.scale, state.finite_steps + 1)
 
