@@ -57,6 +57,8 @@ def read_curves(path: Path) -> pd.DataFrame:
         raise NumsimError(f"report: cannot read {path}: {error}") from None
     if frame.empty:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise NumsimError(f"report: a line of {path} has more cells than the first names")
     for name in NUMBERS:
         text = frame[name] if name in frame else pd.Series("", index=frame.index)
         numbers = pd.to_numeric(text.where(text != ""), errors="coerce")

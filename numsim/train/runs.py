@@ -329,10 +329,10 @@ def check_writable(path: Path) -> None:
     NumsimError
         Names the file.
     """
-    if path.is_dir():
-        raise NumsimError(f"train: --out is a file; {path} is a folder")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if path.is_dir():
+            raise NumsimError(f"train: --out is a file; {path} is a folder")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()

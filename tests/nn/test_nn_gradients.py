@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+
 from numsim import nn
 from numsim.kernels.vector_act import ACTIVATIONS
 from numsim.models import load_model

@@ -161,7 +161,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("name", ["fp8_stored_sr", "fp8_delayed"])
+@pytest.mark.parametrize("name", ["fp8_stored_sr"])
 def test_killed_at_random_moments(tmp_path, name):
     want = run(name, steps=60, every=1, **CASES[name])
     folder = tmp_path / "run"
@@ -328,6 +328,7 @@ def test_loss_scaling_skips_what_overflows_on_its_way_back():
     assert list(scales[: skipped + 1]) == [2.0 ** (126 - k) for k in range(skipped + 1)]
     assert made["loss"].iloc[skipped + 1] != made["loss"].iloc[skipped]
 
+
 def test_a_gradient_that_no_loss_scale_makes_finite_ends_the_run():
     layer = nn.Linear(2, 1, bias=False)
     x = np.full((4, 2), 1e38, F32)
@@ -392,7 +393,7 @@ BAD = {
     "no pair": {"data": X}, "ragged": {"data": ([[1.0, 2.0], [3.0]], [0, 1])},
     "lengths": {"data": (X, T[:-1])}, "empty": {"data": (X[:0], T[:0])},
     "text": {"data": (np.array([["a"] * 6] * 8), T[:8])},
-    "NaN": {"data": (np.where(X == X[3, 3], np.nan, X), T)},
+    "NaN": {"data": (np.where(X[3, 3] == X, np.nan, X), T)},
     "Inf in targets": {"data": (X, np.where(T == 1, np.inf, T))},
     "labels": {"data": (X, T + 1)}, "float labels": {"data": (X, T.astype(float))},
     "width": {"data": (X[:, :5], T)}, "params": {"params": {}},

@@ -126,7 +126,10 @@ def test_a_product_of_dgrad_alone_that_no_unit_multiplies_is_named():
 def test_blocks_along_another_axis_than_the_product_sums():
     import numpy as np
 
-    x, w = np.ones((4, 32), np.float32), ns.quantize(np.ones((8, 32), np.float32), "mxfp8_e4m3", axis=0)
+    x, w = (
+        np.ones((4, 32), np.float32),
+        ns.quantize(np.ones((8, 32), np.float32), "mxfp8_e4m3", axis=0),
+    )
     layer = nn.Linear(32, 8, bias=False)
     y, _ = nn.forward(layer, {"weight": w}, x, recipe=train.recipe("mxfp8"))
     want = ns.matmul(ns.quantize(x, "mxfp8_e4m3"), ns.quantize(w.dequantize(), "mxfp8_e4m3").T,

@@ -20,9 +20,26 @@ def test_cleaning_by_its_options():
     assert train.clean(text, lower=False, marks="")[:3] == ["The", "WIN", "prize"]
     assert "1,000" in train.clean(text, numbers=True)
     assert "50" in train.clean(text, numbers=True)
-    assert train.clean(text, stop_words=True, marks="") == ["win", "prize", "it's", "don't", "wait", "now"]
+    assert train.clean(text, stop_words=True, marks="") == [
+        "win",
+        "prize",
+        "it's",
+        "don't",
+        "wait",
+        "now",
+    ]
     assert train.clean("The THE cat", lower=False, stop_words=["the"]) == ["cat"]
-    assert train.clean("a]b^c-d\\e", marks="]^-\\") == ["a", "]", "b", "^", "c", "-", "d", "\\", "e"]
+    assert train.clean("a]b^c-d\\e", marks="]^-\\") == [
+        "a",
+        "]",
+        "b",
+        "^",
+        "c",
+        "-",
+        "d",
+        "\\",
+        "e",
+    ]
     assert train.clean("") == []
 
 
