@@ -312,7 +312,7 @@ def test_convolution_is_a_linear_over_patches():
                     at += 1
         np.testing.assert_array_equal(dx[0], back[:, :, 1:-1].astype(np.float32))
         stored = {k: ns.quantize(v, "int8") for k, v in params.items()}
-        y8, tape = nn.forward(layer, stored, x, recipe=train.recipe("int8"))
+        _, tape = nn.forward(layer, stored, x, recipe=train.recipe("int8"))
         assert nn.backward(tape, up)[1]["weight"].shape == params["weight"].shape
 
 

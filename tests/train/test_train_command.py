@@ -101,7 +101,8 @@ BAD = [
     ("--text", "m.jsonl"), ("--model", "tiny_llama"), ("--loss-scale", "0"),
     ("--loss-scale", "nan"), ("--target", "none"), ("--target", "x86.vpdpbusd"),
     ("--batch", "1000"), ("--out", "."),
-    ("--out", "m.jsonl/x.csv"), ("--out", "x" * 300), ("--test", "none.csv"), ("--data", "none.csv"),
+    ("--out", "m.jsonl/x.csv"), ("--out", "x" * 300), ("--test", "none.csv"),
+    ("--data", "none.csv"),
     ("--data", "one.csv"), ("--data", "three.csv"), ("--data", "empty.csv"), ("--data", "gap.csv"),
     ("--test", "three.csv"), ("--recipes", "glob.toml"), ("--recipes", "part.toml"),
 ]  # fmt: skip

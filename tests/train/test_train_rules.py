@@ -65,7 +65,8 @@ BAD = [
     "other = 1\n[[rule]]\nmatch='*'\n" + BLOCKS, "storage = [1]\n[[rule]]\nmatch='*'\n" + BLOCKS,
     "storage = 'int99'\n[[rule]]\nmatch='*'\n" + BLOCKS,
     "[[rule]]\nmatch=5\n" + BLOCKS, "[[rule]]\nmatch='*'\nforward={}\ndgrad={}",
-    "[[rule]]\nmatch='*'\nforward={}\nwgrad={}", "[[rule]]\nmatch='*'\nforward=1\ndgrad={}\nwgrad={}",
+    "[[rule]]\nmatch='*'\nforward={}\nwgrad={}",
+    "[[rule]]\nmatch='*'\nforward=1\ndgrad={}\nwgrad={}",
     "[[rule]]\nmatch='*'\nforward={match='x'}\ndgrad={}\nwgrad={}",
     "[[rule]]\nmatch='*'\nforward={target='none'}\ndgrad={}\nwgrad={}",
     "[[rule]]\nmatch='*'\nforward={activations='int99'}\ndgrad={}\nwgrad={}",
@@ -85,7 +86,8 @@ def test_bad_toml(tmp_path, text):
 
 
 @pytest.mark.parametrize("bad", [
-    lambda: train.recipe("fp8"), lambda: train.recipe(5), lambda: train.recipe("int8", target="none"),
+    lambda: train.recipe("fp8"), lambda: train.recipe(5),
+    lambda: train.recipe("int8", target="none"),
     lambda: train.recipe("int8", bits=3), lambda: train.recipe("int8", seed=-1),
     lambda: train.Recipe(()), lambda: train.Recipe("x"), lambda: train.Recipe((("*", 5),)),
     lambda: train.Recipe((("*", ns.Rule()),)), lambda: train.Rule(forward="int8"),
