@@ -66,11 +66,9 @@ def train(
 ) -> None:
     """Train the text classifier, or a network, once for each recipe and seed; write the curves."""
     from numsim.report.training import summary_text
-    from numsim.train.runs import CURVE_COLUMNS, Plan, cases, runs, write_csv
+    from numsim.train.runs import CURVE_COLUMNS, Plan, cases, check, check_writable, runs, write_csv
     from numsim.train.watch import TENSOR_COLUMNS
 
-    if out.is_dir():
-        raise NumsimError(f"train: --out is a file; {out} is a folder")
     names = () if recipes is None else tuple(n.strip() for n in recipes.split(",") if n.strip())
     if recipes is not None and not names:
         raise NumsimError(f"train: --recipes is names, comma separated; got {recipes!r}")
@@ -80,6 +78,8 @@ def train(
         None if bundled else model, text, model is not None, scratch, tokens, not keep_case, marks,
         numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
     )  # fmt: skip
+    check(plan)
+    check_writable(out)
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     try:

@@ -17,6 +17,14 @@ class UnsupportedError(NumsimError):
     """A valid request that this unit, format or model family does not have."""
 
 
+class NotFiniteError(NumsimError):
+    """A value that must be finite is NaN or Inf: the message names it."""
+
+
+class StoppedError(NumsimError):
+    """A run that began and could not go on: what it had made is kept."""
+
+
 class UnvalidatedWarning(UserWarning):
     """A target was used whose rules no silicon recording confirms."""
 

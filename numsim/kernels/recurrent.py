@@ -102,7 +102,7 @@ def _rounded(x: Array, out: Array, how: Rounding) -> tuple[np.float32, int]:
             v = v if v < how.top else how.top
             v = v if v > how.low else how.low
             code = np.float32(np.float32(v + magic) - magic)
-            lost += 1 if code == np.float32(0.0) and source[i] != np.float32(0.0) else 0
+            lost += 1 if code == np.float32(0.0) and bits[i] & np.uint32(0x7FFFFFFF) else 0
             values[i] = code
         return scale, lost
     half, mask = np.uint32((1 << how.shift) >> 1) - np.uint32(1), ~np.uint32((1 << how.shift) - 1)
@@ -117,7 +117,7 @@ def _rounded(x: Array, out: Array, how: Rounding) -> tuple[np.float32, int]:
         small = np.float32(np.float32(magnitude + how.magic) - how.magic)
         m = normal if magnitude >= how.least_normal else small
         m = m if m < how.top else how.top
-        lost += 1 if m == np.float32(0.0) and a != np.uint32(0) else 0
+        lost += 1 if m == np.float32(0.0) and bits[i] & np.uint32(0x7FFFFFFF) else 0
         values[i] = np.uint32(np.float32(m).view(np.uint32) | sign).view(np.float32)
     return scale, lost
 
@@ -196,6 +196,7 @@ def lstm_backward(
     hidden = dc.shape[1]
     one = np.float32(1.0)
     here, codes = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
+    before = np.empty((batch, hidden), np.float32)  # dc, once the step is known to be done here
     for back in range(steps):
         t = steps - 1 - back
         for b in range(batch):
@@ -214,12 +215,13 @@ def lstm_backward(
                     one - np.float32(g * g)
                 )
                 here[b, 3 * hidden + j] = np.float32(up * s) * np.float32(o * np.float32(one - o))
-                dc[b, j] = whole * f
+                before[b, j] = whole * f
             for j in range(width):
                 dgates[b, t, j] = here[b, j]
         scale, zeroed = _rounded(here, codes, how)
         if scale < np.float32(0.0):
             return int(back)
+        dc[:, :] = before
         if how.kind != AS_IT_IS:
             lost[1] += zeroed
             for b in range(batch):

@@ -69,7 +69,8 @@ def _call(
     values = np.asarray(kept.values(), np.float32)
     scale = np.float32(1) if kept.scale is None else np.float32(kept.scale.reshape(-1)[0])
     quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
-    return values, how, np.float32(scale / before), quantum
+    # A scaled gradient stores 1 / before as its scale: two factors, each of them float32.
+    return values, how, np.float32(np.float32(1) / before) * scale, quantum
 
 
 def _unit(target: Any, a: Format, b: Format, depth: int) -> bool | None:

@@ -32,6 +32,13 @@ def _check_groups(layer: Any) -> None:
         )
 
 
+def _eps(layer: Any) -> None:
+    eps = layer.eps
+    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
+    if not number or not 0 <= eps < np.inf:
+        raise NumsimError(f"nn.{type(layer).__name__}: eps is a number from 0; got {eps!r:.60}")
+
+
 @dataclass(frozen=True)
 class Linear:
     """``y = x W^T + b``: x [..., inputs] -> [..., outputs]; weight [outputs, inputs], bias."""
@@ -88,6 +95,7 @@ class LayerNorm:
 
     def __post_init__(self) -> None:
         _sizes(self, "width")
+        _eps(self)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class RMSNorm:
 
     def __post_init__(self) -> None:
         _sizes(self, "width")
+        _eps(self)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,8 @@ class Activation:
 
     def __post_init__(self) -> None:
         known = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "relu", "quick_gelu")
-        if self.name not in known and self.name not in ACTIVATIONS:
+        word = isinstance(self.name, str)
+        if not word or (self.name not in known and self.name not in ACTIVATIONS):
             raise NumsimError(
                 f"nn.Activation: one of {', '.join(known)}; got {self.name!r}"
                 f"{near_names(str(self.name), known)}"

@@ -57,6 +57,9 @@ def loss(
             f"nn.loss: one of {', '.join(LOSSES)}; got {name!r}{near_names(str(name), LOSSES)}"
         )
     x, t = as_array("nn.loss: prediction", prediction), as_array("nn.loss: target", target)
+    for what, array in (("prediction", x), ("target", t)):
+        if array.dtype.kind not in "biufV":
+            raise NumsimError(f"nn.loss: {what} holds numbers; got {array.dtype}; convert it")
     x = x if x.dtype.kind == "f" and x.dtype.itemsize in (4, 8) else x.astype(np.float64)
     if not x.size:
         raise NumsimError(f"nn.loss: a mean needs a prediction; got shape {list(x.shape)}")
@@ -68,9 +71,10 @@ def loss(
         )
     _refuse_nan(t)
     if name == "mse":
-        difference = x.astype(np.float64) - t.astype(np.float64)
-        gradient = difference * 2.0 / x.size
-        return float(_total(difference * difference) / x.size), gradient.astype(x.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # Inf says so: the caller looks
+            difference = x.astype(np.float64) - t.astype(np.float64)
+            gradient = (difference * 2.0 / x.size).astype(x.dtype)
+            return float(_total(difference * difference) / x.size), gradient
     if float(t.min()) < 0 or float(t.max()) > 1:
         wrong = np.flatnonzero((t < 0) | (t > 1))
         raise NumsimError(

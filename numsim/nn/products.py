@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.errors import NumsimError
+from numsim.errors import NotFiniteError, NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.gemm_fma import gemm_fma, pack_b
 from numsim.kernels.philox import random_words
@@ -59,12 +59,13 @@ class Context:
                     f"{name or 'the product'} has no {product}; make the recipe with "
                     "numsim.train.recipe"
                 )
-        _check(name, rule)
+        check_rule(name, rule)
         return rule
 
 
 @lru_cache(maxsize=256)
-def _check(name: str, rule: Any) -> None:
+def check_rule(name: str, rule: Any) -> None:
+    """Raise where a unit does not multiply the formats of one of the three products."""
     for product in PRODUCTS:
         one = getattr(rule, product)
         try:
@@ -133,7 +134,7 @@ def hadamard(x: Array, signs: Array) -> Array:
         )
     if values.dtype.kind != "f":
         values = values.astype(np.float32)
-    y = values.reshape(*values.shape[:-1], -1, n) * s.astype(values.dtype)
+    y = values.reshape(*values.shape[:-1], values.shape[-1] // n, n) * s.astype(values.dtype)
     half = 1
     while half < n:
         pairs = y.reshape(*y.shape[:-1], n // (2 * half), 2, half)
@@ -204,7 +205,8 @@ class Operands:
             else:
                 q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
         except NumsimError as error:
-            raise NumsimError(f"step {c.step}, {_role(tensor)} of {self.name}: {error}") from None
+            kind = NumsimError if np.isfinite(source).all() else NotFiniteError
+            raise kind(f"step {c.step}, {_role(tensor)} of {self.name}: {error}") from None
         if c.watch is not None and quant != RAW:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q
@@ -216,7 +218,8 @@ class Operands:
         return {"seed": stream_key(c.seed, self.name, tensor, axis, c.step)}
 
     def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
-        c, key = self.context, f"{self.name}.{tensor}"
+        # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
+        c, key = self.context, f"{self.name}.{tensor}.{quant.fmt.name}"
         rule = replace(self.rule.delayed, format=quant.format)
         state = c.scaling[key] if key in c.scaling else rule.init()
         q: QTensor
@@ -238,6 +241,10 @@ def forward_product(
     `weights` keeps the codes of W for further products with the same W.
     """
     rule = context.rule(name)
+    if not x.size:
+        raise NumsimError(
+            f"nn: {name or 'the product'} takes one row or more; its input is {list(x.shape)}"
+        )
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights

@@ -127,7 +127,7 @@ def _all_steps(
     all_h = before_h.reshape(-1, before_h.shape[-1])
     dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
     db_x = cells.column_sums(flat_x)
-    db_h = db_x if flat_h is flat_x else cells.column_sums(flat_h)
+    db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
     return dx.reshape(batch, steps, -1), *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 

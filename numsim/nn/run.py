@@ -167,7 +167,13 @@ def check_params(layer: Any, params: Params) -> None:
             near = near_names(name, params)
             raise NumsimError(f"nn: the parameter {name} {list(shape)} is missing{near}")
         value = params[name]
-        came = value.shape if isinstance(value, QTensor) else np.shape(value)
+        if not isinstance(value, QTensor):
+            value = as_array(f"nn: the parameter {name}", value)
+            if value.dtype.kind not in "iufV":
+                raise NumsimError(
+                    f"nn: the parameter {name} holds numbers; got {value.dtype}; convert it"
+                )
+        came = value.shape
         if came != shape:
             raise NumsimError(f"nn: the parameter {name} is {list(shape)}; got {list(came)}")
     surplus = sorted(set(params) - set(wanted))
@@ -210,7 +216,7 @@ def _count(layer: Any, inputs: list[Any], least: int, most: int) -> None:
 
 def _linear(r: Recorder, layer: layers.Linear, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
-    x = _float(r, layer, inputs, 0, None, layer.inputs)
+    x = _float(r, layer, inputs, 0, layer.inputs)
     y = ops.product(r, prefix.removesuffix("."), x, r.param(f"{prefix}weight"))
     return (ops.add_bias(r, y, r.param(f"{prefix}bias")) if layer.bias else y,)
 

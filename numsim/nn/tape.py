@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.arguments import as_array
 from numsim.errors import NumsimError
 from numsim.nn.products import Context
 from numsim.quant import QTensor
@@ -110,7 +111,7 @@ def run_back(tape: Tape, upstream: Sequence[Any]) -> list[Array | None]:
     context = tape.context
     found: list[Any] = [None] * len(tape.shapes)
     for slot, g in zip(tape.outputs, upstream, strict=True):
-        given = np.asarray(g)
+        given = as_array("backward: an upstream gradient", g)
         if given.shape != tape.shapes[slot] or given.dtype.kind not in "fV":
             raise NumsimError(
                 f"backward: each upstream gradient has the shape of its output, "

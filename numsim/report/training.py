@@ -25,6 +25,7 @@ NUMBERS = (
 )  # fmt: skip
 REFERENCE = "float32"
 SMOOTH = 10  # steps whose losses a drawn point averages
+COST = 2.0  # points of accuracy that are worth a sentence
 CLEAR = 2.0  # standard errors from which a difference is called one
 
 # Two families of colours, light to dark, would hide which line is which: every recipe gets a
@@ -56,6 +57,8 @@ def read_curves(path: Path) -> pd.DataFrame:
         raise NumsimError(f"report: cannot read {path}: {error}") from None
     if frame.empty:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise NumsimError(f"report: a line of {path} has more cells than the first names")
     for name in NUMBERS:
         text = frame[name] if name in frame else pd.Series("", index=frame.index)
         numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
@@ -104,17 +107,18 @@ def findings(table: pd.DataFrame) -> list[str]:
     """Return what the table says, a sentence each; nothing that its numbers do not show."""
     said = []
     for recipe, row in table.iterrows():
-        if row["lost"] >= 30 and row["gain"] >= -2:
+        if row["lost"] >= 30 and row["gain"] >= -COST:
             said.append(
-                f"`{recipe}` loses {row['lost']:.0f} % of its gradient elements and hardly suffers "
-                f"({row['gain']:+.1f} ± {row['gain_stderr']:.1f} points)."
+                f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
+                f"suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
             )
     pairs = [
         (name, name.removesuffix("_rne") + "_sr")
         for name in table.index
         if str(name).endswith("_stored_rne") and name.removesuffix("_rne") + "_sr" in table.index
     ]
-    costs = [-table.loc[rne, "gain"] for rne, _ in pairs if table.loc[rne, "gain"] < 0]
+    pairs = [(rne, sr) for rne, sr in pairs if table.loc[rne, "gain"] < -COST]
+    costs = [-table.loc[rne, "gain"] for rne, _ in pairs]
     if costs:
         low, high = min(costs), max(costs)
         cost = f"{low:.0f} to {high:.0f}" if round(low) != round(high) else f"{low:.0f}"
@@ -127,13 +131,15 @@ def findings(table: pd.DataFrame) -> list[str]:
         if back > 0:
             said.append(
                 f"Stochastic rounding gives {back:.1f} of them back to "
-                f"`{str(rne).removesuffix('_stored_rne')}` ({table.loc[sr, 'accuracy']:.1f} %)."
+                f"{_code(str(rne).removesuffix('_stored_rne'))} "
+                f"({table.loc[sr, 'accuracy']:.1f} %)."
             )
     for recipe, row in table.iterrows():
         if row["gain"] < -30 and not str(recipe).endswith("_rne"):
+            why = f": {row['lost']:.0f} % of its gradient elements become 0"
             said.append(
-                f"`{recipe}` does not learn ({row['accuracy']:.1f} %): what its format makes of "
-                "the gradients is 0."
+                f"{_code(recipe)} does not learn ({row['accuracy']:.1f} %)"
+                f"{why if row['lost'] >= 90 else ''}."
             )
     return said
 
@@ -141,16 +147,16 @@ def findings(table: pd.DataFrame) -> list[str]:
 def summary_text(path: Path) -> str:
     """Return the table of a CSV file of curves as text of at most 80 columns."""
     table = summary(read_curves(path))
-    width = max(len("recipe"), *(len(str(name)) for name in table.index))
-    perplexity = table["perplexity"].notna().any()
+    table.index = [" ".join(str(name).split()) for name in table.index]
+    width = max(len("recipe"), *(len(name) for name in table.index))
+    perplexity = bool(table["perplexity"].notna().any())
     heads = ("ppl" if perplexity else "acc %", "loss", "vs float32", "grad lost %")
     lines = [
         f"{'recipe':<{width}} {'n':>2} {heads[0]:>12} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11}"
     ]
     for name, row in table.iterrows():
-        main = ("perplexity", "perplexity_sd") if perplexity else ("accuracy", "accuracy_sd")
         cells = (
-            _pair(row[main[0]], row[main[1]], ".2f" if perplexity else ".1f"),
+            _main(row, perplexity=perplexity),
             _pair(row["loss"], row["loss_sd"], ".3f"),
             _pair(row["gain"], row["gain_stderr"], "+.1f"),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
@@ -182,23 +188,25 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     steps = curves.groupby(["recipe", "seed"])["step"].max()
     seeds = sorted(curves["seed"].dropna().unique())
     lines = [
-        f"- `{path.name}`: {curves['recipe'].nunique()} recipes, {len(seeds)} seeds, "
-        f"{steps.max():.0f} steps each.",
+        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {len(seeds)} seeds, "
+        f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
         "- Accuracy and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
         "- Gradients lost: share of the non-zero elements that become 0 in the operands of dgrad.",
     ]
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
-            values = ", ".join(f"`{value}`" for value in dict.fromkeys(curves[name]) if value)
+            values = ", ".join(_code(value) for value in dict.fromkeys(curves[name]) if value)
             lines.append(f"- {name.replace('_', ' ')}: {values}.")
     short = steps[steps < steps.max()]
     if not short.empty:
-        named = ", ".join(f"`{recipe}` seed {seed:.0f}" for recipe, seed in short.index)
+        named = ", ".join(f"{_code(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
         lines.append(f"- Stopped early: {named}.")
     if "error" in curves:
         wrong = curves[curves["error"] != ""]
-        lines += [f"- `{r.recipe}` seed {r.seed:.0f}: {r.error}" for r in wrong.itertuples()]
+        lines += [
+            f"- {_code(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}" for r in wrong.itertuples()
+        ]
     return lines
 
 
@@ -211,8 +219,35 @@ def _pair(value: float, spread: float, form: str) -> str:
     )
 
 
+def _main(row: Any, *, perplexity: bool) -> str:
+    """Return what a run is judged by."""
+    if perplexity:
+        return _pair(row["perplexity"], row["perplexity_sd"], ".2f")
+    return _pair(row["accuracy"], row["accuracy_sd"], ".1f")
+
+
+def _code(name: object) -> str:
+    """Return a name as Markdown code, whatever it holds.
+
+    >>> _code("q3.4"), _code("a`b")
+    ('`q3.4`', '`` a`b ``')
+    """
+    text = " ".join(str(name).split())
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _plain(text: object) -> str:
+    r"""Return a sentence as Markdown that shows it, on one line.
+
+    >>> _plain("a*b <c>")
+    'a\*b &lt;c>'
+    """
+    line = " ".join(str(text).split()).replace("\\", "\\\\").replace("<", "&lt;")
+    return line.replace("*", "\\*").replace("`", "\\`").replace("[", "\\[")
+
+
 def _results(table: pd.DataFrame) -> list[str]:
-    language = table["perplexity"].notna().any()
+    language = bool(table["perplexity"].notna().any())
     heads = [
         "recipe", "seeds", "perplexity" if language else "accuracy %", "loss",
         "vs float32, points", "gradients lost %",
@@ -221,7 +256,7 @@ def _results(table: pd.DataFrame) -> list[str]:
     for recipe, row in table.iterrows():
         same = abs(row["gain"]) < CLEAR * row["gain_stderr"]
         body.append([
-            f"`{recipe}`", f"{row['seeds']:.0f}", _pair(row["accuracy"], row["accuracy_sd"], ".1f"),
+            _code(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
             _pair(row["loss"], row["loss_sd"], ".3f"),
             _pair(row["gain"], row["gain_stderr"], "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +70,8 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any], **rest: Any
             f"checkpoint: cannot write {path}: {error.strerror}; name a folder you may write to"
         ) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return path
 
 
@@ -96,15 +98,20 @@ def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> tuple[T, di
     try:
         with safe_open(path, framework="numpy") as file:
             head = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if head.get("kind") != _KIND:
-            raise NumsimError(f"checkpoint: {path} is no checkpoint of numsim train")
-        written, numbers = json.loads(head["facts"]), json.loads(head["numbers"])
-        rest = _together(json.loads(head["rest"]), arrays)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+            foreign = head.get("kind") != _KIND
+            names = () if foreign else tuple(file.keys())
+            arrays = {name: file.get_tensor(name) for name in names}
+        if not foreign:
+            written, numbers = dict(json.loads(head["facts"])), dict(json.loads(head["numbers"]))
+            rest = _together(json.loads(head["rest"]), arrays)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise NumsimError(
             f"checkpoint: {path} is damaged ({error}); remove it to start anew"
         ) from None
+    if foreign:
+        raise NumsimError(
+            f"checkpoint: {path} is no checkpoint of numsim train; name another folder"
+        )
     for name, here in json.loads(json.dumps(facts)).items():
         there = written.get(name)
         if there != here:
@@ -120,7 +127,7 @@ def _apart(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, dict):
         return {key: _apart(v, f"{path}/{key}", arrays) for key, v in value.items()}
     if isinstance(value, np.ndarray):
-        arrays[path] = np.ascontiguousarray(value)
+        arrays[path] = np.asarray(value, order="C")
         return {"array": path}
     return value.item() if isinstance(value, np.generic) else value
 
@@ -157,7 +164,7 @@ def _collect(
         for name, value in children:
             _collect(value, f"{path}/{name}", arrays, numbers)
     elif isinstance(tree, np.ndarray | np.generic):
-        arrays[path] = np.ascontiguousarray(tree)
+        arrays[path] = np.asarray(tree, order="C")  # ascontiguousarray adds an axis to a number
     elif not (tree is None or isinstance(tree, _FIXED)):
         numbers[path] = tree
 

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
 from numsim.arguments import as_array, is_integer
-from numsim.errors import NumsimError
+from numsim.errors import NotFiniteError, NumsimError, StoppedError
 from numsim.float_state import known_floats
 from numsim.kernels.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
-from numsim.nn.products import stream_key
+from numsim.nn.products import check_rule, stream_key
 from numsim.quant import QTensor
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
 from numsim.train.optimizers import SGD, Adam
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Params = dict[str, Any]
 DECAYS = (None, "linear")
+_LEAST_SCALE = 2.0**-64  # of the loss: below it gradients overflow for another reason than it
 STEP_COLUMNS = (
     "step", "loss", "lr", "loss_scale", "grad_elements", "grad_lost", "test_loss", "test_accuracy",
 )  # fmt: skip
@@ -176,6 +177,10 @@ def fit(
     check_layer(layer, "train.fit")
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise NumsimError(
+            f"train.fit: recipe is a Recipe of numsim.train, its name, or None; got {recipe!r:.60}"
+        )
     inputs, targets = check_data(data, "data", loss)
     unseen = None if test is None else check_data(test, "test", loss)
     _check(len(inputs), loss, steps, batch, every, decay, optimizer, watch)
@@ -183,6 +188,8 @@ def fit(
         names = nn.product_names(layer)
         if names:
             recipe.resolve(names)  # a glob without a product is an error before any work
+            for name in names:
+                check_rule(name, recipe.rule(name))
         if recipe.storage is not None:
             if optimizer.storage is not None and optimizer.storage != recipe.storage:
                 raise NumsimError(
@@ -197,19 +204,21 @@ def fit(
     )  # fmt: skip
     folder = None if checkpoint is None else Path(checkpoint)
     facts = _facts(
-        layer, recipe, optimizer, loss, steps, batch, seed, decay, loss_scale, inputs, targets
-    )
+        layer, recipe, optimizer, loss, steps, batch, seed, decay, loss_scale,
+        (inputs, targets, *(() if unseen is None else unseen)),
+    )  # fmt: skip
     if folder is not None and resume and (folder / "checkpoint.safetensors").exists():
         _restore(run, folder, facts)
-    score = (
-        None if unseen is None else (lambda p: evaluate(layer, p, unseen, loss=loss, recipe=recipe))
-    )
+
+    def score(p: Params, scaling: dict[str, Any]) -> tuple[float, float | None]:
+        return evaluate(layer, p, unseen, loss=loss, recipe=recipe, scaling=scaling)  # type: ignore[arg-type]
+
     try:
         while run.step < steps:
             _step(
                 run, layer, inputs, targets, loss, recipe, optimizer, loss_scale, steps, batch,
-                seed, decay, watch, score if (run.step + 1) % every == 0 or run.step + 1 == steps
-                else None,
+                seed, decay, watch, score if unseen is not None
+                and ((run.step + 1) % every == 0 or run.step + 1 == steps) else None,
             )  # fmt: skip
             if folder is not None and (run.step % every == 0 or run.step == steps):
                 _write(run, folder, facts)
@@ -218,17 +227,17 @@ def fit(
     except NumsimError as error:
         if folder is not None and run.step:
             _write(run, folder, facts)
-            raise NumsimError(
+            raise StoppedError(
                 f"{error}; the checkpoint of step {run.step} is in {folder}"
             ) from None
-        raise
+        raise StoppedError(str(error)) from None
     return _fit(run)
 
 
 @known_floats
 def evaluate(
     layer: Any, params: Params, data: tuple[ArrayLike, ArrayLike], *, loss: str,
-    recipe: Recipe | str | None = None, batch: int = 256,
+    recipe: Recipe | str | None = None, batch: int = 256, scaling: dict[str, Any] | None = None,
 ) -> tuple[float, float | None]:  # fmt: skip
     """Return the mean loss and the accuracy on data, under the recipe.
 
@@ -238,6 +247,8 @@ def evaluate(
         As `fit`.
     batch
         Examples that run together: scales of whole tensors cover them.
+    scaling
+        Delayed scales of training, which each batch begins with and leaves as they are.
 
     Returns
     -------
@@ -256,7 +267,7 @@ def evaluate(
     total, right, count, rows = 0.0, 0, 0, 0
     for start in range(0, len(inputs), batch):
         part = slice(start, start + batch)
-        y, _ = nn.forward(layer, params, inputs[part], recipe=recipe)
+        y, _ = nn.forward(layer, params, inputs[part], recipe=recipe, scaling=dict(scaling or {}))
         y = y[0] if isinstance(y, tuple) else y
         prediction, goal = aligned(y, targets[part], loss)
         value, _ = nn.loss(loss, prediction, goal)
@@ -274,8 +285,10 @@ def evaluate(
 def _step(
     run: _Run, layer: Any, inputs: Array, targets: Array, loss: str, recipe: Recipe | None,
     optimizer: Any, loss_scale: LossScale | None, steps: int, batch: int, seed: int,
-    decay: str | None, watch: int | None, score: Callable[[Params], Any] | None,
+    decay: str | None, watch: int | None,
+    score: Callable[[Params, dict[str, Any]], tuple[float, float | None]] | None,
 ) -> None:  # fmt: skip
+    """Do a step. `run` changes at its end, all at once: what fails leaves it as it was."""
     number = run.step + 1
     whole = len(inputs) // batch
     epoch, at = divmod(run.step, whole)
@@ -284,8 +297,9 @@ def _step(
     here = replace(optimizer, lr=optimizer.lr * factor)
     watching = watch is not None and number % watch == 0
     watcher = Watcher(number, Lost()) if watching else Lost()
+    scaling = dict(run.scaling)
     y, tape = nn.forward(
-        layer, run.params, inputs[chosen], recipe=recipe, step=number, scaling=run.scaling,
+        layer, run.params, inputs[chosen], recipe=recipe, step=number, scaling=scaling,
         watch=None if recipe is None else watcher,
     )  # fmt: skip
     many = isinstance(y, tuple)
@@ -294,31 +308,34 @@ def _step(
     prediction, goal = aligned(output, targets[chosen], loss)
     value, gradient = nn.loss(loss, prediction, goal)
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
-    upstream = gradient.reshape(output.shape) * gradient.dtype.type(scale)
+    with np.errstate(over="ignore"):
+        upstream = gradient.reshape(output.shape) * gradient.dtype.type(scale)
     rest = [np.zeros_like(other) for other in y[1:]] if many else []
     finite = True
     try:
         _, grads = nn.backward(tape, upstream, *rest)
         finite = all_finite(grads)
-    except NumsimError:
-        if loss_scale is None or np.isfinite(upstream).all():
+    except NotFiniteError:
+        if loss_scale is None or scale < _LEAST_SCALE:
             raise
         finite = False
-    if not finite and loss_scale is None:
+    if not finite and (loss_scale is None or scale < _LEAST_SCALE):
         name = next(n for n, g in grads.items() if not np.isfinite(g).all())
         _finite(grads[name], number, f"the gradient of {name}", "backward")
-    before = run.params
+    params, optimizer_state, scale_state = run.params, run.optimizer, run.loss_scale
     if finite:
         if scale != 1.0:
             grads = {n: g / g.dtype.type(scale) for n, g in grads.items()}
-        run.params, run.optimizer = here.step(run.params, grads, run.optimizer)
+        params, optimizer_state = here.step(params, grads, optimizer_state)
     if loss_scale is not None:
-        run.loss_scale = loss_scale.update(run.loss_scale, finite=finite)
+        scale_state = loss_scale.update(scale_state, finite=finite)
     lost = watcher.lost if isinstance(watcher, Watcher) else watcher
     nan = float("nan")
-    tested = (nan, nan) if score is None else score(run.params)
+    tested = (nan, nan) if score is None else score(params, scaling)
     if isinstance(watcher, Watcher):
-        run.tensors += watcher.rows + moved(number, before, run.params)
+        run.tensors += watcher.rows + moved(number, run.params, params)
+    run.params, run.optimizer, run.loss_scale = params, optimizer_state, scale_state
+    run.scaling = scaling
     run.history.append((
         number, value, here.lr, scale, lost.elements, lost.zeroed, tested[0],
         nan if tested[1] is None else tested[1],
@@ -394,7 +411,7 @@ def _check(
 
 def _facts(
     layer: Any, recipe: Recipe | None, optimizer: Any, loss: str, steps: int, batch: int,
-    seed: int, decay: str | None, loss_scale: LossScale | None, inputs: Array, targets: Array,
+    seed: int, decay: str | None, loss_scale: LossScale | None, data: Sequence[Array],
 ) -> dict[str, Any]:  # fmt: skip
     """Return what decides the numbers of a run, as text."""
     return {
@@ -403,7 +420,10 @@ def _facts(
         "optimizer": repr(optimizer), "loss": loss, "steps": int(steps), "batch": int(batch),
         "seed": int(seed), "decay": decay, "loss_scale": repr(loss_scale),
         "data": hashlib.sha256(
-            np.ascontiguousarray(inputs).tobytes() + np.ascontiguousarray(targets).tobytes()
+            b"".join(
+                f"{part.dtype.str} {part.shape}".encode() + np.ascontiguousarray(part).tobytes()
+                for part in data
+            )
         ).hexdigest()[:16],
         "numsim_version": __version__,
     }  # fmt: skip

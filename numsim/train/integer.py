@@ -16,6 +16,10 @@ def _integers(who: str, x: ArrayLike) -> NDArray[np.int64]:
     array = as_array(who, x)
     if array.dtype.kind not in "iu":
         raise NumsimError(f"{who}: holds integers; got {array.dtype}; integer units return them")
+    if array.size and not -(1 << 62) < int(array.min()) <= int(array.max()) < 1 << 62:
+        raise NumsimError(
+            f"{who}: integers lie within 2**62; got {array.min()} to {array.max()}; sums are INT32"
+        )
     return array.astype(np.int64)
 
 
@@ -32,7 +36,10 @@ def _check_bits(who: str, bits: object) -> int:
 
 
 def _random(who: str, random: ArrayLike, shape: tuple[int, ...], shift: int) -> NDArray[np.int64]:
-    r = _integers(f"{who}: random", random)
+    r = as_array(f"{who}: random", random)
+    if r.dtype.kind not in "iu":
+        raise NumsimError(f"{who}: random holds integers; got {r.dtype}")
+    r = r.astype(np.int64)  # of uint64 the lowest bits stay
     if r.shape != shape:
         raise NumsimError(f"{who}: random has the shape of acc, {shape}; got {r.shape}")
     low: NDArray[np.int64] = r & ((1 << shift) - 1)  # of wider integers the lowest bits

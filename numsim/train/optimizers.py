@@ -188,7 +188,7 @@ class _Kept:
         for name, given in params.items():
             if name not in grads:
                 raise NumsimError(f"{type(self).__name__}: the gradient of {name} is missing")
-            before = state.slots[name]
+            before = self._before(name, state)
             old = before["master"] if own.master else _value(given)
             g = as_array(f"gradient of {name}", grads[name]).astype(old.dtype, copy=False)
             if g.shape != old.shape:
@@ -197,7 +197,7 @@ class _Kept:
                     f"got {g.shape}"
                 )
             held = {key: _value(v) for key, v in before.items()}
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
                 value, after = self._update(old, g, held, t)
             if not np.isfinite(value).all():
                 bad = int((~np.isfinite(value)).sum())
@@ -211,6 +211,19 @@ class _Kept:
             drawn = None if random is None else random.get(name)
             new[name] = self._stored(name, value, given, t, drawn)
         return new, State(t, slots)
+
+    def _before(self, name: str, state: State) -> dict[str, Any]:
+        """Return what the last step kept of a parameter."""
+        own: Any = self
+        kept: dict[str, Any] | None = state.slots.get(name)
+        wanted = (*self._slots(), *(("master",) if own.master else ()))
+        if kept is None or any(slot not in kept for slot in wanted):
+            lacks = f"{name} ({', '.join(wanted)})" if wanted else name
+            raise NumsimError(
+                f"{type(self).__name__}: the state is of these parameters and this optimizer; it "
+                f"lacks {lacks}; init(params) makes it"
+            )
+        return kept
 
     def _kept_slots(self, name: str, after: dict[str, Array], t: int) -> dict[str, Any]:
         moments = getattr(self, "moments", None)

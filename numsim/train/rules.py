@@ -86,6 +86,10 @@ class Rule:
             raise NumsimError(
                 f"train.Rule: gradient_scale is a positive float32 number; got {scale!r}"
             )
+        if not isinstance(self.clip_gradient, bool):
+            raise NumsimError(
+                f"train.Rule: clip_gradient is True or False; got {self.clip_gradient!r:.60}"
+            )
         size = self.hadamard
         if not is_integer(size) or size < 0 or size & (size - 1):
             raise NumsimError(f"train.Rule: hadamard is 0 or a power of two; got {size!r}")
@@ -214,6 +218,8 @@ class Recipe:
         rules = []
         for at, row in enumerate(rows, start=1):
             try:
+                if not isinstance(row, Mapping):
+                    raise NumsimError(f"a rule is a table, [[rule]]; got {row!r:.60}")
                 rules.append(_from_table(dict(row)))
             except NumsimError as error:
                 raise NumsimError(f"train.Recipe.from_toml: {path}: rule {at}: {error}") from None
@@ -251,6 +257,8 @@ def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
                 f"the product {name} of {glob!r} is undefined; write a table "
                 f"{name} = {{activations = ..., weights = ..., target = ...}}"
             )
+        if "match" in row[name]:
+            raise NumsimError(f"match belongs to the rule, not to {name}; write it above {name}")
         row[name] = _rule_from_table({"match": glob, **row[name]})[1]
     if isinstance(row.get("delayed"), Mapping):
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,10 +18,11 @@ import numpy as np
 
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, StoppedError
 from numsim.kernels.jit import limit_threads
 from numsim.models import load_model, load_text_tools
-from numsim.train.classifier import BATCH, LR, STEPS, classify, read_corpus
+from numsim.nn.products import check_rule
+from numsim.train.classifier import BATCH, LR, STEPS, classifier, classify, read_corpus
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, AdamW
 from numsim.train.rules import Recipe
@@ -112,6 +115,15 @@ def find_recipe(name: str, *, target: str | None, seed: int) -> Recipe:
     return named_recipe(name, target=target, seed=seed)
 
 
+def label(name: str) -> str:
+    """Return what a recipe is called in rows and folders; the stem of a TOML file.
+
+    >>> label("q3.4_forward"), label("mine/new.toml")
+    ('q3.4_forward', 'new')
+    """
+    return Path(name).stem if name.endswith(".toml") else name
+
+
 def check(plan: Plan) -> None:
     """Raise for anything wrong in a plan before any work.
 
@@ -122,6 +134,12 @@ def check(plan: Plan) -> None:
     """
     for name in plan.names():
         find_recipe(name, target=plan.target, seed=0)
+    twice = [n for n, count in Counter(map(label, plan.names())).items() if count > 1]
+    if twice:
+        raise NumsimError(
+            f"train: recipes have names of their own; {twice[0]} came twice; rename a file, or "
+            "leave one out"
+        )
     for what, value in (("seeds", plan.seeds), ("every", plan.every), ("jobs", plan.jobs)):
         if not 1 <= value < 1 << 31:
             raise NumsimError(f"train: --{what} is an integer from 1; got {value}")
@@ -164,6 +182,11 @@ def runs(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[Outcome]:
     check(plan)
     todo = cases(plan)
     shared = _prepare(plan)
+    products = nn.product_names(shared[0] if plan.language else classifier())
+    for name in plan.names():
+        recipe = find_recipe(name, target=plan.target, seed=0).resolve(products)
+        for product, rule in recipe.rules:
+            check_rule(product, rule)
     if plan.jobs == 1 or len(todo) == 1:
         for name, seed in todo:
             yield run(plan, name, seed, shared, tell)
@@ -237,7 +260,7 @@ def run(plan: Plan, name: str, seed: int, shared: Any, tell: Tell) -> Outcome:
     """Train one recipe from one seed."""
     outcome = Outcome(name, seed)
     recipe = find_recipe(name, target=plan.target, seed=seed)
-    folder = None if plan.checkpoint is None else plan.checkpoint / f"{Path(name).stem}-{seed}"
+    folder = None if plan.checkpoint is None else plan.checkpoint / f"{label(name)}-{seed}"
     common: dict[str, Any] = {
         "checkpoint": folder, "resume": plan.resume, "every": plan.every, "watch": plan.watch,
         "loss_scale": None if plan.loss_scale is None else LossScale(plan.loss_scale),
@@ -245,14 +268,14 @@ def run(plan: Plan, name: str, seed: int, shared: Any, tell: Tell) -> Outcome:
     }  # fmt: skip
     try:
         made = (_language if plan.language else _messages)(plan, recipe, seed, shared, common)
-    except NumsimError as error:
+    except StoppedError as error:
         outcome.error = str(error)
         outcome.rows = [_row(outcome, recipe, {}, plan, shared)]
         return outcome
     for record in _records(made.history):
         outcome.rows.append(_row(outcome, recipe, record, plan, shared))
     for record in _records(made.tensors):
-        outcome.tensors.append({"recipe": name, "seed": seed, **record})
+        outcome.tensors.append({"recipe": label(name), "seed": seed, **record})
     return outcome
 
 
@@ -291,11 +314,36 @@ def _row(
         row["test_perplexity"] = math.exp(min(float(row["test_loss"]), 700.0))
     data = plan.text or "course.rst" if plan.language else plan.data or bundled_messages()
     return row | {
-        "recipe": Path(outcome.recipe).stem if outcome.recipe.endswith(".toml") else outcome.recipe,
-        "seed": outcome.seed, "recipe_digest": recipe.digest(), "error": outcome.error,
+        "recipe": label(outcome.recipe), "seed": outcome.seed,
+        "recipe_digest": recipe.digest(), "error": outcome.error,
         "model": shared[4] if plan.language else "classifier", "data": Path(data).name,
         "numsim_version": __version__,
     }  # fmt: skip
+
+
+def check_writable(path: Path) -> None:
+    """Raise where a file cannot be written, before the work that fills it.
+
+    Raises
+    ------
+    NumsimError
+        Names the file.
+    """
+    try:
+        if path.is_dir():
+            raise NumsimError(f"train: --out is a file; {path} is a folder")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> NumsimError:
+    return NumsimError(
+        f"train: cannot write {path}: {error.strerror}; name a file in a folder you may write to"
+    )
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
@@ -317,12 +365,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) 
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise NumsimError(
-            f"train: cannot write {path}: {error.strerror}; name a file in a folder you may write "
-            "to"
-        ) from None
+        raise _cannot_write(path, error) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _cell(value: Any) -> Any:

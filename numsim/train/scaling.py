@@ -132,6 +132,10 @@ class DelayedScaling:
         return q, DelayedState(min(multiplier, _FLOAT32_MAX), window, length)
 
 
+def _real(value: object) -> bool:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+
+
 class LossScaleState(NamedTuple):
     """The scale in force, and the finite steps since it changed."""
 
@@ -180,8 +184,9 @@ class LossScale:
         interval: int = 2000,
     ) -> None:  # fmt: skip
         for name, value, good in (
-            ("init", init, 0 < init < 2.0**127), ("growth", growth, 1 <= growth < 2.0**64),
-            ("backoff", backoff, 0 < backoff <= 1),
+            ("init", init, _real(init) and 0 < init < 2.0**127),
+            ("growth", growth, _real(growth) and 1 <= growth < 2.0**64),
+            ("backoff", backoff, _real(backoff) and 0 < backoff <= 1),
         ):  # fmt: skip
             if not good:
                 raise NumsimError(
@@ -204,7 +209,8 @@ class LossScale:
         if not finite:
             return LossScaleState(np.float32(state.scale * np.float32(self.backoff)), 0)
         if state.finite_steps + 1 >= self.interval:
-            grown = np.float32(state.scale * np.float32(self.growth))
+            with np.errstate(over="ignore"):
+                grown = np.float32(state.scale * np.float32(self.growth))
             return LossScaleState(min(grown, _FLOAT32_MAX), 0)
         return LossScaleState(state.scale, state.finite_steps + 1)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,12 +84,19 @@ def clean(
     """
     if not isinstance(text, str):
         raise NumsimError(f"clean: a text is a str; got {type(text).__name__}; decode it first")
-    words = _pattern(marks, numbers).findall(text.replace("\u2019", "'"))
-    if lower:
-        words = [word.lower() for word in words]
+    if not isinstance(marks, str):
+        raise NumsimError(f"clean: marks are a text of punctuation; got {marks!r:.60}")
+    plain = text.replace("\u2019", "'")  # lower case first: it makes two characters of some letters
+    words = _pattern(marks, numbers).findall(plain.lower() if lower else plain)
     if stop_words is False:
         return words
-    dropped = STOP_WORDS if stop_words is True else frozenset(stop_words)
+    if stop_words is True:
+        stop_words = STOP_WORDS
+    if isinstance(stop_words, str) or not isinstance(stop_words, Iterable):
+        raise NumsimError(
+            f"clean: stop_words is True, False or a collection of words; got {stop_words!r:.60}"
+        )
+    dropped = frozenset(stop_words)
     return [word for word in words if word.lower() not in dropped]
 
 
@@ -141,7 +150,7 @@ class Vocabulary:
                 f"Vocabulary.build: size is an integer from 3 (padding, unknown, a word); got "
                 f"{size!r}"
             )
-        counts = Counter(word for text in texts for word in _words(text))
+        counts = Counter(word for text in _texts(texts) for word in _words(text))
         for word in never:
             counts.pop(word, None)
         if not counts:
@@ -163,7 +172,7 @@ class Vocabulary:
             raise NumsimError(f"Vocabulary.encode: length is an integer from 1; got {length!r}")
         known = {word: at for at, word in enumerate(self.words)}
         rows = []
-        for at, text in enumerate(texts):
+        for at, text in enumerate(_texts(texts)):
             ids = [known.get(word, UNKNOWN) for word in _words(text)[: int(length)]]
             if not ids:
                 raise NumsimError(
@@ -173,10 +182,18 @@ class Vocabulary:
         return np.array(rows, np.int64).reshape(len(rows), int(length))
 
 
+def _texts(texts: Any) -> Iterable[str | Sequence[str]]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise NumsimError(
+            f"Vocabulary: texts are a list of texts; got {texts!r:.60}; put one text into a list"
+        )
+    return texts
+
+
 def _words(text: str | Sequence[str]) -> list[str]:
     if isinstance(text, str):
         return text.split()
-    words = list(text)
+    words = list(text) if isinstance(text, Iterable) else [None]
     if not all(isinstance(word, str) for word in words):
         raise NumsimError(
             f"Vocabulary: a text is a str or a list of words; got {text!r:.60}; clean it first"
@@ -218,7 +235,7 @@ def read_messages(path: str | Path) -> list[Message]:
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
             data = stream.read(_MOST_BYTES + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise NumsimError(f"read_messages: cannot read {file}: {error}") from None
     if len(data) > _MOST_BYTES:
         raise NumsimError(f"read_messages: {file} holds more than 1 GiB of text; split it")
@@ -254,8 +271,11 @@ def _json_rows(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    names = reader.fieldnames or []
+    reader = csv.DictReader(io.StringIO(text, newline=""))  # only line ends end a line
+    try:
+        names = reader.fieldnames or []
+    except csv.Error as error:
+        raise NumsimError(f"read_messages: {file}, line 1: {error}") from None
     if not {"label", "text"} <= set(names):
         raise NumsimError(
             f"read_messages: {file}: the first line names the columns label and text; got "
@@ -270,8 +290,8 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _message(row: dict[str, Any], where: str) -> Message:
     label, text, split = row.get("label"), row.get("text"), row.get("split") or ""
-    if isinstance(label, str) and label.isascii() and label.isdecimal():
-        label = int(label[:19])
+    if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 19:
+        label = int(label)
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1 << 31:
         raise NumsimError(
             f"read_messages: {where}: label is an integer from 0; got {label!r:.40}; number the "

@@ -85,7 +85,9 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
         scale = scale * np.float64(q.tensor_scale)
     least, most = limits(q.fmt)
     zero, live = _is_zero(q), magnitude != 0
-    beyond = int(np.count_nonzero(magnitude > most * scale * (1 + 2.0**-20)))
+    # Below zero two's complement has one value more, an unsigned format none.
+    reach = np.where(values < 0, float(-q.fmt.min), most) * scale * (1 + 2.0**-20)
+    beyond = int(np.count_nonzero(magnitude > reach))
     lost = int(np.count_nonzero(live & zero)) / max(int(np.count_nonzero(live)), 1)
     return (
         step, name, role, q.fmt.name, amax, beyond / size, lost,
@@ -95,13 +97,18 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
 
 
 def moved(step: int, before: dict[str, Any], after: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Return a row for each parameter: the share of its values (codes) that the update changed."""
+    """Return a row for each parameter: the share of its values that the update changed.
+
+    Of a parameter that is stored in a format: the share of its codes.
+    """
     rows: list[tuple[Any, ...]] = []
     nan = float("nan")
     for name, new in after.items():
         old = before[name]
         if isinstance(new, QTensor):
-            changed = np.count_nonzero(new.dequantize() != _array(old)) / max(new.codes.size, 1)
+            was = old.codes if isinstance(old, QTensor) else np.asarray(old)
+            now = new.codes if isinstance(old, QTensor) else new.dequantize()
+            changed = np.count_nonzero(now != was) / max(new.codes.size, 1)
             row = describe(step, name, "parameter", new.dequantize(), new)
             rows.append((*row[:8], float(changed), *row[9:]))
             continue
@@ -112,7 +119,3 @@ def moved(step: int, before: dict[str, Any], after: dict[str, Any]) -> list[tupl
         kind = values.dtype.name
         rows.append((step, name, "parameter", kind, amax, 0.0, 0.0, zero, float(changed), nan, nan))
     return rows
-
-
-def _array(value: Any) -> Array:
-    return value.dequantize() if isinstance(value, QTensor) else np.asarray(value)
