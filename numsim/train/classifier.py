@@ -14,6 +14,7 @@ from numsim import nn
 from numsim.data import bundled_messages
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
+from numsim.models.text import TextTools
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -68,7 +69,7 @@ def start(layer: nn.Sequential, *, seed: int = 0) -> dict[str, NDArray[np.float3
 
 def corpus(
     train: Sequence[Message], test: Sequence[Message], *, words: int = WORDS, length: int = LENGTH,
-    prepare: Callable[[str], list[str]] = clean, tokenizer: Any = None,
+    prepare: Callable[[str], list[str]] = clean, tools: TextTools | None = None,
 ) -> Corpus:  # fmt: skip
     """Return texts as ids: words of a vocabulary of the training texts, or a model's sub-words.
 
@@ -80,8 +81,8 @@ def corpus(
         Rows of the table, and words of a text that count (padded on the left).
     prepare
         Makes words of a text.
-    tokenizer
-        An object whose ``encode(text).ids`` are sub-words; in place of the vocabulary.
+    tools
+        Of a folder whose tokenizer cuts texts into sub-words; in place of the vocabulary.
 
     Raises
     ------
@@ -108,15 +109,16 @@ def corpus(
             f"train: labels lie from 0 to {classes - 1}, as in the training texts; an unseen text "
             f"has {int(unseen.max())}"
         )
-    if tokenizer is not None:
-        texts = [[str(i) for i in tokenizer.encode(m.text).ids] for m in (*train, *test)]
-        rows = int(tokenizer.get_vocab_size()) + 2
+    if tools is not None:
+        texts = tools.all_ids([m.text for m in (*train, *test)])
+        assert tools.tokenizer is not None  # all_ids says where there is none
         ids = np.zeros((len(texts), length), np.int64)
         for at, text in enumerate(texts):
-            if not text:
+            if not len(text):
                 raise NumsimError(f"train: every text has a token; text {at} has none")
-            numbers = [int(i) + 2 for i in text[:length]]
+            numbers = text[:length] + 2  # after padding and unknown
             ids[at, length - len(numbers) :] = numbers
+        rows = int(tools.tokenizer.size) + 2
         return Corpus(ids[: len(train)], labels, ids[len(train) :], unseen, rows, classes)
     cleaned, later = ([prepare(m.text) for m in part] for part in (train, test))
     vocabulary = Vocabulary.build(cleaned, words)

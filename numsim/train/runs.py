@@ -224,7 +224,7 @@ def _prepare(plan: Plan) -> Any:
     if not plan.language:
         how: dict[str, Any] = {}
         if plan.tokens == "subwords":
-            how["tokenizer"] = load_text_tools(plan.model or bundled_model_dir()).tokenizer
+            how["tools"] = load_text_tools(plan.model or bundled_model_dir())
         return read_corpus(
             plan.data, plan.test,
             prepare=lambda text: clean(
