@@ -9,6 +9,9 @@ import oracle_mac as om
 import pytest
 
 import numsim as ns
+from numsim.models.gemm import make_gemm
+from numsim.models.memory import OperandCache
+from numsim.models.recipe import Rule
 
 E4M3 = "float8_e4m3fn"
 BLOCKS = ns.Quant(E4M3, "per_block", block=16)
@@ -290,3 +293,15 @@ def test_integers_take_the_integer_rule_of_a_unit_that_has_both():
     assert ns.matmul(a, b, target=unit) == 2047
     floats = ns.quantize([[1.5]], E4M3)
     assert ns.matmul(floats, floats, target="generic.systolic").dtype == np.float32
+
+
+def test_tiles_of_keys_and_values_run_along_k_as_those_of_weights():
+    """Tiles are (outputs, K): of an operand [K, N] they were turned the other way."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 8, 64)), rng.normal(size=(2, 64, 8))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    rows, tiles = ns.Quant(E4M3, block=32), ns.Quant(E4M3, block=(1, 32))
+    rule = Rule(weights=tiles, activations=rows, target="nvidia.hopper.wgmma")
+    got = make_gemm({}, OperandCache(None), {"l.qk": rule})("l.qk", x, w, np.arange(8))
+    a, b = ns.quantize(x, rows), ns.quantize(w, rows, axis=-2)
+    same(got, ns.matmul(a, b, target="nvidia.hopper.wgmma"))

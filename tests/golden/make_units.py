@@ -196,7 +196,7 @@ def float_codes(name, rng, shape, kind, *, special=False):
     last = top >> f.fraction_bits
     middle = min(f.bias, last)
     if kind == "tiny":
-        codes = fields(f, rng, shape, 54, 66)
+        codes = fields(f, rng, shape, 54, 63)  # products below 2**-126
     elif kind == "any":
         low, high = (60, 190) if f.exponent_bits == 8 else (0, last)
         codes = fields(f, rng, shape, low, high)
