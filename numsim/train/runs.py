@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import math
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +210,17 @@ def runs(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[Outcome]:
 
 
 def _one_thread() -> None:
+    """Begin a process of one thread that ends with the one that began it, however that ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     limit_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 _PREPARED: dict[Plan, Any] = {}
