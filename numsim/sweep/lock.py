@@ -30,7 +30,7 @@ class Lock:
 
     def __init__(self, results: Path, called: Path) -> None:
         self.path = results.with_name(f"{results.name}.lock")
-        self._called, self._file = called, -1
+        self._called, self._file, self._taken = called, -1, False
 
     def acquire(self) -> None:
         """Take the lock, or raise NumsimError that says who holds it and how to break it."""
@@ -44,7 +44,9 @@ class Lock:
                 if self._is_free(file, mine):
                     self._file = file
                     return
-            except BaseException:
+            except BaseException as error:
+                if self._taken and not isinstance(error, NumsimError):  # interrupted just then
+                    self.path.unlink(missing_ok=True)
                 os.close(file)
                 raise
             os.close(file)
@@ -80,6 +82,7 @@ class Lock:
     def _is_free(self, file: int, mine: bool) -> bool:
         """Return whether the lock is ours now; False: try again."""
         locked = _flock(file)
+        self._taken = locked is True
         found = _HOLDER.search(os.read(file, 1000).decode("utf-8", "replace"))
         here = found is not None and found["host"] == _host()
         if locked is False:
