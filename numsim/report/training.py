@@ -237,10 +237,10 @@ def _code(name: object) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return a sentence as Markdown that shows it, on one line.
+    r"""Return a sentence as Markdown that shows it, on one line.
 
     >>> print(_plain("a*b <c>"))
-    a\\*b &lt;c>
+    a\*b &lt;c>
     """
     line = " ".join(str(text).split()).replace("\\", "\\\\").replace("<", "&lt;")
     return line.replace("*", "\\*").replace("`", "\\`").replace("[", "\\[")
