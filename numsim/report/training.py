@@ -239,8 +239,8 @@ def _code(name: object) -> str:
 def _plain(text: object) -> str:
     r"""Return a sentence as Markdown that shows it, on one line.
 
-    >>> _plain("a*b <c>")
-    'a\*b &lt;c>'
+    >>> print(_plain("a*b <c>"))
+    a\*b &lt;c>
     """
     line = " ".join(str(text).split()).replace("\\", "\\\\").replace("<", "&lt;")
     return line.replace("*", "\\*").replace("`", "\\`").replace("[", "\\[")

@@ -222,3 +222,16 @@ def test_the_gradients_of_two_biases_are_two_arrays():
     _, grads = nn.backward(tape, y, h, c)
     grads["bias_ih"] *= 2
     assert not np.array_equal(grads["bias_ih"], grads["bias_hh"])
+
+
+@pytest.mark.parametrize(("heads", "groups", "steps", "seen"), [(2, 2, 3, 3), (4, 2, 2, 5)])
+def test_causal_attention_by_definition(heads, groups, steps, seen):
+    """Queries are the last of the keys: query t sees keys 0 .. seen - steps + t."""
+    q, k, v = normal(2, heads, steps, 4), normal(2, groups, seen, 4), normal(2, groups, seen, 3)
+    y, _ = nn.forward(nn.Attention(causal=True), {}, q, k, v)
+    for b, n, t in np.ndindex(2, heads, steps):
+        last = seen - steps + t + 1
+        kv = n // (heads // groups)
+        scores = np.exp(k[b, kv, :last] @ q[b, n, t] / 2.0)
+        want = (scores / scores.sum()) @ v[b, kv, :last]
+        np.testing.assert_allclose(y[b, n, t], want, rtol=1e-12)

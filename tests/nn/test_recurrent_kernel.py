@@ -231,3 +231,11 @@ def test_elements_that_underflow_in_the_division_by_the_scale_are_lost_too():
     up = [np.zeros_like(u) for u in up]
     up[1][0, 0], up[1][1, 2] = 1e30, 1e-30
     both(layer, params, x, states, up, train.recipe("fp8_hybrid"))
+
+
+def test_sums_of_integers_that_float32_does_not_hold_go_the_general_way():
+    """128 x 128 x 1024 is 2**24: a step back sums over four times the states."""
+    assert covered(train.recipe("int8"), 255) == (True, True)
+    assert covered(train.recipe("int8"), 256) == (True, False)
+    assert covered(train.recipe("int8"), 1024) == (False, False)
+    both(*case(1, 2, 2, 300, scale=30.0), train.recipe("int8"))

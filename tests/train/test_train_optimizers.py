@@ -352,3 +352,29 @@ def test_integers_by_hand():
             new, _ = train.integer_update(w, acc, bits=bits, random=r)
             if bits < 7:
                 np.testing.assert_array_equal(new, np.clip(w - np.array(want), -127, 127))
+
+
+def test_adam_and_adamw_in_plain_python():
+    rng = np.random.default_rng(6)
+    grads = rng.normal(size=(6, 3))
+    grads[:, 1] = 0.0
+    for kind in (train.Adam, train.AdamW):
+        for decay, largest in ((0.0, False), (0.1, False), (0.1, True)):
+            opt = kind(0.02, betas=(0.8, 0.95), eps=1e-6, weight_decay=decay, amsgrad=largest)
+            start = np.array([1.0, -2.0, 0.5])
+            params, state = {"w": start}, opt.init({"w": start})
+            p, m, v, top = start.tolist(), [0.0] * 3, [0.0] * 3, [0.0] * 3
+            for t in range(1, 7):
+                params, state = opt.step(params, {"w": grads[t - 1]}, state)
+                for i in range(3):
+                    g = float(grads[t - 1, i])
+                    if kind is train.AdamW:
+                        p[i] *= 1 - 0.02 * decay
+                    else:
+                        g += decay * p[i]
+                    m[i] = 0.8 * m[i] + 0.2 * g
+                    v[i] = 0.95 * v[i] + 0.05 * g * g
+                    top[i] = max(top[i], v[i]) if largest else v[i]
+                    root = math.sqrt(top[i] / (1 - 0.95**t)) + 1e-6
+                    p[i] -= 0.02 * m[i] / (1 - 0.8**t) / root
+                np.testing.assert_allclose(params["w"], p, rtol=1e-12)

@@ -167,3 +167,8 @@ def messages(*rows):
     from numsim.train.text import Message
 
     return [Message(label, text) for label, text in rows]
+
+
+def test_of_words_as_frequent_the_first_of_the_alphabet_come_first():
+    v = train.Vocabulary.build(["d c b a", "z z"], 5)
+    assert v.words == ("<pad>", "<unk>", "z", "a", "b")
