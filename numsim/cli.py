@@ -155,7 +155,7 @@ def sweep(
         )
         sys.exit(130)
     if len(rows):
-        sweep_table(rows)
+        sweep_table(rows, Path(fields["out"]))
         typer.echo(f"{len(rows)} rows in {fields['out']}", err=True)
     for message in failed:
         typer.echo(f"numsim: case failed: {message}", err=True)
@@ -166,7 +166,10 @@ def sweep(
 @app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="CSV file of a sweep.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
+    ] = None,
 ) -> None:
     """Write a Markdown table and figures from the CSV file of a sweep."""
     from numsim.report import write_report

@@ -22,6 +22,19 @@ class SkippedWarning(UserWarning):
     """Combinations of a sweep were left out: the unit does not multiply the format."""
 
 
+class DamagedFileWarning(UserWarning):
+    """Lines of a results file were damaged, doubled or foreign: they are not kept."""
+
+
+def printable(text: object) -> str:
+    r"""Return text without control characters: a name may hold some, or bytes that are no UTF-8.
+
+    >>> printable("a\x1b[31m.csv"), printable("caf\udce9")
+    ('a\\x1b[31m.csv', 'caf\\udce9')
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 

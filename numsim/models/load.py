@@ -123,7 +123,7 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
         arrays["lm_head.weight"] = arrays["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
-    return Model(arch, arrays, folder.name, OperandCache(limit))
+    return Model(arch, arrays, folder.name, OperandCache(limit), folder)
 
 
 def _exists(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:

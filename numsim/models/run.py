@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Model:
     tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
     name: str
     cache: OperandCache
+    folder: Path | None = None  # that it was read from
 
     def __repr__(self) -> str:
         once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones
