@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, UnvalidatedWarning, near_names
+from numsim.errors import NumsimError, UnvalidatedWarning, near_names, warn
 from numsim.formats import STOCHASTIC, Format, get_stochastic
+from numsim.tensors import host_array
 
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
 OVERFLOWS = ("saturate", "special", "saturate_finite", "wrap")
@@ -69,12 +68,7 @@ def as_array(who: str, x: ArrayLike) -> NDArray[Any]:
             f"{who}: a masked array would lose its mask; {masked} of {x.size} values are masked; "
             "pass x.filled(value) or x.compressed()"
         )
-    try:
-        return np.asarray(x)
-    except Exception as error:  # whatever the input's own __array__ raises
-        raise NumsimError(
-            f"{who}: the input makes no array ({error}); pass a NumPy array"
-        ) from None
+    return host_array(who, x)
 
 
 def output(
@@ -179,11 +173,7 @@ def hardware(f: Format, mode: int, random_bits: int | None, sr: str) -> tuple[in
             f"leave it out, or use sr={unit.variant!r}"
         )
     if not unit.verified:
-        by_cast = sys._getframe(2).f_globals.get("__name__") == "numsim.convert"
-        warnings.warn(
-            f"stochastic rounding {sr}: no recording confirms it; {unit.note}",
-            UnvalidatedWarning, stacklevel=4 if by_cast else 3,
-        )  # fmt: skip
+        warn(f"stochastic rounding {sr}: no recording confirms it; {unit.note}", UnvalidatedWarning)
     return bits, unit.variant
 
 

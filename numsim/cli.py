@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -9,64 +12,118 @@ from typing import Annotated, Any
 
 import typer
 
+from numsim import options
+from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.kernels.cache import before_compiling
+from numsim.terminal import plain, say
 from numsim.version import __version__
 
 app = typer.Typer(
     name="numsim",
     help="Bit-exact emulation of number formats and matrix-multiply hardware.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# Click's UsageError: Typer has it from Click, or brings its own
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
+@known_floats
 def main() -> None:
-    """Run the command line; a NumsimError is one sentence on stderr and exit code 2."""
+    """Run the command line; what is wrong is one sentence on stderr and exit code 2."""
     warnings.showwarning = _warned  # type: ignore[assignment]
+    before_compiling(_compiling)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its code
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        sys.exit(_run())
     except NumsimError as error:
-        typer.echo(f"numsim: {error}", err=True)
-        sys.exit(2)
-    except BrokenPipeError:
+        _stop(str(error))
+    except _UsageError as error:
+        _stop(_usage(error))
+    except BrokenPipeError:  # the reader has had enough; what is left goes nowhere
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        typer.echo("numsim: interrupted", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted", code=130)
+    except MemoryError:
+        _stop("there is not enough memory for this; ask for less")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        typer.echo(f"numsim: {error.strerror or error}{where}", err=True)
-        sys.exit(2)
+        _stop(f"{error.strerror or error}{where}")
+
+
+def _run() -> Any:
+    """Run the command; return its exit code."""
+    try:
+        code = app(prog_name="numsim", standalone_mode=False)
+        if code == 130:  # Typer's word for it
+            raise KeyboardInterrupt
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        code = stop.code
+    if sys.stdout is not None:
+        sys.stdout.flush()  # here, where an error still becomes a sentence
+    return code
+
+
+def _stop(sentence: str, *, code: int = 2) -> None:
+    short = re.sub(r"(\S{80})\S{200,}", r"\1...", plain(sentence))  # no word fills the screen
+    try:
+        typer.echo(f"numsim: {short}", err=True)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # no one listens
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """Return as one sentence what Click says in several lines: what is wrong, and who helps."""
+    command = error.ctx.command_path if error.ctx else "numsim"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = text.replace(". Did you mean", "; did you mean").removesuffix("?")
+    name = command.removeprefix("numsim").strip()
+    return f"{name}{': ' if name else ''}{text[:1].lower()}{text[1:]}; see {command} -h"
 
 
 def _warned(message: Warning | str, *_: Any) -> None:
     """Say a warning as a sentence, without the line of code that gave it."""
-    typer.echo(f"numsim: warning: {message}", err=True)
+    typer.echo(f"numsim: warning: {plain(message)}", err=True)
+
+
+def _compiling() -> None:
+    typer.echo("numsim: compiling what this needs, once for this processor", err=True)
 
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"numsim {__version__}")
+        say(f"numsim {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    pass
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -83,18 +140,29 @@ def sweep(
         ),
     ] = None,
     formats: Annotated[
-        str | None, typer.Option(help="Formats, comma separated: float8_e4m3fn,int8,q3.4.")
+        str | None,
+        typer.Option(
+            help="Formats, comma separated: float8_e4m3fn,int8,q3.4.",
+            autocompletion=options.completes(*options.FORMATS, *options.RECIPES),
+        ),
     ] = None,
     targets: Annotated[
         str | None,
-        typer.Option(help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma."),
+        typer.Option(
+            help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma.",
+            autocompletion=options.completes(*options.TARGETS),
+        ),
     ] = None,
     granularity: Annotated[
         str | None,
         typer.Option(help="Scales, comma separated: per_tensor,per_channel+per_token,none."),
     ] = None,
     rounding: Annotated[
-        str | None, typer.Option(help="Rounding of the conversions: rne (default), rtz, sr, ...")
+        str | None,
+        typer.Option(
+            help="Rounding of the conversions: rne (default), rtz, sr, ...",
+            autocompletion=options.completes(*ROUNDINGS),
+        ),
     ] = None,
     recipes: Annotated[
         str | None,
@@ -107,17 +175,37 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished cases of the CSV file.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the CSV file if it exists.")
+    ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Processes that share the cases; the same rows.")
+        int | None,
+        typer.Option(
+            help="Processes that share the cases; the same rows.", parser=options.whole, metavar="N"
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="In place of jobs: tcp://HOST:PORT of a dask scheduler."),
     ] = None,
     limit_tokens: Annotated[
-        int | None, typer.Option(help="Use only the first tokens of the text.")
+        int | None,
+        typer.Option(
+            help="Use only the first tokens of the text.", parser=options.whole, metavar="N"
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of stochastic rounding.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of stochastic rounding.", parser=options.whole, metavar="N"),
+    ] = None,
+    window_start: Annotated[
+        str | None,
+        typer.Option(help="What begins each window: bos (default), eos, or none: the text itself."),
+    ] = None,
+    ignore_keys: Annotated[
+        str | None,
+        typer.Option(help="Keys of config.json to read over, comma separated; results name them."),
+    ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -133,34 +221,45 @@ def sweep(
 
     fields: dict[str, Any] = read_fields(config) if config else {}
     given = {
-        "model": model, "text": text, "formats": _names(formats), "targets": _names(targets),
-        "granularities": _names(granularity), "recipes": _names(recipes),
+        "model": model, "text": text, "formats": options.split(formats),
+        "targets": options.split(targets),
+        "granularities": options.split(granularity), "recipes": options.split(recipes),
         "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
         "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None,
+        "resume": resume or None, "force": force or None, "window_start": window_start,
+        "ignore_keys": options.split(ignore_keys),
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))
     failed: list[str] = []
+    before = _state(fields["out"])
     try:
         with sweep_progress() as progress:
             rows = run_sweep(fields, progress=progress)
     except FailedCases as error:
         rows, failed = error.rows, error.messages
     except KeyboardInterrupt:
-        typer.echo(
-            f"numsim: interrupted; rows computed so far are in {fields['out']}, "
-            "continue with --resume",
-            err=True,
-        )
+        where = f"rows computed so far are in {fields['out']}, continue with --resume"
+        if _state(fields["out"]) == before:
+            where = "no row had been computed, and no file was written or changed"
+        say(f"numsim: interrupted; {where}", err=True)
         sys.exit(130)
     if len(rows):
         sweep_table(rows, Path(fields["out"]))
-        typer.echo(f"{len(rows)} rows in {fields['out']}", err=True)
+        say(f"{len(rows)} rows in {fields['out']}", err=True)
     for message in failed:
-        typer.echo(f"numsim: case failed: {message}", err=True)
+        say(f"numsim: case failed: {plain(message)}", err=True)
     if failed:
         sys.exit(1)
+
+
+def _state(path: Path | str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written; None: there is none."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @app.command()
@@ -175,11 +274,12 @@ def report(
     from numsim.report import write_report
 
     for path in write_report(results, out):
-        typer.echo(str(path))
+        say(path)
 
 
 register(app)
 register_mac(app)
+register_train(app)
 
 if __name__ == "__main__":
     main()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from numsim import options
+from numsim.arguments import NANS, OVERFLOWS, ROUNDINGS
 from numsim.errors import NumsimError
-from numsim.formats import get_format, list_formats
+from numsim.formats import Format, get_format, list_formats
+from numsim.terminal import columns, say, width
 
 _ROUNDING = (
     "rne: nearest, ties to even; rna: ties away from zero; rtz: toward zero; rup, rdn: toward "
@@ -30,6 +34,10 @@ _SR = (
     "sr: truncate, half_offset or rne_first of the discarded bits; or hardware: nvidia.cvt.rs, "
     "amd.cvt_sr, graphcore.ipu, aws.trainium."
 )
+# a parameter of numsim.encode in its messages: the option of the command stands for it
+_PARAMETERS = "rounding|overflow|nan|random_bits|sr|seed|offset"
+_ASSIGNED = re.compile(rf"\b({_PARAMETERS})=(?:'(\S+?)'|([\w.+-]*))")
+_NAMED = re.compile(rf"(?<![\w-])({_PARAMETERS})(?= is one of| is an integer| out\b)")
 
 
 def register(app: typer.Typer) -> None:
@@ -39,14 +47,23 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={"ignore_unknown_options": True})(cast)  # -0.3 is a number
 
 
+_FORMAT = options.completes(*options.FORMATS, *options.RECIPES)
+
+
 def formats(
-    name: Annotated[str | None, typer.Argument(help="Show every value of one format.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", autocompletion=_FORMAT,
+            help="Show every value of one format, or the formats whose names have this part.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Draw its number line: .png, .svg or .pdf.")
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     """List the formats, or every value of one with its bits."""
-    from numsim.explain import recipe_title, value_rows
+    from numsim.explain import list_lines
     from numsim.quant import QUANTS
 
     if name is None:
@@ -54,88 +71,169 @@ def formats(
             raise NumsimError(
                 "formats: -o draws one format; got no NAME; try formats e4m3 -o x.png"
             )
-        _print(_format_table())
+        say("\n".join([*list_lines(list_formats(), width()), "", *list_lines(QUANTS, width())]))
+        say("parsed names: q3.4, uq0.8, float_e5m6, p3109_k8p4se, posit8_es2 and their like")
         return
-    recipe = name in QUANTS
-    f = QUANTS[name].fmt if recipe else get_format(name)
+    found = options.matching_formats(name)
+    try:
+        f, recipe = _format_or_recipe(name)
+    except NumsimError:
+        if not found or (out is not None and len(found) > 1):
+            raise
+        if len(found) > 1:
+            say("\n".join(list_lines(found, width())))
+            return
+        (name,) = found
+        f, recipe = _format_or_recipe(name)
     if out is not None:
         from numsim.number_line import draw_number_line
 
-        typer.echo(str(draw_number_line(f, out)))
+        say(draw_number_line(f, out))
         return
-    title = f"{recipe_title(name)}; the elements" if recipe else f"{f.name}: {f.source}"
-    table = Table(title=title)
-    for column in ("code", "bits", "value"):
-        table.add_column(column, justify="right", no_wrap=True)
-    digits = -(-f.bits // 4)
-    for code, bits, value in value_rows(f):
-        table.add_row(f"{code:#0{digits + 2}x}", bits, repr(value))
-    _print(table)
+    _print_values(name, f, recipe=recipe)
+    others = [other for other in found if other not in (name, f.name)]
+    if others:
+        say(f"names with {name!r} in them: {', '.join(others)}")
 
 
-def _format_table() -> Table:
+def _format_or_recipe(name: str) -> tuple[Format, bool]:
+    """Return a format, or the elements of a recipe of blocks, and whether it is one."""
     from numsim.quant import QUANTS
 
-    also = "q3.4, uq0.8, float_e5m6, p3109_k8p4se, posit8_es2; blocks: " + ", ".join(QUANTS)
-    table = Table(title=f"formats (also {also})")
-    columns = ("name", "bits", "precision", "bias", "max", "smallest", "Inf", "NaN", "source")
-    for column in columns:
-        left = column in ("name", "source")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
-    for name in list_formats():
-        f = get_format(name)
-        table.add_row(
-            f.name, str(f.bits), str(f.precision), str(f.bias), f"{f.max:.6g}",
-            f"{f.min_subnormal:.6g}", "yes" if f.has_inf else "", "yes" if f.has_nan else "",
-            f.source,
-        )  # fmt: skip
-    return table
+    recipe = name.strip().lower() in QUANTS
+    return (QUANTS[name.strip().lower()].fmt if recipe else get_format(name)), recipe
+
+
+def _print_values(name: str, f: Format, *, recipe: bool) -> None:
+    from numsim.explain import recipe_title, value_rows
+
+    rows, digits = value_rows(f), -(-f.bits // 4)
+    title = f"{recipe_title(name.strip().lower())}; the elements" if recipe else ""
+    say(title or f"{f.name}: {f.source}")
+    cells = [("code", "bits", "value")]
+    cells += [(f"{code:#0{digits + 2}x}", bits, repr(value)) for code, bits, value in rows]
+    say("\n".join(columns(cells, ">>>")))
 
 
 def cast(
-    value: Annotated[str, typer.Argument(help="17, -0.3, 0x1F, 1e9, inf, nan; a block: 1,2.5.")],
-    to: Annotated[str, typer.Option("--to", help="Format, or blocks: mxfp4_e2m1, nvfp4.")],
-    rounding: Annotated[str, typer.Option(help=_ROUNDING)] = "rne",
-    overflow: Annotated[str, typer.Option(help=_OVERFLOW)] = "saturate",
-    nan: Annotated[str | None, typer.Option("--nan", help=_NAN)] = None,
-    random_bits: Annotated[
-        int | None, typer.Option("--random-bits", help="sr: bits drawn, 1 to 32; unset: all.")
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="17, -0.3, 0x1F, 1e9, inf, nan; a block: 1,2.5.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="Format, or blocks: mxfp4_e2m1, nvfp4.", autocompletion=_FORMAT
+        ),
+    ],
+    rounding: Annotated[
+        str, typer.Option(help=_ROUNDING, autocompletion=options.completes(*ROUNDINGS))
+    ] = "rne",
+    overflow: Annotated[
+        str, typer.Option(help=_OVERFLOW, autocompletion=options.completes(*OVERFLOWS))
+    ] = "saturate",
+    nan: Annotated[
+        str | None,
+        typer.Option("--nan", help=_NAN, autocompletion=options.completes(*NANS)),
     ] = None,
-    sr: Annotated[str, typer.Option("--sr", help=_SR)] = "truncate",
-    seed: Annotated[int, typer.Option("--seed", help="sr: key of the random stream.")] = 0,
-    offset: Annotated[
-        int, typer.Option("--offset", help="sr: counter; element i of a call has i.")
+    random_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--random-bits", help="sr: bits drawn, 1 to 32; unset: all.", parser=options.whole,
+            metavar="N",
+        ),
+    ] = None,
+    sr: Annotated[
+        str, typer.Option("--sr", help=_SR, autocompletion=options.completes(*options.STOCHASTICS))
+    ] = "truncate",
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", help="sr: key of the random stream.", parser=options.whole, metavar="N"
+        ),
     ] = 0,
-) -> None:
+    offset: Annotated[
+        int,
+        typer.Option(
+            "--offset", help="sr: counter; element i of a call has i.", parser=options.whole,
+            metavar="N",
+        ),
+    ] = 0,
+) -> None:  # fmt: skip
     """Round one number to a format, or a block of numbers by a recipe, step by step."""
     from numsim.explain import explain_block, explain_cast, parse_number
-    from numsim.quant import QUANTS
 
-    if to in QUANTS:
+    f, recipe = _format_or_recipe(to)
+    if recipe:
         if (random_bits, sr, nan) != (None, "truncate", None):
             raise NumsimError(
                 f"cast: --random-bits, --sr and --nan belong to formats; got --to {to}; leave them "
-                f"out, or use --to {QUANTS[to].fmt.name}"
+                f"out, or use --to {f.name}"
             )
         numbers = [parse_number(part) for part in value.split(",")]
-        how = {"rounding": rounding, "overflow": overflow, "seed": seed, "offset": offset}
-        typer.echo(explain_block(numbers, to, **how))  # type: ignore[arg-type]
+        how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
+        how |= {"seed": seed, "offset": offset}
+        with _option_names():
+            say(explain_block(numbers, to.strip().lower(), **how))
         return
-    options = {"random_bits": random_bits, "sr": sr, "seed": seed, "offset": offset, "nan": nan}
-    text = explain_cast(parse_number(value), to, rounding=rounding, overflow=overflow, **options)  # type: ignore[arg-type]
-    typer.echo(text)
+    number = parse_number(value)
+    if isinstance(number, float) and math.isnan(number) and not f.has_nan and nan is None:
+        raise NumsimError(f"cast: {f.name} has no NaN; got {value!r}; give --nan max or --nan zero")
+    how = {"random_bits": random_bits, "sr": sr, "seed": seed, "offset": offset, "nan": nan}
+    with _option_names():
+        say(explain_cast(number, to, rounding=rounding, overflow=overflow, **how))
+
+
+@contextmanager
+def _option_names() -> Iterator[None]:
+    """Name the options of the command in messages of functions, not their parameters."""
+    try:
+        yield
+    except NumsimError as error:
+        text = _ASSIGNED.sub(lambda m: f"{_option(m[1])} {m[2] or m[3]}".rstrip(), str(error))
+        text = _NAMED.sub(lambda m: _option(m[1]), text)
+        raise NumsimError(
+            re.sub(r"^(encode|explain_cast|explain_block): ", "cast: ", text)
+        ) from None
+
+
+def _option(parameter: str) -> str:
+    return "--" + parameter.replace("_", "-")
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="Format, mxfp4_e2m1 ...; or mma: a dot product.")],
-    target: Annotated[str | None, typer.Option(help="mma: unit, or .toml file.")] = None,
-    values: Annotated[str | None, typer.Option(help='mma: "1.5*2, -3*0.25".')] = None,
-    c: Annotated[float | None, typer.Option("--c", help="mma: accumulator input.")] = None,
-    formats: Annotated[
-        str | None, typer.Option(help="mma: operand format, or A,B; or nvfp4, mxfp8_e4m3.")
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Format, mxfp4_e2m1 ...; or mma: a dot product.",
+            autocompletion=options.completes("mma", *options.FORMATS, *options.RECIPES),
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="mma: unit, or .toml file.", autocompletion=options.completes(*options.TARGETS)
+        ),
     ] = None,
-    out_format: Annotated[str | None, typer.Option(help="mma: float32, float16.")] = None,
-) -> None:
+    values: Annotated[str | None, typer.Option(help='mma: "1.5*2, -3*0.25".')] = None,
+    c: Annotated[
+        float | None,
+        typer.Option(
+            "--c", help="mma: accumulator input.", parser=options.number, metavar="NUMBER"
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help="mma: operand format, or A,B; or nvfp4, mxfp8_e4m3.", autocompletion=_FORMAT
+        ),
+    ] = None,
+    out_format: Annotated[
+        str | None,
+        typer.Option(
+            help="mma: float32, float16.", autocompletion=options.completes(*options.FORMATS)
+        ),
+    ] = None,
+) -> None:  # fmt: skip
     """Explain a format and its relatives, or work a dot product as a unit does (mma)."""
     if name == "mma":
         from numsim.commands_mac import print_mma
@@ -148,42 +246,57 @@ def explain(
             "numsim explain mma --target T"
         )
     from numsim.explain import explain_format, explain_recipe
-    from numsim.quant import QUANTS
 
-    typer.echo(explain_recipe(name) if name in QUANTS else explain_format(name))
+    f, recipe = _format_or_recipe(name)
+    say(explain_recipe(name.strip().lower()) if recipe else explain_format(f))
 
 
 def verify(
     what: Annotated[
-        str, typer.Argument(help="conversions, or silicon: recorded outputs of chips and models.")
+        str,
+        typer.Argument(
+            help="conversions, or silicon: recorded outputs of chips and models.",
+            autocompletion=options.completes("conversions", "silicon"),
+        ),
     ] = "conversions",
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="All 2**32 float32 inputs of each format.")
     ] = False,
-    formats: Annotated[str | None, typer.Option(help="Formats, comma separated.")] = None,
-    only: Annotated[str, typer.Option(help="silicon: beginning of the file names.")] = "",
-) -> None:
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help="Formats, comma separated.", autocompletion=options.completes(*options.FORMATS)
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="silicon: beginning of the file names.")
+    ] = None,
+) -> None:  # fmt: skip
     """Check conversions, or replay outputs of chips and models (silicon); print the comparison."""
     if what == "silicon":
         from numsim.commands_mac import print_silicon
 
-        print_silicon(only)
+        if exhaustive or formats is not None:
+            raise NumsimError(
+                "verify: --exhaustive and --formats are for verify conversions; leave them out"
+            )
+        print_silicon(only or "")
         return
     if what != "conversions":
         raise NumsimError(f"verify: conversions or silicon; got {what!r}")
-    from numsim.verify import check_every_float32, check_modes, formats_to_check
+    if only is not None:
+        raise NumsimError("verify: --only is for verify silicon; leave it out")
+    from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check
 
-    names: Sequence[str] = formats_to_check()
-    if formats is not None:
-        names = [n.strip() for n in formats.split(",") if n.strip()]
+    names = formats_to_check() if formats is None else options.split(formats)
     if not names:
         raise NumsimError(f"verify: --formats is names, comma separated; got {formats!r}")
     failed = False
-    for name in names:
-        for check in check_every_float32(name) if exhaustive else (check_modes(name),):
+    for f in [checkable(name) for name in names]:  # every name first, then the work
+        for check in check_every_float32(f) if exhaustive else (check_modes(f),):
             failed |= check.different > 0
             word = "FAIL" if check.different else "ok"
-            typer.echo(
+            say(
                 f"{word:<4} {check.name:<34} {check.compared:>13,} compared with "
                 f"{check.reference:<14} {check.different:,} differ {check.seconds:7.1f} s"
                 + (f"; first: {check.first}" if check.first else "")
@@ -193,7 +306,13 @@ def verify(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="What to time: cast, matmul or model.")] = "cast",
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="What to time: cast, matmul or model.",
+            autocompletion=options.completes("cast", "matmul", "model"),
+        ),
+    ] = "cast",
 ) -> None:
     """Time numsim beside the installed peers; ratios are of one run on one machine."""
     from numsim import bench as timers
@@ -206,25 +325,13 @@ def bench(
     if what == "model":
         timers.print_model(timers.bench_model())
         return
-    table = Table(title="conversions, one core, median; 'x2': two threads")
-    for column, justify in (
-        ("task", "left"), ("library", "left"), ("million/s", "right"), ("of copy bound", "right"),
-        ("numsim is faster by", "right"),
-    ):  # fmt: skip
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    rows = [("task", "library", "million/s", "of copy bound", "numsim is faster by")]
     for row in timers.bench_cast():
         text = f"{row.ratio:.2f} x"
         if row.library.endswith(" x2"):
             text = f"(scales {1 / row.ratio:.2f} x)"
         elif row.library in ("numsim", "numsim out=", "NumPy"):
             text = ""
-        table.add_row(
-            row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}",
-            text,
-        )  # fmt: skip
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+        rows.append((row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}", text))
+    say("conversions, one core, median; 'x2': two threads")
+    say("\n".join(columns(rows, "<<>>>")))

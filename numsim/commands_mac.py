@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from numsim import options
 from numsim.errors import NumsimError
+from numsim.explain import parse_number
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.explain import explain_mma, rule_words
 from numsim.targets.table import OPEN, label
 from numsim.targets.toml import target_to_toml
 from numsim.targets.types import CLASSES
 from numsim.targets.words import MATURITIES, explained
+from numsim.terminal import columns, say, width
 
 
 def register(app: typer.Typer) -> None:
@@ -27,22 +29,74 @@ def register(app: typer.Typer) -> None:
 
 def targets(
     name: Annotated[
-        str | None, typer.Argument(help="Show one unit in full: a name or a .toml file.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", autocompletion=options.completes(*options.TARGETS),
+            help="Show one unit in full: a name or a .toml file; or the units with this part.",
+        ),
     ] = None,
     toml: Annotated[
         bool, typer.Option("--toml", help="Print the unit as TOML, to edit; give it another name.")
     ] = False,
-) -> None:
+) -> None:  # fmt: skip
     """List the matrix units, or everything about one of them."""
     if name is None:
         if toml:
             raise NumsimError("targets: --toml prints one unit; got no NAME; try targets ideal.mac")
-        _print(_targets_table())
-        maturities: list[tuple[str, str]] = [*MATURITIES.items()]
-        typer.echo(f"maturity:\n{_aligned(maturities)}\n{OPEN}")
+        _print_units(list_targets())
         return
-    unit = get_target(name)
-    typer.echo(target_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
+    found = options.matching(name, list_targets())
+    if name in list_targets() or name.endswith(".toml") or not found:
+        found = [name]
+    if len(found) > 1:
+        if toml:
+            raise NumsimError(
+                f"targets: --toml prints one unit; {name!r} is part of {', '.join(found)}; name one"
+            )
+        _print_units(found)
+        return
+    unit = get_target(found[0])
+    say(target_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
+
+
+def _print_units(names: Sequence[str]) -> None:
+    """Print units as lines, and what their words mean."""
+    say("\n".join(unit_lines(names, width())))
+    say("maturity (numsim targets NAME: one unit in full; a .toml file is a unit too):")
+    found = dict.fromkeys(get_target(name).maturity for name in names)
+    for word in (w for w in MATURITIES if w in found):
+        say(textwrap.fill(MATURITIES[word], **_page(f"  {word:<11} ", " " * 14)))
+    if any("open:" in get_target(name).evidence for name in names):
+        say(textwrap.fill(OPEN, **_page("", "  ")))
+
+
+def _page(first: str, rest: str) -> dict[str, Any]:
+    long = max(width(), 40)
+    return {
+        "width": long, "initial_indent": first, "subsequent_indent": rest,
+        "break_long_words": False, "break_on_hyphens": False,
+    }  # fmt: skip
+
+
+def unit_lines(names: Sequence[str], within: int) -> list[str]:
+    r"""Return units as lines: what they multiply, and the evidence where there is room.
+
+    Examples
+    --------
+    >>> print("\n".join(unit_lines(["nvidia.volta.mma", "x86.vpdpbusd"], 80)))
+    name             maturity operands                   evidence
+    nvidia.volta.mma silicon  fp16                       V100 recordings; MMA-Sim
+    x86.vpdpbusd     ...
+    """
+    rows = [("name", "maturity", "operands", "evidence")]
+    for name in names:
+        unit = get_target(name)
+        kinds = dict.fromkeys(kind.partition("->")[0] for kind, _ in unit.rules)
+        scaled = [kind.removeprefix("mx:") for kind in kinds if kind.startswith("mx:")]
+        words = [kind for kind in kinds if not kind.startswith("mx:")]
+        words += ["mx:" + ",".join(scaled)] if scaled else []
+        rows.append((name, unit.maturity, " ".join(words), unit.evidence))
+    return columns(rows, "<<<<", within=within, gap="  " if within > 80 else " ")
 
 
 def target_text(unit: Target) -> str:
@@ -101,26 +155,6 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
     return rows
 
 
-def _targets_table() -> Table:
-    table = Table(title="matrix units (targets NAME: one in full; a .toml file is a unit too)")
-    for column in ("name", "operands", "rule", "maturity", "evidence"):
-        table.add_column(column, no_wrap=column in ("name", "maturity"))
-    for name in list_targets():
-        unit = get_target(name)
-        words: dict[str, list[str]] = {}
-        for kind, rule in unit.rules:
-            words.setdefault(rule_words(rule, short=True), []).append(kind)
-        chain = "; ".join(f"{key} {value}" for key, value in _chain_words(unit))
-        for i, (rule_text, kinds) in enumerate(words.items()):
-            first = i == 0
-            table.add_row(
-                name if first else "", " ".join(kinds),
-                rule_text + (f"; {chain}" if chain else ""), unit.maturity if first else "",
-                unit.evidence if first else "", end_section=i == len(words) - 1,
-            )  # fmt: skip
-    return table
-
-
 def print_mma(
     target: str | None, values: str | None, c: float | None, formats: str | None, out: str | None
 ) -> None:
@@ -131,7 +165,7 @@ def print_mma(
     if len(names) > 2:
         raise NumsimError(f"explain mma: --formats is one format, or two: A,B; got {formats!r}")
     both = (names[0], names[1]) if len(names) == 2 else names[0]
-    typer.echo(
+    say(
         explain_mma(
             target, values=None if values is None else read_values(values), c=c,
             formats=both, out_format=out,
@@ -155,15 +189,12 @@ def read_values(text: str) -> list[tuple[float, float]]:
     pairs = []
     for part in text.split(","):
         try:
-            a, b = (float(v) for v in part.split("*"))
-        except ValueError:
+            a, b = (float(parse_number(v.strip())) for v in part.split("*"))
+        except (ValueError, OverflowError):
             raise NumsimError(
-                f"explain mma: --values are products a*b with commas between; got "
-                f"{part.strip()!r}; "
-                'as in "1.5*2, -3*0.25"'
+                "explain mma: --values are products a*b of float64 numbers with commas between; "
+                f'got {part.strip()[:60]!r}; as in "1.5*2, -3*0.25, inf*1"'
             ) from None
-        if "inf" not in part.lower() and math.isinf(a + b):
-            raise NumsimError(f"explain mma: {part.strip()} is beyond float64; write inf for Inf")
         pairs.append((a, b))
     return pairs
 
@@ -173,43 +204,41 @@ def print_silicon(only: str) -> None:
     from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
     folder = golden_folder()
-    table = Table(title=f"outputs in {_short(folder)}, replayed bit for bit")
-    columns = (
-        "file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
-        "equal, other choice",
-    )  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
     rows: list[SiliconRow] = []
     notes: dict[str, None] = {}
+    cells: list[tuple[str, ...]] = [
+        ("file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
+         "equal, other choice"),
+    ]  # fmt: skip
     for row in check_silicon(folder, only=only):
         rows.append(row)
         open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
-        table.add_row(
+        cells.append((
             row.file, row.recorded_on, row.unit, f"{row.rows:,}",
             f"{row.equal:,}{'' if row.ok else '  FAIL'}",
             *(str(n) if row.undecided else "" for n in open_ones),
-        )  # fmt: skip
+        ))  # fmt: skip
         if row.note:
             notes[f"{row.unit}: {row.note}"] = None
-    _print(table)
+    say(f"outputs in {_short(folder)}, replayed bit for bit")
+    say("\n".join(columns(cells, "<<<>>>>>")))
     failed = [row for row in rows if not row.ok]
     for row in failed:
-        typer.echo(f"FAIL {row.file} {row.unit}: first {row.first}")
-    typer.echo("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
+        say(f"FAIL {row.file} {row.unit}: first {row.first}")
+    say("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
     if notes:
-        typer.echo(
+        say(
             "Undecided: results beside the others, on which two models differ and no silicon was "
             "recorded; both choices are fields:"
         )
         for note in notes:
-            typer.echo(f"  {note}")
-        typer.echo(
+            say(f"  {note}")
+        say(
             "  min_exponent: models limit the largest exponent at -126, -132, -133, -139 or not "
             "(float16: -19, -20, -21 or not)"
         )
     equal, total = sum(r.equal for r in rows), sum(r.rows for r in rows)
-    typer.echo(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")
+    say(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")
     if failed:
         sys.exit(1)
 
@@ -217,8 +246,3 @@ def print_silicon(only: str) -> None:
 def _short(folder: Path) -> str:
     here = Path.cwd()
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)

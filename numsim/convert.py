@@ -22,16 +22,18 @@ from numsim.arguments import (
 )
 from numsim.dispatch import Plan, decode_array, encode_array
 from numsim.errors import NumsimError
-from numsim.formats import STOCHASTIC, Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import STOCHASTIC, FormatLike, get_format
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
 Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
 NanPolicy = Literal["canonical", "payload", "max", "zero"]
 
 
+@known_floats
 def encode(
     x: ArrayLike,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "rne",
     overflow: Overflow = "saturate",
@@ -48,9 +50,11 @@ def encode(
     Parameters
     ----------
     x
-        float16, bfloat16, float32, float64 or integer array of any shape and strides.
+        float16, bfloat16, float32, float64 or integer array of any shape and strides; or what
+        makes one: torch tensors of any real type (detached, and copied to the host from another
+        device), objects with ``__array__`` or ``__dlpack__``.
     fmt
-        Format or its name.
+        Format, its name, a dtype or the path of a TOML file, as in `get_format`.
     rounding
         ``rne`` (IEEE roundTiesToEven), ``rna`` (roundTiesToAway), ``rtz`` (toward zero), ``rup``
         (toward +inf), ``rdn`` (toward -inf), ``rto`` (to odd: inexact results end in a one),
@@ -151,7 +155,8 @@ def encode(
     return codes
 
 
-def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+@known_floats
+def decode(codes: ArrayLike, fmt: FormatLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return the values of codes.
 
     Parameters
@@ -196,9 +201,10 @@ def decode(codes: ArrayLike, fmt: str | Format, *, out: NDArray[Any] | None = No
     return values
 
 
+@known_floats
 def cast(
     x: ArrayLike,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "rne",
     overflow: Overflow = "saturate",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 class NumsimError(ValueError):
@@ -12,6 +15,14 @@ class NumsimError(ValueError):
 
 class UnsupportedError(NumsimError):
     """A valid request that this unit, format or model family does not have."""
+
+
+class NotFiniteError(NumsimError):
+    """A value that must be finite is NaN or Inf: the message names it."""
+
+
+class StoppedError(NumsimError):
+    """A run that began and could not go on: what it had made is kept."""
 
 
 class UnvalidatedWarning(UserWarning):
@@ -35,11 +46,38 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def near_words(name: str, known: Iterable[str], *, limit: int = 4) -> list[str]:
+    """Return known words that contain a name, or else those that are spelt like it.
+
+    >>> near_words("Hopper", ["nvidia.hopper.wgmma", "nvidia.hopper.mma", "ideal.int"])
+    ['nvidia.hopper.wgmma', 'nvidia.hopper.mma']
+    """
+    words, part = list(known), name.strip().lower()
+    holding = [word for word in words if part in word.lower()] if len(part) > 2 else []
+    return holding[:12] or difflib.get_close_matches(name, words, n=limit, cutoff=0.5)
+
+
+class ConfigKeyWarning(UserWarning):
+    """A checkpoint's config.json has keys that only other software reads."""
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 
     >>> near_names("fp8_e4m4", ["fp8_e4m3", "int8"])
     '; did you mean fp8_e4m3'
     """
-    close = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    close = near_words(name, known, limit=limit)
     return f"; did you mean {', '.join(close)}" if close else ""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called numsim, however many of numsim's calls lie between."""
+    level, frame = 1, sys._getframe()
+    while _is_own(frame) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "numsim"

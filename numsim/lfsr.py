@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.shift_register import run_register
 
 # Feedback of maximal length, by width: bit k - 1 stands for x**k of the polynomial.
@@ -23,6 +24,7 @@ TAPS = {
 _BLOCK = 1 << 14  # numbers made at a time
 
 
+@known_floats
 def lfsr(
     count: int, *, width: int = 16, random_bits: int | None = None, seed: int = 1,
     steps: int | None = None,

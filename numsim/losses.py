@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from numsim import metrics
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
 
 Losses = dict[str, NDArray[np.float64]]
 # array -> the column of results.csv that holds its mean; the first of a case decides its rank
@@ -114,6 +115,7 @@ def read_losses(results: str | Path, case_id: str) -> Losses | None:
     return None
 
 
+@known_floats
 def compare_cases(results: str | Path, first: str, second: str) -> tuple[float, float]:
     """Return by how much two cases differ: the mean over tokens, and its standard error.
 

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.tensors import host_array
 
 _CHUNK = 2**20  # logits converted at a time
 
 
 def _pair(what: str, reference: ArrayLike, x: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    a, b = np.asarray(reference), np.asarray(x)
+    a, b = host_array(what, reference), host_array(what, x)
     if a.shape != b.shape or not a.size:
         raise NumsimError(
             f"{what}: reference and x must have one shape and at least one element; got "
@@ -32,6 +34,7 @@ def _flat(what: str, reference: ArrayLike, x: ArrayLike) -> tuple[NDArray[Any], 
     return a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
 
 
+@known_floats
 def sqnr_db(reference: ArrayLike, x: ArrayLike) -> float:
     """Return the signal to quantisation-noise ratio, in decibel.
 
@@ -57,6 +60,7 @@ def sqnr_db(reference: ArrayLike, x: ArrayLike) -> float:
         return float(10.0 * np.log10(np.sum(a * a) / noise)) if noise != 0 else float("inf")
 
 
+@known_floats
 def mse(reference: ArrayLike, x: ArrayLike) -> float:
     """Return the mean squared error ``mean((x - reference)**2)``, in squared units of the tensor.
 
@@ -75,6 +79,7 @@ def mse(reference: ArrayLike, x: ArrayLike) -> float:
         return float(np.mean((b - a) ** 2))
 
 
+@known_floats
 def max_abs(reference: ArrayLike, x: ArrayLike) -> float:
     """Return the largest error ``max(abs(x - reference))``, in units of the tensor.
 
@@ -93,6 +98,7 @@ def max_abs(reference: ArrayLike, x: ArrayLike) -> float:
         return float(np.max(np.abs(b - a)))
 
 
+@known_floats
 def cosine(reference: ArrayLike, x: ArrayLike) -> float:
     """Return the cosine similarity ``sum(a b) / sqrt(sum(a**2) sum(b**2))`` of two whole tensors.
 
@@ -116,6 +122,7 @@ def cosine(reference: ArrayLike, x: ArrayLike) -> float:
         return float(np.sum(a * b) / np.sqrt(aa) / np.sqrt(bb))
 
 
+@known_floats
 def max_ulp(reference: ArrayLike, x: ArrayLike) -> float:
     """Return the largest error in units of the last place of the largest reference value.
 
@@ -138,6 +145,7 @@ def max_ulp(reference: ArrayLike, x: ArrayLike) -> float:
         return ulps(float(np.max(np.abs(b - a))), float(np.max(np.abs(a))))
 
 
+@known_floats
 def ulps(error: float, largest: float) -> float:
     """Return an error in units of the last place of `largest`, a float32.
 
@@ -163,6 +171,7 @@ def _chunks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+@known_floats
 def token_nll(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
     """Return the negative log-likelihood of each next token, in nats.
 
@@ -188,7 +197,7 @@ def token_nll(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
     >>> token_nll(np.zeros((3, 4)), [0, 1, 2])
     array([1.38629436, 1.38629436])
     """
-    values, ids = np.asarray(logits), np.asarray(tokens)
+    values, ids = host_array("logits", logits), host_array("tokens", tokens)
     if values.shape[:-1] != ids.shape or ids.ndim < 1 or ids.shape[-1] < 2 or not values.size:
         raise NumsimError(
             f"token_nll: logits [..., T, vocab] need tokens [..., T], T >= 2; got "
@@ -210,6 +219,7 @@ def token_nll(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
     return result.reshape(*ids.shape[:-1], ids.shape[-1] - 1)
 
 
+@known_floats
 def perplexity(nll: ArrayLike) -> float:
     """Return ``exp(mean(nll))`` of negative log-likelihoods in nats, any shape.
 
@@ -232,6 +242,7 @@ def perplexity(nll: ArrayLike) -> float:
         return float(np.exp(np.mean(values)))
 
 
+@known_floats
 def paired_difference(reference: ArrayLike, x: ArrayLike) -> tuple[float, float]:
     """Return the mean of ``x - reference`` and its standard error, in their unit.
 
@@ -264,6 +275,7 @@ def paired_difference(reference: ArrayLike, x: ArrayLike) -> tuple[float, float]
         return float(difference.mean()), float(difference.std() / np.sqrt(difference.size))
 
 
+@known_floats
 def kl_nats(reference: ArrayLike, logits: ArrayLike) -> float:
     """Return the mean Kullback-Leibler divergence of the output distributions, in nats.
 
@@ -297,6 +309,7 @@ def kl_nats(reference: ArrayLike, logits: ArrayLike) -> float:
     return total / len(a)
 
 
+@known_floats
 def top1_agreement(reference: ArrayLike, logits: ArrayLike) -> float:
     """Return the share of positions whose largest logit is at the same token, 0 to 1.
 

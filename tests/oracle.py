@@ -377,6 +377,15 @@ def stochastic_up(position, bits, integer, variant):
     raise ValueError(variant)
 
 
+def philox(low, high, key, rounds=7):
+    """Philox-2x32: the two words of a block (Salmon, Moraes, Dror, Shaw, SC 2011)."""
+    for _ in range(rounds):
+        product = 0xD256D193 * low
+        low, high = (product >> 32) ^ key ^ high, product & 0xFFFFFFFF
+        key = (key + 0x9E3779B9) & 0xFFFFFFFF
+    return low, high
+
+
 @cache
 def sorted_table(name):
     """Finite values of a table with their codes, lowest first."""

@@ -610,9 +610,9 @@ def promoted(unit, a, b, c=0, *, every):
     return total if c == 0 else add(c, total)
 
 
-def split(unit, a, b, *, parts, order, every=None):
+def split(unit, a, b, *, parts, order, every=None, width=None, c=None):
     """Split-K (hardware.md 1.4). ``contiguous``: runs of 128-wide tiles; else 64-wide, dealt."""
-    width = 128 if order == "contiguous" else 64
+    width = width or (128 if order == "contiguous" else 64)
     tiles = list(groups(a, b, width))
     if order == "contiguous":
         q = math.ceil(len(tiles) / parts)
@@ -625,11 +625,30 @@ def split(unit, a, b, *, parts, order, every=None):
         y = [v for t in part for v in t[1]]
         partials.append(promoted(unit, x, y, every=every) if every else unit(x, y, 0))
     if order == "pairwise":
-        partials = [partials[-1], *partials[:-1]]
+        partials = pairwise_slots(partials)
+    partials = partials if c is None else [c, *partials]
     total = partials[0]
     for p in partials[1:]:
         total = add(total, p)
     return total
+
+
+def pairwise_slots(p):
+    """h = ceil(S/2); slot i = p_i + p_(i+h) where i + h < S - 1, else p_i; p_(S-1) comes first."""
+    s = len(p)
+    h = math.ceil(s / 2)
+    slots = [add(p[i], p[i + h]) if i + h < s - 1 else p[i] for i in range(h) if i < s - 1]
+    return [p[-1], *slots]
+
+
+def scaled_integer(acc, scale_a, scale_b, bias=0):
+    """fp32(fp32(acc) * 2**-bias * fp32(scale_a * scale_b)); scales and the result are bits."""
+    n = abs(acc)
+    x = F32.read(round_bits(F32, acc, 0)) if n else (False, 0, 0, 0)
+    p = product(x, F32.read(multiply(F32.read(scale_a), F32.read(scale_b))))
+    if isinstance(p, str):
+        return special_bits(F32, p, 0x7FC00000)
+    return round_bits(F32, signed(p), p[2] - bias, zero_negative=p[0])
 
 
 def epilogue(acc, alpha, out, scale_result=None):

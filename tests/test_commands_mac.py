@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -198,6 +197,8 @@ def test_trace_is_matmul(out):
         (["explain", "mma", "--target", "ideal.in"], "did you mean ideal.int"),
         (["explain", "mma", "--target", "ideal.int", "--values", "1*2*3"], "products a*b"),
         (["explain", "mma", "--target", "ideal.int", "--values", "a*b"], "got 'a*b'"),
+        (["explain", "mma", "--target", "ideal.int", "--values", "1e400*1"], "float64 numbers"),
+        (["explain", "mma", "--target", "ideal.int", "--values", "9" * 400 + "*1"], "float64"),
         (["explain", "mma", "--target", "ideal.int", "--c", "1.5"], "whole number"),
         (["explain", "mma", "--target", "ideal.int", "--formats", "a,b,c"], "one format, or two"),
         (
@@ -232,15 +233,30 @@ def test_explain_commands():
 
 
 # ---------------------------------------------------------------------------------- targets
-def test_targets_lists_all():
-    done = run("targets", env={"COLUMNS": "160"})
-    assert done.exit_code == 0, done.exception
+@pytest.mark.parametrize("columns", ["20", "80", "400"])
+def test_targets_lists_all_one_line_a_unit(columns):
+    lines = run("targets", env={"COLUMNS": columns}).stdout.splitlines()
     for name in ns.list_targets():
-        assert name in done.stdout
-    assert done.stdout.count("no recording decides; both are") == 1
-    legend = done.stdout.partition("\nmaturity:\n")[2]
-    for word in ("definition", "silicon", "model", "document", "assumed"):
-        assert f"\n  {word} " in "\n" + legend
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        unit = ns.get_target(name)
+        assert line.split()[1] == unit.maturity
+        assert (unit.evidence in line) == (columns == "400")
+    assert columns == "20" or max(map(len, lines)) <= int(columns)
+    legend = " ".join(" ".join(lines).partition(" maturity (")[2].split())
+    assert legend.count("no recording decides; both are") == 1
+    for word in ("definition an", "silicon equal", "model equal", "document written", "assumed pa"):
+        assert word in legend
+
+
+def test_targets_match_by_any_part_of_the_name():
+    found = [name for name in ns.list_targets() if "hopper" in name]
+    text = run("targets", "Hopper").stdout
+    assert [line.split()[0] for line in text.splitlines()[1 : 1 + len(found)]] == found
+    assert "nvidia.ada.mma" not in text
+    assert run("targets", "volta").stdout.startswith("nvidia.volta.mma\n  maturity ")
+    assert run("targets", "volta", "--toml").stdout.startswith('name = "nvidia.volta.mma"')
+    assert "name one" in str(run("targets", "hopper", "--toml").exception)
+    assert run("targets", "x86.vpdpbusd").stdout.startswith("x86.vpdpbusd\n")  # part of another
 
 
 def test_one_target_in_full(tmp_path):
@@ -274,7 +290,7 @@ def test_silicon_table(monkeypatch):
     monkeypatch.setenv("NUMSIM_GOLDEN", str(RECORDED))
     done = run("verify", "silicon", "--only", "mmasim_cdna12")
     assert done.exit_code == 0, done.exception
-    assert re.search(r"mmasim_cdna12 +│ model +│ amd.cdna1.mfma", done.stdout)
+    assert re.search(r"mmasim_cdna12 +model +amd.cdna1.mfma", done.stdout)
     assert done.stdout.count("\nUndecided: ") == done.stdout.count("\nRecorded on silicon: ") == 1
     assert "here tree, other exact" in done.stdout
     assert "0 of 2 units differ" in done.stdout
@@ -300,16 +316,50 @@ def test_a_difference_is_reported(tmp_path, monkeypatch):
     assert "FAIL hw_V100 nvidia.volta.mma fp16 -> fp32: first at (3,)" in done.stdout
 
 
-def test_absent_recordings_are_one_sentence(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "numsim.cli", "verify", "silicon"],
-        capture_output=True, text=True, timeout=120, check=False,
-        env=os.environ | {"NUMSIM_GOLDEN": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "NUMSIM_GOLDEN" in done.stderr
+@pytest.mark.parametrize("named", ["", "missing", "a\0b", "x" * 300])
+def test_absent_recordings_are_not_shipped(named, tmp_path, monkeypatch):
+    monkeypatch.delenv("NUMSIM_GOLDEN", raising=False)
+    monkeypatch.setattr("numsim.verify.silicon.__file__", str(tmp_path / "a/b/c/silicon.py"))
+    with pytest.raises(
+        ns.NumsimError, match=r"not shipped with numsim.*set NUMSIM_GOLDEN"
+    ) as error:
+        golden_folder(named)
+    assert ("has none" in str(error.value)) == bool(named)
+    assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "text", "cut", "huge"])
+def test_what_is_no_recording_is_one_sentence(kind, tmp_path, monkeypatch):
+    file = tmp_path / "hw_V100.npz"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "text":
+        file.write_text("no archive")
+    else:
+        np.savez_compressed(file, meta=np.array("[]"), x=np.arange(999))
+        data = bytearray(file.read_bytes())
+        if kind == "cut":
+            data[200:260] = bytes(60)
+        file.write_bytes(data)
+        if kind == "huge":
+            with zipfile.ZipFile(file, "w") as archive:
+                head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1 << 50,), }"
+                head = head.replace(b"1 << 50", str(1 << 50).encode()).ljust(117) + b"\n"
+                archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + head)
+    monkeypatch.setenv("NUMSIM_GOLDEN", str(tmp_path))
+    error = run("verify", "silicon").exception
+    assert isinstance(error, ns.NumsimError), error
+    assert "hw_V100.npz is no recording" in str(error)
+
+
+def test_options_of_the_other_check_are_refused():
+    for wrong in (["silicon", "--exhaustive"], ["silicon", "--formats", "e4m3"], ["--only", "hw_"]):
+        assert "leave" in str(run("verify", *wrong).exception)
+    done = run("verify", "--formats", "e2m1,e4m33")
+    assert "e4m33" in str(done.exception)
+    assert done.stdout == ""  # no check runs before every name is known
 
 
 def test_a_half_that_overflows_and_values_that_are_rounded_are_told():

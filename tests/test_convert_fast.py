@@ -15,6 +15,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from oracle import philox
 
 import numsim as ns
 from numsim import dispatch
@@ -127,14 +128,6 @@ def test_decoding_is_the_table_bit_for_bit(name):
 
 
 # --- the stream
-
-
-def philox(low, high, key, rounds=7):
-    for _ in range(rounds):
-        product = 0xD256D193 * low
-        low, high = (product >> 32) ^ key ^ high, product & 0xFFFFFFFF
-        key = (key + 0x9E3779B9) & 0xFFFFFFFF
-    return low, high
 
 
 def test_the_generator_has_the_published_answers():

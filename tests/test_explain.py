@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +14,8 @@ from numsim.cli import app
 from numsim.explain import bit_string, explain_cast, explain_format, parse_number, value_rows
 from numsim.formats import STOCHASTIC, get_stochastic
 from numsim.lfsr import TAPS, lfsr
-from numsim.number_line import draw_number_line
+from numsim.number_line import draw_number_line, number_line
+from numsim.quant import QUANTS
 
 PARSED = ("q3.4", "uq0.8", "float_e5m6", "p3109_k8p4se", "p3109_k8p1uf", "posit8_es2")
 
@@ -27,7 +31,9 @@ def test_every_format_is_explained(name):
     f = ns.get_format(name)
     assert text.startswith(f"{f.name}: {f.bits}-bit")
     assert f.source in text
-    assert f"{f.max:.10g}" in text
+    limits = [line.split()[2:] for line in text.splitlines() if " finite  " in line][:2]
+    assert limits[0] == [repr(f.max).removesuffix(".0")]  # all of its digits
+    assert limits[1] == [repr(f.min).removesuffix(".0")]
 
 
 def test_e4m3_names_its_relatives_and_limits():
@@ -99,6 +105,34 @@ def test_formats_command(tmp_path):
     assert image.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_formats_fit_80_columns_with_every_name():
+    lines = run("formats")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for name in [*ns.list_formats(), *QUANTS]:
+        kind = name.rstrip("0123456789")
+        shown = {"int": "int2 to int32 ", "uint": "uint2 to uint16 "}.get(kind, f"{name} ")
+        assert sum(line.startswith(shown) for line in lines) == 1, name
+    assert re.search(r"^int2 to int32 +n +n-1 +0 +2\*\*\(n-1\)-1 +1$", text, re.MULTILINE)
+    assert re.search(r"^nvfp4 +16 +float4_e2m1fn +float8_e4m3fn +amax$", text, re.MULTILINE)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_formats_match_by_any_part_of_the_name():
+    text = run("formats", "fp8")[1]
+    shown = [line.split()[0] for line in text.splitlines()]
+    every = [name for name in ns.list_formats() if name.startswith("float8_")]
+    assert shown == ["name", *every, "recipe", "mxfp8_e4m3", "mxfp8_e5m2"]
+    assert "int8" not in text
+    text = run("formats", "e4m3")[1]  # a name itself: its values, then the others
+    assert text.startswith("float8_e4m3fn: OCP")
+    assert text.splitlines()[-1].endswith(
+        "float8_e4m3, float8_e4m3fnuz, float8_e4m3b11fnuz, mxfp8_e4m3"
+    )
+    assert run("formats", "E8M0F")[1].startswith("float8_e8m0fnu: OCP")
+    assert isinstance(run("formats", "e4m3f", "-o", "x.png")[2], ns.NumsimError)  # which one?
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -140,6 +174,65 @@ def test_number_line(suffix, tmp_path):
     assert draw_number_line("posit8_es1", tmp_path / f"x.{suffix}").stat().st_size > 1000
     with pytest.raises(ns.NumsimError, match="16 bits"):
         draw_number_line("tfloat32", tmp_path / "x.png")
+
+
+def test_the_number_line_has_ticks_at_its_ends_and_the_subnormal_border():
+    line, scale = number_line(ns.get_format("e4m3")).axes
+    assert {-448, 0, 448} <= set(line.get_xticks())
+    marked = {*scale.get_xticks(minor=True), *scale.get_xticks()}
+    assert marked == {2.0**e for e in range(-9, 9)}
+    assert 2.0**-6 in scale.get_xticks()
+    assert [list(v.get_xdata()) for v in scale.lines] == [[2.0**-6] * 2]
+    assert "subnormal, below 2^-6" in scale.get_xlabel()
+    for name in ("int8", "nf4", "posit8_es1", "e8m0", "float_e8m0"):  # none is subnormal
+        _, scale = number_line(ns.get_format(name)).axes
+        assert not scale.lines
+        assert "subnormal" not in scale.get_xlabel()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "zero"])
+def test_a_number_line_goes_to_a_file_only(kind, tmp_path):
+    path = tmp_path / "x.png"
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir,
+     "zero": lambda: path.symlink_to("/dev/zero")}[kind]()  # fmt: skip
+    with pytest.raises(ns.NumsimError, match="is no file"):
+        draw_number_line("e4m3", path)
+
+
+def test_options_are_named_as_they_are_typed():
+    """No message of the command line names a parameter of a Python function."""
+    for arguments, words in (
+        (("nan", "--to", "int8"), "give --nan max or --nan zero"),
+        (("nan", "--to", "e4m3", "--nan", "max"), "--nan max is for formats without NaN"),
+        (("1", "--to", "int8", "--nan", "x"), "--nan is one of canonical"),
+        (("1", "--to", "int8", "--rounding", "up"), "--rounding is one of rne"),
+        (("1", "--to", "e4m3", "--overflow", "wrap"), "--overflow wrap is for integers"),
+        (("1", "--to", "e4m3", "--random-bits", "3"), "--random-bits belongs to --rounding sr"),
+        (("1", "--to", "e4m3", "--seed", "3"), "set --rounding sr, or leave --seed out"),
+        (
+            ("1", "--to", "e4m3", "--rounding", "sr", "--random-bits", "99"),
+            "--random-bits is an integer from 1 to 32",
+        ),
+        (
+            (
+                "1",
+                "--to",
+                "e4m3",
+                "--rounding",
+                "sr",
+                "--sr",
+                "nvidia.cvt.rs",
+                "--random-bits",
+                "3",
+            ),
+            "or use --sr truncate",
+        ),
+        (("1", "--to", "nvfp4", "--rounding", "sr", "--offset", "-1"), "--offset is an integer"),
+    ):
+        error = run("cast", *arguments)[2]
+        assert isinstance(error, ns.NumsimError), arguments
+        assert words in str(error), str(error)
+        assert not re.search(r"\w='", str(error)), str(error)
 
 
 # --- stochastic rounding of hardware, and shift registers

@@ -78,6 +78,52 @@ def test_two_levels_equal_the_oracle(overflow, outer):
     assert int(run(a, b, c=c, **unit)[0, 0]) == limit(c + total, outer)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("split", [{}, {"split_k": 2, "split_tile": 1}])
+def test_parts_that_leave_sixty_four_bits(sign, split):
+    """Two parts of 2**62 leave int64, which no sum that has wrapped shows."""
+    a, b = [-(2**31)] * 2, [-(2**31) * sign if sign > 0 else 2**31 - 1] * 2
+    part = a[0] * b[0]
+    whole = 2 * part if sign > 0 else 3 * part
+    if sign < 0:
+        a, b = a + a[:1], b + b[:1]
+        split = split and {"split_k": 3, "split_tile": 1}
+    unit = {"acc_bits": 64, "outer_bits": 64} | (split or {"promote_every": 1})
+    limit = TOP if sign > 0 else -TOP - 1
+    assert not -TOP - 1 <= whole <= TOP
+    for overflow, want in (("saturate", limit), ("wrap", om.wrap(whole, 64))):
+        assert int(run(a, b, "int32", overflow=overflow, **unit)[0, 0]) == want
+        d, stats = run(a, b, "int32", overflow=overflow, stats=True, **unit)
+        assert int(d[0, 0]) == want
+        assert (stats.saturations, stats.wraps) == ((1, 0) if overflow == "saturate" else (0, 1))
+    with pytest.raises(ns.NumsimError, match=rf"64-bit outer .* k = {len(a) - 1}\b"):
+        run(a, b, "int32", overflow="raise", **unit)
+
+
+@pytest.mark.parametrize("overflow", ["wrap", "saturate"])
+def test_c_and_parts_at_the_ends_of_sixty_four_bits(overflow):
+    limit = om.wrap if overflow == "wrap" else om.clamp
+    unit = {"acc_bits": 64, "outer_bits": 64, "promote_every": 2, "overflow": overflow}
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        a, b = (rng.choice([-(2**31), 2**31 - 1, 1], 6).tolist() for _ in "ab")
+        c, total = int(rng.choice([TOP, -TOP - 1, 0])), 0
+        for k in range(0, 6, 2):
+            total = limit(
+                total + om.int_dot(a[k : k + 2], b[k : k + 2], bits=64, overflow=overflow), 64
+            )
+        assert int(run(a, b, "int32", c=c, **unit)[0, 0]) == limit(c + total, 64)
+
+
+@pytest.mark.parametrize("changes", [{}, {"acc_bits": 40}, {"overflow": "raise"}, {"group": 6}])
+def test_the_last_product_of_an_odd_k_is_a_pair(changes):
+    """On the vector kernel, and on the scalar one of accumulators that it does not have."""
+    a, b = [255, 255, 3], [127, 127, -5]
+    unit = ns.get_target("x86.vpmaddubsw", **changes)
+    d = ns.matmul(tensor([a], "uint8"), tensor([[v] for v in b], "int8"), target=unit)
+    assert int(d[0, 0]) == om.vpmaddubsw(a, b) == 32767 - 15
+
+
 def test_c_of_a_two_level_sum_is_as_wide_as_the_outer_accumulator():
     unit = {"acc_bits": 16, "outer_bits": 32, "promote_every": 4}
     assert run([1] * 8, [1] * 8, c=100_000, **unit) == 100_008

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import oracle_mac as om
 import pytest
 
 import numsim as ns
@@ -105,29 +106,58 @@ def test_same_result_with_scales_inside(target, fmt, scale, block, changes):
     assert both.stats().exponent_gap > 0
 
 
-def test_promotion_keeps_block_scales_inside_the_unit():
-    """Chains of a promoted product see the scales of their own blocks."""
-    rng = np.random.default_rng(1)
-    a = ns.quantize(rng.normal(size=(3, 256)).astype("f4"), "mxfp8_e4m3")
-    b = ns.quantize(rng.normal(size=(256, 2)).astype("f4"), "mxfp8_e4m3", axis=0)
-    one = ns.matmul(a, b, target="nvidia.blackwell.tcgen05")
-    exact = a.dequantize().astype(float) @ b.dequantize().astype(float)
-    for changes in (
-        {"promote_every": 128},
-        {"split_k": 2, "split_order": "serial", "split_tile": 64},
-    ):
-        d = ns.matmul(a, b, target=ns.get_target("nvidia.blackwell.tcgen05", **changes))
-        np.testing.assert_allclose(d, exact, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(d, one, rtol=1e-4, atol=1e-4)
+def scaled_operands(seed, m, k, n):
+    """MXFP8 operands, and for the oracle: rows, columns, their scale codes."""
+    rng = np.random.default_rng(seed)
+    a = ns.quantize(rng.normal(size=(m, k)).astype("f4") * 8, "mxfp8_e4m3")
+    b = ns.quantize(rng.normal(size=(k, n)).astype("f4") * 8, "mxfp8_e4m3", axis=0)
+    f = om.FORMATS["float8_e4m3fn"]
+    rows = [[f.read(v) for v in row] for row in a.codes]
+    columns = [[f.read(v) for v in column] for column in b.codes.T]
+    return a, b, rows, columns, a.scale_codes.tolist(), b.scale_codes.T.tolist()
 
 
-def test_a_scale_block_as_long_as_k_is_applied_once():
-    rng = np.random.default_rng(2)
-    a = ns.quantize(rng.normal(size=(2, 32)).astype("f4") * 8, "mxfp8_e4m3")
-    b = ns.quantize(rng.normal(size=(32, 2)).astype("f4") * 8, "mxfp8_e4m3", axis=0)
-    exact = a.dequantize().astype(float) @ b.dequantize().astype(float)
-    for target in ("nvidia.ada.mma", "nvidia.hopper.mma"):
-        np.testing.assert_allclose(ns.matmul(a, b, target=target), exact, rtol=0.02, atol=0.5)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_promotion_keeps_block_scales_inside_the_unit(splits):
+    """Chains of a promoted or split product see the scales of their own blocks."""
+    a, b, rows, columns, sa, sb = scaled_operands(1, 3, 256, 2)
+    changes = (
+        {"promote_every": 128}
+        if splits == 1
+        else {"split_k": 2, "split_order": "serial", "split_tile": 64}
+    )
+    blocks = ((0, 1, 2, 3), (4, 5, 6, 7)) if splits == 1 else ((0, 1, 4, 5), (2, 3, 6, 7))
+    d = ns.matmul(a, b, target=ns.get_target("nvidia.blackwell.tcgen05", **changes))
+    for i, j in np.ndindex(3, 2):
+        parts = [
+            om.scaled_k32(
+                [v for n in part for v in rows[i][32 * n : 32 * n + 32]],
+                [v for n in part for v in columns[j][32 * n : 32 * n + 32]],
+                [sa[i][n] for n in part], [sb[j][n] for n in part],
+            )
+            for part in blocks
+        ]  # fmt: skip
+        assert int(d[i, j].view(np.uint32)) == om.add(*parts)
+
+
+@pytest.mark.parametrize(
+    ("target", "chain"),
+    [("nvidia.ada.mma", om.block(16, 13, keep=13)), ("nvidia.hopper.mma", om.products_then_c)],
+)
+@pytest.mark.parametrize("k", [32, 20, 96])
+def test_scales_of_blocks_outside_the_unit_are_applied_once(target, chain, k):
+    """Also where one block is all of K: a chain from +0, times fp32(scale_a * scale_b)."""
+    a, b, rows, columns, sa, sb = scaled_operands(2, 2, k, 2)
+    d, scale = ns.matmul(a, b, target=target), om.FORMATS["float8_e8m0fnu"]
+    assert {scale.read(v)[3] for v in (*sa[0], *sb[0])} != {0}
+    for i, j in np.ndindex(2, 2):
+        total = 0
+        for n, first in enumerate(range(0, k, 32)):
+            part = chain(rows[i][first : first + 32], columns[j][first : first + 32])
+            e = scale.read(sa[i][n])[3] + scale.read(sb[j][n])[3]
+            v = om.F32.read(part)
+            total = om.add(total, om.round_bits(om.F32, om.signed(v), v[2] + e))
+        assert int(d[i, j].view(np.uint32)) == total
 
 
 # ------------------------------------------------------------------- counts by definition

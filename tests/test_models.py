@@ -435,7 +435,7 @@ def test_products_take_every_real_type(bundled, dtype):
     [
         ({"model_type": "lama"}, UnsupportedError, "did you mean llama"),
         ({"model_type": None}, UnsupportedError, "model_type"),
-        ({"sliding_window": 5}, NumsimError, "unknown: sliding_window"),
+        ({"sliding_window": 5}, UnsupportedError, "sliding_window must be None for llama; got 5"),
         ({"quantization_config": {}}, NumsimError, "quantization_config"),
         ({"hidden_act": "gelu_nwe"}, UnsupportedError, "did you mean gelu_new"),
         ({"hidden_size": "absent"}, NumsimError, "hidden_size is required"),
@@ -454,7 +454,7 @@ def test_products_take_every_real_type(bundled, dtype):
         ({"rope_parameters": {"rope_theta": 5.0}}, NumsimError, "rope_theta"),
         ({"rope_parameters": {"full": {}}}, NumsimError, "full"),
         ({"rope_scaling": "linear"}, NumsimError, "table"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedError, "another head"),
+        ({"architectures": ["LlamaForTokenClassification"]}, UnsupportedError, "other heads"),
         ({"is_encoder_decoder": True}, UnsupportedError, "is_encoder_decoder"),
         ({"architectures": 5}, NumsimError, "a list of names; got 5"),
         ({"architectures": [["x"]]}, NumsimError, "a list of names"),
@@ -488,7 +488,7 @@ def test_wrong_tensors_are_listed_together(tmp_path):
     tensors["model.norm.weight"] = np.zeros(47, np.float32)
     tensors["model.layers.0.self_attn.q_norm.weight"] = np.zeros(8, np.float32)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
-    tensors["model.embed_tokens.weight"] = np.zeros((96, 48), np.int8)
+    tensors["model.rotary_emb.other"] = np.zeros(4, np.int8)  # no weight, and so not packed
     with pytest.raises(NumsimError) as caught:
         load_model(checkpoint(tmp_path, tensors))
     text = str(caught.value)
@@ -497,7 +497,7 @@ def test_wrong_tensors_are_listed_together(tmp_path):
     assert "missing lm_head.weight" in text
     assert "model.norm.weight has shape [47], expected [48]" in text
     assert "surplus model.layers.0.self_attn.q_norm.weight" in text
-    assert "stored as I8" in text
+    assert "surplus model.rotary_emb.other [4]" in text
 
 
 def test_ignored_and_tied_tensors(tmp_path):

@@ -80,6 +80,36 @@ def test_a_begin_token_beyond_the_vocabulary_is_named_where_it_is_used(tmp_path,
         sweep(spec)
 
 
+def test_windows_of_a_model_without_a_begin_token_begin_as_the_user_says(tmp_path):
+    folder = folder_of("gpt2", tmp_path)
+    path = folder / "config.json"
+    ids = {"bos_token_id": None, "eos_token_id": 1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids))
+    spec = {
+        "model": folder, "text": tmp_path / "text.txt", "formats": ["int8"], "window": 20,
+        "granularities": ["per_tensor"], "targets": ["ideal.int"],
+    }  # fmt: skip
+    with pytest.raises(NumsimError, match=r"with eos_token_id 1 \(eos\) or with nothing"):
+        sweep(spec)
+    cases = {}
+    for start, body, scored in (("eos", 19, 19), ("none", 20, 19)):
+        rows = sweep(spec | {"window_start": start, "jobs": 1})
+        whole = rows[rows.layer == "all"].iloc[0]
+        assert (whole.window_start, whole.tokens) == (start, 151 // body * scored)
+        tokens = load_text_tools(folder).windows(TEXT, 20, start=start)
+        want = np.exp(load_model(folder).nll(tokens).mean())
+        assert whole.perplexity_reference == pytest.approx(want, rel=1e-12)
+        cases[whole.case_id] = start
+    assert len(cases) == 2
+    for family, match in (
+        ("t5", "begins with a token; got window_start 'none'"),
+        ("bert", "none for"),
+    ):
+        folder = folder_of(family, tmp_path)
+        with pytest.raises(NumsimError, match=match):
+            sweep(spec | {"model": folder, "window_start": "none"})
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi"])
 def test_decoders(family, tmp_path):
     rows = swept(family, tmp_path)
@@ -132,7 +162,10 @@ def test_token_ids_of_an_encoder_are_sentences(tmp_path):
     np.save(path, ids.reshape(2, -1))  # other sentences of the same ids
     assert sweep(plan).case_id[0] != got.case_id[0]
     for bad, match in (
-        (ids[0], r"an encoder, .* \[sentences, tokens\]; .*ids.npy holds int64 \[20\]; reshape"),
+        (
+            ids[0],
+            r"texts one by one, .* \[sentences, tokens\]; .*ids.npy holds int64 \[20\]; reshape",
+        ),
         (ids[:, :0], "non-empty"),
         (ids + 96, "vocabulary of 96"),
     ):

@@ -1,5 +1,6 @@
 import html
 import math
+import os
 import re
 import warnings
 
@@ -246,6 +247,114 @@ def test_wrong_files(csv, tmp_path, spoil, message):
         write_report(csv, out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def excel(path, separator=";", decimal=","):
+    """What a spreadsheet of a country with decimal commas makes of the file."""
+    table = pd.read_csv(path, dtype=str)
+    for name in ("perplexity", "kl_nats", "sqnr_cumulative_db", "sqnr_local_db", "bits_per_weight"):
+        table[name] = table[name].str.replace(".", decimal)
+    table["exact"] = table["exact"].str.upper()
+    return table.to_csv(index=False, sep=separator, lineterminator="\r\n")
+
+
+@pytest.mark.parametrize("how", ["semicolons", "sep line", "tabs", "points", "byte order mark"])
+def test_files_of_a_spreadsheet_are_read(csv, tmp_path, how):
+    want = write_report(csv, tmp_path / "want")
+    separator = "\t" if how == "tabs" else ";"
+    text = excel(csv, separator, "." if how == "points" else ",")
+    if how == "sep line":
+        text = "sep=;\r\n" + text
+    csv.write_text(text, encoding="utf-8-sig" if how == "byte order mark" else "utf-8", newline="")
+    got = write_report(csv, tmp_path / "got")
+    assert [path.read_bytes() for path in got] == [path.read_bytes() for path in want]
+
+
+def test_two_files_one_after_the_other_are_read(csv, tmp_path, rows):
+    want = write_report(csv, tmp_path / "want")
+    one, two = save(tmp_path / "1.csv", rows[:6]), save(tmp_path / "2.csv", rows[6:])
+    other = pd.read_csv(two, dtype=str)
+    other["more"] = "x"  # of a version with another column
+    for text in (
+        two.read_text(), "\ufeff" + two.read_text(), excel(two), other.to_csv(index=False),
+    ):  # fmt: skip
+        csv.write_text(one.read_text() + text)
+        got = write_report(csv, tmp_path / "got")
+        assert [path.read_bytes() for path in got] == [path.read_bytes() for path in want]
+
+
+NAMED = {
+    "negative": (edit(perplexity="-5"), r"perplexity holds numbers of 1 or more.*'-5'.*line 2;"),
+    "below 1": (edit(perplexity="0.5"), r"numbers of 1 or more, and .*'0\.5' there, in line 2;"),
+    "kl": (edit(kl_nats="-0.2"), r"column kl_nats holds numbers of 0 or more.*line 2;"),
+    "bits": (edit(bits_per_weight="-8"), r"column bits_per_weight holds .* 0 or more.*line 2;"),
+    "exact": (edit(exact="VERO"), r"column exact holds True or False, and .*'VERO'.*line 2;"),
+    "line": (
+        lambda p: p.write_text(p.read_text().replace("41.0,", "-41.0,", 1)),
+        r"perplexity holds numbers of 1 or more.*'-41\.0' there, in line 13;",
+    ),
+    "short": (
+        lambda p: p.write_text(p.read_text().replace("c,toy,0,", "c\nc,toy,0,", 1)),
+        r"line 8 of .* has 1 cells of \d+, separated by commas; it is damaged",
+    ),
+    "long": (
+        lambda p: p.write_text(p.read_text().replace("c,toy,0,", "c,toy,,0,", 1)),
+        r"lines longer than its header, line 8 the first",
+    ),
+    "joined": (
+        lambda p: p.write_text(p.read_text().rstrip() + p.read_text()),
+        r"lines longer than its header, line 16 the first",
+    ),
+    "thousands": (
+        lambda p: p.write_text(excel(p).replace("1234,5", "1.234,5")),
+        r"column perplexity holds numbers, and .*'1\.234,5' there, in line 10;",
+    ),
+    "version": (
+        lambda p: (
+            pd.read_csv(p, dtype=str).assign(numsim_version="0.0.9").drop(columns="rounding")
+            .to_csv(p, index=False)
+        ),
+        r"has the columns rounding, and .*, written by numsim 0\.0\.9 \(this is .*\), does not;",
+    ),
+    "second": (
+        lambda p: p.write_text(p.read_text() + "case_id,layer,op\n1,all,\n"),
+        r"has the columns weight_format, .*, and line 17 of .* does not;",
+    ),
+    "twice": (
+        lambda p: p.write_text(p.read_text().replace("seconds", "text", 1)), "has column text 2",
+    ),
+    "utf-16": (lambda p: p.write_text(p.read_text(), "utf-16"), r"\(UTF-16; save it as UTF-8\)"),
+    "latin": (
+        lambda p: p.write_text(p.read_text().replace("d,toy", "d,töy", 1), "latin-1"),
+        r"\(invalid .* in UTF-8, in line 11\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_what_cannot_be_read_is_named_with_its_line(csv, tmp_path, kind):
+    spoil, message = NAMED[kind]
+    spoil(csv)
+    with pytest.raises(NumsimError, match=message) as caught:
+        write_report(csv, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX pipes")
+def test_a_pipe_is_refused_at_once(csv, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NumsimError, match="pipe is a pipe, not a file"):
+        write_report(tmp_path / "pipe", tmp_path / "out")
+    with pytest.raises(NumsimError, match="is a file; name another"):
+        write_report(csv, tmp_path / "pipe")
+
+
+def test_escaped_names_come_back_and_control_characters_do_not(tmp_path, rows):
+    more = {"recipe": "'=1+1", "text": "a\x1b[31m"}
+    found = read_results(save(tmp_path / "r.csv", [row | more for row in rows]))
+    assert set(found.cases["recipe"]) == {"=1+1"}
+    assert set(found.cases["text"]) == {r"a\x1b[31m"}
 
 
 def test_header_only(csv, tmp_path):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import oracle_mac as om
 import pytest
 
 import numsim as ns
+from numsim.models.gemm import make_gemm
+from numsim.models.memory import OperandCache
+from numsim.models.recipe import Rule
 
 E4M3 = "float8_e4m3fn"
 BLOCKS = ns.Quant(E4M3, "per_block", block=16)
@@ -122,3 +128,180 @@ def test_no_float16_result_for_operands_that_lack_it(fmt):
     mx = ns.quantize(np.ones((2, 32)), "mxfp8_e4m3")
     with pytest.raises(ns.UnsupportedError, match="returns float32 for operands mx:"):
         ns.matmul(mx, mx.T, target="nvidia.blackwell.tcgen05", out_format="float16")
+
+
+# ------------------------------------------------------------------------------ the axis of blocks
+ALONG_N = [
+    ("mxfp8_e4m3", -1), (ns.Quant(E4M3, block=16), -1), (ns.Quant(E4M3, block=(1, 16)), -1),
+    (ns.Quant(E4M3, block=1), -2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quant", "axis"), ALONG_N)
+@pytest.mark.parametrize(
+    "target", ["nvidia.hopper.wgmma", "nvidia.blackwell.tcgen05", "ideal.exact", "ideal.fp32"]
+)
+def test_blocks_along_the_wrong_axis_are_refused(target, quant, axis, tmp_path):
+    """They were chains of one product, a thousand times more exact than the unit."""
+    a, b = of((4, 64), "mxfp8_e4m3", -1), of((64, 32), quant, axis)
+    calls = (
+        lambda: ns.matmul(a, b, target=target),
+        lambda: ns.matmul(a, b, target=target, stats=True),
+        lambda: ns.matmul(a, b, target=target, c=np.zeros((4, 32), np.float32)),
+        lambda: ns.export_vectors(tmp_path / "v", a, b, target=target),
+        lambda: ns.matmul(b.T, a.T, target=target),
+    )
+    words = [r"b \[..., K, N\] run along K, its axis -2.*axis=-2"] * 4
+    words.append(r"a \[..., M, K\] run along K, its axis -1.*axis=-1")
+    for call, word in zip(calls, words, strict=True):
+        with pytest.raises(ns.UnsupportedError, match=word):
+            call()
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("target", ["nvidia.hopper.wgmma", "ideal.fp32"])
+@pytest.mark.parametrize("tile", [(32, 32), (64, 16), (32, 128), (128, 128)])
+def test_tiles_are_chains_as_long_as_they_are_along_k(target, tile):
+    a, b = (
+        of((3, 96), ns.Quant(E4M3, block=tile[0]), -1),
+        of((96, 40), ns.Quant(E4M3, block=tile), 0),
+    )
+    want = np.zeros((3, 40), np.float32)
+    for k in range(0, 96, tile[0]):
+        run = slice(k, k + tile[0])
+        chain = ns.matmul(
+            ns.QTensor.from_codes(a.codes[:, run], E4M3),
+            ns.QTensor.from_codes(b.codes[run], E4M3), target=target,
+        )  # fmt: skip
+        scale = a.scale[:, k // tile[0]][:, None] * np.repeat(b.scale[k // tile[0]], tile[1])[:40]
+        want = want + chain * scale
+    same(ns.matmul(a, b, target=target), want)
+
+
+def test_lengths_of_blocks_divide_one_another():
+    a = of((2, 96), ns.Quant(E4M3, block=32), -1)
+    with pytest.raises(ns.UnsupportedError, match="got 32 for a and 48 for b"):
+        ns.matmul(a, of((96, 2), ns.Quant(E4M3, block=48), 0), target="ideal.fp32")
+    finer = of((96, 2), ns.Quant(E4M3, block=16), 0)
+    assert ns.matmul(a, finer, target="ideal.fp32").shape == (2, 2)
+    # one block over all of K leaves the other's alone: two chains of 48, not six of 16
+    a, b = of((2, 96), ns.Quant(E4M3, block=48), -1), of((96, 2), ns.Quant(E4M3, block=128), 0)
+    parts = []
+    for i, k in enumerate((0, 48)):
+        left = ns.QTensor.from_codes(a.codes[:, k : k + 48], E4M3, scale=a.scale[:, i : i + 1])
+        right = ns.QTensor.from_codes(b.codes[k : k + 48], E4M3, scale=b.scale)
+        parts.append(ns.matmul(left, right, target="ideal.fp32"))
+    same(ns.matmul(a, b, target="ideal.fp32"), parts[0] + parts[1])
+
+
+def test_one_k_has_no_axis_to_be_wrong():
+    a, b = of((3, 1), E4M3, -1), of((1, 64), ns.Quant(E4M3, block=16), -1)
+    want = a.dequantize() * b.dequantize()
+    np.testing.assert_allclose(ns.matmul(a, b, target="ideal.fp32"), want, rtol=2**-22)
+
+
+# ------------------------------------------------------------------------- the quantum of integers
+def bits(x):
+    return int(np.float32(x).view(np.uint32))
+
+
+def biased(name, bias):
+    return replace(ns.get_format(name), name=f"{name} with bias {bias}", bias=bias)
+
+
+def test_the_quantum_of_fixed_point_is_exact():
+    """7700 / 256 * fp32(1.5e-38 * 1.2345678); rounded twice it was 5.570013e-37."""
+    a = ns.QTensor.from_codes([[100]], "q3.4", scale=1.5e-38)
+    b = ns.QTensor.from_codes([[77]], "q3.4", scale=1.2345678)
+    got, stats = ns.matmul(a, b, target="ideal.int", stats=True)
+    assert got == ns.matmul(a, b, target="ideal.int") == np.float32(5.5700224e-37)
+    assert bits(got[0, 0]) == om.scaled_integer(7700, bits(1.5e-38), bits(1.2345678), 8)
+    assert stats.largest == 7700 / 256
+
+
+EXTREMES = [1e-45, 1e-38, 1.5e-38, 2.0**-126, 0.1, 1.0, 3.0, 1.2345678, 1e30, 3e38]
+
+
+@pytest.mark.parametrize("bias", [(4, 4), (31, 31), (0, 7), (-20, 3), (100, 90), (-70, -70),
+                                  (500, -490), (1000, 1000), (-900, -900)])  # fmt: skip
+def test_scaled_fixed_point_equals_the_oracle(bias):
+    left, right = biased("int16", bias[0]), biased("int16", bias[1])
+    rng = np.random.default_rng(abs(sum(bias)))
+    x, y = rng.integers(-(2**15), 2**15, (len(EXTREMES), 3)), rng.integers(-(2**15), 2**15, (3, 4))
+    x[1], y[:, 1] = (3, 0, 0), (5, 0, 0)
+    row, column = np.float32(EXTREMES)[:, None], np.float32([[1.0, 0.3, 2.0**-100, 1e20]])
+    a = ns.QTensor.from_codes(x, left, scale=row)
+    b = ns.QTensor.from_codes(y, right, scale=column)
+    sums = x @ y
+    want = [
+        [om.scaled_integer(int(sums[i, j]), bits(row[i, 0]), bits(column[0, j]), sum(bias))
+         for j in range(4)] for i in range(len(EXTREMES))
+    ]  # fmt: skip
+    got = ns.matmul(a, b, target="ideal.int")
+    np.testing.assert_array_equal(got.view(np.uint32), np.uint32(want))
+    counted, _ = ns.matmul(a, b, target="ideal.int", stats=True)
+    same(counted, got)
+    same(ns.matmul(a, b, target="ideal.int", c=np.zeros(sums.shape, np.int32)), got)
+    one = ns.QTensor.from_codes(x[2:3], left, scale=row[2])
+    whole = ns.QTensor.from_codes(y, right, scale=column[0, 1])
+    for j, code in enumerate(ns.matmul(one, whole, target="ideal.int").view(np.uint32)[0]):
+        want_one = om.scaled_integer(
+            int(sums[2, j]), bits(row[2, 0]), bits(column[0, 1]), sum(bias)
+        )
+        assert code == want_one
+
+
+@pytest.mark.parametrize("bias", [(4, 4), (90, 60), (-70, -50)])
+def test_scaled_blocks_of_fixed_point_equal_the_oracle(bias):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-128, 128, (2, 8)), rng.integers(-128, 128, (8, 3))
+    sa, sb = (
+        np.float32(10.0) ** rng.integers(-12, 12, s) * np.float32(1.1) for s in ((2, 2), (2, 3))
+    )
+    a = ns.QTensor.from_codes(x, biased("int8", bias[0]), scale=sa, block=4)
+    b = ns.QTensor.from_codes(y, biased("int8", bias[1]), scale=sb, block=4, axis=0)
+    got = ns.matmul(a, b, target="ideal.int")
+    for i in range(2):
+        for j in range(3):
+            parts = [
+                om.scaled_integer(
+                    int(x[i, 4 * k : 4 * k + 4] @ y[4 * k : 4 * k + 4, j]), bits(sa[i, k]),
+                    bits(sb[k, j]), sum(bias),
+                )
+                for k in range(2)
+            ]  # fmt: skip
+            assert bits(got[i, j]) == om.add(*parts)
+
+
+def test_integers_that_two_float32_numbers_do_not_hold_are_refused():
+    """Their values were rounded to 0 or infinity before `ideal.exact` added them."""
+    small, large = biased("int8", 160), biased("int8", -160)
+    a, b = (ns.QTensor.from_codes([[3]], f) for f in (small, large))
+    with pytest.raises(ns.UnsupportedError, match="every integer of its range"):
+        ns.matmul(a, b, target="ideal.exact")
+    edge = ns.QTensor.from_codes([[3]], biased("int32", 149))
+    assert ns.matmul(edge, edge, target="ideal.exact") == 0
+    far = ns.QTensor.from_codes([[5]], biased("int32", -90))
+    assert ns.matmul(edge, far, target="ideal.exact") == 15 * 2.0**-59
+
+
+def test_integers_take_the_integer_rule_of_a_unit_that_has_both():
+    """They were added in float32, and the accumulator's width meant nothing."""
+    a, b = (ns.QTensor.from_codes(v, "int8") for v in ([[100, 3]], [[100], [3]]))
+    assert ns.matmul(a, b, target="generic.systolic").dtype == np.int32
+    unit = ns.get_target("generic.systolic", acc_bits=12, overflow="saturate")
+    assert ns.matmul(a, b, target=unit) == 2047
+    floats = ns.quantize([[1.5]], E4M3)
+    assert ns.matmul(floats, floats, target="generic.systolic").dtype == np.float32
+
+
+def test_tiles_of_keys_and_values_run_along_k_as_those_of_weights():
+    """Tiles are (outputs, K): of an operand [K, N] they were turned the other way."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 8, 64)), rng.normal(size=(2, 64, 8))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    rows, tiles = ns.Quant(E4M3, block=32), ns.Quant(E4M3, block=(1, 32))
+    rule = Rule(weights=tiles, activations=rows, target="nvidia.hopper.wgmma")
+    got = make_gemm({}, OperandCache(None), {"l.qk": rule})("l.qk", x, w, np.arange(8))
+    a, b = ns.quantize(x, rows), ns.quantize(w, rows, axis=-2)
+    same(got, ns.matmul(a, b, target="nvidia.hopper.wgmma"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from math import floor
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +29,45 @@ def test_multiplier_and_shift_are_checked(word, bad):
     given = {"multiplier": 1 << 30, "shift": 0, word: bad}
     with pytest.raises(ns.NumsimError, match=word):
         ns.requantize(np.ones((2, 3), int), **given)
+
+
+def fixed_point(acc, multiplier, shift, rounding):
+    """TensorFlow Lite in fractions: ties upward; of the second rounding, away from zero."""
+    if rounding == "single":
+        return floor(Fraction(acc * multiplier) * Fraction(2) ** (shift - 31) + Fraction(1, 2))
+    x = om.clamp(acc << max(shift, 0))
+    high = floor(Fraction(x * multiplier, 1 << 31) + Fraction(1, 2))
+    last = abs(Fraction(high, 1 << max(-shift, 0))) + Fraction(1, 2)
+    return floor(last) if high >= 0 else -floor(last)
+
+
+@pytest.mark.parametrize(
+    ("acc", "shift", "single", "double"),
+    [  # times 2**30 / 2**31
+        (-1, 0, 0, 0), (1, 0, 1, 1), (-3, 0, -1, -1), (3, 0, 2, 2), (-5, 0, -2, -2),
+        (-2, -1, 0, -1), (2, -1, 1, 1), (-6, -1, -1, -2), (6, -1, 2, 2), (-4, -2, 0, -1),
+        (-5, -1, -1, -1), (5, -1, 1, 2), (-1, 1, -1, -1), (-(1 << 31), 0, -128, -128),
+    ],
+)  # fmt: skip
+def test_ties_of_requantisation(acc, shift, single, double):
+    """The high half of the doubled product is truncated toward zero after its nudge: -1/2 is 0."""
+    for rounding, want in (("single", single), ("double", double)):
+        got = ns.requantize(acc, multiplier=1 << 30, shift=shift, rounding=rounding)
+        assert int(got) == want
+        assert om.clamp(fixed_point(acc, 1 << 30, shift, rounding), 8) == want
+
+
+@pytest.mark.parametrize("rounding", ["single", "double"])
+def test_requantisation_equals_fractions(rounding):
+    rng = np.random.default_rng(9)
+    acc = np.concatenate([rng.integers(-(2**31), 2**31, 300), np.arange(-40, 41)])
+    for multiplier in (0, 1, 1 << 30, (1 << 31) - 1, 3 << 29, 1583594044):
+        for shift in (-31, -9, -2, -1, 0, 1, 5, 30):
+            got = ns.requantize(
+                acc, multiplier=multiplier, shift=shift, rounding=rounding, out_format="int32"
+            )
+            want = [om.clamp(fixed_point(int(x), multiplier, shift, rounding)) for x in acc]
+            np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("rounding", ["single", "double"])
@@ -84,6 +125,67 @@ def test_zeros_and_nan_of_the_epilogue(acc, alpha, bits):
     eight = ns.epilogue(x, alpha=alpha, out_format="float8_e5m2")
     sign = bits >> 31
     assert (half, eight) == ((0x7FFF, 0x7F) if bits == 0x7FFFFFFF else (sign << 15, sign << 7))
+
+
+def bits(x):
+    return int(np.float32(x).view(np.uint32))
+
+
+@pytest.mark.parametrize("out", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_every_step_of_the_epilogue_rounds(out):
+    """fp32(acc * alpha), fp32(+ bias), fp32(* scale_result), then the format: as the oracle."""
+    rng = np.random.default_rng(2)
+    eight = out.startswith("float8")
+    for _ in range(300):
+        acc, alpha, bias, after = (
+            np.float32(rng.normal() * 10.0 ** rng.integers(-3, 3)) for _ in range(4)
+        )
+        more = {"scale_result": after} if eight else {}
+        got = ns.epilogue([acc], alpha=alpha, out_format=out, bias=[bias], **more)
+        y = om.add(om.epilogue(bits(acc), bits(alpha), "float32"), bits(bias))
+        want = om.epilogue(y, bits(1), out, bits(after))
+        assert int(got.view(f"u{got.itemsize}")[0]) == want
+
+
+def test_a_scaled_fp8_result_is_rounded_to_float32_first():
+    """A product just above 17 becomes the tie 17 in float32, and then 16, not 18."""
+    met = 0
+    for acc in np.float32(np.arange(101, 400, 2) / 100):
+        after = np.float32(17 / acc)
+        if np.float64(acc) * np.float64(after) > 17 and acc * after == 17:
+            met += 1
+            got = ns.epilogue([acc], alpha=1, out_format="float8_e4m3fn", scale_result=after)
+            assert ns.decode(got, "float8_e4m3fn") == 16
+    assert met > 5
+
+
+def test_the_bias_is_added_to_the_rounded_product():
+    """(1 + 2**-23)**2 - 1 is 2**-22 after the product's rounding, 2**-22 + 2**-46 without."""
+    one = np.nextafter(np.float32(1), np.float32(2))
+    got = ns.epilogue([one], alpha=one, out_format="float32", bias=[-1.0])
+    assert got == np.float32(2.0**-22)
+
+
+@pytest.mark.parametrize("word", ["acc", "bias"])
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.longdouble, np.bool_, np.complex64, ml_dtypes.float8_e4m3fn]
+)
+def test_epilogue_refuses_types_that_it_does_not_list(word, dtype):
+    """float64 became float32 first, so that 1 + 2**-24 + 2**-40 lost its last bits in silence."""
+    given = {"acc": np.ones((2, 2), np.float32), word: np.ones((2, 2), dtype)}
+    with pytest.raises(ns.NumsimError, match=f"epilogue: {word} holds float32, .*; got"):
+        ns.epilogue(given.pop("acc"), alpha=1.0, out_format="float32", **given)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f2", np.int8, np.uint64, ">i4", np.int64])
+def test_epilogue_takes_types_that_it_lists(dtype):
+    acc = np.array([[1, 2], [3, 100]], dtype)
+    want = np.float32([[1.5, 2.5], [3.5, 100.5]])
+    bias = np.array([0.5, 0.5], ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(ns.epilogue(acc, alpha=1, out_format="float32", bias=bias), want)
+    np.testing.assert_array_equal(
+        ns.epilogue(acc.tolist(), alpha=1, out_format="float32", bias=[0.5, 0.5]), want
+    )
 
 
 def test_masks_are_not_lost():

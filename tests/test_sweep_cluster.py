@@ -99,13 +99,32 @@ def test_a_scheduler_that_is_not_there(scheduler, monkeypatch):
     monkeypatch.setattr(
         sys.modules["numsim.sweep.run"], "load_model", lambda *a, **k: pytest.fail("loaded")
     )
-    for address in ("tcp://127.0.0.1:9", "nowhere", "", "pigeon://a:1"):
-        with pytest.raises(ns.NumsimError, match="no dask scheduler answers"):
-            ns.sweep(SMALL | {"scheduler": address})
+    with pytest.raises(ns.NumsimError, match="no dask scheduler answers"):
+        ns.sweep(SMALL | {"scheduler": "tcp://127.0.0.1:9"})
     with pytest.raises(ns.NumsimError, match="scheduler has no worker"):
         ns.sweep(SMALL | {"scheduler": scheduler(0)})
     with pytest.raises(ns.NumsimError, match="got both; leave one out"):
         ns.sweep(SMALL | {"scheduler": "tcp://127.0.0.1:9", "jobs": 1})
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nowhere", "", " ", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://127.0.0.1:0",
+     "tcp://127.0.0.1:99999", "tcp://[::1:8786", "pigeon://a:1", "tcp://a b:1", "tcp://a:1/x",
+     "tcp://127.0.0.1:8786\n", "tcp://a\0b:1", "http://127.0.0.1:8786", "tcp://127.0.0.1:٣",
+     "127.0.0.1:8786:1", "x" * 10000, "tcp://" + "x" * 300 + ":1", "tcp://no.such.host.invalid:1"],
+)  # fmt: skip
+def test_a_malformed_address_is_a_sentence_before_anything_is_tried(address, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)  # not asked
+    with pytest.raises(ns.NumsimError, match=r"no dask scheduler answers at .* start one") as error:
+        ns.sweep(SMALL | {"scheduler": address})
+    assert "\n" not in str(error.value)
+
+
+def test_addresses_that_may_be_right():
+    for address in ("tcp://127.0.0.1:8786", "tls://127.0.0.1:1/", "127.0.0.1:8786",
+                    "tcp://[::1]:8786", "inproc://10.0.0.1/12/1"):  # fmt: skip
+        cluster.check_address(address)
 
 
 def test_without_the_extra(monkeypatch):

@@ -777,7 +777,10 @@ def test_promotion_equals_oracle(k):
     assert_same(raw(ns.matmul(tensor(a, E4M3), tensor(b, E5M2), target=target)), want)
 
 
-@pytest.mark.parametrize(("order", "parts"), [("contiguous", 3), ("serial", 3), ("pairwise", 4)])
+@pytest.mark.parametrize(
+    ("order", "parts"),
+    [("contiguous", 3), ("serial", 3), *(("pairwise", parts) for parts in range(2, 9))],
+)
 @pytest.mark.parametrize("every", [None, 128])
 @pytest.mark.parametrize("k", [100, 640, 1000])
 def test_split_k_equals_oracle(order, parts, every, k):
@@ -794,6 +797,87 @@ def test_split_k_equals_oracle(order, parts, every, k):
 
     want = expected(om.Case(name, E4M3, E5M2, "float32", divided), a, b)
     assert_same(raw(ns.matmul(tensor(a, E4M3), tensor(b, E5M2), target=target)), want)
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_the_largest_exponent_has_no_least_value_unless_a_unit_says_so(path):
+    """2**-130 and four times 2**-151: 24 bits below 2**-130 keep them, not so below 2**-126."""
+    a = tensor(ns.encode([[2.0**-65] + [2.0**-75] * 4], "bfloat16"), "bfloat16")
+    b = tensor(ns.encode([[2.0**-65]] + [[2.0**-76]] * 4, "bfloat16"), "bfloat16")
+    wide_a, wide_b = np.repeat(a.codes, 4, 0), np.repeat(b.codes, 20, 1)
+    a, b = tensor(wide_a, "bfloat16"), tensor(wide_b, "bfloat16")
+    limited = ns.get_target("nvidia.ampere.mma", min_exponent=-126)
+    with simd.force(path):
+        free = ns.matmul(a, b, target="nvidia.ampere.mma")
+        held = ns.matmul(a, b, target=limited)
+    assert (free == np.float32(2.0**-130 + 2.0**-149)).all()
+    assert (held == np.float32(2.0**-130)).all()
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("x", "bits"), [(2.0**64, 0x7F800000), (2.0**64 - 2.0**56, 0x7EFE0000)])
+def test_a_product_of_two_to_the_128_is_infinite_on_cdna3(path, x, bits):
+    """Before the sum, in which -2**127 would make it finite again (hardware.md 1.5)."""
+    a = tensor(ns.encode([[x, 2.0**63]] * 4, "bfloat16"), "bfloat16")
+    b = tensor(ns.encode([[2.0**64] * 20, [-(2.0**64)] * 20], "bfloat16"), "bfloat16")
+    with simd.force(path):
+        assert (raw(ns.matmul(a, b, target="amd.cdna3.mfma")) == bits).all()
+
+
+def test_the_outer_accumulator_begins_at_plus_zero():
+    """Toward minus infinity a chain of zeros gives -0; the sum of one part is +0."""
+    a, b = (tensor(np.array(x, np.uint16), "float16") for x in ([[0x8000, 0]], [[0], [0x3C00]]))
+    down = {"rounding": "rdn", "acc_format": "float32"}
+    assert raw(ns.matmul(a, b, target=ns.get_target("ideal.mac", **down))) == 0x80000000
+    parts = ns.get_target("ideal.mac", promote_every=2, **down)
+    assert raw(ns.matmul(a, b, target=parts)) == 0
+
+
+PAIRWISE = {  # hardware.md 1.4: the last part first; part i meets part i + ceil(S / 2)
+    2: lambda p: p[1] + p[0],
+    3: lambda p: (p[2] + p[0]) + p[1],
+    4: lambda p: (p[3] + (p[0] + p[2])) + p[1],
+    5: lambda p: ((p[4] + (p[0] + p[3])) + p[1]) + p[2],
+    6: lambda p: ((p[5] + (p[0] + p[3])) + (p[1] + p[4])) + p[2],
+    7: lambda p: (((p[6] + (p[0] + p[4])) + (p[1] + p[5])) + p[2]) + p[3],
+    8: lambda p: (((p[7] + (p[0] + p[4])) + (p[1] + p[5])) + (p[2] + p[6])) + p[3],
+}
+
+
+@pytest.mark.parametrize("parts", PAIRWISE)
+def test_order_of_pairwise_sums(parts):
+    """Parts of one product each, so that every sum shows; four and more were added in order."""
+    rng = np.random.default_rng(parts)
+    x = (rng.normal(size=(200, parts)) * 10.0 ** rng.integers(-4, 5, (200, parts))).astype("f4")
+    a, one = tensor(ns.encode(x, "float32"), "float32"), np.ones((parts, 1), np.float32)
+    b = tensor(ns.encode(one, "float32"), "float32")
+    unit = ns.get_target("ideal.fp32", split_k=parts, split_order="pairwise", split_tile=1)
+    want = PAIRWISE[parts](x.T)
+    got, stats = ns.matmul(a, b, target=unit, stats=True)
+    assert_same(raw(got[:, 0]), raw(want))
+    assert stats.steps == 200 * (parts + parts - 1)
+    assert_same(raw(ns.matmul(a, b, target=unit)[:, 0]), raw(want))
+    if parts > 3:
+        assert (want != np.add.accumulate(x[:, [-1, *range(parts - 1)]], 1)[:, -1]).any()
+    if parts == 4:  # C comes before the last part
+        c = np.full((200, 1), 3e3, np.float32)
+        p, got = x.T, ns.matmul(a, b, target=unit, c=c)
+        assert_same(raw(got[:, 0]), raw(((c[:, 0] + p[3]) + (p[0] + p[2])) + p[1]))
+
+
+def test_pairwise_sums_of_integers_saturate_slot_by_slot():
+    """In 8 bits: 90 + (100 - 120) is 70, and 50 makes 120; in order 90 + 100 would be 127."""
+    a = ns.QTensor.from_codes([[100, 50, -120, 90]], "int8")
+    b = ns.QTensor.from_codes([[1]] * 4, "int8")
+    more = {"split_k": 4, "split_order": "pairwise", "split_tile": 1, "outer_bits": 8}
+    unit = ns.get_target("ideal.int", overflow="saturate", **more)
+    assert ns.matmul(a, b, target=unit) == 120
+    serial = ns.get_target("ideal.int", overflow="saturate", **more | {"split_order": "serial"})
+    assert ns.matmul(a, b, target=serial) == 97  # 127, 7, 97
+    wide = ns.QTensor.from_codes([[100, 50, 120, 90]], "int8")
+    stop = ns.get_target("ideal.int", overflow="raise", **more)
+    with pytest.raises(ns.NumsimError, match=r"8-bit outer accumulator .* k = 2"):
+        ns.matmul(wide, b, target=stop)  # part 2 overflows the slot of part 0
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def exported(folder, a, b, **arguments):
             assert meta["arrays"][name] == {"format": fmt, "bits": bits, "shape": list(words.shape)}
             np.testing.assert_array_equal(words, npz[name].astype(np.uint64))
             assert npz[name].dtype.kind == "u"
+            fits = [n for n in (8, 16, 32, 64) if n >= bits]
+            assert npz[name].dtype.itemsize * 8 == fits[0]  # the smallest that has the width
     return read, meta
 
 

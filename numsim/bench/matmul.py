@@ -189,8 +189,9 @@ def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
     one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP", "VECLIB", "BLIS")}
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", program], env=os.environ | one, stdin=pipe, stdout=pipe, text=True
-    ) as other:
+        [sys.executable, "-c", program], env=os.environ | one, stdin=pipe, stdout=pipe, text=True,
+        start_new_session=True,  # Ctrl-C stops this process, which ends the other one's input
+    ) as other:  # fmt: skip
         ask, answer = other.stdin, other.stdout
         if ask is None or answer is None:
             raise RuntimeError("a process without the pipes that it was given")
@@ -203,7 +204,10 @@ def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
                 raise NumsimError("bench matmul: NumPy's process ended; run it again")
             return m * n * k / float(seconds) / 1e9
 
-        yield rate
+        try:
+            yield rate
+        finally:
+            other.kill()  # it may still be multiplying, and would write to a closed pipe
 
 
 def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]]]:

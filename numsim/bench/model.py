@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import read_arch
@@ -223,9 +224,14 @@ def _in_a_process(folder: str, size: Size, library: str) -> ModelTiming:
     threads = {f"{name}_NUM_THREADS": str(size.threads) for name in counts}
     arguments = json.dumps((folder, vars(size), library))
     done = subprocess.run(
-        [sys.executable, "-c", program, arguments], env=os.environ | threads, check=True,
-        stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program, arguments], env=os.environ | threads, check=False,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,  # Ctrl-C: run() ends it
     )  # fmt: skip
+    if done.returncode:
+        raise NumsimError(
+            f"bench model: {size.task} in {library} ended with code {done.returncode}; what it "
+            "said stands above"
+        )
     return ModelTiming(**json.loads(done.stdout))
 
 

@@ -22,3 +22,12 @@ def bundled_text() -> str:
     43972
     """
     return (bundled_model_dir() / "course.rst").read_bytes().decode()
+
+
+def bundled_messages() -> Path:
+    """Return the file of labelled messages, spam and ham: JSON lines, packed with gzip.
+
+    >>> bundled_messages().name
+    'messages.jsonl.gz'
+    """
+    return Path(str(files(__name__) / "spam" / "messages.jsonl.gz"))

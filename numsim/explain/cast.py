@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,9 +12,11 @@ import numpy as np
 
 from numsim.arguments import SR_VARIANTS
 from numsim.convert import decode, encode
+from numsim.decimals import exact_text, nearest_text
 from numsim.dispatch import draw
 from numsim.errors import NumsimError
 from numsim.explain.formats import bit_string
+from numsim.float_state import known_floats
 from numsim.formats import STOCHASTIC, Format, get_format
 
 _RULES = {
@@ -35,8 +36,16 @@ class _How:
     offset: int
 
 
-def parse_number(text: str) -> float | int:
+@known_floats
+def parse_number(text: str, what: str = "cast: VALUE") -> float | int:
     """Return the number that a command line names: integers stay exact.
+
+    Parameters
+    ----------
+    text
+        A number as Python writes it, a hexadecimal one, ``inf`` or ``nan``.
+    what
+        How a message calls it.
 
     Raises
     ------
@@ -60,12 +69,12 @@ def parse_number(text: str) -> float | int:
     beyond = beyond or (value == 0 and any(d in "123456789abcdef" for d in digits))
     if value is None or beyond:
         raise NumsimError(
-            "cast: VALUE is a float64 number such as 17, -0.3, 0x1F, 1e9, inf or nan; got "
-            f"{text[:60]!r}"
+            f"{what} is a float64 number such as 17, -0.3, 0x1F, 1e9, inf or nan; got {text[:60]!r}"
         )
     return -0.0 if value == 0 and text.strip().startswith("-") else value
 
 
+@known_floats
 def explain_cast(
     value: float, fmt: str | Format, *, rounding: str = "rne", overflow: str = "saturate",
     random_bits: int | None = None, sr: str = "truncate", seed: int = 0, offset: int = 0,
@@ -225,7 +234,7 @@ def _neighbour_steps(x: Fraction, f: Format, how: _How, result: float) -> list[s
     near_zero, away = (low, high) if x > 0 else (high, low)
     lines = [
         f"  neighbours    {low!r} and {high!r}, codes {low_code:#x} and {high_code:#x}",
-        f"  distances     {_short(x - Fraction(low))} and {_short(Fraction(high) - x)}",
+        f"  distances     {exact_text(x - Fraction(low))} and {exact_text(Fraction(high) - x)}",
     ]
     even, odd = (low, high) if low_code % 2 == 0 else (high, low)
     if how.rounding == "sr":
@@ -250,13 +259,6 @@ def _neighbour_steps(x: Fraction, f: Format, how: _How, result: float) -> list[s
     if chosen > f.max:
         lines.append(f"  overflow      the largest is {f.max!r}: {_outcome(f, how, result)}")
     return lines
-
-
-def _short(distance: Fraction) -> str:
-    """Return a distance in six digits; that of two values can be beyond float64."""
-    if distance <= sys.float_info.max:
-        return f"{float(distance):.6g}"
-    return f"2 x {float(distance / 2):.6g}"
 
 
 def _draw(fraction: Fraction, how: _How, where: str) -> tuple[list[str], bool, str]:
@@ -288,9 +290,8 @@ def _probability(fraction: Fraction, how: _How) -> str:
         carries = (math.floor(2 * scaled) + 1) // 2
     elif how.bits < 64 and how.variant == SR_VARIANTS[2]:
         carries = round(scaled)  # Python rounds ties to even
-    if how.bits == 64:
-        return f"{float(Fraction(carries, one)):.6g}"
-    return f"{carries / one:.6g} ({carries} of {one} random integers)"
+    every = one if how.bits < 64 else "2**64"
+    return f"{nearest_text(Fraction(carries, one))} ({carries} of {every} random integers)"
 
 
 def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float) -> list[str]:
@@ -313,8 +314,7 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
     # with one bit of precision every significand is 1, so the code's last bit decides
     by_code = f.kind == "float" and f.precision == 1 and binade >= f.emin
     odd = (kept + (binade - f.emin if by_code else 0)) % 2 == 1
-    part = str(rest) if rest.denominator <= 1 << 16 else f"{float(rest):.6g}"
-    part = "just below 1" if rest and part == "1" else part
+    part = str(rest) if rest.denominator <= 1 << 16 else exact_text(rest)
     steps: list[str] = []
     if how.rounding == "sr" and rest:
         steps, away, total = _draw(rest, how, "away from zero")
@@ -338,7 +338,7 @@ def _rounding_steps(x: Fraction, f: Format, how: _How, code: int, result: float)
         elif x < 0 and not f.signed:
             text = f"the format has no negative values: {_outcome(f, how, result, unsigned=True)}"
         else:
-            text = f"the largest finite magnitude is {float(limit):.10g}: "
+            text = f"the largest finite magnitude is {exact_text(limit)}: "
             text += _outcome(f, how, result)
         lines.append(f"  overflow      {text}")
     return lines

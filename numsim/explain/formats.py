@@ -9,7 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from numsim.arguments import is_integer
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats
 
 _INF = {
@@ -20,6 +22,7 @@ _INF = {
 _REFUSED = "NaN is refused unless nan='max' or 'zero'"
 
 
+@known_floats
 def bit_string(fmt: str | Format, code: int) -> str:
     """Return a code's bits, split into sign, exponent and fraction.
 
@@ -50,6 +53,7 @@ def bit_string(fmt: str | Format, code: int) -> str:
     return " ".join(text[a:b] for a, b in pairwise(cuts) if a < b)
 
 
+@known_floats
 def value_rows(fmt: str | Format) -> list[tuple[int, str, float]]:
     """Return (code, bits, value) for every code of a format of at most 16 bits.
 
@@ -72,6 +76,7 @@ def value_rows(fmt: str | Format) -> list[tuple[int, str, float]]:
     return [(c, bit_string(f, c), float(v)) for c, v in enumerate(f.values())]
 
 
+@known_floats
 def explain_format(fmt: str | Format) -> str:
     """Return where a format comes from, its derived limits, and how its relatives differ.
 
@@ -102,7 +107,7 @@ def _kind(f: Format) -> str:
 
 
 def _facts(f: Format) -> list[tuple[str, str]]:
-    limits = [("largest finite", f"{f.max:.10g}"), ("lowest finite", f"{f.min:.10g}")]
+    limits = [("largest finite", exact_text(f.max)), ("lowest finite", exact_text(f.min))]
     if f.kind == "integer":
         text = f"saturate, special too, or wrap; {_REFUSED}"
         return [*limits, ("step", _power(f.min_normal)), ("overflow", text)]
@@ -179,7 +184,7 @@ def _overflow(f: Format) -> str:
 
 def _power(value: float) -> str:
     mantissa, exponent = math.frexp(value)
-    return f"2**{exponent - 1}" if mantissa == 0.5 else f"{value:.10g}"
+    return f"2**{exponent - 1}" if mantissa == 0.5 else exact_text(value)
 
 
 def _relatives(f: Format) -> list[Format]:
@@ -243,7 +248,7 @@ def _difference(f: Format, g: Format) -> str:
     if (g.min < 0) != (f.min < 0):
         texts.append("signed" if g.min < 0 else "unsigned")
     if g.max != f.max:
-        texts.append(f"max {g.max:.6g}")
+        texts.append(f"max {exact_text(g.max)}")
     if g.min_subnormal != f.min_subnormal:
         word = "step" if g.kind == "integer" else "smallest"
         texts.append(f"{word} {_power(g.min_subnormal)}")

@@ -7,22 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError, near_names
 from numsim.explain.cast import explain_cast, one_number
+from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize
 from numsim.quant.types import SCALE_BITS
 
 _FLOOR = (
     "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "
-    "{max:.10g} saturate"
+    "{max} saturate"
 )
 _AMAX = (
-    "amax: amax of the block / {max:g}, over a float32 scale of the tensor, "
-    "amax of the tensor / ({max:g} x 448)"
+    "amax: amax of the block / {max}, over a float32 scale of the tensor, "
+    "amax of the tensor / ({max} x 448)"
 )
 
 
+@known_floats
 def recipe_title(name: str) -> str:
     """Return what a recipe is in one line.
 
@@ -40,6 +43,7 @@ def recipe_title(name: str) -> str:
     return f"{name}: blocks of {rule.block} {rule.fmt.name} under a {rule.scale_format} scale"
 
 
+@known_floats
 def explain_recipe(name: str) -> str:
     """Return the element format, block, scale and source of a recipe, and its relatives.
 
@@ -58,13 +62,13 @@ def explain_recipe(name: str) -> str:
     text = _FLOOR if rule.scale_rule == "floor" else _AMAX
     above = " and 32 for the tensor" if rule.scale_format == "float8_e4m3fn" else ""
     facts = [
-        ("element", f"{f.name}, largest {f.max:.10g}: see numsim explain {f.name}"),
+        ("element", f"{f.name}, largest {exact_text(f.max)}: see numsim explain {f.name}"),
         ("block", f"{rule.block} values along the axis of the sum share a scale"),
         ("value", "scale x element: a stored scale multiplies"),
-        ("scale format", f"{scale.name}, {scale.bits} bits, largest {scale.max:.6g}"),
-        ("scale rule", text.format(emax=f.emax, above=f.emax + 1, max=f.max)),
+        ("scale format", f"{scale.name}, {scale.bits} bits, largest {exact_text(scale.max)}"),
+        ("scale rule", text.format(emax=f.emax, above=f.emax + 1, max=exact_text(f.max))),
         ("rounding, overflow", f"{rule.rounding}, {rule.overflow}"),
-        ("bits per value", f"{_bits(rule):g}{above}"),
+        ("bits per value", f"{exact_text(_bits(rule))}{above}"),
     ]
     lines = [f"{recipe_title(name)}, from {SOURCES[name]}"]
     lines += [f"  {fact:<20} {words}" for fact, words in facts]
@@ -73,6 +77,7 @@ def explain_recipe(name: str) -> str:
     return "\n".join(lines)
 
 
+@known_floats
 def explain_block(
     values: Sequence[float], name: str, *, rounding: str = "rne", overflow: str = "saturate",
     seed: int = 0, offset: int = 0,
@@ -104,7 +109,7 @@ def explain_block(
       input         +1.000110011001100110011001100110011001100110011001101 (binary) x 2**2
       quantum       2**1: the binade 2**2 keeps 2 bits
       kept bits     10 = 2 quanta
-      guard, sticky 0, 1: the discarded part is 0.2 of a quantum
+      guard, sticky 0, 1: the discarded part is 0.20000000000000018 of a quantum
       decision      less than half: stays
       code          0x6 = 0 11 0
       value         4.0 x 0.25 = 1.0
@@ -163,4 +168,4 @@ def _difference(rule: Quant, other: Quant) -> str:
         texts.append(f"block {other.block}")
     if other.scale_format != rule.scale_format:
         texts.append(f"scale {other.scale_format}, rule {other.scale_rule}")
-    return ", ".join([*texts, f"{_bits(other):g} bits per value"])
+    return ", ".join([*texts, f"{exact_text(_bits(other))} bits per value"])

@@ -24,6 +24,7 @@ def check_format(f: Any) -> None:
     """
     for field in ("name", "kind", "nan", "inf", "source"):
         _need(f, isinstance(getattr(f, field), str), f"{field} is a string", getattr(f, field))
+    _need(f, bool(f.name.strip()) and f.name.isprintable(), "name is a text on one line", f.name)
     for field in ("signed", "zero"):
         _need(f, isinstance(getattr(f, field), bool), f"{field} is a bool", getattr(f, field))
     for field in ("bits", "precision", "bias"):
@@ -92,6 +93,8 @@ def _table(f: Any) -> None:
     _need(f, 1 <= f.precision <= 53, "precision is 1 to 53", f.precision)
     numbers = isinstance(f.table, tuple) and all(type(v) in (float, int) for v in f.table)
     _need(f, numbers, "table is a tuple of Python floats", f.table)
+    held = all(isinstance(v, float) or (abs(v) < 1 << 1023 and float(v) == v) for v in f.table)
+    _need(f, held, "table holds numbers that float64 has", f.table)
     _need(f, len(f.table) == 1 << f.bits, f"table has 2**bits = {1 << f.bits} values", f.table)
     _need(f, f.inf == "none" and not any(map(math.isinf, f.table)), "a table has no Inf", f.inf)
     rule = "nan says whether the table holds NaN, and where"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from numsim.errors import NumsimError, near_names
-from numsim.formats.table import get_format
+from numsim.formats.table import get_format, table_name
 from numsim.formats.types import Format
 
 Variant = Literal["truncate", "half_offset", "rne_first"]
@@ -54,12 +54,13 @@ class Stochastic:
         21
         """
         f = get_format(fmt)
-        if f.name not in self.random_bits:
+        name = table_name(f)
+        if name not in self.random_bits:
             raise NumsimError(
-                f"sr={self.name!r} rounds to {', '.join(self.random_bits)}; got {f.name}; "
+                f"sr={self.name!r} rounds to {', '.join(self.random_bits)}; got {f.label}; "
                 "choose one of them, or sr='truncate' with random_bits="
             )
-        return self.random_bits[f.name]
+        return self.random_bits[name]
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 
-from numsim.errors import NumsimError, near_names
+from numsim.errors import NumsimError, UnsupportedError, near_words
+from numsim.float_state import known_floats
+from numsim.formats.names import ALIASES, HINTS, Dtype, canonical, of_dtype, several
 from numsim.formats.types import Format, Inf, Nan
+
+FormatLike = str | Path | Format | Dtype
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"
@@ -68,40 +73,25 @@ _TABLE = [
 
 FORMATS: dict[str, Format] = {f.name: f for f in _TABLE}
 
-ALIASES: dict[str, str] = {
-    "fp32": "float32", "f32": "float32", "single": "float32",
-    "fp16": "float16", "f16": "float16", "half": "float16",
-    "bf16": "bfloat16", "tf32": "tfloat32",
-    "e4m3": "float8_e4m3fn", "e4m3fn": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn",
-    "fp8_e4m3fn": "float8_e4m3fn", "float8_e4m3_fn": "float8_e4m3fn",
-    "e5m2": "float8_e5m2", "fp8_e5m2": "float8_e5m2",
-    "e4m3fnuz": "float8_e4m3fnuz", "fp8_e4m3fnuz": "float8_e4m3fnuz",
-    "e4m3b11fnuz": "float8_e4m3b11fnuz", "fp8_e4m3b11fnuz": "float8_e4m3b11fnuz",
-    "e5m2fnuz": "float8_e5m2fnuz", "fp8_e5m2fnuz": "float8_e5m2fnuz",
-    "e3m4": "float8_e3m4", "fp8_e3m4": "float8_e3m4",
-    "e8m0": "float8_e8m0fnu", "e8m0fnu": "float8_e8m0fnu", "ue8m0": "float8_e8m0fnu",
-    "fp8_e8m0": "float8_e8m0fnu", "float8_e8m0": "float8_e8m0fnu",
-    "e2m3": "float6_e2m3fn", "fp6_e2m3": "float6_e2m3fn", "float6_e2m3": "float6_e2m3fn",
-    "e3m2": "float6_e3m2fn", "fp6_e3m2": "float6_e3m2fn", "float6_e3m2": "float6_e3m2fn",
-    "e2m1": "float4_e2m1fn", "fp4": "float4_e2m1fn", "fp4_e2m1": "float4_e2m1fn",
-    "float4_e2m1": "float4_e2m1fn",
-}  # fmt: skip
 
-
-def get_format(name: str | Format) -> Format:
+@known_floats
+def get_format(name: FormatLike) -> Format:
     """Return the format called `name`.
 
     Parameters
     ----------
     name
-        A canonical name (`list_formats`), an alias (``"e4m3"``, ``"bf16"``), or a name that is
+        A canonical name (`list_formats`), a spelling of another library (``"e4m3"``, ``"bf16"``,
+        ``"F8_E4M3"``, ``"torch.float8_e5m2"``), the path of a format's TOML file (``.toml``), a
+        dtype of NumPy, ml_dtypes or torch, or a name that is
         parsed: ``q{I}.{F}`` and ``uq{I}.{F}`` fixed point, ``float_e{E}m{M}`` IEEE-like floats,
         ``p3109_k{K}p{P}{s|u}{e|f}``, ``posit{N}_es{E}``. A `Format` is returned unchanged.
 
     Raises
     ------
     NumsimError
-        For an unknown name, with near names, or a parsed name out of range.
+        For an unknown name, with near names, a word that names several formats, with what it may
+        mean, a parsed name out of range, or a file that `Format.from_toml` rejects.
 
     Examples
     --------
@@ -112,42 +102,164 @@ def get_format(name: str | Format) -> Format:
     >>> get_format("float8_e4m4")
     Traceback (most recent call last):
         ...
-    numsim.errors.NumsimError: unknown format 'float8_e4m4'; did you mean float8_e4m3, ...
+    numsim.errors.NumsimError: unknown format 'float8_e4m4'; did you mean float8_e4m3 (max 240, ...
     """
     if isinstance(name, Format):
         return name
-    if not isinstance(name, str):
+    if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
+        return Format.from_toml(name)
+    word = name if isinstance(name, str) else of_dtype(name)
+    if word is None:
         raise NumsimError(
             f"a format is a name or a Format; got {' '.join(repr(name).split()):.60} "
             f"({type(name).__name__}); pass a name such as 'float8_e4m3fn' (numsim.list_formats())"
         )
-    return _lookup(name)
+    return _lookup(word)
 
 
 @cache
 def _lookup(name: str) -> Format:
-    key = name.strip().lower()
-    key = ALIASES.get(key, key)
-    if key in FORMATS:
-        return FORMATS[key]
-    for pattern, build in _PARSED:
-        match = re.fullmatch(pattern, key, re.ASCII)
-        if match:
-            return build(key, *match.groups())
+    key = canonical(name)
+    found = named_format(name) or _found(key)  # the latter says which part is out of range
+    if found is not None:
+        return found
+    sentence = several(key, describe)
+    if sentence is not None:
+        raise NumsimError(f"format {name!r}: {sentence}")
     blocks = ""
     if key.startswith(("mx", "nv")):
         blocks = (
             ". Recipes of blocks (mxfp4_e2m1, nvfp4 ...) are no formats: numsim.quantize takes "
             "them, encode their elements (float4_e2m1fn ...)"
         )
+    near = "" if blocks else ", ".join(near_formats(key))
     raise NumsimError(
-        f"unknown format {name!r}{near_names(key, [*FORMATS, *ALIASES])}. "
+        f"unknown format {name!r}{near and f'; did you mean {near}'}. "
         "Formats are listed by numsim.list_formats(); q3.4, uq0.8, float_e5m6, p3109_k8p4se and "
         "posit8_es2 show the names that are parsed"
         f"{blocks}"
     )
 
 
+def _found(key: str) -> Format | None:
+    """Return the format of the table or of a parsed name; the latter may be out of range."""
+    if key in FORMATS:
+        return FORMATS[key]
+    for pattern, build in _PARSED:
+        match = re.fullmatch(pattern, key, re.ASCII)
+        if match:
+            return build(key, *match.groups())
+    return None
+
+
+def describe(name: str) -> str:
+    """Return a format's name with what tells it from its relatives.
+
+    Examples
+    --------
+    >>> describe("float8_e4m3"), describe("e4m3")
+    ('float8_e4m3 (max 240, has Inf)', 'e4m3 (float8_e4m3fn, max 448)')
+    """
+    f = get_format(name)
+    words = [f"max {f.max:.6g}", *(["has Inf"] if f.has_inf else [])]
+    return f"{name} ({', '.join([*([f.name] if f.name != name else []), *words])})"
+
+
+def is_ambiguous(word: str) -> bool:
+    """Return whether a word stands for several formats, or for one that is not here.
+
+    >>> is_ambiguous("fp8"), is_ambiguous("e4m3")
+    (True, False)
+    """
+    return several(canonical(word), describe) is not None
+
+
+def near_formats(word: str) -> list[str]:
+    """Return the formats that a misspelt name may mean, each with what it holds.
+
+    >>> near_formats("e4m33")[0]
+    'e4m3 (float8_e4m3fn, max 448)'
+    """
+    first: dict[str, str] = {}  # format -> its nearest spelling
+    for near in near_words(word, [*FORMATS, *HINTS], limit=12):
+        first.setdefault(ALIASES.get(near, near), near)
+    return [describe(near) for near in [*first.values()][:4]]
+
+
+@cache
+def named_format(name: str) -> Format | None:
+    """Return the format that a name stands for in the table or by its parts, None for no name.
+
+    Examples
+    --------
+    >>> named_format("q3.4"), named_format("mine")
+    (Format('q3.4'), None)
+    """
+    try:
+        return _found(canonical(name))
+    except NumsimError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def table_name(f: Format) -> str:
+    """Return the canonical name that stands for a format, "" for a `Format` of one's own.
+
+    A name alone says less than a `Format`, which may carry the name of the table's with other
+    fields: what looks a format up by its name asks here.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> e4m3 = get_format("e4m3")
+    >>> table_name(e4m3), table_name(replace(e4m3, bias=10)), table_name(replace(e4m3, name="mine"))
+    ('float8_e4m3fn', '', '')
+    """
+    known = named_format(f.name)
+    return known.name if known is not None and known.meaning == f.meaning else ""
+
+
+def kept_format(fmt: FormatLike) -> str | Format:
+    """Return what stands for a format in data: its canonical name, or a `Format` of one's own.
+
+    Raises
+    ------
+    NumsimError
+        As `get_format`.
+
+    Examples
+    --------
+    >>> kept_format("e4m3")
+    'float8_e4m3fn'
+    """
+    f = get_format(fmt)
+    return table_name(f) or f
+
+
+def format_name(fmt: FormatLike, what: str) -> str:
+    """Return a canonical name where only a name can stand; `what` begins the refusal.
+
+    Raises
+    ------
+    NumsimError
+        As `get_format`, and for a `Format` of one's own.
+
+    Examples
+    --------
+    >>> format_name("half", "out_format")
+    'float16'
+    """
+    f = get_format(fmt)
+    name = table_name(f)
+    if not name:
+        raise UnsupportedError(
+            f"{what} is one of the named formats; got {f.label}, a Format of your own; "
+            "name a format of numsim.list_formats()"
+        )
+    return name
+
+
+@known_floats
 def list_formats() -> tuple[str, ...]:
     """Return the canonical names of the table (parsed names are not listed).
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats.check import check_format
 
 Kind = Literal["float", "integer", "table"]
@@ -39,6 +41,7 @@ class Params(NamedTuple):
     even_by_code: bool  # ties look at the code, not at the significand
 
 
+@known_floats
 @dataclass(frozen=True)
 class Format:
     """A number format: what each code of `bits` bits means.
@@ -70,7 +73,7 @@ class Format:
     table
         Values by code for ``kind="table"``.
     source
-        Where the format is specified.
+        Where the format is specified; no part of what it means, so `==` leaves it out.
 
     Raises
     ------
@@ -102,20 +105,102 @@ class Format:
         check_format(self)
 
     def __repr__(self) -> str:
-        return f"Format({self.name!r})"
+        from numsim.formats.label import written  # imports this module
+
+        return written(self)
+
+    def __str__(self) -> str:
+        return self.label
 
     def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
         return hash((self.name, self.kind, self.bits, self.precision, self.bias))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        from numsim.formats.table import get_format  # imports this module
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Format):
+            return NotImplemented
+        return self is other or (self.name == other.name and self.meaning == other.meaning)
 
-        try:
-            if get_format(self.name) is self:  # a posit's NaN differs from itself once copied
-                return get_format, (self.name,)
-        except NumsimError:
-            pass
+    def __reduce__(self) -> tuple[object, ...]:
+        from numsim.formats.table import named_format  # imports this module
+
+        if named_format(self.name) is self:  # shared: caches know it
+            return named_format, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    # what it is called ---------------------------------------------------------------------
+
+    @cached_property
+    def meaning(self) -> tuple[Any, ...]:
+        """Everything but name and source: equal where every code means the same, bit for bit."""
+        values = np.array(self.table, np.float64)
+        values[np.isnan(values)] = np.nan  # one NaN is as good as another, but -0 is not 0
+        other = ("kind", "bits", "precision", "bias", "signed", "nan", "inf", "zero")
+        return *(getattr(self, key) for key in other), values.tobytes()
+
+    @cached_property
+    def label(self) -> str:
+        """What results call the format: its canonical name, or a name and what it means.
+
+        Examples
+        --------
+        >>> from dataclasses import replace
+        >>> from numsim.formats import get_format
+        >>> get_format("e4m3").label, replace(get_format("e4m3"), bias=10).label
+        ('float8_e4m3fn', 'float8_e4m3fn (bias=10)')
+        >>> Format("mine", "float", 6, 3, 3).label
+        'mine (kind=float, bits=6, precision=3, bias=3)'
+        """
+        from numsim.formats.label import labelled  # imports this module
+
+        return labelled(self)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Format:
+        """Read a format from a TOML file of its fields.
+
+        Parameters
+        ----------
+        path
+            File with ``name``, ``kind``, ``bits``, ``precision``, ``bias``, and optionally
+            ``signed``, ``nan``, ``inf``, ``zero``, ``table`` and ``source``.
+
+        Raises
+        ------
+        NumsimError
+            For a file that cannot be read, and a field that is missing, unknown, out of range or
+            contradicts another one.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from dataclasses import replace
+        >>> from numsim.formats import get_format
+        >>> own = replace(get_format("e4m3"), name="mine", bias=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.toml"
+        ...     _ = path.write_text(own.to_toml(), encoding="utf-8")
+        ...     Format.from_toml(path) == own
+        True
+        """
+        from numsim.formats.toml import read_format
+
+        return read_format(path)
+
+    def to_toml(self) -> str:
+        """Return the format as TOML text that `from_toml` reads back.
+
+        Examples
+        --------
+        >>> print(Format("mine", "float", 6, 3, 3).to_toml())
+        name = "mine"
+        kind = "float"
+        bits = 6
+        precision = 3
+        bias = 3
+        """
+        from numsim.formats.toml import format_to_toml
+
+        return format_to_toml(self)
 
     # magnitude codes -----------------------------------------------------------------------
 
@@ -157,34 +242,34 @@ class Format:
 
     # what users ask for --------------------------------------------------------------------
 
-    @property
+    @cached_property
     def has_inf(self) -> bool:
         """Whether the format encodes infinities."""
         return self.inf != "none"
 
-    @property
+    @cached_property
     def has_nan(self) -> bool:
         """Whether the format encodes NaN."""
         return self.nan != "none"
 
-    @property
+    @cached_property
     def has_negative_zero(self) -> bool:
         """Whether zero has two codes."""
         return self.kind == "float" and self.signed and self.zero and self.nan != "minus_zero"
 
-    @property
+    @cached_property
     def has_subnormals(self) -> bool:
         """Whether values below the smallest normal number exist."""
         return self.kind == "float" and self.precision > 1 and self.zero
 
-    @property
+    @cached_property
     def emin(self) -> int:
         """Exponent (floor of log2) of the smallest normal number."""
         if self.kind == "float":
             return 1 - self.bias if self.zero else -self.bias
         return _exponent(self.min_normal)
 
-    @property
+    @cached_property
     def emax(self) -> int:
         """Exponent (floor of log2) of the largest finite number."""
         return _exponent(self.max)
@@ -194,7 +279,7 @@ class Format:
         """Largest finite value."""
         return self._value(self.max_code)
 
-    @property
+    @cached_property
     def value_after_max(self) -> float:
         """Value that the code after `max_code` would have; infinite beyond float64."""
         try:
@@ -232,13 +317,13 @@ class Format:
             return self.min_normal
         return math.ldexp(1.0, self.emin - (self.precision - 1))
 
-    @property
+    @cached_property
     def code_dtype(self) -> np.dtype[np.unsignedinteger] | np.dtype[np.signedinteger]:
         """NumPy type of codes: bit patterns are unsigned, integers keep their sign."""
         size = 1 if self.bits <= 8 else 2 if self.bits <= 16 else 4
         return np.dtype(f"{'i' if self.kind == 'integer' and self.signed else 'u'}{size}")
 
-    @property
+    @cached_property
     def value_dtype(self) -> np.dtype[np.floating]:
         """float32, or float64 where float32 cannot hold every value."""
         if self.kind != "table":

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
+
+from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.kernels.cache import KernelCache
 
 R = TypeVar("R")
 _CONFIG: Any = numba.config
@@ -19,15 +23,32 @@ _CONFIG: Any = numba.config
 
 
 def kernel(function: Callable[..., R]) -> Callable[..., R]:
-    """Compile an entry point: no fastmath, releases the GIL, cached on disk."""
-    compiled: Callable[..., R] = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
-    return compiled
+    """Compile an entry point: no fastmath, releases the GIL, kept on disk."""
+    if function.__closure__:
+        raise TypeError(f"{function.__qualname__} has a closure, of which no file's name tells")
+    compiled: Any = inline(function)
+    if not _CONFIG.DISABLE_JIT:
+        compiled._cache = KernelCache(function)
+    return cast("Callable[..., R]", compiled)
 
 
 def inline(function: Callable[..., R]) -> Callable[..., R]:
     """Compile a helper that kernels call; LLVM inlines it into each of them."""
+    if _CONFIG.DISABLE_JIT:
+        return cast("Callable[..., R]", _NotCompiled())
     compiled: Callable[..., R] = numba.njit(error_model="numpy", nogil=True)(function)
     return compiled
+
+
+class _NotCompiled:
+    """A kernel under NUMBA_DISABLE_JIT: Python's integers do not wrap, nor has it the vectors."""
+
+    def __call__(self, *_: object) -> Any:
+        raise NumsimError(
+            "kernels run as compiled code only, and NUMBA_DISABLE_JIT is set; unset it"
+        )
+
+    compile = __call__
 
 
 def threads() -> int:
@@ -63,10 +84,15 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
         return
     n = min(n, pieces)
     edges = [pieces * i // n * grain for i in range(n)] + [count]
-    futures = [_pool(n - 1).submit(work, edges[i], edges[i + 1]) for i in range(1, n)]
+    futures = [_pool(n - 1).submit(_piece, work, edges[i], edges[i + 1]) for i in range(1, n)]
     work(edges[0], edges[1])
     for future in futures:
         future.result()
+
+
+@known_floats  # a pool's thread inherits nothing from its caller
+def _piece(work: Callable[[int, int], object], start: int, stop: int) -> None:
+    work(start, stop)
 
 
 def over_items(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:

@@ -19,7 +19,8 @@ def toward_zero(b: Any) -> Iterator[None]:
     """Emit code whose float32 and float64 arithmetic x86 cuts toward zero; then it is as before.
 
     What is emitted inside must begin with loads and end with stores, which stay between the two
-    changes; arithmetic that depends on neither could be moved out.
+    changes; arithmetic that depends on neither could be moved out. Nothing inside may call, raise
+    or return: a kernel that left in between would leave the thread cutting.
     """
     byte, none = ir.IntType(8).as_pointer(), ir.VoidType()
     make: Any = cgutils.alloca_once  # once a call of the compiled function, not of the kernel

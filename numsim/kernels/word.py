@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.extending import intrinsic
 
-_CONFIG: Any = config
 _WORD = types.uint32
 
 
@@ -25,9 +23,6 @@ def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _shift(instruction: str) -> Callable[[Any, Any], Any]:
     """Return ``value << count`` or ``value >> count`` for uint32 and counts below 32."""
-    if _CONFIG.DISABLE_JIT:
-        left = instruction == "shl"
-        return lambda value, count: np.uint32(value << count if left else value >> count)
 
     def shift(typing: Any, value: Any, count: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -48,8 +43,6 @@ def _wide_vectors() -> Callable[[], None]:
     For Intel cores LLVM prefers half of them, for clock rates that no longer drop: a third to a
     half of a conversion's speed.
     """
-    if _CONFIG.DISABLE_JIT:
-        return lambda: None
 
     def prefer(typing: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -67,8 +60,6 @@ wide_vectors = _wide_vectors()
 
 def _top_bit() -> Callable[[Any], Any]:
     """Return the position of the highest set bit of a nonzero uint64, as int64."""
-    if _CONFIG.DISABLE_JIT:
-        return lambda value: np.int64(int(value).bit_length() - 1)
 
     def position(typing: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from numsim.models.arch import Arch
 from numsim.models.blocks import Past
+from numsim.models.bundled import bundled_model
 from numsim.models.load import load_model
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.run import Model, Run
@@ -15,6 +16,7 @@ __all__ = [
     "Rule",
     "Run",
     "TextTools",
+    "bundled_model",
     "load_model",
     "load_text_tools",
 ]

@@ -97,11 +97,14 @@ class Arch:
     embed_norm: bool = False
     token_types: int = 0
     tied: bool = False
-    head: bool = True  # False: an encoder without logits
+    head: bool = True  # False: no logits of the next token
     head_bias: bool = False
     head_scale: float = 1.0
     head_cap: float | None = None
     pooler: bool = False
+    labels: int = 0  # scores of a classifier, from the pooler's output or the last token; 0: none
+    label_bias: bool = False
+    pad: int | None = None  # the id that a classifier of the last token reads over
     # encoder-decoder
     decoder_layers: int = 0  # 0: one stack
     decoder_start: int | None = None
@@ -239,6 +242,10 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.bias"] = (a.vocab,)
     if a.pooler:
         shapes["pooler.weight"], shapes["pooler.bias"] = (a.hidden, a.hidden), (a.hidden,)
+    if a.labels:
+        shapes["classifier.weight"] = (a.labels, width)
+    if a.label_bias:
+        shapes["classifier.bias"] = (a.labels,)
     return shapes
 
 
@@ -255,6 +262,8 @@ def gemm_names(arch: Arch) -> tuple[str, ...]:
         names.append("project_out")
     if arch.pooler:
         names.append("pooler")
+    if arch.labels:
+        names.append("classifier")
     if arch.head:
         names.append("lm_head")
     return tuple(names)

@@ -166,7 +166,7 @@ def tap_names(arch: Arch) -> list[str]:
             else:
                 parts.append("act.out")
             known += [f"{layer}.{part}" for part in parts]
-    if arch.head:
+    if arch.head or arch.labels:
         known.append("logits")
     if arch.pooler:
         known.append("pooled")

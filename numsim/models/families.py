@@ -8,12 +8,16 @@ from typing import Any
 
 from numsim.errors import UnsupportedError, near_names
 from numsim.models.arch import Mla, Moe
-from numsim.models.config import At, Family, Key, rope_settings, wrong, yarn_growth
+from numsim.models.config import At, Family
+from numsim.models.keys import Key, shown, wrong
+from numsim.models.rope_keys import rope_settings, yarn_growth
 
 Fields = dict[str, Any]
 Config = Mapping[str, Any]
 
-DECODER = {"is_encoder_decoder": (False,), "is_decoder": (False, True)}
+DECODER = {
+    "is_encoder_decoder": (False,), "is_decoder": (False, True), "is_causal": (True, None),
+}  # fmt: skip
 ROTARY_BUFFERS = ("*rotary_emb.inv_freq",)  # recomputed from the config
 
 
@@ -33,6 +37,7 @@ def _llama_names(layer: str = "{p}layers.{i}.") -> dict[str, str | At]:
         "layers.{i}.down_proj": f"{layer}mlp.down_proj",
         "final_norm": "{p}norm",
         "lm_head": "lm_head",
+        "classifier": "score",
     }
 
 
@@ -56,7 +61,7 @@ def _llama_keys(**changes: Key) -> dict[str, Key]:
 
 
 ATTENTION_BIAS = Key("attention_bias", bool, False)
-DROPOUT = "attention_dropout pretraining_tp cache_implementation"  # training, memory, or exact
+SLICES = "pretraining_tp"  # sums in slices: the same function
 ROUTER_TRAINING = "output_router_logits router_aux_loss_coef router_jitter_noise"
 
 
@@ -173,6 +178,9 @@ def _checked(moe: Moe) -> Moe:
 
 def _t5(f: Fields, config: Config) -> Fields:
     """``feed_forward_proj`` is an activation, or ``gated-`` and one; gelu means gelu_new then."""
+    encoder = "T5EncoderModel" in (config.get("architectures") or ())
+    if config.get("is_encoder_decoder", True) is not True and not encoder:
+        raise wrong("is_encoder_decoder", "true, but for a T5EncoderModel", False)
     words = f["activation"].split("-")
     gated = len(words) == 2 and words[0] == "gated"
     if len(words) != 1 and not gated:
@@ -196,10 +204,14 @@ def _t5(f: Fields, config: Config) -> Fields:
     }
 
 
+# our prefix, theirs, the sub-layer of the MLP; of an encoder alone ours is empty
+_T5_SIDES = (("", "encoder", 1), ("encoder.", "encoder", 1), ("decoder.", "decoder", 2))
+
+
 def _t5_names() -> dict[str, str | At]:
     names: dict[str, str | At] = {"embed": "shared", "lm_head": "lm_head"}
-    for side, mlp in (("encoder", 1), ("decoder", 2)):
-        block, ours = f"{side}.block.{{i}}.layer", f"{side}.layers.{{i}}"
+    for own, side, mlp in _T5_SIDES:
+        block, ours = f"{side}.block.{{i}}.layer", f"{own}layers.{{i}}"
         for letter in "qkvo":
             names[f"{ours}.{letter}_proj"] = f"{block}.0.SelfAttention.{letter}"
             names[f"{ours}.cross_{letter}_proj"] = f"{block}.1.EncDecAttention.{letter}"
@@ -210,8 +222,8 @@ def _t5_names() -> dict[str, str | At]:
             f"{ours}.gate_proj": f"{block}.{mlp}.DenseReluDense.wi_0",
             f"{ours}.up_proj": f"{block}.{mlp}.DenseReluDense.wi",
             f"{ours}.down_proj": f"{block}.{mlp}.DenseReluDense.wo",
-            f"{side}.final_norm": f"{side}.final_layer_norm",
-            f"{side}.relative": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
+            f"{own}final_norm": f"{side}.final_layer_norm",
+            f"{own}relative": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
         }
     return names
 
@@ -234,20 +246,24 @@ _LAYER_NORM_MLP: dict[str, Any] = {"norm": "layer", "gated": False}
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
+        trunks=("LlamaModel",),
+        classifiers=("LlamaForSequenceClassification",),
         keys=_llama_keys(qkv_bias=ATTENTION_BIAS, mlp_bias=Key("mlp_bias", bool, False)),
         names=_llama_names(),
         fixed=DECODER | {"is_llama_config": (True,), "rope_interleaved": (False,)},
-        ignored=DROPOUT + " max_sequence_length",
+        ignored=SLICES + " max_sequence_length",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         finish=_one_bias,
     ),
     "mistral": Family(
         architectures=("MistralForCausalLM",),
+        trunks=("MistralModel",),
+        classifiers=("MistralForSequenceClassification",),
         keys=_llama_keys(kv_heads=_KV_HEADS_OF_MISTRAL),
         names=_llama_names(),
         fixed=DECODER,
-        ignored=DROPOUT,
+        ignored=SLICES,
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_windowed,
@@ -256,11 +272,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(
         architectures=("Qwen2ForCausalLM",),
+        trunks=("Qwen2Model",),
+        classifiers=("Qwen2ForSequenceClassification",),
         keys=_llama_keys(),
         names=_llama_names(),
         switches={"qkv_bias": True},
         fixed=DECODER | {"use_mrope": (False,)},
-        ignored=DROPOUT + " max_window_layers",  # _qwen_window reads it
+        ignored=SLICES + " max_window_layers",  # _qwen_window reads it
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_qwen_window,
@@ -269,11 +287,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         architectures=("Qwen3ForCausalLM",),
+        trunks=("Qwen3Model",),
+        classifiers=("Qwen3ForSequenceClassification",),
         keys=_llama_keys(head_dim=Key("head_dim", int, 128), qkv_bias=ATTENTION_BIAS),
         names=_llama_names(),
         switches={"qk_norm": "rms"},
         fixed=DECODER,
-        ignored=DROPOUT + " max_window_layers",
+        ignored=SLICES + " max_window_layers",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=_qwen_window,
@@ -283,6 +303,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma": Family(
         architectures=("GemmaForCausalLM",),
+        trunks=("GemmaModel",),
+        classifiers=("GemmaForSequenceClassification",),
         keys=_llama_keys(
             head_dim=Key("head_dim", int, 256),
             activation=Key("hidden_act", str, "gelu_pytorch_tanh"),
@@ -293,13 +315,15 @@ FAMILIES: dict[str, Family] = {
         names=_llama_names(),
         switches={"norm": "rms_plus_one"},
         fixed=DECODER,
-        ignored=DROPOUT,
+        ignored=SLICES,
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         finish=_gemma,
     ),
     "gemma2": Family(
         architectures=("Gemma2ForCausalLM",),
+        trunks=("Gemma2Model",),
+        classifiers=("Gemma2ForSequenceClassification",),
         keys=_llama_keys(
             head_dim=Key("head_dim", int, 256),
             activation=Key("hidden_activation", str, "gelu_pytorch_tanh"),
@@ -318,7 +342,7 @@ FAMILIES: dict[str, Family] = {
         switches={"norm": "rms_plus_one", "residual": "sandwich"},
         fixed=DECODER,
         # hidden_activation is the one that counts; sliding_window_size is checked against its twin
-        ignored=DROPOUT + " hidden_act sliding_window_size",
+        ignored=SLICES + " hidden_act sliding_window_size",
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE,
         windows=lambda config, layer: layer % 2 == 0,
@@ -327,6 +351,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family(
         architectures=("MixtralForCausalLM",),
+        trunks=("MixtralModel",),
+        classifiers=("MixtralForSequenceClassification",),
         keys=_llama_keys(
             kv_heads=_KV_HEADS_OF_MISTRAL,
             norm_eps=Key("rms_norm_eps", float, 1e-5),
@@ -341,7 +367,7 @@ FAMILIES: dict[str, Family] = {
             "layers.{i}.experts.{e}.down_proj": "{p}layers.{i}.block_sparse_moe.experts.{e}.w2",
         },
         fixed=DECODER,
-        ignored=f"{DROPOUT} {ROUTER_TRAINING}",
+        ignored=f"{SLICES} {ROUTER_TRAINING}",
         ignored_tensors=ROTARY_BUFFERS,
         rope={"rope_theta": 1e6},
         windows=_windowed,
@@ -350,6 +376,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v3": Family(
         architectures=("DeepseekV3ForCausalLM",),
+        trunks=("DeepseekV3Model",),
+        classifiers=("DeepseekV3ForSequenceClassification",),
         keys={
             name: key
             for name, key in _llama_keys(
@@ -392,14 +420,20 @@ FAMILIES: dict[str, Family] = {
         | {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,)},
         # head_dim and qk_head_dim follow from other keys and are checked against them;
         # num_key_value_heads: every head has its own keys
-        ignored=f"{DROPOUT} {ROUTER_TRAINING} head_dim qk_head_dim num_key_value_heads "
+        ignored=f"{SLICES} {ROUTER_TRAINING} head_dim qk_head_dim num_key_value_heads "
         "num_nextn_predict_layers ep_size aux_loss_alpha seq_aux",
-        ignored_tensors=(*ROTARY_BUFFERS, "model.layers.{layers}.*"),  # predicts a second token
+        ignored_tensors=(
+            *ROTARY_BUFFERS,
+            "model.layers.{layers}.*",
+            "layers.{layers}.*",
+        ),  # predicts a second token
         rope=_ROPE,
         finish=_deepseek,
     ),
     "phi": Family(
         architectures=("PhiForCausalLM",),
+        trunks=("PhiModel",),
+        classifiers=("PhiForSequenceClassification",),
         keys=_plain_keys(
             kv_heads=Key("num_key_value_heads", int, lambda f: f["heads"]),
             activation=Key("hidden_act", str, "gelu_new"),
@@ -416,7 +450,7 @@ FAMILIES: dict[str, Family] = {
         },
         switches=_LAYER_NORM_MLP | {"residual": "parallel_shared", "head_bias": True},
         fixed=DECODER,
-        ignored=DROPOUT + " embd_pdrop resid_pdrop",
+        ignored=SLICES,
         ignored_tensors=ROTARY_BUFFERS,
         rope=_ROPE | {"partial_rotary_factor": 0.5},
         rope_keys="partial_rotary_factor",
@@ -424,6 +458,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         architectures=("GPTNeoXForCausalLM",),
+        trunks=("GPTNeoXModel",),
+        classifiers=("GPTNeoXForSequenceClassification",),
+        head_tensors=("embed_out.*",),
         keys=_plain_keys(
             activation=Key("hidden_act", str, "gelu"),
             qkv_bias=Key("attention_bias", bool, True),
@@ -444,11 +481,11 @@ FAMILIES: dict[str, Family] = {
             "layers.{i}.down_proj": "{p}layers.{i}.mlp.dense_4h_to_h",
             "final_norm": "{p}final_layer_norm",
             "lm_head": "embed_out",
+            "classifier": "score",
         },
         switches=_LAYER_NORM_MLP,
         fixed=DECODER,
-        ignored=DROPOUT + " hidden_dropout classifier_dropout attention_probs_dropout_prob "
-        "hidden_dropout_prob",
+        ignored=SLICES,
         prefixes=("gpt_neox.", ""),
         ignored_tensors=(*ROTARY_BUFFERS, "*.attention.bias", "*.attention.masked_bias"),
         rope=_NEOX_ROPE,
@@ -457,6 +494,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt2": Family(
         architectures=("GPT2LMHeadModel",),
+        trunks=("GPT2Model",),
+        classifiers=("GPT2ForSequenceClassification",),
         keys={
             "vocab": Key("vocab_size", int),
             "hidden": Key("n_embd", int),
@@ -484,11 +523,12 @@ FAMILIES: dict[str, Family] = {
             "layers.{i}.down_proj": At("{p}h.{i}.mlp.c_proj", turned=True),
             "final_norm": "{p}ln_f",
             "lm_head": "lm_head",
+            "classifier": "score",
         },
         switches=_LAYER_NORM_MLP,
         fixed=DECODER,
         # reorder_and_upcast_attn: the order of a scale and a type, not the function
-        ignored="attn_pdrop embd_pdrop resid_pdrop n_ctx reorder_and_upcast_attn summary_activation"
+        ignored="n_ctx reorder_and_upcast_attn summary_activation"
         " summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_special"
         " predict_special_tokens",
         prefixes=("transformer.", ""),
@@ -497,6 +537,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "opt": Family(
         architectures=("OPTForCausalLM",),
+        trunks=("OPTModel",),
+        classifiers=("OPTForSequenceClassification",),
         keys={
             "vocab": Key("vocab_size", int),
             "hidden": Key("hidden_size", int),
@@ -527,16 +569,18 @@ FAMILIES: dict[str, Family] = {
             "layers.{i}.down_proj": "{p}layers.{i}.fc2",
             "final_norm": "{p}final_layer_norm",
             "lm_head": "lm_head",
+            "classifier": "score",
         },
         switches=_LAYER_NORM_MLP
         | {"norm_eps": 1e-5, "position_offset": 2, "masked_positions": True},
-        fixed=DECODER,
-        ignored="attention_dropout activation_dropout dropout layerdrop init_std",
+        # Galactica says so of every OPT
+        fixed=DECODER | {"learned_embeddings": (True,), "scale_embeddings": (False,)},
         prefixes=("model.decoder.", "decoder."),
         finish=_opt,
     ),
     "bert": Family(
         architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+        classifiers=("BertForSequenceClassification",),
         keys=_plain_keys(
             activation=Key("hidden_act", str, "gelu"),
             norm_eps=Key("layer_norm_eps", float, 1e-12),
@@ -557,6 +601,7 @@ FAMILIES: dict[str, Family] = {
             "layers.{i}.down_proj": "{p}encoder.layer.{i}.output.dense",
             "layers.{i}.mlp_norm": "{p}encoder.layer.{i}.output.LayerNorm",
             "pooler": "{p}pooler.dense",
+            "classifier": "classifier",
         },
         switches=_LAYER_NORM_MLP
         | {
@@ -572,8 +617,7 @@ FAMILIES: dict[str, Family] = {
             "is_decoder": (False,),
             "position_embedding_type": ("absolute",),
         },
-        ignored="attention_probs_dropout_prob hidden_dropout_prob classifier_dropout output_past "
-        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+        ignored="directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
         "pooler_size_per_head pooler_type",
         prefixes=("", "bert."),
         older_names={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
@@ -583,6 +627,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "t5": Family(
         architectures=("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel"),
+        trunks=("T5EncoderModel",),
+        trunk_switches={"decoder_layers": 0, "decoder_start": None, "causal": False},
+        head_tensors=("lm_head.*", "decoder.*"),
         keys={
             "vocab": Key("vocab_size", int),
             "hidden": Key("d_model", int),
@@ -601,15 +648,17 @@ FAMILIES: dict[str, Family] = {
         },
         names=_t5_names(),
         gated_names={
-            f"{side}.layers.{{i}}.up_proj": f"{side}.block.{{i}}.layer.{at}.DenseReluDense.wi_1"
-            for side, at in (("encoder", 1), ("decoder", 2))
+            f"{own}layers.{{i}}.up_proj": f"{side}.block.{{i}}.layer.{at}.DenseReluDense.wi_1"
+            for own, side, at in _T5_SIDES
         },
         switches={"attn_scale": 1.0},
-        fixed={"is_encoder_decoder": (True,), "is_decoder": (False,)},
+        # False: T5EncoderModel alone, see _t5
+        fixed={"is_encoder_decoder": (True, False), "is_decoder": (False,)},
         # is_gated_act and dense_act_fn repeat feed_forward_proj and are checked against it
-        ignored="classifier_dropout dropout_rate initializer_factor n_positions output_past "
-        "is_gated_act dense_act_fn",
+        ignored="n_positions is_gated_act dense_act_fn",
         prefixes=("",),
+        # a tied table may be stored under one of its other names alone
+        older_names={"encoder.embed_tokens.weight": "shared.weight"},
         ignored_tensors=(
             "encoder.embed_tokens.weight",
             "decoder.embed_tokens.weight",
@@ -635,7 +684,7 @@ def get_family(model_type: object) -> Family:
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedError(
-            f"config.json: model_type must be one of {', '.join(FAMILIES)}; got {model_type!r}"
+            f"config.json: model_type must be one of {', '.join(FAMILIES)}; got {shown(model_type)}"
             f"{near_names(str(model_type), FAMILIES)}; other families are not implemented"
         )
     return FAMILIES[model_type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -145,6 +146,8 @@ def make_gemm(
         return quantize(x.reshape(shape), quant, axis=-1, random=random)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
+        if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]
+            quant = replace(quant, block=quant.block[::-1])
         if quant.rounding != "sr":
             return quantize(operand, quant, axis=-2)
         turned = operand.swapaxes(-1, -2) if name.endswith("qk") else operand  # [.., S, D]

@@ -26,7 +26,8 @@ def greedy(
     count = new_tokens(count)
     if not a.head:
         raise UnsupportedError(
-            f"generate: the model must have an output head; {a.family} is an encoder; use run"
+            f"generate: the model must predict tokens; this {a.family} has no output head over its "
+            "vocabulary; use run"
         )
     if a.decoder_layers and a.decoder_start is None:
         raise NumsimError(

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
-import mmap
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError, warn
+from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
-from numsim.models.config import At, Family, read_arch
+from numsim.models.config import At, Family, read_arch, unused_keys, used_keys
 from numsim.models.families import current_name, get_family, stored_at
+from numsim.models.hub import find_folder, model_name
+from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
+from numsim.models.packed import packed_by
 from numsim.models.run import Model
+from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
 
-DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 COUNTS = ("layers", "decoder_layers", "experts")
 MANY = 20_000  # layers times experts
-INDEX = "model.safetensors.index.json"
 
 
-class Tensor(NamedTuple):
-    """Where a stored tensor is: its bytes begin:end of the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def load_model(directory: str | Path, *, memory_limit: int | str | None = None) -> Model:
+@known_floats
+def load_model(
+    directory: str | Path,
+    *,
+    memory_limit: int | str | None = None,
+    ignore_keys: Iterable[str] = (),
+) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 
     Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
@@ -54,12 +42,15 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
     Parameters
     ----------
     directory : str or Path
-        Folder in the Hugging Face layout.
+        Folder in the Hugging Face layout, or ``org/name`` of a model in the hub's local cache.
     memory_limit : int or str, optional
         Bytes, or text such as ``"4GB"``, for converted, quantised and packed weights. The least
         recently used make room and are made again when they are needed: a model that is larger
         runs block by block, with the same bits. A run whose largest block alone does not fit is an
         error. None: half of the machine's memory, and a block may take more.
+    ignore_keys : iterable of str, optional
+        Keys of config.json to read over, as if it lacked them: ``A``, or ``rope_scaling.A``. Only
+        those that the network does not read otherwise; `Model.ignored_keys` has those it had.
 
     Returns
     -------
@@ -71,7 +62,12 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
         The folder, a file, a config key or a tensor is missing, damaged or not as the config
         says; missing, misshapen and surplus tensors are listed together.
     UnsupportedError
-        The network needs something that is not implemented.
+        The network needs something that is not implemented, or its weights are packed.
+
+    Warns
+    -----
+    ConfigKeyWarning
+        Keys of config.json that only other software reads; `Model.unused_keys` has them.
 
     Source
     ------
@@ -87,20 +83,15 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
         raise NumsimError(
             f"load_model: a folder is a str or a Path; got {type(directory).__name__}"
         )
-    folder = Path(directory)
-    if not _exists(folder, Path.is_dir):
-        beside = (
-            [p.name for p in folder.parent.iterdir()] if _exists(folder.parent, Path.is_dir) else []
-        )
-        raise NumsimError(
-            f"load_model: directory must be a folder with config.json and *.safetensors; "
-            f"got {str(folder)!r}, which is not a folder{near_names(folder.name, beside)}"
-        )
-    config = _read_json(folder / "config.json")
+    folder = find_folder(directory)
+    config = read_json(folder / "config.json")
     family = get_family(config.get("model_type"))
+    config, ignored = set_aside(config, asked_keys(ignore_keys), used_keys(config, family))
+    _check_packed(config, folder)
     _check_counts(config, family, folder)
     arch = read_arch(config, family)
-    as_stored = _stored(folder)
+    as_stored = stored_tensors(folder)
+    _check_packed(config, folder, as_stored)
     # an older name beside today's is surplus, and reported
     stored = {}
     for name, tensor in as_stored.items():
@@ -108,8 +99,8 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
         stored[name if new in as_stored else new] = tensor
     arch, places = _match(arch, family, stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
-    maps = {file: _map(file) for file in {t.file for t in stored.values()}}
-    whole = {at.name: _view(maps, stored[at.name]) for at in places.values()}
+    maps = {file: map_file(file) for file in {t.file for t in stored.values()}}
+    whole = {at.name: view(maps, stored[at.name]) for at in places.values()}
     for their, array in whole.items():
         bad = count_unusable(array)
         if bad:
@@ -123,45 +114,25 @@ def load_model(directory: str | Path, *, memory_limit: int | str | None = None) 
         arrays["lm_head.weight"] = arrays["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
-    return Model(arch, arrays, folder.name, OperandCache(limit), folder)
+    unused = unused_keys(config, family)
+    if unused:
+        warn(say_unused(unused), ConfigKeyWarning)
+    limited = OperandCache(limit)
+    return Model(arch, arrays, model_name(folder), limited, places, unused, ignored, folder)
 
 
-def _exists(path: Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
-    """Return whether there is such a file; names that no file can have are none."""
-    try:
-        return kind(path)
-    except OSError:
-        return False
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NumsimError(
-            f"load_model: the folder must hold {path.name}; {str(path)!r} does not exist; "
-            "point to the folder of a checkpoint in the Hugging Face layout"
+def _check_packed(
+    config: Mapping[str, Any], folder: Path, stored: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise where weights are packed by a quantiser, which `packed_by` names."""
+    dtypes = {name: tensor.dtype for name, tensor in (stored or {}).items()}
+    says = packed_by(config, folder, dtypes, DTYPES)
+    if says is not None:
+        raise UnsupportedError(
+            f"load_model: weights must be stored as float32, float16 or bfloat16; those of "
+            f"{folder.name} are packed: {says}; load the one that was quantised, numsim "
+            "quantises by recipe, or dequantise the checkpoint and save it again"
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is not part of it
-        value = json.loads(text, object_pairs_hook=_table)
-    except (ValueError, RecursionError) as error:
-        raise NumsimError(
-            f"load_model: {path.name} must be JSON; {error}; download it again"
-        ) from None
-    if not isinstance(value, dict):
-        raise NumsimError(
-            f"load_model: {path.name} must hold a table; got {type(value).__name__}; "
-            "download it again"
-        )
-    return value
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, each of whose keys must occur once."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return table
 
 
 def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
@@ -174,121 +145,14 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
     counts = [count for count in given.values() if isinstance(count, int)]
     if math.prod(max(count, 1) for count in counts) <= MANY:
         return
-    stored = len(_stored(folder))
+    stored = len(stored_tensors(folder))
     for key, count in given.items():
         if isinstance(count, int) and count > stored:
             raise NumsimError(
                 f"load_model: each layer and each expert has a tensor; config.json says "
-                f"{key} {count}, {folder.name} holds {stored} tensors; "
-                "take config.json and weights from the same checkpoint"
+                f"{key} {shown(count)}, {folder.name} holds {stored} tensors; "
+                "correct the one of the two that is wrong"
             )
-
-
-def _stored(folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of the checkpoint; where shards repeat one, the index decides."""
-    single = _single_file(folder)
-    if single is not None:
-        return _header(single)
-    weight_map = _weight_map(folder)
-    stored: dict[str, Tensor] = {}
-    for file in sorted(set(weight_map.values())):
-        header = _header(folder / file)
-        own = {name: t for name, t in header.items() if weight_map.get(name, file) == file}
-        twice = sorted(set(own) & set(stored))
-        if twice:
-            raise NumsimError(
-                f"load_model: the index must say where a repeated tensor is; {twice[0]} is in "
-                f"{stored[twice[0]].file.name} and {file}, and not in {INDEX}; download it again"
-            )
-        stored |= own
-    lacking = sorted(set(weight_map) - set(stored))
-    if lacking:
-        raise NumsimError(
-            f"load_model: a shard must hold what the index says; {lacking[0]} is not in "
-            f"{weight_map[lacking[0]]} ({len(lacking)} such); download the files again"
-        )
-    return stored
-
-
-def _single_file(folder: Path) -> Path | None:
-    """Return the file of an unsharded checkpoint, None for a sharded one."""
-    preferred = folder / "model.safetensors"
-    if preferred.is_file():
-        return preferred
-    if (folder / INDEX).is_file():
-        return None
-    found = sorted(folder.glob("*.safetensors"))
-    for path in found:
-        if not path.is_file():
-            raise NumsimError(
-                f"load_model: weights must be files; {path.name} is a folder, a link to nothing or "
-                "a device; download it again"
-            )
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NumsimError(
-            f"load_model: several *.safetensors need {INDEX}; got {len(found)} files without it; "
-            "download the index"
-        )
-    pickles = sorted(p.name for glob in PICKLES for p in folder.glob(glob))
-    if pickles:
-        raise NumsimError(
-            f"load_model: weights must be *.safetensors; {folder.name} has only {pickles[0]}, a "
-            "pickle, which can run any code when read; convert it where you trust it, with "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    raise NumsimError(
-        f"load_model: the folder must hold *.safetensors; {str(folder)!r} has none; "
-        "point to the folder of a checkpoint in the Hugging Face layout"
-    )
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Return stored name -> file name of a sharded checkpoint."""
-    weight_map = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise NumsimError(
-            f"load_model: {INDEX} must have a weight_map; it has none; download it again"
-        )
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
-            raise NumsimError(
-                f"load_model: the index must name files of its own folder; {name} is said to be "
-                f"in {file!r}; do not trust this checkpoint"
-            )
-        if not file.endswith(".safetensors"):
-            raise NumsimError(
-                f"load_model: the index must name *.safetensors; {name} is said to be in {file!r}; "
-                "never pickle: save the checkpoint again with safe_serialization=True"
-            )
-        if not _exists(folder / file):
-            raise NumsimError(
-                f"load_model: every shard of the index must be there; {file} is missing; "
-                "download it"
-            )
-    return dict(weight_map)
-
-
-def _header(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file after the safetensors library has accepted it."""
-    try:
-        with safe_open(file, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise NumsimError(
-            f"load_model: {file.name} must be a whole safetensors file; {error}; download it again"
-        ) from None
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    return {
-        name: Tensor(
-            file, t["dtype"], tuple(t["shape"]), *(8 + size + x for x in t["data_offsets"])
-        )
-        for name, t in header.items()
-    }
 
 
 def _match(
@@ -304,7 +168,7 @@ def _match(
     def place(our: str) -> At:
         return stored_at(our, family, prefix, gated=arch.gated)
 
-    for part in family.optional:
+    for part in () if arch.labels else family.optional:
         off: dict[str, Any] = {part: False}
         without = replace(arch, **off)
         own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
@@ -326,16 +190,17 @@ def _match(
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
+    ignored += () if arch.head else family.head_tensors
     for their in sorted(set(stored) - {at.name for at in places.values()}):
         if not any(fnmatchcase(their, glob) for glob in ignored):
-            problems[f"surplus {their} {list(stored[their].shape)}"] = None
+            problems[f"surplus {listing([their])} {list(stored[their].shape)}"] = None
     if problems:
-        shown = "\n  ".join(list(problems)[:40])
+        lines = "\n  ".join(list(problems)[:40])
         more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise NumsimError(
             f"load_model: {folder.name} must hold the tensors its config.json implies; "
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  {shown}{more}\n"
-            "take config.json and weights from the same checkpoint"
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  {lines}{more}\n"
+            "if both are as published, this layout is not implemented, else download both again"
         )
     return arch, places
 
@@ -355,19 +220,6 @@ def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
         return array[at.part * rows : (at.part + 1) * rows]
     by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
     return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
-
-
-def _map(file: Path) -> NDArray[np.uint8]:
-    """Map a file read-only: its pages may be given back and read again at any time."""
-    with file.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-def _view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
-    """Return a tensor of a mapped file, not copied."""
-    data = maps[t.file][t.begin : t.end]
-    array: NDArray[Any] = data.view(DTYPES[t.dtype]).reshape(t.shape)
-    return array
 
 
 def _check_tied(arrays: Mapping[str, NDArray[Any]], places: Mapping[str, At]) -> None:

@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numsim.errors import NumsimError
 from numsim.quant import QTensor
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?b|)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmg]i?b|)", re.IGNORECASE | re.ASCII)
 _PIECE = 1 << 20  # elements
 _ROWS = 8
 
@@ -36,13 +37,22 @@ def as_bytes(size: int | str) -> int:
     (4000000000, 1610612736, 1000)
     """
     whole = isinstance(size, str | int | np.integer)
-    found = _SIZE.fullmatch(str(size).strip()) if whole else None
-    count = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
-    if count < 1 or isinstance(size, bool):
+    found = _SIZE.fullmatch(_short(size, str).strip()) if whole else None
+    count = int(Fraction(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if not 0 < count < 1 << 63 or isinstance(size, bool):
         raise NumsimError(
-            f"memory_limit: a positive number of bytes, or text such as 4GB or 512MiB; got {size!r}"
+            "memory_limit: a positive number of bytes below 2**63, or text such as 4GB or 512MiB; "
+            f"got {_short(size, repr)}"
         )
     return count
+
+
+def _short(size: object, write: Callable[[object], str]) -> str:
+    """Write what may have thousands of digits, which Python does not print."""
+    if isinstance(size, int) and abs(size) >= 1 << 99:
+        return "a number of 100 bits or more"
+    text = write(size)
+    return text if len(text) <= 60 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def half_of_memory() -> int:

@@ -13,24 +13,28 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
-from numsim.formats import get_format
+from numsim.files import check_regular
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, format_name
+from numsim.formats.toml import format_from_table
 from numsim.quant import Quant, as_quant
 from numsim.targets import Target, get_target
 from numsim.targets.table import changes_of
-from numsim.targets.toml import parse_target, toml_value
+from numsim.targets.toml import own_format, parse_target, toml_value
 
-QuantLike = Quant | str | None
+QuantLike = Quant | FormatLike | None
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How one matrix product runs.
 
     Parameters
     ----------
-    activations : Quant or name or None
+    activations : Quant or Format or name or None
         Storage of the left operand; None: float32 as it is.
-    weights : Quant or name or None
+    weights : Quant or Format or name or None
         Storage of the right operand: the stored matrix, the keys (``qk``), the values (``pv``).
     target : Target or name
         The unit.
@@ -49,7 +53,7 @@ class Rule:
             if value is not None:
                 object.__setattr__(self, side, as_quant(value))
         object.__setattr__(self, "target", get_target(self.target))
-        object.__setattr__(self, "out_format", get_format(self.out_format).name)
+        object.__setattr__(self, "out_format", format_name(self.out_format, "Rule: out_format"))
 
     @property
     def is_plain(self) -> bool:
@@ -62,6 +66,7 @@ class Rule:
         )
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Rules for all matrix products of a network, as ordered (glob, Rule) pairs.
@@ -197,7 +202,8 @@ class Recipe:
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe.
 
-        A unit that is not a named one with changed fields stands in it whole: ``unit = "..."``.
+        A unit that is not a named one with changed fields stands in it whole: ``unit = "..."``,
+        and so does a `Format` of one's own: ``format = {name = "mine", kind = "float", ...}``.
         """
         head = [f"seed = {self.seed}\n"] if self.seed else []
         return "\n".join(head + [_rule_text(glob, rule) for glob, rule in self.rules])
@@ -228,7 +234,7 @@ class Recipe:
 
         Parameters
         ----------
-        quant : Quant or name or None
+        quant : Quant or Format or name or None
             Storage of weights and activations; None leaves float32.
         target : Target or name
             Unit of the block linears; the other products run on ``ideal.fp32``.
@@ -263,8 +269,10 @@ class Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
         A line ``seed = N`` may stand before them.
-        A Quant is a name or a table of its fields; a target is a name, the path of a unit's TOML
-        file, a table of its name and the fields it changes, or ``{unit = "..."}``, a unit's TOML.
+        A Quant is a name, the path of a format's TOML file or a table of its fields, whose format
+        is such a name or path, or a table of the fields of `Format`; a target is a name, the path
+        of a unit's TOML file, a table of its name and the fields it changes, or ``{unit = "..."}``,
+        a unit's TOML. Paths are looked for beside the recipe first, then in the current folder.
 
         Raises
         ------
@@ -273,6 +281,7 @@ class Recipe:
         """
         if not isinstance(path, str | Path):
             raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
+        check_regular(path, "Recipe.from_toml")
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -289,7 +298,7 @@ class Recipe:
         rules = []
         for at, row in enumerate(rows):
             try:
-                rules.append(_rule_from_table(dict(row)))
+                rules.append(_rule_from_table(_beside(row, Path(path).parent)))
             except NumsimError as error:
                 where = _numbered(at, row.get("match"))
                 raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
@@ -299,6 +308,18 @@ class Recipe:
 def _numbered(at: int, glob: object) -> str:
     """Return ``rule 2 ('*_proj')``: rules count from 1 in messages."""
     return f"rule {at + 1} ({glob!r})" if isinstance(glob, str) else f"rule {at + 1}"
+
+
+def _beside(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a table whose names of TOML files are paths, where they lie beside the recipe."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _beside(value, folder)
+        file = isinstance(value, str) and value.endswith(".toml") and "\n" not in value
+        return str(folder / value) if file and (folder / value).is_file() else value
+
+    return {key: value if key == "match" else found(value) for key, value in row.items()}
 
 
 def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
@@ -331,6 +352,7 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
                 f"{', '.join(changes) or 'nothing'}"
             )
         else:
+            changes = {key: own_format(key, key, value) for key, value in changes.items()}
             row["target"] = get_target(changes.pop("name"), **changes)
     return glob, Rule(**row)
 
@@ -339,6 +361,8 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
     values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }
+    if isinstance(values.get("format"), Mapping):
+        values["format"] = format_from_table(values["format"])
     try:
         return Quant(**values)
     except TypeError as error:
@@ -369,7 +393,7 @@ def _rule_text(glob: str, rule: Rule) -> str:
 def _quant_table(quant: Quant) -> str | dict[str, Any]:
     """Return the name of a format where that is all, else the fields that differ from it."""
     plain = Quant(quant.format)
-    if plain == quant:
+    if plain == quant and not isinstance(plain.format, Format):
         return plain.fmt.name
     table = {f.name: getattr(quant, f.name) for f in fields(quant)}
     return {

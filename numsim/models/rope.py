@@ -64,7 +64,7 @@ def check_rope(rope: Rope, positions: int) -> None:
         raise NumsimError(
             f"config.json: dynamic scaling must turn more than 2 elements of a head, and yarn "
             f"needs a rope_theta above 1; got {rope.width} and {rope.theta}; "
-            "take the config.json that came with the weights"
+            "correct rope_theta if the file was edited, else report the checkpoint"
         )
     frequencies = rotary_frequencies(rope, positions if rope.kind == "dynamic" else 0)
     if not max(frequencies) * (positions - 1) < LARGEST_ANGLE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels import vector_act
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
@@ -25,6 +26,7 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
+from numsim.models.config import At
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
@@ -34,11 +36,12 @@ from numsim.models.score import token_losses
 from numsim.quant import QTensor
 
 
+@known_floats
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Results of one run, float64 for the reference and float32 for an emulation."""
 
-    logits: Array  # [B, T, vocab]; [B, T, 0] for an encoder
+    logits: Array  # [B, T, vocab]; [B, labels] of a classifier; [B, T, 0] without a head
     hidden_states: tuple[Array, ...]  # layers + 1 of [B, T, H]; the last is after the final norm
     taps: dict[str, Array]
     encoder_hidden_states: tuple[Array, ...] = ()  # of an encoder-decoder, likewise
@@ -52,6 +55,7 @@ class Run:
         return f"Run({kind}, logits {logits}, {states} hidden states {last}, {len(self.taps)} taps)"
 
 
+@known_floats
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """A network and its weights as stored; made by ``load_model``.
@@ -61,13 +65,16 @@ class Model:
     ``q_a_proj q_b_proj kv_a_proj kv_b_proj``), ``qk pv o_proj``, the same with ``cross_`` before
     them, ``gate_proj up_proj down_proj`` (plain MLP: ``up_proj down_proj``), with experts
     ``router``, ``experts.{e}.gate_proj`` ..., ``shared.gate_proj`` ...; around the layers
-    ``project_in project_out pooler lm_head``.
+    ``project_in project_out pooler classifier lm_head``.
     """
 
     arch: Arch
     tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
     name: str
     cache: OperandCache
+    places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
+    unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
+    ignored_keys: tuple[str, ...] = ()  # of config.json: set aside by `ignore_keys`
     folder: Path | None = None  # that it was read from
 
     def __repr__(self) -> str:
@@ -150,13 +157,14 @@ class Model:
               of experts ``layers.{i}.experts.{e}.act.out``, ``layers.{i}.shared.act.out``;
             - ``layers.{i}.router.experts`` and ``.weights`` [B T, k];
               ``layers.{i}.experts.{e}.rows``, which of the B T tokens an expert's tensors hold;
-            - ``logits`` [B, T, vocab], ``pooled`` [B, H].
+            - ``logits`` [B, T, vocab], or [B, labels], ``pooled`` [B, H].
 
         Returns
         -------
         Run
             Logits [B, T, vocab], layers + 1 hidden states [B, T, H] (last: after the final norm),
-            taps.
+            taps. Of a classifier logits [B, labels]: of the pooler's output, or of the last token
+            that is not ``pad_token_id`` (without one, of the last that `attention_mask` keeps).
 
         Raises
         ------
@@ -216,7 +224,8 @@ class Model:
                         past.memory, past.memory_keep = memory, keep
                 common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
                 states, c = self._stack(decoder, common, target, None, None, past)
-            logits, pooled = self._ends(states[-1], c)
+            x = states[-1] if not a.labels or a.pooler else _last(states[-1], a.pad, ids, keep)
+            logits, pooled = self._ends(x, c)
         keep_tap("logits", logits)
         if pooled is not None:
             keep_tap("pooled", pooled)
@@ -277,17 +286,24 @@ class Model:
         return positions[None]
 
     def _ends(self, x: Array, c: Context) -> tuple[Array, Array | None]:
-        """Return logits [B, T, vocab] and, of an encoder with a pooler, its output [B, H]."""
+        """Return logits and, of an encoder with a pooler, its output [B, H].
+
+        `x` [B, T, H] holds all tokens, of a classifier without pooler [B, 1, H] the last ones.
+        """
         a = self.arch
         pooled = None
+        begin = replace(c, positions=c.positions[:1])  # draws do not depend on a text's length
         if a.pooler:
-            begin = replace(c, positions=c.positions[:1])
             first = np.ascontiguousarray(x[:, :1])  # [B, 1, H]
             pooled = vector_act.tanh(linear("pooler", first, begin, bias=True))[:, 0]
-        if not a.head:
+        if not a.head and not a.labels:
             return np.empty((*x.shape[:2], 0), c.dtype), pooled
+        c = begin if a.labels else c
         if a.embed_dim:
             x = c.gemm("project_out", x, "project_out.weight", c.positions)  # [B, T, width]
+        if a.labels:
+            x = x if pooled is None else pooled[:, None]  # [B, 1, H]
+            return linear("classifier", x, c, bias=a.label_bias)[:, 0], pooled  # [B, labels]
         if a.head_scale != 1.0:
             x = x * c.dtype(a.head_scale)
         logits = linear("lm_head", x, c, bias=a.head_bias)  # [B, T, vocab]
@@ -335,7 +351,7 @@ class Model:
             Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than a learned table
             has positions (gpt2, opt; other families have none, see `run`).
         UnsupportedError
-            The model is an encoder.
+            The model has no output head over its vocabulary.
         """
         return greedy(self, tokens, recipe, max_new_tokens, attention_mask)
 
@@ -373,7 +389,7 @@ class Model:
             Wrong tokens, recipe or `batch`, a row of one token, or more tokens than positions (as
             in `run`).
         UnsupportedError
-            The model is an encoder.
+            The model has no output head over its vocabulary.
 
         Examples
         --------
@@ -488,6 +504,14 @@ class Model:
             (name, dtype), tensor.size * 8, lambda: np.array(tensor, dtype)
         )
         return copy
+
+
+def _last(x: Array, pad: int | None, ids: Ints, keep: Bools | None) -> Array:
+    """Return the state [B, 1, H] of each row's last token that is no padding, else of the first."""
+    counts = np.ones(ids.shape, np.bool_) if keep is None else keep
+    counts = counts if pad is None else ids != pad
+    places = np.where(counts, np.arange(ids.shape[1]), 0).max(axis=1)
+    return np.ascontiguousarray(x[np.arange(len(x)), places])[:, None]
 
 
 def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:

@@ -27,7 +27,8 @@ def token_losses(
     a = model.arch
     if not a.head:
         raise UnsupportedError(
-            f"nll: the model must have an output head; {a.family} is an encoder; use run"
+            f"nll: the model must predict tokens; this {a.family} has no output head over its "
+            "vocabulary; use run"
         )
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise NumsimError(f"nll: batch must be an integer from 1 on; got {batch!r}; 8 is usual")

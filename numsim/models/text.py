@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from numsim.errors import NumsimError
+from numsim.models.hub import find_folder
+from numsim.models.stored import read_json
+from numsim.models.tokens import TokenizerFile, read_tokenizer
+
+STARTS = ("bos", "eos", "none")  # what begins a window
 
 
 class TextTools(NamedTuple):
     """The tokenizer of a checkpoint, its begin-of-text token and its longest sequence."""
 
-    tokenizer: Tokenizer | None  # None: a folder without, whose texts are token ids
+    tokenizer: TokenizerFile | None  # None: a folder without, whose texts are token ids
     begin: int | None
     max_positions: int | None
-    truncation: int | None = None  # the length the tokenizer of the checkpoint cuts to
     begin_key: str = "bos_token_id"  # of config.json, where `begin` stands
     vocab: int | None = None
+    end: int | None = None
 
     def __repr__(self) -> str:
         own = self.tokenizer
-        words = "no tokenizer" if own is None else f"tokenizer of {own.get_vocab_size():,}"
+        words = "no tokenizer" if own is None else f"tokenizer of {own.size:,}"
         return f"TextTools({words}, begin={self.begin}, max_positions={self.max_positions})"
 
-    def ids(self, text: str) -> NDArray[np.int64]:
-        """Return the token ids of `text`, without special tokens."""
-        return np.array(self._own().encode(text, add_special_tokens=False).ids, np.int64)
+    def ids(self, text: str, *, limit: int | None = None) -> NDArray[np.int64]:
+        """Return the token ids of `text`, without special tokens, of all or of its beginning.
 
-    def _own(self) -> Tokenizer:
+        With a `limit`, only so much of the text is tokenised as gives 64 tokens more, up to white
+        space: what comes later has no part in the first ones.
+        """
+        return self._own().encode([text], limit=limit)[0]
+
+    def all_ids(self, texts: Sequence[str], *, special: bool = False) -> list[NDArray[np.int64]]:
+        """Return the token ids of many texts at once: each call starts a process."""
+        return self._own().encode(texts, special=special)
+
+    def _own(self) -> TokenizerFile:
         if self.tokenizer is None:
             raise NumsimError(
                 "a text needs a tokenizer, and the folder has no tokenizer.json; add it (in "
@@ -43,9 +55,14 @@ class TextTools(NamedTuple):
         return self.tokenizer
 
     def windows(
-        self, text: str | NDArray[Any], window: int, *, limit: int | None = None
+        self,
+        text: str | NDArray[Any],
+        window: int,
+        *,
+        limit: int | None = None,
+        start: str = "bos",
     ) -> NDArray[np.int64]:
-        """Cut a text into windows [count, T] without overlap, each begun by the begin token.
+        """Cut a text into windows [count, T] without overlap, each begun by one token.
 
         Parameters
         ----------
@@ -54,6 +71,9 @@ class TextTools(NamedTuple):
             Tokens of a window, the first included; cut to the positions the model has.
         limit : int, optional
             Use only so many tokens of the text.
+        start : str
+            What begins each window: ``bos``, the begin-of-text token; ``eos``, the end-of-text
+            token, for models trained without the other; ``none``, the text itself.
 
         Returns
         -------
@@ -85,36 +105,63 @@ class TextTools(NamedTuple):
             )
         if limit is not None and (not isinstance(limit, int | np.integer) or limit < 1):
             raise NumsimError(f"windows: limit is 1 token or more, or None; got {limit!r}")
-        ids = (self.ids(text) if isinstance(text, str) else text.astype(np.int64))[:limit]
-        if not ids.size:
-            raise NumsimError("windows: the text gives no tokens; give a text with words in it")
-        if self.begin is None:
+        first = self.first_ids(start)
+        ids = (
+            self.ids(text, limit=limit) if isinstance(text, str) else text.astype(np.int64)[:limit]
+        )
+        if ids.size < 2 - first.size:
             raise NumsimError(
-                "windows: config.json names no bos_token_id, which begins every window; add it"
-            )
-        if self.vocab is not None and not 0 <= self.begin < self.vocab:
-            raise NumsimError(
-                f"windows: {self.begin_key}, which begins every window, must be below vocab_size "
-                f"{self.vocab}; config.json has {self.begin}; correct it"
+                f"windows: the text gives {'1 token' if ids.size else 'no tokens'}, and none that "
+                "can be scored; give a text with words in it"
             )
         longest = window if self.max_positions is None else self.max_positions
         if longest < 2:
             raise NumsimError(
                 f"windows: max_position_embeddings is 2 or more; config.json has {longest}"
             )
-        body = min(min(window, longest) - 1, ids.size)
+        body = min(min(window, longest) - first.size, ids.size)
         count = ids.size // body
         cut = ids[: count * body].reshape(count, body)
-        return np.concatenate([np.full((count, 1), self.begin, np.int64), cut], axis=1)
+        return np.concatenate([np.tile(first, (count, 1)), cut], axis=1)
+
+    def first_ids(self, start: str) -> NDArray[np.int64]:
+        """Return what begins every window, [1] or [0] ids.
+
+        Raises
+        ------
+        NumsimError
+            No such word, or the model has no such token, or one beyond its vocabulary.
+        """
+        if start not in STARTS:
+            raise NumsimError(f"windows: start is one of {', '.join(STARTS)}; got {start!r}")
+        if start == "none":
+            return np.empty(0, np.int64)
+        key, token = (self.begin_key, self.begin) if start == "bos" else ("eos_token_id", self.end)
+        if token is None:
+            other = f"with eos_token_id {self.end} (eos) or " if self.end is not None else ""
+            raise NumsimError(
+                f"windows: config.json names no {start}_token_id, which begins every window; begin "
+                f"them {other}with nothing (none): --window-start, window_start="
+            )
+        if self.vocab is not None and not 0 <= token < self.vocab:
+            raise NumsimError(
+                f"windows: {key}, which begins every window, must be below vocab_size "
+                f"{self.vocab}; config.json has {token}; correct it"
+            )
+        return np.array([token], np.int64)
 
     def sentence(self, text: str, longest: int) -> list[int]:
         """Return the token ids of `text` with special tokens, at most `longest`, not padded."""
-        own, tokenizer = self.truncation, self._own()
-        tokenizer.enable_truncation(longest if own is None else min(own, longest))
-        try:
-            return list(tokenizer.encode(text).ids)
-        finally:
-            tokenizer.no_truncation()
+        return [int(token) for token in self.sentences([text], longest)[0]]
+
+    def sentences(
+        self, texts: Sequence[str], longest: int, *, total: int | None = None
+    ) -> list[NDArray[np.int64]]:
+        """Return the ids of texts with special tokens, each at most `longest`, not padded.
+
+        With `total`, the texts up to the one with which they have more ids together.
+        """
+        return self._own().encode(texts, special=True, longest=longest, total=total)
 
 
 def load_text_tools(directory: str | Path) -> TextTools:
@@ -134,28 +181,24 @@ def load_text_tools(directory: str | Path) -> TextTools:
     """
     if not isinstance(directory, str | Path):
         raise NumsimError(f"load_text_tools: a folder is a str or Path; got {directory!r}")
-    folder = Path(directory)
+    folder = find_folder(directory)
     path = folder / "tokenizer.json"
-    tokenizer, cut = None, None
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise NumsimError(f"{path} is not a readable tokenizer: {error}") from None
-        cut = tokenizer.truncation
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+    tokenizer = read_tokenizer(path) if path.is_file() else None
+    config = read_json(folder / "config.json")
     begin_key = "bos_token_id"
     if config.get(begin_key) is None:  # T5 begins with what its decoder starts from
         begin_key = "decoder_start_token_id"
-    begin, vocab = config.get(begin_key), config.get("vocab_size")
+    ends = config.get("eos_token_id")
     longest = config.get("max_position_embeddings", config.get("n_positions"))
     return TextTools(
         tokenizer,
-        begin if isinstance(begin, int) else None,
-        longest if isinstance(longest, int) else None,
-        cut["max_length"] if cut else None,
+        _integer(config.get(begin_key)),
+        _integer(longest),
         begin_key,
-        vocab if isinstance(vocab, int) else None,
+        _integer(config.get("vocab_size")),
+        _integer(ends[0] if isinstance(ends, list) and ends else ends),
     )
+
+
+def _integer(value: object) -> int | None:
+    return value if type(value) is int and abs(value) < 2**63 else None

@@ -1,7 +1,10 @@
 """Quantised tensors: codes and scales."""
 
 from numsim.quant.quantize import quantize, storage_losses
-from numsim.quant.table import QUANTS, SOURCES, as_quant
+from numsim.quant.table import QUANTS, SOURCES, as_quant, list_recipes, recipe_name
 from numsim.quant.types import QTensor, Quant
 
-__all__ = ["QUANTS", "SOURCES", "QTensor", "Quant", "as_quant", "quantize", "storage_losses"]
+__all__ = [
+    "QUANTS", "SOURCES", "QTensor", "Quant", "as_quant", "list_recipes", "quantize", "recipe_name",
+    "storage_losses",
+]  # fmt: skip

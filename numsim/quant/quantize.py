@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
-from numsim.formats import Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, get_format
 from numsim.quant.scales import (
     block_amax,
     block_shape,
@@ -20,14 +23,21 @@ from numsim.quant.scales import (
     two_level_scales,
 )  # fmt: skip
 from numsim.quant.table import as_quant
-from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant
+from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant, scale_format_name
 
 
+@known_floats
 def quantize(
     x: ArrayLike,
-    quant: str | Format | Quant,
+    quant: FormatLike | Quant,
     *,
     axis: int = -1,
+    granularity: str | None = None,
+    block: int | tuple[int, int] | None = None,
+    scale_format: str | None = None,
+    scale_rule: str | None = None,
+    rounding: str | None = None,
+    overflow: str | None = None,
     seed: int = 0,
     offset: int = 0,
     random: NDArray[Any] | None = None,
@@ -42,12 +52,14 @@ def quantize(
     Parameters
     ----------
     x
-        Finite float or integer array, any shape.
+        Finite float or integer array, any shape; tensors of other libraries as in `encode`.
     quant
-        A `Quant`, a named one, or a format name for its default.
+        A `Quant`, a named one (`list_recipes`), or a format for its default.
     axis
         The axis along which values share a scale (the K axis of a product); not used by
         per_tensor and tiles.
+    granularity, block, scale_format, scale_rule, rounding, overflow
+        Fields of `Quant` that replace those of `quant`; None: as they are.
     seed, offset
         Of stochastic rounding, as in `numsim.encode`: give every tensor its own.
     random
@@ -62,7 +74,8 @@ def quantize(
     Raises
     ------
     NumsimError
-        For NaN or Inf under a scale (with the count and the first index), or a bad axis.
+        For NaN or Inf under a scale (with the count and the first index), negative numbers in a
+        format without any (unless they wrap), or a bad axis.
 
     Source
     ------
@@ -76,12 +89,31 @@ def quantize(
            [ 127,   64]], dtype=int8)
     >>> q.scale.shape
     (2, 1)
+    >>> quantize([[1.0, -2.0], [0.5, 0.25]], "int8", granularity="per_token").scale.shape
+    (2, 1)
     """
-    return quantize_pieces(x, quant, axis=axis, seed=seed, offset=offset, random=random)
+    given = {
+        "granularity": granularity, "block": block, "scale_format": scale_format,
+        "scale_rule": scale_rule, "rounding": rounding, "overflow": overflow,
+    }  # fmt: skip
+    rule = _changed(as_quant(quant), {key: v for key, v in given.items() if v is not None})
+    return quantize_pieces(x, rule, axis=axis, seed=seed, offset=offset, random=random)
+
+
+def _changed(rule: Quant, given: dict[str, Any]) -> Quant:
+    """Return a rule with other fields; those that follow from them start again."""
+    if not given:
+        return rule
+    if "block" in given or (given.get("granularity") not in (None, "per_block") and rule.block):
+        given = {"granularity": None, "block": None} | given
+    scales = scale_format_name(given.get("scale_format", rule.scale_format))
+    if (scales in POW2_FORMATS) != (rule.scale_format in POW2_FORMATS):
+        given = {"scale_rule": None} | given
+    return replace(rule, **given)
 
 
 def quantize_pieces(
-    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0,
+    x: ArrayLike, quant: FormatLike | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0,
     random: NDArray[Any] | None = None, done: Callable[[], object] = lambda: None,
 ) -> QTensor:  # fmt: skip
     """Do what `quantize` does; `done` is called after each piece of `x` that has been read.
@@ -94,19 +126,19 @@ def quantize_pieces(
     rule = as_quant(quant)
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise NumsimError("quantize: a masked array would lose its mask; pass x.filled(value)")
-    try:
-        values = np.asarray(x)
-    except ValueError as error:
-        raise NumsimError(f"quantize: inputs are rectangular arrays of numbers; {error}") from None
+    values = as_array("quantize", x.data if isinstance(x, np.ma.MaskedArray) else x)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if not isinstance(axis, int | np.integer):
         raise NumsimError(f"quantize: axis is an integer; got {axis!r}")
     wide = _computed_in(values.dtype)
-    if random is not None and np.shape(random) != values.shape:
+    random = None if random is None else as_array("quantize: random", random)
+    if random is not None and random.shape != values.shape:
         raise NumsimError(
             f"quantize: random holds one integer for each input, shape {values.shape}; got "
-            f"{np.shape(random)}"
+            f"{random.shape}"
         )
+    if rule.fmt.min >= 0 and rule.overflow != "wrap":
+        _check_signs(values, rule.fmt)
     if rule.granularity == "none":
         codes = _codes(values.astype(wide, copy=False), rule, seed, offset, random)
         done()
@@ -130,7 +162,7 @@ def quantize_pieces(
             scale_codes = encode(scale, scale_format)
     if not (np.isfinite(scale).all() and (above is None or np.isfinite(above))):
         raise NumsimError(
-            f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.name} is "
+            f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
             "beyond float32; divide the tensor by a constant first"
         )
     codes = np.empty(values.shape, rule.fmt.code_dtype)
@@ -185,8 +217,9 @@ def _amax(
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+@known_floats
 def storage_losses(
-    x: ArrayLike, quant: str | Format | Quant, *, axis: int = -1, where: ArrayLike = True,
+    x: ArrayLike, quant: FormatLike | Quant, *, axis: int = -1, where: ArrayLike = True,
     stored: QTensor | None = None,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the shares of values that storage clips and that it turns to zero.
@@ -214,7 +247,7 @@ def storage_losses(
     (0.0, 0.5)
     """
     q = quantize(x, quant, axis=axis) if stored is None else stored
-    values = np.asarray(x, np.float64)
+    values = as_array("storage_losses", x).astype(np.float64)
     scale = np.asarray(q.element_scale(), np.float64)
     if q.tensor_scale is not None:
         scale = scale * np.float64(q.tensor_scale)
@@ -262,6 +295,19 @@ def _codes(
     elif rule.rounding == "sr":
         how |= {"seed": seed, "offset": offset}
     return encode(values, rule.fmt, **how)
+
+
+def _check_signs(values: NDArray[Any], fmt: Format) -> None:
+    """Refuse negative numbers in a format that has none: they would all become its lowest."""
+    with np.errstate(invalid="ignore"):
+        wrong = np.flatnonzero(values < 0)
+    if wrong.size:
+        raise NumsimError(
+            f"quantize: {fmt.label} has no negative numbers; {wrong.size} of {values.size} values "
+            f"({100 * wrong.size / values.size:.3g} %) are negative, the first at index "
+            f"{index_of(int(wrong[0]), values.shape)}; use a signed format, or clip them first: "
+            "np.maximum(x, 0)"
+        )
 
 
 def _check_finite(amax: Any, values: NDArray[Any]) -> None:

@@ -93,8 +93,8 @@ def clipped_amax(values: NDArray[Any], quant: Quant, axis: int = -1) -> NDArray[
     """
     whole = quant.granularity == "per_tensor"
     moved = values if whole else np.moveaxis(values, axis, -1)
-    shape = (1, -1) if whole else (-1, moved.shape[-1])
-    rows = np.ascontiguousarray(moved).reshape(shape)  # one scale each
+    count = 1 if whole else math.prod(moved.shape[:-1])  # -1 is no number where x is empty
+    rows = np.ascontiguousarray(moved).reshape(count, moved.size // count if count else 0)
     magnitudes = np.abs(rows)
     amax = np.max(magnitudes, axis=1, initial=0.0)  # [rows]
     share = percentile(str(quant.scale_rule))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from numsim.errors import NumsimError, near_names
-from numsim.formats import Format, get_format, list_formats
+from numsim.errors import NumsimError, near_words
+from numsim.float_state import known_floats
+from numsim.formats import FormatLike, get_format, is_ambiguous, near_formats
 from numsim.quant.types import Quant
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
@@ -23,7 +24,48 @@ _NVIDIA = "NVIDIA cuBLAS, block scaling with scale mode VEC16_UE4M3"
 SOURCES: dict[str, str] = {name: _NVIDIA if name == "nvfp4" else _OCP for name in QUANTS}
 
 
-def as_quant(quant: str | Format | Quant) -> Quant:
+ALIASES: dict[str, str] = {"mxfp4": "mxfp4_e2m1"}
+_SEVERAL: dict[str, tuple[str, ...]] = {
+    head: tuple(name for name in QUANTS if name.startswith(head)) for head in ("mxfp8", "mxfp6")
+}
+
+
+def list_recipes() -> tuple[str, ...]:
+    """Return the named storage rules: what `quantize` and sweeps take beside the formats.
+
+    Examples
+    --------
+    >>> list_recipes()[-2:]
+    ('mxint8', 'nvfp4')
+    """
+    return tuple(QUANTS)
+
+
+def recipe_name(word: object) -> str | None:
+    """Return the name of the storage rule that a word stands for, None for every other word.
+
+    Raises
+    ------
+    NumsimError
+        For a word that several of them go by.
+
+    Examples
+    --------
+    >>> recipe_name("MXFP4"), recipe_name("int8")
+    ('mxfp4_e2m1', None)
+    """
+    if not isinstance(word, str):
+        return None
+    key = word.strip().lower()
+    if key in _SEVERAL:
+        known = (f"{name} (max {QUANTS[name].fmt.max:.6g})" for name in _SEVERAL[key])
+        raise NumsimError(f"{word!r} is the name of several storage rules: {', '.join(known)}")
+    key = ALIASES.get(key, key)
+    return key if key in QUANTS else None
+
+
+@known_floats
+def as_quant(quant: FormatLike | Quant) -> Quant:
     """Return a `Quant`: itself, a named one (``mxfp4_e2m1``), or the default of a format.
 
     Raises
@@ -40,12 +82,17 @@ def as_quant(quant: str | Format | Quant) -> Quant:
     """
     if isinstance(quant, Quant):
         return quant
-    if isinstance(quant, str) and quant in QUANTS:
-        return QUANTS[quant]
+    name = recipe_name(quant)
+    if name is not None:
+        return QUANTS[name]
     try:
         return Quant(get_format(quant))
     except NumsimError:
-        if isinstance(quant, str) and near_names(quant, QUANTS):
-            near = near_names(quant, [*QUANTS, *list_formats()])
-            raise NumsimError(f"unknown storage rule or format {quant!r}{near}") from None
+        plain = isinstance(quant, str) and not quant.endswith(".toml")
+        near = near_words(str(quant), QUANTS) if plain and not is_ambiguous(str(quant)) else []
+        if near:
+            hints = ", ".join([*near_formats(str(quant)), *near])
+            raise NumsimError(
+                f"unknown storage rule or format {quant!r}; did you mean {hints}"
+            ) from None
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
 from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
-from numsim.formats import Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.quant.slices import cut
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
@@ -23,6 +26,7 @@ CLIP_RULES = ("mse", "kl", "percentile:P")
 SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
 
 
+@known_floats
 @dataclass(frozen=True)
 class Quant:
     """A storage rule: format, scale granularity, scale format and rule, rounding, overflow.
@@ -30,7 +34,7 @@ class Quant:
     Parameters
     ----------
     format
-        Element format; kept as its canonical name.
+        Element format: kept as its canonical name, a `Format` of one's own as it is.
     granularity
         ``none`` (scale 1, a raw cast: the default of fixed point), ``per_tensor`` (the default
         of everything else), ``per_channel`` (one scale a weight row), ``per_token`` (one scale an
@@ -69,7 +73,7 @@ class Quant:
     'per_block'
     """
 
-    format: str | Format
+    format: FormatLike
     granularity: str | None = None
     block: int | tuple[int, int] | None = None
     scale_format: str = "float32"
@@ -78,8 +82,9 @@ class Quant:
     overflow: str = "saturate"
 
     def __post_init__(self) -> None:
-        fmt = get_format(self.format)
-        object.__setattr__(self, "format", fmt.name)
+        object.__setattr__(self, "format", kept_format(self.format))
+        fmt = self.fmt
+        object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
         fixed_point = fmt.kind == "integer" and fmt.bias != 0
         default = "none" if fixed_point else "per_tensor"
         if self.block is not None:
@@ -145,6 +150,19 @@ class Quant:
         return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
 
 
+def scale_format_name(word: Any) -> Any:
+    """Return the canonical name of a scale format; other words, which `Quant` refuses, as they are.
+
+    Examples
+    --------
+    >>> scale_format_name("e8m0"), scale_format_name("pow2")
+    ('float8_e8m0fnu', 'pow2')
+    """
+    with suppress(NumsimError):
+        return format_name(word, "Quant: scale_format")
+    return word
+
+
 def percentile(rule: str) -> Fraction | None:
     """Return P of ``percentile:P``, 0 < P <= 100; None for another rule.
 
@@ -162,20 +180,26 @@ def percentile(rule: str) -> Fraction | None:
 
 def _block(block: object) -> int | tuple[int, int]:
     sizes = block if isinstance(block, tuple | list) else (block,)
-    if not (len(sizes) in (1, 2) and all(is_integer(b) and b >= 1 for b in sizes)):
-        raise NumsimError(f"Quant: block is a positive integer or (rows, columns); got {block!r}")
+    if not (len(sizes) in (1, 2) and all(is_integer(b) and 1 <= b < 1 << 31 for b in sizes)):
+        raise NumsimError(
+            f"Quant: block is a positive integer below 2**31 or (rows, columns); got {block!r:.60}"
+        )
     whole = [int(b) for b in sizes]
     return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
 
 
+@known_floats
 @dataclass(frozen=True, eq=False)
 class QTensor:
     """A quantised tensor: value = scale x decode(code).
 
     `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
     entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
-    Made by `numsim.quantize` or `QTensor.from_codes`. Once it has been multiplied, its codes are
-    not to be changed: `packed` keeps what products know of them, and some read them in place.
+    Made by `numsim.quantize` or `QTensor.from_codes`, which copies what it is given. The first
+    product makes codes and scales read-only, since `packed` keeps what products know of them;
+    q.codes.copy() can be changed. Arrays given to the constructor itself belong to the tensor: with
+    them the arrays that they are views of become read-only. Other views of that memory, made
+    before, stay writable and are not to be written.
     """
 
     codes: NDArray[Any]
@@ -188,19 +212,78 @@ class QTensor:
     tensor_scale: np.float32 | None = None
     packed: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:  # dataclasses.replace hands on what belongs to other codes
+        object.__setattr__(self, "packed", {})
+
     def __repr__(self) -> str:
         scale = "no scale" if self.scale is None else f"scale {list(self.scale.shape)}"
-        return f"QTensor({self.fmt.name} {list(self.codes.shape)}, {scale})"
+        return f"QTensor({self.fmt.label} {list(self.codes.shape)}, {scale})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the dequantised values: what ``np.asarray(q)`` is."""
+        if copy is False:
+            raise ValueError("QTensor: its values are computed; no array exists without a copy")
+        values: NDArray[Any] = self.dequantize()
+        return values if dtype is None else values.astype(dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **how: Any) -> Any:
+        if ufunc is np.matmul:
+            raise self._no_target()
+        plain = (x.dequantize() if isinstance(x, QTensor) else x for x in inputs)
+        return getattr(ufunc, method)(*plain, **how)
+
+    def __matmul__(self, other: object) -> NDArray[Any]:
+        raise self._no_target()
+
+    __rmatmul__ = __matmul__
+
+    @staticmethod
+    def _no_target() -> NumsimError:
+        return NumsimError(
+            "QTensor: @ does not say which unit multiplies; use numsim.matmul(a, b, target=...), "
+            "or np.asarray(a) @ np.asarray(b) for the product of dequantised values"
+        )
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, key: Any) -> QTensor:
+        """Return a part with its scales: integers and slices, whole blocks where there are any.
+
+        Examples
+        --------
+        >>> from numsim.quant import quantize
+        >>> q = quantize(np.ones((3, 2, 64)), "mxfp4_e2m1")
+        >>> q[1:], q[0, :, 32:]
+        (QTensor(float4_e2m1fn [2, 2, 64], scale [2, 2, 2]),
+         QTensor(float4_e2m1fn [2, 32], scale [2, 1]))
+        """
+        parts, (scale, kept), blocks = cut(
+            key, self.shape, (self.scale, self.scale_codes), self.block_shape
+        )
+        codes = np.asarray(readable(self)[parts])
+        shown = codes if self.codes.flags.writeable else _shown(codes)
+        part = replace(self, codes=shown, scale=scale, scale_codes=kept, block_shape=blocks)
+        part.packed["codes"] = [codes]
+        return part
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes where it is stored: `bits_per_value`, scales included.
+
+        Codes of fewer than 8 bits are counted packed, though `codes` holds each in a byte.
+        """
+        return math.ceil(self.bits_per_value() * self.codes.size / 8)
 
     @classmethod
     def from_codes(
         cls,
         codes: ArrayLike,
-        fmt: str | Format,
+        fmt: FormatLike,
         *,
         scale: ArrayLike | None = None,
         scale_codes: ArrayLike | None = None,
-        scale_format: str | Format | None = None,
+        scale_format: FormatLike | None = None,
         block: int | None = None,
         axis: int = -1,
     ) -> QTensor:
@@ -242,9 +325,12 @@ class QTensor:
             kept = as_array("from_codes: scale_codes", scale_codes)
             scale = np.abs(decode(kept, kept_format))  # units ignore the sign of an E4M3 scale
             kept = kept.astype(kept_format.code_dtype)
+        given = None if scale is None else as_array("from_codes: scale", scale)
         try:
             with np.errstate(over="ignore"):
-                values = None if scale is None else np.asarray(scale, np.float32)
+                if given is not None and given.dtype.kind == "c":
+                    raise TypeError
+                values = None if given is None else np.array(given, np.float32)
         except (TypeError, ValueError):
             raise NumsimError("from_codes: scale is a real number or an array of them") from None
         if values is not None and np.isinf(values).any():
@@ -254,7 +340,7 @@ class QTensor:
             if values is None:
                 raise NumsimError("from_codes: block needs scale or scale_codes")
             whole = is_integer(block) and is_integer(axis)
-            if not whole or not -array.ndim <= axis < array.ndim or block < 1:
+            if not whole or not -array.ndim <= axis < array.ndim or not 1 <= block < 1 << 31:
                 raise NumsimError(
                     f"from_codes: block is positive and axis one of {array.ndim} axes; got "
                     f"block={block!r}, axis={axis}"
@@ -292,7 +378,7 @@ class QTensor:
 
     @property
     def T(self) -> QTensor:
-        """The tensor with its last two axes swapped (a view); NumsimError below two axes."""
+        """The tensor with its last two axes swapped (a read-only view); it has two at least."""
         if self.ndim < 2:
             raise NumsimError(f"QTensor.T: swaps the last two axes; the shape is {self.shape}")
         scale, shape = self.scale, self.block_shape
@@ -304,17 +390,19 @@ class QTensor:
         kept = self.scale_codes
         if kept is not None and kept.ndim >= 2:
             kept = np.swapaxes(kept, -1, -2)
-        return replace(
-            self, codes=np.swapaxes(self.codes, -1, -2), scale=scale, block_shape=shape,
-            scale_codes=kept, packed={},
+        codes = np.swapaxes(readable(self), -1, -2)
+        turned = replace(
+            self, codes=_shown(codes), scale=_shown(scale), block_shape=shape,
+            scale_codes=_shown(kept),
         )  # fmt: skip
+        turned.packed["codes"] = [codes]
+        return turned
 
     def values(self) -> NDArray[Any]:
-        """Return the decoded codes without the scale (kept: weights are decoded once)."""
-        if "values" not in self.packed:
-            self.packed["values"] = decode(self.codes, self.fmt)
-        kept: NDArray[Any] = self.packed["values"]
-        return kept
+        """Return the decoded codes without the scale, read-only."""
+        used = "locked" in self.packed  # by a product: they cannot change
+        values: NDArray[Any] = _shown(decoded(self) if used else decode(self.codes, self.fmt))
+        return values
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
@@ -323,7 +411,7 @@ class QTensor:
             return scale
         for axis, (size, block) in enumerate(zip(self.shape, self.block_shape, strict=True)):
             if block > 1:
-                scale = np.repeat(scale, block, axis)
+                scale = np.repeat(scale, min(block, size), axis)  # of one long block no more
                 scale = scale[(slice(None),) * axis + (slice(size),)]
         return scale
 
@@ -336,7 +424,7 @@ class QTensor:
         >>> quantize([1.0, -3.0, 2.0], "int4").dequantize()
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
-        values = decode(self.codes, self.fmt)
+        values = decode(readable(self), self.fmt)
         scale = self.element_scale()
         if scale is None:
             return values.astype(np.float32)
@@ -363,3 +451,30 @@ class QTensor:
                 name = self.scale_format.name
             bits += SCALE_BITS.get(name, 32) * self.scale.size / size
         return bits + (32 / size if self.tensor_scale is not None else 0.0)
+
+
+def _shown(array: Any) -> Any:
+    """Return a read-only view of an array (None: None)."""
+    if array is None:
+        return None
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def readable(q: QTensor) -> NDArray[Any]:
+    """Return the codes for kernels, which are compiled for arrays that may be written (none is).
+
+    A list in `packed` holds the view that was made before the codes became read-only: its memory
+    is that of the codes and counts once.
+    """
+    codes: NDArray[Any] = q.packed.get("codes", [q.codes])[0]
+    return codes
+
+
+def decoded(q: QTensor) -> NDArray[Any]:
+    """Return the values of the codes without the scale, kept: weights are decoded once."""
+    if "values" not in q.packed:
+        q.packed["values"] = decode(readable(q), q.fmt)
+    kept: NDArray[Any] = q.packed["values"]
+    return kept

@@ -6,14 +6,17 @@ import os
 from pathlib import Path
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.report.figures import draw_figures
 from numsim.report.page import write_markdown
 from numsim.report.tables import read_results
+from numsim.report.training import is_training, training_files
 
 __all__ = ["write_report"]
 FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
 
 
+@known_floats
 def write_report(results: Path, out: Path | None = None) -> list[Path]:
     """Write ``report.md`` and its figures from the CSV file of a sweep.
 
@@ -64,6 +67,8 @@ def write_report(results: Path, out: Path | None = None) -> list[Path]:
             f"report: the output is a folder of several files, and {out} is named like a file; "
             f"name a folder, as {out.with_suffix('')}"
         )
+    if is_training(results):
+        return _save(training_files(results), out)
     found = read_results(results)
     drawn = draw_figures(found)
     page = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})

@@ -15,10 +15,10 @@ from numsim.errors import printable
 from numsim.losses import Ties
 from numsim.report.tables import (
     Results,
+    emulated_lengths,
     local_sqnr,
     pivot,
     ranking,
-    emulated_lengths,
     what_has_noise,
 )  # fmt: skip
 from numsim.words import k_tested, with_error

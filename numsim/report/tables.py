@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from numsim.errors import NumsimError
+from numsim.report.csv import RANGES, REMEDY, Line, read_table
 
 NUMBERS = (
     "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats",
@@ -72,40 +73,33 @@ def read_results(path: Path) -> Results:
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    remedy = "give the results.csv of numsim sweep"
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise NumsimError(f"report: needs the CSV file of a sweep, and {path} {what}; {remedy}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            names = list(reader.fieldnames or ())
-            lines = list(reader)
-    except OSError as error:
-        raise NumsimError(f"report: cannot read {path}: {error.strerror}; {remedy}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise NumsimError(f"report: {path} is not a CSV file ({error}); {remedy}") from None
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise NumsimError(
-            f"report: the CSV file of a sweep has the columns {', '.join(missing)}, and {path} "
-            f"does not; {remedy}"
-        )
-    if any("" in line for line in lines):
-        raise NumsimError(f"report: {path} has lines longer than its header; {remedy}")
-    # A sweep cut off while writing leaves a line that ends early: part of an unfinished case.
-    rows = pd.DataFrame([x for x in lines if None not in x.values()], columns=names, dtype=str)
+    lines = read_table(path, COLUMNS, {*NUMBERS, *RANGES})
+    names = dict.fromkeys(name for line in lines for name in line.cells)
+    rows = pd.DataFrame([line.cells for line in lines], columns=list(names or COLUMNS), dtype=str)
+    rows = rows.fillna("")  # of two files, one may have more columns
     for name in NUMBERS:
         text = rows[name].mask(rows[name].str.lower().isin(["", "nan"]))
         numbers = pd.to_numeric(text, errors="coerce").astype(float)
-        wrong = text[numbers.isna() & text.notna()]
-        if not wrong.empty:
-            raise NumsimError(
-                f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} there; "
-                f"{remedy}"
-            )
+        low, high, words = RANGES.get(name, (-math.inf, math.inf, ""))
+        wrong = text.notna() & ~numbers.between(low, high)
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            kind = "numbers" if math.isnan(numbers[at]) else f"numbers of {words}"
+            raise _wrong(path, name, kind, text[at], lines[at])
         rows[name] = numbers
+    for name in ("exact", "emulated"):
+        wrong = ~rows[name].str.lower().isin(["true", "false", ""])
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise _wrong(path, name, "True or False", rows[name][at], lines[at])
     return rows
+
+
+def _wrong(path: Path, column: str, kind: str, cell: str, line: Line) -> NumsimError:
+    return NumsimError(
+        f"report: column {column} holds {kind}, and {path} has {cell!r} there, in line "
+        f"{line.number}; {REMEDY}"
+    )
 
 
 def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.jit import limit_threads
 from numsim.version import __version__
 
@@ -21,8 +24,41 @@ R = TypeVar("R")
 A = TypeVar("A")
 CONNECT = 10  # seconds for a connection, and for a first worker
 RETURN = 60  # seconds in which a lost worker may be replaced
+_ADDRESS = re.compile(
+    r"((tcp|tls|ucx|ws|wss)://)?(?P<host>[^\s:/@\[\]]+|\[[0-9a-fA-F:.%\w]+\]):(?P<port>\d{1,5})/?",
+    re.ASCII,
+)
+_INPROC = re.compile(r"inproc://[^/\s]+/\d+/\d+")  # a scheduler in this process
 _STATE: dict[str, Any] = {}  # of a worker: run -> what `start` returned, the latest only
 _ONE_CASE = threading.Lock()  # a case uses all threads of its worker
+
+
+def check_address(address: str) -> None:
+    """Raise NumsimError unless `address` names a host that exists and a port.
+
+    Examples
+    --------
+    >>> check_address("tcp://127.0.0.1:8786")
+    >>> check_address("nowhere")
+    Traceback (most recent call last):
+    numsim.errors.NumsimError: sweep: no dask scheduler answers at 'nowhere' (an address is \
+tcp://HOST:PORT); start one with `dask scheduler`, which prints its address
+    """
+    if _INPROC.fullmatch(address):
+        return
+    found = _ADDRESS.fullmatch(address)
+    why = "an address is tcp://HOST:PORT"
+    if found is not None and 0 < int(found["port"]) < 1 << 16:
+        try:
+            socket.getaddrinfo(found["host"].strip("[]"), int(found["port"]))
+        except (OSError, UnicodeError) as error:
+            why = f"{found['host']}: {getattr(error, 'strerror', None) or 'no name of a host'}"
+        else:
+            return
+    raise NumsimError(
+        f"sweep: no dask scheduler answers at {address!r} ({why}); start one with `dask "
+        "scheduler`, which prints its address"
+    )
 
 
 @contextmanager
@@ -34,6 +70,7 @@ def connected(address: str) -> Iterator[Client]:
     NumsimError
         distributed is not installed, nothing answers at `address`, or no worker is there.
     """
+    check_address(address)
     try:
         from distributed import Client
     except ImportError:
@@ -43,7 +80,7 @@ def connected(address: str) -> Iterator[Client]:
         ) from None
     try:
         client = Client(address, timeout=CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise NumsimError(
             f"sweep: no dask scheduler answers at {address!r} ({error}); start one with "
             "`dask scheduler`, which prints an address such as tcp://HOST:8786"
@@ -116,6 +153,7 @@ def _forget() -> None:
     _STATE.clear()
 
 
+@known_floats
 def _work(
     run: str, version: str, start: Callable[[A], S], argument: A, work: Callable[[S, I], R], item: I
 ) -> R:

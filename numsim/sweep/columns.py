@@ -70,7 +70,12 @@ COLUMNS: tuple[Column, ...] = (
         "it, else counted on the first rows; empty where counting needs a run: qk, pv, sr, tiles",
     ),
     Column("kl_nats", "nats", "mean KL divergence of the output distributions"),
-    Column("top1_agreement", "", "share of tokens with the same most likely successor"),
+    Column(
+        "top1_agreement",
+        "",
+        "share of tokens with the same most likely successor; of a classifier share of texts with "
+        "the same label (one score alone: yes against no)",
+    ),
     Column("perplexity", "", "exp of the mean negative log likelihood of the text"),
     Column("energy_pj", "pJ", "energy of the products"),
     Column("seconds", "s", "wall time of the case"),
@@ -91,7 +96,17 @@ COLUMNS: tuple[Column, ...] = (
         "Recipe.resolve(Model.gemm_names()).digest() and Run.recipe.digest() give it",
         str,
     ),
+    Column("window_start", "", "all: what begins every window of the text, bos, eos or none", str),
+    Column("ignored_keys", "", "keys of config.json that ignore_keys set aside", str),
+    Column("unused_keys", "", "all: keys of config.json that only other software reads", str),
     Column("error", "", "all: why the case failed, whose figures are empty then", str),
+    Column(
+        "check",
+        "",
+        "all: digest of the figures of all lines of the case, by which --resume sees that none is "
+        "missing, doubled or changed",
+        str,
+    ),
     Column(
         "format",
         "",

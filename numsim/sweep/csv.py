@@ -1,46 +1,112 @@
-"""results.csv: every row is appended and flushed as it is made; finished cases can be read back."""
+"""results.csv: one writer at a time, rows appended as they are made, finished cases kept.
+
+Every record is one line. The last row of a case (``layer="all"``) carries a digest of the others:
+a case is finished where its lines give that digest, so none is missing, doubled or changed. What a
+resumed sweep does not keep is removed by a new file that takes the place of the old one in a
+single step; until then the old one stays as it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
+import io
 import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from numsim.errors import NumsimError
+from numsim.errors import DamagedFileWarning, NumsimError, printable
+from numsim.files import SEPARATORS, check_regular, escape_cell, plain_cell, separator_of
 from numsim.sweep.columns import COLUMNS, NAMES
+from numsim.sweep.lock import Lock
+from numsim.version import __version__
+
+_CASE_ID = re.compile(r"[0-9a-f]{12}")
+_NAMES_OF_IT = ("case_id", "model", "text")  # the same in all rows of a case
+_NOT_COUNTED = {"seconds", "check", *_NAMES_OF_IT}  # the digest is that of the figures
+_APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+_SHOWN = 6  # ranges of lines in a message
 
 
-class RowWriter:
-    """Append rows to a CSV file, flushed one by one; without a path, do nothing.
+class ResultsFile:
+    """The file of a sweep, to be used in a ``with`` block; without a path, nothing is written.
 
-    The file is replaced by a header and the `kept` rows when the first row comes, so a sweep that
-    computes nothing leaves what was there.
+    Parameters
+    ----------
+    path
+        The file. One that has something in it needs one of the following.
+    resume
+        Keep its finished cases.
+    force
+        Replace it when the first row comes.
+
+    Attributes
+    ----------
+    kept
+        Rows of the finished cases, as they were when they were computed.
     """
 
-    def __init__(self, path: Path | None, kept: list[dict[str, Any]]) -> None:
-        self._path, self._kept = path, kept
-        self._file: TextIO | None = None
+    def __init__(self, path: Path | None, *, resume: bool = False, force: bool = False) -> None:
+        if resume and force:
+            raise NumsimError(
+                "sweep: resume keeps what is in the file and force replaces it; got both; give one"
+            )
+        self.kept: list[dict[str, Any]] = []
+        self._path, self._resume, self._force = path, resume, force
+        self._digests: dict[str, Any] = {}
+        self._content = [_line(NAMES)]  # what the file is to hold before the first new row
+        self._as_it_is = False  # the file holds just that
+        self._damaged = False
+        self._file = -1
+        self._size = 0
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row and flush it."""
+    def __enter__(self) -> ResultsFile:
         if self._path is None:
-            return
+            return self
+        _check_place(self._path)
+        self._place = Path(os.path.realpath(self._path))  # a link stays one
+        self._lock = Lock(self._place, self._path)
         try:
-            if self._file is None:
-                self._file = self._path.open("w", encoding="utf-8", newline="")
-                self._csv = csv.DictWriter(self._file, NAMES, lineterminator="\n")
-                self._csv.writeheader()
-                self._csv.writerows(self._kept)
-            self._csv.writerow(row)
-            self._file.flush()
+            self._lock.acquire()
+            self._read(self._path)
         except OSError as error:
+            self._lock.release()
             raise NumsimError(f"sweep: cannot write {self._path}: {error.strerror}") from None
-
-    def __enter__(self) -> RowWriter:
+        except BaseException:
+            self._lock.release()
+            raise
         return self
+
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append one row and return it as the file has it; after the last of a case, sync."""
+        unknown = row.keys() - set(NAMES)
+        if unknown:
+            raise KeyError(f"no column of a results file: {sorted(unknown)}")
+        row = {name: _value(row.get(name)) for name in NAMES}
+        last = row["layer"] == "all"
+        digest = self._digests.setdefault(row["case_id"], hashlib.sha256())
+        _add(digest, (_text(row[name]) for name in NAMES))
+        if last:
+            row["check"] = self._digests.pop(row["case_id"]).hexdigest()[:12]
+        if self._path is not None:
+            try:
+                if self._file < 0:
+                    self._open()
+                self._append(_line(_text(value) for value in row.values()))
+                if last:
+                    os.fsync(self._file)
+            except OSError as error:
+                raise NumsimError(
+                    f"sweep: cannot write {self._path}: {error.strerror}; the finished cases in it "
+                    "are kept, and --resume goes on from them"
+                ) from None
+        return row
 
     def __exit__(
         self,
@@ -48,53 +114,90 @@ class RowWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be flushed has been reported
-                self._file.close()
+        if self._path is None:
+            return
+        try:
+            if kind is None and self._file < 0 and not self._as_it_is and self.kept:
+                self._open()  # nothing was left to compute: what is not kept goes now
+        except OSError as error:
+            raise NumsimError(f"sweep: cannot write {self._path}: {error.strerror}") from None
+        finally:
+            if self._file >= 0:
+                with contextlib.suppress(OSError):  # what could not be written has been reported
+                    os.close(self._file)
+            self._lock.release()
 
+    def _read(self, path: Path) -> None:
+        """Find out what the file holds, and which lines stay."""
+        if not self._place.exists() or self._force:
+            return
+        data = self._place.read_bytes()
+        if not data.strip() or self._content[0].startswith(data):  # empty, or cut in its first line
+            return
+        if not self._resume:
+            raise NumsimError(
+                f"sweep: {path} exists and is not replaced unasked; give --resume (resume=True) to "
+                "keep its finished cases, --force (force=True) to replace it, or another file"
+            )
+        lines = data.split(b"\n")
+        _check_header(path, lines)
+        self._content, self.kept, bad = _finished(self._content[0], lines)
+        self._as_it_is = b"".join(self._content) == data
+        if bad:
+            self._damaged = True
+            warnings.warn(
+                f"sweep: {path}: {_ranges(bad)} damaged, doubled or foreign, and not kept; cases "
+                "of this sweep among them are computed again; the file as it is now becomes "
+                f"{path}.damaged",
+                DamagedFileWarning,
+                stacklevel=4,
+            )
 
-def check_writable(path: Path) -> None:
-    """Raise NumsimError unless `path` can be written; an existing file is left as it is."""
-    folder = path.parent
-    if "\0" in str(path):
-        raise NumsimError("sweep: a file name has no NUL character; name another file")
-    if path.is_dir():
-        raise NumsimError(f"sweep: {path} is a folder; name a file in it")
-    if not folder.is_dir():
-        raise NumsimError(f"sweep: cannot write {path}: there is no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise NumsimError(f"sweep: cannot write {path}: permission denied")
+    def _open(self) -> None:
+        """Bring the file to what is kept, in a single step, and open it to append."""
+        self._lock.check()
+        if not self._as_it_is:
+            part = self._place.with_name(f"{self._place.name}.part")
+            part.unlink(missing_ok=True)  # of a process that was killed
+            try:
+                file = os.open(part, _APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+                try:
+                    _write(file, b"".join(self._content))
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+                if self._place.exists():
+                    shutil.copymode(self._place, part)
+                    if self._damaged:
+                        _keep_aside(self._place)
+                part.replace(self._place)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            _sync_folder(self._place.parent)
+        self._file = os.open(self._place, _APPEND)
+        self._size = os.fstat(self._file).st_size
 
-
-def finished_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the finished cases of `path` (those with a ``layer="all"`` row).
-
-    Raises
-    ------
-    NumsimError
-        If the file exists and is not a results file of this version's columns.
-    """
-    if not path.exists():
-        return []
-    damaged = NumsimError(
-        f"sweep: {path} does not have the columns of a results file, or is damaged; resume needs "
-        "one, or leave --resume out to replace it"
-    )
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != NAMES:
-                raise damaged
-            rows = [row for row in reader if set(row) == set(NAMES) and None not in row.values()]
-        finished = {row["case_id"] for row in rows if row["layer"] == "all"}
-        kept = [row for row in rows if row["case_id"] in finished]
-        for row in kept:
-            parse(row)
-    except (ValueError, csv.Error) as error:
-        raise damaged from error
-    except OSError as error:
-        raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
-    return kept
+    def _append(self, data: bytes) -> None:
+        """Write a line whole or not at all."""
+        self._lock.check()
+        try:
+            same = os.path.samestat(self._place.stat(), os.fstat(self._file))
+        except FileNotFoundError:
+            same = False
+        if not same or os.fstat(self._file).st_size != self._size:
+            raise NumsimError(
+                f"sweep: {self._path} was moved, replaced or changed while the sweep ran, which "
+                "ends it; the rows so far are in the file that was there; leave the file alone and "
+                "--resume"
+            )
+        try:
+            _write(self._file, data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
 
 
 def parse(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +207,176 @@ def parse(row: dict[str, Any]) -> dict[str, Any]:
         text = row[column.name]
         if text in ("", None):
             values[column.name] = None
+        elif column.type is bool:
+            values[column.name] = text == "True"
         else:
-            values[column.name] = text == "True" if column.type is bool else column.type(text)
+            values[column.name] = plain_cell(text) if column.type is str else column.type(text)
     return values
+
+
+def _check_place(path: Path) -> None:
+    """Raise NumsimError unless `path` can be written, and replaced; nothing is touched."""
+    if "\0" in str(path):
+        raise NumsimError("sweep: a file name has no NUL character; name another file")
+    check_regular(path, f"sweep: cannot write {path}")
+    try:
+        if path.is_dir():
+            raise NumsimError(f"sweep: {path} is a folder; name a file in it")
+        place = Path(os.path.realpath(path))
+        for folder in (path.parent, place.parent):
+            if not folder.is_dir():
+                raise NumsimError(f"sweep: cannot write {path}: there is no folder {folder}")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise NumsimError(f"sweep: cannot write {path}: permission denied")
+    except OSError as error:
+        raise NumsimError(f"sweep: cannot write {path}: {error.strerror}") from None
+    if not os.access(place.parent, os.W_OK):
+        raise NumsimError(
+            f"sweep: cannot write {path}: permission denied for the folder {place.parent}, in "
+            "which results are written beside and moved into place"
+        )
+
+
+def _check_header(path: Path, lines: list[bytes]) -> None:
+    """Raise NumsimError unless the first line has the columns of this version."""
+    first = lines[0].decode("utf-8-sig", "replace").rstrip("\r")
+    if first == ",".join(NAMES):
+        return
+    words, names = "", first.split(",")
+    separator = separator_of(first)
+    if separator != "," and set(NAMES) & set(first.replace('"', "").split(separator)):
+        words = (
+            f"is separated by {SEPARATORS[separator]}, as spreadsheets write it, who may have "
+            "rounded its numbers; resume needs the file that numsim wrote"
+        )
+    elif {"case_id", "numsim_version"} <= set(names):
+        version = "another version of numsim"
+        with contextlib.suppress(csv.Error, UnicodeDecodeError, IndexError):
+            version = f"numsim {next(_cells(lines[1]))[names.index('numsim_version')]}"
+        unlike = [*(n for n in NAMES if n not in names), *(n for n in names if n not in NAMES)]
+        words = (
+            f"was written by {printable(version)}, or changed since: its columns differ "
+            f"({printable(', '.join(unlike[:_SHOWN]) or 'their order')}); this is numsim "
+            f"{__version__}, which does not mix the two"
+        )
+    else:
+        words = "does not have the columns of a results file; resume needs one"
+    raise NumsimError(f"sweep: {path} {words}; name another file, or --force replaces it")
+
+
+def _finished(
+    header: bytes, lines: list[bytes]
+) -> tuple[list[bytes], list[dict[str, Any]], list[int]]:
+    """Return the lines that stay, their rows, and the numbers of lines that are not a sweep's.
+
+    What a kill leaves, an unfinished case and a last line without its end, is no damage.
+    """
+    found: dict[str, list[tuple[int, list[str]]]] = {}
+    bad = []
+    for number, raw in enumerate(lines[1:], start=2):
+        if not raw.strip() or raw.rstrip(b"\r") == header.rstrip(b"\n"):
+            continue  # a second header: of a file put after another
+        try:
+            cells = next(_cells(raw))
+        except (csv.Error, UnicodeDecodeError, StopIteration):
+            cells = []
+        if len(cells) == len(NAMES) and _CASE_ID.fullmatch(cells[NAMES.index("case_id")]):
+            found.setdefault(cells[NAMES.index("case_id")], []).append((number, cells))
+        elif number < len(lines):  # the last has no end: it is cut, or empty
+            bad.append(number)
+    content, kept = [header], []
+    for rows in found.values():
+        cells_of = [cells for _, cells in rows]
+        layers = [cells[NAMES.index("layer")] for cells in cells_of]
+        if "all" not in layers:
+            continue  # unfinished
+        parsed = _intact(cells_of) if layers.index("all") == len(layers) - 1 else None
+        if parsed is None:
+            bad += [number for number, _ in rows]
+            continue
+        kept += parsed
+        content += [lines[number - 1].rstrip(b"\r") + b"\n" for number, _ in rows]
+    return content, kept, sorted(bad)
+
+
+def _intact(rows: list[list[str]]) -> list[dict[str, Any]] | None:
+    """Return the rows of a case if they give the digest in the last of them."""
+    digest = hashlib.sha256()
+    for cells in rows:
+        _add(digest, cells)
+    one = all(len({cells[NAMES.index(name)] for cells in rows}) == 1 for name in _NAMES_OF_IT)
+    if not one or rows[-1][NAMES.index("check")] != digest.hexdigest()[:12]:
+        return None
+    try:
+        return [parse(dict(zip(NAMES, cells, strict=True))) for cells in rows]
+    except ValueError:  # in `seconds`, which the digest does not cover
+        return None
+
+
+def _add(digest: Any, cells: Iterable[str]) -> None:
+    counted = (c for name, c in zip(NAMES, cells, strict=True) if name not in _NOT_COUNTED)
+    digest.update(_line(counted))
+
+
+def _value(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return escape_cell(value) if isinstance(value, str) else str(value)
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _cells(raw: bytes) -> Any:
+    return csv.reader([raw.decode().rstrip("\r")], strict=True)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return ``lines 3 and 7 to 9 are``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    words = [f"{low}" if low == high else f"{low} to {high}" for low, high in runs]
+    if len(words) > _SHOWN:
+        words = [*words[:_SHOWN], f"{len(words) - _SHOWN} more places"]
+    last = words.pop()
+    if not words and last.isdigit():
+        return f"line {last} is"
+    return f"lines {', '.join(words)}{' and ' if words else ''}{last} are"
+
+
+def _write(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _keep_aside(place: Path) -> None:
+    """Give the file a second name, under which it stays when another takes its place."""
+    aside = place.with_name(f"{place.name}.damaged")
+    part = place.with_name(f"{place.name}.damaged.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(place, part)
+    except OSError:  # a file system without links
+        shutil.copyfile(place, part)
+    part.replace(aside)
+    part.unlink(missing_ok=True)  # two names of one file, after a kill: nothing was moved
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows opens no folder
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

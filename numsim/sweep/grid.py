@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError
-from numsim.formats import Format, get_format
+from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, warn
+from numsim.formats import Format, get_format, table_name
 from numsim.models import Recipe, Rule
-from numsim.quant import QUANTS, Quant
+from numsim.quant import QUANTS, Quant, recipe_name
 from numsim.targets import Target, get_target, list_targets, rule_for
 from numsim.targets.table import label
 
@@ -105,18 +104,16 @@ class Storage:
     @classmethod
     def of(cls, given: str | Quant | Format) -> Storage:
         """Return the storage that a name, a `Quant` or a `Format` stands for."""
-        if isinstance(given, str) and given in QUANTS:
-            return cls(given, QUANTS[given].fmt, QUANTS[given])
         rule = given if isinstance(given, Quant) else None
-        named = next((name for name, known in QUANTS.items() if known == rule), None)
+        named = next((name for name, known in QUANTS.items() if known == rule), recipe_name(given))
         if named is not None:
-            return cls(named, QUANTS[named].fmt, rule)
-        fmt = get_format(given) if not isinstance(given, Quant) else given.fmt
+            return cls(named, QUANTS[named].fmt, QUANTS[named])
+        fmt = given.fmt if isinstance(given, Quant) else get_format(given)
         if rule is None:
-            return cls(fmt.name, fmt, digest="" if _is_named(fmt) else _digest(Quant(fmt)))
+            return cls(fmt.label, fmt, digest="" if table_name(fmt) else _digest(Quant(fmt)))
         said = rule.block is None and rule == Quant(fmt, rule.granularity, rounding=rule.rounding)
-        digest = "" if said and _is_named(fmt) else _digest(rule)
-        return cls(fmt.name, fmt, rule, rule.rounding, digest)
+        digest = "" if said and table_name(fmt) else _digest(rule)
+        return cls(fmt.label, fmt, rule, rule.rounding, digest)
 
     @property
     def unit(self) -> str:
@@ -146,13 +143,6 @@ class Storage:
         return weights, activations
 
 
-def _is_named(fmt: Format) -> bool:
-    try:
-        return get_format(fmt.name) == fmt
-    except NumsimError:
-        return False
-
-
 def _digest(rule: Quant) -> str:
     return Recipe((("*", Rule(rule, rule)),)).digest()
 
@@ -168,10 +158,9 @@ def check_granularities(entries: list[Storage], asked: tuple[str, ...] | None) -
             f"sweep: storage rules bring scales of their own: {words}; granularity "
             f"{', '.join(asked)} is for plain formats; leave it out, or add a plain format"
         )
-    warnings.warn(
+    warn(
         f"sweep: granularity is ignored by storage rules, which bring scales of their own: {words}",
         SkippedWarning,
-        stacklevel=4,
     )
 
 

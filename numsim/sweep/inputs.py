@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
     tokens: NDArray[np.int64]  # [count, length]: what is scored, or the sentences
     keep: NDArray[np.bool_] | None = None  # [count, length], of sentences
     source: NDArray[np.int64] | None = None  # [count, length'], of an encoder-decoder
+    last: bool = False  # the last token of a sentence stands for it, not the mean
 
     def run(self, model: Model, part: slice, recipe: Recipe | None, taps: list[str]) -> Run:
         """Run the rows of `part`; sentences are cut to the longest of them."""
@@ -43,10 +44,15 @@ class Inputs(NamedTuple):
         return keep[:, : int(keep.sum(axis=1).max())]
 
     def embeddings(self, run: Run, part: slice) -> NDArray[np.float64]:
-        """Return the mean last hidden state of the kept tokens, one unit vector a sentence."""
+        """Return one unit vector a sentence, of the last hidden states of its kept tokens.
+
+        Their mean; of a network whose tokens see only earlier ones, the state of the last.
+        """
         states = run.hidden_states[-1].astype(np.float64)  # [B, T, H]
         keep = self.kept(part)[..., None]  # [B, T, 1]
-        mean = (states * keep).sum(axis=1) / keep.sum(axis=1)
+        if self.last:
+            keep = keep & (np.cumsum(keep, axis=1) == keep.sum(axis=1, keepdims=True))
+        mean = np.where(keep, states, 0.0).sum(axis=1) / keep.sum(axis=1)
         unit: NDArray[np.float64] = mean / np.sqrt((mean * mean).sum(axis=1, keepdims=True))
         return unit
 
@@ -54,10 +60,10 @@ class Inputs(NamedTuple):
 def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
     """Cut a text as the network needs it.
 
-    Decoders get windows without overlap, each begun by the begin-of-text token. Of an
-    encoder-decoder the encoder reads the first half of a window and the decoder is scored on the
-    second. Encoders get sentences: see `sentences`; token ids of an encoder are [sentences,
-    tokens], of any other network [tokens].
+    Decoders get windows without overlap, each begun by the begin-of-text token, or as
+    `window_start` says. Of an encoder-decoder the encoder reads the first half of a window and the
+    decoder is scored on the second. Encoders, trunks and classifiers get sentences: see
+    `sentences`; their token ids are [sentences, tokens], of any other network [tokens].
 
     Raises
     ------
@@ -66,7 +72,7 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
         token, or the tokenizer gives ids that the model does not have.
     """
     if not isinstance(text, str) and text.ndim != (1 if arch.head else 2):
-        rule = "an encoder, are an integer array [sentences, tokens]"
+        rule = "which reads texts one by one, are an integer array [sentences, tokens]"
         change = "reshape them, one sentence is ids[None]"
         if arch.head:
             rule = "which reads running text, are an integer array [tokens]"
@@ -76,13 +82,23 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
             f"{list(text.shape)}; {change}"
         )
     if not arch.head:
-        inputs = sentences(tools, spec, text)
+        if spec.window_start != "bos":
+            raise NumsimError(
+                f"sweep: window_start begins windows of a running text; got "
+                f"{spec.window_start} for {arch.family}, which reads texts one by one; leave it out"
+            )
+        inputs = sentences(tools, spec, text, pad=arch.pad or 0)
         token_ids(inputs.tokens, "tokens", arch.vocab)
-        return inputs
+        return inputs._replace(last=arch.causal)
     tokens = windows(tools, spec, text)
     token_ids(tokens, "tokens", arch.vocab)  # all of them, before the first is run
     if not arch.decoder_layers:
         return Inputs(tokens)
+    if spec.window_start == "none":
+        raise NumsimError(
+            "sweep: a decoder that reads an encoder's output begins with a token; got window_start "
+            "'none'; bos or eos"
+        )
     half = tokens.shape[1] // 2
     if half < 1 or tokens.shape[1] - half < 2:
         raise NumsimError("sweep: an encoder-decoder needs windows of 3 tokens; give more text")
@@ -91,12 +107,12 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
 
 
 def windows(tools: TextTools, spec: SweepSpec, text: Text) -> NDArray[np.int64]:
-    """Cut a text into windows [count, window], each begun by the begin-of-text token.
+    """Cut a text into windows [count, window], each begun as `window_start` says.
 
     Raises
     ------
     NumsimError
-        Where the text gives no token, or the model has no begin-of-text token.
+        Where the text gives no token, or the model has no such token to begin with.
 
     Examples
     --------
@@ -106,11 +122,11 @@ def windows(tools: TextTools, spec: SweepSpec, text: Text) -> NDArray[np.int64]:
     >>> windows(tools, SweepSpec(window=4), "one two three four").shape
     (2, 4)
     """
-    return tools.windows(text, spec.window, limit=spec.limit_tokens)
+    return tools.windows(text, spec.window, limit=spec.limit_tokens, start=spec.window_start)
 
 
-def sentences(tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
-    """Tokenise the paragraphs of a text, with special tokens, padded to the longest.
+def sentences(tools: TextTools, spec: SweepSpec, text: Text, *, pad: int = 0) -> Inputs:
+    """Tokenise the paragraphs of a text, with special tokens, padded to the longest with `pad`.
 
     Paragraphs end at an empty line and count from 150 characters on; each is cut to the window,
     the longest sequence of the model and the length its tokenizer truncates to. `limit_tokens`
@@ -129,23 +145,21 @@ def sentences(tools: TextTools, spec: SweepSpec, text: Text) -> Inputs:
             given = given[: max(1, spec.limit_tokens // given.shape[1])]
         return Inputs(given, np.ones(given.shape, np.bool_))
     paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
-    rows: list[list[int]] = []
+    usable = [paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST]
+    rows: list[NDArray[np.int64]] = []
     total = 0
-    for paragraph in paragraphs:
-        if len(paragraph) < SHORTEST:
-            continue
-        ids = tools.sentence(paragraph, longest)
+    for ids in tools.sentences(usable, longest, total=spec.limit_tokens) if usable else ():
         if rows and spec.limit_tokens is not None and total + len(ids) > spec.limit_tokens:
             break
         total += len(ids)
         rows.append(ids)
     if not rows:
         raise NumsimError(
-            f"sweep: an encoder needs a paragraph of {SHORTEST} characters or more; the text has "
-            "none; give another text"
+            f"sweep: a network that reads texts one by one needs a paragraph of {SHORTEST} "
+            "characters or more; the text has none; give another text"
         )
     shape = (len(rows), max(map(len, rows)))
-    tokens, keep = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    tokens, keep = np.full(shape, pad, np.int64), np.zeros(shape, np.bool_)
     for i, ids in enumerate(rows):
         tokens[i, : len(ids)], keep[i, : len(ids)] = ids, True
     return Inputs(tokens, keep)

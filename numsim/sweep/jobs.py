@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.kernels.jit import limit_threads, threads
 
 S = TypeVar("S")
@@ -25,7 +31,8 @@ def in_processes(
     """Yield ``work(start(argument), item)`` in order; each of `jobs` processes starts once.
 
     The processes share the threads of this one. They are fresh interpreters (no fork: threads do
-    not survive one), so `start`, `work` and what they take must be importable and picklable.
+    not survive one), so `start`, `work` and what they take must be importable and picklable. They
+    end with this one, however it ends, and at once where the caller closes the iterator.
 
     Raises
     ------
@@ -33,24 +40,59 @@ def in_processes(
         A process was killed, as for want of memory.
     """
     jobs = min(jobs, len(items))
+    context = get_context("spawn")
+    ended, alive = context.Pipe(duplex=False)  # nothing is sent: its end is the message
     pool = ProcessPoolExecutor(
-        jobs, get_context("spawn"), _start, (start, argument, max(1, threads() // jobs))
+        jobs, context, _start, (start, argument, max(1, threads() // jobs), ended)
     )
+    done = False
     try:
-        yield from pool.map(_work, [work] * len(items), items)
+        with _interrupts_are_ours():
+            results = pool.map(_work, [work] * len(items), items)
+        yield from results
+        done = True
     except BrokenProcessPool:
         raise NumsimError(
             f"sweep: one of {jobs} processes ended early, as for want of memory, or the script "
             'that calls sweep lacks `if __name__ == "__main__":`; use fewer jobs, or --resume'
         ) from None
     finally:
+        if not done:
+            alive.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        alive.close()
+        ended.close()
 
 
-def _start(start: Callable[[A], S], argument: A, share: int) -> None:
+@contextmanager
+def _interrupts_are_ours() -> Iterator[None]:
+    """Let processes that start meanwhile ignore Ctrl-C, which the terminal sends to all."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let them through when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@known_floats
+def _start(start: Callable[[A], S], argument: A, share: int, ended: Connection) -> None:
+    threading.Thread(target=_end_with, args=(ended,), daemon=True).start()
     limit_threads(share)
     _STATE[:] = [start(argument)]
 
 
+def _end_with(ended: Connection) -> None:
+    """End this process when the one that began it is gone or wants no more."""
+    try:
+        ended.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+@known_floats
 def _work(work: Callable[[Any, I], R], item: I) -> R:
     return work(_STATE[0], item)

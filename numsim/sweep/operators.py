@@ -175,6 +175,7 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
         "text": case.text,
         "recipe": case.recipe_name or None,
         "recipe_digest": digest,
+        "ignored_keys": " ".join(case.ignored_keys) or None,
         "format": case.called,
         "emulated": not all(rule.is_plain for rule in rules),
     }
@@ -186,8 +187,8 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
     scaled = weights if weights.granularity != "none" else activations
     grid = case.target and not rule.is_plain  # in doubt, a unit of one's own goes by its file
     return {
-        "weight_format": weights.fmt.name,
-        "act_format": activations.fmt.name,
+        "weight_format": weights.fmt.label,
+        "act_format": activations.fmt.label,
         "granularity": "+".join(sides),
         "block": weights.block or activations.block,
         "scale_format": None if scaled.granularity == "none" else scaled.scale_format,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.formats import get_format
+from numsim.formats import Format, get_format
 from numsim.models import Rule
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import get_target, matmul
@@ -65,7 +65,7 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
             and (r.pair_bits is None or 2 * pair <= 2.0 ** (r.pair_bits - 1) - 1)
             for r in integers
         )
-    names = {rule.out_format, "float32"}
+    names: set[str | Format] = {rule.out_format, "float32"}
     for r in rules:
         if isinstance(r, Mac):
             names |= {r.acc_format, r.product_format or r.acc_format}

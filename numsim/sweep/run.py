@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +17,19 @@ from numpy.typing import NDArray
 
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
-from numsim.errors import NumsimError
+from numsim.errors import ConfigKeyWarning, NumsimError
+from numsim.files import check_regular
+from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
 from numsim.losses import with_losses
 from numsim.models import Model, Recipe, Rule, load_model
+from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
-from numsim.sweep.csv import RowWriter, check_writable, finished_rows, parse
+from numsim.sweep.csv import ResultsFile
 from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+@known_floats
 def sweep(
     spec: SweepSpec | dict[str, Any] | str | Path | None = None, *,
     progress: Progress | None = None, **fields: Any,
@@ -109,11 +115,17 @@ def sweep(
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
     tell = progress or (lambda what, done, total: None)
-    if plan.out is not None:
-        check_writable(plan.out)
-        if plan.text is not None and plan.out.resolve() == plan.text.resolve():
-            raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
+    if _are_one_file(plan.out, plan.text):
+        raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
+    with ResultsFile(plan.out, resume=plan.resume, force=plan.force) as results:
+        return _sweep(plan, results, tell)
+
+
+def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
+    if isinstance(plan.model, Path):
+        plan = plan.model_copy(update={"model": find_folder(plan.model)})
     model, model_hash = _read_model(plan)
+    plan = plan.model_copy(update={"ignore_keys": model.ignored_keys})  # those it has
     text = _read_text(plan.text)
     text_hash = _text_hash(text)
     text_name = plan.text.name if plan.text else "course.rst"
@@ -122,9 +134,9 @@ def sweep(
         products=model.gemm_names(),
     )  # fmt: skip
     inputs = read_inputs(model.arch, _text_tools(model), plan, text)
-    kept = finished_rows(plan.out) if plan.resume and plan.out else []
     labels = {case.case_id: case.label for case in todo}
-    done = {str(row["case_id"]) for row in kept}
+    rows = list(results.kept)
+    done = {row["case_id"] for row in rows}
     todo = [case for case in todo if case.case_id not in done]
     plan = plan.model_copy(update={"jobs": max(1, min(plan.jobs, len(todo)))})
     if plan.memory_limit is not None:
@@ -135,11 +147,8 @@ def sweep(
         except NumsimError as error:
             shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
             raise NumsimError(f"{error}{shared}") from None
-    rows = [parse(row) for row in kept]
-    with RowWriter(plan.out, kept) as writer:
-        for row in with_losses(plan.out, done, _run_cases(plan, model, inputs, todo, tell)):
-            writer.write(row)
-            rows.append(row)
+    with closing(_run_cases(plan, model, inputs, todo, tell)) as new:  # ends processes at once
+        rows += map(results.write, with_losses(plan.out, done, new))
     frame = as_frame(rows)
     failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
         f"{labels[row['case_id']]}: {row['error']}"
@@ -151,11 +160,23 @@ def sweep(
     return frame
 
 
+def _are_one_file(out: Path | None, text: Path | None) -> bool:
+    with suppress(OSError, ValueError):
+        return out is not None and text is not None and out.samefile(text)
+    return False
+
+
 def _read_model(plan: SweepSpec) -> tuple[Model, str]:
     """Return the network and a hash of all that decides its numbers."""
     if not isinstance(plan.model, Model):
         folder = Path(plan.model or bundled_model_dir())
-        return load_model(folder, memory_limit=plan.memory_limit), folder_hash(folder)
+        model = load_model(folder, memory_limit=plan.memory_limit, ignore_keys=plan.ignore_keys)
+        return model, folder_hash(folder)
+    if plan.ignore_keys:
+        raise NumsimError(
+            "sweep: ignore_keys are for reading config.json; got them and a Model, which was read; "
+            "give them to load_model"
+        )
     model = plan.model  # its tensors may be others than those of its folder, or of its cache
     model = replace(model, cache=OperandCache(model.cache.limit_bytes))
     digest = hashlib.sha256(repr(model.arch).encode())
@@ -176,7 +197,7 @@ def _text_tools(model: Model) -> TextTools:
 
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Yield the rows of all cases, run here, in `plan.jobs` processes or on a cluster."""
     batches = math.ceil(len(inputs.tokens) / plan.batch)
     total = batches * (len(todo) + 1)
@@ -215,7 +236,12 @@ def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
     model = plan.model
     if not isinstance(model, Model):
-        model = load_model(model or bundled_model_dir(), memory_limit=_share(plan))
+        with warnings.catch_warnings():  # said once, by the process that began the sweep
+            warnings.simplefilter("ignore", ConfigKeyWarning)
+            model = load_model(
+                model or bundled_model_dir(), memory_limit=_share(plan),
+                ignore_keys=plan.ignore_keys,
+            )  # fmt: skip
     inputs = read_inputs(model.arch, _text_tools(model), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 
@@ -269,6 +295,7 @@ class FailedCases(NumsimError):
 def _read_text(path: Path | None) -> Text:
     if path is None:
         return bundled_text()
+    check_regular(path, "sweep: cannot read the text")
     if path.suffix == ".npy":
         return _read_ids(path)
     try:
@@ -279,6 +306,10 @@ def _read_text(path: Path | None) -> Text:
         raise NumsimError(f"sweep: the text {path} is not UTF-8 ({error.reason})") from None
     except ValueError:
         raise NumsimError("sweep: a file name has no NUL character; name another text") from None
+    except MemoryError:
+        raise NumsimError(
+            f"sweep: the text {path} is larger than memory; cut it, or give token ids in .npy"
+        ) from None
 
 
 def _read_ids(path: Path) -> NDArray[np.int64]:
@@ -306,19 +337,21 @@ def run_reference(
 ) -> Reference:
     """Run the float64 reference over all windows."""
     count, length = inputs.tokens.shape
-    hidden, head = model.arch.hidden, model.arch.head
-    scored = length - 1 if head else 0
+    hidden, head, labels = model.arch.hidden, model.arch.head, model.arch.labels
+    scored = length - 1 if head else min(labels, 1)
     reference = Reference(
         inputs,
         np.empty((count, hidden)),
         np.empty((count, 0 if head else length, hidden), np.float32),
-        np.empty((count, scored, model.arch.vocab), np.float32),
+        np.empty((count, scored, max(2, labels) if labels else model.arch.vocab), np.float32),
         np.empty((count, scored)),
     )
     for n, part in enumerate(_batches(count, batch)):
         taps = tap_names(model.gemm_names(), ("in", "operand", "out")) if n == 0 else []
         run = inputs.run(model, part, None, taps)
-        if scored:
+        if labels:
+            reference.logits[part] = _answers(run.logits)
+        elif scored:
             reference.logits[part] = run.logits[:, :-1]
             reference.nll[part] = metrics.token_nll(run.logits, inputs.tokens[part])
         else:
@@ -345,7 +378,7 @@ def case_rows(
     digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
     whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
-    whole |= stored_bits(model, rules, reference) | _of_the_run(model, reference)
+    whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)
     try:
         whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
     except NumsimError as error:
@@ -375,6 +408,9 @@ def _run_case(
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
+        elif model.arch.labels:
+            want = reference.logits[part]
+            compared[part] = _compare(want, _answers(run.logits), want.argmax(axis=-1))
         else:
             both = reference.embeddings[part] * inputs.embeddings(run, part)
             cosines[part] = both.sum(axis=1)
@@ -385,6 +421,8 @@ def _run_case(
     with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
         if model.arch.head:
             found = _language(compared, reference)
+        elif model.arch.labels:
+            found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
             found = _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
     if all(rule.is_plain for rule in rules.values()):
@@ -392,11 +430,13 @@ def _run_case(
     return found
 
 
-def _of_the_run(model: Model, reference: Reference) -> dict[str, Any]:
+def _of_the_run(model: Model, case: Case, reference: Reference) -> dict[str, Any]:
     """Return what all cases on one text share."""
+    shared = {"unused_keys": " ".join(model.unused_keys) or None}
     if not model.arch.head:
-        return {"tokens": _tokens(reference.inputs)}
-    return {
+        return shared | {"tokens": _tokens(reference.inputs)}
+    return shared | {
+        "window_start": case.window_start,
         "tokens": reference.nll.size,
         "perplexity_reference": metrics.perplexity(reference.nll),
     }
@@ -408,24 +448,40 @@ def _tokens(inputs: Inputs) -> int:
 
 def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, Any]:
     """Return the figures of a network with logits."""
+    dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
+    elements = reference.nll.size * reference.logits.shape[-1]
+    return _agreement(compared, reference, elements) | {
+        "perplexity": metrics.perplexity(compared[..., 0].reshape(-1)),
+        "dnll": dnll,
+        "dnll_stderr": stderr,
+    }
+
+
+def _agreement(
+    compared: NDArray[np.float64], reference: Reference, elements: int
+) -> dict[str, Any]:
+    """Return the figures of logits, of tokens or of labels, `elements` in all."""
     each = compared.reshape(-1, 8)
     total = each.sum(axis=0)
-    dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
     largest = max(-float(reference.logits.min()), float(reference.logits.max()))
     return {
         "sqnr_cumulative_db": ratio_db(total[3], total[4]),
-        "mse": float(total[4]) / (len(each) * reference.logits.shape[-1]),
+        "mse": float(total[4]) / elements,
         "max_abs": float(each[:, 7].max()),
         "max_ulp": metrics.ulps(float(each[:, 7].max()), largest),
         "cosine": cosine(total[5], total[3], total[6]),
         "kl_nats": float(total[1]) / len(each),
         "kl_stderr": _stderr(each[:, 1]),
         "top1_agreement": float(total[2]) / len(each),
-        "perplexity": metrics.perplexity(each[:, 0]),
-        "dnll": dnll,
-        "dnll_stderr": stderr,
         "losses": {"nll": compared[..., 0].copy(), "kl": compared[..., 1].copy()},
     }
+
+
+def _answers(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return a classifier's logits as [B, 1, labels]; one alone is that of yes, beside 0 for no."""
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    return logits[:, None]
 
 
 def _sentences(

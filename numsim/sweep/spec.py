@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names
+from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
+from numsim.files import check_regular
 from numsim.formats import Format
 from numsim.models import Model, Recipe
 from numsim.models.gemm import fitting_rules
@@ -37,15 +37,15 @@ class SweepSpec(BaseModel):
     Parameters
     ----------
     model, text
-        A Hugging Face folder or a `Model`, and a UTF-8 file or token ids in a ``.npy`` file (for
-        folders without tokenizer.json), an integer array [tokens], of an encoder [sentences,
-        tokens]. None: the bundled ones. Of an encoder-decoder the encoder reads the first half of
-        each window and the decoder is scored on the second, so about half of the ids count as
-        `tokens`.
+        A Hugging Face folder, ``org/name`` in the hub's local cache or a `Model`, and a UTF-8 file
+        or token ids in a ``.npy`` file (for folders without tokenizer.json), an integer array
+        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled
+        ones. Of an encoder-decoder the encoder reads the first half of each window and the decoder
+        is scored on the second, so about half of the ids count as `tokens`.
     formats
-        Element formats of weights and activations (names or `Format`), and storage rules: named
-        ones (``mxfp4_e2m1``) and `Quant`, which bring scales and rounding of their own. None: ten
-        formats, or none where there are `recipes`.
+        Element formats of weights and activations (names, TOML files of `numsim.Format`, or
+        `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
+        and rounding of their own. None: ten formats, or none where there are `recipes`.
     recipes
         `Recipe` or TOML files of them, a case each beside those of the grid: overrides by glob.
     granularities
@@ -62,7 +62,12 @@ class SweepSpec(BaseModel):
     limit_tokens
         Use only so many tokens of the text.
     window, batch
-        Tokens in a window (its first is the begin-of-text token), windows run together.
+        Tokens in a window, windows run together.
+    window_start
+        What begins each window: ``bos``, the begin-of-text token; ``eos``, the end-of-text token,
+        where config.json names no other; ``none``, the text itself.
+    ignore_keys
+        Keys of config.json to read over, as in `load_model`; the results name them.
     seed
         Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
         it.
@@ -76,9 +81,11 @@ class SweepSpec(BaseModel):
         `jobs`: the same rows. Each loads the model once and must see the same files. Needs
         ``pip install 'numsim[cluster]'``.
     out
-        CSV file, or None.
+        CSV file, or None. One sweep writes it at a time.
     resume
         Keep the finished cases of `out` and compute the others.
+    force
+        Replace `out`, which is an error where it exists and neither is given.
 
     Examples
     --------
@@ -96,15 +103,18 @@ class SweepSpec(BaseModel):
     granularities: tuple[str, ...] | None = None
     targets: tuple[str | InstanceOf[Target], ...] | None = None
     rounding: str = "rne"
-    limit_tokens: int | None = Field(default=None, ge=1)
-    window: int = Field(default=256, ge=2)
-    batch: int = Field(default=8, ge=1)
+    limit_tokens: int | None = Field(default=None, ge=1, lt=1 << 63)
+    window: int = Field(default=256, ge=2, lt=1 << 63)
+    window_start: Literal["bos", "eos", "none"] = "bos"
+    ignore_keys: tuple[str, ...] = ()
+    batch: int = Field(default=8, ge=1, lt=1 << 63)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     jobs: int = Field(default=1, ge=1, le=1024)
     scheduler: str | None = None
     memory_limit: int | str | None = None
     out: Path | None = None
     resume: bool = False
+    force: bool = False
 
 
 def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -> SweepSpec:
@@ -138,7 +148,10 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         where = ".".join(str(part) for part in first["loc"])
         unknown = first["type"] == "extra_forbidden"
         near = near_names(where, SweepSpec.model_fields) if unknown else ""
-        raise NumsimError(f"sweep: {where}: {first['msg']}; got {first['input']!r}{near}") from None
+        got = first["input"]
+        digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
+        shown = "a number of hundreds of digits" if digits else repr(got)
+        raise NumsimError(f"sweep: {where}: {first['msg']}; got {shown}{near}") from None
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
@@ -149,6 +162,7 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     NumsimError
         Where the file cannot be read or is not TOML.
     """
+    check_regular(path, "sweep")
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -180,6 +194,8 @@ class Case:
     stored: tuple[Quant, Quant] | None = field(default=None, compare=False, repr=False)  # as given
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
+    window_start: str = "bos"
+    ignored_keys: tuple[str, ...] = ()  # of config.json
 
     @property
     def case_id(self) -> str:
@@ -236,7 +252,8 @@ def folder_hash(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
+        digest.update(path.name.encode(errors="surrogateescape"))
+        check_regular(path, "sweep")
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -271,6 +288,7 @@ def cases(
     case = partial(
         Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
+        window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
     )  # fmt: skip
     formats: tuple[str | Quant | Format, ...] | None = spec.formats
     if formats is None and spec.recipes:
@@ -294,7 +312,7 @@ def cases(
         if chosen and not taken:
             raise UnsupportedError(
                 f"sweep: none of the targets {', '.join(called for called, _, _ in units)} "
-                f"multiplies {entry.fmt.name}; add ideal.fp32, or leave the format out"
+                f"multiplies {entry.fmt.label}; add ideal.fp32, or leave the format out"
             )
         rounding = entry.rounding or spec.rounding
         for granularity in entry.granularities(spec.granularities, rounding):
@@ -307,10 +325,9 @@ def cases(
                 for called, digest, unit in taken
             ]  # fmt: skip
     if skipped:
-        warnings.warn(
+        warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
             SkippedWarning,
-            stacklevel=3,
         )
     for given in spec.recipes:
         recipe = given if isinstance(given, Recipe) else Recipe.from_toml(given)

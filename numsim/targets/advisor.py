@@ -10,6 +10,7 @@ import numpy as np
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.ops import matmul
@@ -20,6 +21,7 @@ Operand = QTensor | Format | str
 _WIDEST = 1 << 20  # bits of a search that no real unit reaches
 
 
+@known_floats
 @dataclass(frozen=True)
 class AccumulatorBits:
     """Bits of a two's-complement accumulator that adds products exactly, sign included.
@@ -80,6 +82,7 @@ class AccumulatorBits:
         return min([*ends, top // -low] if low else ends, default=_WIDEST)
 
 
+@known_floats
 def accumulator_bits(
     a: Operand, b: Operand, *, k: int | None = None, symmetric: bool = False
 ) -> AccumulatorBits:
@@ -129,7 +132,7 @@ def accumulator_bits(
     products = [int(x * y / unit) for x in ends_a for y in ends_b]
     low, high = min(products), max(products)
     return AccumulatorBits(
-        (fa.name, fb.name), depth, unit, signed_bits(low, high),
+        (fa.label, fb.label), depth, unit, signed_bits(low, high),
         signed_bits(depth * min(low, 0), depth * high),
         _weight_bound(b, max(abs(x) for x in ends_a) / quantum(fa), depth),
         _measured(a, b), (min(low, 0), max(high, 0)),
@@ -145,7 +148,7 @@ def _format(operand: Operand, name: str) -> Format:
     fmt = operand.fmt if isinstance(operand, QTensor) else get_format(operand)
     if fmt.kind == "float" and not fmt.zero:
         raise UnsupportedError(
-            f"accumulator_bits: {name} is an element format; {fmt.name} holds scales"
+            f"accumulator_bits: {name} is an element format; {fmt.label} holds scales"
         )
     return fmt
 

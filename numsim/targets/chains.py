@@ -43,8 +43,8 @@ def chained(
         parts = [_part(rule, a, b, ks, out, target, engine) for ks in chains]
         sums.append(_added(parts, [int(ks[-1]) for ks in chains], rule, engine))
     ends = [int(chains[-1][-1]) for chains in positions]
-    if target.split_order == "pairwise" and len(sums) > 1:
-        sums, ends = [sums[-1], *sums[:-1]], [ends[-1], *ends[:-1]]
+    if target.split_order == "pairwise":
+        sums, ends = _paired(sums, ends, rule, engine)
     if c is not None:
         sums, ends = [c, *sums], [0, *ends]
     total = _added(sums, ends, rule, engine)
@@ -67,6 +67,26 @@ def _part(
     except Overflowed as found:
         found.k = int(ks[found.k])
         raise
+
+
+def _paired(
+    sums: list[NDArray[Any]], ends: list[int], rule: Rule, engine: Engine
+) -> tuple[list[NDArray[Any]], list[int]]:
+    """Return what ``pairwise`` adds in order: the last part, then the others two by two.
+
+    With S parts and h = ceil(S / 2), part i meets part i + h where that is not the last part:
+    ``((p4 + (p0 + p3)) + p1) + p2`` for five.
+    """
+    *rest, last = sums
+    half = (len(sums) + 1) // 2
+    pairs = [[i, i + half] if i + half < len(rest) else [i] for i in range(min(half, len(rest)))]
+    slots = [
+        _added([rest[i] for i in pair], [ends[i] for i in pair], rule, engine)
+        if len(pair) > 1
+        else rest[pair[0]]
+        for pair in pairs
+    ]
+    return [last, *slots], [ends[-1], *(ends[pair[-1]] for pair in pairs)]
 
 
 def _added(parts: list[NDArray[Any]], ends: list[int], rule: Rule, engine: Engine) -> NDArray[Any]:

@@ -11,10 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, index_of
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.formats import Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import Format, get_format, table_name
 from numsim.targets.units import round_to
 
+_TYPES = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
 
+
+@known_floats
 def epilogue(
     acc: ArrayLike,
     *,
@@ -32,7 +36,7 @@ def epilogue(
     Parameters
     ----------
     acc
-        float32, float16, bfloat16 or integer accumulator, any shape.
+        float32, float16, bfloat16 or integer accumulator, any shape; Python numbers as float32.
     alpha
         fp32(scale_a * scale_b).
     out_format
@@ -40,7 +44,7 @@ def epilogue(
     scale_result
         Factor before an 8-bit output; None: 1.
     bias
-        float32, broadcasts against `acc`.
+        As `acc`; broadcasts against it.
 
     Returns
     -------
@@ -51,7 +55,8 @@ def epilogue(
     UnsupportedError
         For another output format.
     NumsimError
-        For what is not numbers, and a bias that does not broadcast to the shape of `acc`.
+        For arrays of other types (float64 would be rounded twice), and a bias that does not
+        broadcast to the shape of `acc`.
 
     Source
     ------
@@ -63,6 +68,7 @@ def epilogue(
     array([126], dtype=uint8)
     """
     out = get_format(out_format)
+    known = table_name(out)  # "" for a Format of one's own
     total = _numbers(acc, "acc")
     factor = _scalar(alpha, "alpha")
     after = _scalar(1.0 if scale_result is None else scale_result, "scale_result")
@@ -76,18 +82,18 @@ def epilogue(
         y = (total.astype(np.float64) * np.float64(factor) + 0.0).astype(np.float32)
         if added is not None:
             y = y + added
-        if out.name == "float32":
+        if known == "float32":
             y = np.asarray(y)
             y.view(np.uint32)[np.isnan(y)] = 0x7FFFFFFF
             return y
-        if out.name in ("float16", "bfloat16"):
+        if known in ("float16", "bfloat16"):
             rounded = round_to(np.asarray(y), out)
             rounded.view(np.uint16)[np.isnan(y)] = 0x7FFF
             return rounded
-        if out.name not in ("float8_e4m3fn", "float8_e5m2"):
+        if known not in ("float8_e4m3fn", "float8_e5m2"):
             raise UnsupportedError(
                 "epilogue: out_format is float32, float16, bfloat16, float8_e4m3fn or "
-                f"float8_e5m2; got {out.name}"
+                f"float8_e5m2; got {out.label}"
             )
         y = np.asarray(y * after, np.float32)
     codes = encode(np.where(np.isnan(y), np.float32(0.0), y), out)
@@ -96,10 +102,11 @@ def epilogue(
 
 def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:
     array = as_array(f"epilogue: {name}", x)
-    if array.dtype.kind not in "iuf" and array.dtype != ml_dtypes.bfloat16:
+    plain = array.dtype == np.float64 and not hasattr(x, "dtype")  # lists of Python's numbers
+    if array.dtype.kind not in "iu" and array.dtype.newbyteorder("=") not in _TYPES and not plain:
         raise NumsimError(
-            f"epilogue: {name} holds real numbers; got {array.dtype}; pass float32, as "
-            "numsim.matmul returns it"
+            f"epilogue: {name} holds float32, float16, bfloat16 or integers; got {array.dtype}; "
+            "pass what numsim.matmul returns"
         )
     with np.errstate(all="ignore"):
         return array.astype(np.float32)
@@ -125,6 +132,7 @@ def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
         return False
 
 
+@known_floats
 def requantize(
     acc: ArrayLike,
     *,
@@ -201,8 +209,8 @@ def requantize(
         threshold = (mask >> 1) + (high < 0)
         y = (high >> right) + (remainder > threshold)
     y = y + zero
-    low, high_limit = int(out.min * 2.0**out.bias), int(out.max * 2.0**out.bias)
-    codes: NDArray[Any] = np.clip(y, low, high_limit).astype(out.code_dtype)
+    top = 1 << (out.bits - out.signed)
+    codes: NDArray[Any] = np.clip(y, -top if out.signed else 0, top - 1).astype(out.code_dtype)
     return codes
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from numsim.convert import encode
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError, UnvalidatedWarning
-from numsim.formats import Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
@@ -28,6 +30,7 @@ _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
 _INTEGERS = ((100, 100), (-7, 3), (127, 127), (1, -128))
 
 
+@known_floats
 def explain_mma(
     target: str | Target,
     *,
@@ -160,10 +163,15 @@ def _operands(
 def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any) -> ArrayLike:
     from numsim.targets import ops
 
-    wanted = None if out_format is None else get_format(out_format).name
+    wanted = None if out_format is None else format_name(out_format, "explain mma: out_format")
     kind, rule = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, wanted)
     if isinstance(c, bool) or not isinstance(c, int | float | np.integer | np.floating):
         raise NumsimError(f"explain mma: c is a number; got {c!r}")
+    if isinstance(c, int) and c.bit_length() > 1023:
+        raise NumsimError(
+            "explain mma: c is within float64, of an integer unit within 64 bits; got a whole "
+            f"number of {c.bit_length()} bits"
+        )
     if isinstance(rule, IntSum):
         low, high = limits(64)
         if not (math.isfinite(c) and c == int(c) and low <= int(c) <= high):
@@ -194,9 +202,11 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
             yield f"step {number}, k = {_span(step.positions)}: accumulator {_number(step.before)}"
             yield from (f"  {line}" for line in steps.lines(found, step))
             yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
+    order = "pairwise" if unit.split_order == "pairwise" and unit.split_k > 1 else "in order"
     for total in found.sums:
-        yield f"parts added in order: {_number(total)}, {hex_word(total)}"
-    outside = a.scale is not None and found.chains[0][0].a.scale_codes is None
+        yield f"parts added {order}: {_number(total)}, {hex_word(total)}"
+    scaled = a.scale is not None or b.scale is not None
+    outside = scaled and found.chains[0][0].a.scale_codes is None
     if outside or a.tensor_scale is not None:
         above = scaling.tensor_scale(a, b)
         of = "" if above is None else f": of the whole tensors {_number(above)}"
@@ -211,7 +221,7 @@ def _span(positions: Any) -> str:
 
 def _number(array: Any) -> str:
     value = np.asarray(array).item()
-    return str(value) if isinstance(value, int) else f"{float(value):.12g}"
+    return exact_text(value if isinstance(value, int) else float(value))
 
 
 def _bits(array: Any, found: Trace) -> str:
@@ -221,7 +231,7 @@ def _bits(array: Any, found: Trace) -> str:
         return hex_word(array)
     fmt = get_format(found.accumulator)
     code = int(encode(np.asarray(array), fmt, overflow="special").item())
-    return f"{code:#0{2 + -(-fmt.bits // 4)}x} of {fmt.name}"
+    return f"{code:#0{2 + -(-fmt.bits // 4)}x} of {fmt.label}"
 
 
 def hex_word(array: Any) -> str:

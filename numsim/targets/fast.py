@@ -35,6 +35,7 @@ from numsim.kernels.fused import Block
 from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
+from numsim.quant.types import decoded
 from numsim.targets.types import Exact, Fused, IntSum, Mac
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -281,7 +282,7 @@ def mac(
     odd_first = rule.order == "odd_first"
 
     def values(q: QTensor, axis: int) -> NDArray[np.float64]:
-        x = as_float64(batched(q.values()))
+        x = as_float64(batched(decoded(q)))
         if odd_first:
             x = gemm_mac.padded(x, axis, 2)
             x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
@@ -304,7 +305,7 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
     def look(q: QTensor) -> tuple[bool, int, int]:
         if surveyed(q.fmt):
             return survey(q).extent
-        values = np.ascontiguousarray(q.values(), np.float32).reshape(-1)
+        values = np.ascontiguousarray(decoded(q), np.float32).reshape(-1)
         found: tuple[bool, int, int] = kept(q, "extent", lambda: extent(values.view(np.uint32)))
         return found
 
@@ -346,9 +347,9 @@ def exact_groups(
     )
     key = f"exact {rule.group}"
     packed = kept(
-        b, key, lambda: gemm_mac.pack_b(batched(b.values()).astype(np.float64), flavour.tree)
+        b, key, lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree)
     )
-    rows = batched(a.values()).astype(np.float64)
+    rows = batched(decoded(a)).astype(np.float64)
     return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -10,12 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, index_of
 from numsim.convert import cast
-from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning
-from numsim.formats import Format, get_format
+from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, warn
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
 from numsim.targets import scaling, units
 from numsim.targets.chains import Engine, bare, chained, restarts
 from numsim.targets.integers import Overflowed, limits
+from numsim.targets.operands import locked
 from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
 from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
@@ -25,34 +26,36 @@ _FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn",
 _HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
 _WIDE_WORDS = {
     "float": "every format that float32 holds",
-    "number": "every format that float32 holds, every integer",
+    "number": "every format that float32 holds, every integer of its range",
     "integer": "every integer and fixed-point format",
     "u8s8": "a uint8, b int8",
 }
+_BEYOND_FLOAT32 = 2.0**128 - 2.0**103  # the least number that rounds to infinity
 _WARNED: set[str] = set()
 
 
 @overload
 def matmul(
     a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
-    out_format: str | Format | None = None, stats: Literal[False] = False,
+    out_format: FormatLike | None = None, stats: Literal[False] = False,
 ) -> NDArray[Any]: ...  # fmt: skip
 
 
 @overload
 def matmul(
     a: QTensor, b: QTensor, *, target: str | Target, c: ArrayLike | None = None,
-    out_format: str | Format | None = None, stats: Literal[True],
+    out_format: FormatLike | None = None, stats: Literal[True],
 ) -> tuple[NDArray[Any], MacStats]: ...  # fmt: skip
 
 
+@known_floats
 def matmul(
     a: QTensor,
     b: QTensor,
     *,
     target: str | Target,
     c: ArrayLike | None = None,
-    out_format: str | Format | None = None,
+    out_format: FormatLike | None = None,
     stats: bool = False,
 ) -> NDArray[Any] | tuple[NDArray[Any], MacStats]:
     """Multiply two quantised tensors as a hardware unit does.
@@ -85,16 +88,18 @@ def matmul(
     D, or with `stats` (D, `MacStats`). D [..., M, N] is float32, or the type of `out_format`.
     Scales that are constant along K are applied after the unit,
     ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being rounded to float32
-    first; without any scale an integer unit returns its int32 (int64 beyond 32 bits), in units of
-    the operands' quanta. Block scales along K go into the unit where it takes them; elsewhere
-    each block is a chain of its own, scaled and added in float32 in K order.
+    first (the quantum of fixed point, a power of two, rounds nothing); without any scale an integer
+    unit returns its int32 (int64 beyond 32 bits), in units of the operands' quanta. Block scales
+    along K go into the unit where it takes them; elsewhere each block is a chain of its own, scaled
+    and added in float32 in K order, as software around a unit does it.
 
     Raises
     ------
     NumsimError
         For shapes that do not match, K = 0, or a `c` of the wrong shape or type.
     UnsupportedError
-        For operand or output formats that the unit does not have.
+        For operand or output formats that the unit does not have, and for scales along the other
+        axis: those of a are constant along axis -1 or have blocks there, those of b along axis -2.
 
     Source
     ------
@@ -118,7 +123,7 @@ def matmul(
 
 def multiply(
     a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None,
-    out_format: str | Format | None, engine: Engine,
+    out_format: FormatLike | None, engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     """Do `matmul` with chains run by `engine`."""
     unit = get_target(target)
@@ -130,12 +135,13 @@ def multiply(
             )
     batch, m, n = _shapes(a, b)
     inside = _scaled_rule(unit, a, b)
-    wanted = get_format(out_format).name if out_format is not None else None
+    wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     kind, rule = inside or class_for(unit, a.fmt, b.fmt, wanted)
     out = _output_format(unit, kind, rule, wanted)
     block = None if inside is not None else scaling.k_block(a, b)
     start = _accumulator(c, rule, out, (*batch, m, n), unit, block is not None)
     _warn(unit)
+    a, b = locked(a), locked(b)
     count = int(np.prod(batch, dtype=np.int64))
     begin = None if start is None else start.reshape(count, m, n)
     left = a if a.shape[:-2] == batch else scaling.spread(a, batch)
@@ -174,7 +180,8 @@ def _result(
         acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
     above = scaling.tensor_scale(a, b)
     if above is not None:
-        scale = above if scale is None else scale * above
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scale = above if scale is None else scale * above
     if scale is None:
         return acc
     shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
@@ -206,7 +213,8 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
         name, _, result = kind.partition("->")
         if kind.startswith("mx:") or (result and result != out):
             continue
-        if _takes(name, a, b) and (found is None or result):
+        wide = found is not None and found[0] in ("float", "number")  # take integers too
+        if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
             found = kind, rule
     if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
         found = found[0], Exact(found[1].group, found[1].negative_zero)
@@ -220,7 +228,7 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
             or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
         )
         raise UnsupportedError(
-            f"matmul: {target.name} does not multiply {a.name} by {b.name}; it has {has}; "
+            f"matmul: {target.name} does not multiply {a.label} by {b.label}; it has {has}; "
             "quantise a and b to formats of one class, or choose another target"
         )
     return found
@@ -233,14 +241,17 @@ def _takes(kind: str, a: Format, b: Format) -> bool:
         return a.kind == "integer" and b.kind == "integer"
     if kind == "number":
         return _finite_width(a) and _finite_width(b)
+    names = table_name(a), table_name(b)  # "" for a Format of one's own, whatever its name
     if kind == "u8s8":
-        return a.name == "uint8" and b.name == "int8"
-    return a.name in CLASSES[kind] and b.name in CLASSES[kind]
+        return names == ("uint8", "int8")
+    return names[0] in CLASSES[kind] and names[1] in CLASSES[kind]
 
 
 def _finite_width(fmt: Format) -> bool:
     """Whether two float32 numbers hold every value: integers, and what float32 holds."""
-    return fmt.kind == "integer" or fmt.value_dtype == np.float32
+    if fmt.value_dtype == np.float32:
+        return True
+    return fmt.kind == "integer" and fmt.min_normal >= 2.0**-149 and fmt.max < _BEYOND_FLOAT32
 
 
 def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | None:
@@ -257,7 +268,7 @@ def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | N
         if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
             continue
         allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
-        if (a.scale_format.name, block) in allowed:
+        if (table_name(a.scale_format), block) in allowed:
             return kind, rule
     return None
 
@@ -345,8 +356,7 @@ def _accumulator(
 def _warn(target: Target) -> None:
     if target.maturity in ("document", "assumed") and target.name not in _WARNED:
         _WARNED.add(target.name)
-        warnings.warn(
+        warn(
             f"{target.name}: no hardware recording confirms these rules ({target.evidence})",
             UnvalidatedWarning,
-            stacklevel=4,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
         block = (*ahead, *block[-2:])
     return replace(
         q, codes=np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), scale=wide(q.scale),
-        scale_codes=wide(q.scale_codes), block_shape=block, packed={},
+        scale_codes=wide(q.scale_codes), block_shape=block,
     )  # fmt: skip
 
 
@@ -66,17 +65,42 @@ def constant_scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
 def k_block(a: QTensor, b: QTensor) -> int | None:
     """Return the run of k in which both scales are constant, None without block scales along K.
 
+    Raises
+    ------
+    UnsupportedError
+        For blocks that do not run along K: each would be a chain of one product, which no unit
+        and no software around one does. For lengths of which none divides the other.
+
     Examples
     --------
     >>> q = QTensor.from_codes(np.ones((1, 4), int), "int8", scale=[[1.0, 2.0]], block=2)
     >>> k_block(q, q.T), k_block(bare(q), bare(q.T))
     (2, None)
     """
-    return gcd(_along_k(a, -1), _along_k(b, -2)) or None
+    left, right = _along_k(a, -1, "a [..., M, K]"), _along_k(b, -2, "b [..., K, N]")
+    whole = a.shape[-1] in (left, right)
+    if left and right and not whole and max(left, right) % min(left, right):
+        raise UnsupportedError(
+            f"matmul: of the lengths of scale blocks along K one divides the other; got {left} for "
+            f"a and {right} for b; quantize both with one block"
+        )
+    return min(left or right, right or left) or None
 
 
-def _along_k(q: QTensor, axis: int) -> int:
-    return 0 if q.block_shape is None else q.block_shape[axis]
+def _along_k(q: QTensor, axis: int, name: str) -> int:
+    """Return the length of blocks along K, at most that of K; 0 without blocks."""
+    if q.block_shape is None:
+        return 0
+    depth, block = q.shape[axis], q.block_shape[axis]
+    if block == 1 < depth:
+        along = [i - q.ndim for i, size in enumerate(q.block_shape) if size > 1]
+        got = f"blocks along axis {', '.join(map(str, along))}" if along else "blocks of one value"
+        raise UnsupportedError(
+            f"matmul: scale blocks of {name} run along K, its axis {axis}; got {got} "
+            f"(block_shape {q.block_shape}); quantize it with axis={axis}, or with tiles that are "
+            "longer than 1 along K"
+        )
+    return min(block, depth)
 
 
 def _scale(q: QTensor, axis: int, k: int = 0) -> NDArray[np.float32]:
@@ -138,14 +162,31 @@ def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
 def scaled(
     acc: NDArray[Any], scale: Any, rule: Rule, a: QTensor, b: QTensor, *, in_place: bool = False
 ) -> NDArray[Any]:
-    """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one."""
-    if isinstance(rule, IntSum):  # the accumulator counts products of the operands' quanta
-        scale = scale * np.float32(2.0 ** -(a.fmt.bias + b.fmt.bias))
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one.
+
+    An integer accumulator counts products of the operands' quanta: that power of two is exact, and
+    the only rounding after ``fp32(acc)`` is that of the product.
+    """
+    with np.errstate(all="ignore"):
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
-        result: NDArray[Any] = one_nan(np.multiply(single, scale, out=out), rule)
+        factor = _in_quanta(scale, a, b) if isinstance(rule, IntSum) else scale
+        if factor is None:
+            exact = single.astype(np.float64) * np.asarray(scale, np.float64)
+            product = np.ldexp(exact, -(a.fmt.bias + b.fmt.bias)).astype(np.float32)
+        else:
+            product = np.multiply(single, factor, out=out)
+        result: NDArray[Any] = one_nan(product, rule)
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
     return round_to(result, get_format(name), rule)
+
+
+def _in_quanta(scale: Any, a: QTensor, b: QTensor) -> Any:
+    """Return float32 scales times the quantum of products, None where float32 does not hold it."""
+    bias = a.fmt.bias + b.fmt.bias
+    if bias == 0:
+        return scale
+    factor = np.ldexp(scale, -bias)
+    return factor if (np.ldexp(factor, bias) == scale).all() else None

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.kernels import stats as kernels
 from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
-from numsim.targets import stats_fast, units
+from numsim.quant.types import decoded
+from numsim.targets import fast, stats_fast, units
 from numsim.targets.integers import limits, outside
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 
+@known_floats
 @dataclass(frozen=True)
 class MacStats:
     """What happened in every step of a matrix product; ``numsim.matmul(..., stats=True)``.
@@ -213,14 +216,16 @@ class Counter:
     def _widen(self, rule: Rule, a: QTensor, b: QTensor, extremes: NDArray[Any]) -> None:
         low, high = extremes[..., 0].min(initial=0), extremes[..., 1].max(initial=0)
         step = quantum(a.fmt) * quantum(b.fmt)
+        largest = max(-float(low), float(high))
         if isinstance(rule, IntSum):  # in codes
             bits = max(signed_bits(int(low), int(high)), int(self.counts[kernels.BITS]))
-            unit = float(step)
+            with np.errstate(over="ignore", under="ignore"):
+                largest = float(np.ldexp(largest, -(a.fmt.bias + b.fmt.bias)))
         else:
-            bits, unit = signed_bits(Fraction(float(low)) / step, Fraction(float(high)) / step), 1.0
+            bits = signed_bits(Fraction(float(low)) / step, Fraction(float(high)) / step)
         if isinstance(rule, Exact):
             bits = int(self.counts[kernels.BITS])
-        self.largest = max(self.largest, max(-float(low), float(high)) * unit)
+        self.largest = max(self.largest, largest)
         if a.scale_codes is not None or b.scale_codes is not None:
             self.bits = None
         elif self.bits is not None:
@@ -254,8 +259,8 @@ def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
     rounded = rule.product_format is not None or not rule.fused
     p, f = (units.arithmetic(rule, g) for g in (prod, acc))
-    left = _batched(a.values()).astype(np.float64)
-    right = _batched(b.values()).transpose(0, 2, 1).astype(np.float64)
+    left = fast.as_float64(_batched(decoded(a)))
+    right = fast.as_float64(_batched(decoded(b)).transpose(0, 2, 1))
     if rule.flush:
         left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
     order, group = units._ORDER[rule.order], rule.group or left.shape[-1]
@@ -284,7 +289,7 @@ def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = (_batched(q.values() * 2).astype(np.int8) for q in (a, b))
+    left, right = (_batched(decoded(q) * 2).astype(np.int8) for q in (a, b))
     right = np.ascontiguousarray(right.transpose(0, 2, 1))
     scale_a, fraction_a = units._scale_planes(a, transposed=False)
     scale_b, fraction_b = units._scale_planes(b, transposed=True)
@@ -296,7 +301,7 @@ def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _exact(rule: Exact, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = _batched(a.values()), _batched(b.values()).transpose(0, 2, 1)
+    left, right = _batched(decoded(a)), _batched(decoded(b)).transpose(0, 2, 1)
     parts = 4 if np.float64 in (left.dtype, right.dtype) else 1
     if parts == 4:  # wide integers: four float32 products for each k
         high_a, high_b = left.astype(np.float32), right.astype(np.float32)

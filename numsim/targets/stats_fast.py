@@ -17,6 +17,7 @@ from numsim.kernels import stats as kernels
 from numsim.kernels import stats_align_vector, stats_vector
 from numsim.kernels.exact import extent
 from numsim.quant import QTensor
+from numsim.quant.types import decoded
 from numsim.targets import fast, units
 from numsim.targets.fast import as_float64, batched
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
@@ -82,7 +83,7 @@ def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
         _nearest(get_format(name))
         for name in (rule.acc_format, rule.product_format or rule.acc_format)
     )
-    left, right = as_float64(batched(a.values())), batched(b.values())
+    left, right = as_float64(batched(decoded(a))), batched(decoded(b))
     if rule.order == "odd_first":
         ks = np.arange(depth)
         ks[: depth // 2 * 2] ^= 1
@@ -106,7 +107,7 @@ def _fits_float32(a: QTensor, b: QTensor, c: NDArray[Any]) -> bool:
 
 
 def _fma(a: QTensor, b: QTensor, c: NDArray[Any]) -> Work:
-    left, right = batched(a.values()).astype(np.float32), padded(batched(b.values()), np.float32)
+    left, right = batched(decoded(a)).astype(np.float32), padded(batched(decoded(b)), np.float32)
     return lambda i, c, d, lo, hi, n, e: stats_vector.fma(
         left[i], _item(right, i), c, d, lo, hi, n, e
     )
@@ -134,7 +135,7 @@ def _extent(q: QTensor) -> tuple[bool, int, int]:
     """Return whether values are finite; they are multiples of 2**low and below 2**high."""
     if fast.surveyed(q.fmt):
         return fast.survey(q).extent
-    found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: _extent_of(q.values()))
+    found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: _extent_of(decoded(q)))
     return found
 
 
@@ -164,7 +165,7 @@ def _exact(
             return None
     if not (finite_a and finite_b and finite_c) or high - low > 53:
         return None
-    left, right = as_float64(batched(a.values())), padded(batched(b.values()), np.float64)
+    left, right = as_float64(batched(decoded(a))), padded(batched(decoded(b)), np.float64)
 
     def count(
         i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]

@@ -10,6 +10,7 @@ from math import floor, frexp, trunc
 import numpy as np
 
 from numsim.convert import cast
+from numsim.decimals import exact_text
 from numsim.formats import Format
 from numsim.quant import QTensor
 from numsim.targets.trace import Step, Trace
@@ -57,24 +58,13 @@ def lines(found: Trace, step: Step) -> Iterator[str]:
         total = sum(
             (Fraction(p) * Fraction(q) for p, q in zip(x, y, strict=True)), Fraction(before)
         )
-        yield f"exact sum {show(total)}, rounded once to nearest even"
+        yield f"exact sum {exact_text(total)}, rounded once to nearest even"
     elif isinstance(rule, Mac):
         yield from _mac(rule, step, x, y, before)
     elif isinstance(rule, ScaledFp4):
         yield from _runs(rule, step, x, y, before)
     else:
         yield from _aligned(found, rule, step, x, y, before)
-
-
-def show(value: Fraction | float) -> str:
-    """Return a number in at most 12 significant digits.
-
-    Examples
-    --------
-    >>> show(Fraction(1, 3)), show(Fraction(4)), show(-0.0)
-    ('0.333333333333', '4', '-0')
-    """
-    return f"{float(value):.12g}"
 
 
 def aligned(
@@ -94,8 +84,8 @@ def aligned(
         kept.append((floor(whole) if how == "floor" else trunc(whole)) * unit)
         lost = addend.value - kept[-1]
         rows.append(
-            [addend.name, str(addend.exponent), str(place - addend.exponent), show(kept[-1]),
-             show(lost) if lost else "-"]
+            [addend.name, str(addend.exponent), str(place - addend.exponent), exact_text(kept[-1]),
+             exact_text(lost) if lost else "-"]
         )  # fmt: skip
     return kept, rows
 
@@ -112,7 +102,7 @@ def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def _products(step: Step, x: list[float], y: list[float]) -> list[list[str]]:
     return [
-        [str(k), show(p), show(q), show(p * q)]
+        [str(k), exact_text(p), exact_text(q), exact_text(p * q)]
         for k, p, q in zip(step.positions, x, y, strict=True)
     ]
 
@@ -146,8 +136,8 @@ def _mac(rule: Mac, step: Step, x: list[float], y: list[float], before: float) -
     after = float(step.after.item())
     if len(x) == 1 and not rounded:
         total = Fraction(x[0]) * Fraction(y[0]) + Fraction(before)
-        lost = f", off by {show(Fraction(after) - total)}" if np.isfinite(after) else ""
-        yield f"sum {show(total)}, rounded to {rule.acc_format} ({rule.rounding}){lost}"
+        lost = f", off by {exact_text(Fraction(after) - total)}" if np.isfinite(after) else ""
+        yield f"sum {exact_text(total)}, rounded to {rule.acc_format} ({rule.rounding}){lost}"
     else:
         how = {
             "sequential": "added to the accumulator",
@@ -168,7 +158,7 @@ def _aligned(
     for i, (p, q) in enumerate(zip(x, y, strict=True)):
         e = _exponent(p, step.a.fmt) + _exponent(q, step.b.fmt) + scale[i]
         value = Fraction(p) * Fraction(q) * Fraction(2) ** scale[i]
-        name = f"k {step.positions[i]}: {show(p)} * {show(q)}"
+        name = f"k {step.positions[i]}: {exact_text(p)} * {exact_text(q)}"
         if step.a.scale_codes is not None:
             name += f" * 2^{scale[i]}"
         placed.append(Addend(name, value, e))
@@ -192,7 +182,7 @@ def _aligned(
     for group in groups:
         here = [t for t in group if t.value or zeros] + ([joins] if joins else [])
         total = yield from _one_alignment(rule.align_bits, here, rule.min_exponent, rule.align)
-        yield f"sum {show(total)}{how}"
+        yield f"sum {exact_text(total)}{how}"
         if rule.accumulator != "halves":
             continue
         half = float(
@@ -200,11 +190,11 @@ def _aligned(
         )
         joins = None
         if not np.isfinite(half):
-            yield f"beyond float16: the half is {show(half)}, and so is all that follows"
+            yield f"beyond float16: the half is {exact_text(half)}, and so is all that follows"
         elif half:
             joins = Addend("first half", Fraction(half), max(_floor_log2(half), emin))
     if rule.accumulator != "joins":
-        yield f"then added to the accumulator {show(before)} in {out}, nearest even"
+        yield f"then added to the accumulator {exact_text(before)} in {out}, nearest even"
 
 
 def _one_alignment(
@@ -236,7 +226,7 @@ def _two_stages(rule: TwoStage, placed: list[Addend], held: Addend | None) -> It
         if place is not None:
             unit = Fraction(2) ** (place - rule.align_bits)
             total += floor(part / unit) * unit
-    yield f"sum of the products {show(total)}"
+    yield f"sum of the products {exact_text(total)}"
     second = max(
         [e for e in (place, held.exponent if held else None) if e is not None], default=None
     )
@@ -249,7 +239,7 @@ def _two_stages(rule: TwoStage, placed: list[Addend], held: Addend | None) -> It
         whole += floor(held.value / unit) * unit
     yield (
         f"with the accumulator, floored below 2^{second} to {rule.sum_bits} and "
-        f"{rule.align_bits} bits: {show(whole)}, rounded to nearest even"
+        f"{rule.align_bits} bits: {exact_text(whole)}, rounded to nearest even"
     )
 
 
@@ -264,12 +254,12 @@ def _runs(
         sa, sb = abs(scale_a[i]), abs(scale_b[i])
         e = _scale_exponent(sa, step.a) + _scale_exponent(sb, step.b)
         span = f"k {step.positions[i]} to {step.positions[min(i + 15, len(x) - 1)]}"
-        name = f"{span}: {show(run)} * {show(sa)} * {show(sb)}"
+        name = f"{span}: {exact_text(run)} * {exact_text(sa)} * {exact_text(sb)}"
         addends.append(Addend(name, run * Fraction(sa) * Fraction(sb), e))
     if before:
         addends.append(Addend("accumulator", Fraction(before), max(_floor_log2(before), -126)))
     total = yield from _one_alignment(rule.align_bits, addends)
-    yield f"sum {show(total)}, truncated to 23 bits of fraction"
+    yield f"sum {exact_text(total)}, truncated to 23 bits of fraction"
 
 
 def _block_scales(step: Step) -> Iterator[str]:
@@ -283,7 +273,7 @@ def _block_scales(step: Step) -> Iterator[str]:
         row = [f"{step.positions[i]} to {step.positions[min(i + block, depth) - 1]}"]
         for q, code, scale in zip((step.a, step.b), codes, scales, strict=True):
             e = str(_scale_exponent(scale[i], q)) if np.isfinite(scale[i]) else "-"
-            row += [f"{code[j]:#04x}", show(scale[i]), e]
+            row += [f"{code[j]:#04x}", exact_text(scale[i]), e]
         rows.append(row)
     yield from _table(
         ["scales of k", "a: code", "value", "exponent", "b: code", "value", "exponent"], rows

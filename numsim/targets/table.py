@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.targets.types import (
     Exact,
     Fused,
@@ -163,6 +164,7 @@ _TABLE = [
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
 
+@known_floats
 def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     """Return the target called `name`, with fields replaced by `changes`.
 
@@ -258,6 +260,7 @@ def label(target: Target) -> str:
     return f"{target.name} ({', '.join(f'{k}={v}' for k, v in changes.items()) or 'changed'})"
 
 
+@known_floats
 def list_targets() -> tuple[str, ...]:
     """Return the names of all targets.
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
+from numsim.files import check_regular
+from numsim.formats import Format
+from numsim.formats.toml import format_from_table, format_inline
 from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
@@ -31,17 +34,20 @@ _KINDS: dict[str, type] = {
 def read_target(path: str | Path) -> Target:
     """Read a unit from a TOML file; see `Target.from_toml`."""
     file = Path(path)
+    check_regular(file, "cannot read a unit")
     try:
+        if file.exists() and not file.is_file():  # a pipe would wait for its writer
+            raise OSError(0, "not a file")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         raise NumsimError(f"cannot read {str(file)!r}: {why}; give a UTF-8 TOML file") from None
     try:
         return parse_target(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise NumsimError(f"{file}: not TOML: {error}") from None
     except NumsimError as error:
         raise NumsimError(f"{file}: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or 4300 digits
+        raise NumsimError(f"{file}: not TOML: {error}") from None
 
 
 def parse_target(text: str) -> Target:
@@ -115,10 +121,30 @@ def _line(item: Target | Rule, name: str, value: Any, comments: bool) -> str:
 def toml_value(value: Any) -> str:
     """Return a number, a text or a list as TOML, which JSON writes alike but for one character.
 
+    A `Format` becomes an inline table.
+
     >>> toml_value("3 µs"), toml_value(chr(127) + "x")[-7:], toml_value([1, True])
     ('"3 µs"', 'u007fx"', '[1, true]')
     """
+    if isinstance(value, Format):
+        return format_inline(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def own_format(where: str, key: str, value: Any) -> Any:
+    """Return the `Format` that an inline table under `key` describes, other values as they are.
+
+    Raises
+    ------
+    NumsimError
+        For a table that describes no format.
+    """
+    if not (isinstance(value, dict) and key in ("acc_format", "product_format")):
+        return value
+    try:
+        return format_from_table(value)
+    except NumsimError as error:
+        raise NumsimError(f"{where}: {error}") from None
 
 
 def _check_keys(what: str, given: dict[str, Any], known: dict[str, Field[Any]]) -> None:
@@ -152,5 +178,6 @@ def _rule(kind: str, table: Any) -> Rule:
         )
     given = {key: value for key, value in table.items() if key != "kind"}
     _check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
+    given = {key: own_format(f"{where}: {key}", key, value) for key, value in given.items()}
     rule: Rule = _KINDS[name](**given)
     return rule

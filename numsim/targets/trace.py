@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.formats import Format, get_format
+from numsim.float_state import known_floats
+from numsim.formats import Format, get_format, kept_format
 from numsim.quant import QTensor
 from numsim.targets import ops, scaling, units
 from numsim.targets.chains import chain_positions, cut_out, step_length
@@ -57,7 +58,7 @@ class Trace:
 
     target: Target
     rule: Rule
-    accumulator: str
+    accumulator: str | Format
     bits: int
     chains: tuple[tuple[Step, ...], ...]
     sums: tuple[NDArray[Any], ...]
@@ -72,7 +73,7 @@ class Tracer:
         self.chains: list[tuple[Step, ...]] = []
         self.sums: list[NDArray[Any]] = []
         self.rule: Rule | None = None
-        self.accumulator = ""
+        self.accumulator: str | Format = ""
         self.bits = 0
 
     def run(
@@ -87,7 +88,7 @@ class Tracer:
             self.accumulator, self.bits = f"int{rule.acc_bits}", rule.acc_bits
         else:
             fmt = get_format(rule.acc_format) if isinstance(rule, Mac) else out
-            self.accumulator, self.bits = fmt.name, fmt.bits
+            self.accumulator, self.bits = kept_format(fmt), fmt.bits
         positions = self.positions[len(self.chains)]
         before, steps = c, []
         for k0 in range(0, depth, length):
@@ -116,6 +117,7 @@ class Tracer:
         return total
 
 
+@known_floats
 def trace(
     a: QTensor, b: QTensor, target: str | Target, c: ArrayLike | None = None,
     out_format: str | Format | None = None,

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
+from numsim.formats import Format, kept_format
 
 Overflow = Literal["wrap", "saturate", "raise"]
 
@@ -62,8 +65,8 @@ class Mac:
         formats without Inf and NaN always do.
     """
 
-    acc_format: str = "float32"
-    product_format: str | None = None
+    acc_format: str | Format = "float32"
+    product_format: str | Format | None = None
     fused: bool = True
     rounding: str = "rne"
     order: str = "sequential"
@@ -72,6 +75,13 @@ class Mac:
     tiny: Literal["stored", "unbounded"] = "stored"
     negative_zero: bool = True
     overflow: Literal["ieee", "inf", "saturate"] = "ieee"
+
+    def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
+        for key in ("acc_format", "product_format"):
+            value = getattr(self, key)
+            if not isinstance(value, str | None) or str(value).endswith(".toml"):
+                with suppress(NumsimError):  # `check` names the unit
+                    object.__setattr__(self, key, kept_format(value))
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 Maturity = Literal["definition", "silicon", "model", "document", "assumed"]
 
 
+@known_floats
 @dataclass(frozen=True)
 class Target:
     """A matrix-multiply unit.
@@ -190,9 +201,9 @@ class Target:
     name
         Canonical name, ``maker.generation.instruction``.
     rules
-        (operand class, rule) pairs. A class is a key of `CLASSES`; ``"float"`` is every format
-        that float32 holds, ``"number"`` that and all integers, ``"integer"`` every integer and
-        fixed-point format, ``"u8s8"`` uint8
+        (operand class, rule) pairs. A class is a key of `CLASSES`; ``"integer"`` is every integer
+        and fixed-point format, ``"float"`` every format that float32 holds, ``"number"`` that and
+        all integers (both without integers where the unit has a class for those), ``"u8s8"`` uint8
         by int8. ``"fp8->float16"`` is the rule for that output; ``"mx:f8f6f4"`` the rule for
         operands with block scales that the unit applies itself.
     maturity
@@ -208,7 +219,9 @@ class Target:
         (integer units: in `outer_bits`).
     split_k, split_order
         Parts of K whose sums are added afterwards in float32: ``contiguous`` runs of tiles, or
-        tiles dealt out in turn and added ``serial`` or ``pairwise``.
+        tiles dealt out in turn and added ``serial`` (in order) or ``pairwise``: with h half of the
+        S parts, rounded up, part i + h is first added to part i unless it is the last part; then
+        ``((p[S-1] + slot[0]) + slot[1]) + ...``.
     split_tile
         Width of those tiles in k.
 

@@ -18,6 +18,7 @@ from numsim.kernels import mac as mac_kernel
 from numsim.kernels import scaled_fp4
 from numsim.kernels.jit import over_items
 from numsim.quant import QTensor
+from numsim.quant.types import decoded
 from numsim.targets import fast
 from numsim.targets.fast import as_float64
 from numsim.targets.fast import batched as _batched
@@ -106,7 +107,7 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
     """Multiply-adds with one rounding a step."""
     if rule == Mac():
         begin = None if c is None else c.astype(np.float32)
-        sums = fast.fma(_batched(a.values()), b, begin)
+        sums = fast.fma(_batched(decoded(a)), b, begin)
         return sums if out.name == "float32" else round_to(sums, out)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
@@ -116,10 +117,10 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         shape = (math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1])
         first = np.zeros(shape) if c is None else as_float64(c)
         return round_to(fast.mac(a, b, first, rule, p, f, flavour), out)
-    left = as_float64(_batched(a.values()))
+    left = as_float64(_batched(decoded(a)))
     right = _kept(
         b, "columns",
-        lambda: np.ascontiguousarray(as_float64(_batched(b.values()).transpose(0, 2, 1))),
+        lambda: np.ascontiguousarray(as_float64(_batched(decoded(b)).transpose(0, 2, 1))),
     )  # fmt: skip
     if rule.flush:
         left = fast.flushed(left, a.fmt.min_normal)
@@ -149,7 +150,7 @@ def exact(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Exa
             return round_to(fast.exact_groups(a, b, begin, rule, out), out)
         if rule.group is None and bits <= 53 and not rule.negative_zero:
             return round_to(fast.exact_sum(a, b, c), out)
-    left, right = _batched(a.values()), _batched(b.values())
+    left, right = _batched(decoded(a)), _batched(decoded(b))
     depth = left.shape[-1]
     if rule.group is not None and rule.group < depth:
         for k in range(0, depth, rule.group):
@@ -293,7 +294,7 @@ def fp4(
     """Blackwell's k = 64 block-scaled FP4."""
 
     def twice(q: QTensor, transposed: bool) -> NDArray[np.int8]:
-        values = _batched(q.values() * 2)
+        values = _batched(decoded(q) * 2)
         return np.ascontiguousarray(values.transpose(0, 2, 1) if transposed else values, np.int8)
 
     left, right = twice(a, transposed=False), twice(b, transposed=True)

@@ -11,12 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError
+from numsim.files import check_regular
+from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import IntSum, Target
 
 
+@known_floats
 def export_vectors(
     path: str | Path,
     a: QTensor,
@@ -30,8 +33,9 @@ def export_vectors(
 
     Every ``NAME.hex`` is for ``$readmemh``: one word a line, row-major, as many hex digits as the
     width needs, two's complement for integers, and a first comment line with format, width and
-    shape. ``vectors.npz`` holds the same words as unsigned integers and ``meta``, a JSON text with
-    the format, width and shape of each array, the steps, and the unit as TOML.
+    shape. ``vectors.npz`` holds the same words in the smallest unsigned integers that have the
+    width, and ``meta``, a JSON text with the format, width and shape of each array, the steps, and
+    the unit as TOML.
 
     ==================== ==========================================================================
     file                 words
@@ -101,14 +105,19 @@ def export_vectors(
         folder.mkdir(parents=True, exist_ok=True)
         for name, (fmt, bits, words) in arrays.items():
             file = folder / f"{name}.hex"
+            check_regular(file, "export_vectors")
             shape = " x ".join(map(str, words.shape))
             head = f"// {name}: {fmt}, {bits} bits, shape {shape}, row-major\n"
             digits = -(-bits // 4)
             lines = "\n".join(f"{word:0{digits}x}" for word in words.ravel().tolist())
             file.write_text(f"{head}{lines}\n", encoding="ascii")
             written.append(file)
-        words_only: dict[str, Any] = {name: words for name, (_, _, words) in arrays.items()}
+        words_only: dict[str, Any] = {
+            name: words.astype(f"u{next(n for n in (1, 2, 4, 8) if bits <= 8 * n)}")
+            for name, (_, bits, words) in arrays.items()
+        }
         file = folder / "vectors.npz"
+        check_regular(file, "export_vectors")
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NumsimError(
@@ -141,13 +150,13 @@ def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[s
 
 def _code_words(q: QTensor) -> _Words:
     if q.fmt.kind == "integer":
-        return (q.fmt.name, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
-    return q.fmt.name, q.fmt.bits, np.ascontiguousarray(q.codes)
+        return (q.fmt.label, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
+    return q.fmt.label, q.fmt.bits, np.ascontiguousarray(q.codes)
 
 
 def _scale_words(q: QTensor) -> _Words | None:
     if q.scale_codes is not None and q.scale_format is not None:
-        return q.scale_format.name, q.scale_format.bits, np.ascontiguousarray(q.scale_codes)
+        return q.scale_format.label, q.scale_format.bits, np.ascontiguousarray(q.scale_codes)
     if q.scale is None:
         return None
     return "float32", 32, np.ascontiguousarray(q.scale, np.float32).view(np.uint32)
@@ -172,9 +181,9 @@ def _result_words(values: NDArray[Any], bits: int) -> _Words:
     return str(values.dtype), 8 * values.itemsize, words
 
 
-def _float_words(values: NDArray[Any], name: str) -> _Words:
+def _float_words(values: NDArray[Any], name: str | Format) -> _Words:
     """Words of accumulators, which arrive in a type that holds their format."""
     fmt = get_format(name)
     if name in (str(values.dtype), "float32"):
         return _result_words(values, 0)
-    return name, fmt.bits, encode(values, fmt, overflow="special")
+    return fmt.label, fmt.bits, encode(values, fmt, overflow="special")

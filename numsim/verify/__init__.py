@@ -4,11 +4,12 @@ from numsim.verify.conversion import (
     Check,
     check_every_float32,
     check_modes,
+    checkable,
     formats_to_check,
 )
 from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
 
 __all__ = [
     "Check", "SiliconRow", "check_every_float32", "check_modes", "check_silicon",
-    "formats_to_check", "golden_folder",
+    "checkable", "formats_to_check", "golden_folder",
 ]  # fmt: skip

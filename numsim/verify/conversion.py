@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from numsim.arguments import OVERFLOWS, ROUNDINGS
 from numsim.convert import encode
 from numsim.errors import NumsimError
-from numsim.formats import Format, get_format, list_formats
+from numsim.float_state import known_floats
+from numsim.formats import Format, get_format, list_formats, table_name
 from numsim.kernels import codec, jit
 
 # Compared with ml_dtypes itself; all others with the generic kernel, which tests hold to
@@ -69,6 +70,7 @@ def formats_to_check() -> tuple[str, ...]:
     return tuple(f.name for f in every if f.kind == "float" and f.bits <= 16)
 
 
+@known_floats
 def check_every_float32(
     fmt: str | Format, *, start: int = 0, stop: int = 1 << 32,
     progress: Callable[[int, int], None] | None = None,
@@ -102,8 +104,8 @@ def check_every_float32(
     float8_e4m3fn rne saturate 1048576 0 ml_dtypes
     float8_e4m3fn rne special 1048576 0 ml_dtypes
     """
-    f = _checkable(fmt)
-    direct = f.name in BY_ML_DTYPES
+    f = checkable(fmt)
+    direct = table_name(f) in BY_ML_DTYPES
     compare = _against_ml_dtypes if direct else _against_generic_nearest
     begin = time.perf_counter()
     found: tuple[_Found, _Found] = ([], [])
@@ -124,6 +126,7 @@ def check_every_float32(
     return one, other
 
 
+@known_floats
 def check_modes(fmt: str | Format) -> Check:
     """Compare every deterministic rounding and policy with the generic kernel, around all ties.
 
@@ -139,7 +142,7 @@ def check_modes(fmt: str | Format) -> Check:
     >>> check_modes("float4_e2m1fn").different
     0
     """
-    f = _checkable(fmt)
+    f = checkable(fmt)
     begin = time.perf_counter()
     upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     found: _Found = []
@@ -155,7 +158,19 @@ def check_modes(fmt: str | Format) -> Check:
     return _summary(f"{f.name} every mode", "generic kernel", compared, found, seconds)
 
 
-def _checkable(fmt: str | Format) -> Format:
+def checkable(fmt: str | Format) -> Format:
+    """Return the format, if its conversions can be checked.
+
+    Raises
+    ------
+    NumsimError
+        For a format that is a table or wider than 16 bits.
+
+    Examples
+    --------
+    >>> checkable("e4m3").name
+    'float8_e4m3fn'
+    """
     f = get_format(fmt)
     if f.kind == "table" or f.bits > 16:
         raise NumsimError(

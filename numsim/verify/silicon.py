@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,10 @@ _CPU_UNITS = {
 }  # fmt: skip
 _PRESETS = {"ada": "nvidia.ada.mma", "hopper": "nvidia.hopper.wgmma"}
 # what a damaged or foreign file leads to
-_BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, zipfile.BadZipFile)
+_BROKEN = (
+    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _ROWS = 40  # recorded rows are separate dot products: the diagonal of blocks of so many
 
 
@@ -122,12 +126,12 @@ class _Table:
 
 
 def golden_folder(named: str | None = None) -> Path:
-    """Return the folder of recordings.
+    """Return the folder of recordings, which are no part of numsim.
 
     Parameters
     ----------
     named
-        The folder; None: ``NUMSIM_GOLDEN``, else ``../shared/golden`` beside the repository.
+        The folder; None: ``NUMSIM_GOLDEN``, else ``../shared/golden`` beside a checkout.
 
     Raises
     ------
@@ -138,14 +142,20 @@ def golden_folder(named: str | None = None) -> Path:
     --------
     >>> golden_folder("missing")
     Traceback (most recent call last):
-    numsim.errors.NumsimError: verify silicon: no recordings in missing; set NUMSIM_GOLDEN ...
+    numsim.errors.NumsimError: verify silicon: recordings of chips and models are not shipped ...
     """
     named = named or os.environ.get("NUMSIM_GOLDEN")
     folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "golden"
-    if not folder.is_dir() or not any(folder.glob("*.npz")):
+    try:
+        found = folder.is_dir() and any(folder.glob("*.npz"))
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        found = False
+    if not found:
+        where = f", and {named} has none" if named else ""
         raise NumsimError(
-            f"verify silicon: no recordings in {folder}; set NUMSIM_GOLDEN to the folder that "
-            "has hw_*.npz, cpu_*.npz, mmasim_*.npz and mmaemu_*.npz"
+            f"verify silicon: recordings of chips and models are not shipped with numsim{where}; "
+            "set NUMSIM_GOLDEN to a folder that has them (hw_*.npz, cpu_*.npz, mmasim_*.npz, "
+            "mmaemu_*.npz); numsim verify conversions needs none"
         )
     return folder
 
@@ -188,6 +198,8 @@ def check_silicon(folder: Path | None = None, *, only: str = "") -> Iterator[Sil
         found = True
         table = _Table(file.stem)
         try:
+            if not file.is_file():  # a pipe would wait for its writer
+                raise OSError("not a file")
             with file.open("rb") as raw, np.load(raw) as npz:
                 data = {name: npz[name] for name in npz.files}
             meta = json.loads(str(data["meta"]))

@@ -1,0 +1,141 @@
+"""The command train: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from numsim.errors import NumsimError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(train)
+
+
+def train(
+    recipes: Annotated[
+        str | None,
+        typer.Option(help="Recipes of training or their TOML files, comma separated."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Messages, JSON lines or CSV (label, text, split); default: bundled."),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Unseen messages; default: those of --data not in train.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Train a network on a text: a folder, or tiny_llama.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text of --model.")] = None,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Start --model from random parameters.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Updates; 240, of --model 40.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each recipe, from seed 0 on.")] = 1,
+    batch: Annotated[int | None, typer.Option(help="Examples of an update; 32, windows 8.")] = None,
+    lr: Annotated[float | None, typer.Option(help="First learning rate.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    loss: Annotated[
+        str, typer.Option(help="Messages: bce_with_logits, cross_entropy or mse.")
+    ] = "bce_with_logits",
+    loss_scale: Annotated[
+        float | None, typer.Option(help="First scale of a dynamic loss scale.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Unit of the products.")] = None,
+    tokens: Annotated[str, typer.Option(help="words, or subwords of the bundled model.")] = "words",
+    keep_case: Annotated[bool, typer.Option("--keep-case", help="No lower case.")] = False,
+    marks: Annotated[str, typer.Option(help="Punctuation that stays as words.")] = "!?$%",
+    numbers: Annotated[bool, typer.Option("--numbers", help="Numbers stay as words.")] = False,
+    drop_stop_words: Annotated[
+        bool, typer.Option("--drop-stop-words", help="Leave out English function words.")
+    ] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
+    watch: Annotated[
+        int | None, typer.Option(help="Watch tensors each so many steps: *.tensors.csv.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
+    out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
+) -> None:
+    """Train the text classifier, or a network, once for each recipe and seed; write the curves."""
+    from numsim.report.training import summary_text
+    from numsim.train.runs import CURVE_COLUMNS, Plan, cases, check, check_writable, runs, write_csv
+    from numsim.train.watch import TENSOR_COLUMNS
+
+    names = () if recipes is None else tuple(n.strip() for n in recipes.split(",") if n.strip())
+    if recipes is not None and not names:
+        raise NumsimError(f"train: --recipes is names, comma separated; got {recipes!r}")
+    bundled = model is not None and str(model) == "tiny_llama" and not model.exists()
+    plan = Plan(
+        names, seeds, steps, batch, lr, optimizer, loss, target, loss_scale, data, test,
+        None if bundled else model, text, model is not None, scratch, tokens, not keep_case, marks,
+        numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
+    )  # fmt: skip
+    check(plan)
+    check_writable(out)
+    total, rows, tensors, failed = len(cases(plan)), [], [], []
+    tell = _Progress(total)
+    try:
+        for outcome in runs(plan, tell):
+            rows += outcome.rows
+            tensors += outcome.tensors
+            tell.ended()
+            if outcome.error:
+                failed.append(f"{outcome.recipe}, seed {outcome.seed}: {outcome.error}")
+            write_csv(out, rows, CURVE_COLUMNS)
+            if tensors:
+                columns = ("recipe", "seed", *TENSOR_COLUMNS)
+                write_csv(out.with_suffix(".tensors.csv"), tensors, columns)
+    except KeyboardInterrupt:
+        kept = f"{len(rows)} rows are in {out}" if rows else "no run had ended"
+        typer.echo(f"\nnumsim: interrupted; {kept}", err=True)
+        sys.exit(130)
+    finally:
+        tell.close()
+    typer.echo(summary_text(out))
+    typer.echo(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
+    for message in failed:
+        typer.echo(f"numsim: run failed: {message}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+class _Progress:
+    """One line on stderr that says which step of which run, and when all will be done."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.began = total, 0, time.monotonic()
+        self.live, self.said = sys.stderr.isatty(), 0.0
+
+    def __call__(self, recipe: str, seed: int, step: int, steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if not self.live or now - self.said < 0.2:
+            return
+        self.said = now
+        part = (self.done + step / max(steps, 1)) / self.total
+        left = (now - self.began) * (1 - part) / part if part > 0 else 0.0
+        line = (
+            f"run {min(self.done + 1, self.total)} of {self.total}: {recipe}, seed {seed}, step "
+            f"{step} of {steps}, loss {loss:.3f}, {left / 60:.1f} min left"
+        )
+        sys.stderr.write(f"\r{line[:100]:<100}")
+        sys.stderr.flush()
+
+    def ended(self) -> None:
+        """Count a run; without a terminal say so in a line."""
+        self.done += 1
+        if not self.live:
+            passed = time.monotonic() - self.began
+            typer.echo(f"{self.done} of {self.total} runs, {passed:.0f} s", err=True)
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live:
+            sys.stderr.write("\r" + " " * 100 + "\r")

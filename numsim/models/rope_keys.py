@@ -1,0 +1,178 @@
+"""Rotary positions from a ``config.json``, in any of its spellings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.models.arch import Rope
+from numsim.models.keys import REMEDY, REQUIRED, Key, listing, offer, shown, wrong
+from numsim.models.rope import check_rope
+
+WIDEST = 2**16  # elements of a head
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings")
+METADATA = ("finetuned",)  # of a table of rotary keys: read by nobody
+NEUTRAL = ("attn_factor", "extrapolation_factor")  # of vLLM: 1 is what transformers computes
+SCALINGS = {  # rope_type -> its keys, required ones first, then optional
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ("original_max_position_embeddings",)),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        (),
+    ),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
+            "mscale", "mscale_all_dim", "truncate",
+        ),
+    ),
+}  # fmt: skip
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all rotary keys of a config in the newer spelling; both spellings must agree.
+
+    Newer configs hold ``rope_parameters: {rope_theta, rope_type, partial_rotary_factor, ...}``;
+    older ones ``rope_theta`` beside ``rope_scaling: {type | rope_type, ...}`` or null.
+    """
+    seen: dict[str, Any] = {}
+    nulls: dict[str, str] = {}
+
+    def put(key: str, value: Any, where: str) -> None:
+        if value is None:
+            nulls[key] = where
+        elif seen.setdefault(key, value) != value:
+            raise wrong(where, f"{seen[key]!r} as beside it", value)
+
+    for theirs, ours in (
+        ("rope_theta", "rope_theta"),
+        ("rotary_emb_base", "rope_theta"),
+        ("rotary_pct", "partial_rotary_factor"),
+        ("partial_rotary_factor", "partial_rotary_factor"),
+    ):
+        if theirs in config:
+            put(ours, config[theirs], theirs)
+    for group in ("rope_parameters", "rope_scaling"):
+        inner = config.get(group)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            raise wrong(group, "a table or null", inner)
+        for key, value in inner.items():
+            put("rope_type" if key == "type" else key, value, f"{group}.{key}")
+    for key in ("rope_theta", "partial_rotary_factor"):  # no default of theirs is none
+        if key in nulls and key not in seen:
+            raise wrong(nulls[key], "a number", None)
+    return seen
+
+
+def read_rope(
+    config: Mapping[str, Any], defaults: Mapping[str, object], fields: Mapping[str, Any]
+) -> Rope:
+    """Return the rotary positions a config asks for."""
+    seen = dict(defaults) | rope_settings(config)
+    kind: Any = seen.pop("rope_type", "default")
+    if kind not in tuple(SCALINGS):
+        raise UnsupportedError(
+            f"config.json: rope_type must be one of {', '.join(SCALINGS)}; got {shown(kind)}; "
+            "other types are not implemented"
+        )
+    required, optional = SCALINGS[kind]
+    known = {*required, *optional, "rope_theta", "partial_rotary_factor"}
+    for key in (*METADATA, *NEUTRAL):
+        if key in METADATA or seen.get(key) == 1:
+            seen.pop(key, None)
+
+    def where(key: str) -> str:
+        group = (
+            "rope_parameters" if key in (config.get("rope_parameters") or {}) else "rope_scaling"
+        )
+        return f"{group}.{key}"
+
+    def number(name: str, default: object = REQUIRED) -> float:
+        return float(Key(name, float, default).read(seen, {}))
+
+    if kind == "yarn" and "attn_factor" in seen:
+        raise _two_readings(where("attn_factor"), number("attn_factor"), _amplitude(seen, number))
+    unknown = sorted(set(seen) - known)
+    if unknown:
+        raise NumsimError(
+            f"config.json: rope settings of type {kind!r} are {', '.join(sorted(known))}; "
+            f"unknown: {listing(unknown)}; {offer(map(where, unknown))}"
+        )
+    share = number("partial_rotary_factor", 1.0)
+    if share != 1 and "partial_rotary_factor" not in defaults:  # transformers does not read it
+        raise wrong("partial_rotary_factor", f"1 for {fields['family']}", share)
+    turned = fields["mla"].rope if fields.get("mla") else int(fields["head_dim"] * share)
+    if turned % 2 or not 0 < turned <= fields["head_dim"]:
+        raise NumsimError(
+            f"config.json: rotary positions turn an even number of elements of a head, at most "
+            f"head_dim; got {turned} of {fields['head_dim']}; {REMEDY}"
+        )
+    if turned > WIDEST:  # no list of that length before the tensors have been looked at
+        raise wrong("the rotary width of a head", f"at most {WIDEST}", turned)
+    positions = Key("max_position_embeddings", int, None).read(config, {}) or 1
+    longest = 0.0
+    if kind in ("dynamic", "llama3", "yarn"):
+        longest = Key("max_position_embeddings", int).read(config, {})
+        original = number("original_max_position_embeddings", longest)
+        if kind != "dynamic":  # that counts from the length of the config, as transformers does
+            longest = original
+        if longest < 1:
+            raise wrong("original_max_position_embeddings", "1 or more", longest)
+    values: dict[str, Any] = {}
+    if kind == "llama3":
+        values = {"slow": number("low_freq_factor"), "fast": number("high_freq_factor")}
+        if values["slow"] >= values["fast"]:
+            raise wrong("low_freq_factor", "below high_freq_factor", values["slow"])
+    if kind == "yarn":
+        values = {
+            "slow": number("beta_slow", 1.0),
+            "fast": number("beta_fast", 32.0),
+            "amplitude": _amplitude(seen, number),
+            "truncate": bool(Key("truncate", bool, True).read(seen, {})),
+        }
+    rope = Rope(
+        theta=number("rope_theta"),
+        width=turned,
+        interleaved=bool(fields.get("interleaved", False)),
+        kind=kind,
+        factor=number("factor") if kind != "default" else 1.0,
+        longest=int(longest),
+        **values,
+    )
+    check_rope(rope, min(positions, 2**20))  # longer sequences are refused when they come
+    return rope
+
+
+def yarn_growth(factor: float, weight: float = 1.0) -> float:
+    """Return ``0.1 weight ln(factor) + 1``, 1 for factors up to 1.
+
+    >>> yarn_growth(1.0)
+    1.0
+    """
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _two_readings(key: str, value: float, amplitude: float) -> UnsupportedError:
+    """Return the error of a key that two programs read differently; both readings are one edit."""
+    return UnsupportedError(
+        f"config.json: {key} {value:g} has two readings: transformers does not read it "
+        f"(--ignore-keys {key}, ignore_keys=), vLLM multiplies sine and cosine by it (write "
+        f"attention_factor {amplitude * value!r} in its place); choose one"
+    )
+
+
+def _amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> float:
+    factor = number("factor")
+    given = [key for key in ("mscale", "mscale_all_dim") if seen.get(key) not in (None, 0)]
+    weights = [number(key) for key in given]
+    if seen.get("attention_factor") is not None:
+        return number("attention_factor")
+    if len(weights) == 2:
+        return yarn_growth(factor, weights[0]) / yarn_growth(factor, weights[1])
+    return yarn_growth(factor)

@@ -1,0 +1,316 @@
+"""The matrix products of training: y = x W^T, dx = g W and dW = g^T x, each by its own rule.
+
+x [..., M, K], W [..., N, K], g [..., M, N], float32; operands are `numsim.quantize` of them along
+the axis that the product sums, and the same codes serve two products where their scales allow it
+(one for the whole tensor, none, or tiles). Without rules everything is float64, in chains of fused
+multiply-adds, K ascending.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import NotFiniteError, NumsimError
+from numsim.float_state import known_floats
+from numsim.kernels.gemm_fma import gemm_fma, pack_b
+from numsim.kernels.philox import random_words
+from numsim.models.gemm import RAW, probe
+from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.targets import matmul
+
+Array = NDArray[Any]
+Watch = Callable[[str, str, Array, QTensor], object]
+PRODUCTS = ("forward", "dgrad", "wgrad")
+ONE_SCALE = ("none", "per_tensor")
+
+
+@dataclass
+class Context:
+    """What every operation of a pass knows.
+
+    `rules` gives the rule of a product by name, None: float64. `step` counts updates, for random
+    bits. `scaling` keeps delayed scales by product and tensor; a pass reads and extends it.
+    `watch` is called with (product, tensor, values, stored) for every quantised operand.
+    """
+
+    dtype: Any = np.float64
+    rules: Callable[[str], Any] | None = None
+    seed: int = 0
+    step: int = 0
+    scaling: dict[str, Any] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def rule(self, name: str) -> Any:
+        """Return the rule of a product, checked; None in float64."""
+        if self.rules is None:
+            return None
+        rule = self.rules(name)
+        for product in PRODUCTS:
+            if not hasattr(rule, product):
+                raise NumsimError(
+                    f"nn: training needs a rule for forward, dgrad and wgrad; that of "
+                    f"{name or 'the product'} has no {product}; make the recipe with "
+                    "numsim.train.recipe"
+                )
+        check_rule(name, rule)
+        return rule
+
+
+@lru_cache(maxsize=256)
+def check_rule(name: str, rule: Any) -> None:
+    """Raise where a unit does not multiply the formats of one of the three products."""
+    for product in PRODUCTS:
+        one = getattr(rule, product)
+        try:
+            probe(one)
+        except NumsimError as error:
+            raise type(error)(
+                f"nn: {product} of {name or 'the product'}: {error}; change its target or formats"
+            ) from None
+
+
+def stream_key(*parts: object) -> int:
+    """Return the key of a random stream, a function of its parts alone.
+
+    >>> stream_key(0, "head", "gradient", 3) == stream_key(0, "head", "gradient", 4)
+    False
+    """
+    text = ":".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "little")
+
+
+def random_signs(count: int, *parts: object) -> NDArray[np.float32]:
+    """Return `count` signs +-1 of the stream of `parts`."""
+    words = np.empty(count, np.uint64)
+    random_words(np.arange(count, dtype=np.uint64), stream_key(*parts), words)
+    return np.where(words >> np.uint64(63), np.float32(-1), np.float32(1))
+
+
+@known_floats
+def hadamard(x: Array, signs: Array) -> Array:
+    """Return (x * signs) H / sqrt(n) on groups of n = len(signs) of the last axis.
+
+    Parameters
+    ----------
+    x
+        Array [..., K], K a multiple of n; n a power of two.
+    signs
+        n numbers +1 or -1.
+
+    Returns
+    -------
+    Array of the shape and type of `x`. Sums of n = 4^k values of few bits are exact.
+
+    Raises
+    ------
+    NumsimError
+        For an n that is no power of two, or a K that is no multiple of it.
+
+    Source
+    ------
+    Sylvester's construction; NVIDIA's NVFP4 training recipe uses n = 16 on both operands of wgrad.
+
+    Examples
+    --------
+    >>> hadamard(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4))
+    array([ 5., -1., -2.,  0.])
+    """
+    values, s = np.asarray(x), np.asarray(signs)
+    n = s.size
+    if s.ndim != 1 or n < 1 or n & (n - 1):
+        raise NumsimError(f"hadamard: signs are 2**k numbers; got shape {s.shape}")
+    if not np.isin(s, (-1, 1)).all():
+        raise NumsimError("hadamard: signs are +1 or -1")
+    if values.ndim < 1 or values.shape[-1] % n:
+        raise NumsimError(
+            f"hadamard: the last axis is a multiple of {n}; got shape {values.shape}; pad it"
+        )
+    if values.dtype.kind != "f":
+        values = values.astype(np.float32)
+    y = values.reshape(*values.shape[:-1], values.shape[-1] // n, n) * s.astype(values.dtype)
+    half = 1
+    while half < n:
+        pairs = y.reshape(*y.shape[:-1], n // (2 * half), 2, half)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        y = np.stack([low + high, low - high], axis=-2).reshape(y.shape)
+        half *= 2
+    root = values.dtype.type(1.0 / np.sqrt(n))
+    result: Array = (y * root).reshape(values.shape)
+    return result
+
+
+def chains(a: Array, b: Array) -> Array:
+    """Return a [..., M, K] by b [..., K, N] in float64, a chain of fused multiply-adds."""
+    lead = a.shape[:-2]
+    left = np.ascontiguousarray(a, np.float64).reshape(-1, *a.shape[-2:])
+    right = np.ascontiguousarray(b, np.float64).reshape(-1, *b.shape[-2:])
+    return gemm_fma(left, pack_b(right)).reshape(*lead, a.shape[-2], b.shape[-1])
+
+
+@dataclass
+class Operands:
+    """The tensors of one product and their codes, each made once."""
+
+    context: Context
+    name: str
+    rule: Any
+    sources: dict[str, Any]  # x, w, g: float32 arrays, or QTensors that are stored
+    weights: dict[Any, QTensor] = field(default_factory=dict)  # of w: steps of a cell share them
+    made: dict[Any, QTensor] = field(default_factory=dict)
+
+    def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
+        """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
+        wanted = RAW if quant is None else as_quant(quant)
+        tiles = isinstance(wanted.block, tuple) and wanted.block[0] == wanted.block[1]
+        key = tensor, wanted, None if wanted.granularity in ONE_SCALE or tiles else axis
+        made = self.weights if tensor == "w" else self.made
+        if key not in made:
+            made[key] = self._make(tensor, wanted, axis)
+        return made[key]
+
+    def turned_weight(self, quant: Any) -> QTensor:
+        """Return the codes of W^T, scales along K: one object, so that it is packed once."""
+        key = "turned", quant
+        if key not in self.weights:
+            self.weights[key] = self.get("w", quant, -1).T
+        return self.weights[key]
+
+    def _make(self, tensor: str, quant: Quant, axis: int) -> QTensor:
+        source = self.sources[tensor]
+        if isinstance(source, QTensor):
+            same = source.fmt == quant.fmt and (source.scale is None or source.scale.size == 1)
+            if same and quant.granularity in ONE_SCALE:
+                return source  # as stored: its codes are never rounded again
+            source = source.dequantize()
+        if self.rule.source == "requantise" and axis == -2 and tensor != "g":
+            forward = self.rule.forward.activations if tensor == "x" else self.rule.forward.weights
+            if forward is not None:
+                source = self.get(tensor, forward, -1).dequantize()
+        c = self.context
+        try:
+            if self.rule.delayed is not None and quant.granularity == "per_tensor":
+                return self._delayed(tensor, quant, source)
+            if tensor == "g" and self.rule.gradient_scale != 1.0:
+                scale = np.float32(self.rule.gradient_scale)
+                q = quantize(source * scale, quant, axis=axis, **self._random(tensor, quant, axis))
+                given = np.float32(1) if q.scale is None else q.scale
+                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
+            else:
+                q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
+        except NumsimError as error:
+            kind = NumsimError if np.isfinite(source).all() else NotFiniteError
+            raise kind(f"step {c.step}, {_role(tensor)} of {self.name}: {error}") from None
+        if c.watch is not None and quant != RAW:
+            c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
+        return q
+
+    def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
+        if quant.rounding != "sr":
+            return {}
+        c = self.context
+        return {"seed": stream_key(c.seed, self.name, tensor, axis, c.step)}
+
+    def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
+        # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
+        c, key = self.context, f"{self.name}.{tensor}.{quant.fmt.name}"
+        rule = replace(self.rule.delayed, format=quant.format)
+        state = c.scaling[key] if key in c.scaling else rule.init()
+        q: QTensor
+        q, c.scaling[key] = rule.quantize(source, state)
+        if c.watch is not None:
+            c.watch(self.name, tensor, source, q)
+        return q
+
+
+def _role(tensor: str) -> str:
+    return {"x": "the input", "w": "the weight", "g": "the gradient"}[tensor]
+
+
+def forward_product(
+    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None
+) -> tuple[Array, tuple[Any, ...]]:
+    """Return y = x W^T [..., M, N], and what `backward_product` needs.
+
+    `weights` keeps the codes of W for further products with the same W.
+    """
+    rule = context.rule(name)
+    if not x.size:
+        raise NumsimError(
+            f"nn: {name or 'the product'} takes one row or more; its input is {list(x.shape)}"
+        )
+    if rule is None:
+        return chains(x, np.swapaxes(w, -1, -2)), (x, w)
+    kept = {} if weights is None else weights
+    operands = Operands(context, name, rule, {"x": x, "w": w}, kept)
+    one = rule.forward
+    left = operands.get("x", one.activations, -1)
+    return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
+
+
+def backward_product(
+    context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True, weights: bool = True
+) -> tuple[Array | None, Array | None]:
+    """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
+    if len(saved) == 2:
+        x, w = saved
+        dx = chains(g, w) if inputs else None
+        return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
+    kept: Operands = saved[0]
+    # A tape may be read again, and then with another gradient.
+    operands = Operands(
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made)
+    )
+    rule, dx, dw = kept.rule, None, None
+    if inputs:
+        one = rule.dgrad
+        right = operands.get("w", one.weights, -2)
+        dx = _multiply(operands.get("g", one.activations, -1), right, one)
+        if rule.clip_gradient:
+            dx = _clipped(dx, kept.sources["x"], operands.get("x", rule.forward.activations, -1))
+    if weights:
+        dw = _weight_gradient(operands)
+        if rule.clip_gradient:
+            dw = _clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
+    return dx, dw
+
+
+def _weight_gradient(operands: Operands) -> Array:
+    rule = operands.rule
+    one, size = rule.wgrad, rule.hadamard
+    if not size:
+        left = operands.get("g", one.activations, -2).T
+        return _multiply(left, operands.get("x", one.weights, -2), one)
+    c = operands.context
+    signs = random_signs(size, c.seed, operands.name, "hadamard", c.step)
+    turned = {}
+    for tensor in ("g", "x"):
+        source = operands.sources[tensor]
+        rows = source.shape[-2]
+        wide = np.zeros((*source.shape[:-2], source.shape[-1], -(-rows // size) * size), np.float32)
+        wide[..., :rows] = np.swapaxes(source, -1, -2)
+        turned[tensor] = hadamard(wide, signs)  # zeros that fill a group add nothing
+    own = Operands(c, operands.name, replace(rule, source="high"), turned, {})
+    left = own.get("g", one.activations, -1)
+    return _multiply(left, own.get("x", one.weights, -1).T, one)
+
+
+def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
+    y = matmul(a, b, target=rule.target, out_format=rule.out_format)
+    return np.asarray(y, np.float32)
+
+
+def _clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
+    """Return a gradient with 0 where storage saturated the value."""
+    values = source.dequantize() if isinstance(source, QTensor) else source
+    scale = (
+        np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
+    )
+    top, low = np.float64(stored.fmt.max) * scale, np.float64(stored.fmt.min) * scale
+    return np.where((values > top) | (values < low), np.float32(0), gradient)

@@ -1,0 +1,202 @@
+"""LSTM and GRU over all steps: one input product, one recurrent product a step.
+
+Both weight gradients are one product over all steps each. Gates, states and biases are float32
+(float64 without a recipe), each operation rounded once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.kernels import backward as cells
+from numsim.kernels import recurrent as kernel
+from numsim.kernels.jit import threads, using_threads
+from numsim.nn import fused
+from numsim.nn.products import Context, Operands, backward_product, forward_product
+from numsim.nn.tape import Recorder
+from numsim.quant import QTensor
+
+Array = NDArray[Any]
+
+
+SMALL = 1 << 23  # multiply-adds of a step below which a second thread costs more than it gives
+
+
+def _threads(batch: int, weight_h: Any) -> Any:
+    """Return a context for the steps: results do not depend on threads, the time of a step does."""
+    small = batch * weight_h.shape[0] * weight_h.shape[1] < SMALL
+    return using_threads(1 if small else threads())
+
+
+def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) -> tuple[int, ...]:
+    """Return y [B, T, H], h, c of an LSTM; x [B, T, K], states [B, H]; gates in rows i, f, g, o.
+
+    `params`: weight_ih [4H, K], weight_hh [4H, H] and, with biases, bias_ih, bias_hh [4H].
+    """
+    c, values = r.context, r.array(x)
+    batch, steps, _ = values.shape
+    weight_x, weight_h = (r.values[p] for p in params[:2])
+    hidden = weight_h.shape[1]
+    zeros = np.zeros(4 * hidden, c.dtype)
+    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
+    flat = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    xw, saved_x = forward_product(c, f"{prefix}input", flat, weight_x)
+    xw = xw.reshape(batch, steps, -1)
+    shape = (batch, steps, hidden)
+    h, before_c, before_h, squashed = (np.empty(shape, c.dtype) for _ in range(4))
+    gates = np.empty((batch, steps, 4 * hidden), c.dtype)
+    last_h, last_c = np.array(r.array(h0)), np.array(r.array(c0))
+    recurrent: list[Any] = []
+    codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
+    name = f"{prefix}recurrent"
+    one_call = fused.forward(c, name, weight_h, codes)
+    done = 0
+    if one_call is not None:
+        done = kernel.lstm_forward(
+            xw, *one_call, bias_x, bias_h, last_h, last_c, gates, before_h, before_c, squashed, h
+        )
+        recurrent = [None] * done
+    with _threads(batch, weight_h):
+        for t in range(done, steps):
+            hw, saved = forward_product(c, name, last_h, weight_h, codes)
+            recurrent.append(saved)
+            before_h[:, t], before_c[:, t] = last_h, last_c
+            new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
+            cells.lstm_cell(
+                xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h,
+                0, batch,
+            )  # fmt: skip
+            h[:, t], last_h, last_c = new_h, new_h, new_c
+    kept = (
+        saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
+        codes,
+    )  # fmt: skip
+    return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
+
+
+def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array) -> Any:
+    saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
+    batch, steps, _ = gates.shape
+    dgates = np.empty_like(gates)
+    dh, dc = np.array(dh_last), np.array(dc_last)
+    name = f"{prefix}recurrent"
+    one_call = fused.backward(c, name, weight_h, codes)
+    done = 0
+    if one_call is not None:
+        lost = np.zeros(2, np.int64)
+        done = kernel.lstm_backward(
+            np.ascontiguousarray(dy), *one_call, gates, before_c, squashed, dh, dc, dgates, lost
+        )
+        fused.count(c, lost)
+    with _threads(batch, weight_h):
+        for t in reversed(range(steps - done)):
+            dh = dh + dy[:, t]
+            cells.lstm_cell_backward(
+                dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
+            )
+            here = np.ascontiguousarray(dgates[:, t])
+            dh = _through(c, name, recurrent[t], before_h[:, t], weight_h, codes, here)
+    return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
+
+
+def _through(
+    c: Context, name: str, saved: Any, h: Array, weight_h: Any, codes: dict[Any, QTensor], g: Array
+) -> Array:
+    """Return the gradient of the state before a step; `saved` of its product, None: fused."""
+    if saved is None:
+        sources = {"x": np.ascontiguousarray(h), "w": weight_h}
+        saved = (Operands(c, name, c.rule(name), sources, codes),)
+    dh, _ = backward_product(c, saved, g, weights=False)
+    assert dh is not None
+    return dh
+
+
+def _all_steps(
+    c: Context, saved_x: Any, before_h: Array, weight_h: Any, dx_gates: Array, dh_gates: Array,
+    prefix: str, count: int, *states: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Gradients of x, the states, both weights and both biases, from those of all steps."""
+    batch, steps, width = dx_gates.shape
+    flat_x = dx_gates.reshape(-1, width)
+    dx, dw_x = backward_product(c, saved_x, flat_x)
+    assert dx is not None
+    flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
+    all_h = before_h.reshape(-1, before_h.shape[-1])
+    dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
+    db_x = cells.column_sums(flat_x)
+    db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
+    return dx.reshape(batch, steps, -1), *states, *(dw_x, dw_h, db_x, db_h)[:count]
+
+
+def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Array:
+    rule = c.rule(name)
+    if rule is None:
+        saved: tuple[Any, ...] = (h, w)
+    else:  # the states of all steps under one scale: the forward products had one a step
+        saved = (Operands(c, name, rule, {"x": h, "w": w}),)
+    dw = backward_product(c, saved, g, inputs=False)[1]
+    assert dw is not None
+    return dw
+
+
+def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[int, ...]:
+    """Return y [B, T, H] and h of a GRU; gates in rows r, z, n.
+
+    n = tanh(W_in x + b_in + r (W_hn h + b_hn)).
+
+    `params` as for `lstm`, of 3H rows.
+    """
+    c, values = r.context, r.array(x)
+    batch, steps, _ = values.shape
+    weight_x, weight_h = (r.values[p] for p in params[:2])
+    hidden = weight_h.shape[1]
+    zeros = np.zeros(3 * hidden, c.dtype)
+    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
+    flat = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    xw, saved_x = forward_product(c, f"{prefix}input", flat, weight_x)
+    xw = xw.reshape(batch, steps, -1)
+    h, before_h, inner = (np.empty((batch, steps, hidden), c.dtype) for _ in range(3))
+    gates = np.empty((batch, steps, 3 * hidden), c.dtype)
+    last_h = np.array(r.array(h0))
+    recurrent: list[Any] = []
+    codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
+    with _threads(batch, weight_h):
+        for t in range(steps):
+            hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
+            recurrent.append(saved)
+            before_h[:, t] = last_h
+            new_h = np.empty_like(last_h)
+            cells.gru_cell(
+                xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h, 0, batch
+            )
+            h[:, t], last_h = new_h, new_h
+    kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params))
+    return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)
+
+
+def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
+    saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count = saved
+    batch, steps, _ = gates.shape
+    dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
+    dh = np.array(dh_last)
+    with _threads(batch, weight_h):
+        for t in reversed(range(steps)):
+            dh = dh + dy[:, t]
+            cells.gru_cell_backward(
+                dh,
+                gates[:, t],
+                inner[:, t],
+                before_h[:, t],
+                dx_gates[:, t],
+                dh_gates[:, t],
+                0,
+                batch,
+            )
+            here = np.ascontiguousarray(dh_gates[:, t])
+            through, _ = backward_product(c, recurrent[t], here, weights=False)
+            assert through is not None
+            dh = dh + through
+    return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)

@@ -1,0 +1,115 @@
+"""What the command line takes: numbers that say what is wrong with them, and names to complete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import typer
+
+from numsim.arguments import SR_VARIANTS
+from numsim.errors import NumsimError
+from numsim.explain import parse_number
+from numsim.formats import STOCHASTIC, list_formats
+from numsim.formats.names import ALIASES
+from numsim.quant import QUANTS
+from numsim.targets import list_targets
+
+_LONGEST = 40  # of a number, and of one in a message
+
+
+def whole(text: str | int) -> int:
+    """Return the whole number that an option names.
+
+    Examples
+    --------
+    >>> whole("-12")
+    -12
+    >>> whole("1e3")
+    Traceback (most recent call last):
+    typer...BadParameter: expected a whole number such as 12; got '1e3'
+    """
+    try:
+        return int(text if len(str(text)) <= _LONGEST else "")
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a whole number such as 12; got {str(text)[:_LONGEST]!r}"
+        ) from None
+
+
+def number(text: str | float) -> float | int:
+    """Return the number that an option names: integers stay exact.
+
+    Examples
+    --------
+    >>> number("0x20000000000001"), number("-2.5")
+    (9007199254740993, -2.5)
+    """
+    try:
+        return parse_number(text) if isinstance(text, str) else text
+    except NumsimError:
+        raise typer.BadParameter(
+            "expected a number within float64 such as 17, -0.3, 1e9, inf or nan; got "
+            f"{str(text)[:_LONGEST]!r}"
+        ) from None
+
+
+def split(text: str | None) -> tuple[str, ...] | None:
+    """Return the names of a list with commas.
+
+    Examples
+    --------
+    >>> split("e4m3, int8,")
+    ('e4m3', 'int8')
+    """
+    if text is None:
+        return None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def matching(part: str, known: Iterable[str]) -> list[str]:
+    """Return the names that have a text anywhere in them, case aside.
+
+    Examples
+    --------
+    >>> matching("Hopper", list_targets())
+    ['nvidia.hopper.wgmma', 'nvidia.hopper.mma']
+    """
+    key = part.strip().lower()
+    return [name for name in known if key and key in name.lower()]
+
+
+def matching_formats(part: str) -> list[str]:
+    """Return the formats and recipes that have a text in their names, short ones too.
+
+    Examples
+    --------
+    >>> matching_formats("e2m1")
+    ['float4_e2m1fn', 'mxfp4_e2m1']
+    """
+    known = (*FORMATS, *RECIPES)
+    found = {ALIASES.get(name, name) for name in matching(part, known)}
+    found |= {*matching(re.sub(r"^\s*fp(?=\d)", "float", part), known)}
+    return [name for name in (*list_formats(), *RECIPES) if name in found]
+
+
+FORMATS = (*list_formats(), *ALIASES)
+RECIPES = tuple(QUANTS)
+TARGETS = list_targets()
+STOCHASTICS = (*SR_VARIANTS, *STOCHASTIC)
+
+
+def completes(*names: str) -> Callable[[str], list[str]]:
+    """Return what completes a word to these names, or the last one of a list with commas.
+
+    Examples
+    --------
+    >>> completes(*TARGETS)("ideal.int,ideal.f")
+    ['ideal.int,ideal.fp32']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        done, comma, word = incomplete.rpartition(",")
+        return [done + comma + name for name in names if name.startswith(word.lower())]
+
+    return complete

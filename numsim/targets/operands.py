@@ -1,0 +1,49 @@
+"""Operands of products: read-only for everyone else from the first product on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.quant import QTensor
+from numsim.quant.types import readable
+
+
+class _Memory:
+    """The memory of an array as one that may be written; the array stays alive with it."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        described = array.__array_interface__
+        self.__array_interface__ = described | {"data": (described["data"][0], False)}
+
+
+def locked(q: QTensor) -> QTensor:
+    """Return `q` as products read it; its codes and scales cannot be written from now on.
+
+    What products keep with a tensor would no longer be true of changed codes. The arrays that `q`
+    holds become read-only, and so does the memory that they are views of (that of `q.T` is that of
+    `q`). Kernels never write operands, but are compiled for arrays that may be written and would
+    be compiled again for others: they get a view of the codes that was made before.
+
+    Examples
+    --------
+    >>> q = QTensor.from_codes([[1, 2]], "int8")
+    >>> locked(q).codes is q.codes, q.codes.flags.writeable
+    (False, False)
+    """
+    if "locked" not in q.packed:
+        codes = readable(q)
+        view = codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))
+        q.packed["codes"] = [view]
+        q.packed["locked"] = True
+        for array in (q.codes, q.scale, q.scale_codes):
+            while isinstance(array, np.ndarray):
+                array.flags.writeable = False
+                array = array.base
+    return QTensor(
+        readable(q), q.fmt, q.scale, q.quant, q.block_shape, q.scale_codes, q.scale_format,
+        q.tensor_scale, q.packed,
+    )  # fmt: skip

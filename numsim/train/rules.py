@@ -1,0 +1,293 @@
+"""Which formats and units the three products of every GEMM use, and how parameters are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from numsim.arguments import is_integer
+from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
+from numsim.models import Rule as Product
+from numsim.models.recipe import _rule_from_table, _rule_text
+from numsim.quant import Quant, as_quant
+from numsim.train.scaling import DelayedScaling
+
+SOURCES = ("high", "requantise")
+PRODUCTS = ("forward", "dgrad", "wgrad")
+
+
+@known_floats
+@dataclass(frozen=True)
+class Rule:
+    """The three products of a GEMM: ``y = x W^T``, ``dx = g W``, ``dW = g^T x``.
+
+    Parameters
+    ----------
+    forward, dgrad, wgrad : numsim.Rule
+        In dgrad and wgrad `activations` stores the gradient g; `weights` stores W in forward and
+        dgrad, and x in wgrad.
+    source
+        What a format with blocks quantises along another axis: ``high`` the float32 tensor,
+        ``requantise`` the decoded copy of the forward product.
+    delayed : DelayedScaling or None
+        Per-tensor scales from the history of earlier steps.
+    gradient_scale
+        Multiplies the gradient before it is stored; the stored scale divides again.
+    hadamard
+        Random Hadamard transform of so many points along the summed axis of both operands of
+        wgrad; 0: none.
+    clip_gradient
+        True: no gradient where storage saturated the value. False: straight through.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word, or a product that is no `numsim.Rule`.
+
+    Examples
+    --------
+    >>> Rule().dgrad.is_plain
+    True
+    """
+
+    forward: Product = field(default_factory=Product)
+    dgrad: Product = field(default_factory=Product)
+    wgrad: Product = field(default_factory=Product)
+    source: str = "high"
+    delayed: DelayedScaling | None = None
+    gradient_scale: float = 1.0
+    hadamard: int = 0
+    clip_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        for name in PRODUCTS:
+            if not isinstance(getattr(self, name), Product):
+                raise NumsimError(
+                    f"train.Rule: {name} is a numsim.Rule; got {getattr(self, name)!r:.60}"
+                )
+        if self.source not in SOURCES:
+            raise NumsimError(
+                f"train.Rule: source is one of {', '.join(SOURCES)}; got {self.source!r}"
+                f"{near_names(str(self.source), SOURCES)}"
+            )
+        if self.delayed is not None and not isinstance(self.delayed, DelayedScaling):
+            raise NumsimError(
+                f"train.Rule: delayed is a DelayedScaling or None; got {self.delayed!r:.60}"
+            )
+        scale = self.gradient_scale
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not number or not 2.0**-126 <= scale < 2.0**127:
+            raise NumsimError(
+                f"train.Rule: gradient_scale is a positive float32 number; got {scale!r}"
+            )
+        if not isinstance(self.clip_gradient, bool):
+            raise NumsimError(
+                f"train.Rule: clip_gradient is True or False; got {self.clip_gradient!r:.60}"
+            )
+        size = self.hadamard
+        if not is_integer(size) or size < 0 or size & (size - 1):
+            raise NumsimError(f"train.Rule: hadamard is 0 or a power of two; got {size!r}")
+
+
+@known_floats
+@dataclass(frozen=True)
+class Recipe:
+    """Rules by glob of product, the last that matches wins; and how parameters are kept.
+
+    Parameters
+    ----------
+    rules : tuple of (glob, Rule)
+    seed
+        Of stochastic rounding and random signs, 0 to 2**32 - 1.
+    storage : Quant or name or None
+        Parameters themselves are kept in this format, without a copy of more bits; None: float32.
+
+    Raises
+    ------
+    NumsimError
+        Rules of another form, or a seed out of range.
+
+    Examples
+    --------
+    >>> Recipe((("*", Rule()),)).rule("head").source
+    'high'
+    """
+
+    rules: tuple[tuple[str, Rule], ...]
+    seed: int = 0
+    storage: Quant | str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            pairs = tuple((str(glob), rule) for glob, rule in self.rules)
+        except (TypeError, ValueError):
+            pairs = (("", None),)  # type: ignore[assignment]
+        if not pairs or not all(isinstance(rule, Rule) for _, rule in pairs):
+            raise NumsimError(
+                f"train.Recipe: rules are (glob, train.Rule) pairs; got {self.rules!r:.80}; write "
+                'Recipe((("*", Rule()),))'
+            )
+        object.__setattr__(self, "rules", pairs)
+        if not is_integer(self.seed) or not 0 <= self.seed < 1 << 32:
+            raise NumsimError(
+                f"train.Recipe: seed is an integer from 0 to 2**32 - 1; got {self.seed!r}"
+            )
+        object.__setattr__(self, "seed", int(self.seed))
+        if self.storage is not None:
+            object.__setattr__(self, "storage", as_quant(self.storage))
+
+    def rule(self, name: str) -> Rule:
+        """Return the rule of the product `name`.
+
+        Raises
+        ------
+        NumsimError
+            No glob matches.
+        """
+        for glob, rule in reversed(self.rules):
+            if fnmatchcase(name, glob):
+                return rule
+        globs = ", ".join(glob for glob, _ in self.rules)
+        raise NumsimError(
+            f"train.Recipe: every product needs a rule; {name} matches no glob of {globs}; add "
+            'a general first one: ("*", Rule())'
+        )
+
+    def resolve(self, names: Iterable[str]) -> Recipe:
+        """Return the recipe with one rule for each of `names`.
+
+        Raises
+        ------
+        NumsimError
+            A product without a rule, or a glob without a product.
+        """
+        known = tuple(names)
+        for glob, _ in self.rules:
+            if not any(fnmatchcase(name, glob) for name in known):
+                raise NumsimError(
+                    f"train.Recipe: every glob must name a product; {glob!r} matches none of "
+                    f"{', '.join(known[:8])}{near_names(glob, known)}"
+                )
+        return Recipe(tuple((name, self.rule(name)) for name in known), self.seed, self.storage)
+
+    def to_toml(self) -> str:
+        """Return the text that `from_toml` reads back as an equal recipe."""
+        parts = [f"seed = {self.seed}\n"] if self.seed else []
+        if self.storage is not None:
+            parts.append(f"storage = {_quant_text(as_quant(self.storage))}\n")
+        return "\n".join(parts + [_text(glob, rule) for glob, rule in self.rules])
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits of the SHA-256 of `to_toml`."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read ``[[rule]]`` tables: match, source, gradient_scale, hadamard, clip_gradient,
+        delayed, and the tables forward, dgrad and wgrad as `numsim.Recipe` has them.
+
+        Lines ``seed = N`` and ``storage = ...`` may stand before them. All three products must be
+        there.
+
+        Raises
+        ------
+        NumsimError
+            The file is not TOML of this form, or leaves a product undefined.
+        """  # noqa: D205
+        if not isinstance(path, str | Path):
+            raise NumsimError(f"train.Recipe.from_toml: a file is a str or Path; got {path!r}")
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise NumsimError(
+                f"train.Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
+            ) from None
+        rows = tables.pop("rule", [])
+        seed, storage = tables.pop("seed", 0), tables.pop("storage", None)
+        if tables or not isinstance(rows, list) or not rows:
+            raise NumsimError(
+                f"train.Recipe.from_toml: {path} holds seed, storage and [[rule]] tables only; got "
+                f"{', '.join(tables) or 'no rule'}"
+            )
+        rules = []
+        for at, row in enumerate(rows, start=1):
+            try:
+                if not isinstance(row, Mapping):
+                    raise NumsimError(f"a rule is a table, [[rule]]; got {row!r:.60}")
+                rules.append(_from_table(dict(row)))
+            except NumsimError as error:
+                raise NumsimError(f"train.Recipe.from_toml: {path}: rule {at}: {error}") from None
+        return cls(tuple(rules), seed, _quant(storage))
+
+
+def _quant(value: Any) -> Quant | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        table: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
+        try:
+            return Quant(**table)
+        except TypeError as error:
+            raise NumsimError(f"a Quant table has the fields of Quant; {error}") from None
+    return as_quant(value)
+
+
+def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
+    known = ("match", *(f.name for f in fields(Rule)))
+    unknown = sorted(set(row) - set(known))
+    if unknown:
+        raise NumsimError(
+            f"a rule has {', '.join(known)}; unknown: {', '.join(unknown)}"
+            f"{near_names(unknown[0], known)}"
+        )
+    glob = row.pop("match", None)
+    if not isinstance(glob, str):
+        raise NumsimError(f'match is required, a glob of products; got {glob!r}; write match = "*"')
+    for name in PRODUCTS:
+        if not isinstance(row.get(name), Mapping):
+            raise NumsimError(
+                f"the product {name} of {glob!r} is undefined; write a table "
+                f"{name} = {{activations = ..., weights = ..., target = ...}}"
+            )
+        if "match" in row[name]:
+            raise NumsimError(f"match belongs to the rule, not to {name}; write it above {name}")
+        row[name] = _rule_from_table({"match": glob, **row[name]})[1]
+    if isinstance(row.get("delayed"), Mapping):
+        try:
+            row["delayed"] = DelayedScaling(**row["delayed"])
+        except TypeError as error:
+            raise NumsimError(f"delayed has the fields of DelayedScaling; {error}") from None
+    return glob, Rule(**row)
+
+
+def _quant_text(quant: Quant) -> str:
+    from numsim.models.recipe import _quant_table
+    from numsim.models.recipe import _text as toml
+
+    return toml(_quant_table(quant))
+
+
+def _text(glob: str, rule: Rule) -> str:
+    from numsim.models.recipe import _text as toml
+
+    lines = ["[[rule]]", f"match = {toml(glob)}"]
+    plain = Rule()
+    for name in ("source", "gradient_scale", "hadamard", "clip_gradient"):
+        value = getattr(rule, name)
+        if value != getattr(plain, name):
+            lines.append(f"{name} = {toml(value)}")
+    if rule.delayed is not None:
+        delayed = {f.name: getattr(rule.delayed, f.name) for f in fields(rule.delayed)}
+        lines.append(f"delayed = {toml(delayed)}")
+    for name in PRODUCTS:
+        product = _rule_text("", getattr(rule, name)).splitlines()[2:]
+        lines.append(f"{name} = {{{', '.join(line for line in product if line)}}}")
+    return "\n".join(lines) + "\n"

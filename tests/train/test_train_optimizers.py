@@ -1,0 +1,354 @@
+"""Updates of parameters that are kept in a format, against hand computations in fractions."""
+
+import hashlib
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim import train
+from numsim.errors import NumsimError
+from numsim.quant import Quant
+
+F32 = np.float32
+
+
+def grid(name):
+    """Return all magnitudes of a format, exactly."""
+    if name == "q3.4":
+        return [Fraction(i, 16) for i in range(129)]  # 8.0 is below zero only
+    if name == "int8":
+        return [Fraction(i) for i in range(128)]
+    bits, bias, top = {"e4m3": (3, 7, Fraction(448)), "e5m2": (2, 15, Fraction(57344))}[name]
+    found = set()
+    for e in range(32):
+        for f in range(1 << bits):
+            one = Fraction(f, 1 << bits) + (1 if e else 0)
+            found.add(one * Fraction(2) ** (max(e, 1) - bias))
+    return sorted(v for v in found if v <= top)
+
+
+def hand(q, name, draw=None, bits=None):
+    """Return the value that a quotient is stored as: nearest even, or up where a draw carries."""
+    values = grid(name)
+    m = abs(Fraction(q))
+    top = values[-1]
+    if name == "q3.4" and q > 0:
+        top = Fraction(127, 16)
+    if m >= top:
+        return math.copysign(float(top), q)
+    low = max(v for v in values if v <= m)
+    high = min(v for v in values if v > m)
+    f = (m - low) / (high - low)
+    if draw is None:
+        even = values.index(low) % 2 == 0
+        up = f > Fraction(1, 2) or (f == Fraction(1, 2) and not even)
+    else:
+        up = int(f * 2**bits) + draw >= 2**bits
+    return math.copysign(float(high if up else low), q)
+
+
+FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2", "int8": "int8", "q3.4": "q3.4"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rounding", ["rne", "sr"])
+@pytest.mark.parametrize("bits", [3, 8, 13])
+def test_a_kept_scale(name, rounding, bits):
+    rng = np.random.default_rng(bits)
+    scale = F32(1.0 if name == "q3.4" else 0.0625)
+    quant = Quant(FORMATS[name], "none" if name == "q3.4" else "per_tensor", rounding=rounding)
+    start = rng.uniform(-6, 6, size=40).astype(F32)
+    codes = ns.encode(start / scale, FORMATS[name])
+    w = ns.QTensor.from_codes(codes, FORMATS[name], scale=None if name == "q3.4" else scale)
+    lr = 0.3
+    opt = train.SGD(lr, storage=quant, keep_scale=True,
+                    random_bits=bits if rounding == "sr" else None)  # fmt: skip
+    params, state = {"w": w}, opt.init({"w": w})
+    for _ in range(4):
+        g = rng.normal(size=40).astype(F32)
+        g[:4] *= F32(1000)  # beyond the largest value
+        draws = rng.integers(0, 1 << bits, size=40, dtype=np.uint32)
+        old = params["w"].dequantize()
+        random = {"w": draws} if rounding == "sr" else None
+        params, state = opt.step(params, {"w": g}, state, random=random)
+        p = old - F32(lr) * g
+        want = [
+            hand(Fraction(float(v)) / Fraction(float(scale)), name,
+                 *((int(r), bits) if rounding == "sr" else ()))
+            for v, r in zip(p, draws, strict=True)
+        ]  # fmt: skip
+        got = params["w"].dequantize().astype(np.float64) / float(scale)
+        np.testing.assert_array_equal(got, want)
+        assert params["w"].scale is None or params["w"].scale == scale
+    assert state.step == 4
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "int8"])
+@pytest.mark.parametrize("rounding", ["rne", "sr"])
+def test_a_scale_of_each_step(name, rounding):
+    rng = np.random.default_rng(1)
+    top = {"e4m3": 448, "e5m2": 57344, "int8": 127}[name]
+    opt = train.SGD(0.1, storage=Quant(FORMATS[name], rounding=rounding))
+    params = opt.start({"w": rng.normal(size=(5, 6)).astype(F32)})
+    state = opt.init(params)
+    for _ in range(3):
+        g = rng.normal(size=(5, 6)).astype(F32)
+        draws = rng.integers(0, 1 << 16, size=(5, 6)).astype(np.uint16)
+        old = params["w"].dequantize()
+        random = {"w": draws} if rounding == "sr" else None
+        params, state = opt.step(params, {"w": g}, state, random=random)
+        p = old - F32(0.1) * g
+        scale = F32(np.abs(p).max() / F32(top))
+        assert params["w"].scale == scale
+        want = [
+            hand(float(F32(v / scale)), name, *((int(r), 16) if rounding == "sr" else ()))
+            for v, r in zip(p.ravel(), draws.ravel(), strict=True)
+        ]
+        values = ns.decode(params["w"].codes, FORMATS[name]).ravel()
+        np.testing.assert_array_equal(values.astype(np.float64), want)
+
+
+def test_a_master_copy_takes_updates_that_its_format_loses():
+    w = np.ones(4, F32)
+    quant = Quant("float8_e4m3fn", "none")
+    for master, want in ((False, 1.0), (True, 1.5)):
+        opt = train.SGD(1.0, storage=quant, master=master)
+        params, state = opt.start({"w": w}), opt.init({"w": w})
+        for _ in range(16):
+            params, state = opt.step(params, {"w": np.full(4, -1 / 32, F32)}, state)
+        np.testing.assert_array_equal(params["w"].dequantize(), want)
+        if master:
+            np.testing.assert_array_equal(state.slots["w"]["master"], F32(1.5))
+
+
+def test_the_stall_and_its_cure():
+    """E4M3 has a step of 1/8 above 1: +1/64 is a quarter of half of it."""
+    for rounding in ("rne", "sr"):
+        quant = Quant("float8_e4m3fn", "none", rounding=rounding)
+        opt = train.SGD(1.0, storage=quant, keep_scale=True, seed=3)
+        params = {"w": ns.QTensor.from_codes(np.full(4096, 56, np.uint8), "float8_e4m3fn")}
+        state = opt.init(params)
+        for _ in range(64):
+            params, state = opt.step(params, {"w": np.full(4096, -1 / 64, F32)}, state)
+        values = params["w"].dequantize().astype(np.float64)
+        if rounding == "rne":
+            assert set(params["w"].codes) == {56}
+            continue
+        # The walk by hand: the same draws, whole numbers
+        eighths = np.full(4096, 8)
+        for t in range(1, 65):
+            key = hashlib.blake2s(f"3:w:storage:{t}".encode(), digest_size=4).digest()
+            p = (eighths / 8 + 1 / 64).astype(F32)
+            drawn = ns.encode(p, "float8_e4m3fn", rounding="sr",
+                              seed=int.from_bytes(key, "little"))  # fmt: skip
+            eighths = (ns.decode(drawn, "float8_e4m3fn") * 8).astype(np.int64)
+        np.testing.assert_array_equal(values, eighths / 8)
+        # one step of 1/8 (1/4 from 2 on) with probability 1/8 (1/16): variance below 64 / 256
+        assert abs(values.mean() - 2.0) < 5 * 0.5 / 64
+
+
+@pytest.mark.parametrize("storage", ["float8_e4m3fn", "int8", "q3.4"])
+def test_draws_depend_on_seed_name_step_and_element_alone(storage):
+    rng = np.random.default_rng(2)
+    a, b = (rng.normal(size=(3, 50)).astype(F32) for _ in range(2))
+    g = {"a": rng.normal(size=(3, 50)).astype(F32), "b": rng.normal(size=(3, 50)).astype(F32)}
+    quant = Quant(storage, "none", rounding="sr")
+
+    def after(seed, names, steps):
+        opt = train.SGD(0.3, storage=quant, seed=seed)
+        params = opt.start({n: {"a": a, "b": b}[n] for n in names})
+        state = opt.init(params)
+        for _ in range(steps):
+            params, state = opt.step(params, g, state)
+        return {n: p.codes for n, p in params.items()}
+
+    both, turned, alone = after(1, "ab", 3), after(1, "ba", 3), after(1, "a", 3)
+    np.testing.assert_array_equal(both["a"], turned["a"])
+    np.testing.assert_array_equal(both["a"], alone["a"])
+    assert np.any(both["a"] != after(2, "ab", 3)["a"])
+    # the same parameter under another name, and at another step, draws anew
+    opt = train.SGD(0.3, storage=quant)
+    stored = opt.start({"a": a})["a"]
+    one, _ = opt.step({"a": stored, "c": stored}, {"a": g["a"], "c": g["a"]},
+                      opt.init({"a": stored, "c": stored}))  # fmt: skip
+    later, _ = opt.step({"a": stored}, {"a": g["a"]}, train.State(7, {"a": {}}))
+    assert np.any(one["a"].codes != one["c"].codes)
+    assert np.any(one["a"].codes != later["a"].codes)
+    flat, _ = opt.step({"a": opt.start({"a": a.ravel()})["a"]}, {"a": g["a"].ravel()},
+                       opt.init({"a": a.ravel()}))  # fmt: skip
+    np.testing.assert_array_equal(flat["a"].codes, one["a"].codes.ravel())
+
+
+def test_moments_in_a_format():
+    rng = np.random.default_rng(4)
+    w, g = (rng.normal(size=30).astype(F32) for _ in range(2))
+    quant = Quant("float8_e5m2")
+    opt = train.Adam(0.1, moments=quant)
+    state = opt.init({"w": w})
+    p, first, second = w, np.zeros(30, F32), np.zeros(30, F32)
+    params = {"w": w}
+    for t in (1, 2, 3):
+        params, state = opt.step(params, {"w": g}, state)
+        first = F32(0.9) * first + F32(1 - 0.9) * g
+        second = F32(0.999) * second + F32(1 - 0.999) * (g * g)
+        root = np.sqrt(second) / F32(math.sqrt(1 - 0.999**t)) + F32(1e-8)
+        p = p - F32(0.1 / (1 - 0.9**t)) * (first / root)
+        first, second = (ns.quantize(v, quant).dequantize() for v in (first, second))
+        np.testing.assert_array_equal(params["w"], p)
+        np.testing.assert_array_equal(state.slots["w"]["first"].dequantize(), first)
+        np.testing.assert_array_equal(state.slots["w"]["second"].dequantize(), second)
+
+
+def test_float64_stays_float64_and_float32_rounds_each_operation():
+    g = np.array([0.1, -3.0])
+    for dtype in (np.float64, F32):
+        w = np.array([1.0, 2.0], dtype)
+        opt = train.SGD(0.3, momentum=0.7, dampening=0.2, weight_decay=0.01)
+        params, state = {"w": w}, opt.init({"w": w})
+        p, buffer = w, None
+        for _ in range(3):
+            params, state = opt.step(params, {"w": g.astype(dtype)}, state)
+            d = g.astype(dtype) + dtype(0.01) * p
+            buffer = d if buffer is None else dtype(0.7) * buffer + dtype(1 - 0.2) * d
+            p = p - dtype(0.3) * buffer
+            assert params["w"].dtype == dtype
+            np.testing.assert_array_equal(params["w"], p)
+    assert np.array_equal(w, np.array([1.0, 2.0], F32))  # what came is not changed
+
+
+BAD = {
+    "lr": lambda: train.SGD(0.0),
+    "negative lr": lambda: train.Adam(-1e-3),
+    "lr NaN": lambda: train.Adam(math.nan),
+    "lr True": lambda: train.SGD(True),
+    "nesterov": lambda: train.SGD(0.1, nesterov=True),
+    "nesterov and dampening": lambda: train.SGD(0.1, 0.9, 0.1, True),
+    "momentum": lambda: train.SGD(0.1, -0.1),
+    "betas": lambda: train.Adam(betas=(0.9, 1.0)),
+    "one beta": lambda: train.Adam(betas=0.9),
+    "eps": lambda: train.Adam(eps=-1.0),
+    "decay": lambda: train.AdamW(weight_decay=-1),
+    "bits": lambda: train.SGD(0.1, storage="int8", random_bits=0),
+    "seed": lambda: train.SGD(0.1, seed=-1),
+    "master alone": lambda: train.SGD(0.1, master=True),
+    "storage": lambda: train.SGD(0.1, storage="int99"),
+    "no dict": lambda: train.SGD(0.1).init([1.0]),
+    "missing": lambda: step(train.SGD(0.1), {}),
+    "shape": lambda: step(train.SGD(0.1), {"w": np.ones(3)}),
+    "not finite": lambda: step(train.SGD(0.1), {"w": np.array([1.0, np.inf])}),
+    "adam, eps 0": lambda: step(train.Adam(0.1, eps=0.0), {"w": np.array([1e-200, 1.0])}),
+    "state": lambda: train.Adam().step({"w": np.ones(2)}, {"w": np.ones(2)},
+                                       train.SGD(0.1).init({"w": np.ones(2)})),
+    "state of others": lambda: train.SGD(0.1).step({"w": np.ones(2)}, {"w": np.ones(2)},
+                                                   train.SGD(0.1).init({"v": np.ones(2)})),
+    "stored without storage": lambda: train.SGD(0.1).step(
+        {"w": ns.quantize([1.0], "int8")}, {"w": np.ones(1)},
+        train.SGD(0.1).init({"w": np.ones(1)})),
+    "store": lambda: train.store([1.0], [1.0]),
+    "store shape": lambda: train.store([1.0], ns.quantize([1.0, 2.0], "int8")),
+    "store blocks": lambda: train.store(np.ones((2, 32)), ns.quantize(np.ones((2, 32)),
+                                                                     "mxfp8_e4m3")),
+    "store NaN": lambda: train.store([np.nan], ns.quantize([1.0], "int8")),
+    "bits of blocks": lambda: blocks(),
+}  # fmt: skip
+
+
+def step(opt, grads):
+    params = {"w": np.ones(2)}
+    return opt.step(params, grads, opt.init(params))
+
+
+def blocks():
+    opt = train.SGD(0.1, storage=Quant("float8_e4m3fn", block=32, rounding="sr"), random_bits=4)
+    params = opt.start({"w": np.ones((2, 32), F32)})
+    return opt.step(params, {"w": np.ones((2, 32), F32)}, opt.init(params))
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what):
+    with pytest.raises(NumsimError) as caught:
+        BAD[what]()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [
+    lambda: train.LossScale("x"), lambda: train.LossScale(0.0), lambda: train.LossScale(math.nan),
+    lambda: train.LossScale(True), lambda: train.LossScale(growth=0.5),
+    lambda: train.LossScale(backoff=0.0), lambda: train.LossScale(interval=0),
+    lambda: train.DelayedScaling("e4m3", history=0),
+    lambda: train.DelayedScaling("e4m3", margin=1.5),
+    lambda: train.DelayedScaling("e4m3", reduce="mean"),
+    lambda: train.DelayedScaling("e4m3", zero_amax="no"), lambda: train.DelayedScaling("e4m9"),
+    lambda: train.DelayedScaling("e4m3").quantize([np.nan], train.DelayedScaling("e4m3").init()),
+    lambda: train.hadamard(np.ones((2, 6)), np.ones(4)),
+    lambda: train.hadamard(np.ones(3), np.ones(3)),
+    lambda: train.hadamard(np.ones(4), [1, 1, 1, 2]), lambda: train.hadamard(1.0, [1]),
+    lambda: train.to_int8([1.5]), lambda: train.to_int8([1], bits=0),
+    lambda: train.to_int8(np.array([2**63 + 5], np.uint64)),
+    lambda: train.to_int8(np.array([-(2**63)])), lambda: train.to_int8([1], random=[1, 2]),
+    lambda: train.to_int8([1], random=[0.5]), lambda: train.integer_update([1], [1, 2], bits=2),
+    lambda: train.integer_update([-128], [1], bits=2),
+])  # fmt: skip
+def test_bad_scales_and_integers(bad):
+    with pytest.raises(NumsimError):
+        bad()
+
+
+def test_loss_scale_by_hand():
+    rule = train.LossScale(init=8.0, growth=4.0, backoff=0.25, interval=2)
+    state, seen = rule.init(), []
+    for finite in (True, True, True, False, True, True, False, False):
+        seen.append((float(state.scale), state.finite_steps))
+        state = rule.update(state, finite=finite)
+    assert seen == [(8, 0), (8, 1), (32, 0), (32, 1), (8, 0), (8, 1), (32, 0), (8, 0)]
+    assert float(state.scale) == 2.0
+    top = train.LossScale(init=2.0**126, growth=2.0**63, interval=1)
+    assert np.isfinite(top.update(top.init(), finite=True).scale)
+
+
+@pytest.mark.parametrize("zero_amax", ["skip", "keep"])
+@pytest.mark.parametrize("reduce", ["max", "most_recent"])
+def test_delayed_scaling_by_hand(zero_amax, reduce):
+    rule = train.DelayedScaling("e5m2", history=3, margin=2, reduce=reduce, zero_amax=zero_amax)
+    state, window, multiplier = rule.init(), [], F32(1)
+    for x in ([4.0, -8.0], [0.0, 0.0], [1e-40, 0.0], [100.0], [3.0], [0.0], [0.5], [2e5]):
+        q, state = rule.quantize(np.float32(x), state)
+        with np.errstate(over="ignore"):
+            want = ns.encode(F32(x) * multiplier, "float8_e5m2")
+        np.testing.assert_array_equal(q.codes, want)
+        assert q.scale == F32(1) / multiplier
+        amax = F32(np.abs(F32(x)).max())
+        if amax or zero_amax == "keep":
+            window = [amax, *window][:3]
+            a = max(window) if reduce == "max" else window[0]
+            if a:
+                with np.errstate(over="ignore"):
+                    multiplier = min(F32(F32(57344 / 4) / a), np.finfo(F32).max)
+        assert state.multiplier == multiplier
+
+
+def test_integers_by_hand():
+    rng = np.random.default_rng(5)
+    for size in (1, 100, 10**6, 2**31 - 1):
+        acc = rng.integers(-size, size, size=300, endpoint=True)
+        for bits, drawn in ((7, None), (3, None), (7, "r"), (2, "r")):
+            shift = max(0, int(np.abs(acc).max()).bit_length() - bits)
+            r = rng.integers(0, 2**40, size=300) if drawn else None
+            codes, got = train.to_int8(acc, bits=bits, random=r)
+            assert got == shift
+            want = []
+            for i, a in enumerate(acc.tolist()):
+                whole, rest = divmod(abs(a), 2**shift)
+                if drawn:
+                    up = rest + int(r[i]) % 2**shift >= 2**shift if shift else False
+                else:
+                    up = 2 * rest > 2**shift or (2 * rest == 2**shift and whole % 2)
+                want.append(math.copysign(1, a) * min(127, whole + int(up)))
+            np.testing.assert_array_equal(codes, want)
+            w = rng.integers(-127, 128, size=300)
+            new, _ = train.integer_update(w, acc, bits=bits, random=r)
+            if bits < 7:
+                np.testing.assert_array_equal(new, np.clip(w - np.array(want), -127, 127))
