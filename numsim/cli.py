@@ -245,7 +245,7 @@ def sweep(
         say(f"numsim: interrupted; {where}", err=True)
         sys.exit(130)
     if len(rows):
-        sweep_table(rows)
+        sweep_table(rows, Path(fields["out"]))
         say(f"{len(rows)} rows in {fields['out']}", err=True)
     for message in failed:
         say(f"numsim: case failed: {plain(message)}", err=True)
@@ -265,7 +265,10 @@ def _state(path: Path | str) -> tuple[int, ...] | None:
 @app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="CSV file of a sweep.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
+    ] = None,
 ) -> None:
     """Write a Markdown table and figures from the CSV file of a sweep."""
     from numsim.report import write_report

@@ -38,15 +38,17 @@ def test_cosine_and_errors():
     assert metrics.max_abs(a, b) == np.abs(a - b).max()
 
 
-def test_max_ulp():
-    tiny = 2.0**-149
+def test_max_ulp_is_the_largest_error_in_units_of_the_largest_reference():
+    """Steps from value to value would be 2**30 where a reference of 0 got 1."""
+    assert metrics.max_ulp([0.0, 1.0], [1.0, 1.0]) == 2**23
     assert metrics.max_ulp([0.0], [-0.0]) == 0
-    assert metrics.max_ulp([tiny], [-tiny]) == 2
-    assert metrics.max_ulp([2.0], [np.nextafter(np.float32(2), np.float32(0))]) == 1
-    assert metrics.max_ulp([1.0 + 2.0**-30], [1.0]) == 0
-    assert metrics.max_ulp([np.nan], [np.nan]) == 0
-    assert metrics.max_ulp([np.nan], [0.0]) == math.inf
-    assert metrics.max_ulp([np.inf], [np.finfo(np.float32).max]) == 1
+    assert metrics.max_ulp([2.0**-149], [-(2.0**-149)]) == 2
+    assert metrics.max_ulp([2.0], [2.0 + 2.0**-22]) == 1
+    assert metrics.max_ulp([-2.0, 0.5], [-2.0, 0.5 + 3 * 2.0**-22]) == 3
+    assert metrics.max_ulp([1.999], [1.999 + 2.0**-23]) == pytest.approx(1, rel=1e-6)
+    assert metrics.max_ulp([1.0], [1.0 + 2.0**-30]) == 2.0**-7  # not rounded to float32 first
+    assert metrics.max_ulp([1.0], [np.inf]) == math.inf
+    assert math.isnan(metrics.max_ulp([1.0], [math.nan]))
 
 
 def test_nll_and_perplexity(monkeypatch):

@@ -116,7 +116,7 @@ def test_decoders(family, tmp_path):
     model = load_model(ORACLE / family)
     ops = rows[rows.layer != "all"]
     assert len(ops) == len(model.gemm_names())
-    assert (ops.sqnr_local_db > 20).all()
+    assert (ops[ops.emulated].sqnr_local_db > 20).all()
     assert (ops.sqnr_cumulative_db > 10).all()
     whole = rows[rows.layer == "all"].iloc[0]
     assert whole.perplexity_reference > 1

@@ -1,8 +1,12 @@
+import html
 import math
 import os
+import re
+import warnings
 
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt  # comes with rich
 
 import numsim.report
 from numsim.errors import NumsimError
@@ -10,13 +14,14 @@ from numsim.report import figures, write_report
 from numsim.report.tables import local_sqnr, pivot, read_results
 from numsim.sweep.columns import NAMES
 
-FILES = ["report.md", "perplexity.png", "sqnr.png", "layers.png"]
+FILES = ["report.md", "kl.png", "perplexity.png", "sqnr.png", "layers.png"]
 
 
 def case(name, fmt, scales, target, perplexity, local, **more):
     """Rows of one case: one for each product in `local`, one for the network."""
     common = dict.fromkeys(NAMES, "") | {
-        "case_id": name, "model": "toy", "weight_format": fmt, "act_format": fmt,
+        "case_id": name, "model": "toy", "format": fmt, "weight_format": fmt, "act_format": fmt,
+        "emulated": True,
         "granularity": scales, "rounding": "rne", "target": target,
         "exact": target != "ideal.fp32", "seed": 0, "numsim_version": "0.1.0",
         "bits_per_weight": {"int4": 4.01, "int8": 8.01, "bfloat16": 16.0}.get(fmt, 8.01),
@@ -25,7 +30,9 @@ def case(name, fmt, scales, target, perplexity, local, **more):
         common | {"layer": layer, "op": op, "M": 64, "sqnr_local_db": value} | more
         for (layer, op), value in local.items()
     ]
-    figures = {"perplexity": perplexity, "kl_nats": perplexity / 1000, "sqnr_cumulative_db": 30.0}
+    kl = perplexity / 1000 if perplexity else ""
+    figures = {"perplexity": perplexity, "kl_nats": kl, "kl_stderr": 0.001, "dnll": kl,
+               "dnll_stderr": 0.02, "sqnr_cumulative_db": 30.0}  # fmt: skip
     return [*rows, common | {"layer": "all"} | figures | more]
 
 
@@ -84,8 +91,14 @@ def test_page(csv, tmp_path):
         "| `int8` | per_tensor | 8.01 | 41.500 | 41.500 |",
         "| `int8` | per_token | 8.01 |  | 41.000 |",
         "| `int8` | per_tensor | 8.01 | 0.0415 | 0.0415 |",
-        "| `int8` | per_tensor | 1.down_proj 20.50 | 0.q_proj 29.00 |  |",
-        "| `int4` | per_tensor | 0.q_proj 9.00 | 1.down_proj ∞ |  |",
+        "| `int8` | per_tensor | `1.down_proj` 20.50 | `0.q_proj` 29.00 |  |",
+        "| `int4` | per_tensor | `0.q_proj` 9.00 | `1.down_proj` ∞ |  |",
+        "|  | format | scales | unit | bits | KL, nats | dNLL, nats | perplexity "
+        "| SQNR of the logits, dB |",
+        "|  | `bfloat16` | none | `ideal.fp32` (fake) | 16.00 | 0.041±0.001 | +0.04±0.02 | 40.900 "
+        "| 30.00 |",
+        "| ? | `int4` | per_tensor | `ideal.int` | 4.01 | 1.234±0.001 | +1.23±0.02 | 1234.500 "
+        "| 30.00 |",
         "![Perplexity](perplexity.png)",
     ):
         assert line in page.splitlines()
@@ -109,7 +122,7 @@ def test_figures_tell_targets_of_a_format_apart(csv, monkeypatch):
     monkeypatch.setattr(figures, "_png", lambda figure, caption: drawn.append(figure))
     results = read_results(csv)
     figures.draw_figures(results)
-    for figure in drawn[:2]:
+    for figure in drawn[:3]:
         same = [
             line for line in figure.axes[0].lines
             if line.get_marker() == "o" and line.get_linestyle() == "None"
@@ -123,7 +136,7 @@ def test_figures_tell_targets_of_a_format_apart(csv, monkeypatch):
         ]
         assert len(set(places)) == len(results.cases)
         words = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert words[:3] == ["target", "ideal.fp32", "ideal.int"]
+        assert words[:3] == ["unit", "ideal.fp32", "ideal.int"]
 
 
 def test_unfinished_cases_and_cut_lines_are_left_out(tmp_path, rows):
@@ -158,7 +171,7 @@ def test_settings_that_differ_are_named(tmp_path):
         ("int8 rounding=sr seed=1", "per_block 32"): 9.0,
         ("int8 rounding=sr seed=2", "per_block 32"): 8.0,
         ("int8 rounding=rne seed=0", "per_block 32"): 7.0,
-        ("int8/int4 rounding=rne seed=0", "per_block 64"): 6.0,
+        ("int8 rounding=rne seed=0", "per_block 64"): 6.0,
     }
 
 
@@ -175,10 +188,9 @@ def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
         "int8 tokens=100", "int4 tokens=100", "int8 tokens=50", "int4 tokens=50",
     ]  # fmt: skip
     page = write_report(path, tmp_path / "out")[0].read_text()
-    lowest = [line for line in page.splitlines() if line.startswith("- Lowest")]
-    assert len(lowest) == 2
-    assert "7.000 (`int8 tokens=50`" in lowest[0]
-    assert "9.000 (`int8 tokens=100`" in lowest[1]
+    tables = [part.split("\n## ")[0] for part in page.split("## Cases, best first")[1:]]
+    ranked = [re.findall(r"`(int\d tokens=\d+)`", table) for table in tables]
+    assert ranked == [["int8 tokens=100", "int4 tokens=100"], ["int8 tokens=50", "int4 tokens=50"]]
 
 
 @pytest.mark.parametrize("perplexity", [math.inf, 5.0, ""])
@@ -186,11 +198,12 @@ def test_single_case_with_little_in_it(tmp_path, perplexity):
     rows = case("a", "nf4", "none", "ideal.exact", 5.0, {("lm_head", ""): math.inf})
     rows[-1] |= {"perplexity": perplexity, "sqnr_cumulative_db": "inf", "bits_per_weight": ""}
     files = write_report(save(tmp_path / "r.csv", rows), tmp_path / "out")
-    assert [file.name for file in files] == (FILES[:2] if perplexity == 5.0 else FILES[:1])
+    assert [file.name for file in files] == (FILES[:3] if perplexity == 5.0 else FILES[:2])
     page = files[0].read_text()
-    assert "| `nf4` | none | lm_head ∞ |  |  |" in page
-    assert ("no values in column `perplexity`" in page) == (perplexity == "")
+    assert "| `nf4` | none | `lm_head` ∞ |  |  |" in page
+    assert ("## Perplexity" in page) == (perplexity != "")
     assert "| `nf4` | none |  | ∞ |" in page
+    assert "no values" not in page
 
 
 def test_many_layers_and_cases_without_product_rows(tmp_path):
@@ -198,9 +211,9 @@ def test_many_layers_and_cases_without_product_rows(tmp_path):
     rows = case("a", "float8_e4m3fn", "none", "ideal.exact", 5.0, local)
     path = save(tmp_path / "r.csv", rows)
     assert [file.name for file in write_report(path, tmp_path / "out")] == FILES
-    assert "0.q\\|a 0.00" in (tmp_path / "out" / "report.md").read_text()
+    assert "`0.q\\|a` 0.00" in (tmp_path / "out" / "report.md").read_text()
     path = save(path, rows[-1:])
-    assert [file.name for file in write_report(path, tmp_path / "out")] == FILES[:3]
+    assert [file.name for file in write_report(path, tmp_path / "out")] == FILES[:4]
 
 
 def edit(**columns):
@@ -217,7 +230,10 @@ def edit(**columns):
         (lambda p: (p.unlink(), p.mkdir()), r"is a folder; give the results.csv"),
         (lambda p: p.write_bytes(b"\x89PNG\xff\x00"), r"is not a CSV file \(.*\); give"),
         (lambda p: p.write_bytes(b""), r"has the columns layer, op, .* does not; give"),
-        (lambda p: p.write_text("case_id,layer\n1,all\n"), r"has the columns op, weight_format"),
+        (
+            lambda p: p.write_text("case_id,layer\n1,all\n"),
+            r"has the columns op, format, granularity",
+        ),
         (lambda p: p.write_text(p.read_text() + "," * 99), r"lines longer than its header"),
         (lambda p: p.write_text(p.read_text() + '"open'), r"is not a CSV file \(unexpected end"),
         (edit(layer="0"), r'needs a finished case, .* layer "all", .* none in 15 rows; finish'),
@@ -376,3 +392,92 @@ def full_disk(write):
         return write(path, data)
 
     return limited
+
+
+def test_an_encoder_is_reported_by_its_embeddings(tmp_path):
+    """No section is empty, and nothing speaks of logits or perplexity."""
+    rows = []
+    for name, cosine in (("int8", 0.999), ("int4", 0.95)):
+        new = case(name, name, "per_tensor", "ideal.int", "", {("0", "q_proj"): 30.0})
+        new[-1] |= {
+            "embedding_cosine": cosine, "embedding_cosine_min": cosine - 0.01,
+            "embedding_cosine_stderr": 0.0002, "dnll": "", "kl_stderr": "", "dnll_stderr": "",
+        }  # fmt: skip
+        rows += new
+    files = write_report(save(tmp_path / "r.csv", rows[::-1]), tmp_path / "out")
+    assert [f.name for f in files] == ["report.md", "cosine.png", "sqnr.png", "layers.png"]
+    page = files[0].read_text()
+    assert re.findall("^#.*", page, re.MULTILINE) == [
+        "# Number formats on `toy`", "## Cases, best first",
+        "## Cosine of sentence embeddings to the reference's",
+        "## SQNR of the last hidden states, dB",
+        "## Worst products: lowest local SQNR, dB",
+    ]  # fmt: skip
+    assert page.index("| 0.9990±0.0002 | 0.98900 |") < page.index("| 0.9500±0.0002 | 0.94000 |")
+    for word in ("logits", "erplexity", "KL", "nats"):
+        assert word not in page
+
+
+EVIL = (
+    "</script><script>alert(1)</script> `` ` | a\n# b <img src=x> ![x](http://y) \x1b[31m $x$ _z_"
+)
+
+
+def test_names_are_text_in_markdown_and_figures(tmp_path):
+    """No name of the CSV file becomes a tag, a cell, a heading or an image."""
+    rows = case("a", EVIL, EVIL, EVIL, 5.0, {(EVIL, EVIL): 3.0})
+    rows += case("b", "int8" * 80, "\u4e2d\u6587", "_hidden", 6.0, {("0", "q_proj"): 3.0})
+    for row in rows:
+        row |= {"model": EVIL, "text": EVIL, "error": EVIL if row["case_id"] == "a" else ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = write_report(save(tmp_path / "r.csv", rows), tmp_path / "out")
+    assert [file.name for file in files] == FILES
+    page = files[0].read_text()
+    assert "\x1b" not in page
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(page)
+    assert "&lt;script&gt;" in shown
+    tags = set(re.findall(r"<[^>]*>", shown))
+    images = {tag for tag in tags if tag.startswith("<img")}
+    assert {re.search('src="([^"]*)"', tag)[1] for tag in images} == set(FILES[1:])
+    known = "h1 h2 p ul li code em table thead tbody tr th td"
+    assert {re.match(r"</?(\w+)", tag)[1] for tag in tags - images} == set(known.split())
+    assert shown.count("<h1>") == 1
+    for table in shown.split("<table>")[1:]:
+        rows = table.split("</table>")[0].split("<tr>")[1:]
+        assert len({len(re.findall("<t[hd]", row)) for row in rows}) == 1
+        assert EVIL.encode("unicode_escape")[:30].decode() in html.unescape(table)
+
+
+def test_products_left_in_float32_are_no_findings(tmp_path):
+    rows = case("a", "int8", "none", "ideal.int", 5.0, {("0", "q_proj"): 30.0, ("0", "qk"): ""})
+    rows[1]["emulated"] = False
+    results = read_results(save(tmp_path / "r.csv", rows))
+    assert results.products["op"].tolist() == ["q_proj"]
+
+
+def test_storage_rules_of_one_element_format_keep_their_names(tmp_path):
+    local = {("0", "q_proj"): 20.0}
+    rows = [
+        *case("a", "float4_e2m1fn", "per_block", "ideal.fp32", 9.0, local, format="nvfp4"),
+        *case("b", "float4_e2m1fn", "per_block", "ideal.fp32", 8.0, local, format="mxfp4_e2m1"),
+        *case("c", "mixed", "mixed", "mixed", 7.0, local, format="mine", recipe="mine"),
+    ]
+    table = pivot(read_results(save(tmp_path / "r.csv", rows)), "perplexity")
+    assert table.index.get_level_values("format").tolist() == ["nvfp4", "mxfp4_e2m1", "mine"]
+
+
+def test_tested_lengths_are_said(tmp_path):
+    rows = case("a", "int8", "none", "ideal.int", 5.0, {("0", "a"): 3.0, ("0", "b"): 3.0})
+    for row, k in zip(rows, (512, 192, ""), strict=True):
+        row["K"] = k
+    page = write_report(save(tmp_path / "r.csv", rows), tmp_path / "o")[0].read_text()
+    assert "- K tested: 192, 512. The error of an accumulator grows with K: longer" in page
+
+
+def test_the_default_folder_and_names_of_files(csv, tmp_path):
+    assert write_report(csv)[0] == tmp_path / "results-report" / "report.md"
+    for name in ("z.html", "z.PNG", "z.md"):
+        with pytest.raises(NumsimError, match=r"named like a file; name a folder, as .*/z$"):
+            write_report(csv, tmp_path / name)
+        assert not (tmp_path / name).exists()

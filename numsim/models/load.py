@@ -118,7 +118,7 @@ def load_model(
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
     limited = OperandCache(limit)
-    return Model(arch, arrays, model_name(folder), limited, places, unused, ignored)
+    return Model(arch, arrays, model_name(folder), limited, places, unused, ignored, folder)
 
 
 def _check_packed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class Model:
     places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
     ignored_keys: tuple[str, ...] = ()  # of config.json: set aside by `ignore_keys`
+    folder: Path | None = None  # that it was read from
 
     def __repr__(self) -> str:
         once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones

@@ -13,10 +13,11 @@ from numsim.report.tables import read_results
 from numsim.report.training import is_training, training_files
 
 __all__ = ["write_report"]
+FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
 
 
 @known_floats
-def write_report(results: Path, out: Path) -> list[Path]:
+def write_report(results: Path, out: Path | None = None) -> list[Path]:
     """Write ``report.md`` and its figures from the CSV file of a sweep.
 
     The same CSV file gives the same bytes. Everything is made in memory before the first file is
@@ -27,27 +28,28 @@ def write_report(results: Path, out: Path) -> list[Path]:
     results
         CSV file of ``numsim sweep``. Cases without their ``layer="all"`` row are left out.
     out
-        Folder for the report; made if it is missing.
+        Folder for the report; made if it is missing. None: ``NAME-report`` beside ``NAME.csv``.
 
     Returns
     -------
     list of Path
         The files written: ``report.md`` and, where the columns they need have values,
-        ``perplexity.png``, ``sqnr.png`` and ``layers.png``.
+        ``kl.png``, ``perplexity.png`` (of an encoder ``cosine.png``), ``sqnr.png`` and
+        ``layers.png``.
 
     Raises
     ------
     NumsimError
         If `results` is missing, is not a CSV file of a sweep or has no finished case, or if `out`
-        is a file or cannot be written.
+        is a file, is named like one or cannot be written.
 
     Examples
     --------
     >>> import tempfile
     >>> from numsim.report.tables import COLUMNS
     >>> row = dict.fromkeys(COLUMNS, "") | {
-    ...     "case_id": "1f", "model": "tiny", "layer": "all", "weight_format": "int8",
-    ...     "act_format": "int8", "granularity": "per_tensor", "target": "ideal.int",
+    ...     "case_id": "1f", "model": "tiny", "layer": "all", "format": "int8",
+    ...     "granularity": "per_tensor", "target": "ideal.int", "emulated": "True",
     ...     "exact": "True", "bits_per_weight": "8.0", "perplexity": "41.5", "seed": "0",
     ...     "numsim_version": "0.1.0"}
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +59,14 @@ def write_report(results: Path, out: Path) -> list[Path]:
     ...     print([file.name for file in files])
     ...     print(files[0].read_text().splitlines()[0])
     ['report.md', 'perplexity.png']
-    # Number formats on tiny
+    # Number formats on `tiny`
     """
+    out = results.with_name(f"{results.stem}-report") if out is None else out
+    if out.suffix.lower() in FILES and not out.exists():
+        raise NumsimError(
+            f"report: the output is a folder of several files, and {out} is named like a file; "
+            f"name a folder, as {out.with_suffix('')}"
+        )
     if is_training(results):
         return _save(training_files(results), out)
     found = read_results(results)

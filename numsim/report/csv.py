@@ -22,7 +22,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "kl_nats": (-1e-6, float("inf"), "0 or more"),
     **dict.fromkeys(
         ("bits_per_weight", "bits_per_act", "M", "N", "K", "mse", "max_abs", "max_ulp", "seconds",
-         "tokens", "dnll_stderr", "kl_stderr", "energy_pj"), _POSITIVE,
+         "tokens", "dnll_stderr", "kl_stderr", "embedding_cosine_stderr", "energy_pj"), _POSITIVE,
     ),
     **dict.fromkeys(
         ("saturation_rate", "underflow_rate", "acc_overflow_rate", "top1_agreement"), _SHARE

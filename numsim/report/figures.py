@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -14,13 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
-from numsim.report.tables import Results, local_sqnr
+from numsim.report.tables import Results, local_sqnr, what_has_noise
+from numsim.words import shorten
 
 # Colours of Okabe and Ito, told apart by the colour-blind: one a target, in order of the CSV file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX<>*"
+LONGEST = 32  # characters of a name; the tables have all of it
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -38,59 +41,83 @@ class Drawn:
     caption: str
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What a figure shows of every case, over its format."""
+
+    file: str
+    column: str
+    axis: str
+    caption: str
+    stderr: str = ""
+    zoom: bool = False  # a second panel for the cases near the lowest
+    log: bool = False
+
+
+MEASURES = (
+    Measure("kl.png", "kl_nats", "KL divergence (nats)", "KL divergence from the reference against "
+            "bits per weight; lower is better.", "kl_stderr", log=True),
+    Measure("perplexity.png", "perplexity", "perplexity", "Perplexity of the text against bits per "
+            "weight; lower is better.", zoom=True, log=True),
+    Measure("cosine.png", "cosine_distance", "1 − cosine of embeddings", "Distance of sentence "
+            "embeddings from the reference's, one minus their mean cosine, against bits per weight;"
+            " lower is better.", "embedding_cosine_stderr", log=True),
+    Measure("sqnr.png", "sqnr_cumulative_db", "SQNR of {what} (dB)", "Signal to quantisation noise "
+            "of {what} against bits per weight; higher is better."),
+)  # fmt: skip
+
+
 def draw_figures(results: Results) -> dict[str, Drawn]:
     """Draw the figures whose columns have values; file name -> figure."""
     drawn = {}
+    what = what_has_noise(results.cases)
+    cases = results.cases.assign(cosine_distance=1 - results.cases["embedding_cosine"])
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        if _finite(results.cases["perplexity"]).any():
-            drawn["perplexity.png"] = _perplexity(results.cases)
-        if _finite(results.cases["sqnr_cumulative_db"]).any():
-            drawn["sqnr.png"] = _sqnr(results.cases)
+        for measure in MEASURES:
+            if _finite(cases[measure.column]).any():
+                words = {
+                    key: getattr(measure, key).format(what=what) for key in ("axis", "caption")
+                }
+                drawn[measure.file] = _lanes_figure(cases, replace(measure, **words))
         table = local_sqnr(results)
         if np.isfinite(table.to_numpy(dtype=float)).any():
             drawn["layers.png"] = _layers(table)
     return drawn
 
 
-def _perplexity(cases: pd.DataFrame) -> Drawn:
-    values = cases["perplexity"][_finite(cases["perplexity"])]
+def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
+    values = cases[measure.column][_finite(cases[measure.column])]
+    log = measure.log and values.max() > 2 * values.min() and bool((values > 0).any())
+    if log:  # what is not above 0 has no place on it
+        values = values[values > 0]
     low = values[values <= values.min() * (1 + ZOOM)]
-    zoom = 1 < len(low) < len(values)
+    zoom = measure.zoom and 1 < len(low) < len(values)
     lanes = _lanes(cases)
     figure = _canvas(_width(lanes), 5.6 if zoom else 3.6)
     panels = figure.subplots(2 if zoom else 1, 1, sharex=True, squeeze=False)[:, 0]
     whole = panels[0]
-    whole.set_ylabel("perplexity")
-    if values.min() > 0 and values.max() > 2 * values.min():
+    whole.set_ylabel(measure.axis)
+    if log:
         whole.set_yscale("log")
-        whole.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-        whole.yaxis.set_major_formatter(LogFormatter())
-        whole.set_ylabel("perplexity (log scale)")
-    _points(whole, cases, "perplexity", lanes, cases)
+        whole.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if values.max() < 1000 * values.min():
+            whole.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        else:
+            whole.yaxis.set_minor_formatter(NullFormatter())
+        whole.set_ylabel(f"{measure.axis}, log scale")
+    _points(whole, cases.loc[values.index], measure, lanes, cases)
     _name_lanes(figure, whole, panels[-1], lanes)
-    note = _note(cases["perplexity"])
+    note = _note(len(cases) - len(values), log)
+    if measure.stderr:
+        note = f" Bars: two standard errors to each side.{note}"
     if zoom:
-        _points(panels[1], cases.loc[low.index], "perplexity", lanes, cases)
-        panels[1].set_ylabel(f"perplexity\n(within {ZOOM:.0%} of the lowest)")
-        note = f" Below: the cases within {ZOOM:.0%} of the lowest perplexity.{note}"
+        _points(panels[1], cases.loc[low.index], measure, lanes, cases)
+        panels[1].set_ylabel(f"{measure.axis}\n(within {ZOOM:.0%} of the lowest)")
+        note = f" Below: the cases within {ZOOM:.0%} of the lowest {measure.axis}.{note}"
     _legend(figure, cases)
-    return _png(figure, f"Perplexity of the text against bits per weight; lower is better.{note}")
-
-
-def _sqnr(cases: pd.DataFrame) -> Drawn:
-    lanes = _lanes(cases)
-    figure = _canvas(_width(lanes), 3.6)
-    axes = figure.subplots()
-    axes.set_ylabel("SQNR of the logits (dB)")
-    _points(axes, cases, "sqnr_cumulative_db", lanes, cases)
-    _name_lanes(figure, axes, axes, lanes)
-    _legend(figure, cases)
-    caption = (
-        "Signal to quantisation noise of the logits against bits per weight; higher is better."
-    )
-    return _png(figure, caption + _note(cases["sqnr_cumulative_db"]))
+    return _png(figure, measure.caption + note)
 
 
 def _layers(table: pd.DataFrame) -> Drawn:
@@ -99,20 +126,21 @@ def _layers(table: pd.DataFrame) -> Drawn:
     values = raw[np.isfinite(raw)]
     annotate = rows <= 80 and columns <= 40
     height = 0.21 * rows if annotate else min(0.05 * rows, 12.0)
-    figure = _canvas(2.6 + 0.46 * columns, 2.2 + height)
+    names = [", ".join(map(_label, key)) for key in table.columns]
+    products = [_label(name) for name in table.index]
+    below, beside = max(map(len, names)), max(map(len, products))  # letters, about 0.07 inch each
+    width = 2.6 + max(0.0, 0.07 * (beside - 12), 0.06 * (below - 36)) + 0.46 * columns
+    figure = _canvas(width, max(2.2, 0.8 + 0.05 * below) + height)
     axes = figure.subplots()
     cells = np.clip(raw, values.min(), values.max())  # infinite: the end of the scale
     image = axes.imshow(
         cells, cmap=mpl.colormaps["viridis"].with_extremes(bad="#dddddd"), aspect="auto"
     )
-    layers = [str(name).split(".")[0] for name in table.index]
+    layers = [_label(str(name).split(".")[0]) for name in table.index]
     starts = [i for i, name in enumerate(layers) if i == 0 or layers[i - 1] != name]
     shown = range(rows) if annotate else starts
-    axes.set_yticks(list(shown), [str(table.index[i]) if annotate else layers[i] for i in shown])
-    axes.set_xticks(
-        range(columns), [", ".join(key) for key in table.columns], rotation=40, ha="right",
-        rotation_mode="anchor",
-    )  # fmt: skip
+    axes.set_yticks(list(shown), [products[i] if annotate else layers[i] for i in shown])
+    axes.set_xticks(range(columns), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_ylabel("layer and product" if annotate else "layer")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -148,7 +176,7 @@ def _lane_of(cases: pd.DataFrame) -> list[tuple[int, str]]:
 def _points(
     axes: Axes,
     cases: pd.DataFrame,
-    column: str,
+    measure: Measure,
     lanes: list[tuple[int, str]],
     every: pd.DataFrame,
 ) -> None:
@@ -164,17 +192,22 @@ def _points(
         places = sorted(neighbours[lane], key=lambda pair: list(marks).index(pair[0]))
         place = places.index((case["scales"], case["target"])) - (len(places) - 1) / 2
         fill = {"markersize": 5.5} if case["exact"] else {"markersize": 7, "fillstyle": "none"}
+        at = lanes.index(lane) + min(0.2, 0.8 / len(places)) * place
+        colour, value = colours[case["target"]], case[measure.column]
         axes.plot(
-            lanes.index(lane) + min(0.2, 0.8 / len(places)) * place, case[column],
-            marker=marks[case["scales"]], color=colours[case["target"]], linestyle="", **fill,
+            at, value, marker=marks[case["scales"]], color=colour, linestyle="", **fill,
         )  # fmt: skip
+        error = 2 * case[measure.stderr] if measure.stderr else 0.0
+        if error > 0:
+            low = max(value - error, value / 100) if value > 0 else value - error
+            axes.vlines(at, low, value + error, color=colour, linewidth=1)
     axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
 
 
 def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, str]]) -> None:
     bottom.set_xlim(-0.6, len(lanes) - 0.4)
     bottom.set_xticks(
-        range(len(lanes)), [name for _, name in lanes], rotation=30, ha="right",
+        range(len(lanes)), [_label(name) for _, name in lanes], rotation=30, ha="right",
         rotation_mode="anchor",
     )  # fmt: skip
     bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
@@ -196,15 +229,16 @@ def _legend(figure: Figure, cases: pd.DataFrame) -> None:
     def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
-    entries = [entry("target", "", "none")]
-    entries += [entry(n, "s", colour, markersize=7) for n, colour in _colours(cases).items()]
+    entries = [entry("unit", "", "none")]
+    entries += [entry(_label(n), "s", c, markersize=7) for n, c in _colours(cases).items()]
     entries += [entry("scales", "", "none")]
-    entries += [entry(name, mark, "#555555") for name, mark in _markers(cases).items()]
+    entries += [entry(_label(n), mark, "#555555") for n, mark in _markers(cases).items()]
     entries += [
         entry("products", "", "none"),
         entry("exact emulation", "o", "#555555", markersize=5.5),
-        entry("fake quantisation", "o", "#555555", markersize=7, fillstyle="none"),
     ]
+    if not cases["exact"].all():
+        entries += [entry("fake quantisation", "o", "#555555", markersize=7, fillstyle="none")]
     legend = figure.legend(handles=entries, loc="outside right upper", frameon=False)
     for line, text in zip(entries, legend.get_texts(), strict=True):
         if line.get_marker() == "":
@@ -224,9 +258,14 @@ def _colours(cases: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(names, spread, strict=True))
 
 
-def _note(values: pd.Series) -> str:
-    count = int((~_finite(values)).sum())
-    return f" Not drawn: {count} cases without a finite value." if count else ""
+def _label(name: object) -> str:
+    """Return a name as it may stand in a figure: printable, not empty, not as long as a page."""
+    return shorten(name, LONGEST).lstrip("_") or "none"  # an underscore would hide a legend entry
+
+
+def _note(count: int, log: bool) -> str:
+    value = "a finite value above 0" if log else "a finite value"
+    return f" Not drawn: {count} cases without {value}." if count else ""
 
 
 def _finite(values: pd.Series) -> pd.Series:
@@ -244,5 +283,7 @@ def _canvas(width: float, height: float) -> Figure:
 def _png(figure: Figure, caption: str) -> Drawn:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return Drawn(buffer.getvalue(), caption)

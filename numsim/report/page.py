@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
 
-from numsim.report.tables import RUN, Results, local_sqnr, pivot
+import pandas as pd
+
+from numsim.errors import printable
+from numsim.losses import Ties
+from numsim.report.tables import (
+    Results,
+    emulated_lengths,
+    local_sqnr,
+    pivot,
+    ranking,
+    what_has_noise,
+)  # fmt: skip
+from numsim.words import k_tested, with_error
 
 WORST = 3
+SECTIONS = (
+    ("KL divergence from the reference, nats for each token", "kl_nats", ".3g", "kl.png"),
+    ("Perplexity", "perplexity", ".3f", "perplexity.png"),
+    ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine.png"),
+    ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr.png"),
+)
+MARKS = {
+    "=": "= the same as the case above, to the last bit.",
+    "~": "~ not told apart from the case above: the mean difference of their losses, token by "
+    "token (of an encoder cosines, sentence by sentence), is within two standard errors.",
+    "?": "? not compared with the case above: the losses of its tokens are not beside the file.",
+}
 
 
 def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
     """Return the page; `captions` names the figures that exist, by file name."""
-    models = ", ".join(dict.fromkeys(results.cases["model"]))
-    lines = [f"# Number formats on {models}", "", *_about(results)]
-    for title, column, form, figure in (
-        ("Perplexity", "perplexity", ".3f", "perplexity.png"),
-        ("SQNR of the logits, dB", "sqnr_cumulative_db", ".2f", "sqnr.png"),
-        ("KL divergence from the reference, nats for each token", "kl_nats", ".3g", ""),
-    ):
-        lines += [f"## {title}", "", *_figure(title, figure, captions)]
-        lines += _pivot_table(results, column, form)
-    title = "Worst products: lowest local SQNR, dB"
-    lines += [f"## {title}", "", *_figure(title, "layers.png", captions), *_worst_table(results)]
+    lines = [f"# Number formats on {_names(results.cases['model'])}", "", *_about(results)]
+    for run in ranking(results):
+        lines += ["## Cases, best first", "", *_ranking_table(run, results)]
+    for title, column, form, figure in SECTIONS:
+        table = pivot(results, column)
+        if not table.isna().all(axis=None):
+            title = title.format(what=what_has_noise(results.cases))
+            lines += [f"## {title}", "", *_figure(title, figure, captions)]
+            lines += _pivot_table(results, table, form)
+    worst = local_sqnr(results)
+    if not worst.isna().all(axis=None):
+        title = "Worst products: lowest local SQNR, dB"
+        lines += [f"## {title}", "", *_figure(title, "layers.png", captions), *_worst_table(worst)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -36,7 +66,7 @@ def _about(results: Results) -> list[str]:
     failed = int((cases["error"] != "").sum()) if "error" in cases else 0
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "
-        f"{_names(cases['seed'])}; finished cases in `{results.source}`: {len(cases)}"
+        f"{_names(cases['seed'])}; finished cases in {code(results.source.name)}: {len(cases)}"
         + (f", {failed} of them failed." if failed else "."),
         f"- Text {_names(cases['text'])}, tokens scored {_names(cases['tokens'])}. Numbers of a "
         "product come from its first batch"
@@ -44,31 +74,52 @@ def _about(results: Results) -> list[str]:
         + ", those of the network from all of the text.",
         f"- Exact emulation, bit for bit: {_names(exact)}.",
         f"- Fake quantisation, rounded values multiplied and added in float32: {_names(fake)}.",
-        "- Bits: stored bits for each weight, scales included.",
+        "- Bits: stored bits for each weight, scales included; where only attention is emulated, "
+        "for each value of the cache of keys and values.",
         "- Error: difference from the float64 run of the same model.",
     ]
-    ranked = cases[cases["perplexity"].map(math.isfinite)].sort_values("perplexity", kind="stable")
-    for _, run in ranked.groupby(list(RUN), sort=False):
-        if len(run) > 1:
-            low, high = (
-                f"{value:.3f} (`{name}`, {scales}, `{target}`)"
-                for value, name, scales, target in run.iloc[[0, -1]][
-                    ["perplexity", "format", "scales", "target"]
-                ].itertuples(index=False)
-            )
-            lines.append(f"- Lowest perplexity: {low}; highest: {high}.")
+    lengths = emulated_lengths(results)
+    if lengths:
+        lines.append(f"- {k_tested(lengths)}.")
     if "error" in cases:
         lines += [
-            f"- Failed: `{row.format}`, {row.scales}, `{row.target}`: {row.error}."
+            f"- Failed: {code(row.format)}, {text(row.scales)}, {code(row.target)}: "
+            f"{text(row.error)}."
             for row in cases[cases["error"] != ""].itertuples()
         ]
     if results.unfinished:
-        lines.append(f"- Left out, unfinished: case {', '.join(results.unfinished)}.")
+        lines.append(f"- Left out, unfinished: case {', '.join(map(text, results.unfinished))}.")
     return [*lines, ""]
 
 
+def code(name: object) -> str:
+    r"""Return a name as a code span, whatever is in it.
+
+    >>> code("int8"), code("a`b"), code("<b>\n")
+    ('`int8`', '`` a`b ``', '`<b>\\n`')
+    """
+    shown = printable(name)
+    if not shown.strip():
+        return "`` ``" if shown else ""
+    runs = {len(run) for run in re.findall("`+", shown)}
+    if not runs:
+        return f"`{shown}`"
+    fence = "`" * next(n for n in range(1, len(runs) + 2) if n not in runs)
+    return f"{fence} {shown} {fence}"
+
+
+def text(words: object) -> str:
+    r"""Return words in which nothing is Markdown or HTML.
+
+    >>> text("<b> *a* per_tensor [x](y)")
+    '&lt;b&gt; \\*a\\* per_tensor \\[x\\](y)'
+    """
+    shown = html.escape(printable(words), quote=False)
+    return re.sub(r"[\\`*\[\]~$!#|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", shown)
+
+
 def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or "none"
+    return ", ".join(code(name) for name in dict.fromkeys(names)) or "none"
 
 
 def _figure(title: str, name: str, captions: Mapping[str, str]) -> list[str]:
@@ -77,30 +128,64 @@ def _figure(title: str, name: str, captions: Mapping[str, str]) -> list[str]:
     return [f"![{title}]({name})", "", f"*{captions[name]}*", ""]
 
 
-def _pivot_table(results: Results, column: str, form: str) -> list[str]:
-    table = pivot(results, column)
-    if table.isna().all(axis=None):
-        return [f"The CSV file has no values in column `{column}`.", ""]
+def _ranking_table(run: pd.DataFrame, results: Results) -> list[str]:
+    """Return the cases of one run, best first, with what chance alone may do to their order."""
+    ties, marks = Ties(results.source), [""]
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in r.items()} for r in run.to_dict("records")]
+    for better, worse in pairwise(rows):
+        failed = better.get("error") or worse.get("error")
+        marks.append("" if failed else ties.mark(better, worse))
+    heads: dict[str, Callable[[dict[str, Any]], str]] = {
+        "KL, nats": lambda r: _measured(r, "kl_nats", "kl_stderr"),
+        "dNLL, nats": lambda r: _measured(r, "dnll", "dnll_stderr", "+"),
+        "perplexity": lambda r: _number(r["perplexity"], ".3f"),
+        "cosine": lambda r: _measured(r, "embedding_cosine", "embedding_cosine_stderr"),
+        "smallest cosine": lambda r: _number(r["embedding_cosine_min"], ".5f"),
+        f"SQNR of {what_has_noise(run)}, dB": lambda r: _number(r["sqnr_cumulative_db"], ".2f"),
+        "top-1": lambda r: _number(r["top1_agreement"], ".1%"),
+    }
+    figures = {head: [write(row) for row in rows] for head, write in heads.items()}
+    figures = {head: cells for head, cells in figures.items() if any(cells)}
+    body = [
+        [mark, code(r["format"]), text(r["scales"]), _unit(r), _number(r["bits"], ".2f"), *cells]
+        for mark, r, *cells in zip(marks, rows, *figures.values(), strict=True)
+    ]
+    align = "llllr" + "r" * len(figures)
+    notes = [words for mark, words in MARKS.items() if mark in marks]
+    if any("±" in cell for cells in figures.values() for cell in cells):
+        notes.append("± one standard error, over tokens or sentences.")
+    table = _table(["", "format", "scales", "unit", "bits", *figures], align, body)
+    return [*table, *(line for note in notes for line in (note, ""))]
+
+
+def _unit(row: Mapping[str, Any]) -> str:
+    return code(row["target"]) + ("" if row["exact"] else " (fake)")
+
+
+def _measured(row: Mapping[str, Any], name: str, stderr: str, sign: str = "") -> str:
+    if math.isnan(row[name]):
+        return ""
+    return with_error(row[name], None if math.isnan(row[stderr]) else row[stderr], sign)
+
+
+def _pivot_table(results: Results, table: pd.DataFrame, form: str) -> list[str]:
     bits = pivot(results, "bits").bfill(axis=1).iloc[:, 0]
     cases = results.cases
     fake = set(cases["target"]) - set(cases.loc[cases["exact"], "target"])
-    heads = [f"`{name}`" + (" (fake)" if name in fake else "") for name in table.columns]
+    heads = [code(name) + (" (fake)" if name in fake else "") for name in table.columns]
     body = [
-        [f"`{row[0]}`", row[1], _number(bits[row], ".2f"), *(_number(v, form) for v in values)]
+        [code(row[0]), text(row[1]), _number(bits[row], ".2f"), *(_number(v, form) for v in values)]
         for row, values in zip(table.index.tolist(), table.to_numpy(), strict=True)
     ]
     return _table(["format", "scales", "bits", *heads], "llr" + "r" * len(heads), body)
 
 
-def _worst_table(results: Results) -> list[str]:
-    table = local_sqnr(results)
-    if table.isna().all(axis=None):
-        return ["The CSV file has no values in column `sqnr_local_db`.", ""]
+def _worst_table(table: pd.DataFrame) -> list[str]:
     body = []
     for key in table.columns.tolist():
         low = table[key].dropna().sort_values(kind="stable").head(WORST)
-        cells = [f"{product} {_number(value, '.2f')}" for product, value in low.items()]
-        body.append([f"`{key[0]}`", key[1], *cells, *[""] * (WORST - len(cells))])
+        cells = [f"{code(product)} {_number(value, '.2f')}" for product, value in low.items()]
+        body.append([code(key[0]), text(key[1]), *cells, *[""] * (WORST - len(cells))])
     heads = ["lowest", *(f"{n}." for n in range(2, WORST + 1))]
     return _table(["format", "scales", *heads], "ll" + "l" * WORST, body)
 
@@ -118,7 +203,9 @@ def _table(heads: Iterable[str], align: str, body: Iterable[Iterable[str]]) -> l
     """Return a Markdown table and an empty line."""
     rules = ["---:" if side == "r" else "---" for side in align]
     rows = [heads, rules, *body]
-    return [
-        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows),
-        "",
-    ]
+    return [*(f"| {' | '.join(map(_cell, row))} |" for row in rows), ""]
+
+
+def _cell(content: str) -> str:
+    """Escape bars that `text` has not: a cell ends at one, within code too."""
+    return re.sub(r"(?<!\\)\|", r"\\|", content)

@@ -11,33 +11,33 @@ import pandas as pd
 from numsim.errors import NumsimError
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
 
-NUMBERS = ("bits_per_weight", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats", "perplexity", "M")
+NUMBERS = (
+    "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats",
+    "kl_stderr", "dnll", "dnll_stderr", "perplexity", "top1_agreement", "embedding_cosine",
+    "embedding_cosine_stderr", "embedding_cosine_min", "M", "K",
+)  # fmt: skip
 SETTINGS = (
-    "recipe", "model", "text", "tokens", "scale_format", "scale_rule", "rounding", "seed",
-    "numsim_version", "case_id",
+    "recipe", "weight_format", "act_format", "model", "text", "tokens", "scale_format",
+    "scale_rule", "rounding", "seed", "numsim_version", "case_id",
 )  # fmt: skip
 COLUMNS = (
-    "layer", "op", "weight_format", "act_format", "granularity", "block", "target", "exact",
+    "layer", "op", "format", "granularity", "block", "target", "exact", "emulated",
     *NUMBERS, *SETTINGS,
 )  # fmt: skip
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
-PLAIN = {
-    "weight_format": "float32", "act_format": "float32", "granularity": "none",
-    "target": "ideal.fp32",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Results:
     """The finished cases of a sweep.
 
-    Both tables have the columns of the CSV file and three more. `format`: element format, with
-    the settings that differ between otherwise equal cases. `scales`: granularity and block.
-    `bits`: stored bits for each weight of that format and granularity. `cases` has one row for
-    each case, `products` one for each (case, layer, op).
+    Both tables have the columns of the CSV file and two more. `format` has the settings beside it
+    that differ between otherwise equal cases. `scales`: granularity and block. `bits`: stored bits
+    for each weight of that format and granularity. `cases` has one row for each case, `products`
+    one for each (case, layer, op) that the case emulates.
     """
 
-    source: str
+    source: Path
     cases: pd.DataFrame
     products: pd.DataFrame
     unfinished: tuple[str, ...]
@@ -67,14 +67,9 @@ def read_results(path: Path) -> Results:
     whole = rows["layer"] == "all"
     cases = _with_labels(rows[whole])
     labels = cases[["case_id", "format", "scales", "bits"]]
-    products = _emulated(rows[~whole]).merge(labels, on="case_id")
-    return Results(path.name, cases, products, unfinished)
-
-
-def _emulated(products: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the products that a case keeps in float32: their error is that of the order."""
-    plain = (products[list(PLAIN)] == list(PLAIN.values())).all(axis=1)
-    return products[~plain]
+    emulated = rows["emulated"].str.lower() == "true"  # others are not what the case is about
+    products = rows[~whole & emulated].drop(columns="format").merge(labels, on="case_id")
+    return Results(path, cases, products, unfinished)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
@@ -92,10 +87,11 @@ def _read_rows(path: Path) -> pd.DataFrame:
             kind = "numbers" if math.isnan(numbers[at]) else f"numbers of {words}"
             raise _wrong(path, name, kind, text[at], lines[at])
         rows[name] = numbers
-    wrong = ~rows["exact"].str.lower().isin(["true", "false", ""])
-    if wrong.any():
-        at = int(wrong.to_numpy().argmax())
-        raise _wrong(path, "exact", "True or False", rows["exact"][at], lines[at])
+    for name in ("exact", "emulated"):
+        wrong = ~rows[name].str.lower().isin(["true", "false", ""])
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise _wrong(path, name, "True or False", rows[name][at], lines[at])
     return rows
 
 
@@ -107,11 +103,9 @@ def _wrong(path: Path, column: str, kind: str, cell: str, line: Line) -> NumsimE
 
 
 def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
-    """Add `format`, `scales` and `bits`, so that (format, scales, target) names one case."""
-    weights, acts = cases["weight_format"], cases["act_format"]
+    """Add `scales` and `bits`, and settings to `format`: with the target, they name one case."""
     block = cases["block"].str.removesuffix(".0")
     cases = cases.assign(
-        format=weights.where(weights == acts, weights + "/" + acts),
         scales=cases["granularity"] + (" " + block).mask(block == "", ""),
         exact=cases["exact"].str.lower() == "true",
     )
@@ -127,6 +121,30 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     cases["format"] += suffix
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
+
+
+def ranking(results: Results) -> list[pd.DataFrame]:
+    """Return the cases of each run, best first: lowest KL divergence, or highest cosine."""
+    runs = []
+    for _, run in results.cases.groupby(list(RUN), sort=False):
+        encoder = run["kl_nats"].isna().all() and run["embedding_cosine"].notna().any()
+        measure = "embedding_cosine" if encoder else "kl_nats"
+        runs.append(run.sort_values(measure, ascending=not encoder, kind="stable"))
+    return runs
+
+
+def what_has_noise(cases: pd.DataFrame) -> str:
+    """Return what `sqnr_cumulative_db` of whole networks was measured on."""
+    found = {
+        "the logits": cases["kl_nats"].notna().any(),
+        "the last hidden states": cases["embedding_cosine"].notna().any(),
+    }
+    return " or ".join(what for what, there in found.items() if there) or "the output"
+
+
+def emulated_lengths(results: Results) -> list[int]:
+    """Return the lengths K of the dot products that were emulated."""
+    return sorted(int(k) for k in results.products["K"].dropna().unique())
 
 
 def pivot(results: Results, column: str) -> pd.DataFrame:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Column(NamedTuple):
@@ -22,7 +26,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("weight_format", "", "element format of the weights, or right operand; or 'mixed'", str),
     Column("act_format", "", "element format of the activations, or left operand", str),
     Column("granularity", "", "scales: weights+activations, one word where both agree", str),
-    Column("block", "values", "block size of block scales", str),
+    Column("block", "values", "block size of block scales; of tiles (rows, columns)", str),
     Column("scale_format", "", "format of the scales", str),
     Column("scale_rule", "", "how scales are chosen", str),
     Column("rounding", "", "rounding of the conversion", str),
@@ -30,16 +34,32 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "exact", "", "True: the named unit's rules, bit for bit; False: fake quantisation", bool
     ),
-    Column("bits_per_weight", "bits", "stored bits for each weight, scales included (all: *_proj)"),
-    Column("bits_per_act", "bits", "the same for each activation, or left operand"),
+    Column(
+        "bits_per_weight",
+        "bits",
+        "stored bits for each weight, or value of the right operand, scales included; all: of the "
+        "linears (*_proj); where they stay float32, of the keys and values (qk, pv), else of the "
+        "products that are emulated",
+    ),
+    Column("bits_per_act", "bits", "the same for each activation, or value of the left operand"),
     Column("M", "", "rows of the product: tokens of one batch; of qk and pv times heads", int),
     Column("N", "", "columns of the product", int),
     Column("K", "", "length of the dot products", int),
-    Column("sqnr_local_db", "dB", "signal to error, this product alone on exact inputs"),
-    Column("sqnr_cumulative_db", "dB", "signal to error, everything before emulated as well"),
+    Column(
+        "sqnr_local_db",
+        "dB",
+        "signal to error, this product alone on exact inputs; empty where it stays float32",
+    ),
+    Column(
+        "sqnr_cumulative_db",
+        "dB",
+        "signal to error, everything before emulated as well; empty before the first emulated one",
+    ),
     Column("mse", "", "mean squared error (cumulative)"),
     Column("max_abs", "", "largest absolute error (cumulative)"),
-    Column("max_ulp", "ulp", "largest float32 ulp distance (cumulative)"),
+    Column(
+        "max_ulp", "ulp", "max_abs over the float32 ulp of the largest reference value (cumulative)"
+    ),
     Column("cosine", "", "cosine similarity to the reference (cumulative)"),
     Column("saturation_rate", "", "share of activations clipped"),
     Column("underflow_rate", "", "share of nonzero activations stored as zero"),
@@ -87,6 +107,28 @@ COLUMNS: tuple[Column, ...] = (
         "missing, doubled or changed",
         str,
     ),
+    Column(
+        "format",
+        "",
+        "what the case was asked for: a format, a storage rule such as nvfp4, or a recipe's name",
+        str,
+    ),
+    Column("emulated", "", "False: the product stays float32 in this case, or all of them", bool),
+    Column("kl_stderr", "nats", "standard error of kl_nats (over tokens)"),
+    Column("embedding_cosine_stderr", "", "standard error of embedding_cosine (over sentences)"),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)
+
+
+def as_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a table whose columns have one type each, whatever is missing."""
+    import pandas as pd  # 30 MB that a run alone does without
+
+    types = {str: "string", int: "Int64", bool: "boolean", float: "float64"}
+    frame = pd.DataFrame([dict(row) for row in rows], columns=list(NAMES), dtype=object)
+    chosen = {column.name: types[column.type] for column in COLUMNS}
+    if frame["block"].dropna().astype(str).str.isdecimal().all():  # no tiles
+        frame["block"] = frame["block"].map(int, na_action="ignore")
+        chosen["block"] = "Int64"
+    return frame.astype(chosen)

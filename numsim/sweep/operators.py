@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim import metrics
 from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule
 from numsim.quant import Quant, as_quant, storage_losses
 from numsim.sweep.columns import NAMES
+from numsim.sweep.grid import FAKE_QUANT
 from numsim.sweep.inputs import Inputs, same_rows, split_name
 from numsim.sweep.overflow import overflow_rate
-from numsim.sweep.spec import FAKE_QUANT, Case
+from numsim.sweep.spec import Case
 from numsim.targets import get_target
 from numsim.targets.table import label
 from numsim.version import __version__
@@ -57,11 +59,13 @@ def operands(rule: Rule) -> tuple[Quant, Quant]:
 
 
 def operator_row(
-    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, taps: Taps
+    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, taps: Taps, *,
+    touched: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare one product with the reference: alone on exact inputs, and within the run.
 
     Of padded sentences only kept tokens count; scales are those of the whole batch, as in the run.
+    `touched`: it or a product before it is emulated. Elsewhere there is no quantisation noise.
     """
     key = (name, rule, recipe.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
     if key not in reference.local:  # products that stay float32 are the same in every case
@@ -73,10 +77,10 @@ def operator_row(
         want, got = both[0][outputs], both[1][outputs]
         whole = figures(want, got)
         cumulative = {
-            "sqnr_cumulative_db": ratio_db(whole[0], whole[1]),
+            "sqnr_cumulative_db": ratio_db(whole[0], whole[1]) if touched else None,
             "mse": whole[1] / want.size,
             "max_abs": whole[4],
-            "max_ulp": whole[5],
+            "max_ulp": metrics.ulps(whole[4], whole[5]),
             "cosine": cosine(whole[2], whole[0], whole[3]),
         }
     layer, op = split_name(name)
@@ -90,38 +94,69 @@ def _local(
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
     operand = reference.taps.get(f"{name}.operand")
     rows, outputs = _counted(reference, name)
-    positions = None
-    if ".experts." in name:  # stochastic rounding draws for the token, wherever it went
-        layer, expert = name.partition(".experts.")[0], name.rpartition(".")[0]
-        length = reference.taps[f"{layer}.router.in"].shape[1]
-        positions = reference.taps[f"{expert}.rows"] % length
-    got, left = model.product(name, x, recipe, operand=operand, positions=positions)
-    error = figures(want[outputs], got[outputs])
     weights, activations = operands(rule)
-    where = True if rows is ... else rows[..., None]
-    losses = (0.0, 0.0)
-    if left is not None and activations.rounding == "sr":  # the draws of the run
-        counted = np.broadcast_to(where, x.shape).reshape(left.shape)
-        losses = storage_losses(x.reshape(left.shape), activations, where=counted, stored=left)
-    elif not rule.is_plain:
-        losses = storage_losses(x, activations, where=where)
+    losses, sqnr_db = (0.0, 0.0), None
+    if not rule.is_plain:
+        positions = None
+        if ".experts." in name:  # stochastic rounding draws for the token, wherever it went
+            layer, expert = name.partition(".experts.")[0], name.rpartition(".")[0]
+            length = reference.taps[f"{layer}.router.in"].shape[1]
+            positions = reference.taps[f"{expert}.rows"] % length
+        got, left = model.product(name, x, recipe, operand=operand, positions=positions)
+        error = figures(want[outputs], got[outputs])
+        sqnr_db = ratio_db(error[0], error[1])
+        where = True if rows is ... else rows[..., None]
+        if left is not None and activations.rounding == "sr":  # the draws of the run
+            counted = np.broadcast_to(where, x.shape).reshape(left.shape)
+            losses = storage_losses(x.reshape(left.shape), activations, where=counted, stored=left)
+        else:
+            losses = storage_losses(x, activations, where=where)
     k, n = x.shape[-1], want.shape[-1]
     m = x[rows].size // k
     stored = None if operand is not None else model.tensors[f"{name}.weight"]
+    right = n if operand is None else operand.size // k  # of qk and pv all heads have one tensor
     return {
         "M": m,
         "N": n,
         "K": k,
-        "bits_per_weight": weights.stored_bits(n, k) / (n * k),
+        "bits_per_weight": weights.stored_bits(right, k) / (right * k),
         "bits_per_act": activations.stored_bits(m, k) / (m * k),
-        "sqnr_local_db": ratio_db(error[0], error[1]),
+        "sqnr_local_db": sqnr_db,
         "saturation_rate": losses[0],
         "underflow_rate": losses[1],
         "acc_overflow_rate": overflow_rate(rule, x, operand, stored),
     }
 
 
-def describe(case: Case, digest: str, rules: Iterable[Rule]) -> dict[str, Any]:
+def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
+    """Return stored bits for each value of the right and of the left operands of a case.
+
+    Over the linears of the blocks; where all of them stay float32, over ``qk`` and ``pv``, whose
+    right operands are the cache of keys and values; where those do too, over the products that
+    are emulated.
+    """
+    ran = {n: r for n, r in rules.items() if f"{n}.in" in reference.taps}
+    linears = {n: r for n, r in ran.items() if n.endswith("_proj")}
+    cache = {n: r for n, r in ran.items() if n.endswith(("qk", "pv"))}
+    rest = {n: r for n, r in ran.items() if not r.is_plain}
+    counted = next(
+        (some for some in (linears, cache, rest) if not all(r.is_plain for r in some.values())),
+        linears,
+    )
+    bits = np.zeros(2)
+    values = np.zeros(2)
+    for name, rule in counted.items():
+        x, operand = reference.taps[f"{name}.in"], reference.taps.get(f"{name}.operand")
+        k = x.shape[-1]
+        size = model.tensors[f"{name}.weight"].size if operand is None else operand.size
+        right, left = operands(rule)
+        bits += right.stored_bits(size // k, k), left.stored_bits(x.size // k, k)
+        values += size, x.size
+    per_weight, per_act = (bits / values).tolist()
+    return {"bits_per_weight": per_weight, "bits_per_act": per_act}
+
+
+def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
     """Return a row with the columns that say what ran; where `rules` differ: ``mixed``.
 
     `digest`: of the recipe of the case, resolved.
@@ -141,6 +176,8 @@ def describe(case: Case, digest: str, rules: Iterable[Rule]) -> dict[str, Any]:
         "recipe": case.recipe_name or None,
         "recipe_digest": digest,
         "ignored_keys": " ".join(case.ignored_keys) or None,
+        "format": case.called,
+        "emulated": not all(rule.is_plain for rule in rules),
     }
 
 
@@ -187,7 +224,7 @@ def _counted(reference: Reference, name: str) -> tuple[Any, Any]:
 
 
 def figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
-    """Return signal, noise, dot, other, max |error|, max ulp of two arrays [..., width]."""
+    """Return signal, noise, dot, other, max |error|, max |reference| of arrays [..., width]."""
     width = reference.shape[-1]
     a = np.ascontiguousarray(reference).reshape(-1, width)
     b = np.ascontiguousarray(got).reshape(-1, width)

@@ -22,12 +22,13 @@ from numsim.files import check_regular
 from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
+from numsim.losses import with_losses
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
-from numsim.models.text import load_text_tools
+from numsim.models.text import TextTools, load_text_tools
 from numsim.sweep.cluster import connected, on_cluster
-from numsim.sweep.columns import NAMES
+from numsim.sweep.columns import as_frame
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.jobs import in_processes
@@ -36,9 +37,9 @@ from numsim.sweep.operators import (
     cosine,
     describe,
     figures,
-    operands,
     operator_row,
     ratio_db,
+    stored_bits,
     tap_names,
 )  # fmt: skip
 from numsim.sweep.spec import Case, SweepSpec, as_spec, cases, folder_hash
@@ -51,16 +52,20 @@ Progress = Callable[[str, int, int], None]
 
 @known_floats
 def sweep(
-    spec: SweepSpec | dict[str, Any] | str | Path, *, progress: Progress | None = None
-) -> pd.DataFrame:
+    spec: SweepSpec | dict[str, Any] | str | Path | None = None, *,
+    progress: Progress | None = None, **fields: Any,
+) -> pd.DataFrame:  # fmt: skip
     """Run a model through every format, granularity and target of a grid.
 
     Parameters
     ----------
     spec
-        A `SweepSpec`, a dict of its fields, or a TOML file of them.
+        A `SweepSpec`, a dict of its fields, or a TOML file of them. None: the default grid.
     progress
         Called with (what, done, total) after every batch.
+    fields
+        Fields of `SweepSpec`, in place of those of `spec`: ``formats=["int8"]``. Models, formats,
+        storage rules, units and recipes go by name or file, or as objects.
 
     Returns
     -------
@@ -68,7 +73,8 @@ def sweep(
         One row per (case, layer, operator) and one ``layer="all"`` row per case; columns and
         units in `numsim.sweep.columns.COLUMNS`. Rows of an operator, one for every matrix product
         of the network, are measured on the first batch of windows (of sentences: on kept tokens,
-        with the scales of the padded batch), rows of the network on all of them.
+        with the scales of the padded batch), rows of the network on all of them. What is missing
+        is NA in columns of whole numbers, truths and words, NaN in those of other numbers.
 
     Raises
     ------
@@ -78,6 +84,11 @@ def sweep(
     FailedCases
         Where single cases failed; the others have run, and all are written: see its `rows`.
 
+    Notes
+    -----
+    Where the rows go to a file `out`, the losses of single tokens go into a folder beside it, so
+    that any two cases can be compared in pairs: `numsim.losses.compare_cases`.
+
     Source
     ------
     Perplexity protocol: windows without overlap, the begin-of-text token before each, loss on all
@@ -85,17 +96,21 @@ def sweep(
 
     Examples
     --------
-    >>> rows = sweep({"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 64,
-    ...               "granularities": ["per_tensor"]})
-    >>> rows.query("layer == 'all'")[["weight_format", "target"]].values.tolist()
+    >>> rows = sweep(formats=["int8"], limit_tokens=64, granularities=["per_tensor"])
+    >>> rows.query("layer == 'all'")[["format", "target"]].values.tolist()
     [['int8', 'ideal.int']]
     """
-    plan = as_spec(spec)
+    plan = as_spec(spec, **fields)
     if plan.scheduler is not None:
         if "jobs" in plan.model_fields_set:
             raise NumsimError(
                 "sweep: cases run in jobs here or on the workers of a scheduler; got both; "
                 "leave one out"
+            )
+        if isinstance(plan.model, Model):
+            raise NumsimError(
+                "sweep: workers of a scheduler read the model themselves; got a Model in this "
+                "process; give its folder"
             )
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
@@ -107,19 +122,18 @@ def sweep(
 
 
 def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
-    if plan.model is not None:
+    if isinstance(plan.model, Path):
         plan = plan.model_copy(update={"model": find_folder(plan.model)})
-    folder = plan.model or bundled_model_dir()
-    model = load_model(folder, memory_limit=plan.memory_limit, ignore_keys=plan.ignore_keys)
+    model, model_hash = _read_model(plan)
     plan = plan.model_copy(update={"ignore_keys": model.ignored_keys})  # those it has
     text = _read_text(plan.text)
     text_hash = _text_hash(text)
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(
-        plan, model=model.name, model_hash=folder_hash(Path(folder)), text=text_name,
-        text_hash=text_hash, products=model.gemm_names(),
+        plan, model=model.name, model_hash=model_hash, text=text_name, text_hash=text_hash,
+        products=model.gemm_names(),
     )  # fmt: skip
-    inputs = read_inputs(model.arch, load_text_tools(folder), plan, text)
+    inputs = read_inputs(model.arch, _text_tools(model), plan, text)
     labels = {case.case_id: case.label for case in todo}
     rows = list(results.kept)
     done = {row["case_id"] for row in rows}
@@ -134,10 +148,8 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
             shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
             raise NumsimError(f"{error}{shared}") from None
     with closing(_run_cases(plan, model, inputs, todo, tell)) as new:  # ends processes at once
-        rows += map(results.write, new)
-    import pandas as pd  # 30 MB that a run alone does without
-
-    frame = pd.DataFrame(rows, columns=list(NAMES))
+        rows += map(results.write, with_losses(plan.out, done, new))
+    frame = as_frame(rows)
     failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
         f"{labels[row['case_id']]}: {row['error']}"
         for row in rows
@@ -154,6 +166,35 @@ def _are_one_file(out: Path | None, text: Path | None) -> bool:
     return False
 
 
+def _read_model(plan: SweepSpec) -> tuple[Model, str]:
+    """Return the network and a hash of all that decides its numbers."""
+    if not isinstance(plan.model, Model):
+        folder = Path(plan.model or bundled_model_dir())
+        model = load_model(folder, memory_limit=plan.memory_limit, ignore_keys=plan.ignore_keys)
+        return model, folder_hash(folder)
+    if plan.ignore_keys:
+        raise NumsimError(
+            "sweep: ignore_keys are for reading config.json; got them and a Model, which was read; "
+            "give them to load_model"
+        )
+    model = plan.model  # its tensors may be others than those of its folder, or of its cache
+    model = replace(model, cache=OperandCache(model.cache.limit_bytes))
+    digest = hashlib.sha256(repr(model.arch).encode())
+    for name, tensor in sorted(model.tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return model, digest.hexdigest()[:16]
+
+
+def _text_tools(model: Model) -> TextTools:
+    if model.folder is None:
+        raise NumsimError(
+            "sweep: a Model that was not read from a folder has no tokenizer; give it one with "
+            "dataclasses.replace(model, folder=...)"
+        )
+    return load_text_tools(model.folder)
+
+
 def _run_cases(
     plan: SweepSpec, model: Model, inputs: Inputs, todo: list[Case], tell: Progress
 ) -> Generator[dict[str, Any]]:
@@ -164,6 +205,9 @@ def _run_cases(
         tell("float64 reference", 0, total)
         sent = [replace(case, given=case.recipe()) for case in todo]  # with units that are files
         if plan.scheduler is None:
+            if isinstance(plan.model, Model):  # as it is now, without what it has packed
+                given = replace(model, cache=OperandCache(_share(plan)))
+                plan = plan.model_copy(update={"model": given})
             results = in_processes(_start, plan, _work, sent, jobs=plan.jobs)
         else:
             known = _absolute(plan), todo[0].model_hash, todo[0].text_hash
@@ -190,23 +234,28 @@ def _share(plan: SweepSpec) -> int | None:
 
 def _start(plan: SweepSpec) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
-    folder = plan.model or bundled_model_dir()
-    with warnings.catch_warnings():  # said once, by the process that began the sweep
-        warnings.simplefilter("ignore", ConfigKeyWarning)
-        model = load_model(folder, memory_limit=_share(plan), ignore_keys=plan.ignore_keys)
-    inputs = read_inputs(model.arch, load_text_tools(folder), plan, _read_text(plan.text))
+    model = plan.model
+    if not isinstance(model, Model):
+        with warnings.catch_warnings():  # said once, by the process that began the sweep
+            warnings.simplefilter("ignore", ConfigKeyWarning)
+            model = load_model(
+                model or bundled_model_dir(), memory_limit=_share(plan),
+                ignore_keys=plan.ignore_keys,
+            )  # fmt: skip
+    inputs = read_inputs(model.arch, _text_tools(model), plan, _read_text(plan.text))
     return model, run_reference(model, inputs, plan.batch, lambda n: None)
 
 
 def _absolute(plan: SweepSpec) -> SweepSpec:
-    paths = {name: path for name in ("model", "text") if (path := getattr(plan, name)) is not None}
-    return plan.model_copy(update={name: path.absolute() for name, path in paths.items()})
+    paths = {name: getattr(plan, name) for name in ("model", "text")}
+    paths = {name: path.absolute() for name, path in paths.items() if isinstance(path, Path)}
+    return plan.model_copy(update=paths)
 
 
 def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Reference]:
     """Return what a worker needs, on a machine that may hold other files by the same names."""
     plan, model_hash, text_hash = known
-    folder = Path(plan.model or bundled_model_dir())
+    folder = plan.model if isinstance(plan.model, Path) else Path(bundled_model_dir())
     if (folder_hash(folder), _text_hash(_read_text(plan.text))) != (model_hash, text_hash):
         raise NumsimError(
             f"sweep: a worker must read the same files; {folder} or the text differ there; "
@@ -329,10 +378,7 @@ def case_rows(
     digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
     whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
-    linears = {
-        n: r for n, r in rules.items() if n.endswith("_proj") and f"{n}.in" in reference.taps
-    }
-    whole |= _stored_bits(model, linears, reference) | _of_the_run(model, case, reference)
+    whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)
     try:
         whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
     except NumsimError as error:
@@ -353,9 +399,12 @@ def _run_case(
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
         run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
+            touched = False
             for name in names:
-                row = operator_row(model, recipe, rules[name], reference, name, run.taps)
-                yield describe(case, digest, [rules[name]]) | row
+                rule = rules[name]
+                touched = touched or not rule.is_plain
+                row = operator_row(model, recipe, rule, reference, name, run.taps, touched=touched)
+                yield describe(case, digest, [rule]) | row
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)
@@ -371,10 +420,14 @@ def _run_case(
         tell(n + 1)
     with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are figures too
         if model.arch.head:
-            return _language(compared, reference)
-        if model.arch.labels:
-            return _agreement(compared, compared.shape[0] * model.arch.labels)
-        return _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
+            found = _language(compared, reference)
+        elif model.arch.labels:
+            found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
+        else:
+            found = _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
+    if all(rule.is_plain for rule in rules.values()):
+        found["sqnr_cumulative_db"] = None
+    return found
 
 
 def _of_the_run(model: Model, case: Case, reference: Reference) -> dict[str, Any]:
@@ -393,41 +446,34 @@ def _tokens(inputs: Inputs) -> int:
     return inputs.tokens.size if inputs.keep is None else int(inputs.keep.sum())
 
 
-def _stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
-    """Return stored bits for each weight and each activation, over the linears of the blocks."""
-    weights = activations = values = inputs = 0.0
-    rows = reference.taps[f"{next(iter(rules))}.in"][..., 0].size
-    for name, rule in rules.items():
-        n, k = model.tensors[f"{name}.weight"].shape
-        right, left = operands(rule)
-        weights += right.stored_bits(n, k)
-        activations += left.stored_bits(rows, k)
-        values += n * k
-        inputs += rows * k
-    return {"bits_per_weight": weights / values, "bits_per_act": activations / inputs}
-
-
 def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, Any]:
     """Return the figures of a network with logits."""
     dnll, stderr = metrics.paired_difference(reference.nll, compared[..., 0])
-    return _agreement(compared, reference.nll.size * reference.logits.shape[-1]) | {
+    elements = reference.nll.size * reference.logits.shape[-1]
+    return _agreement(compared, reference, elements) | {
         "perplexity": metrics.perplexity(compared[..., 0].reshape(-1)),
         "dnll": dnll,
         "dnll_stderr": stderr,
     }
 
 
-def _agreement(compared: NDArray[np.float64], elements: int) -> dict[str, Any]:
+def _agreement(
+    compared: NDArray[np.float64], reference: Reference, elements: int
+) -> dict[str, Any]:
     """Return the figures of logits, of tokens or of labels, `elements` in all."""
     each = compared.reshape(-1, 8)
     total = each.sum(axis=0)
+    largest = max(-float(reference.logits.min()), float(reference.logits.max()))
     return {
         "sqnr_cumulative_db": ratio_db(total[3], total[4]),
         "mse": float(total[4]) / elements,
         "max_abs": float(each[:, 7].max()),
+        "max_ulp": metrics.ulps(float(each[:, 7].max()), largest),
         "cosine": cosine(total[5], total[3], total[6]),
         "kl_nats": float(total[1]) / len(each),
+        "kl_stderr": _stderr(each[:, 1]),
         "top1_agreement": float(total[2]) / len(each),
+        "losses": {"nll": compared[..., 0].copy(), "kl": compared[..., 1].copy()},
     }
 
 
@@ -443,15 +489,23 @@ def _sentences(
 ) -> dict[str, Any]:
     """Return the figures of an encoder: its last hidden states at kept tokens, its sentences."""
     signal, noise, dot, other = np.sum(errors, axis=0)[:4].tolist()
+    largest = max(row[4] for row in errors)
     return {
         "sqnr_cumulative_db": ratio_db(signal, noise),
         "mse": noise / elements,
-        "max_abs": max(row[4] for row in errors),
-        "max_ulp": max(row[5] for row in errors),
+        "max_abs": largest,
+        "max_ulp": metrics.ulps(largest, max(row[5] for row in errors)),
         "cosine": cosine(dot, signal, other),
         "embedding_cosine": float(cosines.mean()),
         "embedding_cosine_min": float(cosines.min()),
+        "embedding_cosine_stderr": _stderr(cosines),
+        "losses": {"cosine": cosines},
     }
+
+
+def _stderr(values: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean; tokens, or sentences, count as independent."""
+    return metrics.paired_difference(np.zeros_like(values), values)[1]
 
 
 def _compare(

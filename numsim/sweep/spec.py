@@ -11,21 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.files import check_regular
-from numsim.formats import Format, get_format, table_name
-from numsim.models import Recipe
+from numsim.formats import Format
+from numsim.models import Model, Recipe
 from numsim.models.gemm import fitting_rules
-from numsim.quant import QUANTS, Quant, recipe_name
-from numsim.targets import Target, get_target, list_targets, rule_for
-from numsim.targets.table import label
+from numsim.quant import QUANTS, Quant
+from numsim.sweep.grid import (
+    DEFAULT_FORMATS,
+    Storage,
+    check_granularities,
+    split_granularity,
+    takes,
+    units_of,
+)  # fmt: skip
+from numsim.targets import Target
 from numsim.version import __version__
-
-DEFAULT_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16")
-DEFAULT_GRANULARITIES = ("per_tensor", "per_channel+per_token")
-FAKE_QUANT = "ideal.fp32"  # the target whose rows are fake quantisation
 
 
 class SweepSpec(BaseModel):
@@ -34,23 +37,26 @@ class SweepSpec(BaseModel):
     Parameters
     ----------
     model, text
-        A Hugging Face folder, or ``org/name`` in the hub's local cache, and a UTF-8 file or token
-        ids in a ``.npy`` file (for folders without tokenizer.json), an integer array [tokens], of
-        an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled ones. Of an
-        encoder-decoder the encoder reads the first half of each window and the decoder is scored
-        on the second, so about half of the ids count as `tokens`.
+        A Hugging Face folder, ``org/name`` in the hub's local cache or a `Model`, and a UTF-8 file
+        or token ids in a ``.npy`` file (for folders without tokenizer.json), an integer array
+        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled
+        ones. Of an encoder-decoder the encoder reads the first half of each window and the decoder
+        is scored on the second, so about half of the ids count as `tokens`.
     formats
-        Element formats of weights and activations (names, or TOML files of `numsim.Format`), or
-        named storage rules (``mxfp4_e2m1``). None:
-        six formats, or none where there are `recipes`.
+        Element formats of weights and activations (names, TOML files of `numsim.Format`, or
+        `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
+        and rounding of their own. None: ten formats, or none where there are `recipes`.
     recipes
-        TOML files of `numsim.Recipe`, a case each beside those of the grid: overrides by glob.
+        `Recipe` or TOML files of them, a case each beside those of the grid: overrides by glob.
     granularities
         ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
-        None: per_tensor and per_channel+per_token, and for fixed point also none.
+        None: per_tensor and per_channel+per_token; for fixed point, which with a scale is an
+        integer format, and for bfloat16 and its like, which need none, ``none``.
     targets
-        Units, by name or TOML file; None: ``ideal.fp32`` for every format, and the exact unit of
-        its class (integers and fixed point ``ideal.int``, OCP FP8 ``nvidia.hopper.wgmma``).
+        Units, by name or TOML file, or `Target`. None: for each format its exact unit, where there
+        is one (integers and fixed point ``ideal.int``, other block scales
+        ``nvidia.blackwell.tcgen05``, else ``nvidia.hopper.wgmma``); where not, ``ideal.fp32``,
+        fake quantisation.
     rounding
         Of the conversions of the grid, as in `numsim.encode`; ``sr`` draws by `seed`.
     limit_tokens
@@ -90,12 +96,12 @@ class SweepSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Path | None = None
+    model: InstanceOf[Model] | Path | None = None
     text: Path | None = None
-    formats: tuple[str, ...] | None = None
-    recipes: tuple[Path, ...] = ()
+    formats: tuple[str | InstanceOf[Quant] | InstanceOf[Format], ...] | None = None
+    recipes: tuple[InstanceOf[Recipe] | Path, ...] = ()
     granularities: tuple[str, ...] | None = None
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str | InstanceOf[Target], ...] | None = None
     rounding: str = "rne"
     limit_tokens: int | None = Field(default=None, ge=1, lt=1 << 63)
     window: int = Field(default=256, ge=2, lt=1 << 63)
@@ -111,8 +117,10 @@ class SweepSpec(BaseModel):
     force: bool = False
 
 
-def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
+def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -> SweepSpec:
     """Return a `SweepSpec` from itself, a dict of its fields, or a TOML file of them.
+
+    `more`: fields in place of those of `spec`.
 
     Raises
     ------
@@ -121,18 +129,20 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path) -> SweepSpec:
 
     Examples
     --------
-    >>> as_spec({"formats": ["int8"], "limit_tokens": 512}).limit_tokens
+    >>> as_spec({"formats": ["int8"], "limit_tokens": 512}, seed=3).limit_tokens
     512
     """
     if isinstance(spec, SweepSpec):
-        return spec
-    fields = read_fields(spec) if isinstance(spec, str | Path) else spec
+        fields = {name: getattr(spec, name) for name in spec.model_fields_set}
+    else:
+        fields = read_fields(spec) if isinstance(spec, str | Path) else spec or {}
     if not isinstance(fields, dict):
         raise NumsimError(
-            f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}"
+            f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
+            "fields go by name, as in sweep(formats=[...])"
         )
     try:
-        return SweepSpec.model_validate(fields)
+        return SweepSpec.model_validate(fields | more)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -179,8 +189,9 @@ class Case:
     rounding: str = "rne"
     digest: str = ""  # of a recipe, resolved for every product
     unit: str = ""  # digest of a unit that has no name of its own among the targets
+    storage: str = ""  # digest of a Quant or Format that was given as an object
     own: Target | None = field(default=None, compare=False, repr=False)  # that unit
-    element: Format | None = field(default=None, compare=False, repr=False)  # what no name means
+    stored: tuple[Quant, Quant] | None = field(default=None, compare=False, repr=False)  # as given
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
     window_start: str = "bos"
@@ -194,6 +205,11 @@ class Case:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def called(self) -> str:
+        """What the user asked for: a format, a storage rule, the name of a recipe."""
+        return self.recipe_name or self.format
+
+    @property
     def label(self) -> str:
         """What a person calls the case."""
         if self.recipe_name:
@@ -204,11 +220,13 @@ class Case:
     @property
     def quants(self) -> tuple[Quant, Quant]:
         """Storage of weights and of activations, of a case of the grid."""
+        if self.stored is not None:
+            return self.stored
         if self.format in QUANTS:
             named = replace(QUANTS[self.format], rounding=self.rounding)
             return named, named
         weights, activations = (
-            Quant(self.element or self.format, side, rounding=self.rounding)
+            Quant(self.format, side, rounding=self.rounding)
             for side in split_granularity(self.granularity)
         )
         return weights, activations
@@ -222,18 +240,6 @@ class Case:
             weights, target=self.own or self.target, weights=weights, activations=activations,
             seed=self.seed,
         )  # fmt: skip
-
-
-def split_granularity(text: str) -> tuple[str, str]:
-    """Return (weights, activations) of ``"per_tensor"`` or ``"per_channel+per_token"``.
-
-    Examples
-    --------
-    >>> split_granularity("per_channel+per_token")
-    ('per_channel', 'per_token')
-    """
-    weights, _, activations = text.partition("+")
-    return weights, activations or weights
 
 
 def folder_hash(folder: Path) -> str:
@@ -256,37 +262,6 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def default_targets(fmt: Format) -> tuple[str, ...]:
-    """Return ``ideal.fp32`` and the exact unit of the format's class, if there is one.
-
-    Examples
-    --------
-    >>> default_targets(get_format("q3.4"))
-    ('ideal.fp32', 'ideal.int')
-    """
-    if fmt.kind == "integer":
-        return (FAKE_QUANT, "ideal.int")
-    if table_name(fmt) in ("float8_e4m3fn", "float8_e5m2"):
-        return (FAKE_QUANT, "nvidia.hopper.wgmma")
-    return (FAKE_QUANT,)
-
-
-def _units(targets: Iterable[str]) -> dict[str, tuple[str, str, Target]]:
-    """Return what results call each target, a digest where it is no named unit, the unit.
-
-    A unit of a file goes by its own name, by the file where another one of them has that name.
-    """
-    units = {name: get_target(name) for name in targets}
-    called = {name: label(unit) for name, unit in units.items()}
-    found = {}
-    for name, unit in units.items():
-        named = called[name] in list_targets()
-        clear = all(units[n] == unit for n, words in called.items() if words == called[name])
-        digest = hashlib.sha256(unit.to_toml().encode()).hexdigest()[:16]
-        found[name] = (called[name] if clear else name, "" if named else digest, unit)
-    return found
-
-
 def cases(
     spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str,
     products: Iterable[str] = (),
@@ -298,15 +273,15 @@ def cases(
     Raises
     ------
     NumsimError
-        For an unknown format, granularity or target, fields of a grid without formats beside
-        recipes, or a recipe that does not fit the network.
+        For an unknown format, granularity or target, fields of a grid that nothing in it uses, or
+        a recipe that does not fit the network.
     UnsupportedError
         Where none of the targets takes a format.
 
     Warns
     -----
     SkippedWarning
-        Where some of the targets do not take a format.
+        Where some of the targets do not take a format, or some of the formats no granularity.
     """
     result: list[Case] = []
     skipped: list[str] = []
@@ -315,7 +290,7 @@ def cases(
         window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
         window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
     )  # fmt: skip
-    formats = spec.formats
+    formats: tuple[str | Quant | Format, ...] | None = spec.formats
     if formats is None and spec.recipes:
         unused = [f for f in ("targets", "granularities") if getattr(spec, f)]
         unused += ["rounding"] * (spec.rounding != "rne")
@@ -327,69 +302,55 @@ def cases(
         formats = ()
     elif formats is None:
         formats = DEFAULT_FORMATS
-    for name in formats:
-        rule_name = recipe_name(name)
-        named = QUANTS[rule_name] if rule_name else None
-        fmt = named.fmt if named else get_format(name)
-        granularities = ("per_block",) if named else spec.granularities
-        if granularities is None:
-            fixed_point = fmt.kind == "integer" and fmt.bias != 0
-            granularities = (*DEFAULT_GRANULARITIES, *(("none",) if fixed_point else ()))
-        usual = (FAKE_QUANT,) if named else default_targets(fmt)
-        chosen = spec.targets if spec.targets is not None else usual
-        units = _units(chosen)
-        taken = [t for t in units if _takes(units[t][2], fmt)]
-        word = rule_name or fmt.label
-        own = None if named or table_name(fmt) else fmt
-        skipped += [f"{word} on {units[t][0]}" for t in units if t not in taken]
+    entries = [Storage.of(given) for given in formats]
+    check_granularities(entries, spec.granularities)
+    for entry in entries:
+        chosen = spec.targets if spec.targets is not None else (entry.unit,)
+        units = units_of(chosen)
+        taken = [unit for unit in units if takes(unit[2], entry.fmt)]
+        skipped += [f"{entry.called} on {unit[0]}" for unit in units if unit not in taken]
         if chosen and not taken:
             raise UnsupportedError(
-                f"sweep: none of the targets {', '.join(chosen)} multiplies {fmt.label}; "
-                "add ideal.fp32, or leave the format out"
+                f"sweep: none of the targets {', '.join(called for called, _, _ in units)} "
+                f"multiplies {entry.fmt.label}; add ideal.fp32, or leave the format out"
             )
-        for granularity in granularities:
-            if not named:
-                for part in split_granularity(granularity):
-                    Quant(fmt, part, rounding=spec.rounding)
+        rounding = entry.rounding or spec.rounding
+        for granularity in entry.granularities(spec.granularities, rounding):
             result += [
                 case(
-                    format=word, granularity=granularity, target=called, unit=digest,
-                    own=unit if digest else None, element=own,
+                    format=entry.called, granularity=granularity, target=called, unit=digest,
+                    rounding=rounding, storage=entry.digest,
+                    stored=entry.sides(granularity, rounding), own=unit if digest else None,
                 )
-                for called, digest, unit in (units[t] for t in taken)
+                for called, digest, unit in taken
             ]  # fmt: skip
     if skipped:
         warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
             SkippedWarning,
         )
-    for path in spec.recipes:
-        recipe = Recipe.from_toml(path)
+    for given in spec.recipes:
+        recipe = given if isinstance(given, Recipe) else Recipe.from_toml(given)
+        where = "a recipe" if isinstance(given, Recipe) else str(given)
         try:
             rules = fitting_rules(recipe, products)
         except NumsimError as error:
-            raise type(error)(f"sweep: {path}: {error}") from None
+            raise type(error)(f"sweep: {where}: {error}") from None
         recipe = Recipe(tuple(rules.items()), recipe.seed or spec.seed)
-        twin = next((c for c in result if c.digest == recipe.digest()), None)
+        digest = recipe.digest()
+        name = f"recipe_{digest[:8]}" if isinstance(given, Recipe) else given.stem
+        twin = next((c for c in result if c.digest == digest), None)
         if twin is not None:
             raise NumsimError(
-                f"sweep: recipes {twin.recipe_name} and {path.stem} name the same rules and seed "
+                f"sweep: recipes {twin.recipe_name} and {name} name the same rules and seed "
                 "for this model; give one of them"
             )
         result.append(
             case(
-                format="", granularity="", target="", digest=recipe.digest(), given=recipe,
-                recipe_name=path.stem,
+                format="", granularity="", target="", digest=digest, given=recipe,
+                recipe_name=name,
             )
         )  # fmt: skip
     if not result:
         raise NumsimError("sweep: the grid is empty; give at least one format and one target")
     return list(dict.fromkeys(result))
-
-
-def _takes(target: Target, fmt: Format) -> bool:
-    try:
-        rule_for(target, fmt, fmt)
-    except UnsupportedError:
-        return False
-    return True
