@@ -415,7 +415,11 @@ def _convolution(
     )  # fmt: skip
     weight = r.param(f"{prefix}weight")
     value = r.values[weight]
-    if isinstance(value, QTensor):
+    if (
+        isinstance(value, QTensor)
+        and value.block_shape is None
+        and (value.scale is None or value.scale.size == 1)
+    ):  # codes as they are stored; other scales belong to axes that a patch does not have
         kernels = r.put(QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale))
         r.steps.append(_reshaped(value.shape, weight, kernels))
     else:
