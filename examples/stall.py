@@ -85,7 +85,7 @@ def underflow():
         _, g = nn.loss("bce_with_logits", y[:, 0], target)
         nn.backward(tape, (g * np.float32(scale))[:, None])
         rows.append((way, lost.elements, lost.zeroed))
-        if sample is None and held:
+        if name == "fp8_hybrid":  # loses none: what the gradients are
             sample = held[0][0]
     return rows, sample
 
