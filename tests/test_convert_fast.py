@@ -510,6 +510,9 @@ def test_wide_integers_go_into_tables_by_all_their_bits():
 
 
 class _Hostile:
+    def __repr__(self):  # without an address: test processes must agree on the names of tests
+        return "hostile"
+
     def __array__(self, *arguments, **options):
         raise RuntimeError("no")
 
