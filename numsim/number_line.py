@@ -64,6 +64,7 @@ def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
     return path
 
 
+@known_floats
 def number_line(f: Format) -> Figure:
     """Return the figure: ticks at both ends and at powers of two, subnormal numbers shaded."""
     from matplotlib.figure import Figure

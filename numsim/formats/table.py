@@ -174,6 +174,7 @@ def is_ambiguous(word: str) -> bool:
     return several(canonical(word), describe) is not None
 
 
+@known_floats
 def near_formats(word: str) -> list[str]:
     """Return the formats that a misspelt name may mean, each with what it holds.
 

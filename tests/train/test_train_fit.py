@@ -71,7 +71,8 @@ def test_the_loss_falls_and_what_came_is_not_changed(recipe):
     assert falls or recipe in ("q3.4", "q3.4_stored_rne", "nvfp4")
     assert made.history["test_loss"].notna().sum() == 1
     storage = recipe is not None and "stored" in recipe
-    assert all(isinstance(p, ns.QTensor) == storage for p in made.params.values())
+    for name, p in made.params.items():  # biases stay float32
+        assert isinstance(p, ns.QTensor) == (storage and before[name].ndim > 1)
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -112,13 +112,13 @@ def test_a_scale_of_each_step(name, rounding):
 
 
 def test_a_master_copy_takes_updates_that_its_format_loses():
-    w = np.ones(4, F32)
+    w = np.ones((1, 4), F32)
     quant = Quant("float8_e4m3fn", "none")
     for master, want in ((False, 1.0), (True, 1.5)):
         opt = train.SGD(1.0, storage=quant, master=master)
         params, state = opt.start({"w": w}), opt.init({"w": w})
         for _ in range(16):
-            params, state = opt.step(params, {"w": np.full(4, -1 / 32, F32)}, state)
+            params, state = opt.step(params, {"w": np.full((1, 4), -1 / 32, F32)}, state)
         np.testing.assert_array_equal(params["w"].dequantize(), want)
         if master:
             np.testing.assert_array_equal(state.slots["w"]["master"], F32(1.5))
@@ -177,9 +177,17 @@ def test_draws_depend_on_seed_name_step_and_element_alone(storage):
     later, _ = opt.step({"a": stored}, {"a": g["a"]}, train.State(7, {"a": {}}))
     assert np.any(one["a"].codes != one["c"].codes)
     assert np.any(one["a"].codes != later["a"].codes)
-    flat, _ = opt.step({"a": opt.start({"a": a.ravel()})["a"]}, {"a": g["a"].ravel()},
-                       opt.init({"a": a.ravel()}))  # fmt: skip
-    np.testing.assert_array_equal(flat["a"].codes, one["a"].codes.ravel())
+    row, gradient = a.reshape(1, -1), g["a"].reshape(1, -1)
+    flat, _ = opt.step(opt.start({"a": row}), {"a": gradient}, opt.init({"a": row}))
+    np.testing.assert_array_equal(flat["a"].codes, one["a"].codes.reshape(1, -1))
+
+
+def test_vectors_stay_float32():
+    opt = train.SGD(0.3, storage="int8")
+    kept = opt.start({"w": np.ones((2, 2), F32), "b": np.ones(2, F32)})
+    assert isinstance(kept["w"], ns.QTensor)
+    after, _ = opt.step(kept, {"w": np.ones((2, 2)), "b": np.ones(2)}, opt.init(kept))
+    np.testing.assert_array_equal(after["b"], F32(1) - F32(0.3))
 
 
 def test_moments_in_a_format():
