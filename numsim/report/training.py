@@ -35,8 +35,10 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
 def is_training(path: Path) -> bool:
-    """Return whether a CSV file begins like one of curves."""
+    """Return whether a CSV file begins like one of curves; a pipe is none and is not waited for."""
     try:
+        if not path.is_file():
+            return False
         with path.open(encoding="utf-8-sig", newline="") as file:
             return set(KEYS) <= set(next(csv.reader(file), []))
     except (OSError, ValueError, csv.Error):
