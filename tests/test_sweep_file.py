@@ -377,7 +377,14 @@ def test_random_kills_of_a_whole_sweep(tmp_path, jobs):
         run.wait()
     assert start(out).wait(300) == 0
     assert without_seconds(out) == without_seconds(tmp_path / "want.csv")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.csv", "s.py", "want.csv"]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["r.csv", "r.csv.tokens", "s.py", "want.csv", "want.csv.tokens"]
+    losses = [
+        {p.name: p.read_bytes() for p in (tmp_path / f"{name}.csv.tokens").iterdir()}
+        for name in ("r", "want")
+    ]
+    assert losses[0].items() <= losses[1].items()  # but those of the case that was put there
+    assert len(losses[0]) >= len(losses[1]) - 1
 
 
 # -- one writer -----------------------------------------------------------------------------------
