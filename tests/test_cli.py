@@ -13,6 +13,9 @@ from numsim import cli
 from numsim.models import Recipe
 
 COMPILING = "numsim: compiling what this needs, once for this processor\n"  # of a cold cache
+# A shell that starts tests in the background lets them, and what they start, ignore Ctrl-C.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+HEARS += "import numsim.cli as c; "
 SHORT = ["--limit-tokens", "100", "--formats", "int8", "--targets", "ideal.int"]
 
 
@@ -240,7 +243,7 @@ def test_a_reader_that_goes_away(tail, code, errors):
 def test_ctrl_c_is_one_line(what):
     """Of the process group, as a terminal sends it: processes that were started say nothing."""
     run = subprocess.Popen(
-        [sys.executable, "-c", "import numsim.cli as c; print(flush=True); c.main()", *what],
+        [sys.executable, "-c", HEARS + "print(flush=True); c.main()", *what],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     run.stdout.readline()  # everything is imported
@@ -274,7 +277,7 @@ def test_names_are_completed():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_leaves_the_rows(tmp_path):
     run = subprocess.Popen(
-        [sys.executable, "-m", "numsim.cli", "sweep"],
+        [sys.executable, "-c", HEARS + "c.main()", "sweep"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     out = tmp_path / "results.csv"
@@ -297,7 +300,7 @@ def test_an_interrupt_before_the_first_row_names_no_file_that_is_not_there(tmp_p
         if before is not None:
             out.write_bytes(before)
         run = subprocess.Popen(
-            [sys.executable, "-m", "numsim.cli", "sweep", "--force"],
+            [sys.executable, "-c", HEARS + "c.main()", "sweep", "--force"],
             cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         lock = tmp_path / "results.csv.lock"
