@@ -651,6 +651,7 @@ WORKERS = """
         return seconds
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
         results = in_processes(begin, sys.argv[1], work, [0, 600, 600], jobs=2)
         with contextlib.closing(results):
             assert next(results) == 0
