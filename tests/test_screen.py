@@ -147,7 +147,8 @@ def test_tested_lengths_are_said():
     assert "larger networks" not in wide
 
 
-def test_names_cannot_steer_the_terminal(capsys):
+def test_names_cannot_steer_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # names whole
     evil = "\x1b[2J[bold red]x[/] :smile:\nrow"
     rows = [language(i, 0.1 * i, format=f"{evil}{i}", text=evil, model=evil, target=evil)
             for i in (1, 2)]  # fmt: skip
