@@ -6,7 +6,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,23 @@ def format_from_table(table: Mapping[str, Any]) -> Format:
     >>> format_from_table(given).max
     28.0
     """
-    known = {f.name: f for f in fields(Format)}
-    for key in table:
-        if key not in known:
-            raise NumsimError(
-                f"a format has no field {key!r}; it has {', '.join(known)}{near_names(key, known)}"
-            )
-    missing = [name for name, f in known.items() if f.default is MISSING and name not in table]
-    if missing:
-        raise NumsimError(f"a format needs {', '.join(missing)}; missing here")
+    check_keys("a format", table, {f.name: f for f in fields(Format)})
     values = dict(table)
     if isinstance(values.get("table"), list):
         values["table"] = tuple(values["table"])
     return Format(**values)
+
+
+def check_keys(what: str, given: Mapping[str, Any], known: Mapping[str, Field[Any]]) -> None:
+    """Raise where a TOML table has a field that its dataclass has not, or lacks one it needs."""
+    for key in given:
+        if key not in known:
+            raise NumsimError(
+                f"{what} has no field {key!r}; it has {', '.join(known)}{near_names(key, known)}"
+            )
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
+    if missing:
+        raise NumsimError(f"{what} needs {', '.join(missing)}; missing here")
 
 
 def format_to_toml(f: Format) -> str:

@@ -31,6 +31,21 @@ def _threads(batch: int, weight_h: Any) -> Any:
     return using_threads(1 if small else threads())
 
 
+def _begin(
+    r: Recorder, prefix: str, x: Array, params: list[int]
+) -> tuple[Array, tuple[Any, ...], Any, Array, Array]:
+    """Return the input product of all steps [B, T, rows], what its way back needs, and the rest.
+
+    The rest: the recurrent weight and both biases, zeros where the cell has none.
+    """
+    weight_x, weight_h = (r.values[p] for p in params[:2])
+    zeros = np.zeros(weight_h.shape[0], r.context.dtype)
+    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
+    flat = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    xw, saved = forward_product(r.context, f"{prefix}input", flat, weight_x)
+    return xw.reshape(*x.shape[:2], -1), saved, weight_h, bias_x, bias_h
+
+
 def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) -> tuple[int, ...]:
     """Return y [B, T, H], h, c of an LSTM; x [B, T, K], states [B, H]; gates in rows i, f, g, o.
 
@@ -38,13 +53,8 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     """
     c, values = r.context, r.array(x)
     batch, steps, _ = values.shape
-    weight_x, weight_h = (r.values[p] for p in params[:2])
+    xw, saved_x, weight_h, bias_x, bias_h = _begin(r, prefix, values, params)
     hidden = weight_h.shape[1]
-    zeros = np.zeros(4 * hidden, c.dtype)
-    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
-    flat = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
-    xw, saved_x = forward_product(c, f"{prefix}input", flat, weight_x)
-    xw = xw.reshape(batch, steps, -1)
     shape = (batch, steps, hidden)
     h, before_c, before_h, squashed = (np.empty(shape, c.dtype) for _ in range(4))
     gates = np.empty((batch, steps, 4 * hidden), c.dtype)
@@ -151,13 +161,8 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     """
     c, values = r.context, r.array(x)
     batch, steps, _ = values.shape
-    weight_x, weight_h = (r.values[p] for p in params[:2])
+    xw, saved_x, weight_h, bias_x, bias_h = _begin(r, prefix, values, params)
     hidden = weight_h.shape[1]
-    zeros = np.zeros(3 * hidden, c.dtype)
-    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
-    flat = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
-    xw, saved_x = forward_product(c, f"{prefix}input", flat, weight_x)
-    xw = xw.reshape(batch, steps, -1)
     h, before_h, inner = (np.empty((batch, steps, hidden), c.dtype) for _ in range(3))
     gates = np.empty((batch, steps, 3 * hidden), c.dtype)
     last_h = np.array(r.array(h0))

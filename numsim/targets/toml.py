@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
 from numsim.files import check_regular
 from numsim.formats import Format
-from numsim.formats.toml import format_from_table, format_inline
+from numsim.formats.toml import check_keys, format_from_table, format_inline
 from numsim.targets.check import WIDE, key_of
 from numsim.targets.types import (
     CLASSES,
@@ -77,7 +77,7 @@ def parse_target(text: str) -> Target:
     data = tomllib.loads(text)
     own = {key: value for key, value in data.items() if key != "rules"}
     known = {f.name: f for f in fields(Target) if f.name != "rules"}
-    _check_keys("a unit", own, known)
+    check_keys("a unit", own, known)
     tables = data.get("rules")
     if not isinstance(tables, dict) or not tables:
         raise NumsimError("a unit has a table [rules.CLASS] for each operand class; none came")
@@ -147,17 +147,6 @@ def own_format(where: str, key: str, value: Any) -> Any:
         raise NumsimError(f"{where}: {error}") from None
 
 
-def _check_keys(what: str, given: dict[str, Any], known: dict[str, Field[Any]]) -> None:
-    for key in given:
-        if key not in known:
-            raise NumsimError(
-                f"{what} has no field {key!r}; it has {', '.join(known)}{near_names(key, known)}"
-            )
-    missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
-    if missing:
-        raise NumsimError(f"{what} needs {', '.join(missing)}; missing here")
-
-
 def _rule(kind: str, table: Any) -> Rule:
     where = f"[rules.{key_of(kind)}]"
     scaled, rest = kind.startswith("mx:"), kind.removeprefix("mx:")
@@ -177,7 +166,7 @@ def _rule(kind: str, table: Any) -> Rule:
             f"{near_names(str(name), _KINDS)}"
         )
     given = {key: value for key, value in table.items() if key != "kind"}
-    _check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
+    check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
     given = {key: own_format(f"{where}: {key}", key, value) for key, value in given.items()}
     rule: Rule = _KINDS[name](**given)
     return rule

@@ -19,7 +19,6 @@ from numsim.kernels.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
 from numsim.nn.products import check_rule, stream_key
-from numsim.quant import QTensor
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -478,8 +477,3 @@ def _fit(run: _Run) -> Fit:
         float(last["test_loss"]) if tested and last is not None else None,
         None if np.isnan(accuracy) else accuracy,
     )  # fmt: skip
-
-
-def stored_parameters(params: Params) -> Sequence[str]:
-    """Return the names of parameters that are kept in a format."""
-    return [name for name, p in params.items() if isinstance(p, QTensor)]

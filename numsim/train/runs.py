@@ -22,6 +22,7 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
+from numsim.files import escape_cell
 from numsim.kernels.jit import limit_threads
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
@@ -385,7 +386,4 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) 
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
+    return escape_cell(value) if isinstance(value, str) else value

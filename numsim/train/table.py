@@ -17,7 +17,6 @@ from numsim.train.scaling import DelayedScaling
 
 QuantLike = Quant | str | None
 
-_MX4 = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
 _TILES = Quant("float4_e2m1fn", block=(16, 16), scale_format="float8_e4m3fn")
 _ROWS = Quant("float4_e2m1fn", block=16, scale_format="float8_e4m3fn")
 _ROWS_SR = replace(_ROWS, rounding="sr")
