@@ -239,3 +239,25 @@ def test_sums_of_integers_that_float32_does_not_hold_go_the_general_way():
     assert covered(train.recipe("int8"), 256) == (True, False)
     assert covered(train.recipe("int8"), 1024) == (False, False)
     both(*case(1, 2, 2, 300, scale=30.0), train.recipe("int8"))
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "q3.4"])
+def test_ties_of_the_kernel_go_to_even(name):
+    """Every value, every midpoint and their neighbours: random data hold no ties."""
+    from numsim.kernels.recurrent import _rounded
+
+    values = ns.get_format(name).values()
+    values = np.unique(values[np.isfinite(values)])
+    middle = ((values[1:] + values[:-1]) / 2).astype(np.float32)
+    x = np.concatenate(
+        [
+            values.astype(np.float32),
+            middle,
+            np.nextafter(middle, np.float32(9)),
+            np.nextafter(middle, -np.float32(9)),
+        ]
+    )
+    x, out = x.reshape(1, -1), np.empty((1, x.size), np.float32)
+    how = fused._rounding(ns.Quant(name, "none"), np.float32(1))
+    _rounded(x, out, how)
+    np.testing.assert_array_equal(out / how.unit, ns.cast(x, name))
