@@ -214,12 +214,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a model through formats and units; write a CSV file and print a table."""
+    from numsim.files import read_toml
     from numsim.screen import sweep_progress, sweep_table
     from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
-    from numsim.sweep.spec import read_fields
 
-    fields: dict[str, Any] = read_fields(config) if config else {}
+    fields: dict[str, Any] = read_toml(config, "sweep") if config else {}
     given = {
         "model": model, "text": text, "formats": options.split(formats),
         "targets": options.split(targets),

@@ -16,7 +16,7 @@ from numsim.explain import parse_number
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.explain import explain_mma, rule_words
 from numsim.targets.table import OPEN, label
-from numsim.targets.toml import target_to_toml
+from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
 from numsim.targets.words import MATURITIES, explained
 from numsim.terminal import columns, say, width
@@ -56,7 +56,7 @@ def targets(
         _print_units(found)
         return
     unit = get_target(found[0])
-    say(target_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
+    say(unit_to_toml(unit, comments=True) if toml else target_text(unit), nl=not toml)
 
 
 def _print_units(names: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
-"""Files: only regular ones are read and written; cells of CSV files that no spreadsheet runs."""
+"""Files: only regular ones are read and written; TOML; cells of CSV that no spreadsheet runs."""
 
 from __future__ import annotations
 
 import re
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from numsim.errors import NumsimError
 
@@ -34,6 +36,32 @@ def check_regular(path: str | Path, who: str) -> None:
     for is_kind, word in _KINDS:
         if is_kind(mode):
             raise NumsimError(f"{who}: {path} is {word}, not a file; name a file")
+
+
+def read_toml(path: str | Path, who: str) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises
+    ------
+    NumsimError
+        For what is no path, no regular file, cannot be read or is not TOML.
+
+    Examples
+    --------
+    >>> read_toml("none.toml", "Format.from_toml")
+    Traceback (most recent call last):
+    numsim.errors.NumsimError: Format.from_toml: cannot read none.toml: No such file or directory...
+    """
+    if not isinstance(path, str | Path):
+        raise NumsimError(f"{who}: a file is a str or Path; got {path!r:.60}")
+    check_regular(path, who)
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        why = error.strerror
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, 4300 digits, a NUL
+        raise NumsimError(f"{who}: {path} is not TOML in UTF-8: {error}") from None
+    raise NumsimError(f"{who}: cannot read {path}: {why}; give a UTF-8 TOML file")
 
 
 def escape_cell(text: str) -> str:

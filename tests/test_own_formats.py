@@ -135,7 +135,7 @@ def test_a_format_file_that_is_none(text, words, tmp_path):
 
 
 def test_a_format_file_that_is_not_there():
-    with pytest.raises(ns.NumsimError, match=r"cannot read the format 'none.toml'"):
+    with pytest.raises(ns.NumsimError, match=r"cannot read none.toml"):
         ns.quantize([1.0], "none.toml")
 
 
@@ -291,7 +291,7 @@ def test_a_table_holds_what_float64_holds(value):
 
 
 def test_a_format_file_that_never_ends_is_not_read():
-    with pytest.raises(ns.NumsimError, match="no regular file"):
+    with pytest.raises(ns.NumsimError, match="is a device"):
         ns.Format.from_toml("/dev/zero")
 
 

@@ -126,7 +126,7 @@ def test_wrong_toml(tmp_path, text, match):
 
 
 def test_wrong_recipes(model, tmp_path):
-    with pytest.raises(NumsimError, match="readable"):
+    with pytest.raises(NumsimError, match="cannot read"):
         Recipe.from_toml(tmp_path / "none.toml")
     for recipe, error, match in (
         (Recipe((("layers.*", Rule()),)), NumsimError, "lm_head matches no glob"),

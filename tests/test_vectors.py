@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 
 import numpy as np
 import pytest
 from test_mac_stats import every_rule, random_codes
 
 import numsim as ns
-from numsim.targets.toml import parse_target
+from numsim.targets.types import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 
@@ -62,7 +63,7 @@ def test_every_rule(target, fa, fb, out, tmp_path):
         np.testing.assert_array_equal(words, q.codes.astype(np.int64) & (2**bits - 1))
     fmt, bits, steps = read["accumulator"]
     assert steps.shape == (len(meta["steps"]), 1, 2, 3)
-    unit = parse_target(meta["target"])
+    unit = Target.from_tables(tomllib.loads(meta["target"]))
     assert unit == ns.get_target(target)
     if unit.promote_every is None and fmt == str(d.dtype):
         np.testing.assert_array_equal(steps[-1, 0], read["d"][2])

@@ -1,7 +1,6 @@
 """Number formats as data: what each code means, and how hardware rounds to them at random."""
 
-from numsim.formats.stochastic import STOCHASTIC, Stochastic, get_stochastic
-from numsim.formats.table import (
+from numsim.formats.lookup import (
     FormatLike,
     format_name,
     get_format,
@@ -11,6 +10,7 @@ from numsim.formats.table import (
     near_formats,
     table_name,
 )
+from numsim.formats.stochastic import STOCHASTIC, Stochastic, get_stochastic
 from numsim.formats.types import Format, Params
 
 __all__ = [

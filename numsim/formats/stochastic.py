@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from numsim.errors import NumsimError, near_names
-from numsim.formats.table import get_format, table_name
+from numsim.formats.lookup import get_format, table_name
 from numsim.formats.types import Format
 
 Variant = Literal["truncate", "half_offset", "rne_first"]

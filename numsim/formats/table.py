@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 
-from numsim.errors import NumsimError, UnsupportedError, near_words
-from numsim.float_state import known_floats
-from numsim.formats.names import ALIASES, HINTS, Dtype, canonical, of_dtype, several
-from numsim.formats.types import Format, Inf, Nan
-
-FormatLike = str | Path | Format | Dtype
+from numsim.errors import NumsimError
+from numsim.formats.fields import Fields, Inf, Nan
+from numsim.formats.names import canonical
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"
@@ -29,15 +25,15 @@ _POSIT = "Posit Standard 2022 (values; numbers round to the nearest of them, tie
 def _float(
     name: str, bits: int, precision: int, bias: int, nan: Nan, inf: Inf, source: str,
     *, signed: bool = True, zero: bool = True,
-) -> Format:  # fmt: skip
-    return Format(
+) -> Fields:  # fmt: skip
+    return Fields(
         name, "float", bits, precision, bias, signed=signed, nan=nan, inf=inf, zero=zero,
         source=source,
     )  # fmt: skip
 
 
-def _integer(name: str, bits: int, fraction: int, *, signed: bool, source: str) -> Format:
-    return Format(name, "integer", bits, bits - signed, fraction, signed=signed, source=source)
+def _integer(name: str, bits: int, fraction: int, *, signed: bool, source: str) -> Fields:
+    return Fields(name, "integer", bits, bits - signed, fraction, signed=signed, source=source)
 
 
 # NF4: quantiles of a normal distribution, normalised to [-1, 1], rounded to float32.
@@ -68,83 +64,16 @@ _TABLE = [
     _float("float4_e2m1fn",       4,  2,    1, "none",       "none", f"{_OCPMX}, table 4"),
     *(_integer(f"int{n}", n, 0, signed=True, source="two's complement") for n in range(2, 33)),
     *(_integer(f"uint{n}", n, 0, signed=False, source="unsigned binary") for n in range(2, 17)),
-    Format("nf4", "table", 4, 4, 0, table=_NF4, source=_QLORA),
+    Fields("nf4", "table", 4, 4, 0, table=_NF4, source=_QLORA),
 ]  # fmt: skip
 
-FORMATS: dict[str, Format] = {f.name: f for f in _TABLE}
+TABLE: dict[str, Fields] = {f.name: f for f in _TABLE}
 
 
-@known_floats
-def get_format(name: FormatLike) -> Format:
-    """Return the format called `name`.
-
-    Parameters
-    ----------
-    name
-        A canonical name (`list_formats`), a spelling of another library (``"e4m3"``, ``"bf16"``,
-        ``"F8_E4M3"``, ``"torch.float8_e5m2"``), the path of a format's TOML file (``.toml``), a
-        dtype of NumPy, ml_dtypes or torch, or a name that is
-        parsed: ``q{I}.{F}`` and ``uq{I}.{F}`` fixed point, ``float_e{E}m{M}`` IEEE-like floats,
-        ``p3109_k{K}p{P}{s|u}{e|f}``, ``posit{N}_es{E}``. A `Format` is returned unchanged.
-
-    Raises
-    ------
-    NumsimError
-        For an unknown name, with near names, a word that names several formats, with what it may
-        mean, a parsed name out of range, or a file that `Format.from_toml` rejects.
-
-    Examples
-    --------
-    >>> get_format("e4m3").name
-    'float8_e4m3fn'
-    >>> get_format("q3.4").max
-    7.9375
-    >>> get_format("float8_e4m4")
-    Traceback (most recent call last):
-        ...
-    numsim.errors.NumsimError: unknown format 'float8_e4m4'; did you mean float8_e4m3 (max 240, ...
-    """
-    if isinstance(name, Format):
-        return name
-    if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
-        return Format.from_toml(name)
-    word = name if isinstance(name, str) else of_dtype(name)
-    if word is None:
-        raise NumsimError(
-            f"a format is a name or a Format; got {' '.join(repr(name).split()):.60} "
-            f"({type(name).__name__}); pass a name such as 'float8_e4m3fn' (numsim.list_formats())"
-        )
-    return _lookup(word)
-
-
-@cache
-def _lookup(name: str) -> Format:
-    key = canonical(name)
-    found = named_format(name) or _found(key)  # the latter says which part is out of range
-    if found is not None:
-        return found
-    sentence = several(key, describe)
-    if sentence is not None:
-        raise NumsimError(f"format {name!r}: {sentence}")
-    blocks = ""
-    if key.startswith(("mx", "nv")):
-        blocks = (
-            ". Recipes of blocks (mxfp4_e2m1, nvfp4 ...) are no formats: numsim.quantize takes "
-            "them, encode their elements (float4_e2m1fn ...)"
-        )
-    near = "" if blocks else ", ".join(near_formats(key))
-    raise NumsimError(
-        f"unknown format {name!r}{near and f'; did you mean {near}'}. "
-        "Formats are listed by numsim.list_formats(); q3.4, uq0.8, float_e5m6, p3109_k8p4se and "
-        "posit8_es2 show the names that are parsed"
-        f"{blocks}"
-    )
-
-
-def _found(key: str) -> Format | None:
-    """Return the format of the table or of a parsed name; the latter may be out of range."""
-    if key in FORMATS:
-        return FORMATS[key]
+def found_fields(key: str) -> Fields | None:
+    """Return the fields of the table or of a parsed name; the latter may be out of range."""
+    if key in TABLE:
+        return TABLE[key]
     for pattern, build in _PARSED:
         match = re.fullmatch(pattern, key, re.ASCII)
         if match:
@@ -152,127 +81,22 @@ def _found(key: str) -> Format | None:
     return None
 
 
-def describe(name: str) -> str:
-    """Return a format's name with what tells it from its relatives.
-
-    Examples
-    --------
-    >>> describe("float8_e4m3"), describe("e4m3")
-    ('float8_e4m3 (max 240, has Inf)', 'e4m3 (float8_e4m3fn, max 448)')
-    """
-    f = get_format(name)
-    words = [f"max {f.max:.6g}", *(["has Inf"] if f.has_inf else [])]
-    return f"{name} ({', '.join([*([f.name] if f.name != name else []), *words])})"
-
-
-def is_ambiguous(word: str) -> bool:
-    """Return whether a word stands for several formats, or for one that is not here.
-
-    >>> is_ambiguous("fp8"), is_ambiguous("e4m3")
-    (True, False)
-    """
-    return several(canonical(word), describe) is not None
-
-
-@known_floats
-def near_formats(word: str) -> list[str]:
-    """Return the formats that a misspelt name may mean, each with what it holds.
-
-    >>> near_formats("e4m33")[0]
-    'e4m3 (float8_e4m3fn, max 448)'
-    """
-    first: dict[str, str] = {}  # format -> its nearest spelling
-    for near in near_words(word, [*FORMATS, *HINTS], limit=12):
-        first.setdefault(ALIASES.get(near, near), near)
-    return [describe(near) for near in [*first.values()][:4]]
-
-
 @cache
-def named_format(name: str) -> Format | None:
-    """Return the format that a name stands for in the table or by its parts, None for no name.
+def named_fields(name: str) -> Fields | None:
+    """Return the fields that a name stands for in the table or by its parts, None for no name.
 
     Examples
     --------
-    >>> named_format("q3.4"), named_format("mine")
-    (Format('q3.4'), None)
+    >>> named_fields("q3.4").bits, named_fields("mine")
+    (8, None)
     """
     try:
-        return _found(canonical(name))
+        return found_fields(canonical(name))
     except NumsimError:
         return None
 
 
-@lru_cache(maxsize=1024)
-def table_name(f: Format) -> str:
-    """Return the canonical name that stands for a format, "" for a `Format` of one's own.
-
-    A name alone says less than a `Format`, which may carry the name of the table's with other
-    fields: what looks a format up by its name asks here.
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> e4m3 = get_format("e4m3")
-    >>> table_name(e4m3), table_name(replace(e4m3, bias=10)), table_name(replace(e4m3, name="mine"))
-    ('float8_e4m3fn', '', '')
-    """
-    known = named_format(f.name)
-    return known.name if known is not None and known.meaning == f.meaning else ""
-
-
-def kept_format(fmt: FormatLike) -> str | Format:
-    """Return what stands for a format in data: its canonical name, or a `Format` of one's own.
-
-    Raises
-    ------
-    NumsimError
-        As `get_format`.
-
-    Examples
-    --------
-    >>> kept_format("e4m3")
-    'float8_e4m3fn'
-    """
-    f = get_format(fmt)
-    return table_name(f) or f
-
-
-def format_name(fmt: FormatLike, what: str) -> str:
-    """Return a canonical name where only a name can stand; `what` begins the refusal.
-
-    Raises
-    ------
-    NumsimError
-        As `get_format`, and for a `Format` of one's own.
-
-    Examples
-    --------
-    >>> format_name("half", "out_format")
-    'float16'
-    """
-    f = get_format(fmt)
-    name = table_name(f)
-    if not name:
-        raise UnsupportedError(
-            f"{what} is one of the named formats; got {f.label}, a Format of your own; "
-            "name a format of numsim.list_formats()"
-        )
-    return name
-
-
-@known_floats
-def list_formats() -> tuple[str, ...]:
-    """Return the canonical names of the table (parsed names are not listed).
-
-    Examples
-    --------
-    >>> list_formats()[:3]
-    ('float32', 'float16', 'bfloat16')
-    """
-    return tuple(FORMATS)
-
-
-def _fixed(name: str, unsigned: str, integer: str, fraction: str) -> Format:
+def _fixed(name: str, unsigned: str, integer: str, fraction: str) -> Fields:
     i, f, signed = int(integer), int(fraction), not unsigned
     bits = i + f + signed
     if not 2 <= bits <= 32:
@@ -281,7 +105,7 @@ def _fixed(name: str, unsigned: str, integer: str, fraction: str) -> Format:
     return _integer(f"{'u' if unsigned else ''}q{i}.{f}", bits, f, signed=signed, source=source)
 
 
-def _ieee_like(name: str, exponent: str, fraction: str) -> Format:
+def _ieee_like(name: str, exponent: str, fraction: str) -> Fields:
     e, m = int(exponent), int(fraction)
     if not (1 <= e <= 8 and 0 <= m <= 23 and e + m >= 2):
         raise NumsimError(f"{name}: exponent bits are 1 to 8, fraction bits 0 to 23, 2 in all")
@@ -290,7 +114,7 @@ def _ieee_like(name: str, exponent: str, fraction: str) -> Format:
     return _float(f"float_e{e}m{m}", 1 + e + m, m + 1, (1 << (e - 1)) - 1, nan, "ieee", source)
 
 
-def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> Format:
+def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> Fields:
     k, p, signed = int(width), int(precision), sign == "s"
     if not (2 <= k <= 8 and 1 <= p <= k - signed):
         raise NumsimError(f"{name}: K is 2 to 8, P is 1 to K - 1 (signed) or K (unsigned)")
@@ -303,12 +127,12 @@ def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> For
     )  # fmt: skip
 
 
-def _posit(name: str, width: str, exponent: str) -> Format:
+def _posit(name: str, width: str, exponent: str) -> Fields:
     n, es = int(width), int(exponent)
     if not (2 <= n <= 16 and 0 <= es <= 4 and (n - 2) << es <= 1000):
         raise NumsimError(f"{name}: posits have 2 to 16 bits, es 0 to 4, maxpos below 2**1000")
     table = tuple(_posit_value(code, n, es) for code in range(1 << n))
-    return Format(
+    return Fields(
         f"posit{n}_es{es}", "table", n, max(n - 2 - es, 1), 0, nan="minus_zero", table=table,
         source=_POSIT,
     )  # fmt: skip
@@ -331,7 +155,7 @@ def _posit_value(code: int, n: int, es: int) -> float:
     return math.ldexp(significand, (regime << es) + exponent - len(fraction))
 
 
-_PARSED: list[tuple[str, Callable[..., Format]]] = [
+_PARSED: list[tuple[str, Callable[..., Fields]]] = [
     (r"(u?)q(\d{1,4})\.(\d{1,4})", _fixed),
     (r"float_e(\d{1,4})m(\d{1,4})", _ieee_like),
     (r"p3109_k(\d{1,4})p(\d{1,4})([su])([ef])", _p3109),

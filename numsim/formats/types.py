@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats.check import check_format
-
-Kind = Literal["float", "integer", "table"]
-Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
-Inf = Literal["none", "ieee", "top"]
+from numsim.formats.fields import Inf, Kind, Nan, meaning_of
+from numsim.formats.label import labelled, written
+from numsim.formats.table import named_fields
+from numsim.formats.toml import fields_from_table, format_to_toml
 
 
 class Params(NamedTuple):
@@ -105,8 +106,6 @@ class Format:
         check_format(self)
 
     def __repr__(self) -> str:
-        from numsim.formats.label import written  # imports this module
-
         return written(self)
 
     def __str__(self) -> str:
@@ -121,8 +120,6 @@ class Format:
         return self is other or (self.name == other.name and self.meaning == other.meaning)
 
     def __reduce__(self) -> tuple[object, ...]:
-        from numsim.formats.table import named_format  # imports this module
-
         if named_format(self.name) is self:  # shared: caches know it
             return named_format, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
@@ -132,10 +129,7 @@ class Format:
     @cached_property
     def meaning(self) -> tuple[Any, ...]:
         """Everything but name and source: equal where every code means the same, bit for bit."""
-        values = np.array(self.table, np.float64)
-        values[np.isnan(values)] = np.nan  # one NaN is as good as another, but -0 is not 0
-        other = ("kind", "bits", "precision", "bias", "signed", "nan", "inf", "zero")
-        return *(getattr(self, key) for key in other), values.tobytes()
+        return meaning_of(self)
 
     @cached_property
     def label(self) -> str:
@@ -150,8 +144,6 @@ class Format:
         >>> Format("mine", "float", 6, 3, 3).label
         'mine (kind=float, bits=6, precision=3, bias=3)'
         """
-        from numsim.formats.label import labelled  # imports this module
-
         return labelled(self)
 
     @classmethod
@@ -182,9 +174,11 @@ class Format:
         ...     Format.from_toml(path) == own
         True
         """
-        from numsim.formats.toml import read_format
-
-        return read_format(path)
+        table = read_toml(path, "Format.from_toml")
+        try:
+            return cls(**fields_from_table(table))
+        except NumsimError as error:
+            raise NumsimError(f"{path}: {error}") from None
 
     def to_toml(self) -> str:
         """Return the format as TOML text that `from_toml` reads back.
@@ -198,8 +192,6 @@ class Format:
         precision = 3
         bias = 3
         """
-        from numsim.formats.toml import format_to_toml
-
         return format_to_toml(self)
 
     # magnitude codes -----------------------------------------------------------------------
@@ -434,3 +426,18 @@ class Format:
 
 def _exponent(value: float) -> int:
     return math.frexp(value)[1] - 1
+
+
+@cache
+def named_format(name: str) -> Format | None:
+    """Return the format that a name stands for in the table or by its parts, None for no name.
+
+    Examples
+    --------
+    >>> named_format("q3.4"), named_format("mine")
+    (Format('q3.4'), None)
+    """
+    found = named_fields(name)
+    if found is None:
+        return None
+    return Format(*found) if found.name == name else named_format(found.name)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.models.arch import Arch
 from numsim.models.blocks import Past
 from numsim.models.checks import check_positions, new_tokens, padding_mask, token_ids
 from numsim.models.gemm import Ints
 from numsim.models.recipe import Recipe
 from numsim.models.rope import check_rope
 
-if TYPE_CHECKING:
-    from numsim.models.run import Model
-
 
 def greedy(
-    model: Model, tokens: ArrayLike, recipe: Recipe | None, count: int, mask: ArrayLike | None
-) -> NDArray[np.int64]:
-    """Continue prompts by `count` tokens: see ``Model.generate``."""
-    a = model.arch
+    a: Arch, run: Callable[..., Any], tokens: ArrayLike, recipe: Recipe | None, count: int,
+    mask: ArrayLike | None,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Continue prompts by `count` tokens; `run` is that of the model: see ``Model.generate``."""
     count = new_tokens(count)
     if not a.head:
         raise UnsupportedError(
@@ -44,7 +43,7 @@ def greedy(
     for length in sorted({stop - start for start, stop in spans}):
         rows = [i for i, (start, stop) in enumerate(spans) if stop - start == length]
         prompts = np.stack([ids[i, slice(*spans[i])] for i in rows])  # [rows, length]
-        added[rows] = _continue(model, prompts, recipe, count)
+        added[rows] = _continue(a, run, prompts, recipe, count)
     if a.decoder_layers:
         ids = np.full((len(ids), 1), a.decoder_start, np.int64)
     whole = np.concatenate([ids, added], axis=1)
@@ -71,9 +70,10 @@ def _spans(
     return spans
 
 
-def _continue(model: Model, prompts: Ints, recipe: Recipe | None, count: int) -> Ints:
+def _continue(
+    a: Arch, run: Callable[..., Any], prompts: Ints, recipe: Recipe | None, count: int
+) -> Ints:
     """Return the next `count` tokens [B, count] of prompts [B, T]."""
-    a = model.arch
     ids = np.full((len(prompts), 1), a.decoder_start) if a.decoder_layers else prompts
     first = ids.shape[1]
     whole = a.rope is not None and a.rope.kind == "dynamic" and first + count > a.rope.longest
@@ -81,10 +81,10 @@ def _continue(model: Model, prompts: Ints, recipe: Recipe | None, count: int) ->
     fresh = ids
     for _ in range(count):
         if a.decoder_layers:
-            run = model.run(prompts, recipe, decoder_tokens=fresh, past=past)
+            done = run(prompts, recipe, decoder_tokens=fresh, past=past)
         else:
-            run = model.run(fresh, recipe, past=past)
-        best = np.argmax(run.logits[:, -1], axis=-1)[:, None]  # [B, 1], the lowest among equals
+            done = run(fresh, recipe, past=past)
+        best = np.argmax(done.logits[:, -1], axis=-1)[:, None]  # [B, 1], the lowest among equals
         ids = np.concatenate([ids, best], axis=1)
         fresh = ids if past is None else best
     return ids[:, first:]

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
-from numsim.files import check_regular
+from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name
-from numsim.formats.toml import format_from_table
+from numsim.formats.toml import fields_from_table
 from numsim.quant import Quant, as_quant
 from numsim.targets import Target, get_target
 from numsim.targets.table import changes_of
-from numsim.targets.toml import own_format, parse_target, toml_value
+from numsim.targets.toml import own_format, toml_value
 
 QuantLike = Quant | FormatLike | None
 
@@ -206,7 +206,7 @@ class Recipe:
         and so does a `Format` of one's own: ``format = {name = "mine", kind = "float", ...}``.
         """
         head = [f"seed = {self.seed}\n"] if self.seed else []
-        return "\n".join(head + [_rule_text(glob, rule) for glob, rule in self.rules])
+        return "\n".join(head + [rule_text(glob, rule) for glob, rule in self.rules])
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of `to_toml`; hash the resolved recipe.
@@ -279,15 +279,7 @@ class Recipe:
         NumsimError
             The file is not TOML of this form.
         """
-        if not isinstance(path, str | Path):
-            raise NumsimError(f"Recipe.from_toml: a file is a str or Path; got {path!r}")
-        check_regular(path, "Recipe.from_toml")
-        try:
-            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise NumsimError(
-                f"Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
-            ) from None
+        tables = read_toml(path, "Recipe.from_toml")
         rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
         listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
         if tables or not listed or not rows:
@@ -298,7 +290,7 @@ class Recipe:
         rules = []
         for at, row in enumerate(rows):
             try:
-                rules.append(_rule_from_table(_beside(row, Path(path).parent)))
+                rules.append(rule_from_table(_beside(row, Path(path).parent)))
             except NumsimError as error:
                 where = _numbered(at, row.get("match"))
                 raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
@@ -322,7 +314,14 @@ def _beside(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {key: value if key == "match" else found(value) for key, value in row.items()}
 
 
-def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
+def rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
+    """Return the glob and the rule of a ``[[rule]]`` table.
+
+    Raises
+    ------
+    NumsimError
+        For a key that a rule does not have, and a value that it cannot take.
+    """
     fields = ("match", "activations", "weights", "target", "out_format")
     unknown = sorted(set(row) - set(fields))
     if unknown:
@@ -343,7 +342,7 @@ def _rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
         changes = dict(row["target"])
         if set(changes) == {"unit"} and isinstance(changes["unit"], str):
             try:
-                row["target"] = parse_target(changes["unit"])
+                row["target"] = Target.from_tables(tomllib.loads(changes["unit"]))
             except (tomllib.TOMLDecodeError, RecursionError) as error:
                 raise NumsimError(f"unit must be the TOML of a unit; {error}; correct it") from None
         elif "name" not in changes:
@@ -362,7 +361,7 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }
     if isinstance(values.get("format"), Mapping):
-        values["format"] = format_from_table(values["format"])
+        values["format"] = Format(**fields_from_table(values["format"]))
     try:
         return Quant(**values)
     except TypeError as error:
@@ -371,26 +370,27 @@ def _quant_from_table(table: Mapping[str, Any]) -> Quant:
         ) from None
 
 
-def _text(value: Any) -> str:
+def inline_toml(value: Any) -> str:
     """Return a value as TOML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_text(v)}" for key, v in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {inline_toml(v)}" for key, v in value.items()) + "}"
     return toml_value(list(value) if isinstance(value, tuple) else value)
 
 
-def _rule_text(glob: str, rule: Rule) -> str:
-    lines = ["[[rule]]", f"match = {_text(glob)}"]
+def rule_text(glob: str, rule: Rule) -> str:
+    """Return a ``[[rule]]`` table that `rule_from_table` reads back."""
+    lines = ["[[rule]]", f"match = {inline_toml(glob)}"]
     for side in ("activations", "weights"):
         quant = getattr(rule, side)
         if quant is not None:
-            lines.append(f"{side} = {_text(_quant_table(as_quant(quant)))}")
-    lines.append(f"target = {_text(_target_table(get_target(rule.target)))}")
+            lines.append(f"{side} = {inline_toml(quant_table(as_quant(quant)))}")
+    lines.append(f"target = {inline_toml(_target_table(get_target(rule.target)))}")
     if rule.out_format != "float32":
-        lines.append(f"out_format = {_text(rule.out_format)}")
+        lines.append(f"out_format = {inline_toml(rule.out_format)}")
     return "\n".join(lines) + "\n"
 
 
-def _quant_table(quant: Quant) -> str | dict[str, Any]:
+def quant_table(quant: Quant) -> str | dict[str, Any]:
     """Return the name of a format where that is all, else the fields that differ from it."""
     plain = Quant(quant.format)
     if plain == quant and not isinstance(plain.format, Format):

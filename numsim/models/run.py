@@ -353,7 +353,7 @@ class Model:
         UnsupportedError
             The model has no output head over its vocabulary.
         """
-        return greedy(self, tokens, recipe, max_new_tokens, attention_mask)
+        return greedy(self.arch, self.run, tokens, recipe, max_new_tokens, attention_mask)
 
     def nll(
         self,
@@ -406,7 +406,7 @@ class Model:
         >>> mean > 3 * stderr
         True
         """
-        return token_losses(self, tokens, recipe, decoder_tokens, batch)
+        return token_losses(self.arch, self.run, tokens, recipe, decoder_tokens, batch)
 
     def gemm(
         self,

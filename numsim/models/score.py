@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim import metrics
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.models.arch import Arch
 from numsim.models.checks import check_positions, decoder_ids, token_ids
 from numsim.models.recipe import Recipe
 
-if TYPE_CHECKING:
-    from numsim.models.run import Model
-
 
 def token_losses(
-    model: Model,
+    a: Arch,
+    run: Callable[..., Any],
     tokens: ArrayLike,
     recipe: Recipe | None,
     decoder_tokens: ArrayLike | None,
     batch: int,
 ) -> NDArray[np.float64]:
-    """Return the loss of each next token: see ``Model.nll``."""
-    a = model.arch
+    """Return the loss of each next token; `run` is that of the model: see ``Model.nll``."""
     if not a.head:
         raise UnsupportedError(
             f"nll: the model must predict tokens; this {a.family} has no output head over its "
@@ -45,6 +44,6 @@ def token_losses(
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         given = None if target is None else target[part]
-        run = model.run(ids[part], recipe, decoder_tokens=given)
-        losses[part] = metrics.token_nll(run.logits, scored[part])
+        done = run(ids[part], recipe, decoder_tokens=given)
+        losses[part] = metrics.token_nll(done.logits, scored[part])
     return losses

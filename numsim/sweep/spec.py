@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
-from numsim.files import check_regular
+from numsim.files import check_regular, read_toml
 from numsim.formats import Format
 from numsim.models import Model, Recipe
 from numsim.models.gemm import fitting_rules
@@ -135,7 +134,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
     if isinstance(spec, SweepSpec):
         fields = {name: getattr(spec, name) for name in spec.model_fields_set}
     else:
-        fields = read_fields(spec) if isinstance(spec, str | Path) else spec or {}
+        fields = read_toml(spec, "sweep") if isinstance(spec, str | Path) else spec or {}
     if not isinstance(fields, dict):
         raise NumsimError(
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
@@ -152,23 +151,6 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
         shown = "a number of hundreds of digits" if digits else repr(got)
         raise NumsimError(f"sweep: {where}: {first['msg']}; got {shown}{near}") from None
-
-
-def read_fields(path: str | Path) -> dict[str, Any]:
-    """Return the fields in a TOML file.
-
-    Raises
-    ------
-    NumsimError
-        Where the file cannot be read or is not TOML.
-    """
-    check_regular(path, "sweep")
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise NumsimError(f"sweep: {path} is not valid TOML: {error}") from None
 
 
 @dataclass(frozen=True)

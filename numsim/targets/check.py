@@ -8,49 +8,15 @@ from dataclasses import fields
 from itertools import combinations
 from typing import Any, get_args
 
-from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError, near_names
-from numsim.formats import get_format
-from numsim.targets.types import (
-    CLASSES,
-    Exact,
-    Fused,
-    IntSum,
-    Mac,
-    Maturity,
-    Rule,
-    ScaledFp4,
-    Target,
-    TwoStage,
-)
+from numsim.formats import Format, get_format
+from numsim.targets.rules import CLASSES, RULES, Limit, Mac, Rule
+from numsim.targets.words import Maturity
 
-WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
-_INTEGERS = ("integer", "int8", "s8", "int4", "int16", "u8s8")
-_RANGES: dict[str, tuple[int, int]] = {
-    "group": (1, 1 << 20), "align_bits": (1, 35), "keep_bits": (1, 23), "acc_bits": (8, 64),
-    "outer_bits": (8, 64), "pair_bits": (8, 62), "sum_bits": (1, 40), "streams": (1, 2),
-    "min_exponent": (-1000, 127), "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20),
-    "split_tile": (1, 1 << 20),
-}  # fmt: skip
-_WORDS: dict[str, tuple[str, ...]] = {
-    "overflow": ("wrap", "saturate", "raise"),
-    "accumulator": ("joins", "late", "halves"),
-    "order": ("sequential", "tree", "odd_first", "two_chains", "exact"),
-    "rounding": ROUNDINGS[:6],
-    "tiny": ("stored", "unbounded"),
-    "align": ("truncate", "floor"),
-    "nan": ("ones", "quiet"),
+_UNIT_LIMITS: dict[str, Limit] = {
+    "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20), "split_tile": (1, 1 << 20),
     "split_order": ("contiguous", "serial", "pairwise"),
-}
-
-
-def words_of(item: Target | Rule, key: str) -> tuple[str, ...] | None:
-    """Return the words that a field can be, None for other fields."""
-    if isinstance(item, Mac) and key == "overflow":
-        return ("ieee", "inf", "saturate")
-    if isinstance(item, Fused) and key == "rounding":
-        return ("rtz", "rne")
-    return _WORDS.get(key)
+}  # fmt: skip
 
 
 def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
@@ -58,6 +24,7 @@ def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
 
     Examples
     --------
+    >>> from numsim.targets.rules import IntSum
     >>> takes("float", Mac(), "overflow", "wrap"), takes("integer", IntSum(), "overflow", "wrap")
     (False, True)
     """
@@ -69,8 +36,8 @@ def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
         return rule.group is not None
     if value == "halves":
         return "->" in kind
-    words = words_of(rule, key)
-    return words is None or value in words
+    limit = RULES[type(rule)].limits[key]
+    return not isinstance(limit, tuple) or not isinstance(limit[0], str) or value in limit
 
 
 def key_of(kind: str) -> str:
@@ -78,7 +45,7 @@ def key_of(kind: str) -> str:
     return kind if kind.replace("_", "").isalnum() else json.dumps(kind)
 
 
-def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
+def check_unit(target: Any, said: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise NumsimError for fields out of range or that contradict each other."""
     for key in ("name", "maturity", "evidence", "source"):
         value = getattr(target, key)
@@ -92,9 +59,9 @@ def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
         )
     if not target.rules:
         raise NumsimError(f"{target.name}: a unit has a rule for each operand class; none came")
-    _check_fields(target.name, target)
+    _check_fields(target.name, target, _UNIT_LIMITS)
     for _, rule in target.rules:
-        _check_fields(target.name, rule)
+        _check_fields(target.name, rule, RULES[type(rule)].limits)
     for key in ("split_order", "split_tile"):
         if key in said.get("", {}) and target.split_k == 1:
             raise NumsimError(
@@ -111,81 +78,55 @@ def check_target(target: Target, said: Mapping[str, Mapping[str, Any]]) -> None:
         _check_rule(target, kind, rule, said.get(kind, {}))
 
 
-def _check_fields(name: str, item: Target | Rule) -> None:
-    for f in fields(item):
-        value = getattr(item, f.name)
-        if value is None and f.default is None:
+def _check_fields(name: str, item: Any, limits: Mapping[str, Limit]) -> None:
+    defaults = {f.name: f.default for f in fields(item)}
+    for key, limit in limits.items():
+        value = getattr(item, key)
+        if value is None and defaults[key] is None:
             continue
-        if f.name in _RANGES:
-            low, high = _RANGES[f.name]
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise NumsimError(
-                    f"{name}: {f.name} is {low} to {high}, a whole number; got {value!r}"
-                )
-        elif (words := words_of(item, f.name)) is not None:
-            if value not in words:
-                raise NumsimError(
-                    f"{name}: {f.name} is one of {', '.join(words)}; got {value!r}"
-                    f"{near_names(str(value), words)}"
-                )
-        elif f.name in ("fused", "flush", "zero_products", "negative_zero"):
+        if limit is bool:
             if not isinstance(value, bool):
-                raise NumsimError(f"{name}: {f.name} is True or False; got {value!r}")
-        elif f.name in ("acc_format", "product_format"):
-            try:
-                fmt = get_format(value)
-            except NumsimError as error:
-                raise NumsimError(f"{name}: {f.name}: {error}") from None
-            known = fmt.kind in ("float", "integer") and fmt.signed and fmt.zero
-            if not known or not 2 <= fmt.params.p <= 24:
+                raise NumsimError(f"{name}: {key} is True or False; got {value!r}")
+        elif limit is Format:
+            _check_accumulator(f"{name}: {key}", value)
+        elif isinstance(limit, tuple) and isinstance(limit[0], str):
+            if value not in limit:
                 raise NumsimError(
-                    f"{name}: {f.name} is a signed float of 2 to 24 bits of precision, or a signed "
-                    f"integer or fixed-point format of at most 23 bits; got {fmt.name}"
+                    f"{name}: {key} is one of {', '.join(map(str, limit))}; got {value!r}"
+                    f"{near_names(str(value), map(str, limit))}"
+                )
+        elif isinstance(limit, tuple):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not int(limit[0]) <= value <= int(limit[1]):
+                raise NumsimError(
+                    f"{name}: {key} is {limit[0]} to {limit[1]}, a whole number; got {value!r}"
                 )
 
 
-def _check_rule(target: Target, kind: str, rule: Rule, given: Mapping[str, Any]) -> None:
-    """Raise NumsimError where fields, or the class and the rule, contradict each other."""
-    where, name = f"{target.name}: [rules.{key_of(kind)}]", type(rule).__name__
-    operands, arrow, _ = kind.removeprefix("mx:").partition("->")
-    fits: tuple[type, ...] = (Exact, Mac, Fused, TwoStage)
-    if kind.startswith("mx:"):
-        fits = (Fused, ScaledFp4) if operands == "fp4" else (Fused,)
-    elif arrow:
-        fits = (Fused,)
-    elif operands in _INTEGERS:
-        fits = (IntSum, Exact) if operands == "integer" else (IntSum, Exact, Mac)
-    elif operands in WIDE:
-        fits = (Exact,) if operands == "number" else (Exact, Mac)
-    if not isinstance(rule, fits):
+def _check_accumulator(where: str, value: Any) -> None:
+    try:
+        fmt = get_format(value)
+    except NumsimError as error:
+        raise NumsimError(f"{where}: {error}") from None
+    known = fmt.kind in ("float", "integer") and fmt.signed and fmt.zero
+    if not known or not 2 <= fmt.params.p <= 24:
         raise NumsimError(
-            f"{where}: operands {kind!r} take {', '.join(f.__name__ for f in fits)}; got {name}"
+            f"{where} is a signed float of 2 to 24 bits of precision, or a signed "
+            f"integer or fixed-point format of at most 23 bits; got {fmt.name}"
         )
-    problem = ""
-    if isinstance(rule, Mac):
-        if rule.product_format is not None and given.get("fused"):
-            problem = "fused = true leaves products exact, product_format rounds them; keep one"
-        elif rule.group is not None and rule.order in ("sequential", "odd_first"):
-            problem = f"group cuts K for tree, two_chains and exact; order is {rule.order}"
-        elif rule.order == "exact" and (rule.group is None or rule.flush or not _plain(rule)):
-            problem = "order = exact has a group, float32, rne, no product_format and no flush"
-    elif isinstance(rule, IntSum) and rule.pair_bits is not None and rule.group % 2:
-        problem = f"pair_bits adds products in pairs; group is odd ({rule.group})"
-    elif isinstance(rule, Fused) and rule.accumulator == "halves" and not arrow:
-        problem = f'accumulator = "halves" gives float16: name the class "{kind}->float16"'
-    elif isinstance(rule, TwoStage) and rule.sum_bits < rule.align_bits:
-        problem = f"sum_bits ({rule.sum_bits}) is at least align_bits ({rule.align_bits})"
-    elif isinstance(rule, Fused | TwoStage) and operands in (*WIDE, *_INTEGERS):
-        problem = f"{name} aligns floats of one class; {operands} is none"
-    elif isinstance(rule, Fused | TwoStage) and _precision(operands) > 16:
-        problem = f"{name} multiplies significands of at most 16 bits"
+
+
+def _check_rule(target: Any, kind: str, rule: Rule, given: Mapping[str, Any]) -> None:
+    """Raise NumsimError where fields, or the class and the rule, contradict each other."""
+    where, about = f"{target.name}: [rules.{key_of(kind)}]", RULES[type(rule)]
+    if not about.takes(kind):
+        fits = (other.__name__ for other in RULES if RULES[other].takes(kind))
+        raise NumsimError(
+            f"{where}: operands {kind!r} take {', '.join(fits)}; got {type(rule).__name__}"
+        )
+    problem = about.contradiction(rule, kind, given)
     if problem:
         raise NumsimError(f"{where}: {problem}")
-
-
-def _plain(rule: Mac) -> bool:
-    given = (rule.acc_format, rule.product_format, rule.rounding, rule.overflow)
-    return given == ("float32", None, "rne", "ieee")
 
 
 def _shared(kind: str, other: str) -> set[str]:
@@ -202,7 +143,3 @@ def _shared(kind: str, other: str) -> set[str]:
     if {"u8s8", "s8"} == {kind, other}:
         return set()  # never the same pair
     return formats & formats_2
-
-
-def _precision(operands: str) -> int:
-    return max((get_format(name).precision for name in CLASSES.get(operands, ())), default=0)

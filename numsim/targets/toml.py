@@ -3,92 +3,39 @@
 from __future__ import annotations
 
 import json
-import tomllib
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
-from numsim.files import check_regular
 from numsim.formats import Format
-from numsim.formats.toml import check_keys, format_from_table, format_inline
-from numsim.targets.check import WIDE, key_of
-from numsim.targets.types import (
-    CLASSES,
-    Exact,
-    Fused,
-    IntSum,
-    Mac,
-    Rule,
-    ScaledFp4,
-    Target,
-    TwoStage,
-)
-from numsim.targets.words import RULES, field_words
+from numsim.formats.toml import check_keys, fields_from_table, format_inline
+from numsim.targets.check import key_of
+from numsim.targets.rules import CLASSES, RULES, WIDE, Rule
+from numsim.targets.words import field_words
 
-_KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Exact, Mac, IntSum, Fused, TwoStage, ScaledFp4)
-}
+_KINDS: dict[str, type] = {rule.__name__: rule for rule in RULES}
 
 
-def read_target(path: str | Path) -> Target:
-    """Read a unit from a TOML file; see `Target.from_toml`."""
-    file = Path(path)
-    check_regular(file, "cannot read a unit")
-    try:
-        if file.exists() and not file.is_file():  # a pipe would wait for its writer
-            raise OSError(0, "not a file")
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
-        why = error.strerror if isinstance(error, OSError) else error
-        raise NumsimError(f"cannot read {str(file)!r}: {why}; give a UTF-8 TOML file") from None
-    try:
-        return parse_target(text)
-    except NumsimError as error:
-        raise NumsimError(f"{file}: {error}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: not TOML, or 4300 digits
-        raise NumsimError(f"{file}: not TOML: {error}") from None
-
-
-def parse_target(text: str) -> Target:
-    """Return the unit that a TOML text describes.
+def fields_of_unit(
+    tables: Mapping[str, Any], known: Mapping[str, bool]
+) -> tuple[dict[str, Any], tuple[tuple[str, Rule], ...]]:
+    """Return the fields of a unit and its rules; `known`: whether a field must be there.
 
     Raises
     ------
     NumsimError
-        For a field that is missing, unknown, of the wrong type, out of range, or contradicts
-        another one.
-
-    Examples
-    --------
-    >>> unit = parse_target('''
-    ... name = "my.mma"
-    ... maturity = "assumed"
-    ... evidence = "a sketch"
-    ... source = "notebook, page 3"
-    ... [rules.fp8]
-    ... kind = "Fused"
-    ... group = 8
-    ... align_bits = 20
-    ... ''')
-    >>> unit.rule("fp8").align_bits
-    20
+        For a field that is missing or unknown, and tables that make no rule.
     """
-    data = tomllib.loads(text)
-    own = {key: value for key, value in data.items() if key != "rules"}
-    known = {f.name: f for f in fields(Target) if f.name != "rules"}
+    own = {key: value for key, value in tables.items() if key != "rules"}
     check_keys("a unit", own, known)
-    tables = data.get("rules")
-    if not isinstance(tables, dict) or not tables:
+    rules = tables.get("rules")
+    if not isinstance(rules, dict) or not rules:
         raise NumsimError("a unit has a table [rules.CLASS] for each operand class; none came")
-    rules = tuple((kind, _rule(kind, table)) for kind, table in tables.items())
-    target = Target(rules=rules, **own)
-    own.pop("split_tile", None)  # a unit may have one for splits to come
-    target.check({"": own, **tables})
-    return target
+    return own, tuple((kind, _rule(kind, table)) for kind, table in rules.items())
 
 
-def target_to_toml(target: Target, *, comments: bool = False) -> str:
+def unit_to_toml(target: Any, *, comments: bool = False) -> str:
     """Return a unit as TOML; see `Target.to_toml`.
 
     `comments`: with the fields that are unset, and what a field means where it first appears.
@@ -104,7 +51,7 @@ def target_to_toml(target: Target, *, comments: bool = False) -> str:
         new = comments and type(rule) not in said
         said.add(type(rule))
         lines += ["", f"[rules.{key_of(kind)}]"]
-        words = f"  # {RULES[type(rule).__name__]}" if new else ""
+        words = f"  # {RULES[type(rule)].words}" if new else ""
         lines.append(f'kind = "{type(rule).__name__}"{words}')
         for f in fields(rule):
             value = getattr(rule, f.name)
@@ -113,7 +60,7 @@ def target_to_toml(target: Target, *, comments: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(item: Target | Rule, name: str, value: Any, comments: bool) -> str:
+def _line(item: Any, name: str, value: Any, comments: bool) -> str:
     line = f"{name} = {'' if value is None else toml_value(value)}".rstrip()
     return f"{line}  # {field_words(item, name)}" if comments else line
 
@@ -142,7 +89,7 @@ def own_format(where: str, key: str, value: Any) -> Any:
     if not (isinstance(value, dict) and key in ("acc_format", "product_format")):
         return value
     try:
-        return format_from_table(value)
+        return Format(**fields_from_table(value))
     except NumsimError as error:
         raise NumsimError(f"{where}: {error}") from None
 
@@ -166,7 +113,9 @@ def _rule(kind: str, table: Any) -> Rule:
             f"{near_names(str(name), _KINDS)}"
         )
     given = {key: value for key, value in table.items() if key != "kind"}
-    check_keys(f"{where}: {name}", given, {f.name: f for f in fields(_KINDS[name])})
+    check_keys(
+        f"{where}: {name}", given, {f.name: f.default is MISSING for f in fields(_KINDS[name])}
+    )
     given = {key: own_format(f"{where}: {key}", key, value) for key, value in given.items()}
     rule: Rule = _KINDS[name](**given)
     return rule

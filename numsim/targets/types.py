@@ -1,194 +1,34 @@
-"""How a MAC array multiplies and adds: a `Target` is a named set of rules, all of them data.
-
-`numsim.targets.words` says every field in one line, for the command line.
-"""
+"""A matrix-multiply unit: a `Target` is a named set of `numsim.targets.rules`, all of them data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from numsim.errors import NumsimError, near_names
+from numsim.files import read_toml
 from numsim.float_state import known_floats
-from numsim.formats import Format, kept_format
+from numsim.targets.check import check_unit, takes
+from numsim.targets.rules import (
+    CLASSES,
+    Exact,
+    Fused,
+    IntSum,
+    Mac,
+    Overflow,
+    Rule,
+    ScaledFp4,
+    TwoStage,
+)
+from numsim.targets.toml import fields_of_unit, unit_to_toml
+from numsim.targets.words import Maturity
 
-Overflow = Literal["wrap", "saturate", "raise"]
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Products and the accumulator are added exactly and rounded once (nearest even).
-
-    `group`: products in one such sum, which the next one takes as its accumulator; None: all.
-    `negative_zero`: a sum of nothing but -0 is -0, as IEEE 754 adds; False: every zero is +0.
-    """
-
-    group: int | None = None
-    negative_zero: bool = False
-
-
-@dataclass(frozen=True)
-class Mac:
-    """Multiply-adds with one rounding a step.
-
-    Parameters
-    ----------
-    acc_format
-        Format of the accumulator, and of every sum: any signed float, integer or fixed-point
-        format whose steps are exact before the rounding (floats of 2 to 24 bits of precision,
-        the others of at most 23 bits in all).
-    product_format
-        Format to which products are rounded first; None: exact products, a fused multiply-add.
-    fused
-        False rounds products to `product_format`, or to `acc_format` where that is None.
-    rounding
-        Of every step (``rne rna rtz rup rdn rto``).
-    order
-        ``sequential``: one chain in increasing k from the accumulator. ``tree``: neighbours
-        pairwise within each `group` (None: all of K), then the accumulator. ``odd_first``: a
-        chain that takes k + 1 before k. ``two_chains``: even and odd k of a group from zero,
-        their sum, then the accumulator. ``exact``: the products of a `group` and the accumulator
-        exactly, one rounding to the output (the rule is `Exact`).
-    flush
-        Subnormal inputs and results become zeros of their sign.
-    tiny
-        Which results that flushes: ``stored``, those whose rounding is subnormal; ``unbounded``,
-        those that an unbounded exponent would leave below the smallest normal number (x86).
-    negative_zero
-        False: the sign of a zero is lost before the sum of a tree is added to the accumulator.
-    overflow
-        ``ieee``: Inf (NaN where the format has no Inf) or the largest finite value, by the
-        rounding; ``inf``: always Inf; ``saturate``: the largest finite value, for Inf too, as
-        formats without Inf and NaN always do.
-    """
-
-    acc_format: str | Format = "float32"
-    product_format: str | Format | None = None
-    fused: bool = True
-    rounding: str = "rne"
-    order: str = "sequential"
-    group: int | None = None
-    flush: bool = False
-    tiny: Literal["stored", "unbounded"] = "stored"
-    negative_zero: bool = True
-    overflow: Literal["ieee", "inf", "saturate"] = "ieee"
-
-    def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
-        for key in ("acc_format", "product_format"):
-            value = getattr(self, key)
-            if not isinstance(value, str | None) or str(value).endswith(".toml"):
-                with suppress(NumsimError):  # `check` names the unit
-                    object.__setattr__(self, key, kept_format(value))
-
-
-@dataclass(frozen=True)
-class IntSum:
-    """Integer products added in increasing k in `acc_bits` bits, `group` products a step.
-
-    `overflow`: ``wrap`` modulo 2**acc_bits, ``saturate`` after every step, or ``raise``.
-    `pair_bits`: the sum of two neighbouring products saturates to so many bits first.
-    `outer_bits`: width of the accumulator that adds the parts of a promoted or split sum.
-    """
-
-    acc_bits: int = 32
-    overflow: Overflow = "wrap"
-    group: int = 1
-    pair_bits: int | None = None
-    outer_bits: int = 32
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Align to the largest exponent, truncate, add exactly, round once: the tensor-core block.
-
-    Parameters
-    ----------
-    group
-        Products in one block; longer dot products chain blocks through the accumulator.
-    align_bits
-        Fraction bits kept below the largest exponent.
-    keep_bits
-        Fraction bits of a float32 result (23, or 13 where the unit returns e8m13).
-    accumulator
-        ``joins`` the alignment; ``late``: is added to the rounded sum by an ordinary addition;
-        ``halves``: k with (k // 2) even, then the others on top in float16, then the accumulator.
-    zero_products
-        Whether a product with a zero factor takes part in the largest exponent (models differ;
-        no recording decides).
-    min_exponent
-        Lower limit of the largest exponent, None: no limit (models differ; no recording decides).
-    align
-        How terms are cut to the alignment: ``truncate`` toward zero, or ``floor``.
-    rounding
-        Of each block's result, ``rtz`` or ``rne``. None: float32 toward zero, float16 to nearest
-        even.
-    nan
-        Pattern of NaN results: ``ones`` (0x7FFFFFFF, 0x7FFF) or ``quiet`` (0x7FC00000, 0x7E00).
-
-    Two things are no fields, since all models and recordings agree on them: a zero result is +0,
-    and a result that rounds beyond the largest number is infinite, toward zero too.
-    """
-
-    group: int
-    align_bits: int
-    keep_bits: int = 23
-    accumulator: Literal["joins", "late", "halves"] = "joins"
-    zero_products: bool = False
-    min_exponent: int | None = None
-    align: Literal["truncate", "floor"] = "truncate"
-    rounding: Literal["rtz", "rne"] | None = None
-    nan: Literal["ones", "quiet"] = "ones"
-
-
-@dataclass(frozen=True)
-class TwoStage:
-    """CDNA3: the products' aligned sum first, then the accumulator, one rounding to float32.
-
-    Products are truncated to `align_bits` below their largest exponent (`streams` = 2: even and
-    odd k apart, their sums floored to the larger exponent). Beside the accumulator the sum is
-    floored to `sum_bits` and the accumulator to `align_bits` fraction bits. `zero_products`: as in
-    `Fused`.
-    """
-
-    group: int
-    align_bits: int = 24
-    sum_bits: int = 31
-    streams: int = 1
-    zero_products: bool = False
-
-
-@dataclass(frozen=True)
-class ScaledFp4:
-    """Blackwell's k = 64 block-scaled FP4: exact runs of 16, scaled, aligned, truncated."""
-
-    align_bits: int = 35
-
-
-Rule = Exact | Mac | IntSum | Fused | TwoStage | ScaledFp4
-
-_FP8 = ("float8_e4m3fn", "float8_e5m2")
-_SMALL = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
-
-# operand class -> formats that belong to it; a target lists the classes it accepts
-CLASSES: dict[str, tuple[str, ...]] = {
-    "fp32": ("float32",),
-    "tf32": ("tfloat32",),
-    "fp16": ("float16",),
-    "bf16": ("bfloat16",),
-    "fp8": _FP8,
-    "fp8_fnuz": ("float8_e4m3fnuz", "float8_e5m2fnuz"),
-    "f8f6f4": (*_FP8, *_SMALL),
-    "fp4": ("float4_e2m1fn",),
-    "int8": ("int8", "uint8"),
-    "s8": ("int8",),
-    "int4": ("int4", "uint4"),
-    "int16": ("int16",),
-}
-
-Maturity = Literal["definition", "silicon", "model", "document", "assumed"]
+__all__ = [
+    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Overflow", "Rule", "ScaledFp4",
+    "Target", "TwoStage",
+]  # fmt: skip
 
 
 @known_floats
@@ -300,9 +140,44 @@ class Target:
         ...     Target.from_toml(path) == unit
         True
         """
-        from numsim.targets.toml import read_target
+        tables = read_toml(path, "Target.from_toml")
+        try:
+            return cls.from_tables(tables)
+        except NumsimError as error:
+            raise NumsimError(f"{path}: {error}") from None
 
-        return read_target(path)
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> Target:
+        """Return the unit that the tables of a TOML text describe.
+
+        Raises
+        ------
+        NumsimError
+            For a field that is missing, unknown, of the wrong type, out of range, or contradicts
+            another one.
+
+        Examples
+        --------
+        >>> import tomllib
+        >>> unit = Target.from_tables(tomllib.loads('''
+        ... name = "my.mma"
+        ... maturity = "assumed"
+        ... evidence = "a sketch"
+        ... source = "notebook, page 3"
+        ... [rules.fp8]
+        ... kind = "Fused"
+        ... group = 8
+        ... align_bits = 20
+        ... '''))
+        >>> unit.rule("fp8").align_bits
+        20
+        """
+        known = {f.name: f.default is MISSING for f in fields(cls) if f.name != "rules"}
+        own, rules = fields_of_unit(tables, known)
+        target = cls(rules=rules, **own)
+        own.pop("split_tile", None)  # a unit may have one for splits to come
+        target.check({"": own, **tables["rules"]})
+        return target
 
     def to_toml(self) -> str:
         """Return the unit as TOML text that `from_toml` reads back.
@@ -318,18 +193,14 @@ class Target:
         group = 1
         outer_bits = 32
         """
-        from numsim.targets.toml import target_to_toml
-
-        return target_to_toml(self)
+        return unit_to_toml(self)
 
     def check(self, said: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Raise NumsimError for fields out of range or that contradict each other.
 
         `said`: the fields that a user gave, for every operand class; for the unit itself as "".
         """
-        from numsim.targets.check import check_target
-
-        check_target(self, said or {})
+        check_unit(self, said or {})
 
 
 _CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
@@ -339,8 +210,6 @@ def _replaced(
     rules: tuple[tuple[str, Rule], ...], key: str, value: Any
 ) -> tuple[tuple[str, Rule], ...]:
     """Return rules with a field replaced where that can be, everywhere if it nowhere can."""
-    from numsim.targets.check import takes
-
     ready = [takes(kind, rule, key, value) for kind, rule in rules]
     return tuple(
         (kind, replace(rule, **{key: value}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -12,9 +11,10 @@ from typing import Any
 
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
+from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.models import Rule as Product
-from numsim.models.recipe import _rule_from_table, _rule_text
+from numsim.models.recipe import inline_toml, quant_table, rule_from_table, rule_text
 from numsim.quant import Quant, as_quant
 from numsim.train.scaling import DelayedScaling
 
@@ -200,14 +200,7 @@ class Recipe:
         NumsimError
             The file is not TOML of this form, or leaves a product undefined.
         """  # noqa: D205
-        if not isinstance(path, str | Path):
-            raise NumsimError(f"train.Recipe.from_toml: a file is a str or Path; got {path!r}")
-        try:
-            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise NumsimError(
-                f"train.Recipe.from_toml: the file must be readable TOML; {error}; correct {path}"
-            ) from None
+        tables = read_toml(path, "train.Recipe.from_toml")
         rows = tables.pop("rule", [])
         seed, storage = tables.pop("seed", 0), tables.pop("storage", None)
         if tables or not isinstance(rows, list) or not rows:
@@ -259,7 +252,7 @@ def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
             )
         if "match" in row[name]:
             raise NumsimError(f"match belongs to the rule, not to {name}; write it above {name}")
-        row[name] = _rule_from_table({"match": glob, **row[name]})[1]
+        row[name] = rule_from_table({"match": glob, **row[name]})[1]
     if isinstance(row.get("delayed"), Mapping):
         try:
             row["delayed"] = DelayedScaling(**row["delayed"])
@@ -269,25 +262,20 @@ def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
 
 
 def _quant_text(quant: Quant) -> str:
-    from numsim.models.recipe import _quant_table
-    from numsim.models.recipe import _text as toml
-
-    return toml(_quant_table(quant))
+    return inline_toml(quant_table(quant))
 
 
 def _text(glob: str, rule: Rule) -> str:
-    from numsim.models.recipe import _text as toml
-
-    lines = ["[[rule]]", f"match = {toml(glob)}"]
+    lines = ["[[rule]]", f"match = {inline_toml(glob)}"]
     plain = Rule()
     for name in ("source", "gradient_scale", "hadamard", "clip_gradient"):
         value = getattr(rule, name)
         if value != getattr(plain, name):
-            lines.append(f"{name} = {toml(value)}")
+            lines.append(f"{name} = {inline_toml(value)}")
     if rule.delayed is not None:
         delayed = {f.name: getattr(rule.delayed, f.name) for f in fields(rule.delayed)}
-        lines.append(f"delayed = {toml(delayed)}")
+        lines.append(f"delayed = {inline_toml(delayed)}")
     for name in PRODUCTS:
-        product = _rule_text("", getattr(rule, name)).splitlines()[2:]
+        product = rule_text("", getattr(rule, name)).splitlines()[2:]
         lines.append(f"{name} = {{{', '.join(line for line in product if line)}}}")
     return "\n".join(lines) + "\n"
