@@ -1,5 +1,8 @@
 """Bit-exact emulation of low-precision number formats and matrix-multiply hardware."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from numsim.float_state import known_state
 
 with known_state():  # tables are computed, and numbers of the source read, while modules load
@@ -13,10 +16,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
         UnvalidatedWarning,
     )
     from numsim.formats import Format, get_format, list_formats
-    from numsim.lfsr import lfsr
-    from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
     from numsim.quant import QTensor, Quant, list_recipes, quantize
-    from numsim.sweep import SweepSpec, sweep
+    from numsim.shift_register import lfsr
     from numsim.targets import (
         AccumulatorBits,
         MacStats,
@@ -31,6 +32,17 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     )
     from numsim.version import __version__
 
+if TYPE_CHECKING:
+    from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
+    from numsim.sweep import SweepSpec, sweep
+
+_ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
+    **dict.fromkeys(
+        ("Model", "Recipe", "Rule", "Run", "bundled_model", "load_model"), "numsim.models"
+    ),
+    **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
+}
+
 __all__ = [
     "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
     "QTensor", "Quant",
@@ -40,3 +52,16 @@ __all__ = [
     "list_recipes", "list_targets", "load_model", "matmul", "metrics", "quantize", "requantize",
     "sweep",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'numsim' has no attribute {name!r}")
+    with known_state():
+        found = import_module(_ON_FIRST_USE[name])
+    # the package numsim.sweep is called itself, so that `import numsim.sweep.columns` works too
+    return globals().setdefault(name, getattr(found, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

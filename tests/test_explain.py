@@ -13,9 +13,9 @@ import numsim as ns
 from numsim.cli import app
 from numsim.explain import bit_string, explain_cast, explain_format, parse_number, value_rows
 from numsim.formats import STOCHASTIC, get_stochastic
-from numsim.lfsr import TAPS, lfsr
 from numsim.number_line import draw_number_line, number_line
 from numsim.quant import QUANTS
+from numsim.shift_register import TAPS, lfsr
 
 PARSED = ("q3.4", "uq0.8", "float_e5m6", "p3109_k8p4se", "p3109_k8p1uf", "posit8_es2")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,3 +41,20 @@ def test_no_circles():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(f"imports go round: {' -> '.join(error.args[1])}") from None
+
+
+def test_import_loads_no_more_than_formats_and_units_need():
+    code = """
+import sys, numsim
+late = [m for m in ("pandas", "pydantic", "matplotlib", "numsim.models") if m in sys.modules]
+sys.exit(f"import numsim loads {late}" if late else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_sweep_is_called_and_imported_from():
+    import numsim.sweep.columns as columns  # a function of that name would hide it
+
+    assert callable(numsim.sweep)
+    assert numsim.sweep.columns is columns
+    assert "fields" in inspect.signature(numsim.sweep).parameters
