@@ -53,13 +53,22 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Rows of a table: ids [...] -> [..., width]; weight [rows, width]."""
+    """Rows of a table: ids [...] -> [..., width]; weight [rows, width].
+
+    `padding_idx`: the row of that id begins as zeros and has no gradient, as torch's.
+    """
 
     rows: int
     width: int
+    padding_idx: int | None = None
 
     def __post_init__(self) -> None:
         _sizes(self, "rows", "width")
+        at = self.padding_idx
+        if at is not None and (not is_integer(at) or not 0 <= at < self.rows):
+            raise NumsimError(
+                f"nn.Embedding: padding_idx is None or an id from 0 to {self.rows - 1}; got {at!r}"
+            )
 
 
 @dataclass(frozen=True)

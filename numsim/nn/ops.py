@@ -174,14 +174,17 @@ def broadcast(r: Recorder, x: int, *shape: int) -> int:
 
 
 def _rows_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    ids, rows = saved
-    return (slopes.add_rows(ids, g.reshape(-1, g.shape[-1]), rows),)
+    ids, rows, still = saved
+    gradient = slopes.add_rows(ids, g.reshape(-1, g.shape[-1]), rows)
+    if still is not None:
+        gradient[still] = 0
+    return (gradient,)
 
 
-def rows(r: Recorder, table: int, ids: Ints) -> int:
-    """Rows `ids` of a table [rows, H]; a repeated row adds its gradients."""
+def rows(r: Recorder, table: int, ids: Ints, still: int | None = None) -> int:
+    """Rows `ids` of a table [rows, H]; a repeated row adds its gradients, row `still` has none."""
     values = r.array(table)
-    return r.apply(_rows_back, (table,), values[ids], ids, len(values))
+    return r.apply(_rows_back, (table,), values[ids], ids, len(values), still)
 
 
 def _mean_back(c: Context, saved: Any, g: Array) -> tuple[Array]:

@@ -234,7 +234,7 @@ def _embedding(
             f"nn.Embedding: ids lie from 0 to {layer.rows - 1}; got {worst}; encode the text with "
             "the vocabulary of the table"
         )
-    return (ops.rows(r, r.param(f"{prefix}weight"), ids),)
+    return (ops.rows(r, r.param(f"{prefix}weight"), ids, layer.padding_idx),)
 
 
 def _states(r: Recorder, layer: Any, inputs: list[Any], batch: int, count: int) -> list[int]:

@@ -82,9 +82,9 @@ def _ratio(
 def init(layer: Any, *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Return parameters to start from, float32.
 
-    Linear, convolution: uniform within 1 / sqrt(inputs of a sum); Embedding: normal; LSTM, GRU:
-    uniform within 1 / sqrt(hidden); norms: weight 1, bias 0. A parameter depends on `seed` and its
-    name alone.
+    Linear, convolution: uniform within 1 / sqrt(inputs of a sum); Embedding: normal, its row of
+    padding 0; LSTM, GRU: uniform within 1 / sqrt(hidden); norms: weight 1, bias 0. A parameter
+    depends on `seed` and its name alone.
 
     Parameters
     ----------
@@ -128,7 +128,10 @@ def _values(layer: Any, name: str, shape: tuple[int, ...], seed: int) -> NDArray
     if isinstance(layer, layers.LayerNorm | layers.RMSNorm):
         return np.full(shape, 1.0 if name.endswith("weight") else 0.0, np.float32)
     if isinstance(layer, layers.Embedding):
-        return normal(count, seed, name).astype(np.float32).reshape(shape)
+        table = normal(count, seed, name).astype(np.float32).reshape(shape)
+        if layer.padding_idx is not None:
+            table[layer.padding_idx] = 0
+        return table
     if hasattr(layer, "arch"):
         if len(shape) == 1:
             ones = "norm" in name and name.endswith("weight") and not layer.adds_one

@@ -62,8 +62,9 @@ def _around(m: Any) -> list[int]:
 
 def embedding(m: Any, call: Call, input: Tensor) -> Tensor:
     """``torch.nn.Embedding``."""
-    layer = nn.Embedding(*m.weight.shape)
-    return call.run(layer, [input], {"weight": m.weight}, padding=m.padding_idx)
+    rows, width = m.weight.shape
+    layer = nn.Embedding(rows, width, m.padding_idx)
+    return call.run(layer, [input], {"weight": m.weight})
 
 
 def sides(m: Any) -> list[tuple[str, str]]:

@@ -80,11 +80,11 @@ class Call:
 
     def run(
         self, layer: Any, inputs: Sequence[Tensor], params: dict[str, Tensor] | None = None,
-        suffix: str = "", *, padding: int | None = None,
+        suffix: str = "",
     ) -> Any:  # fmt: skip
         """Compute a layer of numsim.nn, its products under the name of the module.
 
-        `params` by the layer's names, None: not there. `padding`: a row without a gradient.
+        `params` by the layer's names, None: not there.
         """
         name = ".".join(part for part in (self.name, suffix) if part)
         prefix = f"{name}." if name else ""
@@ -101,7 +101,7 @@ class Call:
         values = {key: self._value(key, p) for key, p in own.items()}
         job = _Job(
             self, nn.Sequential(**{name: layer}) if name else layer, values, len(inputs),
-            types.pop(), None if padding is None else (f"{prefix}weight", padding),
+            types.pop(),
         )  # fmt: skip
         return _Emulated.apply(job, *inputs, *own.values())
 
@@ -124,7 +124,6 @@ class _Job:
     params: dict[str, Any]
     inputs: int
     dtype: Any
-    padding: tuple[str, int] | None
 
 
 def _tensor(values: Any, dtype: Any) -> Tensor:
@@ -152,9 +151,6 @@ def _backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     if any(t.numel() == 0 for t in tensors):  # nothing came in: nothing comes back
         return (None, *(torch.zeros_like(t) if t.is_floating_point() else None for t in tensors))
     inputs, params = nn.backward(ctx.tape, *(array(g) for g in upstream))
-    if ctx.job.padding is not None:
-        name, row = ctx.job.padding
-        params[name][row] = 0
     gradients = (*inputs, *params.values())
     needed = ctx.needs_input_grad[1:]
     return (None, *(

@@ -20,7 +20,7 @@ from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
 from numsim.train.scaling import LossScale
 from numsim.train.table import recipe as named_recipe
-from numsim.train.text import Message, Vocabulary, clean, read_messages
+from numsim.train.text import PADDING, Message, Vocabulary, clean, read_messages
 
 WORDS, LENGTH, WIDTH, HIDDEN = 2000, 64, 32, 32
 BATCH, STEPS, LR = 32, 240, 4e-3
@@ -48,8 +48,8 @@ def classifier(
     ('lstm.input', 'lstm.recurrent', 'head')
     """
     return nn.Sequential(
-        embed=nn.Embedding(rows, width), lstm=nn.LSTM(width, hidden), last=nn.Last(),
-        head=nn.Linear(hidden, outputs),
+        embed=nn.Embedding(rows, width, padding_idx=PADDING), lstm=nn.LSTM(width, hidden),
+        last=nn.Last(), head=nn.Linear(hidden, outputs),
     )  # fmt: skip
 
 

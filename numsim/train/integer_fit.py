@@ -297,6 +297,8 @@ def _backward(
             w = weights[f"{name}.weight"]
             acc = np.zeros(w.codes.shape, np.int64)
             np.add.at(acc, x.reshape(-1), g.codes.reshape(-1, w.codes.shape[1]).astype(np.int64))
+            if part.padding_idx is not None:
+                acc[part.padding_idx] = 0
             new[f"{name}.weight"] = _updated(w, acc, bits, seed, name, step)
     return new
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from numsim import nn
+from numsim.errors import NumsimError
 from numsim.kernels.vector_act import ACTIVATIONS
 from numsim.models import load_model
 
@@ -235,3 +236,19 @@ def test_causal_attention_by_definition(heads, groups, steps, seen):
         scores = np.exp(k[b, kv, :last] @ q[b, n, t] / 2.0)
         want = (scores / scores.sum()) @ v[b, kv, :last]
         np.testing.assert_allclose(y[b, n, t], want, rtol=1e-12)
+
+
+def test_the_row_of_padding_begins_as_zeros_and_has_no_gradient():
+    layer = nn.Embedding(4, 2, padding_idx=1)
+    params = nn.init(layer)
+    assert not params["weight"][1].any()
+    assert params["weight"][[0, 2, 3]].all()
+    _, tape = nn.forward(layer, params, np.array([[1, 2, 1, 3]]))
+    _, gradients = nn.backward(tape, np.ones((1, 4, 2)))
+    assert gradients["weight"].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("padding_idx", [-1, 4, 1.0, True])
+def test_a_row_of_padding_outside_the_table(padding_idx):
+    with pytest.raises(NumsimError, match="padding_idx is None or an id from 0 to 3"):
+        nn.Embedding(4, 2, padding_idx)
