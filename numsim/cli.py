@@ -17,10 +17,10 @@ from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.commands_train import register as register_train
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
-from numsim.terminal import plain, say
+from numsim.terminal import say
 from numsim.version import __version__
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def _run() -> Any:
 
 
 def _stop(sentence: str, *, code: int = 2) -> None:
-    short = re.sub(r"(\S{80})\S{200,}", r"\1...", plain(sentence))  # no word fills the screen
+    short = re.sub(r"(\S{80})\S{200,}", r"\1...", printable(sentence))  # no word fills the screen
     try:
         typer.echo(f"numsim: {short}", err=True)
         if sys.stdout is not None:
@@ -98,7 +98,7 @@ def _usage(error: Any) -> str:
 
 def _warned(message: Warning | str, *_: Any) -> None:
     """Say a warning as a sentence, without the line of code that gave it."""
-    typer.echo(f"numsim: warning: {plain(message)}", err=True)
+    typer.echo(f"numsim: warning: {printable(message)}", err=True)
 
 
 def _compiling() -> None:
@@ -248,7 +248,7 @@ def sweep(
         sweep_table(rows, Path(fields["out"]))
         say(f"{len(rows)} rows in {fields['out']}", err=True)
     for message in failed:
-        say(f"numsim: case failed: {plain(message)}", err=True)
+        say(f"numsim: case failed: {printable(message)}", err=True)
     if failed:
         sys.exit(1)
 

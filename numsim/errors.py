@@ -37,13 +37,33 @@ class DamagedFileWarning(UserWarning):
     """Lines of a results file were damaged, doubled or foreign: they are not kept."""
 
 
-def printable(text: object) -> str:
-    r"""Return text without control characters: a name may hold some, or bytes that are no UTF-8.
+def printable(text: object, *, keep: str = "") -> str:
+    r"""Return a text whose unprintable characters are written as ``\u....``.
 
-    >>> printable("a\x1b[31m.csv"), printable("caf\udce9")
-    ('a\\x1b[31m.csv', 'caf\\udce9')
+    Names come from files and arguments: an escape sequence in one could move the cursor, colour
+    the screen or hide what follows, and a line feed could pass for a second message.
+
+    Parameters
+    ----------
+    text
+        Anything; its `str` is taken.
+    keep
+        Characters that stay, such as the line feeds of a page.
+
+    Examples
+    --------
+    >>> printable("\x1b[31mred\x1b[0m\n"), printable("caf\udce9")
+    ('\\u001b[31mred\\u001b[0m\\u000a', 'caf\\udce9')
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    words = str(text)
+    if words.isprintable():
+        return words
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in words)
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)  # TOML and JSON read these two forms back
+    return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
 def near_words(name: str, known: Iterable[str], *, limit: int = 4) -> list[str]:
