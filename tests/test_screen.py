@@ -155,7 +155,7 @@ def test_names_cannot_steer_the_terminal(capsys, monkeypatch):
     sweep_table(as_frame(rows))
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "\\x1b[2J[bold red]x[/] :smile:\\nrow1" in out
+    assert "\\u001b[2J[bold red]x[/] :smile:\\u000arow1" in out
 
 
 def test_long_names_are_shortened_and_stay_apart():

@@ -603,7 +603,7 @@ def test_no_cell_is_a_formula_and_every_name_comes_back(tmp_path, name):
 def test_names_with_terminal_escapes_and_lines_are_shown_not_obeyed(tmp_path):
     path = tmp_path / "r.csv"
     made = write(path, rows_of("a", recipe="\x1b[2J\n\udcff\u202e", error="no\r\nwords"))
-    assert {row["recipe"] for row in made} == {r"\x1b[2J\n\udcff\u202e"}
+    assert {row["recipe"] for row in made} == {r"\u001b[2J\u000a\udcff\u202e"}
     assert len(lines_of(path)) == 5
     assert b"\x1b" not in path.read_bytes()
     with ResultsFile(path, resume=True) as file:
@@ -620,7 +620,7 @@ def test_a_recipe_a_text_and_a_unit_of_hostile_names_are_swept(tmp_path):
     plan = {"recipes": [recipe], "text": text, "out": out, "limit_tokens": 60, "window": 32}
     rows = ns.sweep(plan)
     assert set(rows.recipe) == {"=cmd|x"}
-    assert set(rows.text) == {r"+a\x1b[31m"}
+    assert set(rows.text) == {r"+a\u001b[31m"}
     again = ns.sweep(plan | {"resume": True})
     assert again.recipe.tolist() == rows.recipe.tolist()
     assert "\x1b" not in out.read_text()
