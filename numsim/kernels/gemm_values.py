@@ -41,7 +41,7 @@ _BLOCK = BLOCK // 2
 
 
 @inline
-def _values_of_bytes(
+def values_of_bytes(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
 ) -> Array:
     codes = codes_at(b, batch, panel, k, count)
@@ -54,7 +54,7 @@ def _values_of_bytes(
 
 
 @inline
-def _values_of_shorts(
+def values_of_shorts(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Fields
 ) -> Array:
     codes = codes_at(b, batch, panel, k, count)
@@ -76,7 +76,7 @@ def _bytes_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     table: Array,
 ) -> None:  # fmt: skip
-    _run(fma_wide, _values_of_bytes, out, a, b, steps, block, group, start, stop, table)
+    _run(fma_wide, values_of_bytes, out, a, b, steps, block, group, start, stop, table)
 
 
 @inline
@@ -183,7 +183,7 @@ def _shorts_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    _run(fma_narrow, _values_of_shorts, out, a, b, steps, block, group, start, stop, how)
+    _run(fma_narrow, values_of_shorts, out, a, b, steps, block, group, start, stop, how)
 
 
 def _kernel(how: Decode, double: bool, row: bool) -> Any:

@@ -44,7 +44,7 @@ def _tiles(
 
 
 @inline
-def _hopper_wide(
+def hopper_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
@@ -53,7 +53,7 @@ def _hopper_wide(
 
 
 @inline
-def _hopper_half(
+def hopper_half(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
@@ -80,7 +80,7 @@ def _hopper_narrow(
 
 
 @inline
-def _tables(how: Fields) -> Array:
+def tables_of(how: Fields) -> Array:
     """Return what `simd_fp8.looked_up_codes` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
     simd_fp8.right_codes(16, codes, 2, words, how)
@@ -105,7 +105,7 @@ def _planes(codes: Array, words: Array, how: Any) -> None:
 
 
 @inline
-def _codes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
+def codes_wide(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
     _planes(codes_at(b, batch, panel, k, count), words, how)
     return words
 
@@ -132,7 +132,7 @@ def _planes_half(codes: Array, words: Array, how: Fields) -> Array:
 
 
 @inline
-def _codes_half(
+def codes_half(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
     return _planes_half(codes_at(b, batch, panel, k, count), words, how)
@@ -182,9 +182,9 @@ def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
-        _hopper_wide, _codes, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
+        hopper_wide, codes_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
     )  # fmt: skip
 
@@ -194,9 +194,9 @@ def _run_wide_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
-        _hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
+        hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
     )  # fmt: skip
 
@@ -206,7 +206,7 @@ def _run_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
         _hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
@@ -218,7 +218,7 @@ def _run_few_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
         _hopper_few, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
@@ -231,7 +231,7 @@ def _run_half(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run(
-        _hopper_half, _codes_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        hopper_half, codes_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
         runs, how, np.empty(0, np.uint8),
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ def _run_half_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run(
-        _hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
         runs, how, np.empty(0, np.uint8),
     )  # fmt: skip
 

@@ -125,8 +125,8 @@ def _short(f: Format) -> bool:
     return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
 
 
-def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+def codes_of(b: QTensor) -> gemm_values.Decode | None:
+    """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
     f = b.fmt
     how = _byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
     if simd.path() == "avx2" and _short(f) and b.codes.size and survey(b).finite:
@@ -135,11 +135,17 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
         how = float_codes(f)
     if how is None and f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
         how = gemm_values.integer_codes(f.code_dtype.itemsize, f.signed, 2.0**-f.bias)
+    return how
+
+
+def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+    how = codes_of(b)
     if how is not None:
         codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
         return gemm_values.gemm_values(a, codes, how, c=c)
     values = kept(
-        b, f"values {a.dtype}", lambda: gemm_fma.pack_b(batched(decode(b.codes, f)).astype(a.dtype))
+        b, f"values {a.dtype}", lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype))
     )
     return gemm_fma.gemm_fma(a, values, c=c)
 
