@@ -21,11 +21,13 @@ from numsim.kernels import (
     gemm_align,
     gemm_codes,
     gemm_fma,
+    gemm_fp4,
     gemm_hopper,
     gemm_int,
     gemm_mac,
     gemm_saturate,
     gemm_values,
+    scaled_fp4,
     simd,
     simd_int,
 )
@@ -36,7 +38,7 @@ from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets.types import Exact, Fused, IntSum, Mac
+from numsim.targets.types import Exact, Fused, IntSum, Mac, ScaledFp4
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
@@ -252,6 +254,70 @@ def align(
         right[0], right[1], trailing[1], rule, whole=whole, zeros=zeros, right=True,
     ))  # fmt: skip
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=c)
+
+
+class ScaleMeaning(NamedTuple):
+    """What each of 256 codes of a scale means to the FP4 unit.
+
+    `significands` are integers with `fraction` fraction bits.
+    """
+
+    significands: NDArray[np.int32]
+    exponents: NDArray[np.int32]
+    nan: NDArray[np.bool_]
+    fraction: int
+
+
+@cache
+def _scale_meaning(e8m0: bool) -> ScaleMeaning:
+    codes = np.arange(256, dtype=np.int32)
+    if e8m0:
+        return ScaleMeaning(np.ones_like(codes), codes - 127, codes == 255, 0)
+    magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
+    field = magnitude >> 3
+    significands = np.where(field > 0, 8, 0).astype(np.int32) + (magnitude & 7)
+    return ScaleMeaning(significands, np.maximum(field, 1) - 7, magnitude == 0x7F, 3)
+
+
+def scale_meaning(q: QTensor) -> ScaleMeaning:
+    """Return how the FP4 unit reads the scales of a tensor."""
+    return _scale_meaning(q.scale_format is not None and q.scale_format.name == "float8_e8m0fnu")
+
+
+def run_scales(q: QTensor, *, transposed: bool) -> NDArray[np.uint8]:
+    """Return the scale codes of every run of 16 k, [batch, lines, runs]."""
+    assert q.scale_codes is not None
+    assert q.block_shape is not None
+    codes = batched(q.scale_codes.view(np.uint8))
+    codes = codes.transpose(0, 2, 1) if transposed else codes
+    depth = q.shape[-2 if transposed else -1]
+    runs = -(-depth // scaled_fp4.RUN)
+    return np.repeat(codes, max(q.block_shape) // scaled_fp4.RUN, axis=-1)[..., :runs]
+
+
+def fp4(
+    a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: ScaledFp4
+) -> NDArray[np.float32]:
+    """Blackwell's k = 64 block-scaled FP4; a NaN scale makes all of its line NaN."""
+    means_a, means_b = scale_meaning(a), scale_meaning(b)
+    twice = (a.fmt.values() * 2).astype(np.int8)
+    scales_a = run_scales(a, transposed=False)
+    own = gemm_fp4.ScaleCodes(scales_a, means_a.exponents, means_a.significands)
+
+    def pack() -> tuple[gemm_fp4.PackedFp4, NDArray[np.bool_]]:
+        codes = run_scales(b, transposed=True)
+        scales = gemm_fp4.ScaleCodes(codes, means_b.exponents, means_b.significands)
+        return gemm_fp4.pack_b(batched(b.codes), scales), means_b.nan[codes].any(-1)
+
+    packed, nan_columns = kept(b, "fp4", pack)
+    fraction = means_a.fraction + means_b.fraction
+    sums = gemm_fp4.gemm_fp4(
+        batched(a.codes), own, packed, twice, fraction, rule.align_bits, c=c
+    )  # fmt: skip
+    nan_rows = means_a.nan[scales_a].any(-1)
+    if nan_rows.any() or nan_columns.any():
+        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
+    return sums
 
 
 def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -> Flavour | None:

@@ -15,7 +15,7 @@ from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
 from numsim.kernels import mac as mac_kernel
-from numsim.kernels import scaled_fp4
+from numsim.kernels import scaled_fp4, simd
 from numsim.kernels.jit import over_items
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
@@ -292,6 +292,8 @@ def fp4(
     a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: ScaledFp4
 ) -> NDArray[Any]:
     """Blackwell's k = 64 block-scaled FP4."""
+    if simd.path() != "plain" and a.codes.size and b.codes.size:
+        return one_nan(fast.fp4(a, b, c, rule), rule)
 
     def twice(q: QTensor, transposed: bool) -> NDArray[np.int8]:
         values = _batched(decoded(q) * 2)
@@ -316,14 +318,7 @@ def fp4(
 
 def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:
     """Split scale codes for every run of 16: significand, exponent, whether NaN; fraction bits."""
-    assert q.scale_codes is not None
-    assert q.block_shape is not None
-    codes = _batched(q.scale_codes.astype(np.int64))
-    codes = codes.transpose(0, 2, 1) if transposed else codes
-    codes = np.repeat(codes, max(q.block_shape) // scaled_fp4.RUN, axis=-1)
-    if q.scale_format is not None and q.scale_format.name == "float8_e8m0fnu":
-        return (np.ones_like(codes), codes - 127, codes == 255), 0
-    magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
-    field = magnitude >> 3
-    significand = np.where(field > 0, 8, 0) + (magnitude & 7)
-    return (significand, np.maximum(field, 1) - 7, magnitude == 0x7F), 3
+    codes = fast.run_scales(q, transposed=transposed)
+    meaning = fast.scale_meaning(q)
+    parts = (meaning.significands, meaning.exponents, meaning.nan)
+    return tuple(part[codes].astype(part.dtype) for part in parts), meaning.fraction
