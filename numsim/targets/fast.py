@@ -20,6 +20,7 @@ from numsim.formats import Format
 from numsim.kernels import (
     gemm_align,
     gemm_codes,
+    gemm_double,
     gemm_fma,
     gemm_fp4,
     gemm_hopper,
@@ -195,6 +196,71 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
     for i in range(len(left)):
         out[i] = item(i)
     return out
+
+
+def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
+    """Whether the float64 kernel of small formats covers the case: finite codes, scales by group."""
+    plain = Fused(
+        rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
+    )  # fmt: skip
+    if rule != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+        return False
+    if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
+        return False
+    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
+    precision = max(a.fmt.precision, b.fmt.precision)
+    covered = gemm_double.covers(
+        rule.group, rule.align_bits, rule.min_exponent, low, high, precision
+    )
+    return covered and survey(a).finite and survey(b).finite
+
+
+def _few_bits(q: QTensor, axis: int, group: int) -> bool:
+    """Whether q has a byte a code and scales, if any, for multiples of a group of k."""
+    small = _short(q.fmt)
+    if q.block_shape is None or q.scale_codes is None:
+        return small and q.block_shape is None
+    return small and q.block_shape[axis] % group == 0
+
+
+def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return exponents of E8M0 scales of groups [batch, lines, groups], and which lines are NaN."""
+    depth = q.shape[-2 if transposed else -1]
+    groups = -(-depth // group)
+    if q.scale_codes is None or q.block_shape is None:
+        lines = q.shape[-1 if transposed else -2]
+        shape = (math.prod(q.shape[:-2]), lines)
+        return np.zeros((*shape, groups), np.int32), np.zeros(shape, np.bool_)
+    codes = batched(q.scale_codes.astype(np.int32))
+    codes = codes.transpose(0, 2, 1) if transposed else codes
+    wide = np.repeat(codes, max(q.block_shape) // group, axis=-1)[..., :groups]
+    return wide - 127, (wide == 255).any(-1)
+
+
+@cache
+def _double_tables(f: Format) -> gemm_double.Tables:
+    values = f.values().astype(np.float64)[np.arange(256) & ((1 << f.bits) - 1)]
+    return gemm_double.tables(values, f.emin)
+
+
+def double(
+    a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: Fused
+) -> NDArray[np.float32]:
+    """Small formats on units that keep many fraction bits; a NaN scale makes all of its line NaN."""
+
+    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_]]:
+        powers, nan = _powers(b, rule.group, transposed=True)
+        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan
+
+    packed, nan_columns = kept(b, f"double {rule.group}", pack)
+    powers, nan_rows = _powers(a, rule.group, transposed=False)
+    sums = gemm_double.gemm_double(
+        batched(a.codes), powers, _double_tables(a.fmt), packed,
+        fields(b.fmt), rule.group, rule.align_bits, rule.min_exponent, c=c,
+    )  # fmt: skip
+    if nan_rows.any() or nan_columns.any():
+        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
+    return sums
 
 
 def _survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:

@@ -199,6 +199,8 @@ def fused(
     """Align-and-truncate blocks, chained through the accumulator."""
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
+    if isinstance(rule, Fused) and fast.double_applies(a, b, out, rule):
+        return one_nan(fast.double(a, b, c, rule), rule)
     block = _block(rule, a.fmt, b.fmt, out)
     usual = isinstance(rule, TwoStage) or (rule.rounding is None and not block.floor)
     sums = fast.align(a, b, planes, c, block) if usual else None
