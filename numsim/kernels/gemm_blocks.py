@@ -87,15 +87,24 @@ def _cover(
                 for s in range(0, count, span):
                     some, at_block = min(span, count - s), (k + s) // span
                     a_at = batch * tiles * steps * a_step + t * a_tile + k * a_k + s * a_step
-                    tile_rows(
-                        micro, a, a_at, near, s * near_step, part, 0, width, left, some, rule
-                    )
+                    tile_rows(micro, a, a_at, near, s * near_step, part, 0, width, left, some, rule)
                     at = (batch * m + t * rows) * n + column
                     row = (batch * m + t * rows) * blocks + at_block
                     other = (shared * blocks + at_block) * n + column
                     add_scaled(
-                        part, width, left, starts, other, flat, at, n, row_scales, row, blocks,
-                        column_scales, other,
+                        part,
+                        width,
+                        left,
+                        starts,
+                        other,
+                        flat,
+                        at,
+                        n,
+                        row_scales,
+                        row,
+                        blocks,
+                        column_scales,
+                        other,
                     )
 
 
@@ -265,7 +274,7 @@ def _scale_types() -> tuple[Any, Any]:
 
 
 @cache
-def _chain_runner(codes: np.dtype[Any], how: Any, kind: type, wide: bool) -> Callable[..., Any]:
+def _chain_runner(codes: np.dtype[Any], how: Any, kind: Any, wide: bool) -> Callable[..., Any]:
     if kind is Codes:
         chosen = _floats_wide if wide else _floats_narrow
     elif kind is tuple:
@@ -312,7 +321,8 @@ def chains(
     or as many as a; `how` its codes are read.
     """
     typeof: Any = numba.typeof
-    entry = _chain_runner(b.panels.dtype, typeof(how), type(how), simd.enabled())
+    kind: Any = type(how)
+    entry = _chain_runner(b.panels.dtype, typeof(how), kind, simd.enabled())
     columns = _padded(scales.columns, b.panels.shape[3])
     block = _even(BLOCK // 2, span)
     run_codes(entry, out, pack_rows(a), b, block, span, how, scales.rows, columns)

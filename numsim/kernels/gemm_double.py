@@ -38,26 +38,10 @@ from numsim.kernels.simd_double import (
     ROWS,
     UNROLL,
 )
-from numsim.kernels.simd_fp8 import (
-    NO_LEFT,
-    LEAST,
-    LEFT,
-    LOWEST,
-    MOST,
-    SIGN,
-    TURN,
-)
+from numsim.kernels.simd_fp8 import LEAST, MOST
 
 Array = npt.NDArray[Any]
 WIDEST = 128  # products of a group, counted in a byte
-
-
-class Tables(NamedTuple):
-    """What each of 256 codes of the left operand is: bytes for exponents and lowest bits [256], values float64."""
-
-    exponents: Array
-    lowest: Array
-    values: Array
 
 
 class PackedDouble(NamedTuple):
@@ -81,26 +65,16 @@ def covers(
     return fits and low >= LEAST and high <= MOST and simd.path() != "plain"
 
 
-def tables(values: Array, emin: int) -> Tables:
-    """Return the tables of the left operand from the values of its 256 codes; not finite: zeros."""
-    v = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
-    mantissas, exponents = np.frexp(v)
-    whole = np.abs(mantissas * 2.0**24).astype(np.int64)
-    lowest = exponents - 24 + np.frexp((whole & -whole).astype(np.float64))[1] - 1
-    places = np.where(v == 0, NO_LEFT, lowest + SIGN * (v < 0) + LOWEST) + TURN[8]
-    fields = np.where(v == 0, 0, np.maximum(exponents - 1, emin) + LEFT)
-    return Tables(fields.astype(np.uint8), (places & 255).astype(np.uint8), v)
-
-
 @inline
 def _tile(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    group, a_step, align, least = rule
+    group, a_step, align, least, bounded = rule
     simd_double.double_tile(
-        a, a_at, b, b_at, out, out_at, stride, steps, left // ROWS, group, a_step, align, least
-    )
+        a, a_at, b, b_at, out, out_at, stride, steps, left // ROWS, group, a_step, align, least,
+        bounded,
+    )  # fmt: skip
     return left
 
 
@@ -110,9 +84,7 @@ def _power(exponent: np.int32) -> Any:
 
 
 @inline
-def _planes(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
+def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
     powers, f = how
     codes, group = codes_at(b, batch, panel, k, count), b.shape[4]
     numbers, each = words.view(np.float64), group * B_STEP + B_REST
@@ -128,10 +100,10 @@ def _planes(
 @kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    powers: Array, f: Fields, align: int, least: int,
+    powers: Array, f: Fields, align: int, least: int, bounded: int,
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * (b.shape[4] * B_STEP + B_REST))
-    rule = (b.shape[4], a.shape[4], align, least)
+    rule = (b.shape[4], block * a.shape[4], align, least, bounded)
     cover_codes(
         _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, rule, (powers, f),
         True,
@@ -139,45 +111,32 @@ def _run(
 
 
 @kernel
-def _left(
-    codes: Array, powers: Array, exponents: Array, lowest: Array, values: Array, planes: Array,
-    group: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Write rows start:stop of codes [M, K] as [groups, M, words]."""
-    depth, numbers = codes.shape[1], planes.view(np.float64)
+def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int) -> None:
+    """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
+    block, numbers = planes.shape[2], planes.view(np.float64)
+    places = codes.shape[2]
     for row in range(start, stop):
-        line = codes[row]
-        for g in range(planes.shape[0]):
-            words, doubles = planes[g, row], numbers[g, row]
-            places = (words.size - A_REST) // A_STEP
-            for j in range(places):
-                k = g * group + j
-                code = line[k] if j < group and k < depth else np.uint8(0)
-                words[A_STEP * j] = np.int32(exponents[code]) * np.int32(0x1010101)
-                words[A_STEP * j + 1] = np.int32(lowest[code]) * np.int32(0x1010101)
-                doubles[A_STEP // 2 * j + 1] = values[code]
+        for g in range(codes.shape[1]):
+            words = planes[g // block, row, g % block]
+            simd_double.left_double(codes[row, g], places // UNROLL, words, f)
             words[A_STEP * places] = powers[row, g]
-            doubles[A_STEP // 2 * places + 1] = _power(powers[row, g])
-
-
-def _table_types() -> tuple[Any, ...]:
-    byte = simd.contiguous(types.uint8, 1)
-    return byte, byte, simd.contiguous(types.float64, 1)
+            at = A_STEP // 2 * places + 1
+            numbers[g // block, row, g % block, at] = _power(powers[row, g])
 
 
 @cache
 def _runner() -> Callable[..., Any]:
     return simd.compiled(
         _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
-        simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
+        simd.contiguous(types.int32, 4), uint32_tuple(Fields), *(types.int64,) * 3,
     )  # fmt: skip
 
 
 @cache
 def _left_packer() -> Callable[..., Any]:
     return simd.compiled(
-        _left, simd.strided(types.uint8, 2), simd.contiguous(types.int32, 2), *_table_types(),
-        simd.contiguous(types.int32, 3), *(types.int64,) * 3,
+        _left, simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
+        simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
 
 
@@ -193,15 +152,29 @@ def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
     return PackedDouble(packed, np.ascontiguousarray(turned))
 
 
+def _groups(codes: Array, group: int, places: int) -> Array:
+    """Return codes [batch, M, K] as [batch, M, groups, places], 0 where there is nothing."""
+    batch, m, depth = codes.shape
+    if codes.flags.c_contiguous and group == places and depth % group == 0:
+        return codes.reshape(batch, m, -1, group)
+    groups = -(-depth // group)
+    wide = np.zeros((batch, m, groups * group), np.uint8)
+    wide[..., :depth] = codes
+    whole = np.zeros((batch, m, groups, places), np.uint8)
+    whole[..., :group] = wide.reshape(batch, m, groups, group)
+    return whole
+
+
 def gemm_double(
-    a: Array, powers: Array, how_a: Tables, b: PackedDouble, how_b: Fields, group: int, align: int,
-    least: int | None, *, c: Array | None = None,
+    a: Array, powers: Array, how_a: Fields, b: PackedDouble, how_b: Fields, group: int, align: int,
+    least: int | None, *, bounded: bool, c: Array | None = None,
 ) -> Array:  # fmt: skip
     """Return the float32 accumulators [batch, M, N] of a chain over groups of k, from c or +0.
 
     Parameters: a [batch, M, K] codes of one byte; `powers` [batch, M, groups] int32: exponents of
-    its scales; b packed for the same group, of one item or as many as a; how their codes are read; `align`
-    fraction bits; `least` that the largest exponent is at least; c [batch, M, N] float32.
+    its scales; b packed for the same group, of one item or as many as a; how their codes are read;
+    `align` fraction bits; `least` that the largest exponent is at least; `bounded`: no sum can
+    leave float32; c [batch, M, N] float32.
     """
     batch, m, depth = a.shape
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
@@ -211,19 +184,21 @@ def gemm_double(
     if c is not None:
         out[:, : shape[1]] = c.reshape(shape)
     if out.size:
-        lines = a.view(np.uint8).reshape(*shape[:2], depth)
+        lines = _groups(a.view(np.uint8).reshape(*shape[:2], depth), group, places)
         own = np.ascontiguousarray(powers, np.int32).reshape(*shape[:2], groups)
         words = A_STEP * places + A_REST
-        planes = np.zeros((shape[0], groups, tiles * ROWS, words), np.int32)
+        block = 2 - groups % 2  # accumulators are read and written once for two groups
+        rows_of = tiles * ROWS
+        planes = np.empty((shape[0], groups // block, rows_of, block, words), np.int32)
+        planes[:, :, shape[1] :] = 0
         pack = _left_packer()
         for i in range(shape[0]):
 
             def rows(start: int, stop: int, i: int = i) -> object:
-                return pack(lines[i], own[i], *how_a, planes[i], group, start, stop)
+                return pack(lines[i], own[i], planes[i], how_a, start, stop)
 
             over_range(rows, shape[1])
-        # a block is one group: planes [groups, M, ...] are those blocks in order
         laid = planes.reshape(shape[0], tiles, groups, ROWS, words)
         floor = NOTHING if least is None else max(least, NOTHING)
-        run_codes(_runner(), out, laid, b.codes, 1, b.powers, how_b, align, floor)
+        run_codes(_runner(), out, laid, b.codes, block, b.powers, how_b, align, floor, int(bounded))
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -1,4 +1,4 @@
-"""Matrix products by Blackwell's block-scaled FP4 rule, with AVX2 (`scaled_fp4` states the rule)."""
+"""Matrix products by Blackwell's block-scaled FP4 rule, with AVX2 (`scaled_fp4` states it)."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def _tile(
 
 
 @inline
-def _planes(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
+def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
     scales, exponents, significands, twice = how
     simd_fp4.right_fp4(codes_at(b, batch, panel, k, count), count, words, twice)
     each = RUNS * COLUMNS

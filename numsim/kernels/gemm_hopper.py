@@ -131,7 +131,11 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
         rows = codes.swapaxes(1, 2)
         batch, n, depth = rows.shape
         run, width = simd_fp8.TURNED, simd_fp8.COLUMNS
-        if in_place and rows.flags.c_contiguous and not (n % width or depth % run or run % group or group % 16):
+        if (
+            in_place
+            and rows.flags.c_contiguous
+            and not (n % width or depth % run or run % group or group % 16)
+        ):
             panels = rows.view(np.uint8).reshape(batch, n // width, width, depth // group, group)
             return PackedCodes(panels.swapaxes(2, 3), n, in_place=True)
         return _packed(codes, width, group, 1, simd_fp8.RUN, simd_fp8.ORDER)

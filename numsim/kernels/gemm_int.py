@@ -37,6 +37,7 @@ def int8_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update up to 12 rows of a tile; return how many."""
     if left >= 12:
         simd_int.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
         return 12
@@ -52,6 +53,7 @@ def int8_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update one or two rows of a tile, without AVX-512; return how many."""
     if left >= 2:
         simd_int.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
         return 2

@@ -44,6 +44,7 @@ _BLOCK = BLOCK // 2
 def values_of_bytes(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
 ) -> Array:
+    """Look up the values of codes of one byte."""
     codes = codes_at(b, batch, panel, k, count)
     runs = codes.size // 64
     looked_up_values(codes, runs, values, table)
@@ -57,6 +58,7 @@ def values_of_bytes(
 def values_of_shorts(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Fields
 ) -> Array:
+    """Make values of codes of one byte by 16-bit lanes, with AVX2."""
     codes = codes_at(b, batch, panel, k, count)
     short_values(codes, codes.size // 16, values, f)
     return values

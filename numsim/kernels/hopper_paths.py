@@ -48,6 +48,7 @@ def hopper_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update all rows of tiles, with AVX-512; return how many."""
     _tiles(16, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
@@ -57,6 +58,7 @@ def hopper_half(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update all rows of tiles, with AVX2; return how many."""
     _tiles(8, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
@@ -105,7 +107,10 @@ def _planes(codes: Array, words: Array, how: Any) -> None:
 
 
 @inline
-def codes_wide(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
+def codes_wide(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    """Write the planes of steps of a panel, for AVX-512; return them."""
     _planes(codes_at(b, batch, panel, k, count), words, how)
     return words
 
@@ -135,6 +140,7 @@ def _planes_half(codes: Array, words: Array, how: Fields) -> Array:
 def codes_half(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
+    """Write the planes of steps of a panel, for AVX2; return them."""
     return _planes_half(codes_at(b, batch, panel, k, count), words, how)
 
 
@@ -184,8 +190,8 @@ def _run_wide(
 ) -> None:  # fmt: skip
     tables = tables_of(how)
     _run(
-        hopper_wide, codes_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
-        (tables, how), tables,
+        hopper_wide, codes_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        runs, (tables, how), tables,
     )  # fmt: skip
 
 

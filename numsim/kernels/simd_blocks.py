@@ -58,7 +58,8 @@ def add_scaled(
                 b.store(b.fadd(b.load(total, align=4), b.fmul(value, factor)), total, align=4)
                 return carried
 
-            return _loop(b, pieces, carried, some)
+            _loop(b, pieces, [], some)
+            return carried
 
         _loop(b, args[2], [], row)
         return context.get_dummy_value()

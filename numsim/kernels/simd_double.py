@@ -31,7 +31,9 @@ from numsim.kernels.simd_fp8 import (
     FIELD,
     FLOOR,
     I8,
+    LEFT,
     LOWEST,
+    NO_LEFT,
     NO_RIGHT,
     PLACES,
     RIGHT,
@@ -45,7 +47,7 @@ from numsim.kernels.simd_fp8 import (
     top,
 )
 
-ROWS, COLUMNS, UNROLL = 2, 32, 4
+ROWS, COLUMNS, UNROLL = 2, 32, 8
 A_STEP, A_REST = 4, 4  # words of a product: exponent, lowest bit, value; of a group: its scale
 B_STEP, B_REST = 80, 96  # words of a product's columns, and of a group's: exponents, powers
 NOTHING, FAR = -4096, 200  # stands for no exponent; products are cut to nothing from FAR on
@@ -104,21 +106,62 @@ def right_double(typing: Any, codes: Any, count: Any, planes: Any, fields: Any) 
 
 
 @_intrinsic
+def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
+    """Write the exponents, lowest bits and float64 values of `runs` runs of 8 k of a row.
+
+    `fields`: as in `right_double`.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, 8))
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        v = lanes(8)
+        more = TURN[8]
+        bytes_of, _ = planes_reader(b, v, args[3], LEFT, LOWEST + more, NO_LEFT + more & 255)
+        halves_of = half_reader(b, v, args[3], double=True)
+
+        def run(i: Any, carried: list[Any]) -> list[Any]:
+            code = b.load(b.gep(source, [i]), align=1)
+            four = ir.Constant(ir.VectorType(I32, 32), [n // 4 for n in range(32)])
+            words = b.shuffle_vector(code, code, four)
+            twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 % 8 for n in range(32)])
+            high = b.bitcast(halves_of(b.shuffle_vector(code, code, twice)), lanes(8).words)
+            high = b.bitcast(high, ir.VectorType(ir.IntType(16), 16))
+            first = ir.Constant(ir.VectorType(I32, 8), [*range(8)])
+            values = b.zext(b.shuffle_vector(high, high, first), _VL)
+            values = b.shl(values, _splat(_VL, 48))
+            places = [b.zext(b.bitcast(x, _V32), _VL) for x in bytes_of(b.bitcast(words, v.words))]
+            heads = b.or_(places[0], b.shl(places[1], _splat(_VL, 32)))
+            order = ir.Constant(ir.VectorType(I32, 16), [n // 2 + 8 * (n % 2) for n in range(16)])
+            at = b.gep(target, [b.mul(i, ir.Constant(I64, 8 * A_STEP))])
+            whole = b.shuffle_vector(heads, values, order)
+            b.store(whole, b.bitcast(at, whole.type.as_pointer()), align=4)
+            return carried
+
+        _loop(b, args[1], [], run)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, planes, fields), codegen
+
+
+@_intrinsic
 def double_tile(
     typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
     steps: Any, lines: Any, group: Any, a_step: Any, align: Any, least: Any,
+    bounded: Any,
 ) -> Any:  # fmt: skip
     """Chain `steps` groups of products onto out[r, :] of `ROWS` times `lines` rows.
 
     Rows are `a_step` words apart in a.
 
     Terms are cut to `align` fraction bits below the largest exponent, which is at least `least`.
-    `group`: products, a multiple of 4.
+    `group`: products, a multiple of 8. `bounded`: not 0 where no sum can leave float32.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-5], args[:-5], 1, _VF)
-        lines, group, a_step, align, least = args[-5:]
+        tile = _Tile(context, b, sig.args[:-6], args[:-6], 1, _VF)
+        lines, group, a_step, align, least, bounded = args[-6:]
+        bounded = b.icmp_signed("!=", bounded, ir.Constant(I64, 0))
         a, out = tile.a, tile.out
         fma = declared(b, "llvm.fma.v8f64", _VD, _VD, _VD, _VD)
         less = declared(b, "llvm.usub.sat.v32i8", _VB, _VB, _VB)
@@ -195,7 +238,9 @@ def double_tile(
 
             def peak(k: Any, tops: list[Any]) -> list[Any]:
                 e = right(panel, k, 0, _VB)
-                return [top(b, t, b.add(as_bytes(left(row, k, 0, r)), e)) for r, t in enumerate(tops)]
+                return [
+                    top(b, t, b.add(as_bytes(left(row, k, 0, r)), e)) for r, t in enumerate(tops)
+                ]
 
             peaks = over([_splat(_VB, 0)] * ROWS, peak)
             limits = []
@@ -247,7 +292,8 @@ def double_tile(
                     finish(r, columns[j], total, binade(r, j), powers)
                 return carried
 
-            return _loop(b, ir.Constant(I64, 2), carried, half)
+            _loop(b, ir.Constant(I64, 2), [], half)
+            return carried
 
         def finish(r: int, column: Any, total: Any, binade: Any, powers: Any) -> None:
             """Add the cut accumulators to a group's sums and write what float32 keeps of them."""
@@ -263,10 +309,19 @@ def double_tile(
             cut = b.fsub(b.fadd(same, wide), same)
             value = b.fadd(b.fmul(units, powers), cut)  # exact
             result = b.fptrunc(value, _VF)
+            before, inside, after = b.block, *(b.append_basic_block(n) for n in ("over", "after"))
+            b.cbranch(bounded, after, inside)
+            b.position_at_end(inside)
             sign = b.and_(b.bitcast(result, _V32), _splat(_V32, -(1 << 31)))
             infinite = b.bitcast(b.or_(sign, _splat(_V32, 0x7F800000)), _VF)
             beyond = b.fcmp_ordered(">=", b.call(size_of, [value]), _splat(_VD, 2.0**128))
-            result = b.select(beyond, infinite, result)
+            some = b.select(beyond, infinite, result)
+            b.branch(after)
+            b.position_at_end(after)
+            chosen = b.phi(_VF)
+            chosen.add_incoming(result, before)
+            chosen.add_incoming(some, inside)
+            result = chosen
             stay = b.sext(eight(stays, r, column), _V32)
             result = b.select(b.icmp_signed("<", stay, _splat(_V32, 0)), x, result)
             b.store(b.fadd(result, _splat(_VF, 0.0)), place, align=4)  # zeros are positive
@@ -274,11 +329,12 @@ def double_tile(
         def line(r: Any, carried: list[Any]) -> list[Any]:
             tile.a = b.gep(a, [b.mul(r, b.mul(a_step, ir.Constant(I64, ROWS)))])
             tile.out = b.gep(out, [b.mul(tile.index(r, ROWS, 0), tile.stride)])
-            return _loop(b, tile.steps, carried, step)
+            _loop(b, tile.steps, [], step)
+            return carried
 
         with toward_zero(b):
             _loop(b, lines, [], line)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, b, i64, out, *(i64,) * 8), codegen
+    return types.void(a, i64, b, i64, out, *(i64,) * 9), codegen

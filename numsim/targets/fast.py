@@ -20,15 +20,12 @@ from numsim.formats import Format
 from numsim.kernels import (
     gemm_align,
     gemm_codes,
-    gemm_double,
     gemm_fma,
-    gemm_fp4,
     gemm_hopper,
     gemm_int,
     gemm_mac,
     gemm_saturate,
     gemm_values,
-    scaled_fp4,
     simd,
     simd_int,
 )
@@ -39,7 +36,7 @@ from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets.types import Exact, Fused, IntSum, Mac, ScaledFp4
+from numsim.targets.types import Exact, Fused, IntSum, Mac
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
@@ -122,7 +119,7 @@ def _byte_table(f: Format, wide: bool) -> gemm_values.Decode | None:
 
 
 @cache
-def _short(f: Format) -> bool:
+def short_codes(f: Format) -> bool:
     """Whether AVX2 reads a format's finite codes by 16-bit lanes."""
     small = f.kind == "float" and f.zero and f.bits <= 8 and f.precision <= 4
     return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
@@ -132,7 +129,7 @@ def codes_of(b: QTensor) -> gemm_values.Decode | None:
     """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
     f = b.fmt
     how = _byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
-    if simd.path() == "avx2" and _short(f) and b.codes.size and survey(b).finite:
+    if simd.path() == "avx2" and short_codes(f) and b.codes.size and survey(b).finite:
         how = fields(f)
     if how is None:
         how = float_codes(f)
@@ -148,7 +145,9 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
         codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
         return gemm_values.gemm_values(a, codes, how, c=c)
     values = kept(
-        b, f"values {a.dtype}", lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype))
+        b,
+        f"values {a.dtype}",
+        lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype)),
     )
     return gemm_fma.gemm_fma(a, values, c=c)
 
@@ -196,71 +195,6 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
     for i in range(len(left)):
         out[i] = item(i)
     return out
-
-
-def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
-    """Whether the float64 kernel of small formats covers the case: finite codes, scales by group."""
-    plain = Fused(
-        rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
-    )  # fmt: skip
-    if rule != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
-        return False
-    if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
-        return False
-    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
-    precision = max(a.fmt.precision, b.fmt.precision)
-    covered = gemm_double.covers(
-        rule.group, rule.align_bits, rule.min_exponent, low, high, precision
-    )
-    return covered and survey(a).finite and survey(b).finite
-
-
-def _few_bits(q: QTensor, axis: int, group: int) -> bool:
-    """Whether q has a byte a code and scales, if any, for multiples of a group of k."""
-    small = _short(q.fmt)
-    if q.block_shape is None or q.scale_codes is None:
-        return small and q.block_shape is None
-    return small and q.block_shape[axis] % group == 0
-
-
-def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return exponents of E8M0 scales of groups [batch, lines, groups], and which lines are NaN."""
-    depth = q.shape[-2 if transposed else -1]
-    groups = -(-depth // group)
-    if q.scale_codes is None or q.block_shape is None:
-        lines = q.shape[-1 if transposed else -2]
-        shape = (math.prod(q.shape[:-2]), lines)
-        return np.zeros((*shape, groups), np.int32), np.zeros(shape, np.bool_)
-    codes = batched(q.scale_codes.astype(np.int32))
-    codes = codes.transpose(0, 2, 1) if transposed else codes
-    wide = np.repeat(codes, max(q.block_shape) // group, axis=-1)[..., :groups]
-    return wide - 127, (wide == 255).any(-1)
-
-
-@cache
-def _double_tables(f: Format) -> gemm_double.Tables:
-    values = f.values().astype(np.float64)[np.arange(256) & ((1 << f.bits) - 1)]
-    return gemm_double.tables(values, f.emin)
-
-
-def double(
-    a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: Fused
-) -> NDArray[np.float32]:
-    """Small formats on units that keep many fraction bits; a NaN scale makes all of its line NaN."""
-
-    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_]]:
-        powers, nan = _powers(b, rule.group, transposed=True)
-        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan
-
-    packed, nan_columns = kept(b, f"double {rule.group}", pack)
-    powers, nan_rows = _powers(a, rule.group, transposed=False)
-    sums = gemm_double.gemm_double(
-        batched(a.codes), powers, _double_tables(a.fmt), packed,
-        fields(b.fmt), rule.group, rule.align_bits, rule.min_exponent, c=c,
-    )  # fmt: skip
-    if nan_rows.any() or nan_columns.any():
-        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
-    return sums
 
 
 def _survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
@@ -320,70 +254,6 @@ def align(
         right[0], right[1], trailing[1], rule, whole=whole, zeros=zeros, right=True,
     ))  # fmt: skip
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=c)
-
-
-class ScaleMeaning(NamedTuple):
-    """What each of 256 codes of a scale means to the FP4 unit.
-
-    `significands` are integers with `fraction` fraction bits.
-    """
-
-    significands: NDArray[np.int32]
-    exponents: NDArray[np.int32]
-    nan: NDArray[np.bool_]
-    fraction: int
-
-
-@cache
-def _scale_meaning(e8m0: bool) -> ScaleMeaning:
-    codes = np.arange(256, dtype=np.int32)
-    if e8m0:
-        return ScaleMeaning(np.ones_like(codes), codes - 127, codes == 255, 0)
-    magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
-    field = magnitude >> 3
-    significands = np.where(field > 0, 8, 0).astype(np.int32) + (magnitude & 7)
-    return ScaleMeaning(significands, np.maximum(field, 1) - 7, magnitude == 0x7F, 3)
-
-
-def scale_meaning(q: QTensor) -> ScaleMeaning:
-    """Return how the FP4 unit reads the scales of a tensor."""
-    return _scale_meaning(q.scale_format is not None and q.scale_format.name == "float8_e8m0fnu")
-
-
-def run_scales(q: QTensor, *, transposed: bool) -> NDArray[np.uint8]:
-    """Return the scale codes of every run of 16 k, [batch, lines, runs]."""
-    assert q.scale_codes is not None
-    assert q.block_shape is not None
-    codes = batched(q.scale_codes.view(np.uint8))
-    codes = codes.transpose(0, 2, 1) if transposed else codes
-    depth = q.shape[-2 if transposed else -1]
-    runs = -(-depth // scaled_fp4.RUN)
-    return np.repeat(codes, max(q.block_shape) // scaled_fp4.RUN, axis=-1)[..., :runs]
-
-
-def fp4(
-    a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: ScaledFp4
-) -> NDArray[np.float32]:
-    """Blackwell's k = 64 block-scaled FP4; a NaN scale makes all of its line NaN."""
-    means_a, means_b = scale_meaning(a), scale_meaning(b)
-    twice = (a.fmt.values() * 2).astype(np.int8)
-    scales_a = run_scales(a, transposed=False)
-    own = gemm_fp4.ScaleCodes(scales_a, means_a.exponents, means_a.significands)
-
-    def pack() -> tuple[gemm_fp4.PackedFp4, NDArray[np.bool_]]:
-        codes = run_scales(b, transposed=True)
-        scales = gemm_fp4.ScaleCodes(codes, means_b.exponents, means_b.significands)
-        return gemm_fp4.pack_b(batched(b.codes), scales), means_b.nan[codes].any(-1)
-
-    packed, nan_columns = kept(b, "fp4", pack)
-    fraction = means_a.fraction + means_b.fraction
-    sums = gemm_fp4.gemm_fp4(
-        batched(a.codes), own, packed, twice, fraction, rule.align_bits, c=c
-    )  # fmt: skip
-    nan_rows = means_a.nan[scales_a].any(-1)
-    if nan_rows.any() or nan_columns.any():
-        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
-    return sums
 
 
 def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -> Flavour | None:

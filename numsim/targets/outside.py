@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -111,7 +109,11 @@ def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scale
             for limit in (np.min, np.max)
         )
         least = min(low, float(min((x.min() for x in sizes if x.size), default=1.0)))
-        if not (low > 0 and min(least, least * 2.0**power) >= _LEAST and high * 2.0 ** abs(power) < _MOST):
+        if not (
+            low > 0
+            and min(least, least * 2.0**power) >= _LEAST
+            and high * 2.0 ** abs(power) < _MOST
+        ):
             return None
         rows = rows * np.float32(2.0**power)
     if len(columns) == 1:
@@ -127,7 +129,9 @@ def _of_blocks(q: QTensor, axis: int, block: int) -> NDArray[np.float32]:
     shape[axis] = blocks
     if scale is None:
         return batched(np.ones(shape, np.float32))
-    per_element = q.block_shape is None or q.block_shape[axis] != block or scale.shape != tuple(shape)
+    per_element = (
+        q.block_shape is None or q.block_shape[axis] != block or scale.shape != tuple(shape)
+    )
     if per_element:
         whole = q.element_scale()
         assert whole is not None

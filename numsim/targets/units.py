@@ -15,11 +15,11 @@ from numsim.formats import Format, get_format
 from numsim.kernels import exact as exact_kernel
 from numsim.kernels import fused as fused_kernel
 from numsim.kernels import mac as mac_kernel
-from numsim.kernels import scaled_fp4, simd
+from numsim.kernels import scaled_fp4
 from numsim.kernels.jit import over_items
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets import fast
+from numsim.targets import fast, inside
 from numsim.targets.fast import as_float64
 from numsim.targets.fast import batched as _batched
 from numsim.targets.fast import kept as _kept
@@ -199,8 +199,8 @@ def fused(
     """Align-and-truncate blocks, chained through the accumulator."""
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
-    if isinstance(rule, Fused) and fast.double_applies(a, b, out, rule):
-        return one_nan(fast.double(a, b, c, rule), rule)
+    if isinstance(rule, Fused) and inside.double_applies(a, b, out, rule):
+        return one_nan(inside.double(a, b, c, rule), rule)
     block = _block(rule, a.fmt, b.fmt, out)
     usual = isinstance(rule, TwoStage) or (rule.rounding is None and not block.floor)
     sums = fast.align(a, b, planes, c, block) if usual else None
@@ -294,8 +294,8 @@ def fp4(
     a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: ScaledFp4
 ) -> NDArray[Any]:
     """Blackwell's k = 64 block-scaled FP4."""
-    if simd.path() != "plain" and a.codes.size and b.codes.size:
-        return one_nan(fast.fp4(a, b, c, rule), rule)
+    if inside.fp4_applies(a, b):
+        return one_nan(inside.fp4(a, b, c, rule), rule)
 
     def twice(q: QTensor, transposed: bool) -> NDArray[np.int8]:
         values = _batched(decoded(q) * 2)
@@ -320,7 +320,7 @@ def fp4(
 
 def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:
     """Split scale codes for every run of 16: significand, exponent, whether NaN; fraction bits."""
-    codes = fast.run_scales(q, transposed=transposed)
-    meaning = fast.scale_meaning(q)
+    codes = inside.run_scales(q, transposed=transposed)
+    meaning = inside.scale_meaning(q)
     parts = (meaning.significands, meaning.exponents, meaning.nan)
     return tuple(part[codes].astype(part.dtype) for part in parts), meaning.fraction
