@@ -207,10 +207,9 @@ def test_integer_blocks_whose_scales_leave_float32_are_scaled_in_float64():
 
 def test_a_block_of_minus_zero_alone_stays_minus_zero():
     """The first block's -0 is the sum; with +0 before it, it would be +0."""
-    a = QTensor.from_codes(np.full((1, 32), 1, np.uint8), "float8_e4m3fn",
-                           scale=np.full((1, 1), -(2.0**-120), np.float32), block=32)  # fmt: skip
-    b = QTensor.from_codes(np.full((32, 1), 1, np.uint8), "float8_e4m3fn",
-                           scale=np.full((1, 1), 2.0**-120, np.float32), block=32, axis=-2)  # fmt: skip
+    codes, scale = np.full((1, 32), 1, np.uint8), np.full((1, 1), 2.0**-120, np.float32)
+    a = QTensor.from_codes(codes, "float8_e4m3fn", scale=-scale, block=32)
+    b = QTensor.from_codes(codes.T, "float8_e4m3fn", scale=scale, block=32, axis=-2)
     assert bits(same(a, b, "ideal.fp32"))[0, 0] == 0x80000000
 
 

@@ -36,6 +36,7 @@ def generic():
         patch.setattr(inside, "fp4_applies", lambda *_: False)
         patch.setattr(outside, "add_blocks", lambda *_: None)
         patch.setattr(fast, "mac_flavour", lambda *_: None)
+        patch.setattr(fast, "two_chains_apply", lambda *_: False)
         patch.setattr(fast, "integer_plan", lambda *_: None)
         patch.setattr(fast, "exact_groups_apply", lambda *_: False)
         patch.setattr(fast, "sum_bits", lambda *_: 99)
@@ -219,6 +220,32 @@ MACS = [
     ({"fused": False, "order": "tree", "group": 4, "flush": True}, "bfloat16"),
     ({"acc_format": "float16", "fused": False, "order": "tree", "group": 4}, "float8_e5m2"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_two_chains_of_amx(path):
+    """Subnormal factors are zeros, and so are results below the normal numbers: then no kernel."""
+    rng = np.random.default_rng(4)
+    unit = "x86.tdpbf16ps"
+    for m, n, k in SHAPES:
+        for kind in ("normal", "codes", "sparse", "wild"):
+            a, b = (floats(rng, s, "bfloat16", kind) for s in ((m, k), (k, n)))
+            with counted("two_chains") as calls:
+                same(a, b, unit)
+            assert kind == "codes" or calls["two_chains"] == 1
+            same(a, b, unit, accumulator(rng, (m, n), "float32", 140))
+            same(a, b, unit, accumulator(rng, (m, n), "float32"))
+    codes = a.codes.copy()
+    codes[:, ::3] = 0x0041  # subnormal
+    codes[0, 1] = 0x7F80
+    with np.errstate(invalid="ignore"):
+        same(QTensor.from_codes(codes, "bfloat16"), b, unit)
+        same(QTensor.from_codes(codes[1:], "bfloat16"), b, unit)
+    large = QTensor.from_codes(np.full((1, 96), 0x7F7F, np.uint16), "bfloat16")
+    with np.errstate(over="ignore"):
+        same(large, large.T, unit)
+    pair = [floats(rng, s, "bfloat16", "normal") for s in ((2, 3, 70), (2, 70, 5))]
+    same(*pair, unit)
 
 
 @pytest.mark.parametrize(("changes", "name"), MACS, ids=str)

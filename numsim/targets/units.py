@@ -109,6 +109,8 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         begin = None if c is None else c.astype(np.float32)
         sums = fast.fma(_batched(decoded(a)), b, begin)
         return sums if out.name == "float32" else round_to(sums, out)
+    if fast.two_chains_apply(a, b, c, out, rule):
+        return one_nan(fast.two_chains(a, b, c, rule), rule)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
     p, f = (arithmetic(rule, g) for g in (prod, acc))
