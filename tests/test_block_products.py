@@ -163,6 +163,41 @@ def test_runs_that_cancel_still_have_the_exponent_of_their_scales():
         assert same(a, b, TCGEN05)[0, 0] == kept
 
 
+@vectors
+@pytest.mark.parametrize(("up", "want"), [(64, np.inf), (63, 2.0**127)])
+def test_fp4_overflows_at_the_next_power_of_two(up, want):
+    """1 * 1 times scales of 2**64 and 2**64 is 2**128, which float32 does not hold."""
+    codes = np.zeros((1, 16), np.uint8)
+    codes[0, 0] = 2
+    rule = Quant("float4_e2m1fn", block=16, scale_format="float8_e8m0fnu")
+    a = replace(
+        ns.quantize(np.ones((1, 16), np.float32), rule), codes=codes,
+        scale_codes=np.array([[127 + up]], np.uint8),
+    )  # fmt: skip
+    b = replace(
+        ns.quantize(np.ones((16, 1), np.float32), rule, axis=-2), codes=codes.T,
+        scale_codes=np.array([[127 + 64]], np.uint8),
+    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        assert same(a, b, TCGEN05)[0, 0] == want
+
+
+@vectors
+def test_the_least_exponent_counts_with_scales():
+    """Products far below it are cut to its last bit, so that many small ones are nothing."""
+    rng = np.random.default_rng(2)
+    rule = Fused(32, 25, min_exponent=-133)
+    target = replace(get_target(TCGEN05), rules=(("fp8", rule), ("mx:f8f6f4", rule)))
+    plain = get_target(TCGEN05)
+    differs = False
+    for low in range(44, 60, 2):
+        a = coded(rng, (6, 96), -1, "float8_e4m3fn", 32, "float8_e8m0fnu", (low, low + 4))
+        b = coded(rng, (96, 40), -2, "float8_e4m3fn", 32, "float8_e8m0fnu", (low, low + 4))
+        with_floor, without = same(a, b, target), same(replace(a), replace(b), plain)
+        differs |= bool((bits(with_floor) != bits(without)).any())
+    assert differs
+
+
 OUTSIDE = [
     ("mxfp8_e4m3", "ideal.fp32"), ("nvfp4", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
     ("mxint8", "ideal.fp32"), ("mxint8", "ideal.int"), (Quant("int8", block=20), "ideal.int"),

@@ -246,6 +246,9 @@ def test_two_chains_of_amx(path):
         same(large, large.T, unit)
     pair = [floats(rng, s, "bfloat16", "normal") for s in ((2, 3, 70), (2, 70, 5))]
     same(*pair, unit)
+    small = [QTensor.from_codes(encode(np.float32([[2.0**e]]), "bfloat16"), "bfloat16")
+             for e in (-70, -60)]  # fmt: skip
+    assert matmul(*small, target=unit)[0, 0] == 0.0  # 2**-130 is flushed
 
 
 @pytest.mark.parametrize(("changes", "name"), MACS, ids=str)

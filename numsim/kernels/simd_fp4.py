@@ -108,8 +108,6 @@ def fp4_tile(
         ahead = _broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
         cut_single = declared(b, "llvm.trunc.v8f32", _VF, _VF)
         cut = declared(b, "llvm.trunc.v8f64", _VD, _VD)
-        size_of = declared(b, "llvm.fabs.v8f64", _VD, _VD)
-        sign_of = declared(b, "llvm.copysign.v8f64", _VD, _VD, _VD)
         multiply = declared(b, "llvm.x86.avx2.pmadd.wd", _V32, _PAIRS, _PAIRS)
         special = _splat(_V32, 0x7F800000)
 
@@ -158,9 +156,7 @@ def fp4_tile(
                 value = b.fmul(b.bitcast(bits, _VD), _splat(_VD, 2.0**149))
                 value = b.fmul(b.call(cut, [value]), _splat(_VD, 2.0**-149))
                 value = b.fadd(value, _splat(_VD, 0.0))  # zeros are positive
-                over = b.fcmp_ordered(">=", b.call(size_of, [value]), _splat(_VD, 2.0**128))
-                infinite = b.call(sign_of, [_splat(_VD, float("inf")), value])
-                result = b.fptrunc(b.select(over, infinite, value), _VF)
+                result = b.fptrunc(value, _VF)  # exact, or infinite
                 sticks = b.icmp_signed("==", b.and_(b.bitcast(x, _V32), special), special)
                 new.append(b.select(sticks, x, result))
             return new
