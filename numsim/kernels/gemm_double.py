@@ -42,6 +42,7 @@ from numsim.kernels.simd_fp8 import LEAST, MOST
 
 Array = npt.NDArray[Any]
 WIDEST = 128  # products of a group, counted in a byte
+FEW = 2  # rows up to which `gemm_align`, which reads its codes faster, is quicker without scales
 
 
 class PackedDouble(NamedTuple):

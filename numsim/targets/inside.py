@@ -24,7 +24,8 @@ def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     plain = Fused(
         rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
     )  # fmt: skip
-    if rule != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+    few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW
+    if few or rule != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
         return False
     if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
         return False
