@@ -287,3 +287,32 @@ def test_a_right_operand_is_packed_once(monkeypatch, quant, target, home, name):
     for _ in range(3):
         ns.matmul(a, b, target=target)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("name", "target"), [
+    ("float8_e4m3fn", "ideal.fp32"), ("float8_e5m2", "ideal.fp32"),
+    ("float8_e5m2", "nvidia.hopper.wgmma"), ("int8", "ideal.int"),
+])  # fmt: skip
+def test_specials_outside_the_unit(path, name, target):
+    """NaN and infinite codes and scales, scales whose product leaves float32 at either end."""
+    rng = np.random.default_rng(11)
+    fmt = get_format(name)
+    extremes = np.float32([2.0**-149, 2.0**-100, 2.0**100, 2.0**127, 1.0, -1.0, 0.0])
+    for special in ("codes", "scales", "both"):
+        made = []
+        for shape, axis in (((5, 128), -1), ((128, 40), -2)):
+            codes = rng.integers(0, 256, shape).astype(np.uint8).view(fmt.code_dtype)
+            if special == "scales" and fmt.kind == "float":
+                codes[~np.isfinite(fmt.values()[codes])] = 0
+            of = [s // 32 if i == axis % 2 else s for i, s in enumerate(shape)]
+            scale = np.ones(of, np.float32)
+            if special != "codes":
+                scale = rng.choice(extremes, of)
+                scale[rng.random(of) < 0.02] = np.nan
+                scale[rng.random(of) < 0.02] = np.inf
+            q = ns.quantize(np.ones(shape, np.float32), Quant(name, block=32), axis=axis)
+            made.append(replace(q, codes=codes, scale=scale))
+        with simd.force(path):
+            same(*made, target)
+            same(*made, target, rng.standard_normal((5, 40)).astype(np.float32))
