@@ -11,14 +11,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import gemm_hopper, gemm_int, gemm_values, hopper_paths, simd, simd_fp8
-from numsim.kernels.fast_decode import Codes
+from numsim.kernels import gemm_hopper, gemm_int, hopper_paths, simd, simd_fp8
 from numsim.kernels.gemm_codes import (
     BLOCK,
     Fields,
@@ -28,10 +26,8 @@ from numsim.kernels.gemm_codes import (
     run_codes,
     scratch_words,
     uint32_tuple,
-    values_of_floats,
-    values_of_integers,
 )
-from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows, tile_rows
+from numsim.kernels.gemm_fma import expanded, tile_rows
 from numsim.kernels.gemm_int import int8_narrow, int8_wide
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.simd_blocks import add_scaled
@@ -106,87 +102,6 @@ def _cover(
                         column_scales,
                         other,
                     )
-
-
-@expanded
-def _chains(
-    micro: Callable[..., int], decode: Callable[..., Array], out: Array, a: Array, b: Array,
-    steps: int, block: int, group: int, start: int, stop: int, span: int, how: Any,
-    rows_scale: Array, columns_scale: Array,
-) -> None:  # fmt: skip
-    width = b.shape[3]
-    scratch = scratch_words(block * width).view(np.float32)
-    part = scratch_words(a.shape[3] * width).view(np.float32)
-    _cover(
-        micro, decode, out, a, b, scratch, width, part, out, steps, span, block, group,
-        start, stop, 0, how, rows_scale, columns_scale, False,
-    )  # fmt: skip
-
-
-@kernel
-def _bytes_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_wide, gemm_values.values_of_bytes, out, a, b, steps, block, group, start, stop, span,
-        how, rows, columns,
-    )  # fmt: skip
-
-
-@kernel
-def _shorts_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_narrow, gemm_values.values_of_shorts, out, a, b, steps, block, group, start, stop,
-        span, how, rows, columns,
-    )  # fmt: skip
-
-
-@kernel
-def _floats_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_wide, values_of_floats, out, a, b, steps, block, group, start, stop, span, how, rows,
-        columns,
-    )  # fmt: skip
-
-
-@kernel
-def _floats_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_narrow, values_of_floats, out, a, b, steps, block, group, start, stop, span, how, rows,
-        columns,
-    )  # fmt: skip
-
-
-@kernel
-def _integers_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_wide, values_of_integers, out, a, b, steps, block, group, start, stop, span, how, rows,
-        columns,
-    )  # fmt: skip
-
-
-@kernel
-def _integers_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, how: Any, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    _chains(
-        fma_narrow, values_of_integers, out, a, b, steps, block, group, start, stop, span, how,
-        rows, columns,
-    )  # fmt: skip
 
 
 @inline
@@ -269,20 +184,9 @@ def _fp8_half(
 _FP8 = {"avx512": _fp8_wide, "avx2": _fp8_half}
 
 
-def _scale_types() -> tuple[Any, Any]:
+def scale_types() -> tuple[Any, Any]:
+    """Return the types of `Scales`."""
     return simd.contiguous(types.float32, 3), simd.contiguous(types.float32, 3)
-
-
-@cache
-def _chain_runner(codes: np.dtype[Any], how: Any, kind: Any, wide: bool) -> Callable[..., Any]:
-    if kind is Codes:
-        chosen = _floats_wide if wide else _floats_narrow
-    elif kind is tuple:
-        chosen = _integers_wide if wide else _integers_narrow
-    else:
-        chosen = _shorts_narrow if kind is Fields else _bytes_wide
-    arguments = codes_types(types.float32, codes, types.float32)
-    return simd.compiled(chosen, *arguments, types.int64, how, *_scale_types())
 
 
 @cache
@@ -290,42 +194,26 @@ def _sum_runner(wide: bool) -> Callable[..., Any]:
     arguments = codes_types(types.uint32, np.dtype(np.uint32), types.float32)
     starts = simd.contiguous(from_dtype(np.dtype(np.int32)), 3)
     chosen = _sums_wide if wide else _sums_narrow
-    return simd.compiled(chosen, *arguments, types.int64, starts, *_scale_types())
+    return simd.compiled(chosen, *arguments, types.int64, starts, *scale_types())
 
 
 @cache
 def _fp8_runner(path: str) -> Callable[..., Any]:
     arguments = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     return simd.compiled(
-        _FP8[path], *arguments, types.int64, types.int64, uint32_tuple(Fields), *_scale_types()
+        _FP8[path], *arguments, types.int64, types.int64, uint32_tuple(Fields), *scale_types()
     )
 
 
-def _padded(columns: Array, width: int) -> Array:
+def padded(columns: Array, width: int) -> Array:
     """Return scales of columns [1 or batch, blocks, N] with N whole panels."""
     more = -columns.shape[2] % width
     return np.ascontiguousarray(np.pad(columns, ((0, 0), (0, 0), (0, more))) if more else columns)
 
 
-def _even(steps: int, span: int) -> int:
+def whole_blocks(steps: int, span: int) -> int:
     """Return the steps to decode at a time: whole blocks, about `steps` of them."""
     return max(steps // span, 1) * span
-
-
-def chains(
-    out: Array, a: Array, b: PackedCodes, how: gemm_values.Decode, span: int, scales: Scales
-) -> None:
-    """Add the scaled chains of fused multiply-adds of each block of `span` k to out [batch, M, N].
-
-    Parameters: a [batch, M, K] float32; b packed for float32 (`gemm_values.pack_b`), of one item
-    or as many as a; `how` its codes are read.
-    """
-    typeof: Any = numba.typeof
-    kind: Any = type(how)
-    entry = _chain_runner(b.panels.dtype, typeof(how), kind, simd.enabled())
-    columns = _padded(scales.columns, b.panels.shape[3])
-    block = _even(BLOCK // 2, span)
-    run_codes(entry, out, pack_rows(a), b, block, span, how, scales.rows, columns)
 
 
 def sums(
@@ -336,9 +224,9 @@ def sums(
     Parameters: a [batch, M, K] int8; b packed; `starts`: `gemm_int.starts` of b and span // 4.
     """
     rows = gemm_int.packed_a(a)
-    columns = _padded(scales.columns, b.panels.shape[3])
+    columns = padded(scales.columns, b.panels.shape[3])
     entry, packed = _sum_runner(simd.enabled()), PackedCodes(b.panels, b.n)
-    block = _even(BLOCK, span // 4)
+    block = whole_blocks(BLOCK, span // 4)
     run_codes(entry, out, rows, packed, block, span // 4, starts, scales.rows, columns)
 
 
@@ -355,6 +243,6 @@ def fp8(
     Parameters: operands packed by `gemm_hopper`, b not in place; `how` b's codes are read.
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
-    columns = _padded(scales.columns, b.panels.shape[3])
+    columns = padded(scales.columns, b.panels.shape[3])
     entry = _fp8_runner(simd.path())
     run_codes(entry, out, a.planes, b, a.block, span, runs, how, scales.rows, columns)

@@ -10,7 +10,55 @@ from numba import types
 from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, pointer_at
+from numsim.kernels.simd import FMA_ROWS, _broadcast, _intrinsic, _loop, _Tile, pointer_at
+from numsim.kernels.simd_fp8 import declared
+
+
+@_intrinsic
+def scaled_fma_tile(
+    typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any, row_scales: Any, rows_at: Any, rows_stride: Any, columns: Any,
+    columns_at: Any,
+) -> Any:  # fmt: skip
+    """Add ``chain * (row_scales[r] * columns[c])`` to out[r, :] for chains of `simd.fma_tile`.
+
+    Chains of float32 start from zero; NaN is not made canonical.
+    """
+    if not isinstance(rows, types.IntegerLiteral):
+        return None
+    count = rows.literal_value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(context, b, sig.args[:-5], args[:-5], 2, VF)
+        fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
+        first = pointer_at(context, b, sig.args[-5], args[-5], args[-4])
+        scales = pointer_at(context, b, sig.args[-2], args[-2], args[-1])
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            values = [tile.columns(k, 32, 16 * c) for c in range(2)]
+            new = []
+            for r in range(count):
+                x = _broadcast(b, tile.scalar(k, FMA_ROWS, r), VF)
+                new += [b.call(fma, [x, values[c], acc[2 * r + c]]) for c in range(2)]
+            return new
+
+        sums = _loop(b, tile.steps, [ir.Constant(VF, None)] * (2 * count), step)
+        totals = tile.load(count)
+        for r in range(count):
+            at = b.gep(first, [b.mul(args[-3], ir.Constant(I64, r))])
+            scale = _broadcast(b, b.load(at), VF)
+            for c in range(2):
+                place = b.gep(scales, [ir.Constant(I64, 16 * c)])
+                column = b.load(b.bitcast(place, VF.as_pointer()), align=4)
+                term = b.fmul(sums[2 * r + c], b.fmul(scale, column))
+                totals[2 * r + c] = b.fadd(totals[2 * r + c], term)
+        tile.store(totals, count)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(
+        rows, a, i64, b, i64, out, i64, i64, i64, row_scales, i64, i64, columns, i64
+    ), codegen
 
 
 @_intrinsic

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from numsim.convert import decode
 from numsim.formats import Format
-from numsim.kernels import gemm_blocks, gemm_hopper, gemm_int, gemm_values
+from numsim.kernels import gemm_blocks, gemm_chains, gemm_hopper, gemm_int, gemm_values
 from numsim.quant import QTensor
 from numsim.targets import fast
 from numsim.targets.chains import bare
@@ -53,7 +53,7 @@ def add_blocks(
         assert how is not None
         codes = kept(right, "codes float32", lambda: gemm_values.pack_b(codes_b, np.float32))
         values = batched(decode(left.codes, left.fmt)).reshape(*flat.shape[:2], -1)
-        gemm_blocks.chains(flat, values, codes, how, block, scales)
+        gemm_chains.chains(flat, values, codes, how, block, scales)
     return sums
 
 
