@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from numsim.convert import encode
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
 from numsim.kernels import jit, simd
 from numsim.quant import QUANTS, QTensor, quantize
@@ -132,7 +133,8 @@ def bench_matmul(
     paths = [("numsim", simd.path())]
     if portable and simd.enabled():
         paths.append(("portable", "plain"))
-    with _blas(shape, repeats) as blas, jit.using_threads(1):
+    with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnvalidatedWarning)  # how fast, not how true
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
         for task, library, size, timed in _peers(shape):
             beside = blas()
