@@ -79,3 +79,4 @@ def test_the_command_for_networks(monkeypatch):
     result = CliRunner().invoke(app, ["bench", "model"])
     assert result.exit_code == 0, result.output
     assert "toy" in result.output
+    assert all(name in result.output for name in models.RECIPES)

@@ -12,7 +12,7 @@ from numsim.formats import get_format, list_formats
 from numsim.kernels import simd
 from numsim.kernels.gemm_fma import gemm_fma
 from numsim.quant import QTensor
-from numsim.targets import fast, get_target, units
+from numsim.targets import fast, get_target, inside, outside, units
 from numsim.targets.ops import matmul
 from numsim.targets.types import CLASSES
 
@@ -32,7 +32,11 @@ def generic():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "fp8_applies", lambda *_: False)
         patch.setattr(fast, "align", lambda *_: None)
+        patch.setattr(inside, "double_applies", lambda *_: False)
+        patch.setattr(inside, "fp4_applies", lambda *_: False)
+        patch.setattr(outside, "add_blocks", lambda *_: None)
         patch.setattr(fast, "mac_flavour", lambda *_: None)
+        patch.setattr(fast, "two_chains_apply", lambda *_: False)
         patch.setattr(fast, "integer_plan", lambda *_: None)
         patch.setattr(fast, "exact_groups_apply", lambda *_: False)
         patch.setattr(fast, "sum_bits", lambda *_: 99)
@@ -41,9 +45,10 @@ def generic():
 
 @contextmanager
 def counted(*names):
-    """Count calls of functions of `fast`."""
+    """Count calls of functions of `fast` and `inside`."""
     calls = dict.fromkeys(names, 0)
-    originals = {name: getattr(fast, name) for name in names}
+    homes = {name: fast if hasattr(fast, name) else inside for name in names}
+    originals = {name: getattr(homes[name], name) for name in names}
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
 
@@ -51,7 +56,7 @@ def counted(*names):
                 calls[name] += 1
                 return inner(*args)
 
-            patch.setattr(fast, name, spy)
+            patch.setattr(homes[name], name, spy)
         yield calls
 
 
@@ -197,9 +202,9 @@ def test_block_scales_inside_the_unit(path):
                 )
             )  # fmt: skip
     for i in range(2):
-        with counted("align") as calls:
+        with counted("align", "double") as calls:
             same(made[i], made[2 + i], "nvidia.blackwell.tcgen05")
-        assert calls["align"] == 1
+        assert sum(calls.values()) == 1
 
 
 MACS = [
@@ -215,6 +220,35 @@ MACS = [
     ({"fused": False, "order": "tree", "group": 4, "flush": True}, "bfloat16"),
     ({"acc_format": "float16", "fused": False, "order": "tree", "group": 4}, "float8_e5m2"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_two_chains_of_amx(path):
+    """Subnormal factors are zeros, and so are results below the normal numbers: then no kernel."""
+    rng = np.random.default_rng(4)
+    unit = "x86.tdpbf16ps"
+    for m, n, k in SHAPES:
+        for kind in ("normal", "codes", "sparse", "wild"):
+            a, b = (floats(rng, s, "bfloat16", kind) for s in ((m, k), (k, n)))
+            with counted("two_chains") as calls:
+                same(a, b, unit)
+            assert kind == "codes" or calls["two_chains"] == 1
+            same(a, b, unit, accumulator(rng, (m, n), "float32", 140))
+            same(a, b, unit, accumulator(rng, (m, n), "float32"))
+    codes = a.codes.copy()
+    codes[:, ::3] = 0x0041  # subnormal
+    codes[0, 1] = 0x7F80
+    with np.errstate(invalid="ignore"):
+        same(QTensor.from_codes(codes, "bfloat16"), b, unit)
+        same(QTensor.from_codes(codes[1:], "bfloat16"), b, unit)
+    large = QTensor.from_codes(np.full((1, 96), 0x7F7F, np.uint16), "bfloat16")
+    with np.errstate(over="ignore"):
+        same(large, large.T, unit)
+    pair = [floats(rng, s, "bfloat16", "normal") for s in ((2, 3, 70), (2, 70, 5))]
+    same(*pair, unit)
+    small = [QTensor.from_codes(encode(np.float32([[2.0**e]]), "bfloat16"), "bfloat16")
+             for e in (-70, -60)]  # fmt: skip
+    assert matmul(*small, target=unit)[0, 0] == 0.0  # 2**-130 is flushed
 
 
 @pytest.mark.parametrize(("changes", "name"), MACS, ids=str)
@@ -334,7 +368,7 @@ def test_every_operand_class_of_every_gpu_takes_a_fast_path():
             if get_target(f"nvidia.{unit}").rule(kind) is None:
                 continue
             a, b = (floats(rng, (8, 8), CLASSES[kind][0], "normal") for _ in "ab")
-            with counted("fp8", "align") as calls:
+            with counted("fp8", "align", "double") as calls:
                 matmul(a, b, target=f"nvidia.{unit}")
             assert sum(calls.values()) == 1
 

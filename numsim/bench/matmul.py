@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from numsim.convert import encode
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
 from numsim.kernels import jit, simd
-from numsim.quant import QTensor
+from numsim.quant import QUANTS, QTensor, quantize
 from numsim.targets import get_target
 from numsim.targets.ops import matmul
 
 Shape = tuple[int, int, int]
 LARGE: Shape = (512, 512, 2048)
 DECODE: Shape = (1, 4096, 4096)
+ODD: Shape = (64, 2048, 256)  # a weight's gradient
 
-# what is shown, unit, changes of the unit, formats of a and b
+# what is shown, unit, changes of the unit, formats or storage rules of a and b
 UNITS: tuple[tuple[str, str, dict[str, Any], str, str], ...] = (
     ("int8 -> int32", "ideal.int", {}, "int8", "int8"),
     ("int8, 20-bit saturating", "ideal.int", {"acc_bits": 20, "overflow": "saturate"}, "int8",
@@ -38,6 +40,17 @@ UNITS: tuple[tuple[str, str, dict[str, Any], str, str], ...] = (
     ("Hopper wgmma FP8", "nvidia.hopper.wgmma", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("Ada FP8", "nvidia.ada.mma", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("Blackwell tcgen05 FP8", "nvidia.blackwell.tcgen05", {}, "float8_e4m3fn", "float8_e5m2"),
+    ("tcgen05 FP8", "nvidia.blackwell.tcgen05", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("tcgen05 MXFP8", "nvidia.blackwell.tcgen05", {}, "mxfp8_e4m3", "mxfp8_e4m3"),
+    ("tcgen05 MXFP4", "nvidia.blackwell.tcgen05", {}, "mxfp4_e2m1", "mxfp4_e2m1"),
+    ("tcgen05 NVFP4", "nvidia.blackwell.tcgen05", {}, "nvfp4", "nvfp4"),
+    ("Hopper, MXFP8 scales outside", "nvidia.hopper.wgmma", {}, "mxfp8_e4m3", "mxfp8_e4m3"),
+    ("float32 chain of MXFP8", "ideal.fp32", {}, "mxfp8_e4m3", "mxfp8_e4m3"),
+    ("float32 chain of NVFP4", "ideal.fp32", {}, "nvfp4", "nvfp4"),
+    ("float32 chain of FP8", "ideal.fp32", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("MXINT8", "ideal.int", {}, "mxint8", "mxint8"),
+    ("Arm FP8", "arm.fdot_fp8", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("AMX bf16", "x86.tdpbf16ps", {}, "bfloat16", "bfloat16"),
     ("Hopper wgmma fp16", "nvidia.hopper.wgmma", {}, "float16", "float16"),
     ("Ampere bf16", "nvidia.ampere.mma", {}, "bfloat16", "bfloat16"),
     ("Ampere tf32", "nvidia.ampere.mma", {}, "tfloat32", "tfloat32"),
@@ -82,8 +95,9 @@ class MatmulTiming:
 
 
 def bench_matmul(
-    *, shape: Shape = LARGE, decode: Shape | None = DECODE, repeats: int = 5, portable: bool = True
-) -> list[MatmulTiming]:
+    *, shape: Shape = LARGE, decode: Shape | None = DECODE, odd: Shape | None = ODD,
+    repeats: int = 5, portable: bool = True,
+) -> list[MatmulTiming]:  # fmt: skip
     """Time matrix products of all kinds of units, in one run and on one thread.
 
     Parameters
@@ -92,6 +106,8 @@ def bench_matmul(
         M, N, K of the large product.
     decode
         M, N, K of a product with few rows; None: none.
+    odd
+        M, N, K of a small product, of a network's weight gradient; None: none.
     repeats
         Calls of which the median counts, after one that does not.
     portable
@@ -108,7 +124,7 @@ def bench_matmul(
 
     Examples
     --------
-    >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, repeats=1, portable=False)
+    >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, odd=None, repeats=1, portable=False)
     >>> rows[0].task, rows[0].library
     ('float32', 'NumPy BLAS')
     """
@@ -117,7 +133,8 @@ def bench_matmul(
     paths = [("numsim", simd.path())]
     if portable and simd.enabled():
         paths.append(("portable", "plain"))
-    with _blas(shape, repeats) as blas, jit.using_threads(1):
+    with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnvalidatedWarning)  # how fast, not how true
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
         for task, library, size, timed in _peers(shape):
             beside = blas()
@@ -125,11 +142,12 @@ def bench_matmul(
             rows.append(MatmulTiming(task, library, size, rate, rate / beside))
         for task, unit, changes, left, right in UNITS:
             target = get_target(unit, **changes)
-            for size in (shape, *([decode] if decode else [])):
-                a, b = _operand(size[0], size[2], left, 0), _operand(size[2], size[1], right, 1)
+            for size in (shape, *(s for s in (odd, decode) if s)):
+                a = _operand(size[0], size[2], left, 0)
+                b = _operand(size[2], size[1], right, 1, axis=-2)
 
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
-                    return matmul(QTensor(a.codes, a.fmt), b, target=target)
+                    return matmul(replace(a), b, target=target)  # replace: packed anew
 
                 for library, path in paths if size == shape else paths[:1]:
                     beside = blas()
@@ -163,8 +181,12 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
             console.print(f"{task}: numsim is {ratio:,.2f} x {peer}")
 
 
-def _operand(rows: int, columns: int, name: str, seed: int) -> QTensor:
-    rng, fmt = np.random.default_rng(seed), get_format(name)
+def _operand(rows: int, columns: int, name: str, seed: int, *, axis: int = -1) -> QTensor:
+    rng = np.random.default_rng(seed)
+    if name in QUANTS:
+        values = rng.standard_normal((rows, columns), np.float32)
+        return quantize(values, name, axis=axis)
+    fmt = get_format(name)
     if fmt.kind == "integer":
         info = np.iinfo(fmt.code_dtype)
         codes = rng.integers(info.min, info.max, (rows, columns), fmt.code_dtype, endpoint=True)

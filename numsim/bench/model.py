@@ -1,4 +1,4 @@
-"""A whole Llama on Hopper's FP8 unit: seconds, what is not a product, and peak memory.
+"""A whole Llama on Hopper's FP8 unit, and on others: seconds, share of products, peak memory.
 
 Each network runs in a process of its own: its peak memory is its own, and it starts with as many
 threads as it may use.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import cProfile
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import statistics
@@ -35,6 +36,12 @@ from numsim.models.families import get_family, stored_at
 from numsim.targets import matmul
 
 UNIT, FORMAT = "nvidia.hopper.wgmma", "float8_e4m3fn"
+RECIPES = {  # by the library that is shown: storage of both operands, and the unit
+    "numsim": (FORMAT, UNIT),
+    "numsim INT8": ("int8", "ideal.int"),
+    "numsim MXFP8": ("mxfp8_e4m3", "nvidia.blackwell.tcgen05"),
+    "numsim NVFP4": ("nvfp4", "nvidia.blackwell.tcgen05"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,10 @@ class ModelTiming:
 
 
 def bench_model(sizes: tuple[Size, ...] = SIZES, *, peers: bool = True) -> list[ModelTiming]:
-    """Run networks through ``nvidia.hopper.wgmma``: every product in E4M3, one scale a tensor.
+    """Run networks with every product in one format on one unit.
+
+    ``numsim``: E4M3 with one scale a tensor on ``nvidia.hopper.wgmma``; INT8 on ``ideal.int``;
+    MXFP8 (E4M3) and NVFP4 on ``nvidia.blackwell.tcgen05``.
 
     Parameters
     ----------
@@ -123,7 +133,7 @@ def bench_model(sizes: tuple[Size, ...] = SIZES, *, peers: bool = True) -> list[
     >>> bench_model((toy,), peers=False)[0].library
     'numsim'
     """
-    libraries = ["numsim"]
+    libraries = [*RECIPES]
     if peers and importlib.util.find_spec("torch") is not None:
         libraries.append("torch float32")
     rows = []
@@ -162,7 +172,11 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
     tokens = np.random.default_rng(1).integers(0, size.vocab, size.tokens)
     began = time.perf_counter()
     model = load_model(folder)
-    run = _torch(model, tokens, size.threads) if library != "numsim" else _emulated(model, tokens)
+    run = (
+        _emulated(model, tokens, *RECIPES[library])
+        if library in RECIPES
+        else _torch(model, tokens, size.threads)
+    )
     run()
     first = time.perf_counter() - began
     seconds = []
@@ -172,7 +186,7 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
         seconds.append(time.perf_counter() - began)
     middle = statistics.median(seconds)
     peak = peak_bytes()
-    share = _share_outside(run) if library == "numsim" else float("nan")
+    share = _share_outside(run) if library in RECIPES else float("nan")
     weights = sum(t.size for name, t in model.tensors.items() if name != "lm_head.weight")
     return ModelTiming(
         size.task, library, size.threads, first, middle, _products(model, size) / middle / 1e9,
@@ -180,8 +194,10 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
     )  # fmt: skip
 
 
-def _emulated(model: Model, tokens: NDArray[np.int64]) -> Callable[[], object]:
-    recipe = Recipe((("*", Rule(FORMAT, FORMAT, UNIT)),))
+def _emulated(
+    model: Model, tokens: NDArray[np.int64], name: str, unit: str
+) -> Callable[[], object]:
+    recipe = Recipe((("*", Rule(name, name, unit)),))
     return lambda: model.run(tokens, recipe)
 
 
@@ -191,7 +207,8 @@ def _share_outside(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     profile.runcall(run)
     whole = time.perf_counter() - began
-    inside: float = sum(e.totaltime for e in profile.getstats() if e.code is matmul.__code__)
+    code = inspect.unwrap(matmul).__code__  # its wrapper's code is that of others, too
+    inside: float = sum(e.totaltime for e in profile.getstats() if e.code is code)
     return 1 - inside / whole
 
 
@@ -279,7 +296,7 @@ def _torch(model: Model, tokens: NDArray[np.int64], threads: int) -> Callable[[]
 
 def print_model(rows: list[ModelTiming]) -> None:
     """Print timings as a table."""
-    table = Table(title=f"whole networks, every product in {FORMAT} on {UNIT}")
+    table = Table(title=f"whole networks, every product emulated; numsim: {FORMAT} on {UNIT}")
     for column in ("task", "library"):
         table.add_column(column, no_wrap=True)
     columns = ("threads", "first run", "seconds", "GMAC/s", "outside", "peak", "/ float16")

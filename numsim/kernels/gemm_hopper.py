@@ -92,8 +92,11 @@ def _left_rows(codes: Array, group: int) -> Array:
     return wide.reshape(tiles, rows, groups * places)
 
 
-def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
-    """Pack the left operand [M, K]: FP8 codes of any strides, finite; `how` they are read."""
+def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedFp8:
+    """Pack the left operand [M, K]: FP8 codes of any strides, finite; `how` they are read.
+
+    Blocks hold multiples of `span` groups.
+    """
     lines, depth = codes.shape
     groups = -(-depth // group)
     path = simd.path()
@@ -110,7 +113,7 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
     near = BLOCK if lines <= FEW and path == "avx512" else _BLOCK
-    block = max(near // (runs * simd_fp8.RUN), 1)
+    block = max(near // (runs * simd_fp8.RUN) // span, 1) * span
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
     entry = _packer(path)
@@ -118,16 +121,21 @@ def pack_a(codes: Array, how: Fields, group: int = 32) -> PackedFp8:
     return PackedFp8(planes.reshape(1, tiles, whole, simd_fp8.ROWS, -1), lines, block)
 
 
-def pack_b(codes: Array, group: int = 32) -> PackedCodes:
+def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCodes:
     """Pack the right operand [1 or batch, K, N]: FP8 codes of any strides, finite.
 
-    Columns whose codes stand side by side, as a network's weights have them, stay where they are.
+    Columns whose codes stand side by side, as a network's weights have them, stay where they are if
+    `in_place`.
     """
     if simd.path() != "plain":
         rows = codes.swapaxes(1, 2)
         batch, n, depth = rows.shape
         run, width = simd_fp8.TURNED, simd_fp8.COLUMNS
-        if rows.flags.c_contiguous and not (n % width or depth % run or run % group or group % 16):
+        if (
+            in_place
+            and rows.flags.c_contiguous
+            and not (n % width or depth % run or run % group or group % 16)
+        ):
             panels = rows.view(np.uint8).reshape(batch, n // width, width, depth // group, group)
             return PackedCodes(panels.swapaxes(2, 3), n, in_place=True)
         return _packed(codes, width, group, 1, simd_fp8.RUN, simd_fp8.ORDER)

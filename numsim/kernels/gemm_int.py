@@ -33,10 +33,11 @@ class PackedInt8(NamedTuple):
 
 
 @inline
-def _int8_wide(
+def int8_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update up to 12 rows of a tile; return how many."""
     if left >= 12:
         simd_int.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
         return 12
@@ -48,10 +49,11 @@ def _int8_wide(
 
 
 @inline
-def _int8_narrow(
+def int8_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update one or two rows of a tile, without AVX-512; return how many."""
     if left >= 2:
         simd_int.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
         return 2
@@ -63,14 +65,14 @@ def _int8_narrow(
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_int8_wide, out, a, b, steps, block, group, start, stop, 0)
+    cover(int8_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
-    cover(_int8_narrow, out, a, b, steps, block, group, start, stop, 0)
+    cover(int8_narrow, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
@@ -123,7 +125,7 @@ def _runner(wide: bool) -> Callable[..., Any]:
     return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32))
 
 
-def _packed_a(a: Array) -> Array:
+def packed_a(a: Array) -> Array:
     """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
     batch, lines, depth = a.shape
     if depth % 4 or not a.flags.c_contiguous:
@@ -155,6 +157,20 @@ def pack_b(b: Array) -> PackedInt8:
     return PackedInt8(panels, sums, offset, b.shape[2])
 
 
+def starts(b: PackedInt8, span: int) -> Array:
+    """Return what blocks of `span` words of k start from where a's bytes are 128 too large.
+
+    [1 or batch, blocks, columns of whole panels] int32.
+    """
+    batch, panels, steps, width, _ = b.panels.shape
+    blocks = -(-steps // span)
+    whole = np.zeros((batch, panels, blocks * span, width), np.uint32)
+    whole[:, :, :steps] = b.panels[..., 0]
+    bytes_of = whole.view(np.int8).reshape(batch, panels, blocks, span, width, 4)
+    found = bytes_of.sum(axis=(3, 5), dtype=np.int32) * np.int32(-128)
+    return np.ascontiguousarray(found.swapaxes(1, 2)).reshape(batch, blocks, panels * width)
+
+
 def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
     """Return the int32 sums of products [batch, M, N], modulo 2^32.
 
@@ -166,7 +182,7 @@ def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
         a = a.reshape(1, batch * m, depth)
     out = np.empty((*a.shape[:2], packed.n), np.int32)
     if out.size:
-        rows, offset = _packed_a(a), -128 if a.dtype == np.int8 else 0
+        rows, offset = packed_a(a), -128 if a.dtype == np.int8 else 0
         # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
         out[...] = (packed.sums * np.int32(offset))[:, None, :]
         if packed.offset:

@@ -41,9 +41,10 @@ _BLOCK = BLOCK // 2
 
 
 @inline
-def _values_of_bytes(
+def values_of_bytes(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
 ) -> Array:
+    """Look up the values of codes of one byte."""
     codes = codes_at(b, batch, panel, k, count)
     runs = codes.size // 64
     looked_up_values(codes, runs, values, table)
@@ -54,9 +55,10 @@ def _values_of_bytes(
 
 
 @inline
-def _values_of_shorts(
+def values_of_shorts(
     b: Array, batch: int, panel: int, k: int, count: int, values: Array, f: Fields
 ) -> Array:
+    """Make values of codes of one byte by 16-bit lanes, with AVX2."""
     codes = codes_at(b, batch, panel, k, count)
     short_values(codes, codes.size // 16, values, f)
     return values
@@ -76,7 +78,7 @@ def _bytes_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     table: Array,
 ) -> None:  # fmt: skip
-    _run(fma_wide, _values_of_bytes, out, a, b, steps, block, group, start, stop, table)
+    _run(fma_wide, values_of_bytes, out, a, b, steps, block, group, start, stop, table)
 
 
 @inline
@@ -183,7 +185,7 @@ def _shorts_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Any,
 ) -> None:  # fmt: skip
-    _run(fma_narrow, _values_of_shorts, out, a, b, steps, block, group, start, stop, how)
+    _run(fma_narrow, values_of_shorts, out, a, b, steps, block, group, start, stop, how)
 
 
 def _kernel(how: Decode, double: bool, row: bool) -> Any:

@@ -44,19 +44,21 @@ def _tiles(
 
 
 @inline
-def _hopper_wide(
+def hopper_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update all rows of tiles, with AVX-512; return how many."""
     _tiles(16, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
 @inline
-def _hopper_half(
+def hopper_half(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
+    """Update all rows of tiles, with AVX2; return how many."""
     _tiles(8, 0, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
@@ -80,7 +82,7 @@ def _hopper_narrow(
 
 
 @inline
-def _tables(how: Fields) -> Array:
+def tables_of(how: Fields) -> Array:
     """Return what `simd_fp8.looked_up_codes` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
     simd_fp8.right_codes(16, codes, 2, words, how)
@@ -105,7 +107,10 @@ def _planes(codes: Array, words: Array, how: Any) -> None:
 
 
 @inline
-def _codes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
+def codes_wide(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    """Write the planes of steps of a panel, for AVX-512; return them."""
     _planes(codes_at(b, batch, panel, k, count), words, how)
     return words
 
@@ -132,9 +137,10 @@ def _planes_half(codes: Array, words: Array, how: Fields) -> Array:
 
 
 @inline
-def _codes_half(
+def codes_half(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
+    """Write the planes of steps of a panel, for AVX2; return them."""
     return _planes_half(codes_at(b, batch, panel, k, count), words, how)
 
 
@@ -182,10 +188,10 @@ def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
-        _hopper_wide, _codes, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
-        (tables, how), tables,
+        hopper_wide, codes_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        runs, (tables, how), tables,
     )  # fmt: skip
 
 
@@ -194,9 +200,9 @@ def _run_wide_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
-        _hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
+        hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
     )  # fmt: skip
 
@@ -206,7 +212,7 @@ def _run_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
         _hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
@@ -218,7 +224,7 @@ def _run_few_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = _tables(how)
+    tables = tables_of(how)
     _run(
         _hopper_few, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables,
@@ -231,7 +237,7 @@ def _run_half(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run(
-        _hopper_half, _codes_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        hopper_half, codes_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
         runs, how, np.empty(0, np.uint8),
     )  # fmt: skip
 
@@ -242,7 +248,7 @@ def _run_half_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run(
-        _hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
         runs, how, np.empty(0, np.uint8),
     )  # fmt: skip
 

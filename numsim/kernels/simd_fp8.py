@@ -51,7 +51,7 @@ LEFT, RIGHT, FLOOR = FIELD // 2, -(-FIELD // 2), FIELD + 2 * LEAST - 1
 # unlike signs, and not for others or zeros, modulo 256: one sign adds SIGN on the left, the other
 # takes it away on the right.
 LOWEST, SIGN, PLACES = 3 - LEAST, 108, 2 * (3 - LEAST + MOST) + 1
-_NO_LEFT, _NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
+NO_LEFT, NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
 TURN = {8: 128, 16: 0}  # more on the left, by the words of a vector: AVX2 compares signed bytes
 
 PICK = "llvm.x86.avx512.vpermi2var.qi.512"  # bytes of two vectors, by their places
@@ -159,7 +159,7 @@ def half_reader(b: Any, v: Lanes, fields: Any, *, double: bool = False) -> Calla
     return halves_of
 
 
-def _reader(
+def planes_reader(
     b: Any, v: Lanes, fields: Any, exponent: int, lowest: int, nothing: int
 ) -> tuple[Any, Any]:
     """Return how words of four codes are read: exponents and lowest bits, and values of byte i."""
@@ -234,7 +234,7 @@ def left_codes(
         source = vectors_of(context, b, sig.args[1], args[1], ir.VectorType(I8, count))
         target = pointer_at(context, b, sig.args[4], args[4], ir.Constant(I64, 0))
         more = TURN[count]
-        bytes_of, values = _reader(b, v, args[5], LEFT, LOWEST + more, _NO_LEFT + more & 255)
+        bytes_of, values = planes_reader(b, v, args[5], LEFT, LOWEST + more, NO_LEFT + more & 255)
         pieces = RUN // count
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
@@ -266,7 +266,7 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
         v = lanes(width)
         source = vectors_of(context, b, sig.args[1], args[1], v.words)
         target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        bytes_of, values = _reader(b, v, args[4], RIGHT, LOWEST - SIGN, _NO_RIGHT)
+        bytes_of, values = planes_reader(b, v, args[4], RIGHT, LOWEST - SIGN, NO_RIGHT)
         pieces = COLUMNS // 4 // width
 
         def step(k: Any, carried: list[Any]) -> list[Any]:

@@ -25,6 +25,7 @@ from numsim.kernels import (
     gemm_int,
     gemm_mac,
     gemm_saturate,
+    gemm_two_chains,
     gemm_values,
     simd,
     simd_int,
@@ -119,27 +120,35 @@ def _byte_table(f: Format, wide: bool) -> gemm_values.Decode | None:
 
 
 @cache
-def _short(f: Format) -> bool:
+def short_codes(f: Format) -> bool:
     """Whether AVX2 reads a format's finite codes by 16-bit lanes."""
     small = f.kind == "float" and f.zero and f.bits <= 8 and f.precision <= 4
     return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
 
 
-def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+def codes_of(b: QTensor) -> gemm_values.Decode | None:
+    """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
     f = b.fmt
     how = _byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
-    if simd.path() == "avx2" and _short(f) and b.codes.size and survey(b).finite:
+    if simd.path() == "avx2" and short_codes(f) and b.codes.size and survey(b).finite:
         how = fields(f)
     if how is None:
         how = float_codes(f)
     if how is None and f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
         how = gemm_values.integer_codes(f.code_dtype.itemsize, f.signed, 2.0**-f.bias)
+    return how
+
+
+def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+    how = codes_of(b)
     if how is not None:
         codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
         return gemm_values.gemm_values(a, codes, how, c=c)
     values = kept(
-        b, f"values {a.dtype}", lambda: gemm_fma.pack_b(batched(decode(b.codes, f)).astype(a.dtype))
+        b,
+        f"values {a.dtype}",
+        lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype)),
     )
     return gemm_fma.gemm_fma(a, values, c=c)
 
@@ -292,6 +301,54 @@ def mac(
     packed = kept(b, key, lambda: gemm_mac.pack_b(values(b, 1), flavour.tree))
     begin = flushed(c, 2.0**f.emin) if f.flush else c
     return gemm_mac.gemm_mac(values(a, 2), packed, begin, p, f, flavour)
+
+
+_NO_TINY = 2.0**-103  # numbers of 24 bits from here on are multiples of float32's least normal
+
+
+def two_chains_apply(
+    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac
+) -> bool:  # fmt: skip
+    """Whether two chains of float32 never meet a number below the normal ones, nor flush any.
+
+    Sums are multiples of the least product's lowest bit, rounded or not.
+    """
+    group = rule.group or 0
+    if rule != Mac(order="two_chains", group=group, flush=True, tiny="unbounded"):
+        return False
+    if group < 2 or group % 2 or out.name != "float32" or not (coded(a, 16) and coded(b, 16)):
+        return False
+    if float_codes(b.fmt) is None or a.fmt.value_dtype != np.float32:
+        return False
+    finite_a, low_a, _ = survey(normal(a)).extent
+    finite_b, low_b, _ = survey(normal(b)).extent
+    if not (finite_a and finite_b and low_a + low_b >= -126):
+        return False
+    return c is None or bool(((c == 0) | (np.abs(c) >= _NO_TINY)).all())
+
+
+def normal(q: QTensor) -> QTensor:
+    """Return a float tensor with zeros for subnormal numbers, made once."""
+
+    def make() -> QTensor:
+        f = q.fmt
+        field = ((1 << (f.bits - f.signed)) - 1) >> (f.precision - 1) << (f.precision - 1)
+        return QTensor(np.where(q.codes & field, q.codes, q.codes.dtype.type(0)), f)
+
+    found: QTensor = kept(q, "normal", make)
+    return found
+
+
+def two_chains(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Mac) -> NDArray[np.float32]:
+    """Even and odd k of a group in chains of their own."""
+    assert rule.group is not None
+    group, right, how = rule.group, normal(b), float_codes(b.fmt)
+    assert how is not None
+    packed = kept(
+        right, f"two chains {group}", lambda: gemm_two_chains.pack_b(batched(right.codes), group)
+    )
+    rows = batched(decoded(normal(a)))
+    return gemm_two_chains.gemm_two_chains(rows, packed, how, group, c=c)
 
 
 def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, war
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
-from numsim.targets import scaling, units
+from numsim.targets import outside, scaling, units
 from numsim.targets.chains import Engine, bare, chained, restarts
 from numsim.targets.integers import Overflowed, limits
 from numsim.targets.operands import locked
@@ -170,7 +170,11 @@ def _result(
         def chain(x: QTensor, y: QTensor) -> NDArray[Any]:
             return chained(rule, x, y, None, out, unit, engine)
 
-        total = scaling.blockwise(rule, a, b, block, chain, c)
+        def at_once(total: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            plain = engine is units and not restarts(unit)  # others watch every chain
+            return outside.add_blocks(rule, a, b, block, out, total) if plain else None
+
+        total = scaling.blockwise(rule, a, b, block, chain, c, at_once)
         return total if out.name in ("float32", "int32") else units.round_to(total, out, rule)
     scale: Any = None
     if inside:

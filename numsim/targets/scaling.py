@@ -122,14 +122,30 @@ def _scale(q: QTensor, axis: int, k: int = 0) -> NDArray[np.float32]:
 def blockwise(
     rule: Rule, a: QTensor, b: QTensor, block: int,
     chain: Callable[[QTensor, QTensor], NDArray[Any]], c: NDArray[Any] | None,
+    at_once: Callable[[NDArray[np.float32] | None], NDArray[np.float32] | None],
 ) -> NDArray[np.float32]:  # fmt: skip
     """Every block of K a chain from +0, scaled and added in float32 in K order; [count, M, N].
 
     `c` starts the sum, or comes last where a scale of the whole tensor follows the blocks.
+    `at_once` adds all blocks to the start of the sum, or returns None.
     """
-    k, lead = a.shape[-1], a.shape[:-2]
     above = tensor_scale(a, b)
-    total = None if c is None or above is not None else c.astype(np.float32)
+    start = None if c is None or above is not None else c.astype(np.float32)
+    total = at_once(start)
+    if total is None:
+        total = _one_by_one(rule, a, b, block, chain, start)
+    if above is not None:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            total = total * above
+            total = total if c is None else total + c.astype(np.float32)
+    return one_nan(total, rule)
+
+
+def _one_by_one(
+    rule: Rule, a: QTensor, b: QTensor, block: int,
+    chain: Callable[[QTensor, QTensor], NDArray[Any]], total: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:  # fmt: skip
+    k, lead = a.shape[-1], a.shape[:-2]
     codes_a, codes_b = bare(a), bare(b)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for k0 in range(0, k, block):
@@ -143,11 +159,8 @@ def blockwise(
             part = scaled(acc.reshape(*lead, *acc.shape[-2:]), scale, rule, a, b)
             part = part.reshape(acc.shape).astype(np.float32)
             total = part if total is None else total + part
-        assert total is not None
-        if above is not None:
-            total = total * above
-            total = total if c is None else total + c.astype(np.float32)
-    return one_nan(total, rule)
+    assert total is not None
+    return total
 
 
 def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:

@@ -19,7 +19,7 @@ from numsim.kernels import scaled_fp4
 from numsim.kernels.jit import over_items
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets import fast
+from numsim.targets import fast, inside
 from numsim.targets.fast import as_float64
 from numsim.targets.fast import batched as _batched
 from numsim.targets.fast import kept as _kept
@@ -109,6 +109,8 @@ def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) 
         begin = None if c is None else c.astype(np.float32)
         sums = fast.fma(_batched(decoded(a)), b, begin)
         return sums if out.name == "float32" else round_to(sums, out)
+    if fast.two_chains_apply(a, b, c, out, rule):
+        return one_nan(fast.two_chains(a, b, c, rule), rule)
     acc, rounded = get_format(rule.acc_format), rule.product_format or (not rule.fused)
     prod = get_format(rule.product_format or rule.acc_format)
     p, f = (arithmetic(rule, g) for g in (prod, acc))
@@ -199,6 +201,8 @@ def fused(
     """Align-and-truncate blocks, chained through the accumulator."""
     if isinstance(rule, Fused) and fast.fp8_applies(a, b, c, out, rule):
         return fast.fp8(a, b, c, rule)
+    if isinstance(rule, Fused) and inside.double_applies(a, b, out, rule):
+        return one_nan(inside.double(a, b, c, rule), rule)
     block = _block(rule, a.fmt, b.fmt, out)
     usual = isinstance(rule, TwoStage) or (rule.rounding is None and not block.floor)
     sums = fast.align(a, b, planes, c, block) if usual else None
@@ -292,6 +296,8 @@ def fp4(
     a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: ScaledFp4
 ) -> NDArray[Any]:
     """Blackwell's k = 64 block-scaled FP4."""
+    if inside.fp4_applies(a, b):
+        return one_nan(inside.fp4(a, b, c, rule), rule)
 
     def twice(q: QTensor, transposed: bool) -> NDArray[np.int8]:
         values = _batched(decoded(q) * 2)
@@ -316,14 +322,7 @@ def fp4(
 
 def _scale_planes(q: QTensor, *, transposed: bool) -> tuple[tuple[NDArray[Any], ...], int]:
     """Split scale codes for every run of 16: significand, exponent, whether NaN; fraction bits."""
-    assert q.scale_codes is not None
-    assert q.block_shape is not None
-    codes = _batched(q.scale_codes.astype(np.int64))
-    codes = codes.transpose(0, 2, 1) if transposed else codes
-    codes = np.repeat(codes, max(q.block_shape) // scaled_fp4.RUN, axis=-1)
-    if q.scale_format is not None and q.scale_format.name == "float8_e8m0fnu":
-        return (np.ones_like(codes), codes - 127, codes == 255), 0
-    magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
-    field = magnitude >> 3
-    significand = np.where(field > 0, 8, 0) + (magnitude & 7)
-    return (significand, np.maximum(field, 1) - 7, magnitude == 0x7F), 3
+    codes = inside.run_scales(q, transposed=transposed)
+    meaning = inside.scale_meaning(q)
+    parts = (meaning.significands, meaning.exponents, meaning.nan)
+    return tuple(part[codes].astype(part.dtype) for part in parts), meaning.fraction
