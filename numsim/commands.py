@@ -309,21 +309,24 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to time: cast, matmul or model.",
-            autocompletion=options.completes("cast", "matmul", "model"),
+            help="What to time: cast, matmul, model or train.",
+            autocompletion=options.completes("cast", "matmul", "model", "train"),
         ),
     ] = "cast",
 ) -> None:
     """Time numsim beside the installed peers; ratios are of one run on one machine."""
     from numsim import bench as timers
 
-    if what not in ("cast", "matmul", "model"):
-        raise NumsimError(f"bench: cast, matmul and model can be timed; got {what!r}")
+    if what not in ("cast", "matmul", "model", "train"):
+        raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
     if what == "matmul":
         timers.print_matmul(timers.bench_matmul())
         return
     if what == "model":
         timers.print_model(timers.bench_model())
+        return
+    if what == "train":
+        timers.print_train(timers.bench_train())
         return
     rows = [("task", "library", "million/s", "of copy bound", "numsim is faster by")]
     for row in timers.bench_cast():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from numsim.bench import bench_cast
+from numsim.bench import TrainTiming, bench_cast
 from numsim.bench import cast as module
 from numsim.bench import model as models
 from numsim.cli import app
@@ -80,3 +80,12 @@ def test_the_command_for_networks(monkeypatch):
     assert result.exit_code == 0, result.output
     assert "toy" in result.output
     assert all(name in result.output for name in models.RECIPES)
+
+
+def test_the_command_times_training_steps(monkeypatch):
+    row = TrainTiming("Adam, stored", 1.5, 0.25, "of a copy's rate")
+    monkeypatch.setattr("numsim.bench.bench_train", lambda: [row])
+    result = CliRunner().invoke(app, ["bench", "train"])
+    assert result.exit_code == 0, result.output
+    assert "Adam, stored" in result.output
+    assert "0.25 x of a copy's rate" in result.output

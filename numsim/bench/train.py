@@ -178,8 +178,9 @@ def _adam(repeats: int) -> TrainTiming:
     size = 1 << 20
     rng = np.random.default_rng(0)
     rule = train.Adam(1e-3, storage=train.recipe("fp8_stored_sr").storage)
-    params = rule.start({"w": rng.normal(size=size).astype(np.float32)})
-    state, g = rule.init(params), {"w": rng.normal(size=size).astype(np.float32)}
+    shape = 1024, size // 1024  # a vector would not be stored
+    params = rule.start({"w": rng.normal(size=shape).astype(np.float32)})
+    state, g = rule.init(params), {"w": rng.normal(size=shape).astype(np.float32)}
     ours = _median(lambda: rule.step(params, g, state), repeats)
     touched = size * (2 + 4 + 16)  # codes and both moments in and out, the gradient in
     source = np.zeros(touched // 2, np.uint8)

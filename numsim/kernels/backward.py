@@ -359,16 +359,27 @@ def lstm_cell(
     Fills gates i, f, g, o [B, 4H], the new state, its tanh and the output [B, H].
     """
     hidden = c.shape[1]
+    row, state = np.empty(4 * hidden, c.dtype), np.empty(hidden, c.dtype)  # vectors need strides 1
     for b in range(start, stop):
         for j in range(4 * hidden):
-            total = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
-            v = np.float64(total)
-            gates[b, j] = _tanh(v) if 2 * hidden <= j < 3 * hidden else _sigmoid(v)
+            row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
+        for j in range(2 * hidden):
+            row[j] = _sigmoid(np.float64(row[j]))
+        for j in range(2 * hidden, 3 * hidden):
+            row[j] = _tanh(np.float64(row[j]))
+        for j in range(3 * hidden, 4 * hidden):
+            row[j] = _sigmoid(np.float64(row[j]))
+        for j in range(4 * hidden):
+            gates[b, j] = row[j]
         for j in range(hidden):
-            kept = gates[b, hidden + j] * c[b, j]
-            new_c[b, j] = kept + gates[b, j] * gates[b, 2 * hidden + j]
-            squashed[b, j] = _tanh(np.float64(new_c[b, j]))
-            h[b, j] = gates[b, 3 * hidden + j] * squashed[b, j]
+            kept = row[hidden + j] * c[b, j]
+            state[j] = kept + row[j] * row[2 * hidden + j]
+            new_c[b, j] = state[j]
+        for j in range(hidden):
+            state[j] = _tanh(np.float64(state[j]))
+        for j in range(hidden):
+            squashed[b, j] = state[j]
+            h[b, j] = row[3 * hidden + j] * state[j]
 
 
 @kernel
@@ -400,17 +411,23 @@ def gru_cell(
     """Rows start..stop of a step: gates r, z, n [B, 3H]; inner = W_hn h + b_hn [B, H]."""
     hidden = h.shape[1]
     one = h.dtype.type(1.0)
+    row = np.empty(3 * hidden, h.dtype)  # vectors need strides 1
     for b in range(start, stop):
         for j in range(2 * hidden):
-            total = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
-            gates[b, j] = _sigmoid(np.float64(total))
+            row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
+        for j in range(2 * hidden):
+            row[j] = _sigmoid(np.float64(row[j]))
         for j in range(hidden):
             at = 2 * hidden + j
             inner[b, j] = hw[b, at] + bias_h[at]
-            total = (xw[b, at] + bias_x[at]) + gates[b, j] * inner[b, j]
-            gates[b, at] = _tanh(np.float64(total))
-            z = gates[b, hidden + j]
-            new_h[b, j] = (one - z) * gates[b, at] + z * h[b, j]
+            row[at] = (xw[b, at] + bias_x[at]) + row[j] * inner[b, j]
+        for j in range(2 * hidden, 3 * hidden):
+            row[j] = _tanh(np.float64(row[j]))
+        for j in range(3 * hidden):
+            gates[b, j] = row[j]
+        for j in range(hidden):
+            z = row[hidden + j]
+            new_h[b, j] = (one - z) * row[2 * hidden + j] + z * h[b, j]
 
 
 @kernel

@@ -183,6 +183,55 @@ def lstm_forward(
 
 
 @kernel
+def product(
+    x: Array, w: Array, how: Rounding, scale_w: np.float32, quantum: np.float32, values: Array,
+    out: Array, lost: Array,
+) -> bool:  # fmt: skip
+    """One step's product: x [B, K] by w [K, N]; False, and nothing done, for an unusual scale.
+
+    `values` [B, K] is scratch. `lost` as for `lstm_backward`.
+    """
+    scale, zeroed = _rounded(x, values, how)
+    if scale < np.float32(0.0):
+        return False
+    _count(x, zeroed, how, lost)
+    _times(values, w, np.float32(scale * scale_w), quantum, out)
+    return True
+
+
+@kernel
+def round_to_codes(x: Array, how: Rounding, values: Array, codes: Array, lost: Array) -> np.float32:
+    """Fill `codes` [B, K] with 8-bit floats of x; return the scale, -1 for an unusual one.
+
+    `values` [B, K] is scratch. `lost` as for `lstm_backward`.
+    """
+    scale, zeroed = _rounded(x, values, how)
+    if scale < np.float32(0.0):
+        return scale
+    _count(x, zeroed, how, lost)
+    least = np.float32(how.least_normal).view(np.uint32)
+    first = np.uint32(1) << (np.uint32(23) - how.shift)  # the code of the least normal value
+    whole = np.float32(how.magic).view(np.uint32)
+    words, bytes_ = values.reshape(-1).view(np.uint32), codes.reshape(-1)
+    for i in range(words.size):
+        a = words[i] & np.uint32(0x7FFFFFFF)
+        normal = np.uint32((a - least) >> how.shift) + first
+        magnitude = np.uint32(a).view(np.float32)
+        small = np.float32(magnitude + how.magic).view(np.uint32) - whole
+        code = normal if a >= least else small
+        bytes_[i] = np.uint8(code | (words[i] >> np.uint32(24)) & np.uint32(0x80))
+    return scale
+
+
+@inline
+def _count(x: Array, zeroed: int, how: Rounding, lost: Array) -> None:
+    if how.kind != AS_IT_IS:
+        lost[1] += zeroed
+        for v in x.reshape(-1):
+            lost[0] += 1 if v != np.float32(0.0) else 0
+
+
+@kernel
 def lstm_backward(
     dy: Array, w: Array, how: Rounding, scale_w: np.float32, quantum: np.float32, gates: Array,
     before_c: Array, squashed: Array, dh: Array, dc: Array, dgates: Array, lost: Array,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.gemm_fma import expanded
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.vector import FloatArray, elementwise, exp64
 
@@ -20,7 +21,7 @@ _SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 _SQRT_TWO_OVER_PI = float.fromhex("0x1.9884533d43651p-1")
 
 
-@inline
+@expanded  # LLVM finds it too long to inline, and a loop of calls has no vectors
 def _tanh(x: float) -> float:
     """tanh(x): less than 2 ulp from the true value."""
     z = x * x
@@ -43,7 +44,7 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + exp64(-x))
 
 
-@inline
+@expanded  # as `_tanh`
 def _erfc_of(a: float, square: float) -> float:
     """erfc(a) for a >= 0, given a**2."""
     b = a if a < 28.0 else 28.0  # beyond, exp gives 0

@@ -1,22 +1,30 @@
-"""Which recurrent products the kernel of all steps covers: a chain, or a sum that is exact."""
+"""Which recurrent products need no `quantize` and `matmul` a step, and how they are computed.
+
+A chain of fused multiply-adds, or a sum that is exact: a kernel takes all steps of an LSTM. The
+13-bit FP8 sums of Ada and Hopper: a step at a time, by the kernel of `matmul`, weights packed once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.formats import Format
-from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding
+from numsim.formats import Format, get_format
+from numsim.kernels import gemm_hopper
+from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding, product, round_to_codes
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
-from numsim.quant import QTensor, Quant, as_quant
+from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.targets import fast
 from numsim.targets.chains import restarts
 from numsim.targets.ops import class_for
-from numsim.targets.types import IntSum, Mac
+from numsim.targets.types import Fused, IntSum, Mac
 
 Call = tuple[NDArray[np.float32], Rounding, np.float32, np.float32]
+Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 _NOTHING = np.float32(0)
 
 
@@ -25,8 +33,7 @@ def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | 
     rule = _rule(c, name)
     if rule is None:
         return None
-    made = _call(c, name, rule, rule.forward, w, codes, gradient=False)
-    return None if made is None else (np.ascontiguousarray(made[0].T), *made[1:])
+    return _call(c, name, rule, rule.forward, w, codes, gradient=False)
 
 
 def backward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
@@ -35,6 +42,27 @@ def backward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call |
     if rule is None or rule.clip_gradient:
         return None
     return _call(c, name, rule, rule.dgrad, w, codes, gradient=True)
+
+
+def forward_step(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Step | None:
+    """Return h [B, H] -> h W^T [B, N] or None, which leaves the step; None: not covered."""
+    rule = _rule(c, name)
+    if rule is None:
+        return None
+    return _step(c, name, rule, rule.forward, w, codes, np.zeros(2, np.int64), gradient=False)
+
+
+def backward_step(
+    c: Context, name: str, w: Any, codes: dict[Any, QTensor], lost: NDArray[np.int64]
+) -> Step | None:
+    """Return g [B, N] -> g W [B, H] or None, which leaves the step; None: not covered.
+
+    `lost` [2] counts non-zero elements of the gradients, and those that became 0.
+    """
+    rule = _rule(c, name)
+    if rule is None or rule.clip_gradient:
+        return None
+    return _step(c, name, rule, rule.dgrad, w, codes, lost, gradient=True)
 
 
 def count(c: Context, lost: NDArray[np.int64]) -> None:
@@ -54,6 +82,62 @@ def _call(
     c: Context, name: str, rule: Any, one: Any, w: Any, codes: dict[Any, QTensor], *,
     gradient: bool,
 ) -> Call | None:  # fmt: skip
+    made = _operand(c, name, rule, one, w, codes, gradient=gradient)
+    if made is None or not _chain(one.target, made[0], made[1].fmt, made[1].shape[0]):
+        return None
+    _, right, how, scale = made
+    values = np.ascontiguousarray(right.values(), np.float32)
+    quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
+    return values, how, scale, quantum
+
+
+def _step(
+    c: Context, name: str, rule: Any, one: Any, w: Any, codes: dict[Any, QTensor],
+    lost: NDArray[np.int64], *, gradient: bool,
+) -> Step | None:  # fmt: skip
+    call = _call(c, name, rule, one, w, codes, gradient=gradient)
+    if call is not None:
+        chained = call
+
+        def chain(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
+            values, y = np.empty_like(x), np.empty((len(x), chained[0].shape[1]), np.float32)
+            return y if product(x, *chained, values, y, lost) else None
+
+        return chain
+    made = _operand(c, name, rule, one, w, codes, gradient=gradient)
+    if made is None or made[2].kind != FLOAT or made[0].bits != 8 or restarts(one.target):
+        return None
+    left, right, how, scale = made
+    _, sums = class_for(one.target, left, right.fmt)
+    zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
+    if not isinstance(sums, Fused) or not fast.fp8_applies(
+        zeros, right, None, get_format("float32"), sums
+    ):
+        return None
+    packed = gemm_hopper.pack_b(fast.batched(right.codes), sums.group)
+    read, read_right = fast.fields(left), fast.fields(right.fmt)
+
+    def fp8(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        values, patterns = np.empty_like(x), np.empty(x.shape, np.uint8)
+        of_x = np.float32(round_to_codes(x, how, values, patterns, lost))
+        if of_x < 0:
+            return None
+        rows = gemm_hopper.pack_a(patterns, read, sums.group)
+        y: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, packed, read_right)
+        y *= of_x * scale
+        return y
+
+    return fp8
+
+
+def _operand(
+    c: Context, name: str, rule: Any, one: Any, w: Any, codes: dict[Any, QTensor], *,
+    gradient: bool,
+) -> tuple[Format, QTensor, Rounding, np.float32] | None:  # fmt: skip
+    """Return the format of the left operand, the right one [K, N], how left is rounded, a scale.
+
+    The scale is that of the weights, and of a gradient that is multiplied before it is rounded.
+    """
     left, right = (RAW if q is None else as_quant(q) for q in (one.activations, one.weights))
     before = np.float32(rule.gradient_scale if gradient else 1.0)
     how = _rounding(left, before)
@@ -62,28 +146,23 @@ def _call(
     kept = Operands(c, name, rule, {"w": w}, codes).get("w", right, -1 if not gradient else -2)
     if kept.scale is not None and kept.scale.size != 1:
         return None
-    depth = kept.shape[0] if gradient else kept.shape[1]
-    unit = _unit(one.target, left.fmt, kept.fmt, depth)
-    if unit is None:
-        return None
-    values = np.asarray(kept.values(), np.float32)
     scale = np.float32(1) if kept.scale is None else np.float32(kept.scale.reshape(-1)[0])
-    quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
     # A scaled gradient stores 1 / before as its scale: two factors, each of them float32.
-    return values, how, np.float32(np.float32(1) / before) * scale, quantum
+    scale = np.float32(np.float32(1) / before) * scale
+    return left.fmt, kept if gradient else kept.T, how, scale
 
 
-def _unit(target: Any, a: Format, b: Format, depth: int) -> bool | None:
-    """Return True where a chain of fused multiply-adds in float32 gives the unit's sums."""
+def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
+    """Return whether a chain of fused multiply-adds in float32 gives the unit's sums."""
     if restarts(target):
-        return None
+        return False
     _, rule = class_for(target, a, b)
     if rule == Mac():
         return True
     if not isinstance(rule, IntSum) or rule.pair_bits is not None or rule.acc_bits < 25:
-        return None
+        return False
     largest = max(a.max, -a.min) * max(b.max, -b.min) * 2.0 ** (a.bias + b.bias) * depth
-    return True if largest < 1 << 24 else None
+    return bool(largest < 1 << 24)
 
 
 def _rounding(quant: Quant, before: np.float32) -> Rounding | None:

@@ -69,9 +69,10 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
             xw, *one_call, bias_x, bias_h, last_h, last_c, gates, before_h, before_c, squashed, h
         )
         recurrent = [None] * done
+    step = None if one_call is not None else fused.forward_step(c, name, weight_h, codes)
     with _threads(batch, weight_h):
         for t in range(done, steps):
-            hw, saved = forward_product(c, name, last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t], before_c[:, t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
@@ -101,6 +102,10 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
             np.ascontiguousarray(dy), *one_call, gates, before_c, squashed, dh, dc, dgates, lost
         )
         fused.count(c, lost)
+    lost = np.zeros(2, np.int64)
+    step = None
+    if one_call is None:
+        step = fused.backward_step(c, name, weight_h, codes, lost)
     with _threads(batch, weight_h):
         for t in reversed(range(steps - done)):
             dh = dh + dy[:, t]
@@ -108,14 +113,28 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            dh = _through(c, name, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+    fused.count(c, lost)
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
 
 
+def _forward(
+    c: Context, name: str, step: fused.Step | None, h: Array, weight_h: Any,
+    codes: dict[Any, QTensor],
+) -> tuple[Array, Any]:  # fmt: skip
+    """Return the product of a step, and what its way back needs; None: `step` did it."""
+    hw = None if step is None else step(h)
+    return forward_product(c, name, h, weight_h, codes) if hw is None else (hw, None)
+
+
 def _through(
-    c: Context, name: str, saved: Any, h: Array, weight_h: Any, codes: dict[Any, QTensor], g: Array
-) -> Array:
+    c: Context, name: str, step: fused.Step | None, saved: Any, h: Array, weight_h: Any,
+    codes: dict[Any, QTensor], g: Array,
+) -> Array:  # fmt: skip
     """Return the gradient of the state before a step; `saved` of its product, None: fused."""
+    done = None if step is None else step(g)
+    if done is not None:
+        return done
     if saved is None:
         sources = {"x": np.ascontiguousarray(h), "w": weight_h}
         saved = (Operands(c, name, c.rule(name), sources, codes),)
@@ -168,9 +187,11 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     last_h = np.array(r.array(h0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
+    name = f"{prefix}recurrent"
+    step = fused.forward_step(c, name, weight_h, codes)
     with _threads(batch, weight_h):
         for t in range(steps):
-            hw, saved = forward_product(c, f"{prefix}recurrent", last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t] = last_h
             new_h = np.empty_like(last_h)
@@ -178,15 +199,17 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
                 xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h, 0, batch
             )
             h[:, t], last_h = new_h, new_h
-    kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params))
+    kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params), codes)
     return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)
 
 
 def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
-    saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count = saved
+    saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
     dh = np.array(dh_last)
+    name, lost = f"{prefix}recurrent", np.zeros(2, np.int64)
+    step = fused.backward_step(c, name, weight_h, codes, lost)
     with _threads(batch, weight_h):
         for t in reversed(range(steps)):
             dh = dh + dy[:, t]
@@ -201,7 +224,6 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
                 batch,
             )
             here = np.ascontiguousarray(dh_gates[:, t])
-            through, _ = backward_product(c, recurrent[t], here, weights=False)
-            assert through is not None
-            dh = dh + through
+            dh = dh + _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+    fused.count(c, lost)
     return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)

@@ -19,6 +19,7 @@ from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
+from numsim.kernels.adam import Numbers, adam
 from numsim.nn.products import stream_key
 from numsim.quant import QTensor, Quant, as_quant, quantize
 
@@ -256,9 +257,12 @@ class _Kept:
         if own.keep_scale:
             into = given
         elif quant.granularity in ("none", "per_tensor") and quant.scale_rule == "amax":
-            into = quantize(value, replace(quant, rounding="rne"))
             if quant.rounding == "rne":
-                return into
+                return quantize(value, quant)
+            # The scale is that of the largest element, which is all that is rounded for it.
+            high, low = (value.max(), value.min()) if value.size else (value.sum(), value.sum())
+            most = np.reshape(high if high >= -low else low, (1,) * value.ndim)
+            into = replace(quantize(most, replace(quant, rounding="rne")), codes=given.codes)
         else:
             if own.random_bits is not None:
                 raise NumsimError(
@@ -281,7 +285,12 @@ class _Kept:
 def _value(value: Any) -> Array:
     """Return what is computed with: float64 as it is, everything else float32."""
     if isinstance(value, QTensor):
-        return value.dequantize()
+        codes = value.values() if value.block_shape is None and value.tensor_scale is None else None
+        if codes is None or value.scale is None or codes.dtype != np.float32:
+            return value.dequantize()
+        with np.errstate(over="ignore", under="ignore"):
+            product: Array = codes * value.scale  # rounded once, as `dequantize` does by float64
+        return product
     array = np.asarray(value)
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
@@ -432,18 +441,17 @@ class Adam(_Kept):
     ) -> tuple[Array, dict[str, Array]]:
         number = p.dtype.type
         (b1, b2), lr = self.betas, self.lr
-        if self.weight_decay and self._decoupled:
-            p = p * number(1 - lr * self.weight_decay)
-        elif self.weight_decay:
-            g = g + number(self.weight_decay) * p
-        first = number(b1) * held["first"] + number(1 - b1) * g
-        second = number(b2) * held["second"] + number(1 - b2) * (g * g)
+        by = Numbers(
+            number(1 - lr * self.weight_decay if self._decoupled else 1),
+            number(self.weight_decay), number(b1), number(1 - b1), number(b2), number(1 - b2),
+            number(math.sqrt(1 - b2**t)), number(self.eps), number(lr / (1 - b1**t)),
+        )  # fmt: skip
+        value, first, second, largest = adam(
+            p, g, held["first"], held["second"], held["largest"] if self.amsgrad else None, by,
+            decays=bool(self.weight_decay) and not self._decoupled,
+        )  # fmt: skip
         after = {"first": first, "second": second}
-        largest = second
-        if self.amsgrad:
-            largest = after["largest"] = np.maximum(held["largest"], second)
-        root = np.sqrt(largest) / number(math.sqrt(1 - b2**t)) + number(self.eps)
-        return p - number(lr / (1 - b1**t)) * (first / root), after
+        return value, after if largest is None else after | {"largest": largest}
 
 
 @known_floats

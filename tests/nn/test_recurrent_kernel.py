@@ -8,6 +8,7 @@ import pytest
 import numsim as ns
 from numsim import nn, train
 from numsim.errors import NumsimError
+from numsim.kernels import recurrent as kernel
 from numsim.kernels import simd
 from numsim.kernels.jit import using_threads
 from numsim.nn import fused
@@ -32,23 +33,27 @@ def same(one, other):
 
 @contextlib.contextmanager
 def general_path():
-    """Compute without the kernel of all steps."""
-    before = fused.forward, fused.backward
-    fused.forward = fused.backward = lambda *_: None
+    """Compute without the kernel of all steps, and without those of one."""
+    ways = "forward", "backward", "forward_step", "backward_step"
+    before = [getattr(fused, way) for way in ways]
+    for way in ways:
+        setattr(fused, way, lambda *_: None)
     try:
         yield
     finally:
-        fused.forward, fused.backward = before
+        for way, work in zip(ways, before, strict=True):
+            setattr(fused, way, work)
 
 
-def case(batch, steps, inputs, hidden, *, seed=0, scale=1.0):
+def case(batch, steps, inputs, hidden, *, seed=0, scale=1.0, cell=nn.LSTM):
     rng = np.random.default_rng([batch, steps, inputs, hidden, seed])
-    layer = nn.LSTM(inputs, hidden)
+    layer = cell(inputs, hidden)
     params = {k: v * np.float32(scale) for k, v in nn.init(layer, seed=seed).items()}
     x = rng.normal(size=(batch, steps, inputs)).astype(np.float32)
-    states = [rng.normal(size=(batch, hidden)).astype(np.float32) for _ in range(2)]
+    count = 2 if cell is nn.LSTM else 1
+    states = [rng.normal(size=(batch, hidden)).astype(np.float32) for _ in range(count)]
     up = [rng.normal(size=s).astype(np.float32) for s in
-          ((batch, steps, hidden), (batch, hidden), (batch, hidden))]  # fmt: skip
+          ((batch, steps, hidden), *[(batch, hidden)] * count)]  # fmt: skip
     return layer, params, x, states, up
 
 
@@ -120,6 +125,67 @@ def test_other_recipes_go_the_general_way(name):
 )  # fmt: skip
 def test_units(name, target):
     both(*case(2, 3, 5, 17), train.recipe(name, target=target))
+
+
+HOPPER = "nvidia.hopper.wgmma"
+STEPS = [("fp8_hybrid", HOPPER), ("fp8_e4m3", HOPPER), ("fp8_e5m2", "nvidia.ada.mma"),
+         ("fp8_hybrid", "ideal.fp32"), ("int8", "ideal.int"), ("float32", "ideal.fp32"),
+         ("q3.4_scale4096", "ideal.int"), ("mxfp8", "ideal.fp32")]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(("name", "target"), STEPS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 3), (5, 3, 7, 70), (32, 2, 64, 64)])
+def test_products_of_a_step_give_every_bit_of_the_general_path(shape, name, target, cell, path):
+    with simd.force(path):
+        both(*case(*shape, cell=cell), train.recipe(name, target=target))
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("name", ["fp8_hybrid", "fp8_e5m2"])
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-6, 1e6, 1e18, 1e30, 1e38])
+def test_huge_tiny_and_zero_numbers_in_products_of_a_step(name, size, cell):
+    recipe = train.recipe(name, target=HOPPER)
+    layer, params, x, states, up = case(2, 3, 3, 5, cell=cell)
+    with np.errstate(over="ignore"):
+        small = [[v * np.float32(size) for v in part] for part in (states, up)]
+    both(layer, params, x, small[0], up, recipe)
+    both(layer, params, x, states, small[1], recipe)
+    if size <= 1e6:
+        both(*case(2, 3, 3, 5, scale=size, cell=cell), recipe)
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+@pytest.mark.parametrize(("name", "takes"), [("fp8_hybrid", True), ("fp8_delayed", False)])
+def test_which_products_of_a_step_are_taken(name, takes, monkeypatch):
+    found = []
+    for way in ("forward_step", "backward_step"):
+        real = getattr(fused, way)
+        monkeypatch.setattr(
+            fused, way, lambda *a, real=real: found.append(real(*a) is not None) or real(*a)
+        )
+    pass_of(*case(2, 2, 3, 17), train.recipe(name, target=HOPPER))
+    assert found == [takes, takes]
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2"])
+def test_codes_of_a_step_are_those_of_quantize(fmt):
+    every = ns.QTensor.from_codes(np.arange(256).astype(np.uint8), fmt).dequantize()
+    finite = np.unique(every[np.isfinite(every)])
+    ties = (finite[1:] + finite[:-1]) / 2
+    x = np.concatenate([finite, ties, np.nextafter(ties, 1e9, dtype=np.float32), -ties, [-0.0]])
+    x = x.astype(np.float32).reshape(1, -1)
+    for quant in (ns.Quant(fmt, "none"), ns.Quant(fmt)):
+        how = fused._rounding(quant, np.float32(1))
+        codes, lost = np.empty(x.shape, np.uint8), np.zeros(2, np.int64)
+        scale = kernel.round_to_codes(x, how, np.empty_like(x), codes, lost)
+        want = ns.quantize(x, quant)
+        np.testing.assert_array_equal(codes, want.codes.view(np.uint8))
+        assert scale == (1 if want.scale is None else want.scale.reshape(-1)[0])
+        assert lost[0] == np.count_nonzero(x)
 
 
 @pytest.mark.parametrize("name", ["float32", "fp8_hybrid", "int8", "q3.4"])

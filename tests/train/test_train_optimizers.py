@@ -386,3 +386,42 @@ def test_adam_and_adamw_in_plain_python():
                     root = math.sqrt(top[i] / (1 - 0.95**t)) + 1e-6
                     p[i] -= 0.02 * m[i] / (1 - 0.8**t) / root
                 np.testing.assert_allclose(params["w"], p, rtol=1e-12)
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_scale_of_stochastic_storage_is_that_of_the_whole_tensor(fmt, sign):
+    values = sign * np.array([[0.3, -1.7], [0.0, 1.1]], np.float32)
+    opt = train.SGD(1.0, storage=ns.Quant(fmt, rounding="sr"))
+    params = opt.start({"w": values})
+    new, _ = opt.step(params, {"w": 0 * values}, opt.init(params))
+    want = ns.quantize(params["w"].dequantize(), ns.Quant(fmt))
+    np.testing.assert_array_equal(new["w"].dequantize(), want.dequantize())
+    if want.scale is not None:
+        np.testing.assert_array_equal(new["w"].scale, want.scale)
+        assert new["w"].scale.shape == want.scale.shape
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("cls", [train.Adam, train.AdamW])
+def test_adam_in_one_pass_rounds_every_operation_once(cls, amsgrad, dtype):
+    rng = np.random.default_rng(0)
+    p, g = (np.exp(rng.normal(size=(3, 1100)) * 4).astype(dtype) for _ in range(2))
+    g[0, :2], p[0, :2] = 0, -0.0
+    opt = cls(1e-2, weight_decay=0.1, amsgrad=amsgrad)
+    params, state = {"w": p}, opt.init({"w": p})
+    m, v, top = (np.zeros_like(p) for _ in range(3))
+    for t in (1, 2):
+        up = g if t == 1 else -g[::-1] / dtype(3)
+        params, state = opt.step(params, {"w": up}, state)
+        decoupled = cls is train.AdamW
+        p = p * dtype(1 - 1e-2 * 0.1) if decoupled else p
+        up = up if decoupled else up + dtype(0.1) * p
+        m = dtype(0.9) * m + dtype(1 - 0.9) * up
+        v = dtype(0.999) * v + dtype(1 - 0.999) * (up * up)
+        top = np.maximum(top, v) if amsgrad else v
+        root = np.sqrt(top) / dtype(math.sqrt(1 - 0.999**t)) + dtype(1e-8)
+        p = p - dtype(1e-2 / (1 - 0.9**t)) * (m / root)
+        np.testing.assert_array_equal(params["w"], p)
+        np.testing.assert_array_equal(state.slots["w"]["second"], v)
