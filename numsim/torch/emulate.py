@@ -155,7 +155,7 @@ def _check_recipe(recipe: Any, products: list[str], names: list[str]) -> None:
         context.rule(name)  # a rule for it, that its unit can compute
     dots = [f"{name}." if name else "" for name in names]
     for glob, _ in recipe.rules:
-        inner = (f"{dot}{end}" for dot in dots for end in ("qk", "pv"))
+        inner = (f"{dot}{end}" for dot in dots for end in ("qk", "pv", "softmax", "cell"))
         if names and not any(fnmatchcase(name, glob) for name in (*products, *inner)):
             raise NumsimError(
                 f"numsim.torch.emulate: every glob must name a product; {glob!r} matches none of "
