@@ -59,7 +59,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
     every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
     watch: Annotated[
-        int | None, typer.Option(help="Watch tensors each so many steps: *.tensors.csv.")
+        int | None,
+        typer.Option(help="Watch tensors each so many steps (*.tensors.csv); report draws them."),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
     out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
@@ -80,6 +81,7 @@ def train(
     )  # fmt: skip
     check(plan)
     check_writable(out)
+    watched = out.with_suffix(".tensors.csv")
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     try:
@@ -92,7 +94,9 @@ def train(
             write_csv(out, rows, CURVE_COLUMNS)
             if tensors:
                 columns = ("recipe", "seed", *TENSOR_COLUMNS)
-                write_csv(out.with_suffix(".tensors.csv"), tensors, columns)
+                write_csv(watched, tensors, columns)
+            else:
+                watched.unlink(missing_ok=True)  # of the curves that were here before
     except KeyboardInterrupt:
         kept = f"{len(rows)} rows are in {out}" if rows else "no run had ended"
         typer.echo(f"\nnumsim: interrupted; {kept}", err=True)

@@ -44,6 +44,8 @@ def test_rows_of_recipes_and_seeds(here):
     ]
     assert [r["test_loss"] != "" for r in found[:3]] == [False, True, True]
     assert {r["recipe"] for r in table("curves.tensors.csv")} == {"float32", "int8"}
+    assert run(*SMALL, "--recipes", "float32").exit_code == 0
+    assert not (here / "curves.tensors.csv").exists()  # they were of the curves before
 
 
 def test_every_recipe_has_a_checkpoint_of_its_own_and_resumes(here):
