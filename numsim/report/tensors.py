@@ -103,13 +103,14 @@ def worst(tensors: pd.DataFrame) -> pd.DataFrame:
 
 def tensor_lines(tensors: pd.DataFrame, drawn: dict[str, Drawn]) -> list[str]:
     """Return the section of the report."""
-    body = []
-    for row in worst(tensors).to_dict("records"):
-        body.append([
+    body = [
+        [
             _code(row["recipe"]), str(row["kind"]), _code(row["name"]), _code(row["format"]),
             f"{row['amax']:.3g}",
             *("" if math.isnan(row[rate]) else f"{100 * row[rate]:.2f}" for rate in RATES),
-        ])  # fmt: skip
+        ]
+        for row in worst(tensors).to_dict("records")
+    ]  # fmt: skip
     heads = ["recipe", "role", "tensor", "format", "amax", "saturated %", "to zero %", "zero %",
              "moved %"]  # fmt: skip
     lines = [

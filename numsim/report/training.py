@@ -183,13 +183,14 @@ def _language_findings(table: pd.DataFrame) -> list[str]:
             )
         elif change >= 1 and not change < CLEAR * row["ppl_gain_stderr"]:
             said.append(f"{_code(recipe)} costs {text} % of perplexity.")
-    for rne in (name for name in map(str, table.index) if name.endswith("_stored_rne")):
+    perplexity: dict[str, float] = {str(name): row["perplexity"] for name, row in table.iterrows()}
+    for rne in (name for name in perplexity if name.endswith("_stored_rne")):
         sr = f"{rne.removesuffix('_rne')}_sr"
-        if sr in table.index and table.loc[sr, "ppl_gain"] < table.loc[rne, "ppl_gain"] - 1:
+        if sr in perplexity and perplexity[sr] < 0.99 * perplexity[rne]:
             said.append(
                 f"Stochastic rounding of the *stored* weight brings "
                 f"{_code(rne.removesuffix('_stored_rne'))} from perplexity "
-                f"{table.loc[rne, 'perplexity']:.1f} to {table.loc[sr, 'perplexity']:.1f}."
+                f"{perplexity[rne]:.1f} to {perplexity[sr]:.1f}."
             )
     return said
 
