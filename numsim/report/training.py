@@ -241,13 +241,18 @@ def training_files(path: Path) -> dict[str, bytes]:
     return {"report.md": page.encode()} | {name: figure.png for name, figure in drawn.items()}
 
 
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     steps = curves.groupby(["recipe", "seed"])["step"].max()
     seeds = sorted(curves["seed"].dropna().unique())
+    seen = "Perplexity" if curves["test_perplexity"].notna().any() else "Accuracy"
     lines = [
-        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {len(seeds)} seeds, "
+        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
         f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
-        "- Accuracy and loss are of unseen data after the last step; ± is the standard deviation "
+        f"- {seen} and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
         "- Gradients lost: share of the non-zero elements that become 0 in the operands of dgrad.",
     ]
@@ -393,7 +398,8 @@ def _draw(axes: Axes, values: pd.Series) -> None:
         by_seed = values.loc[name].unstack("seed").sort_index()
         x, mean = by_seed.index.to_numpy(float), by_seed.mean(axis=1).to_numpy()
         spread = by_seed.std(axis=1, ddof=1).fillna(0.0).to_numpy()
-        axes.plot(x, mean, label=name, linewidth=1.6, **style)
+        alone = "o" if len(x) == 1 else ""  # a line of one point cannot be seen
+        axes.plot(x, mean, label=name, linewidth=1.6, marker=alone, **style)
         if np.any(spread > 0):
             axes.fill_between(
                 x, mean - spread, mean + spread, color=style["color"], alpha=0.08, linewidth=0
