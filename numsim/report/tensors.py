@@ -190,6 +190,10 @@ def _panel(axes: Any, row: Any) -> None:
 
 
 def _moved(parameters: pd.DataFrame) -> Drawn:
+    # Of a recipe that stores parameters, the stored ones: biases stay float32 and always move.
+    stored = parameters["limit"].notna()
+    stores = stored.groupby(parameters["recipe"]).transform("any")
+    parameters = parameters[stored | ~stores]
     values = 100 * parameters.groupby(["recipe", "step"], sort=False)["moved_rate"].mean()
     figure = _canvas(8.4, 3.6)
     axes = figure.subplots()
@@ -202,11 +206,13 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
         )  # fmt: skip
     axes.set_xlabel("step")
     axes.set_ylabel("values or codes that moved (%)")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("symlog", linthresh=0.1)  # 0 is a stall
+    axes.set_ylim(0, 130)
+    axes.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return _png(
         figure,
-        "Share of a parameter's values, or of its codes where it is stored in a format, that an "
-        "update changes: mean over parameters and seeds. Near 0 while the loss is high: a stall.",
+        "Share of values that an update changes; where a recipe stores parameters in a format, of "
+        "their codes. Mean over parameters and seeds. Near 0 while the loss is high: a stall.",
     )

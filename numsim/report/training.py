@@ -26,6 +26,7 @@ NUMBERS = (
 )  # fmt: skip
 REFERENCE = "float32"
 SMOOTH = 10  # steps whose losses a drawn point averages
+WORSE = 1.2  # times the loss of float32 on unseen data: beyond, a recipe suffers
 LEARNED = 0.9  # of the first training loss: a run that ends above it has not learned
 COST = 2.0  # points of accuracy that are worth a sentence
 CLEAR = 2.0  # standard errors from which a difference is called one
@@ -132,8 +133,9 @@ def findings(table: pd.DataFrame) -> list[str]:
     if not table.loc[REFERENCE, "learned"]:
         return ["`float32` itself has hardly learned: too few steps to compare formats."]
     said = []
+    most = WORSE * table.loc[REFERENCE, "loss"]
     for recipe, row in table.iterrows():
-        if row["lost"] >= 30 and row["gain"] >= -COST:
+        if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
                 f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
                 f"suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
@@ -256,6 +258,8 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
         "- Gradients lost: share of the non-zero elements that become 0 in the operands of dgrad.",
     ]
+    if len(seeds) == 1:
+        lines.append("- One seed has no spread: differences of a few points may be chance.")
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
             values = ", ".join(_code(value) for value in dict.fromkeys(curves[name]) if value)

@@ -96,6 +96,12 @@ def test_one_seed_has_no_spread_and_small_differences_no_sentence(tmp_path):
     assert "nan" not in summary_text(path)
 
 
+def test_a_loss_that_suffers_is_no_small_cost(tmp_path):
+    path = file_of(tmp_path, rows("float32", [0.92]), rows("int8", [0.92], lost=65, loss=0.7))
+    assert findings(summary(read_curves(path))) == []
+    assert "- One seed has no spread" in training_files(path)["report.md"].decode()
+
+
 def test_without_float32_nothing_is_compared(tmp_path):
     path = file_of(tmp_path, rows("int8", [0.92], lost=65), rows("fp8_stored_rne", [0.5]))
     assert findings(summary(read_curves(path))) == []
