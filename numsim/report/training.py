@@ -133,7 +133,8 @@ def findings(table: pd.DataFrame) -> list[str]:
     if not table.loc[REFERENCE, "learned"]:
         return ["`float32` itself has hardly learned: too few steps to compare formats."]
     said = []
-    most = WORSE * table.loc[REFERENCE, "loss"]
+    losses: dict[str, float] = {str(name): row["loss"] for name, row in table.iterrows()}
+    most = WORSE * losses[REFERENCE]
     for recipe, row in table.iterrows():
         if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
