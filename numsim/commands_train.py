@@ -99,12 +99,19 @@ def train(
                 watched.unlink(missing_ok=True)  # of the curves that were here before
     except KeyboardInterrupt:
         kept = f"{len(rows)} rows are in {out}" if rows else "no run had ended"
-        typer.echo(f"\nnumsim: interrupted; {kept}", err=True)
+        more = "" if checkpoint is None else "; the same command with --resume goes on"
+        typer.echo(f"\nnumsim: interrupted; {kept}{more}", err=True)
         sys.exit(130)
     finally:
         tell.close()
     typer.echo(summary_text(out))
     typer.echo(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
+    if not failed and all(row["test_loss"] == "" for row in rows):
+        typer.echo(
+            "nothing was scored: every message is trained on; give --test FILE, or a column split "
+            "whose rows other than train are unseen",
+            err=True,
+        )
     for message in failed:
         typer.echo(f"numsim: run failed: {message}", err=True)
     if failed:

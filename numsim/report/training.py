@@ -91,15 +91,15 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for recipe in dict.fromkeys(curves["recipe"]):
         runs = last.loc[recipe] if recipe in last.index.get_level_values(0) else last.iloc[:0]
-        accuracy = 100 * runs["test_accuracy"]
+        own, accuracy = curves[curves["recipe"] == recipe], 100 * runs["test_accuracy"]
         row = {
-            "seeds": len(runs), "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
+            "seeds": own["seed"].nunique(), "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
             "loss": runs["test_loss"].mean(), "loss_sd": runs["test_loss"].std(ddof=1),
             "perplexity": runs["test_perplexity"].mean(),
             "perplexity_sd": runs["test_perplexity"].std(ddof=1),
             "gain": math.nan, "gain_stderr": math.nan,
             "ppl_gain": math.nan, "ppl_gain_stderr": math.nan,
-            "learned": _fell(curves[curves["recipe"] == recipe]),
+            "learned": _fell(own),
             "lost": 100 * sums.loc[recipe, "grad_lost"] / sums.loc[recipe, "grad_elements"]
             if sums.loc[recipe, "grad_elements"] else math.nan,
         }  # fmt: skip
