@@ -93,7 +93,8 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         runs = last.loc[recipe] if recipe in last.index.get_level_values(0) else last.iloc[:0]
         own, accuracy = curves[curves["recipe"] == recipe], 100 * runs["test_accuracy"]
         row = {
-            "seeds": own["seed"].nunique(), "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
+            "seeds": own["seed"].nunique(),
+            "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
             "loss": runs["test_loss"].mean(), "loss_sd": runs["test_loss"].std(ddof=1),
             "perplexity": runs["test_perplexity"].mean(),
             "perplexity_sd": runs["test_perplexity"].std(ddof=1),

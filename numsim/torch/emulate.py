@@ -176,7 +176,8 @@ def emulate(module: Module, recipe: Recipe | str | None, *, strict: bool = True)
     ``.input`` and ``.recurrent``, of several layers or directions ``.l0.input``,
     ``.l0_reverse.input``; attention ``.in_proj`` (``.q_proj``, ``.k_proj``, ``.v_proj`` where
     queries, keys and values are not one tensor), ``.qk`` and ``.pv``; scaled_dot_product_attention
-    those two under the name of the module that calls it.
+    those two under the name of the module that calls it. `pointwise` of a rule reaches what numsim
+    computes: the cells (``.cell``) and the softmax of attention (``.softmax``).
 
     Parameters
     ----------
