@@ -59,7 +59,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
     every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
     watch: Annotated[
-        int | None, typer.Option(help="Watch tensors each so many steps: *.tensors.csv.")
+        int | None,
+        typer.Option(help="Watch tensors each so many steps (*.tensors.csv); report draws them."),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
     out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
@@ -80,6 +81,7 @@ def train(
     )  # fmt: skip
     check(plan)
     check_writable(out)
+    watched = out.with_suffix(".tensors.csv")
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     try:
@@ -92,15 +94,24 @@ def train(
             write_csv(out, rows, CURVE_COLUMNS)
             if tensors:
                 columns = ("recipe", "seed", *TENSOR_COLUMNS)
-                write_csv(out.with_suffix(".tensors.csv"), tensors, columns)
+                write_csv(watched, tensors, columns)
+            else:
+                watched.unlink(missing_ok=True)  # of the curves that were here before
     except KeyboardInterrupt:
         kept = f"{len(rows)} rows are in {out}" if rows else "no run had ended"
-        typer.echo(f"\nnumsim: interrupted; {kept}", err=True)
+        more = "" if checkpoint is None else "; the same command with --resume goes on"
+        typer.echo(f"\nnumsim: interrupted; {kept}{more}", err=True)
         sys.exit(130)
     finally:
         tell.close()
     typer.echo(summary_text(out))
     typer.echo(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
+    if not failed and all(row["test_loss"] == "" for row in rows):
+        typer.echo(
+            "nothing was scored: every message is trained on; give --test FILE, or a column split "
+            "whose rows other than train are unseen",
+            err=True,
+        )
     for message in failed:
         typer.echo(f"numsim: run failed: {message}", err=True)
     if failed:

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-WRITES = {"stall.py": "pages", "worked_example.py": "page.md"}  # elsewhere than in reports/
+# Arguments for a short run that writes elsewhere than in reports/.
+WRITES = {
+    "stall.py": ["pages"], "worked_example.py": ["page.md"],
+    "training_pages.py": ["classifier", "pages", "1", "2"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_example(path, capsys, monkeypatch, tmp_path):
-    own = [str(tmp_path / WRITES[path.name])] if path.name in WRITES else []
-    monkeypatch.setattr(sys, "argv", [str(path), *own])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), *WRITES.get(path.name, [])])
     code = None
     try:
         runpy.run_path(str(path), run_name="__main__")

@@ -182,7 +182,8 @@ def layer_products(a: Arch, layer: int, *, cross: bool) -> Iterator[Product]:
         yield from _mlp(a, "shared.", a.moe.shared)
 
 
-def _layer_norms(a: Arch, *, cross: bool) -> dict[str, int]:
+def layer_norms(a: Arch, *, cross: bool) -> dict[str, int]:
+    """Return the norms of a layer and their widths."""
     norms = {"attn_norm": a.hidden}
     if a.residual == "sandwich":
         norms["attn_post_norm"] = norms["mlp_post_norm"] = a.hidden
@@ -220,7 +221,7 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     for stack in stacks(a):
         for i in range(stack.layers):
             layer = f"{stack.prefix}layers.{i}"
-            for name, size in _layer_norms(a, cross=stack.cross).items():
+            for name, size in layer_norms(a, cross=stack.cross).items():
                 norm(f"{layer}.{name}", size)
             for product in layer_products(a, i, cross=stack.cross):
                 if product.shape is not None:

@@ -16,6 +16,7 @@ from numsim.nn.layers import (
     RMSNorm,
     Sequential,
     param_shapes,
+    pointwise_names,
     product_names,
 )
 from numsim.nn.losses import loss
@@ -28,5 +29,6 @@ from numsim.nn.tape import Tape
 __all__ = [
     "GRU", "LSTM", "Activation", "Attention", "Conv1d", "Conv2d", "Embedding", "Flatten", "Last",
     "LayerNorm", "Linear", "Mean", "Network", "RMSNorm", "Sequential", "Tape", "backward",
-    "forward", "from_model", "hadamard", "init", "loss", "param_shapes", "product_names",
+    "forward", "from_model", "hadamard", "init", "loss", "param_shapes",
+    "pointwise_names", "product_names",
 ]  # fmt: skip

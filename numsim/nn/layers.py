@@ -336,6 +336,36 @@ def product_names(layer: Any, prefix: str = "") -> tuple[str, ...]:
     return ()
 
 
+@known_floats
+def pointwise_names(layer: Any, prefix: str = "") -> tuple[str, ...]:
+    """Return the names of the operations between products whose results a rule may store.
+
+    An activation or norm has the name of the layer, the cell of an LSTM or GRU ``.cell``, attention
+    ``.softmax``; a network of `from_model` ``layers.0.attn_norm``, ``.act``, ``.softmax``. Sums of
+    residuals, biases outside of a cell, rotary positions and the loss are not among them.
+
+    Examples
+    --------
+    >>> pointwise_names(Sequential(lstm=LSTM(4, 8), last=Last(), act=Activation("relu")))
+    ('lstm.cell', 'act')
+    """
+    if isinstance(layer, Sequential):
+        return tuple(
+            operation
+            for name, part in layer.layers
+            for operation in pointwise_names(part, f"{prefix}{name}.")
+        )
+    if isinstance(layer, LSTM | GRU):
+        return (f"{prefix}cell",)
+    if isinstance(layer, Attention):
+        return (f"{prefix}softmax",)
+    if isinstance(layer, Activation | LayerNorm | RMSNorm):
+        return (prefix.removesuffix("."),)
+    if hasattr(layer, "arch"):
+        return tuple(prefix + name for name in layer.between())
+    return ()
+
+
 def describe(layer: Any) -> str:
     """Return a layer as one line that decides its numbers."""
     if isinstance(layer, Sequential):

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.models import Model
-from numsim.models.arch import Arch, Moe, Stack, gemm_names, has_experts, stacks, tensor_shapes
+from numsim.models.arch import (
+    Arch,
+    Moe,
+    Stack,
+    gemm_names,
+    has_experts,
+    layer_norms,
+    stacks,
+    tensor_shapes,
+)
 from numsim.models.blocks import route
 from numsim.models.checks import check_positions
 from numsim.models.config import At
@@ -55,6 +64,10 @@ class Network:
     def products(self) -> tuple[str, ...]:
         """Return the names of the matrix products."""
         return gemm_names(self.arch)
+
+    def between(self) -> tuple[str, ...]:
+        """Return the names of norms, activation functions and softmax."""
+        return _between(self.arch)
 
     def run(self, r: Recorder, inputs: list[Any]) -> tuple[int, ...]:
         """Record a pass."""
@@ -163,11 +176,31 @@ def _linear(r: Recorder, name: str, x: int, *, bias: bool) -> int:
 def _norm(r: Recorder, a: Arch, name: str, x: int, kind: str = "", eps: float | None = None) -> int:
     kind, eps = kind or a.norm, a.norm_eps if eps is None else eps
     if kind == "layer":
-        return ops.layer_norm(r, x, r.param(f"{name}.weight"), r.param(f"{name}.bias"), eps=eps)
-    if kind == "layer_plain":
-        return ops.layer_norm(r, x, None, None, eps=eps)
-    offset = 1.0 if kind == "rms_plus_one" else 0.0
-    return ops.rms_norm(r, x, r.param(f"{name}.weight"), eps=eps, offset=offset)
+        y = ops.layer_norm(r, x, r.param(f"{name}.weight"), r.param(f"{name}.bias"), eps=eps)
+    elif kind == "layer_plain":
+        y = ops.layer_norm(r, x, None, None, eps=eps)
+    else:
+        offset = 1.0 if kind == "rms_plus_one" else 0.0
+        y = ops.rms_norm(r, x, r.param(f"{name}.weight"), eps=eps, offset=offset)
+    return ops.stored(r, name, y)
+
+
+def _between(a: Arch) -> tuple[str, ...]:
+    """Return the names of the operations between products, in no order that matters."""
+    names = ["embed_norm"] if a.embed_norm else []
+    for stack in stacks(a):
+        for i in range(stack.layers):
+            layer = f"{stack.prefix}layers.{i}"
+            names += [f"{layer}.{norm}" for norm in layer_norms(a, cross=stack.cross)]
+            names += [f"{layer}.softmax"] + [f"{layer}.cross_softmax"] * stack.cross
+            if a.moe is None or not has_experts(a, i):
+                names.append(f"{layer}.act")
+                continue
+            names += [f"{layer}.router.scores"]
+            names += [f"{layer}.experts.{e}.act" for e in range(a.moe.experts)]
+            names += [f"{layer}.shared.act"] * bool(a.moe.shared)
+        names += [f"{stack.prefix}final_norm"] * a.final_norm
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -262,11 +295,11 @@ def _cross_attention(r: Recorder, p: _Pass, layer: str, x: int) -> int:
 def _mlp(r: Recorder, a: Arch, name: str, x: int) -> int:
     if a.gated:
         gate = _linear(r, f"{name}.gate_proj", x, bias=a.mlp_bias)
-        middle = ops.activation(r, gate, a.activation)
+        middle = ops.stored(r, f"{name}.act", ops.activation(r, gate, a.activation))
         middle = ops.multiply(r, middle, _linear(r, f"{name}.up_proj", x, bias=a.mlp_bias))
     else:
         up = _linear(r, f"{name}.up_proj", x, bias=a.mlp_bias)
-        middle = ops.activation(r, up, a.activation)
+        middle = ops.stored(r, f"{name}.act", ops.activation(r, up, a.activation))
     return _linear(r, f"{name}.down_proj", middle, bias=a.mlp_bias)
 
 
@@ -281,7 +314,7 @@ def _mixture(r: Recorder, a: Arch, layer: str, x: int, moe: Moe) -> int:
         if soft
         else (ops.activation(r, logits, "sigmoid"))
     )
-    scores = ops.reshape(r, scores, -1, moe.experts)
+    scores = ops.stored(r, f"{layer}.router.scores", ops.reshape(r, scores, -1, moe.experts))
     fixed = r.array(r.param(f"{layer}.router.correction")) if moe.correction else None
     chosen, _ = route(r.array(logits), moe, fixed)  # [R, k]
     every = np.arange(len(chosen))[:, None]

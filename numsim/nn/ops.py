@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from numsim.kernels import backward as slopes
 from numsim.kernels import vector, vector_act, vector_rotary
 from numsim.models.config import At
-from numsim.nn.products import Context, backward_product, forward_product
+from numsim.nn.products import Context, backward_product, clipped, forward_product
 from numsim.nn.tape import Recorder
 
 Array = NDArray[Any]
@@ -39,6 +39,23 @@ def product(r: Recorder, name: str, x: int, w: int) -> int:
     else:
         y, saved = forward_product(r.context, name, left, right)
     return r.apply(_product_back, (x, w), y, saved, right.shape)
+
+
+def _stored_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
+    return (g if saved[0] is None else clipped(g, *saved),)
+
+
+def stored(r: Recorder, name: str, x: int) -> int:
+    """Return x, the result of the operation `name`, as its rule stores it; x where none does.
+
+    Gradients pass straight through.
+    """
+    rule = r.context.pointwise(name)
+    if rule is None:
+        return x
+    q = r.context.keep(rule, name, "y", r.array(x))
+    saved = (r.array(x), q) if rule.clip_gradient else (None,)
+    return r.apply(_stored_back, (x,), q.dequantize(), *saved)
 
 
 def add(r: Recorder, x: int, y: int) -> int:
@@ -386,7 +403,7 @@ def attend_with_weights(
         scores, scale = softcap(r, scores, scale=scale, cap=cap), 1.0
     if bias is not None and r.values[bias].ndim == 4:
         bias = reshape(r, bias, batch * heads, steps, seen)
-    weights = softmax(r, scores, scale=scale, bias=bias, **mask)
+    weights = stored(r, f"{name}softmax", softmax(r, scores, scale=scale, bias=bias, **mask))
     if dropout is not None:
         weights = multiply(r, weights, dropout)
     flat = reshape(r, weights, batch, groups, heads // groups * steps, seen)

@@ -37,7 +37,9 @@ class Context:
 
     `rules` gives the rule of a product by name, None: float64. `step` counts updates, for random
     bits. `scaling` keeps delayed scales by product and tensor; a pass reads and extends it.
-    `watch` is called with (product, tensor, values, stored) for every quantised operand.
+    `watch` is called with (product, tensor, values, stored) for every quantised operand, and for
+    every result of an operation between products that is stored in a format; `between` gives the
+    rule of such an operation by name.
     """
 
     dtype: Any = np.float64
@@ -46,6 +48,29 @@ class Context:
     step: int = 0
     scaling: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
+    between: Callable[[str], Any] | None = None
+
+    def pointwise(self, name: str) -> Any:
+        """Return the rule of an operation between products; None: its result is not stored."""
+        return None if self.between is None else self.between(name)
+
+    def keep(self, rule: Any, name: str, tensor: str, values: Array, *at: int) -> QTensor:
+        """Return the result of an operation between products as `rule` stores it.
+
+        `at` tells apart the results of one name and tensor in a pass, for random bits.
+        """
+        quant = as_quant(rule.pointwise)
+        how: dict[str, Any] = {}
+        if quant.rounding == "sr":
+            how["seed"] = stream_key(self.seed, name, tensor, *at, self.step)
+        try:
+            q: QTensor = quantize(values, quant, axis=-1, **how)
+        except NumsimError as error:
+            kind = NumsimError if np.isfinite(values).all() else NotFiniteError
+            raise kind(f"step {self.step}, the result of {name} ({tensor}): {error}") from None
+        if self.watch is not None and quant != RAW:
+            self.watch(name, tensor, values, q)
+        return q
 
     def rule(self, name: str) -> Any:
         """Return the rule of a product, checked; None in float64."""
@@ -273,11 +298,11 @@ def backward_product(
         right = operands.get("w", one.weights, -2)
         dx = _multiply(operands.get("g", one.activations, -1), right, one)
         if rule.clip_gradient:
-            dx = _clipped(dx, kept.sources["x"], operands.get("x", rule.forward.activations, -1))
+            dx = clipped(dx, kept.sources["x"], operands.get("x", rule.forward.activations, -1))
     if weights:
         dw = _weight_gradient(operands)
         if rule.clip_gradient:
-            dw = _clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
+            dw = clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
     return dx, dw
 
 
@@ -306,7 +331,7 @@ def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
     return np.asarray(y, np.float32)
 
 
-def _clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
+def clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
     """Return a gradient with 0 where storage saturated the value."""
     values = source.dequantize() if isinstance(source, QTensor) else source
     scale = (

@@ -1,7 +1,8 @@
 """LSTM and GRU over all steps: one input product, one recurrent product a step.
 
 Both weight gradients are one product over all steps each. Gates, states and biases are float32
-(float64 without a recipe), each operation rounded once.
+(float64 without a recipe), each operation rounded once, or to the format of the cell's rule
+(`rounded_cells`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from numsim.kernels import backward as cells
 from numsim.kernels import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
-from numsim.nn import fused
+from numsim.nn import fused, rounded_cells
 from numsim.nn.products import Context, Operands, backward_product, forward_product
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
@@ -62,7 +63,8 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
     name = f"{prefix}recurrent"
-    one_call = fused.forward(c, name, weight_h, codes)
+    rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
+    one_call = fused.forward(c, name, weight_h, codes) if rounded is None else None
     done = 0
     if one_call is not None:
         done = kernel.lstm_forward(
@@ -76,10 +78,11 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
             recurrent.append(saved)
             before_h[:, t], before_c[:, t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
-            cells.lstm_cell(
-                xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h,
-                0, batch,
-            )  # fmt: skip
+            each = (xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h)
+            if rounded is None:
+                cells.lstm_cell(*each, 0, batch)
+            else:
+                rounded_cells.lstm_cell(rounded, t, *each)
             h[:, t], last_h, last_c = new_h, new_h, new_c
     kept = (
         saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
@@ -189,15 +192,18 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
     name = f"{prefix}recurrent"
     step = fused.forward_step(c, name, weight_h, codes)
+    rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
     with _threads(batch, weight_h):
         for t in range(steps):
             hw, saved = _forward(c, name, step, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t] = last_h
             new_h = np.empty_like(last_h)
-            cells.gru_cell(
-                xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h, 0, batch
-            )
+            each = (xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h)
+            if rounded is None:
+                cells.gru_cell(*each, 0, batch)
+            else:
+                rounded_cells.gru_cell(rounded, t, *each)
             h[:, t], last_h = new_h, new_h
     kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params), codes)
     return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)

@@ -52,6 +52,7 @@ def forward(
     watch
         Called with (product, tensor, values, stored) for each operand that a recipe quantises;
         ``x`` the input, ``w`` the weight, ``g`` the gradient; ``xT`` ... quantised along rows.
+        Also for each result of an operation between products that a rule stores (`pointwise`).
 
     Returns
     -------
@@ -87,6 +88,7 @@ def forward(
         int(step),
         {} if scaling is None else scaling,
         watch,
+        getattr(recipe, "pointwise", None),
     )
     check_params(layer, params)
     r = Recorder(context, params)
@@ -289,7 +291,8 @@ def _layer_norm(
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, layer.width)
     weight, bias = r.param(f"{prefix}weight"), r.param(f"{prefix}bias")
-    return (ops.layer_norm(r, x, weight, bias, eps=layer.eps),)
+    y = ops.layer_norm(r, x, weight, bias, eps=layer.eps)
+    return (ops.stored(r, prefix.removesuffix("."), y),)
 
 
 def _rms_norm(
@@ -297,7 +300,8 @@ def _rms_norm(
 ) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, layer.width)
-    return (ops.rms_norm(r, x, r.param(f"{prefix}weight"), eps=layer.eps),)
+    y = ops.rms_norm(r, x, r.param(f"{prefix}weight"), eps=layer.eps)
+    return (ops.stored(r, prefix.removesuffix("."), y),)
 
 
 def _attention(
@@ -353,7 +357,8 @@ def _activation(
 ) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     name = "gelu_new" if layer.name == "gelu_tanh" else layer.name
-    return (ops.activation(r, _float(r, layer, inputs, 0), name),)
+    y = ops.activation(r, _float(r, layer, inputs, 0), name)
+    return (ops.stored(r, prefix.removesuffix("."), y),)
 
 
 def _last(r: Recorder, layer: layers.Last, prefix: str, inputs: list[Any]) -> tuple[int, ...]:

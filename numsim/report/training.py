@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from numsim.errors import NumsimError
 from numsim.report.figures import STYLE, Drawn, _canvas, _png
-from numsim.report.page import _table
+from numsim.report.page import _code, _table
+from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
 NUMBERS = (
@@ -25,6 +26,8 @@ NUMBERS = (
 )  # fmt: skip
 REFERENCE = "float32"
 SMOOTH = 10  # steps whose losses a drawn point averages
+WORSE = 1.2  # times the loss of float32 on unseen data: beyond, a recipe suffers
+LEARNED = 0.9  # of the first training loss: a run that ends above it has not learned
 COST = 2.0  # points of accuracy that are worth a sentence
 CLEAR = 2.0  # standard errors from which a difference is called one
 
@@ -78,8 +81,9 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each recipe: means over seeds, and differences paired by seed.
 
     Columns: seeds; accuracy, accuracy_sd (%); loss (of unseen data), loss_sd; gain, gain_stderr
-    (points of accuracy over float32, paired by seed); lost (% of the non-zero elements of
-    gradients that became 0 in the operands of dgrad).
+    (points of accuracy over float32, paired by seed); ppl_gain, ppl_gain_stderr (% of perplexity
+    over that of float32, paired by seed); learned (whether the training loss fell); lost (% of the
+    non-zero elements of gradients that became 0 in the operands of dgrad).
     """
     tested = curves[curves["test_loss"].notna()]
     last = tested.sort_values("step").groupby(["recipe", "seed"], sort=False).last()
@@ -87,13 +91,16 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for recipe in dict.fromkeys(curves["recipe"]):
         runs = last.loc[recipe] if recipe in last.index.get_level_values(0) else last.iloc[:0]
-        accuracy = 100 * runs["test_accuracy"]
+        own, accuracy = curves[curves["recipe"] == recipe], 100 * runs["test_accuracy"]
         row = {
-            "seeds": len(runs), "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
+            "seeds": own["seed"].nunique(),
+            "accuracy": accuracy.mean(), "accuracy_sd": accuracy.std(ddof=1),
             "loss": runs["test_loss"].mean(), "loss_sd": runs["test_loss"].std(ddof=1),
             "perplexity": runs["test_perplexity"].mean(),
             "perplexity_sd": runs["test_perplexity"].std(ddof=1),
             "gain": math.nan, "gain_stderr": math.nan,
+            "ppl_gain": math.nan, "ppl_gain_stderr": math.nan,
+            "learned": _fell(own),
             "lost": 100 * sums.loc[recipe, "grad_lost"] / sums.loc[recipe, "grad_elements"]
             if sums.loc[recipe, "grad_elements"] else math.nan,
         }  # fmt: skip
@@ -101,15 +108,36 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
             gains = (accuracy - 100 * last.loc[REFERENCE]["test_accuracy"]).dropna()
             row["gain"] = gains.mean()
             row["gain_stderr"] = gains.std(ddof=1) / math.sqrt(max(len(gains), 1))
+            ratio = runs["test_perplexity"] / last.loc[REFERENCE]["test_perplexity"]
+            percent = 100 * (ratio - 1).dropna()
+            row["ppl_gain"] = percent.mean()
+            row["ppl_gain_stderr"] = percent.std(ddof=1) / math.sqrt(max(len(percent), 1))
         rows[recipe] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def _fell(runs: pd.DataFrame) -> bool:
+    """Return whether the training loss at the end is clearly below that at the beginning."""
+    steps = runs["step"].max()
+    width = min(SMOOTH, max(int(steps) // 2, 1)) if steps == steps else 1
+    first = runs.loc[runs["step"] <= width, "loss"].mean()
+    final = runs.loc[runs["step"] > steps - width, "loss"].mean()
+    return bool(final < LEARNED * first)
+
+
 def findings(table: pd.DataFrame) -> list[str]:
     """Return what the table says, a sentence each; nothing that its numbers do not show."""
+    if table["perplexity"].notna().any():
+        return _language_findings(table)
+    if REFERENCE not in table.index:
+        return []
+    if not table.loc[REFERENCE, "learned"]:
+        return ["`float32` itself has hardly learned: too few steps to compare formats."]
     said = []
+    losses: dict[str, float] = {str(name): row["loss"] for name, row in table.iterrows()}
+    most = WORSE * losses[REFERENCE]
     for recipe, row in table.iterrows():
-        if row["lost"] >= 30 and row["gain"] >= -COST:
+        if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
                 f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
                 f"suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
@@ -130,7 +158,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         )
     for rne, sr in pairs:
         back = table.loc[sr, "accuracy"] - table.loc[rne, "accuracy"]
-        if back > 0:
+        if back > COST:
             said.append(
                 f"Stochastic rounding gives {back:.1f} of them back to "
                 f"{_code(str(rne).removesuffix('_stored_rne'))} "
@@ -146,13 +174,39 @@ def findings(table: pd.DataFrame) -> list[str]:
     return said
 
 
+def _language_findings(table: pd.DataFrame) -> list[str]:
+    """Return sentences on perplexity: what costs more than one percent, and what SR gives back."""
+    said = []
+    for recipe, row in table.iterrows():
+        change = row["ppl_gain"]
+        text = _pair(change, row["ppl_gain_stderr"], "+.1f")
+        if row["lost"] >= 30 and change < 1:
+            said.append(
+                f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
+                f"suffers: its perplexity differs from that of `float32` by {text} %."
+            )
+        elif change >= 1 and not change < CLEAR * row["ppl_gain_stderr"]:
+            said.append(f"{_code(recipe)} costs {text} % of perplexity.")
+    perplexity: dict[str, float] = {str(name): row["perplexity"] for name, row in table.iterrows()}
+    for rne in (name for name in perplexity if name.endswith("_stored_rne")):
+        sr = f"{rne.removesuffix('_rne')}_sr"
+        if sr in perplexity and perplexity[sr] < 0.99 * perplexity[rne]:
+            said.append(
+                f"Stochastic rounding of the *stored* weight brings "
+                f"{_code(rne.removesuffix('_stored_rne'))} from perplexity "
+                f"{perplexity[rne]:.1f} to {perplexity[sr]:.1f}."
+            )
+    return said
+
+
 def summary_text(path: Path) -> str:
     """Return the table of a CSV file of curves as text of at most 80 columns."""
     table = summary(read_curves(path))
     table.index = [" ".join(str(name).split()) for name in table.index]
     width = max(len("recipe"), *(len(name) for name in table.index))
     perplexity = bool(table["perplexity"].notna().any())
-    heads = ("ppl" if perplexity else "acc %", "loss", "vs float32", "grad lost %")
+    over = "vs float32 %" if perplexity else "vs float32"
+    heads = ("ppl" if perplexity else "acc %", "loss", over, "grad lost %")
     lines = [
         f"{'recipe':<{width}} {'n':>2} {heads[0]:>12} {heads[1]:>13} {heads[2]:>12} {heads[3]:>11}"
     ]
@@ -160,7 +214,7 @@ def summary_text(path: Path) -> str:
         cells = (
             _main(row, perplexity=perplexity),
             _pair(row["loss"], row["loss_sd"], ".3f"),
-            _pair(row["gain"], row["gain_stderr"], "+.1f"),
+            _pair(*_gain(row, perplexity=perplexity), "+.1f"),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
         )
         lines.append(
@@ -176,26 +230,38 @@ def training_files(path: Path) -> dict[str, bytes]:
     table = summary(curves)
     drawn = draw_curves(curves)
     lines = ["# Training by number format", "", *_about(curves, path), ""]
+    watched = read_tensors(path, set(curves["recipe"]))
     said = findings(table)
     if said:
         lines += ["## What the table says", "", *(f"- {sentence}" for sentence in said), ""]
     lines += ["## Results", "", *_results(table)]
     for name, figure in drawn.items():
         lines += [f"![{name.removesuffix('.png')}]({name})", "", f"*{figure.caption}*", ""]
+    if watched is not None:
+        more = draw_tensors(watched)
+        lines += tensor_lines(watched, more)
+        drawn |= more
     page = "\n".join(lines).rstrip("\n") + "\n"
     return {"report.md": page.encode()} | {name: figure.png for name, figure in drawn.items()}
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     steps = curves.groupby(["recipe", "seed"])["step"].max()
     seeds = sorted(curves["seed"].dropna().unique())
+    seen = "Perplexity" if curves["test_perplexity"].notna().any() else "Accuracy"
     lines = [
-        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {len(seeds)} seeds, "
+        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
         f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
-        "- Accuracy and loss are of unseen data after the last step; ± is the standard deviation "
+        f"- {seen} and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
         "- Gradients lost: share of the non-zero elements that become 0 in the operands of dgrad.",
     ]
+    if len(seeds) == 1:
+        lines.append("- One seed has no spread: differences of a few points may be chance.")
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
             values = ", ".join(_code(value) for value in dict.fromkeys(curves[name]) if value)
@@ -228,16 +294,6 @@ def _main(row: Any, *, perplexity: bool) -> str:
     return _pair(row["accuracy"], row["accuracy_sd"], ".1f")
 
 
-def _code(name: object) -> str:
-    """Return a name as Markdown code, whatever it holds.
-
-    >>> _code("q3.4"), _code("a`b")
-    ('`q3.4`', '`` a`b ``')
-    """
-    text = " ".join(str(name).split())
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
 def _plain(text: object) -> str:
     r"""Return a sentence as Markdown that shows it, on one line.
 
@@ -248,19 +304,26 @@ def _plain(text: object) -> str:
     return line.replace("*", "\\*").replace("`", "\\`").replace("[", "\\[")
 
 
+def _gain(row: Any, *, perplexity: bool) -> tuple[float, float]:
+    """Return the difference from float32 and its standard error: points, or % of perplexity."""
+    kind = "ppl_gain" if perplexity else "gain"
+    return row[kind], row[f"{kind}_stderr"]
+
+
 def _results(table: pd.DataFrame) -> list[str]:
     language = bool(table["perplexity"].notna().any())
     heads = [
         "recipe", "seeds", "perplexity" if language else "accuracy %", "loss",
-        "vs float32, points", "gradients lost %",
+        "vs float32, %" if language else "vs float32, points", "gradients lost %",
     ]  # fmt: skip
     body = []
     for recipe, row in table.iterrows():
-        same = abs(row["gain"]) < CLEAR * row["gain_stderr"]
+        gain, stderr = _gain(row, perplexity=language)
+        same = abs(gain) < CLEAR * stderr
         body.append([
             _code(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
             _pair(row["loss"], row["loss_sd"], ".3f"),
-            _pair(row["gain"], row["gain_stderr"], "+.1f") + (" (no difference)" if same else ""),
+            _pair(gain, stderr, "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
         ])  # fmt: skip
     return _table(heads, "lrrrrr", body)
@@ -273,7 +336,9 @@ def draw_curves(curves: pd.DataFrame) -> dict[str, Drawn]:
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         drawn["loss.png"] = _loss(curves)
-        if curves["test_accuracy"].notna().any():
+        if curves["test_perplexity"].notna().any():
+            drawn["perplexity.png"] = _perplexity(curves)
+        elif curves["test_accuracy"].notna().any():
             drawn["accuracy.png"] = _accuracy(curves)
     return drawn
 
@@ -309,6 +374,20 @@ def _accuracy(curves: pd.DataFrame) -> Drawn:
     )
 
 
+def _perplexity(curves: pd.DataFrame) -> Drawn:
+    tested = curves[curves["test_perplexity"].notna()].assign(at=curves["step"])
+    values = tested.groupby(["recipe", "at", "seed"], sort=False)["test_perplexity"].mean()
+    figure, axes = _axes("step", "perplexity of unseen text")
+    _draw(axes, values)
+    if values.max() > 10 * values.min():
+        axes.set_yscale("log")
+    _legend(figure, axes)
+    return _png(
+        figure,
+        "Perplexity of unseen text: mean over seeds, and the band of one standard deviation.",
+    )
+
+
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = _canvas(8.4, 4.2)
     axes = figure.subplots()
@@ -325,7 +404,8 @@ def _draw(axes: Axes, values: pd.Series) -> None:
         by_seed = values.loc[name].unstack("seed").sort_index()
         x, mean = by_seed.index.to_numpy(float), by_seed.mean(axis=1).to_numpy()
         spread = by_seed.std(axis=1, ddof=1).fillna(0.0).to_numpy()
-        axes.plot(x, mean, label=name, linewidth=1.6, **style)
+        alone = "o" if len(x) == 1 else ""  # a line of one point cannot be seen
+        axes.plot(x, mean, label=name, linewidth=1.6, marker=alone, **style)
         if np.any(spread > 0):
             axes.fill_between(
                 x, mean - spread, mean + spread, color=style["color"], alpha=0.08, linewidth=0

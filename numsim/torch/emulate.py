@@ -155,7 +155,7 @@ def _check_recipe(recipe: Any, products: list[str], names: list[str]) -> None:
         context.rule(name)  # a rule for it, that its unit can compute
     dots = [f"{name}." if name else "" for name in names]
     for glob, _ in recipe.rules:
-        inner = (f"{dot}{end}" for dot in dots for end in ("qk", "pv"))
+        inner = (f"{dot}{end}" for dot in dots for end in ("qk", "pv", "softmax", "cell"))
         if names and not any(fnmatchcase(name, glob) for name in (*products, *inner)):
             raise NumsimError(
                 f"numsim.torch.emulate: every glob must name a product; {glob!r} matches none of "
@@ -176,7 +176,8 @@ def emulate(module: Module, recipe: Recipe | str | None, *, strict: bool = True)
     ``.input`` and ``.recurrent``, of several layers or directions ``.l0.input``,
     ``.l0_reverse.input``; attention ``.in_proj`` (``.q_proj``, ``.k_proj``, ``.v_proj`` where
     queries, keys and values are not one tensor), ``.qk`` and ``.pv``; scaled_dot_product_attention
-    those two under the name of the module that calls it.
+    those two under the name of the module that calls it. `pointwise` of a rule reaches what numsim
+    computes: the cells (``.cell``) and the softmax of attention (``.softmax``).
 
     Parameters
     ----------

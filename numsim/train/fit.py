@@ -186,7 +186,8 @@ def fit(
     if recipe is not None:
         names = nn.product_names(layer)
         if names:
-            recipe.resolve(names)  # a glob without a product is an error before any work
+            # A glob without a product is an error before any work.
+            recipe.resolve(names, nn.pointwise_names(layer))
             for name in names:
                 check_rule(name, recipe.rule(name))
         if recipe.storage is not None:

@@ -44,6 +44,11 @@ class Rule:
         wgrad; 0: none.
     clip_gradient
         True: no gradient where storage saturated the value. False: straight through.
+    pointwise : Quant or name or None
+        The result of each operation between products is stored in this format, its gradient as
+        above: activation functions, norms, the softmax of attention, and every operation inside
+        of an LSTM or GRU cell (`numsim.nn.pointwise_names`). Blocks lie along the last axis.
+        None: float32.
 
     Raises
     ------
@@ -64,6 +69,7 @@ class Rule:
     gradient_scale: float = 1.0
     hadamard: int = 0
     clip_gradient: bool = False
+    pointwise: Quant | str | None = None
 
     def __post_init__(self) -> None:
         for name in PRODUCTS:
@@ -93,6 +99,11 @@ class Rule:
         size = self.hadamard
         if not is_integer(size) or size < 0 or size & (size - 1):
             raise NumsimError(f"train.Rule: hadamard is 0 or a power of two; got {size!r}")
+        if self.pointwise is not None:
+            try:
+                object.__setattr__(self, "pointwise", as_quant(self.pointwise))
+            except NumsimError as error:
+                raise NumsimError(f"train.Rule: pointwise: {error}") from None
 
 
 @known_floats
@@ -159,22 +170,39 @@ class Recipe:
             'a general first one: ("*", Rule())'
         )
 
-    def resolve(self, names: Iterable[str]) -> Recipe:
-        """Return the recipe with one rule for each of `names`.
+    def pointwise(self, name: str) -> Rule | None:
+        """Return the rule of an operation between products; None: its result stays float32."""
+        for glob, rule in reversed(self.rules):
+            if fnmatchcase(name, glob):
+                return None if rule.pointwise is None else rule
+        return None
+
+    def resolve(self, names: Iterable[str], pointwise: Iterable[str] = ()) -> Recipe:
+        """Return the recipe with one rule for each of `names`, and of `pointwise` that has one.
 
         Raises
         ------
         NumsimError
-            A product without a rule, or a glob without a product.
+            A product without a rule, a glob without a product or operation, or `pointwise` in
+            rules that name no operation between products.
         """
-        known = tuple(names)
+        known, between = tuple(names), tuple(pointwise)
         for glob, _ in self.rules:
-            if not any(fnmatchcase(name, glob) for name in known):
+            if not any(fnmatchcase(name, glob) for name in (*known, *between)):
                 raise NumsimError(
                     f"train.Recipe: every glob must name a product; {glob!r} matches none of "
-                    f"{', '.join(known[:8])}{near_names(glob, known)}"
+                    f"{', '.join(known[:8])}{near_names(glob, (*known, *between))}"
                 )
-        return Recipe(tuple((name, self.rule(name)) for name in known), self.seed, self.storage)
+        asked = any(rule.pointwise is not None for _, rule in self.rules)
+        if between and asked and not any(map(self.pointwise, between)):
+            raise NumsimError(
+                "train.Recipe: no rule with pointwise names an operation between products; those "
+                f"are {', '.join(between[:8])}"
+            )
+        rules = [(name, self.rule(name)) for name in known]
+        found = ((name, self.pointwise(name)) for name in between if name not in known)
+        rules += [(name, rule) for name, rule in found if rule is not None]
+        return Recipe(tuple(rules), self.seed, self.storage)
 
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe."""
@@ -190,7 +218,7 @@ class Recipe:
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, source, gradient_scale, hadamard, clip_gradient,
-        delayed, and the tables forward, dgrad and wgrad as `numsim.Recipe` has them.
+        pointwise, delayed, and the tables forward, dgrad and wgrad as `numsim.Recipe` has them.
 
         Lines ``seed = N`` and ``storage = ...`` may stand before them. All three products must be
         there.
@@ -258,6 +286,7 @@ def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
             row["delayed"] = DelayedScaling(**row["delayed"])
         except TypeError as error:
             raise NumsimError(f"delayed has the fields of DelayedScaling; {error}") from None
+    row["pointwise"] = _quant(row.get("pointwise"))
     return glob, Rule(**row)
 
 
@@ -272,6 +301,8 @@ def _text(glob: str, rule: Rule) -> str:
         value = getattr(rule, name)
         if value != getattr(plain, name):
             lines.append(f"{name} = {inline_toml(value)}")
+    if rule.pointwise is not None:
+        lines.append(f"pointwise = {_quant_text(as_quant(rule.pointwise))}")
     if rule.delayed is not None:
         delayed = {f.name: getattr(rule.delayed, f.name) for f in fields(rule.delayed)}
         lines.append(f"delayed = {inline_toml(delayed)}")

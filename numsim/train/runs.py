@@ -186,11 +186,13 @@ def runs(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[Outcome]:
     check(plan)
     todo = cases(plan)
     shared = _prepare(plan)
-    products = nn.product_names(shared[0] if plan.language else classifier())
+    layer = shared[0] if plan.language else classifier()
+    products = nn.product_names(layer)
     for name in plan.names():
-        recipe = find_recipe(name, target=plan.target, seed=0).resolve(products)
-        for product, rule in recipe.rules:
-            check_rule(product, rule)
+        recipe = find_recipe(name, target=plan.target, seed=0)
+        recipe = recipe.resolve(products, nn.pointwise_names(layer))
+        for product in products:
+            check_rule(product, recipe.rule(product))
     if plan.jobs == 1 or len(todo) == 1:
         for name, seed in todo:
             yield run(plan, name, seed, shared, tell)

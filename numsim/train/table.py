@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
@@ -91,7 +91,8 @@ def recipe(name: str, *, target: str | Target | None = None, **changes: Any) -> 
         A product of float32 operands keeps ``ideal.fp32``.
     changes
         Fields of `Rule` (``source``, ``gradient_scale``, ``hadamard``, ``clip_gradient``,
-        ``delayed``), of `Recipe` (``seed``, ``storage``), or ``out_format`` of all products.
+        ``delayed``, ``pointwise``), of `Recipe` (``seed``, ``storage``), or ``out_format`` of all
+        products.
 
     Raises
     ------
@@ -125,12 +126,12 @@ def recipe(name: str, *, target: str | Target | None = None, **changes: Any) -> 
     make = _products(target, out_format)
     rule = Rule(forward=make(x, w), dgrad=make(g, w), wgrad=make(g, x), **entry)
     own: dict[str, Any] = {key: changes.pop(key) for key in ("seed", "storage") if key in changes}
-    unknown = sorted(set(changes) - {"source", "gradient_scale", "hadamard", "clip_gradient",
-                                     "delayed", *("forward", "dgrad", "wgrad")})  # fmt: skip
+    known = tuple(f.name for f in fields(Rule))
+    unknown = sorted(set(changes) - set(known))
     if unknown:
         raise NumsimError(
-            f"train.recipe: {unknown[0]} is no field of a Rule or Recipe; they have source, "
-            "gradient_scale, hadamard, clip_gradient, delayed, forward, dgrad, wgrad, seed, storage"
+            f"train.recipe: {unknown[0]} is no field of a Rule or Recipe; they have "
+            f"{', '.join(known)}, seed, storage"
         )
     return Recipe((("*", replace(rule, **changes)),), **({"storage": storage} | own))
 

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 # Columns of `Fit.tensors`: rates are shares of all elements, underflow of the non-zero ones.
 TENSOR_COLUMNS = (
     "step", "name", "role", "format", "amax", "saturation_rate", "underflow_rate", "zero_rate",
-    "moved_rate", "smallest", "limit",
+    "moved_rate", "smallest", "limit", "histogram",
 )  # fmt: skip
 
 
@@ -66,6 +66,19 @@ def _is_zero(q: QTensor) -> NDArray[np.bool_]:
     return np.asarray(decode(q.codes, f) == 0)
 
 
+def histogram(values: Array) -> str:
+    """Return how many elements have a magnitude from 2^e to below 2^(e + 1), for each such e.
+
+    Zeros and values that are not finite are left out.
+
+    >>> histogram(np.array([0.0, 0.75, -0.5, 3.0]))
+    '2^-1:2 2^1:1'
+    """
+    live = np.abs(values[np.isfinite(values) & (values != 0)])
+    found, counts = np.unique(np.frexp(live)[1] - 1, return_counts=True)
+    return " ".join(f"2^{e}:{n}" for e, n in zip(found.tolist(), counts.tolist(), strict=True))
+
+
 def limits(f: Format) -> tuple[float, float]:
     """Return the smallest positive and the largest value of a format."""
     return float(f.min_subnormal), float(f.max)
@@ -75,7 +88,8 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
     """Return the row of a tensor: its amax, what storage clips and turns to zero.
 
     Saturated: beyond the largest value of the format under its scale. `smallest` and `limit` are
-    the least positive and the largest value that the stored scale reaches, for histograms.
+    the least positive and the largest value that the stored scale reaches, for the histogram of
+    the values before they are stored.
     """
     size = max(values.size, 1)
     magnitude = np.abs(values)
@@ -92,7 +106,7 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
     return (
         step, name, role, q.fmt.name, amax, beyond / size, lost,
         int(np.count_nonzero(zero)) / size, float("nan"),
-        least * float(np.min(scale)), most * float(np.max(scale)),
+        least * float(np.min(scale)), most * float(np.max(scale)), histogram(values),
     )  # fmt: skip
 
 
@@ -117,5 +131,8 @@ def moved(step: int, before: dict[str, Any], after: dict[str, Any]) -> list[tupl
         amax = float(np.abs(values).max(initial=0.0))
         zero = float(np.count_nonzero(values == 0) / max(values.size, 1))
         kind = values.dtype.name
-        rows.append((step, name, "parameter", kind, amax, 0.0, 0.0, zero, float(changed), nan, nan))
+        rows.append((
+            step, name, "parameter", kind, amax, 0.0, 0.0, zero, float(changed), nan, nan,
+            histogram(values),
+        ))  # fmt: skip
     return rows

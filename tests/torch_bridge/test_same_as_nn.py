@@ -316,3 +316,16 @@ def test_no_gradient_twice():
     (g,) = torch.autograd.grad(own(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         g.sum().backward()
+
+
+def test_a_cell_in_a_format_is_that_of_nn():
+    plain = train.recipe("fp8_hybrid").rules[0][1]
+    inside = train.Recipe((("*", plain), ("cell", train.Rule(pointwise="bfloat16"))))
+    own = torch.nn.LSTM(3, 4, batch_first=True)
+    x = torch.randn(2, 5, 3)
+    before = bridge.emulate(copy.deepcopy(own), "fp8_hybrid")(x)[0]
+    params = {name[:-3]: p.detach().numpy() for name, p in own.state_dict().items()}
+    (want, _, _), _ = nn.forward(nn.LSTM(3, 4), params, x.numpy(), recipe=inside)
+    got = bridge.emulate(own, inside)(x)[0]
+    same_bits(got, want)
+    assert not torch.equal(got, before)

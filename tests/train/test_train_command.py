@@ -44,6 +44,8 @@ def test_rows_of_recipes_and_seeds(here):
     ]
     assert [r["test_loss"] != "" for r in found[:3]] == [False, True, True]
     assert {r["recipe"] for r in table("curves.tensors.csv")} == {"float32", "int8"}
+    assert run(*SMALL, "--recipes", "float32").exit_code == 0
+    assert not (here / "curves.tensors.csv").exists()  # they were of the curves before
 
 
 def test_every_recipe_has_a_checkpoint_of_its_own_and_resumes(here):
@@ -127,3 +129,14 @@ def test_wrong_input_is_one_sentence_before_any_file_is_written(here, more):
     said = str(made.exception)
     assert "\n" not in said
     assert sorted(here.iterdir()) == before
+
+
+def test_messages_that_are_all_trained_on_are_said_to_be_unscored(here):
+    alone = [{k: row[k] for k in ("label", "text")} for row in MESSAGES]
+    (here / "alone.jsonl").write_text("\n".join(map(json.dumps, alone)))
+    made = run("--data", "alone.jsonl", "--steps", "2", "--batch", "4", "--recipes", "float32")
+    assert made.exit_code == 0, made.output
+    assert "nothing was scored" in made.output
+    assert "float32  1" in made.output
+    scored = run(*SMALL, "--recipes", "float32")
+    assert "nothing was scored" not in scored.output

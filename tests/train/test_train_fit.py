@@ -369,10 +369,10 @@ def test_watched_tensors_by_hand():
     q = ns.quantize(np.array([-8.0, 8.0, 0.01, 0.0, 7.9375], F32), "q3.4")
     row = describe(3, "n", "x", np.array([-8.0, 8.0, 0.01, 0.0, 7.9375], F32), q)
     assert row[:8] == (3, "n", "x", "q3.4", 8.0, 1 / 5, 1 / 4, 2 / 5)
-    assert row[9:] == (0.0625, 7.9375)
+    assert row[9:] == (0.0625, 7.9375, "2^-7:1 2^2:1 2^3:2")
     a = ns.QTensor.from_codes(np.array([1, 2, 3], np.int8), "int8", scale=F32(1))
     b = ns.QTensor.from_codes(np.array([1, 2, 4], np.int8), "int8", scale=F32(1.5))
-    ((*_, share, _, _),) = moved(1, {"w": a}, {"w": b})
+    ((*_, share, _, _, _),) = moved(1, {"w": a}, {"w": b})
     assert share == pytest.approx(1 / 3)  # codes, not the values that a new scale changes
 
 

@@ -14,6 +14,7 @@ from numsim.report.training import (
     training_files,
 )  # fmt: skip
 from numsim.train.runs import CURVE_COLUMNS, write_csv
+from numsim.train.watch import TENSOR_COLUMNS
 
 
 def rows(recipe, accuracies, *, loss=0.5, lost=0, perplexity="", error=""):
@@ -95,9 +96,87 @@ def test_one_seed_has_no_spread_and_small_differences_no_sentence(tmp_path):
     assert "nan" not in summary_text(path)
 
 
+def test_a_loss_that_suffers_is_no_small_cost(tmp_path):
+    path = file_of(tmp_path, rows("float32", [0.92]), rows("int8", [0.92], lost=65, loss=0.7))
+    assert findings(summary(read_curves(path))) == []
+    assert "- One seed has no spread" in training_files(path)["report.md"].decode()
+
+
 def test_without_float32_nothing_is_compared(tmp_path):
     path = file_of(tmp_path, rows("int8", [0.92], lost=65), rows("fp8_stored_rne", [0.5]))
     assert findings(summary(read_curves(path))) == []
+
+
+def test_a_reference_that_has_not_learned_compares_nothing(tmp_path):
+    flat = rows("float32", [0.5]), rows("int8", [0.5], lost=65)
+    for row in flat[0]:
+        row["loss"] = 0.69
+    said = findings(summary(read_curves(file_of(tmp_path, *flat))))
+    assert said == ["`float32` itself has hardly learned: too few steps to compare formats."]
+
+
+def test_the_sentences_on_perplexity_say_what_the_table_shows(tmp_path):
+    path = file_of(
+        tmp_path, rows("float32", [0.3, 0.3], perplexity=20.0),
+        rows("int8", [0.3, 0.3], perplexity=20.1, lost=65),
+        rows("fp8_hybrid", [0.3, 0.3], perplexity=20.1, lost=1),
+        rows("fp8_stored_rne", [0.2, 0.2], perplexity=25.0),
+        rows("fp8_stored_sr", [0.3, 0.3], perplexity=21.0),
+    )  # fmt: skip
+    said = findings(summary(read_curves(path)))
+    assert said == [
+        "`int8` loses 65 % of its gradient elements and hardly suffers: its perplexity differs "
+        "from that of `float32` by +0.5 ± 0.0 %.",
+        "`fp8_stored_rne` costs +25.0 ± 0.0 % of perplexity.",
+        "`fp8_stored_sr` costs +5.0 ± 0.0 % of perplexity.",
+        "Stochastic rounding of the *stored* weight brings `fp8` from perplexity 25.0 to 21.0.",
+    ]
+    assert set(training_files(path)) == {"report.md", "loss.png", "perplexity.png"}
+
+
+TENSORS = ("recipe", "seed", *TENSOR_COLUMNS)
+
+
+def tensor(recipe, step, name, role, fmt="int8", *, lost=0.0, moved=math.nan, bins="2^-3:5 2^0:1"):
+    edges = (math.nan, math.nan) if fmt == "float32" else (2.0**-4, 8.0)
+    rates = (0.0, lost, lost, moved)
+    values = (recipe, 0, step, name, role, fmt, 1.5, *rates, *edges, bins)
+    return dict(zip(TENSORS, values, strict=True))
+
+
+def test_watched_tensors_are_drawn_with_the_one_that_loses_most(tmp_path):
+    path = file_of(tmp_path, rows("float32", [0.9]), rows("int8", [0.9]), rows("a|b", [0.9]))
+    made = [
+        tensor("int8", 1, "head", "g", lost=0.9), tensor("int8", 2, "head", "g", lost=0.25),
+        tensor("int8", 2, "lstm", "g", lost=0.5), tensor("int8", 2, "lstm", "gT", lost=0.8),
+        tensor("int8", 2, "cell", "tanh", lost=0.1), tensor("int8", 2, "head", "x", bins=""),
+        tensor("int8", 2, "w", "parameter", "float32", moved=0.75),
+        tensor("int8", 1, "w", "parameter", "float32", moved=0.5),
+        tensor("a|b", 2, "head", "w"), tensor("gone", 2, "head", "x"),
+    ]  # fmt: skip
+    write_csv(path.with_suffix(".tensors.csv"), made, TENSORS)
+    files = training_files(path)
+    assert set(files) == {"report.md", "loss.png", "accuracy.png", "tensors.png", "moved.png"}
+    page = files["report.md"].decode()
+    assert "| `int8` | gradient | `lstm` | `int8` | 1.5 | 0.00 | 50.00 | 50.00 |  |" in page
+    assert "| `int8` | inside | `cell tanh` | `int8` | 1.5 | 0.00 | 10.00 | 10.00 |  |" in page
+    assert "| `int8` | parameter | `w` | `float32` | 1.5 | 0.00 | 0.00 | 0.00 | 75.00 |" in page
+    assert "gone" not in page
+    assert "nan" not in page
+    assert training_files(path) == files
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"histogram": "2^-3=5"}, "a histogram is written"), ({"amax": "x"}, "column amax"),
+    (None, "no column histogram"),
+])  # fmt: skip
+def test_files_that_are_no_tensors(tmp_path, change, said):
+    path = file_of(tmp_path, rows("int8", [0.9]))
+    row = tensor("int8", 2, "head", "g") | (change or {})
+    columns = TENSORS if change else TENSORS[:-1]
+    write_csv(path.with_suffix(".tensors.csv"), [{k: row[k] for k in columns}], columns)
+    with pytest.raises(NumsimError, match=said):
+        training_files(path)
 
 
 def test_networks_are_judged_by_perplexity(tmp_path):
