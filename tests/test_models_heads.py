@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from numsim import nn
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
-from numsim.models import Recipe, load_model, load_text_tools
+from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.models.families import FAMILIES
 from numsim.models.run import _last
 from numsim.quant import Quant
@@ -76,17 +77,105 @@ def test_the_trunk_of_a_family_is_its_language_model_without_the_head(tmp_path, 
         for k, v in stored.items()
         if k not in heads
     }
-    if whole.arch.embed_dim:
-        save_file(trunk, tmp_path / "model.safetensors")
-        with pytest.raises(UnsupportedError, match="word_embed_proj_dim"):
-            load_model(tmp_path)
-        return
     for extra in ({}, heads):
         save_file(trunk | extra, tmp_path / "model.safetensors")
         run = load_model(tmp_path).run([5, 1, 7])
         want = whole.run([5, 1, 7])
+        states = list(want.hidden_states)
+        if whole.arch.embed_dim:  # OPTModel returns what its projection gives
+            states[-1] = states[-1] @ whole.tensors["project_out.weight"].T.astype(np.float64)
         assert run.logits.shape == (1, 3, 0)
-        assert all(map(np.array_equal, run.hidden_states, want.hidden_states))
+        assert all(map(np.array_equal, run.hidden_states[:-1], states[:-1]))
+        assert np.allclose(run.hidden_states[-1], states[-1], rtol=1e-13, atol=1e-13)
+
+
+def opt_by_hand(t, ids, heads, *, before):
+    """Return the last hidden state of an OPTModel, by the formulas of transformers, in float64."""
+    w = {k: v.astype(np.float64) for k, v in t.items()}
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdims=True)
+        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return centred / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    steps = len(ids)
+    x = linear("decoder.project_in", w["decoder.embed_tokens.weight"][ids])
+    x = x + w["decoder.embed_positions.weight"][2 : 2 + steps]
+    for i in range(len([k for k in w if k.endswith("fc1.weight")])):
+        layer = f"decoder.layers.{i}"
+        y = norm(f"{layer}.self_attn_layer_norm", x) if before else x
+        q, k, v = (
+            linear(f"{layer}.self_attn.{p}_proj", y).reshape(steps, heads, -1).swapaxes(0, 1)
+            for p in "qkv"
+        )
+        scores = (q / np.sqrt(q.shape[-1])) @ k.swapaxes(1, 2)
+        scores = np.where(np.tri(steps, dtype=bool), scores, -np.inf)
+        soft = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (soft / soft.sum(-1, keepdims=True)) @ v
+        x = x + linear(f"{layer}.self_attn.out_proj", mixed.swapaxes(0, 1).reshape(steps, -1))
+        x = x if before else norm(f"{layer}.self_attn_layer_norm", x)
+        y = norm(f"{layer}.final_layer_norm", x) if before else x
+        x = x + linear(f"{layer}.fc2", np.maximum(linear(f"{layer}.fc1", y), 0))
+        x = x if before else norm(f"{layer}.final_layer_norm", x)
+    x = norm("decoder.final_layer_norm", x) if before else x
+    return linear("decoder.project_out", x)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_trunk_of_opt_350m_ends_with_its_projection(tmp_path, before):
+    """The width of its embedding is not that of its layers; opt-350m has norms after each part."""
+    r = np.random.default_rng(7)
+    h, width, inner, vocab = 12, 8, 20, 30
+    t = {
+        "embed_tokens.weight": r.normal(size=(vocab, width)),
+        "embed_positions.weight": r.normal(size=(18, h)),
+        "project_in.weight": r.normal(size=(h, width)),
+        "project_out.weight": r.normal(size=(width, h)),
+    }
+    for i in range(2):
+        for name in ("q", "k", "v", "out"):
+            t[f"layers.{i}.self_attn.{name}_proj.weight"] = r.normal(size=(h, h)) / 3
+            t[f"layers.{i}.self_attn.{name}_proj.bias"] = r.normal(size=h)
+        t[f"layers.{i}.fc1.weight"] = r.normal(size=(inner, h))
+        t[f"layers.{i}.fc2.weight"] = r.normal(size=(h, inner))
+        t[f"layers.{i}.fc1.bias"] = r.normal(size=inner)
+        t[f"layers.{i}.fc2.bias"] = r.normal(size=h)
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            t[f"layers.{i}.{name}.weight"] = r.normal(size=h)
+            t[f"layers.{i}.{name}.bias"] = r.normal(size=h)
+    if before:
+        t["final_layer_norm.weight"], t["final_layer_norm.bias"] = r.normal(size=(2, h))
+    t = {f"decoder.{k}": np.ascontiguousarray(v, np.float32) for k, v in t.items()}
+    save_file(t, tmp_path / "model.safetensors")
+    config = {
+        "model_type": "opt", "architectures": ["OPTModel"], "vocab_size": vocab, "hidden_size": h,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "ffn_dim": inner,
+        "max_position_embeddings": 16, "word_embed_proj_dim": width,
+        "do_layer_norm_before": before, "_remove_final_layer_norm": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, ids = load_model(tmp_path), [5, 1, 7, 29, 0]
+    want = opt_by_hand(t, ids, 3, before=before)
+    run = model.run(ids)
+    assert model.gemm_names()[-1] == "project_out"
+    assert [s.shape for s in run.hidden_states] == [(1, 5, h), (1, 5, h), (1, 5, width)]
+    assert np.allclose(run.hidden_states[-1][0], want, rtol=1e-11, atol=1e-11)
+    layer, params = nn.from_model(model)
+    wide = {k: v.astype(np.float64) for k, v in params.items()}
+    assert np.array_equal(nn.forward(layer, wide, np.array([ids]))[0], run.hidden_states[-1])
+    rules = ("*", Rule()), ("project_out", Rule("int8", "int8", target="ideal.int"))
+    last = model.run(ids, Recipe(rules))
+    assert 0 < np.abs(last.hidden_states[-1][0] - want).max() < 0.2 * np.abs(want).max()
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(4, 6))
+    rows = sweep(
+        {"model": tmp_path, "text": tmp_path / "ids.npy", "formats": ["int8"],
+         "targets": ["ideal.int"], "granularities": ["per_tensor"]}
+    )  # fmt: skip
+    whole = rows[rows.layer == "all"]
+    assert 0.9 < whole.embedding_cosine.item() < 1
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"t5"}))

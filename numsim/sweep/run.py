@@ -337,7 +337,8 @@ def run_reference(
 ) -> Reference:
     """Run the float64 reference over all windows."""
     count, length = inputs.tokens.shape
-    hidden, head, labels = model.arch.hidden, model.arch.head, model.arch.labels
+    head, labels = model.arch.head, model.arch.labels
+    hidden = model.arch.hidden if head or labels else model.arch.embed_dim or model.arch.hidden
     scored = length - 1 if head else min(labels, 1)
     reference = Reference(
         inputs,
