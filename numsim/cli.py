@@ -204,7 +204,10 @@ def sweep(
     ] = None,
     ignore_keys: Annotated[
         str | None,
-        typer.Option(help="Keys of config.json to read over, comma separated; results name them."),
+        typer.Option(
+            help="Keys of config.json to read over, comma separated; results name them. "
+            "rope_scaling.attn_factor=vllm: as vLLM reads it."
+        ),
     ] = None,
     memory_limit: Annotated[
         str | None,

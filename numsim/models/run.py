@@ -76,7 +76,7 @@ class Model:
     cache: OperandCache
     places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
-    ignored_keys: tuple[str, ...] = ()  # of config.json: set aside by `ignore_keys`
+    ignored_keys: tuple[str, ...] = ()  # of config.json: as `ignore_keys` asked
     folder: Path | None = None  # that it was read from
 
     def __repr__(self) -> str:

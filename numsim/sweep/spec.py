@@ -66,7 +66,8 @@ class SweepSpec(BaseModel):
         What begins each window: ``bos``, the begin-of-text token; ``eos``, the end-of-text token,
         where config.json names no other; ``none``, the text itself.
     ignore_keys
-        Keys of config.json to read over, as in `load_model`; the results name them.
+        Keys of config.json to read over, or to read as another program does, as in `load_model`;
+        the results name them.
     seed
         Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
         it.
