@@ -135,7 +135,8 @@ def sweep(
         Path | None,
         typer.Option(
             help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
-            "tokens]; T5 reads half of each window and is scored on the rest; default: the "
+            "tokens]; of an encoder or classifier .jsonl too, a text or a pair in each line; T5 "
+            "reads half of each window and is scored on the rest; default: the "
             "bundled course."
         ),
     ] = None,

@@ -17,7 +17,7 @@ from numsim.models.run import _last
 from numsim.quant import Quant
 from numsim.screen import sweep_table
 from numsim.sweep import sweep
-from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.inputs import Inputs, json_texts, read_inputs
 from numsim.sweep.run import _answers
 from numsim.sweep.spec import SweepSpec
 
@@ -369,3 +369,89 @@ def test_a_limit_keeps_the_sentences_that_fit_it_exactly(tmp_path):
     for limit, rows in ((1, 1), (first, 1), (both - 1, 1), (both, 2), (both + 1, 2), (9999, 3)):
         spec = SweepSpec(window=30, limit_tokens=int(limit))
         assert len(read_inputs(load_model(folder).arch, tools, spec, TEXT).tokens) == rows
+
+
+def pairs_of(name, into):
+    """Return a folder whose tokenizer joins pairs as BERT's: w0 A w1 B w1, B and its end are 1."""
+    folder = folder_of(name, into)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="w0 $A w1", pair="w0:0 $A:0 w1:0 $B:1 w1:1", special_tokens=[("w0", 0), ("w1", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_pair_of_texts_is_read_together_with_its_segments(tmp_path):
+    folder = pairs_of("bert_classifier", tmp_path)
+    model, tools = load_model(folder), load_text_tools(folder)
+    given = tools.batch([("w4 w5", "w6"), "w7", ["w8", "w9 w10 w11"]], 7)
+    tokens = [[0, 6, 7, 1, 8, 1, 0], [0, 9, 1, 0, 0, 0, 0], [0, 10, 1, 11, 12, 13, 1]]
+    assert given["tokens"].tolist() == tokens
+    assert given["attention_mask"].sum(axis=1).tolist() == [6, 3, 7]
+    assert given["token_type_ids"].tolist() == [
+        [0, 0, 0, 0, 1, 1, 0], [0] * 7, [0, 0, 0, 1, 1, 1, 1],
+    ]  # fmt: skip
+    run = model.run(**given)
+    alone = model.run([0, 6, 7, 1, 8, 1], token_type_ids=[[0, 0, 0, 0, 1, 1]])
+    assert np.allclose(run.logits[0], alone.logits[0], rtol=1e-12, atol=1e-12)
+    one_text = model.run([0, 6, 7, 1, 8, 1]).logits
+    assert not np.allclose(alone.logits, one_text, rtol=1e-3)  # segments decide numbers
+    cut = tools.batch([("w4 w5 w6 w7", "w8")], 6)["tokens"]
+    assert cut.tolist() == [[0, 6, 7, 1, 10, 1]]  # the longer one, first
+    for bad in ("w4 w5", [], [("a", "b", "c")], [("a", 3)], [3], 3, None):
+        with pytest.raises(NumsimError, match=r"list of texts, or of pairs .*one pair is \[\("):
+            tools.batch(bad)
+
+
+def test_segments_are_given_only_where_network_and_tokenizer_have_them(tmp_path):
+    folder = pairs_of("mistral_classifier", tmp_path)
+    assert sorted(load_text_tools(folder).batch([("w4", "w5")])) == ["attention_mask", "tokens"]
+    folder = pairs_of("bert_classifier", tmp_path)
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    assert "token_type_ids" not in load_text_tools(folder).batch([("w4", "w5")])
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "token_type_ids" in load_text_tools(folder).batch([("w4", "w5")])
+
+
+@pytest.mark.parametrize("name", ["bert_classifier", "mistral_classifier", "llama_trunk"])
+def test_a_sweep_reads_pairs_of_texts_from_json_lines(name, tmp_path):
+    folder = pairs_of(name, tmp_path)
+    lines = (
+        '{"query": "w4 w5", "passage": "w6 w7", "label": "no", "text": "w9"}\n\n'
+        '{"id": 3, "text": "w7", "text_pair": "w8"}\n["w8", "w9"]\n{"text": "w10"}\r\n"w11"\n'
+    )
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines, encoding="utf-8-sig")
+    model, tools = load_model(folder), load_text_tools(folder)
+    inputs = read_inputs(model.arch, tools, SweepSpec(text=path), path.read_text())
+    given = tools.batch([("w4 w5", "w6 w7"), ("w7", "w8"), ("w8", "w9"), "w10", "w11"])
+    assert np.array_equal(inputs.keep, given["attention_mask"].astype(bool))
+    assert np.array_equal(inputs.tokens[inputs.keep], given["tokens"][inputs.keep])
+    if name == "bert_classifier":
+        assert np.array_equal(inputs.types, given["token_type_ids"])
+        got = inputs.run(model, slice(1, 3), None, []).logits
+        given = {key: value[1:3, :5] for key, value in given.items()}
+        assert np.array_equal(got, model.run(**given).logits)
+    rows = sweep({
+        "model": folder, "text": path, "formats": ["int8"], "granularities": ["per_tensor"],
+        "targets": ["ideal.int"], "batch": 2,
+    })  # fmt: skip
+    assert rows[rows.layer == "all"].tokens.item() == inputs.keep.sum()
+    assert rows[rows.op == "q_proj"].M.iloc[0] == 7 + 5  # the first batch, without padding
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["3", "{}", '["a"]', '["a", "b", "c"]', '["a", 3]', '{"query": "a", "passage": null}',
+     '{"sentence": "a", "label": "b"}', "null"],
+)  # fmt: skip
+def test_a_json_line_that_is_no_text_is_named(tmp_path, line):
+    with pytest.raises(NumsimError, match=r"p\.jsonl, line 2: a line is a text.*rename its fields"):
+        json_texts(f'"w4"\n{line}\n', "p.jsonl")
+
+
+def test_a_json_line_that_is_no_json_is_named():
+    with pytest.raises(NumsimError, match=r"p\.jsonl, line 3: not JSON .*one text or pair a line"):
+        json_texts('"w4"\n\nw5\n', "p.jsonl")

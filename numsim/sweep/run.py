@@ -425,7 +425,7 @@ def _run_case(
         elif model.arch.labels:
             found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
-            found = _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
+            found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
     if all(rule.is_plain for rule in rules.values()):
         found["sqnr_cumulative_db"] = None
     return found

@@ -38,9 +38,11 @@ class SweepSpec(BaseModel):
     model, text
         A Hugging Face folder, ``org/name`` in the hub's local cache or a `Model`, and a UTF-8 file
         or token ids in a ``.npy`` file (for folders without tokenizer.json), an integer array
-        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled
-        ones. Of an encoder-decoder the encoder reads the first half of each window and the decoder
-        is scored on the second, so about half of the ids count as `tokens`.
+        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]; these read a
+        ``.jsonl`` file too, a text or a pair of texts (query and passage of a reranker) in each
+        line: ``{"text": ..., "text_pair": ...}``, ``["...", "..."]`` or ``"..."``. None: the
+        bundled ones. Of an encoder-decoder the encoder reads the first half of each window and the
+        decoder is scored on the second, so about half of the ids count as `tokens`.
     formats
         Element formats of weights and activations (names, TOML files of `numsim.Format`, or
         `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
