@@ -135,7 +135,8 @@ def sweep(
         Path | None,
         typer.Option(
             help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
-            "tokens]; T5 reads half of each window and is scored on the rest; default: the "
+            "tokens]; of an encoder or classifier .jsonl too, a text or a pair in each line; T5 "
+            "reads half of each window and is scored on the rest; default: the "
             "bundled course."
         ),
     ] = None,
@@ -204,7 +205,10 @@ def sweep(
     ] = None,
     ignore_keys: Annotated[
         str | None,
-        typer.Option(help="Keys of config.json to read over, comma separated; results name them."),
+        typer.Option(
+            help="Keys of config.json to read over, comma separated; results name them. "
+            "rope_scaling.attn_factor=vllm: as vLLM reads it."
+        ),
     ] = None,
     memory_limit: Annotated[
         str | None,

@@ -197,10 +197,12 @@ def _notes(
     marks: list[str], records: list[dict[str, Any]], lines: list[str], encoder: bool
 ) -> list[str]:
     """Return what the signs in the table mean."""
-    measure = "cosine" if encoder else "KL"
+    measure, by = "cosine" if encoder else "KL", "token by token"
+    if all(row["perplexity"] is None for row in records):  # an encoder, or a classifier
+        by = "text by text"
     words = {
         "~": f"its {measure} and that of the line above differ by less than two standard errors "
-        f"of their difference, {'sentence by sentence' if encoder else 'token by token'}",
+        f"of their difference, {by}",
         "=": "the same as the line above, to the last bit",
         "?": "not compared with the line above: the losses of its tokens are not beside the file",
     }

@@ -9,14 +9,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from numsim import nn
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
-from numsim.models import Recipe, load_model, load_text_tools
+from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.models.families import FAMILIES
 from numsim.models.run import _last
 from numsim.quant import Quant
 from numsim.screen import sweep_table
 from numsim.sweep import sweep
-from numsim.sweep.inputs import Inputs, read_inputs
+from numsim.sweep.inputs import Inputs, json_texts, read_inputs
 from numsim.sweep.run import _answers
 from numsim.sweep.spec import SweepSpec
 
@@ -76,17 +77,105 @@ def test_the_trunk_of_a_family_is_its_language_model_without_the_head(tmp_path, 
         for k, v in stored.items()
         if k not in heads
     }
-    if whole.arch.embed_dim:
-        save_file(trunk, tmp_path / "model.safetensors")
-        with pytest.raises(UnsupportedError, match="word_embed_proj_dim"):
-            load_model(tmp_path)
-        return
     for extra in ({}, heads):
         save_file(trunk | extra, tmp_path / "model.safetensors")
         run = load_model(tmp_path).run([5, 1, 7])
         want = whole.run([5, 1, 7])
+        states = list(want.hidden_states)
+        if whole.arch.embed_dim:  # OPTModel returns what its projection gives
+            states[-1] = states[-1] @ whole.tensors["project_out.weight"].T.astype(np.float64)
         assert run.logits.shape == (1, 3, 0)
-        assert all(map(np.array_equal, run.hidden_states, want.hidden_states))
+        assert all(map(np.array_equal, run.hidden_states[:-1], states[:-1]))
+        assert np.allclose(run.hidden_states[-1], states[-1], rtol=1e-13, atol=1e-13)
+
+
+def opt_by_hand(t, ids, heads, *, before):
+    """Return the last hidden state of an OPTModel, by the formulas of transformers, in float64."""
+    w = {k: v.astype(np.float64) for k, v in t.items()}
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdims=True)
+        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return centred / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    steps = len(ids)
+    x = linear("decoder.project_in", w["decoder.embed_tokens.weight"][ids])
+    x = x + w["decoder.embed_positions.weight"][2 : 2 + steps]
+    for i in range(len([k for k in w if k.endswith("fc1.weight")])):
+        layer = f"decoder.layers.{i}"
+        y = norm(f"{layer}.self_attn_layer_norm", x) if before else x
+        q, k, v = (
+            linear(f"{layer}.self_attn.{p}_proj", y).reshape(steps, heads, -1).swapaxes(0, 1)
+            for p in "qkv"
+        )
+        scores = (q / np.sqrt(q.shape[-1])) @ k.swapaxes(1, 2)
+        scores = np.where(np.tri(steps, dtype=bool), scores, -np.inf)
+        soft = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (soft / soft.sum(-1, keepdims=True)) @ v
+        x = x + linear(f"{layer}.self_attn.out_proj", mixed.swapaxes(0, 1).reshape(steps, -1))
+        x = x if before else norm(f"{layer}.self_attn_layer_norm", x)
+        y = norm(f"{layer}.final_layer_norm", x) if before else x
+        x = x + linear(f"{layer}.fc2", np.maximum(linear(f"{layer}.fc1", y), 0))
+        x = x if before else norm(f"{layer}.final_layer_norm", x)
+    x = norm("decoder.final_layer_norm", x) if before else x
+    return linear("decoder.project_out", x)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_trunk_of_opt_350m_ends_with_its_projection(tmp_path, before):
+    """The width of its embedding is not that of its layers; opt-350m has norms after each part."""
+    r = np.random.default_rng(7)
+    h, width, inner, vocab = 12, 8, 20, 30
+    t = {
+        "embed_tokens.weight": r.normal(size=(vocab, width)),
+        "embed_positions.weight": r.normal(size=(18, h)),
+        "project_in.weight": r.normal(size=(h, width)),
+        "project_out.weight": r.normal(size=(width, h)),
+    }
+    for i in range(2):
+        for name in ("q", "k", "v", "out"):
+            t[f"layers.{i}.self_attn.{name}_proj.weight"] = r.normal(size=(h, h)) / 3
+            t[f"layers.{i}.self_attn.{name}_proj.bias"] = r.normal(size=h)
+        t[f"layers.{i}.fc1.weight"] = r.normal(size=(inner, h))
+        t[f"layers.{i}.fc2.weight"] = r.normal(size=(h, inner))
+        t[f"layers.{i}.fc1.bias"] = r.normal(size=inner)
+        t[f"layers.{i}.fc2.bias"] = r.normal(size=h)
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            t[f"layers.{i}.{name}.weight"] = r.normal(size=h)
+            t[f"layers.{i}.{name}.bias"] = r.normal(size=h)
+    if before:
+        t["final_layer_norm.weight"], t["final_layer_norm.bias"] = r.normal(size=(2, h))
+    t = {f"decoder.{k}": np.ascontiguousarray(v, np.float32) for k, v in t.items()}
+    save_file(t, tmp_path / "model.safetensors")
+    config = {
+        "model_type": "opt", "architectures": ["OPTModel"], "vocab_size": vocab, "hidden_size": h,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "ffn_dim": inner,
+        "max_position_embeddings": 16, "word_embed_proj_dim": width,
+        "do_layer_norm_before": before, "_remove_final_layer_norm": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, ids = load_model(tmp_path), [5, 1, 7, 29, 0]
+    want = opt_by_hand(t, ids, 3, before=before)
+    run = model.run(ids)
+    assert model.gemm_names()[-1] == "project_out"
+    assert [s.shape for s in run.hidden_states] == [(1, 5, h), (1, 5, h), (1, 5, width)]
+    assert np.allclose(run.hidden_states[-1][0], want, rtol=1e-11, atol=1e-11)
+    layer, params = nn.from_model(model)
+    wide = {k: v.astype(np.float64) for k, v in params.items()}
+    assert np.array_equal(nn.forward(layer, wide, np.array([ids]))[0], run.hidden_states[-1])
+    rules = ("*", Rule()), ("project_out", Rule("int8", "int8", target="ideal.int"))
+    last = model.run(ids, Recipe(rules))
+    assert 0 < np.abs(last.hidden_states[-1][0] - want).max() < 0.2 * np.abs(want).max()
+    np.save(tmp_path / "ids.npy", np.arange(24).reshape(4, 6))
+    rows = sweep(
+        {"model": tmp_path, "text": tmp_path / "ids.npy", "formats": ["int8"],
+         "targets": ["ideal.int"], "granularities": ["per_tensor"]}
+    )  # fmt: skip
+    whole = rows[rows.layer == "all"]
+    assert 0.9 < whole.embedding_cosine.item() < 1
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"t5"}))
@@ -280,3 +369,89 @@ def test_a_limit_keeps_the_sentences_that_fit_it_exactly(tmp_path):
     for limit, rows in ((1, 1), (first, 1), (both - 1, 1), (both, 2), (both + 1, 2), (9999, 3)):
         spec = SweepSpec(window=30, limit_tokens=int(limit))
         assert len(read_inputs(load_model(folder).arch, tools, spec, TEXT).tokens) == rows
+
+
+def pairs_of(name, into):
+    """Return a folder whose tokenizer joins pairs as BERT's: w0 A w1 B w1, B and its end are 1."""
+    folder = folder_of(name, into)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="w0 $A w1", pair="w0:0 $A:0 w1:0 $B:1 w1:1", special_tokens=[("w0", 0), ("w1", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_pair_of_texts_is_read_together_with_its_segments(tmp_path):
+    folder = pairs_of("bert_classifier", tmp_path)
+    model, tools = load_model(folder), load_text_tools(folder)
+    given = tools.batch([("w4 w5", "w6"), "w7", ["w8", "w9 w10 w11"]], 7)
+    tokens = [[0, 6, 7, 1, 8, 1, 0], [0, 9, 1, 0, 0, 0, 0], [0, 10, 1, 11, 12, 13, 1]]
+    assert given["tokens"].tolist() == tokens
+    assert given["attention_mask"].sum(axis=1).tolist() == [6, 3, 7]
+    assert given["token_type_ids"].tolist() == [
+        [0, 0, 0, 0, 1, 1, 0], [0] * 7, [0, 0, 0, 1, 1, 1, 1],
+    ]  # fmt: skip
+    run = model.run(**given)
+    alone = model.run([0, 6, 7, 1, 8, 1], token_type_ids=[[0, 0, 0, 0, 1, 1]])
+    assert np.allclose(run.logits[0], alone.logits[0], rtol=1e-12, atol=1e-12)
+    one_text = model.run([0, 6, 7, 1, 8, 1]).logits
+    assert not np.allclose(alone.logits, one_text, rtol=1e-3)  # segments decide numbers
+    cut = tools.batch([("w4 w5 w6 w7", "w8")], 6)["tokens"]
+    assert cut.tolist() == [[0, 6, 7, 1, 10, 1]]  # the longer one, first
+    for bad in ("w4 w5", [], [("a", "b", "c")], [("a", 3)], [3], 3, None):
+        with pytest.raises(NumsimError, match=r"list of texts, or of pairs .*one pair is \[\("):
+            tools.batch(bad)
+
+
+def test_segments_are_given_only_where_network_and_tokenizer_have_them(tmp_path):
+    folder = pairs_of("mistral_classifier", tmp_path)
+    assert sorted(load_text_tools(folder).batch([("w4", "w5")])) == ["attention_mask", "tokens"]
+    folder = pairs_of("bert_classifier", tmp_path)
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    assert "token_type_ids" not in load_text_tools(folder).batch([("w4", "w5")])
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "token_type_ids" in load_text_tools(folder).batch([("w4", "w5")])
+
+
+@pytest.mark.parametrize("name", ["bert_classifier", "mistral_classifier", "llama_trunk"])
+def test_a_sweep_reads_pairs_of_texts_from_json_lines(name, tmp_path):
+    folder = pairs_of(name, tmp_path)
+    lines = (
+        '{"query": "w4 w5", "passage": "w6 w7", "label": "no", "text": "w9"}\n\n'
+        '{"id": 3, "text": "w7", "text_pair": "w8"}\n["w8", "w9"]\n{"text": "w10"}\r\n"w11"\n'
+    )
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines, encoding="utf-8-sig")
+    model, tools = load_model(folder), load_text_tools(folder)
+    inputs = read_inputs(model.arch, tools, SweepSpec(text=path), path.read_text())
+    given = tools.batch([("w4 w5", "w6 w7"), ("w7", "w8"), ("w8", "w9"), "w10", "w11"])
+    assert np.array_equal(inputs.keep, given["attention_mask"].astype(bool))
+    assert np.array_equal(inputs.tokens[inputs.keep], given["tokens"][inputs.keep])
+    if name == "bert_classifier":
+        assert np.array_equal(inputs.types, given["token_type_ids"])
+        got = inputs.run(model, slice(1, 3), None, []).logits
+        given = {key: value[1:3, :5] for key, value in given.items()}
+        assert np.array_equal(got, model.run(**given).logits)
+    rows = sweep({
+        "model": folder, "text": path, "formats": ["int8"], "granularities": ["per_tensor"],
+        "targets": ["ideal.int"], "batch": 2,
+    })  # fmt: skip
+    assert rows[rows.layer == "all"].tokens.item() == inputs.keep.sum()
+    assert rows[rows.op == "q_proj"].M.iloc[0] == 7 + 5  # the first batch, without padding
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["3", "{}", '["a"]', '["a", "b", "c"]', '["a", 3]', '{"query": "a", "passage": null}',
+     '{"sentence": "a", "label": "b"}', "null"],
+)  # fmt: skip
+def test_a_json_line_that_is_no_text_is_named(tmp_path, line):
+    with pytest.raises(NumsimError, match=r"p\.jsonl, line 2: a line is a text.*rename its fields"):
+        json_texts(f'"w4"\n{line}\n', "p.jsonl")
+
+
+def test_a_json_line_that_is_no_json_is_named():
+    with pytest.raises(NumsimError, match=r"p\.jsonl, line 3: not JSON .*one text or pair a line"):
+        json_texts('"w4"\n\nw5\n', "p.jsonl")

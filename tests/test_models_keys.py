@@ -1,5 +1,6 @@
 """Keys of published configs, packed checkpoints, the hub's cache: accepted, refused, or said."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -153,11 +154,28 @@ def test_attn_factor_has_two_readings_and_one_is_chosen(tmp_path):
     value = yarn_growth(4.0) * 0.5
     with pytest.raises(UnsupportedError, match=r"two readings: transformers .*vLLM multipl") as e:
         load_model(folder)
-    assert f"attention_factor {value!r}" in str(e.value)
-    assert "--ignore-keys rope_scaling.attn_factor" in str(e.value)
+    assert "--ignore-keys rope_scaling.attn_factor or --ignore-keys rope" in str(e.value)
     ignoring = load_model(folder, ignore_keys=["rope_scaling.attn_factor"])
     assert ignoring.arch.rope == plain
     assert ignoring.ignored_keys == ("rope_scaling.attn_factor",)
+    theirs = load_model(folder, ignore_keys="rope_scaling.attn_factor=transformers")
+    assert (theirs.arch, theirs.ignored_keys) == (ignoring.arch, ignoring.ignored_keys)
+    key = "rope_scaling.attn_factor=vllm"
+    with_vllm = load_model(folder, ignore_keys=key.replace("vllm", "vLLM"))
+    assert with_vllm.arch.rope == dataclasses.replace(plain, amplitude=value)
+    assert with_vllm.ignored_keys == (key,)
+    assert load_model(folder, ignore_keys=with_vllm.ignored_keys).arch == with_vllm.arch
+    newer = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attn_factor": 0.5}
+    folder2 = checkpoint(tmp_path, rope_scaling=None, rope_parameters=newer)
+    model = load_model(folder2, ignore_keys="rope_parameters.attn_factor=vllm")
+    assert model.arch.rope.amplitude == value
+    folder = checkpoint(tmp_path, rope_scaling=yarn | {"attn_factor": 0.5})
+    with pytest.raises(NumsimError, match="read as transformers or vllm does; got 'sglang'"):
+        load_model(folder, ignore_keys="rope_scaling.attn_factor=sglang")
+    with pytest.raises(NumsimError, match="attn_factor must be of type float; got 'x'"):
+        load_model(checkpoint(tmp_path, rope_scaling=yarn | {"attn_factor": "x"}), ignore_keys=key)
+    plain_model = load_model(checkpoint(tmp_path, rope_scaling=yarn), ignore_keys=key)
+    assert (plain_model.arch.rope, plain_model.ignored_keys) == (plain, ())
     multiplied = checkpoint(tmp_path, rope_scaling=yarn | {"attention_factor": value})
     assert load_model(multiplied).arch.rope.amplitude == 0.5 * plain.amplitude
     with pytest.raises(NumsimError, match=r"unknown: beta; .*--ignore-keys rope_scaling\.beta "):

@@ -418,6 +418,22 @@ def test_an_encoder_is_reported_by_its_embeddings(tmp_path):
         assert word not in page
 
 
+def test_a_classifier_is_compared_text_by_text(tmp_path):
+    rows = case("a", "int8", "per_tensor", "ideal.int", "", {("0", "q_proj"): 30.0}, kl_nats=0.1)
+    page = write_report(save(tmp_path / "r.csv", rows), tmp_path / "out")[0].read_text()
+    assert "## KL divergence from the reference, nats for each text" in page
+    assert "each token" not in page
+
+
+def test_counts_that_another_program_wrote_with_a_point_are_counts(csv, tmp_path):
+    edit(tokens="64", seed="3", block="32")(csv)
+    want = write_report(csv, tmp_path / "want")[0].read_text()
+    assert "tokens scored `64`" in want
+    for tokens, seed, block in (("64.0", "3.0", "32.0"), ("64,0", "3,0", "32,0")):
+        edit(tokens=tokens, seed=seed, block=block)(csv)
+        assert write_report(csv, tmp_path / "got")[0].read_text() == want
+
+
 EVIL = (
     "</script><script>alert(1)</script> `` ` | a\n# b <img src=x> ![x](http://y) \x1b[31m $x$ _z_"
 )

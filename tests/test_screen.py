@@ -94,6 +94,8 @@ def test_cases_that_chance_may_reorder_are_marked(tmp_path):
         if (cells := re.fullmatch(r"([~=?]?) +(f\d .*)", line)) and (cells := cells.groups())
     }
     assert marks == {"f0": "", "f1": "~", "f2": "", "f3": "=", "f9": "?"}
+    classifier = [row | {"perplexity": None} for row in rows]
+    assert "of their difference, text by text" in " ".join(lines(classifier, 200, path))
     text = " ".join(lines(rows, 200, path))
     for words in (
         "~ its KL and that of the line above differ by less than two standard errors",

@@ -134,12 +134,6 @@ def _head(
         return {}
     bare = {"head": False, "tied": False, "head_bias": False, "head_scale": 1.0, "head_cap": None}
     if part == "trunk":
-        if fields.get("embed_dim"):
-            raise UnsupportedError(
-                f"config.json: a {family.trunks[0]} whose word_embed_proj_dim is not its "
-                f"hidden_size is not implemented; got {fields['embed_dim']} and "
-                f"{fields['hidden']}; load a checkpoint with its head"
-            )
         return bare | dict(family.trunk_switches)
     listed = config.get("id2label")
     if listed is not None and not (isinstance(listed, Mapping) and listed):

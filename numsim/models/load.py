@@ -21,6 +21,7 @@ from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.packed import packed_by
+from numsim.models.rope_keys import choose_readings
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
 
@@ -51,6 +52,7 @@ def load_model(
     ignore_keys : iterable of str, optional
         Keys of config.json to read over, as if it lacked them: ``A``, or ``rope_scaling.A``. Only
         those that the network does not read otherwise; `Model.ignored_keys` has those it had.
+        ``rope_scaling.attn_factor=vllm`` multiplies sine and cosine by that key, as vLLM does.
 
     Returns
     -------
@@ -86,7 +88,8 @@ def load_model(
     folder = find_folder(directory)
     config = read_json(folder / "config.json")
     family = get_family(config.get("model_type"))
-    config, ignored = set_aside(config, asked_keys(ignore_keys), used_keys(config, family))
+    config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
+    config, ignored = set_aside(config, asked, used_keys(config, family))
     _check_packed(config, folder)
     _check_counts(config, family, folder)
     arch = read_arch(config, family)
@@ -118,6 +121,7 @@ def load_model(
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
     limited = OperandCache(limit)
+    ignored = ignored + chosen
     return Model(arch, arrays, model_name(folder), limited, places, unused, ignored, folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from numsim.errors import NumsimError, UnsupportedError
@@ -14,6 +14,7 @@ from numsim.models.rope import check_rope
 WIDEST = 2**16  # elements of a head
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings")
 METADATA = ("finetuned",)  # of a table of rotary keys: read by nobody
+READINGS = ("transformers", "vllm")  # of attn_factor
 NEUTRAL = ("attn_factor", "extrapolation_factor")  # of vLLM: 1 is what transformers computes
 SCALINGS = {  # rope_type -> its keys, required ones first, then optional
     "default": ((), ()),
@@ -97,7 +98,7 @@ def read_rope(
         return float(Key(name, float, default).read(seen, {}))
 
     if kind == "yarn" and "attn_factor" in seen:
-        raise _two_readings(where("attn_factor"), number("attn_factor"), _amplitude(seen, number))
+        raise _two_readings(where("attn_factor"), number("attn_factor"))
     unknown = sorted(set(seen) - known)
     if unknown:
         raise NumsimError(
@@ -158,13 +159,60 @@ def yarn_growth(factor: float, weight: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def _two_readings(key: str, value: float, amplitude: float) -> UnsupportedError:
-    """Return the error of a key that two programs read differently; both readings are one edit."""
+def _two_readings(key: str, value: float) -> UnsupportedError:
+    """Return the error of a key that two programs read differently, with how to choose."""
     return UnsupportedError(
-        f"config.json: {key} {value:g} has two readings: transformers does not read it "
-        f"(--ignore-keys {key}, ignore_keys=), vLLM multiplies sine and cosine by it (write "
-        f"attention_factor {amplitude * value!r} in its place); choose one"
+        f"config.json: {key} {value:g} has two readings: transformers does not read it, vLLM "
+        f"multiplies sine and cosine by it; choose one with --ignore-keys {key} or --ignore-keys "
+        f"{key}=vllm (ignore_keys=), which the results record"
     )
+
+
+def choose_readings(
+    config: Mapping[str, Any], asked: Iterable[str]
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Return a config in which ``attn_factor`` means what was asked for, and what is left to do.
+
+    ``rope_scaling.attn_factor=vllm`` becomes the ``attention_factor`` by which vLLM multiplies
+    sine and cosine; ``=transformers`` is to ignore the key, among the keys returned second. Third:
+    the readings that the config had a key for.
+
+    Raises
+    ------
+    NumsimError
+        A reading of another program, or a value that is no number.
+
+    Examples
+    --------
+    >>> table = {"rope_type": "yarn", "factor": 1.0, "attn_factor": 0.5}
+    >>> choose_readings({"rope_scaling": table}, ["rope_scaling.attn_factor=vllm", "a"])[0]
+    {'rope_scaling': {'rope_type': 'yarn', 'factor': 1.0, 'attention_factor': 0.5}}
+    """
+    left, keys, chosen = dict(config), [], []
+    for word in asked:
+        key, is_choice, reader = word.partition("=")
+        group, _, inner = key.partition(".")
+        if not is_choice or inner != "attn_factor":
+            keys.append(word)
+            continue
+        if reader.lower() not in READINGS:
+            raise NumsimError(
+                f"ignore_keys: {key} is read as {' or '.join(READINGS)} does; got {shown(reader)}"
+            )
+        table, seen = left.get(group), rope_settings(left)
+        if reader.lower() == "transformers":
+            keys.append(key)
+        elif isinstance(table, Mapping) and inner in table and seen.get("rope_type") == "yarn":
+            left[group] = _as_vllm(table, seen)
+            chosen.append(f"{key}=vllm")
+    return left, tuple(keys), tuple(chosen)
+
+
+def _as_vllm(table: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
+    factor = _amplitude(seen, lambda name: float(Key(name, float).read(seen, {})))
+    value = Key("attn_factor", float).read(table, {})
+    rest = {key: value for key, value in table.items() if key != "attn_factor"}
+    return rest | {"attention_factor": factor * value}
 
 
 def _amplitude(seen: Mapping[str, Any], number: Callable[..., float]) -> float:

@@ -42,7 +42,9 @@ class Run:
     """Results of one run, float64 for the reference and float32 for an emulation."""
 
     logits: Array  # [B, T, vocab]; [B, labels] of a classifier; [B, T, 0] without a head
-    hidden_states: tuple[Array, ...]  # layers + 1 of [B, T, H]; the last is after the final norm
+    # layers + 1 of [B, T, H]; the last is after the final norm, of a trunk with a `project_out`
+    # after that [B, T, embed_dim]
+    hidden_states: tuple[Array, ...]
     taps: dict[str, Array]
     encoder_hidden_states: tuple[Array, ...] = ()  # of an encoder-decoder, likewise
     pooled: Array | None = None  # [B, H], of an encoder with a pooler
@@ -74,7 +76,7 @@ class Model:
     cache: OperandCache
     places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
-    ignored_keys: tuple[str, ...] = ()  # of config.json: set aside by `ignore_keys`
+    ignored_keys: tuple[str, ...] = ()  # of config.json: as `ignore_keys` asked
     folder: Path | None = None  # that it was read from
 
     def __repr__(self) -> str:
@@ -162,9 +164,10 @@ class Model:
         Returns
         -------
         Run
-            Logits [B, T, vocab], layers + 1 hidden states [B, T, H] (last: after the final norm),
-            taps. Of a classifier logits [B, labels]: of the pooler's output, or of the last token
-            that is not ``pad_token_id`` (without one, of the last that `attention_mask` keeps).
+            Logits [B, T, vocab], layers + 1 hidden states [B, T, H] (last: after the final norm,
+            of a trunk with a ``project_out`` its output, as OPTModel returns it), taps. Of a
+            classifier logits [B, labels]: of the pooler's output, or of the last token that is not
+            ``pad_token_id`` (without one, of the last that `attention_mask` keeps).
 
         Raises
         ------
@@ -273,6 +276,8 @@ class Model:
             states.append(x)
         if a.final_norm:
             states[-1] = norm(f"{stack.prefix}final_norm", x, c)
+        if a.embed_dim and not a.head and not a.labels:  # a trunk gives what its head would read
+            states[-1] = c.gemm("project_out", states[-1], "project_out.weight", c.positions)
         if past is not None:
             past.length += steps
         return tuple(states), c

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.models.families import FAMILIES
 from numsim.models.hub import find_folder
 from numsim.models.stored import read_json
-from numsim.models.tokens import TokenizerFile, read_tokenizer
+from numsim.models.tokens import Ids, Text, TokenizerFile, read_tokenizer
 
 STARTS = ("bos", "eos", "none")  # what begins a window
 
@@ -26,6 +27,8 @@ class TextTools(NamedTuple):
     begin_key: str = "bos_token_id"  # of config.json, where `begin` stands
     vocab: int | None = None
     end: int | None = None
+    pad: int = 0  # what fills shorter texts of a batch, which its mask leaves out
+    segments: bool = False  # the network tells the two texts of a pair apart
 
     def __repr__(self) -> str:
         own = self.tokenizer
@@ -40,7 +43,7 @@ class TextTools(NamedTuple):
         """
         return self._own().encode([text], limit=limit)[0]
 
-    def all_ids(self, texts: Sequence[str], *, special: bool = False) -> list[NDArray[np.int64]]:
+    def all_ids(self, texts: Sequence[Text], *, special: bool = False) -> list[Ids]:
         """Return the token ids of many texts at once: each call starts a process."""
         return self._own().encode(texts, special=special)
 
@@ -150,18 +153,78 @@ class TextTools(NamedTuple):
             )
         return np.array([token], np.int64)
 
-    def sentence(self, text: str, longest: int) -> list[int]:
+    def sentence(self, text: Text, longest: int) -> list[int]:
         """Return the token ids of `text` with special tokens, at most `longest`, not padded."""
         return [int(token) for token in self.sentences([text], longest)[0]]
 
     def sentences(
-        self, texts: Sequence[str], longest: int, *, total: int | None = None
-    ) -> list[NDArray[np.int64]]:
+        self, texts: Sequence[Text], longest: int, *, total: int | None = None
+    ) -> list[Ids]:
         """Return the ids of texts with special tokens, each at most `longest`, not padded.
 
         With `total`, the texts up to the one with which they have more ids together.
         """
         return self._own().encode(texts, special=True, longest=longest, total=total)
+
+    def batch(self, texts: Sequence[Text], longest: int | None = None) -> dict[str, Ids]:
+        """Return texts, or pairs of texts, as `Model.run` takes them: ``run(**batch(texts))``.
+
+        Parameters
+        ----------
+        texts : sequence of str, or of pairs (str, str)
+            A pair is read as one text: the query and the passage of a reranker.
+        longest : int, optional
+            Cut each to so many tokens, special ones included: of a pair the longer text first.
+            None: to the positions the model has, and the length its tokenizer cuts to.
+
+        Returns
+        -------
+        dict
+            ``tokens`` and ``attention_mask`` [texts, T], shorter ones padded at the end, and
+            where the network has segments ``token_type_ids`` [texts, T]: 0, of a second text 1.
+
+        Raises
+        ------
+        NumsimError
+            No text, something else than texts and pairs, or no usable tokenizer.
+
+        Examples
+        --------
+        >>> from numsim.data import bundled_model_dir
+        >>> given = load_text_tools(bundled_model_dir()).batch(["one two", ("one", "two three")])
+        >>> given["attention_mask"].sum(axis=1).tolist()
+        [3, 7]
+        """
+        listed = list(texts) if isinstance(texts, Iterable) else []
+        if isinstance(texts, str) or not listed or not all(map(_is_text, listed)):
+            raise NumsimError(
+                f"batch: texts are a list of texts, or of pairs (text, text); got {texts!r:.80}; "
+                'one pair is [("query", "passage")]'
+            )
+        return self.padded(self.rows(listed, longest))
+
+    def rows(
+        self, texts: Sequence[Text], longest: int | None = None, *, total: int | None = None
+    ) -> list[tuple[Ids, Ids]]:
+        """Return the ids and segments of each text, as `sentences` cuts it."""
+        most = self.max_positions if longest is None else longest
+        return self._own().segmented(texts, longest=most, total=total)
+
+    def padded(self, rows: Sequence[tuple[Ids, Ids]]) -> dict[str, Ids]:
+        """Return `rows` as arrays, as in `batch`."""
+        shape = (len(rows), max(len(ids) for ids, _ in rows))
+        tokens, keep = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
+        types = np.zeros(shape, np.int64)
+        for i, (ids, segments) in enumerate(rows):
+            tokens[i, : len(ids)], keep[i, : len(ids)], types[i, : len(ids)] = ids, 1, segments
+        given = {"tokens": tokens, "attention_mask": keep}
+        return given | {"token_type_ids": types} if self.segments else given
+
+
+def _is_text(value: object) -> bool:
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return all(isinstance(part, str) for part in value)
+    return isinstance(value, str)
 
 
 def load_text_tools(directory: str | Path) -> TextTools:
@@ -197,7 +260,18 @@ def load_text_tools(directory: str | Path) -> TextTools:
         begin_key,
         _integer(config.get("vocab_size")),
         _integer(ends[0] if isinstance(ends, list) and ends else ends),
+        max(_integer(config.get("pad_token_id")) or 0, 0),
+        _reads_segments(folder, config),
     )
+
+
+def _reads_segments(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether the network has segments and its tokenizer gives them, as transformers."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    path = folder / "tokenizer_config.json"
+    names = read_json(path).get("model_input_names") if path.is_file() else None
+    said = not isinstance(names, list) or "token_type_ids" in names
+    return said and family is not None and "token_types" in family.keys
 
 
 def _integer(value: object) -> int | None:

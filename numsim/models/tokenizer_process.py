@@ -2,7 +2,8 @@
 
 A tokenizer.json is code of a kind: it may panic, end the process, or make terabytes of one letter.
 Here that ends nothing but this process. stdin: one JSON request; stdout: one line of JSON, then the
-ids of all texts as int64.
+ids of all texts as int64, and where they are asked for the segments of all ids. A text is a string
+or a pair of them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ def main() -> None:
     request = json.load(sys.stdin.buffer)
     _limit(request["memory_bytes"])
     try:
-        head, ids = _answer(request)
+        head, numbers = _answer(request)
     except BaseException as error:  # a panic of the library is no Exception
-        head, ids = {"error": str(error)[:500] or type(error).__name__}, array.array("q")
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + ids.tobytes())
+        head, numbers = {"error": str(error)[:500] or type(error).__name__}, array.array("q")
+    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + numbers.tobytes())
     sys.stdout.buffer.flush()
 
 
@@ -48,18 +49,31 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], array.array[int]]:
     if request["longest"] is not None:
         longest = request["longest"] if cut is None else min(cut["max_length"], request["longest"])
         tokenizer.enable_truncation(longest)
-    ids, counts = array.array("q"), []
+    ids, segments, counts = array.array("q"), array.array("q"), []
     for text in request["texts"]:
-        new = _encode(tokenizer, text, request["special"], request["limit"])
-        ids.extend(new)
-        counts.append(len(new))
+        if isinstance(text, str):
+            new = _encode(tokenizer, text, request["special"], request["limit"])
+        else:
+            new = _whole(tokenizer, *text, special=request["special"])
+        ids.extend(new.ids[: request["limit"]])
+        segments.extend(new.type_ids[: request["limit"]])
+        counts.append(len(new.ids[: request["limit"]]))
         if request["total"] is not None and len(ids) > request["total"]:
             break  # what follows is not wanted
-    return head | {"counts": counts}, ids
+    return head | {"counts": counts}, ids + segments if request["segments"] else ids
 
 
-def _encode(tokenizer: Any, text: str, special: bool, limit: int | None) -> list[int]:
-    """Return the ids of a text; with a limit, of as much of its beginning as that needs."""
+def _whole(tokenizer: Any, *texts: str, special: bool) -> Any:
+    """Return the encoding of a text or a pair; that of most tokens a character is an error."""
+    found = tokenizer.encode(*texts, add_special_tokens=special)
+    characters = sum(map(len, texts))
+    if len(found.ids) > MOST * characters + 1024:
+        raise ValueError(f"it makes {len(found.ids)} tokens of {characters} characters")
+    return found
+
+
+def _encode(tokenizer: Any, text: str, special: bool, limit: int | None) -> Any:
+    """Return the encoding of a text; with a limit, of as much of its beginning as that needs."""
     length = len(text) if limit is None else 4 * (limit + SPARE)
     while True:
         part = text[:length]
@@ -67,11 +81,9 @@ def _encode(tokenizer: Any, text: str, special: bool, limit: int | None) -> list
             part = (
                 part[: max(map(part.rfind, " \n\t"))] if any(c in part for c in " \n\t") else part
             )
-        ids: list[int] = tokenizer.encode(part, add_special_tokens=special).ids
-        if len(ids) > MOST * len(part) + 1024:
-            raise ValueError(f"it makes {len(ids)} tokens of {len(part)} characters")
-        if limit is None or len(ids) >= limit + SPARE or length >= len(text):
-            return ids[:limit]
+        found = _whole(tokenizer, part, special=special)
+        if limit is None or len(found.ids) >= limit + SPARE or length >= len(text):
+            return found
         length *= 2
 
 

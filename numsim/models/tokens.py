@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ START_S = 30.0  # to load the tokenizer
 START_BYTES = 1 << 30  # beside 64 bytes for each byte of the file, 4096 for each character
 CHARACTERS_PER_S = 20_000  # a slow tokenizer does a million
 
+Ids = NDArray[np.int64]
+Text = str | tuple[str, str]  # or a pair, which a reranker reads together
+
 
 class TokenizerFile(NamedTuple):
     """A readable tokenizer.json: where it is, how many tokens it knows, what length it cuts to."""
@@ -32,18 +35,18 @@ class TokenizerFile(NamedTuple):
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         *,
         special: bool = False,
         longest: int | None = None,
         limit: int | None = None,
         total: int | None = None,
-    ) -> list[NDArray[np.int64]]:
+    ) -> list[Ids]:
         """Return the token ids of each text.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : sequence of str, or of pairs of str
         special : bool
             Add the special tokens of the tokenizer.
         longest : int, optional
@@ -65,9 +68,30 @@ class TokenizerFile(NamedTuple):
             The tokenizer fails, does not end, or needs too much memory.
         """
         asked = {"special": special, "longest": longest, "limit": limit, "total": total}
-        head, data = _ask(self.path, list(texts), **asked)
-        ids = np.frombuffer(data, np.int64)
-        return np.split(ids, np.cumsum(head["counts"])[:-1]) if head["counts"] else []
+        head, data = _ask(self.path, list(texts), segments=False, **asked)
+        return _split(np.frombuffer(data, np.int64), head["counts"])
+
+    def segmented(
+        self, texts: Sequence[Text], *, longest: int | None = None, total: int | None = None
+    ) -> list[tuple[Ids, Ids]]:
+        """Return the ids of each text with special tokens, and their segments, as in `encode`.
+
+        Segments (token_type_ids) are what the tokenizer says: usually 0, of a second text 1.
+
+        Raises
+        ------
+        NumsimError
+            As `encode`.
+        """
+        asked = {"special": True, "longest": longest, "limit": None, "total": total}
+        head, data = _ask(self.path, list(texts), segments=True, **asked)
+        ids, segments = np.frombuffer(data, np.int64).reshape(2, -1)
+        counts = head["counts"]
+        return list(zip(_split(ids, counts), _split(segments, counts), strict=True))
+
+
+def _split(numbers: Ids, counts: list[int]) -> list[Ids]:
+    return np.split(numbers, np.cumsum(counts)[:-1]) if counts else []
 
 
 def read_tokenizer(path: Path) -> TokenizerFile:
@@ -78,20 +102,25 @@ def read_tokenizer(path: Path) -> TokenizerFile:
     NumsimError
         It cannot.
     """
-    head, _ = _ask(path, [], special=False, longest=None, limit=None, total=None)
+    head, _ = _ask(path, [], special=False, longest=None, limit=None, total=None, segments=False)
     return TokenizerFile(path, head["size"], head["truncation"])
 
 
-def _ask(path: Path, texts: list[str], **asked: Any) -> tuple[dict[str, Any], bytes]:
+def _parts(texts: Sequence[Text]) -> Iterator[str]:
+    for text in texts:
+        yield from (text,) if isinstance(text, str) else text
+
+
+def _ask(path: Path, texts: list[Text], **asked: Any) -> tuple[dict[str, Any], bytes]:
     try:
-        for text in texts:
+        for text in _parts(texts):
             text.encode()
     except UnicodeEncodeError as error:
         raise NumsimError(
             f"a text is Unicode; got half of a surrogate pair at character {error.start}; decode "
             "its bytes anew"
         ) from None
-    characters = sum(map(len, texts))
+    characters = sum(map(len, _parts(texts)))
     size = path.stat().st_size
     memory = min(max(half_of_memory(), 2 << 30), START_BYTES + 64 * size + 4096 * characters)
     request = {"path": str(path), "texts": texts, "memory_bytes": memory, **asked}

@@ -417,9 +417,9 @@ def _network(r: Recorder, a: Arch, inputs: list[Any]) -> tuple[int, ...]:
     x = _stack(r, a, every[0], _ids(a, inputs, 0, "tokens"), None)
     if a.decoder_layers:
         x = _stack(r, a, every[1], _ids(a, inputs, 1, "decoder tokens"), x)
+    if a.embed_dim:
+        x = ops.product(r, "project_out", x, r.param("project_out.weight"))
     if a.head:
-        if a.embed_dim:
-            x = ops.product(r, "project_out", x, r.param("project_out.weight"))
         if a.head_scale != 1.0:
             x = ops.scale(r, x, a.head_scale)
         name = "embed.weight" if a.tied else "lm_head.weight"

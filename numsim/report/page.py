@@ -25,7 +25,7 @@ from numsim.words import k_tested, with_error
 
 WORST = 3
 SECTIONS = (
-    ("KL divergence from the reference, nats for each token", "kl_nats", ".3g", "kl.png"),
+    ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl.png"),
     ("Perplexity", "perplexity", ".3f", "perplexity.png"),
     ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine.png"),
     ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr.png"),
@@ -33,7 +33,8 @@ SECTIONS = (
 MARKS = {
     "=": "= the same as the case above, to the last bit.",
     "~": "~ not told apart from the case above: the mean difference of their losses, token by "
-    "token (of an encoder cosines, sentence by sentence), is within two standard errors.",
+    "token (of a classifier text by text, of an encoder cosines, sentence by sentence), is within "
+    "two standard errors.",
     "?": "? not compared with the case above: the losses of its tokens are not beside the file.",
 }
 
@@ -46,7 +47,7 @@ def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
     for title, column, form, figure in SECTIONS:
         table = pivot(results, column)
         if not table.isna().all(axis=None):
-            title = title.format(what=what_has_noise(results.cases))
+            title = title.format(what=what_has_noise(results.cases), each=_each(results.cases))
             lines += [f"## {title}", "", *_figure(title, figure, captions)]
             lines += _pivot_table(results, table, form)
     worst = local_sqnr(results)
@@ -116,6 +117,11 @@ def text(words: object) -> str:
     """
     shown = html.escape(printable(words), quote=False)
     return re.sub(r"[\\`*\[\]~$!#|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", shown)
+
+
+def _each(cases: pd.DataFrame) -> str:
+    """Return what has a KL of its own: a token of running text, a text of a classifier."""
+    return "token" if cases["perplexity"].notna().any() else "text"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ COLUMNS = (
     "layer", "op", "format", "granularity", "block", "target", "exact", "emulated",
     *NUMBERS, *SETTINGS,
 )  # fmt: skip
+WHOLE = ("block", "tokens", "seed")
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 
 
@@ -77,6 +78,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
     names = dict.fromkeys(name for line in lines for name in line.cells)
     rows = pd.DataFrame([line.cells for line in lines], columns=list(names or COLUMNS), dtype=str)
     rows = rows.fillna("")  # of two files, one may have more columns
+    for name in WHOLE:  # other programs write 32 as 32.0
+        rows[name] = rows[name].str.replace(r"[.,]0$", "", regex=True)
     for name in NUMBERS:
         text = rows[name].mask(rows[name].str.lower().isin(["", "nan"]))
         numbers = pd.to_numeric(text, errors="coerce").astype(float)
@@ -104,7 +107,7 @@ def _wrong(path: Path, column: str, kind: str, cell: str, line: Line) -> NumsimE
 
 def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     """Add `scales` and `bits`, and settings to `format`: with the target, they name one case."""
-    block = cases["block"].str.removesuffix(".0")
+    block = cases["block"]
     cases = cases.assign(
         scales=cases["granularity"] + (" " + block).mask(block == "", ""),
         exact=cases["exact"].str.lower() == "true",

@@ -97,7 +97,12 @@ COLUMNS: tuple[Column, ...] = (
         str,
     ),
     Column("window_start", "", "all: what begins every window of the text, bos, eos or none", str),
-    Column("ignored_keys", "", "keys of config.json that ignore_keys set aside", str),
+    Column(
+        "ignored_keys",
+        "",
+        "keys of config.json that ignore_keys set aside or chose a reading of",
+        str,
+    ),
     Column("unused_keys", "", "all: keys of config.json that only other software reads", str),
     Column("error", "", "all: why the case failed, whose figures are empty then", str),
     Column(

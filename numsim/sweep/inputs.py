@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from numsim.sweep.spec import SweepSpec
 
 Text = str | NDArray[np.int64]  # or its token ids [tokens], of an encoder [sentences, tokens]
 SHORTEST = 150  # characters of a paragraph that counts as a sentence of its own
+PAIRS = (  # what published files call the two texts of a pair; a text alone is `text`
+    ("text", "text_pair"), ("query", "passage"), ("query", "document"),
+    ("sentence1", "sentence2"), ("premise", "hypothesis"),
+)  # fmt: skip
 
 
 class Inputs(NamedTuple):
@@ -25,13 +30,16 @@ class Inputs(NamedTuple):
     keep: NDArray[np.bool_] | None = None  # [count, length], of sentences
     source: NDArray[np.int64] | None = None  # [count, length'], of an encoder-decoder
     last: bool = False  # the last token of a sentence stands for it, not the mean
+    types: NDArray[np.int64] | None = None  # [count, length], segments of sentences
 
     def run(self, model: Model, part: slice, recipe: Recipe | None, taps: list[str]) -> Run:
         """Run the rows of `part`; sentences are cut to the longest of them."""
         tokens = self.tokens[part]
         if self.keep is not None:
             keep = self.kept(part)
-            return model.run(tokens[:, : keep.shape[1]], recipe, attention_mask=keep, taps=taps)
+            types = None if self.types is None else self.types[part, : keep.shape[1]]
+            tokens = tokens[:, : keep.shape[1]]
+            return model.run(tokens, recipe, attention_mask=keep, token_type_ids=types, taps=taps)
         if self.source is not None:
             return model.run(self.source[part], recipe, decoder_tokens=tokens, taps=taps)
         return model.run(tokens, recipe, taps=taps)
@@ -130,13 +138,14 @@ def sentences(tools: TextTools, spec: SweepSpec, text: Text, *, pad: int = 0) ->
 
     Paragraphs end at an empty line and count from 150 characters on; each is cut to the window,
     the longest sequence of the model and the length its tokenizer truncates to. `limit_tokens`
-    keeps whole paragraphs, at least one. Token ids [sentences, tokens] are sentences as they are,
+    keeps whole paragraphs, at least one. A ``.jsonl`` file has a text or a pair of texts in each
+    line, of any length: see `json_texts`. Token ids [sentences, tokens] are sentences as they are,
     cut and limited likewise.
 
     Raises
     ------
     NumsimError
-        No paragraph is long enough.
+        No paragraph is long enough, or a line that holds no text.
     """
     longest = min(spec.window, tools.max_positions or spec.window)
     if not isinstance(text, str):
@@ -144,25 +153,74 @@ def sentences(tools: TextTools, spec: SweepSpec, text: Text, *, pad: int = 0) ->
         if spec.limit_tokens is not None and given.size:
             given = given[: max(1, spec.limit_tokens // given.shape[1])]
         return Inputs(given, np.ones(given.shape, np.bool_))
-    paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
-    usable = [paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST]
-    rows: list[NDArray[np.int64]] = []
-    total = 0
-    for ids in tools.sentences(usable, longest, total=spec.limit_tokens) if usable else ():
-        if rows and spec.limit_tokens is not None and total + len(ids) > spec.limit_tokens:
-            break
-        total += len(ids)
-        rows.append(ids)
-    if not rows:
+    if spec.text is not None and spec.text.suffix == ".jsonl":
+        usable = json_texts(text, spec.text.name)
+    else:
+        paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
+        usable = [paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST]
+    if not usable:
         raise NumsimError(
             f"sweep: a network that reads texts one by one needs a paragraph of {SHORTEST} "
-            "characters or more; the text has none; give another text"
+            "characters or more, or a .jsonl file with a text or a pair of texts in each line; the "
+            "text has none; give another text"
         )
-    shape = (len(rows), max(map(len, rows)))
-    tokens, keep = np.full(shape, pad, np.int64), np.zeros(shape, np.bool_)
-    for i, ids in enumerate(rows):
-        tokens[i, : len(ids)], keep[i, : len(ids)] = ids, True
-    return Inputs(tokens, keep)
+    rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    total = 0
+    for row in tools.rows(usable, longest, total=spec.limit_tokens):
+        if rows and spec.limit_tokens is not None and total + len(row[0]) > spec.limit_tokens:
+            break
+        total += len(row[0])
+        rows.append(row)
+    made = tools._replace(pad=pad).padded(rows)
+    keep = made["attention_mask"].astype(np.bool_)
+    return Inputs(made["tokens"], keep, types=made.get("token_type_ids"))
+
+
+def json_texts(text: str, name: str) -> list[str | tuple[str, str]]:
+    r"""Return the texts and pairs of texts of JSON lines.
+
+    A line is a text, a list of two, or an object: a text is its ``text``, a pair ``text`` and
+    ``text_pair``, or two of the names in `PAIRS`; other fields are not read.
+
+    Raises
+    ------
+    NumsimError
+        A line is something else.
+
+    Examples
+    --------
+    >>> json_texts('["who?", "me"]\n{"text": "hm", "label": 1}', "t.jsonl")
+    [('who?', 'me'), 'hm']
+    """
+    found = []
+    for at, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise NumsimError(
+                f"sweep: {name}, line {at}: not JSON ({error}); write one text or pair a line"
+            ) from None
+        one = _texts_of(value)
+        if one is None:
+            names = ", ".join("/".join(pair) for pair in PAIRS)
+            raise NumsimError(
+                f"sweep: {name}, line {at}: a line is a text, a list of two texts, or an object "
+                f"with the field text or a pair of {names}; got {line.strip():.60}; rename its "
+                "fields"
+            )
+        found.append(one)
+    return found
+
+
+def _texts_of(value: object) -> str | tuple[str, str] | None:
+    if isinstance(value, dict):
+        pair = next((pair for pair in PAIRS if set(pair) <= set(value)), None)
+        value = value.get("text") if pair is None else [value[part] for part in pair]
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+        return value[0], value[1]
+    return value if isinstance(value, str) else None
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -337,7 +337,8 @@ def run_reference(
 ) -> Reference:
     """Run the float64 reference over all windows."""
     count, length = inputs.tokens.shape
-    hidden, head, labels = model.arch.hidden, model.arch.head, model.arch.labels
+    head, labels = model.arch.head, model.arch.labels
+    hidden = model.arch.hidden if head or labels else model.arch.embed_dim or model.arch.hidden
     scored = length - 1 if head else min(labels, 1)
     reference = Reference(
         inputs,
@@ -424,7 +425,7 @@ def _run_case(
         elif model.arch.labels:
             found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
-            found = _sentences(errors, cosines, _tokens(inputs) * model.arch.hidden)
+            found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
     if all(rule.is_plain for rule in rules.values()):
         found["sqnr_cumulative_db"] = None
     return found

@@ -38,9 +38,11 @@ class SweepSpec(BaseModel):
     model, text
         A Hugging Face folder, ``org/name`` in the hub's local cache or a `Model`, and a UTF-8 file
         or token ids in a ``.npy`` file (for folders without tokenizer.json), an integer array
-        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]. None: the bundled
-        ones. Of an encoder-decoder the encoder reads the first half of each window and the decoder
-        is scored on the second, so about half of the ids count as `tokens`.
+        [tokens], of an encoder, a trunk or a classifier [sentences, tokens]; these read a
+        ``.jsonl`` file too, a text or a pair of texts (query and passage of a reranker) in each
+        line: ``{"text": ..., "text_pair": ...}``, ``["...", "..."]`` or ``"..."``. None: the
+        bundled ones. Of an encoder-decoder the encoder reads the first half of each window and the
+        decoder is scored on the second, so about half of the ids count as `tokens`.
     formats
         Element formats of weights and activations (names, TOML files of `numsim.Format`, or
         `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
@@ -66,7 +68,8 @@ class SweepSpec(BaseModel):
         What begins each window: ``bos``, the begin-of-text token; ``eos``, the end-of-text token,
         where config.json names no other; ``none``, the text itself.
     ignore_keys
-        Keys of config.json to read over, as in `load_model`; the results name them.
+        Keys of config.json to read over, or to read as another program does, as in `load_model`;
+        the results name them.
     seed
         Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
         it.
