@@ -38,6 +38,7 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Run the command line; what is wrong is one sentence on stderr and exit code 2."""
     warnings.showwarning = _warned  # type: ignore[assignment]
+    sys.unraisablehook = _unraisable
     before_compiling(_compiling)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its code
@@ -74,6 +75,12 @@ def _run() -> Any:
     if sys.stdout is not None:
         sys.stdout.flush()  # here, where an error still becomes a sentence
     return code
+
+
+def _unraisable(what: Any) -> None:
+    """Be silent of compiled code that an interrupt left half-made when it is thrown away."""
+    if not str(getattr(what.object, "__module__", "")).startswith("llvmlite"):
+        sys.__unraisablehook__(what)
 
 
 def _stop(sentence: str, *, code: int = 2) -> None:

@@ -348,3 +348,19 @@ def test_a_grid_and_recipes_share_a_table(tmp_path):
     done = numsim("sweep", *options, "--recipes", f"{recipe},{recipe}", cwd=tmp_path)
     assert done.returncode == 2
     assert "name the same rules" in done.stderr
+
+
+def test_an_interrupt_while_something_compiles_is_silent(monkeypatch, capsys):
+    """A finaliser of a half-made object of llvmlite raised, and Python printed that."""
+    from types import SimpleNamespace
+
+    from llvmlite.binding.ffi import ObjectRef
+
+    from numsim import cli
+
+    said = []
+    monkeypatch.setattr(cli.sys, "__unraisablehook__", said.append)
+    cli._unraisable(SimpleNamespace(object=ObjectRef.__del__))
+    assert not said
+    cli._unraisable(SimpleNamespace(object=print))
+    assert len(said) == 1

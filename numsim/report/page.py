@@ -97,7 +97,7 @@ def code(name: object) -> str:
     r"""Return a name as a code span, whatever is in it.
 
     >>> code("int8"), code("a`b"), code("<b>\n")
-    ('`int8`', '`` a`b ``', '`<b>\\n`')
+    ('`int8`', '`` a`b ``', '`<b>\\u000a`')
     """
     shown = printable(name)
     if not shown.strip():
