@@ -239,7 +239,7 @@ def test_a_reader_that_goes_away(tail, code, errors):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("what", [("verify",), ("bench", "matmul")], ids=" ".join)
+@pytest.mark.parametrize("what", [("verify", "--exhaustive"), ("bench",)], ids=" ".join)
 def test_ctrl_c_is_one_line(what):
     """Of the process group, as a terminal sends it: processes that were started say nothing."""
     run = subprocess.Popen(

@@ -58,3 +58,13 @@ def test_the_package_sweep_is_called_and_imported_from():
     assert callable(numsim.sweep)
     assert numsim.sweep.columns is columns
     assert "fields" in inspect.signature(numsim.sweep).parameters
+
+
+def test_no_module_takes_private_names_of_another():
+    taken = {
+        f"{path.relative_to(ROOT)}: {module}.{name}"
+        for path in _modules().values()
+        for module, name in _imports(path)
+        if name.startswith("_") and not name.startswith("__")
+    }
+    assert not taken

@@ -522,6 +522,11 @@ def test_wrong_folders(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(NumsimError, match="did you mean model"):
         load_model(tmp_path / "modl")
+    (tmp_path / "mode.txt").write_text("")
+    with pytest.raises(NumsimError, match=r"did you mean model$"):  # a file is no folder
+        load_model(tmp_path / "modl")
+    with pytest.raises(NumsimError, match=r"is a file; give the folder it lies in$"):
+        load_model(tmp_path / "mode.txt")
     with pytest.raises(NumsimError, match=r"must hold config\.json"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -119,7 +119,7 @@ def test_same_bytes_twice_and_whatever_the_style(csv, tmp_path):
 
 def test_figures_tell_targets_of_a_format_apart(csv, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_png", lambda figure, caption: drawn.append(figure))
+    monkeypatch.setattr(figures, "save_png", lambda figure, caption: drawn.append(figure))
     results = read_results(csv)
     figures.draw_figures(results)
     for figure in drawn[:3]:

@@ -3,11 +3,13 @@
 import dataclasses
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import numsim as ns
 from numsim.data import bundled_model_dir
+from numsim.errors import NumsimError
 from numsim.quant import QUANTS
 from numsim.sweep.columns import as_frame
 from numsim.sweep.spec import as_spec, cases
@@ -179,3 +181,38 @@ def test_columns_have_one_type_whatever_is_missing():
     tiles = as_frame([row | {"block": (128, 128)}, row | {"block": 32}, row]).block
     assert tiles.tolist()[:2] == ["(128, 128)", "32"]
     assert tiles.isna().tolist() == [False, False, True]
+
+
+def test_one_thing_is_a_list_of_one_and_dtypes_are_formats():
+    """As people write them: one object, words with commas as on the command line, dtypes."""
+    int8, unit = ns.get_format("int8"), ns.get_target("ideal.int")
+    assert as_spec(None, formats="int8, e4m3").formats == ("int8", "e4m3")
+    assert as_spec(None, formats=int8, targets=unit).formats == (int8,)
+    assert as_spec(None, targets=unit).targets == (unit,)
+    assert as_spec(None, formats=ns.Quant("int8")).formats == (ns.Quant("int8"),)
+    assert as_spec(None, formats=np.int8).formats == ("int8",)
+    assert as_spec(None, formats=[ml_dtypes.float8_e5m2, "int4"]).formats == ("float8_e5m2", "int4")
+    assert as_spec(None, granularities="none,per_tensor").granularities == ("none", "per_tensor")
+    recipe = ns.Recipe.uniform("int8", target="ideal.int")
+    assert as_spec(None, recipes=recipe).recipes == (recipe,)
+    assert as_spec(None, ignore_keys="a,b").ignore_keys == ("a", "b")
+    assert as_spec(None, formats=None, targets=[]).targets == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", "int8", r"sweep: 'format' is no field; .*'int8'; did you mean formats$"),
+        ("qqqqq", 1, r"'qqqqq' is no field; got it as 1; fields are model, text, formats, "),
+        ("formats", [8], r"sweep: formats: a format is a name or a Format; got 8 .*pass a name"),
+        ("targets", 8, r"sweep: targets\.0: a unit or a list of them: .*Target; got 8$"),
+        ("model", 3, r"sweep: model: a folder, org/name .*, or a Model; got 3$"),
+        ("text", 3, r"sweep: text: the path of a UTF-8 file .*; got 3$"),
+        ("batch", 0, r"sweep: batch: must be greater than or equal to 1; got 0$"),
+        ("batch", 10**1000, r"batch: must be less than .*; got a number of hundreds of digits$"),
+        ("window_start", "x" * 999, r"window_start: must be 'bos', 'eos' or 'none'; got 'x.{,90}$"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named_with_what_it_takes(field, value, message):
+    with pytest.raises(NumsimError, match=message):
+        as_spec({field: value})

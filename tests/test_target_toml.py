@@ -209,3 +209,22 @@ def test_rounded_products_are_not_fused(name):
     assert macs
     assert not any(rule.fused for rule in macs)
     assert Target.from_tables(tomllib.loads(unit.to_toml())) == unit
+
+
+@pytest.mark.parametrize("name", ["ideal.mac", "ideal.exact", "generic.systolic"])
+@pytest.mark.parametrize("out_format", ["float32", "float16", "bfloat16"])
+def test_a_unit_under_another_name_behaves_the_same(name, out_format):
+    """What a unit can do is in its fields, never in its name."""
+    other = ns.get_target(name).to_toml().replace(f'"{name}"', '"my.unit"', 1)
+    a, b = ns.quantize([[1.0, 2.5]], "e4m3"), ns.quantize([[3.0], [-4.0]], "e4m3")
+    ours = ns.matmul(a, b, target=name, out_format=out_format)
+    theirs = ns.matmul(a, b, target=Target.from_tables(tomllib.loads(other)), out_format=out_format)
+    assert ours.dtype == theirs.dtype
+    assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("outputs", ["[]", '["int8"]', '"float32"'])
+def test_outputs_are_a_list_of_formats(outputs):
+    text = HEAD + f'[rules.float]\nkind = "Mac"\noutputs = {outputs}\n'
+    with pytest.raises(ns.NumsimError, match="outputs is a list of bfloat16, float16, float32"):
+        Target.from_tables(tomllib.loads(text))

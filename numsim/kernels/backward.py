@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels.jit import inline, kernel, over_range
-from numsim.kernels.vector import GRAIN, FloatArray, _combine, exp64
-from numsim.kernels.vector_act import _SQRT_HALF, _SQRT_TWO_OVER_PI, _erfc_of, _sigmoid, _tanh
+from numsim.kernels.vector import GRAIN, FloatArray, combine, exp64
+from numsim.kernels.vector_act import SQRT_HALF, SQRT_TWO_OVER_PI, erfc_of, sigmoid_of, tanh_of
 
 _INVERSE_SQRT_TWO_PI = float.fromhex("0x1.9884533d43651p-2")
 _LN2_HI = float.fromhex("0x1.62e42feep-1")
@@ -96,23 +96,23 @@ def _slope(s: float, v: float, by: float) -> float:
 def _silu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
         v = np.float64(x[i])
-        out[i] = np.float64(g[i]) * _slope(_sigmoid(v), v, 1.0)
+        out[i] = np.float64(g[i]) * _slope(sigmoid_of(v), v, 1.0)
 
 
 @kernel
 def _quick_gelu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
         v = np.float64(x[i])
-        out[i] = np.float64(g[i]) * _slope(_sigmoid(1.702 * v), v, 1.702)
+        out[i] = np.float64(g[i]) * _slope(sigmoid_of(1.702 * v), v, 1.702)
 
 
 @kernel
 def _gelu_tanh(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
         v = np.float64(x[i])
-        u = _SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
-        by = 2.0 * _SQRT_TWO_OVER_PI * (1.0 + 0.134145 * (v * v))
-        out[i] = np.float64(g[i]) * _slope(_sigmoid(2.0 * u), v, by)
+        u = SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
+        by = 2.0 * SQRT_TWO_OVER_PI * (1.0 + 0.134145 * (v * v))
+        out[i] = np.float64(g[i]) * _slope(sigmoid_of(2.0 * u), v, by)
 
 
 @kernel
@@ -121,7 +121,7 @@ def _gelu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) 
         v = np.float64(x[i])
         a = v if v > 0.0 else -v
         square = v * v * 0.5
-        half = 0.5 * _erfc_of(a * _SQRT_HALF, square)
+        half = 0.5 * erfc_of(a * SQRT_HALF, square)
         below = 1.0 - half if v > 0.0 else half
         density = exp64(-square)
         if density > 0.0:
@@ -204,7 +204,7 @@ def _softmax_rows(
             lanes[k] = 0.0
         for j in range(width):
             lanes[j % 8] += np.float64(p[row, j]) * np.float64(g[row, j])
-        total = _combine(lanes)
+        total = combine(lanes)
         for j in range(width):
             v = np.float64(p[row, j])
             out[row, j] = v * (np.float64(g[row, j]) - total) * scale if v != 0.0 else 0.0
@@ -240,13 +240,13 @@ def _norm_rows(
                 lanes[k] = 0.0
             for j in range(width):
                 lanes[j % 8] += np.float64(x[row, j])
-            mean = _combine(lanes) / width
+            mean = combine(lanes) / width
         for k in range(8):
             lanes[k] = 0.0
         for j in range(width):
             v = np.float64(x[row, j]) - mean
             lanes[j % 8] += v * v
-        inverse = 1.0 / np.sqrt(_combine(lanes) / width + eps)
+        inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         means[row], inverses[row] = mean, inverse
         for k in range(8):
             lanes[k] = 0.0
@@ -255,8 +255,8 @@ def _norm_rows(
             u = np.float64(g[row, j]) * (offset + np.float64(weight[j]))
             lanes[j % 8] += u
             along[j % 8] += u * ((np.float64(x[row, j]) - mean) * inverse)
-        shift = _combine(lanes) / width if centre else 0.0
-        slope = _combine(along) / width
+        shift = combine(lanes) / width if centre else 0.0
+        slope = combine(along) / width
         for j in range(width):
             u = np.float64(g[row, j]) * (offset + np.float64(weight[j]))
             normed = (np.float64(x[row, j]) - mean) * inverse
@@ -364,11 +364,11 @@ def lstm_cell(
         for j in range(4 * hidden):
             row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
         for j in range(2 * hidden):
-            row[j] = _sigmoid(np.float64(row[j]))
+            row[j] = sigmoid_of(np.float64(row[j]))
         for j in range(2 * hidden, 3 * hidden):
-            row[j] = _tanh(np.float64(row[j]))
+            row[j] = tanh_of(np.float64(row[j]))
         for j in range(3 * hidden, 4 * hidden):
-            row[j] = _sigmoid(np.float64(row[j]))
+            row[j] = sigmoid_of(np.float64(row[j]))
         for j in range(4 * hidden):
             gates[b, j] = row[j]
         for j in range(hidden):
@@ -376,7 +376,7 @@ def lstm_cell(
             state[j] = kept + row[j] * row[2 * hidden + j]
             new_c[b, j] = state[j]
         for j in range(hidden):
-            state[j] = _tanh(np.float64(state[j]))
+            state[j] = tanh_of(np.float64(state[j]))
         for j in range(hidden):
             squashed[b, j] = state[j]
             h[b, j] = row[3 * hidden + j] * state[j]
@@ -416,13 +416,13 @@ def gru_cell(
         for j in range(2 * hidden):
             row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
         for j in range(2 * hidden):
-            row[j] = _sigmoid(np.float64(row[j]))
+            row[j] = sigmoid_of(np.float64(row[j]))
         for j in range(hidden):
             at = 2 * hidden + j
             inner[b, j] = hw[b, at] + bias_h[at]
             row[at] = (xw[b, at] + bias_x[at]) + row[j] * inner[b, j]
         for j in range(2 * hidden, 3 * hidden):
-            row[j] = _tanh(np.float64(row[j]))
+            row[j] = tanh_of(np.float64(row[j]))
         for j in range(3 * hidden):
             gates[b, j] = row[j]
         for j in range(hidden):
@@ -475,7 +475,7 @@ def cross_entropy_rows(
         for j in range(width):
             e[j] = exp64(np.float64(logits[row, j]) - top)
             lanes[j % 8] += e[j]
-        total = _combine(lanes)
+        total = combine(lanes)
         at = target[row]
         losses[row] = log64(total) - (np.float64(logits[row, at]) - top)
         for j in range(width):
@@ -492,4 +492,4 @@ def bce_range(
     for i in range(start, stop):
         v, t = np.float64(logits[i]), np.float64(target[i])
         losses[i] = (v if v > 0.0 else 0.0) - v * t + log1p64(exp64(-(v if v > 0.0 else -v)))
-        gradient[i] = (_sigmoid(v) - t) / count
+        gradient[i] = (sigmoid_of(v) - t) / count

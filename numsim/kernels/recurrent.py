@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.vector_act import _sigmoid, _tanh
+from numsim.kernels.vector_act import sigmoid_of, tanh_of
 
 Array = NDArray[Any]
 
@@ -164,18 +164,18 @@ def lstm_forward(
             for j in range(width):
                 row[j] = np.float32(xw[b, t, j] + bias_x[j]) + np.float32(hw[b, j] + bias_h[j])
             for j in range(2 * hidden):
-                row[j] = _sigmoid(np.float64(row[j]))
+                row[j] = sigmoid_of(np.float64(row[j]))
             for j in range(2 * hidden, 3 * hidden):
-                row[j] = _tanh(np.float64(row[j]))
+                row[j] = tanh_of(np.float64(row[j]))
             for j in range(3 * hidden, width):
-                row[j] = _sigmoid(np.float64(row[j]))
+                row[j] = sigmoid_of(np.float64(row[j]))
             for j in range(width):
                 gates[b, t, j] = row[j]
             for j in range(hidden):
                 kept = np.float32(row[hidden + j] * c[b, j])
                 c[b, j] = kept + np.float32(row[j] * row[2 * hidden + j])
             for j in range(hidden):
-                squashed[b, t, j] = _tanh(np.float64(c[b, j]))
+                squashed[b, t, j] = tanh_of(np.float64(c[b, j]))
             for j in range(hidden):
                 h[b, j] = row[3 * hidden + j] * squashed[b, t, j]
                 y[b, t, j] = h[b, j]

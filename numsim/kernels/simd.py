@@ -36,7 +36,7 @@ PAGE = 4096  # bytes: weights are asked for so long before, the processor itself
 ZERO_EXPONENT = -200
 # fp32 exponents are used with their bias. The floor stands for an accumulator of zero: it keeps the
 # scale factors 2^(13-E) and 2^(E-13) normal numbers, and lies below every exponent that can occur.
-_BIAS, _FLOOR, _FRACTION = 127, 27, 13
+BIAS, _FLOOR, FRACTION = 127, 27, 13
 
 
 def _retargeted() -> bool:
@@ -111,36 +111,40 @@ def contiguous(dtype: Any, ndim: int) -> Any:
     return types.Array(dtype, ndim, "C")
 
 
-def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+def emitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an emitter of IR as a function that compiled code calls."""
     made: Callable[..., Any] = intrinsic(function)
     return made
 
 
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_V16, _V32, _VF = (
-    ir.VectorType(_I16, 32),
-    ir.VectorType(_I32, 16),
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+V16, V32, VF = (
+    ir.VectorType(I16, 32),
+    ir.VectorType(I32, 16),
     ir.VectorType(ir.FloatType(), 16),
 )
 
 
-def _splat(vector: Any, value: float) -> Any:
+def splat(vector: Any, value: float) -> Any:
+    """Return a constant vector of one value."""
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _broadcast(b: Any, scalar: Any, vector: Any) -> Any:
+def broadcast(b: Any, scalar: Any, vector: Any) -> Any:
+    """Return a vector whose elements are all `scalar`."""
     undefined = ir.Constant(vector, ir.Undefined)
-    first = b.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    first = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
     return b.shuffle_vector(
-        first, undefined, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count)
+        first, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
     )
 
 
-def _max(b: Any, x: Any, y: Any) -> Any:
+def maximum(b: Any, x: Any, y: Any) -> Any:
+    """Return the larger of two signed integers, element by element."""
     return b.select(b.icmp_signed(">", x, y), x, y)
 
 
-def _loop(
+def loop(
     b: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
 ) -> Any:
     """Emit ``for i in range(count): carried = body(i, carried)``; return the last `carried`."""
@@ -148,13 +152,13 @@ def _loop(
     head, inside, done = (b.append_basic_block(name) for name in ("head", "body", "done"))
     b.branch(head)
     b.position_at_end(head)
-    i = b.phi(_I64)
-    i.add_incoming(ir.Constant(_I64, 0), before)
+    i = b.phi(I64)
+    i.add_incoming(ir.Constant(I64, 0), before)
     phis = [b.phi(value.type) for value in carried]
     b.cbranch(b.icmp_signed("<", i, count), inside, done)
     b.position_at_end(inside)
     new = body(i, phis)
-    i.add_incoming(b.add(i, ir.Constant(_I64, 1)), b.block)
+    i.add_incoming(b.add(i, ir.Constant(I64, 1)), b.block)
     for phi, first, value in zip(phis, carried, new, strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(value, b.block)
@@ -171,20 +175,20 @@ def pointer_at(context: Any, b: Any, array: Any, value: Any, at: Any) -> Any:
 
 def vectors_of(context: Any, b: Any, array: Any, value: Any, vector: Any) -> Any:
     """Return the address of an array's first element as that of vectors."""
-    first = pointer_at(context, b, array, value, ir.Constant(_I64, 0))
+    first = pointer_at(context, b, array, value, ir.Constant(I64, 0))
     return b.bitcast(first, vector.as_pointer())
 
 
 def fetch(b: Any, pointer: Any) -> None:
     """Ask for the line at an address that is read later; beyond the end of memory nothing comes."""
     byte = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     ask = b.module.declare_intrinsic("llvm.prefetch.p0i8", (), kind)
-    read, keep, data = ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)
+    read, keep, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
     b.call(ask, [b.bitcast(pointer, byte), read, keep, data])
 
 
-class _Tile:
+class Tile:
     """Addresses of one micro-kernel call: packed a and b, and the output tile."""
 
     def __init__(
@@ -198,15 +202,19 @@ class _Tile:
         self.size = context.get_abi_sizeof(self.panel.type.pointee)
 
     def pointer(self, context: Any, array: Any, value: Any, at: Any) -> Any:
+        """Return a pointer to the element of an array at an index."""
         return pointer_at(context, self.b, array, value, at)
 
     def index(self, i: Any, times: int, plus: int) -> Any:
-        return self.b.add(self.b.mul(i, ir.Constant(_I64, times)), ir.Constant(_I64, plus))
+        """Return ``i * times + plus``."""
+        return self.b.add(self.b.mul(i, ir.Constant(I64, times)), ir.Constant(I64, plus))
 
     def scalar(self, i: Any, times: int, plus: int) -> Any:
+        """Return the element ``i * times + plus`` of the left operand."""
         return self.b.load(self.b.gep(self.a, [self.index(i, times, plus)]))
 
     def columns(self, i: Any, times: int, plus: int, vector: Any = None) -> Any:
+        """Return the vector that begins at ``i * times + plus`` of the right operand's panel."""
         at = self.b.gep(self.panel, [self.index(i, times, plus)])
         at = self.b.bitcast(at, (vector or self.vector).as_pointer())
         return self.b.load(at, align=4)
@@ -222,25 +230,28 @@ class _Tile:
         for r in range(rows):
             for c in range(self.vectors):
                 at = b.add(
-                    b.mul(self.stride, ir.Constant(_I64, r)), ir.Constant(_I64, c * self.apart)
+                    b.mul(self.stride, ir.Constant(I64, r)), ir.Constant(I64, c * self.apart)
                 )
                 pointers.append(b.bitcast(b.gep(self.out, [at]), self.vector.as_pointer()))
         return pointers
 
     def load(self, rows: int) -> list[Any]:
+        """Return the tile of the output, a vector a row."""
         return [self.b.load(at, align=4) for at in self._outputs(rows)]
 
     def store(self, values: list[Any], rows: int) -> None:
+        """Write the tile of the output."""
         for at, value in zip(self._outputs(rows), values, strict=True):
             self.b.store(value, at, align=4)
 
 
-def _signature(a: Any, b: Any, out: Any, *literals: Any) -> Any:
+def signature_of(a: Any, b: Any, out: Any, *literals: Any) -> Any:
+    """Return the Numba signature of a micro-kernel: operands and output with their offsets."""
     i64 = types.int64  # the literals are part of the signature: Numba lowers once for each
     return types.void(*literals, a, i64, b, i64, out, i64, i64, i64)
 
 
-@_intrinsic
+@emitted
 def fma_tile(
     typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
     stride: Any, steps: Any,
@@ -254,7 +265,7 @@ def fma_tile(
         double = sig.args[1].dtype == types.float64
         lanes = 8 if double else 16
         vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
-        tile = _Tile(context, b, sig.args, args, 2, vector)
+        tile = Tile(context, b, sig.args, args, 2, vector)
         name = f"llvm.fma.v{lanes}f{512 // lanes}"
         fma = b.module.declare_intrinsic(name, (), ir.FunctionType(vector, [vector] * 3))
 
@@ -265,19 +276,19 @@ def fma_tile(
                     tile.ahead(k, 2 * lanes, c * lanes)
             new = []
             for r in range(count):
-                x = _broadcast(b, tile.scalar(k, FMA_ROWS, r), vector)
+                x = broadcast(b, tile.scalar(k, FMA_ROWS, r), vector)
                 new += [b.call(fma, [x, columns[c], acc[2 * r + c]]) for c in range(2)]
             return new
 
-        acc = _loop(b, tile.steps, tile.load(count), step)
-        nan = _splat(vector, float("nan"))
+        acc = loop(b, tile.steps, tile.load(count), step)
+        nan = splat(vector, float("nan"))
         tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], count)
         return context.get_dummy_value()
 
-    return _signature(a, b, out, rows), codegen
+    return signature_of(a, b, out, rows), codegen
 
 
-@_intrinsic
+@emitted
 def hopper_tile(
     typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
     steps: Any, runs: Any,
@@ -289,9 +300,9 @@ def hopper_tile(
     unroll = 4
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], 1, _VF)
+        tile = Tile(context, b, sig.args[:-1], args[:-1], 1, VF)
         runs = args[-1]
-        sixteen, limit = _splat(_V32, 16), _splat(_V16, 15)
+        sixteen, limit = splat(V32, 16), splat(V16, 15)
 
         def low(x: Any) -> Any:
             return b.ashr(b.shl(x, sixteen), sixteen)
@@ -300,16 +311,16 @@ def hopper_tile(
             return b.lshr(x, b.select(b.icmp_unsigned("<", by, limit), by, limit))
 
         def signed_sum(total: Any, x: Any, sign: Any) -> Any:
-            pair = b.bitcast(b.mul(x, sign), _V32)
+            pair = b.bitcast(b.mul(x, sign), V32)
             return b.add(total, b.add(low(pair), b.ashr(pair, sixteen)))
 
         def row(pair: Any, u: int, plane: int) -> Any:
             step, at = 3 * HOPPER_ROWS, (3 * u + plane) * HOPPER_ROWS
-            return b.bitcast(_broadcast(b, tile.scalar(pair, unroll * step, at), _V32), _V16)
+            return b.bitcast(broadcast(b, tile.scalar(pair, unroll * step, at), V32), V16)
 
         def column(pair: Any, u: int, plane: int) -> Any:
             step, at = 3 * HOPPER_COLUMNS, (3 * u + plane) * HOPPER_COLUMNS
-            return tile.columns(pair, unroll * step, at, _V16)
+            return tile.columns(pair, unroll * step, at, V16)
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
             first = b.mul(g, runs)
@@ -317,17 +328,17 @@ def hopper_tile(
             def peak(p: Any, top: list[Any]) -> list[Any]:
                 pair = b.add(first, p)
                 for u in range(unroll):
-                    top = [_max(b, top[0], b.add(row(pair, u, 1), column(pair, u, 1)))]
+                    top = [maximum(b, top[0], b.add(row(pair, u, 1), column(pair, u, 1)))]
                 return top
 
-            (top,) = _loop(b, runs, [_splat(_V16, _FLOOR)], peak)
-            x, value = b.bitcast(top, _V32), acc[0]
-            e = _max(b, low(x), b.ashr(x, sixteen))
-            bits = b.bitcast(value, _V32)
-            e = _max(b, e, b.and_(b.lshr(bits, _splat(_V32, 23)), _splat(_V32, 255)))
-            up = b.shl(b.sub(_splat(_V32, 2 * _BIAS + _FRACTION), e), _splat(_V32, 23))
-            total = b.fptosi(b.fmul(value, b.bitcast(up, _VF)), _V32)
-            both = b.bitcast(b.or_(e, b.shl(e, sixteen)), _V16)
+            (top,) = loop(b, runs, [splat(V16, _FLOOR)], peak)
+            x, value = b.bitcast(top, V32), acc[0]
+            e = maximum(b, low(x), b.ashr(x, sixteen))
+            bits = b.bitcast(value, V32)
+            e = maximum(b, e, b.and_(b.lshr(bits, splat(V32, 23)), splat(V32, 255)))
+            up = b.shl(b.sub(splat(V32, 2 * BIAS + FRACTION), e), splat(V32, 23))
+            total = b.fptosi(b.fmul(value, b.bitcast(up, VF)), V32)
+            both = b.bitcast(b.or_(e, b.shl(e, sixteen)), V16)
 
             def add(p: Any, sums: list[Any]) -> list[Any]:
                 pair = b.add(first, p)
@@ -338,13 +349,13 @@ def hopper_tile(
                     sums = [signed_sum(sums[0], term, b.xor(sa, sb))]
                 return sums
 
-            (total,) = _loop(b, runs, [total], add)
-            down = b.shl(b.sub(e, _splat(_V32, _FRACTION)), _splat(_V32, 23))
-            value = b.fmul(b.sitofp(total, _VF), b.bitcast(down, _VF))  # exact
-            kept = b.and_(b.bitcast(value, _V32), _splat(_V32, -(1 << (23 - _FRACTION))))
-            return [b.bitcast(kept, _VF)]
+            (total,) = loop(b, runs, [total], add)
+            down = b.shl(b.sub(e, splat(V32, FRACTION)), splat(V32, 23))
+            value = b.fmul(b.sitofp(total, VF), b.bitcast(down, VF))  # exact
+            kept = b.and_(b.bitcast(value, V32), splat(V32, -(1 << (23 - FRACTION))))
+            return [b.bitcast(kept, VF)]
 
-        tile.store(_loop(b, tile.steps, tile.load(1), group), 1)
+        tile.store(loop(b, tile.steps, tile.load(1), group), 1)
         return context.get_dummy_value()
 
     i64 = types.int64

@@ -7,14 +7,11 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import FMA_ROWS, _broadcast, _intrinsic, _loop, _Tile, pointer_at
+from numsim.kernels.simd import FMA_ROWS, I64, V32, VF, Tile, broadcast, emitted, loop, pointer_at
 from numsim.kernels.simd_fp8 import declared
 
 
-@_intrinsic
+@emitted
 def scaled_fma_tile(
     typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
     stride: Any, steps: Any, row_scales: Any, rows_at: Any, rows_stride: Any, columns: Any,
@@ -29,7 +26,7 @@ def scaled_fma_tile(
     count = rows.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-5], args[:-5], 2, VF)
+        tile = Tile(context, b, sig.args[:-5], args[:-5], 2, VF)
         fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
         first = pointer_at(context, b, sig.args[-5], args[-5], args[-4])
         scales = pointer_at(context, b, sig.args[-2], args[-2], args[-1])
@@ -38,15 +35,15 @@ def scaled_fma_tile(
             values = [tile.columns(k, 32, 16 * c) for c in range(2)]
             new = []
             for r in range(count):
-                x = _broadcast(b, tile.scalar(k, FMA_ROWS, r), VF)
+                x = broadcast(b, tile.scalar(k, FMA_ROWS, r), VF)
                 new += [b.call(fma, [x, values[c], acc[2 * r + c]]) for c in range(2)]
             return new
 
-        sums = _loop(b, tile.steps, [ir.Constant(VF, None)] * (2 * count), step)
+        sums = loop(b, tile.steps, [ir.Constant(VF, None)] * (2 * count), step)
         totals = tile.load(count)
         for r in range(count):
             at = b.gep(first, [b.mul(args[-3], ir.Constant(I64, r))])
-            scale = _broadcast(b, b.load(at), VF)
+            scale = broadcast(b, b.load(at), VF)
             for c in range(2):
                 place = b.gep(scales, [ir.Constant(I64, 16 * c)])
                 column = b.load(b.bitcast(place, VF.as_pointer()), align=4)
@@ -61,7 +58,7 @@ def scaled_fma_tile(
     ), codegen
 
 
-@_intrinsic
+@emitted
 def add_scaled(
     typing: Any, part: Any, width: Any, left: Any, starts: Any, starts_at: Any, out: Any,
     out_at: Any, stride: Any, rows: Any, rows_at: Any, rows_stride: Any, columns: Any,
@@ -90,7 +87,7 @@ def add_scaled(
         row_scales = start(8, args[9])
 
         def row(r: Any, carried: list[Any]) -> list[Any]:
-            scale = _broadcast(b, b.load(b.gep(row_scales, [b.mul(r, args[10])])), VF)
+            scale = broadcast(b, b.load(b.gep(row_scales, [b.mul(r, args[10])])), VF)
             line, results = b.mul(r, args[7]), b.mul(r, args[1])
 
             def some(c: Any, carried: list[Any]) -> list[Any]:
@@ -106,10 +103,10 @@ def add_scaled(
                 b.store(b.fadd(b.load(total, align=4), b.fmul(value, factor)), total, align=4)
                 return carried
 
-            _loop(b, pieces, [], some)
+            loop(b, pieces, [], some)
             return carried
 
-        _loop(b, args[2], [], row)
+        loop(b, args[2], [], row)
         return context.get_dummy_value()
 
     i64 = types.int64

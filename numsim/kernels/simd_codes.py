@@ -11,25 +11,25 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _BIAS as BIAS
-from numsim.kernels.simd import _FRACTION as FRACTION
-from numsim.kernels.simd import _I16 as I16
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import _VF as VF
 from numsim.kernels.simd import (
+    BIAS,
+    FRACTION,
     HOPPER_COLUMNS,
     HOPPER_ROWS,
+    I16,
+    I32,
+    I64,
     PAGE,
+    V32,
+    VF,
     ZERO_EXPONENT,
-    _broadcast,
-    _intrinsic,
-    _loop,
-    _splat,
-    _Tile,
+    Tile,
+    broadcast,
+    emitted,
     fetch,
+    loop,
     pointer_at,
+    splat,
     vectors_of,
 )
 from numsim.kernels.simd_align import NO_TERM
@@ -45,7 +45,7 @@ def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> 
     pick = declared(b, PICK, V8, V8, V8, V8)
 
     def read(code: Any) -> tuple[Any, Any]:
-        second = b.icmp_signed("<", code, _splat(V8, 0))
+        second = b.icmp_signed("<", code, splat(V8, 0))
         high, low = (
             b.select(second, b.call(pick, [parts[t + 2], code, parts[t + 3]]),
                      b.call(pick, [parts[t], code, parts[t + 1]]))
@@ -67,14 +67,14 @@ def _singles_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[
         for first in (0, 32):
             order = [n // 2 + 64 * (n % 2) + first for n in range(64)]
             pairs = b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 64), order))
-            bits = b.shl(b.zext(b.bitcast(pairs, words), whole), _splat(whole, 16))
+            bits = b.shl(b.zext(b.bitcast(pairs, words), whole), splat(whole, 16))
             found.append(b.bitcast(bits, ir.VectorType(ir.FloatType(), 32)))
         return found
 
     return values
 
 
-@_intrinsic
+@emitted
 def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any) -> Any:
     """Write the values of `runs` times 64 codes as float32 or float64.
 
@@ -98,7 +98,7 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
                 b.store(b.fpext(value, vector) if wide else value, place, align=4)
             return carried
 
-        _loop(b, args[1], [], run)
+        loop(b, args[1], [], run)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, table), codegen
@@ -135,7 +135,7 @@ def _joined(b: Any, x: Any, y: Any) -> Any:
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
 
-@_intrinsic
+@emitted
 def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -> Any:
     """Write the values of `runs` times 16 codes of one byte as float32 or float64, with AVX2.
 
@@ -156,13 +156,13 @@ def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -
                 b.store(value, b.gep(target, [b.add(first, ir.Constant(I64, n))]), align=4)
             return carried
 
-        _loop(b, args[1], [], run)
+        loop(b, args[1], [], run)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, values, fields), codegen
 
 
-@_intrinsic
+@emitted
 def chain_of_shorts(
     typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
     steps: Any, fields: Any,
@@ -173,7 +173,7 @@ def chain_of_shorts(
         double = sig.args[0].dtype == types.float64
         count = 8 if double else 16
         vector = ir.VectorType(ir.DoubleType(), count) if double else VF
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], 2, vector)
+        tile = Tile(context, b, sig.args[:-1], args[:-1], 2, vector)
         fma = declared(b, f"llvm.fma.v{count}f{512 // count}", vector, vector, vector, vector)
         read = _short_reader(b, args[-1], double)
 
@@ -182,14 +182,14 @@ def chain_of_shorts(
             return read(b.load(b.bitcast(start, ir.VectorType(I8, 16).as_pointer()), align=1))
 
         def step(k: Any, acc: list[Any]) -> list[Any]:
-            x = _broadcast(b, tile.scalar(k, 1, 0), vector)
+            x = broadcast(b, tile.scalar(k, 1, 0), vector)
             at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 2 * count))])
             fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
             values = [value for c in range(2 * count // 16) for value in columns(at, c)]
             return [b.call(fma, [x, y, z]) for y, z in zip(values, acc, strict=True)]
 
-        acc = _loop(b, tile.steps, tile.load(1), step)
-        nan = _splat(vector, float("nan"))
+        acc = loop(b, tile.steps, tile.load(1), step)
+        nan = splat(vector, float("nan"))
         tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], 1)
         return context.get_dummy_value()
 
@@ -197,7 +197,7 @@ def chain_of_shorts(
     return types.void(a, i64, b, i64, out, i64, i64, i64, fields), codegen
 
 
-@_intrinsic
+@emitted
 def chain_of_codes(
     typing: Any, doubles: Any, table: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any,
@@ -216,7 +216,7 @@ def chain_of_codes(
         double = sig.args[2].dtype == types.float64
         lanes = 8 if double else 16
         vector = ir.VectorType(ir.DoubleType() if double else ir.FloatType(), lanes)
-        tile = _Tile(context, b, sig.args, args, 2, vector)
+        tile = Tile(context, b, sig.args, args, 2, vector)
         fma = declared(b, f"llvm.fma.v{lanes}f{512 // lanes}", vector, vector, vector, vector)
         pick = declared(b, PICK, V8, V8, V8, V8)
         width, together = 2 * lanes, 32 // lanes  # columns; k of 64 codes
@@ -233,7 +233,7 @@ def chain_of_codes(
                 low, high = values
                 at = [n // 8 + first + 64 * (n % 8 == 7) for n in range(64)]
                 found = b.call(pick, [low, ir.Constant(V8, at), high])
-                return b.bitcast(b.select(highest, found, _splat(V8, 0)), vector)
+                return b.bitcast(b.select(highest, found, splat(V8, 0)), vector)
             order = ir.Constant(ir.VectorType(I32, lanes), [first % 32 + n for n in range(lanes)])
             some = b.shuffle_vector(values[first // 32], values[first // 32], order)
             return b.fpext(some, vector) if double else some
@@ -241,7 +241,7 @@ def chain_of_codes(
         def chain(k: Any, code: Any, count: int, acc: list[Any]) -> list[Any]:
             values = reader(code)
             for n in range(count):
-                x = _broadcast(b, tile.scalar(k, 1, n), vector)
+                x = broadcast(b, tile.scalar(k, 1, n), vector)
                 for c in range(2):
                     acc[c] = b.call(fma, [x, part(values, n * width + c * lanes), acc[c]])
             return acc
@@ -262,9 +262,9 @@ def chain_of_codes(
             order = ir.Constant(ir.VectorType(I32, 64), [n % width for n in range(64)])
             return chain(k, b.shuffle_vector(few, few, order), 1, list(acc))
 
-        acc = _loop(b, runs, tile.load(1), run)
-        acc = _loop(b, b.sub(tile.steps, done), acc, single)
-        nan = _splat(vector, float("nan"))
+        acc = loop(b, runs, tile.load(1), run)
+        acc = loop(b, b.sub(tile.steps, done), acc, single)
+        nan = splat(vector, float("nan"))
         tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], 1)
         return context.get_dummy_value()
 
@@ -272,7 +272,7 @@ def chain_of_codes(
     return types.void(doubles, table, a, i64, b, i64, out, i64, i64, i64), codegen
 
 
-@_intrinsic
+@emitted
 def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
     """Write float32 significands (or values) and int32 exponents of `runs` times 16 codes.
 
@@ -284,14 +284,14 @@ def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any)
         source = vectors_of(context, b, sig.args[0], args[0], narrow)
         target = vectors_of(context, b, sig.args[2], args[2], V32)
         magnitude, sign, sign_up, trailing, _, bias, up, kept, rebias, quantum = (
-            _broadcast(b, b.extract_value(args[3], i), V32) for i in range(10)
+            broadcast(b, b.extract_value(args[3], i), V32) for i in range(10)
         )
         ahead = PAGE // (2 * narrow.element.width)
-        place, none, zero = _splat(V32, 23), _splat(V32, NO_TERM), _splat(V32, 0)
+        place, none, zero = splat(V32, 23), splat(V32, NO_TERM), splat(V32, 0)
         placed, placed_sign = b.and_(b.shl(magnitude, up), kept), b.shl(sign, sign_up)
         one, lower = b.bitcast(rebias, VF), b.sub(zero, bias)
         # of a subnormal, (fraction) quantum = (what is read as normal - one) times this
-        least = b.add(b.sub(quantum, rebias), _splat(V32, BIAS << 23))
+        least = b.add(b.sub(quantum, rebias), splat(V32, BIAS << 23))
         times = b.bitcast(b.add(least, b.shl(trailing, place)), VF)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
@@ -304,7 +304,7 @@ def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any)
             small = b.fmul(b.fsub(value, one), times)
             value = b.select(b.icmp_unsigned("==", field, zero), small, value)
             value = b.or_(b.bitcast(value, V32), b.and_(b.shl(code, sign_up), placed_sign))
-            exponent = b.select(b.icmp_unsigned(">", field, _splat(V32, 1)), field, _splat(V32, 1))
+            exponent = b.select(b.icmp_unsigned(">", field, splat(V32, 1)), field, splat(V32, 1))
             exponent = b.add(exponent, lower)
             exponent = b.select(b.icmp_unsigned("==", m, zero), none, exponent)
             for plane, vector in enumerate((value, exponent)):
@@ -312,13 +312,13 @@ def aligned_planes(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any)
                 b.store(vector, b.gep(target, [at]), align=4)
             return carried
 
-        _loop(b, args[1], [], run)
+        loop(b, args[1], [], run)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, planes, fields), codegen
 
 
-@_intrinsic
+@emitted
 def fp8_planes(
     typing: Any, left: Any, codes: Any, at: Any, runs: Any, words: Any, fields: Any
 ) -> Any:
@@ -341,12 +341,12 @@ def fp8_planes(
         target = vectors_of(context, b, kinds[3], args[3], vector)
 
         def field(index: int) -> Any:
-            return _broadcast(b, b.trunc(b.extract_value(args[4], index), I16), vector)
+            return broadcast(b, b.trunc(b.extract_value(args[4], index), I16), vector)
 
         magnitude, sign_bit, _, trailing, fraction, bias = (field(i) for i in range(6))
-        one, zero, positive, negative = (_splat(vector, n) for n in (1, 0, plus, plus - 2))
-        up = b.sub(_splat(vector, places), trailing)
-        rebias = b.sub(_splat(vector, more), bias)
+        one, zero, positive, negative = (splat(vector, n) for n in (1, 0, plus, plus - 2))
+        up = b.sub(splat(vector, places), trailing)
+        rebias = b.sub(splat(vector, more), bias)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             code = b.zext(b.load(b.gep(source, [i]), align=1), vector)
@@ -355,7 +355,7 @@ def fp8_planes(
             normal = b.icmp_unsigned("!=", top, zero)
             hidden = b.shl(b.select(normal, one, zero), trailing)
             exponent = b.add(b.select(normal, top, one), rebias)
-            nothing = _splat(vector, ZERO_EXPONENT + more)
+            nothing = splat(vector, ZERO_EXPONENT + more)
             exponent = b.select(b.icmp_unsigned("!=", m, zero), exponent, nothing)
             below = b.icmp_unsigned("!=", b.and_(code, sign_bit), zero)
             planes = (
@@ -368,7 +368,7 @@ def fp8_planes(
                 b.store(plane, b.gep(target, [b.add(first, ir.Constant(I64, p))]), align=4)
             return carried
 
-        _loop(b, args[2], [], run)
+        loop(b, args[2], [], run)
         return context.get_dummy_value()
 
     i64 = types.int64

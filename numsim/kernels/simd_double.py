@@ -14,16 +14,16 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
 from numsim.kernels.simd import (
-    _broadcast,
-    _intrinsic,
-    _loop,
-    _max,
-    _splat,
-    _Tile,
+    I32,
+    I64,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    maximum,
     pointer_at,
+    splat,
     vectors_of,
 )
 from numsim.kernels.simd_control import toward_zero
@@ -67,7 +67,7 @@ def _joined(b: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
-@_intrinsic
+@emitted
 def right_double(typing: Any, codes: Any, count: Any, planes: Any, fields: Any) -> Any:
     """Write the exponents, lowest bits and float64 values of `count` k of 32 columns.
 
@@ -95,17 +95,17 @@ def right_double(typing: Any, codes: Any, count: Any, planes: Any, fields: Any) 
             for half in range(2):
                 order = [16 * half + n // 2 for n in range(32)]
                 twice = b.shuffle_vector(code, code, ir.Constant(ir.VectorType(I32, 32), order))
-                values = b.shl(b.zext(halves_of(twice), wide), _splat(wide, 48))
+                values = b.shl(b.zext(halves_of(twice), wide), splat(wide, 48))
                 put(16 + 32 * half, values)
             return carried
 
-        _loop(b, args[1], [], step)
+        loop(b, args[1], [], step)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, planes, fields), codegen
 
 
-@_intrinsic
+@emitted
 def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
     """Write the exponents, lowest bits and float64 values of `runs` runs of 8 k of a row.
 
@@ -129,22 +129,22 @@ def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) ->
             high = b.bitcast(high, ir.VectorType(ir.IntType(16), 16))
             first = ir.Constant(ir.VectorType(I32, 8), [*range(8)])
             values = b.zext(b.shuffle_vector(high, high, first), _VL)
-            values = b.shl(values, _splat(_VL, 48))
+            values = b.shl(values, splat(_VL, 48))
             places = [b.zext(b.bitcast(x, _V32), _VL) for x in bytes_of(b.bitcast(words, v.words))]
-            heads = b.or_(places[0], b.shl(places[1], _splat(_VL, 32)))
+            heads = b.or_(places[0], b.shl(places[1], splat(_VL, 32)))
             order = ir.Constant(ir.VectorType(I32, 16), [n // 2 + 8 * (n % 2) for n in range(16)])
             at = b.gep(target, [b.mul(i, ir.Constant(I64, 8 * A_STEP))])
             whole = b.shuffle_vector(heads, values, order)
             b.store(whole, b.bitcast(at, whole.type.as_pointer()), align=4)
             return carried
 
-        _loop(b, args[1], [], run)
+        loop(b, args[1], [], run)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, planes, fields), codegen
 
 
-@_intrinsic
+@emitted
 def double_tile(
     typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any,
     steps: Any, lines: Any, group: Any, a_step: Any, align: Any, least: Any,
@@ -159,19 +159,19 @@ def double_tile(
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-6], args[:-6], 1, _VF)
+        tile = Tile(context, b, sig.args[:-6], args[:-6], 1, _VF)
         lines, group, a_step, align, least, bounded = args[-6:]
         bounded = b.icmp_signed("!=", bounded, ir.Constant(I64, 0))
         a, out = tile.a, tile.out
         fma = declared(b, "llvm.fma.v8f64", _VD, _VD, _VD, _VD)
         less = declared(b, "llvm.usub.sat.v32i8", _VB, _VB, _VB)
         size_of = declared(b, "llvm.fabs.v8f64", _VD, _VD)
-        sign_bit = _splat(_VL, -(1 << 63))
-        floor = _broadcast(b, b.trunc(b.add(least, ir.Constant(I64, FIELD)), I32), _V32)
+        sign_bit = splat(_VL, -(1 << 63))
+        floor = broadcast(b, b.trunc(b.add(least, ir.Constant(I64, FIELD)), I32), _V32)
         short_from = b.add(align, ir.Constant(I64, FIELD - 2 * LOWEST))
-        short_from = _broadcast(b, b.trunc(short_from, I8), _VB)
-        rebias = _broadcast(b, b.sub(ir.Constant(I64, 1023 + 52 - FIELD), align), _VL)
-        one, floors = _splat(_VB, 1), _splat(_VB, FLOOR)
+        short_from = broadcast(b, b.trunc(short_from, I8), _VB)
+        rebias = broadcast(b, b.sub(ir.Constant(I64, 1023 + 52 - FIELD), align), _VL)
+        one, floors = splat(_VB, 1), splat(_VB, FLOOR)
         b_group = b.add(b.mul(group, ir.Constant(I64, B_STEP)), ir.Constant(I64, B_REST))
         a_group = b.add(b.mul(group, ir.Constant(I64, A_STEP)), ir.Constant(I64, A_REST))
         make: Any = cgutils.alloca_once
@@ -188,11 +188,11 @@ def double_tile(
             return b.load(at, align=4)
 
         def as_bytes(pointer: Any) -> Any:
-            return b.bitcast(_broadcast(b, b.load(pointer), _V32), _VB)
+            return b.bitcast(broadcast(b, b.load(pointer), _V32), _VB)
 
         def double(pointer: Any) -> Any:
             value = b.load(b.bitcast(pointer, ir.DoubleType().as_pointer()), align=4)
-            return _broadcast(b, value, _VD)
+            return broadcast(b, value, _VD)
 
         def over(carried: list[Any], body: Any) -> Any:
             def some(i: Any, carried: list[Any]) -> list[Any]:
@@ -200,7 +200,7 @@ def double_tile(
                     carried = body(tile.index(i, UNROLL, u), carried)
                 return carried
 
-            return _loop(b, pieces, carried, some)
+            return loop(b, pieces, carried, some)
 
         def outputs(r: int, column: Any) -> Any:
             at = b.add(b.mul(tile.stride, ir.Constant(I64, r)), column)
@@ -219,18 +219,18 @@ def double_tile(
 
         def own_fields(row: Any, panel: Any, r: int) -> Any:
             """Return bytes for the exponents of accumulators, beside those of products."""
-            power = _broadcast(b, b.load(left(row, group, 0, r)), _V32)
+            power = broadcast(b, b.load(left(row, group, 0, r)), _V32)
             found = []
             for j in range(4):
                 x = b.load(outputs(r, ir.Constant(I64, 8 * j)), align=4)
-                field = b.and_(b.lshr(b.bitcast(x, _V32), _splat(_V32, 23)), _splat(_V32, 255))
-                e = b.add(_max(b, field, _splat(_V32, 1)), _splat(_V32, FIELD - 127))
-                zero = b.fcmp_ordered("==", x, _splat(_VF, 0.0))
-                e = _max(b, b.select(zero, _splat(_V32, NOTHING), e), floor)
+                field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
+                e = b.add(maximum(b, field, splat(_V32, 1)), splat(_V32, FIELD - 127))
+                zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
+                e = maximum(b, b.select(zero, splat(_V32, NOTHING), e), floor)
                 e = b.sub(e, b.add(power, right(panel, group, 8 * j, _V32)))
-                most = _splat(_V32, FAR + 1)
+                most = splat(_V32, FAR + 1)
                 e = b.select(b.icmp_signed("<", e, most), e, most)
-                found.append(_max(b, e, _splat(_V32, 0)))
+                found.append(maximum(b, e, splat(_V32, 0)))
             return b.trunc(_joined(b, found), _VB)
 
         def step(g: Any, carried: list[Any]) -> list[Any]:
@@ -242,17 +242,17 @@ def double_tile(
                     top(b, t, b.add(as_bytes(left(row, k, 0, r)), e)) for r, t in enumerate(tops)
                 ]
 
-            peaks = over([_splat(_VB, 0)] * ROWS, peak)
+            peaks = over([splat(_VB, 0)] * ROWS, peak)
             limits = []
             for r in range(ROWS):
                 own = own_fields(row, panel, r)
                 field = top(b, top(b, peaks[r], own), floors)
                 keep(fields, r, field)
                 none = b.icmp_unsigned("<=", peaks[r], floors)
-                far = b.icmp_unsigned(">", own, _splat(_VB, FAR))
+                far = b.icmp_unsigned(">", own, splat(_VB, FAR))
                 keep(stays, r, b.sext(b.or_(none, far), _VB))
-                limit = bottom(b, b.call(less, [field, short_from]), _splat(_VB, PLACES))
-                limits.append(b.xor(limit, _splat(_VB, TURN[8])))
+                limit = bottom(b, b.call(less, [field, short_from]), splat(_VB, PLACES))
+                limits.append(b.xor(limit, splat(_VB, TURN[8])))
 
             def count(k: Any, counts: list[Any]) -> list[Any]:
                 column, new = right(panel, k, 8, _VB), []
@@ -263,7 +263,7 @@ def double_tile(
                     new.append(b.select(short, b.add(counts[r], one), counts[r]))
                 return new
 
-            for r, value in enumerate(over([_splat(_VB, 0)] * ROWS, count)):
+            for r, value in enumerate(over([splat(_VB, 0)] * ROWS, count)):
                 keep(counts, r, value)
 
             def half(h: Any, carried: list[Any]) -> list[Any]:
@@ -274,8 +274,8 @@ def double_tile(
 
                 def binade(r: int, j: int) -> Any:
                     e = b.add(b.zext(eight(fields, r, columns[j]), _VL), rebias)
-                    e = b.shl(e, _splat(_VL, 52))
-                    return b.bitcast(b.or_(e, _splat(_VL, 1 << 51)), _VD)
+                    e = b.shl(e, splat(_VL, 52))
+                    return b.bitcast(b.or_(e, splat(_VL, 1 << 51)), _VD)
 
                 def add(k: Any, sums: list[Any]) -> list[Any]:
                     values = [right(place, k, 16 + 16 * j, _VD) for j in range(2)]
@@ -292,7 +292,7 @@ def double_tile(
                     finish(r, columns[j], total, binade(r, j), powers)
                 return carried
 
-            _loop(b, ir.Constant(I64, 2), [], half)
+            loop(b, ir.Constant(I64, 2), [], half)
             return carried
 
         def finish(r: int, column: Any, total: Any, binade: Any, powers: Any) -> None:
@@ -312,9 +312,9 @@ def double_tile(
             before, inside, after = b.block, *(b.append_basic_block(n) for n in ("over", "after"))
             b.cbranch(bounded, after, inside)
             b.position_at_end(inside)
-            sign = b.and_(b.bitcast(result, _V32), _splat(_V32, -(1 << 31)))
-            infinite = b.bitcast(b.or_(sign, _splat(_V32, 0x7F800000)), _VF)
-            beyond = b.fcmp_ordered(">=", b.call(size_of, [value]), _splat(_VD, 2.0**128))
+            sign = b.and_(b.bitcast(result, _V32), splat(_V32, -(1 << 31)))
+            infinite = b.bitcast(b.or_(sign, splat(_V32, 0x7F800000)), _VF)
+            beyond = b.fcmp_ordered(">=", b.call(size_of, [value]), splat(_VD, 2.0**128))
             some = b.select(beyond, infinite, result)
             b.branch(after)
             b.position_at_end(after)
@@ -323,17 +323,17 @@ def double_tile(
             chosen.add_incoming(some, inside)
             result = chosen
             stay = b.sext(eight(stays, r, column), _V32)
-            result = b.select(b.icmp_signed("<", stay, _splat(_V32, 0)), x, result)
-            b.store(b.fadd(result, _splat(_VF, 0.0)), place, align=4)  # zeros are positive
+            result = b.select(b.icmp_signed("<", stay, splat(_V32, 0)), x, result)
+            b.store(b.fadd(result, splat(_VF, 0.0)), place, align=4)  # zeros are positive
 
         def line(r: Any, carried: list[Any]) -> list[Any]:
             tile.a = b.gep(a, [b.mul(r, b.mul(a_step, ir.Constant(I64, ROWS)))])
             tile.out = b.gep(out, [b.mul(tile.index(r, ROWS, 0), tile.stride)])
-            _loop(b, tile.steps, [], step)
+            loop(b, tile.steps, [], step)
             return carried
 
         with toward_zero(b):
-            _loop(b, lines, [], line)
+            loop(b, lines, [], line)
         return context.get_dummy_value()
 
     i64 = types.int64

@@ -7,11 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import _VF as VF
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, vectors_of
+from numsim.kernels.simd import I32, I64, V32, VF, broadcast, emitted, loop, splat, vectors_of
 from numsim.kernels.simd_fp8 import I8, V8, bottom, top
 
 
@@ -33,23 +29,21 @@ def _joined(b: Any, x: Any, y: Any) -> Any:
 def _finished(b: Any, code: Any, bits: list[Any], nan: Any, nan_sign: Any) -> tuple[Any, Any]:
     """Return 64 codes with the signs and the NaN of float32 bit patterns; a mask of those NaN."""
     signs = _packed(b, bits, 3)
-    code = b.or_(b.and_(code, _splat(V8, 0x7F)), b.and_(signs, _splat(V8, -128)))
+    code = b.or_(b.and_(code, splat(V8, 0x7F)), b.and_(signs, splat(V8, -128)))
     numbers = [b.bitcast(word, VF) for word in bits]
     nans = [b.fcmp_unordered("uno", x, x) for x in numbers]
     mask = _joined(b, _joined(b, nans[0], nans[1]), _joined(b, nans[2], nans[3]))
     return b.select(mask, b.or_(nan, b.and_(signs, nan_sign)), code), b.bitcast(mask, I64)
 
 
-@_intrinsic
+@emitted
 def signed_bytes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """Give `runs` times 64 magnitude codes the signs and NaN of x; return whether NaN was met."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         source = vectors_of(context, b, sig.args[0], args[0], V32)
         target = vectors_of(context, b, sig.args[2], args[2], V8)
-        nan, nan_sign = (
-            _broadcast(b, b.trunc(b.extract_value(args[3], i), I8), V8) for i in (8, 9)
-        )
+        nan, nan_sign = (broadcast(b, b.trunc(b.extract_value(args[3], i), I8), V8) for i in (8, 9))
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             first = b.mul(i, ir.Constant(I64, 4))
@@ -62,13 +56,13 @@ def signed_bytes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
             b.store(code, b.gep(target, [i]), align=1)
             return [b.or_(carried[0], met)]
 
-        (met,) = _loop(b, args[1], [ir.Constant(I64, 0)], run)
+        (met,) = loop(b, args[1], [ir.Constant(I64, 0)], run)
         return met
 
     return types.int64(x, types.int64, out, fields), codegen
 
 
-@_intrinsic
+@emitted
 def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """Encode `runs` times 64 float32 bit patterns; return whether NaN was met (not 0).
 
@@ -84,14 +78,14 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
             b.extract_value(args[3], i) for i in (0, 1, 2, 5, 8, 9)
         )
         base = b.trunc(b.shl(min_field, stored), I8)  # the rest of it leaves the low byte alone
-        low = _broadcast(b, base, V8)
-        nan, nan_sign = (_broadcast(b, b.trunc(value, I8), V8) for value in (nan, nan_sign))
+        low = broadcast(b, base, V8)
+        nan, nan_sign = (broadcast(b, b.trunc(value, I8), V8) for value in (nan, nan_sign))
         twenty_three = ir.Constant(I32, 23)
         clamp, least, magic, cut = (
-            _broadcast(b, value, V32)
+            broadcast(b, value, V32)
             for value in (clamp, b.shl(min_field, twenty_three), b.shl(cut, twenty_three), cut)
         )
-        infinity, magnitude = _splat(V32, 0x7F800000), _splat(V32, 0x7FFFFFFF)
+        infinity, magnitude = splat(V32, 0x7F800000), splat(V32, 0x7FFFFFFF)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             bits, sums = [], []
@@ -108,7 +102,7 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
             b.store(code, b.gep(target, [i]), align=1)
             return [b.or_(carried[0], met)]
 
-        (met,) = _loop(b, args[1], [ir.Constant(I64, 0)], run)
+        (met,) = loop(b, args[1], [ir.Constant(I64, 0)], run)
         return met
 
     return types.int64(x, types.int64, out, fields), codegen

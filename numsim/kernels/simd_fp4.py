@@ -13,10 +13,18 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _I16 as I16
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _max, _splat, _Tile, pointer_at
+from numsim.kernels.simd import (
+    I16,
+    I32,
+    I64,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    maximum,
+    pointer_at,
+    splat,
+)
 from numsim.kernels.simd_align import NO_TERM
 from numsim.kernels.simd_fp8 import I8, declared
 
@@ -41,11 +49,11 @@ def _pair_products(b: Any, x: Any, y: Any) -> Any:
 
 def _power(b: Any, exponent: Any) -> Any:
     """Return 2.0**exponent of int32 lanes as float64."""
-    wide = b.add(b.sext(exponent, _VL), _splat(_VL, 1023))
-    return b.bitcast(b.shl(wide, _splat(_VL, 52)), _VD)
+    wide = b.add(b.sext(exponent, _VL), splat(_VL, 1023))
+    return b.bitcast(b.shl(wide, splat(_VL, 52)), _VD)
 
 
-@_intrinsic
+@emitted
 def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> Any:
     """Write twice the values of `count` steps of codes, and -12 times the sums of their pairs.
 
@@ -67,26 +75,26 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
 
         def step(k: Any, carried: list[Any]) -> list[Any]:
             for run in range(RUNS):
-                total = _splat(_PAIRS, 0)
+                total = splat(_PAIRS, 0)
                 for word in range(WORDS):
                     n = (run * WORDS + word) * COLUMNS
                     code = b.load(at(0, k, B_CODES, 4, 4 * n, _BYTES), align=1)
-                    code = b.and_(code, _splat(_BYTES, 15))
+                    code = b.and_(code, splat(_BYTES, 15))
                     value = b.call(look_up, [table, code])
                     b.store(value, at(1, k, B_WORDS, 1, n, _BYTES), align=4)
-                    lifted = _pair_products(b, _splat(_BYTES, LIFT), value)
+                    lifted = _pair_products(b, splat(_BYTES, LIFT), value)
                     total = b.sub(total, lifted)
                 place = at(1, k, B_WORDS, 1, B_CODES + run * COLUMNS, _PAIRS)
                 b.store(total, place, align=4)
             return carried
 
-        _loop(b, args[1], [], step)
+        loop(b, args[1], [], step)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, planes, twice), codegen
 
 
-@_intrinsic
+@emitted
 def fp4_tile(
     typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
     stride: Any, steps: Any, fraction: Any, align: Any,
@@ -101,18 +109,18 @@ def fp4_tile(
     count = rows.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-2], args[:-2], 1, _VF)
+        tile = Tile(context, b, sig.args[:-2], args[:-2], 1, _VF)
         places = [b.trunc(x, I32) for x in args[-2:]]
-        align = _broadcast(b, places[1], _V32)
+        align = broadcast(b, places[1], _V32)
         above = b.sub(places[1], b.add(places[0], ir.Constant(I32, 2)))  # products are 4-fold
-        ahead = _broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
+        ahead = broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
         cut_single = declared(b, "llvm.trunc.v8f32", _VF, _VF)
         cut = declared(b, "llvm.trunc.v8f64", _VD, _VD)
         multiply = declared(b, "llvm.x86.avx2.pmadd.wd", _V32, _PAIRS, _PAIRS)
-        special = _splat(_V32, 0x7F800000)
+        special = splat(_V32, 0x7F800000)
 
         def left(k: Any, r: int, word: int) -> Any:
-            return _broadcast(b, tile.scalar(k, count * A_WORDS, r * A_WORDS + word), _V32)
+            return broadcast(b, tile.scalar(k, count * A_WORDS, r * A_WORDS + word), _V32)
 
         def right(k: Any, word: int, vector: Any = _V32) -> Any:
             return tile.columns(k, B_WORDS, word * COLUMNS, vector)
@@ -120,15 +128,15 @@ def fp4_tile(
         def step(k: Any, acc: list[Any]) -> list[Any]:
             tops = []
             for x in acc:
-                field = b.and_(b.lshr(b.bitcast(x, _V32), _splat(_V32, 23)), _splat(_V32, 255))
-                own = _max(b, b.sub(field, _splat(_V32, 127)), _splat(_V32, -126))
-                zero = b.fcmp_ordered("==", x, _splat(_VF, 0.0))
-                tops.append(b.select(zero, _splat(_V32, NO_TERM), own))
+                field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
+                own = maximum(b, b.sub(field, splat(_V32, 127)), splat(_V32, -126))
+                zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
+                tops.append(b.select(zero, splat(_V32, NO_TERM), own))
             for s in range(RUNS):
                 e = right(k, _EXPONENTS + RUNS + s)
                 for r in range(count):
-                    tops[r] = _max(b, tops[r], b.add(left(k, r, _EXPONENTS + s), e))
-            totals = [_splat(_VD, 0.0)] * count
+                    tops[r] = maximum(b, tops[r], b.add(left(k, r, _EXPONENTS + s), e))
+            totals = [splat(_VD, 0.0)] * count
             bases = [b.sub(ahead, top) for top in tops]
             for s in range(RUNS):
                 sums = [right(k, _EXPONENTS + s, _PAIRS)] * count
@@ -142,26 +150,26 @@ def fp4_tile(
                     factor = b.mul(b.bitcast(left(k, r, _SIGNIFICANDS + s), _PAIRS), m)
                     partial = b.sitofp(b.call(multiply, [sums[r], factor]), _VF)
                     power = b.add(b.add(left(k, r, _EXPONENTS + s), e), bases[r])
-                    power = b.shl(_max(b, power, _splat(_V32, 1)), _splat(_V32, 23))
+                    power = b.shl(maximum(b, power, splat(_V32, 1)), splat(_V32, 23))
                     term = b.call(cut_single, [b.fmul(partial, b.bitcast(power, _VF))])
                     totals[r] = b.fadd(totals[r], b.fpext(term, _VD))
             new = []
             for total, top, x in zip(totals, tops, acc, strict=True):
                 unit = b.sub(top, align)
-                up = _power(b, b.sub(_splat(_V32, 0), unit))
+                up = _power(b, b.sub(splat(_V32, 0), unit))
                 own = b.call(cut, [b.fmul(b.fpext(x, _VD), up)])
                 value = b.fmul(b.fadd(total, own), _power(b, unit))
                 # toward zero to 24 bits, and to float32's last place: subnormals have fewer
-                bits = b.and_(b.bitcast(value, _VL), _splat(_VL, -(1 << 29)))
-                value = b.fmul(b.bitcast(bits, _VD), _splat(_VD, 2.0**149))
-                value = b.fmul(b.call(cut, [value]), _splat(_VD, 2.0**-149))
-                value = b.fadd(value, _splat(_VD, 0.0))  # zeros are positive
+                bits = b.and_(b.bitcast(value, _VL), splat(_VL, -(1 << 29)))
+                value = b.fmul(b.bitcast(bits, _VD), splat(_VD, 2.0**149))
+                value = b.fmul(b.call(cut, [value]), splat(_VD, 2.0**-149))
+                value = b.fadd(value, splat(_VD, 0.0))  # zeros are positive
                 result = b.fptrunc(value, _VF)  # exact, or infinite
                 sticks = b.icmp_signed("==", b.and_(b.bitcast(x, _V32), special), special)
                 new.append(b.select(sticks, x, result))
             return new
 
-        tile.store(_loop(b, tile.steps, tile.load(count), step), count)
+        tile.store(loop(b, tile.steps, tile.load(count), step), count)
         return context.get_dummy_value()
 
     i64 = types.int64

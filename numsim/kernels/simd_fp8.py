@@ -13,20 +13,20 @@ from llvmlite import ir
 from numba import types
 from numba.np import arrayobj
 
-from numsim.kernels.simd import _BIAS as BIAS
-from numsim.kernels.simd import _FRACTION as FRACTION
-from numsim.kernels.simd import _I16 as I16
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
 from numsim.kernels.simd import (
+    BIAS,
+    FRACTION,
+    I16,
+    I32,
+    I64,
     PAGE,
-    _broadcast,
-    _intrinsic,
-    _loop,
-    _splat,
+    V32,
+    broadcast,
+    emitted,
     fetch,
+    loop,
     pointer_at,
+    splat,
     vectors_of,
 )
 from numsim.kernels.simd_pack import transposed
@@ -95,8 +95,8 @@ def bottom(b: Any, x: Any, y: Any) -> Any:
 
 def halves(b: Any, x: Any, y: Any, mask: int) -> Any:
     """Return the bits of x where `mask` has 1, those of y elsewhere."""
-    high = b.and_(x, _splat(x.type, mask - (1 << 32)))
-    return b.or_(high, b.and_(y, _splat(x.type, ~mask & 0xFFFFFFFF)))
+    high = b.and_(x, splat(x.type, mask - (1 << 32)))
+    return b.or_(high, b.and_(y, splat(x.type, ~mask & 0xFFFFFFFF)))
 
 
 # Bytes by their place in 16, in each 16 bytes of a vector of so many words
@@ -106,7 +106,7 @@ _SHUFFLES = {8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
 def _field(b: Any, fields: Any, index: int, vector: Any, away: int = 0) -> Any:
     """Return the low bits, from bit `away` on, of one of `gemm_codes.Fields` in every lane."""
     bits = b.lshr(b.extract_value(fields, index), ir.Constant(I32, away))
-    return _broadcast(b, b.trunc(bits, vector.element), vector)
+    return broadcast(b, b.trunc(bits, vector.element), vector)
 
 
 def _nibbles(b: Any, v: Lanes, table: Any) -> Callable[[Any], Any]:
@@ -126,33 +126,33 @@ def half_reader(b: Any, v: Lanes, fields: Any, *, double: bool = False) -> Calla
     width, trailing, center = (64, 4, 1023) if double else (32, 7, BIAS)
     pairs, eights = ir.VectorType(I16, 2 * v.words.count), ir.VectorType(ir.IntType(width), 8)
     numbers = ir.Constant(ir.VectorType(ir.FloatType(), 8), [float(n) for n in range(8)])
-    quantum = _broadcast(b, b.extract_value(fields, 9), ir.VectorType(I32, 8))
+    quantum = broadcast(b, b.extract_value(fields, 9), ir.VectorType(I32, 8))
     subnormals = b.fmul(numbers, b.bitcast(quantum, numbers.type))
     if double:
         subnormals = b.fpext(subnormals, ir.VectorType(ir.DoubleType(), 8))
     subnormals = b.bitcast(subnormals, eights)
     low, high = (
-        b.trunc(b.lshr(subnormals, _splat(eights, width - away)), ir.VectorType(I8, 8))
+        b.trunc(b.lshr(subnormals, splat(eights, width - away)), ir.VectorType(I8, 8))
         for away in (16, 8)
     )
     order = ir.Constant(ir.VectorType(I32, 16), [*range(16)])
     look_up = _nibbles(b, v, b.shuffle_vector(low, high, order))
     # in the lower byte the fraction, for the low byte; in the upper one 8 more, for the high byte
-    fraction, upper = _field(b, fields, 4, pairs), _splat(pairs, 0x0800)
-    lower = b.or_(fraction, b.shl(fraction, _splat(pairs, 8)))
-    up = b.and_(b.sub(_field(b, fields, 2, pairs), _splat(pairs, 24)), _splat(pairs, 7))
-    signs = b.shl(b.shl(_field(b, fields, 1, pairs), _splat(pairs, 8)), up)
-    magnitudes = b.shl(_field(b, fields, 0, pairs), _splat(pairs, 8))
-    rebias = b.sub(_splat(pairs, center), _field(b, fields, 5, pairs))
-    rebias = b.shl(rebias, _splat(pairs, trailing))
-    down = b.add(_field(b, fields, 3, pairs), _splat(pairs, 8 - trailing))
+    fraction, upper = _field(b, fields, 4, pairs), splat(pairs, 0x0800)
+    lower = b.or_(fraction, b.shl(fraction, splat(pairs, 8)))
+    up = b.and_(b.sub(_field(b, fields, 2, pairs), splat(pairs, 24)), splat(pairs, 7))
+    signs = b.shl(b.shl(_field(b, fields, 1, pairs), splat(pairs, 8)), up)
+    magnitudes = b.shl(_field(b, fields, 0, pairs), splat(pairs, 8))
+    rebias = b.sub(splat(pairs, center), _field(b, fields, 5, pairs))
+    rebias = b.shl(rebias, splat(pairs, trailing))
+    down = b.add(_field(b, fields, 3, pairs), splat(pairs, 8 - trailing))
 
     def halves_of(twice: Any) -> Any:
         code = b.bitcast(twice, pairs)
         places = b.or_(b.and_(code, lower), upper)
         subnormal = b.bitcast(look_up(b.bitcast(places, v.bytes)), pairs)
         normal = b.lshr(b.and_(code, magnitudes), down)
-        small = b.icmp_signed("<", normal, _splat(pairs, 1 << trailing))
+        small = b.icmp_signed("<", normal, splat(pairs, 1 << trailing))
         size = b.select(small, subnormal, b.add(normal, rebias))
         return b.or_(size, b.and_(b.shl(code, up), signs))
 
@@ -170,17 +170,17 @@ def planes_reader(
         return _field(b, fields, index, vector)
 
     magnitude, sign, bias = (field(i, v.bytes) for i in (0, 1, 5))
-    zero, one = _splat(v.bytes, 0), _splat(v.bytes, 1)
+    zero, one = splat(v.bytes, 0), splat(v.bytes, 1)
     # by the fraction: its lowest bit, from the exponent on
     small = ir.VectorType(I8, 16)
-    trailing, hidden = field(3, small), b.shl(_splat(small, 1), field(3, small))
+    trailing, hidden = field(3, small), b.shl(splat(small, 1), field(3, small))
     fractions = b.or_(b.and_(ir.Constant(small, list(range(16))), field(4, small)), hidden)
     counted = declared(b, "llvm.cttz.v16i8", small, small, ir.IntType(1))
     places = b.sub(b.call(counted, [fractions, ir.Constant(ir.IntType(1), 1)]), trailing)
-    place = _nibbles(b, v, b.add(places, b.sub(_splat(small, lowest), field(5, small))))
-    nibble = _splat(v.bytes, 15)
-    more = b.sub(_splat(v.bytes, exponent), bias)
-    trailing_of, kept = field(3, pairs), b.lshr(_splat(v.bytes, -1), field(3, v.bytes))
+    place = _nibbles(b, v, b.add(places, b.sub(splat(small, lowest), field(5, small))))
+    nibble = splat(v.bytes, 15)
+    more = b.sub(splat(v.bytes, exponent), bias)
+    trailing_of, kept = field(3, pairs), b.lshr(splat(v.bytes, -1), field(3, v.bytes))
     halves_of = half_reader(b, v, fields)
 
     def bytes_of(words: Any) -> tuple[Any, Any]:
@@ -191,16 +191,16 @@ def planes_reader(
         none = b.icmp_unsigned("==", m, zero)
         low = b.add(e, place(b.and_(m, nibble)))
         negative = b.icmp_unsigned("!=", b.and_(code, sign), zero)
-        low = b.add(low, b.select(negative, _splat(v.bytes, SIGN), zero))
-        return b.select(none, zero, b.add(e, more)), b.select(none, _splat(v.bytes, nothing), low)
+        low = b.add(low, b.select(negative, splat(v.bytes, SIGN), zero))
+        return b.select(none, zero, b.add(e, more)), b.select(none, splat(v.bytes, nothing), low)
 
     def values(words: Any, i: int) -> Any:
         at = [n // 4 * 4 + i % 2 + n // 2 % 2 * 2 for n in range(4 * count)]
         code = b.bitcast(words, v.bytes)
         twice = b.shuffle_vector(code, code, ir.Constant(ir.VectorType(I32, 4 * count), at))
         both = b.bitcast(halves_of(twice), v.words)
-        above = _splat(v.words, 16)
-        word = b.and_(both, _splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, above)
+        above = splat(v.words, 16)
+        word = b.and_(both, splat(v.words, -(1 << 16))) if i > 1 else b.shl(both, above)
         return b.bitcast(word, v.floats)
 
     return bytes_of, values
@@ -216,7 +216,7 @@ def _storing(b: Any, first: Any) -> Any:
     return put
 
 
-@_intrinsic
+@emitted
 def left_codes(
     typing: Any, words: Any, codes: Any, runs: Any, row: Any, planes: Any, fields: Any
 ) -> Any:
@@ -244,18 +244,18 @@ def left_codes(
                 code = b.gep(
                     source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))]
                 )
-                words = b.mul(b.zext(b.load(code, align=1), v.words), _splat(v.words, 0x01010101))
+                words = b.mul(b.zext(b.load(code, align=1), v.words), splat(v.words, 0x01010101))
                 for plane, value in enumerate((*bytes_of(words), values(words, 0))):
                     put(plane * ROWS * RUN + count * piece, value)
             return carried
 
-        _loop(b, args[2], [], run)
+        loop(b, args[2], [], run)
         return context.get_dummy_value()
 
     return types.void(words, codes, types.int64, types.int64, planes, fields), codegen
 
 
-@_intrinsic
+@emitted
 def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fields: Any) -> Any:
     """Write the planes of `count` k of a panel, whose columns stand in `ORDER`."""
     if not isinstance(words, types.IntegerLiteral):
@@ -281,13 +281,13 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
                     put(COLUMNS // 4 * plane + width * piece, value)
             return carried
 
-        _loop(b, args[2], [], step)
+        loop(b, args[2], [], step)
         return context.get_dummy_value()
 
     return types.void(words, codes, types.int64, planes, fields), codegen
 
 
-@_intrinsic
+@emitted
 def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any) -> Any:
     """Do what `right_codes` does, by `tables` of codes 0 to 127, a byte for each.
 
@@ -309,7 +309,7 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
                 put(COLUMNS // 4 * plane, value)
             return carried
 
-        _loop(b, args[1], [], step)
+        loop(b, args[1], [], step)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, words, tables), codegen
@@ -320,26 +320,26 @@ def reader_by_tables(context: Any, b: Any, kind: Any, tables: Any) -> tuple[Any,
     first = vectors_of(context, b, kind, tables, V8)
     parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
     pick = declared(b, PICK, V8, V8, V8, V8)
-    sign8, eight, high = _splat(V8, -128), _splat(V32, 8), _splat(V32, -(1 << 16))
+    sign8, eight, high = splat(V8, -128), splat(V32, 8), splat(V32, -(1 << 16))
 
     def looked_up(table: int, code: Any) -> Any:
         return b.call(pick, [parts[2 * table], code, parts[2 * table + 1]])
 
     def rest(code: Any) -> tuple[Any, list[Any]]:
-        negative = b.icmp_signed("<", code, _splat(V8, 0))
+        negative = b.icmp_signed("<", code, splat(V8, 0))
         lowest = looked_up(1, code)
-        lowest = b.select(negative, b.add(lowest, _splat(V8, SIGN)), lowest)
+        lowest = b.select(negative, b.add(lowest, splat(V8, SIGN)), lowest)
         upper = b.bitcast(b.or_(looked_up(2, code), b.and_(code, sign8)), V32)
         lower = b.bitcast(looked_up(3, code), V32)
         even = halves(b, b.shl(upper, eight), lower, 0xFF00FF00)
         odd = halves(b, upper, b.lshr(lower, eight), 0xFF00FF00)
-        low = [b.shl(pair, _splat(V32, 16)) for pair in (even, odd)]
+        low = [b.shl(pair, splat(V32, 16)) for pair in (even, odd)]
         return lowest, low + [b.and_(pair, high) for pair in (even, odd)]
 
     return lambda code: looked_up(0, code), rest
 
 
-@_intrinsic
+@emitted
 def turned_codes(typing: Any, rows: Any, words: Any) -> Any:
     """Write 64 codes of each of 64 rows [64, 64] as those of 64 k, whose columns are the rows."""
 
@@ -365,7 +365,7 @@ def turned_codes(typing: Any, rows: Any, words: Any) -> Any:
             ]
             lines = [b.load(place, align=4) for place in at]
             for step, mask in ((2, 0xFFFF0000), (1, 0xFF00FF00)):
-                away = _splat(V32, 8 * step)
+                away = splat(V32, 8 * step)
                 for j in range(4):
                     if not j & step:
                         x, y = lines[j], lines[j + step]
@@ -375,7 +375,7 @@ def turned_codes(typing: Any, rows: Any, words: Any) -> Any:
                 b.store(line, place, align=4)
             return carried
 
-        _loop(b, ir.Constant(I64, 16), [], turn)
+        loop(b, ir.Constant(I64, 16), [], turn)
         return context.get_dummy_value()
 
     return types.void(rows, words), codegen

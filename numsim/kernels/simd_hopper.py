@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _FRACTION as FRACTION
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _broadcast, _intrinsic, _loop, _splat, _Tile, fetch
+from numsim.kernels.simd import FRACTION, I32, I64, Tile, broadcast, emitted, fetch, loop, splat
 from numsim.kernels.simd_control import toward_zero
 from numsim.kernels.simd_fp8 import (
     A_WORDS,
@@ -59,7 +56,7 @@ def _of_instructions(b: Any, v: Lanes) -> _Rounding:
     mode = ir.Constant(I32, _TOWARD_ZERO)
 
     def add_byte(words: Any, counts: Any, i: int) -> Any:
-        return b.call(dot4, [words, counts, _splat(v.words, 1 << 8 * i)])
+        return b.call(dot4, [words, counts, splat(v.words, 1 << 8 * i)])
 
     return _Rounding(
         lambda x, y, z: b.call(fma, [x, y, z, mode]),
@@ -72,13 +69,13 @@ def _of_the_thread(b: Any, v: Lanes) -> _Rounding:
     fma = declared(b, f"llvm.fma.v{v.words.count}f32", *(v.floats,) * 4)
 
     def add_byte(words: Any, counts: Any, i: int) -> Any:
-        byte = b.and_(b.lshr(counts, _splat(v.words, 8 * i)), _splat(v.words, 255))
+        byte = b.and_(b.lshr(counts, splat(v.words, 8 * i)), splat(v.words, 255))
         return b.add(words, byte)
 
     return _Rounding(lambda x, y, z: b.call(fma, [x, y, z]), b.fadd, add_byte)
 
 
-@_intrinsic
+@emitted
 def float_tile(
     typing: Any, words: Any, rows: Any, coded: Any, tables: Any, tiles: Any, runs: Any, a: Any,
     a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
@@ -97,13 +94,13 @@ def float_tile(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         v = lanes(width)
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
+        tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
         tile.apart = COLUMNS // 4
         (tiles, runs), a_step, a, out, panel = args[4:6], args[-1], tile.a, tile.out, tile.panel
         fma, plus, add_byte = (_of_instructions if width == 16 else _of_the_thread)(b, v)
         less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
         compare = b.icmp_signed if TURN[width] else b.icmp_unsigned
-        one = _splat(v.bytes, 1)
+        one = splat(v.bytes, 1)
         if width == 16:
             # a constant 1 would make LLVM add the mask as a vector, an instruction more
             kind = ir.FunctionType(v.bytes, [v.bytes])
@@ -120,13 +117,13 @@ def float_tile(
                         carried = body(at, tile.index(i, unroll, u), carried)
                     return carried
 
-                return _loop(b, ir.Constant(I64, RUN // unroll), carried, some)
+                return loop(b, ir.Constant(I64, RUN // unroll), carried, some)
 
-            return _loop(b, runs, carried, run)
+            return loop(b, runs, carried, run)
 
         def left(run: Any, k: Any, plane: int, vector: Any) -> Any:
             at = b.add(tile.index(run, A_WORDS, plane * RUN), k)
-            return b.bitcast(_broadcast(b, b.load(b.gep(tile.a, [at])), v.words), vector)
+            return b.bitcast(broadcast(b, b.load(b.gep(tile.a, [at])), v.words), vector)
 
         words = COLUMNS // 4 if by_code else B_WORDS
         exponents, rest = (
@@ -157,19 +154,19 @@ def float_tile(
                 eb = right_exponents(run, k)
                 return [top(b, peaks[r], b.add(left(run, k, r, v.bytes), eb)) for r in range(count)]
 
-            peaks = over_runs(first, [_splat(v.bytes, FLOOR)] * count, peak)
+            peaks = over_runs(first, [splat(v.bytes, FLOOR)] * count, peak)
             binades, starts, limits = [], [], []
             for r in range(count):
                 own = acc[vectors * r : vectors * (r + 1)]
                 field = top(
-                    b, peaks[r], b.add(_exponents(b, v, own), _splat(v.bytes, 23 - FRACTION))
+                    b, peaks[r], b.add(_exponents(b, v, own), splat(v.bytes, 23 - FRACTION))
                 )
-                limit = b.call(less, [field, _splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
-                limit = bottom(b, limit, _splat(v.bytes, PLACES))
-                limits.append(b.xor(limit, _splat(v.bytes, TURN[width])))
+                limit = b.call(less, [field, splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
+                limit = bottom(b, limit, splat(v.bytes, PLACES))
+                limits.append(b.xor(limit, splat(v.bytes, TURN[width])))
                 for i, value in enumerate(own):
                     binade = _binade(b, v, field, i)
-                    sign = b.and_(b.bitcast(value, v.words), _splat(v.words, -(1 << 31)))
+                    sign = b.and_(b.bitcast(value, v.words), splat(v.words, -(1 << 31)))
                     same = b.bitcast(b.or_(b.bitcast(binade, v.words), sign), v.floats)
                     cut = plus(same, value)
                     starts.append(b.fadd(b.fsub(binade, same), cut))  # exact
@@ -190,13 +187,13 @@ def float_tile(
                         sums[s] = fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            ends = over_runs(first, [*starts, *[_splat(v.bytes, 0)] * count], add)
+            ends = over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add)
             results = []
             for s, binade in enumerate(binades):
                 counts = b.bitcast(ends[len(acc) + s // vectors], v.words)
                 bits = add_byte(b.bitcast(ends[s], v.words), counts, s % vectors)
                 value = b.bitcast(b.fsub(b.bitcast(bits, v.floats), binade), v.words)  # exact
-                kept = b.and_(value, _splat(v.words, -(1 << (23 - FRACTION))))
+                kept = b.and_(value, splat(v.words, -(1 << (23 - FRACTION))))
                 results.append(b.bitcast(kept, v.floats))
             return results
 
@@ -206,11 +203,11 @@ def float_tile(
             for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
                 at = [ir.Constant(I64, width * piece)]
                 tile.out, tile.panel = b.gep(first, at), b.gep(panel, at)
-                tile.store(_loop(b, tile.steps, tile.load(count), group), count)
+                tile.store(loop(b, tile.steps, tile.load(count), group), count)
             return carried
 
         with nullcontext() if width == 16 else toward_zero(b):
-            _loop(b, tiles, [], whole)
+            loop(b, tiles, [], whole)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -224,19 +221,19 @@ def _exponents(b: Any, v: Lanes, values: list[Any]) -> Any:
     bits = [b.bitcast(value, v.words) for value in values]
     pairs = [
         b.shl(
-            halves(b, bits[i + 2], b.lshr(bits[i], _splat(v.words, 16)), 0xFFFF0000),
-            _splat(v.words, 1),
+            halves(b, bits[i + 2], b.lshr(bits[i], splat(v.words, 16)), 0xFFFF0000),
+            splat(v.words, 1),
         )
         for i in range(2)
     ]
-    eight = _splat(v.words, 8)
+    eight = splat(v.words, 8)
     return b.bitcast(halves(b, pairs[1], b.lshr(pairs[0], eight), 0xFF00FF00), v.bytes)
 
 
 def _binade(b: Any, v: Lanes, fields: Any, i: int) -> Any:
     """Return the middle of the binades whose exponent fields are byte `i` of each word."""
     words, away = b.bitcast(fields, v.words), 23 - 8 * i
-    placed = b.shl(words, _splat(v.words, away)) if i < 3 else b.lshr(words, _splat(v.words, -away))
+    placed = b.shl(words, splat(v.words, away)) if i < 3 else b.lshr(words, splat(v.words, -away))
     return b.bitcast(
-        b.or_(b.and_(placed, _splat(v.words, 0xFF << 23)), _splat(v.words, 1 << 22)), v.floats
+        b.or_(b.and_(placed, splat(v.words, 0xFF << 23)), splat(v.words, 1 << 22)), v.floats
     )

@@ -8,19 +8,19 @@ from llvmlite import ir
 from numba import types
 
 from numsim.kernels.simd import (
-    _I32,
-    _I64,
-    _V16,
-    _V32,
     FMA_ROWS,
+    I32,
+    I64,
     INT8_COLUMNS,
     INT8_ROWS,
-    _broadcast,
-    _intrinsic,
-    _loop,
-    _signature,
-    _splat,
-    _Tile,
+    V16,
+    V32,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    signature_of,
+    splat,
 )
 
 CLAMP, FULL, PAIRS = range(3)
@@ -29,21 +29,21 @@ COLUMNS = 32
 
 def _pair_sums(b: Any, x: Any, y: Any) -> Any:
     """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32: one instruction of x86."""
-    twice = ir.VectorType(_I32, x.type.count)
+    twice = ir.VectorType(I32, x.type.count)
     products = b.mul(b.sext(x, twice), b.sext(y, twice))
     half = x.type.count // 2
     even, odd = (
         b.shuffle_vector(
             products,
             ir.Constant(twice, ir.Undefined),
-            ir.Constant(ir.VectorType(_I32, half), list(range(first, 2 * half, 2))),
+            ir.Constant(ir.VectorType(I32, half), list(range(first, 2 * half, 2))),
         )
         for first in range(2)
     )
     return b.add(even, odd)
 
 
-@_intrinsic
+@emitted
 def int8_tile(
     typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
     stride: Any, steps: Any,
@@ -54,16 +54,16 @@ def int8_tile(
     count, native = rows.literal_value, bool(wide.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args, args, 2, _V32)
+        tile = Tile(context, b, sig.args, args, 2, V32)
         dot4 = None
         if native:
-            kind = ir.FunctionType(_V32, [_V32] * 3)
+            kind = ir.FunctionType(V32, [V32] * 3)
             dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
 
-        eight, low = _splat(_V16, 8), _splat(_V16, 255)
+        eight, low = splat(V16, 8), splat(V16, 255)
 
         def row(k: Any, r: int) -> Any:
-            return _broadcast(b, tile.scalar(k, INT8_ROWS, r), _V32)
+            return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
 
         def column(k: Any, c: int) -> Any:
             if count == 1:
@@ -81,24 +81,24 @@ def int8_tile(
         def step(k: Any, acc: list[Any]) -> list[Any]:
             rows, new = [], list(acc)
             for r in range(count):
-                x = b.bitcast(row(k, r), _V16)
+                x = b.bitcast(row(k, r), V16)
                 rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
             for c in range(2):
-                y = b.bitcast(column(k, c), _V16)
+                y = b.bitcast(column(k, c), V16)
                 columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
                 for r in range(count):
                     for pair in zip(rows[r], columns, strict=True):
                         new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
             return new
 
-        steps = _loop(b, tile.steps, tile.load(count), wide_step if native else step)
+        steps = loop(b, tile.steps, tile.load(count), wide_step if native else step)
         tile.store(steps, count)
         return context.get_dummy_value()
 
-    return _signature(a, b, out, rows, wide), codegen
+    return signature_of(a, b, out, rows, wide), codegen
 
 
-@_intrinsic
+@emitted
 def saturating_tile(
     typing: Any, rows: Any, kind: Any, each: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any, rule: Any,
@@ -117,12 +117,12 @@ def saturating_tile(
     vectors = COLUMNS // 16
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], vectors, _V32)
-        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(_I64, 0))
-        group, low, high = (b.load(b.gep(pointer, [ir.Constant(_I64, i)])) for i in range(3))
-        low, high = (_broadcast(b, b.trunc(v, _I32), _V32) for v in (low, high))
+        tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, V32)
+        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(I64, 0))
+        group, low, high = (b.load(b.gep(pointer, [ir.Constant(I64, i)])) for i in range(3))
+        low, high = (broadcast(b, b.trunc(v, I32), V32) for v in (low, high))
         name = "llvm.sadd.sat.v16i32"
-        saturating = b.module.declare_intrinsic(name, (), ir.FunctionType(_V32, [_V32] * 2))
+        saturating = b.module.declare_intrinsic(name, (), ir.FunctionType(V32, [V32] * 2))
 
         def clamped(x: Any) -> Any:
             x = b.select(b.icmp_signed("<", x, high), x, high)
@@ -141,8 +141,8 @@ def saturating_tile(
         def product(x: Any, y: Any) -> Any:
             if element.bitwidth == 32:
                 return b.mul(x, y)
-            y = b.bitcast(extended(y, _V16 if width == 2 else _V32), _V16)
-            return _pair_sums(b, b.bitcast(x, _V16), y)
+            y = b.bitcast(extended(y, V16 if width == 2 else V32), V16)
+            return _pair_sums(b, b.bitcast(x, V16), y)
 
         def products(k: Any) -> list[Any]:
             columns = [
@@ -151,15 +151,15 @@ def saturating_tile(
             if count == 1:
                 for c in range(vectors):
                     tile.ahead(k, COLUMNS * width, 16 * width * c)
-            rows = [_broadcast(b, tile.scalar(k, FMA_ROWS, r), _V32) for r in range(count)]
+            rows = [broadcast(b, tile.scalar(k, FMA_ROWS, r), V32) for r in range(count)]
             return [product(x, y) for x in rows for y in columns]
 
         def single(k: Any, acc: list[Any]) -> list[Any]:
             return [added(x, y) for x, y in zip(acc, products(k), strict=True)]
 
         def pair(p: Any, acc: list[Any]) -> list[Any]:
-            k = b.mul(p, ir.Constant(_I64, 2))
-            first, second = products(k), products(b.add(k, ir.Constant(_I64, 1)))
+            k = b.mul(p, ir.Constant(I64, 2))
+            first, second = products(k), products(b.add(k, ir.Constant(I64, 1)))
             sums = [clamped(b.add(x, y)) for x, y in zip(first, second, strict=True)]
             return [b.add(x, y) for x, y in zip(acc, sums, strict=True)]
 
@@ -170,8 +170,8 @@ def saturating_tile(
                 new = products(b.add(first, i))
                 return [b.add(x, y) for x, y in zip(sums, new, strict=True)]
 
-            zeros = [_splat(_V32, 0)] * len(acc)
-            sums = _loop(b, group, zeros, inside)
+            zeros = [splat(V32, 0)] * len(acc)
+            sums = loop(b, group, zeros, inside)
             return [added(x, y) for x, y in zip(acc, sums, strict=True)]
 
         def limited(k: Any, acc: list[Any]) -> list[Any]:
@@ -179,19 +179,19 @@ def saturating_tile(
 
         before = tile.load(count)
         if how == PAIRS and width == 2:
-            tile.store(_loop(b, tile.steps, before, limited), count)
+            tile.store(loop(b, tile.steps, before, limited), count)
             return context.get_dummy_value()
         if how == PAIRS:
-            pairs = b.lshr(tile.steps, ir.Constant(_I64, 1))
-            tile.store(_loop(b, pairs, before, pair), count)
+            pairs = b.lshr(tile.steps, ir.Constant(I64, 1))
+            tile.store(loop(b, pairs, before, pair), count)
             return context.get_dummy_value()
-        one = b.icmp_signed("==", group, ir.Constant(_I64, 1))
+        one = b.icmp_signed("==", group, ir.Constant(I64, 1))
         with b.if_else(one) as (then, otherwise):
             with then:
-                tile.store(_loop(b, tile.steps, before, single), count)
+                tile.store(loop(b, tile.steps, before, single), count)
             with otherwise:
                 groups = b.sdiv(tile.steps, group)
-                tile.store(_loop(b, groups, before, grouped), count)
+                tile.store(loop(b, groups, before, grouped), count)
         return context.get_dummy_value()
 
     i64 = types.int64

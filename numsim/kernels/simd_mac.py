@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import _I64, FMA_ROWS, _broadcast, _intrinsic, _loop, _splat, _Tile
+from numsim.kernels.simd import FMA_ROWS, I64, Tile, broadcast, emitted, loop, splat
 
 MAC_VECTORS, MAC_LANES = 2, 8
 FORMAT_SIZE = 4  # numbers that describe a format: `gemm_mac.format_array`
-_VD, _VL = ir.VectorType(ir.DoubleType(), MAC_LANES), ir.VectorType(_I64, MAC_LANES)
+_VD, _VL = ir.VectorType(ir.DoubleType(), MAC_LANES), ir.VectorType(I64, MAC_LANES)
 
 
 class Flavour(NamedTuple):
@@ -38,23 +38,23 @@ class _Format:
 
     def __init__(self, b: Any, rule: Any, first: int) -> None:
         self.b = b
-        values = [b.load(b.gep(rule, [ir.Constant(_I64, first + i)])) for i in range(FORMAT_SIZE)]
-        self.lift, self.least, self.top, self.small = (_broadcast(b, v, _VD) for v in values)
+        values = [b.load(b.gep(rule, [ir.Constant(I64, first + i)])) for i in range(FORMAT_SIZE)]
+        self.lift, self.least, self.top, self.small = (broadcast(b, v, _VD) for v in values)
 
     def rounded(self, x: Any) -> Any:
         """Return x rounded; zeros keep their sign, infinities and NaN stay."""
         b = self.b
         raw = b.bitcast(x, _VL)
-        sign = b.and_(raw, _splat(_VL, -(1 << 63)))
-        size = b.bitcast(b.and_(raw, _splat(_VL, (1 << 63) - 1)), _VD)
-        place = b.bitcast(b.and_(raw, _splat(_VL, 0x7FF << 52)), _VD)
+        sign = b.and_(raw, splat(_VL, -(1 << 63)))
+        size = b.bitcast(b.and_(raw, splat(_VL, (1 << 63) - 1)), _VD)
+        place = b.bitcast(b.and_(raw, splat(_VL, 0x7FF << 52)), _VD)
         place = b.select(b.fcmp_ordered(">", place, self.least), place, self.least)
         lift = b.fmul(place, self.lift)
         near = b.fsub(b.fadd(size, lift), lift)
         flushed = b.fcmp_ordered("<", near, self.small)
-        near = b.select(flushed, _splat(_VD, 0.0), near)
+        near = b.select(flushed, splat(_VD, 0.0), near)
         fits = b.fcmp_ordered("<=", near, self.top)
-        over = b.fmul(size, _splat(_VD, float("inf")))  # infinite, or NaN
+        over = b.fmul(size, splat(_VD, float("inf")))  # infinite, or NaN
         near = b.select(fits, near, over)
         return b.bitcast(b.or_(b.bitcast(near, _VL), sign), _VD)
 
@@ -67,13 +67,13 @@ def _sum(b: Any, x: Any, y: Any, exact: bool) -> Any:
     back = b.fsub(total, x)
     error = b.fadd(b.fsub(x, b.fsub(total, back)), b.fsub(y, back))
     raw = b.bitcast(total, _VL)
-    lost = b.fcmp_ordered("!=", error, _splat(_VD, 0.0))  # false for infinite sums
-    away = b.ashr(b.xor(b.bitcast(error, _VL), raw), _splat(_VL, 63))  # -1: it was rounded up
-    odd = b.or_(b.add(raw, away), _splat(_VL, 1))
+    lost = b.fcmp_ordered("!=", error, splat(_VD, 0.0))  # false for infinite sums
+    away = b.ashr(b.xor(b.bitcast(error, _VL), raw), splat(_VL, 63))  # -1: it was rounded up
+    odd = b.or_(b.add(raw, away), splat(_VL, 1))
     return b.bitcast(b.select(lost, odd, raw), _VD)
 
 
-@_intrinsic
+@emitted
 def mac_tile(
     typing: Any, rows: Any, flavour: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any, rule: Any,
@@ -89,8 +89,8 @@ def mac_tile(
     exact = bool(code & 1)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = _Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
-        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(_I64, 0))
+        tile = Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
+        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(I64, 0))
         sums, products = _Format(b, pointer, 0), _Format(b, pointer, FORMAT_SIZE)
         width = MAC_VECTORS * MAC_LANES
 
@@ -98,7 +98,7 @@ def mac_tile(
             return sums.rounded(_sum(b, x, y, exact))
 
         def term(k: Any, u: int, r: int, c: int) -> Any:
-            x = _broadcast(b, tile.scalar(k, tree * FMA_ROWS, u * FMA_ROWS + r), _VD)
+            x = broadcast(b, tile.scalar(k, tree * FMA_ROWS, u * FMA_ROWS + r), _VD)
             value = b.fmul(x, tile.columns(k, tree * width, u * width + c * MAC_LANES))
             return products.rounded(value) if rounds else value
 
@@ -110,12 +110,12 @@ def mac_tile(
                     pairs = zip(terms[::2], terms[1::2], strict=True)
                     terms = [b.fadd(x, y) if plain else add(x, y) for x, y in pairs]
                 if not keeps:
-                    terms[0] = b.fadd(terms[0], _splat(_VD, 0.0))
+                    terms[0] = b.fadd(terms[0], splat(_VD, 0.0))
                 new.append(add(old, terms[0]))
             return new
 
-        nan = _splat(_VD, float("nan"))
-        acc = _loop(b, tile.steps, tile.load(count), step)
+        nan = splat(_VD, float("nan"))
+        acc = loop(b, tile.steps, tile.load(count), step)
         tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in acc], count)
         return context.get_dummy_value()
 

@@ -8,10 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.np import arrayobj
 
-from numsim.kernels.simd import _I32 as I32
-from numsim.kernels.simd import _I64 as I64
-from numsim.kernels.simd import _V32 as V32
-from numsim.kernels.simd import FMA_ROWS, _broadcast, _intrinsic, _loop, fetch, pointer_at
+from numsim.kernels.simd import FMA_ROWS, I32, I64, V32, broadcast, emitted, fetch, loop, pointer_at
 
 
 def transposed(b: Any, lines: list[Any]) -> list[Any]:
@@ -29,7 +26,7 @@ def transposed(b: Any, lines: list[Any]) -> list[Any]:
     return lines
 
 
-@_intrinsic
+@emitted
 def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> Any:
     """Write `runs` times 16 words of each of at most 12 rows, XOR `flip`, as [k, 12].
 
@@ -47,7 +44,7 @@ def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> An
         kind = ir.FunctionType(ir.VoidType(), [V32, V32.as_pointer(), I32, mask])
         store = b.module.declare_intrinsic("llvm.masked.store.v16i32.p0", (), kind)
         inside = ir.Constant(mask, [i < count for i in range(16)])
-        other = _broadcast(b, args[3], V32)
+        other = broadcast(b, args[3], V32)
         data = b.bitcast(source.data, ir.IntType(8).as_pointer())
         starts = []
         for i in range(count):
@@ -64,7 +61,7 @@ def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> An
                 b.call(store, [line, b.bitcast(at, V32.as_pointer()), ir.Constant(I32, 4), inside])
             return carried
 
-        _loop(b, args[2], [], run)
+        loop(b, args[2], [], run)
         return context.get_dummy_value()
 
     return types.void(rows, words, types.int64, types.uint32), codegen
@@ -79,7 +76,7 @@ def interleaved(b: Any, x: Any, y: Any, bits: int, high: int) -> Any:
     return b.shuffle_vector(b.bitcast(x, vector), b.bitcast(y, vector), order)
 
 
-@_intrinsic
+@emitted
 def turned_quads(typing: Any, rows: Any, words: Any) -> Any:
     """Write 64 codes of each of 64 rows [64, 64] as those of 64 k, 16 words each.
 
@@ -132,7 +129,7 @@ def turned_quads(typing: Any, rows: Any, words: Any) -> Any:
                         b.store(some, b.bitcast(at, quarter.as_pointer()), align=4)
             return carried
 
-        _loop(b, ir.Constant(I64, 4), [], piece)
+        loop(b, ir.Constant(I64, 4), [], piece)
         return context.get_dummy_value()
 
     return types.void(rows, words), codegen

@@ -64,7 +64,8 @@ def exp64(x: float) -> float:
 
 
 @inline
-def _combine(s: FloatArray) -> float:
+def combine(s: FloatArray) -> float:
+    """Return the sum of eight partial sums, pairwise."""
     total: float = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
     return total
 
@@ -133,7 +134,7 @@ def _softmax_rows(
             for j in range(0, padded, 8):
                 for k in range(8):
                     lanes[k] += e[j + k]
-            total = _combine(lanes)
+            total = combine(lanes)
             for j in range(count):
                 out[n, t, lo + j] = e[j] / total
         for j in range(lo):
@@ -166,7 +167,7 @@ def _rms_norm_rows(
         for j in range(whole, width):
             v = np.float64(x[row, j])
             lanes[j - whole] += v * v
-        inverse = 1.0 / np.sqrt(_combine(lanes) / width + eps)
+        inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         for j in range(width):
             out[row, j] = (np.float64(x[row, j]) * inverse) * (offset + np.float64(weight[j]))
 
@@ -194,7 +195,7 @@ def _layer_norm_rows(
                 lanes[k] += np.float64(x[row, j + k])
         for j in range(whole, width):
             lanes[j - whole] += np.float64(x[row, j])
-        mean = _combine(lanes) / width
+        mean = combine(lanes) / width
         for j in range(width):
             centred[j] = np.float64(x[row, j]) - mean
         for k in range(8):
@@ -206,7 +207,7 @@ def _layer_norm_rows(
         for j in range(whole, width):
             v = centred[j]
             lanes[j - whole] += v * v
-        inverse = 1.0 / np.sqrt(_combine(lanes) / width + eps)
+        inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         for j in range(width):
             out[row, j] = (centred[j] * inverse) * np.float64(weight[j]) + np.float64(bias[j])
 

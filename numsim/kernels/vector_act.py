@@ -17,12 +17,12 @@ from numsim.kernels.gemm_fma import expanded
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.vector import FloatArray, elementwise, exp64
 
-_SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
-_SQRT_TWO_OVER_PI = float.fromhex("0x1.9884533d43651p-1")
+SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
+SQRT_TWO_OVER_PI = float.fromhex("0x1.9884533d43651p-1")
 
 
 @expanded  # LLVM finds it too long to inline, and a loop of calls has no vectors
-def _tanh(x: float) -> float:
+def tanh_of(x: float) -> float:
     """tanh(x): less than 2 ulp from the true value."""
     z = x * x
     p = -9.64399179425052238628e-1
@@ -40,12 +40,13 @@ def _tanh(x: float) -> float:
 
 
 @inline
-def _sigmoid(x: float) -> float:
+def sigmoid_of(x: float) -> float:
+    """Return ``1 / (1 + e^-x)`` in float64."""
     return 1.0 / (1.0 + exp64(-x))
 
 
 @expanded  # as `_tanh`
-def _erfc_of(a: float, square: float) -> float:
+def erfc_of(a: float, square: float) -> float:
     """erfc(a) for a >= 0, given a**2."""
     b = a if a < 28.0 else 28.0  # beyond, exp gives 0
     q = (b - 2.0) / (b + 2.0)
@@ -78,13 +79,13 @@ def _erfc_of(a: float, square: float) -> float:
 @kernel
 def _tanh_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
-        out[i] = _tanh(np.float64(x[i]))
+        out[i] = tanh_of(np.float64(x[i]))
 
 
 @kernel
 def _sigmoid_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
-        out[i] = _sigmoid(np.float64(x[i]))
+        out[i] = sigmoid_of(np.float64(x[i]))
 
 
 @kernel
@@ -105,7 +106,7 @@ def _quick_gelu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> 
 def _gelu_tanh_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
         v = np.float64(x[i])
-        u = _SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
+        u = SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
         out[i] = v / (1.0 + exp64(-2.0 * u))
 
 
@@ -114,7 +115,7 @@ def _gelu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
     for i in range(start, stop):
         v = np.float64(x[i])
         a = v if v > 0.0 else -v
-        half = 0.5 * _erfc_of(a * _SQRT_HALF, v * v * 0.5)
+        half = 0.5 * erfc_of(a * SQRT_HALF, v * v * 0.5)
         out[i] = v * (1.0 - half if v > 0.0 else half)
 
 
@@ -123,7 +124,7 @@ def _softcap_range(
     x: FloatArray, out: FloatArray, scale: float, cap: float, start: int, stop: int
 ) -> None:
     for i in range(start, stop):
-        out[i] = cap * _tanh(np.float64(x[i]) * scale / cap)
+        out[i] = cap * tanh_of(np.float64(x[i]) * scale / cap)
 
 
 def tanh(x: FloatArray) -> FloatArray:

@@ -46,10 +46,12 @@ def find_folder(directory: str | Path) -> Path:
                 f"{near_names(name, _cached())}; hf download {name} puts it there (pip install "
                 "huggingface_hub), numsim downloads nothing"
             )
+    if exists(folder, Path.is_file):
+        raise NumsimError(f"{given:.400}, which is a file; give the folder it lies in")
     beside: list[str] = []
     if exists(folder.parent, Path.is_dir):
         try:
-            beside = [path.name for path in folder.parent.iterdir()]
+            beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         except OSError:
             beside = []
     raise NumsimError(f"{given:.400}, which is not a folder{near_names(folder.name[:100], beside)}")

@@ -157,8 +157,8 @@ def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     if restarts(target):
         return False
     _, rule = class_for(target, a, b)
-    if rule == Mac():
-        return True
+    if isinstance(rule, Mac):
+        return rule.steps == Mac()
     if not isinstance(rule, IntSum) or rule.pair_bits is not None or rule.acc_bits < 25:
         return False
     largest = max(a.max, -a.min) * max(b.max, -b.min) * 2.0 ** (a.bias + b.bias) * depth

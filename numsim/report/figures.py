@@ -95,7 +95,7 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
     low = values[values <= values.min() * (1 + ZOOM)]
     zoom = measure.zoom and 1 < len(low) < len(values)
     lanes = _lanes(cases)
-    figure = _canvas(_width(lanes), 5.6 if zoom else 3.6)
+    figure = canvas(_width(lanes), 5.6 if zoom else 3.6)
     panels = figure.subplots(2 if zoom else 1, 1, sharex=True, squeeze=False)[:, 0]
     whole = panels[0]
     whole.set_ylabel(measure.axis)
@@ -117,7 +117,7 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
         panels[1].set_ylabel(f"{measure.axis}\n(within {ZOOM:.0%} of the lowest)")
         note = f" Below: the cases within {ZOOM:.0%} of the lowest {measure.axis}.{note}"
     _legend(figure, cases)
-    return _png(figure, measure.caption + note)
+    return save_png(figure, measure.caption + note)
 
 
 def _layers(table: pd.DataFrame) -> Drawn:
@@ -130,7 +130,7 @@ def _layers(table: pd.DataFrame) -> Drawn:
     products = [_label(name) for name in table.index]
     below, beside = max(map(len, names)), max(map(len, products))  # letters, about 0.07 inch each
     width = 2.6 + max(0.0, 0.07 * (beside - 12), 0.06 * (below - 36)) + 0.46 * columns
-    figure = _canvas(width, max(2.2, 0.8 + 0.05 * below) + height)
+    figure = canvas(width, max(2.2, 0.8 + 0.05 * below) + height)
     axes = figure.subplots()
     cells = np.clip(raw, values.min(), values.max())  # infinite: the end of the scale
     image = axes.imshow(
@@ -161,7 +161,7 @@ def _layers(table: pd.DataFrame) -> Drawn:
         "Local SQNR in dB of each product alone, on exact inputs, by format and granularity; "
         "higher is better. Where several targets ran, the lowest of them."
     )
-    return _png(figure, caption)
+    return save_png(figure, caption)
 
 
 def _lanes(cases: pd.DataFrame) -> list[tuple[int, str]]:
@@ -276,11 +276,13 @@ def _width(lanes: Iterable[object]) -> float:
     return max(6.4, 3.2 + 0.6 * len(list(lanes)))
 
 
-def _canvas(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Figure, caption: str) -> Drawn:
+def save_png(figure: Figure, caption: str) -> Drawn:
+    """Return a figure as PNG with its caption."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():

@@ -160,7 +160,7 @@ def _ranking_table(run: pd.DataFrame, results: Results) -> list[str]:
     notes = [words for mark, words in MARKS.items() if mark in marks]
     if any("±" in cell for cells in figures.values() for cell in cells):
         notes.append("± one standard error, over tokens or sentences.")
-    table = _table(["", "format", "scales", "unit", "bits", *figures], align, body)
+    table = table_lines(["", "format", "scales", "unit", "bits", *figures], align, body)
     return [*table, *(line for note in notes for line in (note, ""))]
 
 
@@ -183,7 +183,7 @@ def _pivot_table(results: Results, table: pd.DataFrame, form: str) -> list[str]:
         [code(row[0]), text(row[1]), _number(bits[row], ".2f"), *(_number(v, form) for v in values)]
         for row, values in zip(table.index.tolist(), table.to_numpy(), strict=True)
     ]
-    return _table(["format", "scales", "bits", *heads], "llr" + "r" * len(heads), body)
+    return table_lines(["format", "scales", "bits", *heads], "llr" + "r" * len(heads), body)
 
 
 def _worst_table(table: pd.DataFrame) -> list[str]:
@@ -193,7 +193,7 @@ def _worst_table(table: pd.DataFrame) -> list[str]:
         cells = [f"{code(product)} {_number(value, '.2f')}" for product, value in low.items()]
         body.append([code(key[0]), text(key[1]), *cells, *[""] * (WORST - len(cells))])
     heads = ["lowest", *(f"{n}." for n in range(2, WORST + 1))]
-    return _table(["format", "scales", *heads], "ll" + "l" * WORST, body)
+    return table_lines(["format", "scales", *heads], "ll" + "l" * WORST, body)
 
 
 def _number(value: float, form: str) -> str:
@@ -205,7 +205,7 @@ def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
-def _code(name: object) -> str:
+def code_span(name: object) -> str:
     """Return a name as Markdown code, whatever it holds.
 
     >>> _code("q3.4"), _code("a`b")
@@ -215,7 +215,7 @@ def _code(name: object) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-def _table(heads: Iterable[str], align: str, body: Iterable[Iterable[str]]) -> list[str]:
+def table_lines(heads: Iterable[str], align: str, body: Iterable[Iterable[str]]) -> list[str]:
     """Return a Markdown table and an empty line."""
     rules = ["---:" if side == "r" else "---" for side in align]
     rows = [heads, rules, *body]

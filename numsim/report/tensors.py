@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from numsim.errors import NumsimError
-from numsim.report.figures import STYLE, Drawn, _canvas, _png
-from numsim.report.page import _code, _table
+from numsim.report.figures import STYLE, Drawn, canvas, save_png
+from numsim.report.page import code_span, table_lines
 
 KEYS = ("recipe", "seed", "step", "name", "role", "format", "histogram")
 RATES = ("saturation_rate", "underflow_rate", "zero_rate", "moved_rate")
@@ -105,7 +105,8 @@ def tensor_lines(tensors: pd.DataFrame, drawn: dict[str, Drawn]) -> list[str]:
     """Return the section of the report."""
     body = [
         [
-            _code(row["recipe"]), str(row["kind"]), _code(row["name"]), _code(row["format"]),
+            code_span(row["recipe"]), str(row["kind"]), code_span(row["name"]),
+            code_span(row["format"]),
             f"{row['amax']:.3g}",
             *("" if math.isnan(row[rate]) else f"{100 * row[rate]:.2f}" for rate in RATES),
         ]
@@ -119,7 +120,7 @@ def tensor_lines(tensors: pd.DataFrame, drawn: dict[str, Drawn]) -> list[str]:
         "(of parameters: that moves least). Saturated: beyond the largest value of its format; to "
         "zero: of its non-zero elements; moved: values, or codes, that the update changed. The "
         "file of tensors has every other one.", "",
-        *_table(heads, "llllrrrrr", body),
+        *table_lines(heads, "llllrrrrr", body),
     ]  # fmt: skip
     for name, figure in drawn.items():
         lines += [f"![{name.removesuffix('.png')}]({name})", "", f"*{figure.caption}*", ""]
@@ -149,7 +150,7 @@ def _histograms(table: pd.DataFrame) -> Drawn | None:
         return None
     left_out = len(names) - len(names[:PANELS])
     names = names[:PANELS]
-    figure = _canvas(2.8 * len(kinds) + 0.4, 1.75 * len(names) + 0.5)
+    figure = canvas(2.8 * len(kinds) + 0.4, 1.75 * len(names) + 0.5)
     grid: Any = figure.subplots(len(names), len(kinds), squeeze=False)
     for row, recipe in enumerate(names):
         for column, kind in enumerate(kinds):
@@ -164,7 +165,7 @@ def _histograms(table: pd.DataFrame) -> Drawn | None:
                 axes.set_ylabel("share %")
     figure.supxlabel("log2 of the magnitude", fontsize=9)
     more = f" Not drawn: {left_out} more, which the table has." if left_out else ""
-    return _png(
+    return save_png(
         figure,
         "Magnitudes of the tensors above before they are stored. Shaded: what the format reaches "
         f"under its scale, from its least positive to its largest value.{more}",
@@ -195,7 +196,7 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
     stores = stored.groupby(parameters["recipe"]).transform("any")
     parameters = parameters[stored | ~stores]
     values = 100 * parameters.groupby(["recipe", "step"], sort=False)["moved_rate"].mean()
-    figure = _canvas(8.4, 3.6)
+    figure = canvas(8.4, 3.6)
     axes = figure.subplots()
     for at, name in enumerate(dict.fromkeys(parameters["recipe"])):
         line = values.loc[name].sort_index()
@@ -211,7 +212,7 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
     axes.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return _png(
+    return save_png(
         figure,
         "Share of values that an update changes; where a recipe stores parameters in a format, of "
         "their codes. Mean over parameters and seeds. Near 0 while the loss is high: a stall.",

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from numsim.errors import NumsimError
-from numsim.report.figures import STYLE, Drawn, _canvas, _png
-from numsim.report.page import _code, _table
+from numsim.report.figures import STYLE, Drawn, canvas, save_png
+from numsim.report.page import code_span, table_lines
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
@@ -139,8 +139,8 @@ def findings(table: pd.DataFrame) -> list[str]:
     for recipe, row in table.iterrows():
         if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
-                f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
-                f"suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
+                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"hardly suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
             )
     pairs = [
         (name, name.removesuffix("_rne") + "_sr")
@@ -161,14 +161,14 @@ def findings(table: pd.DataFrame) -> list[str]:
         if back > COST:
             said.append(
                 f"Stochastic rounding gives {back:.1f} of them back to "
-                f"{_code(str(rne).removesuffix('_stored_rne'))} "
+                f"{code_span(str(rne).removesuffix('_stored_rne'))} "
                 f"({table.loc[sr, 'accuracy']:.1f} %)."
             )
     for recipe, row in table.iterrows():
         if row["gain"] < -30 and not str(recipe).endswith("_rne"):
             why = f": {row['lost']:.0f} % of its gradient elements become 0"
             said.append(
-                f"{_code(recipe)} does not learn ({row['accuracy']:.1f} %)"
+                f"{code_span(recipe)} does not learn ({row['accuracy']:.1f} %)"
                 f"{why if row['lost'] >= 90 else ''}."
             )
     return said
@@ -182,18 +182,18 @@ def _language_findings(table: pd.DataFrame) -> list[str]:
         text = _pair(change, row["ppl_gain_stderr"], "+.1f")
         if row["lost"] >= 30 and change < 1:
             said.append(
-                f"{_code(recipe)} loses {row['lost']:.0f} % of its gradient elements and hardly "
-                f"suffers: its perplexity differs from that of `float32` by {text} %."
+                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"hardly suffers: its perplexity differs from that of `float32` by {text} %."
             )
         elif change >= 1 and not change < CLEAR * row["ppl_gain_stderr"]:
-            said.append(f"{_code(recipe)} costs {text} % of perplexity.")
+            said.append(f"{code_span(recipe)} costs {text} % of perplexity.")
     perplexity: dict[str, float] = {str(name): row["perplexity"] for name, row in table.iterrows()}
     for rne in (name for name in perplexity if name.endswith("_stored_rne")):
         sr = f"{rne.removesuffix('_rne')}_sr"
         if sr in perplexity and perplexity[sr] < 0.99 * perplexity[rne]:
             said.append(
                 f"Stochastic rounding of the *stored* weight brings "
-                f"{_code(rne.removesuffix('_stored_rne'))} from perplexity "
+                f"{code_span(rne.removesuffix('_stored_rne'))} from perplexity "
                 f"{perplexity[rne]:.1f} to {perplexity[sr]:.1f}."
             )
     return said
@@ -254,7 +254,7 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     seeds = sorted(curves["seed"].dropna().unique())
     seen = "Perplexity" if curves["test_perplexity"].notna().any() else "Accuracy"
     lines = [
-        f"- {_code(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
+        f"- {code_span(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
         f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
         f"- {seen} and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
@@ -264,16 +264,17 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
         lines.append("- One seed has no spread: differences of a few points may be chance.")
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
-            values = ", ".join(_code(value) for value in dict.fromkeys(curves[name]) if value)
+            values = ", ".join(code_span(value) for value in dict.fromkeys(curves[name]) if value)
             lines.append(f"- {name.replace('_', ' ')}: {values}.")
     short = steps[steps < steps.max()]
     if not short.empty:
-        named = ", ".join(f"{_code(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
+        named = ", ".join(f"{code_span(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
         lines.append(f"- Stopped early: {named}.")
     if "error" in curves:
         wrong = curves[curves["error"] != ""]
         lines += [
-            f"- {_code(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}" for r in wrong.itertuples()
+            f"- {code_span(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}"
+            for r in wrong.itertuples()
         ]
     return lines
 
@@ -321,12 +322,12 @@ def _results(table: pd.DataFrame) -> list[str]:
         gain, stderr = _gain(row, perplexity=language)
         same = abs(gain) < CLEAR * stderr
         body.append([
-            _code(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
+            code_span(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
             _pair(row["loss"], row["loss_sd"], ".3f"),
             _pair(gain, stderr, "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
         ])  # fmt: skip
-    return _table(heads, "lrrrrr", body)
+    return table_lines(heads, "lrrrrr", body)
 
 
 def draw_curves(curves: pd.DataFrame) -> dict[str, Drawn]:
@@ -358,7 +359,7 @@ def _loss(curves: pd.DataFrame) -> Drawn:
     _draw(axes, means)
     _legend(figure, axes)
     note = f", each point the mean of {width} steps" if width > 1 else ""
-    return _png(
+    return save_png(
         figure, f"Training loss{note}: mean over seeds, and the band of one standard deviation."
     )
 
@@ -369,7 +370,7 @@ def _accuracy(curves: pd.DataFrame) -> Drawn:
     figure, axes = _axes("step", "accuracy on unseen data (%)")
     _draw(axes, values)
     _legend(figure, axes)
-    return _png(
+    return save_png(
         figure, "Accuracy on unseen data: mean over seeds, and the band of one standard deviation."
     )
 
@@ -382,14 +383,14 @@ def _perplexity(curves: pd.DataFrame) -> Drawn:
     if values.max() > 10 * values.min():
         axes.set_yscale("log")
     _legend(figure, axes)
-    return _png(
+    return save_png(
         figure,
         "Perplexity of unseen text: mean over seeds, and the band of one standard deviation.",
     )
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = _canvas(8.4, 4.2)
+    figure = canvas(8.4, 4.2)
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -10,11 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+)
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.files import check_regular, read_toml
-from numsim.formats import Format
+from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
 from numsim.models.gemm import fitting_rules
 from numsim.quant import QUANTS, Quant
@@ -28,6 +35,7 @@ from numsim.sweep.grid import (
 )  # fmt: skip
 from numsim.targets import Target
 from numsim.version import __version__
+from numsim.words import shorten
 
 
 class SweepSpec(BaseModel):
@@ -118,6 +126,38 @@ class SweepSpec(BaseModel):
     resume: bool = False
     force: bool = False
 
+    # of validators before, the last written is the first that runs
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _dtypes_are_formats(cls, value: object) -> object:
+        """Take dtypes of NumPy, ml_dtypes and torch as the formats they are."""
+        if not isinstance(value, list | tuple):
+            return value
+        known = str, Quant, Format
+        return [one if isinstance(one, known) else get_format(one).name for one in value]
+
+    @field_validator("formats", "recipes", "granularities", "targets", "ignore_keys", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        """Take one thing, or a text with commas as on the command line, as a list of them."""
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",") if word.strip()]
+        return value if value is None or isinstance(value, Iterable) else [value]
+
+
+_RULES = {  # of fields that take more than one kind of value
+    "model": "a folder, org/name of the local hub cache, or a Model",
+    "text": "the path of a UTF-8 file or of token ids in .npy",
+    "out": "the path of a file, or None",
+    "formats": "a format or a list of them: names, Quant, Format, dtypes",
+    "recipes": "a Recipe or a list of them, or of TOML files",
+    "targets": "a unit or a list of them: names, TOML files, Target",
+    "granularities": "a word or a list of them, such as per_tensor",
+    "ignore_keys": "a key of config.json or a list of them",
+    "scheduler": "an address, tcp://HOST:8786",
+    "memory_limit": "bytes, or text such as 4GB",
+}
+
 
 def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -> SweepSpec:
     """Return a `SweepSpec` from itself, a dict of its fields, or a TOML file of them.
@@ -147,13 +187,19 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         return SweepSpec.model_validate(fields | more)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        near = near_names(where, SweepSpec.model_fields) if unknown else ""
+        name, *at = (str(part) for part in first["loc"] if not str(part).startswith("is-instance"))
+        if isinstance(first.get("ctx", {}).get("error"), NumsimError):
+            raise NumsimError(f"sweep: {name}: {first['ctx']['error']}") from None
         got = first["input"]
         digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
-        shown = "a number of hundreds of digits" if digits else repr(got)
-        raise NumsimError(f"sweep: {where}: {first['msg']}; got {shown}{near}") from None
+        shown = "a number of hundreds of digits" if digits else shorten(repr(got), 80)
+        known = SweepSpec.model_fields
+        if first["type"] == "extra_forbidden":
+            near = near_names(name, known) or f"; fields are {', '.join(known)}"
+            raise NumsimError(f"sweep: {name!r} is no field; got it as {shown}{near}") from None
+        where = ".".join([name, *(part for part in at if part.isdecimal())])
+        words = _RULES.get(name) or first["msg"].replace("Input should be", "must be")
+        raise NumsimError(f"sweep: {where}: {words}; got {shown}") from None
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ def _check_fields(name: str, item: Any, limits: Mapping[str, Limit]) -> None:
                 raise NumsimError(f"{name}: {key} is True or False; got {value!r}")
         elif limit is Format:
             _check_accumulator(f"{name}: {key}", value)
+        elif isinstance(limit, frozenset):
+            if not isinstance(value, tuple) or not value or not limit.issuperset(value):
+                raise NumsimError(
+                    f"{name}: {key} is a list of {', '.join(sorted(limit))}; got {value!r}"
+                )
         elif isinstance(limit, tuple) and isinstance(limit[0], str):
             if value not in limit:
                 raise NumsimError(

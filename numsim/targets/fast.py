@@ -314,7 +314,7 @@ def two_chains_apply(
     Sums are multiples of the least product's lowest bit, rounded or not.
     """
     group = rule.group or 0
-    if rule != Mac(order="two_chains", group=group, flush=True, tiny="unbounded"):
+    if rule.steps != Mac(order="two_chains", group=group, flush=True, tiny="unbounded"):
         return False
     if group < 2 or group % 2 or out.name != "float32" or not (coded(a, 16) and coded(b, 16)):
         return False

@@ -221,7 +221,7 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
         if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
             found = kind, rule
     if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
-        found = found[0], Exact(found[1].group, found[1].negative_zero)
+        found = found[0], Exact(found[1].group, found[1].negative_zero, found[1].outputs)
     if found is None:
         has = (
             "; ".join(
@@ -307,8 +307,8 @@ def _output_format(target: Target, kind: str, rule: Rule, name: str | None) -> F
     allowed: tuple[str, ...] = ("float32",)
     if isinstance(rule, Fused) and (kind in _HALF or "->" in kind):
         allowed = ("float32", "float16")
-    elif isinstance(rule, Mac | Exact) and target.name.startswith(("ideal.", "generic.")):
-        allowed = tuple(units.DTYPES)
+    elif isinstance(rule, Mac | Exact):
+        allowed = rule.outputs
     if (name or "float32") not in allowed:
         raise UnsupportedError(
             f"matmul: {target.name} returns {', '.join(allowed)} for operands {kind}; got {name}"

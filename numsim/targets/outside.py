@@ -28,8 +28,10 @@ def add_blocks(
     if isinstance(rule, IntSum):
         if not _whole_bytes(rule, left, right, block):
             return None
-    elif fp8 is None and (rule != Mac() or fast.codes_of(right) is None or out.name != "float32"):
-        return None
+    elif fp8 is None:
+        chain = isinstance(rule, Mac) and rule.steps == Mac() and out.name == "float32"
+        if not chain or fast.codes_of(right) is None:
+            return None
     scales = _scales(a, b, block, -(left.fmt.bias + right.fmt.bias) * isinstance(rule, IntSum))
     if scales is None:
         return None

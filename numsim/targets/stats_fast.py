@@ -39,7 +39,7 @@ def work(
     if not c.size or c.shape[-1] < _COLUMNS:
         return None
     if isinstance(rule, Mac):
-        return _fma(a, b, c) if rule == Mac() and _fits_float32(a, b, c) else _mac(rule, a, b)
+        return _fma(a, b, c) if rule.steps == Mac() and _fits_float32(a, b, c) else _mac(rule, a, b)
     if isinstance(rule, IntSum):
         return _integer(rule, a, b, c)
     if isinstance(rule, Exact):
@@ -76,7 +76,7 @@ def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
     group = rule.group or depth
     formats = (rule.acc_format, rule.product_format or rule.acc_format)
     ieee = rule.overflow != "saturate" and all(get_format(f).inf == "ieee" for f in formats)
-    if rule != plain or not ieee or (rule.order == "tree" and group > _LEAVES):
+    if rule.steps != plain or not ieee or (rule.order == "tree" and group > _LEAVES):
         return None
     rounded = rule.product_format is not None or not rule.fused
     f, p = (
@@ -150,7 +150,7 @@ def _exact(
     rule: Exact, a: QTensor, b: QTensor, c: NDArray[Any], out: Format, step: Fraction
 ) -> Work | None:
     """Count sums of which float64 holds every part."""
-    if rule != Exact(rule.group) or np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype):
+    if rule.negative_zero or np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype):
         return None
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = _extent(a), _extent(b)
     low, high = low_a + low_b, high_a + high_b + a.shape[-1].bit_length()

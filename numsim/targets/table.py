@@ -11,6 +11,7 @@ import numpy as np
 
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
+from numsim.targets.rules.limits import OUTPUTS
 from numsim.targets.types import (
     Exact,
     Fused,
@@ -48,19 +49,19 @@ _TABLE = [
     # ideal units: definitions
     _target("ideal.exact", "definition", "one rounding of the exact sum (Kulisch accumulator)",
             "Kulisch, Computer Arithmetic and Validity, 2013; IEEE 754-2019 section 9.4",
-            {"number": Exact()}),
+            {"number": Exact(outputs=OUTPUTS)}),
     _target("ideal.fp32", "definition", "sequential IEEE 754 fusedMultiplyAdd in binary32",
             "IEEE 754-2019 section 5.4.1",
-            {"float": Mac()}),
+            {"float": Mac(outputs=OUTPUTS)}),
     _target("ideal.mac", "definition", "one rounding a step; Berkeley TestFloat for single steps",
             "IEEE 754-2019 section 5.4.1",
-            {"float": Mac()}),
+            {"float": Mac(outputs=OUTPUTS)}),
     _target("ideal.int", "definition", "two's-complement accumulator of acc_bits bits",
             "two's-complement arithmetic",
             {"integer": IntSum()}),
     _target("generic.systolic", "definition", "weight-stationary column of promote_every rows, "
             "partial sums added in order", "Kung and Leiserson, 1978",
-            {"float": Mac(), "integer": IntSum()}, promote_every=128),
+            {"float": Mac(outputs=OUTPUTS), "integer": IntSum()}, promote_every=128),
 
     # NVIDIA
     _target("nvidia.volta.mma", "silicon", "V100 recordings; MMA-Sim", f"{_MATLAB}; {_MMASIM}",

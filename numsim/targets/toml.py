@@ -117,5 +117,6 @@ def _rule(kind: str, table: Any) -> Rule:
         f"{where}: {name}", given, {f.name: f.default is MISSING for f in fields(_KINDS[name])}
     )
     given = {key: own_format(f"{where}: {key}", key, value) for key, value in given.items()}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     rule: Rule = _KINDS[name](**given)
     return rule

@@ -105,7 +105,7 @@ def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
 
 def mac(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac) -> NDArray[Any]:
     """Multiply-adds with one rounding a step."""
-    if rule == Mac():
+    if rule.steps == Mac():
         begin = None if c is None else c.astype(np.float32)
         sums = fast.fma(_batched(decoded(a)), b, begin)
         return sums if out.name == "float32" else round_to(sums, out)

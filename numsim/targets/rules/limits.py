@@ -8,8 +8,10 @@ from typing import Any
 
 from numsim.formats import get_format
 
-Limit = tuple[int, int] | tuple[str, ...] | type
-"""A range of whole numbers, the words of a field, `bool`, or `Format` (a name or one's own)."""
+Limit = tuple[int, int] | tuple[str, ...] | frozenset[str] | type
+"""A range of whole numbers, the words of a field, those of a list, `bool`, or `Format`."""
+
+OUTPUTS = ("float32", "float16", "bfloat16")  # formats of results, and NumPy types of them
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _SMALL = ("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn")
@@ -33,6 +35,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
 INTEGERS = ("integer", "int8", "s8", "int4", "int16", "u8s8")
 GROUP = (1, 1 << 20)
+OUTPUT_WORDS = "formats in which the unit can return the sum; the first is usual"
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError
 from numsim.formats import Format, kept_format
-from numsim.targets.rules.limits import GROUP, Kind, has_output, is_scaled
+from numsim.targets.rules.limits import (
+    GROUP,
+    OUTPUT_WORDS,
+    OUTPUTS,
+    Kind,
+    has_output,
+    is_scaled,
+)
 
 ORDERS = ("sequential", "tree", "odd_first", "two_chains", "exact")
 
@@ -48,6 +56,8 @@ class Mac:
         ``ieee``: Inf (NaN where the format has no Inf) or the largest finite value, by the
         rounding; ``inf``: always Inf; ``saturate``: the largest finite value, for Inf too, as
         formats without Inf and NaN always do.
+    outputs
+        Formats in which the unit can return the sum.
     """
 
     acc_format: str | Format = "float32"
@@ -60,6 +70,7 @@ class Mac:
     tiny: Literal["stored", "unbounded"] = "stored"
     negative_zero: bool = True
     overflow: Literal["ieee", "inf", "saturate"] = "ieee"
+    outputs: tuple[str, ...] = ("float32",)
 
     def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
         for key in ("acc_format", "product_format"):
@@ -67,6 +78,11 @@ class Mac:
             if not isinstance(value, str | None) or str(value).endswith(".toml"):
                 with suppress(NumsimError):  # `check` names the unit
                     object.__setattr__(self, key, kept_format(value))
+
+    @cached_property
+    def steps(self) -> Mac:
+        """The rule without the formats of its results: how each sum is rounded."""
+        return replace(self, outputs=Mac.outputs)
 
 
 def _contradiction(rule: Mac, kind: str, given: Mapping[str, Any]) -> str:
@@ -95,11 +111,13 @@ MAC = Kind(
         "tiny": "what flush takes: stored (rounded) subnormals, or those of an unbounded exponent",
         "negative_zero": "false: the sum of a tree loses the sign of a zero",
         "overflow": "ieee: Inf or the largest value by the rounding; inf: always; saturate: never",
+        "outputs": OUTPUT_WORDS,
     },
     {
         "acc_format": Format, "product_format": Format, "fused": bool, "rounding": ROUNDINGS[:6],
         "order": ORDERS, "group": GROUP, "flush": bool, "tiny": ("stored", "unbounded"),
         "negative_zero": bool, "overflow": ("ieee", "inf", "saturate"),
+        "outputs": frozenset(OUTPUTS),
     },
     takes=lambda kind: not is_scaled(kind) and not has_output(kind)
     and kind not in ("integer", "number"),
