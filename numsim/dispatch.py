@@ -295,6 +295,8 @@ def _by_code(values: NDArray[np.float32], worker: Worker) -> Worker:
 
 def _fast(f: Format, how: Plan) -> Worker | None:
     """Return a branch-free worker from float32 where one applies."""
+    if f == get_format("float32"):
+        return _as_it_is(f, how)
     if f.bits > 16 or f.kind == "table" or how.overflow == WRAP:
         return None
     again = _generic(f, how)
@@ -329,6 +331,21 @@ def _fast(f: Format, how: Plan) -> Worker | None:
             x.view(np.uint32), out, scalars
         )
         return again(x, out, start, random) if met and slow_nan else _NONE
+
+    return work
+
+
+def _as_it_is(f: Format, how: Plan) -> Worker:
+    """Return the worker of float32 into float32: only NaN and, by the overflow, Inf can change."""
+    again = _generic(f, how)
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if not np.isfinite(x).all():
+            return again(x, out, start, random)
+        np.copyto(out, x.view(np.uint32))
+        return _NONE
 
     return work
 

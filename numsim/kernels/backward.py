@@ -359,27 +359,29 @@ def lstm_cell(
     Fills gates i, f, g, o [B, 4H], the new state, its tanh and the output [B, H].
     """
     hidden = c.shape[1]
-    row, state = np.empty(4 * hidden, c.dtype), np.empty(hidden, c.dtype)  # vectors need strides 1
+    # A loop has vectors if its strides are 1, and tanh only if it does not write over its argument.
+    row, act = np.empty(4 * hidden, c.dtype), np.empty(4 * hidden, c.dtype)
+    state, tanh = np.empty(hidden, c.dtype), np.empty(hidden, c.dtype)
     for b in range(start, stop):
         for j in range(4 * hidden):
             row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
         for j in range(2 * hidden):
-            row[j] = sigmoid_of(np.float64(row[j]))
+            act[j] = sigmoid_of(np.float64(row[j]))
         for j in range(2 * hidden, 3 * hidden):
-            row[j] = tanh_of(np.float64(row[j]))
+            act[j] = tanh_of(np.float64(row[j]))
         for j in range(3 * hidden, 4 * hidden):
-            row[j] = sigmoid_of(np.float64(row[j]))
+            act[j] = sigmoid_of(np.float64(row[j]))
         for j in range(4 * hidden):
-            gates[b, j] = row[j]
+            gates[b, j] = act[j]
         for j in range(hidden):
-            kept = row[hidden + j] * c[b, j]
-            state[j] = kept + row[j] * row[2 * hidden + j]
+            kept = act[hidden + j] * c[b, j]
+            state[j] = kept + act[j] * act[2 * hidden + j]
             new_c[b, j] = state[j]
         for j in range(hidden):
-            state[j] = tanh_of(np.float64(state[j]))
+            tanh[j] = tanh_of(np.float64(state[j]))
         for j in range(hidden):
-            squashed[b, j] = state[j]
-            h[b, j] = row[3 * hidden + j] * state[j]
+            squashed[b, j] = tanh[j]
+            h[b, j] = act[3 * hidden + j] * tanh[j]
 
 
 @kernel
@@ -411,23 +413,23 @@ def gru_cell(
     """Rows start..stop of a step: gates r, z, n [B, 3H]; inner = W_hn h + b_hn [B, H]."""
     hidden = h.shape[1]
     one = h.dtype.type(1.0)
-    row = np.empty(3 * hidden, h.dtype)  # vectors need strides 1
+    row, act = np.empty(3 * hidden, h.dtype), np.empty(3 * hidden, h.dtype)  # as in `lstm_cell`
     for b in range(start, stop):
         for j in range(2 * hidden):
             row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
         for j in range(2 * hidden):
-            row[j] = sigmoid_of(np.float64(row[j]))
+            act[j] = sigmoid_of(np.float64(row[j]))
         for j in range(hidden):
             at = 2 * hidden + j
             inner[b, j] = hw[b, at] + bias_h[at]
-            row[at] = (xw[b, at] + bias_x[at]) + row[j] * inner[b, j]
+            row[at] = (xw[b, at] + bias_x[at]) + act[j] * inner[b, j]
         for j in range(2 * hidden, 3 * hidden):
-            row[j] = tanh_of(np.float64(row[j]))
+            act[j] = tanh_of(np.float64(row[j]))
         for j in range(3 * hidden):
-            gates[b, j] = row[j]
+            gates[b, j] = act[j]
         for j in range(hidden):
-            z = row[hidden + j]
-            new_h[b, j] = (one - z) * row[2 * hidden + j] + z * h[b, j]
+            z = act[hidden + j]
+            new_h[b, j] = (one - z) * act[2 * hidden + j] + z * h[b, j]
 
 
 @kernel

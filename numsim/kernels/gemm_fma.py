@@ -170,16 +170,18 @@ def fma_narrow(
 
 
 @kernel
-def _run_wide(
+def run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
+    """Lay chains over packed operands, as `cover` says."""
     cover(fma_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
 @kernel
-def _run_narrow(
+def run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
+    """Do what `run_wide` does, for processors without AVX-512."""
     cover(fma_narrow, out, a, b, steps, block, group, start, stop, 0)
 
 
@@ -210,7 +212,7 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
 
 
 @kernel
-def _pack_words(source: Array, panels: Array, flip: int, runs: int, start: int, stop: int) -> None:
+def pack_rows_of_words(source: Array, panels: Array, flip: int, runs: int, start: int, stop: int) -> None:
     """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1].
 
     `runs` times 16 k of them by vectors.
@@ -232,7 +234,7 @@ def _pack_words(source: Array, panels: Array, flip: int, runs: int, start: int, 
 @cache
 def _word_packer() -> Callable[..., Any]:
     arrays = (simd.contiguous(types.uint32, 3), simd.contiguous(types.uint32, 5))
-    return simd.compiled(_pack_words, *arrays, *(types.int64,) * 4)
+    return simd.compiled(pack_rows_of_words, *arrays, *(types.int64,) * 4)
 
 
 def pack_words(source: Array, flip: int = 0) -> Array:
@@ -258,7 +260,7 @@ def _packer(dtype: np.dtype[Any]) -> Callable[..., Any]:
 @cache
 def _runner(dtype: np.dtype[Any], wide: bool) -> Callable[..., Any]:
     element = types.float64 if dtype == np.float64 else types.float32
-    runner = _run_wide if wide else _run_narrow
+    runner = run_wide if wide else run_narrow
     return simd.compiled(runner, *tile_types(element, element, element))
 
 

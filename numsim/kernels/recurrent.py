@@ -3,7 +3,7 @@
 What is computed: ``forward`` and ``backward`` of ``numsim.nn.recurrent``, the same operations in
 the same order. Of a step's operand [B, K] the amax gives a scale, values are rounded to nearest
 even into the format and saturate, and multiply weights [K, N] that are float32 values of their
-codes. Products of such values are exact, so that a fused multiply-add is the chain of
+codes, packed once. Products of such values are exact, so that a fused multiply-add is the chain of
 ``ideal.fp32``; sums of integers below 2**24 are exact in float32 whatever the order.
 
 A step whose scale is not an ordinary number ends the call: the general path says what is wrong.
@@ -15,12 +15,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from numsim.kernels.gemm_fma import pack_rows_of_words, run_narrow, run_wide
 from numsim.kernels.jit import inline, kernel
+from numsim.kernels.simd import FMA_ROWS
 from numsim.kernels.vector_act import sigmoid_of, tanh_of
 
 Array = NDArray[Any]
@@ -45,22 +44,6 @@ class Rounding(NamedTuple):
     least_normal: np.float32
     magic: np.float32
     before: np.float32
-
-
-@intrinsic
-def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return ``a * b + c`` of float32, rounded once."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        single = ir.FloatType()
-        kind = ir.FunctionType(single, [single] * 3)
-        name = builder.module.declare_intrinsic("llvm.fma", [single], kind)
-        return builder.call(name, args)
-
-    return types.float32(types.float32, types.float32, types.float32), emit
-
-
-fma: Any = _fma  # its first argument is the compiler's
 
 
 @inline
@@ -123,40 +106,57 @@ def _rounded(x: Array, out: Array, how: Rounding) -> tuple[np.float32, int]:
 
 
 @inline
-def _times(a: Array, w: Array, scale: np.float32, quantum: np.float32, out: Array) -> None:
-    """Return a [B, K] by w [K, N]: chains in increasing k, times the scale, times the quantum."""
-    rows, depth, width = a.shape[0], a.shape[1], w.shape[1]
-    both = np.float32(scale)
-    for b in range(rows):
-        for n in range(width):
-            out[b, n] = np.float32(0.0)
-        for k in range(depth):
-            x = a[b, k]
-            for n in range(width):
-                out[b, n] = fma(x, w[k, n], out[b, n])
-        for n in range(width):
-            out[b, n] = np.float32(np.float32(out[b, n] * quantum) * both)
+def _times(
+    a: Array, w: Array, wide: bool, scale: np.float32, quantum: np.float32, rows: Array,
+    sums: Array, out: Array,
+) -> None:  # fmt: skip
+    """Return a [B, K] by packed w [1, panels, K, columns, 1]: chains, times the quantum and scale.
+
+    `rows` and `sums` are scratch for a packed and for whole panels: `_scratch`.
+    """
+    tiles, depth = rows.shape[1], rows.shape[2]
+    words = a.view(np.uint32).reshape(1, a.shape[0], depth)
+    pack_rows_of_words(words, rows, 0, depth // 16 if wide else 0, 0, tiles)
+    sums[...] = np.float32(0.0)
+    left = rows.view(np.float32)
+    if wide:
+        run_wide(sums, left, w, depth, depth, tiles, 0, w.shape[1])
+    else:
+        run_narrow(sums, left, w, depth, depth, tiles, 0, w.shape[1])
+    for b in range(out.shape[0]):
+        for n in range(out.shape[1]):
+            out[b, n] = np.float32(np.float32(sums[0, b, n] * quantum) * scale)
+
+
+@inline
+def _scratch(batch: int, w: Array) -> tuple[Array, Array]:
+    tiles, columns = -(-batch // FMA_ROWS), w.shape[1] * w.shape[3]
+    rows = np.zeros((1, tiles, w.shape[2], FMA_ROWS, 1), np.uint32)
+    return rows, np.empty((1, batch, columns), np.float32)
 
 
 @kernel
 def lstm_forward(
-    xw: Array, w: Array, how: Rounding, scale_w: np.float32, quantum: np.float32, bias_x: Array,
-    bias_h: Array, h: Array, c: Array, gates: Array, before_h: Array, before_c: Array,
-    squashed: Array, y: Array,
+    xw: Array, w: Array, wide: bool, how: Rounding, scale_w: np.float32, quantum: np.float32,
+    bias_x: Array, bias_h: Array, h: Array, c: Array, gates: Array, before_h: Array,
+    before_c: Array, squashed: Array, y: Array,
 ) -> int:  # fmt: skip
-    """Run all steps: xw [B, T, 4H], w [H, 4H]; h, c [B, H] end as the last states.
+    """Run all steps: xw [B, T, 4H], packed w [H, 4H]; h, c [B, H] end as the last states.
 
-    Returns how many steps were done: fewer than T where a scale is not an ordinary number.
+    `wide`: the processor has AVX-512. Returns how many steps were done: fewer than T where a scale is not an ordinary number.
     """
     batch, steps, width = xw.shape
     hidden = c.shape[1]
     codes, hw = np.empty((batch, hidden), np.float32), np.empty((batch, width), np.float32)
-    row = np.empty(width, np.float32)
+    # A loop that writes tanh over its argument has no vectors: each has an array of its own.
+    row, act = np.empty(width, np.float32), np.empty(width, np.float32)
+    state, tanh = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
+    rows, sums = _scratch(batch, w)
     for t in range(steps):
         scale, _ = _rounded(h, codes, how)
         if scale < np.float32(0.0):
             return int(t)
-        _times(codes, w, np.float32(scale * scale_w), quantum, hw)
+        _times(codes, w, wide, np.float32(scale * scale_w), quantum, rows, sums, hw)
         for b in range(batch):
             for j in range(hidden):
                 before_h[b, t, j] = h[b, j]
@@ -164,30 +164,31 @@ def lstm_forward(
             for j in range(width):
                 row[j] = np.float32(xw[b, t, j] + bias_x[j]) + np.float32(hw[b, j] + bias_h[j])
             for j in range(2 * hidden):
-                row[j] = sigmoid_of(np.float64(row[j]))
+                act[j] = sigmoid_of(np.float64(row[j]))
             for j in range(2 * hidden, 3 * hidden):
-                row[j] = tanh_of(np.float64(row[j]))
+                act[j] = tanh_of(np.float64(row[j]))
             for j in range(3 * hidden, width):
-                row[j] = sigmoid_of(np.float64(row[j]))
+                act[j] = sigmoid_of(np.float64(row[j]))
             for j in range(width):
-                gates[b, t, j] = row[j]
+                gates[b, t, j] = act[j]
             for j in range(hidden):
-                kept = np.float32(row[hidden + j] * c[b, j])
-                c[b, j] = kept + np.float32(row[j] * row[2 * hidden + j])
+                kept = np.float32(act[hidden + j] * c[b, j])
+                state[j] = kept + np.float32(act[j] * act[2 * hidden + j])
             for j in range(hidden):
-                squashed[b, t, j] = tanh_of(np.float64(c[b, j]))
+                tanh[j] = tanh_of(np.float64(state[j]))
             for j in range(hidden):
-                h[b, j] = row[3 * hidden + j] * squashed[b, t, j]
+                c[b, j], squashed[b, t, j] = state[j], tanh[j]
+                h[b, j] = act[3 * hidden + j] * tanh[j]
                 y[b, t, j] = h[b, j]
     return int(steps)
 
 
 @kernel
 def product(
-    x: Array, w: Array, how: Rounding, scale_w: np.float32, quantum: np.float32, values: Array,
-    out: Array, lost: Array,
+    x: Array, w: Array, wide: bool, how: Rounding, scale_w: np.float32, quantum: np.float32,
+    values: Array, out: Array, lost: Array,
 ) -> bool:  # fmt: skip
-    """One step's product: x [B, K] by w [K, N]; False, and nothing done, for an unusual scale.
+    """One step's product: x [B, K] by packed w [K, N]; False, and nothing done, for an unusual scale.
 
     `values` [B, K] is scratch. `lost` as for `lstm_backward`.
     """
@@ -195,7 +196,8 @@ def product(
     if scale < np.float32(0.0):
         return False
     _count(x, zeroed, how, lost)
-    _times(values, w, np.float32(scale * scale_w), quantum, out)
+    rows, sums = _scratch(x.shape[0], w)
+    _times(values, w, wide, np.float32(scale * scale_w), quantum, rows, sums, out)
     return True
 
 
@@ -233,10 +235,11 @@ def _count(x: Array, zeroed: int, how: Rounding, lost: Array) -> None:
 
 @kernel
 def lstm_backward(
-    dy: Array, w: Array, how: Rounding, scale_w: np.float32, quantum: np.float32, gates: Array,
-    before_c: Array, squashed: Array, dh: Array, dc: Array, dgates: Array, lost: Array,
+    dy: Array, w: Array, wide: bool, how: Rounding, scale_w: np.float32, quantum: np.float32,
+    gates: Array, before_c: Array, squashed: Array, dh: Array, dc: Array, dgates: Array,
+    lost: Array,
 ) -> int:  # fmt: skip
-    """Run all steps backward: w [4H, H]; dh, dc [B, H] end as gradients of the first states.
+    """Run all steps backward: packed w [4H, H]; dh, dc [B, H] end as gradients of the first states.
 
     `lost` [2]: non-zero elements of the gates' gradients, and those that became 0. Returns how
     many steps were done.
@@ -245,6 +248,7 @@ def lstm_backward(
     hidden = dc.shape[1]
     one = np.float32(1.0)
     here, codes = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
+    rows, sums = _scratch(batch, w)
     before = np.empty((batch, hidden), np.float32)  # dc, once the step is known to be done here
     for back in range(steps):
         t = steps - 1 - back
@@ -276,5 +280,5 @@ def lstm_backward(
             for b in range(batch):
                 for j in range(width):
                     lost[0] += 1 if here[b, j] != np.float32(0.0) else 0
-        _times(codes, w, np.float32(scale * scale_w), quantum, dh)
+        _times(codes, w, wide, np.float32(scale * scale_w), quantum, rows, sums, dh)
     return int(steps)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
-from numsim.kernels import gemm_hopper
+from numsim.kernels import gemm_fma, gemm_hopper, simd
 from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding, product, round_to_codes
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
@@ -23,13 +23,13 @@ from numsim.targets.chains import restarts
 from numsim.targets.ops import class_for
 from numsim.targets.types import Fused, IntSum, Mac
 
-Call = tuple[NDArray[np.float32], Rounding, np.float32, np.float32]
+Call = tuple[NDArray[np.float32], bool, Rounding, np.float32, np.float32]
 Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 _NOTHING = np.float32(0)
 
 
 def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return w [H, N] and how a state is stored, for the forward steps; None: not covered."""
+    """Return w [H, N], packed, and how a state is stored, for the forward steps; None: not covered."""
     rule = _rule(c, name)
     if rule is None:
         return None
@@ -37,7 +37,7 @@ def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | 
 
 
 def backward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return w [N, H] and how a gradient is stored, for the steps back; None: not covered."""
+    """Return w [N, H], packed, and how a gradient is stored, for the steps back; None: not covered."""
     rule = _rule(c, name)
     if rule is None or rule.clip_gradient:
         return None
@@ -88,7 +88,8 @@ def _call(
     _, right, how, scale = made
     values = np.ascontiguousarray(right.values(), np.float32)
     quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
-    return values, how, scale, quantum
+    panels = gemm_fma.pack_b(values[None]).panels
+    return panels, simd.enabled(), how, scale, quantum
 
 
 def _step(
@@ -97,10 +98,10 @@ def _step(
 ) -> Step | None:  # fmt: skip
     call = _call(c, name, rule, one, w, codes, gradient=gradient)
     if call is not None:
-        chained = call
+        chained, columns = call, w.shape[1 if gradient else 0]
 
         def chain(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
-            values, y = np.empty_like(x), np.empty((len(x), chained[0].shape[1]), np.float32)
+            values, y = np.empty_like(x), np.empty((len(x), columns), np.float32)
             return y if product(x, *chained, values, y, lost) else None
 
         return chain
