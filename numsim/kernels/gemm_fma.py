@@ -212,7 +212,9 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
 
 
 @kernel
-def pack_rows_of_words(source: Array, panels: Array, flip: int, runs: int, start: int, stop: int) -> None:
+def pack_rows_of_words(
+    source: Array, panels: Array, flip: int, runs: int, start: int, stop: int
+) -> None:
     """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1].
 
     `runs` times 16 k of them by vectors.

@@ -143,7 +143,8 @@ def lstm_forward(
 ) -> int:  # fmt: skip
     """Run all steps: xw [B, T, 4H], packed w [H, 4H]; h, c [B, H] end as the last states.
 
-    `wide`: the processor has AVX-512. Returns how many steps were done: fewer than T where a scale is not an ordinary number.
+    `wide`: the processor has AVX-512. Returns how many steps were done: fewer than T where a scale
+    is not an ordinary number.
     """
     batch, steps, width = xw.shape
     hidden = c.shape[1]
@@ -188,7 +189,7 @@ def product(
     x: Array, w: Array, wide: bool, how: Rounding, scale_w: np.float32, quantum: np.float32,
     values: Array, out: Array, lost: Array,
 ) -> bool:  # fmt: skip
-    """One step's product: x [B, K] by packed w [K, N]; False, and nothing done, for an unusual scale.
+    """One step's product: x [B, K] by packed w [K, N]; False for an unusual scale.
 
     `values` [B, K] is scratch. `lost` as for `lstm_backward`.
     """
