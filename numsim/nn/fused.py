@@ -29,7 +29,7 @@ _NOTHING = np.float32(0)
 
 
 def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return packed w [H, N] and how a state is stored, for the forward steps; None: not covered."""
+    """Return packed w [H, N] and how states are stored, for steps forward; None: not covered."""
     rule = _rule(c, name)
     if rule is None:
         return None
@@ -37,7 +37,7 @@ def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | 
 
 
 def backward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return packed w [N, H] and how a gradient is stored, for the steps back; None: not covered."""
+    """Return packed w [N, H] and how gradients are stored, for steps back; None: not covered."""
     rule = _rule(c, name)
     if rule is None or rule.clip_gradient:
         return None

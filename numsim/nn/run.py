@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
+from numsim.freed import keep_freed
 from numsim.nn import layers, ops
 from numsim.nn.products import Context, Watch
 from numsim.nn.recurrent import gru, lstm
@@ -81,6 +82,7 @@ def forward(
         )
     if not is_integer(step) or step < 0:
         raise NumsimError(f"nn.forward: step is an integer from 0; got {step!r}")
+    keep_freed()
     context = Context(
         np.float64 if recipe is None else np.float32,
         None if recipe is None else recipe.rule,
