@@ -65,8 +65,8 @@ def log1p64(x: float) -> float:
 
 
 @kernel
-def _log_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _log_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = log64(np.float64(x[i]))
 
 
@@ -78,7 +78,7 @@ def log(x: FloatArray) -> FloatArray:
     """
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty_like(flat)
-    over_range(lambda a, b: _log_range(flat, out, a, b), flat.size, grain=GRAIN)
+    over_range(lambda a, b: _log_range(flat[a:b], out[a:b]), flat.size, grain=GRAIN)
     return out.reshape(x.shape)
 
 
@@ -93,22 +93,22 @@ def _slope(s: float, v: float, by: float) -> float:
 
 
 @kernel
-def _silu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _silu(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         out[i] = np.float64(g[i]) * _slope(sigmoid_of(v), v, 1.0)
 
 
 @kernel
-def _quick_gelu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _quick_gelu(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         out[i] = np.float64(g[i]) * _slope(sigmoid_of(1.702 * v), v, 1.702)
 
 
 @kernel
-def _gelu_tanh(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _gelu_tanh(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         u = SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
         by = 2.0 * SQRT_TWO_OVER_PI * (1.0 + 0.134145 * (v * v))
@@ -116,8 +116,8 @@ def _gelu_tanh(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: 
 
 
 @kernel
-def _gelu(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _gelu(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         a = v if v > 0.0 else -v
         square = v * v * 0.5
@@ -137,31 +137,29 @@ def _sech2(v: float) -> float:
 
 
 @kernel
-def _tanh_slope(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _tanh_slope(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = np.float64(g[i]) * _sech2(np.float64(x[i]))
 
 
 @kernel
-def _sigmoid_slope(x: FloatArray, g: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _sigmoid_slope(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         e = exp64(-(v if v > 0.0 else -v))
         out[i] = np.float64(g[i]) * (e / ((1.0 + e) * (1.0 + e)))
 
 
 @kernel
-def _softcap_slope(
-    x: FloatArray, g: FloatArray, out: FloatArray, scale: float, cap: float, start: int, stop: int
-) -> None:
-    for i in range(start, stop):
+def _softcap_slope(x: FloatArray, g: FloatArray, out: FloatArray, scale: float, cap: float) -> None:
+    for i in range(out.size):
         out[i] = np.float64(g[i]) * (scale * _sech2(np.float64(x[i]) * scale / cap))
 
 
 def _with_gradient(work: Any, x: FloatArray, g: FloatArray, *numbers: float) -> FloatArray:
     flat, up = (np.ascontiguousarray(v).reshape(-1) for v in (x, g))
     out = np.empty_like(flat)
-    over_range(lambda a, b: work(flat, up, out, *numbers, a, b), flat.size, grain=GRAIN)
+    over_range(lambda a, b: work(flat[a:b], up[a:b], out[a:b], *numbers), flat.size, grain=GRAIN)
     return out.reshape(x.shape)
 
 
@@ -193,17 +191,29 @@ def softcap_backward(x: FloatArray, g: FloatArray, *, scale: float, cap: float) 
 # -------------------------------------------------------------------------- rows and columns
 
 
+@inline
+def _add_to_lanes(terms: FloatArray, lanes: FloatArray) -> None:
+    """Add term j to the float64 of lane j % 8, in order."""
+    whole = terms.size // 8 * 8
+    for j in range(0, whole, 8):
+        for k in range(8):
+            lanes[k] += terms[j + k]
+    for k in range(terms.size - whole):
+        lanes[k] += terms[whole + k]
+
+
 @kernel
 def _softmax_rows(
     p: FloatArray, g: FloatArray, out: FloatArray, scale: float, start: int, stop: int
 ) -> None:
     width = p.shape[1]
-    lanes = np.empty(8)
+    terms, lanes = np.empty(width), np.empty(8)
     for row in range(start, stop):
         for k in range(8):
             lanes[k] = 0.0
         for j in range(width):
-            lanes[j % 8] += np.float64(p[row, j]) * np.float64(g[row, j])
+            terms[j] = np.float64(p[row, j]) * np.float64(g[row, j])
+        _add_to_lanes(terms, lanes)
         total = combine(lanes)
         for j in range(width):
             v = np.float64(p[row, j])
@@ -468,21 +478,28 @@ def cross_entropy_rows(
             for j in range(width):
                 gradient[row, j] = 0.0
             continue
+        for k in range(8):
+            lanes[k] = -np.inf
+        for j in range(0, width // 8 * 8, 8):
+            for k in range(8):
+                v = np.float64(logits[row, j + k])
+                lanes[k] = v if v > lanes[k] else lanes[k]
         top = -np.inf
-        for j in range(width):
+        for k in range(8):
+            top = lanes[k] if lanes[k] > top else top
+            lanes[k] = 0.0
+        for j in range(width // 8 * 8, width):
             v = np.float64(logits[row, j])
             top = v if v > top else top
-        for k in range(8):
-            lanes[k] = 0.0
         for j in range(width):
             e[j] = exp64(np.float64(logits[row, j]) - top)
-            lanes[j % 8] += e[j]
+        _add_to_lanes(e, lanes)
         total = combine(lanes)
         at = target[row]
         losses[row] = log64(total) - (np.float64(logits[row, at]) - top)
         for j in range(width):
-            p = e[j] / total
-            gradient[row, j] = (p - 1.0 if j == at else p) / count
+            gradient[row, j] = e[j] / total / count
+        gradient[row, at] = (e[at] / total - 1.0) / count
 
 
 @kernel

@@ -28,6 +28,7 @@ from numsim.kernels.gemm_codes import (
 from numsim.kernels.hopper_paths import PAIR, SHORT_RUN
 from numsim.kernels.jit import over_range
 from numsim.kernels.large import zeros
+from numsim.kernels.turned import turn
 
 Array = npt.NDArray[Any]
 _BLOCK = simd_fp8.TURNED  # k of a panel whose planes stay in the first cache; of fewer bytes, BLOCK
@@ -77,6 +78,23 @@ def _packed(
     return pack_codes(codes, width, slots, group, run=run, order=order)
 
 
+@cache
+def _columns_packer() -> Callable[..., Any]:
+    codes = types.Array(types.uint8, 3, "C", readonly=True)
+    words = simd.contiguous(types.uint32, 4)
+    return simd.compiled(hopper_paths.pack_columns, codes, words, types.int64, types.int64)
+
+
+def _side_by_side(codes: Array, group: int) -> Array:
+    """Pack the right operand [batch, K, N] in C order, in `simd_fp8.ORDER`: K whole groups."""
+    batch, depth, n = codes.shape
+    width, groups = simd_fp8.COLUMNS, -(-depth // group)
+    words = np.zeros((batch, -(-n // width), groups * group, width // 4), np.uint32)
+    entry = _columns_packer()
+    over_range(lambda start, stop: entry(codes, words, start, stop), batch * words.shape[1])
+    return words.view(np.uint8).reshape(*words.shape[:2], groups, width, group)
+
+
 def _left_rows(codes: Array, group: int) -> Array:
     """Return codes [M, K] as whole tiles of lines and whole groups of runs, 0 where is nothing."""
     lines, depth = codes.shape
@@ -85,7 +103,10 @@ def _left_rows(codes: Array, group: int) -> Array:
         return codes.reshape(-1, rows, depth)
     tiles, groups, places = -(-lines // rows), -(-depth // group), -(-group // run) * run
     wide = np.zeros((tiles * rows, groups * group), np.uint8)
-    wide[:lines, :depth] = codes
+    if codes.T.flags.c_contiguous:
+        turn(codes.T, wide)
+    else:
+        wide[:lines, :depth] = codes
     if group % run:
         short, wide = wide, np.zeros((tiles * rows, groups, places), np.uint8)
         wide[..., :group] = short.reshape(-1, groups, group)
@@ -138,6 +159,8 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
         ):
             panels = rows.view(np.uint8).reshape(batch, n // width, width, depth // group, group)
             return PackedCodes(panels.swapaxes(2, 3), n, in_place=True)
+        if codes.flags.c_contiguous and group % simd_fp8.RUN == 0:
+            return PackedCodes(_side_by_side(codes.view(np.uint8), group), n)
         return _packed(codes, width, group, 1, simd_fp8.RUN, simd_fp8.ORDER)
     return _packed(codes, simd.HOPPER_COLUMNS, group, PAIR, SHORT_RUN)
 

@@ -264,6 +264,30 @@ def _run_narrow(
     )
 
 
+@kernel
+def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
+    """Lay codes [batch, K, N] out as panels [batch, panels, K, 16 words]: `simd_fp8.ORDER`."""
+    depth, lines = codes.shape[1], codes.shape[2]
+    width, count = simd_fp8.COLUMNS, words.shape[1]
+    each = width // 4
+    flat, padded = codes.reshape(-1), np.zeros(width, np.uint8)
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        used = min(width, lines - first)
+        panel = words[batch, piece % count]
+        for k in range(depth):
+            at = (batch * depth + k) * lines + first
+            if used == width:
+                line = flat[at : at + width]
+            else:
+                padded[:used] = flat[at : at + used]
+                line = padded
+            for i in range(each):
+                low = np.uint32(line[i]) | np.uint32(line[each + i]) << np.uint32(8)
+                high = np.uint32(line[2 * each + i]) | np.uint32(line[3 * each + i]) << np.uint32(8)
+                panel[k, i] = low | high << np.uint32(16)
+
+
 @expanded
 def _left_codes(
     words: int, rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int

@@ -71,8 +71,8 @@ def combine(s: FloatArray) -> float:
 
 
 @kernel
-def _exp_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _exp_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = exp64(np.float64(x[i]))
 
 
@@ -213,10 +213,13 @@ def _layer_norm_rows(
 
 
 def elementwise(work: Any, x: FloatArray, *numbers: float) -> FloatArray:
-    """Call ``work(x, out, *numbers, start, stop)`` on the flat array, on all threads."""
+    """Call ``work(x, out, *numbers)`` on pieces of the flat array, on all threads.
+
+    Kernels loop over whole arrays: from a `start`, which might be negative, LLVM makes no vectors.
+    """
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty_like(flat)
-    over_range(lambda a, b: work(flat, out, *numbers, a, b), flat.size, grain=GRAIN)
+    over_range(lambda a, b: work(flat[a:b], out[a:b], *numbers), flat.size, grain=GRAIN)
     return out.reshape(x.shape)
 
 

@@ -77,42 +77,42 @@ def erfc_of(a: float, square: float) -> float:
 
 
 @kernel
-def _tanh_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _tanh_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = tanh_of(np.float64(x[i]))
 
 
 @kernel
-def _sigmoid_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _sigmoid_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = sigmoid_of(np.float64(x[i]))
 
 
 @kernel
-def _silu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _silu_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         out[i] = v / (1.0 + exp64(-v))
 
 
 @kernel
-def _quick_gelu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _quick_gelu_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         out[i] = v / (1.0 + exp64(-1.702 * v))
 
 
 @kernel
-def _gelu_tanh_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _gelu_tanh_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         u = SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
         out[i] = v / (1.0 + exp64(-2.0 * u))
 
 
 @kernel
-def _gelu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _gelu_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         v = np.float64(x[i])
         a = v if v > 0.0 else -v
         half = 0.5 * erfc_of(a * SQRT_HALF, v * v * 0.5)
@@ -120,10 +120,8 @@ def _gelu_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
 
 
 @kernel
-def _softcap_range(
-    x: FloatArray, out: FloatArray, scale: float, cap: float, start: int, stop: int
-) -> None:
-    for i in range(start, stop):
+def _softcap_range(x: FloatArray, out: FloatArray, scale: float, cap: float) -> None:
+    for i in range(out.size):
         out[i] = cap * tanh_of(np.float64(x[i]) * scale / cap)
 
 

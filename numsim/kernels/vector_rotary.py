@@ -53,14 +53,14 @@ def _sincos(x: float) -> tuple[float, float]:
 
 
 @kernel
-def _sin_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _sin_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = _sincos(np.float64(x[i]))[0]
 
 
 @kernel
-def _cos_range(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
-    for i in range(start, stop):
+def _cos_range(x: FloatArray, out: FloatArray) -> None:
+    for i in range(out.size):
         out[i] = _sincos(np.float64(x[i]))[1]
 
 
