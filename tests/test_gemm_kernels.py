@@ -344,7 +344,7 @@ def test_tables_hold_what_arithmetic_reads(path, name):
 @numba.njit
 def planes_both_ways(codes, want, got, how):
     simd_fp8.right_codes(16, codes, 4, want, how)
-    simd_fp8.looked_up_codes(codes, 4, got, hopper_paths._tables(how))
+    simd_fp8.looked_up_codes(codes, 4, got, hopper_paths.tables_of(how))
 
 
 @pytest.mark.parametrize("path", PATHS[-1:], indirect=True)

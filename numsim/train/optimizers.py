@@ -19,6 +19,7 @@ from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
+from numsim.freed import keep_freed
 from numsim.kernels.adam import Numbers, adam
 from numsim.nn.products import stream_key
 from numsim.quant import QTensor, Quant, as_quant, quantize
@@ -182,6 +183,7 @@ class _Kept:
             For a gradient that is missing or of another shape, or a value that is not finite:
             the parameter and the step.
         """
+        keep_freed()
         own: Any = self
         t = state.step + 1
         new: Params = {}
