@@ -20,6 +20,7 @@ from oracle import philox
 import numsim as ns
 from numsim import dispatch
 from numsim.kernels import fast, fast_decode, simd
+from numsim.kernels.round import RNE, SATURATE, SPECIAL
 
 FLOATS = (
     "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e3m4",
@@ -574,3 +575,20 @@ def test_the_middle_of_far_neighbours_is_exact():
         assert codes.tolist() == [1, 2, 0, 2, 2 if rounding == "rne" else 3]
     wide = ns.Format("w", "table", 2, 2, 0, table=(-1.5e308, 1.5e308, 1.6e308, 1.7e308))
     assert ns.encode([1e308, -1e308, 1.0, -1.0, 1.66e308], wide).tolist() == [1, 0, 1, 0, 3]
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rtz", "sr"])
+@pytest.mark.parametrize(
+    "special", [None, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001]
+)
+def test_float32_into_float32_keeps_every_bit(rounding, special):
+    words = np.array([0, 0x80000000, 1, 0x807FFFFF, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800001], np.uint32)
+    np.testing.assert_array_equal(
+        ns.encode(words.view(np.float32), "float32", rounding=rounding), words
+    )
+    x = np.append(words, [] if special is None else np.uint32(special)).astype(np.uint32)
+    for overflow in (SATURATE, SPECIAL):
+        plan = dispatch.Plan(RNE, overflow, 64, 0, 0, 0, 0x7FC00000)
+        pair = both(ns.get_format("float32"), plan, x.view(np.float32), start=0)
+        np.testing.assert_array_equal(*pair)
+        np.testing.assert_array_equal(pair[0][: words.size], words)

@@ -19,6 +19,7 @@ from numsim.kernels.gemm_hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
 from numsim.kernels.gemm_hopper import pack_b as pack_fp8
 from numsim.kernels.gemm_int import gemm_int8
 from numsim.kernels.gemm_int import pack_b as pack_int8
+from numsim.kernels.turned import turn
 
 PATHS = simd.PATHS
 SHAPES = [(1, 1, 1), (1, 33, 70), (2, 5, 31), (5, 64, 3), (12, 7, 32), (13, 4, 33), (70, 9, 65)]
@@ -418,3 +419,33 @@ def test_force_is_restored(path):
     assert simd.path() == path
     with pytest.raises(ValueError, match=r"paths are plain.*'neon'"), simd.force("neon"):
         pass
+
+
+@pytest.mark.parametrize("depth", [1, 7, 8, 16, 63, 64, 65, 200])
+@pytest.mark.parametrize("lines", [1, 5, 8, 24, 33, 64])
+@pytest.mark.parametrize("more", [0, 1, 8])
+def test_bytes_turned(path, depth, lines, more):
+    source = np.random.default_rng(depth).integers(0, 256, (depth, lines)).astype(np.uint8)
+    out = np.full((lines, depth + more), 77, np.uint8)
+    turn(source, out)
+    np.testing.assert_array_equal(out[:, :depth], source.T)
+    assert (out[:, depth:] == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 31, 63), (1, 64, 64), (3, 33, 65), (2, 100, 200)])
+@pytest.mark.parametrize("group", [16, 32])
+def test_codes_pack_alike_whichever_side_lies_in_memory(path, shape, group):
+    codes = np.random.default_rng(0).integers(0, 127, shape).astype(np.uint8)
+    other = np.asfortranarray(codes.transpose(0, 2, 1)).transpose(0, 2, 1)
+    strided = np.repeat(codes, 2, axis=2)[:, :, ::2]  # contiguous in neither order
+    want = pack_fp8(strided, group, in_place=False)
+    for given in (codes, other):
+        got = pack_fp8(given, group, in_place=False)
+        assert got.lines == want.lines
+        np.testing.assert_array_equal(got.panels, want.panels)
+    rows = codes[0].T  # [N, K]
+    sums = [
+        gemm_hopper_fp8(pack_a(x, HOW["e4m3"], group), pack_fp8(codes[:1], group), HOW["e4m3"])
+        for x in (rows, rows.copy())
+    ]
+    np.testing.assert_array_equal(sums[0].view(np.uint32), sums[1].view(np.uint32))
