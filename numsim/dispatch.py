@@ -122,10 +122,19 @@ def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.
         return dtype, _from_half(f, dtype, how)
     if dtype == np.float64:
         return dtype, _from_table(f, how) or _generic(f, how)
-    worker = _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
+    # plans of stochastic rounding are as many as tensors, all others few
+    worker = (_singles if how.mode == SR else _kept_singles)(f, how, supplied)
     if how.nan_drop < 52 and (single := _with_payloads(dtype)) is not None:
         return dtype, _by_code(single, worker)
     return np.dtype(np.float32), worker
+
+
+def _singles(f: Format, how: Plan, supplied: bool) -> Worker:
+    """Return the worker of float32."""
+    return _from_table(f, how) or (None if supplied else _fast(f, how)) or _generic(f, how)
+
+
+_kept_singles = lru_cache(maxsize=256)(_singles)
 
 
 def _generic(f: Format, how: Plan) -> Worker:

@@ -104,6 +104,9 @@ class Format:
 
     def __post_init__(self) -> None:
         check_format(self)
+        # without the table: 65,536 values for a 16-bit posit
+        key = hash((self.name, self.kind, self.bits, self.precision, self.bias))
+        object.__setattr__(self, "_hash", key)
 
     def __repr__(self) -> str:
         return written(self)
@@ -111,8 +114,8 @@ class Format:
     def __str__(self) -> str:
         return self.label
 
-    def __hash__(self) -> int:  # without the table: 65,536 values for a 16-bit posit
-        return hash((self.name, self.kind, self.bits, self.precision, self.bias))
+    def __hash__(self) -> int:  # look-ups by format are in every small call
+        return self._hash  # type: ignore[attr-defined,no-any-return]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Format):

@@ -28,7 +28,7 @@ from numsim.kernels.gemm_codes import (
     uint32_tuple,
 )
 from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 from numsim.kernels.simd_align import HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
 
 Array = npt.NDArray[Any]
@@ -252,7 +252,7 @@ def pack(
                 sig[i], exp[i], slots, rule.group, -trailing, whole, zeros, *views, start, stop
             )
 
-        over_range(piece, panels)
+        over_range(piece, panels, grain=grain_of(panels, PACKED * sig[i].size))
     return PackedAlign(planes.reshape(batch, panels, blocks, width, 2 * len(slots)), lines)
 
 

@@ -19,7 +19,7 @@ from numba.np.numpy_support import from_dtype
 from numsim.kernels import simd
 from numsim.kernels.fast_decode import Codes, float_bits
 from numsim.kernels.gemm_fma import expanded, tile_rows, whole_panels
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 from numsim.kernels.simd_codes import aligned_planes
 from numsim.kernels.word import wide_vectors
 
@@ -136,7 +136,10 @@ def pack_codes(
     entry = _packer(unsigned)
     places = np.ascontiguousarray(slots, np.int64)
     turn = np.array(order or range(width), np.int64)
-    over_range(lambda i, j: entry(lines, panels, places, turn, group, i, j), batch * count)
+    over_range(
+        lambda i, j: entry(lines, panels, places, turn, group, i, j), batch * count,
+        grain=grain_of(batch * count, PACKED * codes.size),
+    )  # fmt: skip
     return PackedCodes(panels.reshape(batch, count, blocks, width, len(slots)), n)
 
 
@@ -263,6 +266,7 @@ def run_codes(
         over_range(
             lambda start, stop: entry(whole, a, panels, steps, block, group, start, stop, *rest),
             pieces,
+            grain=grain_of(pieces, out.size * steps * panels.shape[4]),
         )
 
 

@@ -26,7 +26,7 @@ from numsim.kernels.gemm_codes import (
     scratch_words,
     uint32_tuple,
 )
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 from numsim.kernels.simd_double import (
     A_REST,
     A_STEP,
@@ -198,7 +198,7 @@ def gemm_double(
             def rows(start: int, stop: int, i: int = i) -> object:
                 return pack(lines[i], own[i], planes[i], how_a, start, stop)
 
-            over_range(rows, shape[1])
+            over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
         laid = planes.reshape(shape[0], tiles, groups, ROWS, words)
         floor = NOTHING if least is None else max(least, NOTHING)
         run_codes(_runner(), out, laid, b.codes, block, b.powers, how_b, align, floor, int(bounded))

@@ -14,7 +14,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from numsim.kernels import simd
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 from numsim.kernels.simd_pack import turned_words
 
 Array = npt.NDArray[Any]
@@ -110,6 +110,7 @@ def run_tiles(
         over_range(
             lambda start, stop: entry(whole, a, b, steps, block, group, start, stop, *rule),
             pieces,
+            grain=grain_of(pieces, out.size * steps * b.shape[4]),
         )
 
 
@@ -248,7 +249,10 @@ def pack_words(source: Array, flip: int = 0) -> Array:
     tiles = -(-lines // simd.FMA_ROWS)
     panels = np.empty((batch, tiles, depth, simd.FMA_ROWS, 1), np.uint32)
     entry, runs = _word_packer(), depth // 16 if simd.enabled() else 0
-    over_range(lambda start, stop: entry(source, panels, flip, runs, start, stop), batch * tiles)
+    over_range(
+        lambda start, stop: entry(source, panels, flip, runs, start, stop), batch * tiles,
+        grain=grain_of(batch * tiles, PACKED * source.size),
+    )  # fmt: skip
     return panels
 
 
@@ -271,7 +275,11 @@ def _packed(source: Array, width: int) -> Array:
     shape, padded = panels_for(lines, width, depth, 1)
     panels = (np.zeros if padded else np.empty)((batch, *shape), source.dtype)
     entry = _packer(source.dtype)
-    over_range(lambda start, stop: entry(source, panels, start, stop), batch * shape[0])
+    pieces = batch * shape[0]
+    over_range(
+        lambda start, stop: entry(source, panels, start, stop), pieces,
+        grain=grain_of(pieces, PACKED * source.size),
+    )  # fmt: skip
     return panels
 
 

@@ -21,7 +21,7 @@ from numsim.kernels.gemm_codes import (
     run_codes,
     scratch_words,
 )
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 from numsim.kernels.simd_align import NO_TERM
 from numsim.kernels.simd_fp4 import A_WORDS, B_CODES, B_WORDS, COLUMNS, LIFT, RUNS, STEP
 
@@ -173,7 +173,7 @@ def gemm_fp4(
                     start, stop,
                 )  # fmt: skip
 
-            over_range(rows, shape[1])
+            over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
         block = max(BLOCK // STEP, 1)
         run_codes(
             _runner(), out, planes, b.codes, block, b.scales, b.exponents, b.significands, twice,

@@ -26,7 +26,7 @@ from numsim.kernels.gemm_codes import (
     uint32_tuple,
 )
 from numsim.kernels.hopper_paths import PAIR, SHORT_RUN
-from numsim.kernels.jit import over_range
+from numsim.kernels.jit import PACKED, grain_of, over_range
 from numsim.kernels.large import zeros
 from numsim.kernels.turned import turn
 
@@ -91,7 +91,11 @@ def _side_by_side(codes: Array, group: int) -> Array:
     width, groups = simd_fp8.COLUMNS, -(-depth // group)
     words = np.zeros((batch, -(-n // width), groups * group, width // 4), np.uint32)
     entry = _columns_packer()
-    over_range(lambda start, stop: entry(codes, words, start, stop), batch * words.shape[1])
+    pieces = batch * words.shape[1]
+    over_range(
+        lambda start, stop: entry(codes, words, start, stop), pieces,
+        grain=grain_of(pieces, codes.size),
+    )  # fmt: skip
     return words.view(np.uint8).reshape(*words.shape[:2], groups, width, group)
 
 
@@ -128,7 +132,8 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
         pairs = pairs.reshape(tiles, -1, tile, PAIR)
         planes = np.empty(pairs.size // 2 * 3, np.int32)
         entry = _packer(path)
-        over_range(lambda start, stop: entry(pairs, planes, how, start, stop), tiles)
+        grain = grain_of(tiles, PACKED * lines * depth)
+        over_range(lambda start, stop: entry(pairs, planes, how, start, stop), tiles, grain=grain)
         block = max(BLOCK // (-(-group // SHORT_RUN) * SHORT_RUN), 1)
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
     rows = _left_rows(codes.view(np.uint8), group)
@@ -138,7 +143,10 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
     entry = _packer(path)
-    over_range(lambda start, stop: entry(rows, planes, block * runs, how, start, stop), tiles)
+    grain = grain_of(tiles, PACKED * lines * depth)
+    over_range(
+        lambda start, stop: entry(rows, planes, block * runs, how, start, stop), tiles, grain=grain
+    )
     return PackedFp8(planes.reshape(1, tiles, whole, simd_fp8.ROWS, -1), lines, block)
 
 

@@ -12,7 +12,7 @@ from numba import types
 
 from numsim.kernels import simd, simd_int
 from numsim.kernels.gemm_fma import cover, pack_words, panels_for, run_tiles, tile_types
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # steps of four k for which a panel of b stays in the cache
@@ -147,6 +147,7 @@ def _packed_b(source: Array) -> tuple[Array, Array, int]:
     over_range(
         lambda start, stop: entry(raw, panels, sums, flip, start, stop),
         batch * shape[0],
+        grain=grain_of(batch * shape[0], PACKED * source.size),
     )
     return panels, sums, flip
 

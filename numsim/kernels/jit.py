@@ -76,13 +76,12 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
     Pieces start at multiples of `grain`. Work is split over outputs only, so results cannot
     depend on the number of threads.
     """
-    n = threads()
     pieces = -(-count // grain)
-    if n == 1 or pieces <= 1:
+    n = min(threads(), pieces) if pieces > 1 else 1
+    if n == 1:
         if count:
             work(0, count)
         return
-    n = min(n, pieces)
     edges = [pieces * i // n * grain for i in range(n)] + [count]
     futures = [_pool(n - 1).submit(_piece, work, edges[i], edges[i + 1]) for i in range(1, n)]
     work(edges[0], edges[1])
@@ -93,6 +92,15 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
 @known_floats  # a pool's thread inherits nothing from its caller
 def _piece(work: Callable[[int, int], object], start: int, stop: int) -> None:
     work(start, stop)
+
+
+_LEAST_WORK = 1 << 20  # products: fewer are done before a second thread has begun
+PACKED = 16  # products that take as long as packing an element
+
+
+def grain_of(pieces: int, products: int) -> int:
+    """Return how many of the pieces, which take as long as so many products, a thread takes."""
+    return max(1, pieces * _LEAST_WORK // max(products, 1))
 
 
 def over_items(work: Callable[[int, int, int], object], batch: int, rows: int) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numba import types
 
 from numsim.kernels import simd
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.jit import grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _LOW = (np.uint64(0x00000000FFFFFFFF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00FF00FF00FF00FF))
@@ -88,4 +88,8 @@ def turn(source: Array, out: Array) -> None:
            [2, 4, 6, 0]], dtype=uint8)
     """
     entry = _entry()
-    over_range(lambda start, stop: entry(source, out, start, stop), -(-source.shape[1] // _EDGE))
+    pieces = -(-source.shape[1] // _EDGE)
+    over_range(
+        lambda start, stop: entry(source, out, start, stop), pieces,
+        grain=grain_of(pieces, source.size),
+    )  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from numsim.errors import NumsimError, near_words
 from numsim.float_state import known_floats
-from numsim.formats import FormatLike, get_format, is_ambiguous, near_formats
+from numsim.formats import Format, FormatLike, get_format, is_ambiguous, near_formats
 from numsim.quant.types import Quant
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
@@ -82,11 +84,29 @@ def as_quant(quant: FormatLike | Quant) -> Quant:
     """
     if isinstance(quant, Quant):
         return quant
+    if isinstance(quant, Format):
+        return _of_format(quant)
+    if isinstance(quant, str) and not quant.endswith(".toml"):
+        return _of_word(quant)
+    return _found(quant)
+
+
+@lru_cache(maxsize=512)
+def _of_format(fmt: Format) -> Quant:
+    return Quant(fmt)
+
+
+@lru_cache(maxsize=512)
+def _of_word(word: str) -> Quant:
+    return _found(word)
+
+
+def _found(quant: FormatLike) -> Quant:
     name = recipe_name(quant)
     if name is not None:
         return QUANTS[name]
     try:
-        return Quant(get_format(quant))
+        return _of_format(get_format(quant))
     except NumsimError:
         plain = isinstance(quant, str) and not quant.endswith(".toml")
         near = near_words(str(quant), QUANTS) if plain and not is_ambiguous(str(quant)) else []

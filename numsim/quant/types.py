@@ -83,7 +83,8 @@ class Quant:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
-        fmt = self.fmt
+        fmt = get_format(self.format)
+        object.__setattr__(self, "_fmt", fmt)
         object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
         fixed_point = fmt.kind == "integer" and fmt.bias != 0
         default = "none" if fixed_point else "per_tensor"
@@ -127,7 +128,7 @@ class Quant:
     @property
     def fmt(self) -> Format:
         """The element `Format`."""
-        return get_format(self.format)
+        return self._fmt  # type: ignore[attr-defined,no-any-return]
 
     def stored_bits(self, rows: int, columns: int) -> float:
         """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
