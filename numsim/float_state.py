@@ -27,6 +27,9 @@ ENTRIES = frozenset({
     "__array__", "__matmul__", "__rmatmul__", "__call__",
 })  # fmt: skip
 
+# Properties that hand on what is there: small calls ask for them again and again.
+PLAIN = frozenset({"shape", "ndim", "fmt"})
+
 
 class State(NamedTuple):
     """How one kind of processor reads and sets the state of the calling thread."""
@@ -175,7 +178,7 @@ def known_floats(item: T) -> T:
 
 def _cover(cls: type) -> None:
     for name, item in list(vars(cls).items()):
-        if name.startswith("_") and name not in ENTRIES:
+        if (name.startswith("_") and name not in ENTRIES) or name in PLAIN:
             continue
         if inspect.isfunction(item):
             setattr(cls, name, known_floats(item))

@@ -196,7 +196,7 @@ EXEMPT = {
     "Network", "RMSNorm",
     "Sequential", "State", "Tape",
 }  # fmt: skip
-NO_ARITHMETIC = ("__array_ufunc__", "__hash__", "__reduce__", "__annotate_func__")
+NO_ARITHMETIC = ("__array_ufunc__", "__hash__", "__reduce__", "__getstate__", "__annotate_func__")
 PACKAGES = (
     "formats", "quant", "targets", "models", "nn", "train", "sweep", "explain", "verify", "report",
 )  # fmt: skip
@@ -233,6 +233,8 @@ def _entries(name: str, item: Any) -> dict[str, Any]:
         elif isinstance(value, cached_property):
             value = value.func
         if not inspect.isfunction(value) or (key.startswith("_") and key[:2] != "__"):
+            continue
+        if isinstance(vars(item)[key], property) and key in float_state.PLAIN:
             continue
         by_hand = (
             inspect.unwrap(value).__code__.co_filename == sys.modules[item.__module__].__file__

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.targets import ops
+from numsim.targets.plan import resolve
 
 HERE = Path(__file__).parent / "golden"
 sys.path.insert(0, str(HERE))
@@ -89,7 +89,7 @@ def test_every_unit_and_operand_class_has_vectors():
     for g, cases in GROUPS:
         a, b, _, out = operands(g, cases[0])
         unit = ns.get_target(g["target"], **g["changes"])
-        kind, _ = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, out)
+        kind = resolve(unit, a, b, out).operands
         have.add((g["target"], kind))
     every = {(name, kind) for name in ns.list_targets() for kind, _ in ns.get_target(name).rules}
     assert every - have == set()

@@ -13,7 +13,7 @@ import pytest
 
 import numsim as ns
 from numsim.formats import kept_format, table_name
-from numsim.targets.ops import class_for
+from numsim.targets.plan import class_for
 from numsim.targets.table import label
 
 E4M3 = ns.get_format("float8_e4m3fn")

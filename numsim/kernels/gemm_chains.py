@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
@@ -24,6 +23,7 @@ from numsim.kernels.gemm_codes import (
     codes_types,
     run_codes,
     scratch_words,
+    type_of,
     values_of_floats,
     values_of_integers,
 )
@@ -199,9 +199,8 @@ def chains(
     Parameters: a [batch, M, K] float32; b packed for float32 (`gemm_values.pack_b`), of one item
     or as many as a; `how` its codes are read.
     """
-    typeof: Any = numba.typeof
     kind: Any = type(how)
-    entry = _chain_runner(b.panels.dtype, typeof(how), kind, simd.enabled())
+    entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled())
     columns = padded(scales.columns, b.panels.shape[3])
     block = whole_blocks(BLOCK // 2, span)
     run_codes(entry, out, pack_rows(a), b, block, span, how, scales.rows, columns)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
@@ -26,6 +27,7 @@ from numsim.kernels.word import wide_vectors
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
 _NEAR = 1 << 17  # words of the left operand that stay in the second cache
+_TYPES: dict[Any, Any] = {}
 GROUP = 64  # row tiles that use a decoded panel before the next is decoded
 
 
@@ -276,6 +278,15 @@ def codes_types(a: types.Type, codes: np.dtype[Any], out: types.Type) -> tuple[A
         simd.contiguous(out, 3), simd.contiguous(a, 5), simd.contiguous(from_dtype(codes), 5),
     )  # fmt: skip
     return (*arrays, *(types.int64,) * 5)
+
+
+def type_of(how: Any) -> Any:
+    """Return the Numba type of what says how codes are read: a tuple of some kind, or a table."""
+    key = type(how), getattr(how, "dtype", None)
+    if key not in _TYPES:  # Numba takes 15 us to find one
+        typeof: Any = numba.typeof
+        _TYPES[key] = typeof(how)
+    return _TYPES[key]
 
 
 def uint32_tuple(kind: type[NamedTuple]) -> Any:

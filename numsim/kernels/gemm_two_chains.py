@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
@@ -23,6 +22,7 @@ from numsim.kernels.gemm_codes import (
     pack_codes,
     run_codes,
     scratch_words,
+    type_of,
     values_of_floats,
 )
 from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows, tile_rows
@@ -125,8 +125,7 @@ def gemm_two_chains(
         whole[..., :depth] = a
         turned = whole.reshape(*shape[:2], steps // group, group)[..., _places(group)]
         rows = pack_rows(np.ascontiguousarray(turned).reshape(*shape[:2], steps))
-        typeof: Any = numba.typeof
-        entry = _runner(b.panels.dtype, typeof(how), simd.enabled())
+        entry = _runner(b.panels.dtype, type_of(how), simd.enabled())
         block = max(BLOCK // 2 // group, 1) * group
         run_codes(entry, out, rows, b, block, group // 2, how)
     return out.reshape(batch, m, b.lines)

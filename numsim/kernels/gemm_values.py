@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba.np.numpy_support import from_dtype
@@ -23,6 +22,7 @@ from numsim.kernels.gemm_codes import (
     pack_codes,
     run_codes,
     scratch_words,
+    type_of,
     values_of_floats,
     values_of_integers,
 )
@@ -244,10 +244,9 @@ def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None
     out = np.zeros(shape, a.dtype) if c is None else np.array(c, order="C").reshape(shape)
     if out.size:
         a = a.reshape(*shape[:2], depth)
-        typeof: Any = numba.typeof
         row = isinstance(how, np.ndarray | Fields) and shape[1] == 1
         rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
         chosen = _kernel(how, a.dtype == np.float64, row)
-        entry = _runner(chosen, a.dtype, b.panels.dtype, typeof(how))
+        entry = _runner(chosen, a.dtype, b.panels.dtype, type_of(how))
         run_codes(entry, out, rows, b, max(depth, 1) if row else _BLOCK, how)
     return out.reshape(batch, m, b.lines)

@@ -20,7 +20,7 @@ from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import fast
 from numsim.targets.chains import restarts
-from numsim.targets.ops import class_for
+from numsim.targets.plan import class_for
 from numsim.targets.types import Fused, IntSum, Mac
 
 Call = tuple[NDArray[np.float32], bool, Rounding, np.float32, np.float32]

@@ -2,7 +2,8 @@
 
 from numsim.targets.advisor import AccumulatorBits, accumulator_bits
 from numsim.targets.epilogue import epilogue, requantize
-from numsim.targets.ops import matmul, rule_for
+from numsim.targets.ops import matmul
+from numsim.targets.plan import rule_for
 from numsim.targets.stats import MacStats
 from numsim.targets.table import get_target, list_targets
 from numsim.targets.types import Target

@@ -20,6 +20,7 @@ from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
 from numsim.targets.integers import limits
+from numsim.targets.plan import resolve
 from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, IntSum, Rule, Target
@@ -161,10 +162,8 @@ def _operands(
 
 
 def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any) -> ArrayLike:
-    from numsim.targets import ops
-
     wanted = None if out_format is None else format_name(out_format, "explain mma: out_format")
-    kind, rule = ops._scaled_rule(unit, a, b) or ops.class_for(unit, a.fmt, b.fmt, wanted)
+    plan = resolve(unit, a, b, wanted)
     if isinstance(c, bool) or not isinstance(c, int | float | np.integer | np.floating):
         raise NumsimError(f"explain mma: c is a number; got {c!r}")
     if isinstance(c, int) and c.bit_length() > 1023:
@@ -172,14 +171,14 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
             "explain mma: c is within float64, of an integer unit within 64 bits; got a whole "
             f"number of {c.bit_length()} bits"
         )
-    if isinstance(rule, IntSum):
+    if isinstance(plan.rule, IntSum):
         low, high = limits(64)
         if not (math.isfinite(c) and c == int(c) and low <= int(c) <= high):
             raise NumsimError(
                 f"explain mma: c of an integer unit is a whole number of at most 64 bits; got {c!r}"
             )
         return np.array([[int(c)]])
-    out = ops._output_format(unit, kind, rule, wanted)
+    out = plan.out
     with np.errstate(over="ignore"):
         start = np.array([[c]], np.float64).astype(DTYPES[out.name])
     if math.isfinite(c) and not np.isfinite(start.astype(np.float64)).all():

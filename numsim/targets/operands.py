@@ -43,9 +43,6 @@ def locked(q: QTensor) -> QTensor:
             while isinstance(array, np.ndarray):
                 array.flags.writeable = False
                 array = array.base
-    read = QTensor(
-        readable(q), q.fmt, q.scale, q.quant, q.block_shape, q.scale_codes, q.scale_format,
-        q.tensor_scale,
-    )  # fmt: skip
-    object.__setattr__(read, "packed", q.packed)  # one tensor: what is packed for it is packed once
+    read = object.__new__(QTensor)  # one tensor: what is packed for it is packed once
+    read.__dict__.update(q.__dict__, codes=readable(q))
     return read

@@ -11,26 +11,17 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import cast
 from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, warn
 from numsim.float_state import known_floats
-from numsim.formats import Format, FormatLike, format_name, get_format, table_name
+from numsim.formats import FormatLike, format_name
 from numsim.quant import QTensor
 from numsim.targets import outside, scaling, units
 from numsim.targets.chains import Engine, bare, chained, restarts
 from numsim.targets.integers import Overflowed, limits
 from numsim.targets.operands import locked
+from numsim.targets.plan import Plan, resolve
 from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
-from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
+from numsim.targets.types import IntSum, Mac, Target
 
-_BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
-_FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
-_HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
-_WIDE_WORDS = {
-    "float": "every format that float32 holds",
-    "number": "every format that float32 holds, every integer of its range",
-    "integer": "every integer and fixed-point format",
-    "u8s8": "a uint8, b int8",
-}
-_BEYOND_FLOAT32 = 2.0**128 - 2.0**103  # the least number that rounds to infinity
 _WARNED: set[str] = set()
 
 
@@ -134,12 +125,10 @@ def multiply(
                 "or QTensor.from_codes"
             )
     batch, m, n = _shapes(a, b)
-    inside = _scaled_rule(unit, a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
-    kind, rule = inside or class_for(unit, a.fmt, b.fmt, wanted)
-    out = _output_format(unit, kind, rule, wanted)
-    block = None if inside is not None else scaling.k_block(a, b)
-    start = _accumulator(c, rule, out, (*batch, m, n), unit, block is not None)
+    plan = resolve(unit, a, b, wanted)
+    rule = plan.rule
+    start = _accumulator(c, plan, (*batch, m, n))
     _warn(unit)
     a, b = locked(a), locked(b)
     count = int(np.prod(batch, dtype=np.int64))
@@ -147,7 +136,7 @@ def multiply(
     left = a if a.shape[:-2] == batch else scaling.spread(a, batch)
     right = b if b.ndim == 2 or b.shape[:-2] == batch else scaling.spread(b, batch)
     try:
-        d = _result(unit, rule, left, right, begin, out, block, inside is not None, engine)
+        d = _result(plan, left, right, begin, engine)
     except Overflowed as found:
         raise found.error(unit.name, count) from None
     if isinstance(rule, IntSum) and wanted is not None and d.dtype != wanted:
@@ -161,10 +150,10 @@ def multiply(
 
 
 def _result(
-    unit: Target, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format,
-    block: int | None, inside: bool, engine: Engine,
-) -> NDArray[Any]:  # fmt: skip
-    """Return D [count, M, N]; `block`: run of k with scales of its own outside the unit."""
+    plan: Plan, a: QTensor, b: QTensor, c: NDArray[Any] | None, engine: Engine
+) -> NDArray[Any]:
+    """Return D [count, M, N]."""
+    unit, rule, out, block = plan.target, plan.rule, plan.out, plan.block
     if block is not None:
 
         def chain(x: QTensor, y: QTensor) -> NDArray[Any]:
@@ -177,7 +166,7 @@ def _result(
         total = scaling.blockwise(rule, a, b, block, chain, c, at_once)
         return total if out.name in ("float32", "int32") else units.round_to(total, out, rule)
     scale: Any = None
-    if inside:
+    if plan.inside:
         acc = chained(rule, a, b, c, out, unit, engine)
     else:
         scale = scaling.constant_scales(a, b)
@@ -193,90 +182,6 @@ def _result(
     return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
 
 
-def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
-    """Return the rule by which `target` multiplies formats `a` and `b` into format `out`.
-
-    Raises
-    ------
-    UnsupportedError
-        Where the unit has no such operands; the message says which it has.
-
-    Examples
-    --------
-    >>> from numsim.formats import get_format
-    >>> rule_for(get_target("ideal.int"), get_format("int8"), get_format("int4"))
-    IntSum(acc_bits=32, overflow='wrap', ...)
-    """
-    return class_for(target, a, b, out)[1]
-
-
-def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> tuple[str, Rule]:
-    """Return the operand class and rule of `rule_for`."""
-    found = None
-    for kind, rule in target.rules:
-        name, _, result = kind.partition("->")
-        if kind.startswith("mx:") or (result and result != out):
-            continue
-        wide = found is not None and found[0] in ("float", "number")  # take integers too
-        if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
-            found = kind, rule
-    if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
-        found = found[0], Exact(found[1].group, found[1].negative_zero, found[1].outputs)
-    if found is None:
-        has = (
-            "; ".join(
-                f"{kind}: {', '.join(CLASSES.get(kind) or (_WIDE_WORDS[kind],))}"
-                for kind, _ in target.rules
-                if "->" not in kind and not kind.startswith("mx:")
-            )
-            or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
-        )
-        raise UnsupportedError(
-            f"matmul: {target.name} does not multiply {a.label} by {b.label}; it has {has}; "
-            "quantise a and b to formats of one class, or choose another target"
-        )
-    return found
-
-
-def _takes(kind: str, a: Format, b: Format) -> bool:
-    if kind == "float":
-        return a.value_dtype == np.float32 and b.value_dtype == np.float32
-    if kind == "integer":
-        return a.kind == "integer" and b.kind == "integer"
-    if kind == "number":
-        return _finite_width(a) and _finite_width(b)
-    names = table_name(a), table_name(b)  # "" for a Format of one's own, whatever its name
-    if kind == "u8s8":
-        return names == ("uint8", "int8")
-    return names[0] in CLASSES[kind] and names[1] in CLASSES[kind]
-
-
-def _finite_width(fmt: Format) -> bool:
-    """Whether two float32 numbers hold every value: integers, and what float32 holds."""
-    if fmt.value_dtype == np.float32:
-        return True
-    return fmt.kind == "integer" and fmt.min_normal >= 2.0**-149 and fmt.max < _BEYOND_FLOAT32
-
-
-def _scaled_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | None:
-    """Return the class and rule for block scales inside the unit, None where they stay outside."""
-    if a.scale_format is None or b.scale_format is None:
-        return None
-    if a.block_shape is None or b.block_shape is None or a.scale_format != b.scale_format:
-        return None
-    block = a.block_shape[-1]
-    ones_a, ones_b = (*a.block_shape[:-1],), (*b.block_shape[:-2], b.block_shape[-1])
-    if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
-        return None
-    for kind, rule in target.rules:
-        if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
-            continue
-        allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
-        if (table_name(a.scale_format), block) in allowed:
-            return kind, rule
-    return None
-
-
 def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
     if a.ndim < 2 or b.ndim < 2:
         raise NumsimError(
@@ -287,6 +192,8 @@ def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
         raise NumsimError(f"matmul: a has K = {k}, b has K = {kb}; shapes {a.shape}, {b.shape}")
     if k == 0:
         raise NumsimError("matmul: K is 0; a dot product needs at least one term")
+    if a.ndim == b.ndim == 2:
+        return (), m, n
     try:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
@@ -296,32 +203,10 @@ def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
     return batch, m, n
 
 
-def _output_format(target: Target, kind: str, rule: Rule, name: str | None) -> Format:
-    if isinstance(rule, IntSum):
-        if name not in (None, "int32", "float32"):
-            raise UnsupportedError(
-                f"matmul: {target.name} accumulates integers; out_format is int32 or float32 "
-                f"(rounded from the sum), or left out; got {name}"
-            )
-        return get_format("int32")
-    allowed: tuple[str, ...] = ("float32",)
-    if isinstance(rule, Fused) and (kind in _HALF or "->" in kind):
-        allowed = ("float32", "float16")
-    elif isinstance(rule, Mac | Exact):
-        allowed = rule.outputs
-    if (name or "float32") not in allowed:
-        raise UnsupportedError(
-            f"matmul: {target.name} returns {', '.join(allowed)} for operands {kind}; got {name}"
-        )
-    return get_format(name or "float32")
-
-
-def _accumulator(
-    c: ArrayLike | None, rule: Rule, out: Format, shape: tuple[int, ...], target: Target,
-    blocks: bool,
-) -> NDArray[Any] | None:  # fmt: skip
+def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDArray[Any] | None:
     if c is None:
         return None
+    rule, target, blocks = plan.rule, plan.target, plan.block is not None
     array = as_array(f"matmul: c has the shape of the result {shape}", c)
     if array.shape != shape:
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
@@ -337,7 +222,8 @@ def _accumulator(
                 f"{int(array.max())}"
             )
         return array.astype(np.int64)
-    want = np.dtype(units.DTYPES.get(out.name, np.float32))  # scaled blocks of integers: float32
+    # scaled blocks of integers: float32
+    want = np.dtype(units.DTYPES.get(plan.out.name, np.float32))
     if array.dtype != want:
         raise NumsimError(
             f"matmul: c has the type of the result, {want}; got {array.dtype}; cast it first"

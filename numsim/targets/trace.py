@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format, kept_format
+from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
-from numsim.targets import ops, scaling, units
+from numsim.targets import ops, units
 from numsim.targets.chains import chain_positions, cut_out, step_length
+from numsim.targets.plan import resolve
 from numsim.targets.table import get_target
 from numsim.targets.types import IntSum, Mac, Rule, Target
 
@@ -138,7 +139,8 @@ def trace(
     """
     unit = get_target(target)
     ops.matmul(a, b, target=unit, c=c, out_format=out_format)  # reports bad input, and warns
-    block = None if ops._scaled_rule(unit, a, b) is not None else scaling.k_block(a, b)
+    wanted = None if out_format is None else format_name(out_format, "trace: out_format")
+    block = resolve(unit, a, b, wanted).block
     depth = a.shape[-1]
     step = block or depth
     positions = [

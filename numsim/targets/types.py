@@ -82,6 +82,16 @@ class Target:
     split_order: Literal["contiguous", "serial", "pairwise"] = "contiguous"
     split_tile: int = 128
 
+    def __hash__(self) -> int:  # plans are looked up by their unit in every small call
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash((self.name, self.rules, self.promote_every, self.split_k))
+            object.__setattr__(self, "_hash", known)
+        return int(known)
+
+    def __getstate__(self) -> dict[str, Any]:  # another process hashes words otherwise
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def rule(self, operand_class: str) -> Rule | None:
         """Return the rule for an operand class, None where the unit does not take it."""
         return dict(self.rules).get(operand_class)

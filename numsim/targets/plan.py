@@ -1,0 +1,179 @@
+"""What a product will be, decided before it runs: its rule, its output, where its scales go."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from numsim.errors import UnsupportedError
+from numsim.formats import Format, get_format, table_name
+from numsim.quant import QTensor
+from numsim.targets import scaling
+from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
+
+_BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
+_FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
+_HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
+_WIDE_WORDS = {
+    "float": "every format that float32 holds",
+    "number": "every format that float32 holds, every integer of its range",
+    "integer": "every integer and fixed-point format",
+    "u8s8": "a uint8, b int8",
+}
+_BEYOND_FLOAT32 = 2.0**128 - 2.0**103  # the least number that rounds to infinity
+
+
+class Plan(NamedTuple):
+    """How a unit multiplies two tensors.
+
+    Parameters
+    ----------
+    target
+        The unit.
+    operands
+        Its class of operands: ``fp8``, ``integer``, ``mx:fp4`` (with scales inside) ...
+    rule
+        By which it multiplies and adds.
+    out
+        Format of the result.
+    inside
+        Whether block scales go into the unit.
+    block
+        Run of k with scales of its own that software applies around the unit; None: no such.
+    """
+
+    target: Target
+    operands: str
+    rule: Rule
+    out: Format
+    inside: bool
+    block: int | None
+
+
+def resolve(target: Target, a: QTensor, b: QTensor, out: str | None) -> Plan:
+    """Return the plan for operands and the name of an output format, None: the usual one.
+
+    Raises
+    ------
+    UnsupportedError
+        For formats or scales that the unit does not take.
+    """
+    if a.block_shape is None and b.block_shape is None:
+        return _without_blocks(target, a.fmt, b.fmt, out)
+    found = inside_rule(target, a, b)
+    kind, rule = found or class_for(target, a.fmt, b.fmt, out)
+    block = None if found is not None else scaling.k_block(a, b)
+    result = _output_format(target, kind, rule, out)
+    return Plan(target, kind, rule, result, found is not None, block)
+
+
+@lru_cache(maxsize=1024)
+def _without_blocks(target: Target, a: Format, b: Format, out: str | None) -> Plan:
+    kind, rule = class_for(target, a, b, out)
+    return Plan(target, kind, rule, _output_format(target, kind, rule, out), False, None)
+
+
+def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
+    """Return the rule by which `target` multiplies formats `a` and `b` into format `out`.
+
+    Raises
+    ------
+    UnsupportedError
+        Where the unit has no such operands; the message says which it has.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> rule_for(get_target("ideal.int"), get_format("int8"), get_format("int4"))
+    IntSum(acc_bits=32, overflow='wrap', ...)
+    """
+    return class_for(target, a, b, out)[1]
+
+
+def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> tuple[str, Rule]:
+    """Return the operand class and rule of `rule_for`."""
+    found = None
+    for kind, rule in target.rules:
+        name, _, result = kind.partition("->")
+        if kind.startswith("mx:") or (result and result != out):
+            continue
+        wide = found is not None and found[0] in ("float", "number")  # take integers too
+        if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
+            found = kind, rule
+    if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
+        found = found[0], Exact(found[1].group, found[1].negative_zero, found[1].outputs)
+    if found is None:
+        has = (
+            "; ".join(
+                f"{kind}: {', '.join(CLASSES.get(kind) or (_WIDE_WORDS[kind],))}"
+                for kind, _ in target.rules
+                if "->" not in kind and not kind.startswith("mx:")
+            )
+            or f"only {', '.join(kind for kind, _ in target.rules)} (mx: with block scales)"
+        )
+        raise UnsupportedError(
+            f"matmul: {target.name} does not multiply {a.label} by {b.label}; it has {has}; "
+            "quantise a and b to formats of one class, or choose another target"
+        )
+    return found
+
+
+def _takes(kind: str, a: Format, b: Format) -> bool:
+    if kind == "float":
+        return a.value_dtype == np.float32 and b.value_dtype == np.float32
+    if kind == "integer":
+        return a.kind == "integer" and b.kind == "integer"
+    if kind == "number":
+        return _finite_width(a) and _finite_width(b)
+    names = table_name(a), table_name(b)  # "" for a Format of one's own, whatever its name
+    if kind == "u8s8":
+        return names == ("uint8", "int8")
+    return names[0] in CLASSES[kind] and names[1] in CLASSES[kind]
+
+
+def _finite_width(fmt: Format) -> bool:
+    """Whether two float32 numbers hold every value: integers, and what float32 holds."""
+    if fmt.value_dtype == np.float32:
+        return True
+    return fmt.kind == "integer" and fmt.min_normal >= 2.0**-149 and fmt.max < _BEYOND_FLOAT32
+
+
+def inside_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | None:
+    """Return the class and rule for block scales inside the unit, None where they stay outside."""
+    if a.scale_format is None or b.scale_format is None:
+        return None
+    if a.block_shape is None or b.block_shape is None or a.scale_format != b.scale_format:
+        return None
+    block = a.block_shape[-1]
+    ones_a, ones_b = (*a.block_shape[:-1],), (*b.block_shape[:-2], b.block_shape[-1])
+    if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
+        return None
+    for kind, rule in target.rules:
+        if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
+            continue
+        allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
+        if (table_name(a.scale_format), block) in allowed:
+            return kind, rule
+    return None
+
+
+def _output_format(target: Target, kind: str, rule: Rule, name: str | None) -> Format:
+    if isinstance(rule, IntSum):
+        if name not in (None, "int32", "float32"):
+            raise UnsupportedError(
+                f"matmul: {target.name} accumulates integers; out_format is int32 or float32 "
+                f"(rounded from the sum), or left out; got {name}"
+            )
+        return get_format("int32")
+    allowed: tuple[str, ...] = ("float32",)
+    if isinstance(rule, Fused) and (kind in _HALF or "->" in kind):
+        allowed = ("float32", "float16")
+    elif isinstance(rule, Mac | Exact):
+        allowed = rule.outputs
+    if (name or "float32") not in allowed:
+        raise UnsupportedError(
+            f"matmul: {target.name} returns {', '.join(allowed)} for operands {kind}; got {name}"
+        )
+    return get_format(name or "float32")
