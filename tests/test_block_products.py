@@ -13,7 +13,8 @@ import numsim as ns
 from numsim.formats import get_format
 from numsim.kernels import gemm_double, gemm_fp4, simd
 from numsim.quant import QTensor, Quant
-from numsim.targets import get_target, inside, outside
+from numsim.targets import get_target, outside, runs
+from numsim.targets.runs import fp4, fused
 from numsim.targets.types import Fused
 
 TCGEN05 = "nvidia.blackwell.tcgen05"
@@ -28,8 +29,9 @@ def bits(x):
 def scalar():
     """Only the kernels that were there before block scales had some of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inside, "double_applies", lambda *_: False)
-        patch.setattr(inside, "fp4_applies", lambda *_: False)
+        old = (fused._double, fp4._vectors)
+        fewer = {r: tuple(w for w in ways if w not in old) for r, ways in runs.WAYS.items()}
+        patch.setattr(runs, "WAYS", fewer)
         patch.setattr(outside, "add_blocks", lambda *_: None)
         yield
 

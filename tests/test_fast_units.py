@@ -1,5 +1,6 @@
 """The vector paths of the units against the generic scalar kernels, bit for bit."""
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,8 +13,10 @@ from numsim.formats import get_format, list_formats
 from numsim.kernels import simd
 from numsim.kernels.gemm_fma import gemm_fma
 from numsim.quant import QTensor
-from numsim.targets import fast, get_target, inside, outside, units
+from numsim.targets import get_target, outside, runs
 from numsim.targets.ops import matmul
+from numsim.targets.runs.integer import integer_plan
+from numsim.targets.runs.mac import fma
 from numsim.targets.types import CLASSES
 
 PATHS = ("avx512", "plain") if simd.HAVE_AVX512_VNNI else simd.PATHS[-1:]
@@ -30,33 +33,24 @@ def path(request):
 def generic():
     """Only the scalar kernels inside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "fp8_applies", lambda *_: False)
-        patch.setattr(fast, "align", lambda *_: None)
-        patch.setattr(inside, "double_applies", lambda *_: False)
-        patch.setattr(inside, "fp4_applies", lambda *_: False)
+        patch.setattr(runs, "WAYS", {rule: ways[-1:] for rule, ways in runs.WAYS.items()})
         patch.setattr(outside, "add_blocks", lambda *_: None)
-        patch.setattr(fast, "mac_flavour", lambda *_: None)
-        patch.setattr(fast, "two_chains_apply", lambda *_: False)
-        patch.setattr(fast, "integer_plan", lambda *_: None)
-        patch.setattr(fast, "exact_groups_apply", lambda *_: False)
-        patch.setattr(fast, "sum_bits", lambda *_: 99)
         yield
 
 
 @contextmanager
-def counted(*names):
-    """Count calls of functions of `fast` and `inside`."""
-    calls = dict.fromkeys(names, 0)
-    homes = {name: fast if hasattr(fast, name) else inside for name in names}
-    originals = {name: getattr(homes[name], name) for name in names}
+def counted():
+    """Count chains by the kernels that ran them."""
+    calls = Counter()
+    inner = runs.chosen
+
+    def spy(chain):
+        work = inner(chain)
+        calls[work.kernel] += 1
+        return work
+
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-
-            def spy(*args, name=name, inner=originals[name]):
-                calls[name] += 1
-                return inner(*args)
-
-            patch.setattr(homes[name], name, spy)
+        patch.setattr(runs, "chosen", spy)
         yield calls
 
 
@@ -202,9 +196,9 @@ def test_block_scales_inside_the_unit(path):
                 )
             )  # fmt: skip
     for i in range(2):
-        with counted("align", "double") as calls:
+        with counted() as calls:
             same(made[i], made[2 + i], "nvidia.blackwell.tcgen05")
-        assert sum(calls.values()) == 1
+        assert calls.total() - calls["scalar"] == 1
 
 
 MACS = [
@@ -230,9 +224,9 @@ def test_two_chains_of_amx(path):
     for m, n, k in SHAPES:
         for kind in ("normal", "codes", "sparse", "wild"):
             a, b = (floats(rng, s, "bfloat16", kind) for s in ((m, k), (k, n)))
-            with counted("two_chains") as calls:
+            with counted() as calls:
                 same(a, b, unit)
-            assert kind == "codes" or calls["two_chains"] == 1
+            assert kind == "codes" or calls["two chains of float32"] == 1
             same(a, b, unit, accumulator(rng, (m, n), "float32", 140))
             same(a, b, unit, accumulator(rng, (m, n), "float32"))
     codes = a.codes.copy()
@@ -260,10 +254,10 @@ def test_multiply_adds(path, changes, name):
         for kind in ("normal", "codes", "wild"):
             a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
             c = cast(accumulator(rng, (m, n), np.float32, 140), fmt, overflow="special")
-            with counted("mac") as calls:
+            with counted() as calls:
                 same(a, b, unit)
                 same(a, b, unit, c)
-            assert calls["mac"] == 2
+            assert calls["rounded steps in float64"] == 2
     every = rng.integers(0, 1 << get_format(name).bits, (m, k), dtype=np.uint64)
     a = QTensor.from_codes(every.astype(get_format(name).code_dtype), name)  # NaN and Inf too
     same(a, b, unit, c)
@@ -273,9 +267,9 @@ def test_multiply_adds(path, changes, name):
 def test_other_roundings_stay_scalar(rounding):
     unit = get_target("ideal.mac", acc_format="float16", rounding=rounding)
     rng = np.random.default_rng(5)
-    with counted("mac") as calls:
+    with counted() as calls:
         matmul(*(floats(rng, (3, 3), "float16", "normal") for _ in "ab"), target=unit)
-    assert calls["mac"] == 0
+    assert calls == {"scalar": 1}
 
 
 def integers(rng, shape, name, extreme):
@@ -338,7 +332,7 @@ def test_integer_plans(changes, left, right, plan):
     rng = np.random.default_rng(7)
     rule = get_target("ideal.int", **changes).rule("integer")
     a, b = integers(rng, (3, 100), left, 0.1), integers(rng, (100, 3), right, 0.1)
-    assert fast.integer_plan(a, b, None, rule) == plan
+    assert integer_plan(a, b, None, rule) == plan
 
 
 @pytest.mark.parametrize("group", [None, 1, 3, 4, 8])
@@ -368,9 +362,10 @@ def test_every_operand_class_of_every_gpu_takes_a_fast_path():
             if get_target(f"nvidia.{unit}").rule(kind) is None:
                 continue
             a, b = (floats(rng, (8, 8), CLASSES[kind][0], "normal") for _ in "ab")
-            with counted("fp8", "align", "double") as calls:
+            with counted() as calls:
                 matmul(a, b, target=f"nvidia.{unit}")
-            assert sum(calls.values()) == 1
+            assert calls.total() == 1
+            assert not calls["scalar"]
 
 
 def test_threads_and_paths_do_not_change_bits():
@@ -447,11 +442,11 @@ def test_a_right_operand_of_codes_means_its_values(path, name):
     codes = np.resize(codes, (2, -(-codes.size // 2)))
     b = QTensor.from_codes(codes, name)
     want = b.values().astype(np.float32)
-    got = fast.fma(np.eye(2, dtype=np.float32)[None], QTensor.from_codes(codes, name))[0]
+    got = fma(np.eye(2, dtype=np.float32)[None], QTensor.from_codes(codes, name))[0]
     finite = np.isfinite(want).all(0)  # elsewhere 0 x Inf is NaN
     assert np.array_equal(got[:, finite], want[:, finite])
     ones = np.ones((1, 1, 1), np.float64)
-    single = fast.fma(ones, QTensor.from_codes(codes[:1], name))[0]
+    single = fma(ones, QTensor.from_codes(codes[:1], name))[0]
     assert np.array_equal(single, want[:1].astype(np.float64) + 0.0, equal_nan=True)
     assert "values" not in b.packed or b.packed.keys() == {"values"}
 
@@ -474,11 +469,11 @@ def test_finite_codes_of_a_byte_mean_their_values(path, name, dtype):
     values = decode(codes, name).astype(dtype)
     rows = np.eye(17, dtype=dtype)
     for some in (rows[:1], rows[7:9], rows):
-        got = fast.fma(some[None], QTensor.from_codes(codes, name))[0]
+        got = fma(some[None], QTensor.from_codes(codes, name))[0]
         want = gemm_fma(some[None], values[None])[0]
         assert np.array_equal(got.view(np.uint8), want.view(np.uint8))
     turned = np.ascontiguousarray(codes.T)
-    got = fast.fma(np.ones((1, 1, 1), dtype), QTensor.from_codes(turned.reshape(1, -1), name))[0]
+    got = fma(np.ones((1, 1, 1), dtype), QTensor.from_codes(turned.reshape(1, -1), name))[0]
     assert np.array_equal(got[0] + 0.0, values.T.reshape(-1) + 0.0)
 
 
@@ -499,7 +494,7 @@ def test_chains_over_codes_are_chains_over_values(path, name, dtype):
         c = rng.standard_normal((batch, m, n)).astype(dtype)
         values = decode(codes, name).astype(dtype)
         for start in (None, c):
-            got = fast.fma(a, QTensor.from_codes(codes, name), start)
+            got = fma(a, QTensor.from_codes(codes, name), start)
             assert np.array_equal(got.view(np.uint8), gemm_fma(a, values, c=start).view(np.uint8))
 
 
@@ -507,7 +502,7 @@ def test_chains_over_codes_are_chains_over_values(path, name, dtype):
 def test_no_terms(path, rows):
     b = QTensor.from_codes(np.zeros((0, 5), np.uint8), "float8_e4m3fn")
     for dtype in (np.float32, np.float64):
-        assert not fast.fma(np.zeros((1, rows, 0), dtype), b).any()
+        assert not fma(np.zeros((1, rows, 0), dtype), b).any()
 
 
 @pytest.mark.parametrize("bias", [127, 128, 129, 250])
@@ -521,9 +516,9 @@ def test_zeros_of_a_format_whose_powers_leave_float32(path, bias):
         b = QTensor.from_codes(some.astype(np.uint8), fmt)
         rule, out = get_target("nvidia.hopper.mma").rule("fp8"), get_format("float32")
         # the unit itself refuses such a format: its rule is run on it
-        got = units.run(rule, a, b, None, out, "a rule")
+        got = runs.run(rule, a, b, None, out, "a rule")
         with generic():
-            want = units.run(rule, a, b, None, out, "a rule")
+            want = runs.run(rule, a, b, None, out, "a rule")
         np.testing.assert_array_equal(bits(got), bits(want))
 
 

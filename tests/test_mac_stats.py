@@ -10,7 +10,8 @@ import oracle_mac as om
 import pytest
 
 import numsim as ns
-from numsim.targets import chains, ops, stats, units
+from numsim.targets import chains, ops, runs, stats
+from numsim.targets.runs.chain import round_to
 from numsim.targets.types import CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -51,12 +52,12 @@ class Both(stats.Counter):
     """A counter that compares the counting kernels' results with the unit's."""
 
     def run(self, rule, a, b, c, out, name):
-        result = units.run(rule, a, b, c, out, name)
+        result = runs.run(rule, a, b, c, out, name)
         values = self.count(rule, a, b, c, out)
         if values.dtype == np.int64:
             np.testing.assert_array_equal(result, values)
         else:
-            values = units.round_to(values, out)
+            values = round_to(values, out)
             same = (result == values) | (np.isnan(result) & np.isnan(values))
             assert same.all()
             nonzero = ~np.isnan(result)

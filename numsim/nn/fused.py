@@ -18,9 +18,10 @@ from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding, product
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets import fast
 from numsim.targets.chains import restarts
 from numsim.targets.plan import class_for
+from numsim.targets.runs.fused import fp8_applies
+from numsim.targets.runs.tensor import batched, fields
 from numsim.targets.types import Fused, IntSum, Mac
 
 Call = tuple[NDArray[np.float32], bool, Rounding, np.float32, np.float32]
@@ -111,12 +112,12 @@ def _step(
     left, right, how, scale = made
     _, sums = class_for(one.target, left, right.fmt)
     zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
-    if not isinstance(sums, Fused) or not fast.fp8_applies(
+    if not isinstance(sums, Fused) or not fp8_applies(
         zeros, right, None, get_format("float32"), sums
     ):
         return None
-    packed = gemm_hopper.pack_b(fast.batched(right.codes), sums.group)
-    read, read_right = fast.fields(left), fast.fields(right.fmt)
+    packed = gemm_hopper.pack_b(batched(right.codes), sums.group)
+    read, read_right = fields(left), fields(right.fmt)
 
     def fp8(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
         values, patterns = np.empty_like(x), np.empty(x.shape, np.uint8)

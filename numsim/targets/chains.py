@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
-from numsim.targets import units
-from numsim.targets.integers import Overflowed
+from numsim.targets.runs.chain import round_to
+from numsim.targets.runs.integer import Overflowed
 from numsim.targets.types import IntSum, Mac, Rule, ScaledFp4, Target
 
 FP4_RUN, FP4_STEP = 16, 64
@@ -50,7 +50,7 @@ def chained(
     total = _added(sums, ends, rule, engine)
     if isinstance(rule, IntSum) or out.name == "float32":
         return total
-    return units.round_to(total, out, rule)
+    return round_to(total, out, rule)
 
 
 def restarts(target: Target) -> bool:

@@ -19,12 +19,12 @@ from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
-from numsim.targets.integers import limits
 from numsim.targets.plan import resolve
+from numsim.targets.runs.chain import DTYPES
+from numsim.targets.runs.integer import limits
 from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, IntSum, Rule, Target
-from numsim.targets.units import DTYPES
 
 _OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
 _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))

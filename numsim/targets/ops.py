@@ -13,11 +13,12 @@ from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, war
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, format_name
 from numsim.quant import QTensor
-from numsim.targets import outside, scaling, units
+from numsim.targets import outside, runs, scaling
 from numsim.targets.chains import Engine, bare, chained, restarts
-from numsim.targets.integers import Overflowed, limits
 from numsim.targets.operands import locked
 from numsim.targets.plan import Plan, resolve
+from numsim.targets.runs.chain import DTYPES, round_to
+from numsim.targets.runs.integer import Overflowed, limits
 from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
 from numsim.targets.types import IntSum, Mac, Target
@@ -107,7 +108,7 @@ def matmul(
     1
     """
     if not stats:
-        return multiply(a, b, target, c, out_format, units)
+        return multiply(a, b, target, c, out_format, runs)
     counter = Counter()
     return multiply(a, b, target, c, out_format, counter), counter.stats()
 
@@ -160,11 +161,11 @@ def _result(
             return chained(rule, x, y, None, out, unit, engine)
 
         def at_once(total: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-            plain = engine is units and not restarts(unit)  # others watch every chain
+            plain = engine is runs and not restarts(unit)  # others watch every chain
             return outside.add_blocks(rule, a, b, block, out, total) if plain else None
 
         total = scaling.blockwise(rule, a, b, block, chain, c, at_once)
-        return total if out.name in ("float32", "int32") else units.round_to(total, out, rule)
+        return total if out.name in ("float32", "int32") else round_to(total, out, rule)
     scale: Any = None
     if plan.inside:
         acc = chained(rule, a, b, c, out, unit, engine)
@@ -178,7 +179,7 @@ def _result(
     if scale is None:
         return acc
     shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
-    own = c is None and engine is units  # nobody else holds the accumulators
+    own = c is None and engine is runs  # nobody else holds the accumulators
     return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
 
 
@@ -223,7 +224,7 @@ def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDA
             )
         return array.astype(np.int64)
     # scaled blocks of integers: float32
-    want = np.dtype(units.DTYPES.get(plan.out.name, np.float32))
+    want = np.dtype(DTYPES.get(plan.out.name, np.float32))
     if array.dtype != want:
         raise NumsimError(
             f"matmul: c has the type of the result, {want}; got {array.dtype}; cast it first"

@@ -9,9 +9,10 @@ from numsim.convert import decode
 from numsim.formats import Format
 from numsim.kernels import gemm_blocks, gemm_chains, gemm_hopper, gemm_int, gemm_values
 from numsim.quant import QTensor
-from numsim.targets import fast
 from numsim.targets.chains import bare
-from numsim.targets.fast import batched, kept
+from numsim.targets.runs.fused import fp8_applies
+from numsim.targets.runs.integer import integer_plan
+from numsim.targets.runs.tensor import batched, codes_of, fields, kept
 from numsim.targets.types import Fused, IntSum, Mac, Rule
 
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
@@ -30,7 +31,7 @@ def add_blocks(
             return None
     elif fp8 is None:
         chain = isinstance(rule, Mac) and rule.steps == Mac() and out.name == "float32"
-        if not chain or fast.codes_of(right) is None:
+        if not chain or codes_of(right) is None:
             return None
     scales = _scales(a, b, block, -(left.fmt.bias + right.fmt.bias) * isinstance(rule, IntSum))
     if scales is None:
@@ -51,7 +52,7 @@ def add_blocks(
     elif fp8 is not None:
         _fp8(flat, left, right, fp8, block, scales)
     else:
-        how = fast.codes_of(right)
+        how = codes_of(right)
         assert how is not None
         codes = kept(right, "codes float32", lambda: gemm_values.pack_b(codes_b, np.float32))
         values = batched(decode(left.codes, left.fmt)).reshape(*flat.shape[:2], -1)
@@ -65,7 +66,7 @@ def _group(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Fused
         return None
     group = min(rule.group, block)
     fits = block % group == 0 and (b.shape[-2] % block == 0 or group == block)
-    if not fits or not fast.fp8_applies(a, b, None, out, rule):
+    if not fits or not fp8_applies(a, b, None, out, rule):
         return None
     return Fused(group, 13, 13)
 
@@ -74,21 +75,21 @@ def _whole_bytes(rule: IntSum, a: QTensor, b: QTensor, block: int) -> bool:
     """Whether blocks are sums of signed bytes that no accumulator limits."""
     signed = a.codes.dtype == np.int8 and b.codes.dtype == np.int8
     whole = block % 4 == 0 and rule.acc_bits == 32
-    return signed and whole and fast.integer_plan(a, b, None, rule) == "int8"
+    return signed and whole and integer_plan(a, b, None, rule) == "int8"
 
 
 def _fp8(
     out: NDArray[np.float32], a: QTensor, b: QTensor, rule: Fused, block: int,
     scales: gemm_blocks.Scales,
 ) -> None:  # fmt: skip
-    span, how = block // rule.group, fast.fields(b.fmt)
+    span, how = block // rule.group, fields(b.fmt)
     codes_a, codes_b = batched(a.codes), batched(b.codes)
     lines = codes_a.reshape(*out.shape[:2], -1)
     key = f"fp8 copied {rule.group}"
     packed = kept(b, key, lambda: gemm_hopper.pack_b(codes_b, rule.group, in_place=False))
     for i in range(len(out)):
         one = slice(i, i + 1)
-        left = gemm_hopper.pack_a(lines[i], fast.fields(a.fmt), rule.group, span)
+        left = gemm_hopper.pack_a(lines[i], fields(a.fmt), rule.group, span)
         right = packed._replace(panels=packed.panels[one])
         columns = scales.columns[one if len(scales.columns) > 1 else slice(1)]
         rows = np.ascontiguousarray(scales.rows[one])

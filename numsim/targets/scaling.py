@@ -13,9 +13,9 @@ from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
 from numsim.targets.chains import bare, k_slice
-from numsim.targets.integers import Overflowed
+from numsim.targets.runs.chain import DTYPES, one_nan, round_to
+from numsim.targets.runs.integer import Overflowed
 from numsim.targets.types import IntSum, Rule
-from numsim.targets.units import DTYPES, one_nan, round_to
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:

@@ -18,8 +18,12 @@ from numsim.kernels import stats_align
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets import fast, stats_fast, units
-from numsim.targets.integers import limits, outside
+from numsim.targets import runs, stats_fast
+from numsim.targets.runs.fp4 import scale_planes
+from numsim.targets.runs.fused import block_of
+from numsim.targets.runs.integer import limits, outside
+from numsim.targets.runs.mac import ORDER, arithmetic
+from numsim.targets.runs.tensor import as_float64, planes
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
 
 
@@ -143,7 +147,7 @@ class Counter:
         self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str
     ) -> NDArray[Any]:
         """Run one chain on the unit, then again with counts."""
-        result = units.run(rule, a, b, c, out, name)
+        result = runs.run(rule, a, b, c, out, name)
         self.count(rule, a, b, c, out)
         return result
 
@@ -174,22 +178,22 @@ class Counter:
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
         """Add parts as `units` does, counting every addition."""
-        found, result = self.counts, units.add_parts(parts, rule)
+        found, result = self.counts, runs.add_parts(parts, rule)
         if isinstance(rule, IntSum):
             total = np.zeros(parts[0].shape, np.int64)
             for i, part in enumerate(parts):
                 _, above, below = outside(total, part.astype(np.int64), rule.outer_bits)
                 saturate = rule.overflow == "saturate"
                 found[kernels.SATURATIONS if saturate else kernels.WRAPS] += (above | below).sum()
-                new = units.add_parts([total, part], rule).astype(np.int64)
+                new = runs.add_parts([total, part], rule).astype(np.int64)
                 if i:  # the first part is not added, but may not fit
                     found[kernels.SWAMPED] += ((part != 0) & (new == total)).sum()
                     found[kernels.STEPS] += total.size
                 total = new
         else:
-            before = units.add_parts(parts[:1], rule)
+            before = runs.add_parts(parts[:1], rule)
             for part in parts[1:]:
-                after = units.add_parts([before, part], rule)
+                after = runs.add_parts([before, part], rule)
                 fine = np.isfinite(before) & np.isfinite(part)
                 found[kernels.OVERFLOWS] += (fine & ~np.isfinite(after)).sum()
                 found[kernels.SWAMPED] += (fine & (part != 0) & (after == before)).sum()
@@ -258,12 +262,12 @@ def _flushed(values: NDArray[np.float64], fmt: Format) -> NDArray[np.float64]:
 def _mac(rule: Mac, a: QTensor, b: QTensor, out: Format) -> Any:
     acc, prod = get_format(rule.acc_format), get_format(rule.product_format or rule.acc_format)
     rounded = rule.product_format is not None or not rule.fused
-    p, f = (units.arithmetic(rule, g) for g in (prod, acc))
-    left = fast.as_float64(_batched(decoded(a)))
-    right = fast.as_float64(_batched(decoded(b)).transpose(0, 2, 1))
+    p, f = (arithmetic(rule, g) for g in (prod, acc))
+    left = as_float64(_batched(decoded(a)))
+    right = as_float64(_batched(decoded(b)).transpose(0, 2, 1))
     if rule.flush:
         left, right = _flushed(left, a.fmt), _flushed(right, b.fmt)
-    order, group = units._ORDER[rule.order], rule.group or left.shape[-1]
+    order, group = ORDER[rule.order], rule.group or left.shape[-1]
     return lambda i, c, d, lo, hi, n, e: kernels.mac(
         left[i], _item(right, i), c, d, lo, hi, order, group, rounded, p, f, n, e
     )
@@ -281,8 +285,8 @@ def _integer(rule: IntSum, a: QTensor, b: QTensor, out: Format) -> Any:
 
 
 def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
-    left, right = units.planes(a, False), units.planes(b, True)
-    block = units._block(rule, a.fmt, b.fmt, out)
+    left, right = planes(a, False), planes(b, True)
+    block = block_of(rule, a.fmt, b.fmt, out)
     return lambda i, c, d, lo, hi, n, e: stats_align.fused(
         *(p[i] for p in left), *(_item(p, i) for p in right), c, d, lo, hi, block, n, e
     )
@@ -291,8 +295,8 @@ def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Any:
 def _fp4(rule: ScaledFp4, a: QTensor, b: QTensor, out: Format) -> Any:
     left, right = (_batched(decoded(q) * 2).astype(np.int8) for q in (a, b))
     right = np.ascontiguousarray(right.transpose(0, 2, 1))
-    scale_a, fraction_a = units._scale_planes(a, transposed=False)
-    scale_b, fraction_b = units._scale_planes(b, transposed=True)
+    scale_a, fraction_a = scale_planes(a, transposed=False)
+    scale_b, fraction_b = scale_planes(b, transposed=True)
     return lambda i, c, d, lo, hi, n, e: stats_align.scaled_fp4(
         left[i], _item(right, i), *(p[i] for p in scale_a),
         *(_item(p, i) for p in scale_b), fraction_a + fraction_b, c, d, lo, hi,

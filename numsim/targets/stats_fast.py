@@ -18,8 +18,11 @@ from numsim.kernels import stats_align_vector, stats_vector
 from numsim.kernels.exact import extent
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets import fast, units
-from numsim.targets.fast import as_float64, batched
+from numsim.targets.runs.chain import round_to
+from numsim.targets.runs.fused import block_of
+from numsim.targets.runs.integer import largest
+from numsim.targets.runs.mac import ORDER
+from numsim.targets.runs.tensor import as_float64, batched, kept, planes, survey, surveyed
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
 
 Work = Callable[..., None]
@@ -89,7 +92,7 @@ def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
         ks[: depth // 2 * 2] ^= 1
         left, right = np.ascontiguousarray(left[..., ks]), right[:, ks]
     right = padded(right, np.float64)
-    order = units._ORDER[rule.order]
+    order = ORDER[rule.order]
     return lambda i, c, d, lo, hi, n, e: stats_vector.mac(
         left[i], _item(right, i), c, d, lo, hi, order, group, rounded, p, f, n, e
     )
@@ -115,7 +118,7 @@ def _fma(a: QTensor, b: QTensor, c: NDArray[Any]) -> Work:
 
 def _integer(rule: IntSum, a: QTensor, b: QTensor, c: NDArray[Any]) -> Work | None:
     """Count sums that fit 62 bits, in int32 where they fit that."""
-    bound = fast._largest(a) * fast._largest(b)
+    bound = largest(a) * largest(b)
     total = bound * max(a.shape[-1], 2) + max(int(c.max()), -int(c.min()))
     plain = IntSum(rule.acc_bits, rule.overflow, rule.group, rule.pair_bits, rule.outer_bits)
     odd = rule.pair_bits is not None and rule.group % 2
@@ -133,9 +136,9 @@ def _integer(rule: IntSum, a: QTensor, b: QTensor, c: NDArray[Any]) -> Work | No
 
 def _extent(q: QTensor) -> tuple[bool, int, int]:
     """Return whether values are finite; they are multiples of 2**low and below 2**high."""
-    if fast.surveyed(q.fmt):
-        return fast.survey(q).extent
-    found: tuple[bool, int, int] = fast.kept(q, "extent", lambda: _extent_of(decoded(q)))
+    if surveyed(q.fmt):
+        return survey(q).extent
+    found: tuple[bool, int, int] = kept(q, "extent", lambda: _extent_of(decoded(q)))
     return found
 
 
@@ -177,7 +180,7 @@ def _exact(
             part = np.ascontiguousarray(rows[:, k : k + group])
             stats_vector.exact(part, columns[k : k + group], d, d, lo, hi, e)
             after = d[lo:hi] + 0.0
-            old, new = (units.round_to(x + 0.0, out) for x in (before, after))
+            old, new = (round_to(x + 0.0, out) for x in (before, after))
             code = np.dtype(f"u{new.dtype.itemsize}")
             same = (after != before) & (old.view(code) == new.view(code))
             d[lo:hi] = new
@@ -203,7 +206,7 @@ def signed_width(value: int) -> int:
 
 def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Work | None:
     """Finite operands whose significands' products, and cut products, fit int32."""
-    block = units._block(rule, a.fmt, b.fmt, out)
+    block = block_of(rule, a.fmt, b.fmt, out)
     if block.align_bits > 25 or a.fmt.precision + b.fmt.precision > 24:
         return None
     if isinstance(rule, TwoStage):
@@ -215,8 +218,8 @@ def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Work 
         plain = Fused(rule.group, rule.align_bits, rule.keep_bits, rule.accumulator,
                       rule.zero_products, rule.min_exponent)  # fmt: skip
         covered = rule.accumulator != "halves" or rule.min_exponent is None
-    left = units.planes(a, False)
-    sig, exp, cls = (batched_columns(p) for p in units.planes(b, True))
+    left = planes(a, False)
+    sig, exp, cls = (batched_columns(p) for p in planes(b, True))
     if rule != plain or not covered or left[2].any() or cls.any():
         return None
     high = sum(int(x[1].max(where=x[0] != 0, initial=-1000)) for x in (left, (sig, exp)))

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.float_state import known_floats
 from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
-from numsim.targets import ops, units
+from numsim.targets import ops, runs
 from numsim.targets.chains import chain_positions, cut_out, step_length
 from numsim.targets.plan import resolve
+from numsim.targets.runs.chain import round_to
 from numsim.targets.table import get_target
 from numsim.targets.types import IntSum, Mac, Rule, Target
 
@@ -96,7 +97,7 @@ class Tracer:
             run = np.arange(k0, min(k0 + length, depth))
             where = slice(k0, k0 + len(run))
             left, right = cut_out(a, -1, run, where), cut_out(b, -2, run, where)
-            after = units.run(rule, left, right, before, held, name)
+            after = runs.run(rule, left, right, before, held, name)
             if isinstance(rule, IntSum):
                 after = after.astype(np.int64)
             start = np.zeros_like(after) if before is None else before.astype(after.dtype)
@@ -105,15 +106,15 @@ class Tracer:
         self.chains.append(tuple(steps))
         if isinstance(rule, IntSum):
             return after.astype(np.int32 if rule.acc_bits <= 32 else np.int64)
-        return after if held is out or out.name == "float32" else units.round_to(after, out)
+        return after if held is out or out.name == "float32" else round_to(after, out)
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
         """Add parts as `units` does, keeping every partial sum."""
         if len(parts) == 1:
-            return units.add_parts(parts, rule)
+            return runs.add_parts(parts, rule)
         total = parts[0]
         for part in parts[1:]:
-            total = units.add_parts([total, part], rule)
+            total = runs.add_parts([total, part], rule)
             self.sums.append(total)
         return total
 

@@ -1,0 +1,243 @@
+"""Multiply-adds with a rounding at every step: the kernels, and which chains each covers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import decode
+from numsim.dispatch import float_codes
+from numsim.formats import Format, get_format
+from numsim.kernels import (
+    gemm_fma,
+    gemm_mac,
+    gemm_two_chains,
+    gemm_values,
+)
+from numsim.kernels import mac as mac_kernel
+from numsim.kernels.jit import over_items
+from numsim.kernels.mac import Arithmetic
+from numsim.kernels.simd_mac import Flavour
+from numsim.quant import QTensor
+from numsim.quant.types import decoded
+from numsim.targets.runs.chain import (
+    Chain,
+    Ways,
+    Work,
+    item,
+    one_nan,
+    round_to,
+    shape,
+)
+from numsim.targets.runs.tensor import (
+    as_float64,
+    batched,
+    coded,
+    codes_of,
+    kept,
+    survey,
+)
+from numsim.targets.types import Mac
+
+ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
+MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
+_NO_TINY = 2.0**-103  # numbers of 24 bits from here on are multiples of float32's least normal
+
+
+def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
+    """Return how a rule rounds to a format."""
+    parameters, beyond = fmt.params, mac_kernel.INFINITE
+    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
+        beyond = mac_kernel.LARGEST
+    elif not fmt.has_inf:
+        beyond = mac_kernel.NOT_A_NUMBER
+    return mac_kernel.Arithmetic(
+        parameters.p, parameters.emin, fmt.emax, MODE[rule.rounding], rule.flush,
+        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
+        rule.tiny == "unbounded", rule.negative_zero,
+    )  # fmt: skip
+
+
+def _arithmetics(rule: Mac) -> tuple[mac_kernel.Arithmetic, mac_kernel.Arithmetic]:
+    """Return how products and sums are rounded."""
+    both = rule.product_format or rule.acc_format, rule.acc_format
+    p, f = (arithmetic(rule, get_format(name)) for name in both)
+    return p, f
+
+
+def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
+    how = codes_of(b)
+    if how is not None:
+        codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
+        return gemm_values.gemm_values(a, codes, how, c=c)
+    values = kept(
+        b,
+        f"values {a.dtype}",
+        lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype)),
+    )
+    return gemm_fma.gemm_fma(a, values, c=c)
+
+
+def _fma_chain(x: Chain) -> Work | None:
+    if x.rule.steps != Mac():
+        return None
+
+    def work() -> NDArray[Any]:
+        begin = None if x.c is None else x.c.astype(np.float32)
+        sums = fma(batched(decoded(x.a)), x.b, begin)
+        return sums if x.out.name == "float32" else round_to(sums, x.out)
+
+    return Work("chains of fused multiply-adds", work)
+
+
+def two_chains_apply(
+    a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Mac
+) -> bool:  # fmt: skip
+    """Whether two chains of float32 never meet a number below the normal ones, nor flush any.
+
+    Sums are multiples of the least product's lowest bit, rounded or not.
+    """
+    group = rule.group or 0
+    if rule.steps != Mac(order="two_chains", group=group, flush=True, tiny="unbounded"):
+        return False
+    if group < 2 or group % 2 or out.name != "float32" or not (coded(a, 16) and coded(b, 16)):
+        return False
+    if float_codes(b.fmt) is None or a.fmt.value_dtype != np.float32:
+        return False
+    finite_a, low_a, _ = survey(normal(a)).extent
+    finite_b, low_b, _ = survey(normal(b)).extent
+    if not (finite_a and finite_b and low_a + low_b >= -126):
+        return False
+    return c is None or bool(((c == 0) | (np.abs(c) >= _NO_TINY)).all())
+
+
+def normal(q: QTensor) -> QTensor:
+    """Return a float tensor with zeros for subnormal numbers, made once."""
+
+    def make() -> QTensor:
+        f = q.fmt
+        field = ((1 << (f.bits - f.signed)) - 1) >> (f.precision - 1) << (f.precision - 1)
+        return QTensor(np.where(q.codes & field, q.codes, q.codes.dtype.type(0)), f)
+
+    found: QTensor = kept(q, "normal", make)
+    return found
+
+
+def two_chains(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Mac) -> NDArray[np.float32]:
+    """Even and odd k of a group in chains of their own."""
+    assert rule.group is not None
+    group, right, how = rule.group, normal(b), float_codes(b.fmt)
+    assert how is not None
+    packed = kept(
+        right, f"two chains {group}", lambda: gemm_two_chains.pack_b(batched(right.codes), group)
+    )
+    rows = batched(decoded(normal(a)))
+    return gemm_two_chains.gemm_two_chains(rows, packed, how, group, c=c)
+
+
+def _two_chains(x: Chain) -> Work | None:
+    if not two_chains_apply(x.a, x.b, x.c, x.out, x.rule):
+        return None
+    return Work("two chains of float32", lambda: one_nan(two_chains(x.a, x.b, x.c, x.rule), x.rule))
+
+
+def mac_flavour(a: Format, b: Format, rule: Mac, p: Arithmetic, f: Arithmetic) -> Flavour | None:
+    """Return the vector kernel for a rule: chains, or trees of 2 or 4 rounded products."""
+    rounded = not rule.fused or rule.product_format is not None
+    tree = rule.group if rule.order == "tree" and rounded else 1
+    chain = rule.order in ("sequential", "odd_first")
+    if rule.rounding != "rne" or not (chain or tree in (2, 4)):
+        return None
+    if not (ieee(f) and (ieee(p) or not rounded)):
+        return None
+    low, high = f.emin - f.precision + 1, f.emax + 1
+    if rounded:
+        low, high = min(low, p.emin - p.precision + 1), max(high, p.emax + 1)
+    elif a.kind == b.kind == "float":
+        low = min(low, a.emin - a.precision + b.emin - b.precision + 2)
+        high = max(high, a.emax + b.emax + 2)
+    else:
+        high = low + 99
+    keeps = rule.negative_zero or rule.order != "tree"
+    return Flavour(tree or 1, rounded, exact=high + 1 - low <= 53, signed_zero=keeps)
+
+
+def ieee(f: Arithmetic) -> bool:
+    """Whether a format is IEEE-like: its last binade is full and infinities follow."""
+    return f.beyond == 0 and f.minus_zero and f.top == (2 - 2.0 ** (1 - f.precision)) * 2.0**f.emax
+
+
+def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return values, those below `least` in magnitude as zeros of their sign."""
+    return np.where(np.abs(values) < least, np.copysign(0.0, values), values)
+
+
+def mac(
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Mac, p: Arithmetic, f: Arithmetic,
+    flavour: Flavour,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Multiply-adds that round to nearest even, from c; values as float64."""
+    odd_first = rule.order == "odd_first"
+
+    def values(q: QTensor, axis: int) -> NDArray[np.float64]:
+        x = as_float64(batched(decoded(q)))
+        if odd_first:
+            x = gemm_mac.padded(x, axis, 2)
+            x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
+        return flushed(x, q.fmt.min_normal) if rule.flush else x
+
+    key = f"mac {flavour.tree} {odd_first} {rule.flush}"
+    packed = kept(b, key, lambda: gemm_mac.pack_b(values(b, 1), flavour.tree))
+    begin = flushed(c, 2.0**f.emin) if f.flush else c
+    return gemm_mac.gemm_mac(values(a, 2), packed, begin, p, f, flavour)
+
+
+def _steps(x: Chain) -> Work | None:
+    p, f = _arithmetics(x.rule)
+    flavour = mac_flavour(x.a.fmt, x.b.fmt, x.rule, p, f)
+    if flavour is None:
+        return None
+    chosen = flavour
+
+    def work() -> NDArray[Any]:
+        first = np.zeros(shape(x)) if x.c is None else as_float64(x.c)
+        return round_to(mac(x.a, x.b, first, x.rule, p, f, chosen), x.out)
+
+    return Work("rounded steps in float64", work)
+
+
+def _mac(x: Chain) -> Work:
+    """Multiply-adds one by one: the definition."""
+    rule = x.rule
+    p, f = _arithmetics(rule)
+    rounded = rule.product_format or (not rule.fused)
+
+    def work() -> NDArray[Any]:
+        left = as_float64(batched(decoded(x.a)))
+        right = kept(
+            x.b, "columns",
+            lambda: np.ascontiguousarray(as_float64(batched(decoded(x.b)).transpose(0, 2, 1))),
+        )  # fmt: skip
+        if rule.flush:
+            left = flushed(left, x.a.fmt.min_normal)
+            right = flushed(right, x.b.fmt.min_normal)
+        size = shape(x)
+        values = np.empty(size)
+        start = np.zeros(size) if x.c is None else as_float64(x.c)
+        group = rule.group or left.shape[-1]
+        over_items(
+            lambda i, lo, hi: mac_kernel.matmul(
+                left[i], item(right, i), start[i], values[i], lo, hi, ORDER[rule.order], group,
+                bool(rounded), p, f,
+            ),
+            size[0], size[1],
+        )  # fmt: skip
+        return round_to(values, x.out)
+
+    return Work("scalar", work)
+
+
+MAC: Ways = (_fma_chain, _two_chains, _steps, _mac)
