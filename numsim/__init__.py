@@ -21,6 +21,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.targets import (
         AccumulatorBits,
         MacStats,
+        Plan,
         Target,
         accumulator_bits,
         epilogue,
@@ -28,6 +29,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
         get_target,
         list_targets,
         matmul,
+        plan,
         requantize,
     )
     from numsim.version import __version__
@@ -45,12 +47,12 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
 
 __all__ = [
     "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
-    "QTensor", "Quant",
+    "Plan", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
-    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "quantize", "requantize",
-    "sweep",
+    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "quantize",
+    "requantize", "sweep",
 ]  # fmt: skip
 
 

@@ -233,14 +233,17 @@ def explain(
             help="mma: float32, float16.", autocompletion=options.completes(*options.FORMATS)
         ),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="mma: only the rule, where scales go, the kernel.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Explain a format and its relatives, or work a dot product as a unit does (mma)."""
     if name == "mma":
         from numsim.commands_mac import print_mma
 
-        print_mma(target, values, c, formats, out_format)
+        print_mma(target, values, c, formats, out_format, plan)
         return
-    if (target, values, c, formats, out_format) != (None,) * 5:
+    if plan or (target, values, c, formats, out_format) != (None,) * 5:
         raise NumsimError(
             f"explain: these options are for explain mma; got {name!r}; leave them out, or "
             "numsim explain mma --target T"

@@ -14,11 +14,11 @@ from numsim import options
 from numsim.errors import NumsimError
 from numsim.explain import parse_number
 from numsim.targets import Target, get_target, list_targets
-from numsim.targets.explain import explain_mma, rule_words
+from numsim.targets.explain import explain_mma
 from numsim.targets.table import OPEN, label
 from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
-from numsim.targets.words import MATURITIES, explained
+from numsim.targets.words import MATURITIES, explained, rule_words
 from numsim.terminal import columns, say, width
 
 
@@ -157,8 +157,9 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
 
 
 def print_mma(
-    target: str | None, values: str | None, c: float | None, formats: str | None, out: str | None
-) -> None:
+    target: str | None, values: str | None, c: float | None, formats: str | None,
+    out: str | None, plan: bool,
+) -> None:  # fmt: skip
     """Print a worked dot product; the command ``explain mma``."""
     if target is None:
         raise NumsimError("explain mma: give the unit with --target; numsim targets lists them")
@@ -169,7 +170,7 @@ def print_mma(
     say(
         explain_mma(
             target, values=None if values is None else read_values(values), c=c,
-            formats=both, out_format=out,
+            formats=both, out_format=out, plan=plan,
         )
     )  # fmt: skip
 

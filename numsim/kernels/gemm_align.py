@@ -232,7 +232,7 @@ def pack_b(codes: Array, rule: Rule) -> PackedCodes:
 def pack(
     sig: Array, exp: Array, trailing: int, rule: Rule, *, whole: bool, zeros: bool, right: bool
 ) -> PackedAlign:
-    """Pack an operand from its planes [batch, lines, K] (`targets.units.planes`).
+    """Pack an operand from its planes [batch, lines, K] (`targets.runs.tensor.planes`).
 
     Parameters: `trailing` fraction bits of the significands; `whole`: products of values are exact
     in float32 (`direct` of `gemm_align`); `zeros`: zeros take part in the largest exponent;

@@ -19,7 +19,7 @@ FP4_RUN, FP4_STEP = 16, 64
 
 
 class Engine(Protocol):
-    """What runs one chain and adds the parts: the module `units`, a counter or a tracer."""
+    """What runs one chain and adds the parts: the package `runs`, a counter or a tracer."""
 
     def run(
         self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,14 @@ from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import QUANTS
 from numsim.targets import scaling, steps
+from numsim.targets.plan import plan as how
 from numsim.targets.plan import resolve
 from numsim.targets.runs.chain import DTYPES
 from numsim.targets.runs.integer import limits
 from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
-from numsim.targets.types import CLASSES, IntSum, Rule, Target
+from numsim.targets.types import CLASSES, IntSum, Target
+from numsim.targets.words import rule_words
 
 _OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
 _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
@@ -39,6 +40,7 @@ def explain_mma(
     c: float | None = None,
     formats: str | Format | tuple[str | Format, str | Format] | None = None,
     out_format: str | Format | None = None,
+    plan: bool = False,
 ) -> str:
     """Work one dot product as a unit does, in words and numbers.
 
@@ -55,6 +57,8 @@ def explain_mma(
         (``nvfp4``, ``mxfp8_e4m3``). None: the first that the unit takes.
     out_format
         As for `numsim.matmul`.
+    plan
+        True: only what `numsim.plan` says of the operands.
 
     Returns
     -------
@@ -89,6 +93,8 @@ def explain_mma(
     """
     unit = get_target(target)
     a, b = _operands(unit, values, formats, out_format)
+    if plan:
+        return str(how(unit, a, b, out_format=out_format))
     start = None if c is None else _accumulator(c, unit, a, b, out_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)  # the maturity stands in the text
@@ -100,24 +106,6 @@ def explain_mma(
         if not np.array_equal(stored, given, equal_nan=True):
             lines.insert(1, "values were rounded to their formats first")
     return "\n".join(lines)
-
-
-def rule_words(rule: Rule, *, short: bool = False) -> str:
-    """Return a rule as its dataclass is written, without None; `short`: without defaults.
-
-    Examples
-    --------
-    >>> from numsim.targets.types import TwoStage
-    >>> rule_words(TwoStage(8), short=True)
-    'TwoStage(group=8)'
-    """
-    given = [(f, getattr(rule, f.name)) for f in fields(rule)]
-    inner = ", ".join(
-        f"{f.name}={value!r}"
-        for f, value in given
-        if value is not None and not (short and value == f.default)
-    )
-    return f"{type(rule).__name__}({inner})"
 
 
 def _operands(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,10 +20,17 @@ from numsim.targets.types import Fused, IntSum, Mac, Rule
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
 
 
-def add_blocks(
-    rule: Rule, a: QTensor, b: QTensor, block: int, out: Format, total: NDArray[np.float32] | None
-) -> NDArray[np.float32] | None:
-    """Add all scaled blocks to `total` [count, M, N], else to nothing; None: no kernel does it."""
+class Blocks(NamedTuple):
+    """What a kernel of all blocks works on: bare operands, Hopper's rule if it is that, scales."""
+
+    left: QTensor
+    right: QTensor
+    fp8: Fused | None
+    scales: gemm_blocks.Scales
+
+
+def covered(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Blocks | None:
+    """Return what `add_blocks` works on; None: no kernel adds all blocks at once."""
     left, right = bare(a), bare(b)
     if not (a.codes.size and b.codes.size):
         return None
@@ -34,8 +43,17 @@ def add_blocks(
         if not chain or codes_of(right) is None:
             return None
     scales = _scales(a, b, block, -(left.fmt.bias + right.fmt.bias) * isinstance(rule, IntSum))
-    if scales is None:
+    return None if scales is None else Blocks(left, right, fp8, scales)
+
+
+def add_blocks(
+    rule: Rule, a: QTensor, b: QTensor, block: int, out: Format, total: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Add all scaled blocks to `total` [count, M, N], else to nothing; None: no kernel does it."""
+    found = covered(rule, a, b, block, out)
+    if found is None:
         return None
+    left, right, fp8, scales = found
     codes_a, codes_b = batched(left.codes), batched(right.codes)
     shape = len(codes_a), codes_a.shape[1], codes_b.shape[-1]
     # -0 is what leaves every first addend as it is

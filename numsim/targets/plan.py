@@ -7,11 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numsim.errors import UnsupportedError
-from numsim.formats import Format, get_format, table_name
+from numsim.errors import NumsimError, UnsupportedError
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
-from numsim.targets import scaling
+from numsim.targets import outside, scaling
+from numsim.targets.chains import bare, k_slice, restarts
+from numsim.targets.operands import locked
+from numsim.targets.runs import chosen
+from numsim.targets.runs.chain import Chain
+from numsim.targets.table import get_target
 from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
+from numsim.targets.words import rule_words
 
 _BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
 _FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
@@ -37,11 +44,16 @@ class Plan(NamedTuple):
     rule
         By which it multiplies and adds.
     out
-        Format of the result.
+        Format of the accumulator, and of the result without scales.
     inside
         Whether block scales go into the unit.
     block
         Run of k with scales of its own that software applies around the unit; None: no such.
+    scales
+        Where scales are applied. Empty until `plan` has looked.
+    kernel
+        What runs a chain here and now: it depends on the values (Inf, NaN) and the processor, the
+        result does not. ``scalar`` is the rule's definition. Empty until `plan` has looked.
     """
 
     target: Target
@@ -50,6 +62,90 @@ class Plan(NamedTuple):
     out: Format
     inside: bool
     block: int | None
+    scales: str = ""
+    kernel: str = ""
+
+    def __str__(self) -> str:
+        rows = (
+            ("unit", self.target.name), ("operands", self.operands),
+            ("rule", rule_words(self.rule, short=True)), ("accumulator", self.out.name),
+            ("scales", self.scales), ("kernel", self.kernel),
+        )  # fmt: skip
+        return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+
+
+@known_floats
+def plan(
+    target: str | Target, a: QTensor, b: QTensor, *, out_format: FormatLike | None = None
+) -> Plan:
+    """Return how `numsim.matmul` will multiply two tensors, without multiplying them.
+
+    Parameters
+    ----------
+    target
+        The unit, by name or as a `Target`.
+    a
+        QTensor [..., M, K].
+    b
+        QTensor [..., K, N].
+    out_format
+        As for `numsim.matmul`.
+
+    Raises
+    ------
+    UnsupportedError
+        For formats or scales that the unit does not take.
+
+    Source
+    ------
+    The target's `source`.
+
+    Examples
+    --------
+    >>> from numsim.quant import quantize
+    >>> a = quantize([[1.0, 2.0]], "float8_e4m3fn")
+    >>> print(plan("nvidia.hopper.wgmma", a, a.T))
+    unit         nvidia.hopper.wgmma
+    operands     fp8
+    rule         Fused(group=32, align_bits=13, keep_bits=13)
+    accumulator  float32
+    scales       after the unit, in float32
+    kernel       FP8 with 13 fraction bits
+    """
+    for operand, name in ((a, "a"), (b, "b")):
+        if not isinstance(operand, QTensor) or operand.ndim < 2:
+            raise NumsimError(
+                f"plan: {name} is a QTensor of two axes or more; got {type(operand).__name__}; "
+                "use numsim.quantize or QTensor.from_codes"
+            )
+    if a.shape[-1] != b.shape[-2]:
+        raise NumsimError(f"plan: a has K = {a.shape[-1]}, b has K = {b.shape[-2]}")
+    wanted = None if out_format is None else format_name(out_format, "plan: out_format")
+    found = resolve(get_target(target), a, b, wanted)
+    scales = "none"
+    if found.inside:
+        scales = "of blocks, inside the unit"
+    elif found.block is not None:
+        scales = f"of blocks, around the unit in float32, every {found.block} k"
+    elif a.scale is not None or b.scale is not None:
+        scales = "after the unit, in float32"
+    return found._replace(scales=scales, kernel=_kernel(found, locked(a), locked(b)))
+
+
+def _kernel(found: Plan, a: QTensor, b: QTensor) -> str:
+    unit, rule, out, depth = found.target, found.rule, found.out, a.shape[-1]
+    if found.inside:
+        return chosen(Chain(rule, a, b, None, out, unit.name)).kernel
+    left, right = bare(a), bare(b)
+    together = found.block is not None and not restarts(unit)
+    if together and outside.covered(rule, a, b, found.block or 0, out) is not None:
+        return "all blocks at once"
+    step = found.block or depth
+    if restarts(unit):
+        step = min(step, unit.promote_every or unit.split_tile)
+    if step < depth:
+        left, right = k_slice(left, -1, 0, step), k_slice(right, -2, 0, step)
+    return chosen(Chain(rule, left, right, None, out, unit.name)).kernel
 
 
 def resolve(target: Target, a: QTensor, b: QTensor, out: str | None) -> Plan:

@@ -135,7 +135,7 @@ def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
 
 
 class Counter:
-    """Runs chains as `units` does and counts; see `numsim.targets.chains.Engine`."""
+    """Runs chains as `runs` does and counts; see `numsim.targets.chains.Engine`."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(kernels.COLUMNS, np.int64)
@@ -177,7 +177,7 @@ class Counter:
         return values
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
-        """Add parts as `units` does, counting every addition."""
+        """Add parts as `runs` does, counting every addition."""
         found, result = self.counts, runs.add_parts(parts, rule)
         if isinstance(rule, IntSum):
             total = np.zeros(parts[0].shape, np.int64)

@@ -109,7 +109,7 @@ class Tracer:
         return after if held is out or out.name == "float32" else round_to(after, out)
 
     def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
-        """Add parts as `units` does, keeping every partial sum."""
+        """Add parts as `runs` does, keeping every partial sum."""
         if len(parts) == 1:
             return runs.add_parts(parts, rule)
         total = parts[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Literal
 
-from numsim.targets.rules import RULES
+from numsim.targets.rules import RULES, Rule
 
 Maturity = Literal["definition", "silicon", "model", "document", "assumed"]
 
@@ -53,3 +53,21 @@ def explained(unit: Any) -> Iterator[tuple[str, str]]:
     yield "Target", "fields of whole dot products"
     for name in ("promote_every", "split_k", "split_order", "split_tile"):
         yield f"  {name}", UNIT_FIELDS[name]
+
+
+def rule_words(rule: Rule, *, short: bool = False) -> str:
+    """Return a rule as its dataclass is written, without None; `short`: without defaults.
+
+    Examples
+    --------
+    >>> from numsim.targets.types import TwoStage
+    >>> rule_words(TwoStage(8), short=True)
+    'TwoStage(group=8)'
+    """
+    given = [(f, getattr(rule, f.name)) for f in fields(rule)]
+    inner = ", ".join(
+        f"{f.name}={value!r}"
+        for f, value in given
+        if value is not None and not (short and value == f.default)
+    )
+    return f"{type(rule).__name__}({inner})"
