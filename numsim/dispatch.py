@@ -40,6 +40,7 @@ Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[i
 
 _GRAIN = 1 << 15  # elements; smaller arrays stay on one thread
 _BLOCK = 1 << 13  # elements of a copied block
+_ODD = 1 << 15  # float64 numbers that become float32 at a time
 _LOOKUP_FROM = 1 << 14  # elements from which a table of all 65,536 inputs pays
 _NO_RANDOM = np.empty(0, np.uint64)
 _NONE = (0, -1)
@@ -121,7 +122,7 @@ def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.
     if half and how.mode != SR and x.size >= _LOOKUP_FROM:
         return dtype, _from_half(f, dtype, how)
     if dtype == np.float64:
-        return dtype, _from_table(f, how) or _generic(f, how)
+        return dtype, (None if supplied else _kept_doubles(f, how)) or _doubles(f, how)
     # plans of stochastic rounding are as many as tensors, all others few
     worker = (_singles if how.mode == SR else _kept_singles)(f, how, supplied)
     if how.nan_drop < 52 and (single := _with_payloads(dtype)) is not None:
@@ -135,6 +136,29 @@ def _singles(f: Format, how: Plan, supplied: bool) -> Worker:
 
 
 _kept_singles = lru_cache(maxsize=256)(_singles)
+
+
+def _doubles(f: Format, how: Plan) -> Worker:
+    return _from_table(f, how) or _generic(f, how)
+
+
+def _kept_doubles(f: Format, how: Plan) -> Worker | None:
+    """Return the worker of float32 after a rounding to odd, where that decides the same."""
+    far = f.kind == "integer" or (f.min_subnormal >= 2.0**-140 and f.max < 2.0**127)
+    if how.mode == SR or how.nan_drop < 52 or f.kind == "table" or f.bits > 16 or not far:
+        return None
+    worker = _kept_singles(f, how, False)
+
+    def work(
+        x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        if x.size > _ODD:
+            return _in_blocks(work, x, out, start, random, _ODD)
+        singles = np.empty(x.size, np.uint32)
+        fast.odd_singles(x, singles)
+        return worker(singles.view(np.float32), out, start, random)
+
+    return work
 
 
 def _generic(f: Format, how: Plan) -> Worker:
@@ -198,10 +222,11 @@ def _from_table(f: Format, how: Plan) -> Worker | None:
 
 
 def _in_blocks(
-    work: Worker, x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
-) -> tuple[int, int]:
+    work: Worker, x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64],
+    size: int = _BLOCK,
+) -> tuple[int, int]:  # fmt: skip
     """Cut a big piece up: the worker's temporaries stay small."""
-    cuts = [slice(i, i + _BLOCK) for i in range(0, x.size, _BLOCK)]
+    cuts = [slice(i, i + size) for i in range(0, x.size, size)]
     parts = [work(x[c], out[c], start + c.start, random[c]) for c in cuts]
     return sum(n for n, _ in parts), min((at for n, at in parts if n), default=-1)
 

@@ -264,3 +264,23 @@ def test_zeros_under_two_level_scales(name, granularity):
         assert (q.scale > 0).all()
         assert not q.dequantize()[0].any()
     assert ns.Quant("int8", block=(32,)) == ns.Quant("int8", block=32)
+
+
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp8_e5m2", "mxfp4_e2m1", "mxint8", "mxfp6_e2m3"])
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz", "rup", "rdn", "rto"])
+@pytest.mark.parametrize("kind", ["normal", "wild", "bits", "tiny"])
+def test_block_quotients_in_float32_give_the_codes_of_exact_ones(name, rounding, kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 96)).astype(np.float32)
+    if kind == "wild":
+        x *= np.float32(2.0) ** rng.integers(-149, 120, x.shape).astype(np.float32)
+    if kind == "bits":
+        x = rng.integers(0, 1 << 32, x.shape, dtype=np.uint64).astype(np.uint32).view(np.float32)
+        x = np.where(np.isfinite(x), x, np.float32(1))
+    if kind == "tiny":
+        x = (x * np.float32(1e-40)).astype(np.float32)
+    for axis in (-1, 0):
+        narrow = ns.quantize(x, name, rounding=rounding, axis=axis)
+        wide = ns.quantize(x.astype(np.float64), name, rounding=rounding, axis=axis)
+        np.testing.assert_array_equal(narrow.codes, wide.codes)
+        np.testing.assert_array_equal(narrow.scale_codes, wide.scale_codes)

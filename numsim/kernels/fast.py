@@ -146,6 +146,24 @@ def takes_bytes(f: Fast) -> bool:
 
 
 @kernel
+def odd_singles(x: np.ndarray, out: np.ndarray) -> None:
+    """Fill `out` with the bits of float32 numbers that keep what float64 numbers `x` decide.
+
+    Inexact ones are rounded to odd: rounded again to 22 bits or fewer, in any direction, they give
+    what the exact number does, ties included (Boldo and Melquiond, IEEE TC 57(4), 2008).
+    """
+    wide_vectors()
+    for i in range(x.size):
+        v = x[i]
+        single = np.float32(v)
+        back = np.float64(single)
+        bits = np.float32(single).view(np.uint32)
+        above = (back if back > 0.0 else -back) > (v if v > 0.0 else -v)
+        cut = np.uint32(np.uint32(bits - (_ONE if above else _ZERO)) | _ONE)
+        out[i] = cut if back < v or back > v else bits
+
+
+@kernel
 def float_any(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
     """Round float32 bits in any deterministic mode; return whether NaN was met."""
     wide_vectors()

@@ -170,7 +170,7 @@ def quantize_pieces(
     divisor: Any = q.element_scale()
     if above is not None:
         divisor = np.asarray(divisor, np.float64) * np.float64(above)
-    elif rule.scale_format in POW2_FORMATS:
+    elif rule.scale_format in POW2_FORMATS and not (wide is np.float32 and _far_below(rule)):
         divisor = np.asarray(divisor, np.float64)  # exact, subnormal quotients included
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
     for piece in pieces:
@@ -181,6 +181,15 @@ def quantize_pieces(
         _codes(quotient, rule, seed, first, drawn, codes[piece])
         done()
     return q
+
+
+def _far_below(rule: Quant) -> bool:
+    """Whether what float32 rounds of x / 2**n, below its normal numbers, cannot change a code.
+
+    Nothing there is near half of the format's least step; rounding up or down would see it.
+    """
+    f = rule.fmt
+    return rule.rounding in ("rne", "rna", "rtz") and f.min_normal >= 2.0**-60 and f.bits <= 16
 
 
 _PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
