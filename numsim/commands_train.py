@@ -82,6 +82,7 @@ def train(
     check(plan)
     check_writable(out)
     watched = out.with_suffix(".tensors.csv")
+    check_writable(watched)
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     try:

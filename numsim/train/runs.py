@@ -22,7 +22,7 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
-from numsim.files import escape_cell
+from numsim.files import check_regular, escape_cell
 from numsim.kernels.jit import limit_threads
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
@@ -258,6 +258,7 @@ def _prepare(plan: Plan) -> Any:
     if plan.text is None:
         text = bundled_text()
     else:
+        check_regular(plan.text, "train: cannot read the text")
         try:
             text = plan.text.read_bytes().decode("utf-8")
         except (OSError, ValueError) as error:
@@ -340,11 +341,14 @@ def _row(
 def check_writable(path: Path) -> None:
     """Raise where a file cannot be written, before the work that fills it.
 
+    A pipe or a device is refused: a file moved to its name would end it for the whole machine.
+
     Raises
     ------
     NumsimError
         Names the file.
     """
+    check_regular(path, "train: cannot write the curves")
     try:
         if path.is_dir():
             raise NumsimError(f"train: --out is a file; {path} is a folder")
@@ -370,6 +374,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) 
     NumsimError
         Where the folder cannot be written.
     """
+    check_regular(path, "train: cannot write the curves")
+    path = Path(os.path.realpath(path))  # a link stays one
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import stat
 
 import pytest
 from typer.testing import CliRunner
@@ -140,3 +142,25 @@ def test_messages_that_are_all_trained_on_are_said_to_be_unscored(here):
     assert "float32  1" in made.output
     scored = run(*SMALL, "--recipes", "float32")
     assert "nothing was scored" not in scored.output
+
+
+def test_a_pipe_or_a_device_stays_what_it_is(here):
+    # a file moved to its name would replace it: as root --out /dev/null ended that for everyone
+    os.mkfifo(here / "pipe")
+    os.mkfifo(here / "c.tensors.csv")
+    for out, name in (("pipe", "pipe"), ("c.csv", "c.tensors.csv")):
+        made = run(*SMALL, "--recipes", "float32", "--out", out)
+        assert isinstance(made.exception, NumsimError)
+        assert f"{name} is a pipe, not a file" in str(made.exception)
+        assert stat.S_ISFIFO((here / name).stat().st_mode)
+    assert not (here / "c.csv").exists()
+    endless = run("--model", "tiny_llama", "--text", "/dev/zero")
+    assert "/dev/zero is a device, not a file" in str(endless.exception)
+
+
+def test_curves_go_through_a_link(here):
+    (here / "kept").mkdir()
+    (here / "curves.csv").symlink_to("kept/curves.csv")
+    assert run(*SMALL, "--recipes", "float32").exit_code == 0
+    assert (here / "curves.csv").is_symlink()
+    assert len(table("kept/curves.csv")) == 3
