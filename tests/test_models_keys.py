@@ -359,3 +359,27 @@ def test_the_cache_is_where_huggingface_hub_looks(monkeypatch, tmp_path):
     assert hub_cache() == tmp_path / "old"
     monkeypatch.setenv("HF_HUB_CACHE", "/y")
     assert hub_cache() == pathlib.Path("/y")
+
+
+@pytest.mark.parametrize(
+    "key", ["rope_theta", "rope_type", "factor", "beta_fast", "attention_factor", "mscale_all_dim"]
+)
+def test_no_key_of_a_rotary_table_that_is_read_can_be_ignored(tmp_path, key):
+    # without rope_theta 500000 the family's 10000 was computed, and nobody said so
+    table = {
+        "rope_theta": 500000.0, "rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0,
+        "attention_factor": 1.5, "mscale_all_dim": 0.5,
+    }  # fmt: skip
+    for group, more in (
+        ("rope_parameters", {"spelling": "config.json"}), ("rope_scaling", {"rope_theta": 5e5})
+    ):  # fmt: skip
+        folder = checkpoint(tmp_path, **more, **{group: table})
+        assert load_model(folder).arch.rope.theta == 500000.0
+        with pytest.raises(NumsimError, match=f"{group}.{key} decides what the network computes"):
+            load_model(folder, ignore_keys=[f"{group}.{key}"])
+    linear = {"type": "linear", "factor": 2.0, "zzz": 1, "beta_fast": 3.0}
+    folder = checkpoint(tmp_path, rope_scaling=linear)  # beta_fast is no key of this type
+    model = load_model(folder, ignore_keys="rope_scaling.zzz,rope_scaling.beta_fast")
+    assert model.arch.rope.factor == 2.0
+    with pytest.raises(NumsimError, match="rope_scaling.type decides"):
+        load_model(folder, ignore_keys="rope_scaling.type,rope_scaling.factor")
