@@ -381,5 +381,5 @@ def test_no_key_of_a_rotary_table_that_is_read_can_be_ignored(tmp_path, key):
     folder = checkpoint(tmp_path, rope_scaling=linear)  # beta_fast is no key of this type
     model = load_model(folder, ignore_keys="rope_scaling.zzz,rope_scaling.beta_fast")
     assert model.arch.rope.factor == 2.0
-    with pytest.raises(NumsimError, match="rope_scaling.type decides"):
+    with pytest.raises(NumsimError, match=r"rope_scaling\.type decides"):
         load_model(folder, ignore_keys="rope_scaling.type,rope_scaling.factor")

@@ -264,3 +264,11 @@ def test_zeros_under_two_level_scales(name, granularity):
         assert (q.scale > 0).all()
         assert not q.dequantize()[0].any()
     assert ns.Quant("int8", block=(32,)) == ns.Quant("int8", block=32)
+
+
+def test_words_of_a_rule_are_no_arrays():
+    for field in ("granularity", "scale_format", "scale_rule", "rounding", "overflow"):
+        with pytest.raises(ns.NumsimError, match=rf"^Quant: {field}.* (word|one of)"):
+            ns.Quant("e4m3", **{field: np.ones(2)})
+    with pytest.raises(ns.NumsimError, match="a spec is a SweepSpec, a dict or a TOML path"):
+        ns.sweep(np.ones(2))
