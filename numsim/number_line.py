@@ -77,7 +77,9 @@ def number_line(f: Format) -> Figure:
     height = 0.8 if values.size <= 64 else 0.5
     line.vlines(values, 0, height, lw=0.8, color="#1f5fa8")
     line.set_title(
-        f"{f.name}: {values.size} finite values, {f.min:.6g} to {f.max:.6g}", fontsize=10
+        f"{f.name}: {values.size} finite values, {f.min:.6g} to {f.max:.6g}",
+        fontsize=10,
+        parse_math=False,
     )
     line.set_xticks(_ticks(line.get_xticks(), f.min, f.max))
     scale.vlines(positive, 0, height, lw=0.8, color="#b4471f")
