@@ -55,7 +55,7 @@ def read_tensors(curves: Path, recipes: set[str]) -> pd.DataFrame | None:
             f"report: {path} has no column {missing[0]}; remove it, or give the file that numsim "
             "train --watch wrote"
         )
-    for name in frame.columns.difference(NUMBERS):
+    for name in frame.columns.difference(list(NUMBERS)):
         frame[name] = frame[name].map(plain_cell)
     for name in NUMBERS:
         text = frame[name]
@@ -184,8 +184,9 @@ def _panel(axes: Any, row: Any) -> None:
         axes.axvline(edge, color="#0072B2", linewidth=0.9)
     if counts.size:
         axes.bar(powers + 0.5, 100 * counts / counts.sum(), width=1.0, color="#D55E00", linewidth=0)
+    recipe, name, fmt = (drawn_name(row[key]) for key in ("recipe", "name", "format"))
     axes.set_title(
-        f"{drawn_name(row['recipe'])}: {drawn_name(row['name'])}\n{drawn_name(row['format'])}, to zero "
+        f"{recipe}: {name}\n{fmt}, to zero "
         f"{100 * row['underflow_rate']:.1f} %, saturated {100 * row['saturation_rate']:.1f} %",
         fontsize=7,
         parse_math=False,
@@ -205,8 +206,8 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
         line = values.loc[name].sort_index()
         style = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[at // len(COLOURS) % 3]
         axes.plot(
-            line.index, line, label=drawn_name(name), color=COLOURS[at % len(COLOURS)], linestyle=style,
-            linewidth=1.4,
+            line.index, line, label=drawn_name(name), color=COLOURS[at % len(COLOURS)],
+            linestyle=style, linewidth=1.4,
         )  # fmt: skip
     axes.set_xlabel("step")
     axes.set_ylabel("values or codes that moved (%)")

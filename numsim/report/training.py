@@ -65,7 +65,7 @@ def read_curves(path: Path) -> pd.DataFrame:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
     if not isinstance(frame.index, pd.RangeIndex):
         raise NumsimError(f"report: a line of {path} has more cells than the first names")
-    for name in frame.columns.difference(NUMBERS):
+    for name in frame.columns.difference(list(NUMBERS)):
         frame[name] = frame[name].map(plain_cell)
     for name in NUMBERS:
         text = frame[name] if name in frame else pd.Series("", index=frame.index)
