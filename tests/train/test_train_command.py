@@ -4,6 +4,10 @@ import csv
 import json
 import os
 import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -164,3 +168,56 @@ def test_curves_go_through_a_link(here):
     assert run(*SMALL, "--recipes", "float32").exit_code == 0
     assert (here / "curves.csv").is_symlink()
     assert len(table("kept/curves.csv")) == 3
+
+
+JOBS = """
+    import os, signal, sys, threading, time
+
+    def children():
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline") as words:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+                    if parent == os.getpid() and "spawn_main" in words.read():
+                        yield int(pid)
+            except OSError:
+                pass
+
+    def when_they_work(how, after):
+        while len(found := list(children())) < 2:
+            time.sleep(0.05)
+        time.sleep(float(after))
+        if how == "kill":
+            os.kill(found[0], signal.SIGKILL)
+        else:
+            os.killpg(0, signal.SIGINT)
+
+    if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from numsim.cli import main
+        threading.Thread(target=when_they_work, args=sys.argv[1:], daemon=True).start()
+        words = "train --recipes float32,int8 --steps 100000 --jobs 2"
+        sys.argv[1:] = words.split()
+        main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("how", "after", "code", "said"),
+    [
+        ("interrupt", "0", 130, "numsim: interrupted; no run had ended"),  # while they import
+        ("interrupt", "3", 130, "numsim: interrupted; no run had ended"),
+        ("kill", "3", 2, "numsim: train: one of 2 processes ended early"),
+    ],
+)
+def test_jobs_end_at_once_in_one_sentence(here, how, after, code, said):
+    # an interrupt waited for every run, queued ones too; a killed process was a traceback
+    (here / "w.py").write_text(textwrap.dedent(JOBS))
+    done = subprocess.run(
+        [sys.executable, "w.py", how, after], capture_output=True, text=True, cwd=here,
+        timeout=120, start_new_session=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
