@@ -383,3 +383,26 @@ def test_no_key_of_a_rotary_table_that_is_read_can_be_ignored(tmp_path, key):
     assert model.arch.rope.factor == 2.0
     with pytest.raises(NumsimError, match=r"rope_scaling\.type decides"):
         load_model(folder, ignore_keys="rope_scaling.type,rope_scaling.factor")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_link_of_the_cache_is_not_a_missing_file(cache, name):
+    # "the folder has no tokenizer.json; add it" of one that has it, cut off from its blob
+    folder = cached(cache) / "snapshots" / "0123abcd"
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../../blobs/gone")
+    with pytest.raises(NumsimError, match=f"{name} is a folder, a link to nothing or a device"):
+        load_text_tools("org/tiny")
+    assert load_model("org/tiny").name == "org/tiny"
+
+
+def test_a_damaged_cache_offers_no_model_by_its_own_name(cache):
+    repository = cached(cache)
+    for revision in ("..", ".", "../..", "-x", ""):
+        (repository / "refs" / "main").write_text(revision)
+        with pytest.raises(NumsimError, match="repairs the cache"):
+            load_model("org/tiny")
+    shutil.rmtree(repository / "snapshots")
+    with pytest.raises(NumsimError, match="hf download org/tiny puts it there") as found:
+        load_model("org/tiny")
+    assert "did you mean" not in str(found.value)

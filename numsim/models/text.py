@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,7 +247,7 @@ def load_text_tools(directory: str | Path) -> TextTools:
         raise NumsimError(f"load_text_tools: a folder is a str or Path; got {directory!r}")
     folder = find_folder(directory)
     path = folder / "tokenizer.json"
-    tokenizer = read_tokenizer(path) if path.is_file() else None
+    tokenizer = read_tokenizer(path) if _is_there(path) else None
     config = read_json(folder / "config.json")
     begin_key = "bos_token_id"
     if config.get(begin_key) is None:  # T5 begins with what its decoder starts from
@@ -265,11 +266,20 @@ def load_text_tools(directory: str | Path) -> TextTools:
     )
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file; one that cannot be read is not the same as none."""
+    if os.path.lexists(path) and not path.is_file():
+        raise NumsimError(
+            f"load_text_tools: {path} is a folder, a link to nothing or a device; download it again"
+        )
+    return path.is_file()
+
+
 def _reads_segments(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether the network has segments and its tokenizer gives them, as transformers."""
     family = FAMILIES.get(str(config.get("model_type")))
     path = folder / "tokenizer_config.json"
-    names = read_json(path).get("model_input_names") if path.is_file() else None
+    names = read_json(path).get("model_input_names") if _is_there(path) else None
     said = not isinstance(names, list) or "token_type_ids" in names
     return said and family is not None and "token_types" in family.keys
 
