@@ -41,9 +41,10 @@ def find_folder(directory: str | Path) -> Path:
         if snapshot is not None:
             return snapshot
         if "/" in name and not exists(folder.parent, Path.is_dir):
+            others = [other for other in _cached() if other != name]
             raise NumsimError(
                 f"{given}, which is no folder, and {hub_cache()} holds no model of that name"
-                f"{near_names(name, (other for other in _cached() if other != name))}; hf download {name} puts it there (pip install "
+                f"{near_names(name, others)}; hf download {name} puts it there (pip install "
                 "huggingface_hub), numsim downloads nothing"
             )
     if exists(folder, Path.is_file):
