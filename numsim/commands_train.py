@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
+from numsim.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -82,6 +83,7 @@ def train(
     check(plan)
     check_writable(out)
     watched = out.with_suffix(".tensors.csv")
+    check_writable(watched)
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     try:
@@ -100,12 +102,12 @@ def train(
     except KeyboardInterrupt:
         kept = f"{len(rows)} rows are in {out}" if rows else "no run had ended"
         more = "" if checkpoint is None else "; the same command with --resume goes on"
-        typer.echo(f"\nnumsim: interrupted; {kept}{more}", err=True)
+        say(f"\nnumsim: interrupted; {kept}{more}", err=True)
         sys.exit(130)
     finally:
         tell.close()
-    typer.echo(summary_text(out))
-    typer.echo(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
+    say(summary_text(out))
+    say(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
     if not failed and all(row["test_loss"] == "" for row in rows):
         typer.echo(
             "nothing was scored: every message is trained on; give --test FILE, or a column split "
@@ -113,7 +115,7 @@ def train(
             err=True,
         )
     for message in failed:
-        typer.echo(f"numsim: run failed: {message}", err=True)
+        say(f"numsim: run failed: {printable(message)}", err=True)
     if failed:
         sys.exit(1)
 
@@ -136,7 +138,7 @@ class _Progress:
             f"run {min(self.done + 1, self.total)} of {self.total}: {recipe}, seed {seed}, step "
             f"{step} of {steps}, loss {loss:.3f}, {left / 60:.1f} min left"
         )
-        sys.stderr.write(f"\r{line[:100]:<100}")
+        sys.stderr.write(f"\r{printable(line)[:100]:<100}")
         sys.stderr.flush()
 
     def ended(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,30 @@ def check_regular(path: str | Path, who: str) -> None:
     for is_kind, word in _KINDS:
         if is_kind(mode):
             raise NumsimError(f"{who}: {path} is {word}, not a file; name a file")
+
+
+def replace_files(files: Mapping[Path, bytes]) -> None:
+    """Write every file beside its place first, then move all of them there.
+
+    So a full disk or a kill leaves what was there before, whole; a link stays one.
+
+    Raises
+    ------
+    OSError
+        Where that cannot be done; nothing has changed then, but for a kill between two moves.
+    """
+    waiting = {}
+    try:
+        for path, data in files.items():
+            place = Path(os.path.realpath(path))
+            part = place.with_name(f".{place.name}.{os.getpid()}.part")
+            waiting[part] = place
+            part.write_bytes(data)
+        for part, place in waiting.items():
+            part.replace(place)
+    finally:
+        for part in waiting:
+            part.unlink(missing_ok=True)
 
 
 def read_toml(path: str | Path, who: str) -> dict[str, Any]:

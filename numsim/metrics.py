@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,8 +20,22 @@ from numsim.tensors import host_array
 _CHUNK = 2**20  # logits converted at a time
 
 
+def _numbers(what: str, x: ArrayLike) -> NDArray[Any]:
+    """Return `x` as an array of real numbers of its own type."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise NumsimError(f"{what}: a masked array would lose its mask; pass x.compressed()")
+    array = host_array(what, x)
+    narrow = array.dtype.kind == "V" and hasattr(ml_dtypes, array.dtype.name)  # bfloat16 ...
+    if not narrow and array.dtype.kind not in "biuf":
+        raise NumsimError(
+            f"{what}: arrays hold real numbers; got {array.dtype} {list(array.shape)}; convert "
+            "them first"
+        )
+    return array
+
+
 def _pair(what: str, reference: ArrayLike, x: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    a, b = host_array(what, reference), host_array(what, x)
+    a, b = _numbers(what, reference), _numbers(what, x)
     if a.shape != b.shape or not a.size:
         raise NumsimError(
             f"{what}: reference and x must have one shape and at least one element; got "
@@ -197,7 +212,7 @@ def token_nll(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
     >>> token_nll(np.zeros((3, 4)), [0, 1, 2])
     array([1.38629436, 1.38629436])
     """
-    values, ids = host_array("logits", logits), host_array("tokens", tokens)
+    values, ids = _numbers("token_nll", logits), _numbers("token_nll", tokens)
     if values.shape[:-1] != ids.shape or ids.ndim < 1 or ids.shape[-1] < 2 or not values.size:
         raise NumsimError(
             f"token_nll: logits [..., T, vocab] need tokens [..., T], T >= 2; got "
@@ -233,7 +248,7 @@ def perplexity(nll: ArrayLike) -> float:
     >>> round(perplexity(token_nll(np.zeros((3, 4)), [0, 1, 2])), 9)
     4.0
     """
-    values = np.asarray(nll, np.float64)
+    values = _numbers("perplexity", nll).astype(np.float64)
     if not values.size:
         raise NumsimError(
             "perplexity: nll must have at least one element; got none; score at least two tokens"
@@ -297,7 +312,7 @@ def kl_nats(reference: ArrayLike, logits: ArrayLike) -> float:
     >>> round(kl_nats([[0.0, 0.0]], [[1.0, -1.0]]), 4)
     0.4338
     """
-    a, b = _pair("kl_nats", np.atleast_1d(reference), np.atleast_1d(logits))
+    a, b = (np.atleast_1d(x) for x in _pair("kl_nats", reference, logits))
     width = a.shape[-1]
     a, b = a.reshape(-1, width), b.reshape(-1, width)
     total = 0.0
@@ -328,5 +343,5 @@ def top1_agreement(reference: ArrayLike, logits: ArrayLike) -> float:
     >>> top1_agreement([[0.0, 1.0], [1.0, 0.0]], [[0.0, 2.0], [0.0, 1.0]])
     0.5
     """
-    a, b = _pair("top1_agreement", np.atleast_1d(reference), np.atleast_1d(logits))
+    a, b = (np.atleast_1d(x) for x in _pair("top1_agreement", reference, logits))
     return float(np.mean(np.argmax(a, axis=-1) == np.argmax(b, axis=-1)))

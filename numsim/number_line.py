@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from numsim.errors import NumsimError
+from numsim.files import replace_files
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 
@@ -55,7 +57,9 @@ def draw_number_line(fmt: str | Format, path: str | Path) -> Path:
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for its reader
             raise NumsimError(f"number line: {str(path)!r} is no file; give a name that is free")
-        number_line(f).savefig(path, dpi=150)
+        drawn = io.BytesIO()
+        number_line(f).savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+        replace_files({path: drawn.getvalue()})
     except (OSError, ValueError) as error:
         if isinstance(error, NumsimError):
             raise
@@ -77,7 +81,9 @@ def number_line(f: Format) -> Figure:
     height = 0.8 if values.size <= 64 else 0.5
     line.vlines(values, 0, height, lw=0.8, color="#1f5fa8")
     line.set_title(
-        f"{f.name}: {values.size} finite values, {f.min:.6g} to {f.max:.6g}", fontsize=10
+        f"{f.name}: {values.size} finite values, {f.min:.6g} to {f.max:.6g}",
+        fontsize=10,
+        parse_math=False,
     )
     line.set_xticks(_ticks(line.get_xticks(), f.min, f.max))
     scale.vlines(positive, 0, height, lw=0.8, color="#b4471f")

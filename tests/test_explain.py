@@ -176,6 +176,11 @@ def test_number_line(suffix, tmp_path):
         draw_number_line("tfloat32", tmp_path / "x.png")
 
 
+def test_a_name_in_the_number_line_is_no_mathematics(tmp_path):
+    own = ns.Format(r"$\x$ a", "float", 6, 3, 3)  # an unknown symbol of TeX was an error
+    assert draw_number_line(own, tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_the_number_line_has_ticks_at_its_ends_and_the_subnormal_border():
     line, scale = number_line(ns.get_format("e4m3")).axes
     assert {-448, 0, 448} <= set(line.get_xticks())

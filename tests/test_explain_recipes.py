@@ -78,8 +78,8 @@ def test_the_command_takes_a_block():
         (("cast", "1", "--to", "nvfp4", "--seed", "3"), "--seed belongs to --rounding sr"),
         (("cast", "1", "--to", "nvfp4", "--overflow", "wrap"), "integers and fixed point"),
         (("cast", ",".join("1" * 17), "--to", "nvfp4"), "1 to 16, one block of nvfp4; got 17"),
-        (("cast", "1", "--to", "mxfp4"), "encode their elements (float4_e2m1fn"),
-        (("explain", "mxfp4"), "encode their elements (float4_e2m1fn"),
+        (("cast", "1", "--to", "mxfp5"), "encode their elements (float4_e2m1fn"),
+        (("explain", "mxfp5"), "encode their elements (float4_e2m1fn"),
     ],
     ids=str,
 )
@@ -98,3 +98,30 @@ def test_formats_and_recipes_are_told_apart():
     for values in (1.0, [], ["a"], np.ones(3)):
         with pytest.raises(ns.NumsimError):
             explain_block(values, "nvfp4")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("explain", "{}"),
+        ("formats", "{}"),
+        ("cast", "1.5,2.25", "--to", "{}"),
+        ("explain", "mma", "--target", "nvidia.blackwell.tcgen05", "--formats", "{}"),
+    ],
+    ids=" ".join,
+)
+def test_recipes_go_by_their_other_names(arguments):
+    # vendors' word and capitals, as quantize and sweeps take them
+    want, *others = (
+        run(*(word.format(name) for word in arguments))
+        for name in ("mxfp4_e2m1", "mxfp4", "MXFP4", " MXFP4_E2M1 ")
+    )
+    assert want[1] is None
+    assert "float4_e2m1fn" in want[0]
+    for other in others:
+        assert other == want
+
+
+def test_a_word_for_several_recipes_lists_them():
+    _, error = run("explain", "mxfp8")
+    assert "mxfp8_e4m3 (max 448), mxfp8_e5m2 (max 57344)" in str(error)

@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -90,3 +91,47 @@ def test_large_logits_and_nan_give_no_warning():
     assert metrics.kl_nats([1e30, 0.0], [1e30, 0.0]) == 0
     assert math.isnan(metrics.kl_nats([0.0, 0.0], [np.nan, 0.0]))
     assert math.isnan(metrics.token_nll([[np.inf, np.inf], [0, 0]], [0, 1])[0])
+
+
+class Grown:
+    """What torch gives for a tensor that requires grad: no `__array__` without detach()."""
+
+    dtype = "torch.float32"
+
+    def __init__(self, values):
+        self.values = values
+
+    def detach(self):
+        return self.values
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+
+HOSTILE = [
+    ["a", "b"], "abc", b"abc", {"a": 1}, {1, 2}, None, [1j, 2j], [[1.0], [2.0, 3.0]], [10**400],
+    np.zeros(3, "V3"), np.zeros(2, [("a", "f4")]), np.array(["2020-01-01"], "M8[D]"),
+    np.ma.array([1.0, 2.0], mask=[False, True]), (i for i in range(2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", HOSTILE, ids=lambda x: f"{x!r:.20}")
+def test_what_holds_no_real_numbers_is_one_sentence(given):
+    # the mask and the imaginary part went without a word, the others were tracebacks of NumPy
+    for metric in [*PAIRED, metrics.paired_difference]:
+        with pytest.raises(NumsimError, match=f"^{metric.__name__}: "):
+            metric(given, given)
+    with pytest.raises(NumsimError, match=r"^perplexity: "):
+        metrics.perplexity(given)
+    with pytest.raises(NumsimError, match=r"^token_nll: "):
+        metrics.token_nll(given, given)
+
+
+def test_tensors_of_other_libraries():
+    a, b = np.float32([[0.5, 1.0], [2.0, -1.0]]), np.float32([[0.5, 1.5], [2.0, -1.0]])
+    for metric in PAIRED:
+        assert metric(Grown(a), Grown(b)) == metric(a, b)
+        narrow = (x.astype(ml_dtypes.bfloat16) for x in (a, b))  # exact in bfloat16
+        assert metric(*narrow) == metric(a, b)
+    assert metrics.perplexity(Grown(a)) == metrics.perplexity(a)
+    assert metrics.sqnr_db(np.ma.array(a), b) == metrics.sqnr_db(a, b)  # nothing is masked

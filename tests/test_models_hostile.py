@@ -265,3 +265,21 @@ def test_names_of_tensors_do_not_reach_the_terminal(tmp_path):
         load_model(tmp_path)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("count", [0, -1, 2**63, 2**70, 2.0, "x", True])
+def test_a_wrong_number_of_tokens_is_not_the_tokenizers_fault(count):
+    # "not a usable tokenizer: int too big to convert; download it again"; 0 was no limit at all
+    tools = load_text_tools(BUNDLED)
+    for call, what in (
+        (lambda: tools.ids("a b", limit=count), "ids: limit"),
+        (lambda: tools.windows("a b c", 4, limit=count), "windows: limit"),
+        (lambda: tools.sentences(["a b"], count), "sentences: longest"),
+        (lambda: tools.batch(["a b"], count), "batch: longest"),
+    ):
+        with pytest.raises(NumsimError, match=f"^{what} is 1 token or more"):
+            call()
+    with pytest.raises(NumsimError, match="ids: text is a str"):
+        tools.ids(5)
+    assert tools.batch(["a b c d"], np.int64(3))["tokens"].shape == (1, 3)
+    assert tools.ids("a b c d", limit=np.int32(2)).size == 2

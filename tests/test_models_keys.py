@@ -359,3 +359,50 @@ def test_the_cache_is_where_huggingface_hub_looks(monkeypatch, tmp_path):
     assert hub_cache() == tmp_path / "old"
     monkeypatch.setenv("HF_HUB_CACHE", "/y")
     assert hub_cache() == pathlib.Path("/y")
+
+
+@pytest.mark.parametrize(
+    "key", ["rope_theta", "rope_type", "factor", "beta_fast", "attention_factor", "mscale_all_dim"]
+)
+def test_no_key_of_a_rotary_table_that_is_read_can_be_ignored(tmp_path, key):
+    # without rope_theta 500000 the family's 10000 was computed, and nobody said so
+    table = {
+        "rope_theta": 500000.0, "rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0,
+        "attention_factor": 1.5, "mscale_all_dim": 0.5,
+    }  # fmt: skip
+    for group, more in (
+        ("rope_parameters", {"spelling": "config.json"}), ("rope_scaling", {"rope_theta": 5e5})
+    ):  # fmt: skip
+        folder = checkpoint(tmp_path, **more, **{group: table})
+        assert load_model(folder).arch.rope.theta == 500000.0
+        with pytest.raises(NumsimError, match=f"{group}.{key} decides what the network computes"):
+            load_model(folder, ignore_keys=[f"{group}.{key}"])
+    linear = {"type": "linear", "factor": 2.0, "zzz": 1, "beta_fast": 3.0}
+    folder = checkpoint(tmp_path, rope_scaling=linear)  # beta_fast is no key of this type
+    model = load_model(folder, ignore_keys="rope_scaling.zzz,rope_scaling.beta_fast")
+    assert model.arch.rope.factor == 2.0
+    with pytest.raises(NumsimError, match=r"rope_scaling\.type decides"):
+        load_model(folder, ignore_keys="rope_scaling.type,rope_scaling.factor")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_link_of_the_cache_is_not_a_missing_file(cache, name):
+    # "the folder has no tokenizer.json; add it" of one that has it, cut off from its blob
+    folder = cached(cache) / "snapshots" / "0123abcd"
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../../blobs/gone")
+    with pytest.raises(NumsimError, match=f"{name} is a link to nothing"):
+        load_text_tools("org/tiny")
+    assert load_model("org/tiny").name == "org/tiny"
+
+
+def test_a_damaged_cache_offers_no_model_by_its_own_name(cache):
+    repository = cached(cache)
+    for revision in ("..", ".", "../..", "-x", ""):
+        (repository / "refs" / "main").write_text(revision)
+        with pytest.raises(NumsimError, match="repairs the cache"):
+            load_model("org/tiny")
+    shutil.rmtree(repository / "snapshots")
+    with pytest.raises(NumsimError, match="hf download org/tiny puts it there") as found:
+        load_model("org/tiny")
+    assert "did you mean" not in str(found.value)

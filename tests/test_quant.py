@@ -284,3 +284,11 @@ def test_block_quotients_in_float32_give_the_codes_of_exact_ones(name, rounding,
         wide = ns.quantize(x.astype(np.float64), name, rounding=rounding, axis=axis)
         np.testing.assert_array_equal(narrow.codes, wide.codes)
         np.testing.assert_array_equal(narrow.scale_codes, wide.scale_codes)
+
+
+def test_words_of_a_rule_are_no_arrays():
+    for field in ("granularity", "scale_format", "scale_rule", "rounding", "overflow"):
+        with pytest.raises(ns.NumsimError, match=rf"^Quant: {field}.* (word|one of)"):
+            ns.Quant("e4m3", **{field: np.ones(2)})
+    with pytest.raises(ns.NumsimError, match="a spec is a SweepSpec, a dict or a TOML path"):
+        ns.sweep(np.ones(2))

@@ -640,7 +640,7 @@ def test_brackets_of_a_name_are_no_markup(capsys, tmp_path):
 
 WORKERS = """
     import contextlib, os, signal, sys, time
-    from numsim.sweep.jobs import in_processes
+    from numsim.processes import in_processes
 
     def begin(folder):
         open(os.path.join(folder, str(os.getpid())), "w").close()
@@ -652,7 +652,7 @@ WORKERS = """
 
     if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-        results = in_processes(begin, sys.argv[1], work, [0, 600, 600], jobs=2)
+        results = in_processes(begin, sys.argv[1], work, [0, 600, 600], jobs=2, who="w")
         with contextlib.closing(results):
             assert next(results) == 0
             while len(os.listdir(sys.argv[1])) < 2:

@@ -343,3 +343,12 @@ def test_a_block_longer_than_the_axis_takes_no_memory():
     tracemalloc.stop()
     with pytest.raises(ns.NumsimError, match="below 2\\*\\*31"):
         ns.Quant("int8", block=1 << 62)
+
+
+@pytest.mark.parametrize("quant", ["e4m3", "mxfp4", "nvfp4", "uint8", "q3.4"])
+def test_bytes_without_a_type_are_no_numbers(quant):
+    for given in (np.zeros(3, "V3"), np.zeros(2, [("a", "f4")])):
+        with pytest.raises(ns.NumsimError, match="quantize: "):
+            ns.quantize(given, quant)
+    with pytest.raises(ns.NumsimError, match="from_codes: scale is a real number"):
+        ns.QTensor.from_codes([[1, 2]], "e4m3", scale=[10**400])

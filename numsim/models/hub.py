@@ -41,9 +41,10 @@ def find_folder(directory: str | Path) -> Path:
         if snapshot is not None:
             return snapshot
         if "/" in name and not exists(folder.parent, Path.is_dir):
+            others = [other for other in _cached() if other != name]
             raise NumsimError(
                 f"{given}, which is no folder, and {hub_cache()} holds no model of that name"
-                f"{near_names(name, _cached())}; hf download {name} puts it there (pip install "
+                f"{near_names(name, others)}; hf download {name} puts it there (pip install "
                 "huggingface_hub), numsim downloads nothing"
             )
     if exists(folder, Path.is_file):
@@ -99,7 +100,7 @@ def _snapshot(name: str) -> Path | None:
     main = repository / "refs" / "main"
     if exists(main):
         revision = main.read_bytes()[:200].decode(errors="replace").strip()
-        if re.fullmatch(r"[\w.-]+", revision) and exists(snapshots / revision, Path.is_dir):
+        if re.fullmatch(r"\w[\w.-]*", revision) and exists(snapshots / revision, Path.is_dir):
             return snapshots / revision
         raise NumsimError(
             f"load_model: {main} must name a folder of {snapshots}; it says {revision[:60]!r}; "

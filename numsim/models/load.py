@@ -21,7 +21,7 @@ from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.packed import packed_by
-from numsim.models.rope_keys import choose_readings
+from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
 
@@ -89,7 +89,10 @@ def load_model(
     config = read_json(folder / "config.json")
     family = get_family(config.get("model_type"))
     config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
-    config, ignored = set_aside(config, asked, used_keys(config, family))
+    used = used_keys(config, family)
+    if family.rope is not None:
+        used |= keys_in_tables(config)
+    config, ignored = set_aside(config, asked, used)
     _check_packed(config, folder)
     _check_counts(config, family, folder)
     arch = read_arch(config, family)

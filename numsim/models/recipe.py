@@ -290,7 +290,7 @@ class Recipe:
         rules = []
         for at, row in enumerate(rows):
             try:
-                rules.append(rule_from_table(_beside(row, Path(path).parent)))
+                rules.append(rule_from_table(beside(row, Path(path).parent)))
             except NumsimError as error:
                 where = _numbered(at, row.get("match"))
                 raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
@@ -302,12 +302,12 @@ def _numbered(at: int, glob: object) -> str:
     return f"rule {at + 1} ({glob!r})" if isinstance(glob, str) else f"rule {at + 1}"
 
 
-def _beside(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def beside(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a table whose names of TOML files are paths, where they lie beside the recipe."""
 
     def found(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return _beside(value, folder)
+            return beside(value, folder)
         file = isinstance(value, str) and value.endswith(".toml") and "\n" not in value
         return str(folder / value) if file and (folder / value).is_file() else value
 
@@ -337,7 +337,7 @@ def rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     glob = row.pop("match")
     for side in ("activations", "weights"):
         if isinstance(row.get(side), Mapping):
-            row[side] = _quant_from_table(row[side])
+            row[side] = quant_from_table(row[side])
     if isinstance(row.get("target"), Mapping):
         changes = dict(row["target"])
         if set(changes) == {"unit"} and isinstance(changes["unit"], str):
@@ -356,7 +356,14 @@ def rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     return glob, Rule(**row)
 
 
-def _quant_from_table(table: Mapping[str, Any]) -> Quant:
+def quant_from_table(table: Mapping[str, Any]) -> Quant:
+    """Return the `Quant` of a table that `quant_table` makes.
+
+    Raises
+    ------
+    NumsimError
+        For a field that a `Quant` or a `Format` does not have, and a value that it cannot take.
+    """
     values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }

@@ -71,6 +71,25 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return seen
 
 
+def keys_in_tables(config: Mapping[str, Any]) -> set[str]:
+    """Return the keys of the rotary tables that decide numbers, with the names of their tables.
+
+    Examples
+    --------
+    >>> sorted(keys_in_tables({"rope_scaling": {"type": "linear", "factor": 2.0, "mscale": 1.0}}))
+    ['rope_scaling.factor', 'rope_scaling.type']
+    """
+    tables = {name: config.get(name) for name in ("rope_parameters", "rope_scaling")}
+    found = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
+    read = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    for table in found.values():
+        for kind in (table.get("rope_type"), table.get("type")):
+            if kind in tuple(SCALINGS):
+                required, optional = SCALINGS[str(kind)]
+                read |= {*required, *optional}
+    return {f"{name}.{key}" for name, table in found.items() for key in read & set(table)}
+
+
 def read_rope(
     config: Mapping[str, Any], defaults: Mapping[str, object], fields: Mapping[str, Any]
 ) -> Rope:

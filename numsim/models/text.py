@@ -41,6 +41,9 @@ class TextTools(NamedTuple):
         With a `limit`, only so much of the text is tokenised as gives 64 tokens more, up to white
         space: what comes later has no part in the first ones.
         """
+        if not isinstance(text, str):
+            raise NumsimError(f"ids: text is a str; got {type(text).__name__}; read the file")
+        limit = _count("ids: limit", limit)
         return self._own().encode([text], limit=limit)[0]
 
     def all_ids(self, texts: Sequence[Text], *, special: bool = False) -> list[Ids]:
@@ -106,8 +109,7 @@ class TextTools(NamedTuple):
             raise NumsimError(
                 f"windows: a window is 2 tokens or more; got {window!r}; 256 is usual"
             )
-        if limit is not None and (not isinstance(limit, int | np.integer) or limit < 1):
-            raise NumsimError(f"windows: limit is 1 token or more, or None; got {limit!r}")
+        limit = _count("windows: limit", limit)
         first = self.first_ids(start)
         ids = (
             self.ids(text, limit=limit) if isinstance(text, str) else text.astype(np.int64)[:limit]
@@ -164,7 +166,8 @@ class TextTools(NamedTuple):
 
         With `total`, the texts up to the one with which they have more ids together.
         """
-        return self._own().encode(texts, special=True, longest=longest, total=total)
+        most = _count("sentences: longest", longest)
+        return self._own().encode(texts, special=True, longest=most, total=total)
 
     def batch(self, texts: Sequence[Text], longest: int | None = None) -> dict[str, Ids]:
         """Return texts, or pairs of texts, as `Model.run` takes them: ``run(**batch(texts))``.
@@ -207,7 +210,8 @@ class TextTools(NamedTuple):
         self, texts: Sequence[Text], longest: int | None = None, *, total: int | None = None
     ) -> list[tuple[Ids, Ids]]:
         """Return the ids and segments of each text, as `sentences` cuts it."""
-        most = self.max_positions if longest is None else longest
+        given = _count("batch: longest", longest)
+        most = self.max_positions if given is None else given
         return self._own().segmented(texts, longest=most, total=total)
 
     def padded(self, rows: Sequence[tuple[Ids, Ids]]) -> dict[str, Ids]:
@@ -219,6 +223,14 @@ class TextTools(NamedTuple):
             tokens[i, : len(ids)], keep[i, : len(ids)], types[i, : len(ids)] = ids, 1, segments
         given = {"tokens": tokens, "attention_mask": keep}
         return given | {"token_type_ids": types} if self.segments else given
+
+
+def _count(what: str, count: Any) -> int | None:
+    """Return a number of tokens as Python's own, which JSON takes."""
+    whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if count is not None and not (whole and 1 <= count < 1 << 63):
+        raise NumsimError(f"{what} is 1 token or more, below 2**63, or None; got {count!r:.40}")
+    return None if count is None else int(count)
 
 
 def _is_text(value: object) -> bool:
@@ -246,7 +258,7 @@ def load_text_tools(directory: str | Path) -> TextTools:
         raise NumsimError(f"load_text_tools: a folder is a str or Path; got {directory!r}")
     folder = find_folder(directory)
     path = folder / "tokenizer.json"
-    tokenizer = read_tokenizer(path) if path.is_file() else None
+    tokenizer = read_tokenizer(path) if _is_there(path) else None
     config = read_json(folder / "config.json")
     begin_key = "bos_token_id"
     if config.get(begin_key) is None:  # T5 begins with what its decoder starts from
@@ -265,11 +277,18 @@ def load_text_tools(directory: str | Path) -> TextTools:
     )
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file; a link to nothing is not the same as none."""
+    if path.is_symlink() and not path.exists():  # of a hub's cache that lost its blob
+        raise NumsimError(f"load_text_tools: {path} is a link to nothing; download it again")
+    return path.is_file()
+
+
 def _reads_segments(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether the network has segments and its tokenizer gives them, as transformers."""
     family = FAMILIES.get(str(config.get("model_type")))
     path = folder / "tokenizer_config.json"
-    names = read_json(path).get("model_input_names") if path.is_file() else None
+    names = read_json(path).get("model_input_names") if _is_there(path) else None
     said = not isinstance(names, list) or "token_type_ids" in names
     return said and family is not None and "token_types" in family.keys
 

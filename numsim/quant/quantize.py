@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -281,7 +282,7 @@ def _last_step(fmt: Format) -> float:
 
 def _computed_in(dtype: np.dtype[Any]) -> Any:
     """Return the type that holds the numbers of another: float32, or float64."""
-    named = dtype.kind == "V" and dtype.names is None  # bfloat16 and relatives
+    named = dtype.kind == "V" and hasattr(ml_dtypes, dtype.name)  # bfloat16 and relatives
     if not (dtype.kind in "iuf" or named) or dtype.itemsize > 8:
         raise NumsimError(
             f"quantize: inputs are float16, bfloat16, float32, float64 or integers; got "

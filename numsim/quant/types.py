@@ -83,6 +83,9 @@ class Quant:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
+        for name in ("granularity", "scale_format", "scale_rule", "rounding", "overflow"):
+            if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
+                raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
         fmt = get_format(self.format)
         object.__setattr__(self, "_fmt", fmt)
         object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
@@ -332,7 +335,7 @@ class QTensor:
                 if given is not None and given.dtype.kind == "c":
                     raise TypeError
                 values = None if given is None else np.array(given, np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise NumsimError("from_codes: scale is a real number or an array of them") from None
         if values is not None and np.isinf(values).any():
             raise NumsimError("from_codes: scales are finite in float32 (NaN: a NaN block)")

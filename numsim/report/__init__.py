@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from numsim.errors import NumsimError
+from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
 from numsim.report.figures import draw_figures
 from numsim.report.page import write_markdown
@@ -78,24 +78,18 @@ def write_report(results: Path, out: Path | None = None) -> list[Path]:
 
 def _save(files: dict[str, bytes], out: Path) -> list[Path]:
     """Write every file beside its place first, then move all of them there."""
-    waiting = {out / name: out / f".{name}.{os.getpid()}.part" for name in files}
+    found = {out / name: data for name, data in files.items()}
     if out.exists() and not out.is_dir():
         raise NumsimError(f"report: the output is a folder, and {out} is a file; name another")
-    for path in waiting:
+    for path in found:
+        check_regular(path, "report")
         if path.is_dir():
             raise NumsimError(f"report: {path} is a folder; remove it or name another output")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path, part in waiting.items():
-            part.write_bytes(files[path.name])
-        for path, part in waiting.items():
-            part.replace(path)
+        replace_files(found)
     except OSError as error:
         raise NumsimError(
             f"report: cannot write into {out}: {error.strerror}; name a folder you may write to"
         ) from None
-    finally:
-        for part in waiting.values():
-            if part.exists():
-                part.unlink()
-    return list(waiting)
+    return list(found)

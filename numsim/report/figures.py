@@ -126,8 +126,8 @@ def _layers(table: pd.DataFrame) -> Drawn:
     values = raw[np.isfinite(raw)]
     annotate = rows <= 80 and columns <= 40
     height = 0.21 * rows if annotate else min(0.05 * rows, 12.0)
-    names = [", ".join(map(_label, key)) for key in table.columns]
-    products = [_label(name) for name in table.index]
+    names = [", ".join(map(drawn_name, key)) for key in table.columns]
+    products = [drawn_name(name) for name in table.index]
     below, beside = max(map(len, names)), max(map(len, products))  # letters, about 0.07 inch each
     width = 2.6 + max(0.0, 0.07 * (beside - 12), 0.06 * (below - 36)) + 0.46 * columns
     figure = canvas(width, max(2.2, 0.8 + 0.05 * below) + height)
@@ -136,7 +136,7 @@ def _layers(table: pd.DataFrame) -> Drawn:
     image = axes.imshow(
         cells, cmap=mpl.colormaps["viridis"].with_extremes(bad="#dddddd"), aspect="auto"
     )
-    layers = [_label(str(name).split(".")[0]) for name in table.index]
+    layers = [drawn_name(str(name).split(".")[0]) for name in table.index]
     starts = [i for i, name in enumerate(layers) if i == 0 or layers[i - 1] != name]
     shown = range(rows) if annotate else starts
     axes.set_yticks(list(shown), [products[i] if annotate else layers[i] for i in shown])
@@ -207,7 +207,7 @@ def _points(
 def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, str]]) -> None:
     bottom.set_xlim(-0.6, len(lanes) - 0.4)
     bottom.set_xticks(
-        range(len(lanes)), [_label(name) for _, name in lanes], rotation=30, ha="right",
+        range(len(lanes)), [drawn_name(name) for _, name in lanes], rotation=30, ha="right",
         rotation_mode="anchor",
     )  # fmt: skip
     bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
@@ -230,9 +230,9 @@ def _legend(figure: Figure, cases: pd.DataFrame) -> None:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
     entries = [entry("unit", "", "none")]
-    entries += [entry(_label(n), "s", c, markersize=7) for n, c in _colours(cases).items()]
+    entries += [entry(drawn_name(n), "s", c, markersize=7) for n, c in _colours(cases).items()]
     entries += [entry("scales", "", "none")]
-    entries += [entry(_label(n), mark, "#555555") for n, mark in _markers(cases).items()]
+    entries += [entry(drawn_name(n), mark, "#555555") for n, mark in _markers(cases).items()]
     entries += [
         entry("products", "", "none"),
         entry("exact emulation", "o", "#555555", markersize=5.5),
@@ -258,7 +258,7 @@ def _colours(cases: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(names, spread, strict=True))
 
 
-def _label(name: object) -> str:
+def drawn_name(name: object) -> str:
     """Return a name as it may stand in a figure: printable, not empty, not as long as a page."""
     return shorten(name, LONGEST).lstrip("_") or "none"  # an underscore would hide a legend entry
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from numsim.errors import NumsimError
-from numsim.report.figures import STYLE, Drawn, canvas, save_png
-from numsim.report.page import code_span, table_lines
+from numsim.files import plain_cell
+from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
+from numsim.report.page import code, table_lines
 
 KEYS = ("recipe", "seed", "step", "name", "role", "format", "histogram")
 RATES = ("saturation_rate", "underflow_rate", "zero_rate", "moved_rate")
@@ -54,6 +55,8 @@ def read_tensors(curves: Path, recipes: set[str]) -> pd.DataFrame | None:
             f"report: {path} has no column {missing[0]}; remove it, or give the file that numsim "
             "train --watch wrote"
         )
+    for name in frame.columns.difference(list(NUMBERS)):
+        frame[name] = frame[name].map(plain_cell)
     for name in NUMBERS:
         text = frame[name]
         numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
@@ -105,8 +108,8 @@ def tensor_lines(tensors: pd.DataFrame, drawn: dict[str, Drawn]) -> list[str]:
     """Return the section of the report."""
     body = [
         [
-            code_span(row["recipe"]), str(row["kind"]), code_span(row["name"]),
-            code_span(row["format"]),
+            code(row["recipe"]), str(row["kind"]), code(row["name"]),
+            code(row["format"]),
             f"{row['amax']:.3g}",
             *("" if math.isnan(row[rate]) else f"{100 * row[rate]:.2f}" for rate in RATES),
         ]
@@ -181,8 +184,9 @@ def _panel(axes: Any, row: Any) -> None:
         axes.axvline(edge, color="#0072B2", linewidth=0.9)
     if counts.size:
         axes.bar(powers + 0.5, 100 * counts / counts.sum(), width=1.0, color="#D55E00", linewidth=0)
+    recipe, name, fmt = (drawn_name(row[key]) for key in ("recipe", "name", "format"))
     axes.set_title(
-        f"{row['recipe']}: {row['name']}\n{row['format']}, to zero "
+        f"{recipe}: {name}\n{fmt}, to zero "
         f"{100 * row['underflow_rate']:.1f} %, saturated {100 * row['saturation_rate']:.1f} %",
         fontsize=7,
         parse_math=False,
@@ -202,8 +206,8 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
         line = values.loc[name].sort_index()
         style = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[at // len(COLOURS) % 3]
         axes.plot(
-            line.index, line, label=name, color=COLOURS[at % len(COLOURS)], linestyle=style,
-            linewidth=1.4,
+            line.index, line, label=drawn_name(name), color=COLOURS[at % len(COLOURS)],
+            linestyle=style, linewidth=1.4,
         )  # fmt: skip
     axes.set_xlabel("step")
     axes.set_ylabel("values or codes that moved (%)")

@@ -14,9 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from numsim.errors import NumsimError
-from numsim.report.figures import STYLE, Drawn, canvas, save_png
-from numsim.report.page import code_span, table_lines
+from numsim.errors import NumsimError, printable
+from numsim.files import plain_cell
+from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
+from numsim.report.page import code, table_lines, text
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
@@ -64,6 +65,8 @@ def read_curves(path: Path) -> pd.DataFrame:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
     if not isinstance(frame.index, pd.RangeIndex):
         raise NumsimError(f"report: a line of {path} has more cells than the first names")
+    for name in frame.columns.difference(list(NUMBERS)):
+        frame[name] = frame[name].map(plain_cell)
     for name in NUMBERS:
         text = frame[name] if name in frame else pd.Series("", index=frame.index)
         numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
@@ -139,7 +142,7 @@ def findings(table: pd.DataFrame) -> list[str]:
     for recipe, row in table.iterrows():
         if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
-                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"{code(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
                 f"hardly suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
             )
     pairs = [
@@ -161,14 +164,14 @@ def findings(table: pd.DataFrame) -> list[str]:
         if back > COST:
             said.append(
                 f"Stochastic rounding gives {back:.1f} of them back to "
-                f"{code_span(str(rne).removesuffix('_stored_rne'))} "
+                f"{code(str(rne).removesuffix('_stored_rne'))} "
                 f"({table.loc[sr, 'accuracy']:.1f} %)."
             )
     for recipe, row in table.iterrows():
         if row["gain"] < -30 and not str(recipe).endswith("_rne"):
             why = f": {row['lost']:.0f} % of its gradient elements become 0"
             said.append(
-                f"{code_span(recipe)} does not learn ({row['accuracy']:.1f} %)"
+                f"{code(recipe)} does not learn ({row['accuracy']:.1f} %)"
                 f"{why if row['lost'] >= 90 else ''}."
             )
     return said
@@ -179,21 +182,21 @@ def _language_findings(table: pd.DataFrame) -> list[str]:
     said = []
     for recipe, row in table.iterrows():
         change = row["ppl_gain"]
-        text = _pair(change, row["ppl_gain_stderr"], "+.1f")
+        percent = _pair(change, row["ppl_gain_stderr"], "+.1f")
         if row["lost"] >= 30 and change < 1:
             said.append(
-                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
-                f"hardly suffers: its perplexity differs from that of `float32` by {text} %."
+                f"{code(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"hardly suffers: its perplexity differs from that of `float32` by {percent} %."
             )
         elif change >= 1 and not change < CLEAR * row["ppl_gain_stderr"]:
-            said.append(f"{code_span(recipe)} costs {text} % of perplexity.")
+            said.append(f"{code(recipe)} costs {percent} % of perplexity.")
     perplexity: dict[str, float] = {str(name): row["perplexity"] for name, row in table.iterrows()}
     for rne in (name for name in perplexity if name.endswith("_stored_rne")):
         sr = f"{rne.removesuffix('_rne')}_sr"
         if sr in perplexity and perplexity[sr] < 0.99 * perplexity[rne]:
             said.append(
                 f"Stochastic rounding of the *stored* weight brings "
-                f"{code_span(rne.removesuffix('_stored_rne'))} from perplexity "
+                f"{code(rne.removesuffix('_stored_rne'))} from perplexity "
                 f"{perplexity[rne]:.1f} to {perplexity[sr]:.1f}."
             )
     return said
@@ -202,7 +205,7 @@ def _language_findings(table: pd.DataFrame) -> list[str]:
 def summary_text(path: Path) -> str:
     """Return the table of a CSV file of curves as text of at most 80 columns."""
     table = summary(read_curves(path))
-    table.index = [" ".join(str(name).split()) for name in table.index]
+    table.index = [printable(name) for name in table.index]
     width = max(len("recipe"), *(len(name) for name in table.index))
     perplexity = bool(table["perplexity"].notna().any())
     over = "vs float32 %" if perplexity else "vs float32"
@@ -254,7 +257,7 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     seeds = sorted(curves["seed"].dropna().unique())
     seen = "Perplexity" if curves["test_perplexity"].notna().any() else "Accuracy"
     lines = [
-        f"- {code_span(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
+        f"- {code(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
         f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
         f"- {seen} and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
@@ -264,17 +267,16 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
         lines.append("- One seed has no spread: differences of a few points may be chance.")
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
-            values = ", ".join(code_span(value) for value in dict.fromkeys(curves[name]) if value)
+            values = ", ".join(code(value) for value in dict.fromkeys(curves[name]) if value)
             lines.append(f"- {name.replace('_', ' ')}: {values}.")
     short = steps[steps < steps.max()]
     if not short.empty:
-        named = ", ".join(f"{code_span(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
+        named = ", ".join(f"{code(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
         lines.append(f"- Stopped early: {named}.")
     if "error" in curves:
         wrong = curves[curves["error"] != ""]
         lines += [
-            f"- {code_span(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}"
-            for r in wrong.itertuples()
+            f"- {code(r.recipe)} seed {r.seed:.0f}: {text(r.error)}" for r in wrong.itertuples()
         ]
     return lines
 
@@ -295,16 +297,6 @@ def _main(row: Any, *, perplexity: bool) -> str:
     return _pair(row["accuracy"], row["accuracy_sd"], ".1f")
 
 
-def _plain(text: object) -> str:
-    r"""Return a sentence as Markdown that shows it, on one line.
-
-    >>> print(_plain("a*b <c>"))
-    a\*b &lt;c>
-    """
-    line = " ".join(str(text).split()).replace("\\", "\\\\").replace("<", "&lt;")
-    return line.replace("*", "\\*").replace("`", "\\`").replace("[", "\\[")
-
-
 def _gain(row: Any, *, perplexity: bool) -> tuple[float, float]:
     """Return the difference from float32 and its standard error: points, or % of perplexity."""
     kind = "ppl_gain" if perplexity else "gain"
@@ -322,7 +314,7 @@ def _results(table: pd.DataFrame) -> list[str]:
         gain, stderr = _gain(row, perplexity=language)
         same = abs(gain) < CLEAR * stderr
         body.append([
-            code_span(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
+            code(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
             _pair(row["loss"], row["loss_sd"], ".3f"),
             _pair(gain, stderr, "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
@@ -406,7 +398,7 @@ def _draw(axes: Axes, values: pd.Series) -> None:
         x, mean = by_seed.index.to_numpy(float), by_seed.mean(axis=1).to_numpy()
         spread = by_seed.std(axis=1, ddof=1).fillna(0.0).to_numpy()
         alone = "o" if len(x) == 1 else ""  # a line of one point cannot be seen
-        axes.plot(x, mean, label=name, linewidth=1.6, marker=alone, **style)
+        axes.plot(x, mean, label=drawn_name(name), linewidth=1.6, marker=alone, **style)
         if np.any(spread > 0):
             axes.fill_between(
                 x, mean - spread, mean + spread, color=style["color"], alpha=0.08, linewidth=0

@@ -27,11 +27,11 @@ from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
+from numsim.processes import in_processes
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.inputs import Inputs, Text, read_inputs
-from numsim.sweep.jobs import in_processes
 from numsim.sweep.operators import (
     Reference,
     cosine,
@@ -208,7 +208,9 @@ def _run_cases(
             if isinstance(plan.model, Model):  # as it is now, without what it has packed
                 given = replace(model, cache=OperandCache(_share(plan)))
                 plan = plan.model_copy(update={"model": given})
-            results = in_processes(_start, plan, _work, sent, jobs=plan.jobs)
+            results: Iterator[list[dict[str, Any]]] = in_processes(
+                _start, plan, _work, sent, jobs=plan.jobs, who="sweep"
+            )
         else:
             known = _absolute(plan), todo[0].model_hash, todo[0].text_hash
             results = on_cluster(_start_elsewhere, known, _work, sent, address=plan.scheduler)

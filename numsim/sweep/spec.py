@@ -177,7 +177,8 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
     if isinstance(spec, SweepSpec):
         fields = {name: getattr(spec, name) for name in spec.model_fields_set}
     else:
-        fields = read_toml(spec, "sweep") if isinstance(spec, str | Path) else spec or {}
+        given = {} if spec is None else spec
+        fields = read_toml(given, "sweep") if isinstance(given, str | Path) else given
     if not isinstance(fields, dict):
         raise NumsimError(
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.convert import encode
 from numsim.errors import NumsimError
-from numsim.files import check_regular
+from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
@@ -100,7 +101,7 @@ def export_vectors(
         ],
         "target": found.target.to_toml(),
     }
-    written = []
+    files: dict[Path, bytes] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (fmt, bits, words) in arrays.items():
@@ -110,20 +111,21 @@ def export_vectors(
             head = f"// {name}: {fmt}, {bits} bits, shape {shape}, row-major\n"
             digits = -(-bits // 4)
             lines = "\n".join(f"{word:0{digits}x}" for word in words.ravel().tolist())
-            file.write_text(f"{head}{lines}\n", encoding="ascii")
-            written.append(file)
+            files[file] = f"{head}{lines}\n".encode("ascii")
         words_only: dict[str, Any] = {
             name: words.astype(f"u{next(n for n in (1, 2, 4, 8) if bits <= 8 * n)}")
             for name, (_, bits, words) in arrays.items()
         }
         file = folder / "vectors.npz"
         check_regular(file, "export_vectors")
-        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **words_only)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, meta=np.array(json.dumps(meta)), **words_only)
+        replace_files(files | {file: packed.getvalue()})
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NumsimError(
             f"export_vectors: cannot write {folder}: {error}; give a folder that can be written"
         ) from None
-    return (*written, file)
+    return (*files, file)
 
 
 _Words = tuple[str, int, NDArray[np.unsignedinteger[Any]]]

@@ -13,8 +13,17 @@ from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.files import read_toml
 from numsim.float_state import known_floats
+from numsim.formats import Format
+from numsim.formats.toml import fields_from_table
 from numsim.models import Rule as Product
-from numsim.models.recipe import inline_toml, quant_table, rule_from_table, rule_text
+from numsim.models.recipe import (
+    beside,
+    inline_toml,
+    quant_from_table,
+    quant_table,
+    rule_from_table,
+    rule_text,
+)
 from numsim.quant import Quant, as_quant
 from numsim.train.scaling import DelayedScaling
 
@@ -230,7 +239,9 @@ class Recipe:
         """  # noqa: D205
         tables = read_toml(path, "train.Recipe.from_toml")
         rows = tables.pop("rule", [])
-        seed, storage = tables.pop("seed", 0), tables.pop("storage", None)
+        folder = Path(path).parent
+        seed, storage = tables.pop("seed", 0), beside(tables, folder).pop("storage", None)
+        tables.pop("storage", None)
         if tables or not isinstance(rows, list) or not rows:
             raise NumsimError(
                 f"train.Recipe.from_toml: {path} holds seed, storage and [[rule]] tables only; got "
@@ -241,24 +252,19 @@ class Recipe:
             try:
                 if not isinstance(row, Mapping):
                     raise NumsimError(f"a rule is a table, [[rule]]; got {row!r:.60}")
-                rules.append(_from_table(dict(row)))
+                rules.append(_from_table(beside(row, folder)))
             except NumsimError as error:
                 raise NumsimError(f"train.Recipe.from_toml: {path}: rule {at}: {error}") from None
-        return cls(tuple(rules), seed, _quant(storage))
+        try:
+            return cls(tuple(rules), seed, _quant(storage))
+        except NumsimError as error:
+            raise NumsimError(f"train.Recipe.from_toml: {path}: {error}") from None
 
 
 def _quant(value: Any) -> Quant | None:
     if value is None:
         return None
-    if isinstance(value, Mapping):
-        table: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
-        }
-        try:
-            return Quant(**table)
-        except TypeError as error:
-            raise NumsimError(f"a Quant table has the fields of Quant; {error}") from None
-    return as_quant(value)
+    return quant_from_table(value) if isinstance(value, Mapping) else as_quant(value)
 
 
 def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
@@ -282,8 +288,11 @@ def _from_table(row: dict[str, Any]) -> tuple[str, Rule]:
             raise NumsimError(f"match belongs to the rule, not to {name}; write it above {name}")
         row[name] = rule_from_table({"match": glob, **row[name]})[1]
     if isinstance(row.get("delayed"), Mapping):
+        delayed = dict(row["delayed"])
+        if isinstance(delayed.get("format"), Mapping):
+            delayed["format"] = Format(**fields_from_table(delayed["format"]))
         try:
-            row["delayed"] = DelayedScaling(**row["delayed"])
+            row["delayed"] = DelayedScaling(**delayed)
         except TypeError as error:
             raise NumsimError(f"delayed has the fields of DelayedScaling; {error}") from None
     row["pointwise"] = _quant(row.get("pointwise"))

@@ -5,15 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +17,10 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
-from numsim.files import escape_cell
-from numsim.kernels.jit import limit_threads
+from numsim.files import check_regular, escape_cell
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
+from numsim.processes import in_processes
 from numsim.train.classifier import BATCH, LR, STEPS, classifier, classify, read_corpus
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, AdamW
@@ -197,42 +192,22 @@ def runs(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[Outcome]:
         for name, seed in todo:
             yield run(plan, name, seed, shared, tell)
         return
-    workers = min(plan.jobs, len(todo))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-        waiting = {pool.submit(_elsewhere, plan, name, seed): (name, seed) for name, seed in todo}
-        done: dict[tuple[str, int], Outcome] = {}
-        at = 0
-        for future in as_completed(waiting):
-            outcome = future.result()
-            done[waiting[future]] = outcome
+    made = in_processes(_start, plan, _work, todo, jobs=plan.jobs, who="train")
+    with closing(made) as outcomes:  # an interrupt waits for no run
+        for outcome in outcomes:
             last = outcome.rows[-1]["step"] if outcome.rows else 0
             tell(outcome.recipe, outcome.seed, last, last, math.nan)
-            while at < len(todo) and todo[at] in done:  # in the order of one process
-                yield done.pop(todo[at])
-                at += 1
+            yield outcome
 
 
-def _one_thread() -> None:
-    """Begin a process of one thread that ends with the one that began it, however that ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    limit_threads(1)
+def _start(plan: Plan) -> tuple[Plan, Any]:
+    """Return what a process needs for every run."""
+    return plan, _prepare(plan)
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-_PREPARED: dict[Plan, Any] = {}
-
-
-def _elsewhere(plan: Plan, name: str, seed: int) -> Outcome:
-    if plan not in _PREPARED:
-        _PREPARED[plan] = _prepare(plan)
-    return run(plan, name, seed, _PREPARED[plan], lambda *_: None)
+def _work(state: tuple[Plan, Any], case: tuple[str, int]) -> Outcome:
+    plan, shared = state
+    return run(plan, *case, shared, lambda *_: None)
 
 
 def _prepare(plan: Plan) -> Any:
@@ -258,6 +233,7 @@ def _prepare(plan: Plan) -> Any:
     if plan.text is None:
         text = bundled_text()
     else:
+        check_regular(plan.text, "train: cannot read the text")
         try:
             text = plan.text.read_bytes().decode("utf-8")
         except (OSError, ValueError) as error:
@@ -340,11 +316,14 @@ def _row(
 def check_writable(path: Path) -> None:
     """Raise where a file cannot be written, before the work that fills it.
 
+    A pipe or a device is refused: a file moved to its name would end it for the whole machine.
+
     Raises
     ------
     NumsimError
         Names the file.
     """
+    check_regular(path, "train: cannot write the curves")
     try:
         if path.is_dir():
             raise NumsimError(f"train: --out is a file; {path} is a folder")
@@ -370,6 +349,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) 
     NumsimError
         Where the folder cannot be written.
     """
+    check_regular(path, "train: cannot write the curves")
+    path = Path(os.path.realpath(path))  # a link stays one
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, get_format
+from numsim.formats import Format, get_format, kept_format
 from numsim.quant import QTensor, Quant
 
 _FLOAT32_MAX = np.float32(np.finfo(np.float32).max)
@@ -71,7 +71,7 @@ class DelayedScaling:
     zero_amax: str = "skip"
 
     def __post_init__(self) -> None:
-        get_format(self.format)
+        object.__setattr__(self, "format", kept_format(self.format))
         if not is_integer(self.history) or not 1 <= self.history <= 1 << 20:
             raise NumsimError(
                 f"DelayedScaling: history is an integer from 1 to 2**20; got {self.history!r}"

@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -140,3 +146,78 @@ def test_messages_that_are_all_trained_on_are_said_to_be_unscored(here):
     assert "float32  1" in made.output
     scored = run(*SMALL, "--recipes", "float32")
     assert "nothing was scored" not in scored.output
+
+
+def test_a_pipe_or_a_device_stays_what_it_is(here):
+    # a file moved to its name would replace it: as root --out /dev/null ended that for everyone
+    os.mkfifo(here / "pipe")
+    os.mkfifo(here / "c.tensors.csv")
+    for out, name in (("pipe", "pipe"), ("c.csv", "c.tensors.csv")):
+        made = run(*SMALL, "--recipes", "float32", "--out", out)
+        assert isinstance(made.exception, NumsimError)
+        assert f"{name} is a pipe, not a file" in str(made.exception)
+        assert stat.S_ISFIFO((here / name).stat().st_mode)
+    assert not (here / "c.csv").exists()
+    endless = run("--model", "tiny_llama", "--text", "/dev/zero")
+    assert "/dev/zero is a device, not a file" in str(endless.exception)
+
+
+def test_curves_go_through_a_link(here):
+    (here / "kept").mkdir()
+    (here / "curves.csv").symlink_to("kept/curves.csv")
+    assert run(*SMALL, "--recipes", "float32").exit_code == 0
+    assert (here / "curves.csv").is_symlink()
+    assert len(table("kept/curves.csv")) == 3
+
+
+JOBS = """
+    import os, signal, sys, threading, time
+
+    def children():
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline") as words:
+                    parent = int(stat.read().rpartition(")")[2].split()[1])
+                    if parent == os.getpid() and "spawn_main" in words.read():
+                        yield int(pid)
+            except OSError:
+                pass
+
+    def when_they_work(how, after):
+        while len(found := list(children())) < 2:
+            time.sleep(0.05)
+        time.sleep(float(after))
+        if how == "kill":
+            os.kill(found[0], signal.SIGKILL)
+        else:
+            os.killpg(0, signal.SIGINT)
+
+    if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from numsim.cli import main
+        threading.Thread(target=when_they_work, args=sys.argv[1:], daemon=True).start()
+        words = "train --recipes float32,int8 --steps 100000 --jobs 2"
+        sys.argv[1:] = words.split()
+        main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("how", "after", "code", "said"),
+    [
+        ("interrupt", "0", 130, "numsim: interrupted; no run had ended"),  # while they import
+        ("interrupt", "3", 130, "numsim: interrupted; no run had ended"),
+        ("kill", "3", 2, "numsim: train: one of 2 processes ended early"),
+    ],
+)
+def test_jobs_end_at_once_in_one_sentence(here, how, after, code, said):
+    # an interrupt waited for every run, queued ones too; a killed process was a traceback
+    (here / "w.py").write_text(textwrap.dedent(JOBS))
+    done = subprocess.run(
+        [sys.executable, "w.py", how, after], capture_output=True, text=True, cwd=here,
+        timeout=120, start_new_session=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

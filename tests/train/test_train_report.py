@@ -195,7 +195,7 @@ def test_odd_names_and_errors_stay_what_they_are(tmp_path):
     page = training_files(path)["report.md"].decode()
     assert "<script>" not in page
     assert "\n# z" not in page
-    assert "`` a\\|b`c # <b>*d* ``" in page
+    assert "`` a\\|b`c\\u000a# <b>*d* ``" in page
     for line in page.splitlines():
         if line.startswith("| `"):
             assert line.replace("\\|", "").count("|") == 7
@@ -223,3 +223,32 @@ def test_only_runs_that_failed(tmp_path):
     assert "step 2, x" in page
     assert "nan" not in page
     assert "fp8" in summary_text(path)
+
+
+NAMES = ["a`` <img src=x> ``b", "\x1b[31mred", "=1+1", "@f", "_hidden", "$\\x$", "a|b"]
+
+
+def test_no_name_of_a_recipe_runs_anywhere(tmp_path):
+    # two backticks ended the code span, ESC went to the terminal, "_" hid a line of the legend
+    path = file_of(tmp_path, *(rows(name, [0.9], error=f"<b>{name}") for name in NAMES))
+    page = training_files(path)["report.md"].decode()
+    for line in (
+        "| ` a`` <img src=x> ``b ` |", "| `\\u001b[31mred` |", "| `=1+1` |", "| `@f` |",
+        "| `a\\|b` |", "- `=1+1` seed 0: &lt;b&gt;=1+1",
+    ):  # fmt: skip
+        assert line in page
+    assert "<b>" not in page
+    assert "\x1b" not in page + summary_text(path)
+    assert "\n=1+1 " in summary_text(path)
+    assert list(summary(read_curves(path)).index) == NAMES
+    cells = path.read_text().splitlines()[5:]
+    assert all(line[0] in "'ae_$\"\\\x1b" for line in cells)  # no cell begins a formula
+
+
+def test_every_recipe_stands_in_the_legend(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    seen = []
+    monkeypatch.setattr(Figure, "legend", lambda *a, **_: seen.append(a[2]))
+    training_files(file_of(tmp_path, *(rows(name, [0.9]) for name in NAMES)))
+    assert [len(names) for names in seen] == [len(NAMES)] * 2

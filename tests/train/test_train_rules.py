@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +138,47 @@ def test_blocks_along_another_axis_than_the_product_sums():
     want = ns.matmul(ns.quantize(x, "mxfp8_e4m3"), ns.quantize(w.dequantize(), "mxfp8_e4m3").T,
                      target="ideal.fp32")  # fmt: skip
     np.testing.assert_array_equal(y, want)  # stored along N: decoded, and quantised along K
+
+
+OWN = replace(ns.get_format("e4m3"), bias=10)  # max 56; the table's of that name has 448
+TABLE = ns.Format("mine", "table", 2, 1, 0, table=(-1.0, 0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("own", [OWN, TABLE], ids=str)
+def test_a_format_of_ones_own_goes_through_toml_everywhere_in_a_recipe(tmp_path, own):
+    tiles = Quant(own, block=(2, 4), rounding="sr")
+    product = ns.Rule(own, tiles, "ideal.fp32")
+    rule = train.Rule(
+        forward=product, dgrad=product, wgrad=product, pointwise=tiles,
+        delayed=train.DelayedScaling(own, history=3),
+    )  # fmt: skip
+    recipe = train.Recipe((("*", rule),), storage=Quant(own))
+    (tmp_path / "r.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    again = train.Recipe.from_toml(tmp_path / "r.toml")
+    assert again == recipe
+    assert again.digest() == recipe.digest()
+    found = again.rules[0][1]
+    kept = (again.storage.fmt, found.pointwise.fmt, found.delayed.format, found.forward.weights.fmt)
+    assert kept == (own,) * 4
+    assert again != train.Recipe((("*", replace(rule, pointwise="e4m3")),), storage=Quant(own))
+
+
+def test_a_recipe_of_training_names_files_of_formats_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/own.toml").write_text(OWN.to_toml())
+    (tmp_path / "a/r.toml").write_text(
+        'storage = {format = "own.toml", rounding = "sr"}\n[[rule]]\nmatch = "*"\n'
+        'pointwise = "own.toml"\ndelayed = {format = "own.toml"}\n'
+        + "".join(f'{p} = {{weights = "own.toml"}}\n' for p in ("forward", "dgrad", "wgrad"))
+    )
+    monkeypatch.chdir(tmp_path)
+    found = train.Recipe.from_toml("a/r.toml")
+    rule = found.rules[0][1]
+    assert found.storage == Quant(OWN, rounding="sr")
+    assert rule.pointwise == rule.wgrad.weights == Quant(OWN)
+    assert rule.delayed.format == OWN
+    (tmp_path / "a/own.toml").unlink()  # a recipe holds the format, not the name of its file
+    state = rule.delayed.init()
+    assert rule.delayed.quantize([60.0, -1.0], state)[0].dequantize().tolist() == [56.0, -1.0]
+    with pytest.raises(NumsimError, match=r"r\.toml: .*own\.toml"):
+        train.Recipe.from_toml("a/r.toml")

@@ -1,11 +1,11 @@
-"""Cases in several processes: the results of one, in the same order."""
+"""Work in several processes: the results of one, in the same order."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,13 +26,14 @@ _STATE: list[Any] = []  # of a worker: what `start` returned
 
 def in_processes(
     start: Callable[[A], S], argument: A, work: Callable[[S, I], R], items: Sequence[I], *,
-    jobs: int,
-) -> Iterator[R]:  # fmt: skip
+    jobs: int, who: str,
+) -> Generator[R]:  # fmt: skip
     """Yield ``work(start(argument), item)`` in order; each of `jobs` processes starts once.
 
     The processes share the threads of this one. They are fresh interpreters (no fork: threads do
     not survive one), so `start`, `work` and what they take must be importable and picklable. They
-    end with this one, however it ends, and at once where the caller closes the iterator.
+    end with this one, however it ends, and at once where the caller closes the iterator. `who`
+    begins the message of an error.
 
     Raises
     ------
@@ -53,8 +54,8 @@ def in_processes(
         done = True
     except BrokenProcessPool:
         raise NumsimError(
-            f"sweep: one of {jobs} processes ended early, as for want of memory, or the script "
-            'that calls sweep lacks `if __name__ == "__main__":`; use fewer jobs, or --resume'
+            f"{who}: one of {jobs} processes ended early, as for want of memory, or the script "
+            f'that calls {who} lacks `if __name__ == "__main__":`; use fewer jobs, or --resume'
         ) from None
     finally:
         if not done:
