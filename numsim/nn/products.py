@@ -189,6 +189,7 @@ class Operands:
     sources: dict[str, Any]  # x, w, g: float32 arrays, or QTensors that are stored
     weights: dict[Any, QTensor] = field(default_factory=dict)  # of w: steps of a cell share them
     made: dict[Any, QTensor] = field(default_factory=dict)
+    at: tuple[object, ...] = ()  # tells this product from others of its name in a pass, for draws
 
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
@@ -239,8 +240,9 @@ class Operands:
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
             return {}
-        c = self.context
-        return {"seed": stream_key(c.seed, self.name, tensor, axis, c.step)}
+        # Of w the codes of the first product serve all others of its name.
+        c, at = self.context, () if tensor == "w" else self.at
+        return {"seed": stream_key(c.seed, self.name, tensor, axis, *at, c.step)}
 
     def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
         # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
@@ -259,11 +261,13 @@ def _role(tensor: str) -> str:
 
 
 def forward_product(
-    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None
-) -> tuple[Array, tuple[Any, ...]]:
+    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None,
+    at: tuple[object, ...] = (),
+) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
     """Return y = x W^T [..., M, N], and what `backward_product` needs.
 
-    `weights` keeps the codes of W for further products with the same W.
+    `weights` keeps the codes of W for further products with the same W, which `at` tells apart:
+    each has random bits of its own.
     """
     rule = context.rule(name)
     if not x.size:
@@ -273,7 +277,7 @@ def forward_product(
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights
-    operands = Operands(context, name, rule, {"x": x, "w": w}, kept)
+    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at)
     one = rule.forward
     left = operands.get("x", one.activations, -1)
     return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
@@ -290,8 +294,9 @@ def backward_product(
     kept: Operands = saved[0]
     # A tape may be read again, and then with another gradient.
     operands = Operands(
-        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made)
-    )
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
+        kept.at,
+    )  # fmt: skip
     rule, dx, dw = kept.rule, None, None
     if inputs:
         one = rule.dgrad
@@ -321,7 +326,10 @@ def _weight_gradient(operands: Operands) -> Array:
         wide = np.zeros((*source.shape[:-2], source.shape[-1], -(-rows // size) * size), np.float32)
         wide[..., :rows] = np.swapaxes(source, -1, -2)
         turned[tensor] = hadamard(wide, signs)  # zeros that fill a group add nothing
-    own = Operands(c, operands.name, replace(rule, source="high"), turned, {})
+    # Other values than those of dgrad and forward: other draws.
+    own = Operands(
+        c, operands.name, replace(rule, source="high"), turned, {}, at=("hadamard", *operands.at)
+    )
     left = own.get("g", one.activations, -1)
     return _multiply(left, own.get("x", one.weights, -1).T, one)
 

@@ -74,7 +74,7 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     step = None if one_call is not None else fused.forward_step(c, name, weight_h, codes)
     with _threads(batch, weight_h):
         for t in range(done, steps):
-            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t], before_c[:, t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
@@ -116,31 +116,31 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            dh = _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = _through(c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here)
     fused.count(c, lost)
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
 
 
 def _forward(
-    c: Context, name: str, step: fused.Step | None, h: Array, weight_h: Any,
+    c: Context, name: str, step: fused.Step | None, t: int, h: Array, weight_h: Any,
     codes: dict[Any, QTensor],
 ) -> tuple[Array, Any]:  # fmt: skip
-    """Return the product of a step, and what its way back needs; None: `step` did it."""
+    """Return the product of step `t`, and what its way back needs; None: `step` did it."""
     hw = None if step is None else step(h)
-    return forward_product(c, name, h, weight_h, codes) if hw is None else (hw, None)
+    return forward_product(c, name, h, weight_h, codes, (t,)) if hw is None else (hw, None)
 
 
 def _through(
-    c: Context, name: str, step: fused.Step | None, saved: Any, h: Array, weight_h: Any,
+    c: Context, name: str, step: fused.Step | None, t: int, saved: Any, h: Array, weight_h: Any,
     codes: dict[Any, QTensor], g: Array,
 ) -> Array:  # fmt: skip
-    """Return the gradient of the state before a step; `saved` of its product, None: fused."""
+    """Return the gradient of the state before step `t`; `saved` of its product, None: fused."""
     done = None if step is None else step(g)
     if done is not None:
         return done
     if saved is None:
         sources = {"x": np.ascontiguousarray(h), "w": weight_h}
-        saved = (Operands(c, name, c.rule(name), sources, codes),)
+        saved = (Operands(c, name, c.rule(name), sources, codes, at=(t,)),)
     dh, _ = backward_product(c, saved, g, weights=False)
     assert dh is not None
     return dh
@@ -195,7 +195,7 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
     with _threads(batch, weight_h):
         for t in range(steps):
-            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t] = last_h
             new_h = np.empty_like(last_h)
@@ -230,6 +230,8 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
                 batch,
             )
             here = np.ascontiguousarray(dh_gates[:, t])
-            dh = dh + _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = dh + _through(
+                c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here
+            )
     fused.count(c, lost)
     return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)

@@ -45,7 +45,7 @@ def forward(
         A `numsim.train.Recipe`: float32, products as it says. None: float64 throughout.
     step
         Number of the update, for stochastic rounding: its random bits are a function of the
-        recipe's seed, product, tensor, step and element alone.
+        recipe's seed, product, tensor, update, step of the sequence (LSTM, GRU) and element alone.
     scaling
         Delayed scales by product and tensor, read and extended by this call and by `backward`.
         None: new ones.

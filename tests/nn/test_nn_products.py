@@ -196,8 +196,48 @@ def test_nvfp4_tiles_random_signs_and_stochastic_gradients(step):
     gh, xh = (train.hadamard(np.pad(v.T, ((0, 0), (0, 5))), signs) for v in (g, x))
     np.testing.assert_allclose(gh, gt, atol=1e-9, rtol=1e-4)
     np.testing.assert_allclose(xh, xt, atol=1e-5)
+    seed = stream(7, name, "g", -1, "hadamard", step)  # other draws than dgrad's
     gq, xq = ns.quantize(gh, drawn, seed=seed), ns.quantize(xh, rows)
     same(dw, ns.matmul(gq, xq.T, target=t))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_each_step_of_a_sequence_draws_for_itself(cell):
+    """A state that stands still is rounded up here and down there, not the same way each step."""
+    drawn = Quant(E4M3, rounding="sr")
+    one = ns.Rule(drawn, E4M3)
+    recipe = train.Recipe((("*", train.Rule(one, one, one)),), seed=3)
+    rows, hidden, steps = 4 if cell is nn.LSTM else 3, 40, 6
+    params = {
+        "weight_ih": np.zeros((rows * hidden, 2)), "weight_hh": np.zeros((rows * hidden, hidden)),
+        "bias_ih": np.zeros(rows * hidden), "bias_hh": np.zeros(rows * hidden),
+    }  # fmt: skip
+    if cell is nn.LSTM:  # no input, all of the state, an output of one half
+        params["bias_ih"][: 2 * hidden] = np.repeat([-500.0, 500.0], hidden)
+    else:  # z = 1: h stays
+        params["bias_ih"][hidden : 2 * hidden] = 500.0
+    params["weight_hh"][-1, -1] = 1e-30
+    rng = np.random.default_rng(0)
+    h0, c0 = rng.normal(size=(2, 3, hidden)).astype(np.float32)
+    if cell is nn.LSTM:
+        h0 = np.float32(0.5) * np.tanh(c0).astype(np.float32)
+    seen = []
+    given = (np.zeros((3, steps, 2)), h0, *([c0] if cell is nn.LSTM else []))
+    y, tape = nn.forward(cell(2, hidden), params, *given, recipe=recipe, step=9,
+                         watch=lambda *row: seen.append(row))  # fmt: skip
+    states = [(v, q) for name, tensor, v, q in seen if (name, tensor) == ("recurrent", "x")]
+    assert len(states) == steps
+    for t, (values, q) in enumerate(states):
+        key = stream(3, "recurrent", "x", -1, t, 9)
+        np.testing.assert_array_equal(q.codes, ns.quantize(values, drawn, seed=key).codes)
+    assert np.array_equal(states[1][0], states[2][0])
+    assert not np.array_equal(states[1][1].codes, states[2][1].codes)
+    seen.clear()
+    nn.backward(tape, *(np.ones_like(part) for part in y))
+    back = [(v, q) for name, tensor, v, q in seen if (name, tensor) == ("recurrent", "g")]
+    for t, (values, q) in zip(reversed(range(steps)), back[:steps], strict=True):
+        key = stream(3, "recurrent", "g", -1, t, 9)
+        np.testing.assert_array_equal(q.codes, ns.quantize(values, drawn, seed=key).codes)
 
 
 def philox_word(i, key):
