@@ -195,10 +195,11 @@ class Operands:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
         wanted = RAW if quant is None else as_quant(quant)
         tiles = isinstance(wanted.block, tuple) and wanted.block[0] == wanted.block[1]
-        key = tensor, wanted, None if wanted.granularity in ONE_SCALE or tiles else axis
+        shared = wanted.granularity in ONE_SCALE or tiles
+        key = tensor, wanted, None if shared else axis
         made = self.weights if tensor == "w" else self.made
-        if key not in made:
-            made[key] = self._make(tensor, wanted, axis)
+        if key not in made:  # codes that both axes share do not depend on who asks first
+            made[key] = self._make(tensor, wanted, -1 if shared else axis)
         return made[key]
 
     def turned_weight(self, quant: Any) -> QTensor:

@@ -88,10 +88,14 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
         saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
         codes,
     )  # fmt: skip
-    return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
+    return r.apply_many(
+        _lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept, chooses=True
+    )
 
 
-def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array) -> Any:
+def _lstm_back(
+    c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array, *, wanted: tuple[bool, ...]
+) -> Any:
     saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dgates = np.empty_like(gates)
@@ -118,7 +122,7 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
             here = np.ascontiguousarray(dgates[:, t])
             dh = _through(c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here)
     fused.count(c, lost)
-    return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
+    return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, wanted, dh, dc)
 
 
 def _forward(
@@ -148,19 +152,22 @@ def _through(
 
 def _all_steps(
     c: Context, saved_x: Any, before_h: Array, weight_h: Any, dx_gates: Array, dh_gates: Array,
-    prefix: str, count: int, *states: Any,
+    prefix: str, count: int, wanted: tuple[bool, ...], *states: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Gradients of x, the states, both weights and both biases, from those of all steps."""
     batch, steps, width = dx_gates.shape
     flat_x = dx_gates.reshape(-1, width)
-    dx, dw_x = backward_product(c, saved_x, flat_x)
-    assert dx is not None
+    first = 1 + len(states)  # among the inputs: x, states, weight_ih, weight_hh, biases
+    dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first])
     flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
     all_h = before_h.reshape(-1, before_h.shape[-1])
-    dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
+    dw_h = None
+    if wanted[first + 1]:
+        dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
     db_x = cells.column_sums(flat_x)
     db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
-    return dx.reshape(batch, steps, -1), *states, *(dw_x, dw_h, db_x, db_h)[:count]
+    dx = None if dx is None else dx.reshape(batch, steps, -1)
+    return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 
 def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Array:
@@ -206,10 +213,12 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
                 rounded_cells.gru_cell(rounded, t, *each)
             h[:, t], last_h = new_h, new_h
     kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params), codes)
-    return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)
+    return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept, chooses=True)
 
 
-def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
+def _gru_back(
+    c: Context, saved: Any, dy: Array, dh_last: Array, *, wanted: tuple[bool, ...]
+) -> Any:
     saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
@@ -234,4 +243,6 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
                 c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here
             )
     fused.count(c, lost)
-    return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)
+    return _all_steps(
+        c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, wanted, dh
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,9 @@ def forward(
 
 
 @known_floats
-def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...], Params]:
+def backward(
+    tape: Tape, *upstream: ArrayLike, wanted: Collection[int | str] | None = None
+) -> tuple[tuple[Array | None, ...], Params]:
     """Return the gradients of inputs and parameters.
 
     Parameters
@@ -124,17 +126,27 @@ def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...]
         Of `forward`.
     upstream
         The gradient that arrives at each output, of its shape.
+    wanted
+        Names of parameters and places of inputs whose gradients are computed, and nothing that
+        only others need; None: all. So frozen weights cost no product.
 
     Returns
     -------
     inputs, params
-        A tuple in the order of the inputs, None for integers; a dict by parameter. Parameters
-        that the outputs do not depend on have zeros.
+        A tuple in the order of the inputs, None for integers and what is not wanted; a dict by
+        parameter, of the wanted ones. Parameters that the outputs do not depend on have zeros.
 
     Raises
     ------
     NumsimError
-        For another number of gradients than outputs, or another shape.
+        For another number of gradients than outputs, another shape, or an unknown name.
+
+    Examples
+    --------
+    >>> layer = layers.Linear(2, 1, bias=False)
+    >>> _, tape = forward(layer, {"weight": [[1.0, 2.0]]}, [[3.0, 4.0]])
+    >>> backward(tape, [[1.0]], wanted=["weight"])
+    ((None,), {'weight': array([[3., 4.]])})
     """
     if not isinstance(tape, Tape):
         raise NumsimError(f"nn.backward: the tape of nn.forward; got {type(tape).__name__}")
@@ -143,14 +155,31 @@ def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...]
             f"nn.backward: one gradient for each of {len(tape.outputs)} outputs; got "
             f"{len(upstream)}"
         )
-    found = run_back(tape, upstream)
+    names = [name for name, _, _ in tape.params]
+    chosen: Any = (*range(len(tape.inputs)), *names) if wanted is None else wanted
+    if isinstance(chosen, str) or not isinstance(chosen, Collection):
+        chosen = (chosen,)
+    places = range(len(tape.inputs))
+    unknown = [
+        one for one in chosen
+        if not (one in names if isinstance(one, str) else is_integer(one) and one in places)
+    ]  # fmt: skip
+    if unknown:
+        raise NumsimError(
+            f"nn.backward: wanted holds names of parameters and places of {len(tape.inputs)} "
+            f"inputs; got {unknown[0]!r:.60}{near_names(str(unknown[0]), names)}"
+        )
+    params = [row for row in tape.params if row[0] in chosen]
+    inputs = [slot if at in chosen else None for at, slot in enumerate(tape.inputs)]
+    slots = {slot for slot in (*inputs, *(slot for _, slot, _ in params)) if slot is not None}
+    found = run_back(tape, upstream, slots)
 
     def gradient(slot: int | None, shape: tuple[int, ...]) -> Array:
         g = None if slot is None else found[slot]
         return np.zeros(shape, tape.context.dtype) if g is None else g
 
-    given = tuple(None if s is None else gradient(s, tape.shapes[s]) for s in tape.inputs)
-    return given, {name: gradient(slot, shape) for name, slot, shape in tape.params}
+    given = tuple(None if s is None else gradient(s, tape.shapes[s]) for s in inputs)
+    return given, {name: gradient(slot, shape) for name, slot, shape in params}
 
 
 def check_params(layer: Any, params: Params) -> None:
