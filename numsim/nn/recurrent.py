@@ -88,9 +88,7 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
         saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
         codes,
     )  # fmt: skip
-    return r.apply_many(
-        _lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept, chooses=True
-    )
+    return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept, chooses=True)
 
 
 def _lstm_back(
@@ -243,6 +241,4 @@ def _gru_back(
                 c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here
             )
     fused.count(c, lost)
-    return _all_steps(
-        c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, wanted, dh
-    )
+    return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, wanted, dh)

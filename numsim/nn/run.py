@@ -12,6 +12,7 @@ from numsim.arguments import as_array, is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.nn import layers, ops
+from numsim.nn.convolution import convolution
 from numsim.nn.products import Context, Watch
 from numsim.nn.recurrent import gru, lstm
 from numsim.nn.tape import Recorder, Tape, run_back
@@ -407,85 +408,11 @@ def _flatten(r: Recorder, layer: layers.Flatten, prefix: str, inputs: list[Any])
     return (ops.reshape(r, x, np.shape(r.values[x])[0], -1),)
 
 
-def _convolution(
-    r: Recorder, prefix: str, x: int, layer: Any, sizes: tuple[tuple[int, int, int, int], ...]
-) -> int:
-    """Patches of x [B, C, ...] times the kernels.
-
-    `sizes`: (kernel, stride, padding, dilation) an axis.
-    """
-    shape = np.shape(r.values[x])
-    batch, spatial = shape[0], shape[2:]
-    padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p, _ in sizes]
-    out = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, (k, s, p, d) in zip(spatial, sizes, strict=True)
-    )
-    if min(out) < 1:
-        raise NumsimError(
-            f"nn.{type(layer).__name__}: the kernel fits the padded input; got {list(shape)} and "
-            f"kernel {[k for k, _, _, _ in sizes]}"
-        )
-    wide = np.pad(r.array(x), padded)
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.arange(wide.size).reshape(wide.shape), tuple(d * (k - 1) + 1 for k, _, _, d in sizes),
-        axis=tuple(range(2, 2 + len(sizes))),
-    )  # fmt: skip
-    windows = windows[(
-        slice(None), slice(None), *(slice(None, None, s) for _, s, _, _ in sizes),
-        *(slice(None, None, d) for _, _, _, d in sizes),
-    )]  # fmt: skip
-    n, groups = len(sizes), layer.groups
-    order = (0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # [B, places, C, kernel]
-    rows = batch * int(np.prod(out))
-    index = np.ascontiguousarray(windows.transpose(order)).reshape(rows, -1)
-    flat: tuple[int, ...] = (layer.outputs, -1)
-    if groups > 1:
-        index = np.ascontiguousarray(index.reshape(rows, groups, -1).swapaxes(0, 1))
-        flat = (groups, layer.outputs // groups, -1)
-    patches = r.apply(
-        _patches_back, (x,), wide.reshape(-1)[index], index, wide.shape,
-        tuple(slice(p, wide.shape[2 + i] - p) for i, (_, _, p, _) in enumerate(sizes)),
-    )  # fmt: skip
-    weight = r.param(f"{prefix}weight")
-    value = r.values[weight]
-    if (
-        isinstance(value, QTensor)
-        and value.block_shape is None
-        and (value.scale is None or value.scale.size == 1)
-    ):  # codes as they are stored; other scales belong to axes that a patch does not have
-        kernels = r.put(QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale))
-        r.steps.append(_reshaped(value.shape, weight, kernels))
-    else:
-        kernels = ops.reshape(r, weight, *flat)
-    y = ops.product(r, prefix.removesuffix("."), patches, kernels)
-    if groups > 1:
-        y = ops.reshape(r, ops.transpose(r, y, 1, 0, 2), rows, layer.outputs)
-    if layer.bias:
-        y = ops.add_bias(r, y, r.param(f"{prefix}bias"))
-    y = ops.reshape(r, y, batch, *out, layer.outputs)
-    return ops.transpose(r, y, 0, 1 + n, *range(1, 1 + n))
-
-
-def _reshaped(shape: tuple[int, ...], source: int, flat: int) -> Any:
-    from numsim.nn.tape import Step
-
-    return Step(lambda c, saved, g: (g.reshape(saved[0]),), (shape,), (source,), (flat,))
-
-
-def _patches_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    index, shape, inside = saved
-    total = np.zeros(int(np.prod(shape)))
-    np.add.at(total, index.reshape(-1), g.reshape(-1).astype(np.float64))  # in order
-    whole = total.reshape(shape).astype(c.dtype, copy=False)
-    return (np.ascontiguousarray(whole[(slice(None), slice(None), *inside)]),)
-
-
 def _conv1d(r: Recorder, layer: layers.Conv1d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, None, layer.inputs, None)
     sizes = ((layer.kernel, layer.stride, layer.padding, layer.dilation),)
-    return (_convolution(r, prefix, x, layer, sizes),)
+    return (convolution(r, prefix, x, layer, sizes),)
 
 
 def _conv2d(r: Recorder, layer: layers.Conv2d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
@@ -493,7 +420,7 @@ def _conv2d(r: Recorder, layer: layers.Conv2d, prefix: str, inputs: list[Any]) -
     x = _float(r, layer, inputs, 0, None, layer.inputs, None, None)
     spatial: Any = (layer.kernel, layer.stride, layer.padding, layer.dilation)
     each = zip(*spatial, strict=True)
-    return (_convolution(r, prefix, x, layer, tuple(each)),)
+    return (convolution(r, prefix, x, layer, tuple(each)),)
 
 
 def _sequential(

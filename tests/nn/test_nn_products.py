@@ -9,6 +9,7 @@ import numsim as ns
 from numsim import nn, train
 from numsim.kernels import simd
 from numsim.kernels.jit import using_threads
+from numsim.nn import products as products_module
 from numsim.quant import Quant
 
 M, K, N = 37, 45, 21  # no multiple of a block: the last one is short
@@ -354,6 +355,69 @@ def test_convolution_is_a_linear_over_patches():
         stored = {k: ns.quantize(v, "int8") for k, v in params.items()}
         _, tape = nn.forward(layer, stored, x, recipe=train.recipe("int8"))
         assert nn.backward(tape, up)[1]["weight"].shape == params["weight"].shape
+
+
+@pytest.mark.parametrize("name", [None, "fp8_hybrid", "mxfp8"])
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [(nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (9,)),
+     (nn.Conv2d(2, 2, (1, 3), stride=(3, 5), padding=2, bias=False), (6, 8)),
+     (nn.Conv2d(4, 8, 3, stride=2, padding=3, dilation=(2, 1), groups=4), (7, 9))],
+)  # fmt: skip
+def test_patches_of_a_convolution_element_by_element(layer, size, name):
+    """x, W and g as rows of patches; an element's gradients add from its first patch on."""
+    rng = np.random.default_rng(3)
+    recipe = None if name is None else train.recipe(name)
+    params = nn.init(layer)
+    x = (rng.normal(size=(2, layer.inputs, *size)) * 10.0 ** rng.integers(-5, 5, size=size)).astype(
+        np.float32
+    )
+    y, tape = nn.forward(layer, params, x, recipe=recipe)
+    up = (rng.normal(size=y.shape) * 10.0 ** rng.integers(-5, 5, size=y.shape)).astype(np.float32)
+    (dx,), grads = nn.backward(tape, up)
+    pair = [v if isinstance(v, tuple) else (v,) for v in
+            (layer.kernel, layer.stride, layer.padding, layer.dilation)]  # fmt: skip
+    kernel, stride, padding, dilation = pair
+    wide = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    part = layer.inputs // layer.groups
+    places = [(b, *at) for b in range(2) for at in np.ndindex(y.shape[2:])]
+    taps = [(c, *at) for c in range(part) for at in np.ndindex(kernel)]
+
+    def source(group, place, tap):
+        at = (p * s + t * d for p, s, t, d in zip(place[1:], stride, tap[1:], dilation,
+                                                  strict=True))  # fmt: skip
+        return (place[0], group * part + tap[0], *at)
+
+    x_rows = np.array([
+        [[wide[source(j, place, tap)] for tap in taps] for place in places]
+        for j in range(layer.groups)
+    ])  # fmt: skip
+    rows = layer.outputs // layer.groups
+    g_rows = np.array([
+        [[up[(place[0], j * rows + n, *place[1:])] for n in range(rows)] for place in places]
+        for j in range(layer.groups)
+    ])  # fmt: skip
+    w = params["weight"].reshape(layer.groups, rows, -1)
+    if layer.groups == 1:
+        x_rows, g_rows, w = x_rows[0], g_rows[0], w[0]
+    c = products_module.Context(*((np.float64,) if recipe is None else (np.float32, recipe.rule)))
+    as_it = x_rows.astype(c.dtype), w.astype(c.dtype), g_rows.astype(c.dtype)
+    want, saved = products_module.forward_product(c, "", *as_it[:2])
+    dx_rows, dw = products_module.backward_product(c, saved, as_it[2])
+    want = want.reshape(layer.groups, len(places), rows)
+    back = np.zeros(wide.shape)
+    for j, parts in enumerate(dx_rows.reshape(layer.groups, len(places), -1)):
+        for place, row in zip(places, parts, strict=True):
+            for tap, g in zip(taps, row, strict=True):
+                back[source(j, place, tap)] += g
+    inside = tuple(slice(p, n - p) for p, n in zip(padding, wide.shape[2:], strict=True))
+    np.testing.assert_array_equal(dx, back[(slice(None), slice(None), *inside)].astype(c.dtype))
+    np.testing.assert_array_equal(grads["weight"].reshape(dw.shape), dw)
+    bias = params.get("bias", np.zeros(layer.outputs)).astype(c.dtype)
+    for at, place in enumerate(places):
+        np.testing.assert_array_equal(
+            y[(place[0], slice(None), *place[1:])], want[:, at].reshape(-1) + bias
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in train.list_recipes() if "stored" not in n])
