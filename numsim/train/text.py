@@ -202,9 +202,9 @@ def _words(text: str | Sequence[str]) -> list[str]:
 
 
 class Message(NamedTuple):
-    """A labelled text."""
+    """A labelled text; the label a number from 0, or a word."""
 
-    label: int
+    label: int | str
     text: str
     split: str = ""
 
@@ -213,7 +213,8 @@ class Message(NamedTuple):
 def read_messages(path: str | Path) -> list[Message]:
     """Read labelled texts: JSON lines (``.jsonl``) or CSV (``.csv``), also packed (``.gz``).
 
-    Each line or row has ``label`` (an integer from 0), ``text``, and may have ``split``.
+    Each line or row has ``label`` (an integer from 0, or a word: ``corpus`` numbers words in
+    alphabetical order), ``text``, and may have ``split``.
 
     Raises
     ------
@@ -288,14 +289,29 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise NumsimError(f"read_messages: {file}, line {reader.line_num}: {error}") from None
 
 
+def _is_word(label: str) -> bool:
+    """Whether a label names a class: printable, at most 80 characters, and no number like -1."""
+    try:
+        float(label)
+    except ValueError:
+        return label.isprintable() and len(label) <= 80 and any(map(str.isalpha, label))
+    return False
+
+
 def _message(row: dict[str, Any], where: str) -> Message:
     label, text, split = row.get("label"), row.get("text"), row.get("split") or ""
-    if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 19:
-        label = int(label)
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1 << 31:
+    if isinstance(label, str):
+        label = label.strip()
+        if label.isascii() and label.isdecimal() and len(label) <= 19:
+            label = int(label)
+    if isinstance(label, str):
+        good = _is_word(label)
+    else:
+        good = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 1 << 31
+    if not good or label is None:
         raise NumsimError(
-            f"read_messages: {where}: label is an integer from 0; got {label!r:.40}; number the "
-            "classes from 0"
+            f"read_messages: {where}: label is an integer from 0, or a word; got {label!r:.40}; "
+            "number the classes from 0, or name them"
         )
     if not isinstance(text, str) or not text.strip():
         raise NumsimError(f"read_messages: {where}: text is not empty; got {text!r:.40}")
