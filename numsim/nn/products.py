@@ -271,10 +271,8 @@ def forward_product(
     each has random bits of its own.
     """
     rule = context.rule(name)
-    if not x.size:
-        raise NumsimError(
-            f"nn: {name or 'the product'} takes one row or more; its input is {list(x.shape)}"
-        )
+    if not x.size:  # no row: nothing to quantise, and no gradient
+        return np.zeros((*x.shape[:-1], w.shape[-2]), context.dtype), (x, w)
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights
@@ -290,6 +288,9 @@ def backward_product(
     """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
     if len(saved) == 2:
         x, w = saved
+        if not x.size:
+            dx = np.zeros(x.shape, context.dtype) if inputs else None
+            return dx, np.zeros(w.shape, context.dtype) if weights else None
         dx = chains(g, w) if inputs else None
         return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
     kept: Operands = saved[0]

@@ -108,7 +108,9 @@ class Call:
     def _value(self, name: str, parameter: Tensor) -> Any:
         q = stored(parameter)
         wanted = None if self.recipe is None else self.recipe.storage
-        trained = self.training and parameter.requires_grad and parameter.is_leaf
+        # Vectors, which are biases, stay float32: see numsim.train.SGD.start.
+        matrix = parameter.ndim > 1
+        trained = matrix and self.training and parameter.requires_grad and parameter.is_leaf
         if wanted is not None and trained and (q is None or q.fmt != wanted.fmt):
             raise NumsimError(
                 f"numsim.torch: the recipe keeps parameters in {wanted.format}, and {name} is not; "

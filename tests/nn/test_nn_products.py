@@ -325,6 +325,21 @@ def test_bias_and_its_gradient_are_float32():
     same(grads["bias"], total.astype(np.float32))
 
 
+@pytest.mark.parametrize("name", [None, "fp8_hybrid", "fp8_delayed", "mxfp8", "nvfp4"])
+def test_no_rows_give_no_rows_and_gradients_of_zeros(name):
+    recipe, scaling = None if name is None else train.recipe(name), {}
+    layer, params = nn.Linear(3, 2), nn.init(nn.Linear(3, 2))
+    y, tape = nn.forward(layer, params, np.zeros((4, 0, 3)), recipe=recipe, scaling=scaling)
+    assert y.shape == (4, 0, 2)
+    (dx,), grads = nn.backward(tape, np.zeros((4, 0, 2)))
+    assert dx.shape == (4, 0, 3)
+    assert y.dtype == dx.dtype == grads["weight"].dtype
+    assert not grads["weight"].any()
+    assert not grads["bias"].any()
+    assert grads["weight"].shape == (2, 3)
+    assert not scaling
+
+
 def test_convolution_is_a_linear_over_patches():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3, 6, 5)).astype(np.float32)
