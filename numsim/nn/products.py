@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.arguments import as_array, real_array
 from numsim.errors import NotFiniteError, NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.gemm_fma import gemm_fma, pack_b
@@ -147,7 +148,7 @@ def hadamard(x: Array, signs: Array) -> Array:
     >>> hadamard(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4))
     array([ 5., -1., -2.,  0.])
     """
-    values, s = np.asarray(x), np.asarray(signs)
+    values, s = as_array("hadamard", x), as_array("hadamard: signs", signs)
     n = s.size
     if s.ndim != 1 or n < 1 or n & (n - 1):
         raise NumsimError(f"hadamard: signs are 2**k numbers; got shape {s.shape}")
@@ -158,7 +159,7 @@ def hadamard(x: Array, signs: Array) -> Array:
             f"hadamard: the last axis is a multiple of {n}; got shape {values.shape}; pad it"
         )
     if values.dtype.kind != "f":
-        values = values.astype(np.float32)
+        values = real_array("hadamard", values)
     y = values.reshape(*values.shape[:-1], values.shape[-1] // n, n) * s.astype(values.dtype)
     half = 1
     while half < n:

@@ -102,7 +102,8 @@ def forward(
             values.append(array.astype(np.int64))
             continue
         if array.dtype.kind == "f":
-            array = array.astype(context.dtype, copy=False)
+            with np.errstate(over="ignore", under="ignore"):
+                array = array.astype(context.dtype, copy=False)
         else:
             raise NumsimError(
                 f"nn.forward: input {at} holds numbers or ids; got {array.dtype}; convert it"
@@ -158,7 +159,7 @@ def backward(
         )
     names = [name for name, _, _ in tape.params]
     chosen: Any = (*range(len(tape.inputs)), *names) if wanted is None else wanted
-    if isinstance(chosen, str) or not isinstance(chosen, Collection):
+    if isinstance(chosen, str) or not isinstance(chosen, list | tuple | set | frozenset | dict):
         chosen = (chosen,)
     places = range(len(tape.inputs))
     unknown = [

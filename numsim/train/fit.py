@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NotFiniteError, NumsimError, StoppedError
 from numsim.float_state import known_floats
 from numsim.kernels.philox import random_words
@@ -182,7 +182,8 @@ def fit(
         )
     inputs, targets = check_data(data, "data", loss)
     unseen = None if test is None else check_data(test, "test", loss)
-    _check(len(inputs), loss, steps, batch, every, decay, optimizer, watch)
+    _check(len(inputs), steps, batch, every, decay, optimizer, watch)
+    _check_more(seed, loss_scale, checkpoint, progress)
     if recipe is not None:
         names = nn.product_names(layer)
         if names:
@@ -263,6 +264,8 @@ def evaluate(
     """
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
+    if not is_integer(batch) or batch < 1:
+        raise NumsimError(f"train.evaluate: batch is an integer from 1; got {batch!r:.60}")
     inputs, targets = check_data(data, "data", loss)
     total, right, count, rows = 0.0, 0, 0, 0
     for start in range(0, len(inputs), batch):
@@ -364,6 +367,8 @@ def aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
 
 def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
     """Return inputs and targets as arrays, or raise for what cannot be trained on."""
+    if not is_word(loss, LOSSES):
+        raise NumsimError(f"train: loss is one of {', '.join(LOSSES)}; got {loss!r:.60}")
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise NumsimError(f"train.fit: {what} is a pair (inputs, targets); got {pair!r:.60}")
     inputs, targets = (as_array(f"train.fit: {what}", part) for part in pair)
@@ -389,11 +394,9 @@ def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
 
 
 def _check(
-    count: int, loss: str, steps: int, batch: int, every: int, decay: str | None, optimizer: Any,
+    count: int, steps: int, batch: int, every: int, decay: str | None, optimizer: Any,
     watch: int | None,
 ) -> None:  # fmt: skip
-    if loss not in LOSSES:
-        raise NumsimError(f"train.fit: loss is one of {', '.join(LOSSES)}; got {loss!r}")
     for name, value in (("steps", steps), ("batch", batch), ("every", every)):
         if not is_integer(value) or not 1 <= value < 1 << 40:
             raise NumsimError(f"train.fit: {name} is an integer from 1; got {value!r}")
@@ -401,12 +404,24 @@ def _check(
         raise NumsimError(f"train.fit: watch is an integer from 1 or None; got {watch!r}")
     if batch > count:
         raise NumsimError(f"train.fit: a batch of {batch} needs so many examples; got {count}")
-    if decay not in DECAYS:
+    if not is_word(decay, DECAYS):
         raise NumsimError(f"train.fit: decay is linear or None; got {decay!r}")
     if not isinstance(optimizer, SGD | Adam):
         raise NumsimError(
             f"train.fit: optimizer is SGD, Adam or AdamW; got {type(optimizer).__name__}"
         )
+
+
+def _check_more(seed: Any, loss_scale: Any, checkpoint: Any, progress: Any) -> None:
+    if not is_integer(seed) or not 0 <= seed < 1 << 64:
+        raise NumsimError(f"train.fit: seed is an integer from 0 to 2**64 - 1; got {seed!r:.60}")
+    if loss_scale is not None and not isinstance(loss_scale, LossScale):
+        raise NumsimError(f"train.fit: loss_scale is a LossScale or None; got {loss_scale!r:.60}")
+    folder = isinstance(checkpoint, str | Path) and "\0" not in str(checkpoint)
+    if checkpoint is not None and not folder:
+        raise NumsimError(f"train.fit: checkpoint is a folder or None; got {checkpoint!r:.60}")
+    if progress is not None and not callable(progress):
+        raise NumsimError(f"train.fit: progress is a function or None; got {progress!r:.60}")
 
 
 def _facts(

@@ -134,16 +134,17 @@ def integer_fit(
     parts = _parts(layer)
     unit = get_target(target)
     inputs, targets = check_data(data, "data", loss)
-    if loss not in ("bce_with_logits", "cross_entropy"):
+    if loss == "mse":
         raise NumsimError(f"integer_fit: loss is bce_with_logits or cross_entropy; got {loss!r}")
     for name, number in (("steps", steps), ("batch", batch)):
-        if not is_integer(number) or number < 1:
+        if not is_integer(number) or not 1 <= number < 1 << 40:
             raise NumsimError(f"integer_fit: {name} is an integer from 1; got {number!r}")
     if batch > len(inputs):
         raise NumsimError(f"integer_fit: a batch of {batch} needs so many examples")
     bits = (FIXED_POINT_BITS if fixed_point else BITS) if bits is None else bits
-    if not bits or not all(is_integer(b) and 1 <= b <= 7 for b in bits):
-        raise NumsimError(f"integer_fit: bits are integers from 1 to 7; got {bits!r}")
+    several = isinstance(bits, tuple | list) and len(bits) > 0
+    if not several or not all(is_integer(b) and 1 <= b <= 7 for b in bits):
+        raise NumsimError(f"integer_fit: bits is a tuple of integers from 1 to 7; got {bits!r:.60}")
     start = nn.init(layer, seed=seed)
     weights = {
         name: _fixed_start(w, seed, name) if fixed_point else IntegerTensor.of(w)

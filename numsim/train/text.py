@@ -96,7 +96,10 @@ def clean(
         raise NumsimError(
             f"clean: stop_words is True, False or a collection of words; got {stop_words!r:.60}"
         )
-    dropped = frozenset(stop_words)
+    words_out = list(stop_words)
+    if not all(isinstance(word, str) for word in words_out):
+        raise NumsimError(f"clean: stop_words are words; got {words_out!r:.60}")
+    dropped = frozenset(words_out)
     return [word for word in words if word.lower() not in dropped]
 
 
@@ -168,8 +171,11 @@ class Vocabulary:
         NumsimError
             For a length below 1, or a text without a word, by its index.
         """
-        if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-            raise NumsimError(f"Vocabulary.encode: length is an integer from 1; got {length!r}")
+        integer = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if not integer or not 1 <= length <= 1 << 24:
+            raise NumsimError(
+                f"Vocabulary.encode: length is an integer from 1 to 2**24; got {length!r:.40}"
+            )
         known = {word: at for at, word in enumerate(self.words)}
         rows = []
         for at, text in enumerate(_texts(texts)):
@@ -231,7 +237,11 @@ def read_messages(path: str | Path) -> list[Message]:
     if not isinstance(path, str | Path):
         raise NumsimError(f"read_messages: a file is a str or Path; got {path!r:.60}")
     file = Path(path)
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise NumsimError(f"read_messages: cannot read {str(file)!r:.80}: {error!s:.80}") from None
+    if not there:
         raise NumsimError(f"read_messages: no file {file}; name JSON lines or CSV")
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:

@@ -405,6 +405,9 @@ BAD = {
                         "loss": "mse", "data": (X[:, 0], np.ones((64, 2))), "recipe": None},
     "bce": {"loss": "bce_with_logits", "data": (X, np.full((64, 3), 1.5))},
     "other storage": {"recipe": "fp8_stored_rne", "optimizer": train.SGD(0.1, storage="int8")},
+    "loss array": {"loss": X}, "seed": {"seed": 1.5}, "negative seed": {"seed": -1},
+    "seed word": {"seed": "a"}, "loss scale": {"loss_scale": 1024.0},
+    "checkpoint": {"checkpoint": 5}, "NUL": {"checkpoint": "a\0b"}, "progress": {"progress": True},
     "target shape": {"loss": "mse", "data": (X, np.ones((64, 2)))},
 }  # fmt: skip
 
@@ -452,6 +455,12 @@ LSTM = nn.LSTM(2, 3)
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [-100]),
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0.0]),
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0], ignore_index=1.5),
+    lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0], ignore_index=10**30),
+    lambda: nn.loss(np.ones(2), [1.0], [1.0]), lambda: nn.Attention(scale=10**400),
+    lambda: linear(np.ones((1, 2)), x=[[1e300, 1.0]]),
+    lambda: train.evaluate(MLP, nn.init(MLP), (X, T), loss="mse", batch=0),
+    lambda: train.integer_fit(nn.Sequential(a=nn.Linear(2, 1, bias=False)), ([[1, 2]], [1]),
+                              steps=1, batch=1, bits=4),
 ])  # fmt: skip
 def test_bad_input_of_layers(bad):
     with pytest.raises(NumsimError) as caught:
