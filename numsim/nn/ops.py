@@ -34,6 +34,8 @@ def _product_back(
 def product(r: Recorder, name: str, x: int, w: int) -> int:
     """``x W^T``: x [..., M, K]; W [N, K] for all rows at once, or [..., N, K] one for each."""
     left, right = r.array(x), r.values[w]
+    if name:
+        r.owners.append((len(r.steps), f"the product {name}"))
     if len(right.shape) == 2:
         y, saved = forward_product(r.context, name, left.reshape(-1, left.shape[-1]), right)
         y = y.reshape(*left.shape[:-1], y.shape[-1])

@@ -82,36 +82,7 @@ def forward(
         )
     if not is_integer(step) or step < 0:
         raise NumsimError(f"nn.forward: step is an integer from 0; got {step!r}")
-    context = Context(
-        np.float64 if recipe is None else np.float32,
-        None if recipe is None else recipe.rule,
-        0 if recipe is None else recipe.seed,
-        int(step),
-        {} if scaling is None else scaling,
-        watch,
-        getattr(recipe, "pointwise", None),
-    )
-    check_params(layer, params)
-    r = Recorder(context, params)
-    slots: list[int | None] = []
-    values: list[Any] = []
-    for at, given in enumerate(inputs):
-        array = as_array(f"nn.forward: input {at}", given)
-        if array.dtype.kind in "iu":
-            slots.append(None)
-            values.append(array.astype(np.int64))
-            continue
-        if array.dtype.kind == "f":
-            with np.errstate(over="ignore", under="ignore"):
-                array = array.astype(context.dtype, copy=False)
-        else:
-            raise NumsimError(
-                f"nn.forward: input {at} holds numbers or ids; got {array.dtype}; convert it"
-            )
-        slots.append(r.put(array))
-        values.append(slots[-1])
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        outputs = _run(r, layer, "", values)
+    r, slots, outputs = _recorded(layer, params, inputs, recipe, int(step), scaling, watch)
     y = tuple(r.array(slot) for slot in outputs)
     return (y if len(y) > 1 else y[0]), r.finish(slots, outputs)
 
@@ -184,6 +155,52 @@ def backward(
     return given, {name: gradient(slot, shape) for name, slot, shape in params}
 
 
+def where_not_finite(layer: Any, params: Params, *inputs: ArrayLike, **how: Any) -> str | None:
+    """Return what made the first value of a pass that is not finite; see `forward` for the rest."""
+    r, _, _ = _recorded(
+        layer, params, inputs, how.get("recipe"), how.get("step", 0), how.get("scaling"), None
+    )
+    return r.first_not_finite()
+
+
+def _recorded(
+    layer: Any, params: Params, inputs: tuple[ArrayLike, ...], recipe: Any, step: int,
+    scaling: dict[str, Any] | None, watch: Watch | None,
+) -> tuple[Recorder, list[int | None], tuple[int, ...]]:  # fmt: skip
+    """Return all values of a pass, the numbers of inputs and those of outputs."""
+    context = Context(
+        np.float64 if recipe is None else np.float32,
+        None if recipe is None else recipe.rule,
+        0 if recipe is None else recipe.seed,
+        step,
+        {} if scaling is None else scaling,
+        watch,
+        getattr(recipe, "pointwise", None),
+    )
+    check_params(layer, params)
+    r = Recorder(context, params)
+    slots: list[int | None] = []
+    values: list[Any] = []
+    for at, given in enumerate(inputs):
+        array = as_array(f"nn.forward: input {at}", given)
+        if array.dtype.kind in "iu":
+            slots.append(None)
+            values.append(array.astype(np.int64))
+            continue
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore", under="ignore"):
+                array = array.astype(context.dtype, copy=False)
+        else:
+            raise NumsimError(
+                f"nn.forward: input {at} holds numbers or ids; got {array.dtype}; convert it"
+            )
+        slots.append(r.put(array))
+        values.append(slots[-1])
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        outputs = _run(r, layer, "", values)
+    return r, slots, outputs
+
+
 def check_params(layer: Any, params: Params) -> None:
     """Raise where parameters are missing, surplus or of another shape.
 
@@ -223,6 +240,9 @@ def _run(r: Recorder, layer: Any, prefix: str, inputs: list[Any]) -> tuple[int, 
     if hasattr(layer, "arch"):
         found: tuple[int, ...] = layer.run(r, inputs)
         return found
+    if not isinstance(layer, layers.Sequential):
+        name = prefix.removesuffix(".")
+        r.owners.append((len(r.steps), f"{name} ({type(layer).__name__})".lstrip()))
     return RUN[type(layer)](r, layer, prefix, inputs)
 
 

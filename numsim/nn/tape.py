@@ -56,6 +56,7 @@ class Recorder:
     values: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)  # of parameters
+    owners: list[tuple[int, str]] = field(default_factory=list)  # number of steps before, whose
 
     def put(self, value: Any) -> int:
         """Return the number of a new value."""
@@ -97,6 +98,22 @@ class Recorder:
         outs = tuple(self.put(value) for value in values)
         self.steps.append(Step(backward, saved, tuple(inputs), outs, chooses))
         return outs
+
+    def first_not_finite(self) -> str | None:
+        """Return what made the first value that is not finite: a parameter, or an operator.
+
+        None where all are, or where such values came in.
+        """
+        bad = [not np.isfinite(self.array(slot)).all() for slot in range(len(self.values))]
+        names = {slot: name for name, slot in self.slots.items()}
+        for at, step in enumerate(self.steps):
+            for slot in step.inputs:
+                if bad[slot] and slot in names:
+                    return f"the parameter {names[slot]}"
+            if any(bad[slot] for slot in step.outputs) and not any(bad[s] for s in step.inputs):
+                owners = [name for first, name in self.owners if first <= at]
+                return f"the output of {owners[-1]}" if owners else "the output"
+        return None
 
     def finish(self, inputs: Sequence[int | None], outputs: Sequence[int]) -> Tape:
         """Return the tape."""

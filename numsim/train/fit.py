@@ -19,6 +19,7 @@ from numsim.kernels.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
 from numsim.nn.products import check_rule, stream_key
+from numsim.nn.run import where_not_finite
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -307,7 +308,12 @@ def _step(
     )  # fmt: skip
     many = isinstance(y, tuple)
     output = y[0] if many else y
-    _finite(output, number, "the output", "forward")
+    if not np.isfinite(output).all():
+        source = where_not_finite(
+            layer, run.params, inputs[chosen], recipe=recipe, step=number,
+            scaling=dict(run.scaling),
+        )  # fmt: skip
+        _finite(output, number, source or "the output", "forward")
     prediction, goal = aligned(output, targets[chosen], loss)
     value, gradient = nn.loss(loss, prediction, goal)
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
@@ -323,7 +329,8 @@ def _step(
             raise
         finite = False
     if not finite and (loss_scale is None or scale < _LEAST_SCALE):
-        name = next(n for n, g in grads.items() if not np.isfinite(g).all())
+        # The way back goes from the last parameter to the first.
+        name = next(n for n, g in reversed(grads.items()) if not np.isfinite(g).all())
         _finite(grads[name], number, f"the gradient of {name}", "backward")
     params, optimizer_state, scale_state = run.params, run.optimizer, run.loss_scale
     if finite:
@@ -350,9 +357,11 @@ def _finite(x: Array, step: int, tensor: str, operator: str) -> None:
     bad = int((~np.isfinite(x)).sum())
     if bad:
         first = np.unravel_index(int(np.argmax(~np.isfinite(x))), x.shape)
+        of = "" if operator == "backward" else " of the network's output"
         raise NumsimError(
-            f"step {step}, {tensor}, {operator}: values are finite; {bad} of {x.size} are not, the "
-            f"first at index {tuple(int(i) for i in first)}; a lower lr, or a loss_scale, may help"
+            f"step {step}, {tensor}, {operator}: values are finite; {bad} of {x.size}{of} are not, "
+            f"the first at index {tuple(int(i) for i in first)}; a lower lr, or a loss_scale, may "
+            "help"
         )
 
 

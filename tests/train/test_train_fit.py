@@ -263,9 +263,43 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_nan_in_weights_names_step_and_tensor(recipe):
     params = nn.init(MLP)
     params["b.weight"][1, 2] = np.nan
-    with pytest.raises(NumsimError, match=r"step 1, (the weight of b|the output)"):
+    with pytest.raises(NumsimError, match=r"step 1, (the weight of b|the parameter b\.weight)"):
         train.fit(MLP, params, numbers(), loss="cross_entropy", recipe=recipe, steps=2, batch=8,
                   optimizer=train.SGD(0.1))  # fmt: skip
+
+
+NETS = {
+    "linear": (nn.Linear(6, 3), {"weight": 3e38}, r"the output of the product|the output of \(L"),
+    "product": (MLP, {"a.weight": 3e38}, "the output of the product a"),
+    "bias": (MLP, {"b.bias": np.inf}, r"the parameter b\.bias"),
+    "norm": (nn.Sequential(n=nn.LayerNorm(6), b=nn.Linear(6, 3)), {"n.bias": np.nan},
+             r"the parameter n\.bias"),
+    "cell": (nn.Sequential(flat=nn.LSTM(6, 3), last=nn.Last()),
+             {"flat.weight_ih": 3e38, "flat.weight_hh": -3e38}, r"the output of flat \(LSTM\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NETS)
+def test_the_first_value_that_is_not_finite_is_named_with_its_operator(what):
+    layer, wrong, message = NETS[what]
+    params = nn.init(layer)
+    for name, value in wrong.items():
+        params[name][:] = value
+    x, t = numbers()
+    if what == "cell":
+        x = np.repeat(x[:, None], 2, axis=1)
+    with pytest.raises(StoppedError, match=rf"step 1, ({message}).*forward: values are finite"):
+        train.fit(layer, params, (1e3 * x, t), loss="cross_entropy", recipe="float32", steps=2,
+                  batch=8, optimizer=train.SGD(0.1))  # fmt: skip
+
+
+def test_of_gradients_the_last_layers_is_named_first():
+    params = nn.init(MLP)
+    params["b.weight"][:] = 1e20
+    x, t = numbers()
+    with pytest.raises(StoppedError, match=r"step 1, the gradient of a\.bias, backward"):
+        train.fit(MLP, params, (x, 1e30 * np.eye(3)[t]), loss="mse", recipe="float32", steps=2,
+                  batch=8, optimizer=train.SGD(0.1))  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", [None, "float32", "fp8_hybrid", "fp8_delayed"])
