@@ -108,6 +108,13 @@ def corpus(
         rows = int(tools.tokenizer.size) + 2
         return Corpus(ids[: len(train)], labels, ids[len(train) :], unseen, rows, names)
     cleaned, later = ([prepare(m.text) for m in part] for part in (train, test))
+    for kind, texts_of, words_of in (("training", train, cleaned), ("unseen", test, later)):
+        at = next((at for at, found in enumerate(words_of) if not found), None)
+        if at is not None:
+            raise NumsimError(
+                f"train: every text has a word; the {kind} text {at + 1}, {texts_of[at].text!r:.60}, "
+                "has none after cleaning; leave it out, or keep its numbers or marks"
+            )
     vocabulary = Vocabulary.build(cleaned, words)
     return Corpus(
         vocabulary.encode(cleaned, length), labels, vocabulary.encode(later, length), unseen,

@@ -189,7 +189,9 @@ def _fixed_start(w: NDArray[Any], seed: int, name: str) -> IntegerTensor:
 def _parts(layer: Any) -> tuple[tuple[str, Any], ...]:
     if not isinstance(layer, Sequential):
         raise NumsimError(f"integer_fit: a Sequential; got {type(layer).__name__}")
-    for name, part in layer.layers:
+    for at, (name, part) in enumerate(layer.layers):
+        if at and isinstance(part, Embedding):
+            raise NumsimError(f"integer_fit: an Embedding is the first layer; {name} comes later")
         linear = isinstance(part, Linear) and not part.bias
         relu = isinstance(part, Activation) and part.name == "relu"
         if not (linear or relu or isinstance(part, Embedding | Mean)):
@@ -232,10 +234,13 @@ def _forward(
 ) -> tuple[IntegerTensor, list[Any]]:  # fmt: skip
     """Return the outputs and what each layer keeps."""
     tape: list[Any] = []
+    whole = bool((inputs == np.rint(inputs)).all())
     if isinstance(parts[0][1], Embedding):
+        if not whole:
+            raise NumsimError("integer_fit: ids are integers; got numbers between them")
         x: Any = inputs.astype(np.int64)
     else:
-        if np.abs(inputs).max(initial=0) > LIMIT or (inputs != np.rint(inputs)).any():
+        if not whole or inputs.max(initial=0) > LIMIT or inputs.min(initial=0) < -LIMIT:
             raise NumsimError(f"integer_fit: inputs are integers within +-{LIMIT}")
         x = IntegerTensor(inputs.astype(np.int8), 0)
     for at, (name, part) in enumerate(parts):
@@ -246,8 +251,13 @@ def _forward(
                 raise NumsimError(f"integer_fit: ids lie from 0 to {part.rows - 1}")
             x = IntegerTensor(w.codes[x], w.exponent)
         elif isinstance(part, Mean):
+            if x.codes.ndim != 3 or not x.codes.shape[1]:
+                raise NumsimError(
+                    f"integer_fit: {name} is the mean over steps of [B, T, H], T from 1; got "
+                    f"{list(x.codes.shape)}"
+                )
             sums = x.codes.astype(np.int64).sum(axis=1)
-            log = int(np.ceil(np.log(x.codes.shape[1]) / np.log(2.0)) + 0.5)
+            log = (x.codes.shape[1] - 1).bit_length()
             x = _narrowed(sums, x.exponent - log, fixed)  # by the next power of two
         elif isinstance(part, Linear):
             w = weights[f"{name}.weight"]

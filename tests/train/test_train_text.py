@@ -107,6 +107,15 @@ def test_labels_that_are_words_are_numbered_in_alphabetical_order(tmp_path, name
     assert numbers.labels.tolist() == [1, 0]
 
 
+def test_a_text_without_a_word_is_quoted():
+    good = messages((0, "a"), (1, "b"))
+    for part, kind in ((0, "training"), (1, "unseen")):
+        given = [list(good), list(good)]
+        given[part].append(good[0]._replace(text="12 34"))
+        with pytest.raises(NumsimError, match=f"the {kind} text 3, '12 34', has none"):
+            corpus(*given)
+
+
 @pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
 def test_only_line_ends_end_a_row(tmp_path, mark):
     for name, text in (
