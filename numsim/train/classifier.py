@@ -109,11 +109,12 @@ def corpus(
         return Corpus(ids[: len(train)], labels, ids[len(train) :], unseen, rows, names)
     cleaned, later = ([prepare(m.text) for m in part] for part in (train, test))
     for kind, texts_of, words_of in (("training", train, cleaned), ("unseen", test, later)):
-        at = next((at for at, found in enumerate(words_of) if not found), None)
-        if at is not None:
+        empty = [at for at, found in enumerate(words_of) if not found]
+        if empty:
+            text = texts_of[empty[0]].text
             raise NumsimError(
-                f"train: every text has a word; the {kind} text {at + 1}, {texts_of[at].text!r:.60}, "
-                "has none after cleaning; leave it out, or keep its numbers or marks"
+                f"train: every text has a word; the {kind} text {empty[0] + 1}, {text!r:.60}, has "
+                "none after cleaning; leave it out, or keep its numbers or marks"
             )
     vocabulary = Vocabulary.build(cleaned, words)
     return Corpus(
