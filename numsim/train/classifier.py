@@ -111,9 +111,9 @@ def corpus(
     for kind, texts_of, words_of in (("training", train, cleaned), ("unseen", test, later)):
         empty = [at for at, found in enumerate(words_of) if not found]
         if empty:
-            text = texts_of[empty[0]].text
+            came = texts_of[empty[0]].text
             raise NumsimError(
-                f"train: every text has a word; the {kind} text {empty[0] + 1}, {text!r:.60}, has "
+                f"train: every text has a word; the {kind} text {empty[0] + 1}, {came!r:.60}, has "
                 "none after cleaning; leave it out, or keep its numbers or marks"
             )
     vocabulary = Vocabulary.build(cleaned, words)
