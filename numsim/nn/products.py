@@ -252,7 +252,9 @@ class Operands:
         rule = replace(self.rule.delayed, format=quant.format)
         state = c.scaling[key] if key in c.scaling else rule.init()
         q: QTensor
-        q, c.scaling[key] = rule.quantize(source, state)
+        how = {"rounding": quant.rounding, "overflow": quant.overflow}
+        how |= self._random(tensor, quant, -1)
+        q, c.scaling[key] = rule.quantize(source, state, **how)
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
         return q
@@ -345,8 +347,20 @@ def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
 def clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
     """Return a gradient with 0 where storage saturated the value."""
     values = source.dequantize() if isinstance(source, QTensor) else source
+    return np.where(beyond(values, stored), np.float32(0), gradient)
+
+
+def beyond(values: Array, stored: QTensor) -> NDArray[np.bool_]:
+    """Return which values lie outside of what a stored tensor reaches under its scale.
+
+    An amax scale and the quotient are rounded to float32: the largest element may lie above what
+    the scale reaches by 2**-20 of it, and is not outside.
+    """
     scale = (
         np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
     )
-    top, low = np.float64(stored.fmt.max) * scale, np.float64(stored.fmt.min) * scale
-    return np.where((values > top) | (values < low), np.float32(0), gradient)
+    if stored.tensor_scale is not None:
+        scale = scale * np.float64(stored.tensor_scale)
+    reach = scale * (1 + 2.0**-20)
+    found: NDArray[np.bool_] = (values > stored.fmt.max * reach) | (values < stored.fmt.min * reach)
+    return found

@@ -93,7 +93,9 @@ class DelayedScaling:
         """Return the state before the first step: multiplier 1, no history."""
         return DelayedState(np.float32(1), np.zeros(self.history, np.float32), 0)
 
-    def quantize(self, x: ArrayLike, state: DelayedState) -> tuple[QTensor, DelayedState]:
+    def quantize(
+        self, x: ArrayLike, state: DelayedState, **how: Any
+    ) -> tuple[QTensor, DelayedState]:
         """Return codes under the scale of earlier steps, and the state after this one.
 
         Parameters
@@ -102,6 +104,8 @@ class DelayedScaling:
             Finite array of any shape.
         state
             Of `init` or an earlier call.
+        how
+            As in `numsim.encode`: rounding, overflow, seed. None: nearest even, saturated.
 
         Raises
         ------
@@ -122,7 +126,7 @@ class DelayedScaling:
                 f"DelayedScaling: a scale needs finite values; {bad} of {values.size} are not"
             )
         with np.errstate(over="ignore", under="ignore"):
-            codes = encode(values * state.multiplier, fmt)
+            codes = encode(values * state.multiplier, fmt, **how)
             scale = np.asarray(np.float32(1) / state.multiplier, np.float32)
         q = QTensor(codes, fmt, scale, Quant(fmt))
         if amax == 0 and self.zero_amax == "skip":

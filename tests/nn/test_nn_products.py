@@ -301,6 +301,59 @@ def test_clip_gradient_stops_it_where_storage_saturated():
         same(clipped[at], want)
 
 
+@pytest.mark.parametrize("quant", [E4M3, E5M2, "int8", Quant("int8", "per_token")])
+def test_clip_gradient_lets_the_largest_element_of_an_amax_scale_pass(quant):
+    """Its scale, rounded down, reaches a little less; nothing is cut off."""
+    one = ns.Rule(quant, quant)
+    for seed in range(6):
+        x, w, g = tensors(seed=seed)
+        ways = [
+            products(x, w, g, train.Recipe((("*", train.Rule(one, one, one, clip_gradient=c)),)))
+            for c in (False, True)
+        ]
+        for a, b in zip(*ways, strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e6])
+def test_clip_gradient_counts_the_scale_of_the_whole_tensor(size):
+    one = ns.Rule("nvfp4", "nvfp4")
+    x, w, g = tensors()
+    x = (x * np.float32(size)).astype(np.float32)
+    ways = [
+        products(x, w, g, train.Recipe((("*", train.Rule(one, one, one, clip_gradient=c)),)))[1]
+        for c in (False, True)
+    ]
+    q = ns.quantize(x, "nvfp4")
+    assert q.tensor_scale is not None
+    whole = q.element_scale().astype(np.float64) * float(q.tensor_scale)
+    outside = np.abs(x) > 6.0 * whole * (1 + 2.0**-20)
+    assert 0 < np.count_nonzero(outside) < x.size / 4
+    np.testing.assert_array_equal(ways[1], np.where(outside, 0, ways[0]))
+
+
+@pytest.mark.parametrize("rounding", ["sr", "rtz", "rup"])
+def test_delayed_scales_round_as_the_rule_says(rounding):
+    drawn = Quant(E4M3, rounding=rounding)
+    one = ns.Rule(drawn, E4M3)
+    recipe = train.Recipe(
+        (("*", train.Rule(one, one, one, delayed=train.DelayedScaling(E4M3, history=2))),), seed=5
+    )
+    x, w, g = tensors()
+    y, dx, _ = products(x, w, g, recipe, step=4)  # the first scale is 1
+
+    def q(v, tensor, axis=-1):
+        how = {"seed": stream(5, "", tensor, axis, 4)} if rounding == "sr" else {}
+        return ns.QTensor.from_codes(ns.encode(v, E4M3, rounding=rounding, **how), E4M3, scale=1.0)
+
+    wq = ns.QTensor.from_codes(ns.encode(w, E4M3), E4M3, scale=1.0)
+    xq, gq = q(x, "x"), q(g, "g")
+    same(y, ns.matmul(xq, wq.T, target="ideal.fp32"))
+    same(dx, ns.matmul(gq, wq, target="ideal.fp32"))
+    nearest = ns.QTensor.from_codes(ns.encode(x, E4M3), E4M3, scale=1.0)
+    assert not np.array_equal(y, ns.matmul(nearest, wq.T, target="ideal.fp32"))
+
+
 def test_leading_dimensions_are_rows_under_one_scale():
     x, w, g = tensors(m=24)
     for name in train.list_recipes():
