@@ -117,6 +117,12 @@ class _Kept:
         for name in ("storage", "moments"):
             if getattr(own, name, None) is not None:
                 object.__setattr__(self, name, as_quant(getattr(own, name)))
+        storage = own.storage
+        if own.keep_scale and storage is not None and storage.granularity == "per_block":
+            raise NumsimError(
+                f"{who}: keep_scale is for storage without blocks, whose scales are not kept; got "
+                f"{storage.format} in blocks; leave it out"
+            )
         bits = own.random_bits
         if bits is not None and not (is_integer(bits) and 1 <= bits <= 32):
             raise NumsimError(f"{who}: random_bits is an integer from 1 to 32; got {bits!r}")

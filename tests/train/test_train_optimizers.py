@@ -432,6 +432,7 @@ W = {"w": np.ones((2, 3), np.float32)}
 
 
 @pytest.mark.parametrize("wrong", [
+    lambda: train.SGD(0.1, storage="mxfp8_e4m3", keep_scale=True),
     lambda: OPT.init([1.0]), lambda: OPT.start(None), lambda: OPT.step([1.0], W, OPT.init(W)),
     lambda: OPT.step(W, W["w"], OPT.init(W)), lambda: OPT.step(W, W, None),
     lambda: OPT.step(W, W, OPT.init(W), random=np.ones(3)),
