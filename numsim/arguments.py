@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -69,6 +69,29 @@ def as_array(who: str, x: ArrayLike) -> NDArray[Any]:
             "pass x.filled(value) or x.compressed()"
         )
     return host_array(who, x)
+
+
+def real_array(who: str, x: ArrayLike, dtype: Any = np.float32) -> NDArray[Any]:
+    """Return `x` as an array of `dtype`, a float type; what is beyond its range becomes infinite.
+
+    >>> real_array("store: values", ["1"])
+    Traceback (most recent call last):
+    numsim.errors.NumsimError: store: values: holds real numbers; got <U1; convert it
+    """
+    array = as_array(who, x)
+    if array.dtype.kind not in "biufV":
+        raise NumsimError(f"{who}: holds real numbers; got {array.dtype}; convert it")
+    with np.errstate(over="ignore", under="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+def is_word(value: object, known: Iterable[object]) -> bool:
+    """Return whether `value` is one of some words; None, arrays and lists are asked without error.
+
+    >>> is_word("max", ("max", "most_recent")), is_word(np.ones(2), ("max",))
+    (True, False)
+    """
+    return (value is None or isinstance(value, str)) and value in known
 
 
 def output(

@@ -86,11 +86,13 @@ def train(
     check_writable(watched)
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
+    classes: tuple[str, ...] = ()
     try:
         for outcome in runs(plan, tell):
             rows += outcome.rows
             tensors += outcome.tensors
             tell.ended()
+            classes = outcome.classes
             if outcome.error:
                 failed.append(f"{outcome.recipe}, seed {outcome.seed}: {outcome.error}")
             write_csv(out, rows, CURVE_COLUMNS)
@@ -108,6 +110,9 @@ def train(
         tell.close()
     say(summary_text(out))
     say(f"{len(rows)} rows in {out}; numsim report {out} -o DIR draws them", err=True)
+    if classes:
+        said = ", ".join(f"{name} = {at}" for at, name in enumerate(classes))
+        say(f"labels that are words were numbered in alphabetical order: {said}", err=True)
     if not failed and all(row["test_loss"] == "" for row in rows):
         typer.echo(
             "nothing was scored: every message is trained on; give --test FILE, or a column split "

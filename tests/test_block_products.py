@@ -318,3 +318,38 @@ def test_specials_outside_the_unit(path, name, target):
         with simd.force(path):
             same(*made, target)
             same(*made, target, rng.standard_normal((5, 40)).astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(
+    ("fmt", "target"),
+    [("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.exact"), ("mxint8", "ideal.int"),
+     ("mxfp8_e4m3", "nvidia.hopper.wgmma"), ("mxfp4_e2m1", "ideal.fp32")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "powers", [(-100, -30), (-75, -75), (-120, -40), (90, 60), (127, 127), (-127, 120)]
+)
+def test_powers_of_two_scale_exactly_beyond_float32(powers, fmt, target, path):
+    """2**-150 is no float32, but a sum times 2**-150 is; 2**150 times a sum of zeros is zero."""
+    with simd.force(path):
+        rng = np.random.default_rng(0)
+        one = ns.quantize(rng.integers(-6, 7, (3, 48)).astype(np.float32), fmt)
+        other = ns.quantize(rng.integers(-6, 7, (2, 48)).astype(np.float32), fmt)
+        one.codes[1, :32] = 0  # a block of zeros
+        moved = [
+            ns.QTensor.from_codes(
+                q.codes, q.fmt, scale=np.full((len(q.codes), 2), 2.0**power, np.float32), block=32
+            )
+            for q, power in zip((one, other), powers, strict=True)
+        ]
+        got = ns.matmul(moved[0], moved[1].T, target=target)
+        counted, _ = ns.matmul(moved[0], moved[1].T, target=target, stats=True)
+        values = [ns.decode(q.codes, q.fmt).astype(np.float64) for q in (one, other)]
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            want = np.zeros((3, 2), np.float32)
+            for part in (slice(0, 32), slice(32, 48)):
+                sums = values[0][:, part] @ values[1][:, part].T  # small integers: exact
+                want += np.ldexp(sums, sum(powers)).astype(np.float32)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(counted, want)

@@ -136,8 +136,9 @@ class Attention:
 
     def __post_init__(self) -> None:
         s = self.scale
-        number = isinstance(s, int | float | np.number) and not isinstance(s, bool)
-        if s is not None and not (number and np.isfinite(s)):
+        whole = is_integer(s) and abs(int(s)) < 1 << 64  # type: ignore[arg-type]
+        number = isinstance(s, float | np.floating) and np.isfinite(s)
+        if s is not None and not (whole or number):
             raise NumsimError(f"nn.Attention: scale is a finite number or None; got {s!r}")
 
 

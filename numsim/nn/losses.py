@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.kernels.backward import bce_range, cross_entropy_rows
@@ -52,7 +52,7 @@ def loss(
     >>> loss("bce_with_logits", [0.0, 1000.0], [1.0, 1.0])
     (0.34657359027997264, array([-0.25,  0.  ]))
     """
-    if name not in LOSSES:
+    if not is_word(name, LOSSES):
         raise NumsimError(
             f"nn.loss: one of {', '.join(LOSSES)}; got {name!r}{near_names(str(name), LOSSES)}"
         )
@@ -60,7 +60,8 @@ def loss(
     for what, array in (("prediction", x), ("target", t)):
         if array.dtype.kind not in "biufV":
             raise NumsimError(f"nn.loss: {what} holds numbers; got {array.dtype}; convert it")
-    x = x if x.dtype.kind == "f" and x.dtype.itemsize in (4, 8) else x.astype(np.float64)
+    single = x.dtype.kind == "f" and x.dtype.itemsize == 4
+    x = x.astype(np.float32 if single else np.float64, copy=False)  # of either byte order
     if not x.size:
         raise NumsimError(f"nn.loss: a mean needs a prediction; got shape {list(x.shape)}")
     if name == "cross_entropy":
@@ -97,7 +98,7 @@ def _cross_entropy(
             "nn.loss: cross_entropy takes logits [N, C] and class numbers [N]; got "
             f"{list(x.shape)} and {t.dtype} {list(t.shape)}; reshape(-1, C) and reshape(-1)"
         )
-    if not is_integer(ignore_index):
+    if not is_integer(ignore_index) or abs(int(ignore_index)) >= 1 << 63:
         raise NumsimError(f"nn.loss: ignore_index is an integer; got {ignore_index!r}")
     labels = t.astype(np.int64)
     counted = labels != ignore_index

@@ -78,7 +78,7 @@ class _Named(Recorder):
     """A recorder whose parameters are asked for by the blocks' names."""
 
     def __init__(self, r: Recorder, places: dict[str, At], heads: int) -> None:
-        super().__init__(r.context, r.params, r.values, r.steps, r.slots)
+        super().__init__(r.context, r.params, r.values, r.steps, r.slots, r.owners)
         self.places, self.heads, self.parts = places, heads, dict[str, int]()
 
     def param(self, name: str) -> int:
@@ -175,6 +175,7 @@ def _linear(r: Recorder, name: str, x: int, *, bias: bool) -> int:
 
 def _norm(r: Recorder, a: Arch, name: str, x: int, kind: str = "", eps: float | None = None) -> int:
     kind, eps = kind or a.norm, a.norm_eps if eps is None else eps
+    r.owners.append((len(r.steps), name))
     if kind == "layer":
         y = ops.layer_norm(r, x, r.param(f"{name}.weight"), r.param(f"{name}.bias"), eps=eps)
     elif kind == "layer_plain":

@@ -21,24 +21,27 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 
 
-def _product_back(c: Context, saved: Any, g: Array) -> tuple[Array | None, Array | None]:
+def _product_back(
+    c: Context, saved: Any, g: Array, *, wanted: tuple[bool, bool]
+) -> tuple[Array | None, Array | None]:
     product, shape = saved
-    if len(shape) == 2:  # one matrix: all leading dimensions are rows
-        dx, dw = backward_product(c, product, np.ascontiguousarray(g).reshape(-1, g.shape[-1]))
-    else:
-        dx, dw = backward_product(c, product, g)
+    one_matrix = len(shape) == 2  # all leading dimensions are rows
+    rows = np.ascontiguousarray(g).reshape(-1, g.shape[-1]) if one_matrix else g
+    dx, dw = backward_product(c, product, rows, inputs=wanted[0], weights=wanted[1])
     return (None if dx is None else dx.reshape(*g.shape[:-1], shape[-1])), dw
 
 
 def product(r: Recorder, name: str, x: int, w: int) -> int:
     """``x W^T``: x [..., M, K]; W [N, K] for all rows at once, or [..., N, K] one for each."""
     left, right = r.array(x), r.values[w]
+    if name:
+        r.owners.append((len(r.steps), f"the product {name}"))
     if len(right.shape) == 2:
         y, saved = forward_product(r.context, name, left.reshape(-1, left.shape[-1]), right)
         y = y.reshape(*left.shape[:-1], y.shape[-1])
     else:
         y, saved = forward_product(r.context, name, left, right)
-    return r.apply(_product_back, (x, w), y, saved, right.shape)
+    return r.apply(_product_back, (x, w), y, saved, right.shape, chooses=True)
 
 
 def _stored_back(c: Context, saved: Any, g: Array) -> tuple[Array]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.arguments import as_array, real_array
 from numsim.errors import NotFiniteError, NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.gemm_fma import gemm_fma, pack_b
@@ -147,7 +148,7 @@ def hadamard(x: Array, signs: Array) -> Array:
     >>> hadamard(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4))
     array([ 5., -1., -2.,  0.])
     """
-    values, s = np.asarray(x), np.asarray(signs)
+    values, s = as_array("hadamard", x), as_array("hadamard: signs", signs)
     n = s.size
     if s.ndim != 1 or n < 1 or n & (n - 1):
         raise NumsimError(f"hadamard: signs are 2**k numbers; got shape {s.shape}")
@@ -158,7 +159,7 @@ def hadamard(x: Array, signs: Array) -> Array:
             f"hadamard: the last axis is a multiple of {n}; got shape {values.shape}; pad it"
         )
     if values.dtype.kind != "f":
-        values = values.astype(np.float32)
+        values = real_array("hadamard", values)
     y = values.reshape(*values.shape[:-1], values.shape[-1] // n, n) * s.astype(values.dtype)
     half = 1
     while half < n:
@@ -189,15 +190,17 @@ class Operands:
     sources: dict[str, Any]  # x, w, g: float32 arrays, or QTensors that are stored
     weights: dict[Any, QTensor] = field(default_factory=dict)  # of w: steps of a cell share them
     made: dict[Any, QTensor] = field(default_factory=dict)
+    at: tuple[object, ...] = ()  # tells this product from others of its name in a pass, for draws
 
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
         wanted = RAW if quant is None else as_quant(quant)
         tiles = isinstance(wanted.block, tuple) and wanted.block[0] == wanted.block[1]
-        key = tensor, wanted, None if wanted.granularity in ONE_SCALE or tiles else axis
+        shared = wanted.granularity in ONE_SCALE or tiles
+        key = tensor, wanted, None if shared else axis
         made = self.weights if tensor == "w" else self.made
-        if key not in made:
-            made[key] = self._make(tensor, wanted, axis)
+        if key not in made:  # codes that both axes share do not depend on who asks first
+            made[key] = self._make(tensor, wanted, -1 if shared else axis)
         return made[key]
 
     def turned_weight(self, quant: Any) -> QTensor:
@@ -239,8 +242,9 @@ class Operands:
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
             return {}
-        c = self.context
-        return {"seed": stream_key(c.seed, self.name, tensor, axis, c.step)}
+        # Of w the codes of the first product serve all others of its name.
+        c, at = self.context, () if tensor == "w" else self.at
+        return {"seed": stream_key(c.seed, self.name, tensor, axis, *at, c.step)}
 
     def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
         # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
@@ -248,7 +252,9 @@ class Operands:
         rule = replace(self.rule.delayed, format=quant.format)
         state = c.scaling[key] if key in c.scaling else rule.init()
         q: QTensor
-        q, c.scaling[key] = rule.quantize(source, state)
+        how = {"rounding": quant.rounding, "overflow": quant.overflow}
+        how |= self._random(tensor, quant, -1)
+        q, c.scaling[key] = rule.quantize(source, state, **how)
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
         return q
@@ -259,21 +265,21 @@ def _role(tensor: str) -> str:
 
 
 def forward_product(
-    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None
-) -> tuple[Array, tuple[Any, ...]]:
+    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None,
+    at: tuple[object, ...] = (),
+) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
     """Return y = x W^T [..., M, N], and what `backward_product` needs.
 
-    `weights` keeps the codes of W for further products with the same W.
+    `weights` keeps the codes of W for further products with the same W, which `at` tells apart:
+    each has random bits of its own.
     """
     rule = context.rule(name)
-    if not x.size:
-        raise NumsimError(
-            f"nn: {name or 'the product'} takes one row or more; its input is {list(x.shape)}"
-        )
+    if not x.size:  # no row: nothing to quantise, and no gradient
+        return np.zeros((*x.shape[:-1], w.shape[-2]), context.dtype), (x, w)
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights
-    operands = Operands(context, name, rule, {"x": x, "w": w}, kept)
+    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at)
     one = rule.forward
     left = operands.get("x", one.activations, -1)
     return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
@@ -285,13 +291,17 @@ def backward_product(
     """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
     if len(saved) == 2:
         x, w = saved
+        if not x.size:
+            dx = np.zeros(x.shape, context.dtype) if inputs else None
+            return dx, np.zeros(w.shape, context.dtype) if weights else None
         dx = chains(g, w) if inputs else None
         return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
     kept: Operands = saved[0]
     # A tape may be read again, and then with another gradient.
     operands = Operands(
-        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made)
-    )
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
+        kept.at,
+    )  # fmt: skip
     rule, dx, dw = kept.rule, None, None
     if inputs:
         one = rule.dgrad
@@ -321,7 +331,10 @@ def _weight_gradient(operands: Operands) -> Array:
         wide = np.zeros((*source.shape[:-2], source.shape[-1], -(-rows // size) * size), np.float32)
         wide[..., :rows] = np.swapaxes(source, -1, -2)
         turned[tensor] = hadamard(wide, signs)  # zeros that fill a group add nothing
-    own = Operands(c, operands.name, replace(rule, source="high"), turned, {})
+    # Other values than those of dgrad and forward: other draws.
+    own = Operands(
+        c, operands.name, replace(rule, source="high"), turned, {}, at=("hadamard", *operands.at)
+    )
     left = own.get("g", one.activations, -1)
     return _multiply(left, own.get("x", one.weights, -1).T, one)
 
@@ -334,8 +347,20 @@ def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
 def clipped(gradient: Array, source: Any, stored: QTensor) -> Array:
     """Return a gradient with 0 where storage saturated the value."""
     values = source.dequantize() if isinstance(source, QTensor) else source
+    return np.where(beyond(values, stored), np.float32(0), gradient)
+
+
+def beyond(values: Array, stored: QTensor) -> NDArray[np.bool_]:
+    """Return which values lie outside of what a stored tensor reaches under its scale.
+
+    An amax scale and the quotient are rounded to float32: the largest element may lie above what
+    the scale reaches by 2**-20 of it, and is not outside.
+    """
     scale = (
         np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
     )
-    top, low = np.float64(stored.fmt.max) * scale, np.float64(stored.fmt.min) * scale
-    return np.where((values > top) | (values < low), np.float32(0), gradient)
+    if stored.tensor_scale is not None:
+        scale = scale * np.float64(stored.tensor_scale)
+    reach = scale * (1 + 2.0**-20)
+    found: NDArray[np.bool_] = (values > stored.fmt.max * reach) | (values < stored.fmt.min * reach)
+    return found

@@ -74,7 +74,7 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     step = None if one_call is not None else fused.forward_step(c, name, weight_h, codes)
     with _threads(batch, weight_h):
         for t in range(done, steps):
-            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t], before_c[:, t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
@@ -88,10 +88,12 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
         saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, len(params),
         codes,
     )  # fmt: skip
-    return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept)
+    return r.apply_many(_lstm_back, (x, h0, c0, *params), (h, last_h, last_c), *kept, chooses=True)
 
 
-def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array) -> Any:
+def _lstm_back(
+    c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array, *, wanted: tuple[bool, ...]
+) -> Any:
     saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dgates = np.empty_like(gates)
@@ -116,31 +118,31 @@ def _lstm_back(c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            dh = _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = _through(c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here)
     fused.count(c, lost)
-    return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, dh, dc)
+    return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, wanted, dh, dc)
 
 
 def _forward(
-    c: Context, name: str, step: fused.Step | None, h: Array, weight_h: Any,
+    c: Context, name: str, step: fused.Step | None, t: int, h: Array, weight_h: Any,
     codes: dict[Any, QTensor],
 ) -> tuple[Array, Any]:  # fmt: skip
-    """Return the product of a step, and what its way back needs; None: `step` did it."""
+    """Return the product of step `t`, and what its way back needs; None: `step` did it."""
     hw = None if step is None else step(h)
-    return forward_product(c, name, h, weight_h, codes) if hw is None else (hw, None)
+    return forward_product(c, name, h, weight_h, codes, (t,)) if hw is None else (hw, None)
 
 
 def _through(
-    c: Context, name: str, step: fused.Step | None, saved: Any, h: Array, weight_h: Any,
+    c: Context, name: str, step: fused.Step | None, t: int, saved: Any, h: Array, weight_h: Any,
     codes: dict[Any, QTensor], g: Array,
 ) -> Array:  # fmt: skip
-    """Return the gradient of the state before a step; `saved` of its product, None: fused."""
+    """Return the gradient of the state before step `t`; `saved` of its product, None: fused."""
     done = None if step is None else step(g)
     if done is not None:
         return done
     if saved is None:
         sources = {"x": np.ascontiguousarray(h), "w": weight_h}
-        saved = (Operands(c, name, c.rule(name), sources, codes),)
+        saved = (Operands(c, name, c.rule(name), sources, codes, at=(t,)),)
     dh, _ = backward_product(c, saved, g, weights=False)
     assert dh is not None
     return dh
@@ -148,19 +150,22 @@ def _through(
 
 def _all_steps(
     c: Context, saved_x: Any, before_h: Array, weight_h: Any, dx_gates: Array, dh_gates: Array,
-    prefix: str, count: int, *states: Any,
+    prefix: str, count: int, wanted: tuple[bool, ...], *states: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Gradients of x, the states, both weights and both biases, from those of all steps."""
     batch, steps, width = dx_gates.shape
     flat_x = dx_gates.reshape(-1, width)
-    dx, dw_x = backward_product(c, saved_x, flat_x)
-    assert dx is not None
+    first = 1 + len(states)  # among the inputs: x, states, weight_ih, weight_hh, biases
+    dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first])
     flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
     all_h = before_h.reshape(-1, before_h.shape[-1])
-    dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
+    dw_h = None
+    if wanted[first + 1]:
+        dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
     db_x = cells.column_sums(flat_x)
     db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
-    return dx.reshape(batch, steps, -1), *states, *(dw_x, dw_h, db_x, db_h)[:count]
+    dx = None if dx is None else dx.reshape(batch, steps, -1)
+    return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 
 def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Array:
@@ -195,7 +200,7 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
     with _threads(batch, weight_h):
         for t in range(steps):
-            hw, saved = _forward(c, name, step, last_h, weight_h, codes)
+            hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
             before_h[:, t] = last_h
             new_h = np.empty_like(last_h)
@@ -206,10 +211,12 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
                 rounded_cells.gru_cell(rounded, t, *each)
             h[:, t], last_h = new_h, new_h
     kept = (saved_x, recurrent, gates, before_h, inner, weight_h, prefix, len(params), codes)
-    return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept)
+    return r.apply_many(_gru_back, (x, h0, *params), (h, last_h), *kept, chooses=True)
 
 
-def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
+def _gru_back(
+    c: Context, saved: Any, dy: Array, dh_last: Array, *, wanted: tuple[bool, ...]
+) -> Any:
     saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
@@ -230,6 +237,8 @@ def _gru_back(c: Context, saved: Any, dy: Array, dh_last: Array) -> Any:
                 batch,
             )
             here = np.ascontiguousarray(dh_gates[:, t])
-            dh = dh + _through(c, name, step, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = dh + _through(
+                c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here
+            )
     fused.count(c, lost)
-    return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, dh)
+    return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, wanted, dh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.freed import keep_freed
 from numsim.nn import layers, ops
+from numsim.nn.convolution import convolution
 from numsim.nn.products import Context, Watch
 from numsim.nn.recurrent import gru, lstm
 from numsim.nn.tape import Recorder, Tape, run_back
@@ -46,7 +47,7 @@ def forward(
         A `numsim.train.Recipe`: float32, products as it says. None: float64 throughout.
     step
         Number of the update, for stochastic rounding: its random bits are a function of the
-        recipe's seed, product, tensor, step and element alone.
+        recipe's seed, product, tensor, update, step of the sequence (LSTM, GRU) and element alone.
     scaling
         Delayed scales by product and tensor, read and extended by this call and by `backward`.
         None: new ones.
@@ -83,11 +84,97 @@ def forward(
     if not is_integer(step) or step < 0:
         raise NumsimError(f"nn.forward: step is an integer from 0; got {step!r}")
     keep_freed()
+    r, slots, outputs = _recorded(layer, params, inputs, recipe, int(step), scaling, watch)
+    y = tuple(r.array(slot) for slot in outputs)
+    return (y if len(y) > 1 else y[0]), r.finish(slots, outputs)
+
+
+@known_floats
+def backward(
+    tape: Tape, *upstream: ArrayLike, wanted: Collection[int | str] | None = None
+) -> tuple[tuple[Array | None, ...], Params]:
+    """Return the gradients of inputs and parameters.
+
+    Parameters
+    ----------
+    tape
+        Of `forward`.
+    upstream
+        The gradient that arrives at each output, of its shape.
+    wanted
+        Names of parameters and places of inputs whose gradients are computed, and nothing that
+        only others need; None: all. So frozen weights cost no product.
+
+    Returns
+    -------
+    inputs, params
+        A tuple in the order of the inputs, None for integers and what is not wanted; a dict by
+        parameter, of the wanted ones. Parameters that the outputs do not depend on have zeros.
+
+    Raises
+    ------
+    NumsimError
+        For another number of gradients than outputs, another shape, or an unknown name.
+
+    Examples
+    --------
+    >>> layer = layers.Linear(2, 1, bias=False)
+    >>> _, tape = forward(layer, {"weight": [[1.0, 2.0]]}, [[3.0, 4.0]])
+    >>> backward(tape, [[1.0]], wanted=["weight"])
+    ((None,), {'weight': array([[3., 4.]])})
+    """
+    if not isinstance(tape, Tape):
+        raise NumsimError(f"nn.backward: the tape of nn.forward; got {type(tape).__name__}")
+    if len(upstream) != len(tape.outputs):
+        raise NumsimError(
+            f"nn.backward: one gradient for each of {len(tape.outputs)} outputs; got "
+            f"{len(upstream)}"
+        )
+    names = [name for name, _, _ in tape.params]
+    chosen: Any = (*range(len(tape.inputs)), *names) if wanted is None else wanted
+    if isinstance(chosen, str) or not isinstance(chosen, list | tuple | set | frozenset | dict):
+        chosen = (chosen,)
+    places = range(len(tape.inputs))
+    unknown = [
+        one for one in chosen
+        if not (one in names if isinstance(one, str) else is_integer(one) and one in places)
+    ]  # fmt: skip
+    if unknown:
+        raise NumsimError(
+            f"nn.backward: wanted holds names of parameters and places of {len(tape.inputs)} "
+            f"inputs; got {unknown[0]!r:.60}{near_names(str(unknown[0]), names)}"
+        )
+    params = [row for row in tape.params if row[0] in chosen]
+    inputs = [slot if at in chosen else None for at, slot in enumerate(tape.inputs)]
+    slots = {slot for slot in (*inputs, *(slot for _, slot, _ in params)) if slot is not None}
+    found = run_back(tape, upstream, slots)
+
+    def gradient(slot: int | None, shape: tuple[int, ...]) -> Array:
+        g = None if slot is None else found[slot]
+        return np.zeros(shape, tape.context.dtype) if g is None else g
+
+    given = tuple(None if s is None else gradient(s, tape.shapes[s]) for s in inputs)
+    return given, {name: gradient(slot, shape) for name, slot, shape in params}
+
+
+def where_not_finite(layer: Any, params: Params, *inputs: ArrayLike, **how: Any) -> str | None:
+    """Return what made the first value of a pass that is not finite; see `forward` for the rest."""
+    r, _, _ = _recorded(
+        layer, params, inputs, how.get("recipe"), how.get("step", 0), how.get("scaling"), None
+    )
+    return r.first_not_finite()
+
+
+def _recorded(
+    layer: Any, params: Params, inputs: tuple[ArrayLike, ...], recipe: Any, step: int,
+    scaling: dict[str, Any] | None, watch: Watch | None,
+) -> tuple[Recorder, list[int | None], tuple[int, ...]]:  # fmt: skip
+    """Return all values of a pass, the numbers of inputs and those of outputs."""
     context = Context(
         np.float64 if recipe is None else np.float32,
         None if recipe is None else recipe.rule,
         0 if recipe is None else recipe.seed,
-        int(step),
+        step,
         {} if scaling is None else scaling,
         watch,
         getattr(recipe, "pointwise", None),
@@ -103,7 +190,8 @@ def forward(
             values.append(array.astype(np.int64))
             continue
         if array.dtype.kind == "f":
-            array = array.astype(context.dtype, copy=False)
+            with np.errstate(over="ignore", under="ignore"):
+                array = array.astype(context.dtype, copy=False)
         else:
             raise NumsimError(
                 f"nn.forward: input {at} holds numbers or ids; got {array.dtype}; convert it"
@@ -112,47 +200,7 @@ def forward(
         values.append(slots[-1])
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         outputs = _run(r, layer, "", values)
-    y = tuple(r.array(slot) for slot in outputs)
-    return (y if len(y) > 1 else y[0]), r.finish(slots, outputs)
-
-
-@known_floats
-def backward(tape: Tape, *upstream: ArrayLike) -> tuple[tuple[Array | None, ...], Params]:
-    """Return the gradients of inputs and parameters.
-
-    Parameters
-    ----------
-    tape
-        Of `forward`.
-    upstream
-        The gradient that arrives at each output, of its shape.
-
-    Returns
-    -------
-    inputs, params
-        A tuple in the order of the inputs, None for integers; a dict by parameter. Parameters
-        that the outputs do not depend on have zeros.
-
-    Raises
-    ------
-    NumsimError
-        For another number of gradients than outputs, or another shape.
-    """
-    if not isinstance(tape, Tape):
-        raise NumsimError(f"nn.backward: the tape of nn.forward; got {type(tape).__name__}")
-    if len(upstream) != len(tape.outputs):
-        raise NumsimError(
-            f"nn.backward: one gradient for each of {len(tape.outputs)} outputs; got "
-            f"{len(upstream)}"
-        )
-    found = run_back(tape, upstream)
-
-    def gradient(slot: int | None, shape: tuple[int, ...]) -> Array:
-        g = None if slot is None else found[slot]
-        return np.zeros(shape, tape.context.dtype) if g is None else g
-
-    given = tuple(None if s is None else gradient(s, tape.shapes[s]) for s in tape.inputs)
-    return given, {name: gradient(slot, shape) for name, slot, shape in tape.params}
+    return r, slots, outputs
 
 
 def check_params(layer: Any, params: Params) -> None:
@@ -194,6 +242,9 @@ def _run(r: Recorder, layer: Any, prefix: str, inputs: list[Any]) -> tuple[int, 
     if hasattr(layer, "arch"):
         found: tuple[int, ...] = layer.run(r, inputs)
         return found
+    if not isinstance(layer, layers.Sequential):
+        name = prefix.removesuffix(".")
+        r.owners.append((len(r.steps), f"{name} ({type(layer).__name__})".lstrip()))
     return RUN[type(layer)](r, layer, prefix, inputs)
 
 
@@ -380,85 +431,11 @@ def _flatten(r: Recorder, layer: layers.Flatten, prefix: str, inputs: list[Any])
     return (ops.reshape(r, x, np.shape(r.values[x])[0], -1),)
 
 
-def _convolution(
-    r: Recorder, prefix: str, x: int, layer: Any, sizes: tuple[tuple[int, int, int, int], ...]
-) -> int:
-    """Patches of x [B, C, ...] times the kernels.
-
-    `sizes`: (kernel, stride, padding, dilation) an axis.
-    """
-    shape = np.shape(r.values[x])
-    batch, spatial = shape[0], shape[2:]
-    padded = [(0, 0), (0, 0)] + [(p, p) for _, _, p, _ in sizes]
-    out = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, (k, s, p, d) in zip(spatial, sizes, strict=True)
-    )
-    if min(out) < 1:
-        raise NumsimError(
-            f"nn.{type(layer).__name__}: the kernel fits the padded input; got {list(shape)} and "
-            f"kernel {[k for k, _, _, _ in sizes]}"
-        )
-    wide = np.pad(r.array(x), padded)
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.arange(wide.size).reshape(wide.shape), tuple(d * (k - 1) + 1 for k, _, _, d in sizes),
-        axis=tuple(range(2, 2 + len(sizes))),
-    )  # fmt: skip
-    windows = windows[(
-        slice(None), slice(None), *(slice(None, None, s) for _, s, _, _ in sizes),
-        *(slice(None, None, d) for _, _, _, d in sizes),
-    )]  # fmt: skip
-    n, groups = len(sizes), layer.groups
-    order = (0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # [B, places, C, kernel]
-    rows = batch * int(np.prod(out))
-    index = np.ascontiguousarray(windows.transpose(order)).reshape(rows, -1)
-    flat: tuple[int, ...] = (layer.outputs, -1)
-    if groups > 1:
-        index = np.ascontiguousarray(index.reshape(rows, groups, -1).swapaxes(0, 1))
-        flat = (groups, layer.outputs // groups, -1)
-    patches = r.apply(
-        _patches_back, (x,), wide.reshape(-1)[index], index, wide.shape,
-        tuple(slice(p, wide.shape[2 + i] - p) for i, (_, _, p, _) in enumerate(sizes)),
-    )  # fmt: skip
-    weight = r.param(f"{prefix}weight")
-    value = r.values[weight]
-    if (
-        isinstance(value, QTensor)
-        and value.block_shape is None
-        and (value.scale is None or value.scale.size == 1)
-    ):  # codes as they are stored; other scales belong to axes that a patch does not have
-        kernels = r.put(QTensor.from_codes(value.codes.reshape(flat), value.fmt, scale=value.scale))
-        r.steps.append(_reshaped(value.shape, weight, kernels))
-    else:
-        kernels = ops.reshape(r, weight, *flat)
-    y = ops.product(r, prefix.removesuffix("."), patches, kernels)
-    if groups > 1:
-        y = ops.reshape(r, ops.transpose(r, y, 1, 0, 2), rows, layer.outputs)
-    if layer.bias:
-        y = ops.add_bias(r, y, r.param(f"{prefix}bias"))
-    y = ops.reshape(r, y, batch, *out, layer.outputs)
-    return ops.transpose(r, y, 0, 1 + n, *range(1, 1 + n))
-
-
-def _reshaped(shape: tuple[int, ...], source: int, flat: int) -> Any:
-    from numsim.nn.tape import Step
-
-    return Step(lambda c, saved, g: (g.reshape(saved[0]),), (shape,), (source,), (flat,))
-
-
-def _patches_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    index, shape, inside = saved
-    total = np.zeros(int(np.prod(shape)))
-    np.add.at(total, index.reshape(-1), g.reshape(-1).astype(np.float64))  # in order
-    whole = total.reshape(shape).astype(c.dtype, copy=False)
-    return (np.ascontiguousarray(whole[(slice(None), slice(None), *inside)]),)
-
-
 def _conv1d(r: Recorder, layer: layers.Conv1d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
     _count(layer, inputs, 1, 1)
     x = _float(r, layer, inputs, 0, None, layer.inputs, None)
     sizes = ((layer.kernel, layer.stride, layer.padding, layer.dilation),)
-    return (_convolution(r, prefix, x, layer, sizes),)
+    return (convolution(r, prefix, x, layer, sizes),)
 
 
 def _conv2d(r: Recorder, layer: layers.Conv2d, prefix: str, inputs: list[Any]) -> tuple[int, ...]:
@@ -466,7 +443,7 @@ def _conv2d(r: Recorder, layer: layers.Conv2d, prefix: str, inputs: list[Any]) -
     x = _float(r, layer, inputs, 0, None, layer.inputs, None, None)
     spatial: Any = (layer.kernel, layer.stride, layer.padding, layer.dilation)
     each = zip(*spatial, strict=True)
-    return (_convolution(r, prefix, x, layer, tuple(each)),)
+    return (convolution(r, prefix, x, layer, tuple(each)),)
 
 
 def _sequential(

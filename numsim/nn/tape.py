@@ -7,7 +7,7 @@ end. Gradients of a value that is used several times are added from its last use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,12 +24,16 @@ Backward = Callable[..., tuple[Any, ...]]
 
 
 class Step(NamedTuple):
-    """One operation: ``backward(saved, *gradients of outputs)`` -> gradients of inputs, or None."""
+    """One operation: ``backward(saved, *gradients of outputs)`` -> gradients of inputs, or None.
+
+    With `chooses` it is also told which inputs' gradients are wanted: ``wanted=(True, False)``.
+    """
 
     backward: Backward
     saved: tuple[Any, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    chooses: bool = False
 
 
 class Tape(NamedTuple):
@@ -52,6 +56,7 @@ class Recorder:
     values: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)  # of parameters
+    owners: list[tuple[int, str]] = field(default_factory=list)  # number of steps before, whose
 
     def put(self, value: Any) -> int:
         """Return the number of a new value."""
@@ -78,19 +83,37 @@ class Recorder:
         value = self.values[slot]
         return value.dequantize() if isinstance(value, QTensor) else value
 
-    def apply(self, backward: Backward, inputs: Sequence[int], value: Any, *saved: Any) -> int:
+    def apply(
+        self, backward: Backward, inputs: Sequence[int], value: Any, *saved: Any,
+        chooses: bool = False,
+    ) -> int:  # fmt: skip
         """Write a step with one output; return its number."""
-        out = self.put(value)
-        self.steps.append(Step(backward, saved, tuple(inputs), (out,)))
-        return out
+        return self.apply_many(backward, inputs, (value,), *saved, chooses=chooses)[0]
 
     def apply_many(
-        self, backward: Backward, inputs: Sequence[int], values: Sequence[Any], *saved: Any
-    ) -> tuple[int, ...]:
+        self, backward: Backward, inputs: Sequence[int], values: Sequence[Any], *saved: Any,
+        chooses: bool = False,
+    ) -> tuple[int, ...]:  # fmt: skip
         """Write a step with several outputs; return their numbers."""
         outs = tuple(self.put(value) for value in values)
-        self.steps.append(Step(backward, saved, tuple(inputs), outs))
+        self.steps.append(Step(backward, saved, tuple(inputs), outs, chooses))
         return outs
+
+    def first_not_finite(self) -> str | None:
+        """Return what made the first value that is not finite: a parameter, or an operator.
+
+        None where all are, or where such values came in.
+        """
+        bad = [not np.isfinite(self.array(slot)).all() for slot in range(len(self.values))]
+        names = {slot: name for name, slot in self.slots.items()}
+        for at, step in enumerate(self.steps):
+            for slot in step.inputs:
+                if bad[slot] and slot in names:
+                    return f"the parameter {names[slot]}"
+            if any(bad[slot] for slot in step.outputs) and not any(bad[s] for s in step.inputs):
+                owners = [name for first, name in self.owners if first <= at]
+                return f"the output of {owners[-1]}" if owners else "the output"
+        return None
 
     def finish(self, inputs: Sequence[int | None], outputs: Sequence[int]) -> Tape:
         """Return the tape."""
@@ -106,9 +129,17 @@ def _shape(value: Any) -> tuple[int, ...]:
     return value.shape if isinstance(value, QTensor) else np.shape(value)
 
 
-def run_back(tape: Tape, upstream: Sequence[Any]) -> list[Array | None]:
-    """Return the gradient of every value that the outputs depend on."""
+def run_back(tape: Tape, upstream: Sequence[Any], wanted: Collection[int]) -> list[Array | None]:
+    """Return the gradients of the values `wanted`, at their places; None where no output needs one.
+
+    What no wanted value depends on is not computed.
+    """
     context = tape.context
+    live = [slot in wanted for slot in range(len(tape.shapes))]  # depends on a wanted value
+    for step in tape.steps:
+        if any(live[slot] for slot in step.inputs):
+            for slot in step.outputs:
+                live[slot] = True
     found: list[Any] = [None] * len(tape.shapes)
     for slot, g in zip(tape.outputs, upstream, strict=True):
         given = as_array("backward: an upstream gradient", g)
@@ -122,15 +153,17 @@ def run_back(tape: Tape, upstream: Sequence[Any]) -> list[Array | None]:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for step in reversed(tape.steps):
             arrived = [found[slot] for slot in step.outputs]
-            if all(g is None for g in arrived):
+            here = tuple(live[slot] for slot in step.inputs)
+            if all(g is None for g in arrived) or not any(here):
                 continue
             arrived = [
                 np.zeros(tape.shapes[slot], context.dtype) if g is None else g
                 for slot, g in zip(step.outputs, arrived, strict=True)
             ]
-            parts = step.backward(context, step.saved, *arrived)
-            for slot, part in zip(step.inputs, parts, strict=True):
-                if part is not None:
+            how = {"wanted": here} if step.chooses else {}
+            parts = step.backward(context, step.saved, *arrived, **how)
+            for slot, part, needed in zip(step.inputs, parts, here, strict=True):
+                if part is not None and needed:
                     found[slot] = part if found[slot] is None else found[slot] + part
             for slot in step.outputs:
                 if slot not in tape.outputs:

@@ -83,7 +83,8 @@ def matmul(
     first (the quantum of fixed point, a power of two, rounds nothing); without any scale an integer
     unit returns its int32 (int64 beyond 32 bits), in units of the operands' quanta. Block scales
     along K go into the unit where it takes them; elsewhere each block is a chain of its own, scaled
-    and added in float32 in K order, as software around a unit does it.
+    and added in float32 in K order, as software around a unit does it; powers of two (MX) scale
+    exactly, also where their product is no float32.
 
     Raises
     ------

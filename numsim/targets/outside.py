@@ -15,6 +15,7 @@ from numsim.targets.chains import bare
 from numsim.targets.runs.fused import fp8_applies
 from numsim.targets.runs.integer import integer_plan
 from numsim.targets.runs.tensor import batched, codes_of, fields, kept
+from numsim.targets.scaling import powers_leave_float32
 from numsim.targets.types import Fused, IntSum, Mac, Rule
 
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
@@ -115,9 +116,10 @@ def _fp8(
 
 
 def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scales | None:
-    """Return the scales of blocks, rows times 2**power; None where a product may leave the normals.
+    """Return the scales of blocks, rows times 2**power; None where a product may not be held.
 
-    With `power` the unit counts in quanta, and a product of scales must be exact before it.
+    With `power` the unit counts in quanta, and a product of scales must be exact before it. Without
+    it products of powers of two are exact, also beyond float32.
     """
     rows = _of_blocks(a, -1, block)
     columns = kept(b, f"scales of {block}", lambda: _of_blocks(b, -2, block))
@@ -137,6 +139,8 @@ def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scale
         ):
             return None
         rows = rows * np.float32(2.0**power)
+    elif powers_leave_float32(rows, columns):
+        return None
     if len(columns) == 1:
         return gemm_blocks.Scales(np.ascontiguousarray(rows), columns)
     return gemm_blocks.Scales(np.ascontiguousarray(rows), np.ascontiguousarray(columns))

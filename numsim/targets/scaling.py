@@ -150,7 +150,7 @@ def _one_by_one(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for k0 in range(0, k, block):
             stop = min(k0 + block, k)
-            scale = np.asarray(_scale(a, -1, k0) * _scale(b, -2, k0), np.float32)
+            scale = _block_scale(_scale(a, -1, k0), _scale(b, -2, k0))
             try:
                 acc = chain(k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop))
             except Overflowed as found:
@@ -161,6 +161,30 @@ def _one_by_one(
             total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def powers_leave_float32(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    """Whether products of powers of two among scales a and b may become 0 or infinite in float32.
+
+    >>> powers_leave_float32(np.float32([2.0**-100]), np.float32([2.0**-49, 2.0**-50]))
+    True
+    """
+    if not (a.size and b.size):
+        return False
+    low, high = (
+        np.float64(limit.reduce(a, axis=None)) * np.float64(limit.reduce(b, axis=None))
+        for limit in (np.fmin, np.fmax)
+    )
+    if low >= 2.0**-149 and high < 2.0**128:
+        return False
+    return all(bool(((np.frexp(x)[0] == 0.5) | np.isnan(x)).all()) for x in (a, b))
+
+
+def _block_scale(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[Any]:
+    """Return fp32(a * b); in float64, exact, where a power of two leaves float32 (MX)."""
+    if powers_leave_float32(a, b):
+        return a.astype(np.float64) * b
+    return np.asarray(a * b, np.float32)
 
 
 def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
@@ -178,7 +202,7 @@ def scaled(
     """Return fp32(acc * scale) in the type of a float accumulator, float32 for an integer one.
 
     An integer accumulator counts products of the operands' quanta: that power of two is exact, and
-    the only rounding after ``fp32(acc)`` is that of the product.
+    the only rounding after ``fp32(acc)`` is that of the product. A float64 `scale` is exact.
     """
     with np.errstate(all="ignore"):
         single = acc.astype(np.float32, copy=False)
@@ -188,7 +212,10 @@ def scaled(
             exact = single.astype(np.float64) * np.asarray(scale, np.float64)
             product = np.ldexp(exact, -(a.fmt.bias + b.fmt.bias)).astype(np.float32)
         else:
-            product = np.multiply(single, factor, out=out)
+            if np.asarray(factor).dtype == np.float64:
+                product = (single.astype(np.float64) * factor).astype(np.float32)
+            else:
+                product = np.multiply(single, factor, out=out)
         result: NDArray[Any] = one_nan(product, rule)
     if isinstance(rule, IntSum) or acc.dtype == np.float32:
         return result

@@ -42,8 +42,9 @@ def optimizer(
         ``module.named_parameters()`` stochastic draws depend on the names of the parameters,
         otherwise on their numbers "0", "1", ...
     storage
-        Format in which parameters are kept; they are rounded into it at once, to nearest. An
-        emulated module multiplies these codes as they are. None: float32.
+        Format in which parameters of two axes or more are kept; they are rounded into it at once,
+        to nearest. An emulated module multiplies these codes as they are. None: float32, as
+        biases and weights of norms always are.
     moments, keep_scale, random_bits, seed, master
         As in `numsim.train.SGD` and `Adam`.
 
@@ -142,8 +143,9 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
                 q = stored(p)
                 if q is None or q.quant != own.storage:
                     q = own.start({"": array(p)})[""]
-                _keep(p, q)
-                self._write_codes(p, q)
+                if isinstance(q, QTensor):  # vectors stay float32
+                    _keep(p, q)
+                    self._write_codes(p, q)
 
     def _rule(self, group: dict[str, Any]) -> Any:
         """Return the optimizer of numsim.train with the numbers of a group."""
@@ -187,7 +189,8 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
         if why is not None:
             raise UnsupportedError(f"numsim.torch.optimizer: the gradient of {name}: {why}")
         q = stored(p) if own.storage is not None else None
-        given = {name: array(p) if q is None else q}
+        # Other values since, behind the back of this optimizer, are rounded into the format again.
+        given = own.start({name: array(p)}) if q is None else {name: q}
         gradient = -array(p.grad) if group.get("maximize") else array(p.grad)
         kept = self.state.get(p, {})
         slots = dict(own.init(given).slots[name])
@@ -217,6 +220,12 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
         own: dict[str, Any] = super().__getstate__()
         return own | {"_kind": self._kind, "_how": self._how}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on as a copy: torch copies parameters without what is known of their codes."""
+        super().__setstate__(state)
+        if "_how" in vars(self):  # not while the optimizer is being made
+            self._recall()
+
     def _write_codes(self, p: Tensor, q: QTensor) -> None:
         """Keep codes and scale in the state, so that a state_dict brings them back."""
         if q.block_shape is None and q.fmt.bits <= 16 and q.tensor_scale is None:
@@ -227,6 +236,9 @@ class _Steps(torch.optim.Optimizer):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read a state; stored parameters have their codes and scales again."""
         super().load_state_dict(state_dict)
+        self._recall()
+
+    def _recall(self) -> None:
         storage = self._how["storage"]
         for p, kept in self.state.items():
             if storage is None or "codes" not in kept:

@@ -108,7 +108,9 @@ class Call:
     def _value(self, name: str, parameter: Tensor) -> Any:
         q = stored(parameter)
         wanted = None if self.recipe is None else self.recipe.storage
-        trained = self.training and parameter.requires_grad and parameter.is_leaf
+        # Vectors, which are biases, stay float32: see numsim.train.SGD.start.
+        matrix = parameter.ndim > 1
+        trained = matrix and self.training and parameter.requires_grad and parameter.is_leaf
         if wanted is not None and trained and (q is None or q.fmt != wanted.fmt):
             raise NumsimError(
                 f"numsim.torch: the recipe keeps parameters in {wanted.format}, and {name} is not; "
@@ -150,12 +152,14 @@ def _backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors  # raises where one was changed in place
     if any(t.numel() == 0 for t in tensors):  # nothing came in: nothing comes back
         return (None, *(torch.zeros_like(t) if t.is_floating_point() else None for t in tensors))
-    inputs, params = nn.backward(ctx.tape, *(array(g) for g in upstream))
-    gradients = (*inputs, *params.values())
-    needed = ctx.needs_input_grad[1:]
+    job, needed = ctx.job, ctx.needs_input_grad[1:]
+    names = (*range(job.inputs), *job.params)
+    wanted = [name for name, need in zip(names, needed, strict=True) if need]
+    inputs, params = nn.backward(ctx.tape, *(array(g) for g in upstream), wanted=wanted)
+    gradients = (*inputs, *map(params.get, job.params))
     return (None, *(
-        _tensor(g, t.dtype) if need and g is not None else None
-        for g, t, need in zip(gradients, tensors, needed, strict=True)
+        None if g is None else _tensor(g, t.dtype)
+        for g, t in zip(gradients, tensors, strict=True)
     ))  # fmt: skip
 
 

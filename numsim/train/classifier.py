@@ -36,7 +36,12 @@ class Corpus:
     test_inputs: NDArray[np.int64]
     test_labels: NDArray[np.int64]
     rows: int  # of the embedding
-    classes: int
+    names: tuple[str, ...]  # of the classes, by number
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.names)
 
 
 def classifier(
@@ -76,7 +81,7 @@ def corpus(
     Parameters
     ----------
     train, test
-        Labelled texts.
+        Labelled texts. Labels that are words are numbered in alphabetical order: `Corpus.names`.
     words, length
         Rows of the table, and words of a text that count (padded on the left).
     prepare
@@ -87,28 +92,10 @@ def corpus(
     Raises
     ------
     NumsimError
-        For a text without a word (by its place), one class only, or labels that skip a number.
+        For a text without a word (by its place), one class only, labels that skip a number, or
+        numbers beside words.
     """
-    labels = np.array([m.label for m in train], np.int64)
-    unseen = np.array([m.label for m in test], np.int64)
-    found = np.unique(labels)
-    if len(found) < 2:
-        raise NumsimError(
-            f"train: the training texts have one class only, {found.tolist()}; give texts of two "
-            "or more"
-        )
-    classes = int(found[-1]) + 1
-    if len(found) != classes:
-        lacking = sorted(set(range(classes)) - set(found.tolist()))
-        raise NumsimError(
-            f"train: labels count from 0; no training text has label {lacking[0]}; number the "
-            "classes from 0 without a gap"
-        )
-    if unseen.size and int(unseen.max()) >= classes:
-        raise NumsimError(
-            f"train: labels lie from 0 to {classes - 1}, as in the training texts; an unseen text "
-            f"has {int(unseen.max())}"
-        )
+    labels, unseen, names = _numbered(train, test)
     if tools is not None:
         texts = tools.all_ids([m.text for m in (*train, *test)])
         assert tools.tokenizer is not None  # all_ids says where there is none
@@ -119,13 +106,60 @@ def corpus(
             numbers = text[:length] + 2  # after padding and unknown
             ids[at, length - len(numbers) :] = numbers
         rows = int(tools.tokenizer.size) + 2
-        return Corpus(ids[: len(train)], labels, ids[len(train) :], unseen, rows, classes)
+        return Corpus(ids[: len(train)], labels, ids[len(train) :], unseen, rows, names)
     cleaned, later = ([prepare(m.text) for m in part] for part in (train, test))
+    for kind, texts_of, words_of in (("training", train, cleaned), ("unseen", test, later)):
+        empty = [at for at, found in enumerate(words_of) if not found]
+        if empty:
+            came = texts_of[empty[0]].text
+            raise NumsimError(
+                f"train: every text has a word; the {kind} text {empty[0] + 1}, {came!r:.60}, has "
+                "none after cleaning; leave it out, or keep its numbers or marks"
+            )
     vocabulary = Vocabulary.build(cleaned, words)
     return Corpus(
         vocabulary.encode(cleaned, length), labels, vocabulary.encode(later, length), unseen,
-        words, classes,
+        words, names,
     )  # fmt: skip
+
+
+def _numbered(
+    train: Sequence[Message], test: Sequence[Message]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+    """Return the labels of both as numbers, and the names of the classes."""
+    found = {m.label for m in train}
+    numbers = sorted(label for label in found if isinstance(label, int))
+    if len({type(m.label) for m in (*train, *test)}) > 1:
+        one, other = (
+            next(m.label for m in (*train, *test) if isinstance(m.label, kind))
+            for kind in (int, str)
+        )
+        raise NumsimError(
+            f"train: labels are all numbers or all words; got {one} and {other!r:.60}; rename one"
+        )
+    if len(found) < 2:
+        raise NumsimError(
+            f"train: the training texts have one class only, {list(found)}; give texts of two "
+            "or more"
+        )
+    if numbers and numbers[-1] >= len(numbers):
+        lacking = next(at for at, number in enumerate(numbers) if at != number)
+        raise NumsimError(
+            f"train: labels count from 0; no training text has label {lacking}; number the "
+            "classes from 0 without a gap"
+        )
+    words = sorted(label for label in found if isinstance(label, str))
+    order: Sequence[int | str] = numbers or words
+    at = {label: number for number, label in enumerate(order)}
+    strange = next((m.label for m in test if m.label not in at), None)
+    if strange is not None:
+        among = f"lie from 0 to {len(at) - 1}" if numbers else f"are {', '.join(map(str, at))}"
+        raise NumsimError(
+            f"train: labels {among:.200}, as in the training texts; an unseen text has "
+            f"{strange!r:.60}"
+        )
+    labels, unseen = (np.array([at[m.label] for m in part], np.int64) for part in (train, test))
+    return labels, unseen, tuple(map(str, at))
 
 
 @known_floats

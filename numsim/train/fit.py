@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NotFiniteError, NumsimError, StoppedError
 from numsim.float_state import known_floats
 from numsim.kernels.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
 from numsim.nn.products import check_rule, stream_key
+from numsim.nn.run import where_not_finite
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -182,7 +183,8 @@ def fit(
         )
     inputs, targets = check_data(data, "data", loss)
     unseen = None if test is None else check_data(test, "test", loss)
-    _check(len(inputs), loss, steps, batch, every, decay, optimizer, watch)
+    _check(len(inputs), steps, batch, every, decay, optimizer, watch)
+    _check_more(seed, loss_scale, checkpoint, progress)
     if recipe is not None:
         names = nn.product_names(layer)
         if names:
@@ -263,6 +265,8 @@ def evaluate(
     """
     if isinstance(recipe, str):
         recipe = named_recipe(recipe)
+    if not is_integer(batch) or batch < 1:
+        raise NumsimError(f"train.evaluate: batch is an integer from 1; got {batch!r:.60}")
     inputs, targets = check_data(data, "data", loss)
     total, right, count, rows = 0.0, 0, 0, 0
     for start in range(0, len(inputs), batch):
@@ -304,7 +308,12 @@ def _step(
     )  # fmt: skip
     many = isinstance(y, tuple)
     output = y[0] if many else y
-    _finite(output, number, "the output", "forward")
+    if not np.isfinite(output).all():
+        source = where_not_finite(
+            layer, run.params, inputs[chosen], recipe=recipe, step=number,
+            scaling=dict(run.scaling),
+        )  # fmt: skip
+        _finite(output, number, source or "the output", "forward")
     prediction, goal = aligned(output, targets[chosen], loss)
     value, gradient = nn.loss(loss, prediction, goal)
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
@@ -320,7 +329,8 @@ def _step(
             raise
         finite = False
     if not finite and (loss_scale is None or scale < _LEAST_SCALE):
-        name = next(n for n, g in grads.items() if not np.isfinite(g).all())
+        # The way back goes from the last parameter to the first.
+        name = next(n for n, g in reversed(grads.items()) if not np.isfinite(g).all())
         _finite(grads[name], number, f"the gradient of {name}", "backward")
     params, optimizer_state, scale_state = run.params, run.optimizer, run.loss_scale
     if finite:
@@ -347,9 +357,11 @@ def _finite(x: Array, step: int, tensor: str, operator: str) -> None:
     bad = int((~np.isfinite(x)).sum())
     if bad:
         first = np.unravel_index(int(np.argmax(~np.isfinite(x))), x.shape)
+        of = "" if operator == "backward" else " of the network's output"
         raise NumsimError(
-            f"step {step}, {tensor}, {operator}: values are finite; {bad} of {x.size} are not, the "
-            f"first at index {tuple(int(i) for i in first)}; a lower lr, or a loss_scale, may help"
+            f"step {step}, {tensor}, {operator}: values are finite; {bad} of {x.size}{of} are not, "
+            f"the first at index {tuple(int(i) for i in first)}; a lower lr, or a loss_scale, may "
+            "help"
         )
 
 
@@ -364,6 +376,8 @@ def aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
 
 def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
     """Return inputs and targets as arrays, or raise for what cannot be trained on."""
+    if not is_word(loss, LOSSES):
+        raise NumsimError(f"train: loss is one of {', '.join(LOSSES)}; got {loss!r:.60}")
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise NumsimError(f"train.fit: {what} is a pair (inputs, targets); got {pair!r:.60}")
     inputs, targets = (as_array(f"train.fit: {what}", part) for part in pair)
@@ -389,11 +403,9 @@ def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
 
 
 def _check(
-    count: int, loss: str, steps: int, batch: int, every: int, decay: str | None, optimizer: Any,
+    count: int, steps: int, batch: int, every: int, decay: str | None, optimizer: Any,
     watch: int | None,
 ) -> None:  # fmt: skip
-    if loss not in LOSSES:
-        raise NumsimError(f"train.fit: loss is one of {', '.join(LOSSES)}; got {loss!r}")
     for name, value in (("steps", steps), ("batch", batch), ("every", every)):
         if not is_integer(value) or not 1 <= value < 1 << 40:
             raise NumsimError(f"train.fit: {name} is an integer from 1; got {value!r}")
@@ -401,12 +413,24 @@ def _check(
         raise NumsimError(f"train.fit: watch is an integer from 1 or None; got {watch!r}")
     if batch > count:
         raise NumsimError(f"train.fit: a batch of {batch} needs so many examples; got {count}")
-    if decay not in DECAYS:
+    if not is_word(decay, DECAYS):
         raise NumsimError(f"train.fit: decay is linear or None; got {decay!r}")
     if not isinstance(optimizer, SGD | Adam):
         raise NumsimError(
             f"train.fit: optimizer is SGD, Adam or AdamW; got {type(optimizer).__name__}"
         )
+
+
+def _check_more(seed: Any, loss_scale: Any, checkpoint: Any, progress: Any) -> None:
+    if not is_integer(seed) or not 0 <= seed < 1 << 64:
+        raise NumsimError(f"train.fit: seed is an integer from 0 to 2**64 - 1; got {seed!r:.60}")
+    if loss_scale is not None and not isinstance(loss_scale, LossScale):
+        raise NumsimError(f"train.fit: loss_scale is a LossScale or None; got {loss_scale!r:.60}")
+    folder = isinstance(checkpoint, str | Path) and "\0" not in str(checkpoint)
+    if checkpoint is not None and not folder:
+        raise NumsimError(f"train.fit: checkpoint is a folder or None; got {checkpoint!r:.60}")
+    if progress is not None and not callable(progress):
+        raise NumsimError(f"train.fit: progress is a function or None; got {progress!r:.60}")
 
 
 def _facts(

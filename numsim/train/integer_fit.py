@@ -134,16 +134,17 @@ def integer_fit(
     parts = _parts(layer)
     unit = get_target(target)
     inputs, targets = check_data(data, "data", loss)
-    if loss not in ("bce_with_logits", "cross_entropy"):
+    if loss == "mse":
         raise NumsimError(f"integer_fit: loss is bce_with_logits or cross_entropy; got {loss!r}")
     for name, number in (("steps", steps), ("batch", batch)):
-        if not is_integer(number) or number < 1:
+        if not is_integer(number) or not 1 <= number < 1 << 40:
             raise NumsimError(f"integer_fit: {name} is an integer from 1; got {number!r}")
     if batch > len(inputs):
         raise NumsimError(f"integer_fit: a batch of {batch} needs so many examples")
     bits = (FIXED_POINT_BITS if fixed_point else BITS) if bits is None else bits
-    if not bits or not all(is_integer(b) and 1 <= b <= 7 for b in bits):
-        raise NumsimError(f"integer_fit: bits are integers from 1 to 7; got {bits!r}")
+    several = isinstance(bits, tuple | list) and len(bits) > 0
+    if not several or not all(is_integer(b) and 1 <= b <= 7 for b in bits):
+        raise NumsimError(f"integer_fit: bits is a tuple of integers from 1 to 7; got {bits!r:.60}")
     start = nn.init(layer, seed=seed)
     weights = {
         name: _fixed_start(w, seed, name) if fixed_point else IntegerTensor.of(w)
@@ -188,7 +189,9 @@ def _fixed_start(w: NDArray[Any], seed: int, name: str) -> IntegerTensor:
 def _parts(layer: Any) -> tuple[tuple[str, Any], ...]:
     if not isinstance(layer, Sequential):
         raise NumsimError(f"integer_fit: a Sequential; got {type(layer).__name__}")
-    for name, part in layer.layers:
+    for at, (name, part) in enumerate(layer.layers):
+        if at and isinstance(part, Embedding):
+            raise NumsimError(f"integer_fit: an Embedding is the first layer; {name} comes later")
         linear = isinstance(part, Linear) and not part.bias
         relu = isinstance(part, Activation) and part.name == "relu"
         if not (linear or relu or isinstance(part, Embedding | Mean)):
@@ -231,10 +234,13 @@ def _forward(
 ) -> tuple[IntegerTensor, list[Any]]:  # fmt: skip
     """Return the outputs and what each layer keeps."""
     tape: list[Any] = []
+    whole = bool((inputs == np.rint(inputs)).all())
     if isinstance(parts[0][1], Embedding):
+        if not whole:
+            raise NumsimError("integer_fit: ids are integers; got numbers between them")
         x: Any = inputs.astype(np.int64)
     else:
-        if np.abs(inputs).max(initial=0) > LIMIT or (inputs != np.rint(inputs)).any():
+        if not whole or inputs.max(initial=0) > LIMIT or inputs.min(initial=0) < -LIMIT:
             raise NumsimError(f"integer_fit: inputs are integers within +-{LIMIT}")
         x = IntegerTensor(inputs.astype(np.int8), 0)
     for at, (name, part) in enumerate(parts):
@@ -245,8 +251,13 @@ def _forward(
                 raise NumsimError(f"integer_fit: ids lie from 0 to {part.rows - 1}")
             x = IntegerTensor(w.codes[x], w.exponent)
         elif isinstance(part, Mean):
+            if x.codes.ndim != 3 or not x.codes.shape[1]:
+                raise NumsimError(
+                    f"integer_fit: {name} is the mean over steps of [B, T, H], T from 1; got "
+                    f"{list(x.codes.shape)}"
+                )
             sums = x.codes.astype(np.int64).sum(axis=1)
-            log = int(np.ceil(np.log(x.codes.shape[1]) / np.log(2.0)) + 0.5)
+            log = (x.codes.shape[1] - 1).bit_length()
             x = _narrowed(sums, x.exponent - log, fixed)  # by the next power of two
         elif isinstance(part, Linear):
             w = weights[f"{name}.weight"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import is_integer, real_array
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -74,7 +74,7 @@ def store(
     """
     if not isinstance(into, QTensor):
         raise NumsimError(f"store: into is a QTensor; got {type(into).__name__}")
-    new = as_array("store: values", values).astype(np.float32, copy=False)
+    new = real_array("store: values", values)
     if new.shape != into.shape:
         raise NumsimError(f"store: values have the shape of into, {into.shape}; got {new.shape}")
     if into.block_shape is not None:
@@ -90,6 +90,11 @@ def store(
     if into.fmt.kind == "integer" and into.fmt.bias == 0 and into.fmt.signed:
         codes = np.maximum(codes, codes.dtype.type(-into.fmt.max))
     return replace(into, codes=codes, packed={})
+
+
+def _check_dict(what: str, value: object) -> None:
+    if not isinstance(value, dict):
+        raise NumsimError(f"{what} a dict of arrays by name; got {type(value).__name__}")
 
 
 def _number(who: str, name: str, value: object, low: float, *, open_: bool, high: float) -> None:
@@ -113,6 +118,12 @@ class _Kept:
         for name in ("storage", "moments"):
             if getattr(own, name, None) is not None:
                 object.__setattr__(self, name, as_quant(getattr(own, name)))
+        storage = own.storage
+        if own.keep_scale and storage is not None and storage.granularity == "per_block":
+            raise NumsimError(
+                f"{who}: keep_scale is for storage without blocks, whose scales are not kept; got "
+                f"{storage.format} in blocks; leave it out"
+            )
         bits = own.random_bits
         if bits is not None and not (is_integer(bits) and 1 <= bits <= 32):
             raise NumsimError(f"{who}: random_bits is an integer from 1 to 32; got {bits!r}")
@@ -127,11 +138,7 @@ class _Kept:
     def init(self, params: Params) -> State:
         """Return the state before the first step."""
         own: Any = self
-        if not isinstance(params, dict):
-            raise NumsimError(
-                f"{type(self).__name__}: parameters are a dict of arrays; got "
-                f"{type(params).__name__}"
-            )
+        _check_dict(f"{type(self).__name__}: parameters are", params)
         slots: dict[str, dict[str, Any]] = {}
         for name, value in params.items():
             wide = _value(value)
@@ -150,6 +157,7 @@ class _Kept:
         biases and weights of norms, stay float32.
         """
         own: Any = self
+        _check_dict(f"{type(self).__name__}: parameters are", params)
         if own.storage is None:
             return params
         nearest = replace(own.storage, rounding="rne")
@@ -185,6 +193,16 @@ class _Kept:
         """
         keep_freed()
         own: Any = self
+        who = type(self).__name__
+        _check_dict(f"{who}: parameters are", params)
+        _check_dict(f"{who}: gradients are", grads)
+        if random is not None:
+            _check_dict(f"{who}: random integers are", random)
+        if not isinstance(state, State):
+            raise NumsimError(
+                f"{who}: the state is that of init or of the step before; got "
+                f"{type(state).__name__}"
+            )
         t = state.step + 1
         new: Params = {}
         slots: dict[str, dict[str, Any]] = {}
@@ -193,7 +211,7 @@ class _Kept:
                 raise NumsimError(f"{type(self).__name__}: the gradient of {name} is missing")
             before = self._before(name, state)
             old = before["master"] if own.master else _value(given)
-            g = as_array(f"gradient of {name}", grads[name]).astype(old.dtype, copy=False)
+            g = real_array(f"gradient of {name}", grads[name], old.dtype)
             if g.shape != old.shape:
                 raise NumsimError(
                     f"{type(self).__name__}: the gradient of {name} has the shape {old.shape}; "
@@ -294,7 +312,8 @@ def _value(value: Any) -> Array:
             product: Array = codes * value.scale  # rounded once, as `dequantize` does by float64
         return product
     array = np.asarray(value)
-    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+    double = array.dtype.kind == "f" and array.dtype.itemsize == 8  # of either byte order
+    return real_array("a parameter", array, np.float64 if double else np.float32)
 
 
 @known_floats

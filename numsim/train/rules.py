@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from numsim.arguments import is_integer
+from numsim.arguments import is_integer, is_word
 from numsim.errors import NumsimError, near_names
 from numsim.files import read_toml
 from numsim.float_state import known_floats
@@ -86,7 +86,7 @@ class Rule:
                 raise NumsimError(
                     f"train.Rule: {name} is a numsim.Rule; got {getattr(self, name)!r:.60}"
                 )
-        if self.source not in SOURCES:
+        if not is_word(self.source, SOURCES):
             raise NumsimError(
                 f"train.Rule: source is one of {', '.join(SOURCES)}; got {self.source!r}"
                 f"{near_names(str(self.source), SOURCES)}"

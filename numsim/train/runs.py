@@ -97,6 +97,7 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
+    classes: tuple[str, ...] = ()  # names of labels that are words, by number
 
 
 def find_recipe(name: str, *, target: str | None, seed: int) -> Recipe:
@@ -251,6 +252,8 @@ def _prepare(plan: Plan) -> Any:
 def run(plan: Plan, name: str, seed: int, shared: Any, tell: Tell) -> Outcome:
     """Train one recipe from one seed."""
     outcome = Outcome(name, seed)
+    if not plan.language and not shared.names[0].isdecimal():
+        outcome.classes = shared.names
     recipe = find_recipe(name, target=plan.target, seed=seed)
     folder = None if plan.checkpoint is None else plan.checkpoint / f"{label(name)}-{seed}"
     common: dict[str, Any] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import is_integer, is_word, real_array
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -83,7 +84,7 @@ class DelayedScaling:
         for name, value, known in (
             ("reduce", self.reduce, REDUCES), ("zero_amax", self.zero_amax, ZERO_AMAX),
         ):  # fmt: skip
-            if value not in known:
+            if not is_word(value, known):
                 raise NumsimError(
                     f"DelayedScaling: {name} is one of {', '.join(known)}; got {value!r}"
                 )
@@ -92,7 +93,9 @@ class DelayedScaling:
         """Return the state before the first step: multiplier 1, no history."""
         return DelayedState(np.float32(1), np.zeros(self.history, np.float32), 0)
 
-    def quantize(self, x: ArrayLike, state: DelayedState) -> tuple[QTensor, DelayedState]:
+    def quantize(
+        self, x: ArrayLike, state: DelayedState, **how: Any
+    ) -> tuple[QTensor, DelayedState]:
         """Return codes under the scale of earlier steps, and the state after this one.
 
         Parameters
@@ -101,6 +104,8 @@ class DelayedScaling:
             Finite array of any shape.
         state
             Of `init` or an earlier call.
+        how
+            As in `numsim.encode`: rounding, overflow, seed. None: nearest even, saturated.
 
         Raises
         ------
@@ -108,7 +113,12 @@ class DelayedScaling:
             For NaN or Inf, with the count.
         """
         fmt = get_format(self.format)
-        values = as_array("DelayedScaling", x).astype(np.float32, copy=False)
+        values = real_array("DelayedScaling", x)
+        if not isinstance(state, DelayedState):
+            raise NumsimError(
+                "DelayedScaling: the state is that of init or of the call before; got "
+                f"{type(state).__name__}"
+            )
         amax = np.float32(max(values.max(initial=0.0), -values.min(initial=0.0)))
         if not np.isfinite(amax):
             bad = int((~np.isfinite(values)).sum())
@@ -116,7 +126,7 @@ class DelayedScaling:
                 f"DelayedScaling: a scale needs finite values; {bad} of {values.size} are not"
             )
         with np.errstate(over="ignore", under="ignore"):
-            codes = encode(values * state.multiplier, fmt)
+            codes = encode(values * state.multiplier, fmt, **how)
             scale = np.asarray(np.float32(1) / state.multiplier, np.float32)
         q = QTensor(codes, fmt, scale, Quant(fmt))
         if amax == 0 and self.zero_amax == "skip":
@@ -133,7 +143,8 @@ class DelayedScaling:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 class LossScaleState(NamedTuple):
@@ -184,8 +195,8 @@ class LossScale:
         interval: int = 2000,
     ) -> None:  # fmt: skip
         for name, value, good in (
-            ("init", init, _real(init) and 0 < init < 2.0**127),
-            ("growth", growth, _real(growth) and 1 <= growth < 2.0**64),
+            ("init", init, _real(init) and 0 < float(init) < 2.0**127),
+            ("growth", growth, _real(growth) and 1 <= float(growth) < 2.0**64),
             ("backoff", backoff, _real(backoff) and 0 < backoff <= 1),
         ):  # fmt: skip
             if not good:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+from numsim.arguments import is_word
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import get_format
@@ -109,7 +110,7 @@ def recipe(name: str, *, target: str | Target | None = None, **changes: Any) -> 
     >>> r.rule("head").dgrad.activations.format, r.rule("head").dgrad.target.name
     ('float8_e5m2', 'nvidia.hopper.wgmma')
     """
-    if name not in list_recipes():
+    if not is_word(name, list_recipes()):
         raise NumsimError(
             f"train.recipe: one of {', '.join(list_recipes())}; got {name!r}"
             f"{near_names(str(name), list_recipes())}"

@@ -96,7 +96,10 @@ def clean(
         raise NumsimError(
             f"clean: stop_words is True, False or a collection of words; got {stop_words!r:.60}"
         )
-    dropped = frozenset(stop_words)
+    words_out = list(stop_words)
+    if not all(isinstance(word, str) for word in words_out):
+        raise NumsimError(f"clean: stop_words are words; got {words_out!r:.60}")
+    dropped = frozenset(words_out)
     return [word for word in words if word.lower() not in dropped]
 
 
@@ -168,8 +171,11 @@ class Vocabulary:
         NumsimError
             For a length below 1, or a text without a word, by its index.
         """
-        if not isinstance(length, int | np.integer) or isinstance(length, bool) or length < 1:
-            raise NumsimError(f"Vocabulary.encode: length is an integer from 1; got {length!r}")
+        integer = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if not integer or not 1 <= length <= 1 << 24:
+            raise NumsimError(
+                f"Vocabulary.encode: length is an integer from 1 to 2**24; got {length!r:.40}"
+            )
         known = {word: at for at, word in enumerate(self.words)}
         rows = []
         for at, text in enumerate(_texts(texts)):
@@ -202,9 +208,9 @@ def _words(text: str | Sequence[str]) -> list[str]:
 
 
 class Message(NamedTuple):
-    """A labelled text."""
+    """A labelled text; the label a number from 0, or a word."""
 
-    label: int
+    label: int | str
     text: str
     split: str = ""
 
@@ -213,7 +219,8 @@ class Message(NamedTuple):
 def read_messages(path: str | Path) -> list[Message]:
     """Read labelled texts: JSON lines (``.jsonl``) or CSV (``.csv``), also packed (``.gz``).
 
-    Each line or row has ``label`` (an integer from 0), ``text``, and may have ``split``.
+    Each line or row has ``label`` (an integer from 0, or a word: ``corpus`` numbers words in
+    alphabetical order), ``text``, and may have ``split``.
 
     Raises
     ------
@@ -230,7 +237,11 @@ def read_messages(path: str | Path) -> list[Message]:
     if not isinstance(path, str | Path):
         raise NumsimError(f"read_messages: a file is a str or Path; got {path!r:.60}")
     file = Path(path)
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise NumsimError(f"read_messages: cannot read {str(file)!r:.80}: {error!s:.80}") from None
+    if not there:
         raise NumsimError(f"read_messages: no file {file}; name JSON lines or CSV")
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
@@ -288,14 +299,29 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise NumsimError(f"read_messages: {file}, line {reader.line_num}: {error}") from None
 
 
+def _is_word(label: str) -> bool:
+    """Whether a label names a class: printable, at most 80 characters, and no number like -1."""
+    try:
+        float(label)
+    except ValueError:
+        return label.isprintable() and len(label) <= 80 and any(map(str.isalpha, label))
+    return False
+
+
 def _message(row: dict[str, Any], where: str) -> Message:
     label, text, split = row.get("label"), row.get("text"), row.get("split") or ""
-    if isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) <= 19:
-        label = int(label)
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1 << 31:
+    if isinstance(label, str):
+        label = label.strip()
+        if label.isascii() and label.isdecimal() and len(label) <= 19:
+            label = int(label)
+    if isinstance(label, str):
+        good = _is_word(label)
+    else:
+        good = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 1 << 31
+    if not good or label is None:
         raise NumsimError(
-            f"read_messages: {where}: label is an integer from 0; got {label!r:.40}; number the "
-            "classes from 0"
+            f"read_messages: {where}: label is an integer from 0, or a word; got {label!r:.40}; "
+            "number the classes from 0, or name them"
         )
     if not isinstance(text, str) or not text.strip():
         raise NumsimError(f"read_messages: {where}: text is not empty; got {text!r:.40}")

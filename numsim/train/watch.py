@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from numsim.convert import decode
 from numsim.formats import Format
+from numsim.nn.products import beyond
 from numsim.quant import QTensor
 
 Array = NDArray[Any]
@@ -99,12 +100,10 @@ def describe(step: int, name: str, role: str, values: Array, q: QTensor) -> tupl
         scale = scale * np.float64(q.tensor_scale)
     least, most = limits(q.fmt)
     zero, live = _is_zero(q), magnitude != 0
-    # Below zero two's complement has one value more, an unsigned format none.
-    reach = np.where(values < 0, float(-q.fmt.min), most) * scale * (1 + 2.0**-20)
-    beyond = int(np.count_nonzero(magnitude > reach))
+    outside = int(np.count_nonzero(beyond(values, q)))
     lost = int(np.count_nonzero(live & zero)) / max(int(np.count_nonzero(live)), 1)
     return (
-        step, name, role, q.fmt.name, amax, beyond / size, lost,
+        step, name, role, q.fmt.name, amax, outside / size, lost,
         int(np.count_nonzero(zero)) / size, float("nan"),
         least * float(np.min(scale)), most * float(np.max(scale)), histogram(values),
     )  # fmt: skip

@@ -9,6 +9,7 @@ import numsim as ns
 from numsim import nn, train
 from numsim.kernels import simd
 from numsim.kernels.jit import using_threads
+from numsim.nn import products as products_module
 from numsim.quant import Quant
 
 M, K, N = 37, 45, 21  # no multiple of a block: the last one is short
@@ -196,8 +197,48 @@ def test_nvfp4_tiles_random_signs_and_stochastic_gradients(step):
     gh, xh = (train.hadamard(np.pad(v.T, ((0, 0), (0, 5))), signs) for v in (g, x))
     np.testing.assert_allclose(gh, gt, atol=1e-9, rtol=1e-4)
     np.testing.assert_allclose(xh, xt, atol=1e-5)
+    seed = stream(7, name, "g", -1, "hadamard", step)  # other draws than dgrad's
     gq, xq = ns.quantize(gh, drawn, seed=seed), ns.quantize(xh, rows)
     same(dw, ns.matmul(gq, xq.T, target=t))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_each_step_of_a_sequence_draws_for_itself(cell):
+    """A state that stands still is rounded up here and down there, not the same way each step."""
+    drawn = Quant(E4M3, rounding="sr")
+    one = ns.Rule(drawn, E4M3)
+    recipe = train.Recipe((("*", train.Rule(one, one, one)),), seed=3)
+    rows, hidden, steps = 4 if cell is nn.LSTM else 3, 40, 6
+    params = {
+        "weight_ih": np.zeros((rows * hidden, 2)), "weight_hh": np.zeros((rows * hidden, hidden)),
+        "bias_ih": np.zeros(rows * hidden), "bias_hh": np.zeros(rows * hidden),
+    }  # fmt: skip
+    if cell is nn.LSTM:  # no input, all of the state, an output of one half
+        params["bias_ih"][: 2 * hidden] = np.repeat([-500.0, 500.0], hidden)
+    else:  # z = 1: h stays
+        params["bias_ih"][hidden : 2 * hidden] = 500.0
+    params["weight_hh"][-1, -1] = 1e-30
+    rng = np.random.default_rng(0)
+    h0, c0 = rng.normal(size=(2, 3, hidden)).astype(np.float32)
+    if cell is nn.LSTM:
+        h0 = np.float32(0.5) * np.tanh(c0).astype(np.float32)
+    seen = []
+    given = (np.zeros((3, steps, 2)), h0, *([c0] if cell is nn.LSTM else []))
+    y, tape = nn.forward(cell(2, hidden), params, *given, recipe=recipe, step=9,
+                         watch=lambda *row: seen.append(row))  # fmt: skip
+    states = [(v, q) for name, tensor, v, q in seen if (name, tensor) == ("recurrent", "x")]
+    assert len(states) == steps
+    for t, (values, q) in enumerate(states):
+        key = stream(3, "recurrent", "x", -1, t, 9)
+        np.testing.assert_array_equal(q.codes, ns.quantize(values, drawn, seed=key).codes)
+    assert np.array_equal(states[1][0], states[2][0])
+    assert not np.array_equal(states[1][1].codes, states[2][1].codes)
+    seen.clear()
+    nn.backward(tape, *(np.ones_like(part) for part in y))
+    back = [(v, q) for name, tensor, v, q in seen if (name, tensor) == ("recurrent", "g")]
+    for t, (values, q) in zip(reversed(range(steps)), back[:steps], strict=True):
+        key = stream(3, "recurrent", "g", -1, t, 9)
+        np.testing.assert_array_equal(q.codes, ns.quantize(values, drawn, seed=key).codes)
 
 
 def philox_word(i, key):
@@ -260,6 +301,59 @@ def test_clip_gradient_stops_it_where_storage_saturated():
         same(clipped[at], want)
 
 
+@pytest.mark.parametrize("quant", [E4M3, E5M2, "int8", Quant("int8", "per_token")])
+def test_clip_gradient_lets_the_largest_element_of_an_amax_scale_pass(quant):
+    """Its scale, rounded down, reaches a little less; nothing is cut off."""
+    one = ns.Rule(quant, quant)
+    for seed in range(6):
+        x, w, g = tensors(seed=seed)
+        ways = [
+            products(x, w, g, train.Recipe((("*", train.Rule(one, one, one, clip_gradient=c)),)))
+            for c in (False, True)
+        ]
+        for a, b in zip(*ways, strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e6])
+def test_clip_gradient_counts_the_scale_of_the_whole_tensor(size):
+    one = ns.Rule("nvfp4", "nvfp4")
+    x, w, g = tensors()
+    x = (x * np.float32(size)).astype(np.float32)
+    ways = [
+        products(x, w, g, train.Recipe((("*", train.Rule(one, one, one, clip_gradient=c)),)))[1]
+        for c in (False, True)
+    ]
+    q = ns.quantize(x, "nvfp4")
+    assert q.tensor_scale is not None
+    whole = q.element_scale().astype(np.float64) * float(q.tensor_scale)
+    outside = np.abs(x) > 6.0 * whole * (1 + 2.0**-20)
+    assert 0 < np.count_nonzero(outside) < x.size / 4
+    np.testing.assert_array_equal(ways[1], np.where(outside, 0, ways[0]))
+
+
+@pytest.mark.parametrize("rounding", ["sr", "rtz", "rup"])
+def test_delayed_scales_round_as_the_rule_says(rounding):
+    drawn = Quant(E4M3, rounding=rounding)
+    one = ns.Rule(drawn, E4M3)
+    recipe = train.Recipe(
+        (("*", train.Rule(one, one, one, delayed=train.DelayedScaling(E4M3, history=2))),), seed=5
+    )
+    x, w, g = tensors()
+    y, dx, _ = products(x, w, g, recipe, step=4)  # the first scale is 1
+
+    def q(v, tensor, axis=-1):
+        how = {"seed": stream(5, "", tensor, axis, 4)} if rounding == "sr" else {}
+        return ns.QTensor.from_codes(ns.encode(v, E4M3, rounding=rounding, **how), E4M3, scale=1.0)
+
+    wq = ns.QTensor.from_codes(ns.encode(w, E4M3), E4M3, scale=1.0)
+    xq, gq = q(x, "x"), q(g, "g")
+    same(y, ns.matmul(xq, wq.T, target="ideal.fp32"))
+    same(dx, ns.matmul(gq, wq, target="ideal.fp32"))
+    nearest = ns.QTensor.from_codes(ns.encode(x, E4M3), E4M3, scale=1.0)
+    assert not np.array_equal(y, ns.matmul(nearest, wq.T, target="ideal.fp32"))
+
+
 def test_leading_dimensions_are_rows_under_one_scale():
     x, w, g = tensors(m=24)
     for name in train.list_recipes():
@@ -282,6 +376,21 @@ def test_bias_and_its_gradient_are_float32():
     for row in g:
         total += row.astype(np.float64)
     same(grads["bias"], total.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", [None, "fp8_hybrid", "fp8_delayed", "mxfp8", "nvfp4"])
+def test_no_rows_give_no_rows_and_gradients_of_zeros(name):
+    recipe, scaling = None if name is None else train.recipe(name), {}
+    layer, params = nn.Linear(3, 2), nn.init(nn.Linear(3, 2))
+    y, tape = nn.forward(layer, params, np.zeros((4, 0, 3)), recipe=recipe, scaling=scaling)
+    assert y.shape == (4, 0, 2)
+    (dx,), grads = nn.backward(tape, np.zeros((4, 0, 2)))
+    assert dx.shape == (4, 0, 3)
+    assert y.dtype == dx.dtype == grads["weight"].dtype
+    assert not grads["weight"].any()
+    assert not grads["bias"].any()
+    assert grads["weight"].shape == (2, 3)
+    assert not scaling
 
 
 def test_convolution_is_a_linear_over_patches():
@@ -314,6 +423,69 @@ def test_convolution_is_a_linear_over_patches():
         stored = {k: ns.quantize(v, "int8") for k, v in params.items()}
         _, tape = nn.forward(layer, stored, x, recipe=train.recipe("int8"))
         assert nn.backward(tape, up)[1]["weight"].shape == params["weight"].shape
+
+
+@pytest.mark.parametrize("name", [None, "fp8_hybrid", "mxfp8"])
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [(nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2), (9,)),
+     (nn.Conv2d(2, 2, (1, 3), stride=(3, 5), padding=2, bias=False), (6, 8)),
+     (nn.Conv2d(4, 8, 3, stride=2, padding=3, dilation=(2, 1), groups=4), (7, 9))],
+)  # fmt: skip
+def test_patches_of_a_convolution_element_by_element(layer, size, name):
+    """x, W and g as rows of patches; an element's gradients add from its first patch on."""
+    rng = np.random.default_rng(3)
+    recipe = None if name is None else train.recipe(name)
+    params = nn.init(layer)
+    x = (rng.normal(size=(2, layer.inputs, *size)) * 10.0 ** rng.integers(-5, 5, size=size)).astype(
+        np.float32
+    )
+    y, tape = nn.forward(layer, params, x, recipe=recipe)
+    up = (rng.normal(size=y.shape) * 10.0 ** rng.integers(-5, 5, size=y.shape)).astype(np.float32)
+    (dx,), grads = nn.backward(tape, up)
+    pair = [v if isinstance(v, tuple) else (v,) for v in
+            (layer.kernel, layer.stride, layer.padding, layer.dilation)]  # fmt: skip
+    kernel, stride, padding, dilation = pair
+    wide = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding)])
+    part = layer.inputs // layer.groups
+    places = [(b, *at) for b in range(2) for at in np.ndindex(y.shape[2:])]
+    taps = [(c, *at) for c in range(part) for at in np.ndindex(kernel)]
+
+    def source(group, place, tap):
+        at = (p * s + t * d for p, s, t, d in zip(place[1:], stride, tap[1:], dilation,
+                                                  strict=True))  # fmt: skip
+        return (place[0], group * part + tap[0], *at)
+
+    x_rows = np.array([
+        [[wide[source(j, place, tap)] for tap in taps] for place in places]
+        for j in range(layer.groups)
+    ])  # fmt: skip
+    rows = layer.outputs // layer.groups
+    g_rows = np.array([
+        [[up[(place[0], j * rows + n, *place[1:])] for n in range(rows)] for place in places]
+        for j in range(layer.groups)
+    ])  # fmt: skip
+    w = params["weight"].reshape(layer.groups, rows, -1)
+    if layer.groups == 1:
+        x_rows, g_rows, w = x_rows[0], g_rows[0], w[0]
+    c = products_module.Context(*((np.float64,) if recipe is None else (np.float32, recipe.rule)))
+    as_it = x_rows.astype(c.dtype), w.astype(c.dtype), g_rows.astype(c.dtype)
+    want, saved = products_module.forward_product(c, "", *as_it[:2])
+    dx_rows, dw = products_module.backward_product(c, saved, as_it[2])
+    want = want.reshape(layer.groups, len(places), rows)
+    back = np.zeros(wide.shape)
+    for j, parts in enumerate(dx_rows.reshape(layer.groups, len(places), -1)):
+        for place, row in zip(places, parts, strict=True):
+            for tap, g in zip(taps, row, strict=True):
+                back[source(j, place, tap)] += g
+    inside = tuple(slice(p, n - p) for p, n in zip(padding, wide.shape[2:], strict=True))
+    np.testing.assert_array_equal(dx, back[(slice(None), slice(None), *inside)].astype(c.dtype))
+    np.testing.assert_array_equal(grads["weight"].reshape(dw.shape), dw)
+    bias = params.get("bias", np.zeros(layer.outputs)).astype(c.dtype)
+    for at, place in enumerate(places):
+        np.testing.assert_array_equal(
+            y[(place[0], slice(None), *place[1:])], want[:, at].reshape(-1) + bias
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in train.list_recipes() if "stored" not in n])

@@ -290,7 +290,7 @@ def test_bad_inputs_of_a_call():
         return fc(x)
 
     for x, message in (
-        (torch.zeros(3, 5), r"last axes \[any, 4\]; got shape \[3, 5\]"),
+        (torch.zeros(3, 5), r"last axes \[4\]; got shape \[3, 5\]"),
         (torch.zeros(3, 4, dtype=torch.float64), "fc: recipes compute in float32"),
         (torch.zeros(3, 4, dtype=torch.float16), "fc: numbers are float32"),
         (torch.zeros(3, 4, device="meta"), "fc: tensors are on the CPU; got meta"),
@@ -316,6 +316,35 @@ def test_a_gradient_that_is_not_finite_is_named():
     y = net["fc"](torch.ones(3, 4))
     with pytest.raises(ns.NumsimError, match="step 1, the gradient of fc"):
         y.backward(torch.full_like(y, float("inf")))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "x_needs", "count"),
+    [((), True, 2), ((), False, 1), (("weight",), True, 1), (("weight", "bias"), True, 1),
+     (("weight",), False, 0), (("bias",), False, 1)],
+)  # fmt: skip
+def test_frozen_weights_cost_no_product(frozen, x_needs, count, monkeypatch):
+    from numsim.nn import products
+
+    layer = bridge.emulate(torch.nn.Linear(4, 2), "fp8_hybrid")
+    whole = bridge.emulate(torch.nn.Linear(4, 2), "fp8_hybrid")
+    whole.load_state_dict(layer.state_dict())
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
+    x, other = (torch.ones(3, 4, requires_grad=grad) for grad in (x_needs, True))
+    y = layer(x)
+    whole(other).sum().backward()
+    made, real = [], products.matmul
+    monkeypatch.setattr(products, "matmul", lambda *a, **how: made.append(1) or real(*a, **how))
+    y.sum().backward()
+    assert len(made) == count
+    for name, p in layer.named_parameters():
+        if name in frozen:
+            assert p.grad is None
+        else:
+            same_bits(p.grad, whole.get_parameter(name).grad)
+    if x_needs:
+        same_bits(x.grad, other.grad)
 
 
 def test_empty_batches():

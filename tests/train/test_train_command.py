@@ -137,6 +137,18 @@ def test_wrong_input_is_one_sentence_before_any_file_is_written(here, more):
     assert sorted(here.iterdir()) == before
 
 
+def test_labels_that_are_words_give_the_rows_of_numbers_and_are_said(here):
+    words = [row | {"label": ("ham", "spam")[row["label"]]} for row in MESSAGES]
+    (here / "w.jsonl").write_text("\n".join(map(json.dumps, words)))
+    numbered = run(*SMALL, "--recipes", "int8", "--out", "n.csv")
+    made = run(*SMALL, "--recipes", "int8", "--data", "w.jsonl", "--out", "w.csv")
+    assert made.exit_code == 0, made.output
+    assert "ham = 0, spam = 1" in made.output
+    assert "ham" not in numbered.output
+    rows = [(here / f).read_text().replace("m.jsonl", "w.jsonl") for f in ("n.csv", "w.csv")]
+    assert rows[0] == rows[1]
+
+
 def test_messages_that_are_all_trained_on_are_said_to_be_unscored(here):
     alone = [{k: row[k] for k in ("label", "text")} for row in MESSAGES]
     (here / "alone.jsonl").write_text("\n".join(map(json.dumps, alone)))

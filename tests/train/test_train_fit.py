@@ -263,9 +263,43 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_nan_in_weights_names_step_and_tensor(recipe):
     params = nn.init(MLP)
     params["b.weight"][1, 2] = np.nan
-    with pytest.raises(NumsimError, match=r"step 1, (the weight of b|the output)"):
+    with pytest.raises(NumsimError, match=r"step 1, (the weight of b|the parameter b\.weight)"):
         train.fit(MLP, params, numbers(), loss="cross_entropy", recipe=recipe, steps=2, batch=8,
                   optimizer=train.SGD(0.1))  # fmt: skip
+
+
+NETS = {
+    "linear": (nn.Linear(6, 3), {"weight": 3e38}, r"the output of the product|the output of \(L"),
+    "product": (MLP, {"a.weight": 3e38}, "the output of the product a"),
+    "bias": (MLP, {"b.bias": np.inf}, r"the parameter b\.bias"),
+    "norm": (nn.Sequential(n=nn.LayerNorm(6), b=nn.Linear(6, 3)), {"n.bias": np.nan},
+             r"the parameter n\.bias"),
+    "cell": (nn.Sequential(flat=nn.LSTM(6, 3), last=nn.Last()),
+             {"flat.weight_ih": 3e38, "flat.weight_hh": -3e38}, r"the output of flat \(LSTM\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NETS)
+def test_the_first_value_that_is_not_finite_is_named_with_its_operator(what):
+    layer, wrong, message = NETS[what]
+    params = nn.init(layer)
+    for name, value in wrong.items():
+        params[name][:] = value
+    x, t = numbers()
+    if what == "cell":
+        x = np.repeat(x[:, None], 2, axis=1)
+    with pytest.raises(StoppedError, match=rf"step 1, ({message}).*forward: values are finite"):
+        train.fit(layer, params, (1e3 * x, t), loss="cross_entropy", recipe="float32", steps=2,
+                  batch=8, optimizer=train.SGD(0.1))  # fmt: skip
+
+
+def test_of_gradients_the_last_layers_is_named_first():
+    params = nn.init(MLP)
+    params["b.weight"][:] = 1e20
+    x, t = numbers()
+    with pytest.raises(StoppedError, match=r"step 1, the gradient of a\.bias, backward"):
+        train.fit(MLP, params, (x, 1e30 * np.eye(3)[t]), loss="mse", recipe="float32", steps=2,
+                  batch=8, optimizer=train.SGD(0.1))  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", [None, "float32", "fp8_hybrid", "fp8_delayed"])
@@ -405,6 +439,9 @@ BAD = {
                         "loss": "mse", "data": (X[:, 0], np.ones((64, 2))), "recipe": None},
     "bce": {"loss": "bce_with_logits", "data": (X, np.full((64, 3), 1.5))},
     "other storage": {"recipe": "fp8_stored_rne", "optimizer": train.SGD(0.1, storage="int8")},
+    "loss array": {"loss": X}, "seed": {"seed": 1.5}, "negative seed": {"seed": -1},
+    "seed word": {"seed": "a"}, "loss scale": {"loss_scale": 1024.0},
+    "checkpoint": {"checkpoint": 5}, "NUL": {"checkpoint": "a\0b"}, "progress": {"progress": True},
     "target shape": {"loss": "mse", "data": (X, np.ones((64, 2)))},
 }  # fmt: skip
 
@@ -452,6 +489,12 @@ LSTM = nn.LSTM(2, 3)
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [-100]),
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0.0]),
     lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0], ignore_index=1.5),
+    lambda: nn.loss("cross_entropy", [[1.0, 2.0]], [0], ignore_index=10**30),
+    lambda: nn.loss(np.ones(2), [1.0], [1.0]), lambda: nn.Attention(scale=10**400),
+    lambda: linear(np.ones((1, 2)), x=[[1e300, 1.0]]),
+    lambda: train.evaluate(MLP, nn.init(MLP), (X, T), loss="mse", batch=0),
+    lambda: train.integer_fit(nn.Sequential(a=nn.Linear(2, 1, bias=False)), ([[1, 2]], [1]),
+                              steps=1, batch=1, bits=4),
 ])  # fmt: skip
 def test_bad_input_of_layers(bad):
     with pytest.raises(NumsimError) as caught:

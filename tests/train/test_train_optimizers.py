@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim import train
+from numsim import nn, train
 from numsim.errors import NumsimError
 from numsim.quant import Quant
 
@@ -425,3 +425,43 @@ def test_adam_in_one_pass_rounds_every_operation_once(cls, amsgrad, dtype):
         p = p - dtype(1e-2 / (1 - 0.9**t)) * (m / root)
         np.testing.assert_array_equal(params["w"], p)
         np.testing.assert_array_equal(state.slots["w"]["second"], v)
+
+
+OPT = train.SGD(0.1, momentum=0.9)
+W = {"w": np.ones((2, 3), np.float32)}
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: train.SGD(0.1, storage="mxfp8_e4m3", keep_scale=True),
+    lambda: OPT.init([1.0]), lambda: OPT.start(None), lambda: OPT.step([1.0], W, OPT.init(W)),
+    lambda: OPT.step(W, W["w"], OPT.init(W)), lambda: OPT.step(W, W, None),
+    lambda: OPT.step(W, W, OPT.init(W), random=np.ones(3)),
+    lambda: OPT.step(W, {"w": W["w"] * 1j}, OPT.init(W)), lambda: OPT.init({"w": "a"}),
+    lambda: train.store(np.ones(2) * 1j, ns.quantize(np.ones(2), "int8")),
+    lambda: train.store(["a", "b"], ns.quantize(np.ones(2), "int8")),
+    lambda: train.DelayedScaling("e4m3").quantize([1.0, 2j], train.DelayedScaling("e4m3").init()),
+    lambda: train.DelayedScaling("e4m3").quantize([1.0], None),
+    lambda: train.DelayedScaling("e4m3", reduce=np.ones(2)), lambda: train.LossScale(init=np.inf),
+    lambda: train.hadamard([[1.0, 2.0], [3.0]], [1, 1]), lambda: train.recipe(np.ones(2)),
+    lambda: train.Rule(source=np.ones(2)),
+])  # fmt: skip
+def test_wrong_types_are_one_sentence(wrong):
+    with pytest.raises(NumsimError) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_other_byte_order_gives_the_same_bits():
+    rng = np.random.default_rng(0)
+    x, t, w = rng.normal(size=(4, 3)), rng.random((4, 3)), rng.normal(size=(2, 3))
+    for kind in ("f4", "f8"):
+        for loss in ("mse", "bce_with_logits"):
+            one = nn.loss(loss, x.astype(f"<{kind}"), t.astype(f"<{kind}"))
+            other = nn.loss(loss, x.astype(f">{kind}"), t.astype(f">{kind}"))
+            assert one[0] == other[0]
+            np.testing.assert_array_equal(one[1], other[1])
+            assert one[1].dtype == other[1].dtype == np.dtype(kind)
+        given = [{"w": w.astype(order + kind)} for order in "<>"]
+        found = [OPT.step(p, p, OPT.init(p))[0]["w"] for p in given]
+        np.testing.assert_array_equal(*found)
+        assert found[0].dtype == found[1].dtype == np.dtype(kind)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from numsim import train
 from numsim.errors import NumsimError
-from numsim.train.classifier import corpus
+from numsim.train.classifier import corpus, read_corpus
 
 
 def test_cleaning_by_its_options():
@@ -90,6 +90,32 @@ def test_files_of_messages(tmp_path, name):
     assert [tuple(m) for m in train.read_messages(tmp_path / name)] == GOOD
 
 
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv"])
+def test_labels_that_are_words_are_numbered_in_alphabetical_order(tmp_path, name):
+    rows = [(" spam", "win", "train"), ("ham", "home", "train"), ("spam", "now", "test"),
+            ("0day", "x", "train"), ("ham", "b", "test")]  # fmt: skip
+    (tmp_path / name).write_text((table if ".csv" in name else lines)(rows))
+    found = train.read_messages(tmp_path / name)
+    assert [m.label for m in found] == ["spam", "ham", "spam", "0day", "ham"]
+    read = read_corpus(tmp_path / name)
+    assert read.names == ("0day", "ham", "spam")
+    assert read.classes == 3
+    assert read.labels.tolist() == [2, 1, 0]
+    assert read.test_labels.tolist() == [2, 1]
+    numbers = corpus(messages((1, "a"), (0, "b")), [])
+    assert numbers.names == ("0", "1")
+    assert numbers.labels.tolist() == [1, 0]
+
+
+def test_a_text_without_a_word_is_quoted():
+    good = messages((0, "a"), (1, "b"))
+    for part, kind in ((0, "training"), (1, "unseen")):
+        given = [list(good), list(good)]
+        given[part].append(good[0]._replace(text="12 34"))
+        with pytest.raises(NumsimError, match=f"the {kind} text 3, '12 34', has none"):
+            corpus(*given)
+
+
 @pytest.mark.parametrize("mark", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
 def test_only_line_ends_end_a_row(tmp_path, mark):
     for name, text in (
@@ -106,7 +132,10 @@ def test_only_line_ends_end_a_row(tmp_path, mark):
 BAD = {
     "m.jsonl": ["", "\n\n", "[1]", "{", '{"label": 0}', '{"label": -1, "text": "a"}',
                 '{"label": true, "text": "a"}', '{"label": 1.0, "text": "a"}',
-                '{"label": NaN, "text": "a"}', '{"label": "x", "text": "a"}',
+                '{"label": NaN, "text": "a"}', '{"label": "", "text": "a"}',
+                '{"label": "-1", "text": "a"}', '{"label": "nan", "text": "a"}',
+                '{"label": "sp\\nam", "text": "a"}', '{"label": null, "text": "a"}',
+                '{"label": ["spam"], "text": "a"}',
                 '{"label": 0, "text": " "}', '{"label": 0, "text": 5}',
                 '{"label": 0, "text": "a", "split": 3}', "[" * 100000,
                 '{"label": 1' + "0" * 5000 + ', "text": "a"}',
@@ -157,6 +186,10 @@ def test_other_bad_files(tmp_path):
     lambda: corpus(messages((0, "a b")), []), lambda: corpus(messages((0, "a"), (2, "b")), []),
     lambda: corpus(messages((0, "a"), (1, "?")), [], prepare=lambda t: train.clean(t, marks="")),
     lambda: corpus(messages((0, "a"), (1, "b")), messages((2, "c"))),
+    lambda: corpus(messages(("ham", "a"), ("spam", "b")), messages(("eggs", "c"))),
+    lambda: corpus(messages(("ham", "a"), (1, "b")), []),
+    lambda: corpus(messages(("ham", "a")), []),
+    lambda: corpus(messages(("ham", "a"), ("spam", "b")), messages((1, "c"))),
 ])  # fmt: skip
 def test_bad_texts(bad):
     with pytest.raises(NumsimError):
