@@ -57,6 +57,7 @@ def train(
     ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
     every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
     watch: Annotated[
         int | None,
@@ -80,7 +81,7 @@ def train(
         numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
     )  # fmt: skip
     check(plan)
-    check_writable(out)
+    check_writable(out, replace=force or resume)
     watched = out.with_suffix(".tensors.csv")
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)

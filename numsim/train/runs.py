@@ -22,7 +22,7 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
-from numsim.files import escape_cell
+from numsim.files import check_regular, escape_cell
 from numsim.kernels.jit import limit_threads
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
@@ -258,6 +258,7 @@ def _prepare(plan: Plan) -> Any:
     if plan.text is None:
         text = bundled_text()
     else:
+        check_regular(plan.text, "train: cannot read the text")
         try:
             text = plan.text.read_bytes().decode("utf-8")
         except (OSError, ValueError) as error:
@@ -337,17 +338,23 @@ def _row(
     }  # fmt: skip
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, replace: bool) -> None:
     """Raise where a file cannot be written, before the work that fills it.
 
     Raises
     ------
     NumsimError
-        Names the file.
+        Names the file; also one that exists, where `replace` is false.
     """
+    check_regular(path, f"train: cannot write {path}")
     try:
         if path.is_dir():
             raise NumsimError(f"train: --out is a file; {path} is a folder")
+        if path.exists() and path.stat().st_size and not replace:
+            raise NumsimError(
+                f"train: {path} exists and is not replaced unasked; give --force to replace it, "
+                "--resume to go on from --checkpoint, or another --out"
+            )
         probe = path.with_name(f".{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 
 PADDING, UNKNOWN = 0, 1  # the first two ids of every vocabulary
@@ -230,6 +231,7 @@ def read_messages(path: str | Path) -> list[Message]:
     if not isinstance(path, str | Path):
         raise NumsimError(f"read_messages: a file is a str or Path; got {path!r:.60}")
     file = Path(path)
+    check_regular(file, "read_messages")
     if not file.is_file():
         raise NumsimError(f"read_messages: no file {file}; name JSON lines or CSV")
     try:
