@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from numsim.errors import printable
 from numsim.losses import Ties
-from numsim.words import k_tested, shorten, with_error
+from numsim.words import k_tested, shorten, unusual_settings, with_error
 
 # cases that agree in these were measured on the same text by the same network, and can be ranked
 RUN = ("model", "text", "tokens", "perplexity_reference")
-SETTINGS = ("rounding", "seed", "scale_format", "scale_rule", "case_id")
+SETTINGS = ("rounding", "scale_format", "scale_rule", "seed", "case_id")
 
 
 @contextmanager
@@ -121,11 +121,13 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
     ]
     units = [f"{row['target']}{'' if row['exact'] else '*'}" for row in records]
     columns = {"format": [row["format"] for row in records], "scales": scales, "unit": units}
-    for name in SETTINGS:  # until no two cases have one name
-        if len(set(zip(*columns.values(), strict=True))) == len(records):
-            break
-        if len({row.get(name) for row in records}) > 1:
-            columns[name] = [str(row.get(name)) for row in records]
+    unusual = {name for row in records for name in unusual_settings(row)}
+    for name in SETTINGS:
+        cells = [str(row.get(name)) for row in records]
+        alike = set(zip(*columns.values(), strict=True))  # until no two cases have one name
+        apart = set(zip(*columns.values(), cells, strict=True))
+        if name in unusual or len(apart) > len(alike):
+            columns[name] = cells
     said = {}
     for name in [n for n in columns if n != "format" and len(records) > 1]:
         if len(set(columns[name])) == 1:

@@ -175,6 +175,26 @@ def test_settings_that_differ_are_named(tmp_path):
     }
 
 
+def test_settings_that_change_numbers_are_named_beside_other_formats_too(tmp_path):
+    local = {("0", "fc1"): 3.0}
+    blocks = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
+    rows = [
+        *case("a", "int8", "per_token", "ideal.int", 9.0, local, scale_format="float32",
+              scale_rule="amax"),
+        *case("b", "int8", "per_tensor", "ideal.int", 8.0, local, rounding="sr", seed=1),
+        *case("c", "int4", "per_tensor", "ideal.int", 7.0, local, scale_format="float32",
+              scale_rule="mse"),
+        *case("d", "mxint8", "per_block", "ideal.int", 6.0, local, weight_format="q1.6", **blocks),
+        *case("e", "int8", "per_block", "ideal.int", 5.0, local, **blocks),
+    ]  # fmt: skip
+    results = read_results(save(tmp_path / "r.csv", rows))
+    assert results.cases["format"].tolist() == [
+        "int8", "int8 rounding=sr", "int4 scale_rule=mse", "mxint8",
+        "int8 scale_format=float8_e8m0fnu",
+    ]  # fmt: skip
+    assert set(results.products["format"]) == set(results.cases["format"])
+
+
 def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
     local, more = {("0", "fc1"): 3.0}, {"text": "a.txt", "tokens": 100}
     rows = [

@@ -205,16 +205,6 @@ def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
-def code_span(name: object) -> str:
-    """Return a name as Markdown code, whatever it holds.
-
-    >>> _code("q3.4"), _code("a`b")
-    ('`q3.4`', '`` a`b ``')
-    """
-    text = " ".join(str(name).split())
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
 def table_lines(heads: Iterable[str], align: str, body: Iterable[Iterable[str]]) -> list[str]:
     """Return a Markdown table and an empty line."""
     rules = ["---:" if side == "r" else "---" for side in align]

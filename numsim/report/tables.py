@@ -10,6 +10,7 @@ import pandas as pd
 
 from numsim.errors import NumsimError
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
+from numsim.words import unusual_settings
 
 NUMBERS = (
     "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats",
@@ -33,7 +34,7 @@ class Results:
     """The finished cases of a sweep.
 
     Both tables have the columns of the CSV file and two more. `format` has the settings beside it
-    that differ between otherwise equal cases. `scales`: granularity and block. `bits`: stored bits
+    that nobody expects, or that differ between otherwise equal cases. `scales`: granularity and block. `bits`: stored bits
     for each weight of that format and granularity. `cases` has one row for each case, `products`
     one for each (case, layer, op) that the case emulates.
     """
@@ -114,13 +115,15 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     )
     keys = ["format", "scales", "target"]
     suffix = pd.Series("", index=cases.index)
+    unusual = [unusual_settings(dict(row)) for _, row in cases.iterrows()]
     for name in SETTINGS:
         unlike = name in RUN and cases[name].nunique() > 1  # figures of two runs do not compare
-        if not unlike and not cases.duplicated(keys).any():
-            continue
+        said = f" {name}=" + cases[name].mask(cases[name] == "", "none")
         if unlike or (cases.groupby(keys)[name].nunique() > 1).any():
             keys.append(name)
-            suffix += f" {name}=" + cases[name].mask(cases[name] == "", "none")
+            suffix += said
+        else:
+            suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
     cases["format"] += suffix
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases

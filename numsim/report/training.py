@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from numsim.errors import NumsimError
+from numsim.files import separator_of
+from numsim.report.csv import CURVES, number_columns, read_table
 from numsim.report.figures import STYLE, Drawn, canvas, save_png
-from numsim.report.page import code_span, table_lines
+from numsim.report.page import code, table_lines
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
@@ -43,7 +45,8 @@ def is_training(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return set(KEYS) <= set(next(csv.reader(file), []))
+            line = file.readline(1 << 16)
+        return set(KEYS) <= set(next(csv.reader([line], delimiter=separator_of(line)), []))
     except (OSError, ValueError, csv.Error):
         return False
 
@@ -56,25 +59,10 @@ def read_curves(path: Path) -> pd.DataFrame:
     NumsimError
         Where a number is not one, with its line, or no step is there.
     """
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise NumsimError(f"report: cannot read {path}: {error}") from None
-    if frame.empty:
+    lines = read_table(path, KEYS, NUMBERS, CURVES)
+    if not lines:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise NumsimError(f"report: a line of {path} has more cells than the first names")
-    for name in NUMBERS:
-        text = frame[name] if name in frame else pd.Series("", index=frame.index)
-        numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
-        wrong = text[numbers.isna() & ~text.str.lower().isin(["", "nan"])]
-        if not wrong.empty:
-            raise NumsimError(
-                f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} in line "
-                f"{wrong.index[0] + 2}; give the file that numsim train wrote"
-            )
-        frame[name] = numbers.astype(float)
-    return frame
+    return number_columns(path, lines, NUMBERS, CURVES)
 
 
 def summary(curves: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +127,7 @@ def findings(table: pd.DataFrame) -> list[str]:
     for recipe, row in table.iterrows():
         if row["lost"] >= 30 and row["gain"] >= -COST and not row["loss"] > most:
             said.append(
-                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"{code(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
                 f"hardly suffers ({_pair(row['gain'], row['gain_stderr'], '+.1f')} points)."
             )
     pairs = [
@@ -161,14 +149,14 @@ def findings(table: pd.DataFrame) -> list[str]:
         if back > COST:
             said.append(
                 f"Stochastic rounding gives {back:.1f} of them back to "
-                f"{code_span(str(rne).removesuffix('_stored_rne'))} "
+                f"{code(str(rne).removesuffix('_stored_rne'))} "
                 f"({table.loc[sr, 'accuracy']:.1f} %)."
             )
     for recipe, row in table.iterrows():
         if row["gain"] < -30 and not str(recipe).endswith("_rne"):
             why = f": {row['lost']:.0f} % of its gradient elements become 0"
             said.append(
-                f"{code_span(recipe)} does not learn ({row['accuracy']:.1f} %)"
+                f"{code(recipe)} does not learn ({row['accuracy']:.1f} %)"
                 f"{why if row['lost'] >= 90 else ''}."
             )
     return said
@@ -182,18 +170,18 @@ def _language_findings(table: pd.DataFrame) -> list[str]:
         text = _pair(change, row["ppl_gain_stderr"], "+.1f")
         if row["lost"] >= 30 and change < 1:
             said.append(
-                f"{code_span(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
+                f"{code(recipe)} loses {row['lost']:.0f} % of its gradient elements and "
                 f"hardly suffers: its perplexity differs from that of `float32` by {text} %."
             )
         elif change >= 1 and not change < CLEAR * row["ppl_gain_stderr"]:
-            said.append(f"{code_span(recipe)} costs {text} % of perplexity.")
+            said.append(f"{code(recipe)} costs {text} % of perplexity.")
     perplexity: dict[str, float] = {str(name): row["perplexity"] for name, row in table.iterrows()}
     for rne in (name for name in perplexity if name.endswith("_stored_rne")):
         sr = f"{rne.removesuffix('_rne')}_sr"
         if sr in perplexity and perplexity[sr] < 0.99 * perplexity[rne]:
             said.append(
                 f"Stochastic rounding of the *stored* weight brings "
-                f"{code_span(rne.removesuffix('_stored_rne'))} from perplexity "
+                f"{code(rne.removesuffix('_stored_rne'))} from perplexity "
                 f"{perplexity[rne]:.1f} to {perplexity[sr]:.1f}."
             )
     return said
@@ -254,7 +242,7 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
     seeds = sorted(curves["seed"].dropna().unique())
     seen = "Perplexity" if curves["test_perplexity"].notna().any() else "Accuracy"
     lines = [
-        f"- {code_span(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
+        f"- {code(path.name)}: {curves['recipe'].nunique()} recipes, {_seeds(len(seeds))}, "
         f"{steps.max() if steps.notna().any() else 0:.0f} steps each.",
         f"- {seen} and loss are of unseen data after the last step; ± is the standard deviation "
         "over seeds. Differences from `float32` are paired by seed, ± their standard error.",
@@ -264,17 +252,16 @@ def _about(curves: pd.DataFrame, path: Path) -> list[str]:
         lines.append("- One seed has no spread: differences of a few points may be chance.")
     for name in ("model", "data", "numsim_version"):
         if name in curves and (curves[name] != "").any():
-            values = ", ".join(code_span(value) for value in dict.fromkeys(curves[name]) if value)
+            values = ", ".join(code(value) for value in dict.fromkeys(curves[name]) if value)
             lines.append(f"- {name.replace('_', ' ')}: {values}.")
     short = steps[steps < steps.max()]
     if not short.empty:
-        named = ", ".join(f"{code_span(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
+        named = ", ".join(f"{code(recipe)} seed {seed:.0f}" for recipe, seed in short.index)
         lines.append(f"- Stopped early: {named}.")
     if "error" in curves:
         wrong = curves[curves["error"] != ""]
         lines += [
-            f"- {code_span(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}"
-            for r in wrong.itertuples()
+            f"- {code(r.recipe)} seed {r.seed:.0f}: {_plain(r.error)}" for r in wrong.itertuples()
         ]
     return lines
 
@@ -322,7 +309,7 @@ def _results(table: pd.DataFrame) -> list[str]:
         gain, stderr = _gain(row, perplexity=language)
         same = abs(gain) < CLEAR * stderr
         body.append([
-            code_span(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
+            code(recipe), f"{row['seeds']:.0f}", _main(row, perplexity=language),
             _pair(row["loss"], row["loss_sd"], ".3f"),
             _pair(gain, stderr, "+.1f") + (" (no difference)" if same else ""),
             "" if math.isnan(row["lost"]) else f"{row['lost']:.2f}",
