@@ -34,9 +34,9 @@ class Results:
     """The finished cases of a sweep.
 
     Both tables have the columns of the CSV file and two more. `format` has the settings beside it
-    that nobody expects, or that differ between otherwise equal cases. `scales`: granularity and block. `bits`: stored bits
-    for each weight of that format and granularity. `cases` has one row for each case, `products`
-    one for each (case, layer, op) that the case emulates.
+    that nobody expects, or that differ between otherwise equal cases. `scales`: granularity and
+    block. `bits`: stored bits for each weight of that format and granularity. `cases` has one row
+    for each case, `products` one for each (case, layer, op) that the case emulates.
     """
 
     source: Path
