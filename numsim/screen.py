@@ -26,11 +26,12 @@ SETTINGS = ("rounding", "scale_format", "scale_rule", "seed", "case_id")
 
 @contextmanager
 def sweep_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr; yield the function that moves it."""
+    """Show a progress bar on stderr, if that is a terminal; yield the function that moves it."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description:<52}", markup=False), BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
         task = bar.add_task("loading and compiling", total=None)

@@ -627,13 +627,16 @@ def test_a_recipe_a_text_and_a_unit_of_hostile_names_are_swept(tmp_path):
     assert "'=cmd|x" in out.read_text()
 
 
-def test_brackets_of_a_name_are_no_markup(capsys, tmp_path):
+def test_brackets_of_a_name_are_no_markup(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # the progress bar too
     unit = tmp_path / "u.toml"
     unit.write_text(ns.get_target("ideal.int").to_toml().replace('"ideal.int"', '"[/x] [bold]"', 1))
     plan = SMALL | {"targets": [str(unit)], "granularities": ["per_tensor"]}
     with sweep_progress() as progress:
         sweep_table(ns.sweep(plan, progress=progress))
-    assert "[/x] [bold]" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "[/x] [bold]" in shown.out
+    assert "[/x] [bold]" in shown.err
 
 
 # -- processes ------------------------------------------------------------------------------------
