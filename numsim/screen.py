@@ -15,7 +15,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from numsim.errors import printable
+from numsim.errors import NumsimError, printable
+from numsim.formats import get_format
 from numsim.losses import Ties
 from numsim.words import k_tested, shorten, unusual_settings, with_error
 
@@ -121,7 +122,7 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
         for row, block in zip(records, blocks, strict=True)
     ]
     units = [f"{row['target']}{'' if row['exact'] else '*'}" for row in records]
-    columns = {"format": [row["format"] for row in records], "scales": scales, "unit": units}
+    columns = {"format": _bare([row["format"] for row in records]), "scales": scales, "unit": units}
     unusual = {name for row in records for name in unusual_settings(row)}
     for name in SETTINGS:
         cells = [str(row.get(name)) for row in records]
@@ -135,6 +136,25 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
             said[name] = printable(columns.pop(name)[0])
     shown = [Column(n, [printable(c) for c in cells], False) for n, cells in columns.items()]
     return shown, said
+
+
+def _bare(labels: list[str]) -> list[str]:
+    """Return formats of one's own by their names alone, where these say which is which.
+
+    >>> _bare(["int8", "mine (kind=float, bits=6)", "float8_e4m3fn (bias=10)"])
+    ['int8', 'mine', 'float8_e4m3fn (bias=10)']
+    """
+    names = [label.partition(" (")[0] for label in labels]
+    own = [label if _is_known(name) else name for label, name in zip(labels, names, strict=True)]
+    return own if len(set(own)) == len(set(labels)) else labels
+
+
+def _is_known(name: str) -> bool:
+    try:
+        get_format(name)
+    except NumsimError:
+        return False
+    return True
 
 
 def _figures(records: list[dict[str, Any]], encoder: bool, level: int) -> list[Column]:

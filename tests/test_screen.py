@@ -135,6 +135,19 @@ def test_a_setting_that_changes_numbers_is_shown_where_names_differ_without_it()
     assert "mse" in lines(alone, 160)[2]
 
 
+def test_a_format_of_ones_own_goes_by_its_name_where_that_is_enough():
+    mine = "mine (kind=float, bits=8, precision=4, bias=9, nan=all_ones)"
+    rows = [language(1, 0.1, format="float8_e4m3fn"), language(2, 0.2, format=mine),
+            language(3, 0.3, format="float8_e4m3fn (bias=10)")]  # fmt: skip
+    for width in (400, 80):
+        assert any(re.match("mine +[0-9]", line) for line in lines(rows, width))
+    wide = "\n".join(lines(rows, 400))
+    assert "kind=" not in wide
+    assert "float8_e4m3fn (bias=10)" in wide  # the name alone is another format's
+    rows[0]["format"] = mine.replace("bias=9", "bias=8")
+    assert "bias=8" in "\n".join(lines(rows, 400))
+
+
 def test_what_tells_no_two_cases_apart_takes_no_room():
     blocks = {"scale_format": "float8_e8m0fnu", "scale_rule": "floor", "block": "32",
               "granularity": "per_block", "format": "mxint8", "weight_format": "q1.6"}  # fmt: skip
