@@ -159,7 +159,7 @@ def cast(
         ),
     ] = 0,
 ) -> None:  # fmt: skip
-    """Round one number to a format, or a block of numbers by a recipe, step by step."""
+    """Round a number to a format, or a block by a recipe, in steps."""
     from numsim.explain import explain_block, explain_cast, parse_number
 
     f, recipe = _format_or_recipe(to)
@@ -234,7 +234,7 @@ def explain(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Explain a format and its relatives, or work a dot product as a unit does (mma)."""
+    """Explain a format, or work a dot product as a unit does (mma)."""
     if name == "mma":
         from numsim.commands_mac import print_mma
 
@@ -272,7 +272,7 @@ def verify(
         str | None, typer.Option(help="silicon: beginning of the file names.")
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, or replay outputs of chips and models (silicon); print the comparison."""
+    """Check conversions, or replay recorded outputs (silicon)."""
     if what == "silicon":
         from numsim.commands_mac import print_silicon
 
@@ -314,7 +314,7 @@ def bench(
         ),
     ] = "cast",
 ) -> None:
-    """Time numsim beside the installed peers; ratios are of one run on one machine."""
+    """Time numsim beside the installed peers, on this machine."""
     from numsim import bench as timers
 
     if what not in ("cast", "matmul", "model", "train"):

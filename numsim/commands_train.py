@@ -66,7 +66,7 @@ def train(
     jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
     out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
 ) -> None:
-    """Train the text classifier, or a network, once for each recipe and seed; write the curves."""
+    """Train a classifier or a network by each recipe and seed."""
     from numsim.report.training import summary_text
     from numsim.train.runs import CURVE_COLUMNS, Plan, cases, check, check_writable, runs, write_csv
     from numsim.train.watch import TENSOR_COLUMNS
