@@ -90,25 +90,25 @@ def formats(
 
         say(draw_number_line(f, out))
         return
-    _print_values(name, f, recipe=recipe)
-    others = [other for other in found if other not in (name, f.name)]
+    _print_values(f, recipe)
+    others = [other for other in found if other not in (name, f.name, recipe)]
     if others:
         say(f"names with {name!r} in them: {', '.join(others)}")
 
 
-def _format_or_recipe(name: str) -> tuple[Format, bool]:
-    """Return a format, or the elements of a recipe of blocks, and whether it is one."""
-    from numsim.quant import QUANTS
+def _format_or_recipe(name: str) -> tuple[Format, str | None]:
+    """Return a format and None, or the elements of a recipe of blocks and its name."""
+    from numsim.quant import QUANTS, recipe_name
 
-    recipe = name.strip().lower() in QUANTS
-    return (QUANTS[name.strip().lower()].fmt if recipe else get_format(name)), recipe
+    recipe = recipe_name(name)
+    return (QUANTS[recipe].fmt if recipe else get_format(name)), recipe
 
 
-def _print_values(name: str, f: Format, *, recipe: bool) -> None:
+def _print_values(f: Format, recipe: str | None) -> None:
     from numsim.explain import recipe_title, value_rows
 
     rows, digits = value_rows(f), -(-f.bits // 4)
-    title = f"{recipe_title(name.strip().lower())}; the elements" if recipe else ""
+    title = f"{recipe_title(recipe)}; the elements" if recipe else ""
     say(title or f"{f.name}: {f.source}")
     cells = [("code", "bits", "value")]
     cells += [(f"{code:#0{digits + 2}x}", bits, repr(value)) for code, bits, value in rows]
@@ -173,7 +173,7 @@ def cast(
         how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
         how |= {"seed": seed, "offset": offset}
         with _option_names():
-            say(explain_block(numbers, to.strip().lower(), **how))
+            say(explain_block(numbers, recipe, **how))
         return
     number = parse_number(value)
     if isinstance(number, float) and math.isnan(number) and not f.has_nan and nan is None:
@@ -248,7 +248,7 @@ def explain(
     from numsim.explain import explain_format, explain_recipe
 
     f, recipe = _format_or_recipe(name)
-    say(explain_recipe(name.strip().lower()) if recipe else explain_format(f))
+    say(explain_recipe(recipe) if recipe else explain_format(f))
 
 
 def verify(

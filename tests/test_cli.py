@@ -135,6 +135,23 @@ def test_the_short_options_that_everyone_tries(short, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["explain {}", "formats {}", "cast 1,2 --to {}",
+     "explain mma --target nvidia.blackwell.tcgen05 --values 1*2 --formats {}"],
+)  # fmt: skip
+def test_storage_rules_go_by_every_spelling_in_every_command(command, monkeypatch, capsys):
+    want = called(monkeypatch, capsys, *command.format("mxfp4_e2m1").split())
+    assert want[0] == 0, want
+    for word in ("mxfp4", "MXFP4", "MXFP4_E2M1"):
+        assert called(monkeypatch, capsys, *command.format(word).split())[:2] == want[:2]
+    if command.startswith("formats"):  # lists the formats that have this part
+        return
+    code, _, errors = called(monkeypatch, capsys, *command.format("MXFP8").split())
+    assert code == 2
+    assert "'MXFP8' is the name of several storage rules: mxfp8_e4m3 (max 448)" in errors
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("swep", "no such command 'swep'; did you mean 'sweep'"),

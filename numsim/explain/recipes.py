@@ -12,7 +12,7 @@ from numsim.errors import NumsimError, near_names
 from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
-from numsim.quant import QUANTS, SOURCES, Quant, quantize
+from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
 from numsim.quant.types import SCALE_BITS
 
 _FLOOR = (
@@ -39,7 +39,8 @@ def recipe_title(name: str) -> str:
     >>> recipe_title("mxfp4_e2m1")
     'mxfp4_e2m1: blocks of 32 float4_e2m1fn under a float8_e8m0fnu scale'
     """
-    rule = _recipe(name)
+    name = _known(name)
+    rule = QUANTS[name]
     return f"{name}: blocks of {rule.block} {rule.fmt.name} under a {rule.scale_format} scale"
 
 
@@ -57,7 +58,8 @@ def explain_recipe(name: str) -> str:
     >>> print(explain_recipe("nvfp4").splitlines()[0])
     nvfp4: blocks of 16 float4_e2m1fn under a float8_e4m3fn scale, from NVIDIA cuBLAS, ...
     """
-    rule = _recipe(name)
+    name = _known(name)
+    rule = QUANTS[name]
     f, scale = rule.fmt, get_format(rule.scale_format)
     text = _FLOOR if rule.scale_rule == "floor" else _AMAX
     above = " and 32 for the tensor" if rule.scale_format == "float8_e4m3fn" else ""
@@ -114,7 +116,8 @@ def explain_block(
       code          0x6 = 0 11 0
       value         4.0 x 0.25 = 1.0
     """
-    rule = replace(_recipe(name), rounding=rounding, overflow=overflow)
+    name = _known(name)
+    rule = replace(QUANTS[name], rounding=rounding, overflow=overflow)
     most = int(str(rule.block))
     if not (isinstance(values, list | tuple) and 1 <= len(values) <= most):
         came = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
@@ -147,13 +150,14 @@ def explain_block(
     return "\n".join(lines)
 
 
-def _recipe(name: str) -> Quant:
-    if not isinstance(name, str) or name not in QUANTS:
+def _known(name: str) -> str:
+    known = recipe_name(name)
+    if known is None:
         raise NumsimError(
             f"recipes of blocks are {', '.join(QUANTS)}; got {name!r:.60}"
             f"{near_names(str(name), QUANTS)}"
         )
-    return QUANTS[name]
+    return known
 
 
 def _bits(rule: Quant) -> float:

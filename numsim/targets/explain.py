@@ -17,7 +17,7 @@ from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.float_state import known_floats
 from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
-from numsim.quant.table import QUANTS
+from numsim.quant.table import recipe_name
 from numsim.targets import scaling, steps
 from numsim.targets.integers import limits
 from numsim.targets.table import get_target, label
@@ -132,7 +132,7 @@ def _operands(
         first = _OPEN.get(name) or CLASSES.get(name, ("uint8",))[0]
         left = left or first
         right = right or ("int8" if name == "u8s8" else first)
-    scaled = [isinstance(f, str) and f in QUANTS for f in (left, right)]
+    scaled = [recipe_name(f) is not None for f in (left, right)]
     if values is None:
         whole = not any(scaled) and get_format(left).kind == "integer"
         values = _INTEGERS if whole else _FLOATS
