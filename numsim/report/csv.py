@@ -167,6 +167,11 @@ def _check_columns(
 ) -> None:
     missing = [name for name in columns if name not in names]
     version = first[0].cells.get("numsim_version", "") if first else ""
+    if len(missing) == len(list(columns)):
+        raise NumsimError(
+            f"report: {path} is no CSV file of results: its first line names none of their "
+            f"columns; {remedy}"
+        )
     if missing:
         which = f"line {start} of {path}" if start > 1 else f"{path}"
         if version and version != __version__:
