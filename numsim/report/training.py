@@ -148,7 +148,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         back = table.loc[sr, "accuracy"] - table.loc[rne, "accuracy"]
         if back > COST:
             said.append(
-                f"Stochastic rounding gives {back:.1f} of them back to "
+                f"Stochastic rounding gives {back:.1f} points back to "
                 f"{code(str(rne).removesuffix('_stored_rne'))} "
                 f"({table.loc[sr, 'accuracy']:.1f} %)."
             )

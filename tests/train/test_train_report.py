@@ -78,8 +78,8 @@ def test_the_sentences_say_what_the_table_shows(tmp_path):
         "`int8` loses 65 % of its gradient elements and hardly suffers (-0.5 ± 0.5 points)."
     )
     assert said[1].startswith("A *stored* weight that is rounded to nearest costs 14 to 30 points")
-    assert said[2] == "Stochastic rounding gives 12.5 of them back to `fp8` (90.5 %)."
-    assert said[3] == "Stochastic rounding gives 30.5 of them back to `q3.4` (92.0 %)."
+    assert said[2] == "Stochastic rounding gives 12.5 points back to `fp8` (90.5 %)."
+    assert said[3] == "Stochastic rounding gives 30.5 points back to `q3.4` (92.0 %)."
     assert said[4] == ("`q3.4` does not learn (51.0 %): 99 % of its gradient elements become 0.")
     assert said[5] == "`slow` does not learn (51.0 %)."
     assert len(said) == 6
