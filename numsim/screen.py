@@ -139,14 +139,29 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
 
 
 def _bare(labels: list[str]) -> list[str]:
-    """Return formats of one's own by their names alone, where these say which is which.
+    """Return formats of one's own by their names and, where two have one name, what differs.
 
     >>> _bare(["int8", "mine (kind=float, bits=6)", "float8_e4m3fn (bias=10)"])
     ['int8', 'mine', 'float8_e4m3fn (bias=10)']
+    >>> _bare(["mine (bits=6, bias=1)", "mine (bits=6, bias=2)"])
+    ['mine (bias=1)', 'mine (bias=2)']
     """
-    names = [label.partition(" (")[0] for label in labels]
-    own = [label if _is_known(name) else name for label, name in zip(labels, names, strict=True)]
-    return own if len(set(own)) == len(set(labels)) else labels
+    own: dict[str, list[set[str]]] = {}
+    for name, parts in map(_parts, labels):
+        own.setdefault(name, []).append(set(parts))
+    shown = []
+    for label in labels:
+        name, parts = _parts(label)
+        apart = [part for part in parts if part not in set.intersection(*own[name])]
+        shown.append(f"{name} ({', '.join(apart)})" if apart else name)
+        if _is_known(name):  # alone, it is the table's format
+            shown[-1] = label
+    return shown if len(set(shown)) == len(set(labels)) else labels
+
+
+def _parts(label: str) -> tuple[str, list[str]]:
+    name, _, fields = label.partition(" (")
+    return name, fields.removesuffix(")").split(", ") if fields else []
 
 
 def _is_known(name: str) -> bool:

@@ -144,8 +144,13 @@ def test_a_format_of_ones_own_goes_by_its_name_where_that_is_enough():
     wide = "\n".join(lines(rows, 400))
     assert "kind=" not in wide
     assert "float8_e4m3fn (bias=10)" in wide  # the name alone is another format's
-    rows[0]["format"] = mine.replace("bias=9", "bias=8")
-    assert "bias=8" in "\n".join(lines(rows, 400))
+    rows[0]["format"] = mine.replace("bias=9", "bias=8")  # two of one name
+    for width in (400, 80):
+        text = "\n".join(lines(rows, width))
+        assert "mine (bias=8)" in text
+        assert "mine (bias=9)" in text
+        assert "kind=" not in text
+        assert "left out" not in text
 
 
 def test_what_tells_no_two_cases_apart_takes_no_room():
