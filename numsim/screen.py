@@ -15,8 +15,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from numsim.errors import NumsimError, printable
-from numsim.formats import get_format
+from numsim.errors import printable
+from numsim.formats.label import short_labels
 from numsim.losses import Ties
 from numsim.words import k_tested, shorten, unusual_settings, with_error
 
@@ -122,7 +122,11 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
         for row, block in zip(records, blocks, strict=True)
     ]
     units = [f"{row['target']}{'' if row['exact'] else '*'}" for row in records]
-    columns = {"format": _bare([row["format"] for row in records]), "scales": scales, "unit": units}
+    columns = {
+        "format": short_labels([row["format"] for row in records]),
+        "scales": scales,
+        "unit": units,
+    }
     unusual = {name for row in records for name in unusual_settings(row)}
     for name in SETTINGS:
         cells = [str(row.get(name)) for row in records]
@@ -136,40 +140,6 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
             said[name] = printable(columns.pop(name)[0])
     shown = [Column(n, [printable(c) for c in cells], False) for n, cells in columns.items()]
     return shown, said
-
-
-def _bare(labels: list[str]) -> list[str]:
-    """Return formats of one's own by their names and, where two have one name, what differs.
-
-    >>> _bare(["int8", "mine (kind=float, bits=6)", "float8_e4m3fn (bias=10)"])
-    ['int8', 'mine', 'float8_e4m3fn (bias=10)']
-    >>> _bare(["mine (bits=6, bias=1)", "mine (bits=6, bias=2)"])
-    ['mine (bias=1)', 'mine (bias=2)']
-    """
-    own: dict[str, list[set[str]]] = {}
-    for name, parts in map(_parts, labels):
-        own.setdefault(name, []).append(set(parts))
-    shown = []
-    for label in labels:
-        name, parts = _parts(label)
-        apart = [part for part in parts if part not in set.intersection(*own[name])]
-        shown.append(f"{name} ({', '.join(apart)})" if apart else name)
-        if _is_known(name):  # alone, it is the table's format
-            shown[-1] = label
-    return shown if len(set(shown)) == len(set(labels)) else labels
-
-
-def _parts(label: str) -> tuple[str, list[str]]:
-    name, _, fields = label.partition(" (")
-    return name, fields.removesuffix(")").split(", ") if fields else []
-
-
-def _is_known(name: str) -> bool:
-    try:
-        get_format(name)
-    except NumsimError:
-        return False
-    return True
 
 
 def _figures(records: list[dict[str, Any]], encoder: bool, level: int) -> list[Column]:

@@ -195,6 +195,34 @@ def test_settings_that_change_numbers_are_named_beside_other_formats_too(tmp_pat
     assert set(results.products["format"]) == set(results.cases["format"])
 
 
+def test_formats_of_ones_own_keep_names_that_differ_in_tables_and_figures(tmp_path, monkeypatch):
+    local, mine = {("0", "fc1"): 3.0}, "mine (kind=float, bits=8, precision=4, bias={})"
+    rows = [
+        *case("a", mine.format(9), "none", "ideal.fp32", 9.0, local),
+        *case("b", mine.format(2), "none", "ideal.fp32", 8.0, local),
+        *case("c", "yours (kind=table, bits=2)", "none", "ideal.fp32", 7.0, local),
+        *case("d", "float8_e4m3fn (bias=10)", "none", "ideal.fp32", 6.0, local, rounding="sr"),
+        *case("e", "paper (draft)", "none", "ideal.fp32", 5.0, local),  # a recipe's name
+    ]
+    drawn = []
+    monkeypatch.setattr(figures, "save_png", lambda figure, caption: drawn.append(figure))
+    path = save(tmp_path / "r.csv", rows)
+    results = read_results(path)
+    names = ["mine (bias=9)", "mine (bias=2)", "yours", "float8_e4m3fn (bias=10) rounding=sr",
+             "paper (draft)"]  # fmt: skip
+    assert results.cases["format"].tolist() == names
+    assert list(dict.fromkeys(results.products["format"])) == names
+    figures.draw_figures(results)
+    for figure in drawn:
+        labels = [text.get_text() for axes in figure.axes for text in axes.get_xticklabels()]
+        assert len([x for x in labels if x.startswith("mine (bias=")]) == 2, labels
+    monkeypatch.undo()
+    page = write_report(path, tmp_path / "out")[0].read_text()
+    assert "- Format `mine (bias=2)`: `mine (kind=float, bits=8, precision=4, bias=2)`." in page
+    assert "- Format `yours`: `yours (kind=table, bits=2)`." in page
+    assert page.count("- Format ") == 3
+
+
 def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
     local, more = {("0", "fc1"): 3.0}, {"text": "a.txt", "tokens": 100}
     rows = [

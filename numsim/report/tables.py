@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from numsim.errors import NumsimError
+from numsim.formats.label import short_labels
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
 from numsim.words import unusual_settings
 
@@ -36,7 +37,8 @@ class Results:
     Both tables have the columns of the CSV file and two more. `format` has the settings beside it
     that nobody expects, or that differ between otherwise equal cases. `scales`: granularity and
     block. `bits`: stored bits for each weight of that format and granularity. `cases` has one row
-    for each case, `products` one for each (case, layer, op) that the case emulates.
+    for each case, `products` one for each (case, layer, op) that the case emulates. `short_format`
+    is what `format` says of the format itself, `whole_format` what the file says.
     """
 
     source: Path
@@ -110,6 +112,8 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     """Add `scales` and `bits`, and settings to `format`: with the target, they name one case."""
     block = cases["block"]
     cases = cases.assign(
+        whole_format=cases["format"],
+        format=short_labels(cases["format"].tolist()),
         scales=cases["granularity"] + (" " + block).mask(block == "", ""),
         exact=cases["exact"].str.lower() == "true",
     )
@@ -124,6 +128,7 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
             suffix += said
         else:
             suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
+    cases["short_format"] = cases["format"]
     cases["format"] += suffix
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
