@@ -487,6 +487,27 @@ EVIL = (
 )
 
 
+@pytest.mark.parametrize("length", [10, 60, 3000])
+def test_long_names_stay_apart_in_figures(tmp_path, monkeypatch, length):
+    """Begin and end are what a label keeps: names that differ in between were one label."""
+    local, drawn = {("0", "fc1"): 3.0}, []
+    names = [f"{'begin' * (length // 5)}{middle}{'end' * (length // 3)}" for middle in "ab"]
+    rows = [
+        row for i, name in enumerate(names)
+        for row in case(str(i), name, "none", f"unit_{name}", 9.0 - i, local)
+    ]  # fmt: skip
+    monkeypatch.setattr(figures, "save_png", lambda figure, caption: drawn.append(figure))
+    figures.draw_figures(read_results(save(tmp_path / "r.csv", rows)))
+    for figure in drawn:
+        labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+        if figure is drawn[-1]:
+            labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        assert len(labels) == len(set(labels)) == 2
+        assert max(map(len, labels)) < 160
+    words = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert len({word for word in words if word.startswith("unit_")}) == 2
+
+
 def test_names_are_text_in_markdown_and_figures(tmp_path):
     """No name of the CSV file becomes a tag, a cell, a heading or an image."""
     rows = case("a", EVIL, EVIL, EVIL, 5.0, {(EVIL, EVIL): 3.0})
