@@ -319,6 +319,8 @@ def bench(
 
     if what not in ("cast", "matmul", "model", "train"):
         raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
+    if what != "cast":
+        say("numsim: timing, a few minutes; the table comes at the end", err=True)
     if what == "matmul":
         timers.print_matmul(timers.bench_matmul())
         return
