@@ -37,7 +37,7 @@ def command(name, seeds, steps):
 def page(name, folder, seeds, steps):
     """Train, draw, and say on the page how it was made."""
     ran = command(name, seeds, steps)
-    subprocess.run([sys.executable, "-m", "numsim.cli", *ran], check=True)
+    subprocess.run([sys.executable, "-m", "numsim.cli", *ran, "--force"], check=True)
     files = write_report(Path(f"{name}.csv"), folder)
     text = files[0].read_text(encoding="utf-8")
     title, _, rest = text.partition("\n")

@@ -136,7 +136,10 @@ def _root(
 @app.command()
 def sweep(
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder; default: the bundled tiny Llama.")
+        Path | None,
+        typer.Option(
+            help="Hugging Face folder, or ORG/NAME in its cache; default: the bundled tiny Llama."
+        ),
     ] = None,
     text: Annotated[
         Path | None,
@@ -150,25 +153,29 @@ def sweep(
     formats: Annotated[
         str | None,
         typer.Option(
-            help="Formats, comma separated: float8_e4m3fn,int8,q3.4.",
+            help="Formats, comma separated: e4m3,int8,q3.4,nvfp4,mine.toml; default: ten.",
             autocompletion=options.completes(*options.FORMATS, *options.RECIPES),
         ),
     ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
-            help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma.",
+            help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma,mine.toml; default: the "
+            "exact unit of each format.",
             autocompletion=options.completes(*options.TARGETS),
         ),
     ] = None,
     granularity: Annotated[
         str | None,
-        typer.Option(help="Scales, comma separated: per_tensor,per_channel+per_token,none."),
+        typer.Option(
+            help="Scales, comma separated: per_tensor,per_channel+per_token,none; default: the "
+            "first two; none for bfloat16 and fixed point."
+        ),
     ] = None,
     rounding: Annotated[
         str | None,
         typer.Option(
-            help="Rounding of the conversions: rne (default), rtz, sr, ...",
+            help="Rounding of the conversions: rne (default), rna, rtz, rup, rdn, rto or sr.",
             autocompletion=options.completes(*ROUNDINGS),
         ),
     ] = None,
@@ -224,7 +231,7 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Run a model through formats and units; write a CSV file and print a table."""
+    """Run a model through formats and units; print a table."""
     from numsim.files import read_toml
     from numsim.screen import sweep_progress, sweep_table
     from numsim.sweep.run import FailedCases
@@ -275,13 +282,13 @@ def _state(path: Path | str) -> tuple[int, ...] | None:
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="CSV file of a sweep.")],
+    results: Annotated[Path, typer.Argument(help="CSV file of a sweep or of training.")],
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
     ] = None,
 ) -> None:
-    """Write a Markdown table and figures from the CSV file of a sweep."""
+    """Make tables and figures of a sweep or of training."""
     from numsim.report import write_report
 
     for path in write_report(results, out):

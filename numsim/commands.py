@@ -91,17 +91,17 @@ def formats(
         say(draw_number_line(f, out))
         return
     _print_values(f, recipe)
-    others = [other for other in found if other not in (name, recipe or f.name)]
+    others = [other for other in found if other not in (name, f.name, recipe)]
     if others:
         say(f"names with {name!r} in them: {', '.join(others)}")
 
 
 def _format_or_recipe(name: str) -> tuple[Format, str | None]:
-    """Return a format, or the elements of a recipe of blocks, and the name of that recipe."""
+    """Return a format and None, or the elements of a recipe of blocks and its name."""
     from numsim.quant import QUANTS, recipe_name
 
     recipe = recipe_name(name)
-    return (get_format(name) if recipe is None else QUANTS[recipe].fmt), recipe
+    return (QUANTS[recipe].fmt if recipe else get_format(name)), recipe
 
 
 def _print_values(f: Format, recipe: str | None) -> None:
@@ -159,7 +159,7 @@ def cast(
         ),
     ] = 0,
 ) -> None:  # fmt: skip
-    """Round one number to a format, or a block of numbers by a recipe, step by step."""
+    """Round a number to a format, or a block by a recipe, in steps."""
     from numsim.explain import explain_block, explain_cast, parse_number
 
     f, recipe = _format_or_recipe(to)
@@ -237,7 +237,7 @@ def explain(
         bool, typer.Option("--plan", help="mma: only the rule, where scales go, the kernel.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Explain a format and its relatives, or work a dot product as a unit does (mma)."""
+    """Explain a format, or work a dot product as a unit does (mma)."""
     if name == "mma":
         from numsim.commands_mac import print_mma
 
@@ -275,7 +275,7 @@ def verify(
         str | None, typer.Option(help="silicon: beginning of the file names.")
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, or replay outputs of chips and models (silicon); print the comparison."""
+    """Check conversions, or replay recorded outputs (silicon)."""
     if what == "silicon":
         from numsim.commands_mac import print_silicon
 
@@ -317,11 +317,13 @@ def bench(
         ),
     ] = "cast",
 ) -> None:
-    """Time numsim beside the installed peers; ratios are of one run on one machine."""
+    """Time numsim beside the installed peers, on this machine."""
     from numsim import bench as timers
 
     if what not in ("cast", "matmul", "model", "train"):
         raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
+    if what != "cast":
+        say("numsim: timing, a few minutes; the table comes at the end", err=True)
     if what == "matmul":
         timers.print_matmul(timers.bench_matmul())
         return

@@ -58,6 +58,7 @@ def train(
     ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
     every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
     watch: Annotated[
         int | None,
@@ -66,7 +67,7 @@ def train(
     jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
     out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
 ) -> None:
-    """Train the text classifier, or a network, once for each recipe and seed; write the curves."""
+    """Train a classifier or a network by each recipe and seed."""
     from numsim.report.training import summary_text
     from numsim.train.runs import CURVE_COLUMNS, Plan, cases, check, check_writable, runs, write_csv
     from numsim.train.watch import TENSOR_COLUMNS
@@ -81,9 +82,9 @@ def train(
         numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
     )  # fmt: skip
     check(plan)
-    check_writable(out)
+    check_writable(out, replace=force or resume)
     watched = out.with_suffix(".tensors.csv")
-    check_writable(watched)
+    check_writable(watched, replace=force or resume)
     total, rows, tensors, failed = len(cases(plan)), [], [], []
     tell = _Progress(total)
     classes: tuple[str, ...] = ()

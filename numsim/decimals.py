@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
+
 _LONGEST = 30  # digits of a decimal; beyond, an integer times a power of two is shorter
 
 
@@ -28,6 +30,25 @@ def exact_text(value: Fraction | float) -> str:
             return _digits(value)
         value = single
     return repr(float(value)).removesuffix(".0")
+
+
+def short_text(value: float) -> str:
+    """Return the shortest decimal that float32 reads as the number; where none does, float64.
+
+    The values of nearly every format are float32 numbers, whose decimals have nine digits, not 17.
+
+    Examples
+    --------
+    >>> short_text(2.0**-9), short_text(float(np.finfo(np.float32).max)), short_text(448)
+    ('0.001953125', '3.4028235e+38', '448')
+    >>> short_text(2.0**27 - 1), short_text(2.0**-160)
+    ('134217727', '6.842277657836021e-49')
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.float32(value)
+    if float(single) != value:
+        return exact_text(float(value))
+    return str(single).removesuffix(".0")
 
 
 def _single(value: Fraction) -> float | None:

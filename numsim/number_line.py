@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from numsim.decimals import short_text
 from numsim.errors import NumsimError
 from numsim.files import replace_files
 from numsim.float_state import known_floats
@@ -81,7 +82,7 @@ def number_line(f: Format) -> Figure:
     height = 0.8 if values.size <= 64 else 0.5
     line.vlines(values, 0, height, lw=0.8, color="#1f5fa8")
     line.set_title(
-        f"{f.name}: {values.size} finite values, {f.min:.6g} to {f.max:.6g}",
+        f"{f.name}: {values.size} finite values, {short_text(f.min)} to {short_text(f.max)}",
         fontsize=10,
         parse_math=False,
     )

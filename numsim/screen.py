@@ -16,21 +16,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from numsim.errors import printable
+from numsim.formats.label import short_labels
 from numsim.losses import Ties
-from numsim.words import k_tested, shorten, with_error
+from numsim.words import k_tested, shorten, unusual_settings, with_error
 
 # cases that agree in these were measured on the same text by the same network, and can be ranked
 RUN = ("model", "text", "tokens", "perplexity_reference")
-SETTINGS = ("rounding", "seed", "scale_format", "scale_rule", "case_id")
+SETTINGS = ("rounding", "scale_format", "scale_rule", "seed", "case_id")
 
 
 @contextmanager
 def sweep_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr; yield the function that moves it."""
+    """Show a progress bar on stderr, if that is a terminal; yield the function that moves it."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description:<52}", markup=False), BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
         task = bar.add_task("loading and compiling", total=None)
@@ -120,12 +122,18 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
         for row, block in zip(records, blocks, strict=True)
     ]
     units = [f"{row['target']}{'' if row['exact'] else '*'}" for row in records]
-    columns = {"format": [row["format"] for row in records], "scales": scales, "unit": units}
-    for name in SETTINGS:  # until no two cases have one name
-        if len(set(zip(*columns.values(), strict=True))) == len(records):
-            break
-        if len({row.get(name) for row in records}) > 1:
-            columns[name] = [str(row.get(name)) for row in records]
+    columns = {
+        "format": short_labels([row["format"] for row in records]),
+        "scales": scales,
+        "unit": units,
+    }
+    unusual = {name for row in records for name in unusual_settings(row)}
+    for name in SETTINGS:
+        cells = [str(row.get(name)) for row in records]
+        alike = set(zip(*columns.values(), strict=True))  # until no two cases have one name
+        apart = set(zip(*columns.values(), cells, strict=True))
+        if name in unusual or len(apart) > len(alike):
+            columns[name] = cells
     said = {}
     for name in [n for n in columns if n != "format" and len(records) > 1]:
         if len(set(columns[name])) == 1:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numsim.errors import printable
 
+# the rule that a scale of this format has unless somebody asked for another
+_USUAL_RULES = {"": "", "float32": "amax", "float8_e8m0fnu": "floor", "float8_e4m3fn": "amax"}
 LONGEST_K = 4096  # of the products of larger networks; shorter ones leave accumulators untested
 
 
@@ -40,6 +43,31 @@ def with_error(value: float, error: float | None, sign: str = "", *, brackets: b
     if brackets:
         return f"{text}({digit if power < 0 else f'{error:.0f}'})"
     return f"{text}±{error:.{max(0, -power)}f}"
+
+
+def unusual_settings(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a case does that its format and its scales do not say.
+
+    Nearest-even rounding, float32 scales by the largest magnitude and the scales of a named storage
+    rule are what a reader expects; everything else changes numbers and must stand beside them.
+
+    >>> unusual_settings({"format": "int8", "rounding": "sr", "scale_format": "float32",
+    ...                   "scale_rule": "mse"})
+    {'rounding': 'sr', 'scale_rule': 'mse'}
+    >>> unusual_settings({"format": "mxfp4_e2m1", "weight_format": "float4_e2m1fn",
+    ...                   "scale_format": "float8_e8m0fnu", "scale_rule": "floor"})
+    {}
+    """
+    cells = {name: row.get(name) or "" for name in ("rounding", "scale_format", "scale_rule")}
+    found = {}
+    if cells["rounding"] not in ("", "rne"):
+        found["rounding"] = cells["rounding"]
+    named = row.get("format") != row.get("weight_format", row.get("format"))
+    if not named and cells["scale_format"] not in ("", "float32"):
+        found["scale_format"] = cells["scale_format"]
+    if cells["scale_rule"] not in ("", _USUAL_RULES.get(cells["scale_format"])):
+        found["scale_rule"] = cells["scale_rule"]
+    return found
 
 
 def k_tested(lengths: Sequence[int]) -> str:

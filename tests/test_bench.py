@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from numsim import bench as timers
 from numsim.bench import TrainTiming, bench_cast
 from numsim.bench import cast as module
 from numsim.bench import model as models
+from numsim.bench.matmul import MatmulTiming
 from numsim.cli import app
 from numsim.models import load_model
 
@@ -89,3 +91,28 @@ def test_the_command_times_training_steps(monkeypatch):
     assert result.exit_code == 0, result.output
     assert "Adam, stored" in result.output
     assert "0.25 x of a copy's rate" in result.output
+
+
+@pytest.mark.parametrize("terminal", ["40", "80", "200"])
+def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", terminal)
+    products = [
+        MatmulTiming("blocks of 32, MXFP8 on tcgen05", who, (1, 4096, 4096), 1234.567, 12.3456)
+        for who in ("NumPy BLAS", "numsim", "portable")
+    ]
+    timers.print_matmul(products)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(products) + 1  # title, heading, rows, the ratio to the peer
+    for line, row in zip(lines[2:], products, strict=False):
+        assert line.startswith("blocks of 32, MXFP8 on tcgen05 ")
+        assert row.library in line
+        assert line.split()[-3:] == ["1x4096x4096", "1,234.57", "12.346"]
+    if terminal == "80":
+        assert max(map(len, lines)) <= 80
+    network = models.ModelTiming("a task", "numsim", 2, 123.456, 7.654321, 99.5, 0.25, 2e9, 3.21)
+    timers.print_model([network])
+    heading, row = capsys.readouterr().out.splitlines()[1:3]
+    assert heading.split()[-1] == "float16"
+    assert row.split()[2:] == [
+        "numsim", "2", "123.46", "s", "7.654", "99.50", "25%", "2,000", "MB", "3.21",
+    ]  # fmt: skip

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from test_mac_stats import every_rule, random_codes
 
-from numsim.decimals import exact_text
+from numsim.decimals import exact_text, short_text
+from numsim.explain import list_lines
+from numsim.formats import get_format, list_formats
+from numsim.formats.lookup import describe
 from numsim.targets.explain import explain_mma
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -35,6 +38,21 @@ def test_text_is_the_number():
         assert float(exact_text(value)) == value == float(exact_text(Fraction(value)))
     assert [exact_text(v) for v in (np.inf, -np.inf, -0.0)] == ["inf", "-inf", "-0"]
     assert exact_text(10**20) == "1" + "0" * 20
+
+
+def test_limits_of_formats_are_printed_whole():
+    parsed = ("q3.4", "q0.15", "float_e8m10", "posit16_es2", "int28", "float_e2m20")
+    for name in (*list_formats(), *parsed):
+        f = get_format(name)
+        row = dict(zip(("name", "bits", "precision", "bias", "max", "smallest"),
+                       list_lines([name], 80)[1].split(), strict=False))  # fmt: skip
+        for text, value in ((row["max"], f.max), (row["smallest"], f.min_subnormal)):
+            assert float(np.float32(text)) == value or float(text) == value, (name, text)
+        said = describe(name).partition("max ")[2].partition(",")[0].rstrip(")")
+        assert float(np.float32(said)) == f.max or float(said) == f.max, name
+    assert short_text(float(np.nextafter(np.float32(1), np.float32(2)))) == "1.0000001"
+    assert short_text(float(np.nextafter(1.0, 2.0))) == "1.0000000000000002"
+    assert [short_text(v) for v in (-0.0, np.inf, 1e300)] == ["-0", "inf", "1e+300"]
 
 
 def test_explained_accumulator_of_hopper_is_its_bits():

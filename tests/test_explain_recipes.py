@@ -78,8 +78,8 @@ def test_the_command_takes_a_block():
         (("cast", "1", "--to", "nvfp4", "--seed", "3"), "--seed belongs to --rounding sr"),
         (("cast", "1", "--to", "nvfp4", "--overflow", "wrap"), "integers and fixed point"),
         (("cast", ",".join("1" * 17), "--to", "nvfp4"), "1 to 16, one block of nvfp4; got 17"),
-        (("cast", "1", "--to", "mxfp5"), "encode their elements (float4_e2m1fn"),
-        (("explain", "mxfp5"), "encode their elements (float4_e2m1fn"),
+        (("cast", "1", "--to", "mxfp4_e3m0"), "encode their elements (float4_e2m1fn"),
+        (("explain", "mxfp4_e3m0"), "encode their elements (float4_e2m1fn"),
     ],
     ids=str,
 )

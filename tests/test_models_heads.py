@@ -442,6 +442,15 @@ def test_a_sweep_reads_pairs_of_texts_from_json_lines(name, tmp_path):
     assert rows[rows.op == "q_proj"].M.iloc[0] == 7 + 5  # the first batch, without padding
 
 
+def test_json_lines_are_no_running_text(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "one two three"}\n')
+    with pytest.raises(
+        NumsimError, match=r"llama reads running text; .*t\.jsonl has a text in each"
+    ):
+        sweep(formats=["int8"], text=path)
+
+
 @pytest.mark.parametrize(
     "line",
     ["3", "{}", '["a"]', '["a", "b", "c"]', '["a", 3]', '{"query": "a", "passage": null}',

@@ -175,6 +175,54 @@ def test_settings_that_differ_are_named(tmp_path):
     }
 
 
+def test_settings_that_change_numbers_are_named_beside_other_formats_too(tmp_path):
+    local = {("0", "fc1"): 3.0}
+    blocks = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
+    rows = [
+        *case("a", "int8", "per_token", "ideal.int", 9.0, local, scale_format="float32",
+              scale_rule="amax"),
+        *case("b", "int8", "per_tensor", "ideal.int", 8.0, local, rounding="sr", seed=1),
+        *case("c", "int4", "per_tensor", "ideal.int", 7.0, local, scale_format="float32",
+              scale_rule="mse"),
+        *case("d", "mxint8", "per_block", "ideal.int", 6.0, local, weight_format="q1.6", **blocks),
+        *case("e", "int8", "per_block", "ideal.int", 5.0, local, **blocks),
+    ]  # fmt: skip
+    results = read_results(save(tmp_path / "r.csv", rows))
+    assert results.cases["format"].tolist() == [
+        "int8", "int8 rounding=sr", "int4 scale_rule=mse", "mxint8",
+        "int8 scale_format=float8_e8m0fnu",
+    ]  # fmt: skip
+    assert set(results.products["format"]) == set(results.cases["format"])
+
+
+def test_formats_of_ones_own_keep_names_that_differ_in_tables_and_figures(tmp_path, monkeypatch):
+    local, mine = {("0", "fc1"): 3.0}, "mine (kind=float, bits=8, precision=4, bias={})"
+    rows = [
+        *case("a", mine.format(9), "none", "ideal.fp32", 9.0, local),
+        *case("b", mine.format(2), "none", "ideal.fp32", 8.0, local),
+        *case("c", "yours (kind=table, bits=2)", "none", "ideal.fp32", 7.0, local),
+        *case("d", "float8_e4m3fn (bias=10)", "none", "ideal.fp32", 6.0, local, rounding="sr"),
+        *case("e", "paper (draft)", "none", "ideal.fp32", 5.0, local),  # a recipe's name
+    ]
+    drawn = []
+    monkeypatch.setattr(figures, "save_png", lambda figure, caption: drawn.append(figure))
+    path = save(tmp_path / "r.csv", rows)
+    results = read_results(path)
+    names = ["mine (bias=9)", "mine (bias=2)", "yours", "float8_e4m3fn (bias=10) rounding=sr",
+             "paper (draft)"]  # fmt: skip
+    assert results.cases["format"].tolist() == names
+    assert list(dict.fromkeys(results.products["format"])) == names
+    figures.draw_figures(results)
+    for figure in drawn:
+        labels = [text.get_text() for axes in figure.axes for text in axes.get_xticklabels()]
+        assert len([x for x in labels if x.startswith("mine (bias=")]) == 2, labels
+    monkeypatch.undo()
+    page = write_report(path, tmp_path / "out")[0].read_text()
+    assert "- Format `mine (bias=2)`: `mine (kind=float, bits=8, precision=4, bias=2)`." in page
+    assert "- Format `yours`: `yours (kind=table, bits=2)`." in page
+    assert page.count("- Format ") == 3
+
+
 def test_unlike_runs_are_named_and_not_ranked_together(tmp_path):
     local, more = {("0", "fc1"): 3.0}, {"text": "a.txt", "tokens": 100}
     rows = [
@@ -229,7 +277,7 @@ def edit(**columns):
         (lambda p: p.unlink(), r"needs the CSV file of a sweep, and .* does not exist; give"),
         (lambda p: (p.unlink(), p.mkdir()), r"is a folder; give the results.csv"),
         (lambda p: p.write_bytes(b"\x89PNG\xff\x00"), r"is not a CSV file \(.*\); give"),
-        (lambda p: p.write_bytes(b""), r"has the columns layer, op, .* does not; give"),
+        (lambda p: p.write_bytes(b""), r"names none of their columns; give"),
         (
             lambda p: p.write_text("case_id,layer\n1,all\n"),
             r"has the columns op, format, granularity",
@@ -437,6 +485,27 @@ def test_counts_that_another_program_wrote_with_a_point_are_counts(csv, tmp_path
 EVIL = (
     "</script><script>alert(1)</script> `` ` | a\n# b <img src=x> ![x](http://y) \x1b[31m $x$ _z_"
 )
+
+
+@pytest.mark.parametrize("length", [10, 60, 3000])
+def test_long_names_stay_apart_in_figures(tmp_path, monkeypatch, length):
+    """Begin and end are what a label keeps: names that differ in between were one label."""
+    local, drawn = {("0", "fc1"): 3.0}, []
+    names = [f"{'begin' * (length // 5)}{middle}{'end' * (length // 3)}" for middle in "ab"]
+    rows = [
+        row for i, name in enumerate(names)
+        for row in case(str(i), name, "none", f"unit_{name}", 9.0 - i, local)
+    ]  # fmt: skip
+    monkeypatch.setattr(figures, "save_png", lambda figure, caption: drawn.append(figure))
+    figures.draw_figures(read_results(save(tmp_path / "r.csv", rows)))
+    for figure in drawn:
+        labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+        if figure is drawn[-1]:
+            labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        assert len(labels) == len(set(labels)) == 2
+        assert max(map(len, labels)) < 160
+    words = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert len({word for word in words if word.startswith("unit_")}) == 2
 
 
 def test_names_are_text_in_markdown_and_figures(tmp_path):

@@ -121,6 +121,49 @@ def test_cases_of_one_name_show_what_differs():
     assert "mse" in " ".join(lines(rows, 120))
 
 
+def test_a_setting_that_changes_numbers_is_shown_where_names_differ_without_it():
+    rows = [
+        language(1, 0.1, granularity="per_token"), language(2, 0.2, rounding="sr"),
+        language(3, 0.3, format="int4", rounding="sr"),
+    ]  # fmt: skip
+    heads, *body = lines(rows, 160)[2:6]
+    assert heads.split()[:4] == ["format", "scales", "rounding", "KL"]
+    assert [line.split()[2] for line in body] == ["rne", "sr", "sr"]
+    every = lines(rows[1:], 160)
+    assert every[1] == "every case: scales per_tensor, unit ideal.int, rounding sr, bits 8.00"
+    alone = [language(1, 0.1, scale_format="float32", scale_rule="mse")]
+    assert "mse" in lines(alone, 160)[2]
+
+
+def test_a_format_of_ones_own_goes_by_its_name_where_that_is_enough():
+    mine = "mine (kind=float, bits=8, precision=4, bias=9, nan=all_ones)"
+    rows = [language(1, 0.1, format="float8_e4m3fn"), language(2, 0.2, format=mine),
+            language(3, 0.3, format="float8_e4m3fn (bias=10)")]  # fmt: skip
+    for width in (400, 80):
+        assert any(re.match("mine +[0-9]", line) for line in lines(rows, width))
+    wide = "\n".join(lines(rows, 400))
+    assert "kind=" not in wide
+    assert "float8_e4m3fn (bias=10)" in wide  # the name alone is another format's
+    rows[0]["format"] = mine.replace("bias=9", "bias=8")  # two of one name
+    for width in (400, 80):
+        text = "\n".join(lines(rows, width))
+        assert "mine (bias=8)" in text
+        assert "mine (bias=9)" in text
+        assert "kind=" not in text
+        assert "left out" not in text
+
+
+def test_what_tells_no_two_cases_apart_takes_no_room():
+    blocks = {"scale_format": "float8_e8m0fnu", "scale_rule": "floor", "block": "32",
+              "granularity": "per_block", "format": "mxint8", "weight_format": "q1.6"}  # fmt: skip
+    plain = {"scale_format": "float32", "scale_rule": "amax", "weight_format": "int8"}
+    rows = [language(1, 0.1, **plain), language(2, 0.1, **plain), language(3, 0.2, **blocks)]
+    heads = next(line for line in lines(rows, 80) if "KL" in line).split()
+    assert "case_id" in heads
+    assert not {"scale_format", "scale_rule", "seed"} & set(heads)
+    assert "dNLL" in heads  # numbers keep the room
+
+
 def test_fake_quantisation_failures_and_encoders_are_said():
     text = "\n".join(lines(MANY, 140))
     assert "ideal.fp32*" in text

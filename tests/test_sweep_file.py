@@ -22,7 +22,6 @@ from numsim.sweep.csv import ResultsFile
 
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 100, "window": 32}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, links and locks")
-KILLS = 2  # of a whole sweep, at random; 20 take about four minutes
 
 
 def rows_of(name, count=3, **more):
@@ -347,8 +346,11 @@ def without_seconds(path):
 
 
 @POSIX
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_random_kills_of_a_whole_sweep(tmp_path, jobs):
+@pytest.mark.parametrize(
+    ("jobs", "kills"),
+    [(1, 2), (2, 2), *(pytest.param(jobs, 20, marks=pytest.mark.exhaustive) for jobs in (1, 2))],
+)  # 20 take about four minutes; five of them are inside the rewrite
+def test_random_kills_of_a_whole_sweep(tmp_path, jobs, kills):
     script = tmp_path / "s.py"
     script.write_text(textwrap.dedent(SWEEP))
 
@@ -362,7 +364,7 @@ def test_random_kills_of_a_whole_sweep(tmp_path, jobs):
     took = time.monotonic() - began
     draw, out = random.Random(jobs), tmp_path / "r.csv"
     cut = b"".join(lines_of(tmp_path / "want.csv")[:60])[:-9]  # a case, and a part of another
-    for kill in range(KILLS):
+    for kill in range(kills):
         if kill % 6 == 0:
             out.unlink(missing_ok=True)
         if kill % 4 == 1:  # in the middle of the file beside
@@ -627,13 +629,16 @@ def test_a_recipe_a_text_and_a_unit_of_hostile_names_are_swept(tmp_path):
     assert "'=cmd|x" in out.read_text()
 
 
-def test_brackets_of_a_name_are_no_markup(capsys, tmp_path):
+def test_brackets_of_a_name_are_no_markup(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # the progress bar too
     unit = tmp_path / "u.toml"
     unit.write_text(ns.get_target("ideal.int").to_toml().replace('"ideal.int"', '"[/x] [bold]"', 1))
     plan = SMALL | {"targets": [str(unit)], "granularities": ["per_tensor"]}
     with sweep_progress() as progress:
         sweep_table(ns.sweep(plan, progress=progress))
-    assert "[/x] [bold]" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "[/x] [bold]" in shown.out
+    assert "[/x] [bold]" in shown.err
 
 
 # -- processes ------------------------------------------------------------------------------------

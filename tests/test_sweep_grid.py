@@ -202,7 +202,11 @@ def test_one_thing_is_a_list_of_one_and_dtypes_are_formats():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("format", "int8", r"sweep: 'format' is no field; .*'int8'; did you mean formats$"),
+        (
+            "format",
+            "int8",
+            r"sweep: 'format' is no field; .*'int8'; did you mean formats; fields are model",
+        ),
         ("qqqqq", 1, r"'qqqqq' is no field; got it as 1; fields are model, text, formats, "),
         ("formats", [8], r"sweep: formats: a format is a name or a Format; got 8 .*pass a name"),
         ("targets", 8, r"sweep: targets\.0: a unit or a list of them: .*Target; got 8$"),

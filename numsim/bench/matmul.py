@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
@@ -25,6 +23,7 @@ from numsim.kernels import jit, simd
 from numsim.quant import QUANTS, QTensor, quantize
 from numsim.targets import get_target
 from numsim.targets.ops import matmul
+from numsim.terminal import columns, say, width
 
 Shape = tuple[int, int, int]
 LARGE: Shape = (512, 512, 2048)
@@ -159,26 +158,21 @@ def bench_matmul(
 
 def print_matmul(rows: list[MatmulTiming]) -> None:
     """Print timings as a table, peers first; ratios of rates are those of rates over BLAS."""
-    table = Table(title="matrix products, one core, median, right operand packed once")
-    for column in ("task", "library", "M x N x K"):
-        table.add_column(column, no_wrap=True)
-    for column in ("GMAC/s", "/ BLAS", "/ large"):
-        table.add_column(column, justify="right", no_wrap=True)
+    cells = [("task", "library", "M x N x K", "GMAC/s", "/ BLAS", "/ large")]
     large = {(row.task, row.library): row for row in reversed(rows)}
     for row in rows:
         first = large[row.task, row.library]
         share = "" if first is row else f"{row.of_blas / first.of_blas:.0%}"
-        table.add_row(
+        cells.append((
             row.task, row.library, "x".join(map(str, row.shape)), f"{row.rate:,.2f}",
             f"{row.of_blas:.3f}", share,
-        )  # fmt: skip
-    console = Console()
-    console.width = max(console.width, 90)
-    console.print(table)
+        ))  # fmt: skip
+    say("matrix products, one core, median, right operand packed once")
+    say("\n".join(columns(cells, "<<<>>>", gap="  " if width() > 80 else " ")))
     for (task, peer), row in large.items():
         if (task, "numsim") in large and not peer.startswith(("numsim", "portable")):
             ratio = large[task, "numsim"].of_blas / row.of_blas
-            console.print(f"{task}: numsim is {ratio:,.2f} x {peer}")
+            say(f"{task}: numsim is {ratio:,.2f} x {peer}")
 
 
 def _operand(rows: int, columns: int, name: str, seed: int, *, axis: int = -1) -> QTensor:

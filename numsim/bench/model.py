@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from safetensors.numpy import save_file
 
 from numsim.errors import NumsimError
@@ -34,6 +32,7 @@ from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import read_arch
 from numsim.models.families import get_family, stored_at
 from numsim.targets import matmul
+from numsim.terminal import columns, say, width
 
 UNIT, FORMAT = "nvidia.hopper.wgmma", "float8_e4m3fn"
 RECIPES = {  # by the library that is shown: storage of both operands, and the unit
@@ -296,22 +295,19 @@ def _torch(model: Model, tokens: NDArray[np.int64], threads: int) -> Callable[[]
 
 def print_model(rows: list[ModelTiming]) -> None:
     """Print timings as a table."""
-    table = Table(title=f"whole networks, every product emulated; numsim: {FORMAT} on {UNIT}")
-    for column in ("task", "library"):
-        table.add_column(column, no_wrap=True)
-    columns = ("threads", "first run", "seconds", "GMAC/s", "outside", "peak", "/ float16")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
+    heads = ("threads", "first run", "seconds", "GMAC/s", "outside", "peak", "/ float16")
+    cells = [("task", "library", *heads)]
+    cells += [
+        (
             row.task, row.library, str(row.threads), f"{row.first:.2f} s", f"{row.seconds:.3f}",
             f"{row.rate:.2f}", "" if np.isnan(row.outside) else f"{row.outside:.0%}",
             f"{row.peak_bytes / 1e6:,.0f} MB", f"{row.of_weights:.2f}",
-        )  # fmt: skip
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(table)
-    console.print(
+        )
+        for row in rows
+    ]  # fmt: skip
+    say(f"whole networks, every product emulated; numsim: {FORMAT} on {UNIT}")
+    say("\n".join(columns(cells, "<<" + ">" * len(heads), gap="  " if width() > 110 else " ")))
+    say(
         "outside: share of a run not in matmul, which packs activations, multiplies and scales; "
         "peak: the whole process;\n/ float16: peak over the bytes of the weights in float16"
     )

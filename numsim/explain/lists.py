@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from numsim.decimals import short_text
 from numsim.formats import get_format
 from numsim.quant import QUANTS
 from numsim.terminal import columns
@@ -23,9 +24,9 @@ def list_lines(names: Iterable[str], within: int) -> list[str]:
     Examples
     --------
     >>> print("\n".join(list_lines(["bfloat16", "int2", "int3", "int4", "nvfp4"], 80)))
-    name         bits precision bias         max    smallest Inf NaN
-    bfloat16       16         8  127 3.38953e+38 9.18355e-41 yes yes
-    int2 to int4    n       n-1    0  2**(n-1)-1           1
+    name         bits precision bias           max   smallest Inf NaN
+    bfloat16       16         8  127 3.3895314e+38 9.1835e-41 yes yes
+    int2 to int4    n       n-1    0    2**(n-1)-1          1
     recipe  block  element        scale          scale rule
     nvfp4      16  float4_e2m1fn  float8_e4m3fn  amax
     """
@@ -51,8 +52,8 @@ def _format_lines(names: Sequence[str], within: int) -> list[str]:
             rows.append((many, bits[0], bits[1], "0", bits[2], "1", "", "", f.source))
         else:
             rows.append((
-                f.name, str(f.bits), str(f.precision), str(f.bias), f"{f.max:.6g}",
-                f"{f.min_subnormal:.6g}", "yes" if f.has_inf else "", "yes" if f.has_nan else "",
+                f.name, str(f.bits), str(f.precision), str(f.bias), short_text(f.max),
+                short_text(f.min_subnormal), "yes" if f.has_inf else "", "yes" if f.has_nan else "",
                 f.source,
             ))  # fmt: skip
         at = end

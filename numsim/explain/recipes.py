@@ -39,7 +39,8 @@ def recipe_title(name: str) -> str:
     >>> recipe_title("mxfp4_e2m1")
     'mxfp4_e2m1: blocks of 32 float4_e2m1fn under a float8_e8m0fnu scale'
     """
-    name, rule = _recipe(name)
+    name = _known(name)
+    rule = QUANTS[name]
     return f"{name}: blocks of {rule.block} {rule.fmt.name} under a {rule.scale_format} scale"
 
 
@@ -57,7 +58,8 @@ def explain_recipe(name: str) -> str:
     >>> print(explain_recipe("nvfp4").splitlines()[0])
     nvfp4: blocks of 16 float4_e2m1fn under a float8_e4m3fn scale, from NVIDIA cuBLAS, ...
     """
-    name, rule = _recipe(name)
+    name = _known(name)
+    rule = QUANTS[name]
     f, scale = rule.fmt, get_format(rule.scale_format)
     text = _FLOOR if rule.scale_rule == "floor" else _AMAX
     above = " and 32 for the tensor" if rule.scale_format == "float8_e4m3fn" else ""
@@ -114,8 +116,8 @@ def explain_block(
       code          0x6 = 0 11 0
       value         4.0 x 0.25 = 1.0
     """
-    name, known = _recipe(name)
-    rule = replace(known, rounding=rounding, overflow=overflow)
+    name = _known(name)
+    rule = replace(QUANTS[name], rounding=rounding, overflow=overflow)
     most = int(str(rule.block))
     if not (isinstance(values, list | tuple) and 1 <= len(values) <= most):
         came = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
@@ -148,14 +150,14 @@ def explain_block(
     return "\n".join(lines)
 
 
-def _recipe(name: str) -> tuple[str, Quant]:
+def _known(name: str) -> str:
     known = recipe_name(name)
     if known is None:
         raise NumsimError(
             f"recipes of blocks are {', '.join(QUANTS)}; got {name!r:.60}"
             f"{near_names(str(name), QUANTS)}"
         )
-    return known, QUANTS[known]
+    return known
 
 
 def _bits(rule: Quant) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,33 @@ def labelled(f: HasFields) -> str:
     given = [(key, getattr(f, key), _usual(key, base)) for key in (*POSITIONAL[1:], *NAMED)]
     words = (f"{key}={_short(f, value)}" for key, value, usual in given if _differ(value, usual))
     return f"{f.name} ({', '.join(words)})"
+
+
+def short_labels(labels: Sequence[str]) -> list[str]:
+    """Return labels as tables show them: formats of one's own by name, and by what differs.
+
+    Only where two of them have one name, something else is said; all of it stays in the results.
+
+    Examples
+    --------
+    >>> short_labels(["int8", "mine (kind=float, bits=6)", "float8_e4m3fn (bias=10)"])
+    ['int8', 'mine', 'float8_e4m3fn (bias=10)']
+    >>> short_labels(["mine (kind=float, bias=1)", "mine (kind=float, bias=2)"])
+    ['mine (bias=1)', 'mine (bias=2)']
+    """
+    own: dict[str, list[tuple[str, list[str]]]] = {}
+    for label in dict.fromkeys(labels):
+        found = re.fullmatch(r"(.+) \((kind=.+)\)", label, re.DOTALL)
+        if found and named_fields(found[1]) is None:  # a name of the table alone means the table's
+            own.setdefault(found[1], []).append((label, found[2].split(", ")))
+    short = {}
+    for name, alike in own.items():
+        common = set.intersection(*(set(parts) for _, parts in alike))
+        for label, parts in alike:
+            apart = ", ".join(part for part in parts if part not in common)
+            short[label] = f"{name} ({apart})" if apart else name
+    shown = [short.get(label, label) for label in labels]
+    return shown if len(set(shown)) == len(set(labels)) else [*labels]
 
 
 def written(f: HasFields) -> str:

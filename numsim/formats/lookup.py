@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from pathlib import Path
 
+from numsim.decimals import short_text
 from numsim.errors import NumsimError, UnsupportedError, near_words
 from numsim.float_state import known_floats
 from numsim.formats.label import known_name
@@ -92,7 +93,7 @@ def describe(name: str) -> str:
     ('float8_e4m3 (max 240, has Inf)', 'e4m3 (float8_e4m3fn, max 448)')
     """
     f = get_format(name)
-    words = [f"max {f.max:.6g}", *(["has Inf"] if f.has_inf else [])]
+    words = [f"max {short_text(f.max)}", *(["has Inf"] if f.has_inf else [])]
     return f"{name} ({', '.join([*([f.name] if f.name != name else []), *words])})"
 
 

@@ -105,6 +105,10 @@ SENTENCES: dict[str, str] = {
     "f4": "f4 is float32 for NumPy (bytes), float4_e2m1fn for MLIR (bits); write one of them",
     **{f"{head}{n}": f"{head}{n} is {name}{8 * n} for NumPy (bytes), {name}{n} for MLIR (bits); "
        "write the long name" for head, name in (("i", "int"), ("u", "uint")) for n in (2, 4, 8)},
+    **{f"posit{n}": f"a posit is written with its exponent bits; write posit{n}_es2 (the standard "
+       f"of 2022) or posit{n}_es{n // 8 - 1} (the draft before it)" for n in (8, 16)},
+    **dict.fromkeys(("hif8", "hifloat8"), "HiFloat8 is no format here yet"),
+    **dict.fromkeys(("bool", "complex64", "complex128"), "formats are of real numbers"),
     "fp8e4b15": "Triton's E4M3 of bias 15 has no name here; Format(name, 'float', 8, 4, 15, ...) "
                 "makes one",
 }  # fmt: skip

@@ -108,7 +108,9 @@ def _fixed(name: str, unsigned: str, integer: str, fraction: str) -> Fields:
 def _ieee_like(name: str, exponent: str, fraction: str) -> Fields:
     e, m = int(exponent), int(fraction)
     if not (1 <= e <= 8 and 0 <= m <= 23 and e + m >= 2):
-        raise NumsimError(f"{name}: exponent bits are 1 to 8, fraction bits 0 to 23, 2 in all")
+        raise NumsimError(
+            f"{name}: exponent bits are 1 to 8, fraction bits 0 to 23, together 2 or more"
+        )
     nan: Nan = "ieee" if m else "none"
     source = f"{_IEEE} encoding with {e} exponent and {m} fraction bits"
     return _float(f"float_e{e}m{m}", 1 + e + m, m + 1, (1 << (e - 1)) - 1, nan, "ieee", source)

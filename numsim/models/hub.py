@@ -55,7 +55,10 @@ def find_folder(directory: str | Path) -> Path:
             beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         except OSError:
             beside = []
-    raise NumsimError(f"{given:.400}, which is not a folder{near_names(folder.name[:100], beside)}")
+    near = near_names(folder.name[:100], beside)
+    if not near and _ID.fullmatch(name) and "/" not in name:
+        near = f", nor cached in {hub_cache()}; a model of the Hugging Face hub is written ORG/NAME"
+    raise NumsimError(f"{given:.400}, which is not a folder{near}")
 
 
 def model_name(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from numsim.decimals import short_text
 from numsim.errors import NumsimError, near_words
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format, is_ambiguous, near_formats
@@ -60,7 +61,7 @@ def recipe_name(word: object) -> str | None:
         return None
     key = word.strip().lower()
     if key in _SEVERAL:
-        known = (f"{name} (max {QUANTS[name].fmt.max:.6g})" for name in _SEVERAL[key])
+        known = (f"{name} (max {short_text(QUANTS[name].fmt.max)})" for name in _SEVERAL[key])
         raise NumsimError(f"{word!r} is the name of several storage rules: {', '.join(known)}")
     key = ALIASES.get(key, key)
     return key if key in QUANTS else None

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from numsim.errors import NumsimError, printable
 from numsim.files import SEPARATORS, check_regular, plain_cell, separator_of
 from numsim.version import __version__
 
 REMEDY = "give the results.csv of numsim sweep"
+CURVES = "give the file that numsim train wrote"
+WATCHED = "give the file that numsim train --watch wrote"
 # Least and largest value of a column, and how to say it; a little is left for rounding.
 _POSITIVE = (0.0, float("inf"), "0 or more")
 _SHARE = (0.0, 1 + 1e-6, "0 to 1")
@@ -38,7 +42,9 @@ class Line(NamedTuple):
     cells: dict[str, str]
 
 
-def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> list[Line]:
+def read_table(
+    path: Path, columns: Iterable[str], numbers: Iterable[str], remedy: str = REMEDY
+) -> list[Line]:
     """Read a CSV file whose lines have the `columns`, and perhaps more.
 
     Cells are separated by commas, semicolons, tabs or bars; except with commas, `numbers` may have
@@ -50,7 +56,7 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
     NumsimError
         The file cannot be read, a column is missing, or a line has too many or too few cells.
     """
-    text = _text(path)
+    text = _text(path, remedy)
     lines: list[Line] = []
     for start, section in _sections(text):
         separator = separator_of(section[0])
@@ -60,22 +66,23 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
         except csv.Error as error:
             at = start + reader.line_num - 1
             raise NumsimError(
-                f"report: {path} is not a CSV file ({error}, in line {at}); {REMEDY}"
+                f"report: {path} is not a CSV file ({error}, in line {at}); {remedy}"
             ) from None
         names = [name.strip() for name in table[0][1]] if table else []
         read = [Line(n, dict(zip(names, cells, strict=False))) for n, cells in table[1:]]
-        _check_columns(path, columns, names, read[:1], start)
+        _check_columns(path, columns, names, read[:1], start, remedy)
         for number, cells in table[1:]:
             if len(cells) > len(names):
                 raise NumsimError(
                     f"report: {path} has lines longer than its header, line {number} the first; "
-                    f"{REMEDY}"
+                    f"{remedy}"
                 )
             if len(cells) < len(names) and number < table[-1][0]:
+                again = "compute its case again with numsim sweep --resume"
                 raise NumsimError(
                     f"report: line {number} of {path} has {len(cells)} cells of {len(names)}, "
-                    f"separated by {SEPARATORS[separator]}; it is damaged; compute its case again "
-                    "with numsim sweep --resume"
+                    f"separated by {SEPARATORS[separator]}; it is damaged; "
+                    f"{again if remedy == REMEDY else remedy}"
                 )
         comma = set(numbers) if separator != "," else set()
         lines += [
@@ -88,22 +95,48 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
     return lines
 
 
-def _text(path: Path) -> str:
+def number_columns(
+    path: Path, lines: list[Line], numbers: Iterable[str], remedy: str
+) -> pd.DataFrame:
+    """Return the cells of lines as text, and the columns `numbers` as float64: empty is NaN.
+
+    Raises
+    ------
+    NumsimError
+        Where a number is not one, with its line.
+    """
+    names = list(dict.fromkeys(name for line in lines for name in line.cells))
+    frame = pd.DataFrame([line.cells for line in lines], columns=names, dtype=str).fillna("")
+    for name in numbers:
+        text = frame[name] if name in frame else pd.Series("", index=frame.index)
+        found = pd.to_numeric(text.where(text != ""), errors="coerce")
+        wrong = found.isna() & ~text.str.lower().isin(["", "nan"])
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise NumsimError(
+                f"report: column {name} holds numbers, and {path} has {text[at]!r} in line "
+                f"{lines[at].number}; {remedy}"
+            )
+        frame[name] = found.astype(float)
+    return frame
+
+
+def _text(path: Path, remedy: str) -> str:
     check_regular(path, "report: needs the CSV file of a sweep")
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise NumsimError(f"report: needs the CSV file of a sweep, and {path} {what}; {REMEDY}")
+        raise NumsimError(f"report: needs the CSV file of a sweep, and {path} {what}; {remedy}")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise NumsimError(f"report: cannot read {path}: {error.strerror}; {REMEDY}") from None
+        raise NumsimError(f"report: cannot read {path}: {error.strerror}; {remedy}") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = data.count(b"\n", 0, error.start) + 1
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         why = "UTF-16; save it as UTF-8" if wide else f"{error.reason} in UTF-8, in line {at}"
-        raise NumsimError(f"report: {path} is not a CSV file ({why}); {REMEDY}") from None
+        raise NumsimError(f"report: {path} is not a CSV file ({why}); {remedy}") from None
 
 
 def _sections(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -125,23 +158,34 @@ def _sections(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_columns(
-    path: Path, columns: Iterable[str], names: list[str], first: list[Line], start: int
+    path: Path,
+    columns: Iterable[str],
+    names: list[str],
+    first: list[Line],
+    start: int,
+    remedy: str,
 ) -> None:
     missing = [name for name in columns if name not in names]
     version = first[0].cells.get("numsim_version", "") if first else ""
+    if len(missing) == len(list(columns)):
+        raise NumsimError(
+            f"report: {path} is no CSV file of results: its first line names none of their "
+            f"columns; {remedy}"
+        )
     if missing:
         which = f"line {start} of {path}" if start > 1 else f"{path}"
         if version and version != __version__:
             which += f", written by numsim {printable(version)} (this is {__version__}),"
+        kind = "a sweep" if remedy == REMEDY else "training"
         raise NumsimError(
-            f"report: the CSV file of a sweep has the columns {', '.join(missing)}, and {which} "
-            f"does not; {REMEDY}"
+            f"report: the CSV file of {kind} has the columns {', '.join(missing)}, and {which} "
+            f"does not; {remedy}"
         )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise NumsimError(
             f"report: {path} has column {printable(twice[0])} {names.count(twice[0])} times; "
-            f"{REMEDY}"
+            f"{remedy}"
         )
 
 

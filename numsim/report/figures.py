@@ -23,7 +23,7 @@ from numsim.words import shorten
 # Colours of Okabe and Ito, told apart by the colour-blind: one a target, in order of the CSV file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX<>*"
-LONGEST = 32  # characters of a name; the tables have all of it
+LONGEST = 32  # characters of a name that is told from others by them; tables have all of it
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -126,7 +126,8 @@ def _layers(table: pd.DataFrame) -> Drawn:
     values = raw[np.isfinite(raw)]
     annotate = rows <= 80 and columns <= 40
     height = 0.21 * rows if annotate else min(0.05 * rows, 12.0)
-    names = [", ".join(map(drawn_name, key)) for key in table.columns]
+    formats = _labels(table.columns.get_level_values("format"))
+    names = [f"{formats[key[0]]}, {drawn_name(key[1])}" for key in table.columns]
     products = [drawn_name(name) for name in table.index]
     below, beside = max(map(len, names)), max(map(len, products))  # letters, about 0.07 inch each
     width = 2.6 + max(0.0, 0.07 * (beside - 12), 0.06 * (below - 36)) + 0.46 * columns
@@ -146,9 +147,8 @@ def _layers(table: pd.DataFrame) -> Drawn:
     axes.spines[:].set_visible(False)
     for start in starts[1:]:
         axes.axhline(start - 0.5, color="white", linewidth=1.5)
-    formats = table.columns.get_level_values("format")
     for j in range(1, columns):
-        if formats[j] != formats[j - 1]:
+        if table.columns[j][0] != table.columns[j - 1][0]:
             axes.axvline(j - 0.5, color="white", linewidth=1.5)
     middle = (values.min() + values.max()) / 2
     for i, j in np.ndindex(rows, columns) if annotate else ():
@@ -206,8 +206,9 @@ def _points(
 
 def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, str]]) -> None:
     bottom.set_xlim(-0.6, len(lanes) - 0.4)
+    labels = _labels(name for _, name in lanes)
     bottom.set_xticks(
-        range(len(lanes)), [drawn_name(name) for _, name in lanes], rotation=30, ha="right",
+        range(len(lanes)), [labels[name] for _, name in lanes], rotation=30, ha="right",
         rotation_mode="anchor",
     )  # fmt: skip
     bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
@@ -230,7 +231,8 @@ def _legend(figure: Figure, cases: pd.DataFrame) -> None:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
     entries = [entry("unit", "", "none")]
-    entries += [entry(drawn_name(n), "s", c, markersize=7) for n, c in _colours(cases).items()]
+    units = _labels(_colours(cases))
+    entries += [entry(units[n], "s", c, markersize=7) for n, c in _colours(cases).items()]
     entries += [entry("scales", "", "none")]
     entries += [entry(drawn_name(n), mark, "#555555") for n, mark in _markers(cases).items()]
     entries += [
@@ -258,9 +260,19 @@ def _colours(cases: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(names, spread, strict=True))
 
 
-def drawn_name(name: object) -> str:
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """Return names as `drawn_name` does; none is so short that it is another's too."""
+    every = dict.fromkeys(names)
+    for longest in (LONGEST, 2 * LONGEST, 4 * LONGEST):
+        labels = {name: drawn_name(name, longest) for name in every}
+        if len(set(labels.values())) == len(labels):
+            return labels
+    return {name: f"{label} #{i}" for i, (name, label) in enumerate(labels.items(), start=1)}
+
+
+def drawn_name(name: object, longest: int = LONGEST) -> str:
     """Return a name as it may stand in a figure: printable, not empty, not as long as a page."""
-    return shorten(name, LONGEST).lstrip("_") or "none"  # an underscore would hide a legend entry
+    return shorten(name, longest).lstrip("_") or "none"  # an underscore would hide a legend entry
 
 
 def _note(count: int, log: bool) -> str:

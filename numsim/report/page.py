@@ -79,6 +79,9 @@ def _about(results: Results) -> list[str]:
         "for each value of the cache of keys and values.",
         "- Error: difference from the float64 run of the same model.",
     ]
+    own = cases[cases["short_format"] != cases["whole_format"]]
+    for short, whole in dict(zip(own["short_format"], own["whole_format"], strict=True)).items():
+        lines.append(f"- Format {code(short)}: {code(whole)}.")
     lengths = emulated_lengths(results)
     if lengths:
         lines.append(f"- {k_tested(lengths)}.")

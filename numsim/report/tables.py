@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from numsim.errors import NumsimError
+from numsim.formats.label import short_labels
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
+from numsim.words import unusual_settings
 
 NUMBERS = (
     "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats",
@@ -33,9 +35,10 @@ class Results:
     """The finished cases of a sweep.
 
     Both tables have the columns of the CSV file and two more. `format` has the settings beside it
-    that differ between otherwise equal cases. `scales`: granularity and block. `bits`: stored bits
-    for each weight of that format and granularity. `cases` has one row for each case, `products`
-    one for each (case, layer, op) that the case emulates.
+    that nobody expects, or that differ between otherwise equal cases. `scales`: granularity and
+    block. `bits`: stored bits for each weight of that format and granularity. `cases` has one row
+    for each case, `products` one for each (case, layer, op) that the case emulates. `short_format`
+    is what `format` says of the format itself, `whole_format` what the file says.
     """
 
     source: Path
@@ -109,18 +112,23 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     """Add `scales` and `bits`, and settings to `format`: with the target, they name one case."""
     block = cases["block"]
     cases = cases.assign(
+        whole_format=cases["format"],
+        format=short_labels(cases["format"].tolist()),
         scales=cases["granularity"] + (" " + block).mask(block == "", ""),
         exact=cases["exact"].str.lower() == "true",
     )
     keys = ["format", "scales", "target"]
     suffix = pd.Series("", index=cases.index)
+    unusual = [unusual_settings(dict(row)) for _, row in cases.iterrows()]
     for name in SETTINGS:
         unlike = name in RUN and cases[name].nunique() > 1  # figures of two runs do not compare
-        if not unlike and not cases.duplicated(keys).any():
-            continue
+        said = f" {name}=" + cases[name].mask(cases[name] == "", "none")
         if unlike or (cases.groupby(keys)[name].nunique() > 1).any():
             keys.append(name)
-            suffix += f" {name}=" + cases[name].mask(cases[name] == "", "none")
+            suffix += said
+        else:
+            suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
+    cases["short_format"] = cases["format"]
     cases["format"] += suffix
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases

@@ -5,7 +5,6 @@ Read from the file that ``numsim train --watch`` writes beside the curves.
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from numsim.errors import NumsimError
-from numsim.files import plain_cell
+from numsim.report.csv import WATCHED, number_columns, read_table
 from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
 from numsim.report.page import code, table_lines
 
@@ -45,29 +44,10 @@ def read_tensors(curves: Path, recipes: set[str]) -> pd.DataFrame | None:
     path = curves.with_suffix(".tensors.csv")
     if not path.is_file():
         return None
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError, csv.Error) as error:
-        raise NumsimError(f"report: cannot read {path}: {error}") from None
-    missing = [name for name in (*KEYS, *NUMBERS) if name not in frame]
-    if missing:
-        raise NumsimError(
-            f"report: {path} has no column {missing[0]}; remove it, or give the file that numsim "
-            "train --watch wrote"
-        )
-    for name in frame.columns.difference(list(NUMBERS)):
-        frame[name] = frame[name].map(plain_cell)
-    for name in NUMBERS:
-        text = frame[name]
-        numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
-        wrong = text[numbers.isna() & ~text.str.lower().isin(["", "nan"])]
-        if not wrong.empty:
-            raise NumsimError(
-                f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} in line "
-                f"{wrong.index[0] + 2}; give the file that numsim train --watch wrote"
-            )
-        frame[name] = numbers.astype(float)
-    every = [_bins(text, path, at + 2) for at, text in enumerate(frame["histogram"])]
+    lines = read_table(path, (*KEYS, *NUMBERS), NUMBERS, WATCHED)
+    frame = number_columns(path, lines, NUMBERS, WATCHED)
+    cells = zip(frame["histogram"], lines, strict=True) if lines else ()
+    every = [_bins(text, path, line.number) for text, line in cells]
     frame["bins"] = pd.Series(every, frame.index, dtype=object)
     frame = frame[frame["recipe"].isin(recipes)]
     return None if frame.empty else frame
@@ -81,7 +61,7 @@ def _bins(text: str, path: Path, line: int) -> dict[int, int]:
     except ValueError:
         raise NumsimError(
             f"report: a histogram is written as 2^-3:5 2^-2:9, and {path} has {text!r:.60} in line "
-            f"{line}; give the file that numsim train --watch wrote"
+            f"{line}; {WATCHED}"
         ) from None
 
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from numsim.errors import NumsimError, printable
-from numsim.files import plain_cell
+from numsim.files import separator_of
+from numsim.report.csv import CURVES, number_columns, read_table
 from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
 from numsim.report.page import code, table_lines, text
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
@@ -44,7 +45,8 @@ def is_training(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return set(KEYS) <= set(next(csv.reader(file), []))
+            line = file.readline(1 << 16)
+        return set(KEYS) <= set(next(csv.reader([line], delimiter=separator_of(line)), []))
     except (OSError, ValueError, csv.Error):
         return False
 
@@ -57,27 +59,10 @@ def read_curves(path: Path) -> pd.DataFrame:
     NumsimError
         Where a number is not one, with its line, or no step is there.
     """
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise NumsimError(f"report: cannot read {path}: {error}") from None
-    if frame.empty:
+    lines = read_table(path, KEYS, NUMBERS, CURVES)
+    if not lines:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise NumsimError(f"report: a line of {path} has more cells than the first names")
-    for name in frame.columns.difference(list(NUMBERS)):
-        frame[name] = frame[name].map(plain_cell)
-    for name in NUMBERS:
-        text = frame[name] if name in frame else pd.Series("", index=frame.index)
-        numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
-        wrong = text[numbers.isna() & ~text.str.lower().isin(["", "nan"])]
-        if not wrong.empty:
-            raise NumsimError(
-                f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} in line "
-                f"{wrong.index[0] + 2}; give the file that numsim train wrote"
-            )
-        frame[name] = numbers.astype(float)
-    return frame
+    return number_columns(path, lines, NUMBERS, CURVES)
 
 
 def summary(curves: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +148,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         back = table.loc[sr, "accuracy"] - table.loc[rne, "accuracy"]
         if back > COST:
             said.append(
-                f"Stochastic rounding gives {back:.1f} of them back to "
+                f"Stochastic rounding gives {back:.1f} points back to "
                 f"{code(str(rne).removesuffix('_stored_rne'))} "
                 f"({table.loc[sr, 'accuracy']:.1f} %)."
             )

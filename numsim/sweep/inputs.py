@@ -98,6 +98,11 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
         inputs = sentences(tools, spec, text, pad=arch.pad or 0)
         token_ids(inputs.tokens, "tokens", arch.vocab)
         return inputs._replace(last=arch.causal)
+    if spec.text is not None and spec.text.suffix == ".jsonl":  # its braces would be scored too
+        raise NumsimError(
+            f"sweep: {arch.family} reads running text; {spec.text} has a text in each line, as "
+            "encoders and classifiers read them; write the texts alone into a .txt file"
+        )
     tokens = windows(tools, spec, text)
     token_ids(tokens, "tokens", arch.vocab)  # all of them, before the first is run
     if not arch.decoder_layers:

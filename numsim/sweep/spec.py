@@ -196,7 +196,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         shown = "a number of hundreds of digits" if digits else shorten(repr(got), 80)
         known = SweepSpec.model_fields
         if first["type"] == "extra_forbidden":
-            near = near_names(name, known) or f"; fields are {', '.join(known)}"
+            near = f"{near_names(name, known, limit=1)}; fields are {', '.join(known)}"
             raise NumsimError(f"sweep: {name!r} is no field; got it as {shown}{near}") from None
         where = ".".join([name, *(part for part in at if part.isdecimal())])
         words = _RULES.get(name) or first["msg"].replace("Input should be", "must be")

@@ -316,7 +316,7 @@ def _row(
     }  # fmt: skip
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, replace: bool) -> None:
     """Raise where a file cannot be written, before the work that fills it.
 
     A pipe or a device is refused: a file moved to its name would end it for the whole machine.
@@ -324,12 +324,17 @@ def check_writable(path: Path) -> None:
     Raises
     ------
     NumsimError
-        Names the file.
+        Names the file; also one that exists, where `replace` is false.
     """
-    check_regular(path, "train: cannot write the curves")
+    check_regular(path, f"train: cannot write {path}")
     try:
         if path.is_dir():
             raise NumsimError(f"train: --out is a file; {path} is a folder")
+        if path.exists() and path.stat().st_size and not replace:
+            raise NumsimError(
+                f"train: {path} exists and is not replaced unasked; give --force to replace it, "
+                "--resume to go on from --checkpoint, or another --out"
+            )
         probe = path.with_name(f".{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.files import check_regular
 from numsim.float_state import known_floats
 
 PADDING, UNKNOWN = 0, 1  # the first two ids of every vocabulary
@@ -238,6 +239,7 @@ def read_messages(path: str | Path) -> list[Message]:
         raise NumsimError(f"read_messages: a file is a str or Path; got {path!r:.60}")
     file = Path(path)
     try:
+        check_regular(file, "read_messages")
         there = file.is_file()
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
         raise NumsimError(f"read_messages: cannot read {str(file)!r:.80}: {error!s:.80}") from None

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -50,8 +51,40 @@ def test_rows_of_recipes_and_seeds(here):
     ]
     assert [r["test_loss"] != "" for r in found[:3]] == [False, True, True]
     assert {r["recipe"] for r in table("curves.tensors.csv")} == {"float32", "int8"}
-    assert run(*SMALL, "--recipes", "float32").exit_code == 0
+    assert run(*SMALL, "--recipes", "float32", "--force").exit_code == 0
     assert not (here / "curves.tensors.csv").exists()  # they were of the curves before
+
+
+def test_curves_of_another_run_are_replaced_only_by_force(here):
+    assert run(*SMALL, "--recipes", "float32", "--seeds", "2").exit_code == 0
+    before = (here / "curves.csv").read_bytes()
+    again = run(*SMALL, "--recipes", "float32")
+    assert isinstance(again.exception, NumsimError)
+    assert str(again.exception).startswith("train: curves.csv exists and is not replaced unasked")
+    assert "--force" in str(again.exception)
+    assert "--resume" in str(again.exception)
+    assert (here / "curves.csv").read_bytes() == before
+    assert run(*SMALL, "--recipes", "float32", "--force").exit_code == 0
+    assert [r["seed"] for r in table()] == ["0", "0", "0"]
+    (here / "new.csv").touch()  # an empty file, as mktemp makes it, holds nothing to lose
+    assert run(*SMALL, "--recipes", "float32", "--out", "new.csv").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--data", "pipe"), ("--test", "pipe"), ("--out", "pipe"), ("--recipes", "pipe.toml"),
+     ("--data", "/dev/zero"), ("--out", "/dev/null"), ("--model", "tiny_llama", "--text", "pipe"),
+     ("--model", "tiny_llama", "--text", "/dev/zero")],
+    ids=" ".join,
+)  # fmt: skip
+def test_pipes_and_devices_are_refused_at_once(here, more):
+    for name in ("pipe", "pipe.toml"):
+        os.mkfifo(here / name)
+    small = SMALL[2:] if "--model" in more else SMALL
+    made = run(*small, *more) if "--recipes" in more else run(*small, "--recipes", "int8", *more)
+    assert isinstance(made.exception, NumsimError), (made.output, made.exception)
+    assert re.search("is a (pipe|device), not a file", str(made.exception))
+    assert stat.S_ISFIFO((here / "pipe").stat().st_mode)
 
 
 def test_every_recipe_has_a_checkpoint_of_its_own_and_resumes(here):
@@ -97,7 +130,7 @@ def test_cleaning_options_and_losses(here):
         ("--loss", "cross_entropy", "--optimizer", "sgd", "--lr", "0.1"), ("--loss", "mse"),
         ("--tokens", "subwords"), ("--loss-scale", "1024"),
     ):  # fmt: skip
-        made = run(*SMALL, "--recipes", "int8", *more)
+        made = run(*SMALL, "--recipes", "int8", "--force", *more)
         assert made.exit_code == 0, (more, made.output, made.exception)
 
 
@@ -156,7 +189,7 @@ def test_messages_that_are_all_trained_on_are_said_to_be_unscored(here):
     assert made.exit_code == 0, made.output
     assert "nothing was scored" in made.output
     assert "float32  1" in made.output
-    scored = run(*SMALL, "--recipes", "float32")
+    scored = run(*SMALL, "--recipes", "float32", "--force")
     assert "nothing was scored" not in scored.output
 
 

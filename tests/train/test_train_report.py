@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
 from numsim.report.training import (
     findings,
     is_training,
@@ -78,8 +78,8 @@ def test_the_sentences_say_what_the_table_shows(tmp_path):
         "`int8` loses 65 % of its gradient elements and hardly suffers (-0.5 ± 0.5 points)."
     )
     assert said[1].startswith("A *stored* weight that is rounded to nearest costs 14 to 30 points")
-    assert said[2] == "Stochastic rounding gives 12.5 of them back to `fp8` (90.5 %)."
-    assert said[3] == "Stochastic rounding gives 30.5 of them back to `q3.4` (92.0 %)."
+    assert said[2] == "Stochastic rounding gives 12.5 points back to `fp8` (90.5 %)."
+    assert said[3] == "Stochastic rounding gives 30.5 points back to `q3.4` (92.0 %)."
     assert said[4] == ("`q3.4` does not learn (51.0 %): 99 % of its gradient elements become 0.")
     assert said[5] == "`slow` does not learn (51.0 %)."
     assert len(said) == 6
@@ -168,7 +168,7 @@ def test_watched_tensors_are_drawn_with_the_one_that_loses_most(tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"histogram": "2^-3=5"}, "a histogram is written"), ({"amax": "x"}, "column amax"),
-    (None, "no column histogram"),
+    (None, "has the columns histogram, and .* does not"),
 ])  # fmt: skip
 def test_files_that_are_no_tensors(tmp_path, change, said):
     path = file_of(tmp_path, rows("int8", [0.9]))
@@ -176,6 +176,20 @@ def test_files_that_are_no_tensors(tmp_path, change, said):
     columns = TENSORS if change else TENSORS[:-1]
     write_csv(path.with_suffix(".tensors.csv"), [{k: row[k] for k in columns}], columns)
     with pytest.raises(NumsimError, match=said):
+        training_files(path)
+
+
+def test_curves_that_went_through_a_spreadsheet_are_read(tmp_path):
+    path = file_of(tmp_path, rows("float32", [0.9, 0.95]), rows("int8", [0.8, 0.9]))
+    whole = training_files(path)
+    semicolons = path.read_text(encoding="utf-8").replace(",", ";").replace(".", ",")
+    path.write_bytes(b"\xef\xbb\xbf" + semicolons.encode())
+    assert is_training(path)
+    again = training_files(path)
+    assert again["accuracy.png"] == whole["accuracy.png"]
+    assert again["report.md"].replace(b"0,1,0", b"0.1.0") == whole["report.md"]
+    path.write_text(semicolons.replace(";1,0;", ";one;", 1), encoding="utf-8")
+    with pytest.raises(NumsimError, match="in line 2; give the file that numsim train wrote"):
         training_files(path)
 
 
@@ -189,17 +203,19 @@ def test_networks_are_judged_by_perplexity(tmp_path):
 
 def test_odd_names_and_errors_stay_what_they_are(tmp_path):
     odd = "a|b`c\n# <b>*d*"
-    path = file_of(tmp_path, rows("float32", [0.9]), rows(odd, [0.9]),
+    out = "x`` <img src=y> ``z"  # two backticks end a code span of two
+    path = file_of(tmp_path, rows("float32", [0.9]), rows(odd, [0.9]), rows(out, [0.9]),
                    rows("=1+1", [0.9], error="<script> *x* `y`\n# z"))  # fmt: skip
     assert "'=1+1" in path.read_text(encoding="utf-8")  # no formula for a spreadsheet
     page = training_files(path)["report.md"].decode()
     assert "<script>" not in page
     assert "\n# z" not in page
+    assert page.count("` x`` <img src=y> ``z `") == page.count("<img src=y>") > 0
     assert "`` a\\|b`c\\u000a# <b>*d* ``" in page
     for line in page.splitlines():
         if line.startswith("| `"):
             assert line.replace("\\|", "").count("|") == 7
-    assert len(summary_text(path).splitlines()) == 4
+    assert len(summary_text(path).splitlines()) == 5
 
 
 @pytest.mark.parametrize("text", [
@@ -240,7 +256,7 @@ def test_no_name_of_a_recipe_runs_anywhere(tmp_path):
     assert "<b>" not in page
     assert "\x1b" not in page + summary_text(path)
     assert "\n=1+1 " in summary_text(path)
-    assert list(summary(read_curves(path)).index) == NAMES
+    assert list(summary(read_curves(path)).index) == [printable(name) for name in NAMES]
     cells = path.read_text().splitlines()[5:]
     assert all(line[0] in "'ae_$\"\\\x1b" for line in cells)  # no cell begins a formula
 
