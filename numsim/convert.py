@@ -23,7 +23,7 @@ from numsim.arguments import (
 from numsim.dispatch import Plan, decode_array, encode_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import STOCHASTIC, FormatLike, get_format
+from numsim.formats import STOCHASTIC, Format, FormatLike, get_format
 
 Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
 Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
@@ -184,6 +184,25 @@ def decode(codes: ArrayLike, fmt: FormatLike, *, out: NDArray[Any] | None = None
     array([4.480000e+02,          nan, 1.953125e-03], dtype=float32)
     """
     f = get_format(fmt)
+    array = checked_codes(codes, f)
+    values = output("decode", out, array, f.value_dtype)
+    decode_array(f, array, values)
+    return values
+
+
+def checked_codes(codes: ArrayLike, f: Format) -> NDArray[Any]:
+    """Return codes as an array of integers, each of which the format has.
+
+    Raises
+    ------
+    NumsimError
+        As `decode`.
+
+    Examples
+    --------
+    >>> checked_codes([[1, 2]], get_format("int8")).shape
+    (1, 2)
+    """
     array = code_array(codes)
     twos = f.kind == "integer" and f.signed
     low, high = (-(1 << (f.bits - 1)), (1 << (f.bits - 1)) - 1) if twos else (0, (1 << f.bits) - 1)
@@ -196,9 +215,7 @@ def decode(codes: ArrayLike, fmt: FormatLike, *, out: NDArray[Any] | None = None
             f"decode: codes of {f.name} are {low} to {high}; {bad.size} of {array.size} are not, "
             f"the first is {int(array[index])} at index {index}; encode() makes codes"
         )
-    values = output("decode", out, array, f.value_dtype)
-    decode_array(f, array, values)
-    return values
+    return array
 
 
 @known_floats

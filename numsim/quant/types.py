@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
-from numsim.convert import decode
+from numsim.convert import checked_codes, decode
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
@@ -316,9 +316,7 @@ class QTensor:
         array([[ 0.5, -1. ]], dtype=float32)
         """
         f = get_format(fmt)
-        array = as_array("from_codes: codes", codes)
-        decode(array, f)  # validates type and range
-        array = array.astype(f.code_dtype)
+        array = checked_codes(as_array("from_codes: codes", codes), f).astype(f.code_dtype)
         if scale is not None and scale_codes is not None:
             raise NumsimError("from_codes: give scale or scale_codes, not both")
         if (scale_codes is None) != (scale_format is None):

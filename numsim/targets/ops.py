@@ -120,13 +120,7 @@ def multiply(
 ) -> NDArray[Any]:  # fmt: skip
     """Do `matmul` with chains run by `engine`."""
     unit = get_target(target)
-    for operand, name in ((a, "a"), (b, "b")):
-        if not isinstance(operand, QTensor):
-            raise NumsimError(
-                f"matmul: {name} is a QTensor; got {type(operand).__name__}; use numsim.quantize "
-                "or QTensor.from_codes"
-            )
-    batch, m, n = _shapes(a, b)
+    batch, m, n = shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     plan = resolve(unit, a, b, wanted)
     rule = plan.rule
@@ -184,7 +178,20 @@ def _result(
     return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
 
 
-def _shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
+def shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
+    """Return the leading dimensions, M and N of a product.
+
+    Raises
+    ------
+    NumsimError
+        For operands that are no QTensors, or whose shapes do not match.
+    """
+    for operand, name in ((a, "a"), (b, "b")):
+        if not isinstance(operand, QTensor):
+            raise NumsimError(
+                f"matmul: {name} is a QTensor; got {type(operand).__name__}; use numsim.quantize "
+                "or QTensor.from_codes"
+            )
     if a.ndim < 2 or b.ndim < 2:
         raise NumsimError(
             f"matmul: a is [..., M, K] and b is [..., K, N]; got {a.shape} and {b.shape}"

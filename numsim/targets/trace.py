@@ -15,6 +15,7 @@ from numsim.targets import ops, runs
 from numsim.targets.chains import chain_positions, cut_out, step_length
 from numsim.targets.plan import resolve
 from numsim.targets.runs.chain import round_to
+from numsim.targets.runs.integer import Overflowed
 from numsim.targets.table import get_target
 from numsim.targets.types import IntSum, Mac, Rule, Target
 
@@ -97,7 +98,11 @@ class Tracer:
             run = np.arange(k0, min(k0 + length, depth))
             where = slice(k0, k0 + len(run))
             left, right = cut_out(a, -1, run, where), cut_out(b, -2, run, where)
-            after = runs.run(rule, left, right, before, held, name)
+            try:
+                after = runs.run(rule, left, right, before, held, name)
+            except Overflowed as found:
+                found.k += k0
+                raise
             if isinstance(rule, IntSum):
                 after = after.astype(np.int64)
             start = np.zeros_like(after) if before is None else before.astype(after.dtype)
@@ -139,7 +144,7 @@ def trace(
     [1, 5, 14]
     """
     unit = get_target(target)
-    ops.matmul(a, b, target=unit, c=c, out_format=out_format)  # reports bad input, and warns
+    ops.shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "trace: out_format")
     block = resolve(unit, a, b, wanted).block
     depth = a.shape[-1]
