@@ -1,6 +1,41 @@
-"""What pytest leaves out where an extra is not installed."""
+"""What pytest leaves out: what needs an extra that is not installed, and with --quick most cases.
+
+Tiers: ``pytest --quick`` while editing, ``pytest`` before a commit, ``pytest -m exhaustive`` before
+a release.
+"""
+
+from collections import defaultdict
+
+import pytest
 
 try:
     from torch import Tensor  # noqa: F401
 except ImportError:
     collect_ignore = ["numsim/torch"]
+
+CASES = 3  # of one test function that --quick keeps: the first, the one in the middle, the last
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --quick."""
+    parser.addoption(
+        "--quick", action="store_true",
+        help=f"at most {CASES} cases of each test, and none that is marked slow",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what a tier runs."""
+    if not config.getoption("--quick"):
+        return
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for some in cases.values():
+        places = {round(i * (len(some) - 1) / (CASES - 1)) for i in range(CASES)}
+        kept |= {id(some[place]) for place in places}
+    left_out = [item for item in items if id(item) not in kept]
+    items[:] = [item for item in items if id(item) in kept]
+    config.hook.pytest_deselected(items=left_out)
