@@ -390,6 +390,13 @@ def test_unseen_data_are_scored_under_the_delayed_scales_of_training():
     assert {k: v.multiplier for k, v in scaling.items()} == before  # read, not extended
 
 
+def test_squares_against_0_and_1_have_an_accuracy_and_others_none():
+    layer, params = nn.Linear(1, 1), {"weight": np.ones((1, 1)), "bias": np.zeros(1)}
+    x = np.array([[0.2], [0.6], [0.4], [0.9]])
+    for targets, want in (([0, 1, 1, 1], 0.75), ([[0], [1], [0], [1]], 1.0), ([0, 1, 2, 1], None)):
+        assert train.evaluate(layer, params, (x, targets), loss="mse")[1] == want
+
+
 def test_watched_tensors_by_hand():
     made = run("q3.4", steps=4, watch=2)
     table = made.tensors
