@@ -195,12 +195,10 @@ class Operands:
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
         wanted = RAW if quant is None else as_quant(quant)
-        tiles = isinstance(wanted.block, tuple) and wanted.block[0] == wanted.block[1]
-        shared = wanted.granularity in ONE_SCALE or tiles
-        key = tensor, wanted, None if shared else axis
+        key = tensor, wanted, None if _for_both_axes(wanted) else axis
         made = self.weights if tensor == "w" else self.made
-        if key not in made:  # codes that both axes share do not depend on who asks first
-            made[key] = self._make(tensor, wanted, -1 if shared else axis)
+        if key not in made:
+            made[key] = self._make(tensor, wanted, axis)
         return made[key]
 
     def turned_weight(self, quant: Any) -> QTensor:
@@ -242,9 +240,11 @@ class Operands:
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
             return {}
-        # Of w the codes of the first product serve all others of its name.
+        # Codes that serve both axes do not depend on who asks for them first; of w those of the
+        # first product serve all others of its name.
+        along = -1 if _for_both_axes(quant) else axis
         c, at = self.context, () if tensor == "w" else self.at
-        return {"seed": stream_key(c.seed, self.name, tensor, axis, *at, c.step)}
+        return {"seed": stream_key(c.seed, self.name, tensor, along, *at, c.step)}
 
     def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
         # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
@@ -258,6 +258,12 @@ class Operands:
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
         return q
+
+
+def _for_both_axes(quant: Quant) -> bool:
+    """Whether scales are constant along both axes of a matrix: one for all of it, or in tiles."""
+    tiles = isinstance(quant.block, tuple) and quant.block[0] == quant.block[1]
+    return quant.granularity in ONE_SCALE or tiles
 
 
 def _role(tensor: str) -> str:
