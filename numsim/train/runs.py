@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
@@ -204,13 +205,28 @@ def runs(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[Outcome]:
         done: dict[tuple[str, int], Outcome] = {}
         at = 0
         for future in as_completed(waiting):
-            outcome = future.result()
+            try:
+                outcome = future.result()
+            except BrokenProcessPool:  # and every other run that has not ended
+                outcome = _lost(plan, *waiting[future], shared)
             done[waiting[future]] = outcome
             last = outcome.rows[-1]["step"] if outcome.rows else 0
             tell(outcome.recipe, outcome.seed, last, last, math.nan)
             while at < len(todo) and todo[at] in done:  # in the order of one process
                 yield done.pop(todo[at])
                 at += 1
+
+
+def _lost(plan: Plan, name: str, seed: int, shared: Any) -> Outcome:
+    """Return the outcome of a run whose process is gone."""
+    outcome = Outcome(name, seed)
+    outcome.error = (
+        "a process of --jobs was ended from outside before this run was done; memory may have run "
+        "out: try fewer --jobs; --checkpoint DIR with --resume goes on"
+    )
+    recipe = find_recipe(name, target=plan.target, seed=seed)
+    outcome.rows = [_row(outcome, recipe, {}, plan, shared)]
+    return outcome
 
 
 def _one_thread() -> None:

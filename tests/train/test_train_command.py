@@ -131,6 +131,43 @@ def test_wrong_input_is_one_sentence_before_any_file_is_written(here, more):
     assert sorted(here.iterdir()) == before
 
 
+def test_a_process_that_is_killed_fails_its_runs_in_one_sentence(here, monkeypatch):
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    from numsim.train import runs
+
+    class Pool:
+        """Ends the first run, and dies in the second."""
+
+        def __init__(self, *_):
+            self.count = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, work, *given):
+            future, self.count = Future(), self.count + 1
+            if self.count == 1:
+                future.set_result(work(*given))
+            else:
+                future.set_exception(BrokenProcessPool("gone"))
+            return future
+
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", Pool)
+    made = run(*SMALL, "--recipes", "int8", "--seeds", "3", "--jobs", "2")
+    assert made.exit_code == 1
+    assert "run failed: int8, seed 1: a process of --jobs was ended from outside" in made.output
+    assert "Traceback" not in made.output
+    rows = table()
+    assert [(row["seed"], row["step"], bool(row["error"])) for row in rows] == [
+        ("0", "1", False), ("0", "2", False), ("0", "3", False), ("1", "", True), ("2", "", True),
+    ]  # fmt: skip
+
+
 def test_labels_that_are_words_give_the_rows_of_numbers_and_are_said(here):
     words = [row | {"label": ("ham", "spam")[row["label"]]} for row in MESSAGES]
     (here / "w.jsonl").write_text("\n".join(map(json.dumps, words)))
