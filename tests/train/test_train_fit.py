@@ -251,6 +251,17 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     assert again == content(file)
 
 
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(tmp_path):
+    how = {"optimizer": train.Adam(0.01, storage="float8_e4m3fn", moments="bfloat16"), "steps": 3}
+    run("fp8_delayed", checkpoint=tmp_path, **how)
+    file = tmp_path / "checkpoint.safetensors"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 61):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        with pytest.raises(NumsimError, match=r"is damaged|is no checkpoint"):
+            run("fp8_delayed", checkpoint=tmp_path, resume=True, **how)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NumsimError, match="cannot write"):
