@@ -68,7 +68,8 @@ class Context:
             q: QTensor = quantize(values, quant, axis=-1, **how)
         except NumsimError as error:
             kind = NumsimError if np.isfinite(values).all() else NotFiniteError
-            raise kind(f"step {self.step}, the result of {name} ({tensor}): {error}") from None
+            what = name or "the layer"
+            raise kind(f"step {self.step}, the result of {what} ({tensor}): {error}") from None
         if self.watch is not None and quant != RAW:
             self.watch(name, tensor, values, q)
         return q
@@ -232,7 +233,8 @@ class Operands:
                 q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
         except NumsimError as error:
             kind = NumsimError if np.isfinite(source).all() else NotFiniteError
-            raise kind(f"step {c.step}, {_role(tensor)} of {self.name}: {error}") from None
+            name = self.name or "the product"
+            raise kind(f"step {c.step}, {_role(tensor)} of {name}: {error}") from None
         if c.watch is not None and quant != RAW:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q

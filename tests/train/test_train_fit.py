@@ -304,6 +304,13 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_operator(what):
                   batch=8, optimizer=train.SGD(0.1))  # fmt: skip
 
 
+def test_a_layer_without_a_name_is_called_the_product():
+    with pytest.raises(StoppedError, match="step 1, the input of the product: quantize"):
+        train.fit(nn.Linear(6, 3), nn.init(nn.Linear(6, 3)), (np.full((8, 6), 1e300), T[:8]),
+                  loss="cross_entropy", recipe="int8", steps=1, batch=8,
+                  optimizer=train.SGD(0.1))  # fmt: skip
+
+
 def test_of_gradients_the_last_layers_is_named_first():
     params = nn.init(MLP)
     params["b.weight"][:] = 1e20
