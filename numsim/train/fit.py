@@ -275,6 +275,9 @@ def evaluate(
         y, _ = nn.forward(layer, params, inputs[part], recipe=recipe, scaling=dict(scaling or {}))
         y = y[0] if isinstance(y, tuple) else y
         prediction, goal = aligned(y, targets[part], loss)
+        last = start + batch >= len(inputs)
+        if loss == "cross_entropy" and (goal == -100).all() and not (last and not count):
+            continue  # no row of this batch counts, but some of another
         value, _ = nn.loss(loss, prediction, goal)
         weight = len(goal) if loss == "cross_entropy" else goal.size
         if loss == "cross_entropy":

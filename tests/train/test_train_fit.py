@@ -415,6 +415,16 @@ def test_squares_against_0_and_1_have_an_accuracy_and_others_none():
         assert train.evaluate(layer, params, (x, targets), loss="mse")[1] == want
 
 
+def test_a_batch_without_a_label_that_counts_is_not_scored():
+    layer, params = nn.Linear(1, 2), {"weight": np.array([[1.0], [-1.0]]), "bias": np.zeros(2)}
+    x, few = np.array([[0.5], [1.0], [-1.0], [2.0]]), np.array([-100, 0, -100, -100])
+    want = train.evaluate(layer, params, (x[1:2], few[1:2]), loss="cross_entropy")
+    for batch in (1, 2, 4):
+        assert train.evaluate(layer, params, (x, few), loss="cross_entropy", batch=batch) == want
+        with pytest.raises(NumsimError, match="every label is -100"):
+            train.evaluate(layer, params, (x, few * 0 - 100), loss="cross_entropy", batch=batch)
+
+
 def test_watched_tensors_by_hand():
     made = run("q3.4", steps=4, watch=2)
     table = made.tensors
