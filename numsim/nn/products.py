@@ -68,7 +68,8 @@ class Context:
             q: QTensor = quantize(values, quant, axis=-1, **how)
         except NumsimError as error:
             kind = NumsimError if np.isfinite(values).all() else NotFiniteError
-            raise kind(f"step {self.step}, the result of {name} ({tensor}): {error}") from None
+            what = name or "the layer"
+            raise kind(f"step {self.step}, the result of {what} ({tensor}): {error}") from None
         if self.watch is not None and quant != RAW:
             self.watch(name, tensor, values, q)
         return q
@@ -195,12 +196,10 @@ class Operands:
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
         wanted = RAW if quant is None else as_quant(quant)
-        tiles = isinstance(wanted.block, tuple) and wanted.block[0] == wanted.block[1]
-        shared = wanted.granularity in ONE_SCALE or tiles
-        key = tensor, wanted, None if shared else axis
+        key = tensor, wanted, None if _for_both_axes(wanted) else axis
         made = self.weights if tensor == "w" else self.made
-        if key not in made:  # codes that both axes share do not depend on who asks first
-            made[key] = self._make(tensor, wanted, -1 if shared else axis)
+        if key not in made:
+            made[key] = self._make(tensor, wanted, axis)
         return made[key]
 
     def turned_weight(self, quant: Any) -> QTensor:
@@ -234,7 +233,8 @@ class Operands:
                 q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
         except NumsimError as error:
             kind = NumsimError if np.isfinite(source).all() else NotFiniteError
-            raise kind(f"step {c.step}, {_role(tensor)} of {self.name}: {error}") from None
+            name = self.name or "the product"
+            raise kind(f"step {c.step}, {_role(tensor)} of {name}: {error}") from None
         if c.watch is not None and quant != RAW:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q
@@ -242,9 +242,11 @@ class Operands:
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
             return {}
-        # Of w the codes of the first product serve all others of its name.
+        # Codes that serve both axes do not depend on who asks for them first; of w those of the
+        # first product serve all others of its name.
+        along = -1 if _for_both_axes(quant) else axis
         c, at = self.context, () if tensor == "w" else self.at
-        return {"seed": stream_key(c.seed, self.name, tensor, axis, *at, c.step)}
+        return {"seed": stream_key(c.seed, self.name, tensor, along, *at, c.step)}
 
     def _delayed(self, tensor: str, quant: Quant, source: Array) -> QTensor:
         # A tensor in two formats, as x in forward and wgrad may be, has a history in each.
@@ -258,6 +260,12 @@ class Operands:
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
         return q
+
+
+def _for_both_axes(quant: Quant) -> bool:
+    """Whether scales are constant along both axes of a matrix: one for all of it, or in tiles."""
+    tiles = isinstance(quant.block, tuple) and quant.block[0] == quant.block[1]
+    return quant.granularity in ONE_SCALE or tiles
 
 
 def _role(tensor: str) -> str:

@@ -7,6 +7,7 @@ which the run makes anew. So a file holds no code, and a file of another run doe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -24,7 +25,7 @@ from numsim.formats import Format
 from numsim.quant import QTensor, Quant
 
 FILE = "checkpoint.safetensors"
-_KIND = "numsim training checkpoint 1"
+_KIND = "numsim training checkpoint 2"
 _FIXED = (str, bytes, Quant, Format)  # what a run says, not what it computes
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ def write_checkpoint(folder: Path, tree: Any, facts: dict[str, Any], **rest: Any
     plain = _apart(rest, "rest", arrays)
     head = {"kind": _KIND, "facts": json.dumps(facts), "numbers": json.dumps(numbers)}
     head["rest"] = json.dumps(plain)
+    head["sha256"] = _digest(arrays, head)
     data = save(arrays, metadata=head)
     path = folder / FILE
     part = folder / f".{FILE}.{os.getpid()}.part"
@@ -102,6 +104,8 @@ def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> tuple[T, di
             names = () if foreign else tuple(file.keys())
             arrays = {name: file.get_tensor(name) for name in names}
         if not foreign:
+            if head["sha256"] != _digest(arrays, head):
+                raise ValueError("its contents are not what was written")
             written, numbers = dict(json.loads(head["facts"])), dict(json.loads(head["numbers"]))
             rest = _together(json.loads(head["rest"]), arrays)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -120,6 +124,18 @@ def read_checkpoint(folder: Path, tree: T, facts: dict[str, Any]) -> tuple[T, di
                 f"{here!r:.80} here; name another folder, or leave resume out"
             )
     return _filled(tree, "", arrays, numbers, path), rest
+
+
+def _digest(arrays: dict[str, NDArray[Any]], head: dict[str, str]) -> str:
+    """Return the SHA-256 of all that a checkpoint says: a flipped bit is no other run."""
+    found = hashlib.sha256()
+    for name in ("facts", "numbers", "rest"):
+        found.update(f"{name} {len(head[name])} {head[name]}".encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def _apart(value: Any, path: str, arrays: dict[str, NDArray[Any]]) -> Any:

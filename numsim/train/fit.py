@@ -255,8 +255,8 @@ def evaluate(
     Returns
     -------
     loss, accuracy
-        Accuracy of ``bce_with_logits`` at 0, of ``cross_entropy`` of the largest logit; None for
-        ``mse``.
+        Accuracy of ``bce_with_logits`` at 0, of ``cross_entropy`` of the largest logit, of ``mse``
+        at one half where every target is 0 or 1; None for other targets of ``mse``.
 
     Raises
     ------
@@ -268,12 +268,16 @@ def evaluate(
     if not is_integer(batch) or batch < 1:
         raise NumsimError(f"train.evaluate: batch is an integer from 1; got {batch!r:.60}")
     inputs, targets = check_data(data, "data", loss)
+    scored = loss != "mse" or bool(((targets == 0) | (targets == 1)).all())
     total, right, count, rows = 0.0, 0, 0, 0
     for start in range(0, len(inputs), batch):
         part = slice(start, start + batch)
         y, _ = nn.forward(layer, params, inputs[part], recipe=recipe, scaling=dict(scaling or {}))
         y = y[0] if isinstance(y, tuple) else y
         prediction, goal = aligned(y, targets[part], loss)
+        last = start + batch >= len(inputs)
+        if loss == "cross_entropy" and (goal == -100).all() and not (last and not count):
+            continue  # no row of this batch counts, but some of another
         value, _ = nn.loss(loss, prediction, goal)
         weight = len(goal) if loss == "cross_entropy" else goal.size
         if loss == "cross_entropy":
@@ -282,8 +286,10 @@ def evaluate(
             right += int((prediction.argmax(axis=-1) == goal)[counted].sum())
         elif loss == "bce_with_logits":
             right += int(((prediction > 0) == (goal > 0.5)).sum())
+        elif scored:
+            right += int(((prediction > 0.5) == (goal > 0.5)).sum())
         total, count, rows = total + value * weight, count + weight, rows + weight
-    return total / max(count, 1), None if loss == "mse" else right / max(rows, 1)
+    return total / max(count, 1), right / max(rows, 1) if scored else None
 
 
 def _step(

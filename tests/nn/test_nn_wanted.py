@@ -73,6 +73,38 @@ def test_frozen_weights_cost_no_product(wanted, count, monkeypatch):
     assert len(made) == count
 
 
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_a_watch_sees_what_it_saw_of_all_gradients_and_counts_each_once(cell):
+    """Of a cell's gradients: those of the input product, and one row for each step."""
+    layer, x = cell(3, 5), np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    seen = []
+    y, tape = nn.forward(
+        layer, nn.init(layer), x, recipe=train.recipe("int8"),
+        watch=lambda name, tensor, values, q: seen.append((name, tensor)),
+    )  # fmt: skip
+    seen.clear()
+    nn.backward(tape, *(np.ones_like(part) for part in y))
+    assert [row for row in seen if row[1] == "g"] == [("recurrent", "g")] * 4 + [("input", "g")]
+    assert seen.count(("recurrent", "gT")) == 1
+
+
+def test_requantise_decodes_the_forward_copy_for_a_format_of_one_scale_too():
+    one = ns.Rule("mxfp8_e4m3", "mxfp8_e4m3")
+    other = ns.Rule("float8_e5m2", "float8_e5m2")
+    layer, rng = nn.Linear(40, 3, bias=False), np.random.default_rng(0)
+    w, x = (rng.normal(size=s).astype(np.float32) for s in ((3, 40), (2, 40)))
+    recipe = train.Recipe((("*", train.Rule(one, other, other, source="requantise")),))
+    _, tape = nn.forward(layer, {"weight": w}, x, recipe=recipe)
+    (dx,), _ = nn.backward(tape, np.ones((2, 3)))
+    g = ns.quantize(np.ones((2, 3), np.float32), "float8_e5m2")
+    coarse = ns.quantize(w, "mxfp8_e4m3").dequantize()
+    want = ns.matmul(g, ns.quantize(coarse, "float8_e5m2"), target="ideal.fp32")
+    np.testing.assert_array_equal(dx, want)
+    assert not np.array_equal(
+        want, ns.matmul(g, ns.quantize(w, "float8_e5m2"), target="ideal.fp32")
+    )
+
+
 @pytest.mark.parametrize("wanted", ["weight", ["head.weigth"], [1], [-1], [True], 3, [None]])
 def test_unknown_names_and_places(wanted):
     tape, up = passed(SEQUENCE, None)

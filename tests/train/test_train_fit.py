@@ -251,6 +251,17 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     assert again == content(file)
 
 
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found(tmp_path):
+    how = {"optimizer": train.Adam(0.01, storage="float8_e4m3fn", moments="bfloat16"), "steps": 3}
+    run("fp8_delayed", checkpoint=tmp_path, **how)
+    file = tmp_path / "checkpoint.safetensors"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 61):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 7]) + whole[at + 1 :])
+        with pytest.raises(NumsimError, match=r"is damaged|is no checkpoint"):
+            run("fp8_delayed", checkpoint=tmp_path, resume=True, **how)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NumsimError, match="cannot write"):
@@ -291,6 +302,13 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_operator(what):
     with pytest.raises(StoppedError, match=rf"step 1, ({message}).*forward: values are finite"):
         train.fit(layer, params, (1e3 * x, t), loss="cross_entropy", recipe="float32", steps=2,
                   batch=8, optimizer=train.SGD(0.1))  # fmt: skip
+
+
+def test_a_layer_without_a_name_is_called_the_product():
+    with pytest.raises(StoppedError, match="step 1, the input of the product: quantize"):
+        train.fit(nn.Linear(6, 3), nn.init(nn.Linear(6, 3)), (np.full((8, 6), 1e300), T[:8]),
+                  loss="cross_entropy", recipe="int8", steps=1, batch=8,
+                  optimizer=train.SGD(0.1))  # fmt: skip
 
 
 def test_of_gradients_the_last_layers_is_named_first():
@@ -388,6 +406,23 @@ def test_unseen_data_are_scored_under_the_delayed_scales_of_training():
     assert made.test_loss == want[0]
     assert made.test_loss != train.evaluate(MLP, params, (small, t), **common)[0]
     assert {k: v.multiplier for k, v in scaling.items()} == before  # read, not extended
+
+
+def test_squares_against_0_and_1_have_an_accuracy_and_others_none():
+    layer, params = nn.Linear(1, 1), {"weight": np.ones((1, 1)), "bias": np.zeros(1)}
+    x = np.array([[0.2], [0.6], [0.4], [0.9]])
+    for targets, want in (([0, 1, 1, 1], 0.75), ([[0], [1], [0], [1]], 1.0), ([0, 1, 2, 1], None)):
+        assert train.evaluate(layer, params, (x, targets), loss="mse")[1] == want
+
+
+def test_a_batch_without_a_label_that_counts_is_not_scored():
+    layer, params = nn.Linear(1, 2), {"weight": np.array([[1.0], [-1.0]]), "bias": np.zeros(2)}
+    x, few = np.array([[0.5], [1.0], [-1.0], [2.0]]), np.array([-100, 0, -100, -100])
+    want = train.evaluate(layer, params, (x[1:2], few[1:2]), loss="cross_entropy")
+    for batch in (1, 2, 4):
+        assert train.evaluate(layer, params, (x, few), loss="cross_entropy", batch=batch) == want
+        with pytest.raises(NumsimError, match="every label is -100"):
+            train.evaluate(layer, params, (x, few * 0 - 100), loss="cross_entropy", batch=batch)
 
 
 def test_watched_tensors_by_hand():
