@@ -113,6 +113,7 @@ def train(
         cases,
         check,
         check_checkpoints,
+        check_inputs_stay,
         check_writable,
         runs,
         write_csv,
@@ -130,6 +131,7 @@ def train(
         numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
     )  # fmt: skip
     check(plan)
+    check_inputs_stay(plan, out)
     check_writable(out, replace=force or resume)
     if not force:
         check_checkpoints(plan)

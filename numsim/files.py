@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,20 @@ def check_regular(path: str | Path, who: str) -> None:
     for is_kind, word in _KINDS:
         if is_kind(mode):
             raise NumsimError(f"{who}: {path} is {word}, not a file; name a file")
+
+
+def check_apart(out: Path | None, read: Iterable[tuple[str, object]], who: str) -> None:
+    """Raise NumsimError if the file to write is one of those that are read: (what, path).
+
+    What is no path to an existing file passes: a name of a format may stand there too.
+    """
+    for what, path in read:
+        same = False
+        if out is not None and isinstance(path, str | Path):
+            with suppress(OSError, ValueError):
+                same = out.samefile(path)
+        if same:
+            raise NumsimError(f"{who}: out would replace the {what} {path}; name another file")
 
 
 def read_toml(path: str | Path, who: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
-from numsim.files import check_regular, escape_cell
+from numsim.files import check_apart, check_regular, escape_cell
 from numsim.kernels.jit import limit_threads
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
@@ -362,6 +362,12 @@ def check_writable(path: Path, *, replace: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def check_inputs_stay(plan: Plan, out: Path) -> None:
+    """Raise NumsimError where the curves would replace a file that is read."""
+    read = [("messages", plan.data), ("messages", plan.test), ("text", plan.text)]
+    check_apart(out, [*read, *(("recipe", name) for name in plan.names())], "train")
 
 
 def check_checkpoints(plan: Plan) -> None:

@@ -98,6 +98,19 @@ def test_every_recipe_has_a_checkpoint_of_its_own_and_resumes(here):
     assert "another run: optimizer" in str(other.exception)
 
 
+@pytest.mark.parametrize("option", ["--data", "--test", "--recipes"])
+def test_curves_replace_no_file_that_is_read(here, option):
+    name = {"--recipes": "mine.toml"}.get(option, "given.jsonl")
+    text = "[[rule]]\nmatch='*'\nforward={}\ndgrad={}\nwgrad={}\n"
+    (here / name).write_text(text if option == "--recipes" else (here / "m.jsonl").read_text())
+    before = (here / name).read_bytes()
+    other = () if option == "--recipes" else ("--recipes", "int8")
+    made = run(*SMALL, *other, option, name, "--out", name, "--force")
+    assert isinstance(made.exception, NumsimError), made.output
+    assert f"{name}; name another file" in str(made.exception)
+    assert (here / name).read_bytes() == before
+
+
 def test_checkpoints_of_another_run_are_replaced_only_by_force(here):
     more = ("--recipes", "float32", "--checkpoint", "ck")
     assert run(*SMALL, *more).exit_code == 0
