@@ -57,9 +57,9 @@ def test_marks_of_equal_missing_and_foreign_losses(tmp_path):
 
 
 def test_two_standard_errors_are_the_border(tmp_path):
-    """Differences m + 0.03, m - 0.03, ... of four tokens: their error is 0.03 / sqrt(3)."""
+    """Differences m + 0.03, m - 0.03, ... of four tokens: their error is 0.03 / sqrt(4)."""
     base, swing = np.array([0.1, 0.2, 0.3, 0.4]), 0.03 * np.array([1, -1, 1, -1])
-    error = 0.03 / np.sqrt(3)
+    error = 0.015
     path, (a, below, above, less) = saved(
         tmp_path, a=base, below=base + swing + 1.99 * error, above=base + swing + 2.01 * error,
         less=base + swing - 2.01 * error,
