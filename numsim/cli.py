@@ -232,7 +232,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a model through formats and units; print a table."""
-    from numsim.files import read_toml
+    from numsim.files import check_apart, read_toml
     from numsim.screen import sweep_progress, sweep_table
     from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
@@ -249,6 +249,7 @@ def sweep(
     }  # fmt: skip
     fields |= {key: value for key, value in given.items() if value is not None}
     fields.setdefault("out", Path("results.csv"))
+    check_apart(Path(fields["out"]), [("settings", config)], "sweep")
     failed: list[str] = []
     before = _state(fields["out"])
     try:

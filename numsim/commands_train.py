@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from numsim import options
 from numsim.errors import NumsimError, printable
 from numsim.terminal import say
 
@@ -21,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def train(
     recipes: Annotated[
         str | None,
-        typer.Option(help="Recipes of training or their TOML files, comma separated."),
+        typer.Option(
+            help="Recipes of training or their TOML files, comma separated; default: thirteen, or "
+            "five with --model."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -37,16 +41,35 @@ def train(
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Start --model from random parameters.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Updates; 240, of --model 40.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each recipe, from seed 0 on.")] = 1,
-    batch: Annotated[int | None, typer.Option(help="Examples of an update; 32, windows 8.")] = None,
-    lr: Annotated[float | None, typer.Option(help="First learning rate.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Updates; 240, of --model 40.", parser=options.whole, metavar="N"),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Runs of each recipe, from seed 0 on.", parser=options.whole, metavar="N"
+        ),
+    ] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples of an update; 32, windows 8.", parser=options.whole, metavar="N"
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="First learning rate.", parser=options.number, metavar="NUMBER"),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
     loss: Annotated[
         str, typer.Option(help="Messages: bce_with_logits, cross_entropy or mse.")
     ] = "bce_with_logits",
     loss_scale: Annotated[
-        float | None, typer.Option(help="First scale of a dynamic loss scale.")
+        float | None,
+        typer.Option(
+            help="First scale of a dynamic loss scale.", parser=options.number, metavar="NUMBER"
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Unit of the products.")] = None,
     tokens: Annotated[str, typer.Option(help="words, or subwords of the bundled model.")] = "words",
@@ -58,18 +81,44 @@ def train(
     ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
-    every: Annotated[int, typer.Option(help="Steps between checkpoints and scores.")] = 20,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out and checkpoints that exist.")
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(
+            help="Steps between checkpoints and scores.", parser=options.whole, metavar="N"
+        ),
+    ] = 20,
     watch: Annotated[
         int | None,
-        typer.Option(help="Watch tensors each so many steps (*.tensors.csv); report draws them."),
+        typer.Option(
+            help="Watch tensors each so many steps (*.tensors.csv); report draws them.",
+            parser=options.whole,
+            metavar="N",
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that share the runs; the same rows.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            help="Processes that share the runs; the same rows.", parser=options.whole, metavar="N"
+        ),
+    ] = 1,
     out: Annotated[Path, typer.Option(help="CSV file of the curves.")] = Path("curves.csv"),
 ) -> None:
     """Train a classifier or a network by each recipe and seed."""
     from numsim.report.training import summary_text
-    from numsim.train.runs import CURVE_COLUMNS, Plan, cases, check, check_writable, runs, write_csv
+    from numsim.train.runs import (
+        CURVE_COLUMNS,
+        Plan,
+        cases,
+        check,
+        check_checkpoints,
+        check_inputs_stay,
+        check_writable,
+        runs,
+        write_csv,
+    )
     from numsim.train.watch import TENSOR_COLUMNS
 
     names = () if recipes is None else tuple(n.strip() for n in recipes.split(",") if n.strip())
@@ -77,12 +126,16 @@ def train(
         raise NumsimError(f"train: --recipes is names, comma separated; got {recipes!r}")
     bundled = model is not None and str(model) == "tiny_llama" and not model.exists()
     plan = Plan(
-        names, seeds, steps, batch, lr, optimizer, loss, target, loss_scale, data, test,
+        names, seeds, steps, batch, None if lr is None else float(lr), optimizer, loss, target,
+        None if loss_scale is None else float(loss_scale), data, test,
         None if bundled else model, text, model is not None, scratch, tokens, not keep_case, marks,
         numbers, drop_stop_words, checkpoint, resume, every, watch, jobs,
     )  # fmt: skip
     check(plan)
+    check_inputs_stay(plan, out)
     check_writable(out, replace=force or resume)
+    if not force:
+        check_checkpoints(plan)
     watched = out.with_suffix(".tensors.csv")
     check_writable(watched, replace=force or resume)
     total, rows, tensors, failed = len(cases(plan)), [], [], []

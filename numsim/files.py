@@ -6,7 +6,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for part in waiting:
             part.unlink(missing_ok=True)
+
+
+def check_apart(out: Path | None, read: Iterable[tuple[str, object]], who: str) -> None:
+    """Raise NumsimError if the file to write is one of those that are read: (what, path).
+
+    What is no path to an existing file passes: a name of a format may stand there too.
+    """
+    for what, path in read:
+        same = False
+        if out is not None and isinstance(path, str | Path):
+            with suppress(OSError, ValueError):
+                same = out.samefile(path)
+        if same:
+            raise NumsimError(f"{who}: out would replace the {what} {path}; name another file")
 
 
 def read_toml(path: str | Path, who: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numsim.formats import STOCHASTIC, list_formats
 from numsim.formats.names import ALIASES
 from numsim.quant import QUANTS
 from numsim.targets import list_targets
+from numsim.words import shorten
 
 _LONGEST = 40  # of a number, and of one in a message
 
@@ -32,8 +33,9 @@ def whole(text: str | int) -> int:
     try:
         return int(text if len(str(text)) <= _LONGEST else "")
     except ValueError:
+        digits = f" of at most {_LONGEST} digits" if len(str(text)) > _LONGEST else ""
         raise typer.BadParameter(
-            f"expected a whole number such as 12; got {str(text)[:_LONGEST]!r}"
+            f"expected a whole number{digits} such as 12; got {shorten(text, _LONGEST)!r}"
         ) from None
 
 
@@ -50,7 +52,7 @@ def number(text: str | float) -> float | int:
     except NumsimError:
         raise typer.BadParameter(
             "expected a number within float64 such as 17, -0.3, 1e9, inf or nan; got "
-            f"{str(text)[:_LONGEST]!r}"
+            f"{shorten(text, _LONGEST)!r}"
         ) from None
 
 

@@ -56,6 +56,19 @@ def test_marks_of_equal_missing_and_foreign_losses(tmp_path):
         compare_cases(path, a["case_id"], c["case_id"])
 
 
+def test_two_standard_errors_are_the_border(tmp_path):
+    """Differences m + 0.03, m - 0.03, ... of four tokens: their error is 0.03 / sqrt(4)."""
+    base, swing = np.array([0.1, 0.2, 0.3, 0.4]), 0.03 * np.array([1, -1, 1, -1])
+    error = 0.015
+    path, (a, below, above, less) = saved(
+        tmp_path, a=base, below=base + swing + 1.99 * error, above=base + swing + 2.01 * error,
+        less=base + swing - 2.01 * error,
+    )  # fmt: skip
+    assert compare_cases(path, a["case_id"], above["case_id"])[1] == pytest.approx(error)
+    marks = [Ties(path).mark(a, other) for other in (below, above, less)]
+    assert marks == ["~", "", ""]
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x93NUMPY", None])
 def test_damaged_losses_are_none(tmp_path, damage):
     path, (row,) = saved(tmp_path, a=[0.1, 0.2])

@@ -566,6 +566,21 @@ def test_out_does_not_replace_the_text(tmp_path):
     assert path.read_text().startswith("some words")
 
 
+@pytest.mark.parametrize("field", ["formats", "targets", "recipes"])
+def test_out_replaces_no_file_that_is_read(tmp_path, field):
+    path = tmp_path / "mine.toml"
+    text = {
+        "formats": ns.get_format("e4m3").to_toml().replace("bias = 7", "bias = 9"),
+        "targets": ns.get_target("ideal.int").to_toml(),
+        "recipes": ns.Recipe.uniform("int8", target="ideal.int").to_toml(),
+    }[field]
+    path.write_text(text)
+    spec = SMALL | {field: [str(path)], "out": path, "force": True}
+    with pytest.raises(ns.NumsimError, match=rf"would replace the {field[:-1]} .*mine\.toml"):
+        ns.sweep(spec)
+    assert path.read_text() == text
+
+
 def test_full_disk(tmp_path):
     with pytest.raises(ns.NumsimError, match="cannot write /dev/full"):
         ns.sweep(SMALL | {"out": "/dev/full"})

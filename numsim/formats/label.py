@@ -43,6 +43,8 @@ def short_labels(labels: Sequence[str]) -> list[str]:
     ['int8', 'mine', 'float8_e4m3fn (bias=10)']
     >>> short_labels(["mine (kind=float, bias=1)", "mine (kind=float, bias=2)"])
     ['mine (bias=1)', 'mine (bias=2)']
+    >>> short_labels(["int8 (kind=float, bias=7)"])  # "int8" would be the table's
+    ['int8 (kind=float, bias=7)']
     """
     own: dict[str, list[tuple[str, list[str]]]] = {}
     for label in dict.fromkeys(labels):

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import ConfigKeyWarning, NumsimError
-from numsim.files import check_regular
+from numsim.files import check_apart, check_regular
 from numsim.float_state import known_floats
 from numsim.kernels.compare import compare_logits
 from numsim.kernels.jit import over_range
@@ -115,8 +115,11 @@ def sweep(
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
     tell = progress or (lambda what, done, total: None)
-    if _are_one_file(plan.out, plan.text):
-        raise NumsimError(f"sweep: out would replace the text {plan.text}; name another file")
+    read: list[tuple[str, object]] = [("text", plan.text)]
+    read += [("format", given) for given in plan.formats or ()]
+    read += [("target", given) for given in plan.targets or ()]
+    read += [("recipe", given) for given in plan.recipes]
+    check_apart(plan.out, read, "sweep")
     with ResultsFile(plan.out, resume=plan.resume, force=plan.force) as results:
         return _sweep(plan, results, tell)
 
@@ -158,12 +161,6 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
     if failed:
         raise FailedCases(failed, frame)
     return frame
-
-
-def _are_one_file(out: Path | None, text: Path | None) -> bool:
-    with suppress(OSError, ValueError):
-        return out is not None and text is not None and out.samefile(text)
-    return False
 
 
 def _read_model(plan: SweepSpec) -> tuple[Model, str]:

@@ -17,10 +17,11 @@ import numpy as np
 from numsim import nn
 from numsim.data import bundled_messages, bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, StoppedError
-from numsim.files import check_regular, escape_cell
+from numsim.files import check_apart, check_regular, escape_cell
 from numsim.models import load_model, load_text_tools
 from numsim.nn.products import check_rule
 from numsim.processes import in_processes
+from numsim.train.checkpoint import FILE as CHECKPOINT
 from numsim.train.classifier import BATCH, LR, STEPS, classifier, classify, read_corpus
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, AdamW
@@ -255,7 +256,7 @@ def run(plan: Plan, name: str, seed: int, shared: Any, tell: Tell) -> Outcome:
     if not plan.language and not shared.names[0].isdecimal():
         outcome.classes = shared.names
     recipe = find_recipe(name, target=plan.target, seed=seed)
-    folder = None if plan.checkpoint is None else plan.checkpoint / f"{label(name)}-{seed}"
+    folder = None if plan.checkpoint is None else _folder(plan.checkpoint, name, seed)
     common: dict[str, Any] = {
         "checkpoint": folder, "resume": plan.resume, "every": plan.every, "watch": plan.watch,
         "loss_scale": None if plan.loss_scale is None else LossScale(plan.loss_scale),
@@ -341,6 +342,35 @@ def check_writable(path: Path, *, replace: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def check_inputs_stay(plan: Plan, out: Path) -> None:
+    """Raise NumsimError where the curves would replace a file that is read."""
+    read = [("messages", plan.data), ("messages", plan.test), ("text", plan.text)]
+    check_apart(out, [*read, *(("recipe", name) for name in plan.names())], "train")
+
+
+def check_checkpoints(plan: Plan) -> None:
+    """Raise where a run would begin anew over the checkpoint of an earlier one.
+
+    Raises
+    ------
+    NumsimError
+        Names the first of them.
+    """
+    if plan.checkpoint is None or plan.resume:
+        return
+    for name, seed in cases(plan):
+        kept = _folder(plan.checkpoint, name, seed) / CHECKPOINT
+        if kept.exists():
+            raise NumsimError(
+                f"train: {kept} is the checkpoint of an earlier run and is not replaced unasked; "
+                "give --resume to go on from it, --force to begin anew, or another --checkpoint"
+            )
+
+
+def _folder(checkpoints: Path, name: str, seed: int) -> Path:
+    return checkpoints / f"{label(name)}-{seed}"
 
 
 def _cannot_write(path: Path, error: OSError) -> NumsimError:

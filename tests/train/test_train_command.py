@@ -102,6 +102,46 @@ def test_every_recipe_has_a_checkpoint_of_its_own_and_resumes(here):
     assert "another run: optimizer" in str(other.exception)
 
 
+@pytest.mark.parametrize("option", ["--data", "--test", "--recipes"])
+def test_curves_replace_no_file_that_is_read(here, option):
+    name = {"--recipes": "mine.toml"}.get(option, "given.jsonl")
+    text = "[[rule]]\nmatch='*'\nforward={}\ndgrad={}\nwgrad={}\n"
+    (here / name).write_text(text if option == "--recipes" else (here / "m.jsonl").read_text())
+    before = (here / name).read_bytes()
+    other = () if option == "--recipes" else ("--recipes", "int8")
+    made = run(*SMALL, *other, option, name, "--out", name, "--force")
+    assert isinstance(made.exception, NumsimError), made.output
+    assert f"{name}; name another file" in str(made.exception)
+    assert (here / name).read_bytes() == before
+
+
+def test_checkpoints_of_another_run_are_replaced_only_by_force(here):
+    more = ("--recipes", "float32", "--checkpoint", "ck")
+    assert run(*SMALL, *more).exit_code == 0
+    kept = here / "ck" / "float32-0" / "checkpoint.safetensors"
+    before = kept.read_bytes()
+    again = run(*SMALL, *more, "--out", "other.csv", "--lr", "0.5")
+    assert isinstance(again.exception, NumsimError)
+    for word in (f"ck/float32-0/{kept.name}", "--resume", "--force", "another --checkpoint"):
+        assert word in str(again.exception)
+    assert kept.read_bytes() == before
+    assert not (here / "other.csv").exists()
+    assert run(*SMALL, *more, "--lr", "0.5", "--force").exit_code == 0
+    assert kept.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "option", ["--steps", "--seeds", "--batch", "--every", "--jobs", "--watch"]
+)
+def test_what_is_no_whole_number_is_shown(here, option):
+    for text in ("abc", "1e3", "1.5"):
+        made = run(*SMALL, option, text)
+        assert made.exit_code == 2
+        assert f"expected a whole number such as 12; got '{text}'" in " ".join(made.output.split())
+    made = run(*SMALL, option, "9" * 320)
+    assert "a whole number of at most 40 digits" in " ".join(made.output.split())
+
+
 def test_a_run_that_fails_ends_with_1_after_the_others(here):
     made = run(*SMALL, "--recipes", "float32,fp8_hybrid", "--lr", "1e30", "--checkpoint", "ck")
     assert made.exit_code == 1, made.output
