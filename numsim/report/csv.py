@@ -12,6 +12,20 @@ from numsim.files import SEPARATORS, check_regular, plain_cell, separator_of
 from numsim.version import __version__
 
 REMEDY = "give the results.csv of numsim sweep"
+
+
+class Source(NamedTuple):
+    """What a table is, in the sentences about one that cannot be read."""
+
+    name: str
+    remedy: str
+    again: str  # what makes a damaged line anew
+
+
+SWEEP = Source(
+    "the CSV file of a sweep", REMEDY, "compute its case again with numsim sweep --resume"
+)
+CURVES = Source("the CSV file of curves", "give the file that numsim train wrote", "train it again")
 # Least and largest value of a column, and how to say it; a little is left for rounding.
 _POSITIVE = (0.0, float("inf"), "0 or more")
 _SHARE = (0.0, 1 + 1e-6, "0 to 1")
@@ -38,7 +52,9 @@ class Line(NamedTuple):
     cells: dict[str, str]
 
 
-def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> list[Line]:
+def read_table(
+    path: Path, columns: Iterable[str], numbers: Iterable[str], source: Source = SWEEP
+) -> list[Line]:
     """Read a CSV file whose lines have the `columns`, and perhaps more.
 
     Cells are separated by commas, semicolons, tabs or bars; except with commas, `numbers` may have
@@ -50,7 +66,7 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
     NumsimError
         The file cannot be read, a column is missing, or a line has too many or too few cells.
     """
-    text = _text(path)
+    text = _text(path, source)
     lines: list[Line] = []
     for start, section in _sections(text):
         separator = separator_of(section[0])
@@ -60,22 +76,22 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
         except csv.Error as error:
             at = start + reader.line_num - 1
             raise NumsimError(
-                f"report: {path} is not a CSV file ({error}, in line {at}); {REMEDY}"
+                f"report: {path} is not a CSV file ({error}, in line {at}); {source.remedy}"
             ) from None
         names = [name.strip() for name in table[0][1]] if table else []
         read = [Line(n, dict(zip(names, cells, strict=False))) for n, cells in table[1:]]
-        _check_columns(path, columns, names, read[:1], start)
+        _check_columns(path, columns, names, read[:1], start, source)
         for number, cells in table[1:]:
             if len(cells) > len(names):
                 raise NumsimError(
                     f"report: {path} has lines longer than its header, line {number} the first; "
-                    f"{REMEDY}"
+                    f"{source.remedy}"
                 )
             if len(cells) < len(names) and number < table[-1][0]:
                 raise NumsimError(
                     f"report: line {number} of {path} has {len(cells)} cells of {len(names)}, "
-                    f"separated by {SEPARATORS[separator]}; it is damaged; compute its case again "
-                    "with numsim sweep --resume"
+                    f"separated by {SEPARATORS[separator]}; it is damaged; "
+                    f"{source.again}"
                 )
         comma = set(numbers) if separator != "," else set()
         lines += [
@@ -88,22 +104,24 @@ def read_table(path: Path, columns: Iterable[str], numbers: Iterable[str]) -> li
     return lines
 
 
-def _text(path: Path) -> str:
-    check_regular(path, "report: needs the CSV file of a sweep")
+def _text(path: Path, source: Source) -> str:
+    check_regular(path, f"report: needs {source.name}")
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise NumsimError(f"report: needs the CSV file of a sweep, and {path} {what}; {REMEDY}")
+        raise NumsimError(f"report: needs {source.name}, and {path} {what}; {source.remedy}")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise NumsimError(f"report: cannot read {path}: {error.strerror}; {REMEDY}") from None
+        raise NumsimError(
+            f"report: cannot read {path}: {error.strerror}; {source.remedy}"
+        ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = data.count(b"\n", 0, error.start) + 1
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         why = "UTF-16; save it as UTF-8" if wide else f"{error.reason} in UTF-8, in line {at}"
-        raise NumsimError(f"report: {path} is not a CSV file ({why}); {REMEDY}") from None
+        raise NumsimError(f"report: {path} is not a CSV file ({why}); {source.remedy}") from None
 
 
 def _sections(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -125,8 +143,9 @@ def _sections(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_columns(
-    path: Path, columns: Iterable[str], names: list[str], first: list[Line], start: int
-) -> None:
+    path: Path, columns: Iterable[str], names: list[str], first: list[Line], start: int,
+    source: Source,
+) -> None:  # fmt: skip
     missing = [name for name in columns if name not in names]
     version = first[0].cells.get("numsim_version", "") if first else ""
     if missing:
@@ -134,14 +153,14 @@ def _check_columns(
         if version and version != __version__:
             which += f", written by numsim {printable(version)} (this is {__version__}),"
         raise NumsimError(
-            f"report: the CSV file of a sweep has the columns {', '.join(missing)}, and {which} "
-            f"does not; {REMEDY}"
+            f"report: {source.name} has the columns {', '.join(missing)}, and {which} "
+            f"does not; {source.remedy}"
         )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise NumsimError(
             f"report: {path} has column {printable(twice[0])} {names.count(twice[0])} times; "
-            f"{REMEDY}"
+            f"{source.remedy}"
         )
 
 

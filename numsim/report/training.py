@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from numsim.errors import NumsimError, printable
-from numsim.files import plain_cell
+from numsim.files import separator_of
+from numsim.report.csv import CURVES, read_table
 from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
 from numsim.report.page import code, table_lines, text
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
@@ -44,9 +44,16 @@ def is_training(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return set(KEYS) <= set(next(csv.reader(file), []))
-    except (OSError, ValueError, csv.Error):
+            lines = (file.readline() for _ in range(4))  # sep=; and empty lines come before
+            first = next((line for line in lines if line.strip() and not _is_word(line)), "")
+    except (OSError, ValueError):
         return False
+    names = first.replace('"', "").strip().split(separator_of(first))
+    return set(KEYS) <= {name.strip() for name in names}
+
+
+def _is_word(line: str) -> bool:
+    return line.lower().startswith("sep=")
 
 
 def read_curves(path: Path) -> pd.DataFrame:
@@ -57,16 +64,14 @@ def read_curves(path: Path) -> pd.DataFrame:
     NumsimError
         Where a number is not one, with its line, or no step is there.
     """
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise NumsimError(f"report: cannot read {path}: {error}") from None
-    if frame.empty:
+    lines = read_table(path, KEYS, NUMBERS, CURVES)
+    if not lines:
         raise NumsimError(f"report: {path} holds no step; run numsim train first")
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise NumsimError(f"report: a line of {path} has more cells than the first names")
-    for name in frame.columns.difference(list(NUMBERS)):
-        frame[name] = frame[name].map(plain_cell)
+    columns = dict.fromkeys(name for line in lines for name in line.cells)
+    frame = pd.DataFrame([line.cells for line in lines], columns=list(columns), dtype=str)
+    frame = frame.fillna("")  # of two files, one may have more columns
+    frame = frame.drop_duplicates(["recipe", "seed", "step"], keep="last")
+    at = {i: line.number for i, line in enumerate(lines)}
     for name in NUMBERS:
         text = frame[name] if name in frame else pd.Series("", index=frame.index)
         numbers = pd.to_numeric(text.where(text != ""), errors="coerce")
@@ -74,7 +79,7 @@ def read_curves(path: Path) -> pd.DataFrame:
         if not wrong.empty:
             raise NumsimError(
                 f"report: column {name} holds numbers, and {path} has {wrong.iloc[0]!r} in line "
-                f"{wrong.index[0] + 2}; give the file that numsim train wrote"
+                f"{at[wrong.index[0]]}; give the file that numsim train wrote"
             )
         frame[name] = numbers.astype(float)
     return frame

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, printable
 from numsim.report.training import (
     findings,
     is_training,
@@ -240,7 +240,7 @@ def test_no_name_of_a_recipe_runs_anywhere(tmp_path):
     assert "<b>" not in page
     assert "\x1b" not in page + summary_text(path)
     assert "\n=1+1 " in summary_text(path)
-    assert list(summary(read_curves(path)).index) == NAMES
+    assert list(summary(read_curves(path)).index) == list(map(printable, NAMES))
     cells = path.read_text().splitlines()[5:]
     assert all(line[0] in "'ae_$\"\\\x1b" for line in cells)  # no cell begins a formula
 
@@ -252,3 +252,33 @@ def test_every_recipe_stands_in_the_legend(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "legend", lambda *a, **_: seen.append(a[2]))
     training_files(file_of(tmp_path, *(rows(name, [0.9]) for name in NAMES)))
     assert [len(names) for names in seen] == [len(NAMES)] * 2
+
+
+def test_curves_of_a_spreadsheet_and_of_two_files_are_read(tmp_path):
+    one = file_of(tmp_path, rows("float32", [0.9, 0.92]), rows("int8", [0.91, 0.875], lost=65))
+    want = summary(read_curves(one))
+    text = one.read_text(encoding="utf-8")
+    spread = "\n".join(
+        ";".join(cell.replace(".", ",") for cell in line.split(",")) for line in text.splitlines()
+    )
+    other = tmp_path / "other.csv"
+    for content in (
+        spread, f"sep=;\r\n{spread}", text.replace(",", "\t"), text.replace("\n", "\r\n"),
+        text + text, text[: text.index("int8")] + text, f"\ufeff{text}",
+    ):  # fmt: skip
+        other.write_text(content, encoding="utf-8")
+        assert is_training(other)
+        assert summary(read_curves(other)).equals(want)
+
+
+def test_a_damaged_line_of_curves_is_named(tmp_path):
+    path = file_of(tmp_path, rows("float32", [0.9]))
+    text = path.read_text(encoding="utf-8").replace("\r", "")
+    for content, said in (
+        (text.replace("float32,0,1,", "float32;0,1,"), "line 2 of .* has 15 cells of 16"),
+        (text + text.replace(",loss,", ",lost,", 1), "'seed' in line 4; give the file that"),
+        (text.replace(",0.1,", ",0.1,x", 1).replace("float32,0,2", "float32,0,two"), "in line 3"),
+    ):
+        path.write_text(content)
+        with pytest.raises(NumsimError, match=said):
+            read_curves(path)
