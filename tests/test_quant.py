@@ -318,3 +318,14 @@ def test_values_of_many_bits_times_a_scale_are_rounded_once():
     assert q.dequantize().tolist() == [fp32(value) for value in exact]
     assert np.asarray(ns.quantize(3.0, "e4m3")).shape == ()  # NumPy refused a tensor of no axes
     assert np.asarray(ns.quantize([1.0, 2.0], "e4m3")[1]).tolist() == 2.0
+
+
+@pytest.mark.parametrize("name", ["int32", "int31", "int8", "e4m3"])
+def test_scales_of_float64_amaxes_are_rounded_once(name):
+    # amax / (2**31 - 1) may be a tie of float32 and less than half a place of float64 more
+    top = ns.get_format(name).max
+    for middle in range(2**24 + 1, 2**25, 2**18 + 2):
+        near = middle * 2.0**-30 * top
+        for amax in (near, np.nextafter(near, 0.0), np.nextafter(near, np.inf)):
+            scale = ns.quantize([amax], ns.Quant(name, "per_tensor")).scale
+            assert scale == fp32(Fraction(amax) / Fraction(top))

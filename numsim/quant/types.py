@@ -16,6 +16,7 @@ from numsim.convert import decode
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.quant.odd import product_to_odd
 from numsim.quant.slices import cut
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
@@ -438,7 +439,7 @@ class QTensor:
         with np.errstate(all="ignore"):
             exact = values.astype(np.float64) * factor
             if values.dtype == np.float64:  # of more than 24 bits: the product has more than 53
-                exact = _to_odd(values, np.broadcast_to(factor, values.shape), exact)
+                exact = product_to_odd(values, np.broadcast_to(factor, values.shape))
             return np.asarray(exact.astype(np.float32))
 
     def bits_per_value(self) -> float:
@@ -467,28 +468,6 @@ def _shown(array: Any) -> Any:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _to_odd(
-    a: NDArray[np.float64], b: NDArray[np.float64], product: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return products rounded to odd: a second rounding, to float32, is then as the only one.
-
-    What float64 lost is that of Dekker's product of two parts, exact where nothing overflows; far
-    below float32's range it may be off, and decides nothing.
-
-    Source
-    ------
-    Dekker, Numerische Mathematik 18, 1971; Boldo and Melquiond, IEEE Trans. Computers 57, 2008.
-    """
-    high_a, high_b = (x * 134217729.0 - (x * 134217729.0 - x) for x in (a, b))  # 2**27 + 1
-    low_a, low_b = a - high_a, b - high_b
-    lost = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
-    bits = np.array(product).view(np.int64)
-    inexact = np.isfinite(lost) & (lost != 0.0) & np.isfinite(product)
-    bits -= inexact & ((lost < 0) != (product < 0))  # toward zero first
-    bits |= inexact
-    return bits.view(np.float64)
 
 
 def readable(q: QTensor) -> NDArray[Any]:
