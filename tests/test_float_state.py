@@ -256,7 +256,8 @@ def test_everything_public_is_covered():
 
 
 def test_processes_of_a_sweep_are_covered():
-    from numsim.sweep import cluster, jobs
+    from numsim import processes
+    from numsim.sweep import cluster
 
-    for work in (jobs._start, jobs._work, cluster._work):
+    for work in (processes._start, processes._work, cluster._work):
         assert work.__code__.co_filename == float_state.__file__

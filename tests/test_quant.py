@@ -2,6 +2,7 @@
 
 import math
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -292,3 +293,59 @@ def test_words_of_a_rule_are_no_arrays():
             ns.Quant("e4m3", **{field: np.ones(2)})
     with pytest.raises(ns.NumsimError, match="a spec is a SweepSpec, a dict or a TOML path"):
         ns.sweep(np.ones(2))
+
+
+def test_a_raw_cast_of_integers_is_rounded_once():
+    # 2**56 + 2**48 is a tie of bfloat16; float64 lost the 1 that decides, and what wraps is below
+    x = np.array([2**56 + 2**48 + 1, -(2**56) - 2**48 - 1, 2**63 - 1, 2**60 + 3])
+    q = ns.quantize(x, ns.Quant("bfloat16", "none"))
+    assert q.dequantize().tolist() == [2.0**56 + 2**49, -(2.0**56) - 2**49, 2.0**63, 2.0**60]
+    wrapped = ns.quantize(x, ns.Quant("int16", "none", overflow="wrap"))
+    assert wrapped.codes.tolist() == [1, -1, -1, 3]
+    large = np.array([2**64 - 1, 2**63 + 5], np.uint64)
+    assert ns.quantize(large, ns.Quant("uint8", "none", overflow="wrap")).codes.tolist() == [255, 5]
+
+
+def fp32(value):
+    """Round a fraction of normal range to float32, ties to even, in integers."""
+    size = abs(value)
+    power = size.numerator.bit_length() - size.denominator.bit_length()
+    power -= Fraction(2) ** power > size
+    quotient = size / Fraction(2) ** (power - 23)
+    whole, rest = divmod(quotient.numerator, quotient.denominator)
+    double = 2 * rest - quotient.denominator
+    whole += double > 0 or (double == 0 and whole % 2)
+    return math.copysign(float(whole * Fraction(2) ** (power - 23)), value)
+
+
+def test_values_of_many_bits_times_a_scale_are_rounded_once():
+    # 31 by 24 bits: where the product is a tie of float32 and a little, float64 lost the little
+    assert 1347502757 * 16045357 % 2**31 == 2**30 + 1
+    codes, scales = [1347502757], [16045357]
+    for scale in range(2**23 + 1, 2**24, 2**15):
+        code = (2**30 + 1) * pow(scale, -1, 2**31) % 2**31
+        if code * scale >= 2**54:
+            codes, scales = [*codes, code, -code], [*scales, scale, scale]
+    scale = np.array(scales, np.float32)
+    want = [fp32(Fraction(c) * s) for c, s in zip(codes, scales, strict=True)]
+    assert ns.QTensor.from_codes(codes, "int32", scale=scale).dequantize().tolist() == want
+    own = ns.Format("wide", "integer", 32, 31, 200)  # far below: subnormal float32
+    tiny = ns.QTensor.from_codes([2**30 + 1, 3], own, scale=np.float32(2.0**20)).dequantize()
+    assert tiny.tolist() == [2.0**-149 * round((2**30 + 1) / 2**31), 0.0]
+    table = ns.Format("t", "table", 1, 1, 0, table=(1 + 2**-24 + 2**-52, -1.5))
+    q = ns.QTensor.from_codes([0, 1], table, scale=np.float32(1 + 2**-23))
+    exact = [Fraction(v) * (1 + Fraction(1, 2**23)) for v in (1 + 2**-24 + 2**-52, -1.5)]
+    assert q.dequantize().tolist() == [fp32(value) for value in exact]
+    assert np.asarray(ns.quantize(3.0, "e4m3")).shape == ()  # NumPy refused a tensor of no axes
+    assert np.asarray(ns.quantize([1.0, 2.0], "e4m3")[1]).tolist() == 2.0
+
+
+@pytest.mark.parametrize("name", ["int32", "int31", "int8", "e4m3"])
+def test_scales_of_float64_amaxes_are_rounded_once(name):
+    # amax / (2**31 - 1) may be a tie of float32 and less than half a place of float64 more
+    top = ns.get_format(name).max
+    for middle in range(2**24 + 1, 2**25, 2**18 + 2):
+        near = middle * 2.0**-30 * top
+        for amax in (near, np.nextafter(near, 0.0), np.nextafter(near, np.inf)):
+            scale = ns.quantize([amax], ns.Quant(name, "per_tensor")).scale
+            assert scale == fp32(Fraction(amax) / Fraction(top))

@@ -48,7 +48,8 @@ def quantize(
     The float32 scale is fp32(amax / max); it is 1 where amax is 0, and for formats of float32's
     range (bfloat16, tfloat32), whose largest products no accumulator holds. A code is
     ``encode(fp32(x / scale))``: the quotient is rounded to float32 first, as software on the
-    hardware does (float64 input: to float64). Division by a power of two is exact.
+    hardware does (float64 input, and integers of 32 and 64 bits, which are float64 first: to
+    float64). Division by a power of two is exact. Without scales a code is ``encode(x)``.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def quantize_pieces(
     if rule.fmt.min >= 0 and rule.overflow != "wrap":
         _check_signs(values, rule.fmt)
     if rule.granularity == "none":
-        codes = _codes(values.astype(wide, copy=False), rule, seed, offset, random)
+        codes = _codes(values, rule, seed, offset, random)  # integers too are rounded once
         done()
         return QTensor(codes, rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:

@@ -15,6 +15,7 @@ from numsim.formats import Format
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
+from numsim.quant.odd import quotient_to_odd
 from numsim.quant.types import POW2_FORMATS, Quant, percentile
 
 _TINY = np.float32(2.0**-149)
@@ -158,8 +159,8 @@ def scales_from_amax(amax: NDArray[Any], quant: Quant) -> NDArray[np.float32]:
         return np.asarray(scale)
     if fmt.emax >= _WIDE:
         return np.ones(np.shape(amax), np.float32)
-    with np.errstate(under="ignore", over="ignore"):
-        scale = (np.asarray(amax, np.float64) / fmt.max).astype(np.float32)
+    with np.errstate(all="ignore"):
+        scale = quotient_to_odd(np.asarray(amax, np.float64), fmt.max).astype(np.float32)
     if quant.scale_format == "bfloat16":
         scale = cast(scale, "bfloat16")
     scale = np.where(np.asarray(amax) == 0, np.float32(1.0), np.maximum(scale, _TINY))

@@ -16,6 +16,7 @@ from numsim.convert import checked_codes, decode
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.quant.odd import product_to_odd
 from numsim.quant.slices import cut
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
@@ -429,12 +430,16 @@ class QTensor:
         values = decode(readable(self), self.fmt)
         scale = self.element_scale()
         if scale is None:
-            return values.astype(np.float32)
-        exact = values.astype(np.float64) * scale.astype(np.float64)
+            with np.errstate(over="ignore", under="ignore"):
+                return np.asarray(values.astype(np.float32))
+        factor = scale.astype(np.float64)
         if self.tensor_scale is not None:
-            exact = exact * np.float64(self.tensor_scale)
-        with np.errstate(over="ignore", under="ignore"):
-            return exact.astype(np.float32)
+            factor = factor * np.float64(self.tensor_scale)  # 4 by 24 bits
+        with np.errstate(all="ignore"):
+            exact = values.astype(np.float64) * factor
+            if values.dtype == np.float64:  # of more than 24 bits: the product has more than 53
+                exact = product_to_odd(values, np.broadcast_to(factor, values.shape))
+            return np.asarray(exact.astype(np.float32))
 
     def bits_per_value(self) -> float:
         """Return stored bits for each value, scales included.
