@@ -32,6 +32,7 @@ _WIDE_WORDS = {
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103  # the least number that rounds to infinity
 
 
+@known_floats
 class Plan(NamedTuple):
     """How a unit multiplies two tensors.
 
