@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +43,8 @@ def main() -> None:
     warnings.showwarning = _warned  # type: ignore[assignment]
     sys.unraisablehook = _unraisable
     before_compiling(_compiling)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its code
             stream.reconfigure(errors="backslashreplace")
@@ -75,6 +80,19 @@ def _run() -> Any:
     if sys.stdout is not None:
         sys.stdout.flush()  # here, where an error still becomes a sentence
     return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not where LLVM calls Python: it would be lost, or a crash."""
+    here = frame
+    while here is not None:
+        if "llvmlite" in Path(here.f_code.co_filename).parts:
+            again = threading.Timer(0.05, signal.raise_signal, (number,))
+            again.daemon = True
+            again.start()
+            return
+        here = here.f_back
+    raise KeyboardInterrupt
 
 
 def _unraisable(what: Any) -> None:
