@@ -45,8 +45,8 @@ ROUNDING_WORDS = {
     "rtz": "Toward zero: the rest is cut off.",
     "rup": "Up, toward plus infinity.",
     "rdn": "Down, toward minus infinity.",
-    "rto": "Exact values stay; any other goes to the neighbour whose last bit is 1, so that a second "
-    "rounding to fewer bits is still right.",
+    "rto": "Exact values stay; any other goes to the neighbour whose last bit is 1, so that a "
+    "second rounding to fewer bits is still right.",
     "sr": "Up or down by chance, the nearer value more often: right on average. The grey dots are "
     "single draws, the line is their mean.",
 }
@@ -77,8 +77,9 @@ def formats_page() -> Iterator[str]:
     """Every named format with its limits, its source, and its values as a picture."""
     yield from ("# Formats", "")
     yield (
-        "Written from `numsim/formats/table.py`. Precision counts the implicit bit; smallest is the smallest "
-        "value above zero. Every name of ml_dtypes, torch, ONNX, MLIR and CUDA is understood too."
+        "Written from `numsim/formats/table.py`. Precision counts the implicit bit; smallest is "
+        "the smallest value above zero. Names of ml_dtypes, torch, ONNX, MLIR and CUDA are "
+        "understood too."
     )
     yield ""
     whole = re.compile(r"(u?int)\d+")
@@ -87,18 +88,31 @@ def formats_page() -> Iterator[str]:
         if whole.fullmatch(name) and name not in ("int4", "int8", "int16", "uint4", "uint8"):
             continue
         f = ns.get_format(name)
-        smallest = min(v for v in (f.min_subnormal, f.min_normal) if v > 0) if f.kind != "table" else ""
+        smallest = (
+            min(v for v in (f.min_subnormal, f.min_normal) if v > 0) if f.kind != "table" else ""
+        )
         rows.append(
             (f"`{name}`", f.bits, f.precision, f.bias if f.kind == "float" else "",
              _number(f.max), _number(f.min), _number(smallest) if smallest else "",
              "yes" if f.has_inf else "", "yes" if f.has_nan else "", f.source)
         )  # fmt: skip
-    heads = ("name", "bits", "precision", "bias", "largest", "least", "smallest", "Inf", "NaN", "source")
+    heads = (
+        "name",
+        "bits",
+        "precision",
+        "bias",
+        "largest",
+        "least",
+        "smallest",
+        "Inf",
+        "NaN",
+        "source",
+    )
     yield from table(heads, rows)
     yield ""
     integers = [name for name in ns.list_formats() if whole.fullmatch(name)]
     yield (
-        f"Integers: `{integers[0]}` and on, {len(integers)} in all. Names that are parsed: `q3.4` and "
+        f"Integers: `{integers[0]}` and on, {len(integers)} in all. Names that are parsed: `q3.4`, "
         "`uq0.8` (fixed point), `float_e5m6` (any IEEE-like float), `p3109_k8p4se` (IEEE P3109), "
         "`posit8_es2`. Your own: a TOML file, or `ns.Format(...)`."
     )
@@ -109,7 +123,7 @@ def formats_page() -> Iterator[str]:
     ]
     yield from table(("name", "block", "element", "scale", "scale rule", "source"), recipes)
     yield from ("", "## Number lines", "")
-    yield "Above, every finite value; below, the magnitudes by exponent. Subnormal numbers are shaded."
+    yield "Above, every finite value; below, magnitudes by exponent. Subnormal numbers are shaded."
     for name in DRAWN:
         f = ns.get_format(name)
         image = f"{name}.{'svg' if f.bits <= 8 else 'png'}"  # 65,536 lines make a heavy drawing
@@ -122,11 +136,11 @@ def formats_page() -> Iterator[str]:
 
 
 def roundings_page() -> Iterator[str]:
-    """A picture of each rounding, and the overflow policies."""
+    """Draw each rounding; say what the overflow policies do."""
     yield from ("# Roundings", "")
     yield (
-        "Each picture is `ns.cast(x, 'int4', rounding=...)` for x from -3 to 3: x on the horizontal axis, the "
-        "value that is stored on the vertical one. The same seven words round to every format."
+        "Each picture is `ns.cast(x, 'int4', rounding=...)` for x from -3 to 3: x to the right, "
+        "the value that is stored upward. The same seven words round to every format."
     )
     for word in ROUNDINGS:
         pictures.rounding(word, OUT / "roundings" / f"{word}.svg")
@@ -148,26 +162,33 @@ def roundings_page() -> Iterator[str]:
 def units_page() -> Iterator[str]:
     """Every unit with its maturity, evidence, source and rules."""
     yield from ("# Units", "")
-    yield "Written from `numsim/targets/table.py`: what `numsim targets` prints. How well the rules are known:"
+    yield "Written from `numsim/targets/table.py`. How well the rules of a unit are known:"
     yield ""
     yield from table(("maturity", "means"), [(f"`{w}`", words) for w, words in MATURITIES.items()])
     yield ""
     units = [ns.get_target(name) for name in ns.list_targets()]
     yield from table(
         ("unit", "maturity", "operands"),
-        [(f"[`{u.name}`](#{anchor(u.name)})", u.maturity, ", ".join(k for k, _ in u.rules)) for u in units],
+        [
+            (f"[`{u.name}`](#{anchor(u.name)})", u.maturity, ", ".join(k for k, _ in u.rules))
+            for u in units
+        ],
     )
     yield from ("", OPEN[0].upper() + OPEN[1:] + ".")
     for u in units:
         yield from ("", f"## {u.name} {{ #{anchor(u.name)} }}", "")
-        yield from table(("", ""), [("maturity", u.maturity), ("evidence", u.evidence), ("source", u.source)])
+        yield from table(
+            ("", ""), [("maturity", u.maturity), ("evidence", u.evidence), ("source", u.source)]
+        )
         own = {f.name: getattr(u, f.name) for f in fields(u) if f.name in UNIT_FIELDS}
         for key in ("promote_every", "split_k", "split_tile", "split_order"):
             default = next(f.default for f in fields(u) if f.name == key)
             if own[key] != default:
                 yield from ("", f"`{key}` = {own[key]}: {UNIT_FIELDS[key]}.")
         yield ""
-        yield from table(("operands", "rule"), [(f"`{kind}`", f"`{rule!r}`") for kind, rule in u.rules])
+        yield from table(
+            ("operands", "rule"), [(f"`{kind}`", f"`{rule!r}`") for kind, rule in u.rules]
+        )
     yield from ("", "## Words of the rules", "")
     said = dict(pair for u in units for pair in _words(u))
     yield from table(("field", "means"), said.items())
@@ -199,7 +220,7 @@ def columns_page() -> Iterator[str]:
 
 
 def commands_page() -> Iterator[str]:
-    """What -h prints for every command."""
+    """Write what -h prints for every command."""
     yield from ("# Commands", "", "What `numsim COMMAND -h` says, written from the code.")
     group = typer.main.get_command(app)
     for name, command in group.commands.items():
@@ -220,12 +241,18 @@ MODULES = ("numsim.models", "numsim.nn", "numsim.train", "numsim.verify", "numsi
 
 def api_page() -> Iterator[str]:
     """Every public name with its docstring."""
-    yield from ("# Python", "", "Every public name with what its docstring says; the examples are tested.")
+    yield from (
+        "# Python",
+        "",
+        "Every public name with what its docstring says; the examples are tested.",
+    )
     seen: set[str] = set()
     yield from ("", "## numsim", "")
     yield from _entries(((name, getattr(ns, name)) for name in ns.__all__), seen)
     yield from ("", "## numsim.metrics", "")
-    public = ((k, v) for k, v in vars(metrics).items() if getattr(v, "__module__", "") == metrics.__name__)
+    public = (
+        (k, v) for k, v in vars(metrics).items() if getattr(v, "__module__", "") == metrics.__name__
+    )
     yield from _entries(((k, v) for k, v in public if not k.startswith("_")), seen)
     for name in MODULES:
         module = import_module(name)
@@ -243,7 +270,7 @@ def _entries(items: Iterable[tuple[str, object]], seen: set[str]) -> Iterator[st
 
 
 def gallery_page() -> Iterator[str]:
-    """The reports of the repository."""
+    """Copy the reports of the repository."""
     yield from ("# Gallery", "", "What is in `reports/`, as numsim wrote it.")
     for folder, title in (("tiny-llama", "The bundled language model"), ("training", "Training")):
         source, target = ROOT / "reports" / folder, OUT / "reports" / folder
@@ -258,7 +285,7 @@ def gallery_page() -> Iterator[str]:
 
 
 def course_page() -> Iterator[str]:
-    """The course as Markdown."""
+    """Turn the course into Markdown."""
     lines = bundled_text().split("\n")
     code = False
     for i, line in enumerate(lines):

@@ -61,7 +61,9 @@ def rounding(word: str, path: Path) -> None:
     save(figure, path)
 
 
-def boxes(axes: Any, y: float, bits: str, groups: list[int], colours: list[str], left: float) -> None:
+def boxes(
+    axes: Any, y: float, bits: str, groups: list[int], colours: list[str], left: float
+) -> None:
     """Draw bits as boxes in groups of a colour each, from x = left on."""
     at = 0
     for size, colour in zip(groups, colours, strict=True):
@@ -77,7 +79,7 @@ def boxes(axes: Any, y: float, bits: str, groups: list[int], colours: list[str],
 
 
 def walk_value(path: Path, x: float = 0.3, name: str = "float8_e4m3fn") -> None:
-    """Draw one number on its way into a format: its bits, what is kept, its neighbours, its code."""
+    """Draw one number on its way into a format: its bits, its neighbours, its code."""
     f = ns.get_format(name)
     kept = f.precision - 1
     word = f"{struct.unpack('>Q', struct.pack('>d', x))[0]:064b}"
@@ -93,12 +95,15 @@ def walk_value(path: Path, x: float = 0.3, name: str = "float8_e4m3fn") -> None:
           ["#f3d9d7", "#fbeec7", "#cfe0f3", "#eeeeee"], 0)  # fmt: skip
     top.text(12 + shown + 0.2, 0.4, f"... {52 - shown} more bits", va="center", fontsize=8)
     top.set_title(
-        f"{x} in float64: sign, exponent, {kept} fraction bits that {name} keeps, the rest", fontsize=9
+        f"{x} in float64: sign, exponent, {kept} fraction bits that {name} keeps, the rest",
+        fontsize=9,
     )
     top.set(xlim=(-0.5, 42), ylim=(-0.3, 1.2))
     boxes(bottom, 0, f"{code:0{f.bits}b}", [1, f.bits - 1 - kept, kept],
           ["#f3d9d7", "#fbeec7", "#cfe0f3"], 12)  # fmt: skip
-    bottom.text(12 + f.bits + 0.6, 0.4, f"code {code:#04x}, worth {stored}", va="center", fontsize=10)
+    bottom.text(
+        12 + f.bits + 0.6, 0.4, f"code {code:#04x}, worth {stored}", va="center", fontsize=10
+    )
     bottom.set(xlim=(-0.5, 42), ylim=(-0.3, 1.2))
     bottom.set_title("what is stored: sign, exponent, fraction", fontsize=9)
     gap, middle = above - below, (above + below) / 2
@@ -142,7 +147,13 @@ def walk_tensor(path: Path) -> None:
     exact = ns.matmul(q, w, target="ideal.exact").astype(np.float64)
     for axis, unit in zip(axes[4:], ("ideal.fp32", "nvidia.hopper.wgmma"), strict=True):
         lost = (ns.matmul(q, w, target=unit) - exact) / np.abs(exact).max()
-        grid(axis, lost * 1e6, f"{unit} - exact sum,\nin millionths of the largest", "{:+.0f}", "RdBu")
+        grid(
+            axis,
+            lost * 1e6,
+            f"{unit} - exact sum,\nin millionths of the largest",
+            "{:+.0f}",
+            "RdBu",
+        )
     save(figure, path)
 
 
@@ -156,7 +167,14 @@ def grid(
         top = np.nanmax(np.abs(values)) or 1.0
         axes.imshow(values, cmap=colours, vmin=-1.4 * top, vmax=1.4 * top, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        axes.text(j, i, form.format(int(value) if whole else value), ha="center", va="center", fontsize=6.5)
+        axes.text(
+            j,
+            i,
+            form.format(int(value) if whole else value),
+            ha="center",
+            va="center",
+            fontsize=6.5,
+        )
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
 
@@ -173,7 +191,8 @@ def walk_network(path: Path) -> None:
     order = list(dict.fromkeys(products.op))
     for axes, column, title in zip(
         figure.subplots(2, 1), ("sqnr_local_db", "sqnr_cumulative_db"),
-        ("each product alone, on exact inputs", "in the run, with every error before it"), strict=True,
+        ("each product alone, on exact inputs", "in the run, with every error before it"),
+        strict=True,
     ):  # fmt: skip
         shown = products.pivot_table(index="layer", columns="op", values=column, sort=False)[order]
         values = shown.to_numpy(float)
@@ -185,8 +204,9 @@ def walk_network(path: Path) -> None:
         axes.set_yticks(range(len(values)), [f"block {name}" for name in shown.index], fontsize=8)
         axes.set_title(f"signal to error in dB, {title}", fontsize=9)
     figure.suptitle(
-        f"{whole.model}, {whole.tokens} tokens, {whole.weight_format} on {whole.target}: KL divergence "
-        f"{whole.kl_nats:.2g} nats, perplexity {whole.perplexity_reference:.2f} -> {whole.perplexity:.2f}",
+        f"{whole.model}, {whole.tokens} tokens, {whole.weight_format} on {whole.target}: "
+        f"KL divergence {whole.kl_nats:.2g} nats, "
+        f"perplexity {whole.perplexity_reference:.2f} -> {whole.perplexity:.2f}",
         fontsize=10,
     )  # fmt: skip
     save(figure, path)
@@ -210,12 +230,13 @@ def accumulators(path: Path) -> None:
         axes.semilogy(bits, np.maximum(shares, 1e-8), "o-", color=colour, ms=4, label=overflow)
     found = ns.accumulator_bits(a, b)
     for width, word in (
-        (found.measured_peak, "measured"), (found.weight_bound, "weights"), (found.format_bound, "formats")
+        (found.measured_peak, "measured"), (found.weight_bound, "weights"),
+        (found.format_bound, "formats"),
     ):  # fmt: skip
         axes.axvline(width, color=GREY, lw=0.8, ls=":")
         axes.text(width, 1e-4, f" {word}", fontsize=8, color=GREY)
-    axes.set(xlabel="bits of the accumulator", ylabel="RMS error / RMS of the sums", xticks=list(bits),
-             ylim=(1e-9, 2.5))  # fmt: skip
+    axes.set(xlabel="bits of the accumulator", ylabel="RMS error / RMS of the sums")
+    axes.set(xticks=list(bits), ylim=(1e-9, 2.5))
     axes.set_title("INT8, K = 2048; a sum without any error is drawn at 1e-8", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)
@@ -226,14 +247,16 @@ ROOMS = {  # where each module lives, for the picture
     "cli": "command line", "commands": "command line", "commands_mac": "command line",
     "commands_train": "command line", "options": "command line", "screen": "command line",
     "torch": "torch", "sweep": "sweep", "report": "report", "bench": "bench", "verify": "verify",
-    "explain": "explain", "number_line": "explain", "train": "train", "nn": "nn", "models": "models",
-    "targets": "targets", "quant": "quant", "convert": "convert", "dispatch": "convert",
-    "shift_register": "convert", "arguments": "convert", "kernels": "kernels", "formats": "formats",
+    "explain": "explain", "number_line": "explain", "train": "train", "nn": "nn",
+    "models": "models", "targets": "targets", "quant": "quant", "convert": "convert",
+    "dispatch": "convert", "shift_register": "convert",
+    "arguments": "convert", "kernels": "kernels", "formats": "formats",
 }  # fmt: skip
 PLACES = {  # column, row: a room stands above those that it imports
     "command line": (1.9, 6), "torch": (4.4, 5.9), "report": (0, 5), "sweep": (2.0, 5),
-    "bench": (3.2, 5.1), "train": (4.4, 4.7), "nn": (4.4, 3.9), "models": (2.6, 3.6), "verify": (0.95, 4),
-    "explain": (0, 4), "targets": (2.2, 2.7), "quant": (2.2, 1.9), "convert": (2.2, 1.2),
+    "bench": (3.2, 5.1), "train": (4.4, 4.7), "nn": (4.4, 3.9), "models": (2.6, 3.6),
+    "verify": (0.95, 4), "explain": (0, 4), "targets": (2.2, 2.7), "quant": (2.2, 1.9),
+    "convert": (2.2, 1.2),
     "kernels": (1.2, 0.4), "formats": (3.2, 0.4),
 }  # fmt: skip
 
@@ -261,7 +284,14 @@ def direct(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
             reach[room] = next_rooms.union(*(below(b) for b in next_rooms))
         return reach[room]
 
-    return {(a, b) for a, b in edges if not any(b in below(c) for x, c in edges if x == a and c != b)}
+    return {
+        (a, b) for a, b in edges if not any(b in below(c) for x, c in edges if x == a and c != b)
+    }
+
+
+def width(name: str) -> float:
+    """Return how wide the box of a room is."""
+    return 0.09 * len(name) + 0.24
 
 
 def rooms(path: Path) -> None:
@@ -270,12 +300,16 @@ def rooms(path: Path) -> None:
     axes = figure.subplots()
     for a, b in sorted(direct(imports())):
         (xa, ya), (xb, yb) = PLACES[a], PLACES[b]
+        start, end = (xa, ya - 0.2), (xb, yb + 0.2)
+        if abs(ya - yb) < 0.6:  # beside each other: from side to side
+            way = 1 if xb > xa else -1
+            start, end = (xa + way * width(a) / 2, ya), (xb - way * width(b) / 2, yb)
         axes.annotate(
-            "", (xb, yb + 0.2), (xa, ya - 0.2),
+            "", end, start,
             arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.9},
         )  # fmt: skip
     for name, (x, y) in PLACES.items():
-        wide = 0.09 * len(name) + 0.24
+        wide = width(name)
         axes.add_patch(
             FancyBboxPatch((x - wide / 2, y - 0.18), wide, 0.36, boxstyle="round,pad=0.02",
                            fc=PALE, ec=BLUE)
