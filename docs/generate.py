@@ -36,7 +36,7 @@ from numsim.targets.words import MATURITIES, UNIT_FIELDS, explained
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "generated"
-DRAWN = [name for name in TABLE if not re.fullmatch(r"u?int\d+", name) and TABLE[name].bits <= 16]
+DRAWN = [name for name in TABLE if not re.fullmatch(r"u?int\d+", name)]
 DRAWN += ["int4", "int8", "q3.4", "uq0.8", "posit8_es2", "p3109_k8p4se"]
 
 ROUNDING_WORDS = {
@@ -93,21 +93,10 @@ def formats_page() -> Iterator[str]:
         )
         rows.append(
             (f"`{name}`", f.bits, f.precision, f.bias if f.kind == "float" else "",
-             _number(f.max), _number(f.min), _number(smallest) if smallest else "",
-             "yes" if f.has_inf else "", "yes" if f.has_nan else "", f.source)
+             _number(f.max), _number(smallest) if smallest else "",
+             "yes" if f.has_inf else "", "yes" if f.has_nan else "")
         )  # fmt: skip
-    heads = (
-        "name",
-        "bits",
-        "precision",
-        "bias",
-        "largest",
-        "least",
-        "smallest",
-        "Inf",
-        "NaN",
-        "source",
-    )
+    heads = ("name", "bits", "precision", "bias", "largest", "smallest", "Inf", "NaN")
     yield from table(heads, rows)
     yield ""
     integers = [name for name in ns.list_formats() if whole.fullmatch(name)]
@@ -122,17 +111,20 @@ def formats_page() -> Iterator[str]:
         for name, q in QUANTS.items()
     ]
     yield from table(("name", "block", "element", "scale", "scale rule", "source"), recipes)
-    yield from ("", "## Number lines", "")
-    yield "Above, every finite value; below, magnitudes by exponent. Subnormal numbers are shaded."
+    yield from ("", "## One by one", "")
+    yield "Up to 16 bits with a picture: above, every finite value; below, magnitudes by exponent."
+    yield "Subnormal numbers are shaded."
     for name in DRAWN:
         f = ns.get_format(name)
         image = f"{name}.{'svg' if f.bits <= 8 else 'png'}"  # 65,536 lines make a heavy drawing
-        draw_number_line(f, OUT / "formats" / image)
+        if f.bits <= 16:
+            draw_number_line(f, OUT / "formats" / image)
         others = sorted(alias for alias, of in ALIASES.items() if of == name and len(alias) < 9)
         yield from ("", f"### {name}", "", f"{f.source}.")
         if others:
             yield f"Also called {', '.join(f'`{alias}`' for alias in others)}."
-        yield from ("", f"![{name}: its finite values](formats/{image})")
+        if f.bits <= 16:
+            yield from ("", f"![{name}: its finite values](formats/{image})")
 
 
 def roundings_page() -> Iterator[str]:
