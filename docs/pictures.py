@@ -138,9 +138,10 @@ def walk_tensor(path: Path) -> None:
     scale = np.asarray(q.scale).reshape(-1)
     axes[1].barh(range(6), scale, color=BLUE)
     axes[1].invert_yaxis()
+    axes[1].set_xlim(0, scale.max() * 1.3)
     axes[1].set_title("one scale a row: largest magnitude / 448", fontsize=9)
     for i, value in enumerate(scale):
-        axes[1].text(0, i, f" {value:.4g}", va="center", fontsize=8, color="black")
+        axes[1].text(value, i, f" {value:.4g}", va="center", fontsize=8)
     grid(axes[2], q.codes[:, part].astype(float), "codes", "{:02x}", None, whole=True)
     error = (np.asarray(q) - x)[:, part] / np.abs(x).max(1, keepdims=True)
     grid(axes[3], error * 100, "stored - value, in % of the row's largest", "{:+.1f}", "RdBu")
@@ -340,7 +341,7 @@ def packing(path: Path) -> None:
         order = order.reshape(shape[::-1]).T if axes is left else order.reshape(shape)
         axes.imshow(order, cmap="Blues", vmax=order.max() * 1.6, aspect="auto")
         for (i, j), at in np.ndenumerate(order):
-            axes.text(j, i, str(at), ha="center", va="center", fontsize=6)
+            axes.text(j, i, str(at), ha="center", va="center", fontsize=6 if axes is left else 4.5)
         axes.set_title(f"{title}, {steps} steps", fontsize=9)
         axes.set_yticks(range(0, shape[0], 2 if axes is left else 1))
         axes.set(
