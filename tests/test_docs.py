@@ -59,6 +59,16 @@ def test_a_block_that_fails_is_counted(tmp_path, block):
     assert run_blocks.run_page(page) == 1
 
 
+def test_verilog_is_left_out_only_where_the_simulator_is_not_there(tmp_path, capsys, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\niverilog --no-such-option\n```\n")
+    monkeypatch.setattr(run_blocks.shutil, "which", lambda name: "/usr/bin/iverilog")
+    assert run_blocks.run_page(page) == 1
+    monkeypatch.setattr(run_blocks.shutil, "which", lambda name: None)
+    assert run_blocks.run_page(page) == 0
+    assert "left out, iverilog is not installed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_pages_name_files_that_are_there(page):
     text = page.read_text(encoding="utf-8")
