@@ -45,9 +45,11 @@ def measured(what: str) -> list[str]:
         env=os.environ | {"COLUMNS": "110"}, check=True,
     )  # fmt: skip
     lines = [line.rstrip() for line in done.stdout.splitlines()]
+    busy = float(before) > (os.cpu_count() or 1) / 2 if before != "unknown" else False
+    note = " **The machine was busy with other work: these figures are rough.**" if busy else ""
     return [
         "", f"## numsim bench {what}", "", TIMERS[what], "",
-        f"Processes that wanted to run, mean of a minute: {before} before, {load()} after.", "",
+        f"Processes that wanted to run, mean of a minute: {before} before, {load()} after.{note}", "",
         "```text", *lines, "```",
     ]  # fmt: skip
 
