@@ -49,7 +49,8 @@ def measured(what: str) -> list[str]:
     note = " **The machine was busy with other work: these figures are rough.**" if busy else ""
     return [
         "", f"## numsim bench {what}", "", TIMERS[what], "",
-        f"Processes that wanted to run, mean of a minute: {before} before, {load()} after.{note}", "",
+        f"Processes that wanted to run, mean of a minute: {before} before, {load()} after.{note}",
+        "",
         "```text", *lines, "```",
     ]  # fmt: skip
 
