@@ -99,7 +99,8 @@ def test_eight_bits_on_both_paths(name):
 @pytest.mark.exhaustive
 def test_every_small_format_every_worker():
     x = patterns()
-    names = [n for n in ns.list_formats() if ns.get_format(n).bits <= 16 and n != "nf4"]
+    small = [f for f in map(ns.get_format, ns.list_formats()) if f.bits <= 16]
+    names = [f.name for f in small if f.kind != "table"]
     names += [
         f"p3109_k{k}p{p}{s}{d}"
         for k in range(2, 9) for s in "su" for p in range(1, k + (s == "u")) for d in "ef"
