@@ -19,6 +19,7 @@ from numsim.kernels.gemm_hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
 from numsim.kernels.gemm_hopper import pack_b as pack_fp8
 from numsim.kernels.gemm_int import gemm_int8
 from numsim.kernels.gemm_int import pack_b as pack_int8
+from numsim.kernels.jit import over_range
 from numsim.kernels.turned import turn
 
 PATHS = simd.PATHS
@@ -409,6 +410,17 @@ def test_threads_and_paths_do_not_change_bits():
                 np.testing.assert_array_equal(got, expected)
     finally:
         numba.set_num_threads(before)
+
+
+def test_work_that_asks_for_threads_again_does_not_wait_for_them():
+    done = np.zeros((8, 4), np.int64)
+
+    def row(start, stop):
+        for i in range(start, stop):
+            over_range(lambda a, b, i=i: done[i, a:b].__iadd__(1), 4)
+
+    over_range(row, 8)
+    assert (done == 1).all()
 
 
 def test_force_is_restored(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
     depend on the number of threads.
     """
     pieces = -(-count // grain)
-    n = min(threads(), pieces) if pieces > 1 else 1
+    n = min(threads(), pieces) if pieces > 1 and not getattr(_WORKING, "here", False) else 1
     if n == 1:
         if count:
             work(0, count)
@@ -89,8 +90,12 @@ def over_range(work: Callable[[int, int], object], count: int, *, grain: int = 1
         future.result()
 
 
+_WORKING = threading.local()  # set in a pool's thread: waiting there for others would be for ever
+
+
 @known_floats  # a pool's thread inherits nothing from its caller
 def _piece(work: Callable[[int, int], object], start: int, stop: int) -> None:
+    _WORKING.here = True
     work(start, stop)
 
 
