@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.kernels import blocks
 from numsim.quant import storage_losses
 
 RNG = np.random.default_rng(5)
@@ -349,3 +350,46 @@ def test_scales_of_float64_amaxes_are_rounded_once(name):
         for amax in (near, np.nextafter(near, 0.0), np.nextafter(near, np.inf)):
             scale = ns.quantize([amax], ns.Quant(name, "per_tensor")).scale
             assert scale == fp32(Fraction(amax) / Fraction(top))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 32), (3, 64), (64, 3), (33, 5), (2, 48, 7), (2, 7, 48), (96,)]
+)
+@pytest.mark.parametrize("block", [1, 2, 16, 32, 48])
+def test_kernels_of_blocks_do_what_numpy_does(shape, block):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32) * np.float32(2.0) ** rng.integers(
+        -140, 120, shape
+    )
+    x = x.astype(np.float32)
+    x.reshape(-1)[:3] = [-0.0, np.inf, 1e-45]
+    for axis in range(-len(shape), len(shape)):
+        if not blocks.covers(x, axis, block):
+            continue
+        starts = np.arange(0, shape[axis], block)
+        want = np.maximum.reduceat(np.abs(x), starts, axis)
+        got = blocks.amax(x, axis, block)
+        np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+        scale = rng.uniform(0.1, 2, want.shape).astype(np.float32)
+        wide = np.repeat(scale, block, axis).take(range(shape[axis]), axis)
+        with np.errstate(over="ignore", under="ignore"):
+            quotient = x / wide
+        got = blocks.divided(x, scale, axis, block)
+        np.testing.assert_array_equal(got.view(np.uint32), quotient.view(np.uint32))
+        exact = blocks.divided(x, scale.astype(np.float64), axis, block)
+        np.testing.assert_array_equal(exact, x / wide.astype(np.float64))
+    x.reshape(-1)[-1] = np.nan
+    assert np.isnan(blocks.amax(x[None].repeat(2, 0), 0, 2)).any()
+
+
+@pytest.mark.parametrize("shape", [(5000, 96), (96, 5000), (300_000,), (3, 640, 200)])
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxint8", "nvfp4"])
+def test_blocks_of_tensors_that_are_cut_in_pieces(shape, name):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    for axis in range(len(shape)):
+        narrow, wide = (
+            ns.quantize(x, name, axis=axis),
+            ns.quantize(x.astype(float), name, axis=axis),
+        )
+        np.testing.assert_array_equal(narrow.codes, wide.codes)
+        np.testing.assert_array_equal(narrow.scale_codes, wide.scale_codes)

@@ -16,6 +16,7 @@ from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
+from numsim.kernels import blocks
 from numsim.quant.scales import (
     block_amax,
     block_shape,
@@ -168,21 +169,41 @@ def quantize_pieces(
             "beyond float32; divide the tensor by a constant first"
         )
     codes = np.empty(values.shape, rule.fmt.code_dtype)
+    narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and _far_below(rule)
+    by_blocks = (
+        (narrow or above is not None)
+        and wide is np.float32
+        and isinstance(rule.block, int)
+        and blocks.covers(values, axis, rule.block)
+    )
     q = QTensor(codes, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
-    divisor: Any = q.element_scale()
+    divisor: Any = scale if by_blocks else q.element_scale()
     if above is not None:
         divisor = np.asarray(divisor, np.float64) * np.float64(above)
-    elif rule.scale_format in POW2_FORMATS and not (wide is np.float32 and _far_below(rule)):
+    elif rule.scale_format in POW2_FORMATS and not narrow:
         divisor = np.asarray(divisor, np.float64)  # exact, subnormal quotients included
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
     for piece in pieces:
-        with np.errstate(over="ignore", under="ignore"):
-            quotient = values[piece].astype(wide, copy=False) / divisor[piece if by_piece else ...]
+        if by_blocks:
+            part, each = values[piece], divisor[_blocks_of(piece, rule, axis % values.ndim)]
+            quotient = blocks.divided(part, each, axis, int(str(rule.block)))
+        else:
+            with np.errstate(over="ignore", under="ignore"):
+                by = divisor[piece if by_piece else ...]
+                quotient = values[piece].astype(wide, copy=False) / by
         first = offset + (piece.start * math.prod(values.shape[1:]) if values.ndim else 0)
         drawn = None if random is None else random[piece]
         _codes(quotient, rule, seed, first, drawn, codes[piece])
         done()
     return q
+
+
+def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:
+    """Return the blocks of a slice of the first axis: whole ones, if they run along it."""
+    if axis or piece is ...:
+        return piece
+    size = int(str(rule.block))
+    return slice(piece.start // size, -(-piece.stop // size))
 
 
 def _far_below(rule: Quant) -> bool:

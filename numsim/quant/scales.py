@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format
+from numsim.kernels import blocks
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
@@ -44,6 +45,9 @@ def block_shape(quant: Quant, shape: tuple[int, ...], axis: int) -> tuple[int, .
 
 def block_amax(values: NDArray[Any], sizes: tuple[int, ...]) -> NDArray[Any]:
     """Return the largest magnitude of every block, short blocks at the end included."""
+    along = [axis for axis, size in enumerate(sizes) if size > 1]
+    if len(along) == 1 and blocks.covers(values, along[0], sizes[along[0]]):
+        return blocks.amax(values, along[0], sizes[along[0]])
     amax: NDArray[Any] = np.abs(values)
     for axis, size in enumerate(sizes):
         if size > 1:
