@@ -147,6 +147,8 @@ def _kept_doubles(f: Format, how: Plan) -> Worker | None:
     far = f.kind == "integer" or (f.min_subnormal >= 2.0**-140 and f.max < 2.0**127)
     if how.mode == SR or how.nan_drop < 52 or f.kind == "table" or f.bits > 16 or not far:
         return None
+    if how.overflow == WRAP:  # the lowest bits of large numbers count
+        return None
     worker = _kept_singles(f, how, False)
 
     def work(

@@ -611,6 +611,15 @@ def doubles(f):
     return np.concatenate([near, *beside, *little, both_signs])
 
 
+@pytest.mark.parametrize("name", INTEGERS)
+def test_numbers_that_wrap_keep_their_lowest_bits(name):
+    f = ns.get_format(name)
+    x = [16777217.0, 2.0**52 + 1, -(2.0**40) - 3, 2.0**30 + 0.5]
+    want = [round(Fraction(v) * 2**f.bias) % (1 << f.bits) for v in x]
+    codes = ns.encode(np.array(x), name, overflow="wrap").tolist()
+    assert [code % (1 << f.bits) for code in codes] == want
+
+
 @pytest.mark.parametrize("overflow", [SATURATE, SPECIAL])
 @pytest.mark.parametrize("mode", range(6))
 @pytest.mark.parametrize("name", [*FLOATS, *INTEGERS, "float16", "bfloat16", "q3.4", "uq0.8"])
