@@ -17,6 +17,8 @@ from numsim.bench.matmul import MatmulTiming
 from numsim.cli import app
 from numsim.models import load_model
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 TOY = models.Size("toy", 2, 64, 4, 96, 128, tokens=16, threads=1, repeats=2)
 
 

@@ -12,6 +12,8 @@ import pytest
 from numsim import cli
 from numsim.models import Recipe
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 COMPILING = "numsim: compiling what this needs, once for this processor\n"  # of a cold cache
 # A shell that starts tests in the background lets them, and what they start, ignore Ctrl-C.
 HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "

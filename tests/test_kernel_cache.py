@@ -18,6 +18,8 @@ import pytest
 import numsim as ns
 from numsim.kernels import cache, jit
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 PACKAGE = Path(ns.__file__).parent
 PROGRAM = """
 import sys

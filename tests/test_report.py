@@ -14,6 +14,8 @@ from numsim.report import figures, write_report
 from numsim.report.tables import local_sqnr, pivot, read_results
 from numsim.sweep.columns import NAMES
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 FILES = ["report.md", "kl.png", "perplexity.png", "sqnr.png", "layers.png"]
 
 

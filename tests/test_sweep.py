@@ -19,6 +19,8 @@ from numsim.sweep.overflow import COUNTED
 from numsim.sweep.run import case_rows, run_reference
 from numsim.sweep.spec import cases
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 200, "window": 64}
 ROWS = 5 * 9 + 1 + 1  # of a case: nine products a layer, the head, the network
 API_COLUMNS = """

@@ -20,6 +20,8 @@ from numsim.sweep import lock
 from numsim.sweep.columns import COLUMNS, NAMES
 from numsim.sweep.csv import ResultsFile
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 SMALL = {"formats": ["int8"], "targets": ["ideal.int"], "limit_tokens": 100, "window": 32}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, links and locks")
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from numsim.cli import app
 from numsim.errors import NumsimError
 
+pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+
 MESSAGES = [
     {"label": i % 2, "text": f"{('win', 'home')[i % 2]} word{i % 5} now", "split": split}
     for i, split in enumerate(["train"] * 24 + ["test"] * 6)
