@@ -163,8 +163,12 @@ def scales_from_amax(amax: NDArray[Any], quant: Quant) -> NDArray[np.float32]:
         return np.asarray(scale)
     if fmt.emax >= _WIDE:
         return np.ones(np.shape(amax), np.float32)
+    exact = np.asarray(amax, np.float64)
+    # of numbers of 24 bits float64 keeps enough: 53 bits are more than 2 * 24 + 1 (Figueroa, 1995)
+    short = np.float32(fmt.max) == fmt.max and np.asarray(amax).dtype == np.float32
     with np.errstate(all="ignore"):
-        scale = quotient_to_odd(np.asarray(amax, np.float64), fmt.max).astype(np.float32)
+        quotient = exact / fmt.max if short else quotient_to_odd(exact, fmt.max)
+        scale = quotient.astype(np.float32)
     if quant.scale_format == "bfloat16":
         scale = cast(scale, "bfloat16")
     scale = np.where(np.asarray(amax) == 0, np.float32(1.0), np.maximum(scale, _TINY))
