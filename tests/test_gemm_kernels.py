@@ -461,3 +461,19 @@ def test_codes_pack_alike_whichever_side_lies_in_memory(path, shape, group):
         for x in (rows, rows.copy())
     ]
     np.testing.assert_array_equal(sums[0].view(np.uint32), sums[1].view(np.uint32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 7), (1, 13, 24), (2, 31, 25), (3, 8, 12)])
+def test_left_operands_pack_alike_whichever_side_lies_in_memory(path, shape):
+    rng = np.random.default_rng(0)
+    batch, depth, lines = shape
+    turned = rng.normal(size=shape).astype(np.float32)  # [batch, K, M]
+    b = rng.normal(size=(batch, depth, 5)).astype(np.float32)
+    rows = turned.swapaxes(1, 2)
+    np.testing.assert_array_equal(gemm_fma(rows, b), gemm_fma(rows.copy(), b))
+    codes = rng.integers(-128, 128, shape).astype(np.int8)
+    right = rng.integers(-128, 128, (batch, depth, 5)).astype(np.int8)
+    for kind in (np.int8, np.uint8):
+        some = codes.view(kind).swapaxes(1, 2)
+        np.testing.assert_array_equal(gemm_int8(some, right), gemm_int8(some.copy(), right))
+    assert lines == rows.shape[1]

@@ -283,10 +283,50 @@ def _packed(source: Array, width: int) -> Array:
     return panels
 
 
+@kernel
+def _pack_columns(source: Array, panels: Array, start: int, stop: int) -> None:
+    """Copy [batch, K, lines] into [batch, tiles, K, rows, 1], pieces start:stop."""
+    depth, lines = source.shape[1], source.shape[2]
+    count, width = panels.shape[1], panels.shape[3]
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        used = min(width, lines - first)
+        rows = source[batch]
+        panel = panels[batch, piece % count].reshape(-1)
+        for k in range(depth):
+            line, to = rows[k, first : first + used], panel[k * width : k * width + used]
+            for i in range(used):
+                to[i] = line[i]
+
+
+@cache
+def _column_packer() -> Callable[..., Any]:
+    arrays = (
+        types.Array(types.uint32, 3, "C", readonly=True), simd.contiguous(types.uint32, 5),
+    )  # fmt: skip
+    return simd.compiled(_pack_columns, *arrays, types.int64, types.int64)
+
+
+def _pack_turned(source: Array) -> Array:
+    """Pack rows whose k stand far apart: words [batch, K, M] in C order."""
+    batch, depth, lines = source.shape
+    tiles = -(-lines // simd.FMA_ROWS)
+    panels = np.zeros((batch, tiles, depth, simd.FMA_ROWS, 1), np.uint32)
+    entry = _column_packer()
+    over_range(
+        lambda start, stop: entry(source, panels, start, stop), batch * tiles,
+        grain=grain_of(batch * tiles, PACKED * source.size),
+    )  # fmt: skip
+    return panels
+
+
 def pack_rows(a: Array) -> Array:
     """Pack the left operand [batch, M, K], also int32, into [batch, tiles, K, rows, 1]."""
     if a.itemsize == 4 and a.flags.c_contiguous and a.size:
         return pack_words(a.view(np.uint32)).view(a.dtype)
+    turned = a.swapaxes(1, 2)
+    if a.itemsize == 4 and turned.flags.c_contiguous and a.size:
+        return _pack_turned(turned.view(np.uint32)).view(a.dtype)
     return _packed(a, simd.FMA_ROWS)
 
 

@@ -13,6 +13,7 @@ from numba import types
 from numsim.kernels import simd, simd_int
 from numsim.kernels.gemm_fma import cover, pack_words, panels_for, run_tiles, tile_types
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+from numsim.kernels.turned import turn
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # steps of four k for which a panel of b stays in the cache
@@ -130,7 +131,12 @@ def packed_a(a: Array) -> Array:
     batch, lines, depth = a.shape
     if depth % 4 or not a.flags.c_contiguous:
         whole = np.zeros((batch, lines, -(-depth // 4) * 4), a.dtype)
-        whole[:, :, :depth] = a
+        turned = a.swapaxes(1, 2)
+        if turned.flags.c_contiguous:
+            for i in range(batch):
+                turn(turned[i].view(np.uint8), whole[i].view(np.uint8))
+        else:
+            whole[:, :, :depth] = a
         a = whole
     return pack_words(a.view(np.uint32), 0x80808080 if a.dtype == np.int8 else 0)
 

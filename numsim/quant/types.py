@@ -482,6 +482,11 @@ def readable(q: QTensor) -> NDArray[Any]:
 def decoded(q: QTensor) -> NDArray[Any]:
     """Return the values of the codes without the scale, kept: weights are decoded once."""
     if "values" not in q.packed:
-        q.packed["values"] = decode(readable(q), q.fmt)
+        codes = readable(q)
+        turned = codes.ndim > 1 and codes.swapaxes(-1, -2).flags.c_contiguous
+        if turned:  # decoded as they lie in memory
+            q.packed["values"] = decode(codes.swapaxes(-1, -2), q.fmt).swapaxes(-1, -2)
+        else:
+            q.packed["values"] = decode(codes, q.fmt)
     kept: NDArray[Any] = q.packed["values"]
     return kept
