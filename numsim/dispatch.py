@@ -144,7 +144,7 @@ def _doubles(f: Format, how: Plan) -> Worker:
 
 def _kept_doubles(f: Format, how: Plan) -> Worker | None:
     """Return the worker of float32 after a rounding to odd, where that decides the same."""
-    far = f.kind == "integer" or (f.min_subnormal >= 2.0**-140 and f.max < 2.0**127)
+    far = f.min_subnormal >= 2.0**-140 and f.max < 2.0**127
     if how.mode == SR or how.nan_drop < 52 or f.kind == "table" or f.bits > 16 or not far:
         return None
     if how.overflow == WRAP:  # the lowest bits of large numbers count

@@ -19,6 +19,7 @@ from oracle import philox
 
 import numsim as ns
 from numsim import dispatch
+from numsim.formats import Format
 from numsim.kernels import fast, fast_decode, simd
 from numsim.kernels.round import RNE, SATURATE, SPECIAL
 
@@ -640,3 +641,11 @@ def test_float64_by_way_of_rounding_to_odd(name, mode, overflow):
         np.testing.assert_array_equal(got[number], want[number])
         if nan_code >= 0:
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("bias", [149, 150, 200, 1000, -120, -126, -130, -900])
+def test_fixed_point_beyond_float32_is_not_rounded_to_odd_on_the_way(bias):
+    f = Format("own", "integer", 4, 3, bias)
+    steps = np.array([-9, -3, -2.5, -1.25, -0.5, 0.25, 0.5, 1.5, 1.75, 2.25, 5, 100])
+    want = [min(max(round(Fraction(v)), -8), 7) for v in steps]
+    assert ns.encode(np.ldexp(steps, -bias), f).tolist() == want

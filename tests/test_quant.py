@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.formats import Format
 from numsim.kernels import blocks
-from numsim.quant import storage_losses
+from numsim.quant import Quant, quantize, storage_losses
 
 RNG = np.random.default_rng(5)
 
@@ -393,3 +394,16 @@ def test_blocks_of_tensors_that_are_cut_in_pieces(shape, name):
         )
         np.testing.assert_array_equal(narrow.codes, wide.codes)
         np.testing.assert_array_equal(narrow.scale_codes, wide.scale_codes)
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz"])
+def test_quotients_below_float32_decide_in_tables_and_formats_without_zero(rounding):
+    halves = Format("halves", "table", 2, 1, 0, table=(-1.0, -0.5, 0.5, 1.0))
+    rule = {"block": 2, "scale_format": "pow2", "rounding": rounding}
+    x = np.array([[4.0, 1e-45], [4.0, -1e-45]], np.float32)  # divided by 4: less than float32 has
+    got = quantize(x, Quant(halves, scale_rule="ceil", **rule)).codes[:, 1].tolist()
+    assert got == ([1, 2] if rounding == "rtz" else [2, 1])  # -0.5 or 0.5: 0 lies between
+    powers = Format("powers", "float", 8, 1, 20, False, "all_ones", "none", zero=False)
+    x = np.array([[2.0**120, 1e-45]], np.float32)
+    q = quantize(x, Quant(powers, scale_rule="ceil", overflow="special", **rule))
+    assert q.codes[0, 1] == quantize(x.astype(np.float64), q.quant).codes[0, 1] == 0  # no NaN
