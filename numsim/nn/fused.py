@@ -19,6 +19,7 @@ from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets.chains import restarts
+from numsim.targets.operands import locked
 from numsim.targets.plan import class_for
 from numsim.targets.runs.fused import fp8_applies
 from numsim.targets.runs.tensor import batched, fields
@@ -110,6 +111,7 @@ def _step(
     if made is None or made[2].kind != FLOAT or made[0].bits != 8 or restarts(one.target):
         return None
     left, right, how, scale = made
+    right = locked(right)  # what is kept of its codes stays true
     _, sums = class_for(one.target, left, right.fmt)
     zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
     if not isinstance(sums, Fused) or not fp8_applies(

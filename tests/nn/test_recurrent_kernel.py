@@ -327,3 +327,15 @@ def test_ties_of_the_kernel_go_to_even(name):
     how = fused._rounding(ns.Quant(name, "none"), np.float32(1))
     _rounded(x, out, how)
     np.testing.assert_array_equal(out / how.unit, ns.cast(x, name))
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+def test_codes_that_steps_looked_at_cannot_change_before_a_product():
+    layer, params, x, states, up = case(2, 3, 5, 17)
+    codes = ns.encode(params["weight_hh"], "float8_e4m3fn")
+    weight = ns.QTensor.from_codes(codes, "float8_e4m3fn")
+    stored = params | {"weight_hh": weight}
+    pass_of(layer, stored, x, states, up, train.recipe("fp8_e4m3", target=HOPPER))
+    assert weight.packed  # it was found finite
+    with pytest.raises(ValueError, match="read-only"):
+        weight.codes[0, 0] = 0x7F
