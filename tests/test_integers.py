@@ -157,3 +157,23 @@ def test_overflow_in_a_scaled_block_names_k_of_the_whole_product():
     a, b = ns.quantize(x, q), ns.quantize(np.ones((48, 1)), q, axis=0)
     with pytest.raises(ns.NumsimError, match="k = 22"):
         ns.matmul(a, b, target=ns.get_target("ideal.int", acc_bits=16, overflow="raise"))
+
+
+def test_sums_beyond_fifty_three_bits_keep_their_last():
+    # (2**27 - 1)**2 is odd, and above 2**53
+    assert int(run([2**27 - 1], [2**27 - 1], "int32", acc_bits=64)[0, 0]) == 2**54 - 2**28 + 1
+
+
+@pytest.mark.parametrize("acc_bits", [16, 32])
+def test_a_sum_one_above_the_largest_saturates(acc_bits):
+    # each product is 2**14
+    k = 1 << (acc_bits - 15)
+    d = run([-128] * k, [-128] * k, acc_bits=acc_bits, overflow="saturate", group=4)
+    assert int(d[0, 0]) == (1 << (acc_bits - 1)) - 1
+
+
+def test_a_pair_one_above_the_largest_saturates():
+    for overflow in ("wrap", "saturate"):
+        changes = {"group": 2, "pair_bits": 16, "overflow": overflow}
+        assert int(run([-128] * 2, [-128] * 2, **changes)[0, 0]) == 32767
+        assert int(run([-128, -127], [-128, -128], **changes)[0, 0]) == 32640

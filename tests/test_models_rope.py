@@ -128,3 +128,30 @@ def test_buckets_of_relative_positions():
     past = relative_buckets(Sizes, at, np.array([0]), causal=True)[:, 0].tolist()
     assert past == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, *[7] * 8]
     assert relative_buckets(Sizes, np.array([0]), at, causal=True)[0].tolist() == [0] * 20
+
+
+@pytest.mark.parametrize(
+    ("longest", "fast", "truncate", "shares"),
+    [
+        (64, 32.0, True, (0, 1 / 2, 1, 1)),  # edges -0.50 and 1.01: from 0, not from -1, to 2
+        (150_000_000, 1e7, True, (0, 1 / 7, 2 / 7, 3 / 7)),  # 0.38 and 7.38: to 7, not to 8
+        (64, 1.0, False, (0, 0, 1, 1)),  # both edges 1.01: a step
+    ],
+)
+def test_the_ramp_of_yarn_ends_within_the_head(longest, fast, truncate, shares):
+    rope = Rope(
+        theta=10000.0, width=8, kind="yarn", factor=4.0, longest=longest, fast=fast, slow=1.0,
+        truncate=truncate,
+    )  # fmt: skip
+    # the stretched share of a frequency is a quarter of it
+    want = [10.0**-j * (1 - share * 3 / 4) for j, share in enumerate(shares)]
+    np.testing.assert_allclose(rotary_frequencies(rope, 1), want, rtol=1e-15)
+
+
+def test_a_distance_at_the_edge_of_a_bucket_is_in_it():
+    class Sizes:
+        buckets, bucket_distance = 24, 96
+
+    # 12 ln(48 / 12) / ln(96 / 12) is 8, and one digit less where it is computed
+    at = np.array([47, 48])
+    assert relative_buckets(Sizes, at, np.array([0]), causal=True)[:, 0].tolist() == [19, 20]

@@ -407,3 +407,17 @@ def test_quotients_below_float32_decide_in_tables_and_formats_without_zero(round
     x = np.array([[2.0**120, 1e-45]], np.float32)
     q = quantize(x, Quant(powers, scale_rule="ceil", overflow="special", **rule))
     assert q.codes[0, 1] == quantize(x.astype(np.float64), q.quant).codes[0, 1] == 0  # no NaN
+
+
+def test_of_thresholds_that_are_equally_good_the_largest_is_taken():
+    # int2 holds 1: with 1 and 31/64 the errors at 48/64 and 47/64 are (16/64)**2 + (17/64)**2
+    least = ns.Quant("int2", "per_tensor", scale_rule="mse")
+    assert ns.quantize(np.float32([1, 31 / 64]), least).scale == 0.75
+    # one number in bin 127 and one in the last: no divergence with all bins, nor with 128 of them
+    histogram = ns.Quant("int8", "per_tensor", scale_rule="kl")
+    assert ns.quantize(np.float32([127.5, 2048]), histogram).scale == np.float32(2048 / 127)
+
+
+def test_half_a_step_beyond_the_range_is_clipped():
+    raw = ns.Quant("int8", "none")
+    assert storage_losses([127.5, -128.5, 127.4, -128.4], raw)[0] == 0.5

@@ -333,6 +333,20 @@ def test_two_files_one_after_the_other_are_read(csv, tmp_path, rows):
         assert [path.read_bytes() for path in got] == [path.read_bytes() for path in want]
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_empty_columns_and_lines_of_a_spreadsheet_say_nothing(csv, tmp_path, separator):
+    want = write_report(csv, tmp_path / "want")
+    lines = excel(csv, separator, "." if separator == "," else ",").splitlines()
+    count = lines[0].count(separator) + 2
+    more = [f"{line}{separator * 2}" for line in lines]
+    csv.write_text("\n".join([*more[:3], separator * count, *more[3:], separator * count, ""]))
+    got = write_report(csv, tmp_path / "got")
+    assert [path.read_bytes() for path in got] == [path.read_bytes() for path in want]
+    csv.write_text("\n".join([*more[:3], f"{more[3]}x", *more[4:], ""]))  # text without a column
+    with pytest.raises(NumsimError, match="lines longer than its header, line 4 the first"):
+        write_report(csv, tmp_path / "got")
+
+
 NAMED = {
     "negative": (edit(perplexity="-5"), r"perplexity holds numbers of 1 or more.*'-5'.*line 2;"),
     "below 1": (edit(perplexity="0.5"), r"numbers of 1 or more, and .*'0\.5' there, in line 2;"),

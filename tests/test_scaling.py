@@ -305,3 +305,32 @@ def test_tiles_of_keys_and_values_run_along_k_as_those_of_weights():
     got = make_gemm({}, OperandCache(None), {"l.qk": rule})("l.qk", x, w, np.arange(8))
     a, b = ns.quantize(x, rows), ns.quantize(w, rows, axis=-2)
     same(got, ns.matmul(a, b, target="nvidia.hopper.wgmma"))
+
+
+def test_a_product_of_powers_of_two_that_is_just_infinite_is_exact():
+    """2**128 is no float32, and 2**-12 times it is; two blocks of it, and a sum of them."""
+    codes = np.full((1, 4), 0x08, np.uint8)  # 2**-6 in E4M3
+    a = ns.QTensor.from_codes(codes, E4M3, scale=np.float32([[2.0**64] * 2]), block=2)
+    for target in ("ideal.fp32", "ideal.exact"):
+        same(ns.matmul(a, a.T, target=target), np.float32([[2.0**118]]))
+
+
+def test_a_large_scale_of_fixed_point_blocks_meets_its_small_partner_first():
+    """2**120 times the quantum 2**16 alone is infinite; with 2**-120 it is 65,536."""
+    wide = biased("int8", -8)
+    a = ns.QTensor.from_codes(np.ones((1, 8), int), wide, scale=[[2.0**120] * 2], block=4)
+    b = ns.QTensor.from_codes(np.ones((8, 1), int), wide, scale=[[2.0**-120]] * 2, block=4, axis=0)
+    assert ns.matmul(a, b, target="ideal.int") == 8 * 2.0**16
+
+
+def test_split_tiles_shorter_than_scale_blocks_keep_their_scales():
+    """Tiles of 16 dealt out in turn: two halves of a block go to two parts of K."""
+    rng = np.random.default_rng(7)
+    x = (rng.integers(-7, 8, (2, 128)) * 2.0 ** rng.integers(-2, 3, (2, 4)).repeat(32, 1)).astype(
+        np.float32
+    )
+    a, b = ns.quantize(x, "mxfp8_e4m3"), ns.quantize(x.T, "mxfp8_e4m3", axis=-2)
+    assert np.array_equal(a.dequantize(), x)
+    assert len(set(a.scale_codes.ravel().tolist())) > 1
+    unit = ns.get_target("nvidia.blackwell.tcgen05", split_k=2, split_order="serial", split_tile=16)
+    same(ns.matmul(a, b, target=unit), (x.astype(np.float64) @ x.T).astype(np.float32))

@@ -48,7 +48,7 @@ def lines(rows, width, results=None, lengths=()):
 @pytest.mark.parametrize("width", [140, 120, 100, 80, 70, 40])
 def test_numbers_are_never_cut_and_columns_never_empty(width):
     table = lines(MANY, width)
-    heads = next(line for line in table if "format" in line and "bits" in line)
+    heads = next(line for line in table if "format" in line and "scales" in line)
     body = table[table.index(heads) + 1 :][: len(MANY)]
     values = ["0.00296", "0.177", "0.0346", "0.074"]
     assert all(any(value in line for line in body) for value in values)
@@ -65,6 +65,16 @@ def test_numbers_are_never_cut_and_columns_never_empty(width):
             assert head in heads
     else:
         assert any("left out, the terminal is too narrow" in line for line in table)
+
+
+def test_the_narrowest_terminals_keep_the_measure():
+    """A table of 40 columns was 43 wide, and each of its lines broke."""
+    table = lines(MANY, 40)
+    assert max(map(len, table)) <= 40
+    assert "KL nats" in next(line for line in table if "format" in line and "scales" in line)
+    assert "left out, the terminal is too narrow: bits, dNLL nats" in " ".join(
+        " ".join(table).split()
+    )
 
 
 def test_ranked_by_kl_and_not_by_perplexity():

@@ -69,6 +69,7 @@ def read_table(
                 f"report: {path} is not a CSV file ({error}, in line {at}); {remedy}"
             ) from None
         names = [name.strip() for name in table[0][1]] if table else []
+        table, names = _without_empty(table, names)
         read = [Line(n, dict(zip(names, cells, strict=False))) for n, cells in table[1:]]
         _check_columns(path, columns, names, read[:1], start, remedy)
         for number, cells in table[1:]:
@@ -155,6 +156,23 @@ def _sections(text: str) -> Iterator[tuple[int, list[str]]]:
             lines[i] = bare
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         yield start + 1, [f"{line}\n" for line in lines[start:end]]
+
+
+def _without_empty(
+    table: list[tuple[int, list[str]]], names: list[str]
+) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """Leave out what spreadsheets add: empty lines, last columns without name or text."""
+    width = len(names)
+    while names and not names[-1]:
+        names = names[:-1]
+    kept = []
+    for number, cells in table:
+        if len(cells) == width and not any(cell.strip() for cell in cells):
+            continue
+        extra = cells[len(names) :]
+        spare = len(cells) <= width and not any(cell.strip() for cell in extra)
+        kept.append((number, cells[: len(names)] if spare else cells))
+    return kept, names
 
 
 def _check_columns(
