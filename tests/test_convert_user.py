@@ -128,3 +128,13 @@ def test_ties_between_values_of_a_table_go_away_from_zero(name):
     assert exact.sum() > 10
     got = ns.cast(middle[exact], name, rounding="rna")
     np.testing.assert_array_equal(got, want[exact].astype(np.float32))
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_one_above_the_largest_wraps_to_the_least(rounding, dtype):
+    more = {"seed": 1} if rounding == "sr" else {}
+    got = ns.encode(
+        np.array([8, 24, -8, 7], dtype), "int4", rounding=rounding, overflow="wrap", **more
+    )
+    assert got.tolist() == [-8, -8, -8, 7]
