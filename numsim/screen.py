@@ -99,8 +99,11 @@ def ranked(
         if max(map(len, lines)) <= width:
             break
     dropped: list[str] = []
-    while max(map(len, lines)) > width and len(figures) > 1:  # the measure last, bits before it
-        dropped.insert(0, figures.pop(-1 if len(figures) > 2 else 0).heading)
+    while max(map(len, lines)) > width and len(figures) > 1:
+        bits_go = (
+            len(figures) == 2 and figures[0].heading == "bits"
+        )  # what cases are ranked by stays
+        dropped.insert(0, figures.pop(0 if bits_go else -1).heading)
         lines = _lines([*left, *(_shorter(column, level) for column in names), *figures], gap)
     common = ", ".join(f"{name} {value}" for name, value in said.items())
     titles = [title, f"every case: {common}"] if said else [title]

@@ -116,3 +116,25 @@ def test_overflow_at_the_end_of_float64(known):
             assert ns.encode(x, f, rounding=rounding, overflow=overflow).tolist() == want
         single = ns.encode(np.float32([1, np.inf]), f, overflow=overflow)
         assert single.tolist() == [0, 0x7F if overflow == "saturate" else 0x80]
+
+
+@pytest.mark.parametrize("name", ["nf4", "posit8_es2"])
+def test_ties_between_values_of_a_table_go_away_from_zero(name):
+    values = np.unique(ns.get_format(name).values()[np.isfinite(ns.get_format(name).values())])
+    low, high = values[:-1].astype(np.float64), values[1:].astype(np.float64)
+    middle = low + (high - low) / 2
+    exact = (middle - low == high - middle) & (low != 0) & (high != 0)  # posits never become 0
+    want = np.where(middle < 0, low, high)
+    assert exact.sum() > 10
+    got = ns.cast(middle[exact], name, rounding="rna")
+    np.testing.assert_array_equal(got, want[exact].astype(np.float32))
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_one_above_the_largest_wraps_to_the_least(rounding, dtype):
+    more = {"seed": 1} if rounding == "sr" else {}
+    got = ns.encode(
+        np.array([8, 24, -8, 7], dtype), "int4", rounding=rounding, overflow="wrap", **more
+    )
+    assert got.tolist() == [-8, -8, -8, 7]
