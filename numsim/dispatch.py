@@ -122,7 +122,8 @@ def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.
     if half and how.mode != SR and x.size >= _LOOKUP_FROM:
         return dtype, _from_half(f, dtype, how)
     if dtype == np.float64:
-        return dtype, (None if supplied else _kept_doubles(f, how)) or _doubles(f, how)
+        odd = None if supplied else _by_odd(f, how)
+        return dtype, odd or _from_table(f, how) or _generic(f, how)
     # plans of stochastic rounding are as many as tensors, all others few
     worker = (_singles if how.mode == SR else _kept_singles)(f, how, supplied)
     if how.nan_drop < 52 and (single := _with_payloads(dtype)) is not None:
@@ -138,11 +139,7 @@ def _singles(f: Format, how: Plan, supplied: bool) -> Worker:
 _kept_singles = lru_cache(maxsize=256)(_singles)
 
 
-def _doubles(f: Format, how: Plan) -> Worker:
-    return _from_table(f, how) or _generic(f, how)
-
-
-def _kept_doubles(f: Format, how: Plan) -> Worker | None:
+def _by_odd(f: Format, how: Plan) -> Worker | None:
     """Return the worker of float32 after a rounding to odd, where that decides the same."""
     far = f.min_subnormal >= 2.0**-140 and f.max < 2.0**127
     if how.mode == SR or how.nan_drop < 52 or f.kind == "table" or f.bits > 16 or not far:

@@ -629,7 +629,7 @@ def test_float64_by_way_of_rounding_to_odd(name, mode, overflow):
     x = doubles(f)
     for nan_code in (f.nan_code if f.has_nan else 0, -1):
         plan = dispatch.Plan(mode, overflow, 64, 0, 0, 0, nan_code)
-        worker = dispatch._kept_doubles(f, plan)
+        worker = dispatch._by_odd(f, plan)
         if worker is None:
             continue
         got, want = np.zeros(x.size, f.code_dtype), np.zeros(x.size, f.code_dtype)

@@ -24,7 +24,7 @@ def product_to_odd(a: Floats, b: Floats) -> Floats:
     (4, 1)
     """
     product = a * b
-    return _to_odd(product, _lost(a, b, product))
+    return to_odd(product, _lost(a, b, product))
 
 
 def quotient_to_odd(a: Floats, b: float) -> Floats:
@@ -39,7 +39,7 @@ def quotient_to_odd(a: Floats, b: float) -> Floats:
     by = np.broadcast_to(np.float64(b), np.shape(a))
     product = quotient * by
     rest = (a - product) - _lost(quotient, by, product)
-    return _to_odd(quotient, rest * np.sign(by))
+    return to_odd(quotient, rest * np.sign(by))
 
 
 def _lost(a: Floats, b: Floats, product: Floats) -> Floats:
@@ -50,7 +50,7 @@ def _lost(a: Floats, b: Floats, product: Floats) -> Floats:
     return error
 
 
-def _to_odd(nearest: Floats, lost: Floats) -> Floats:
+def to_odd(nearest: Floats, lost: Floats) -> Floats:
     """Return numbers rounded to odd from those rounded to nearest and what is left of them."""
     bits = np.array(nearest).view(np.int64)
     inexact = np.isfinite(lost) & (lost != 0.0) & np.isfinite(nearest)

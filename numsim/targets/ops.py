@@ -16,7 +16,7 @@ from numsim.quant import QTensor
 from numsim.targets import outside, runs, scaling
 from numsim.targets.chains import Engine, bare, chained, restarts
 from numsim.targets.operands import locked
-from numsim.targets.plan import Plan, resolve
+from numsim.targets.plan import Plan, resolve, shapes
 from numsim.targets.runs.chain import DTYPES, round_to
 from numsim.targets.runs.integer import Overflowed, limits
 from numsim.targets.stats import Counter, MacStats
@@ -176,40 +176,6 @@ def _result(
     shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
     own = c is None and engine is runs  # nobody else holds the accumulators
     return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
-
-
-def shapes(a: QTensor, b: QTensor) -> tuple[tuple[int, ...], int, int]:
-    """Return the leading dimensions, M and N of a product.
-
-    Raises
-    ------
-    NumsimError
-        For operands that are no QTensors, or whose shapes do not match.
-    """
-    for operand, name in ((a, "a"), (b, "b")):
-        if not isinstance(operand, QTensor):
-            raise NumsimError(
-                f"matmul: {name} is a QTensor; got {type(operand).__name__}; use numsim.quantize "
-                "or QTensor.from_codes"
-            )
-    if a.ndim < 2 or b.ndim < 2:
-        raise NumsimError(
-            f"matmul: a is [..., M, K] and b is [..., K, N]; got {a.shape} and {b.shape}"
-        )
-    (m, k), (kb, n) = a.shape[-2:], b.shape[-2:]
-    if k != kb:
-        raise NumsimError(f"matmul: a has K = {k}, b has K = {kb}; shapes {a.shape}, {b.shape}")
-    if k == 0:
-        raise NumsimError("matmul: K is 0; a dot product needs at least one term")
-    if a.ndim == b.ndim == 2:
-        return (), m, n
-    try:
-        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except ValueError:
-        raise NumsimError(
-            f"matmul: leading dimensions broadcast as in numpy.matmul; got {a.shape} and {b.shape}"
-        ) from None
-    return batch, m, n
 
 
 def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
 from numsim.targets import outside, scaling
-from numsim.targets.chains import bare, k_slice, restarts
+from numsim.targets.chains import bare, chain_positions, k_pick, restarts
 from numsim.targets.operands import locked
 from numsim.targets.runs import chosen
 from numsim.targets.runs.chain import Chain
@@ -113,14 +113,7 @@ def plan(
     scales       after the unit, in float32
     kernel       FP8 with 13 fraction bits
     """
-    for operand, name in ((a, "a"), (b, "b")):
-        if not isinstance(operand, QTensor) or operand.ndim < 2:
-            raise NumsimError(
-                f"plan: {name} is a QTensor of two axes or more; got {type(operand).__name__}; "
-                "use numsim.quantize or QTensor.from_codes"
-            )
-    if a.shape[-1] != b.shape[-2]:
-        raise NumsimError(f"plan: a has K = {a.shape[-1]}, b has K = {b.shape[-2]}")
+    shapes(a, b, "plan")
     wanted = None if out_format is None else format_name(out_format, "plan: out_format")
     found = resolve(get_target(target), a, b, wanted)
     scales = "none"
@@ -141,12 +134,43 @@ def _kernel(found: Plan, a: QTensor, b: QTensor) -> str:
     together = found.block is not None and not restarts(unit)
     if together and outside.covered(rule, a, b, found.block or 0, out) is not None:
         return "all blocks at once"
-    step = found.block or depth
-    if restarts(unit):
-        step = min(step, unit.promote_every or unit.split_tile)
-    if step < depth:
-        left, right = k_slice(left, -1, 0, step), k_slice(right, -2, 0, step)
+    first = chain_positions(found.block or depth, unit)[0][0]
+    left, right = k_pick(left, -1, first), k_pick(right, -2, first)
     return chosen(Chain(rule, left, right, None, out, unit.name)).kernel
+
+
+def shapes(a: QTensor, b: QTensor, who: str = "matmul") -> tuple[tuple[int, ...], int, int]:
+    """Return the leading dimensions, M and N of a product.
+
+    Raises
+    ------
+    NumsimError
+        For operands that are no QTensors, or whose shapes do not match.
+    """
+    for operand, name in ((a, "a"), (b, "b")):
+        if not isinstance(operand, QTensor):
+            raise NumsimError(
+                f"{who}: {name} is a QTensor; got {type(operand).__name__}; use numsim.quantize "
+                "or QTensor.from_codes"
+            )
+    if a.ndim < 2 or b.ndim < 2:
+        raise NumsimError(
+            f"{who}: a is [..., M, K] and b is [..., K, N]; got {a.shape} and {b.shape}"
+        )
+    (m, k), (kb, n) = a.shape[-2:], b.shape[-2:]
+    if k != kb:
+        raise NumsimError(f"{who}: a has K = {k}, b has K = {kb}; shapes {a.shape}, {b.shape}")
+    if k == 0:
+        raise NumsimError(f"{who}: K is 0; a dot product needs at least one term")
+    if a.ndim == b.ndim == 2:
+        return (), m, n
+    try:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise NumsimError(
+            f"{who}: leading dimensions broadcast as in numpy.matmul; got {a.shape} and {b.shape}"
+        ) from None
+    return batch, m, n
 
 
 def resolve(target: Target, a: QTensor, b: QTensor, out: str | None) -> Plan:

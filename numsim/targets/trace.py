@@ -13,7 +13,7 @@ from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
 from numsim.targets import ops, runs
 from numsim.targets.chains import chain_positions, cut_out, step_length
-from numsim.targets.plan import resolve
+from numsim.targets.plan import resolve, shapes
 from numsim.targets.runs.chain import round_to
 from numsim.targets.runs.integer import Overflowed
 from numsim.targets.table import get_target
@@ -144,7 +144,7 @@ def trace(
     [1, 5, 14]
     """
     unit = get_target(target)
-    ops.shapes(a, b)
+    shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "trace: out_format")
     block = resolve(unit, a, b, wanted).block
     depth = a.shape[-1]

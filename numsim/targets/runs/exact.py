@@ -18,6 +18,7 @@ from numsim.kernels.jit import over_items
 from numsim.kernels.mac import Arithmetic
 from numsim.kernels.simd_mac import Flavour
 from numsim.quant import QTensor
+from numsim.quant.odd import to_odd
 from numsim.quant.types import decoded
 from numsim.targets.runs.chain import (
     DTYPES,
@@ -103,10 +104,7 @@ def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.floa
         total = sums + start
         back = total - sums
         error = (sums - (total - back)) + (start - back)
-        lost = np.isfinite(total) & (error != 0)
-        away = (np.signbit(error) != np.signbit(total)).astype(np.int64)
-        odd = (total.view(np.int64) - away | 1).view(np.float64)
-    return np.where(lost, odd, total)
+    return to_odd(total, error)
 
 
 def _sums(x: Chain) -> Work | None:
