@@ -1,0 +1,1 @@
+"""What a product lost: the steps of a rule again, with counts."""
