@@ -64,7 +64,7 @@ def _about(results: Results) -> list[str]:
     rows = results.products.loc[every, "M"]
     tokens = " or ".join(f"{m:.0f}" for m in sorted(rows.dropna().unique()))
     exact, fake = (cases.loc[cases["exact"] == kind, "target"] for kind in (True, False))
-    failed = int((cases["error"] != "").sum()) if "error" in cases else 0
+    failed = int(cases["failed"].sum())
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "
         f"{_names(cases['seed'])}; finished cases in {code(results.source.name)}: {len(cases)}"
@@ -85,12 +85,10 @@ def _about(results: Results) -> list[str]:
     lengths = emulated_lengths(results)
     if lengths:
         lines.append(f"- {k_tested(lengths)}.")
-    if "error" in cases:
-        lines += [
-            f"- Failed: {code(row.format)}, {text(row.scales)}, {code(row.target)}: "
-            f"{text(row.error)}."
-            for row in cases[cases["error"] != ""].itertuples()
-        ]
+    lines += [
+        f"- Failed: {code(row.format)}, {text(row.scales)}, {code(row.target)}: {text(row.error)}."
+        for row in cases[cases["failed"]].itertuples()
+    ]
     if results.unfinished:
         lines.append(f"- Left out, unfinished: case {', '.join(map(text, results.unfinished))}.")
     return [*lines, ""]
