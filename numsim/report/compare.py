@@ -91,7 +91,7 @@ def _row(
         row[f"{name}_before"] = np.nan if was is None else was[name]
         row[f"{name}_now"] = np.nan if now is None else now[name]
     if now is None or was is None:
-        return row | {"moved": True, "differs": True, "same_recipe": False,
+        return row | {"moved": True, "differs": True, "same_recipe": False, "appeared": False,
                       "relative": np.nan, "decibels": np.nan, "sigmas": np.nan}  # fmt: skip
     key = "perplexity" if np.isfinite(now["perplexity"]) else "embedding_cosine"
     with np.errstate(all="ignore"):
@@ -99,11 +99,12 @@ def _row(
         decibels = now["sqnr_cumulative_db"] - was["sqnr_cumulative_db"]
         error = np.hypot(now["dnll_stderr"], was["dnll_stderr"])
         sigmas = (now["dnll"] - was["dnll"]) / error if error > 0 else np.nan
+    appeared = any(_appeared(now[n], was[n]) for n in COLUMNS)
     unlike = any(_unlike(now[name], was[name]) for name in COLUMNS)
     return row | {
         "moved": _beyond(relative, PERPLEXITY) or _beyond(decibels, DECIBELS)
-        or _beyond(sigmas, SIGMAS) or any(_appeared(now[n], was[n]) for n in COLUMNS),
-        "differs": unlike,
+        or _beyond(sigmas, SIGMAS) or appeared,
+        "differs": unlike, "appeared": appeared,
         "same_recipe": unlike and one["recipe_digest"] != ""
         and now["recipe_digest"] == was["recipe_digest"],
         "relative": relative, "decibels": decibels, "sigmas": sigmas,

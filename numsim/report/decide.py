@@ -41,6 +41,16 @@ def judged_by(cases: pd.DataFrame) -> str:
     return next((name for name in names if np.isfinite(cases[name]).any()), names[0])
 
 
+def best_first(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases of each run, best first; what failed or was not measured last."""
+    parts = []
+    for _, run in cases.groupby(list(RUN), sort=False):
+        key = judged_by(run)
+        merit = SIGNED[BY_KEY[key].better] * run[key]
+        parts.append(run.loc[merit.sort_values(kind="stable", na_position="last").index])
+    return pd.concat(parts, ignore_index=True)
+
+
 def candidates(cases: pd.DataFrame) -> pd.DataFrame:
     """Return the bit-exact cases that did not fail, best first; ties in order of bits."""
     key = judged_by(cases)

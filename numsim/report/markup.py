@@ -12,7 +12,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *content: str | None, **attributes: str | float | bool | None) -> Html:
+def tag(element: str, /, *content: str | None, **attributes: str | float | bool | None) -> Html:
     """Return an element; `class_` and `data_case` are written ``class`` and ``data-case``.
 
     An attribute that is None or False is left out; True stands without a value.
@@ -31,8 +31,8 @@ def tag(name: str, *content: str | None, **attributes: str | float | bool | None
         if value is not None and value is not False
     )
     inner = join(content)
-    end = "" if name in ("input", "meta", "link", "br", "img") else f"{inner}</{name}>"
-    return Html(f"<{name}{written}>{end}")
+    end = "" if element in ("input", "meta", "link", "br", "img") else f"{inner}</{element}>"
+    return Html(f"<{element}{written}>{end}")
 
 
 def join(parts: Iterable[str | None], between: str = "") -> Html:

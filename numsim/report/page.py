@@ -25,10 +25,10 @@ from numsim.words import k_tested, with_error
 
 WORST = 3
 SECTIONS = (
-    ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl.png"),
-    ("Perplexity", "perplexity", ".3f", "perplexity.png"),
-    ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine.png"),
-    ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr.png"),
+    ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl"),
+    ("Perplexity", "perplexity", ".3f", "perplexity"),
+    ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine"),
+    ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr"),
 )
 MARKS = {
     "=": "= the same as the case above, to the last bit.",
@@ -53,7 +53,7 @@ def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
     worst = local_sqnr(results)
     if not worst.isna().all(axis=None):
         title = "Worst products: lowest local SQNR, dB"
-        lines += [f"## {title}", "", *_figure(title, "layers.png", captions), *_worst_table(worst)]
+        lines += [f"## {title}", "", *_figure(title, "layers", captions), *_worst_table(worst)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -132,7 +132,7 @@ def _names(names: Iterable[str]) -> str:
 def _figure(title: str, name: str, captions: Mapping[str, str]) -> list[str]:
     if name not in captions:
         return []
-    return [f"![{title}]({name})", "", f"*{captions[name]}*", ""]
+    return [f"![{title}]({name}.png)", "", f"*{captions[name]}*", ""]
 
 
 def _ranking_table(run: pd.DataFrame, results: Results) -> list[str]:
