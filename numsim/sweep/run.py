@@ -20,7 +20,7 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import ConfigKeyWarning, NumsimError
 from numsim.files import check_apart, check_regular
 from numsim.float_state import known_floats
-from numsim.kernels.compare import compare_logits
+from numsim.kernels.compare import RANK, compare_logits
 from numsim.kernels.jit import over_range
 from numsim.losses import with_losses
 from numsim.models import Model, Recipe, Rule, load_model
@@ -30,11 +30,13 @@ from numsim.models.text import TextTools, load_text_tools
 from numsim.processes import in_processes
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
+from numsim.sweep.costs import Costs
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.inputs import Inputs, Text, read_inputs
 from numsim.sweep.operators import (
     Reference,
     cosine,
+    depth_db,
     describe,
     figures,
     operator_row,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Progress = Callable[[str, int, int], None]
+FIGURES = RANK + 1  # of a token, by `compare_logits`
 
 
 @known_floats
@@ -119,6 +122,7 @@ def sweep(
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
     read += [("recipe", given) for given in plan.recipes]
+    read += [("rows of cost", plan.cost)]
     check_apart(plan.out, read, "sweep")
     with ResultsFile(plan.out, resume=plan.resume, force=plan.force) as results:
         return _sweep(plan, results, tell)
@@ -349,6 +353,8 @@ def run_reference(
     for n, part in enumerate(_batches(count, batch)):
         taps = tap_names(model.gemm_names(), ("in", "operand", "out")) if n == 0 else []
         run = inputs.run(model, part, None, taps)
+        if n == 0:
+            reference.depth = [x.astype(np.float32) for x in run.hidden_states[1:]]
         if labels:
             reference.logits[part] = _answers(run.logits)
         elif scored:
@@ -393,17 +399,21 @@ def _run_case(
     """Yield rows of the products, of the first batch; return the figures of the whole network."""
     inputs = reference.inputs
     names = [name for name in rules if f"{name}.in" in reference.taps]
-    compared = np.empty((*reference.nll.shape, 8))
+    compared = np.empty((*reference.nll.shape, FIGURES))
+    costs = Costs.of(case.machine, rules.values())
     cosines = np.empty(len(inputs.tokens))
     errors = []
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
         run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
             touched = False
+            depth = depth_db(reference, run)
             for name in names:
                 rule = rules[name]
                 touched = touched or not rule.is_plain
                 row = operator_row(model, recipe, rule, reference, name, run.taps, touched=touched)
+                row |= costs.product(rule, row)
+                row["sqnr_depth_db"] = depth.get(row["layer"]) if touched else None
                 yield describe(case, digest, [rule]) | row
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
@@ -427,7 +437,7 @@ def _run_case(
             found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
     if all(rule.is_plain for rule in rules.values()):
         found["sqnr_cumulative_db"] = None
-    return found
+    return found | costs.whole()
 
 
 def _of_the_run(model: Model, case: Case, reference: Reference) -> dict[str, Any]:
@@ -454,6 +464,7 @@ def _language(compared: NDArray[np.float64], reference: Reference) -> dict[str, 
         "perplexity": metrics.perplexity(compared[..., 0].reshape(-1)),
         "dnll": dnll,
         "dnll_stderr": stderr,
+        "top5_agreement": float((compared[..., RANK] < 5).mean()),
     }
 
 
@@ -461,7 +472,7 @@ def _agreement(
     compared: NDArray[np.float64], reference: Reference, elements: int
 ) -> dict[str, Any]:
     """Return the figures of logits, of tokens or of labels, `elements` in all."""
-    each = compared.reshape(-1, 8)
+    each = compared.reshape(-1, FIGURES)
     total = each.sum(axis=0)
     largest = max(-float(reference.logits.min()), float(reference.logits.max()))
     return {
@@ -472,6 +483,8 @@ def _agreement(
         "cosine": cosine(total[5], total[3], total[6]),
         "kl_nats": float(total[1]) / len(each),
         "kl_stderr": _stderr(each[:, 1]),
+        "kl_p99_nats": float(np.quantile(each[:, 1], 0.99)),
+        "kl_max_nats": float(each[:, 1].max()),
         "top1_agreement": float(total[2]) / len(each),
         "losses": {"nll": compared[..., 0].copy(), "kl": compared[..., 1].copy()},
     }
@@ -511,14 +524,14 @@ def _stderr(values: NDArray[np.float64]) -> float:
 def _compare(
     reference: NDArray[np.float32], logits: NDArray[Any], targets: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the eight figures of `compare_logits` for every token, [windows, tokens, 8]."""
+    """Return the figures of `compare_logits` for every token, [windows, tokens, FIGURES]."""
     vocab = reference.shape[-1]
     a = np.ascontiguousarray(reference).reshape(-1, vocab)
     b = np.ascontiguousarray(logits).reshape(-1, vocab)
     goal = np.ascontiguousarray(targets).reshape(-1)
-    out = np.empty((len(a), 8))
+    out = np.empty((len(a), FIGURES))
     over_range(lambda lo, hi: compare_logits(a, b, goal, out, lo, hi), len(a), grain=64)
-    return out.reshape(*targets.shape, 8)
+    return out.reshape(*targets.shape, FIGURES)
 
 
 def _batches(count: int, batch: int) -> Iterator[slice]:

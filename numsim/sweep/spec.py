@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,12 +19,14 @@ from pydantic import (
     field_validator,
 )
 
+from numsim.cost import load_costs, scaled
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.files import check_regular, read_toml
 from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
 from numsim.models.gemm import fitting_rules
 from numsim.quant import QUANTS, Quant
+from numsim.sweep.costs import Machine
 from numsim.sweep.grid import (
     DEFAULT_FORMATS,
     Storage,
@@ -36,6 +38,8 @@ from numsim.sweep.grid import (
 from numsim.targets import Target
 from numsim.version import __version__
 from numsim.words import shorten
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SweepSpec(BaseModel):
@@ -90,6 +94,14 @@ class SweepSpec(BaseModel):
         Address of a dask scheduler, ``tcp://HOST:8786``, whose workers run the cases in place of
         `jobs`: the same rows. Each loads the model once and must see the same files. Needs
         ``pip install 'numsim[cluster]'``.
+    cost
+        TOML file of rows of cost beside the bundled ones, see `numsim.cost.load_costs`.
+    scale_node, scale_source
+        ``45nm:7nm=0.2``, a factor between nodes, and where it comes from. None: none is scaled.
+    bandwidth_gb_s, peak_tmac_s
+        Memory bandwidth in 10**9 bytes a second, and peak in 10**12 multiply-adds a second, by
+        format (``{"float16": 495, "float8_e4m3fn": 989}``) or one for all: what times and
+        speed-ups of a roofline need.
     out
         CSV file, or None. One sweep writes it at a time.
     resume
@@ -122,6 +134,11 @@ class SweepSpec(BaseModel):
     jobs: int = Field(default=1, ge=1, le=1024)
     scheduler: str | None = None
     memory_limit: int | str | None = None
+    cost: Path | None = None
+    scale_node: str | None = None
+    scale_source: str | None = None
+    bandwidth_gb_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_tmac_s: dict[str, Positive] | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -135,6 +152,19 @@ class SweepSpec(BaseModel):
             return value
         known = str, Quant, Format
         return [one if isinstance(one, known) else get_format(one).name for one in value]
+
+    @field_validator("peak_tmac_s", mode="before")
+    @classmethod
+    def _peaks_by_format(cls, value: object) -> object:
+        """Take one number for all formats, and ``float16=495,int8=989`` as on the command line."""
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = {name.strip(): peak for name, _, peak in (p.rpartition("=") for p in parts)}
+        elif isinstance(value, int | float):
+            value = {"": value}
+        if not isinstance(value, dict):
+            return value
+        return {name and get_format(name).label: peak for name, peak in value.items()}
 
     @field_validator("formats", "recipes", "granularities", "targets", "ignore_keys", mode="before")
     @classmethod
@@ -156,6 +186,8 @@ _RULES = {  # of fields that take more than one kind of value
     "ignore_keys": "a key of config.json or a list of them",
     "scheduler": "an address, tcp://HOST:8786",
     "memory_limit": "bytes, or text such as 4GB",
+    "cost": "the path of a TOML file of rows of cost",
+    "peak_tmac_s": "10**12 multiply-adds a second above 0, one number or one by format",
 }
 
 
@@ -228,6 +260,7 @@ class Case:
     recipe_name: str = field(default="", compare=False)
     window_start: str = "bos"
     ignored_keys: tuple[str, ...] = ()  # of config.json
+    machine: Machine = field(default=Machine(), compare=False, repr=False)  # what costs are for
 
     @property
     def case_id(self) -> str:
@@ -272,6 +305,25 @@ class Case:
             weights, target=self.own or self.target, weights=weights, activations=activations,
             seed=self.seed,
         )  # fmt: skip
+
+
+def machine_of(spec: SweepSpec) -> Machine:
+    """Return what a sweep prices its products by.
+
+    Raises
+    ------
+    NumsimError
+        Rows of cost, or a factor between nodes, that are wrong.
+    """
+    if (spec.scale_node is None) != (spec.scale_source is None):
+        raise NumsimError(
+            "sweep: scale_node and scale_source go together, a factor and where it comes from; got "
+            f"{spec.scale_node!r} and {spec.scale_source!r}"
+        )
+    rows = load_costs(spec.cost)
+    if spec.scale_node is not None and spec.scale_source is not None:
+        rows = scaled(rows, spec.scale_node, spec.scale_source)
+    return Machine(rows, spec.bandwidth_gb_s, spec.peak_tmac_s or {})
 
 
 def folder_hash(folder: Path) -> str:
@@ -321,6 +373,7 @@ def cases(
         Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
         window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
+        machine=machine_of(spec),
     )  # fmt: skip
     formats: tuple[str | Quant | Format, ...] | None = spec.formats
     if formats is None and spec.recipes:
