@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from numsim.cost import load_costs
 from numsim.errors import NumsimError
 from numsim.files import check_regular, escape_cell, replace_files
 from numsim.float_state import known_floats
 from numsim.report.compare import compare
+from numsim.report.costs import cost_section
 from numsim.report.decide import Answers, best_first, runs_of
 from numsim.report.figures import draw_figures
 from numsim.report.heat import draw_layers
@@ -96,7 +98,8 @@ def write_report(
 
 def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> dict[str, bytes]:
     """Return the files of the report of a sweep, by name."""
-    found = read_results(results)
+    costs = load_costs(cost)
+    found = read_results(results, None if cost is None else costs)
     compared = None if against is None else compare(found, against)
     drawn = draw_figures(found) | draw_fronts(found) | draw_layers(found)
     markdown = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
@@ -107,7 +110,8 @@ def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> di
         ranked, answers,
         None if compared is None or against is None else (compared, against.name),
         {name: drawn[name].svg for name in STATIC if name in drawn},
-        [], commands_of(results, against, cost), {},
+        [cost_section(ranked, costs, None if cost is None else cost.name)],
+        commands_of(results, against, cost), {},
     )  # fmt: skip
     files = {"report.html": page.encode(), "report.md": markdown.encode()}
     for name, figure in drawn.items():

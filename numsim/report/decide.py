@@ -136,7 +136,10 @@ class Answers:
         )
         found.append(self._least(good, "bits_per_weight", f"Smallest {words}"))
         if self.cost is not None:
-            found.append(self._least(good, self.cost, f"Least {BY_KEY[self.cost].title} {words}"))
+            priced = int(good[self.cost].notna().sum())
+            only = "" if priced == len(good) else f", of the {priced} with a price"
+            title = f"Least {BY_KEY[self.cost].title} {words}{only}"
+            found.append(self._least(good, self.cost, title))
         return found
 
     def _within(self, tolerance: float) -> pd.Series:
@@ -145,5 +148,10 @@ class Answers:
         return self.cases["perplexity_above"] <= tolerance
 
     def _least(self, good: pd.DataFrame, key: str, question: str) -> Choice:
+        """Return the case that has least of a cost, and those that the model of area has equal."""
         good = good[np.isfinite(good[key])].sort_values(key, kind="stable")
-        return Choice(question, None if good.empty else str(good["case_id"].iloc[0]))
+        if good.empty:
+            return Choice(question, None)
+        least, tied = good.iloc[0], good.iloc[1:]
+        tied = tied[tied["area_low"] <= least["area_high"]] if key == "area_ge" else tied[:0]
+        return Choice(question, str(least["case_id"]), tuple(tied["case_id"]))

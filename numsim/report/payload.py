@@ -39,7 +39,8 @@ def page_data(
         "numbers": {
             name: _numbers(cases[name])
             for name in dict.fromkeys(
-                (*shown, *(m.stderr for m in MEASURES if m.stderr and m.key in shown))
+                (*shown, *(m.stderr for m in MEASURES if m.stderr and m.key in shown),
+                 *(("area_low", "area_high") if "area_ge" in shown else ()))
             )
         },
         "products": _products(results),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from numsim.cost import Row
 from numsim.errors import NumsimError
 from numsim.formats.label import short_labels
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
 from numsim.report.measures import DERIVED, MEASURES
+from numsim.report.prices import area_range, repriced
 from numsim.words import unusual_settings
 
 NUMBERS = (
@@ -28,11 +31,11 @@ COLUMNS = ("layer", "op", "granularity", "block", "target", "exact", *NUMBERS, *
 LATER_NUMBERS = tuple(
     dict.fromkeys((
         "kl_stderr", "embedding_cosine_stderr", "perplexity_reference", "saturation_rate",
-        "underflow_rate", "acc_overflow_rate", "mean_signed_error",
+        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db", "acc_swamp_rate", "acc_peak_bits",
         *(m.key for m in MEASURES if m.key not in (*NUMBERS, *DERIVED)),
     ))
 )  # fmt: skip
-LATER_WORDS = ("error", "recipe_digest", "energy_node", "cost_source", "cost_mark")
+LATER_WORDS = ("error", "recipe_digest", "accumulator", "energy_node", "cost_source", "cost_mark")
 WHOLE = ("block", "tokens", "seed")
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 
@@ -54,8 +57,8 @@ class Results:
     unfinished: tuple[str, ...]
 
 
-def read_results(path: Path) -> Results:
-    """Read the CSV file of a sweep.
+def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
+    """Read the CSV file of a sweep; `costs` price its energies again.
 
     Raises
     ------
@@ -64,6 +67,8 @@ def read_results(path: Path) -> Results:
         case is finished.
     """
     rows = _read_rows(path)
+    if costs is not None:
+        rows = repriced(rows, costs)
     finished = rows.loc[rows["layer"] == "all", "case_id"]
     ids = dict.fromkeys(rows["case_id"])
     unfinished = tuple(case for case in ids if case not in set(finished))
@@ -155,11 +160,14 @@ def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
     """Add what follows from other columns; see `numsim.report.measures`."""
     worst = products.groupby("case_id")["sqnr_local_db"].min()
     moved = cases["bytes_weights"] + cases["bytes_acts"] + cases["bytes_out"]
+    moved += cases["bytes_kv"].fillna(0.0)
+    low, high = area_range(cases["area_ge"], cases["bits_per_weight"], cases["block"])
     return cases.assign(
         perplexity_above=100 * (cases["perplexity"] / cases["perplexity_reference"] - 1),
         worst_db=cases["case_id"].map(worst),
         bytes_moved=moved,
-        macs_per_byte=cases["macs"] / moved,
+        area_low=low,
+        area_high=high,
         failed=cases["error"] != "",
     )
 

@@ -364,6 +364,14 @@
       element("p", {}, `${d3.format(".2f")(value("bits_per_weight", i))} bits · ${facets.target[i]}`),
       element("dl", {}, ...[...new Set(["dnll", "perplexity_above", key])].filter((k) => stated(i, k)).flatMap((k) => [element("dt", {}, measures.get(k).title), element("dd", {}, stated(i, k))])), ...notes);
   }
+  function tiedNotes(tied) {
+    if (!tied.length) return [];
+    const line = element("p", { class: "note" }, `Tied with ${tied.length} other${tied.length > 1 ? "s" : ""}: `);
+    tied.slice(0, 6).forEach((id, n) => line.append(n ? "; " : "", opener(place.get(id), title(place.get(id)))));
+    if (tied.length > 6) line.append(` and ${tied.length - 6} more`);
+    line.append(".");
+    return [line];
+  }
   function drawAnswers() {
     const tolerance = +view.tol;
     data.answers.forEach((found, run) => {
@@ -372,21 +380,21 @@
       for (const edge of view.edges.split(",").map(Number)) {
         const best = found.steps.filter((id) => bits(id) <= edge).at(-1), tied = best === undefined ? [] : found.tied[best].filter((id) => bits(id) <= edge), notes = [];
         if (best !== undefined && best === before) notes.push(element("p", { class: "note" }, "Nothing gained over the card before."));
-        if (tied.length) {
-          const line = element("p", { class: "note" }, `Tied with ${tied.length} other${tied.length > 1 ? "s" : ""}: `);
-          tied.slice(0, 6).forEach((id, n) => line.append(n ? "; " : "", opener(place.get(id), title(place.get(id)))));
-          if (tied.length > 6) line.append(` and ${tied.length - 6} more`);
-          line.append(".");
-          notes.push(line);
-        }
+        notes.push(...tiedNotes(tied));
         cards.push(card(`At most ${edge} bits per weight`, best, found.judged, notes));
         before = best ?? before;
       }
       const good = every.filter((i) => data.run[i] === run && exact(i) && Number.isFinite(value(found.judged, i)) && (cosine ? value("embedding_cosine", i) >= 1 - data.cosine_tolerance * tolerance : value("perplexity_above", i) <= tolerance));
-      const least = (key) => { const c = good.filter((i) => Number.isFinite(value(key, i))), sign = measures.get(found.judged).better === "higher" ? -1 : 1; return c.length ? ids[d3.least(c, (a, b) => value(key, a) - value(key, b) || sign * (value(found.judged, a) - value(found.judged, b)))] : undefined; };
+      const least = (key, question) => {
+        const sign = measures.get(found.judged).better === "higher" ? -1 : 1;
+        const priced = good.filter((i) => Number.isFinite(value(key, i))).sort((a, b) => value(key, a) - value(key, b) || sign * (value(found.judged, a) - value(found.judged, b)));
+        const equal = key === "area_ge" ? priced.slice(1).filter((i) => value("area_low", i) <= value("area_high", priced[0])) : [];
+        const only = priced.length === good.length ? "" : `, of the ${priced.length} with a price`;
+        cards.push(card(`${question} ${within}${only}`, priced.length ? ids[priced[0]] : undefined, found.judged, tiedNotes(equal.map((i) => ids[i]))));
+      };
       const within = cosine ? `with a cosine of at least ${1 - data.cosine_tolerance * tolerance}` : `within ${tolerance} % of the reference's perplexity`;
-      cards.push(card(`Smallest ${within}`, least("bits_per_weight"), found.judged, []));
-      if (found.cost) cards.push(card(`Least ${measures.get(found.cost).title} ${within}`, least(found.cost), found.judged, []));
+      least("bits_per_weight", "Smallest");
+      if (found.cost) least(found.cost, `Least ${measures.get(found.cost).title}`);
       document.querySelector(`.cards[data-run="${run}"]`).replaceChildren(...cards);
     });
   }
