@@ -139,8 +139,8 @@ class QTensor:
         block, axis
             Values that share a scale, and along which axis.
         zero_point
-            Integers, of integer formats: value = (code - zero point) x scale. One, or as many as
-            there are scales.
+            Integers, of integer formats: value = (code - zero point) x scale. In the shapes that
+            `scale` may have.
 
         Raises
         ------
@@ -245,7 +245,7 @@ class QTensor:
         used = "locked" in self.packed  # by a product: they cannot change
         values: NDArray[Any] = decoded(self) if used else decode(self.codes, self.fmt)
         if self.zero_point is not None:
-            values = values - self.element_zero_point()
+            values = values - np.asarray(self.element_zero_point(), values.dtype)
         return np.asarray(_shown(values))
 
     def element_scale(self) -> NDArray[np.float32] | None:
@@ -276,7 +276,7 @@ class QTensor:
         """
         values = decode(readable(self), self.fmt)
         if self.zero_point is not None:
-            values = values - self.element_zero_point()  # integers of 17 bits
+            values = values - np.asarray(self.element_zero_point(), values.dtype)  # 18 bits
         scale = self.element_scale()
         if scale is None:
             with np.errstate(over="ignore", under="ignore"):
@@ -326,15 +326,15 @@ def _zero_points(
             "from_codes: zero points are integers below 2**17 in magnitude; got "
             f"{zeros.dtype}{'' if zeros.dtype.kind in 'iu' else '; round them first'}"
         )
-    want = codes.shape if scale is None else scale.shape
+    want = codes.shape if scale is None or blocks is None else scale.shape
     try:
         fits = np.broadcast_shapes(zeros.shape, want) == want
     except ValueError:
         fits = False
     if not fits:
         raise NumsimError(
-            f"from_codes: zero_point has the shape of the scales, {want}, or is one; got "
-            f"{zeros.shape}"
+            f"from_codes: zero_point broadcasts against the {'codes' if blocks is None else 'scales'}"
+            f", {want}; got {zeros.shape}"
         )
     wide = zeros.astype(np.int32)
     return np.array(wide if blocks is None else np.broadcast_to(wide, want))
