@@ -13,7 +13,6 @@ from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
-from numsim.quant.rule import SCALE_BITS
 
 _FLOOR = (
     "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "
@@ -161,7 +160,7 @@ def _known(name: str) -> str:
 
 
 def _bits(rule: Quant) -> float:
-    return rule.fmt.bits + SCALE_BITS[rule.scale_format] / int(str(rule.block))
+    return rule.fmt.bits + rule.bits_of_scale / int(str(rule.block))
 
 
 def _difference(rule: Quant, other: Quant) -> str:
