@@ -80,7 +80,9 @@ def _two_levels(
         candidates = decode(np.arange(least, most + 1, dtype=f.code_dtype), f).astype(np.float64)
         first = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
         each = np.array(np.broadcast_to(by, first.shape))
-        place = best_candidate(values, rule.fmt, sizes, candidates, each, first)
+        place = best_candidate(
+            values, rule.fmt, sizes, candidates, each, first, f.min_normal
+        )
         codes = np.where(np.asarray(amax) == 0, codes, place + least).astype(f.code_dtype)
     return Scales(decode(codes, f).astype(np.float32), codes, f, above)
 
@@ -98,14 +100,15 @@ def _least_error(
         kept = np.where(np.isinf(kept * np.float64(rule.fmt.max)), safe, kept)
         return np.asarray(np.where(zero, np.float32(1), kept), np.float32)
     if rule.scale_format in POW2_FORMATS:
-        candidates = np.ldexp(1.0, np.arange(-127, 128))
+        candidates, normal = np.ldexp(1.0, np.arange(-127, 128)), 0.0
     else:
         f = get_format(rule.scale_format)
         candidates = decode(np.arange(1, f.max_code + 1, dtype=f.code_dtype), f).astype(np.float64)
+        normal = f.min_normal
         stored_scale(amax_scale(amax, rule.fmt.max), amax, rule)  # says what it cannot hold
     wanted = np.asarray(amax, np.float64).reshape(grid) / rule.fmt.max
     first = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
-    place = best_candidate(values, rule.fmt, sizes, candidates, np.ones(grid), first)
+    place = best_candidate(values, rule.fmt, sizes, candidates, np.ones(grid), first, normal)
     chosen = candidates[place].reshape(amax.shape)
     empty = 2.0**-127 if rule.scale_format in POW2_FORMATS else 1.0
     return np.where(zero, empty, chosen).astype(np.float32)

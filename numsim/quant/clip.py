@@ -161,12 +161,12 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
 
 def best_candidate(
     values: NDArray[Any], fmt: Format, sizes: tuple[int, ...], candidates: Floats,
-    above: NDArray[np.float64], first: NDArray[np.int64],
+    above: NDArray[np.float64], first: NDArray[np.int64], normal: float,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Return which scale of a rising list has the least squared error for every part.
 
     `above` and `first` have the shape of the scales: what multiplies a candidate, and the first
-    candidate that clips nothing.
+    candidate that clips nothing. From `normal` on every candidate's double is one.
     """
     chosen = np.zeros(first.shape, np.int64)
     for group in groups(values, sizes):
@@ -176,7 +176,7 @@ def best_candidate(
             partial(
                 block_search.best_of, rows, np.ascontiguousarray(above[group.scales]).reshape(-1),
                 np.ascontiguousarray(first[group.scales]).reshape(-1), candidates, levels(fmt),
-                has_halves(fmt), scales,
+                2 * normal if has_halves(fmt) else np.inf, scales,
             ),
             len(rows),
         )  # fmt: skip

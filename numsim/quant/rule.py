@@ -181,12 +181,12 @@ class Quant:
                 f"got scale_format={self.scale_format!r}, block={self.block!r}"
             )
         along = isinstance(self.block, int)
-        plain = self.rounding in ("rne", "sr") and self.overflow == "saturate" and along
-        if self.scale_rule in (*CHOICE_RULES, "hif4") and not plain:
+        if self.scale_rule in (*CHOICE_RULES, "hif4") and not (
+            along and self.overflow == "saturate"
+        ):
             raise NumsimError(
-                f"Quant: scale_rule {self.scale_rule} is for blocks along an axis, rounding rne, "
-                f"overflow saturate; got block={self.block!r}, rounding={self.rounding!r}, "
-                f"overflow={self.overflow!r}"
+                f"Quant: scale_rule {self.scale_rule} is for blocks along an axis that saturate; "
+                f"got block={self.block!r}, overflow={self.overflow!r}"
             )
         if self.scale_rule in ("if4", "hif4") and self.rounding != "rne":
             raise NumsimError(

@@ -75,14 +75,15 @@ def errors(
 
 @kernel
 def best_of(
-    rows: Array, above: Array, first: Array, candidates: Array, f: Levels, halves: bool,
+    rows: Array, above: Array, first: Array, candidates: Array, f: Levels, halved_from: float,
     out: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Find the candidate whose product with `above` [count] has the least squared error; out [count].
 
     `candidates` rise; of equals the larger. `first` [count]: the least one that clips nothing.
-    `halves`: with every level the format has its half, so that no scale of twice the first can be
-    better than the first. Below it the error grows with what is clipped.
+    Candidates from `halved_from` on have their halves among them, and with every level the format
+    has its half: one of more than twice the first is no better than its half, and the search ends
+    with an octave of worse ones. Below the first the error grows with what is clipped.
     """
     top = max(f.positive[-1], f.negative[-1])
     for i in range(start, stop):
@@ -92,12 +93,15 @@ def best_of(
             amax = max(amax, abs(row[j]))
         place = first[i]
         chosen, least = place, _error(row, candidates[place] * above[i], f, False)
+        octave, better = 2 * candidates[place], True
         for c in range(place + 1, candidates.size):
-            if halves and candidates[c] > 2 * candidates[place]:
-                break
+            if candidates[c] > octave and candidates[c] >= halved_from:
+                if not better:
+                    break
+                octave, better = 2 * octave, False
             found = _error(row, candidates[c] * above[i], f, False)
             if found <= least:
-                chosen, least = c, found
+                chosen, least, better = c, found, True
         for c in range(place - 1, -1, -1):
             cut = amax - top * candidates[c] * above[i]
             if cut > 0 and cut * cut > least:
