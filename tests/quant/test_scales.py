@@ -196,8 +196,9 @@ ONCE_MORE = {
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(-20, 20), st.sampled_from(sorted(QUANTS)))
+@given(st.integers(0, 2**32 - 1), st.integers(-8, 10), st.sampled_from(sorted(QUANTS)))
 def test_every_value_is_finite_near_and_zero_stays(seed, power, name):
+    # beyond 49152 x 7 HiF4 saturates, below 2**-14 x 6 the scales of AMD FP4 are coarse
     rng = np.random.default_rng(seed)
     x = np.ldexp(rng.standard_t(3, (3, 128)), power).astype(np.float32)
     x[0, :64] = 0
