@@ -46,8 +46,8 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
 }
 
 __all__ = [
-    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model", "NumsimError",
-    "Plan", "QTensor", "Quant",
+    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
+    "NumsimError", "Plan", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",

@@ -77,9 +77,10 @@ def explain_recipe(name: str) -> str:
         ("block", f"{rule.block} values along the axis of the sum share a scale"),
         ("value", "scale x element: a stored scale multiplies"),
         ("scale format", f"{scale.name}, {scale.bits} bits, largest {exact_text(scale.max)}"),
-        ("scale rule", text.format(
-            emax=f.emax, above=f.emax + 1, max=exact_text(f.max), over=over
-        )),
+        (
+            "scale rule",
+            text.format(emax=f.emax, above=f.emax + 1, max=exact_text(f.max), over=over),
+        ),
         ("rounding, overflow", f"{rule.rounding}, {rule.overflow}"),
         ("bits per value", f"{exact_text(_bits(rule))}{above[rule.above]}"),
     ]

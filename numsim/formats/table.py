@@ -48,6 +48,7 @@ _NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
+
 def _hifloat8(code: int) -> float:
     """Return the value of a code: sign, a prefix, exponent and fraction as long as it says."""
     if code == 0x80:
@@ -162,9 +163,16 @@ def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> Fie
             f"computed here; from P = {k - 10 - signed} on a format of K = {k} fits"
         )
     return Fields(
-        f"p3109_k{k}p{p}{sign}{domain}", "float", k, p, bias, signed=signed,
-        nan="minus_zero" if signed else "all_ones", inf="top" if domain == "e" else "none",
-        conversion="p3109", source=_P3109,
+        f"p3109_k{k}p{p}{sign}{domain}",
+        "float",
+        k,
+        p,
+        bias,
+        signed=signed,
+        nan="minus_zero" if signed else "all_ones",
+        inf="top" if domain == "e" else "none",
+        conversion="p3109",
+        source=_P3109,
     )
 
 

@@ -7,6 +7,6 @@ from numsim.quant.table import QUANTS, SOURCES, as_quant, list_recipes, recipe_n
 from numsim.quant.types import QTensor
 
 __all__ = [
-    "QUANTS", "SOURCES", "DelayedScale", "QTensor", "Quant", "as_quant", "list_recipes", "quantize", "recipe_name",
-    "storage_losses",
+    "QUANTS", "SOURCES", "DelayedScale", "QTensor", "Quant", "as_quant", "list_recipes", "quantize",
+    "recipe_name", "storage_losses",
 ]  # fmt: skip

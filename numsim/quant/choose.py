@@ -80,9 +80,7 @@ def _two_levels(
         candidates = decode(np.arange(least, most + 1, dtype=f.code_dtype), f).astype(np.float64)
         first = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
         each = np.array(np.broadcast_to(by, first.shape))
-        place = best_candidate(
-            values, rule.fmt, sizes, candidates, each, first, f.min_normal
-        )
+        place = best_candidate(values, rule.fmt, sizes, candidates, each, first, f.min_normal)
         codes = np.where(np.asarray(amax) == 0, codes, place + least).astype(f.code_dtype)
     return Scales(decode(codes, f).astype(np.float32), codes, f, above)
 
@@ -114,9 +112,7 @@ def _least_error(
     return np.where(zero, empty, chosen).astype(np.float32)
 
 
-def given_scales(
-    scale: ArrayLike, rule: Quant, shape: tuple[int, ...], above: Any
-) -> Scales:
+def given_scales(scale: ArrayLike, rule: Quant, shape: tuple[int, ...], above: Any) -> Scales:
     """Return scales from outside, of the shape that `QTensor.scale` has.
 
     Raises
@@ -147,9 +143,10 @@ def given_scales(
             "use a Quant of tensor_scale=None"
         )
     with np.errstate(over="ignore"):
-        most = np.max(values, initial=0.0) * np.float64(rule.fmt.max)
-        most = np.float32(most * np.max(1.0 if above is None else above))
-    if np.isinf(most):
+        most = float(np.max(values, initial=0.0)) * rule.fmt.max
+        most *= 1.0 if above is None else float(np.max(above))
+        beyond = np.isinf(np.float32(most))
+    if beyond:
         raise NumsimError(
             f"quantize: under the scale {float(np.max(values)):.3g} the largest value of "
             f"{rule.fmt.label} leaves float32; give a smaller scale"

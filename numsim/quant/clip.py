@@ -150,9 +150,7 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
             negative = np.sort(np.maximum(-rows, 0.0), axis=1)
         scales = np.empty(len(rows))
         over_range(
-            partial(
-                block_search.least_squares, positive, negative, found, has_halves(fmt), scales
-            ),
+            partial(block_search.least_squares, positive, negative, found, has_halves(fmt), scales),
             len(rows),
         )
         chosen[group.scales] = scales.reshape(group.shape)

@@ -15,11 +15,10 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, FormatLike, get_format
+from numsim.formats import Format, FormatLike
 from numsim.kernels.convert import blocks
-from numsim.quant.scales import block_amax, block_shape, over_blocks
-from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant import four_bits
+from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant.choose import Scales, choose, given_above, given_scales
 from numsim.quant.grouped import shared_by
 from numsim.quant.rule import (
@@ -30,6 +29,7 @@ from numsim.quant.rule import (
     has_two_levels,
     scale_format_name,
 )
+from numsim.quant.scales import block_amax, block_shape, over_blocks
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -173,7 +173,7 @@ def quantize_pieces(
         )
     if rule.granularity == "none":
         how = _draws(rule, values, ..., seed, offset, random)
-        codes = encode(values, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, **how)
+        codes = encode(values, rule.fmt, overflow=rule.overflow, **how)  # type: ignore[arg-type]
         done()  # integers too are rounded once
         return QTensor(codes, rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
@@ -227,10 +227,7 @@ def quantize_pieces(
                 by = divisor[piece if by_piece else ...]
                 quotient = values[piece].astype(wide, copy=False) / by
         how = _draws(rule, values, piece, seed, offset, random)
-        encode(
-            quotient, rule.fmt, rounding=rule.rounding, overflow=rule.overflow, out=codes[piece],
-            **how,
-        )  # fmt: skip
+        encode(quotient, rule.fmt, overflow=rule.overflow, out=codes[piece], **how)  # type: ignore[arg-type]
         done()
     _keep_finite(q)
     return q
@@ -265,9 +262,7 @@ def _special_blocks(
         scale = np.where(scale_codes & four_bits.INTEGERS, sixths, scale)
     else:
         scale = decode(scale_codes, "float8_ue6m2").astype(np.float32)
-    return QTensor(
-        codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above
-    )
+    return QTensor(codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above)
 
 
 def _affine(
@@ -312,7 +307,7 @@ def _keep_finite(q: QTensor) -> None:
         return
     scale = np.asarray(q.element_scale(), np.float64) * 2.0**-q.fmt.bias
     most = np.broadcast_to(np.minimum(np.floor(_FLOAT32_MAX / scale), 2.0**40), q.shape)
-    zero = 0 if q.zero_point is None else q.element_zero_point()
+    zero: Any = 0 if q.zero_point is None else q.element_zero_point()
     np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
 
 
@@ -320,13 +315,14 @@ def _draws(
     rule: Quant, values: NDArray[Any], piece: Any, seed: int, offset: int,
     random: NDArray[Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what `encode` draws for a slice of the first axis."""
+    """Return how `encode` rounds a slice of the first axis, and what it draws."""
+    how: dict[str, Any] = {"rounding": rule.rounding}
     if random is not None:
-        return {"random": random[piece]}
+        return how | {"random": random[piece]}
     if rule.rounding != "sr":
-        return {}
+        return how
     first = 0 if piece is ... else piece.start * math.prod(values.shape[1:])
-    return {"seed": seed, "offset": offset + first}
+    return how | {"seed": seed, "offset": offset + first}
 
 
 def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:

@@ -164,10 +164,12 @@ class Quant:
         self._check_zero_point(fmt)
 
     def _check_levels(self) -> None:
-        """Refuse words about two levels of scales where there is one, and choices without blocks."""
+        """Refuse two levels of scales where there is one, and choices without blocks."""
         two = has_two_levels(self.scale_format)
         if self.scale_max is not None:
-            number = isinstance(self.scale_max, int | float) and not isinstance(self.scale_max, bool)
+            number = isinstance(self.scale_max, int | float) and not isinstance(
+                self.scale_max, bool
+            )
             most = get_format(self.scale_format).max if two else 0
             if not number or self.tensor_scale is None or not 0 < self.scale_max <= most:
                 raise NumsimError(

@@ -166,4 +166,4 @@ def narrow_codes(wanted: NDArray[Any], scale_format: str) -> NDArray[Any]:
     f = get_format(scale_format)
     codes = encode(wanted, f)
     least = codes.dtype.type(1 if f.zero else 0)
-    return np.maximum(codes, least)
+    return np.asarray(np.maximum(codes, least))

@@ -26,9 +26,7 @@ QUANTS: dict[str, Quant] = {
     "nvfp4_4over6": Quant("float4_e2m1fn", **_NV, scale_rule="4over6:mse"),  # type: ignore[arg-type]
     "if4": Quant("float4_e2m1fn", **_NV, scale_rule="if4"),  # type: ignore[arg-type]
     "hif4": Quant("float4_e1m2fn", block=64, scale_format="float8_ue6m2"),
-    "amdfp4": Quant(
-        "float4_e2m1fn", block=16, scale_format="float8_ue5m3", tensor_scale=None
-    ),
+    "amdfp4": Quant("float4_e2m1fn", block=16, scale_format="float8_ue5m3", tensor_scale=None),
 }
 
 _OCP = "OCP Microscaling Formats (MX) 1.0, table 1; scale: section 6.3"
@@ -56,7 +54,7 @@ def list_recipes() -> tuple[str, ...]:
     Examples
     --------
     >>> list_recipes()[-2:]
-    ('mxint8', 'nvfp4')
+    ('hif4', 'amdfp4')
     """
     return tuple(QUANTS)
 

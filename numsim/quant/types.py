@@ -256,11 +256,13 @@ class QTensor:
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
-        return self._of_elements(self.scale)
+        found: NDArray[np.float32] | None = self._of_elements(self.scale)
+        return found
 
     def element_zero_point(self) -> NDArray[np.int32] | None:
         """Return the zero points so that they broadcast against the codes."""
-        return self._of_elements(self.zero_point)
+        found: NDArray[np.int32] | None = self._of_elements(self.zero_point)
+        return found
 
     def _of_elements(self, scale: NDArray[Any] | None) -> Any:
         if scale is None or self.block_shape is None:
@@ -352,8 +354,8 @@ def _zero_points(
         fits = False
     if not fits:
         raise NumsimError(
-            f"from_codes: zero_point broadcasts against the {'codes' if blocks is None else 'scales'}"
-            f", {want}; got {zeros.shape}"
+            "from_codes: zero_point broadcasts against the "
+            f"{'codes' if blocks is None else 'scales'}, {want}; got {zeros.shape}"
         )
     wide = zeros.astype(np.int32)
     return np.array(wide if blocks is None else np.broadcast_to(wide, want))

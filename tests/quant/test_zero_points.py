@@ -120,6 +120,6 @@ def test_zero_points_where_there_can_be_none():
         ns.QTensor.from_codes([[1, 2]], "int8", scale=[[1, 1]], zero_point=[1, 2, 3], block=1)
     with pytest.raises(ns.NumsimError, match="1 of 3 are not, the first at index"):
         ns.quantize([1.0, np.nan, 2.0], "uint8", zero_point=True)
+    q = ns.QTensor.from_codes([[1, 2]], "int8", zero_point=[[1, 2]])
     with pytest.raises(ns.UnsupportedError, match="zero point is constant along K"):
-        q = ns.QTensor.from_codes([[1, 2]], "int8", zero_point=[[1, 2]])
         ns.matmul(q, q.T, target="ideal.int")

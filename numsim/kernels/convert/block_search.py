@@ -78,10 +78,10 @@ def best_of(
     rows: Array, above: Array, first: Array, candidates: Array, f: Levels, halved_from: float,
     out: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Find the candidate whose product with `above` [count] has the least squared error; out [count].
+    """Find the candidate of the least squared error for every row; out [count].
 
-    `candidates` rise; of equals the larger. `first` [count]: the least one that clips nothing.
-    Candidates from `halved_from` on have their halves among them, and with every level the format
+    A scale is a candidate times `above` [count]. `candidates` rise; of equals the larger. `first`
+    [count]: the least one that clips nothing. Candidates from `halved_from` on have their halves among them, and with every level the format
     has its half: one of more than twice the first is no better than its half, and the search ends
     with an octave of worse ones. Below the first the error grows with what is clipped.
     """
@@ -180,10 +180,11 @@ def least_squares(
     """Find the real scale of the least squared error of every row; out [count].
 
     `positive` [count, size], `negative` [count, other]: the magnitudes of numbers of one sign,
-    rising, 0 in place of others. Between two scales where a value changes its level all levels are fixed, and the
-    best scale is sum(x level) / sum(level**2), with sum(x level)**2 / sum(level**2) less error than
-    scale 0. The largest of all intervals is the least error of all scales. It lies below twice the
-    least scale that clips nothing, if `halves`, and above where clipping alone costs more.
+    rising, 0 in place of others. Between two scales where a value changes its level all levels are
+    fixed, and the best scale is sum(x level) / sum(level**2), with sum(x level)**2 / sum(level**2)
+    less error than scale 0. The largest of all intervals is the least error of all scales. It lies
+    below twice the least scale that clips nothing, if `halves`, and above where clipping alone
+    costs more.
     """
     top = max(f.positive[-1], f.negative[-1])
     count_p, count_n = f.positive_steps.size, f.negative_steps.size

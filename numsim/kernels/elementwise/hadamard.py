@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.jit import grain_of, kernel, over_range
 from numsim.kernels.instructions import wide_vectors
-
+from numsim.kernels.jit import grain_of, kernel, over_range
 
 
 @kernel
 def _butterflies(x: Any, first: int, span: int, start: int, stop: int) -> None:
-    """Sums and differences of values `step` apart, for steps first, 2 first .. span / 2, of rows."""
+    """Add and subtract values `step` apart: steps first, 2 first .. span / 2 of rows."""
     wide_vectors()
     for row in range(start, stop):
         line = x[row]

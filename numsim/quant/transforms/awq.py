@@ -11,8 +11,8 @@ from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
-from numsim.kernels.elementwise.powers import power64
 from numsim.kernels.gemm.fma import gemm_fma
+from numsim.kernels.powers import power64
 from numsim.quant.quantize import quantize
 from numsim.quant.rule import Quant
 from numsim.quant.table import as_quant
@@ -96,9 +96,7 @@ def awq(w: ArrayLike, x: ArrayLike, quant: FormatLike | Quant, *, grid: int = 20
 
 
 @known_floats
-def clip_search(
-    w: ArrayLike, x: ArrayLike, quant: FormatLike | Quant, *, grid: int = 20
-) -> Floats:
+def clip_search(w: ArrayLike, x: ArrayLike, quant: FormatLike | Quant, *, grid: int = 20) -> Floats:
     """Search the fraction of its largest magnitude at which every row of a group is clipped.
 
     Fractions 1 - i / grid, i = 0 .. grid / 2 - 1; the one of the least squared error of the group's

@@ -46,7 +46,10 @@ def bias_correction(w: ArrayLike, stored: QTensor, x: ArrayLike) -> NDArray[np.f
     >>> np.round(shift, 9)
     array([0.9])
     """
-    whole, values = matrix("bias_correction: w", w, "[N, K]"), matrix("bias_correction: x", x, "[rows, K]")
+    whole, values = (
+        matrix("bias_correction: w", w, "[N, K]"),
+        matrix("bias_correction: x", x, "[rows, K]"),
+    )
     if not isinstance(stored, QTensor) or stored.shape != whole.shape:
         raise NumsimError(
             f"bias_correction: stored is w as a QTensor of shape {whole.shape}; got {stored!r:.80}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.convert import encode
+from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
@@ -147,16 +147,11 @@ class _Scales:
 
     def __init__(self, whole: QTensor, rule: Quant) -> None:
         self.rule, self.whole = rule, whole
-        shape = (len(whole.codes), -1)
         assert whole.scale is not None
-        self.scale = np.array(np.broadcast_to(whole.scale, (len(whole.codes), whole.scale.size))
-                              if not whole.scale.ndim else whole.scale).reshape(shape)  # fmt: skip
+        self.scale = _of_rows(whole.scale, len(whole.codes))
         self.codes = None if whole.scale_codes is None else whole.scale_codes.copy()
         zeros = whole.zero_point
-        self.zeros = None if zeros is None else np.array(
-            np.broadcast_to(zeros, (len(whole.codes), max(zeros.size, 1)))
-            if not zeros.ndim else zeros
-        ).reshape(shape)  # fmt: skip
+        self.zeros = None if zeros is None else _of_rows(zeros, len(whole.codes))
 
     def renew(self, group: int, part: Floats) -> None:
         """Choose the scales of a group again, from its columns as they are now."""
@@ -179,16 +174,23 @@ class _Scales:
         if self.zeros is not None:
             codes = np.empty(column.shape, f.code_dtype)
             zero = self.zeros[:, group]
-            affine_codes(column / scale, zero, self.rule, codes, {})
+            affine_codes(column / scale, zero, self.rule, codes, {"rounding": self.rule.rounding})
             return codes, (codes.astype(np.float64) - zero) * scale
-        codes = encode(column / scale, f, rounding=self.rule.rounding, overflow=self.rule.overflow)  # type: ignore[arg-type]
-        return codes, np.asarray(f.values()[codes] if f.kind != "integer" else codes * 2.0**-f.bias,
-                                 np.float64) * scale  # fmt: skip
+        how: Any = {"rounding": self.rule.rounding, "overflow": self.rule.overflow}
+        codes = encode(column / scale, f, **how)
+        return codes, decode(codes, f).astype(np.float64) * scale
 
     def tensor(self, codes: NDArray[Any]) -> QTensor:
         """Return the quantised weight."""
         whole = self.whole
         assert whole.scale is not None
-        zeros = self.zeros if whole.zero_point is None or whole.zero_point.ndim else whole.zero_point
-        scale = self.scale if whole.scale.ndim else whole.scale
-        return replace(whole, codes=codes, scale=scale, scale_codes=self.codes, zero_point=zeros)
+        if not whole.scale.ndim:  # one of the tensor
+            return replace(whole, codes=codes)
+        return replace(
+            whole, codes=codes, scale=self.scale, scale_codes=self.codes, zero_point=self.zeros
+        )  # fmt: skip
+
+
+def _of_rows(scales: NDArray[Any], rows: int) -> NDArray[Any]:
+    """Return scales as [rows, groups]."""
+    return np.array(np.broadcast_to(scales, (rows, 1)) if not scales.ndim else scales)

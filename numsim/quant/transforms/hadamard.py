@@ -82,7 +82,7 @@ def hadamard(n: int) -> NDArray[np.float64]:
     whole = np.ones((1, 1), np.int8)
     while len(whole) < two:
         whole = np.block([[whole, whole], [whole, -whole]])
-    return np.kron(whole, signs_of(m)) / np.sqrt(np.float64(n))
+    return np.asarray(np.kron(whole, signs_of(m)) / np.sqrt(np.float64(n)))
 
 
 @cache
@@ -150,7 +150,7 @@ def rotate(
     if array.dtype.kind not in "iufV" or not array.ndim:
         raise NumsimError(f"rotate: x is an array of real numbers; got {array.dtype}")
     plain = array.dtype == np.float64 and hasattr(x, "dtype")
-    values = array.astype(np.float64 if plain else np.float32, order="C")  # a copy
+    values: NDArray[Any] = array.astype(np.float64 if plain else np.float32, order="C")  # a copy
     depth = array.shape[-1]
     size = depth if block is None else block
     two, m = hadamard_order(size)
@@ -158,7 +158,7 @@ def rotate(
         raise NumsimError(
             f"rotate: a block divides the last axis; {size} does not divide {depth}; use a divisor"
         )
-    given = None
+    given: Any = None
     if signs is not None:
         given = as_array("rotate: signs", signs)
         if given.shape != (depth,) or not (np.abs(given.astype(np.float64)) == 1).all():
@@ -168,10 +168,10 @@ def rotate(
             )
         given = given.astype(values.dtype)
     if given is not None and not inverse:
-        values *= given
+        np.multiply(values, given, out=values)
     if values.size:
         odd = signs_of(m).astype(values.dtype)
         kernel.rotate(values.reshape(-1, size), two, odd if inverse else odd.T)
     if given is not None and inverse:
-        values *= given
+        np.multiply(values, given, out=values)
     return values

@@ -90,9 +90,9 @@ def llm_int8(x: ArrayLike, w: ArrayLike, *, threshold: float = 6.0) -> LlmInt8:
     good = isinstance(threshold, int | float) and not isinstance(threshold, bool) and threshold > 0
     if not good:
         raise NumsimError(f"llm_int8: threshold is positive; got {threshold!r:.40}; 6.0 is usual")
-    outliers = (np.abs(left) >= threshold).any(axis=0)
-    inner = [
+    outliers = np.asarray((np.abs(left) >= threshold).any(axis=0))
+    of_x, of_w = (
         quantize(np.where(outliers, 0.0, values).astype(np.float32), _INT8)
         for values in (left, right)
-    ]
-    return LlmInt8(outliers, *inner, left[:, outliers], right[:, outliers])
+    )
+    return LlmInt8(outliers, of_x, of_w, left[:, outliers], right[:, outliers])

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels.elementwise.powers import power64
+from numsim.kernels.powers import power64
 
 LEAST = 1e-5  # of a factor
 
