@@ -1,7 +1,11 @@
 """The align-and-truncate dot products of tensor cores, for any group, width and operand format.
 
-One block: every product is cut, toward zero, to `align_bits` fraction bits below the largest
-exponent; the pieces are added exactly; how the accumulator joins is the unit's `kind`.
+This is the definition of the rules `Fused` and `TwoStage`, and counts what is lost where it is
+asked to. One block: every product is cut, toward zero or to the floor, to `align_bits` fraction
+bits below the largest exponent; the pieces are added exactly; how the accumulator joins is the
+unit's `kind`. Operands are planes of significands, exponents and classes (finite, infinite, NaN),
+a [M, K] by b [N, K], the transposed right operand. `tests/oracle_mac.py` states the rules in
+fractions; recordings of V100 to B200 agree with `Fused`, MMA-Sim with both.
 """
 
 from __future__ import annotations
@@ -10,6 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numsim.kernels.counts.columns import (
+    COLUMNS,
+    CUT,
+    GAP,
+    OVERFLOWS,
+    STEPS,
+    SWAMPED,
+    note_peak,
+    row,
+)
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.round import RNE, RTZ, round_quotient, top_bit
 
@@ -181,9 +195,29 @@ def beyond(
 
 
 @inline
+def note_cut(product: Any, kept: Any, left: Any, gap: Any, n: Any) -> None:
+    """Count a product of which ``product * 2**left`` is kept, `gap` below the largest exponent."""
+    if product != 0:
+        n[GAP] = max(n[GAP], gap)
+        if kept == 0:
+            n[SWAMPED] += 1
+        if left < 0 and (kept == 0 or left < -62 or kept << -left != product):
+            n[CUT] += 1
+
+
+@inline
+def note_result(before: Any, after: Any, products: bool, n: Any) -> None:
+    """Count a block between finite accumulators; `products`: the cut ones' sum is not zero."""
+    if not np.isfinite(after):
+        n[OVERFLOWS] += 1
+    if products and after == before:
+        n[SWAMPED] += 1
+
+
+@inline
 def total_of(
     a_sig: Any, a_exp: Any, b_sig: Any, b_exp: Any, k0: int, k1: int, width: int, phase: int,
-    largest: Any, r: Block,
+    largest: Any, r: Block, n: Any,
 ) -> Any:  # fmt: skip
     """Return the sum of one stream of products, each cut below ``2**largest``."""
     total = np.int64(0)
@@ -192,8 +226,12 @@ def total_of(
             continue
         product = np.int64(a_sig[k]) * np.int64(b_sig[k])
         if product != 0:
-            e = np.int64(a_exp[k]) + np.int64(b_exp[k])
-            total += cut(product, r.align_bits - r.fraction - (largest - e), r)
+            gap = largest - (np.int64(a_exp[k]) + np.int64(b_exp[k]))
+            left = r.align_bits - r.fraction - gap
+            kept = cut(product, left, r)
+            total += kept
+            if n is not None:
+                note_cut(product, kept, left, gap, n)
     return total
 
 
@@ -238,66 +276,98 @@ def with_special(value: Any, nan: bool, up: bool, down: bool) -> tuple[Any, bool
 
 
 @inline
-def block(
+def halves(
     a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
-    k0: int, k1: int, acc: Any, r: Block,
+    k0: int, k1: int, acc: Any, r: Block, n: Any,
 ) -> Any:  # fmt: skip
-    """Return the accumulator after one block of products."""
-    floor = np.int64(r.min_exponent)
-    if r.kind == HALVES:
-        value = 0.0
-        for phase in range(2):
-            largest, nan, up, down = scan(
-                a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 2, phase, r
-            )
-            value, special = with_special(value, nan, up, down)
-            if special:
-                continue
-            if value != 0:
-                largest = max(largest, parts(value, np.int64(r.emin))[1])
-            if largest != NO_TERM:
-                largest = max(largest, floor)
-                total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 2, phase, largest, r)
-                value = joined(total, largest, value, r)
-        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    """Return the accumulator after a block whose products are added in two halves."""
+    value = 0.0
+    for phase in range(2):
+        largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 2, phase, r)
+        value, special = with_special(value, nan, up, down)
+        if special:
+            continue
+        if value != 0:
+            exponent = parts(value, np.int64(r.emin))[1]
+            largest = max(largest, exponent)
+            if n is not None:
+                n[GAP] = max(n[GAP], largest - exponent)
+        if largest != NO_TERM:
+            largest = max(largest, np.int64(r.min_exponent))
+            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 2, phase, largest, r, n)
+            before = value
+            value = joined(total, largest, value, r)
+            if n is not None:
+                if total != 0 and value == before:
+                    n[SWAMPED] += 1
+    after = add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    if n is not None:
+        note_result(acc, after, value != 0, n)
+    return after
+
+
+@inline
+def late(
+    a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
+    k0: int, k1: int, acc: Any, r: Block, n: Any,
+) -> Any:  # fmt: skip
+    """Return the accumulator after a block whose rounded sum is added to it."""
     largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
-    if r.kind == LATE:
-        value, special = with_special(0.0, nan, up, down)
-        if not special and largest != NO_TERM:
-            largest = max(largest, floor)
-            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-            value = joined(total, largest, 0.0, r)
-        return add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    total = np.int64(0)
+    value, special = with_special(0.0, nan, up, down)
+    if not special and largest != NO_TERM:
+        largest = max(largest, np.int64(r.min_exponent))
+        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r, n)
+        value = joined(total, largest, 0.0, r)
+    after = add_rounded(value, acc, r.out_precision, r.emin, r.emax)
+    if n is not None:
+        note_result(acc, after, total != 0, n)
+    return after
+
+
+@inline
+def joining(
+    a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
+    k0: int, k1: int, acc: Any, r: Block, n: Any,
+) -> Any:  # fmt: skip
+    """Return the accumulator after a block in whose alignment it takes part."""
+    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
     value, special = with_special(acc, nan, up, down)
     if special:
         return value
-    if r.kind == JOINS:
+    exponent = np.int64(NO_TERM)
+    if acc != 0:
+        exponent = parts(acc, np.int64(r.emin))[1]
+        largest = max(largest, exponent)
+    if largest == NO_TERM:
+        return 0.0
+    largest = max(largest, np.int64(r.min_exponent))
+    total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r, n)
+    after = joined(total, largest, acc, r)
+    if n is not None:
         if acc != 0:
-            largest = max(largest, parts(acc, np.int64(r.emin))[1])
-        if largest == NO_TERM:
-            return 0.0
-        largest = max(largest, floor)
-        total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-        return joined(total, largest, acc, r)
-    if r.product_limit:
-        up, down = beyond(a_sig, a_exp, b_sig, b_exp, k0, k1, r)
-        if up or down:
-            return np.nan if up and down else (np.inf if up else -np.inf)
-    # TWO_STAGE: the products' sum first, then the accumulator, each floored
-    if r.streams == 1:
-        total = np.int64(0)
-        if largest != NO_TERM:
-            total = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 0, 0, largest, r)
-    else:
-        even, _, _, _ = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 1, 0, r)
-        odd, _, _, _ = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 1, 1, r)
-        total = np.int64(0)
-        if even != NO_TERM:
-            part = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 1, 0, even, r)
-            total += floored(part, even - largest)
-        if odd != NO_TERM:
-            part = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, 1, 1, odd, r)
-            total += floored(part, odd - largest)
+            n[GAP] = max(n[GAP], largest - exponent)
+        note_result(acc, after, total != 0, n)
+    return after
+
+
+@inline
+def two_stages(
+    a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
+    k0: int, k1: int, acc: Any, r: Block, n: Any,
+) -> Any:  # fmt: skip
+    """Return the accumulator after a block: the products' sum, then the accumulator, floored."""
+    largest, nan, up, down = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, 0, 0, r)
+    value, special = with_special(acc, nan, up, down)
+    if special:
+        return value
+    total = np.int64(0)
+    for phase in range(r.streams):
+        width = r.streams - 1
+        top = scan(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, width, phase, r)[0]
+        if top != NO_TERM:
+            part = total_of(a_sig, a_exp, b_sig, b_exp, k0, k1, width, phase, top, r, n)
+            total += floored(part, top - largest)
     second = largest
     sig, exponent = parts(acc, np.int64(r.emin))
     if acc != 0:
@@ -310,11 +380,36 @@ def block(
     if acc != 0 and not (r.streams == 2 and exponent < second - (r.align_bits + 1)):
         part = floored(sig, r.align_bits - 52 - (second - exponent))
         whole += part << np.int64(r.sum_bits - r.align_bits)
-    value = round_sum(
+    after = round_sum(
         whole, second - r.sum_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
         np.int64(r.mode),
     )  # fmt: skip
-    return -0.0 if whole < 0 and value == 0 else value
+    if whole < 0 and after == 0:
+        after = -0.0
+    if r.product_limit:
+        up, down = beyond(a_sig, a_exp, b_sig, b_exp, k0, k1, r)
+        if up or down:
+            after = np.nan if up and down else (np.inf if up else -np.inf)
+    if n is not None:
+        if acc != 0 and largest != NO_TERM:
+            n[GAP] = max(n[GAP], abs(largest - exponent))
+        note_result(acc, after, total != 0, n)
+    return after
+
+
+@inline
+def block(
+    a_sig: Any, a_exp: Any, a_cls: Any, b_sig: Any, b_exp: Any, b_cls: Any,
+    k0: int, k1: int, acc: Any, r: Block, n: Any,
+) -> Any:  # fmt: skip
+    """Return the accumulator after one block of products."""
+    if r.kind == HALVES:
+        return halves(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, acc, r, n)
+    if r.kind == LATE:
+        return late(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, acc, r, n)
+    if r.kind == JOINS:
+        return joining(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, acc, r, n)
+    return two_stages(a_sig, a_exp, a_cls, b_sig, b_exp, b_cls, k0, k1, acc, r, n)
 
 
 @kernel
@@ -322,20 +417,34 @@ def matmul(
     a_sig: np.ndarray, a_exp: np.ndarray, a_cls: np.ndarray,
     b_sig: np.ndarray, b_exp: np.ndarray, b_cls: np.ndarray,
     c: np.ndarray, out: np.ndarray, start: int, stop: int, r: Block,
+    counts: Any = None, extremes: Any = None,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; planes a [M, K], b [N, K] (transposed), c, out float64.
 
-    NaN results are stored as NaN; the caller writes the unit's bit pattern.
+    NaN results are stored as NaN; the caller writes the unit's bit pattern. Counts are described in
+    `numsim.kernels.counts.columns`.
     """
     n_columns, depth = b_sig.shape
+    unused = np.zeros(COLUMNS, np.int64)
     for i in range(start, stop):
+        n, e = row(counts, i), row(extremes, i)
         for j in range(n_columns):
             acc = c[i, j]
+            note_peak(acc, e)
             for k0 in range(0, depth, r.group):
+                k1 = min(k0 + r.group, depth)
+                into = n
+                if n is not None:
+                    n[STEPS] += 1
+                    _, nan, up, down = scan(
+                        a_sig[i], a_exp[i], a_cls[i], b_sig[j], b_exp[j], b_cls[j], k0, k1, 0, 0, r
+                    )
+                    if nan or up or down or not np.isfinite(acc):
+                        into = unused
                 acc = block(
-                    a_sig[i], a_exp[i], a_cls[i], b_sig[j], b_exp[j], b_cls[j], k0,
-                    min(k0 + r.group, depth), acc, r,
-                )  # fmt: skip
+                    a_sig[i], a_exp[i], a_cls[i], b_sig[j], b_exp[j], b_cls[j], k0, k1, acc, r, into
+                )
+                note_peak(acc, e)
             out[i, j] = acc
 
 
