@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.counts.columns import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
+from numsim.kernels.rules.counts import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.rules.fused import power_of_two
-from numsim.kernels.round import encode_value, top_bit
+from numsim.kernels.convert.round import encode_value, top_bit
 
 # float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
 LOWEST = -298
@@ -139,7 +139,7 @@ def matmul(
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c [M, N] float32 bits; out codes.
 
     `signed_zero`: a sum of nothing but -0 is -0. Counts are described in
-    `numsim.kernels.counts.columns`: a partial sum follows every `stride` products, and BITS is the
+    `numsim.kernels.rules.counts`: a partial sum follows every `stride` products, and BITS is the
     width of the largest in units of ``2**quantum``.
     """
     limbs, begin = np.empty(LIMBS, np.int64), np.empty(LIMBS, np.int64)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numsim.kernels.counts.columns import (
+from numsim.kernels.rules.counts import (
     COLUMNS,
     CUT,
     GAP,
@@ -25,7 +25,7 @@ from numsim.kernels.counts.columns import (
     row,
 )
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import RNE, RTZ, round_quotient, top_bit
+from numsim.kernels.convert.round import RNE, RTZ, round_quotient, top_bit
 
 FINITE, INFINITE, NOT_A_NUMBER = 0, 1, 2
 JOINS, LATE, HALVES, TWO_STAGE = range(4)
@@ -422,7 +422,7 @@ def matmul(
     """Rows [start:stop] of D = A B + C; planes a [M, K], b [N, K] (transposed), c, out float64.
 
     NaN results are stored as NaN; the caller writes the unit's bit pattern. Counts are described in
-    `numsim.kernels.counts.columns`.
+    `numsim.kernels.rules.counts`.
     """
     n_columns, depth = b_sig.shape
     unused = np.zeros(COLUMNS, np.int64)

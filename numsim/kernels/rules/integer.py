@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.counts.columns import BITS, SATURATIONS, STEPS, SWAMPED, WRAPS, row
+from numsim.kernels.rules.counts import BITS, SATURATIONS, STEPS, SWAMPED, WRAPS, row
 from numsim.kernels.jit import inline, kernel
 
 WRAP, SATURATE, RAISE = range(3)
@@ -67,7 +67,7 @@ def matmul(
     pair_high > 0 the sums of two neighbouring products are clamped to that range first. With
     RAISE the first overflow (row, column, k) of these rows goes to `found`, whose first entry is
     -1 while there is none. WRAP leaves the residue to the caller; else a step's sum fits int64.
-    Counts are described in `numsim.kernels.counts.columns`.
+    Counts are described in `numsim.kernels.rules.counts`.
     """
     depth, columns = b.shape
     step = np.empty(columns, np.int64)

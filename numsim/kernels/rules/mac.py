@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numsim.kernels.fused import parts, power_of_two
-from numsim.kernels.counts.columns import (
+from numsim.kernels.rules.fused import parts, power_of_two
+from numsim.kernels.rules.counts import (
     CUT,
     GAP,
     OVERFLOWS,
@@ -25,7 +25,7 @@ from numsim.kernels.counts.columns import (
     row,
 )
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
+from numsim.kernels.convert.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
 
 INFINITE, NOT_A_NUMBER, LARGEST = range(3)
 SEQUENTIAL, TREE, ODD_FIRST, TWO_CHAINS = range(4)
@@ -174,7 +174,7 @@ def matmul(
     Orders: SEQUENTIAL one chain; TREE neighbours pairwise within a group (a short one filled with
     +0), then the accumulator; ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd
     k of a group from zero, their sum, then the accumulator. Counts are described in
-    `numsim.kernels.counts.columns`.
+    `numsim.kernels.rules.counts`.
     """
     depth = a.shape[1]
     leaves = np.empty(max(min(group, depth), 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.counts.columns import (
+from numsim.kernels.rules.counts import (
     GAP,
     STEPS,
     note_peak,
@@ -39,7 +39,7 @@ def matmul(
     the fraction bits of a product of two scale significands. c, out [M, N] float64. Every run of 16
     products is added exactly; times the scale significands it has the exponent of the scales, also
     when it is zero; the runs and the accumulator are cut to `align_bits` and added. Counts are
-    described in `numsim.kernels.counts.columns`; their addends are the runs.
+    described in `numsim.kernels.rules.counts`; their addends are the runs.
     """
     depth = a.shape[1]
     for i in range(start, stop):
