@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
-from numsim.targets.chains import bare, k_slice
-from numsim.targets.runs.chain import DTYPES, one_nan, round_to
-from numsim.targets.runs.integer import Overflowed
-from numsim.targets.types import IntSum, Rule
+from numsim.targets.chain import DTYPES, one_nan, round_to
+from numsim.targets.rules import Rule, adds_integers
+from numsim.targets.rules.int_sum import Overflowed
+from numsim.targets.split_k import bare, k_slice
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -207,7 +207,7 @@ def scaled(
     with np.errstate(all="ignore"):
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
-        factor = _in_quanta(scale, a, b) if isinstance(rule, IntSum) else scale
+        factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
         if factor is None:
             exact = single.astype(np.float64) * np.asarray(scale, np.float64)
             product = np.ldexp(exact, -(a.fmt.bias + b.fmt.bias)).astype(np.float32)
@@ -217,7 +217,7 @@ def scaled(
             else:
                 product = np.multiply(single, factor, out=out)
         result: NDArray[Any] = one_nan(product, rule)
-    if isinstance(rule, IntSum) or acc.dtype == np.float32:
+    if adds_integers(rule) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
     return round_to(result, get_format(name), rule)

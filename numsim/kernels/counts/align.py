@@ -2,9 +2,9 @@
 
 Operands are planes of significands and exponents, a [M, K] by b [K, columns], columns a multiple of
 `steps.LANES`. Cut products are int32; the rest of a block is exact in float64, as in
-`numsim.kernels.ir.align`. Results and counts are those of `numsim.kernels.rules.fused`, for the
-cases that `numsim.targets.fast.counted` selects; `tests/targets/test_fast_stats.py` compares every
-bit.
+`numsim.kernels.ir.align`. Results and counts are those of `numsim.kernels.rules`, `fused` and
+`two_stage`, for the cases that `numsim.targets.fast.counted` selects;
+`tests/targets/test_fast_stats.py` compares every bit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from numsim.kernels.counts.steps import TILE, end_rows, start_rows
 from numsim.kernels.instructions import shl, shr, wide_vectors
 from numsim.kernels.ir.align import LOWEST
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.rules import fused as fu
+from numsim.kernels.rules.align import HALVES, JOINS, LATE, Block, power_of_two
 from numsim.kernels.rules.counts import CUT, GAP, OVERFLOWS, STEPS, SWAMPED
-from numsim.kernels.rules.fused import Block, power_of_two
 
 NO_TERM = -(1 << 20)  # exponent of a factor that takes no part in the largest one
 _SIGN = np.int64(-(1 << 63))
@@ -249,7 +248,7 @@ def fused(
     (depth, columns), real = b_sig.shape, c.shape[1]
     size = min(TILE, columns)
     rows, unused, tops = np.empty((4, size)), np.zeros((2, size)), np.empty((2, size), np.int32)
-    zeros, joins = r.zero_products, r.kind == fu.JOINS
+    zeros, joins = r.zero_products, r.kind == JOINS
     for j0 in range(0, columns, TILE):
         w = min(TILE, columns - j0)
         last = min(j0 + w, real)
@@ -262,7 +261,7 @@ def fused(
             for k0 in range(0, depth, r.group):
                 k1 = min(k0 + r.group, depth)
                 n[STEPS] += last - j0
-                if r.kind == fu.HALVES:
+                if r.kind == HALVES:
                     for j in range(w):
                         value[j] = 0.0 if abs(acc[j]) < np.inf else np.nan
                     for phase in range(0, 4, 2):
@@ -284,7 +283,7 @@ def fused(
                 cut_rows(sig, exp, b_sig, b_exp, j0, (k0, k1, step), r, top, total, n)
                 if joins:
                     n[OVERFLOWS] += join_row(r, top, total, acc, low, high, n)
-                elif r.kind == fu.LATE:
+                elif r.kind == LATE:
                     sum_row(r, top, total, value)
                     late_row(r, value, total, acc, low, high, n)
                 else:

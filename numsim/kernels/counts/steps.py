@@ -362,7 +362,7 @@ def integer(
     low: int, high: int, saturate: bool, group: int, pair_limit: int,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`rules.integer.matmul`; a, b int32 where no sum of products and c leaves that type, else int64."""
+    """`rules.integer.matmul`; a, b int32 where no sum of products and c leaves it, else int64."""
     wide_vectors()
     word = b.dtype.type
     (depth, columns), real = b.shape, c.shape[1]

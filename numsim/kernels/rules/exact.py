@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.rules.counts import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.rules.fused import power_of_two
 from numsim.kernels.convert.round import encode_value, top_bit
+from numsim.kernels.jit import inline, kernel
+from numsim.kernels.rules.align import power_of_two
+from numsim.kernels.rules.counts import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
 
 # float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
 LOWEST = -298
@@ -159,9 +159,9 @@ def matmul(
             else:
                 sc, ec = float32_parts(uc)
                 add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
-                if n is not None:
+                if counts is not None:
                     note_width(limbs, np.int64(quantum), n, e)
-            if n is not None:
+            if counts is not None:
                 begin[:] = limbs
             for k in range(a.shape[1]):
                 ua, ub = a[i, k], b[j, k]
@@ -179,16 +179,15 @@ def matmul(
                     sa, ea = float32_parts(ua)
                     sb, eb = float32_parts(ub)
                     add_term(limbs, sa * sb, ea + eb, negative)
-                if n is not None:
-                    if (k + 1) % stride == 0:
-                        note_width(limbs, np.int64(quantum), n, e)
+                if counts is not None and (k + 1) % stride == 0:
+                    note_width(limbs, np.int64(quantum), n, e)
             changed = False
-            if n is not None:
+            if counts is not None:
                 carried(limbs)
                 changed = (limbs != begin).any()
             code = finish(limbs, params, nan, up, down, minus)
             out[i, j] = code
-            if n is not None:
+            if counts is not None:
                 n[STEPS] += 1
                 if not (nan or up or down):
                     magnitude = code & ~np.int64(params.sign_bit)

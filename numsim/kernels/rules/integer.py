@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.rules.counts import BITS, SATURATIONS, STEPS, SWAMPED, WRAPS, row
 from numsim.kernels.jit import inline, kernel
+from numsim.kernels.rules.counts import BITS, SATURATIONS, STEPS, SWAMPED, WRAPS, row
 
 WRAP, SATURATE, RAISE = range(3)
 LEAST, MOST = -(1 << 63), (1 << 63) - 1
@@ -46,9 +46,8 @@ def note_step(
     _, above, below = limited(acc, step, low, high)
     if above or below:
         n[SATURATIONS if saturates else WRAPS] += 1
-    if saturates:
-        stays = (above and acc == high) or (below and acc == low)
-    else:
+    stays = (above and acc == high) or (below and acc == low)
+    if not saturates:
         stays = step & (high - low) == 0
     if step != 0 and stays:
         n[SWAMPED] += 1
@@ -75,7 +74,7 @@ def matmul(
     for i in range(start, stop):
         total, n, e = out[i], row(counts, i), row(extremes, i)
         total[:] = c[i]
-        if n is not None:
+        if counts is not None:
             for j in range(columns):
                 whole[j] = total[j]
                 e[0], e[1] = min(e[0], whole[j]), max(e[1], whole[j])
@@ -90,14 +89,14 @@ def matmul(
                         pair = x0 * np.int64(b[k, j]) + x1 * np.int64(b[last, j])
                         clamped = min(max(pair, pair_low), pair_high)
                         step[j] += clamped
-                        if n is not None:
+                        if counts is not None:
                             n[SATURATIONS] += clamped != pair
             else:
                 for k in range(k0, min(k0 + group, depth)):
                     x0 = np.int64(a[i, k])
                     for j in range(columns):
                         step[j] += x0 * np.int64(b[k, j])
-            if n is not None:
+            if counts is not None:
                 for j in range(columns):
                     whole[j] = note_step(
                         total[j], step[j], whole[j], low, high, overflow == SATURATE, n, e

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numsim.kernels.rules.fused import parts, power_of_two
+from numsim.kernels.convert.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
+from numsim.kernels.jit import inline, kernel
+from numsim.kernels.rules.align import parts, power_of_two
 from numsim.kernels.rules.counts import (
     CUT,
     GAP,
@@ -24,11 +26,10 @@ from numsim.kernels.rules.counts import (
     note_peak,
     row,
 )
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.convert.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
 
 INFINITE, NOT_A_NUMBER, LARGEST = range(3)
 SEQUENTIAL, TREE, ODD_FIRST, TWO_CHAINS = range(4)
+ORDERS = ("sequential", "tree", "odd_first", "two_chains")
 
 
 class Arithmetic(NamedTuple):
@@ -126,14 +127,13 @@ def add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
             value = in_range(-0.0, f) if f.mode == RDN else 0.0
     else:
         value = round_to(total, f)
-    if n is not None:
-        if np.isfinite(x) and np.isfinite(y):
-            note_range(total, value, f, n)
-            if (y != 0 and value == x) or (both and x != 0 and value == y):
-                n[SWAMPED] += 1
-            if x != 0 and y != 0:
-                gap = parts(x, np.int64(-1022))[1] - parts(y, np.int64(-1022))[1]
-                n[GAP] = max(n[GAP], abs(gap))
+    if n is not None and np.isfinite(x) and np.isfinite(y):
+        note_range(total, value, f, n)
+        if (y != 0 and value == x) or (both and x != 0 and value == y):
+            n[SWAMPED] += 1
+        if x != 0 and y != 0:
+            gap = parts(x, np.int64(-1022))[1] - parts(y, np.int64(-1022))[1]
+            n[GAP] = max(n[GAP], abs(gap))
     return value
 
 
@@ -144,13 +144,12 @@ def product(x: Any, y: Any, rounds: bool, f: Arithmetic, n: Any) -> Any:
     if not rounds:
         return exact
     value = round_to(exact, f)
-    if n is not None:
-        if np.isfinite(exact):
-            note_range(exact, value, f, n)
-            if value != exact:
-                n[CUT] += 1
-                if value == 0:
-                    n[SWAMPED] += 1
+    if n is not None and np.isfinite(exact):
+        note_range(exact, value, f, n)
+        if value != exact:
+            n[CUT] += 1
+            if value == 0:
+                n[SWAMPED] += 1
     return value
 
 
@@ -227,6 +226,6 @@ def matmul(
                     acc = add(acc, term, f, n, False)
                     note_peak(acc, e)
             out[i, j] = np.nan if np.isnan(acc) else acc
-        if n is not None:
+        if counts is not None:
             grouped = order in (TREE, TWO_CHAINS)
             n[STEPS] += b.shape[0] * (-(-depth // group) if grouped else depth)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from numsim.kernels.jit import kernel
+from numsim.kernels.rules.align import note_cut, note_result, parts, round_sum, shifted
 from numsim.kernels.rules.counts import (
     GAP,
     STEPS,
     note_peak,
     row,
 )
-from numsim.kernels.jit import kernel
-from numsim.kernels.rules.fused import note_cut, note_result, parts, round_sum, shifted
 
 RUN, STEP = 16, 64
 _NO_SCALE = -(1 << 30)
@@ -48,7 +48,7 @@ def matmul(
             acc = c[i, j]
             note_peak(acc, e)
             for k0 in range(0, depth, STEP):
-                if n is not None:
+                if counts is not None:
                     n[STEPS] += 1
                 first, last = k0 // RUN, (min(k0 + STEP, depth) + RUN - 1) // RUN
                 largest = np.int64(_NO_SCALE)
@@ -72,19 +72,19 @@ def matmul(
                     gap = largest - (np.int64(a_exp[i, s]) + np.int64(b_exp[j, s]))
                     left = align_bits - 2 - fraction - gap
                     kept = shifted(partial, left)
-                    if n is not None:
+                    if counts is not None:
                         note_cut(partial, kept, left, gap, n)
                     total += kept
                 before, products = acc, total
                 if acc != 0:
                     total += shifted(sig, align_bits - 52 - (largest - exponent))
-                    if n is not None:
+                    if counts is not None:
                         n[GAP] = max(n[GAP], largest - exponent)
                 acc = round_sum(
                     total, largest - align_bits, np.int64(24), np.int64(-126), np.int64(127),
                     np.int64(2),
                 )  # fmt: skip
-                if n is not None:
+                if counts is not None:
                     note_result(before, acc, products != 0, n)
                 note_peak(acc, e)
             out[i, j] = acc
