@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.arguments import ROUNDINGS
 from numsim.convert import encode
 from numsim.formats import Format
 from numsim.kernels.rules import align as align_kernel
 from numsim.kernels.rules.counts import COLUMNS
 from numsim.quant import QTensor
+from numsim.vocabulary import ROUNDINGS
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,

@@ -28,11 +28,10 @@ def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
     >>> takes("float", Mac(), "overflow", "wrap"), takes("integer", IntSum(), "overflow", "wrap")
     (False, True)
     """
-    if not hasattr(rule, key):
+    limits = about(rule).limits
+    if key not in limits or not about(rule).changes(rule, kind, key, value):
         return False
-    limit = about(rule).limits[key]
-    if not about(rule).changes(rule, kind, key, value):
-        return False
+    limit = limits[key]
     return not isinstance(limit, tuple) or not isinstance(limit[0], str) or value in limit
 
 

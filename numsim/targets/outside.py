@@ -41,7 +41,8 @@ def covered(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Bloc
     """Return what `add_blocks` runs; None: no kernel adds all blocks at once."""
     left, right = bare(a), bare(b)
     way = _WAYS.get(type(rule))
-    if way is None or not (a.codes.size and b.codes.size):
+    zeros = a.zero_point is not None or b.zero_point is not None
+    if way is None or zeros or not (a.codes.size and b.codes.size):
         return None
     add = way(rule, left, right, block, out)
     if add is None:

@@ -4,7 +4,7 @@ from typing import TypeGuard
 
 from numsim.targets.rules.exact import EXACT, Exact
 from numsim.targets.rules.fused import FUSED, Fused
-from numsim.targets.rules.int_sum import INT_SUM, IntSum, Overflow
+from numsim.targets.rules.int_sum import INT_SUM, IntSum
 from numsim.targets.rules.limits import CLASSES, INTEGERS, WIDE, Kind, Limit
 from numsim.targets.rules.mac import MAC, Mac
 from numsim.targets.rules.scaled_fp4 import SCALED_FP4, ScaledFp4
@@ -37,5 +37,5 @@ def adds_integers(rule: Rule) -> TypeGuard[IntSum]:
 
 __all__ = [
     "CLASSES", "INTEGERS", "RULES", "WIDE", "Exact", "Fused", "IntSum", "Kind", "Limit", "Mac",
-    "Overflow", "Rule", "ScaledFp4", "TwoStage", "about", "adds_integers",
+    "Rule", "ScaledFp4", "TwoStage", "about", "adds_integers",
 ]  # fmt: skip

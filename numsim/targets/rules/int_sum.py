@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,7 @@ from numsim.targets.chain import Chain, Work, item, noted, shape, start
 from numsim.targets.rules.limits import GROUP, INTEGERS, Kind
 from numsim.targets.steps import Step, table
 from numsim.targets.tensor import batched
-
-Overflow = Literal["wrap", "saturate", "raise"]
+from numsim.vocabulary import ACCUMULATIONS, Accumulation
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class IntSum:
     """
 
     acc_bits: int = 32
-    overflow: Overflow = "wrap"
+    overflow: Accumulation = "wrap"
     group: int = 1
     pair_bits: int | None = None
     outer_bits: int = 32
@@ -43,9 +42,6 @@ def _contradiction(rule: IntSum, kind: str, given: Mapping[str, Any]) -> str:
     if rule.pair_bits is not None and rule.group % 2:
         return f"pair_bits adds products in pairs; group is odd ({rule.group})"
     return ""
-
-
-OVERFLOW = {"wrap": 0, "saturate": 1, "raise": 2}
 
 
 @dataclass
@@ -125,7 +121,8 @@ def _definition(x: Chain) -> Work:
             found.append((i, place))
             kernel.matmul(
                 left[i], item(right, i), begin[i], out[i], lo, hi, low, high,
-                OVERFLOW[rule.overflow], rule.group, -pair - 1, pair, place, *noted(x, i),
+                ACCUMULATIONS.index(rule.overflow), rule.group, -pair - 1, pair, place,
+                *noted(x, i),
             )  # fmt: skip
 
         over_items(rows, len(out), out.shape[1])

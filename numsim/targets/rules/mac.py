@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.arguments import ROUNDINGS
 from numsim.decimals import exact_text
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format, kept_format
@@ -33,6 +32,7 @@ from numsim.targets.rules.limits import (
 )
 from numsim.targets.steps import Step, products, values_of
 from numsim.targets.tensor import as_float64, batched, kept
+from numsim.vocabulary import ROUNDINGS
 
 ORDERS = ("sequential", "tree", "odd_first", "two_chains", "exact")
 
