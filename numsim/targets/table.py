@@ -44,7 +44,6 @@ def _target(
 
 
 _IMMA = IntSum(acc_bits=32, overflow="wrap")
-_MX = Fused(32, 25, outputs=("float32",), blocks=("float8_e8m0fnu/32",))
 
 
 def _single(group: int, align_bits: int) -> Fused:
@@ -101,7 +100,7 @@ _TABLE = [
             f"{_MMASIM}; {_PTX}",
             {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
              "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _MX}),
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
     _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_MODELS_DIFFER}", _MATLAB,
             {"fp8": Fused(32, 25, accumulator="late"),
              "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
@@ -110,7 +109,7 @@ _TABLE = [
     _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
             {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
              "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _MX}),
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "

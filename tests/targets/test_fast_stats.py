@@ -8,6 +8,7 @@ from numsim.kernels.counts import steps
 from numsim.kernels.jit import using_threads
 from numsim.targets import runs
 from numsim.targets.chain import Chain
+from numsim.targets.plan import class_for
 from numsim.targets.rules import about
 from numsim.targets.types import Mac
 
@@ -178,19 +179,36 @@ MINUS_ZEROS = [
     ("ideal.mac", {"acc_format": "float16", "order": "tree", "group": 3, "fused": False}, 1 << 15),
     ("ideal.mac", {"acc_format": "float16", "order": "odd_first"}, 0),
     ("x86.vdpbf16ps", {}, 0),
+    ("ideal.mac", {"order": "exact", "group": 3}, 1 << 15),
+    ("ideal.mac", {"order": "exact", "group": 4}, 0),
 ]
 
 
 @pytest.mark.parametrize(("target", "changes", "bits"), MINUS_ZEROS)
 def test_the_sign_of_zero_where_products_are_counted(target, changes, bits):
-    """-0 + 3 products of -0 in a tree is -0; with odd k first the missing k holds +0, so +0."""
+    """-0 + 3 products of -0 is -0; where the unit takes an even k or four, +0 fills it: +0."""
     unit = ns.get_target(target, **changes)
     fmt = "bfloat16" if target.startswith("x86") else E4
     a = ns.QTensor.from_codes(ns.encode(np.full((1, 3), -0.0), fmt), fmt)
     b = ns.QTensor.from_codes(ns.encode(np.ones((3, 5)), fmt), fmt)
     c = np.full((1, 5), -0.0, np.float32)
-    d, _ = ns.matmul(a, b, c=c, target=unit, stats=True)
-    assert (d.view(np.uint32) == bits << 16).all()
+    chain = Chain(class_for(unit, a.fmt, b.fmt)[1], a, b, c[None], ns.get_format("float32"), target)
+    for d in (
+        ns.matmul(a, b, c=c, target=unit, stats=True)[0],
+        ns.matmul(a, b, c=c, target=unit),
+        about(chain.rule).definition(chain).run(),
+    ):
+        assert (d.view(np.uint32) == bits << 16).all()
+
+
+def test_opposite_infinities_where_products_are_counted():
+    """57344**2 is beyond float16: +Inf in the first block, -Inf in the second, NaN together."""
+    x = np.array([57344.0] * 32 + [-57344.0] * 32)
+    a = ns.QTensor.from_codes(ns.encode(x[None], E5), E5)
+    b = ns.QTensor.from_codes(ns.encode(np.full((64, 5), 57344.0), E5), E5)
+    d, found = ns.matmul(a, b, target="nvidia.hopper.mma", out_format="float16", stats=True)
+    assert (d.view(np.uint16) == 0x7FFF).all()
+    assert found.overflows == 5  # the second block began with an infinity
 
 
 def test_block_scales_inside_the_unit(monkeypatch):

@@ -23,6 +23,7 @@ from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
 from numsim.targets.chain import Chain, Ways, Work, item, noted, round_to, shape, start, store
+from numsim.targets.fast import fused as fast_fused
 from numsim.targets.fast.integer import largest
 from numsim.targets.rules import Mac, fused, two_stage
 from numsim.targets.rules.int_sum import check_width, wrapped
@@ -227,7 +228,16 @@ def _fused(x: Chain) -> Work | None:
         return None
     if rule.accumulator == "halves" and rule.min_exponent is not None:
         return None
-    return _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
+    work = _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
+    if work is None or rule.accumulator == "joins":
+        return work
+    counting = work
+
+    def both() -> NDArray[Any]:
+        d = counting.run()  # an infinite lane stops; the unit may add the opposite infinity
+        return d if np.isfinite(d).all() else fast_fused.uncounted(x)
+
+    return counting._replace(run=both)
 
 
 def _two_stage(x: Chain) -> Work | None:

@@ -225,5 +225,13 @@ def _two_stage(x: Chain) -> Work | None:
     return _aligned(x, two_stage.block_of(x.rule, x.a.fmt, x.b.fmt))
 
 
+def uncounted(x: Chain) -> NDArray[Any]:
+    """Run a chain of `Fused` without counts."""
+    plain = x._replace(tally=None)
+    works = (way(plain) for way in FUSED)
+    work = next((found for found in works if found is not None), None)
+    return (work or fused.FUSED.definition(plain)).run()
+
+
 FUSED: Ways = (_fp8, _double, _fused)
 TWO_STAGE: Ways = (_two_stage,)

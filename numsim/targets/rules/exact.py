@@ -34,7 +34,8 @@ class Exact:
     """Products and the accumulator are added exactly and rounded once (nearest even).
 
     `group`: products in one such sum, which the next one takes as its accumulator; None: all.
-    `negative_zero`: a sum of nothing but -0 is -0, as IEEE 754 adds; False: every zero is +0.
+    `negative_zero`: a sum of nothing but -0 is -0, as IEEE 754 adds (a short group is filled with
+    +0); False: every zero is +0.
     `outputs`: formats in which the unit can return the sum. `nan`: as in `Fused`.
     """
 
@@ -75,16 +76,21 @@ def _definition(x: Chain) -> Work:
         group = (x.rule.group or depth) * parts
         acc: NDArray[Any] = start(x, np.float32)
         for k in range(0, depth, group):
-            acc = _group(x, left[..., k : k + group], right[..., k : k + group], acc, parts)
+            part = slice(k, k + group)
+            minus = x.rule.negative_zero and k + group <= depth  # a short group holds +0
+            acc = _group(x, left[..., part], right[..., part], acc, parts, minus)
         return acc
 
     return Work("scalar", work)
 
 
 def _group(
-    x: Chain, left: NDArray[Any], right: NDArray[Any], acc: NDArray[Any], parts: int
+    x: Chain, left: NDArray[Any], right: NDArray[Any], acc: NDArray[Any], parts: int, minus: bool
 ) -> NDArray[Any]:
-    """Add the products of a group to accumulators; `parts`: of how many each product is made."""
+    """Add the products of a group to accumulators.
+
+    `parts`: of how many each product is made; `minus`: whether a sum of nothing but -0 is -0.
+    """
     rows, columns, begin = (
         np.ascontiguousarray(values, np.float32).view(np.uint32) for values in (left, right, acc)
     )
@@ -93,7 +99,7 @@ def _group(
     over_items(
         lambda i, lo, hi: kernel.matmul(
             rows[i], item(columns, i), begin[i], codes[i], lo, hi, x.out.params,
-            x.rule.negative_zero, width, parts, *noted(x, i),
+            minus, width, parts, *noted(x, i),
         ),
         count, m,
     )  # fmt: skip

@@ -30,6 +30,7 @@ from numsim.targets.rules.limits import (
     Kind,
     aligns,
     has_output,
+    is_scaled,
     no_blocks,
 )
 from numsim.targets.steps import Addend, Step, floor_log2, one_alignment, placed
@@ -68,7 +69,8 @@ class Fused:
     outputs
         Formats of the accumulator and the result: ``float32``, ``float16``.
     blocks
-        Block scales that the unit applies itself, in a class ``mx:``, as format/length.
+        Block scales that the unit applies itself, in a class ``mx:``, as format/length. None: those
+        of MX, ``float8_e8m0fnu/32``.
 
     Two things are no fields, since all models and recordings agree on them: a zero result is +0,
     and a result that rounds beyond the largest number is infinite, toward zero too.
@@ -163,6 +165,12 @@ def _contradiction(rule: Fused, kind: str, given: Mapping[str, Any]) -> str:
     return f"Fused {why}" if why else no_blocks(rule, kind, given)
 
 
+def _changes(rule: Fused, kind: str, key: str, value: object) -> bool:
+    if key == "blocks":
+        return is_scaled(kind)
+    return value != "halves" or has_output(kind)
+
+
 FUSED = Kind(
     Fused,
     "align to the largest exponent, cut, add exactly, round once (tensor cores)",
@@ -191,5 +199,5 @@ FUSED = Kind(
     definition=_definition,
     explain=_explain,
     contradiction=_contradiction,
-    changes=lambda rule, kind, key, value: value != "halves" or has_output(kind),
+    changes=_changes,
 )  # fmt: skip

@@ -40,7 +40,7 @@ GROUP = (1, 1 << 20)
 NANS = ("ones", "quiet")
 NAN_WORDS = "bits of NaN results: ones 0x7FFFFFFF, quiet 0x7FC00000"
 E8M0_BLOCKS = frozenset(f"float8_e8m0fnu/{length}" for length in (16, 32, 64, 128))
-BLOCK_WORDS = "scales that the unit applies itself in a class mx:, as format/length"
+BLOCK_WORDS = "scales that a class mx: applies inside the unit, as format/length; unset: MX"
 OUTPUT_WORDS = "formats in which the unit can return the sum; the first is usual"
 
 
@@ -133,7 +133,7 @@ def blocks_of(rule: Any) -> tuple[tuple[str, int], ...]:
     >>> blocks_of(ScaledFp4())[0]
     ('float8_e8m0fnu', 32)
     """
-    pairs = (text.split("/") for text in rule.blocks or ())
+    pairs = (text.split("/") for text in rule.blocks or ("float8_e8m0fnu/32",))
     return tuple((name, int(length)) for name, length in pairs)
 
 
