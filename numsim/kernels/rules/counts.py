@@ -1,8 +1,8 @@
 """The columns of counts, one row of them for each row of results, and the range of accumulators.
 
 A kernel of `numsim.kernels.rules` takes `counts` [M, COLUMNS] int64 and `extremes` [M, 2], both in
-place, or None for both: then Numba leaves out what counts. Kernels that compute and count many
-outputs at once, `vector` and `align_vector`, take the same two. A step whose operands or
+place, or None for both: then Numba leaves out what counts. The kernels of `numsim.kernels.counts`,
+which compute and count many outputs at once, take the same two. A step whose operands or
 accumulator are not finite counts nothing but itself.
 """
 
