@@ -16,7 +16,14 @@ from numsim.kernels.elementwise import derivatives as cells
 from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
-from numsim.nn.products import Context, Operands, backward_product, forward_product
+from numsim.nn.products import (
+    Codes,
+    Context,
+    Operands,
+    backward_product,
+    forward_product,
+    weight_gradients,
+)
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
 
@@ -157,27 +164,29 @@ def _all_steps(
     batch, steps, width = dx_gates.shape
     flat_x = dx_gates.reshape(-1, width)
     first = 1 + len(states)  # among the inputs: x, states, weight_ih, weight_hh, biases
-    dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first])
     flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
     all_h = before_h.reshape(-1, before_h.shape[-1])
+    saved_h = _all_states(c, f"{prefix}recurrent", all_h, weight_h)
+    both = flat_h is flat_x and wanted[first] and wanted[first + 1]
+    codes: Codes = {}  # of flat_x
+    dx, dw_x = backward_product(
+        c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first] and not both, gradients=codes
+    )
     dw_h = None
-    if wanted[first + 1]:
-        dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
+    if both:
+        dw_x, dw_h = weight_gradients(c, [saved_x, saved_h], flat_x, codes)
+    elif wanted[first + 1]:
+        _, dw_h = backward_product(c, saved_h, flat_h, inputs=False)
     db_x = cells.column_sums(flat_x)
     db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
     dx = None if dx is None else dx.reshape(batch, steps, -1)
     return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 
-def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Array:
+def _all_states(c: Context, name: str, h: Array, w: Any) -> tuple[Any, ...]:
+    """Return what the weights' gradient needs: all states under one scale, not one a step."""
     rule = c.rule(name)
-    if rule is None:
-        saved: tuple[Any, ...] = (h, w)
-    else:  # the states of all steps under one scale: the forward products had one a step
-        saved = (Operands(c, name, rule, {"x": h, "w": w}),)
-    dw = backward_product(c, saved, g, inputs=False)[1]
-    assert dw is not None
-    return dw
+    return (h, w) if rule is None else (Operands(c, name, rule, {"x": h, "w": w}),)
 
 
 def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[int, ...]:

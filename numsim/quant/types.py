@@ -399,6 +399,8 @@ class QTensor:
             scale_codes=_shown(kept),
         )  # fmt: skip
         turned.packed["codes"] = [codes]
+        if "locked" in self.packed and "survey" in self.packed:  # of the same codes for good
+            turned.packed["survey"] = self.packed["survey"]
         return turned
 
     def values(self) -> NDArray[Any]:
