@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.elementwise.activations import sigmoid_of, tanh_of
+from numsim.kernels.elementwise.gates import sigmoids, tanhs
 from numsim.kernels.gemm.steps import (
     Weights,
     room_chain,
@@ -25,6 +25,7 @@ from numsim.kernels.gemm.steps import (
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = NDArray[Any]
+_PLACE = (0, 1, 3, 2)  # of gates i, f, g, o in scratch: those of the sigmoid first
 
 
 class Forward(NamedTuple):
@@ -62,35 +63,42 @@ class Backward(NamedTuple):
 
 
 @inline
-def _cells(s: Forward, t: int, hw: Array, row: Array, act: Array) -> None:
-    """Do all but the product of step t; `row` and `act` [4H] are scratch."""
+def _cells(s: Forward, t: int, hw: Array, sums: Array, act: Array) -> None:
+    """Do all but the product of step t; `sums` and `act` [4, B, H], by the gate, are scratch."""
     batch, hidden = s.c.shape
-    width = 4 * hidden
-    # A loop that writes tanh over its argument has no vectors: each has an array of its own.
-    state, tanh = row[:hidden], row[hidden : 2 * hidden]
+    one = batch * hidden
     for b in range(batch):
-        x, gates, h, c, y = s.xw[b, t], s.gates[b, t], s.h[b], s.c[b], s.y[b, t]
+        x, product = s.xw[b, t], hw[b]
+        for n in range(4):
+            to, first = sums[_PLACE[n], b], n * hidden
+            for j in range(hidden):
+                k = first + j
+                to[j] = np.float32(x[k] + s.bias_x[k]) + np.float32(product[k] + s.bias_h[k])
+    flat, out = sums.reshape(-1), act.reshape(-1)
+    sigmoids(flat[: 3 * one], out[: 3 * one])
+    tanhs(flat[3 * one :], out[3 * one :])
+    state, tanh = sums[0], sums[1]
+    for b in range(batch):
+        gates, h, c = s.gates[b, t], s.h[b], s.c[b]
+        before_h, before_c = s.before_h[b, t], s.before_c[b, t]
+        for n in range(4):
+            given, first = act[_PLACE[n], b], n * hidden
+            for j in range(hidden):
+                gates[first + j] = given[j]
         for j in range(hidden):
-            s.before_h[b, t, j] = h[j]
-            s.before_c[b, t, j] = c[j]
-        for j in range(width):
-            row[j] = np.float32(x[j] + s.bias_x[j]) + np.float32(hw[b, j] + s.bias_h[j])
-        for j in range(2 * hidden):
-            act[j] = sigmoid_of(np.float64(row[j]))
-        for j in range(2 * hidden, 3 * hidden):
-            act[j] = tanh_of(np.float64(row[j]))
-        for j in range(3 * hidden, width):
-            act[j] = sigmoid_of(np.float64(row[j]))
-        for j in range(width):
-            gates[j] = act[j]
+            before_h[j] = h[j]
+            before_c[j] = c[j]
+        i, f, g = act[0, b], act[1, b], act[3, b]
         for j in range(hidden):
-            kept = np.float32(act[hidden + j] * c[j])
-            state[j] = kept + np.float32(act[j] * act[2 * hidden + j])
+            kept = np.float32(f[j] * c[j])
+            state[b, j] = kept + np.float32(i[j] * g[j])
+    tanhs(flat[:one], flat[one : 2 * one])
+    for b in range(batch):
+        h, c, y, squashed, o = s.h[b], s.c[b], s.y[b, t], s.squashed[b, t], act[2, b]
         for j in range(hidden):
-            tanh[j] = tanh_of(np.float64(state[j]))
-        for j in range(hidden):
-            c[j], s.squashed[b, t, j] = state[j], tanh[j]
-            h[j] = act[3 * hidden + j] * tanh[j]
+            c[j] = state[b, j]
+            squashed[j] = tanh[b, j]
+            h[j] = o[j] * tanh[b, j]
             y[j] = h[j]
 
 
@@ -100,14 +108,14 @@ def _forward(
 ) -> int:
     batch, steps, width = s.xw.shape
     hw, lost = np.empty((batch, width), np.float32), np.zeros(2, np.int64)
-    row, act = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums, act = np.empty((4, *s.c.shape), np.float32), np.empty((4, *s.c.shape), np.float32)
     room = make_room(batch, w)
     done = steps
     for t in range(steps):
         if not step(s.h, w, room, lost, hw):
             done = t
             break
-        _cells(s, t, hw, row, act)
+        _cells(s, t, hw, sums, act)
     return int(done)
 
 

@@ -58,8 +58,8 @@ def item(array: NDArray[Any], i: int) -> NDArray[Any]:
 
 def one_nan(sums: NDArray[Any], rule: Rule) -> NDArray[Any]:
     """Give NaN among float32 sums made here the bits of the unit's, in place: not the host's."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        some = np.isnan(sums.sum())  # no large temporary where there is none
+    with np.errstate(invalid="ignore"):
+        some = np.isnan(sums.max(initial=0))  # no large temporary where there is none
     if some:
         ones = isinstance(rule, ScaledFp4) or (isinstance(rule, Fused) and rule.nan == "ones")
         sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if ones else 0x7FC00000
