@@ -399,8 +399,9 @@ class QTensor:
             scale_codes=_shown(kept),
         )  # fmt: skip
         turned.packed["codes"] = [codes]
-        if "locked" in self.packed and "survey" in self.packed:  # of the same codes for good
-            turned.packed["survey"] = self.packed["survey"]
+        if "locked" in self.packed:  # what is known of codes that stay
+            known = {key: self.packed[key] for key in ("survey", "finite") if key in self.packed}
+            turned.packed.update(known)
         return turned
 
     def values(self) -> NDArray[Any]:
