@@ -400,8 +400,8 @@ class QTensor:
         )  # fmt: skip
         turned.packed["codes"] = [codes]
         if "locked" in self.packed:  # what is known of codes that stay
-            known = {key: self.packed[key] for key in ("survey", "finite") if key in self.packed}
-            turned.packed.update(known)
+            for key in {"survey", "finite"} & self.packed.keys():
+                turned.packed[key] = self.packed[key]
         return turned
 
     def values(self) -> NDArray[Any]:
