@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import numsim as ns
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 
 ROOT = Path(__file__).resolve().parents[1]
 BLUE, RED, GREY, PALE = "#1f5fa8", "#b5332e", "#777777", "#e8eef6"

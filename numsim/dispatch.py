@@ -19,9 +19,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numsim.formats import Format, get_format, list_formats
-from numsim.kernels import codec, fast, fast_decode, jit, simd
-from numsim.kernels.philox import random64
-from numsim.kernels.round import (
+from numsim.kernels import jit
+from numsim.kernels.convert import codec
+from numsim.kernels.convert import decode as fast_decode
+from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert.philox import random64
+from numsim.kernels.convert.round import (
     HALF_OFFSET,
     RDN,
     RNA,
@@ -35,6 +38,7 @@ from numsim.kernels.round import (
     TRUNCATE,
     WRAP,
 )
+from numsim.kernels.ir import simd
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
 

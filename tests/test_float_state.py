@@ -23,7 +23,8 @@ from float_states import STATES, X86, state, under
 import numsim as ns
 from numsim import float_state
 from numsim.float_state import PROGRAMS, State, known_floats, known_state, probe
-from numsim.kernels import jit, simd
+from numsim.kernels import jit
+from numsim.kernels.ir import simd
 
 pytestmark = pytest.mark.skipif(not float_states.KNOWN, reason="no state to set on this processor")
 

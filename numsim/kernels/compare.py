@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from numsim.kernels.elementwise.functions import exp64
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.vector import exp64
 
 NLL, KL, AGREE, SIGNAL, NOISE, DOT, OTHER, LARGEST = range(8)
 

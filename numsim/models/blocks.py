@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels import vector, vector_act, vector_rotary
+from numsim.kernels.elementwise import activations, functions
+from numsim.kernels.elementwise import rotary as rotary_kernel
 from numsim.models.arch import Arch, Moe, has_experts
 from numsim.models.gemm import Array, Gemm, Ints
 
@@ -85,13 +86,13 @@ def norm(name: str, x: Array, c: Context, *, kind: str = "", eps: float | None =
     kind, eps = kind or c.arch.norm, c.arch.norm_eps if eps is None else eps
     if kind == "layer":
         weight, bias = c.weight(f"{name}.weight"), c.weight(f"{name}.bias")
-        y = vector.layer_norm(x, weight, bias, eps=eps)
+        y = functions.layer_norm(x, weight, bias, eps=eps)
     elif kind == "layer_plain":
         width = x.shape[-1]
-        y = vector.layer_norm(x, np.ones(width, c.dtype), np.zeros(width, c.dtype), eps=eps)
+        y = functions.layer_norm(x, np.ones(width, c.dtype), np.zeros(width, c.dtype), eps=eps)
     else:
         offset = 1.0 if kind == "rms_plus_one" else 0.0
-        y = vector.rms_norm(x, c.weight(f"{name}.weight"), eps=eps, offset=offset)
+        y = functions.rms_norm(x, c.weight(f"{name}.weight"), eps=eps, offset=offset)
     c.keep_tap(f"{name}.out", y)
     return y
 
@@ -125,7 +126,7 @@ def _turn(x: Array, c: Context) -> Array:
     if c.arch.rope.interleaved:
         pairs = x.reshape(*x.shape[:-1], -1, 2)  # [B, T, N, D/2, 2]
         x = np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(x.shape)  # evens, then odds
-    return vector_rotary.rotary(x, *c.turn)
+    return rotary_kernel.rotary(x, *c.turn)
 
 
 def _qkv(layer: str, x: Array, c: Context) -> tuple[Array, Array, Array]:
@@ -182,8 +183,8 @@ def attend(
     scores = c.gemm(f"{name}qk", q, k.swapaxes(2, 3), c.positions)  # [B, G, N/G*T, S]
     scores = scores.reshape(batch, heads, steps, seen)
     if c.arch.attn_cap is not None:
-        scores, scale = vector_act.softcap(scores, scale=scale, cap=c.arch.attn_cap), 1.0
-    weights = vector.softmax(
+        scores, scale = activations.softcap(scores, scale=scale, cap=c.arch.attn_cap), 1.0
+    weights = functions.softmax(
         scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias
     )
     c.keep_tap(f"{name}softmax.out", weights)  # [B, N, T, S]
@@ -238,7 +239,7 @@ def cross_attention(layer: str, x: Array, c: Context) -> Array:
 
 def mlp(name: str, x: Array, c: Context) -> Array:
     """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where nothing gates."""
-    act, bias = vector_act.ACTIVATIONS[c.arch.activation], c.arch.mlp_bias
+    act, bias = activations.ACTIVATIONS[c.arch.activation], c.arch.mlp_bias
     if c.arch.gated:
         middle = act(linear(f"{name}.gate_proj", x, c, bias=bias))  # [B, T, I]
         c.keep_tap(f"{name}.act.out", middle)
@@ -252,7 +253,7 @@ def mlp(name: str, x: Array, c: Context) -> Array:
 def route(logits: Array, moe: Moe, correction: Array | None) -> tuple[Ints, Array]:
     """Return experts and weights [R, k] of each row; equal scores: the lowest expert first."""
     soft = moe.score == "softmax"
-    scores = vector.softmax(logits) if soft else vector_act.sigmoid(logits)  # [R, experts]
+    scores = functions.softmax(logits) if soft else activations.sigmoid(logits)  # [R, experts]
     choice = scores if correction is None else scores + correction
     if moe.groups > 1:
         groups = choice.reshape(len(choice), moe.groups, -1)  # [R, groups, experts / groups]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
-from numsim.kernels.vector_act import ACTIVATIONS
+from numsim.kernels.elementwise.activations import ACTIVATIONS
 from numsim.models.arch import Arch
 from numsim.models.keys import REMEDY, Key, shown, sort_keys, wrong
 from numsim.models.rope_keys import ROPE_KEYS, read_rope

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
-from numsim.kernels.gemm_fma import PackedFma, gemm_fma, pack_b
+from numsim.kernels.gemm.fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
-from numsim.kernels import vector_rotary
+from numsim.kernels.elementwise import rotary as rotary_kernel
 from numsim.models.arch import Arch, Rope
 
 LARGEST_ANGLE = 2.0**20  # in radians; the range of the kernels
@@ -111,7 +111,7 @@ def rotary_tables(
     check_rope(rope, stop)
     frequencies = np.array(rotary_frequencies(rope, stop if rope.kind == "dynamic" else 0))
     angles = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies  # [T, width/2]
-    cos, sin = vector_rotary.cos(angles), vector_rotary.sin(angles)
+    cos, sin = rotary_kernel.cos(angles), rotary_kernel.sin(angles)
     if rope.amplitude != 1.0:
         cos, sin = cos * rope.amplitude, sin * rope.amplitude
     return cos, sin

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels import vector_act
+from numsim.kernels.elementwise import activations
 from numsim.models.arch import Arch, Stack, gemm_names, stacks
 from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
 from numsim.models.checks import (
@@ -300,7 +300,7 @@ class Model:
         begin = replace(c, positions=c.positions[:1])  # draws do not depend on a text's length
         if a.pooler:
             first = np.ascontiguousarray(x[:, :1])  # [B, 1, H]
-            pooled = vector_act.tanh(linear("pooler", first, begin, bias=True))[:, 0]
+            pooled = activations.tanh(linear("pooler", first, begin, bias=True))[:, 0]
         if not a.head and not a.labels:
             return np.empty((*x.shape[:2], 0), c.dtype), pooled
         c = begin if a.labels else c
@@ -313,7 +313,7 @@ class Model:
             x = x * c.dtype(a.head_scale)
         logits = linear("lm_head", x, c, bias=a.head_bias)  # [B, T, vocab]
         if a.head_cap is not None:
-            logits = vector_act.softcap(logits, cap=a.head_cap)
+            logits = activations.softcap(logits, cap=a.head_cap)
         return logits, pooled
 
     def generate(

@@ -13,8 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
-from numsim.kernels import gemm_fma, gemm_hopper, simd
-from numsim.kernels.recurrent import AS_IT_IS, FLOAT, INTEGER, Rounding, product, round_to_codes
+from numsim.kernels.gemm import fma as gemm_fma
+from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.gemm.recurrent import (
+    AS_IT_IS,
+    FLOAT,
+    INTEGER,
+    Rounding,
+    product,
+    round_to_codes,
+)
+from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from numsim.arguments import as_array, real_array
 from numsim.errors import NotFiniteError, NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels.gemm_fma import gemm_fma, pack_b
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
+from numsim.kernels.gemm.fma import gemm_fma, pack_b
 from numsim.models.gemm import RAW, probe
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import matmul

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels import backward as cells
-from numsim.kernels import recurrent as kernel
+from numsim.kernels.elementwise import derivatives as cells
+from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
 from numsim.nn.products import Context, Operands, backward_product, forward_product

@@ -16,7 +16,7 @@ from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
-from numsim.kernels import blocks
+from numsim.kernels.convert import blocks
 from numsim.quant.scales import (
     block_amax,
     block_shape,

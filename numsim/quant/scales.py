@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format
-from numsim.kernels import blocks
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.compare import compare_values
+from numsim.kernels.convert import blocks
 from numsim.kernels.jit import over_range
 from numsim.quant.odd import quotient_to_odd
 from numsim.quant.types import POW2_FORMATS, Quant, percentile

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from numsim.convert import decode
 from numsim.formats import Format
-from numsim.kernels import gemm_blocks, gemm_chains, gemm_hopper, gemm_int, gemm_values
+from numsim.kernels.gemm import blocks as gemm_blocks
+from numsim.kernels.gemm import chains as gemm_chains
+from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.gemm import integer as gemm_int
+from numsim.kernels.gemm import values as gemm_values
 from numsim.quant import QTensor
 from numsim.targets.chains import bare
 from numsim.targets.runs.fused import fp8_applies

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
-from numsim.kernels import stats as kernels
-from numsim.kernels import stats_align
+from numsim.kernels.counts import align as stats_align
+from numsim.kernels.counts import stats as kernels
 from numsim.kernels.jit import over_range
 from numsim.quant import QTensor
 from numsim.quant.types import decoded

@@ -1,6 +1,6 @@
 """Which cases the vector counting kernels cover: for each rule, a condition and a call.
 
-Results and counts are those of the scalar kernels, `numsim.kernels.stats` and `stats_align`.
+Results and counts are those of the scalar kernels, `kernels.counts.stats` and `.align`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
-from numsim.kernels import stats as kernels
-from numsim.kernels import stats_align_vector, stats_vector
-from numsim.kernels.exact import extent
+from numsim.kernels.counts import align_vector as stats_align_vector
+from numsim.kernels.counts import stats as kernels
+from numsim.kernels.counts import stats_vector
+from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
 from numsim.targets.runs.chain import round_to

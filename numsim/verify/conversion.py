@@ -16,7 +16,8 @@ from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats, table_name
-from numsim.kernels import codec, jit
+from numsim.kernels import jit
+from numsim.kernels.convert import codec
 
 # Compared with ml_dtypes itself; all others with the generic kernel, which tests hold to
 # tests/oracle.py.

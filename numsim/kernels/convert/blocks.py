@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import grain_of, kernel, over_range
-from numsim.kernels.word import wide_vectors
 
 Array = NDArray[Any]
 _MAGNITUDE = np.uint32(0x7FFFFFFF)

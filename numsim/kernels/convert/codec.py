@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.philox import random64
-from numsim.kernels.round import (
+from numsim.kernels.convert.philox import random64
+from numsim.kernels.convert.round import (
     RDN,
     RNA,
     RNE,
@@ -23,7 +22,8 @@ from numsim.kernels.round import (
     random_carry,
     rounded_magnitude,
 )
-from numsim.kernels.word import wide_vectors
+from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.jit import inline, kernel
 
 _ROUNDED_BLOCK = 4096  # numbers whose rounding is kept in a cache
 

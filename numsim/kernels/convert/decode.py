@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numsim.kernels.instructions import shl, wide_vectors
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.word import shl, wide_vectors
 
 
 class Codes(NamedTuple):

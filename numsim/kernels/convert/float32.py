@@ -1,7 +1,7 @@
 """Branch-free conversions from float32, each proven bit-equal to the generic kernel.
 
 One pass over the uint32 view, every operand 32 bits wide so that LLVM fills whole vectors: every
-step is cast, shifts come from `word`, and arrays are indexed from 0 over slices. All of them
+step is cast, shifts come from `instructions`, and arrays are indexed from 0 over slices. All
 take signed floats, unsigned floats (not under ``special``) and integers of at most 16 bits.
 """
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numsim.kernels.convert.philox import fill_words
+from numsim.kernels.convert.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
+from numsim.kernels.instructions import shl, shr, wide_vectors
+from numsim.kernels.ir.encode import byte_codes, signed_bytes
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.philox import fill_words
-from numsim.kernels.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
-from numsim.kernels.simd_encode import byte_codes, signed_bytes
-from numsim.kernels.word import shl, shr, wide_vectors
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
@@ -130,7 +130,7 @@ def float_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 
 @kernel
 def byte_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
-    """Do what `float_rne` does for a format of eight bits (`simd_encode.byte_codes`)."""
+    """Do what `float_rne` does for a format of eight bits (`ir.encode.byte_codes`)."""
     runs = x.size // 64
     met = byte_codes(x, runs, out, f)
     return float_rne(x[64 * runs :], out[64 * runs :], f) or met != 0

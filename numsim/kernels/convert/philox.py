@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.word import wide_vectors
 
 ROUNDS = 7
 _MULTIPLIER = np.uint64(0xD256D193)

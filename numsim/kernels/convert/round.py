@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from numsim.kernels.instructions import top_bit as top_bit
 from numsim.kernels.jit import inline
-from numsim.kernels.word import top_bit as top_bit
 
 # Rounding modes, overflow policies and few-bit stochastic variants as kernels see them.
 RNE, RNA, RTZ, RUP, RDN, RTO, SR = range(7)

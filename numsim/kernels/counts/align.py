@@ -1,6 +1,6 @@
 """What the units that align and cut lost: blocks of products, and runs of scaled FP4.
 
-Results, counts and extremes as in `numsim.kernels.stats`.
+Results, counts and extremes as in `numsim.kernels.counts.stats`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels import fused as fu
-from numsim.kernels.fused import Block, parts, round_sum, shifted
+from numsim.kernels.counts.stats import CUT, GAP, OVERFLOWS, STEPS, SWAMPED, note_peak
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.scaled_fp4 import RUN, STEP
-from numsim.kernels.stats import CUT, GAP, OVERFLOWS, STEPS, SWAMPED, note_peak
+from numsim.kernels.rules import fused as fu
+from numsim.kernels.rules.fused import Block, parts, round_sum, shifted
+from numsim.kernels.rules.scaled_fp4 import RUN, STEP
 
 
 @inline
@@ -108,7 +108,7 @@ def fused(
     c: np.ndarray, out: np.ndarray, start: int, stop: int, r: Block,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.fused.matmul` with counts; counts [M, 8], extremes [M, 2]."""
+    """`numsim.kernels.rules.fused.matmul` with counts; counts [M, 8], extremes [M, 2]."""
     n_columns, depth = b_sig.shape
     for i in range(start, stop):
         for j in range(n_columns):
@@ -136,7 +136,7 @@ def scaled_fp4(
     fraction: int, c: np.ndarray, out: np.ndarray, start: int, stop: int, align_bits: int,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.scaled_fp4.matmul` with counts; an addend is an exact run of 16 products."""
+    """`rules.scaled_fp4.matmul` with counts; an addend is an exact run of 16 products."""
     depth = a.shape[1]
     for i in range(start, stop):
         n, ext = counts[i], extremes[i]

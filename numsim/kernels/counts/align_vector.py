@@ -1,7 +1,7 @@
-"""The counts of `numsim.kernels.stats_align` for a row of outputs at a time: finite operands.
+"""The counts of `numsim.kernels.counts.align` for a row of outputs at a time: finite operands.
 
 One lane is one output. Cut products are int32; the rest of a block is exact in float64, as in
-`numsim.kernels.simd_align`.
+`numsim.kernels.ir.align`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels import fused as fu
-from numsim.kernels.fused import Block, power_of_two
+from numsim.kernels.convert.round import RTZ
+from numsim.kernels.counts.stats import CUT, GAP, OVERFLOWS, STEPS, SWAMPED
+from numsim.kernels.counts.stats_vector import TILE, end_rows, start_rows
+from numsim.kernels.instructions import shl, shr, wide_vectors
+from numsim.kernels.ir.align import LOWEST
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import RTZ
-from numsim.kernels.simd_align import LOWEST
-from numsim.kernels.stats import CUT, GAP, OVERFLOWS, STEPS, SWAMPED
-from numsim.kernels.stats_vector import TILE, end_rows, start_rows
-from numsim.kernels.word import shl, shr, wide_vectors
+from numsim.kernels.rules import fused as fu
+from numsim.kernels.rules.fused import Block, power_of_two
 
 NO_TERM = -(1 << 20)  # exponent of a factor that takes no part in the largest one
 _SIGN = np.int64(-(1 << 63))
@@ -65,7 +65,7 @@ def cut_rows(
     a_sig: Any, a_exp: Any, b_sig: Any, b_exp: Any, j0: int, ks: tuple[int, int, int],
     r: Block, top: Any, total: Any, n: Any,
 ) -> None:  # fmt: skip
-    """`stats_align.counted_stream`: add cut products to a row; hidden lanes count nothing."""
+    """`counts.align.counted_stream`: add cut products to a row; hidden lanes count nothing."""
     wide_vectors()
     word = total.dtype.type
     lift = np.int32(max(r.align_bits - r.fraction, 0))
@@ -238,7 +238,7 @@ def fused(
     c: np.ndarray, out: np.ndarray, totals: np.ndarray, start: int, stop: int, r: Block,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`stats_align.fused` of finite operands; a [M, K], b [K, columns] int32.
+    """`counts.align.fused` of finite operands; a [M, K], b [K, columns] int32.
 
     `totals` [2, TILE] is scratch: int32 where the cut products of a block fit, else int64.
     """

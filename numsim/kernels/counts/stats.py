@@ -1,6 +1,6 @@
 """What a matrix product lost: every step of a unit again, one output at a time, with counts.
 
-Multiply-adds, integers and exact sums; `stats_align` has the units that align and cut.
+Multiply-adds, integers and exact sums; `counts.align` has the units that align and cut.
 Each kernel writes its results, which equal those of the unit's own kernel, and for every row of
 them one row of `counts` (columns `OVERFLOWS` to `BITS`) and of `extremes` (lowest and highest value
 of the accumulator). A step whose operands or accumulator are not finite counts nothing.
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels import exact as ex
-from numsim.kernels.fused import parts, power_of_two
-from numsim.kernels.integer import limited
+from numsim.kernels.convert.round import top_bit
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.mac import (
+from numsim.kernels.rules import exact as ex
+from numsim.kernels.rules.fused import parts, power_of_two
+from numsim.kernels.rules.integer import limited
+from numsim.kernels.rules.mac import (
     ODD_FIRST,
     SEQUENTIAL,
     TWO_CHAINS,
@@ -26,7 +27,6 @@ from numsim.kernels.mac import (
     round_to,
     rounded,
 )
-from numsim.kernels.round import top_bit
 
 OVERFLOWS, SATURATIONS, WRAPS, SWAMPED, CUT, GAP, BITS, STEPS = range(8)
 COLUMNS = 8
@@ -103,7 +103,7 @@ def mac(
     order: int, group: int, rounds: bool, p: Arithmetic, f: Arithmetic,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.mac.matmul` with counts; shapes as there, counts [M, 8], extremes [M, 2]."""
+    """`rules.mac.matmul` with counts; shapes as there, counts [M, 8], extremes [M, 2]."""
     depth = a.shape[1]
     leaves = np.empty(max(min(group, depth), 1))
     for i in range(start, stop):
@@ -162,7 +162,7 @@ def integer(
     low: Any, high: Any, saturate: bool, group: int, pair_low: Any, pair_high: Any,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.integer.matmul` with counts; a [M, K], b [K, N], extremes [M, 2] int64.
+    """`numsim.kernels.rules.integer.matmul` with counts; a [M, K], b [K, N], extremes [M, 2] int64.
 
     Extremes are of the sum before it is clamped or wrapped (where sums wrap: as if none did). BITS
     is 65 where those left int64.
@@ -239,7 +239,7 @@ def exact(
     params: Any, quantum: int, stride: int, signed_zero: bool,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`numsim.kernels.exact.matmul` with counts; a partial sum follows every `stride` products.
+    """`rules.exact.matmul` with counts; a partial sum follows every `stride` products.
 
     Column BITS is the width of the largest partial sum in units of ``2**quantum``.
     """

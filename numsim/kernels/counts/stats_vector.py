@@ -1,4 +1,4 @@
-"""The counts of `numsim.kernels.stats` for a row of outputs at a time: one lane is one output.
+"""The counts of `counts.stats` for a row of outputs at a time: one lane is one output.
 
 The right operand is [K, columns], columns a multiple of `LANES`, zeros appended. What a function
 takes, returns and counts is what its scalar namesake does, for the cases that
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numsim.kernels.counts.stats import CUT, GAP, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, WRAPS
+from numsim.kernels.instructions import shr, wide_vectors
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS
-from numsim.kernels.stats import CUT, GAP, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, WRAPS
-from numsim.kernels.word import shr, wide_vectors
+from numsim.kernels.rules.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS
 
 LANES, TILE = 16, 512  # columns of the right operand are padded to LANES; TILE of them at a time
 _SIGN = np.int64(-(1 << 63))

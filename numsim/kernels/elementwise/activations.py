@@ -1,4 +1,4 @@
-"""Activation functions whose every bit is the same on every machine: see `vector` for the rules.
+"""Activation functions whose every bit is the same on every machine: see `functions` for the rules.
 
 Source: tanh below 0.625 is the rational function of Cephes (S. Moshier, ``tanh.c``); erfc is
 ``exp(-a**2) P((a - 2) / (a + 2)) / (1 + 2 a)`` (N. Juffa's form of M. Shepherd and J. Laframboise,
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.gemm_fma import expanded
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.vector import FloatArray, elementwise, exp64
+from numsim.kernels.elementwise.functions import FloatArray, elementwise, exp64
+from numsim.kernels.jit import expanded, inline, kernel
 
 SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 SQRT_TWO_OVER_PI = float.fromhex("0x1.9884533d43651p-1")

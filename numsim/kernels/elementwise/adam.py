@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.elementwise.functions import GRAIN
 from numsim.kernels.jit import kernel, over_range
-from numsim.kernels.vector import GRAIN
 
 Array = NDArray[Any]
 BLOCK = 1024  # elements whose gradient stays in the first cache

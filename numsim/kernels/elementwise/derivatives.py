@@ -1,8 +1,8 @@
 """Derivatives of elementwise functions and of row reductions, and the cells of LSTM and GRU.
 
-What is computed: for an array of any shape (elementwise) or rows [R, H], what `vector` and
-`vector_act` compute forward, differentiated. Float64 inside, one rounding to the type of the
-input, `vector`'s exp and its eight lanes for every sum along a row; sums over rows (weights,
+What is computed: for an array of any shape (elementwise) or rows [R, H], what `functions` and
+`activations` compute forward, differentiated. Float64 inside, one rounding to the type of the
+input, its exp and its eight lanes for every sum along a row; sums over rows (weights,
 biases) are float64 in the order of the rows. Cells round every operation to the type of their
 arrays. Proof: ``tests/nn`` compares each with central differences and with recorded gradients.
 """
@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.elementwise.activations import (
+    SQRT_HALF,
+    SQRT_TWO_OVER_PI,
+    erfc_of,
+    sigmoid_of,
+    tanh_of,
+)
+from numsim.kernels.elementwise.functions import GRAIN, FloatArray, combine, exp64
 from numsim.kernels.jit import inline, kernel, over_range
-from numsim.kernels.vector import GRAIN, FloatArray, combine, exp64
-from numsim.kernels.vector_act import SQRT_HALF, SQRT_TWO_OVER_PI, erfc_of, sigmoid_of, tanh_of
 
 _INVERSE_SQRT_TWO_PI = float.fromhex("0x1.9884533d43651p-2")
 _LN2_HI = float.fromhex("0x1.62e42feep-1")

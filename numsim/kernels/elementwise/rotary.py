@@ -1,4 +1,4 @@
-"""Sine, cosine and rotary positions, the same bits on every machine: see `vector` for the rules.
+"""Sine, cosine and rotary positions, the same bits on every machine: see `functions` for the rules.
 
 Source: range reduction and the sine and cosine polynomials are those of fdlibm 5.3 (Sun
 Microsystems, ``k_sin.c``, ``k_cos.c``, ``e_rem_pio2.c``).
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.elementwise.functions import GRAIN, MAGIC, FloatArray, elementwise
 from numsim.kernels.jit import inline, kernel, over_range
-from numsim.kernels.vector import GRAIN, MAGIC, FloatArray, elementwise
 
 _TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 _PIO2_1 = float.fromhex("0x1.921fb544p+0")  # 33 bits

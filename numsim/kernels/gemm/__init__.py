@@ -1,1 +1,1 @@
-"""Whole matrix products: packing of operands, cover of the output, one module for each way to compute."""
+"""Whole matrix products: operands packed, the output covered, one module for each way."""

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd, simd_align
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
@@ -27,9 +26,11 @@ from numsim.kernels.gemm_codes import (
     scratch_words,
     uint32_tuple,
 )
-from numsim.kernels.gemm_fma import cover, run_tiles, tile_types
+from numsim.kernels.gemm.fma import cover, run_tiles, tile_types
+from numsim.kernels.ir import align as simd_align
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.align import HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.simd_align import HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # products of k for which a panel of b stays in the cache
@@ -37,7 +38,7 @@ _PARTS = (HALVES, TWO_STREAMS)  # kinds whose blocks have two separately aligned
 
 
 class Rule(NamedTuple):
-    """What a kernel takes at run time; see `numsim.kernels.fused.Block` for the words."""
+    """What a kernel takes at run time; see `numsim.kernels.rules.fused.Block` for the words."""
 
     kind: int
     group: int
@@ -235,7 +236,7 @@ def pack(
     """Pack an operand from its planes [batch, lines, K] (`targets.runs.tensor.planes`).
 
     Parameters: `trailing` fraction bits of the significands; `whole`: products of values are exact
-    in float32 (`direct` of `gemm_align`); `zeros`: zeros take part in the largest exponent;
+    in float32 (`direct` of `gemm.align`); `zeros`: zeros take part in the largest exponent;
     `right`: the operand is b.
     """
     batch, lines, depth = sig.shape

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import gemm_hopper, gemm_int, hopper_paths, simd, simd_fp8
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm import integer as gemm_int
+from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
@@ -27,10 +29,12 @@ from numsim.kernels.gemm_codes import (
     scratch_words,
     uint32_tuple,
 )
-from numsim.kernels.gemm_fma import expanded, tile_rows
-from numsim.kernels.gemm_int import int8_narrow, int8_wide
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_blocks import add_scaled
+from numsim.kernels.gemm.fma import tile_rows
+from numsim.kernels.gemm.integer import int8_narrow, int8_wide
+from numsim.kernels.ir import fp8 as simd_fp8
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.blocks import add_scaled
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _TILES = 16  # row tiles whose results of one block stay in the first cache
@@ -50,7 +54,7 @@ def _cover(
     block: int, group: int, start: int, stop: int, rule: Any, how: Any, rows_scale: Array,
     columns_scale: Array, blocked: bool,
 ) -> None:  # fmt: skip
-    """Do what `gemm_codes.cover_codes` does, a block of `span` steps at a time.
+    """Do what `gemm.codes.cover_codes` does, a block of `span` steps at a time.
 
     `near_step`: words of a step of what `decode` returns; `part`: room for the results of one
     block, zeros; `first_sums`: what integer ones begin from; `block`, the steps that are decoded at
@@ -221,7 +225,7 @@ def sums(
 ) -> None:
     """Add the scaled sums of products of int8 of each block of `span` k, a multiple of 4.
 
-    Parameters: a [batch, M, K] int8; b packed; `starts`: `gemm_int.starts` of b and span // 4.
+    Parameters: a [batch, M, K] int8; b packed; `starts`: `gemm.integer.starts` of b and span // 4.
     """
     rows = gemm_int.packed_a(a)
     columns = padded(scales.columns, b.panels.shape[3])
@@ -240,7 +244,7 @@ def fp8(
 ) -> None:
     """Add the scaled chains of Hopper's FP8 rule of each block of `span` groups to out [1, M, N].
 
-    Parameters: operands packed by `gemm_hopper`, b not in place; `how` b's codes are read.
+    Parameters: operands packed by `gemm.hopper`, b not in place; `how` b's codes are read.
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
     columns = padded(scales.columns, b.panels.shape[3])

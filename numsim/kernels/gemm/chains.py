@@ -1,6 +1,6 @@
 """Chains of fused multiply-adds whose scales stand outside the unit, one for each block of k.
 
-`gemm_blocks` says how; these are scaled before they leave the registers.
+`gemm.blocks` says how; these are scaled before they leave the registers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import gemm_values, simd
-from numsim.kernels.fast_decode import Codes
-from numsim.kernels.gemm_blocks import Scales, padded, scale_types, whole_blocks
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.convert.decode import Codes
+from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.gemm.blocks import Scales, padded, scale_types, whole_blocks
+from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
@@ -27,9 +27,10 @@ from numsim.kernels.gemm_codes import (
     values_of_floats,
     values_of_integers,
 )
-from numsim.kernels.gemm_fma import expanded, pack_rows
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_blocks import scaled_fma_tile
+from numsim.kernels.gemm.fma import pack_rows
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.blocks import scaled_fma_tile
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 
@@ -196,7 +197,7 @@ def chains(
 ) -> None:
     """Add the scaled chains of fused multiply-adds of each block of `span` k to out [batch, M, N].
 
-    Parameters: a [batch, M, K] float32; b packed for float32 (`gemm_values.pack_b`), of one item
+    Parameters: a [batch, M, K] float32; b packed for float32 (`gemm.values.pack_b`), of one item
     or as many as a; `how` its codes are read.
     """
     kind: Any = type(how)

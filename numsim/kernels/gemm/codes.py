@@ -17,12 +17,12 @@ import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import simd
-from numsim.kernels.fast_decode import Codes, float_bits
-from numsim.kernels.gemm_fma import expanded, tile_rows, whole_panels
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.simd_codes import aligned_planes
-from numsim.kernels.word import wide_vectors
+from numsim.kernels.convert.decode import Codes, float_bits
+from numsim.kernels.gemm.fma import tile_rows, whole_panels
+from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.codes import aligned_planes
+from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
@@ -223,7 +223,7 @@ def cover_codes(
     how: Any,
     blocked: bool = False,
 ) -> None:
-    """Do what `gemm_fma.cover` does for a right operand of codes.
+    """Do what `gemm.fma.cover` does for a right operand of codes.
 
     `decode` (b, batch, panel, k, steps, scratch, `how`) returns what `micro` reads of a run of a
     panel, written into `scratch` or as it is. `blocked`: a is laid out as [blocks of k, tiles,

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd, simd_double
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.gemm.codes import (
     Fields,
     PackedCodes,
     codes_at,
@@ -26,8 +25,9 @@ from numsim.kernels.gemm_codes import (
     scratch_words,
     uint32_tuple,
 )
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.simd_double import (
+from numsim.kernels.ir import double as simd_double
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.double import (
     A_REST,
     A_STEP,
     B_REST,
@@ -38,11 +38,12 @@ from numsim.kernels.simd_double import (
     ROWS,
     UNROLL,
 )
-from numsim.kernels.simd_fp8 import LEAST, MOST
+from numsim.kernels.ir.fp8 import LEAST, MOST
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 WIDEST = 128  # products of a group, counted in a byte
-FEW = 2  # rows up to which `gemm_align`, which reads its codes faster, is quicker without scales
+FEW = 2  # rows up to which `gemm.align`, which reads its codes faster, is quicker without scales
 
 
 class PackedDouble(NamedTuple):

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import simd
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.simd_pack import turned_words
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.pack import turned_words
+from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,14 +27,6 @@ class PackedFma(NamedTuple):
 
     panels: Array
     n: int
-
-
-def expanded(function: F) -> F:
-    """Compile a helper that is copied into its callers before they are typed."""
-    # Expanding in Numba's IR, not in LLVM's, leaves no trace of the function passed as `micro`,
-    # which would otherwise keep the caller out of the disk cache.
-    made: Any = numba.njit(inline="always", error_model="numpy", nogil=True)(function)
-    return cast(F, made)
 
 
 @expanded

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd, simd_fp4
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.gemm.codes import (
     BLOCK,
     PackedCodes,
     codes_at,
@@ -21,9 +20,11 @@ from numsim.kernels.gemm_codes import (
     run_codes,
     scratch_words,
 )
+from numsim.kernels.ir import fp4 as simd_fp4
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.align import NO_TERM
+from numsim.kernels.ir.fp4 import A_WORDS, B_CODES, B_WORDS, COLUMNS, LIFT, RUNS, STEP
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp4 import A_WORDS, B_CODES, B_WORDS, COLUMNS, LIFT, RUNS, STEP
 
 Array = npt.NDArray[Any]
 _ROWS = 2

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import hopper_paths, simd, simd_fp8
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
@@ -25,10 +25,12 @@ from numsim.kernels.gemm_codes import (
     run_codes,
     uint32_tuple,
 )
-from numsim.kernels.hopper_paths import PAIR, SHORT_RUN
+from numsim.kernels.gemm.hopper_paths import PAIR, SHORT_RUN
+from numsim.kernels.gemm.turned import turn
+from numsim.kernels.ir import fp8 as simd_fp8
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import PACKED, grain_of, over_range
-from numsim.kernels.large import zeros
-from numsim.kernels.turned import turn
+from numsim.kernels.memory import zeros
 
 Array = npt.NDArray[Any]
 _BLOCK = simd_fp8.TURNED  # k of a panel whose planes stay in the first cache; of fewer bytes, BLOCK
@@ -42,7 +44,7 @@ class PackedFp8(NamedTuple):
     """The left operand: `planes` [1, tiles, groups, lines a tile, words], M, groups of a block.
 
     With AVX-512 and AVX2 a group holds runs of k and stands as [blocks of groups, tiles, groups of
-    a block, ...] (`simd_fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
+    a block, ...] (`ir.fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
     exponents, significands or values, and signs or lowest bits.
     """
 
@@ -86,7 +88,7 @@ def _columns_packer() -> Callable[..., Any]:
 
 
 def _side_by_side(codes: Array, group: int) -> Array:
-    """Pack the right operand [batch, K, N] in C order, in `simd_fp8.ORDER`: K whole groups."""
+    """Pack the right operand [batch, K, N] in C order, in `ir.fp8.ORDER`: K whole groups."""
     batch, depth, n = codes.shape
     width, groups = simd_fp8.COLUMNS, -(-depth // group)
     words = np.zeros((batch, -(-n // width), groups * group, width // 4), np.uint32)

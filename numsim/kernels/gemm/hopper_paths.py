@@ -1,7 +1,7 @@
 """What is compiled for Hopper's FP8 rule: an entry point for each path and place of the codes.
 
 Names end by the path: wide with AVX-512 (few: for few rows), half with AVX2, narrow on any CPU; and
-in rows where columns stand side by side in memory. `gemm_hopper` chooses.
+in rows where columns stand side by side in memory. `gemm.hopper` chooses.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numsim.kernels import simd, simd_fp8
-from numsim.kernels.gemm_codes import Fields, codes_at, cover_codes, scratch_words
-from numsim.kernels.gemm_fma import expanded
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_codes import fp8_planes
-from numsim.kernels.simd_hopper import float_tile
-from numsim.kernels.simd_pack import turned_quads
+from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_words
+from numsim.kernels.ir import fp8 as simd_fp8
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.codes import fp8_planes
+from numsim.kernels.ir.hopper import float_tile
+from numsim.kernels.ir.pack import turned_quads
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 PAIR = 2  # products whose planes stand together for the portable kernel
@@ -83,7 +83,7 @@ def _hopper_narrow(
 
 @inline
 def tables_of(how: Fields) -> Array:
-    """Return what `simd_fp8.looked_up_codes` reads."""
+    """Return what `ir.fp8.looked_up_codes` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
     simd_fp8.right_codes(16, codes, 2, words, how)
     tables = np.empty((4, 128), np.uint8)
@@ -266,7 +266,7 @@ def _run_narrow(
 
 @kernel
 def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
-    """Lay codes [batch, K, N] out as panels [batch, panels, K, 16 words]: `simd_fp8.ORDER`."""
+    """Lay codes [batch, K, N] out as panels [batch, panels, K, 16 words]: `ir.fp8.ORDER`."""
     depth, lines = codes.shape[1], codes.shape[2]
     width, count = simd_fp8.COLUMNS, words.shape[1]
     each = width // 4

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd, simd_int
-from numsim.kernels.gemm_fma import cover, pack_words, panels_for, run_tiles, tile_types
+from numsim.kernels.gemm.fma import cover, pack_words, panels_for, run_tiles, tile_types
+from numsim.kernels.gemm.turned import turn
+from numsim.kernels.ir import integer as simd_int
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
-from numsim.kernels.turned import turn
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # steps of four k for which a panel of b stays in the cache

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd, simd_mac
-from numsim.kernels.gemm_fma import PackedFma, cover, pack_rows, run_tiles, tile_types
-from numsim.kernels.gemm_fma import pack_b as pack_fma
+from numsim.kernels.gemm.fma import PackedFma, cover, pack_rows, run_tiles, tile_types
+from numsim.kernels.gemm.fma import pack_b as pack_fma
+from numsim.kernels.ir import mac as simd_mac
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.mac import Arithmetic
-from numsim.kernels.simd_mac import Flavour
+from numsim.kernels.rules.mac import Arithmetic
 
 Array = npt.NDArray[Any]
 _BLOCK = 512  # k for which a panel of b stays in the cache

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.gemm_fma import pack_rows_of_words, run_narrow, run_wide
+from numsim.kernels.elementwise.activations import sigmoid_of, tanh_of
+from numsim.kernels.gemm.fma import pack_rows_of_words, run_narrow, run_wide
+from numsim.kernels.ir.simd import FMA_ROWS
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd import FMA_ROWS
-from numsim.kernels.vector_act import sigmoid_of, tanh_of
 
 Array = NDArray[Any]
 

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import simd, simd_int
-from numsim.kernels.gemm_codes import PackedCodes, pack_codes
-from numsim.kernels.gemm_fma import cover, pack_rows, run_tiles, tile_types
-from numsim.kernels.gemm_mac import padded
+from numsim.kernels.gemm.codes import PackedCodes, pack_codes
+from numsim.kernels.gemm.fma import cover, pack_rows, run_tiles, tile_types
+from numsim.kernels.gemm.mac import padded
+from numsim.kernels.ir import integer as simd_int
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import inline, kernel
 
 Array = npt.NDArray[Any]
@@ -87,7 +88,7 @@ def gemm_saturate(
     """Return the int32 accumulators [batch, M, N] after groups of `group` products, from c.
 
     Parameters: a [batch, M, K] integers; b packed for their type and group; `kind`, `low` and
-    `high` as in `simd_int.saturating_tile`.
+    `high` as in `ir.integer.saturating_tile`.
     """
     out = np.array(c, np.int32, order="C")
     if out.size:

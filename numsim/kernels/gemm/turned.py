@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]

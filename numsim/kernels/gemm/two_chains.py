@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels import gemm_values, simd
-from numsim.kernels.fast_decode import Codes
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.convert.decode import Codes
+from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.gemm.codes import (
     BLOCK,
     PackedCodes,
     codes_types,
@@ -25,8 +25,9 @@ from numsim.kernels.gemm_codes import (
     type_of,
     values_of_floats,
 )
-from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows, tile_rows
-from numsim.kernels.jit import kernel
+from numsim.kernels.gemm.fma import fma_narrow, fma_wide, pack_rows, tile_rows
+from numsim.kernels.ir import simd
+from numsim.kernels.jit import expanded, kernel
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +37,7 @@ def _cover(
     micro: Callable[..., int], out: Array, a: Array, b: Array, steps: int, block: int, group: int,
     start: int, stop: int, half: int, how: Any,
 ) -> None:  # fmt: skip
-    """Do what `gemm_codes.cover_codes` does; a group is `half` k of one chain, then of the other.
+    """Do what `gemm.codes.cover_codes` does; a group is `half` k of one chain, then of the other.
 
     `block`, the k that are decoded at a time, are whole groups, and so are all.
     """

@@ -1,4 +1,4 @@
-"""Chains of fused multiply-adds whose right operand stays codes (`gemm_fma` takes values)."""
+"""Chains of fused multiply-adds whose right operand stays codes (`gemm.fma` takes values)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels import simd
-from numsim.kernels.fast_decode import Codes
-from numsim.kernels.gemm_codes import (
+from numsim.kernels.convert.decode import Codes
+from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
@@ -26,14 +25,15 @@ from numsim.kernels.gemm_codes import (
     values_of_floats,
     values_of_integers,
 )
-from numsim.kernels.gemm_fma import expanded, fma_narrow, fma_wide, pack_rows
-from numsim.kernels.jit import inline, kernel
-from numsim.kernels.simd_codes import (
+from numsim.kernels.gemm.fma import fma_narrow, fma_wide, pack_rows
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.codes import (
     chain_of_codes,
     chain_of_shorts,
     looked_up_values,
     short_values,
 )
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 Decode = Codes | Fields | tuple[np.uint32, np.float32] | Array
@@ -234,7 +234,7 @@ def byte_table(values: Array) -> Decode | None:
 
 
 def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None) -> Array:
-    """Do `gemm_fma.gemm_fma` with the values of b's codes.
+    """Do `gemm.fma.gemm_fma` with the values of b's codes.
 
     Parameters: a [batch, M, K] float32 or float64; b packed for that type; `how` its codes are
     read; c [batch, M, N].

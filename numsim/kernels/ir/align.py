@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import (
+from numsim.kernels.ir.control import toward_zero
+from numsim.kernels.ir.simd import (
     I32,
     I64,
     V32,
@@ -27,7 +28,6 @@ from numsim.kernels.simd import (
     maximum,
     splat,
 )
-from numsim.kernels.simd_control import toward_zero
 
 ALIGN_ROWS, ALIGN_COLUMNS = 4, 16
 JOINS, LATE, HALVES, TWO_STAGE, TWO_STREAMS = range(5)
@@ -298,7 +298,7 @@ def align_tile(
     typing: Any, rows: Any, flavour: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any, rule: Any,
 ) -> Any:  # fmt: skip
-    """Chain `steps` blocks onto out[r, :] by a rule (`gemm_align.rule_array`).
+    """Chain `steps` blocks onto out[r, :] by a rule (`gemm.align.rule_array`).
 
     Both operands hold, per product, a plane of float32 significands (or values) and one of int32
     exponents, exponents with `NO_TERM` where a product takes no part.

@@ -7,8 +7,18 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import FMA_ROWS, I64, V32, VF, Tile, broadcast, emitted, loop, pointer_at
-from numsim.kernels.simd_fp8 import declared
+from numsim.kernels.ir.fp8 import declared
+from numsim.kernels.ir.simd import (
+    FMA_ROWS,
+    I64,
+    V32,
+    VF,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    pointer_at,
+)
 
 
 @emitted
@@ -17,7 +27,7 @@ def scaled_fma_tile(
     stride: Any, steps: Any, row_scales: Any, rows_at: Any, rows_stride: Any, columns: Any,
     columns_at: Any,
 ) -> Any:  # fmt: skip
-    """Add ``chain * (row_scales[r] * columns[c])`` to out[r, :] for chains of `simd.fma_tile`.
+    """Add ``chain * (row_scales[r] * columns[c])`` to out[r, :] for chains of `ir.simd.fma_tile`.
 
     Chains of float32 start from zero; NaN is not made canonical.
     """

@@ -11,7 +11,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import (
+from numsim.kernels.ir.align import NO_TERM
+from numsim.kernels.ir.fp8 import I8, PICK, V8, declared, half_reader, lanes
+from numsim.kernels.ir.pack import interleaved
+from numsim.kernels.ir.simd import (
     BIAS,
     FRACTION,
     HOPPER_COLUMNS,
@@ -32,9 +35,6 @@ from numsim.kernels.simd import (
     splat,
     vectors_of,
 )
-from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp8 import I8, PICK, V8, declared, half_reader, lanes
-from numsim.kernels.simd_pack import interleaved
 
 
 def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
 
 
 def _short_reader(b: Any, fields: Any, double: bool) -> Callable[[Any], list[Any]]:
-    """Return how 16 codes become float32, or twice 8 float64, by `simd_fp8.half_reader`.
+    """Return how 16 codes become float32, or twice 8 float64, by `ir.fp8.half_reader`.
 
     The high bytes go to their places by exchanges inside of 16 bytes, which are cheap; `column`
     says which code must stand where for that.
@@ -139,7 +139,7 @@ def _joined(b: Any, x: Any, y: Any) -> Any:
 def short_values(typing: Any, codes: Any, runs: Any, values: Any, fields: Any) -> Any:
     """Write the values of `runs` times 16 codes of one byte as float32 or float64, with AVX2.
 
-    `fields` is `gemm_codes.Fields`, of formats that `simd_fp8.half_reader` reads.
+    `fields` is `gemm_codes.Fields`, of formats that `ir.fp8.half_reader` reads.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from numsim.kernels.simd import I32
+from numsim.kernels.ir.simd import I32
 
 _TOWARD_ZERO = 0x7F80  # of MXCSR: without exceptions, subnormals kept
 

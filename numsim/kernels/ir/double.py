@@ -1,6 +1,6 @@
 """The vector micro-kernel of units that keep up to 25 fraction bits of FP8 products, for AVX2.
 
-As in Hopper's (`simd_hopper`), fused multiply-adds into the middle of a binade whose last place is
+As in Hopper's (`ir.hopper`), fused multiply-adds into the middle of a binade whose last place is
 the last kept bit cut toward minus infinity while the thread cuts toward zero; a count of negative
 products that lose something makes it toward zero. Here the binades are those of float64, and the
 accumulator is added after the products: with block scales its exponent is beyond every byte.
@@ -14,20 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numsim.kernels.simd import (
-    I32,
-    I64,
-    Tile,
-    broadcast,
-    emitted,
-    loop,
-    maximum,
-    pointer_at,
-    splat,
-    vectors_of,
-)
-from numsim.kernels.simd_control import toward_zero
-from numsim.kernels.simd_fp8 import (
+from numsim.kernels.ir.control import toward_zero
+from numsim.kernels.ir.fp8 import (
     FIELD,
     FLOOR,
     I8,
@@ -45,6 +33,18 @@ from numsim.kernels.simd_fp8 import (
     lanes,
     planes_reader,
     top,
+)
+from numsim.kernels.ir.simd import (
+    I32,
+    I64,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    maximum,
+    pointer_at,
+    splat,
+    vectors_of,
 )
 
 ROWS, COLUMNS, UNROLL = 2, 32, 8
@@ -71,7 +71,7 @@ def _joined(b: Any, parts: list[Any]) -> Any:
 def right_double(typing: Any, codes: Any, count: Any, planes: Any, fields: Any) -> Any:
     """Write the exponents, lowest bits and float64 values of `count` k of 32 columns.
 
-    `fields` is `gemm_codes.Fields`, of formats that `simd_fp8.half_reader` reads.
+    `fields` is `gemm_codes.Fields`, of formats that `ir.fp8.half_reader` reads.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import I32, I64, V32, VF, broadcast, emitted, loop, splat, vectors_of
-from numsim.kernels.simd_fp8 import I8, V8, bottom, top
+from numsim.kernels.ir.fp8 import I8, V8, bottom, top
+from numsim.kernels.ir.simd import I32, I64, V32, VF, broadcast, emitted, loop, splat, vectors_of
 
 
 def _packed(b: Any, words: list[Any], byte: int) -> Any:
@@ -66,7 +66,7 @@ def signed_bytes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
 def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
     """Encode `runs` times 64 float32 bit patterns; return whether NaN was met (not 0).
 
-    x and out are contiguous. The arithmetic is that of `fast.float_rne`, sign and NaN come in as
+    x and out are contiguous. The arithmetic is that of `float32.float_rne`, sign and NaN come in as
     bytes. `fields` is `fast.Fast` of a format with minus zero, whose infinities become what its
     overflow does.
     """

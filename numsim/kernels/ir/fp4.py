@@ -13,7 +13,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import (
+from numsim.kernels.ir.align import NO_TERM
+from numsim.kernels.ir.fp8 import I8, declared
+from numsim.kernels.ir.simd import (
     I16,
     I32,
     I64,
@@ -25,8 +27,6 @@ from numsim.kernels.simd import (
     pointer_at,
     splat,
 )
-from numsim.kernels.simd_align import NO_TERM
-from numsim.kernels.simd_fp8 import I8, declared
 
 COLUMNS, RUNS, WORDS = 8, 4, 4  # of a panel; of a step; of a run: bytes of four k each
 STEP = 16 * RUNS

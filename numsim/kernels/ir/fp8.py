@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.np import arrayobj
 
-from numsim.kernels.simd import (
+from numsim.kernels.ir.pack import transposed
+from numsim.kernels.ir.simd import (
     BIAS,
     FRACTION,
     I16,
@@ -29,7 +30,6 @@ from numsim.kernels.simd import (
     splat,
     vectors_of,
 )
-from numsim.kernels.simd_pack import transposed
 
 ROWS, COLUMNS = 2, 64
 RUN = 16  # products of a row whose planes stand side by side

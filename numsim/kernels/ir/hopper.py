@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import FRACTION, I32, I64, Tile, broadcast, emitted, fetch, loop, splat
-from numsim.kernels.simd_control import toward_zero
-from numsim.kernels.simd_fp8 import (
+from numsim.kernels.ir.control import toward_zero
+from numsim.kernels.ir.fp8 import (
     A_WORDS,
     AHEAD,
     B_WORDS,
@@ -37,6 +36,7 @@ from numsim.kernels.simd_fp8 import (
     reader_by_tables,
     top,
 )
+from numsim.kernels.ir.simd import FRACTION, I32, I64, Tile, broadcast, emitted, fetch, loop, splat
 
 _TOWARD_ZERO = 11  # of an instruction, without exceptions; for the sums, all positive, it is down
 
@@ -85,7 +85,7 @@ def float_tile(
     `tiles` of `rows` rows each follow one another, `a_step` words apart in a. One call for all of
     them keeps what is constant in the first cache. `words`: of a vector, 16 for AVX-512 or 8 for
     AVX2. `coded`: b holds codes, not their planes, and `tables` says what they are
-    (`simd_fp8.looked_up_codes`); this pays for few rows.
+    (`ir.fp8.looked_up_codes`); this pays for few rows.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
         return None

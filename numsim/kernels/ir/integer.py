@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import (
+from numsim.kernels.ir.simd import (
     FMA_ROWS,
     I32,
     I64,

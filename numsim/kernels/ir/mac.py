@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.simd import FMA_ROWS, I64, Tile, broadcast, emitted, loop, splat
+from numsim.kernels.ir.simd import FMA_ROWS, I64, Tile, broadcast, emitted, loop, splat
 
 MAC_VECTORS, MAC_LANES = 2, 8
-FORMAT_SIZE = 4  # numbers that describe a format: `gemm_mac.format_array`
+FORMAT_SIZE = 4  # numbers that describe a format: `gemm.mac.format_array`
 _VD, _VL = ir.VectorType(ir.DoubleType(), MAC_LANES), ir.VectorType(I64, MAC_LANES)
 
 

@@ -8,7 +8,17 @@ from llvmlite import ir
 from numba import types
 from numba.np import arrayobj
 
-from numsim.kernels.simd import FMA_ROWS, I32, I64, V32, broadcast, emitted, fetch, loop, pointer_at
+from numsim.kernels.ir.simd import (
+    FMA_ROWS,
+    I32,
+    I64,
+    V32,
+    broadcast,
+    emitted,
+    fetch,
+    loop,
+    pointer_at,
+)
 
 
 def transposed(b: Any, lines: list[Any]) -> list[Any]:
@@ -80,7 +90,7 @@ def interleaved(b: Any, x: Any, y: Any, bits: int, high: int) -> Any:
 def turned_quads(typing: Any, rows: Any, words: Any) -> Any:
     """Write 64 codes of each of 64 rows [64, 64] as those of 64 k, 16 words each.
 
-    Word i holds the codes of rows i, 16 + i, 32 + i and 48 + i (`simd_fp8.ORDER`). For registers of
+    Word i holds the codes of rows i, 16 + i, 32 + i and 48 + i (`ir.fp8.ORDER`). For registers of
     32 bytes, whose halves exchange nothing.
     """
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from numsim.kernels.convert.round import encode_value, top_bit
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import encode_value, top_bit
 
 # float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
 LOWEST = -298

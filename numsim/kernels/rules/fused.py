@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numsim.kernels.convert.round import RNE, RTZ, round_quotient, top_bit
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import RNE, RTZ, round_quotient, top_bit
 
 FINITE, INFINITE, NOT_A_NUMBER = 0, 1, 2
 JOINS, LATE, HALVES, TWO_STAGE = range(4)

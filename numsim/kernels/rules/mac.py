@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numsim.kernels.fused import parts, power_of_two
+from numsim.kernels.convert.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
+from numsim.kernels.rules.fused import parts, power_of_two
 
 INFINITE, NOT_A_NUMBER, LARGEST = range(3)
 SEQUENTIAL, TREE, ODD_FIRST, TWO_CHAINS = range(4)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from numsim.kernels.fused import parts, round_sum, shifted
 from numsim.kernels.jit import kernel
+from numsim.kernels.rules.fused import parts, round_sum, shifted
 
 RUN, STEP = 16, 64
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from numsim.convert import encode
 from numsim.formats import Format
-from numsim.kernels import fused as fused_kernel
+from numsim.kernels.rules import fused as fused_kernel
 from numsim.quant import QTensor
 from numsim.targets.types import Fused, Rule, ScaledFp4
 

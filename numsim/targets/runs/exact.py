@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from numsim.convert import decode
 from numsim.formats import Format
-from numsim.kernels import exact as exact_kernel
-from numsim.kernels import (
-    gemm_mac,
-)
-from numsim.kernels.exact import extent
+from numsim.kernels.gemm import mac as gemm_mac
+from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.jit import over_items
-from numsim.kernels.mac import Arithmetic
-from numsim.kernels.simd_mac import Flavour
+from numsim.kernels.rules import exact as exact_kernel
+from numsim.kernels.rules.exact import extent
+from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.quant.odd import to_odd
 from numsim.quant.types import decoded

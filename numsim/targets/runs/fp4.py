@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels import (
-    gemm_fp4,
-    scaled_fp4,
-    simd,
-)
+from numsim.kernels.gemm import fp4 as gemm_fp4
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import over_items
+from numsim.kernels.rules import scaled_fp4
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
 from numsim.targets.runs.chain import (

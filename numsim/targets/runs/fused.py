@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format
-from numsim.kernels import fused as fused_kernel
-from numsim.kernels import (
-    gemm_align,
-    gemm_double,
-    gemm_hopper,
-    simd,
-)
-from numsim.kernels import simd_align as kinds
-from numsim.kernels.fused import Block
+from numsim.kernels.gemm import align as gemm_align
+from numsim.kernels.gemm import double as gemm_double
+from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.ir import align as kinds
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import over_items
+from numsim.kernels.rules import fused as fused_kernel
+from numsim.kernels.rules.fused import Block
 from numsim.quant import QTensor
 from numsim.targets.runs.chain import (
     Chain,

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.kernels import (
-    gemm_fma,
-    gemm_int,
-    gemm_saturate,
-    simd_int,
-)
-from numsim.kernels import integer as integer_kernel
+from numsim.kernels.gemm import fma as gemm_fma
+from numsim.kernels.gemm import integer as gemm_int
+from numsim.kernels.gemm import saturate as gemm_saturate
+from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.jit import over_items
+from numsim.kernels.rules import integer as integer_kernel
 from numsim.quant import QTensor
 from numsim.targets.runs.chain import (
     Chain,

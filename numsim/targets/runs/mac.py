@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 from numsim.convert import decode
 from numsim.dispatch import float_codes
 from numsim.formats import Format, get_format
-from numsim.kernels import (
-    gemm_fma,
-    gemm_mac,
-    gemm_two_chains,
-    gemm_values,
-)
-from numsim.kernels import mac as mac_kernel
+from numsim.kernels.gemm import fma as gemm_fma
+from numsim.kernels.gemm import mac as gemm_mac
+from numsim.kernels.gemm import two_chains as gemm_two_chains
+from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.jit import over_items
-from numsim.kernels.mac import Arithmetic
-from numsim.kernels.simd_mac import Flavour
+from numsim.kernels.rules import mac as mac_kernel
+from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
 from numsim.targets.runs.chain import (

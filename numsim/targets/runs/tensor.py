@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from numsim.convert import decode
 from numsim.dispatch import float_codes
 from numsim.formats import Format
-from numsim.kernels import fused as fused_kernel
-from numsim.kernels import (
-    gemm_align,
-    gemm_codes,
-    gemm_values,
-    simd,
-)
-from numsim.kernels.exact import extent
+from numsim.kernels.gemm import align as gemm_align
+from numsim.kernels.gemm import codes as gemm_codes
+from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.ir import simd
+from numsim.kernels.rules import fused as fused_kernel
+from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]

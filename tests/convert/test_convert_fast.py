@@ -20,8 +20,10 @@ from oracle import philox
 import numsim as ns
 from numsim import dispatch
 from numsim.formats import Format
-from numsim.kernels import fast, fast_decode, simd
-from numsim.kernels.round import RNE, SATURATE, SPECIAL
+from numsim.kernels.convert import decode as fast_decode
+from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert.round import RNE, SATURATE, SPECIAL
+from numsim.kernels.ir import simd
 
 FLOATS = (
     "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e3m4",

@@ -11,16 +11,18 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels import hopper_paths, simd, simd_fp8
-from numsim.kernels.gemm_codes import fields
-from numsim.kernels.gemm_fma import gemm_fma, pack_words
-from numsim.kernels.gemm_fma import pack_b as pack_fma
-from numsim.kernels.gemm_hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
-from numsim.kernels.gemm_hopper import pack_b as pack_fp8
-from numsim.kernels.gemm_int import gemm_int8
-from numsim.kernels.gemm_int import pack_b as pack_int8
+from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm.codes import fields
+from numsim.kernels.gemm.fma import gemm_fma, pack_words
+from numsim.kernels.gemm.fma import pack_b as pack_fma
+from numsim.kernels.gemm.hopper import HIGH, LEAST, LOW, gemm_hopper_fp8, pack_a
+from numsim.kernels.gemm.hopper import pack_b as pack_fp8
+from numsim.kernels.gemm.integer import gemm_int8
+from numsim.kernels.gemm.integer import pack_b as pack_int8
+from numsim.kernels.gemm.turned import turn
+from numsim.kernels.ir import fp8 as simd_fp8
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import over_range
-from numsim.kernels.turned import turn
 
 PATHS = simd.PATHS
 SHAPES = [(1, 1, 1), (1, 33, 70), (2, 5, 31), (5, 64, 3), (12, 7, 32), (13, 4, 33), (70, 9, 65)]
@@ -353,10 +355,10 @@ def planes_both_ways(codes, want, got, how):
 def test_arithmetic_reads_the_right_operand_where_there_are_no_tables(path, tmp_path):
     script = """
 import numpy as np
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 simd.HAVE_BYTE_TABLES = False
-from numsim.kernels.gemm_codes import fields
-from numsim.kernels.gemm_hopper import gemm_hopper_fp8, pack_a, pack_b
+from numsim.kernels.gemm.codes import fields
+from numsim.kernels.gemm.hopper import gemm_hopper_fp8, pack_a, pack_b
 how, rng = fields(8, 4, 7, True), np.random.default_rng(0)
 a, b = (rng.integers(0, 126, shape).astype(np.uint8) for shape in ((11, 128), (128, 64)))
 a[::2] |= 128

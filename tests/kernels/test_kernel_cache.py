@@ -26,7 +26,7 @@ import sys
 import numpy as np
 import numsim as ns
 from numsim import dispatch
-from numsim.kernels import codec
+from numsim.kernels.convert import codec
 x = np.array([1.0625, 1.1875, 1.3, -1.7])  # two ties of E4M3 first
 f, codes = ns.get_format("e4m3"), np.empty(4, np.uint8)
 plan = dispatch.Plan(0, 0, 64, 0, 0, 0, f.nan_code)
@@ -76,16 +76,16 @@ def test_an_edited_helper_changes_the_bits_of_a_warm_cache(copy):
     assert _run(copy) == (nearest, drawn, 1)  # unchanged: nothing is compiled
 
     tie = "up = rem > half or (rem == half and odd and shift <= 64)"
-    _edit(copy, "round.py", tie, "up = rem > half")  # ties toward zero: 1 and 1.125
+    _edit(copy, "convert/round.py", tie, "up = rem > half")  # ties toward zero: 1 and 1.125
     assert _run(copy) == ([0x38, 0x39, 0x3A, 0xBE], drawn, 0)
 
-    _edit(copy, "round.py", "up = rem > half", tie)
-    _edit(copy, "philox.py", "0xD256D193", "0xD256D195")  # another stream
+    _edit(copy, "convert/round.py", "up = rem > half", tie)
+    _edit(copy, "convert/philox.py", "0xD256D193", "0xD256D195")  # another stream
     nearest, other, hits = _run(copy)
     assert (nearest, hits) == (NEAREST, 0)
     assert other != drawn
 
-    _edit(copy, "philox.py", "0xD256D195", "0xD256D193")
+    _edit(copy, "convert/philox.py", "0xD256D195", "0xD256D193")
     assert _run(copy) == (NEAREST, drawn, 1)  # what the first text gave is still there
 
 

@@ -8,8 +8,8 @@ import pytest
 import numsim as ns
 from numsim import nn, train
 from numsim.errors import NumsimError
-from numsim.kernels import recurrent as kernel
-from numsim.kernels import simd
+from numsim.kernels.gemm import recurrent as kernel
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import using_threads
 from numsim.nn import fused
 from numsim.train.watch import Lost
@@ -310,7 +310,7 @@ def test_sums_of_integers_that_float32_does_not_hold_go_the_general_way():
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "q3.4"])
 def test_ties_of_the_kernel_go_to_even(name):
     """Every value, every midpoint and their neighbours: random data hold no ties."""
-    from numsim.kernels.recurrent import _rounded
+    from numsim.kernels.gemm.recurrent import _rounded
 
     values = ns.get_format(name).values()
     values = np.unique(values[np.isfinite(values)])

@@ -7,7 +7,8 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels import vector, vector_act, vector_rotary
+from numsim.kernels.elementwise import activations, functions
+from numsim.kernels.elementwise import rotary as rotary_kernel
 
 PI = Decimal(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803"
@@ -44,7 +45,7 @@ def test_exp_is_within_one_ulp(bounds):
     with localcontext() as context:
         context.prec = 40
         worst = max(
-            ulps(y, Decimal(v).exp()) for v, y in zip(x.tolist(), vector.exp(x), strict=True)
+            ulps(y, Decimal(v).exp()) for v, y in zip(x.tolist(), functions.exp(x), strict=True)
         )
     assert worst < 0.9
 
@@ -54,22 +55,22 @@ def test_exp_subnormal_results_are_within_one_step():
     with localcontext() as context:
         context.prec = 40
         worst = max(
-            ulps(y, Decimal(v).exp()) for v, y in zip(x.tolist(), vector.exp(x), strict=True)
+            ulps(y, Decimal(v).exp()) for v, y in zip(x.tolist(), functions.exp(x), strict=True)
         )
     assert worst < 1
 
 
 def test_exp_special_values():
     x = np.array([0.0, -0.0, np.inf, -np.inf, 709.8, -746.0, 1e308, -1e308, 2.0**-1074])
-    np.testing.assert_array_equal(vector.exp(x), [1, 1, np.inf, 0, np.inf, 0, np.inf, 0, 1])
-    assert np.isnan(vector.exp(np.array([np.nan]))).all()
-    assert vector.exp(np.float32([89, -104])).tolist() == [np.inf, 0]
-    assert vector.exp(np.zeros((0, 3))).shape == (0, 3)
+    np.testing.assert_array_equal(functions.exp(x), [1, 1, np.inf, 0, np.inf, 0, np.inf, 0, 1])
+    assert np.isnan(functions.exp(np.array([np.nan]))).all()
+    assert functions.exp(np.float32([89, -104])).tolist() == [np.inf, 0]
+    assert functions.exp(np.zeros((0, 3))).shape == (0, 3)
 
 
 def test_exp_float32_is_the_float64_result_rounded():
     x = np.random.default_rng(2).uniform(-100, 88, 5000).astype(np.float32)
-    same_bits(vector.exp(x), vector.exp(x.astype(np.float64)).astype(np.float32))
+    same_bits(functions.exp(x), functions.exp(x.astype(np.float64)).astype(np.float32))
 
 
 @pytest.mark.parametrize("scale", [1, 100, 2**19])
@@ -79,11 +80,11 @@ def test_sin_and_cos_are_within_one_ulp(scale):
         context.prec = 85
         exact = [Decimal(v) for v in x.tolist()]
         assert (
-            max(ulps(y, series(v, True)) for v, y in zip(exact, vector_rotary.sin(x), strict=True))
+            max(ulps(y, series(v, True)) for v, y in zip(exact, rotary_kernel.sin(x), strict=True))
             < 0.8
         )
         assert (
-            max(ulps(y, series(v, False)) for v, y in zip(exact, vector_rotary.cos(x), strict=True))
+            max(ulps(y, series(v, False)) for v, y in zip(exact, rotary_kernel.cos(x), strict=True))
             < 0.8
         )
 
@@ -94,11 +95,11 @@ def test_sin_near_multiples_of_pi_half():
         context.prec = 85
         exact = [Decimal(v) for v in x.tolist()]
         assert (
-            max(ulps(y, series(v, True)) for v, y in zip(exact, vector_rotary.sin(x), strict=True))
+            max(ulps(y, series(v, True)) for v, y in zip(exact, rotary_kernel.sin(x), strict=True))
             < 1
         )
         assert (
-            max(ulps(y, series(v, False)) for v, y in zip(exact, vector_rotary.cos(x), strict=True))
+            max(ulps(y, series(v, False)) for v, y in zip(exact, rotary_kernel.cos(x), strict=True))
             < 1
         )
 
@@ -106,10 +107,10 @@ def test_sin_near_multiples_of_pi_half():
 def test_bits_are_the_same_on_every_machine():
     grid = np.arange(-100_000, 100_000) * 2.0**-8
     digest = hashlib.sha256()
-    for function in (vector.exp, vector_rotary.sin, vector_rotary.cos, vector_act.silu):
+    for function in (functions.exp, rotary_kernel.sin, rotary_kernel.cos, activations.silu):
         digest.update(function(grid).tobytes())
-    digest.update(vector.softmax(grid.reshape(10, 100, 200), scale=0.125).tobytes())
-    digest.update(vector.rms_norm(grid.reshape(-1, 125), np.full(125, 1.1), eps=1e-5).tobytes())
+    digest.update(functions.softmax(grid.reshape(10, 100, 200), scale=0.125).tobytes())
+    digest.update(functions.rms_norm(grid.reshape(-1, 125), np.full(125, 1.1), eps=1e-5).tobytes())
     assert digest.hexdigest() == "ddd471b524130fb57eba3e389f7b4019d97b3451e5680b2eded587c045f60bd7"
 
 
@@ -131,7 +132,7 @@ def test_rms_norm_bits(dtype, width):
     for i, row in enumerate(x.tolist()):
         inverse = 1.0 / float(np.sqrt(lanes([v * v for v in row]) / width + 1e-5))
         want[i] = [v * inverse * u for v, u in zip(row, w.tolist(), strict=True)]
-    same_bits(vector.rms_norm(x, w, eps=1e-5), want)
+    same_bits(functions.rms_norm(x, w, eps=1e-5), want)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -150,19 +151,19 @@ def test_softmax_bits(dtype, masked):
             ]
             top = max(seen)
             if top > -np.inf:
-                e = vector.exp(np.array([v - top for v in seen])).tolist()
+                e = functions.exp(np.array([v - top for v in seen])).tolist()
                 total = lanes(e)
                 want[n, t, first[t] : last[t]] = [v / total for v in e]
     mask = keep if masked else None
-    got = vector.softmax(x.reshape(2, 2, 19, 19), scale=0.3, first=first, last=last, keep=mask)
+    got = functions.softmax(x.reshape(2, 2, 19, 19), scale=0.3, first=first, last=last, keep=mask)
     same_bits(got.reshape(4, 19, 19), want)
 
 
 def test_softmax_spreads_nan_and_leaves_unseen_rows_empty():
     x = np.array([[0.0, np.nan], [1.0, 2.0]])
-    assert np.isnan(vector.softmax(x)[0]).all()
-    np.testing.assert_array_equal(vector.softmax(x, keep=np.zeros((1, 2), bool))[1], [0, 0])
-    assert np.isnan(vector.softmax(np.full((1, 2), np.nan))).all()
+    assert np.isnan(functions.softmax(x)[0]).all()
+    np.testing.assert_array_equal(functions.softmax(x, keep=np.zeros((1, 2), bool))[1], [0, 0])
+    assert np.isnan(functions.softmax(np.full((1, 2), np.nan))).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -174,13 +175,13 @@ def test_rotary_turns_halves_and_puts_heads_first(dtype):
     u, v = x[..., :4].astype(float), x[..., 4:8].astype(float)
     cc, ss = c[:, None], s[:, None]
     want = np.concatenate([u * cc - v * ss, v * cc + u * ss, x[..., 8:]], -1).astype(dtype)
-    same_bits(vector_rotary.rotary(x, c, s), np.ascontiguousarray(want.swapaxes(1, 2)))
+    same_bits(rotary_kernel.rotary(x, c, s), np.ascontiguousarray(want.swapaxes(1, 2)))
 
 
 def test_silu_values():
     x = np.array([-np.inf, -800.0, 0.0, 2.0, 1000.0])
     with np.errstate(invalid="ignore"):
-        y = vector_act.silu(x)
+        y = activations.silu(x)
     assert np.isnan(y[0])
     np.testing.assert_allclose(y[1:], [0, 0, 2 / (1 + np.exp(-2)), 1000], rtol=1e-15)
 
@@ -194,7 +195,9 @@ def test_results_do_not_depend_on_threads():
     try:
         for count in (1, before):
             numba.set_num_threads(count)
-            results.append([vector.softmax(x), vector.rms_norm(x, w, eps=1e-6), vector_act.silu(x)])
+            results.append(
+                [functions.softmax(x), functions.rms_norm(x, w, eps=1e-6), activations.silu(x)]
+            )
     finally:
         numba.set_num_threads(before)
     for one, many in zip(*results, strict=True):
@@ -246,16 +249,16 @@ def relative(function, exact, x):
 @pytest.mark.parametrize(
     ("function", "exact", "low", "high", "bound"),
     [
-        (vector_act.tanh, true_tanh, -20, 20, 2 * 2.0**-53),
-        (vector_act.tanh, true_tanh, -1e-3, 1e-3, 2 * 2.0**-53),
-        (vector_act.sigmoid, lambda x: 1 / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
-        (vector_act.silu, lambda x: x / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
-        (vector_act.gelu, true_gelu, -3, 3, 2.0**-49),
-        (vector_act.gelu, true_gelu, -37, 37, 2.0**-42),
-        (vector_act.gelu_tanh, true_gelu_tanh, -3, 3, 2.0**-48),
-        (vector_act.gelu_tanh, true_gelu_tanh, -20, 20, 2.0**-41),
+        (activations.tanh, true_tanh, -20, 20, 2 * 2.0**-53),
+        (activations.tanh, true_tanh, -1e-3, 1e-3, 2 * 2.0**-53),
+        (activations.sigmoid, lambda x: 1 / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
+        (activations.silu, lambda x: x / (1 + (-x).exp()), -40, 40, 3 * 2.0**-53),
+        (activations.gelu, true_gelu, -3, 3, 2.0**-49),
+        (activations.gelu, true_gelu, -37, 37, 2.0**-42),
+        (activations.gelu_tanh, true_gelu_tanh, -3, 3, 2.0**-48),
+        (activations.gelu_tanh, true_gelu_tanh, -20, 20, 2.0**-41),
         (
-            vector_act.quick_gelu,
+            activations.quick_gelu,
             lambda x: x / (1 + (Decimal("-1.702") * x).exp()),
             -400,
             400,
@@ -268,9 +271,9 @@ def test_activation_error_bounds(function, exact, low, high, bound):
     assert relative(function, exact, x) < bound
 
 
-@pytest.mark.parametrize("name", vector_act.ACTIVATIONS)
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
 def test_activations_in_float32_are_rounded_once(name):
-    function = vector_act.ACTIVATIONS[name]
+    function = activations.ACTIVATIONS[name]
     x = np.random.default_rng(9).standard_normal(3000).astype(np.float32) * 6
     same_bits(function(x), function(x.astype(np.float64)).astype(np.float32))
     ends = np.array([0.0, np.nan, np.inf, 1e30, -1e30])
@@ -285,20 +288,20 @@ def test_activations_in_float32_are_rounded_once(name):
 
 def test_softcap_bits():
     x = np.linspace(-90, 90, 501)
-    same_bits(vector_act.softcap(x, scale=0.7, cap=30.0), 30.0 * vector_act.tanh(x * 0.7 / 30.0))
+    same_bits(activations.softcap(x, scale=0.7, cap=30.0), 30.0 * activations.tanh(x * 0.7 / 30.0))
 
 
 def test_activation_bits_are_the_same_on_every_machine():
     grid = np.arange(-100_000, 100_000) * 2.0**-12
     digest = hashlib.sha256()
     for name in ("tanh", "sigmoid", "gelu", "gelu_new", "quick_gelu"):
-        digest.update(vector_act.ACTIVATIONS[name](grid).tobytes())
-    digest.update(vector_act.softcap(grid, scale=0.3, cap=50.0).tobytes())
+        digest.update(activations.ACTIVATIONS[name](grid).tobytes())
+    digest.update(activations.softcap(grid, scale=0.3, cap=50.0).tobytes())
     w, b = np.full(125, 1.1), np.full(125, -0.3)
-    digest.update(vector.layer_norm(grid.reshape(-1, 125), w, b, eps=1e-5).tobytes())
-    digest.update(vector.rms_norm(grid.reshape(-1, 125), b, eps=1e-5, offset=1.0).tobytes())
+    digest.update(functions.layer_norm(grid.reshape(-1, 125), w, b, eps=1e-5).tobytes())
+    digest.update(functions.rms_norm(grid.reshape(-1, 125), b, eps=1e-5, offset=1.0).tobytes())
     bias = np.arange(100.0).reshape(2, 5, 10)
-    digest.update(vector.softmax(grid.reshape(-1, 5, 10), scale=0.1, bias=bias).tobytes())
+    digest.update(functions.softmax(grid.reshape(-1, 5, 10), scale=0.1, bias=bias).tobytes())
     assert digest.hexdigest() == "7ce8dd361d22a4b9aedf7c2cb33e70c2e172ee166e250395ec352c6a06630a3c"
 
 
@@ -315,7 +318,7 @@ def test_layer_norm_bits(dtype, width):
         want[i] = [
             v * inverse * u + t for v, u, t in zip(centred, w.tolist(), b.tolist(), strict=True)
         ]
-    same_bits(vector.layer_norm(x, w, b, eps=1e-5), want)
+    same_bits(functions.layer_norm(x, w, b, eps=1e-5), want)
 
 
 @pytest.mark.parametrize("width", [5, 48, 1000])
@@ -326,17 +329,17 @@ def test_norm_error_bounds(width):
     w, b = rng.standard_normal(width), rng.standard_normal(width)
     t = x.astype(np.longdouble)
     rms = t / np.sqrt((t * t).mean(-1, keepdims=True) + np.longdouble(1e-6)) * w
-    got = vector.rms_norm(x, w, eps=1e-6)
+    got = functions.rms_norm(x, w, eps=1e-6)
     assert (np.abs(got - rms) <= np.abs(rms) * (width / 8 + 12) * 2.0**-53).all()
     centred = t - t.mean(-1, keepdims=True)
     std = np.sqrt((centred * centred).mean(-1, keepdims=True) + np.longdouble(1e-6))
     want = centred / std * w + b
     room = np.abs(x).max(-1, keepdims=True) / std * np.abs(w) + np.abs(b)
-    got = vector.layer_norm(x, w, b, eps=1e-6)
+    got = functions.layer_norm(x, w, b, eps=1e-6)
     assert (np.abs(got - want) <= room * (width / 8 + 20) * 2.0**-53).all()
 
 
 def test_softmax_adds_a_bias_for_each_head():
     rng = np.random.default_rng(4)
     x, bias = rng.standard_normal((3, 2, 4, 9)), rng.standard_normal((2, 4, 9))
-    same_bits(vector.softmax(x, scale=0.5, bias=bias), vector.softmax(x * 0.5 + bias))
+    same_bits(functions.softmax(x, scale=0.5, bias=bias), functions.softmax(x * 0.5 + bias))

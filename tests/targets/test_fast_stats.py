@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.kernels import stats_vector
+from numsim.kernels.counts import stats_vector
 from numsim.kernels.jit import using_threads
 from numsim.targets import stats, stats_fast
 from numsim.targets.types import Mac

@@ -11,7 +11,9 @@ import pytest
 
 import numsim as ns
 from numsim.formats import get_format
-from numsim.kernels import gemm_double, gemm_fp4, simd
+from numsim.kernels.gemm import double as gemm_double
+from numsim.kernels.gemm import fp4 as gemm_fp4
+from numsim.kernels.ir import simd
 from numsim.quant import QTensor, Quant
 from numsim.targets import get_target, outside, runs
 from numsim.targets.runs import fp4, fused
@@ -278,7 +280,7 @@ def test_threads_do_not_change_products_of_blocks():
 ])  # fmt: skip
 def test_a_right_operand_is_packed_once(monkeypatch, quant, target, home, name):
     """`__post_init__` of QTensor once emptied what products keep, at every product."""
-    from numsim.kernels import gemm_hopper
+    from numsim.kernels.gemm import hopper as gemm_hopper
 
     home, name = home or gemm_hopper, name or "pack_b"
     if simd.path() == "plain" and home is not gemm_hopper:

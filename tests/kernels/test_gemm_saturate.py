@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from numsim.kernels import simd
-from numsim.kernels.gemm_saturate import gemm_saturate, pack_b
-from numsim.kernels.simd_int import CLAMP, FULL, PAIRS
+from numsim.kernels.gemm.saturate import gemm_saturate, pack_b
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.integer import CLAMP, FULL, PAIRS
 
 TYPES = [np.dtype(t) for t in ("i1", "u1", "i2", "u2")]
 MOST = 2**31 - 1

@@ -9,7 +9,7 @@ import pytest
 
 import numsim as ns
 from numsim.formats import Format
-from numsim.kernels import blocks
+from numsim.kernels.convert import blocks
 from numsim.quant import Quant, quantize, storage_losses
 
 RNG = np.random.default_rng(5)

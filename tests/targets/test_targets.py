@@ -12,7 +12,7 @@ import oracle_mac as om
 import pytest
 
 import numsim as ns
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 
 # Every unit the oracle has: a new one joins by standing in the oracle's table.
 ENABLED = tuple(

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
-from numsim.kernels import codec
+from numsim.kernels.convert import codec
 from numsim.verify import check_every_float32, check_modes, conversion, formats_to_check
 
 

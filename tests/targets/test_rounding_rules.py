@@ -7,7 +7,7 @@ import oracle_mac as om
 import pytest
 
 import numsim as ns
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 from numsim.targets.types import Fused
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 from numsim.targets import get_target, runs
 from numsim.targets.explain import explain_mma
 from numsim.targets.types import Exact, Fused, IntSum, Mac, ScaledFp4

@@ -10,8 +10,8 @@ import pytest
 
 from numsim.convert import cast, decode, encode
 from numsim.formats import get_format, list_formats
-from numsim.kernels import simd
-from numsim.kernels.gemm_fma import gemm_fma
+from numsim.kernels.gemm.fma import gemm_fma
+from numsim.kernels.ir import simd
 from numsim.quant import QTensor
 from numsim.targets import get_target, outside, runs
 from numsim.targets.ops import matmul
