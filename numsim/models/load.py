@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
-from numsim.models.config import At, Family, read_arch, unused_keys, used_keys
-from numsim.models.families import current_name, get_family, stored_at
+from numsim.models.config import head_of, read_arch, unused_keys, used_keys
+from numsim.models.families import current_name, get_family
+from numsim.models.family import Family, Head, names_of
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.packed import packed_by
+from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
 
-COUNTS = ("layers", "decoder_layers", "experts")
+COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
 
 
@@ -90,7 +92,7 @@ def load_model(
     family = get_family(config.get("model_type"))
     config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
     used = used_keys(config, family)
-    if family.rope is not None:
+    if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
     _check_packed(config, folder)
@@ -103,7 +105,7 @@ def load_model(
     for name, tensor in as_stored.items():
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
-    arch, places = _match(arch, family, stored, folder)
+    arch, places = _match(arch, family, head_of(config, family), stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
     maps = {file: map_file(file) for file in {t.file for t in stored.values()}}
     whole = {at.name: view(maps, stored[at.name]) for at in places.values()}
@@ -114,10 +116,9 @@ def load_model(
                 f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
             )
-    arrays = {our: _take(whole[at.name], at, arch.heads) for our, at in places.items()}
-    if arch.head and arch.tied:
-        _check_tied(arrays, places)
-        arrays["lm_head.weight"] = arrays["embed.weight"]
+    arrays = {our: place.take(whole[place.name]) for our, place in places.items()}
+    if arch.tied:
+        arch = _tie(arch, family, arrays, places)
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
     unused = unused_keys(config, family)
@@ -163,30 +164,33 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
 
 
 def _match(
-    arch: Arch, family: Family, stored: Mapping[str, Tensor], folder: Path
-) -> tuple[Arch, dict[str, At]]:
+    arch: Arch, family: Family, head: Head, stored: Mapping[str, Tensor], folder: Path
+) -> tuple[Arch, dict[str, Place]]:
     """Return where each tensor of ours is, or raise with everything that does not fit.
 
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
-    embed = {p: stored_at("embed.weight", family, p, gated=False).name for p in family.prefixes}
-    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
-
-    def place(our: str) -> At:
-        return stored_at(our, family, prefix, gated=arch.gated)
-
-    for part in () if arch.labels else family.optional:
-        off: dict[str, Any] = {part: False}
-        without = replace(arch, **off)
-        own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
-        arch = arch if any(place(our).name in stored for our in own) else without
+    names = names_of(family, head, arch)
     shapes = tensor_shapes(arch)
-    if arch.head and arch.tied and place("lm_head.weight").name in stored:
-        shapes["lm_head.weight"] = shapes["embed.weight"]
-    places = {our: place(our) for our in shapes}
+    head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
+
+    def find(our: str, prefix: str) -> Place:
+        return find_place(our, names, prefix, shapes | head_shape, arch)
+
+    embed = {p: find("embed.weight", p).name for p in family.prefixes}
+    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
+    for part, value in head.optional.items():
+        off: dict[str, Any] = {part: value}
+        without = replace(arch, **off)
+        own = set(shapes) - set(tensor_shapes(without))
+        arch = arch if any(find(our, prefix).name in stored for our in own) else without
+    shapes = tensor_shapes(arch)
+    if head_shape and find("lm_head.weight", prefix).name in stored:
+        shapes |= head_shape
+    places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
-        shape = _stored_shape(shapes[our], at)
+        shape = at.stored_shape(shapes[our])
         if at.name not in stored:
             problems[f"missing {at.name} {list(shape)}"] = None
             continue
@@ -197,7 +201,7 @@ def _match(
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
-    ignored += () if arch.head else family.head_tensors
+    ignored += () if arch.head or arch.masked else family.head_tensors
     for their in sorted(set(stored) - {at.name for at in places.values()}):
         if not any(fnmatchcase(their, glob) for glob in ignored):
             problems[f"surplus {listing([their])} {list(stored[their].shape)}"] = None
@@ -212,28 +216,18 @@ def _match(
     return arch, places
 
 
-def _stored_shape(shape: tuple[int, ...], at: At) -> tuple[int, ...]:
-    whole = (shape[0] * at.parts, *shape[1:])
-    return whole[::-1] if at.turned else whole
-
-
-def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
-    """Return our [out, in] part of a stored tensor, a view where it can be."""
-    array = array.T if at.turned else array
-    if at.parts == 1:
-        return array
-    rows = array.shape[0] // at.parts
-    if not at.by_head:
-        return array[at.part * rows : (at.part + 1) * rows]
-    by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
-    return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
-
-
-def _check_tied(arrays: Mapping[str, NDArray[Any]], places: Mapping[str, At]) -> None:
+def _tie(
+    arch: Arch, family: Family, arrays: dict[str, NDArray[Any]], places: Mapping[str, Place]
+) -> Arch:
+    """Make the embedding the output head; return the Arch, where a stored head counts untied."""
     head = arrays.get("lm_head.weight")
     if head is not None and not np.array_equal(head, arrays["embed.weight"]):
+        if family.stored_head:
+            return replace(arch, tied=False)
         raise UnsupportedError(
             "load_model: with tie_word_embeddings the output head is "
             f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "
             "set tie_word_embeddings to false or drop it"
         )
+    arrays["lm_head.weight"] = arrays["embed.weight"]
+    return arch

@@ -13,7 +13,7 @@ from numsim import nn
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.models.families import FAMILIES
-from numsim.models.run import _last
+from numsim.models.heads import last_state
 from numsim.quant import Quant
 from numsim.screen import sweep_table
 from numsim.sweep import sweep
@@ -212,11 +212,11 @@ def test_the_last_token_is_that_before_the_padding():
     x = np.arange(2 * 4, dtype=float).reshape(2, 4, 1)
     ids = np.array([[3, 1, 3, 3], [3, 3, 1, 2]])
     keep = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
-    assert _last(x, 3, ids, keep)[:, 0, 0].tolist() == [1.0, 7.0]  # ids alone decide
-    assert _last(x, None, ids, keep)[:, 0, 0].tolist() == [2.0, 7.0]
-    assert _last(x, None, ids, None)[:, 0, 0].tolist() == [3.0, 7.0]
-    assert _last(x, 1, np.ones((2, 4), int), None)[:, 0, 0].tolist() == [0.0, 4.0]  # all padding
-    assert _last(x, -1, ids, None)[:, 0, 0].tolist() == [3.0, 7.0]
+    assert last_state(x, 3, ids, keep)[:, 0, 0].tolist() == [1.0, 7.0]  # ids alone decide
+    assert last_state(x, None, ids, keep)[:, 0, 0].tolist() == [2.0, 7.0]
+    assert last_state(x, None, ids, None)[:, 0, 0].tolist() == [3.0, 7.0]
+    assert last_state(x, 1, np.ones((2, 4), int), None)[:, 0, 0].tolist() == [0.0, 4.0]  # all padding
+    assert last_state(x, -1, ids, None)[:, 0, 0].tolist() == [3.0, 7.0]
 
 
 def test_the_number_of_labels_is_that_of_the_names_else_two(tmp_path):
