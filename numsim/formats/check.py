@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
-
-KINDS = ("float", "integer", "table")
-NANS = ("none", "ieee", "all_ones", "minus_zero")
-INFS = ("none", "ieee", "top")
+from numsim.vocabulary import INFS, KINDS, NANS
 
 
 def check_format(f: Any) -> None:

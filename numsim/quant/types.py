@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
+from numsim.arguments import as_array, is_integer
 from numsim.convert import checked_codes, decode
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
 from numsim.quant.odd import product_to_odd
 from numsim.quant.slices import cut
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
