@@ -37,7 +37,7 @@ def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
     fields["layer_words"], fields["windows"] = read_layers(config, family, fields["layers"])
     if family.finish is not None:
         fields = family.finish(fields, config)
-    fields |= _labels(head, config) | dict(head.switches)
+    fields = _labels(head, config) | fields | dict(head.switches)
     if head.finish is not None:
         fields = head.finish(fields, config)
     heads, hidden = fields["heads"], fields["hidden"]
@@ -93,7 +93,7 @@ def _labels(head: Head, config: Mapping[str, Any]) -> dict[str, Any]:
     pad = config.get("pad_token_id")
     if pad is not None and type(pad) is not int:
         raise wrong("pad_token_id", "an integer or null", pad)
-    return {"labels": labels, "pad": pad}
+    return {"pad": pad, "labels": labels}
 
 
 def used_keys(config: Mapping[str, Any], family: Family) -> set[str]:

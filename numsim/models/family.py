@@ -44,6 +44,7 @@ class Family:
     older_names: Mapping[str, str] = field(default_factory=dict)  # ends of stored names -> today's
     renamed: Callable[[Arch], Names] | None = None  # over `names`, by what the network has
     rope: Mapping[str, object] | None = None  # defaults of the rotary keys; None: no rotary
+    rope_table: Mapping[str, object] = field(default_factory=dict)  # where a config has no table
     ropes: Mapping[str, TypeRope] = field(default_factory=dict)  # where types of layers differ
     windows: Callable[[Config, int], bool] | None = None  # does a layer see a part only
     window_key: str = "sliding_window"  # of how far it sees
@@ -52,7 +53,7 @@ class Family:
     window_switch: str = ""  # a key without which no layer slides
     finish: Callable[[Fields, Config], Fields] | None = None
     head_tensors: tuple[str, ...] = ("lm_head.*",)  # globs: not needed where that head is not run
-    stored_head: bool = False  # one beside the embedding counts, whatever the config says of ties
+    stored_head: bool = False  # tied where no head is stored, whatever the config says
 
 
 def names_of(family: Family, head: Head, arch: Arch) -> Names:

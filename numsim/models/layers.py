@@ -73,6 +73,9 @@ def add_ropes(config: Mapping[str, Any], family: Family, fields: dict[str, Any])
         fields["layer_ropes"] = tuple(ropes[word] for word in words)
         fields["rope"] = ropes.get(FULL, ropes.get(SLIDING))
     elif family.rope is not None and not fields.get("alibi"):
+        tables = {key: read.get(key) or {} for key in ("rope_parameters", "rope_scaling")}
+        if family.rope_table and not any(tables.values()):
+            read["rope_scaling"] = family.rope_table
         rope = fields["rope"] = read_rope(read, family.rope, fields)
         if rotary and not all(rotary):
             fields["layer_ropes"] = tuple(rope if turns else None for turns in rotary)

@@ -171,6 +171,8 @@ def _match(
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
     names = names_of(family, head, arch)
+    if family.stored_head and "lm_head.weight" not in stored:
+        arch = replace(arch, tied=arch.head)
     shapes = tensor_shapes(arch)
     head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
 

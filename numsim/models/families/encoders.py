@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from numsim.models.arch import Arch
 from numsim.models.families.shared import (
     GATE_UP,
     LAYER_NORM_MLP,
@@ -15,7 +16,7 @@ from numsim.models.families.shared import (
     plain_keys,
     trunk,
 )
-from numsim.models.family import Config, Family, Fields, Head
+from numsim.models.family import Config, Family, Fields, Head, Names
 from numsim.models.keys import Key, wrong
 from numsim.models.places import At
 from numsim.models.rope_keys import TypeRope
@@ -48,7 +49,6 @@ _LM_HEAD: dict[str, str | At] = {
     "transform": "lm_head.dense",
     "transform_norm": "lm_head.layer_norm",
     "lm_head.weight": "lm_head.decoder.weight",
-    "lm_head.bias": "lm_head.bias",
 }
 _DENSE_OUT: dict[str, str | At] = {
     "pooler": "classifier.dense",
@@ -56,7 +56,8 @@ _DENSE_OUT: dict[str, str | At] = {
 }
 _OLDER_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _POSITION_IDS = "*embeddings.position_ids"
-_TWICE = "lm_head.decoder.bias"  # the same as lm_head.bias
+# the bias of a tied head is stored twice, that of another one counts beside the product
+_BIASES = ("lm_head.decoder.bias", "lm_head.bias")
 
 
 def _masked(names: dict[str, str | At], act: str = "", pooler: str | None = None) -> Head:
@@ -73,8 +74,16 @@ _BERT_HEAD: dict[str, str | At] = {
     "transform": "cls.predictions.transform.dense",
     "transform_norm": "cls.predictions.transform.LayerNorm",
     "lm_head.weight": "cls.predictions.decoder.weight",
-    "lm_head.bias": "cls.predictions.bias",
 }
+_BERT_BIASES = ("cls.predictions.decoder.bias", "cls.predictions.bias")
+
+
+def _roberta_bias(arch: Arch) -> Names:
+    return {"lm_head.bias": _BIASES[arch.tied]}
+
+
+def _bert_bias(arch: Arch) -> Names:
+    return {"lm_head.bias": _BERT_BIASES[arch.tied]}
 
 
 def _encoder(f: Fields, config: Config) -> Fields:
@@ -114,7 +123,8 @@ def _roberta_family(stem: str) -> Family:
         fixed=_FIXED | _ABSOLUTE,
         prefixes=("", "roberta."),
         older_names=_OLDER_NORMS,
-        ignored_tensors=(_POSITION_IDS, _TWICE),
+        ignored_tensors=(_POSITION_IDS, *_BIASES),
+        renamed=_roberta_bias,
         finish=_roberta,
     )
 
@@ -181,7 +191,8 @@ ENCODERS: dict[str, Family] = {
         "pooler_size_per_head pooler_type",
         prefixes=("", "bert."),
         older_names=_OLDER_NORMS,
-        ignored_tensors=(_POSITION_IDS, "cls.predictions.decoder.bias", "cls.seq_relationship.*"),
+        ignored_tensors=(_POSITION_IDS, *_BERT_BIASES, "cls.seq_relationship.*"),
+        renamed=_bert_bias,
         finish=_encoder,
     ),
     "roberta": _roberta_family("Roberta"),
@@ -245,7 +256,6 @@ ENCODERS: dict[str, Family] = {
             positions=Key("max_position_embeddings", int, 512),
             tied=Key("tie_word_embeddings", bool, True),
             rows=Key("relative_attention_num_buckets", int, 32),
-            pad=Key("pad_token_id", int, 1, least=0),
         ),
         names={name: at for name, at in _BERT_NAMES.items() if name != "token_type"}
         | {
@@ -256,10 +266,12 @@ ENCODERS: dict[str, Family] = {
             "layers.{i}.attn_norm": "{p}encoder.layer.{i}.attention.LayerNorm",
             "relative": "{p}encoder.relative_attention_bias",
         },
-        switches=LAYER_NORM_MLP | _ENCODER | {"buckets": 32, "bucket_distance": 128},
+        # padding is 1, whatever pad_token_id says
+        switches=LAYER_NORM_MLP | _ENCODER | {"buckets": 32, "bucket_distance": 128, "pad": 1},
         fixed=_FIXED,
         prefixes=("", "mpnet."),
-        ignored_tensors=(_POSITION_IDS, _TWICE),
+        ignored_tensors=(_POSITION_IDS, *_BIASES),
+        renamed=_roberta_bias,
         finish=_mpnet,
     ),
     "modernbert": Family(

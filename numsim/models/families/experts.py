@@ -32,7 +32,7 @@ from numsim.models.family import Config, Family, Fields
 from numsim.models.keys import Key, wrong
 from numsim.models.layers import rotary_layers
 from numsim.models.places import At
-from numsim.models.rope_keys import rope_settings, yarn_growth
+from numsim.models.rope_keys import ORIGINAL, rope_settings, yarn_growth
 
 _IGNORED = f"{SLICES} {ROUTER_TRAINING}"
 _MLP = "{p}layers.{i}.mlp"
@@ -321,6 +321,10 @@ EXPERTS: dict[str, Family] = {
         switches={"sinks": True},
         ignored=f"{_IGNORED} experts_per_token initial_context_length",
         rope={"rope_theta": 150000.0},
+        rope_table={
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "truncate": False, ORIGINAL: 4096,
+        },
         windows=lambda config, layer: layer % 2 == 0,
         window_default=128,
         finish=_gpt_oss,
