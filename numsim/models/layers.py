@@ -33,10 +33,9 @@ def read_layers(
         window = None
     types = config.get("layer_types")
     if types is None:
-        pattern = family.windows
-        words = tuple(local if pattern(config, i) else FULL for i in range(layers))
-        if window is None and not family.ropes:
-            words = (FULL,) * layers
+        limited = window is not None or bool(family.ropes)
+        slides = family.windows
+        words = tuple(local if limited and slides(config, i) else FULL for i in range(layers))
     else:
         allowed = (FULL, local)
         listed = isinstance(types, list) and all(isinstance(word, str) for word in types)

@@ -333,7 +333,7 @@ class Model:
             Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than a learned table
             has positions (gpt2, opt; other families have none, see `run`).
         UnsupportedError
-            The model has no output head over its vocabulary.
+            The model has no head that predicts the next token.
         """
         return greedy(self.arch, self.run, tokens, recipe, max_new_tokens, attention_mask)
 
@@ -371,7 +371,7 @@ class Model:
             Wrong tokens, recipe or `batch`, a row of one token, or more tokens than positions (as
             in `run`).
         UnsupportedError
-            The model has no output head over its vocabulary.
+            The model has no head that predicts the next token.
 
         Examples
         --------
