@@ -83,6 +83,7 @@ class Model:
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
     ignored_keys: tuple[str, ...] = ()  # of config.json: as `ignore_keys` asked
     folder: Path | None = None  # that it was read from
+    left_out: tuple[str, ...] = ()  # parts of the checkpoint beside its text model
 
     def __repr__(self) -> str:
         once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones
