@@ -14,6 +14,11 @@ from numsim.formats import STOCHASTIC, Format, get_stochastic
 from numsim.tensors import host_array
 from numsim.vocabulary import NAN_POLICIES, ROUNDINGS, SR_VARIANTS
 
+P3109 = {  # what IEEE P3109 calls overflow policies and few-bit stochastic variants
+    "SatFinite": "saturate", "SatPropagate": "saturate_finite", "SatNone": "special",
+    "StochasticA": "truncate", "StochasticB": "half_offset", "StochasticC": "rne_first",
+}  # fmt: skip
+
 _SR = ROUNDINGS.index("sr")
 
 _TEXT = "x.astype(np.float64) reads numbers from text"
@@ -138,7 +143,8 @@ def is_integer(value: object) -> bool:
 
 
 def choice(what: str, value: object, known: tuple[str, ...]) -> int:
-    """Return the place of a word among the known ones."""
+    """Return the place of a word among the known ones; `P3109` has other words for some."""
+    value = P3109.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, str) or value not in known:
         near = near_names(value.lower(), known) if isinstance(value, str) else ""
         raise NumsimError(f"{what} is one of {', '.join(known)}; got {value!r}{near}")

@@ -20,10 +20,12 @@ SR_VARIANTS: tuple[str, ...] = get_args(Variant)
 Kind = Literal["float", "integer", "table"]  # of a format
 Nan = Literal["none", "ieee", "all_ones", "minus_zero"]  # which codes of a format are NaN
 Inf = Literal["none", "ieee", "top"]  # which are infinite
+Conversion = Literal["ieee", "p3109"]  # whose rules a conversion to the format follows
 
 KINDS: tuple[str, ...] = get_args(Kind)
 NANS: tuple[str, ...] = get_args(Nan)
 INFS: tuple[str, ...] = get_args(Inf)
+CONVERSIONS: tuple[str, ...] = get_args(Conversion)
 
 Accumulation = Literal["wrap", "saturate", "raise"]  # what an integer accumulator does at its end
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
