@@ -20,10 +20,21 @@ from numsim.models.families import current_name, get_family, stored_at
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
-from numsim.models.packed import packed_by
+from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
+from numsim.models.packed.declared import CONFIG_KEYS
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
-from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
+from numsim.models.stored import (
+    DTYPES,
+    Maps,
+    Tensor,
+    map_file,
+    metadata,
+    read_json,
+    stored_tensors,
+    view,
+)
+from numsim.models.weights import Stored, Weights, take_rows, wide
 
 COUNTS = ("layers", "decoder_layers", "experts")
 MANY = 20_000  # layers times experts
@@ -35,10 +46,14 @@ def load_model(
     *,
     memory_limit: int | str | None = None,
     ignore_keys: Iterable[str] = (),
+    dequantise: bool = False,
 ) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 
-    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
+    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files. Packed ones
+    (compressed-tensors, FP8 of DeepSeek and FBGEMM, ModelOpt, GPTQ, AWQ, MXFP4 of gpt-oss,
+    bitsandbytes, torchao) stay packed: `Model.tensors` gives codes and scales, `Model.recipe` what
+    the checkpoint declares, and no code is rounded again.
 
     Parameters
     ----------
@@ -53,6 +68,8 @@ def load_model(
         Keys of config.json to read over, as if it lacked them: ``A``, or ``rope_scaling.A``. Only
         those that the network does not read otherwise; `Model.ignored_keys` has those it had.
         ``rope_scaling.attn_factor=vllm`` multiplies sine and cosine by that key, as vLLM does.
+    dequantise : bool
+        Packed weights become float32 numbers, scale times code, for recipes that round them anew.
 
     Returns
     -------
@@ -64,7 +81,8 @@ def load_model(
         The folder, a file, a config key or a tensor is missing, damaged or not as the config
         says; missing, misshapen and surplus tensors are listed together.
     UnsupportedError
-        The network needs something that is not implemented, or its weights are packed.
+        The network needs something that is not implemented, or its weights are packed by a method
+        that is not read.
 
     Warns
     -----
@@ -93,20 +111,20 @@ def load_model(
     if family.rope is not None:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
-    _check_packed(config, folder)
-    _check_counts(config, family, folder)
-    arch = read_arch(config, family)
-    as_stored = stored_tensors(folder)
-    _check_packed(config, folder, as_stored)
+    network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    _check_counts(network, family, folder)
+    arch = read_arch(network, family)
+    maps = {file: map_file(file) for file in {t.file for t in stored_tensors(folder).values()}}
+    as_stored, declared, cache_scales = _unpacked(config, folder, maps)
     # an older name beside today's is surplus, and reported
-    stored = {}
+    stored: dict[str, Tensor | Packed] = {}
     for name, tensor in as_stored.items():
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
     arch, places = _match(arch, family, stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
-    maps = {file: map_file(file) for file in {t.file for t in stored.values()}}
-    whole = {at.name: view(maps, stored[at.name]) for at in places.values()}
+    plain = {at.name: stored[at.name] for at in places.values()}
+    whole = {their: view(maps, t) for their, t in plain.items() if isinstance(t, Tensor)}
     for their, array in whole.items():
         bad = count_unusable(array)
         if bad:
@@ -114,32 +132,40 @@ def load_model(
                 f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
             )
-    arrays = {our: _take(whole[at.name], at, arch.heads) for our, at in places.items()}
+    packed = {their: t for their, t in plain.items() if isinstance(t, Packed)}
+    for weight in packed.values():
+        check_values(weight, maps)
+    arrays = {
+        our: _take(whole[at.name], at, arch.heads) for our, at in places.items() if at.name in whole
+    }
+    tensors: Mapping[str, Stored] = arrays
+    if declared is not None:
+        parts = {our: (packed[at.name], at) for our, at in places.items() if at.name in packed}
+        tensors = Weights(arrays, parts, maps, declared, arch.heads, cache_scales, dequantise)
     if arch.head and arch.tied:
-        _check_tied(arrays, places)
+        _check_tied(tensors, places)
         arrays["lm_head.weight"] = arrays["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
-    unused = unused_keys(config, family)
+    unused = unused_keys(network, family)
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
     limited = OperandCache(limit)
     ignored = ignored + chosen
-    return Model(arch, arrays, model_name(folder), limited, places, unused, ignored, folder)
+    return Model(arch, tensors, model_name(folder), limited, places, unused, ignored, folder)
 
 
-def _check_packed(
-    config: Mapping[str, Any], folder: Path, stored: Mapping[str, Tensor] | None = None
-) -> None:
-    """Raise where weights are packed by a quantiser, which `packed_by` names."""
-    dtypes = {name: tensor.dtype for name, tensor in (stored or {}).items()}
-    says = packed_by(config, folder, dtypes, DTYPES)
-    if says is not None:
-        raise UnsupportedError(
-            f"load_model: weights must be stored as float32, float16 or bfloat16; those of "
-            f"{folder.name} are packed: {says}; load the one that was quantised, numsim "
-            "quantises by recipe, or dequantise the checkpoint and save it again"
-        )
+def _unpacked(
+    config: Mapping[str, Any], folder: Path, maps: Maps
+) -> tuple[Mapping[str, Tensor | Packed], Declared | None, Mapping[str, Tensor]]:
+    """Return tensors by the names they have where nothing is packed, and what is declared."""
+    stored = stored_tensors(folder)
+    dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+    declared = find_declared(config, folder, dtypes, DTYPES, metadata(maps))
+    if declared is None:
+        return stored, None, {}
+    made, cache_scales = unpacked_names(stored, declared, maps)
+    return made, declared, cache_scales
 
 
 def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
@@ -163,7 +189,7 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
 
 
 def _match(
-    arch: Arch, family: Family, stored: Mapping[str, Tensor], folder: Path
+    arch: Arch, family: Family, stored: Mapping[str, Tensor | Packed], folder: Path
 ) -> tuple[Arch, dict[str, At]]:
     """Return where each tensor of ours is, or raise with everything that does not fit.
 
@@ -191,9 +217,10 @@ def _match(
             problems[f"missing {at.name} {list(shape)}"] = None
             continue
         t = stored[at.name]
-        if t.shape != shape:
-            problems[f"{at.name} has shape {list(t.shape)}, expected {list(shape)}"] = None
-        if t.dtype not in DTYPES:
+        found = t.plain_shape if isinstance(t, Packed) else t.shape
+        if found != shape:
+            problems[f"{at.name} has shape {list(found)}, expected {list(shape)}"] = None
+        if isinstance(t, Tensor) and t.dtype not in DTYPES:
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
@@ -219,19 +246,12 @@ def _stored_shape(shape: tuple[int, ...], at: At) -> tuple[int, ...]:
 
 def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
     """Return our [out, in] part of a stored tensor, a view where it can be."""
-    array = array.T if at.turned else array
-    if at.parts == 1:
-        return array
-    rows = array.shape[0] // at.parts
-    if not at.by_head:
-        return array[at.part * rows : (at.part + 1) * rows]
-    by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
-    return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
+    return take_rows(array.T if at.turned else array, at, heads)
 
 
-def _check_tied(arrays: Mapping[str, NDArray[Any]], places: Mapping[str, At]) -> None:
-    head = arrays.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, arrays["embed.weight"]):
+def _check_tied(tensors: Mapping[str, Stored], places: Mapping[str, At]) -> None:
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(wide(head), wide(tensors["embed.weight"])):
         raise UnsupportedError(
             "load_model: with tie_word_embeddings the output head is "
             f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "

@@ -29,6 +29,7 @@ from numsim.models.blocks import route
 from numsim.models.checks import check_positions
 from numsim.models.config import At
 from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.weights import wide
 from numsim.nn import ops
 from numsim.nn.tape import Recorder
 
@@ -131,18 +132,18 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     layer = Network(model.arch, tuple((name, model.places[name]) for name in ours))
     params: dict[str, NDArray[Any]] = {}
     for name, at in layer.places:
-        tensor = model.tensors[name]
-        wide = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
+        tensor = wide(model.tensors[name])
+        numbers = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
         if at.parts == 1:
-            params[at.name] = np.array(wide.T if at.turned else wide)
+            params[at.name] = np.array(numbers.T if at.turned else numbers)
             continue
-        whole = params.setdefault(at.name, np.empty(layer.shapes()[at.name], wide.dtype))
+        whole = params.setdefault(at.name, np.empty(layer.shapes()[at.name], numbers.dtype))
         rows = whole.T if at.turned else whole
         if at.by_head:
             grouped = rows.reshape(model.arch.heads, at.parts, -1, *rows.shape[1:])
-            grouped[:, at.part] = wide.reshape(model.arch.heads, -1, *rows.shape[1:])
+            grouped[:, at.part] = numbers.reshape(model.arch.heads, -1, *rows.shape[1:])
         else:
-            rows[at.part * len(wide) : (at.part + 1) * len(wide)] = wide
+            rows[at.part * len(numbers) : (at.part + 1) * len(numbers)] = numbers
     return layer, params
 
 

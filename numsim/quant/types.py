@@ -54,6 +54,10 @@ class Quant:
         element's precision), ``rceil`` (smallest power of two that clips nothing).
     rounding, overflow
         As in `numsim.encode`.
+    scale
+        A fixed scale in place of one from amax, as checkpoints store it for activations: of the
+        tensor (per_tensor), or the one above the blocks (``float8_e4m3fn`` scales). What it does
+        not reach overflows. Kept as the float32 that it is used as.
 
     Raises
     ------
@@ -81,6 +85,8 @@ class Quant:
     scale_rule: str | None = None
     rounding: str = "rne"
     overflow: str = "saturate"
+    zero_point: bool = False
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
@@ -128,6 +134,8 @@ class Quant:
                 f"Quant: scale_rule {rule} clips and saturates a tensor, row or token; got "
                 f"granularity={granularity!r}, overflow={self.overflow!r}; use amax there"
             )
+        if self.scale is not None:
+            object.__setattr__(self, "scale", _fixed_scale(self))
 
     @property
     def fmt(self) -> Format:
@@ -153,6 +161,24 @@ class Quant:
             scales = -(-rows // down) * -(-columns // across)
         above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
         return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
+
+
+def _fixed_scale(quant: Quant) -> float:
+    """Return the scale of a Quant that fixes one, rounded to float32."""
+    given = quant.scale
+    one = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    above = quant.scale_format == "float8_e4m3fn"
+    with np.errstate(over="ignore"):
+        value = float(np.float32(given)) if one and given is not None else 0.0
+    if not 0 < value < math.inf:
+        raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
+    if not above and (quant.granularity != "per_tensor" or quant.scale_format != "float32"):
+        raise NumsimError(
+            "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
+            f"float8_e4m3fn block scales; got granularity={quant.granularity!r}, scale_format="
+            f"{quant.scale_format!r}; give scales of parts to QTensor.from_codes"
+        )
+    return value
 
 
 def scale_format_name(word: Any) -> Any:
@@ -215,6 +241,7 @@ class QTensor:
     scale_codes: NDArray[Any] | None = None
     scale_format: Format | None = None
     tensor_scale: np.float32 | None = None
+    zero_point: NDArray[Any] | None = None
     packed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:  # dataclasses.replace hands on what belongs to other codes
@@ -429,6 +456,8 @@ class QTensor:
         """
         values = decode(readable(self), self.fmt)
         scale = self.element_scale()
+        if self.zero_point is not None:
+            values = values - replace(self, scale=self.zero_point).element_scale()
         if scale is None:
             with np.errstate(over="ignore", under="ignore"):
                 return np.asarray(values.astype(np.float32))

@@ -27,6 +27,7 @@ from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
+from numsim.models.weights import wide
 from numsim.processes import in_processes
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
@@ -177,7 +178,8 @@ def _read_model(plan: SweepSpec) -> tuple[Model, str]:
     model = plan.model  # its tensors may be others than those of its folder, or of its cache
     model = replace(model, cache=OperandCache(model.cache.limit_bytes))
     digest = hashlib.sha256(repr(model.arch).encode())
-    for name, tensor in sorted(model.tensors.items()):
+    for name, stored in sorted(model.tensors.items()):
+        tensor = wide(stored)
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return model, digest.hexdigest()[:16]
