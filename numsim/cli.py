@@ -199,7 +199,10 @@ def sweep(
     ] = None,
     recipes: Annotated[
         str | None,
-        typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
+        typer.Option(
+            help="TOML files of recipes, comma separated; without --formats, only they. declared: "
+            "what a packed checkpoint says of itself.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of the same settings; options override it.")

@@ -16,7 +16,7 @@ from numsim.kernels.gemm.fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream
-from numsim.models.weights import Stored, shape_of, wide
+from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
 from numsim.targets import matmul
@@ -178,7 +178,9 @@ def make_gemm(
                 return made.T
 
             size = int(math.prod(shape_of(tensors, operand)) * probe(rule))
-            b = cache.get((operand, right, key), size, store)
+            as_stored = isinstance(tensors, Weights) and not tensors.dequantise
+            kept = operand, right, key, as_stored
+            b = cache.get(kept, size, store)
         else:
             shape, b = x.shape, stored_right(name, right, operand)
         try:
@@ -188,7 +190,7 @@ def make_gemm(
         on_left(a)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
-            cache.measure((operand, right, key))
+            cache.measure(kept)
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], y.shape[-1])
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:

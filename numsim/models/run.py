@@ -31,7 +31,7 @@ from numsim.models.config import At
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
-from numsim.models.packed.recipe import check_stored, declared_recipe
+from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.models.score import token_losses
@@ -98,6 +98,30 @@ class Model:
         Routers, the head, the pooler and projections of the embedding are not among them.
         """
         return tuple(n for n in self.gemm_names() if n.endswith("_proj"))
+
+    def dequantised(self) -> Model:
+        """Return the model with packed weights as float32 numbers, which a recipe rounds anew.
+
+        Itself where nothing is packed. What is kept in memory is shared.
+        """
+        if not isinstance(self.tensors, Weights):
+            return self
+        return replace(self, tensors=replace(self.tensors, dequantise=True))
+
+    def suited(self, recipe: Recipe | None) -> Model:
+        """Return the model that a recipe runs on: itself, or `dequantised` where that is needed.
+
+        Packed weights are used as stored where the recipe stores them so, or not at all.
+
+        Raises
+        ------
+        NumsimError
+            As `check`, but for weights that are stored in another way.
+        """
+        if recipe is None or not isinstance(self.tensors, Weights):
+            return self
+        rules = fitting_rules(recipe, self.gemm_names())
+        return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
         """Return the recipe that a packed checkpoint declares, its static scales included.

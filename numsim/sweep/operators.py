@@ -149,8 +149,8 @@ def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> d
     for name, rule in counted.items():
         x, operand = reference.taps[f"{name}.in"], reference.taps.get(f"{name}.operand")
         k = x.shape[-1]
-        size = math.prod(shape_of(model.tensors, f"{name}.weight"))
-        size = size if operand is None else operand.size
+        shape = shape_of(model.tensors, f"{name}.weight") if operand is None else operand.shape
+        size = math.prod(shape)
         right, left = operands(rule)
         bits += right.stored_bits(size // k, k), left.stored_bits(x.size // k, k)
         values += size, x.size

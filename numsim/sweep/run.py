@@ -27,7 +27,7 @@ from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
-from numsim.models.weights import wide
+from numsim.models.weights import Weights, wide
 from numsim.processes import in_processes
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
@@ -43,7 +43,7 @@ from numsim.sweep.operators import (
     stored_bits,
     tap_names,
 )  # fmt: skip
-from numsim.sweep.spec import Case, SweepSpec, as_spec, cases, folder_hash
+from numsim.sweep.spec import DECLARED, Case, SweepSpec, as_spec, cases, folder_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,7 @@ def sweep(
     read: list[tuple[str, object]] = [("text", plan.text)]
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
-    read += [("recipe", given) for given in plan.recipes]
+    read += [("recipe", given) for given in plan.recipes if given != DECLARED]
     check_apart(plan.out, read, "sweep")
     with ResultsFile(plan.out, resume=plan.resume, force=plan.force) as results:
         return _sweep(plan, results, tell)
@@ -135,7 +135,7 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
     text_name = plan.text.name if plan.text else "course.rst"
     todo = cases(
         plan, model=model.name, model_hash=model_hash, text=text_name, text_hash=text_hash,
-        products=model.gemm_names(),
+        products=model.gemm_names(), declared=_declared(model, plan),
     )  # fmt: skip
     inputs = read_inputs(model.arch, _text_tools(model), plan, text)
     labels = {case.case_id: case.label for case in todo}
@@ -147,7 +147,7 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
         model = replace(model, cache=OperandCache(_share(plan)))
         try:
             for recipe in (None, *(case.recipe() for case in todo)):
-                model.check(recipe)
+                model.suited(recipe).check(recipe)
         except NumsimError as error:
             shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
             raise NumsimError(f"{error}{shared}") from None
@@ -183,6 +183,21 @@ def _read_model(plan: SweepSpec) -> tuple[Model, str]:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return model, digest.hexdigest()[:16]
+
+
+def _declared(model: Model, plan: SweepSpec) -> Recipe | None:
+    """Return the recipe that a packed checkpoint declares, if the sweep asks for it by that word.
+
+    Where activations stay wide: everything in float32, weights as they are stored.
+    """
+    if DECLARED not in plan.recipes:
+        return None
+    if not isinstance(model.tensors, Weights):
+        raise NumsimError(
+            f"sweep: the recipe declared is that of a packed checkpoint; {model.name} is not "
+            "packed; leave declared out"
+        )
+    return model.recipe() or Recipe((("*", Rule()),))
 
 
 def _text_tools(model: Model) -> TextTools:
@@ -376,6 +391,7 @@ def case_rows(
     """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
     recipe = case.recipe()
+    model = model.suited(recipe)
     rules = recipe.check(model.gemm_names())
     digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]

@@ -37,6 +37,8 @@ from numsim.targets import Target
 from numsim.version import __version__
 from numsim.words import shorten
 
+DECLARED = Path("declared")  # in place of a file: the recipe of a packed checkpoint
+
 
 class SweepSpec(BaseModel):
     """Model, text and grid of a sweep.
@@ -57,6 +59,8 @@ class SweepSpec(BaseModel):
         and rounding of their own. None: ten formats, or none where there are `recipes`.
     recipes
         `Recipe` or TOML files of them, a case each beside those of the grid: overrides by glob.
+        ``declared``: what a packed checkpoint says of itself, its codes as they are stored. Cases
+        that store weights in another way round the numbers that those codes stand for.
     granularities
         ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
         None: per_tensor and per_channel+per_token; for fixed point, which with a scale is an
@@ -296,11 +300,12 @@ def folder_hash(folder: Path) -> str:
 
 def cases(
     spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str,
-    products: Iterable[str] = (),
+    products: Iterable[str] = (), declared: Recipe | None = None,
 ) -> list[Case]:  # fmt: skip
     """Return the cases of a sweep in order; every name is checked here, before any work.
 
     `products`: names of the matrix products of the network, for which recipes are resolved.
+    `declared`: what the word ``declared`` among the recipes stands for.
 
     Raises
     ------
@@ -362,7 +367,8 @@ def cases(
             SkippedWarning,
         )
     for given in spec.recipes:
-        recipe = given if isinstance(given, Recipe) else Recipe.from_toml(given)
+        asked = declared if given == DECLARED else None
+        recipe = given if isinstance(given, Recipe) else asked or Recipe.from_toml(given)
         where = "a recipe" if isinstance(given, Recipe) else str(given)
         try:
             rules = fitting_rules(recipe, products)

@@ -124,20 +124,32 @@ def check_stored(tensors: Mapping[str, Stored], rules: Mapping[str, Rule]) -> No
     NumsimError
         With the product, how its weight is stored, and what the rule says.
     """
-    if not isinstance(tensors, Weights) or tensors.dequantise:
+    found = stored_otherwise(tensors, rules)
+    if found is None:
         return
+    name, packed, stored, asked = found
+    told = "groups of scattered columns" if stored is None else _words(stored)
+    raise NumsimError(
+        f"Recipe: the codes of a packed checkpoint are not rounded again; {packed.name} is stored "
+        f"as {told}, and the rule of {name} says {_words(asked)}; leave weights out of the rule, "
+        "or use load_model(..., dequantise=True)"
+    )
+
+
+def stored_otherwise(
+    tensors: Mapping[str, Stored], rules: Mapping[str, Rule]
+) -> tuple[str, Packed, Quant | None, Quant] | None:
+    """Return the first product whose rule stores a packed weight in another way than it is."""
+    if not isinstance(tensors, Weights) or tensors.dequantise:
+        return None
     for name, rule in rules.items():
         if rule.weights is None or f"{name}.weight" not in tensors.packed:
             continue
         packed, _ = tensors.packed[f"{name}.weight"]
         stored, asked = stored_as(packed, tensors.maps), as_quant(rule.weights)
         if stored is None or _meaning(stored) != _meaning(asked):
-            told = "groups of scattered columns" if stored is None else _words(stored)
-            raise NumsimError(
-                f"Recipe: the codes of a packed checkpoint are not rounded again; {packed.name} is "
-                f"stored as {told}, and the rule of {name} says {_words(asked)}; leave weights "
-                "out of the rule, or use load_model(..., dequantise=True)"
-            )
+            return name, packed, stored, asked
+    return None
 
 
 def _meaning(quant: Quant) -> tuple[object, ...]:
