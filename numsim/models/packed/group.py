@@ -108,7 +108,10 @@ def _packed(
     if layout.order == "high_first":
         return _flat(whole, stem, scheme, layout, parts, maps)
     shape = _shape(stem, scheme.weights, layout, parts, maps)
-    scheme = replace(scheme, weights=_plain(scheme.weights, shape))
+    weights = _plain(scheme.weights, shape)
+    if parts["scale"].dtype == "BF16" and weights.scale_format == "float32":
+        weights = replace(weights, scale_format="bfloat16")  # what it takes where it is stored
+    scheme = replace(scheme, weights=weights)
     packed = Packed(whole, scheme, layout, parts, shape)
     _check_types(packed, stem)
     _check_shapes(packed, stem)
