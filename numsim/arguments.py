@@ -15,6 +15,10 @@ from numsim.tensors import host_array
 
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
 OVERFLOWS = ("saturate", "special", "saturate_finite", "wrap")
+P3109 = {  # what IEEE P3109 calls overflow policies and few-bit stochastic variants
+    "SatFinite": "saturate", "SatPropagate": "saturate_finite", "SatNone": "special",
+    "StochasticA": "truncate", "StochasticB": "half_offset", "StochasticC": "rne_first",
+}  # fmt: skip
 SR_VARIANTS = ("truncate", "half_offset", "rne_first")
 NANS = ("canonical", "payload", "max", "zero")
 
@@ -142,7 +146,8 @@ def is_integer(value: object) -> bool:
 
 
 def choice(what: str, value: object, known: tuple[str, ...]) -> int:
-    """Return the place of a word among the known ones."""
+    """Return the place of a word among the known ones; `P3109` has other words for some."""
+    value = P3109.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, str) or value not in known:
         near = near_names(value.lower(), known) if isinstance(value, str) else ""
         raise NumsimError(f"{what} is one of {', '.join(known)}; got {value!r}{near}")

@@ -109,7 +109,8 @@ def _packed(
         return _flat(whole, stem, scheme, layout, parts, maps)
     shape = _shape(stem, scheme.weights, layout, parts, maps)
     weights = _plain(scheme.weights, shape)
-    if parts["scale"].dtype == "BF16" and weights.scale_format == "float32":
+    float32 = weights.scale_format == "float32" and not weights.zero_point
+    if parts["scale"].dtype == "BF16" and float32:
         weights = replace(weights, scale_format="bfloat16")  # what it takes where it is stored
     scheme = replace(scheme, weights=weights)
     packed = Packed(whole, scheme, layout, parts, shape)
