@@ -19,6 +19,7 @@ from numsim import options
 from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_pack import register as register_pack
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
@@ -320,6 +321,7 @@ def report(
 register(app)
 register_mac(app)
 register_train(app)
+register_pack(app)
 
 if __name__ == "__main__":
     main()
