@@ -120,13 +120,12 @@ def _packed(
 
 
 def _plain(quant: Quant, shape: tuple[int, ...]) -> Quant:
-    """Return the usual words for tiles that span a row, or all of a matrix."""
-    if not isinstance(quant.block, tuple) or quant.block[1] < shape[-1] or len(shape) > 2:
-        return quant
-    rows = quant.block[0]
-    if rows >= shape[0]:
+    """Return the usual words for tiles that are a row, or all of a matrix."""
+    if quant.block == shape:
         return replace(quant, granularity="per_tensor", block=None)
-    return replace(quant, granularity="per_channel", block=None) if rows == 1 else quant
+    if quant.block == (1, shape[-1]):
+        return replace(quant, granularity="per_channel", block=None)
+    return quant
 
 
 def _flat(
@@ -203,7 +202,7 @@ def _check_types(p: Packed, stem: str) -> None:
     elif quant.scale_format == "float8_e4m3fn":
         narrow = ("F8_E4M3",)
     else:
-        narrow = (*DTYPES, *(("F8_E8M0",) if isinstance(quant.block, tuple) else ()))
+        narrow = (*DTYPES, "F8_E8M0")
     checks = [("codes", p.layout.codes, known), ("scale", p.layout.scale, narrow)]
     checks += [("above", p.layout.above, ("F32",)), ("inputs", p.layout.inputs, tuple(DTYPES))]
     whole = p.layout.order == "whole"
