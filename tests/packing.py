@@ -11,7 +11,8 @@ import numpy as np
 
 from numsim.models.stored import map_file, stored_tensors, view
 
-BASE = pathlib.Path(__file__).parent / "data" / "packed" / "ct_w4a16_group"
+DATA = pathlib.Path(__file__).parent / "data" / "packed"
+BASE = DATA / "ct_w4a16_group"
 DTYPES = {
     "uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64", "float16": "F16",
     "float32": "F32", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",

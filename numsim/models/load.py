@@ -165,6 +165,12 @@ def _unpacked(
     if declared is None:
         return stored, None, {}
     made, cache_scales = unpacked_names(stored, declared, maps)
+    if cache_scales or declared.cache:
+        warn(
+            "load_model: the checkpoint declares a narrow cache of keys and values; runs keep it "
+            "wide, but for a recipe that rounds it, such as model.recipe(kv_cache=True)",
+            ConfigKeyWarning,
+        )
     return made, declared, cache_scales
 
 

@@ -8,7 +8,9 @@ activations: INT8 by amax / 127, MXFP4 by the rule ``even``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +57,7 @@ def compressed_tensors(w: Words) -> Declared:
         if not isinstance(group, Mapping) or not isinstance(group.get("targets"), list):
             raise w.unread("config_groups", f"tables with targets ({key})")
         for target in group["targets"]:
+            _check_target(w, target)
             if str(target) in named:
                 raise NumsimError(
                     f"load_model: {w.file}: a module is of one group; {shown(target)} is a target "
@@ -71,6 +74,14 @@ def compressed_tensors(w: Words) -> Declared:
     if unsaid:
         raise w.unread("kv_cache_scheme", "8-bit floats or integers, one scale a tensor")
     return Declared("compressed-tensors", w.file, schemes, kept, static)
+
+
+def _check_target(w: Words, target: object) -> None:
+    if isinstance(target, str):
+        with suppress(re.error):
+            re.compile(target.removeprefix("re:"))
+            return
+    raise replace(w, table={"targets": target}).unread("targets", "names, classes or patterns")
 
 
 def _is_name(target: str) -> bool:

@@ -183,7 +183,7 @@ def _shape(
         return (t.shape[0], t.shape[1] * width // bits)
     told = tuple(int(n) for n in view(maps, parts["shape"]).reshape(-1))
     counts = [word_count(bits, max(told[-1], 1), padded=padded) for padded in (False, True)]
-    if len(told) != 2 or told[0] != t.shape[0] or t.shape[1] not in counts:
+    if len(told) != 2 or told[0] != t.shape[0] or told[1] < 1 or t.shape[1] not in counts:
         rule = f"must be the shape of a matrix whose {stem}{layout.codes} is {list(t.shape)}"
         raise damaged(parts["shape"].file, stem + layout.shape, rule, str(list(told)))
     return told

@@ -285,6 +285,8 @@ def check_values(p: Packed, maps: Maps) -> None:
         nan = _nan_count(_bytes_of(maps, p.parts["codes"]), p.scheme.weights.fmt)
         if nan:
             raise damaged(file, stem + end.codes, "must hold finite weights", f"{nan} NaN or Inf")
+    if end.order == "whole" and p.scheme.weights.fmt.kind == "integer" and p.bits < 8:
+        _check_range(p, raw["codes"], stem)
     if "zero" in raw:
         _check_zeros(p, raw["zero"], stem)
     if "groups" in raw:
@@ -297,6 +299,14 @@ def _nan_count(codes: Array, fmt: Format) -> int:
     piece = 1 << 22
     parts = (codes[i : i + piece] for i in range(0, codes.size, piece))
     return sum(int(np.isin(part, unusable).sum()) for part in parts)
+
+
+def _check_range(p: Packed, codes: Array, stem: str) -> None:
+    fmt = p.scheme.weights.fmt
+    low, high = int(codes.min()), int(codes.max())
+    if low < fmt.min or high > fmt.max:
+        rule = f"must hold codes from {int(fmt.min)} to {int(fmt.max)}"
+        raise damaged(p.parts["codes"].file, stem + p.layout.codes, rule, f"{low} to {high}")
 
 
 def _check_zeros(p: Packed, raw: Array, stem: str) -> None:
