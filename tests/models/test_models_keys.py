@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import numsim as ns
 from numsim.cli import main

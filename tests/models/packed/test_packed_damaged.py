@@ -14,7 +14,6 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import load_model
 from numsim.models.stored import map_file, metadata, stored_tensors, view
 
-
 NARROW = {"F8_E4M3": ml_dtypes.float8_e4m3fn}
 Q = "model.layers.0.self_attn.q_proj"
 
