@@ -182,10 +182,26 @@ NAMED = {
         Float("float4_e1m2fn", 4, 3, 1, top=0x7),
         Float("float4_e3m0fn", 4, 1, 3, top=0x7),
         # block scales without a sign; the last code is NaN
-        Float("float8_ue4m3", 7, 4, 7, top=0x7E, signed=False,
-              negative_zero=False, nans=frozenset({0x7F})),
-        Float("float8_ue5m3", 8, 4, 15, top=0xFE, signed=False,
-              negative_zero=False, nans=frozenset({0xFF})),
+        Float(
+            "float8_ue4m3",
+            7,
+            4,
+            7,
+            top=0x7E,
+            signed=False,
+            negative_zero=False,
+            nans=frozenset({0x7F}),
+        ),
+        Float(
+            "float8_ue5m3",
+            8,
+            4,
+            15,
+            top=0xFE,
+            signed=False,
+            negative_zero=False,
+            nans=frozenset({0xFF}),
+        ),
         # OCP MX scale: 2**(code - 127), 0xFF is NaN, no zero, no sign
         Float(
             "float8_e8m0fnu",

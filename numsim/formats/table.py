@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import cache
 
 from numsim.errors import NumsimError
-from numsim.formats.fields import Fields, Inf, Nan
+from numsim.formats.fields import Fields
 from numsim.formats.names import canonical
+from numsim.vocabulary import Inf, Nan
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"
@@ -47,6 +48,7 @@ _NF4 = (
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+
 
 def _hifloat8(code: int) -> float:
     """Return the value of a code: sign, a prefix, exponent and fraction as long as it says."""
@@ -162,9 +164,16 @@ def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> Fie
             f"computed here; from P = {k - 10 - signed} on a format of K = {k} fits"
         )
     return Fields(
-        f"p3109_k{k}p{p}{sign}{domain}", "float", k, p, bias, signed=signed,
-        nan="minus_zero" if signed else "all_ones", inf="top" if domain == "e" else "none",
-        conversion="p3109", source=_P3109,
+        f"p3109_k{k}p{p}{sign}{domain}",
+        "float",
+        k,
+        p,
+        bias,
+        signed=signed,
+        nan="minus_zero" if signed else "all_ones",
+        inf="top" if domain == "e" else "none",
+        conversion="p3109",
+        source=_P3109,
     )
 
 

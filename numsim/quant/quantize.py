@@ -17,16 +17,16 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.kernels.convert import blocks
+from numsim.quant.affine import affine_codes, scales_and_zeros
+from numsim.quant.rule import POW2_FORMATS, POW2_RULES, Quant, scale_format_name
 from numsim.quant.scales import (
     block_amax,
     block_shape,
-    over_blocks,
     clipped_amax,
+    over_blocks,
     scales_from_amax,
     two_level_scales,
 )  # fmt: skip
-from numsim.quant.affine import affine_codes, scales_and_zeros
-from numsim.quant.rule import POW2_FORMATS, POW2_RULES, Quant, scale_format_name
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 

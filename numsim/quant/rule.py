@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS, is_integer
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")

@@ -412,7 +412,10 @@ def test_a_format_survives_pickling(name):
         (("m", "integer", 8, 7, 2000), "range of float64"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, "2")), "tuple of Python floats"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, [1.0, 2.0]), "tuple of Python floats"),
-        (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.inf)), "largest magnitudes"),
+        (
+            ("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.inf)),
+            "largest magnitudes",
+        ),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.nan)), "holds NaN"),
         (("m", "table", 1, 1, 0, True, "all_ones", "none", True, (1.0, 2.0)), "holds NaN"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (0.0, -1.0)), "positive"),

@@ -167,7 +167,7 @@ def encode_table(
             out[i] = inf_codes[0] if v > 0 else inf_codes[1]
             continue
         if to_inf and (v <= values[0] or v >= values[last]):
-            stops = mode == RTZ or mode == RTO or mode == (RUP if v < 0 else RDN)
+            stops = mode in (RTZ, RTO) or mode == (RUP if v < 0 else RDN)
             inward = 1 if stops else 0
             out[i] = codes[inward] if v < 0 else codes[last - inward]
             continue
