@@ -129,12 +129,13 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
                 f"pack: {recipe.place(name)}: compressed-tensors rounds the inputs of stored "
                 "weights; got activations without weights, or keys and values; leave them out"
             )
-        at = model.places[our]
-        whole = at.parts == 1 and not at.turned
-        if not whole or not at.name.endswith(".weight") or (model.arch.tied and name == "lm_head"):
+        at = model.places.get(our)  # a tied head has none
+        own = at is not None and at.parts == 1 and not at.turned and at.name.endswith(".weight")
+        if at is None or not own:
             raise UnsupportedError(
-                f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own; "
-                f"{at.name} is shared, turned or several in one; leave it out of the recipe"
+                f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own in "
+                f"the file; got {'a tied one' if at is None else at.name}, which is not; leave it "
+                "out of the recipe"
             )
         acts = None if rule.activations is None else as_quant(rule.activations)
         written = Written(our, at.name, as_quant(rule.weights), acts)
