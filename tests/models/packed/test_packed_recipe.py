@@ -2,9 +2,11 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from packing import DATA, base, dense32, packed_folder, save, scaled, some_scales
+from safetensors.numpy import load_file
 
 import numsim as ns
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
@@ -34,7 +36,6 @@ def test_a_static_scale_is_the_one_in_the_file():
 def test_the_outer_scale_of_two_levels_divides_in_one_layout_and_multiplies_in_the_other():
     for kind, name in (("ct_nvfp4", "input_global_scale"), ("modelopt_nvfp4", "input_scale")):
         model = load_model(DATA / kind)
-        _, at = next(iter(model.tensors.packed.values()))
         packed, _ = model.tensors.packed[f"{Q}.weight"]
         part = packed.parts["inputs"]
         data = model.tensors.maps[part.file][part.begin : part.end]
@@ -112,7 +113,7 @@ def test_stored_and_rounded_weights_do_not_mix_in_one_cache():
 
 def test_a_memory_limit_makes_packed_weights_again_with_the_same_bits():
     whole = load_model(DATA / "ct_nvfp4")
-    tight = load_model(DATA / "ct_nvfp4", memory_limit=100_000)
+    tight = load_model(DATA / "ct_nvfp4", memory_limit=260_000)
     for recipe in (None, whole.recipe()):
         assert np.array_equal(tight.run(IDS, recipe).logits, whole.run(IDS, recipe).logits)
 
@@ -135,12 +136,9 @@ def with_cache(tmp_path, names, scheme="ct"):
     }  # fmt: skip
     if scheme:
         table["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "strategy": "tensor"}
-    folder, numbers = packed_folder(tmp_path / "m", write, table)
-    config, tensors, _ = base()
-    tensors |= {n: np.array(t) for n, t in numbers.items()}
-    import safetensors.numpy as sn
-
-    stored = sn.load_file(folder / "model.safetensors")
+    folder, _ = packed_folder(tmp_path / "m", write, table)
+    config, _, _ = base()
+    stored = load_file(folder / "model.safetensors")
     for i in range(2):
         for j, name in enumerate(names):
             stored[f"model.layers.{i}.self_attn.{name}"] = np.array(
@@ -223,7 +221,6 @@ def test_a_sweep_compares_what_is_declared_with_other_recipes(tmp_path):
     )
     whole = frame[frame["layer"] == "all"].set_index("format")
     assert whole["error"].isna().all()
-    model = load_model(DATA / "ct_fp8_channel_dynamic")
     row = whole.loc["declared"]
     assert (
         row["bits_per_weight"]
@@ -236,7 +233,6 @@ def test_a_sweep_compares_what_is_declared_with_other_recipes(tmp_path):
     assert wide[wide["layer"] == "all"]["kl_nats"].item() < 1e-9  # float32 of the same weights
     with pytest.raises(NumsimError, match="recipe declared is that of a packed checkpoint"):
         ns.sweep(asked | {"model": None, "recipes": "declared"})
-    assert model.name == "ct_fp8_channel_dynamic"
 
 
 def test_modelopt_says_layers_of_their_own_and_config_json_may_say_it_too(tmp_path):
@@ -256,8 +252,6 @@ def test_modelopt_says_layers_of_their_own_and_config_json_may_say_it_too(tmp_pa
             tensors[f"{stem}.weight_scale"] = np.float32(0.001)
             tensors[f"{stem}.input_scale"] = np.float32(0.01)
             layers[stem] = {"quant_algo": "FP8"}
-    import ml_dtypes
-
     for name, t in tensors.items():
         if t.dtype.kind == "V" and t.dtype.name == "void8":
             tensors[name] = t.view(ml_dtypes.float8_e4m3fn)
