@@ -30,7 +30,8 @@ from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import read_arch
-from numsim.models.families import get_family, stored_at
+from numsim.models.families import get_family
+from numsim.models.places import find_place
 from numsim.models.weights import wide
 from numsim.targets import matmul
 from numsim.terminal import columns, say, width
@@ -155,12 +156,13 @@ def write_llama(folder: Path, size: Size) -> Arch:
     arch = read_arch(config, family)
     rng = np.random.default_rng(0)
     tensors = {}
-    for name, shape in tensor_shapes(arch).items():
+    shapes = tensor_shapes(arch)
+    for name, shape in shapes.items():
         if len(shape) == 1:
             values = np.ones(shape, np.float16)
         else:
             values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        stored = stored_at(name, family, family.prefixes[0], gated=True).name
+        stored = find_place(name, family.names, family.prefixes[0], shapes, arch).name
         tensors[stored] = values.astype(np.float16)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
-from numsim.models.config import At, Family, read_arch, unused_keys, used_keys
-from numsim.models.families import current_name, get_family, stored_at
+from numsim.models.config import head_of, read_arch, unused_keys, used_keys
+from numsim.models.families import current_name, get_family
+from numsim.models.family import Family, Head, names_of
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
 from numsim.models.packed.declared import CONFIG_KEYS
+from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
 from numsim.models.stored import (
@@ -34,9 +35,9 @@ from numsim.models.stored import (
     stored_tensors,
     view,
 )
-from numsim.models.weights import Stored, Weights, take_rows, wide
+from numsim.models.weights import Stored, Weights, wide
 
-COUNTS = ("layers", "decoder_layers", "experts")
+COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
 
 
@@ -108,7 +109,7 @@ def load_model(
     family = get_family(config.get("model_type"))
     config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
     used = used_keys(config, family)
-    if family.rope is not None:
+    if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
     network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
@@ -121,7 +122,7 @@ def load_model(
     for name, tensor in as_stored.items():
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
-    arch, places = _match(arch, family, stored, folder)
+    arch, places = _match(arch, family, head_of(config, family), stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
     plain = {at.name: stored[at.name] for at in places.values()}
     whole = {their: view(maps, t) for their, t in plain.items() if isinstance(t, Tensor)}
@@ -136,15 +137,18 @@ def load_model(
     for weight in packed.values():
         check_values(weight, maps)
     arrays = {
-        our: _take(whole[at.name], at, arch.heads) for our, at in places.items() if at.name in whole
+        our: place.take(whole[place.name]) for our, place in places.items() if place.name in whole
     }
+    parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
     tensors: Mapping[str, Stored] = arrays
     if declared is not None:
-        parts = {our: (packed[at.name], at) for our, at in places.items() if at.name in packed}
-        tensors = Weights(arrays, parts, maps, declared, arch.heads, cache_scales, dequantise)
-    if arch.head and arch.tied:
-        _check_tied(tensors, places)
+        tensors = Weights(arrays, parts, maps, declared, cache_scales, dequantise)
+    if arch.tied:
+        arch = _tie(arch, family, tensors, places)
+    if arch.tied and "embed.weight" in arrays:
         arrays["lm_head.weight"] = arrays["embed.weight"]
+    elif arch.tied:
+        parts["lm_head.weight"] = parts["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
     unused = unused_keys(network, family)
@@ -195,42 +199,47 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
 
 
 def _match(
-    arch: Arch, family: Family, stored: Mapping[str, Tensor | Packed], folder: Path
-) -> tuple[Arch, dict[str, At]]:
+    arch: Arch, family: Family, head: Head, stored: Mapping[str, Tensor | Packed], folder: Path
+) -> tuple[Arch, dict[str, Place]]:
     """Return where each tensor of ours is, or raise with everything that does not fit.
 
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
-    embed = {p: stored_at("embed.weight", family, p, gated=False).name for p in family.prefixes}
-    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
-
-    def place(our: str) -> At:
-        return stored_at(our, family, prefix, gated=arch.gated)
-
-    for part in () if arch.labels else family.optional:
-        off: dict[str, Any] = {part: False}
-        without = replace(arch, **off)
-        own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
-        arch = arch if any(place(our).name in stored for our in own) else without
+    names = names_of(family, head, arch)
+    if family.stored_head and "lm_head.weight" not in stored:
+        arch = replace(arch, tied=arch.head)
     shapes = tensor_shapes(arch)
-    if arch.head and arch.tied and place("lm_head.weight").name in stored:
-        shapes["lm_head.weight"] = shapes["embed.weight"]
-    places = {our: place(our) for our in shapes}
+    head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
+
+    def find(our: str, prefix: str) -> Place:
+        return find_place(our, names, prefix, shapes | head_shape, arch)
+
+    embed = {p: find("embed.weight", p).name for p in family.prefixes}
+    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
+    for part, value in head.optional.items():
+        off: dict[str, Any] = {part: value}
+        without = replace(arch, **off)
+        own = set(shapes) - set(tensor_shapes(without))
+        arch = arch if any(find(our, prefix).name in stored for our in own) else without
+    shapes = tensor_shapes(arch)
+    if head_shape and find("lm_head.weight", prefix).name in stored:
+        shapes |= head_shape
+    places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
-        shape = _stored_shape(shapes[our], at)
-        if at.name not in stored:
+        t = stored.get(at.name)
+        linear = isinstance(t, Packed) and not t.layout.as_plain  # [out, in] whatever is packed
+        shape = (at._replace(turned=False) if linear else at).stored_shape(shapes[our])
+        if t is None:
             problems[f"missing {at.name} {list(shape)}"] = None
             continue
-        t = stored[at.name]
-        found = t.plain_shape if isinstance(t, Packed) else t.shape
-        if found != shape:
-            problems[f"{at.name} has shape {list(found)}, expected {list(shape)}"] = None
+        if t.shape != shape:
+            problems[f"{at.name} has shape {list(t.shape)}, expected {list(shape)}"] = None
         if isinstance(t, Tensor) and t.dtype not in DTYPES:
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
-    ignored += () if arch.head else family.head_tensors
+    ignored += () if arch.head or arch.masked else family.head_tensors
     for their in sorted(set(stored) - {at.name for at in places.values()}):
         if not any(fnmatchcase(their, glob) for glob in ignored):
             problems[f"surplus {listing([their])} {list(stored[their].shape)}"] = None
@@ -245,21 +254,17 @@ def _match(
     return arch, places
 
 
-def _stored_shape(shape: tuple[int, ...], at: At) -> tuple[int, ...]:
-    whole = (shape[0] * at.parts, *shape[1:])
-    return whole[::-1] if at.turned else whole
-
-
-def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
-    """Return our [out, in] part of a stored tensor, a view where it can be."""
-    return take_rows(array.T if at.turned else array, at, heads)
-
-
-def _check_tied(tensors: Mapping[str, Stored], places: Mapping[str, At]) -> None:
+def _tie(
+    arch: Arch, family: Family, tensors: Mapping[str, Stored], places: Mapping[str, Place]
+) -> Arch:
+    """Return the Arch whose head is the embedding, or where another stored one counts untied."""
     head = tensors.get("lm_head.weight")
     if head is not None and not np.array_equal(wide(head), wide(tensors["embed.weight"])):
+        if family.stored_head:
+            return replace(arch, tied=False)
         raise UnsupportedError(
             "load_model: with tie_word_embeddings the output head is "
             f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "
             "set tie_word_embeddings to false or drop it"
         )
+    return arch

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.models.config import At
 from numsim.models.memory import release
 from numsim.models.packed import Declared, Packed, read
+from numsim.models.places import Place, rows_of_groups
 from numsim.models.stored import Maps, Tensor
 from numsim.quant import QTensor
 
@@ -27,10 +27,9 @@ class Weights(Mapping[str, Stored]):
     """
 
     plain: Mapping[str, NDArray[Any]]  # our name -> as stored
-    packed: Mapping[str, tuple[Packed, At]]  # our name -> a weight, and which part of it
+    packed: Mapping[str, tuple[Packed, Place]]  # our name -> a weight, and which part of it
     maps: Maps
     declared: Declared
-    heads: int
     cache_scales: Mapping[str, Tensor] = field(default_factory=dict)  # of keys and values
     dequantise: bool = False
 
@@ -38,7 +37,7 @@ class Weights(Mapping[str, Stored]):
         if name in self.plain:
             return self.plain[name]
         if name in self.packed:
-            made = part_of(*self.packed[name], self.maps, self.heads)
+            made = part_of(*self.packed[name], self.maps)
         else:
             made = read(self._whole()[name], self.maps)
         for data in self.maps.values():
@@ -62,8 +61,9 @@ class Weights(Mapping[str, Stored]):
         """Return the shape of a tensor of ours without unpacking it."""
         if name in self.plain:
             return self.plain[name].shape
-        packed, at = self.packed[name]
-        return (packed.shape[-2] // at.parts, packed.shape[-1])
+        packed, place = self.packed[name]
+        turned = place.turned and packed.layout.as_plain
+        return (place.groups * (place.end - place.begin), packed.shape[-2 if turned else -1])
 
 
 def shape_of(tensors: Mapping[str, Stored], name: str) -> tuple[int, ...]:
@@ -76,22 +76,14 @@ def wide(stored: Stored) -> NDArray[Any]:
     return stored.dequantize() if isinstance(stored, QTensor) else stored
 
 
-def take_rows(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
-    """Return our part of the outputs of a stored tensor [out, ...], a view where it can be."""
-    if at.parts == 1:
-        return array
-    rows = array.shape[0] // at.parts
-    if not at.by_head:
-        return array[at.part * rows : (at.part + 1) * rows]
-    by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
-    return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
-
-
-def part_of(packed: Packed, at: At, maps: Maps, heads: int) -> QTensor:
+def part_of(packed: Packed, place: Place, maps: Maps) -> QTensor:
     """Return our part [out, in] of a packed weight."""
-    whole = read(packed, maps)
-    rows = take_rows(np.arange(packed.shape[-2]), at, heads)
-    return whole if rows.size == packed.shape[-2] else pick_rows(whole, rows)
+    whole = read(packed, maps, None if place.stack is None else place.stack[0])
+    if place.turned and packed.layout.as_plain:
+        whole = whole.T
+    if place.whole:
+        return whole
+    return pick_rows(whole, rows_of_groups(np.arange(len(whole)), place))
 
 
 def pick_rows(q: QTensor, rows: NDArray[np.int64]) -> QTensor:

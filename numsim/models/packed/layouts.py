@@ -29,8 +29,10 @@ LAYOUTS: dict[str, Layout] = {
         ".weight", ".weight_scale", "dense", above=".weight_scale_2", inputs=".input_scale"
     ),
     "blocks": Layout(".weight", ".weight_scale_inv", inputs=".activation_scale"),
-    "blocks_experts": Layout("", "_scale_inv", weight="", inputs="_activation_scale"),
-    "mx_experts": Layout("_blocks", "_scales", "dense", weight="", plain_turned=True),
+    "blocks_experts": Layout(
+        "", "_scale_inv", weight="", as_plain=True, inputs="_activation_scale"
+    ),
+    "mx_experts": Layout("_blocks", "_scales", "dense", weight=""),
     "gptq": Layout(
         ".qweight", ".scales", "dense", zero=".qzeros", zero_less=1, groups=".g_idx", turned=True
     ),

@@ -38,7 +38,7 @@ class Layout:
     zero_less: int = 0  # so much is taken off a zero point before it is stored
     groups: str = ""  # which group of scales a column has
     turned: bool = False  # codes, scales and zero points are stored [in, out]
-    plain_turned: bool = False  # the same weight, not packed, is stored [in, out]
+    as_plain: bool = False  # the codes lie as the same weight, not packed; else [out, in]
     shape: str = ""  # of the matrix, where packing rounds it up
     inputs: str = ""  # static scale of the activations
     beside: tuple[str, ...] = ()  # what else belongs to a weight and decides nothing
@@ -75,12 +75,6 @@ class Packed:
     layout: Layout
     parts: Mapping[str, Tensor]  # field of `Layout` -> the tensor of that end
     shape: tuple[int, ...]  # [out, in], of experts in one tensor [experts, out, in]
-
-    @property
-    def plain_shape(self) -> tuple[int, ...]:
-        """Shape of the tensor of this name where nothing is packed."""
-        *lead, out, into = self.shape
-        return (*lead, into, out) if self.layout.plain_turned else self.shape
 
     @property
     def bits(self) -> int:

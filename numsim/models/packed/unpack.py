@@ -34,7 +34,7 @@ def read(p: Packed, maps: Maps, expert: int | None = None) -> QTensor:
     quant, fmt = p.scheme.weights, p.scheme.weights.fmt
     if p.layout.order == "high_first":
         return _flat(p, raw, maps)
-    codes = _codes(p, raw["codes"].reshape(*lead, *raw["codes"].shape[len(lead) :]))
+    codes = _codes(p, raw["codes"], len(lead) + 2)
     scale, kept, scale_format = _scales(p, raw["scale"])
     shape, blocks = scale_shape(quant, (*lead, out, into)), block_shape(quant, len(lead) + 2)
     scale = _placed(p, scale, shape)
@@ -139,12 +139,12 @@ def _unpacked(p: Packed, words: Array, count: int) -> NDArray[np.uint8]:
     return fields(words, p.bits, count)
 
 
-def _codes(p: Packed, raw: Array) -> Array:
+def _codes(p: Packed, raw: Array, ndim: int) -> Array:
     fmt, into = p.scheme.weights.fmt, p.shape[-1]
     if p.layout.order == "whole":
         return raw.copy()  # apart from the file, whose pages are given back
     if p.layout.order == "dense":
-        if p.name.endswith(p.layout.weight) and raw.ndim > len(p.shape):  # blocks of their own
+        if raw.ndim > ndim:  # an axis for the bytes of a block
             raw = raw.reshape(*raw.shape[:-2], -1)
         codes = _unpacked(p, raw.T if p.layout.turned else raw, into)
     else:

@@ -21,10 +21,11 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.models.packed.compressed import FLOATS
 from numsim.models.packed.declared import FILES
+from numsim.models.places import put_rows
 from numsim.models.recipe import Recipe
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, PICKLES, read_json
-from numsim.models.weights import take_rows, wide
+from numsim.models.weights import wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 
 NAMES = {np.dtype(kind).name: word for word, kind in DTYPES.items()}
@@ -130,7 +131,7 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
                 "weights; got activations without weights, or keys and values; leave them out"
             )
         at = model.places.get(our)  # a tied head has none
-        own = at is not None and at.parts == 1 and not at.turned and at.name.endswith(".weight")
+        own = at is not None and at.whole and not at.turned and at.name.endswith(".weight")
         if at is None or not own:
             raise UnsupportedError(
                 f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own in "
@@ -384,14 +385,17 @@ def _tensors(model: Model, modules: list[Written]) -> Iterator[tuple[str, str, N
 
 def _whole(model: Model, name: str) -> NDArray[Any]:
     """Return a tensor of the file from its parts; one that was packed, as numbers."""
-    parts = {our: at for our, at in model.places.items() if at.name == name}
-    each = {our: wide(model.tensors[our]) for our in parts}
-    first = next(iter(each.values()))
-    rows = sum(len(array) for array in each.values())
-    made = np.empty((rows, *first.shape[1:]), first.dtype)
-    for our, array in each.items():
-        made[take_rows(np.arange(rows), parts[our], model.arch.heads)] = array
-    return made.T if next(iter(parts.values())).turned else made
+    parts = {our: place for our, place in model.places.items() if place.name == name}
+    made: NDArray[Any] | None = None
+    for our, place in parts.items():
+        part = wide(model.tensors[our])
+        if made is None:
+            rows = (place.groups * place.width, *part.shape[1:])
+            made = np.empty(rows if place.stack is None else (place.stack[1], *rows), part.dtype)
+        put_rows(made if place.stack is None else made[place.stack[0]], place, part)
+    assert made is not None
+    turned = next(iter(parts.values())).turned
+    return np.swapaxes(made, -1, -2) if turned else made
 
 
 def _write_tensors(path: Path, model: Model, modules: list[Written]) -> None:
