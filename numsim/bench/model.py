@@ -32,6 +32,7 @@ from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import read_arch
 from numsim.models.families import get_family
 from numsim.models.places import find_place
+from numsim.models.weights import wide
 from numsim.targets import matmul
 from numsim.terminal import columns, say, width
 
@@ -188,7 +189,7 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
     middle = statistics.median(seconds)
     peak = peak_bytes()
     share = _share_outside(run) if library in RECIPES else float("nan")
-    weights = sum(t.size for name, t in model.tensors.items() if name != "lm_head.weight")
+    weights = sum(wide(t).size for name, t in model.tensors.items() if name != "lm_head.weight")
     return ModelTiming(
         size.task, library, size.threads, first, middle, _products(model, size) / middle / 1e9,
         share, peak, peak / (2 * weights),
@@ -215,7 +216,7 @@ def _share_outside(run: Callable[[], object]) -> float:
 
 def _products(model: Model, size: Size) -> int:
     """Return the multiply-accumulates of a run, causal zeros of attention included."""
-    stored = sum(t.size for t in model.tensors.values() if t.ndim == 2)
+    stored = sum(wide(t).size for t in model.tensors.values() if t.ndim == 2)
     tied = size.vocab * size.hidden  # the embedding is read, not multiplied
     return (stored - tied + 2 * size.layers * size.tokens * size.hidden) * size.tokens
 

@@ -25,6 +25,7 @@ from numsim.models.arch import (
 from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
 from numsim.models.rope import turns_anew
+from numsim.models.weights import Stored, shape_of
 
 MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 
@@ -290,7 +291,7 @@ def _fits(arch: Arch, past: Past, batch: int, dtype: type) -> bool:
 
 def product_inputs(
     arch: Arch,
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Stored],
     name: str,
     x: object,
     operand: object,
@@ -317,7 +318,7 @@ def product_inputs(
             f"gemm: operand must be [..., K, N], K above 0; got shape {list(right.shape)}; pass "
             f"what a tap {name}.operand holds"
         )
-    depth = tensors[stored].shape[1] if right is None else right.shape[-2]
+    depth = shape_of(tensors, stored)[1] if right is None else right.shape[-2]
     if left.ndim < 2 or left.shape[-1] != depth:
         raise NumsimError(
             f"gemm: x must be [..., M, K], {depth} elements a row for {name}; got "

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numsim.errors import ConfigKeyWarning, LeftOutWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
@@ -22,11 +21,22 @@ from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.multimodal import say_left_out, text_config, text_names
-from numsim.models.packed import packed_by
+from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
+from numsim.models.packed.declared import CONFIG_KEYS
 from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
-from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
+from numsim.models.stored import (
+    DTYPES,
+    Maps,
+    Tensor,
+    map_file,
+    metadata,
+    read_json,
+    stored_tensors,
+    view,
+)
+from numsim.models.weights import Stored, Weights, wide
 
 COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
@@ -38,10 +48,14 @@ def load_model(
     *,
     memory_limit: int | str | None = None,
     ignore_keys: Iterable[str] = (),
+    dequantise: bool = False,
 ) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 
-    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
+    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files. Packed ones
+    (compressed-tensors, FP8 of DeepSeek and FBGEMM, ModelOpt, GPTQ, AWQ, MXFP4 of gpt-oss,
+    bitsandbytes, torchao) stay packed: `Model.tensors` gives codes and scales, `Model.recipe` what
+    the checkpoint declares, and no code is rounded again.
 
     Parameters
     ----------
@@ -56,6 +70,8 @@ def load_model(
         Keys of config.json to read over, as if it lacked them: ``A``, or ``rope_scaling.A``. Only
         those that the network does not read otherwise; `Model.ignored_keys` has those it had.
         ``rope_scaling.attn_factor=vllm`` multiplies sine and cosine by that key, as vLLM does.
+    dequantise : bool
+        Packed weights become float32 numbers, scale times code, for recipes that round them anew.
 
     Returns
     -------
@@ -67,7 +83,8 @@ def load_model(
         The folder, a file, a config key or a tensor is missing, damaged or not as the config
         says; missing, misshapen and surplus tensors are listed together.
     UnsupportedError
-        The network needs something that is not implemented, or its weights are packed.
+        The network needs something that is not implemented, or its weights are packed by a method
+        that is not read.
 
     Warns
     -----
@@ -98,25 +115,25 @@ def load_model(
     if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
-    _check_packed(config, folder)
-    _check_counts(config, family, folder)
-    arch = read_arch(config, family)
-    as_stored = stored_tensors(folder)
-    _check_packed(config, folder, as_stored)
+    network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    _check_counts(network, family, folder)
+    arch = read_arch(network, family)
+    maps = {file: map_file(file) for file in {t.file for t in stored_tensors(folder).values()}}
+    as_stored, declared, cache_scales = _unpacked(config, folder, maps)
     left_out: dict[str, int] = {}
     if is_part:
         names, left_out = text_names(as_stored)
         as_stored = {names[name]: tensor for name, tensor in as_stored.items() if name in names}
         arch = replace(arch, tied="lm_head.weight" not in as_stored)
     # an older name beside today's is surplus, and reported
-    stored = {}
+    stored: dict[str, Tensor | Packed] = {}
     for name, tensor in as_stored.items():
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
     arch, places = _match(arch, family, head_of(config, family), stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
-    maps = {file: map_file(file) for file in {t.file for t in stored.values()}}
-    whole = {at.name: view(maps, stored[at.name]) for at in places.values()}
+    plain = {at.name: stored[at.name] for at in places.values()}
+    whole = {their: view(maps, t) for their, t in plain.items() if isinstance(t, Tensor)}
     for their, array in whole.items():
         bad = count_unusable(array)
         if bad:
@@ -124,34 +141,52 @@ def load_model(
                 f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
             )
-    arrays = {our: place.take(whole[place.name]) for our, place in places.items()}
+    packed = {their: t for their, t in plain.items() if isinstance(t, Packed)}
+    for weight in packed.values():
+        check_values(weight, maps)
+    arrays = {
+        our: place.take(whole[place.name]) for our, place in places.items() if place.name in whole
+    }
+    parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
+    tensors: Mapping[str, Stored] = arrays
+    if declared is not None:
+        tensors = Weights(arrays, parts, maps, declared, cache_scales, dequantise)
     if arch.tied:
-        arch = _tie(arch, family, arrays, places)
+        arch = _tie(arch, family, tensors, places)
+    if arch.tied and "embed.weight" in arrays:
+        arrays["lm_head.weight"] = arrays["embed.weight"]
+    elif arch.tied:
+        parts["lm_head.weight"] = parts["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
-    unused = unused_keys(config, family)
+    unused = unused_keys(network, family)
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
     if left_out:
         warn(say_left_out(left_out), LeftOutWarning)
     return Model(
-        arch, arrays, model_name(folder), OperandCache(limit), places, unused, ignored + chosen,
+        arch, tensors, model_name(folder), OperandCache(limit), places, unused, ignored + chosen,
         folder, tuple(left_out),
     )  # fmt: skip
 
 
-def _check_packed(
-    config: Mapping[str, Any], folder: Path, stored: Mapping[str, Tensor] | None = None
-) -> None:
-    """Raise where weights are packed by a quantiser, which `packed_by` names."""
-    dtypes = {name: tensor.dtype for name, tensor in (stored or {}).items()}
-    says = packed_by(config, folder, dtypes, DTYPES)
-    if says is not None:
-        raise UnsupportedError(
-            f"load_model: weights must be stored as float32, float16 or bfloat16; those of "
-            f"{folder.name} are packed: {says}; load the one that was quantised, numsim "
-            "quantises by recipe, or dequantise the checkpoint and save it again"
+def _unpacked(
+    config: Mapping[str, Any], folder: Path, maps: Maps
+) -> tuple[Mapping[str, Tensor | Packed], Declared | None, Mapping[str, Tensor]]:
+    """Return tensors by the names they have where nothing is packed, and what is declared."""
+    stored = stored_tensors(folder)
+    dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+    declared = find_declared(config, folder, dtypes, DTYPES, metadata(maps))
+    if declared is None:
+        return stored, None, {}
+    made, cache_scales = unpacked_names(stored, declared, maps)
+    if cache_scales or declared.cache:
+        warn(
+            "load_model: the checkpoint declares a narrow cache of keys and values; runs keep it "
+            "wide, but for a recipe that rounds it, such as model.recipe(kv_cache=True)",
+            ConfigKeyWarning,
         )
+    return made, declared, cache_scales
 
 
 def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
@@ -175,7 +210,7 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
 
 
 def _match(
-    arch: Arch, family: Family, head: Head, stored: Mapping[str, Tensor], folder: Path
+    arch: Arch, family: Family, head: Head, stored: Mapping[str, Tensor | Packed], folder: Path
 ) -> tuple[Arch, dict[str, Place]]:
     """Return where each tensor of ours is, or raise with everything that does not fit.
 
@@ -203,14 +238,15 @@ def _match(
     places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
-        shape = at.stored_shape(shapes[our])
-        if at.name not in stored:
+        t = stored.get(at.name)
+        linear = isinstance(t, Packed) and not t.layout.as_plain  # [out, in] whatever is packed
+        shape = (at._replace(turned=False) if linear else at).stored_shape(shapes[our])
+        if t is None:
             problems[f"missing {at.name} {list(shape)}"] = None
             continue
-        t = stored[at.name]
         if t.shape != shape:
             problems[f"{at.name} has shape {list(t.shape)}, expected {list(shape)}"] = None
-        if t.dtype not in DTYPES:
+        if isinstance(t, Tensor) and t.dtype not in DTYPES:
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
@@ -230,11 +266,11 @@ def _match(
 
 
 def _tie(
-    arch: Arch, family: Family, arrays: dict[str, NDArray[Any]], places: Mapping[str, Place]
+    arch: Arch, family: Family, tensors: Mapping[str, Stored], places: Mapping[str, Place]
 ) -> Arch:
-    """Make the embedding the output head; return the Arch, where a stored head counts untied."""
-    head = arrays.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, arrays["embed.weight"]):
+    """Return the Arch whose head is the embedding, or where another stored one counts untied."""
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(wide(head), wide(tensors["embed.weight"])):
         if family.stored_head:
             return replace(arch, tied=False)
         raise UnsupportedError(
@@ -242,5 +278,4 @@ def _tie(
             f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "
             "set tie_word_embeddings to false or drop it"
         )
-    arrays["lm_head.weight"] = arrays["embed.weight"]
     return arch

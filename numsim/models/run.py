@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,10 +33,12 @@ from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_byt
 from numsim.models.generate import greedy
 from numsim.models.heads import ends
 from numsim.models.memory import OperandCache, check_blocks, rows_of
+from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import alibi_bias, relative_buckets, rotary_tables
 from numsim.models.score import token_losses
+from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor
 
 
@@ -76,7 +79,7 @@ class Model:
     """
 
     arch: Arch
-    tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
+    tensors: Mapping[str, Stored]  # our name -> as stored, matrices [out, in]; packed: QTensor
     name: str
     cache: OperandCache
     places: Mapping[str, Place] = field(default_factory=dict)  # our name -> where it was stored
@@ -86,8 +89,9 @@ class Model:
     left_out: tuple[str, ...] = ()  # parts of the checkpoint beside its text model
 
     def __repr__(self) -> str:
-        once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones
-        size = sum(once.values())
+        tied = self.arch.head and self.arch.tied  # one tensor by two names
+        names = [n for n in self.tensors if not (tied and n == "lm_head.weight")]
+        size = sum(math.prod(shape_of(self.tensors, name)) for name in names)
         return f"Model({self.name!r}, {len(self.tensors)} tensors, {size:,} parameters)"
 
     def gemm_names(self) -> tuple[str, ...]:
@@ -100,6 +104,62 @@ class Model:
         Routers, heads, poolers and projections of the embedding are not among them.
         """
         return tuple(n for n in self.gemm_names() if n.endswith("_proj"))
+
+    def dequantised(self) -> Model:
+        """Return the model with packed weights as float32 numbers, which a recipe rounds anew.
+
+        Itself where nothing is packed. What is kept in memory is shared.
+        """
+        if not isinstance(self.tensors, Weights):
+            return self
+        return replace(self, tensors=replace(self.tensors, dequantise=True))
+
+    def suited(self, recipe: Recipe | None) -> Model:
+        """Return the model that a recipe runs on: itself, or `dequantised` where that is needed.
+
+        Packed weights are used as stored where the recipe stores them so, or not at all.
+
+        Raises
+        ------
+        NumsimError
+            As `check`, but for weights that are stored in another way.
+        """
+        if recipe is None or not isinstance(self.tensors, Weights):
+            return self
+        rules = fitting_rules(recipe, self.gemm_names())
+        return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
+
+    def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
+        """Return the recipe that a packed checkpoint declares, its static scales included.
+
+        Weights are as stored, activations are rounded as declared, products run on ``ideal.fp32``.
+
+        Parameters
+        ----------
+        kv_cache : bool
+            Round keys and values too, by the scheme that the checkpoint declares for its cache:
+            the right operands of ``qk`` and ``pv``.
+
+        Returns
+        -------
+        Recipe or None
+            None where nothing is packed or activations stay wide.
+
+        Raises
+        ------
+        NumsimError
+            `kv_cache` without a declared cache.
+        UnsupportedError
+            Declared activations that no `Quant` says.
+        """
+        if not isinstance(self.tensors, Weights):
+            if kv_cache:
+                raise NumsimError(
+                    f"recipe: kv_cache=True is for a packed checkpoint that declares a cache; "
+                    f"{self.name} is not packed; leave it out"
+                )
+            return None
+        return declared_recipe(self.tensors, self.gemm_names(), cache=kv_cache)
 
     def run(
         self,
@@ -476,15 +536,17 @@ class Model:
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
-        return fitting_rules(recipe, self.gemm_names())
+        rules = fitting_rules(recipe, self.gemm_names())
+        check_stored(self.tensors, rules)
+        return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
-        return rows_of(self.tensors[name], ids).astype(dtype, copy=False)
+        return rows_of(wide(self.tensors[name]), ids).astype(dtype, copy=False)
 
     def _weight(self, name: str, dtype: type) -> Array:
-        tensor = self.tensors[name]
+        size = math.prod(shape_of(self.tensors, name)) * 8
         copy: Array = self.cache.get(
-            (name, dtype), tensor.size * 8, lambda: np.array(tensor, dtype)
+            (name, dtype), size, lambda: np.array(wide(self.tensors[name]), dtype)
         )
         return copy
 

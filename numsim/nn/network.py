@@ -29,6 +29,7 @@ from numsim.models.checks import check_positions
 from numsim.models.experts import route
 from numsim.models.places import Place, put_rows
 from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.weights import wide
 from numsim.nn import ops
 from numsim.nn.tape import Recorder
 
@@ -128,13 +129,13 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     params: dict[str, NDArray[Any]] = {}
     shapes = layer.shapes()
     for name, place in layer.places:
-        tensor = model.tensors[name]
-        wide = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
+        tensor = wide(model.tensors[name])
+        numbers = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
         if place.whole:
-            params[place.name] = np.array(wide.T if place.turned else wide)
+            params[place.name] = np.array(numbers.T if place.turned else numbers)
             continue
-        whole = params.setdefault(place.name, np.empty(shapes[place.name], wide.dtype))
-        put_rows(whole.T if place.turned else whole, place, wide)
+        whole = params.setdefault(place.name, np.empty(shapes[place.name], numbers.dtype))
+        put_rows(whole.T if place.turned else whole, place, numbers)
     return layer, params
 
 

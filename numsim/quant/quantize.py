@@ -165,6 +165,8 @@ def quantize_pieces(
     if rule.scale_format == "float8_e4m3fn":
         scale_codes, scale, above = two_level_scales(amax, rule)
         scale_format = get_format("float8_e4m3fn")
+    elif rule.scale is not None:
+        scale = np.asarray(rule.scale, np.float32)
     else:
         scale = scales_from_amax(amax, rule)
         if rule.scale_format == "float8_e8m0fnu":

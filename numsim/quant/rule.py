@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -53,6 +54,10 @@ class Quant:
     zero_point
         Integers: the range of the values, not their largest magnitude, maps to the codes, and
         value = (code - zero point) x scale, see `numsim.quant.affine`.
+    scale
+        A fixed scale in place of one from amax, as checkpoints store it for activations: of the
+        tensor (per_tensor), or the one above the blocks (``float8_e4m3fn`` scales). What is beyond
+        its reach overflows. Kept as the float32 number that it is used as.
 
     Raises
     ------
@@ -81,6 +86,7 @@ class Quant:
     rounding: str = "rne"
     overflow: str = "saturate"
     zero_point: bool = False
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
@@ -129,6 +135,8 @@ class Quant:
                 f"granularity={granularity!r}, overflow={self.overflow!r}; use amax there"
             )
         self._check_zero_point(fmt)
+        if self.scale is not None:
+            object.__setattr__(self, "scale", _fixed_scale(self))
 
     def _check_zero_point(self, fmt: Format) -> None:
         if self.zero_point not in (True, False):
@@ -175,6 +183,25 @@ class Quant:
         above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
         each = SCALE_BITS[self.scale_format] + (self.fmt.bits if self.zero_point else 0)
         return rows * columns * self.fmt.bits + scales * each + above
+
+
+def _fixed_scale(quant: Quant) -> float:
+    """Return the scale of a Quant that fixes one, rounded to float32."""
+    given = quant.scale
+    one = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    with np.errstate(over="ignore"):
+        value = float(np.float32(given)) if one and given is not None else 0.0
+    if not 0 < value < math.inf:
+        raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
+    of_tensor = quant.granularity == "per_tensor" and quant.scale_format == "float32"
+    if quant.zero_point or not (of_tensor or quant.scale_format == "float8_e4m3fn"):
+        raise NumsimError(
+            "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
+            f"float8_e4m3fn block scales; got granularity={quant.granularity!r}, scale_format="
+            f"{quant.scale_format!r}, zero_point={quant.zero_point}; scales of parts go to "
+            "QTensor.from_codes"
+        )
+    return value
 
 
 def scale_format_name(word: Any) -> Any:

@@ -206,12 +206,15 @@ def two_level_scales(
 ) -> tuple[NDArray[Any], NDArray[np.float32], np.float32]:
     """Return (codes, values) of E4M3 block scales and the float32 tensor scale above them.
 
-    The tensor scale maps the largest block to the largest element times the largest scale.
+    The tensor scale maps the largest block to the largest element times the largest scale, or is
+    the fixed one of `quant`.
     """
     top = np.float64(np.max(amax, initial=0.0))
     with np.errstate(under="ignore", over="ignore"):
         above = np.float32(top / (quant.fmt.max * 448.0))
     above = np.float32(1.0) if top == 0 else np.maximum(above, _TINY)
+    if quant.scale is not None:
+        above = np.float32(quant.scale)
     wanted = np.asarray(amax, np.float64) / quant.fmt.max / np.float64(above)
     codes = np.maximum(encode(wanted, "float8_e4m3fn"), np.uint8(1))  # never a scale of zero
     return codes, decode(codes, "float8_e4m3fn"), above
