@@ -18,6 +18,7 @@ import typer
 from numsim import options
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_pack import register as register_pack
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
@@ -199,7 +200,10 @@ def sweep(
     ] = None,
     recipes: Annotated[
         str | None,
-        typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
+        typer.Option(
+            help="TOML files of recipes, comma separated; without --formats, only they. declared: "
+            "what a packed checkpoint says of itself.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of the same settings; options override it.")
@@ -323,6 +327,7 @@ def report(
 register(app)
 register_mac(app)
 register_train(app)
+register_pack(app)
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,6 +84,10 @@ class Quant:
     scale_max
         The block scale to which the tensor's largest block maps under `tensor_scale`; None: the
         format's largest, 448 of E4M3, or 256 under ``4over6``.
+    scale
+        A fixed scale in place of one from amax, as checkpoints store it for activations: of the
+        tensor (per_tensor), or the one above the blocks (``float8_e4m3fn`` scales). What is beyond
+        its reach overflows. Kept as the float32 number that it is used as.
 
     Raises
     ------
@@ -114,6 +119,7 @@ class Quant:
     zero_point: bool = False
     tensor_scale: str | None = "per_tensor"
     scale_max: float | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
@@ -163,6 +169,8 @@ class Quant:
             )
         self._check_levels()
         self._check_zero_point(fmt)
+        if self.scale is not None:
+            object.__setattr__(self, "scale", _fixed_scale(self))
 
     def _check_levels(self) -> None:
         """Refuse two levels of scales where there is one, and choices without blocks."""
@@ -291,6 +299,25 @@ def _rules(scale_format: str, fmt: Format) -> tuple[str, ...]:
         return (*rules, "amax_half") if fmt.kind == "integer" else rules
     e4m3 = scale_format in ("float8_e4m3fn", "float8_ue4m3")
     return (*rules, *CHOICE_RULES) if e4m3 and fmt.name == "float4_e2m1fn" else rules
+
+
+def _fixed_scale(quant: Quant) -> float:
+    """Return the scale of a Quant that fixes one, rounded to float32."""
+    given = quant.scale
+    one = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    with np.errstate(over="ignore"):
+        value = float(np.float32(given)) if one and given is not None else 0.0
+    if not 0 < value < math.inf:
+        raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
+    of_tensor = quant.granularity == "per_tensor" and quant.scale_format == "float32"
+    if quant.zero_point or not (of_tensor or quant.above == "per_tensor"):
+        raise NumsimError(
+            "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
+            f"narrow block scales; got granularity={quant.granularity!r}, scale_format="
+            f"{quant.scale_format!r}, zero_point={quant.zero_point}; scales of parts go to "
+            "QTensor.from_codes"
+        )
+    return value
 
 
 def scale_format_name(word: Any) -> Any:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from numsim.models import load_model
 from numsim.models.arch import Moe
-from numsim.models.blocks import route
+from numsim.models.experts import route
 from numsim.models.config import read_arch
 from numsim.models.families import FAMILIES
 
