@@ -171,7 +171,7 @@ def _shape(
     if len(t.shape) != (4 if layout.codes == "_blocks" else least) or 0 in t.shape:
         raise damaged(t.file, stem + layout.codes, "must be a matrix", f"shape {list(t.shape)}")
     if layout.order == "whole":
-        return t.shape
+        return (*t.shape[:-2], t.shape[-1], t.shape[-2]) if layout.turned else t.shape
     if layout.order == "awq":
         return (t.shape[1] * 8, t.shape[0])
     if layout.turned:
@@ -195,7 +195,7 @@ def _check_types(p: Packed, stem: str) -> None:
     if p.layout.order == "whole":
         known = WHOLE.get(fmt.name, ("I8",))
     else:
-        known = ("I32",) if p.layout.turned or fmt.kind == "integer" else ("U8",)
+        known = ("I32",) if fmt.kind == "integer" else ("U8",)
     quant = p.scheme.weights
     if quant.scale_format == "float8_e8m0fnu":
         narrow: tuple[str, ...] = ("U8", "F8_E8M0")
@@ -219,7 +219,9 @@ def _check_shapes(p: Packed, stem: str) -> None:
     """Raise where scales, zero points or groups do not fit the codes."""
     quant, (out, into) = p.scheme.weights, p.shape[-2:]
     want = scale_shape(quant, p.shape)
-    allowed = [want[::-1] if p.layout.turned else want]
+    allowed = [(*want[:-2], *want[:-3:-1]) if p.layout.turned else want]
+    if len(want) == 3 and p.layout.turned:
+        allowed.append(want)  # down_proj of FBGEMM
     if quant.granularity == "per_tensor" and len(p.shape) == 2:
         allowed += [(1,), (1, 1)]
     if quant.block is None and quant.granularity != "per_tensor":
@@ -245,7 +247,7 @@ def _check_shapes(p: Packed, stem: str) -> None:
             rule = f"must be {list(shapes[0])}, {what}"
             remedy = "correct the sizes in the table of the method, or quantise it again"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)), remedy)
-    if p.layout.turned and p.parts["codes"].shape[0] * 32 % p.bits and not awq:
+    if p.layout.turned and not whole and not awq and p.parts["codes"].shape[0] * 32 % p.bits:
         raise damaged(p.parts["codes"].file, stem + p.layout.codes, "must hold whole codes", "rest")
 
 

@@ -40,8 +40,7 @@ def _fp8(w: Words) -> Declared:
         scheme = Scheme("blocks", weights, Quant(FP8), static=True)
     else:
         scheme = Scheme("blocks", weights, acts)
-    experts = replace(scheme, layout="blocks_experts")
-    return Declared("fp8", w.file, (("*", scheme), ("*", experts)))
+    return _all(w, "fp8", scheme)
 
 
 def _gptq(w: Words) -> Declared:
@@ -93,7 +92,9 @@ def _fbgemm(w: Words) -> Declared:
     # activation_scale_ub caps the amax that a scale is made of; nothing else is said of it here
     w.positive("activation_scale_ub")
     acts = Quant(FP8, "per_token")
-    return _all(w, "fbgemm_fp8", Scheme("whole", Quant(FP8, "per_channel"), acts))
+    scheme = Scheme("whole", Quant(FP8, "per_channel"), acts)
+    experts = replace(scheme, layout="fbgemm_experts")  # of Llama 4, in one tensor
+    return Declared("fbgemm_fp8", w.file, (("*", scheme), ("*", experts)))
 
 
 _MODELOPT: dict[str, Scheme] = {
