@@ -64,7 +64,9 @@ def find_declared(
         A method, or a setting of one, that is not read.
     """
     endings = [(end, who) for end, who in ENDINGS.items() if any(n.endswith(end) for n in dtypes)]
-    narrow = sorted({d for n, d in dtypes.items() if d not in plain and n.endswith("weight")})
+    narrow = sorted(
+        {d for n, d in dtypes.items() if d not in plain and (n.endswith("weight") or d[:2] == "F8")}
+    )
     packed = bool(endings or narrow)
     tables = [
         (f"{key} of config.json{who}", config[key], _method_of(config[key]))
