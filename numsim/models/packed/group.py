@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from numsim.errors import UnsupportedError
 from numsim.models.keys import listing
-from numsim.models.packed.declared import ENDINGS, scheme_of
+from numsim.models.packed.declared import ENDINGS, scheme_finder
 from numsim.models.packed.layouts import CACHE_ENDS, LAYOUTS
 from numsim.models.packed.types import Declared, Layout, Packed, Scheme, damaged
 from numsim.models.packed.unpack import STATES, scale_shape, state_of, word_count
@@ -42,13 +42,14 @@ def unpacked_names(
     cache = {name: left.pop(name) for name in stored if name.endswith(CACHE_ENDS)}
     made: dict[str, Packed] = {}
     # longer ends first, so that none is taken for the end of another
-    used = {scheme.layout for _, scheme in declared.schemes}
+    find = scheme_finder(declared)
+    used = {key for _, s in declared.schemes for key in (s.layout, s.experts) if key}
     for key in sorted(used, key=lambda k: (-len(LAYOUTS[k].codes), k)):
         layout = LAYOUTS[key]
         for name in [name for name in left if _holds_codes(name, left, layout)]:
             stem = name.removesuffix(layout.codes)
-            scheme = _scheme_of(declared, stem, key)
-            if scheme is None:
+            scheme = find(stem)
+            if scheme is None or key not in (scheme.layout, scheme.experts):
                 continue
             packed = _packed(stem, name, scheme, layout, left, maps)
             made[packed.name] = packed
@@ -60,23 +61,12 @@ def unpacked_names(
     return {**left, **made}, cache
 
 
-def _scheme_of(declared: Declared, module: str, layout: str) -> Scheme | None:
-    """Return how a module is stored, if it is by this layout."""
-    scheme = scheme_of(declared, module)
-    if scheme is not None and scheme.layout != layout:  # two layouts of one target
-        own = replace(declared, schemes=tuple(s for s in declared.schemes if s[1].layout == layout))
-        scheme = scheme_of(own, module) if _alike(declared, layout) else None
-    return scheme
-
-
-def _alike(declared: Declared, layout: str) -> bool:
-    """Return whether a layout is declared of all modules, beside others."""
-    return any(target == "*" and s.layout == layout for target, s in declared.schemes)
-
-
 def _holds_codes(name: str, stored: Mapping[str, Tensor], layout: Layout) -> bool:
     if not name.endswith(layout.codes):
         return False
+    if layout.order == "high_first":  # in bytes of any type
+        scaled = name.removesuffix(layout.codes) + layout.scale in stored
+        return scaled or stored[name].dtype not in DTYPES
     if layout.codes == "":  # any name: those of a narrow type that have scales
         return stored[name].dtype not in DTYPES and f"{name}{layout.scale}" in stored
     return layout.codes != layout.weight or stored[name].dtype not in DTYPES
@@ -152,12 +142,11 @@ def _flat(
         sizes[".weight.nested_absmax"] = -(-sizes["scale"] // state["nested_blocksize"])
     for role, count in sizes.items():
         t = parts[role]
-        if math.prod(t.shape) != count:
+        if (t.end - t.begin if role == "codes" else math.prod(t.shape)) != count:
             end = {"codes": ".weight", "scale": layout.scale}.get(role, role)
             rule = f"must have {count} elements for {list(shape)} in blocks of {block}"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)))
-    if parts["codes"].dtype != "U8":
-        raise damaged(parts["codes"].file, whole, "must be stored as U8", parts["codes"].dtype)
+
     quant = replace(scheme.weights, block=block)
     return replace(packed, shape=shape, scheme=replace(scheme, weights=quant))
 

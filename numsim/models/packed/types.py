@@ -53,6 +53,7 @@ class Scheme:
     activations: Quant | None = None
     static: bool = False  # the scale of the activations, or its outer level, is in the file
     unsaid: str = ""  # what is declared of the activations that no `Quant` says
+    experts: str = ""  # layout of experts in one tensor
 
 
 @dataclass(frozen=True, slots=True)
