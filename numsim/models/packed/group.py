@@ -99,9 +99,9 @@ def _packed(
         return _flat(whole, stem, scheme, layout, parts, maps)
     shape = _shape(stem, scheme.weights, layout, parts, maps)
     weights = _plain(scheme.weights, shape)
-    float32 = weights.scale_format == "float32" and not weights.zero_point
-    if parts["scale"].dtype == "BF16" and float32:
-        weights = replace(weights, scale_format="bfloat16")  # what it takes where it is stored
+    if weights.scale_format == "float32" and not weights.zero_point:
+        word = {"BF16": "bfloat16", "F16": "float16"}.get(parts["scale"].dtype, "float32")
+        weights = replace(weights, scale_format=word)  # what it takes where it is stored
     scheme = replace(scheme, weights=weights)
     packed = Packed(whole, scheme, layout, parts, shape)
     _check_types(packed, stem)

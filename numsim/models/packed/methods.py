@@ -90,9 +90,8 @@ def _bitsandbytes(w: Words) -> Declared:
 
 
 def _fbgemm(w: Words) -> Declared:
-    # activation_scale_ub caps the amax that a scale is made of; nothing else is said of it here
-    w.positive("activation_scale_ub")
-    acts = Quant(FP8, "per_token")
+    bound = w.positive("activation_scale_ub")  # of the amax that a scale is made of
+    acts = Quant(FP8, "per_token", scale_rule=None if bound is None else f"amax:{bound!r}")
     scheme = Scheme("whole", Quant(FP8, "per_channel"), acts)
     return _all(w, "fbgemm_fp8", replace(scheme, experts="fbgemm_experts"))
 
