@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numsim.kernels.gemm import align as gemm_align
 from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir import simd
-from numsim.kernels.rules import fused as fused_kernel
+from numsim.kernels.rules import align as align_kernel
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 
@@ -80,6 +81,28 @@ def survey(q: QTensor) -> Survey:
     return found
 
 
+def finite(q: QTensor) -> bool:
+    """Return what `survey` says of it first, of codes of a byte sooner."""
+    if "survey" in q.packed or q.codes.itemsize > 1:
+        return survey(q).finite
+
+    def look() -> bool:
+        codes = np.ravel(q.codes.view(np.uint8), order="K")
+        return not gemm_codes.among(codes, *_not_finite(q.fmt))
+
+    found: bool = kept(q, "finite", look)
+    return found
+
+
+@cache
+def _not_finite(f: Format) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return runs of codes of a byte that are infinite or NaN: the first of each, and how many."""
+    special = np.flatnonzero(_classes(f))
+    starts = special[np.diff(special, prepend=-2) != 1]
+    ends = special[np.diff(special, append=-2) != 1]
+    return starts.astype(np.uint8), (ends - starts + 1).astype(np.uint8)
+
+
 def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
     """Whether the vector kernels read the codes of q: a float of few bits, without block scales."""
     f = q.fmt
@@ -112,7 +135,7 @@ def codes_of(b: QTensor) -> gemm_values.Decode | None:
     """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
     f = b.fmt
     how = byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
-    if simd.path() == "avx2" and short_codes(f) and b.codes.size and survey(b).finite:
+    if simd.path() == "avx2" and short_codes(f) and b.codes.size and finite(b):
         how = fields(f)
     if how is None:
         how = float_codes(f)
@@ -141,7 +164,7 @@ def planes(q: QTensor, transposed: bool) -> Planes:
         sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
         cls = np.empty(codes.shape, np.uint8)
         trailing = f.precision - 1
-        fused_kernel.split(
+        align_kernel.split(
             codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, _classes(f),
             sig.reshape(-1), exp.reshape(-1), cls.reshape(-1),
         )  # fmt: skip
@@ -164,6 +187,32 @@ def survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
         q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
     )
     return found
+
+
+def quantum(fmt: Format) -> Fraction:
+    """Return the largest power of two that every finite value of a format is a multiple of.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> quantum(get_format("float8_e4m3fn")), quantum(get_format("q3.4"))
+    (Fraction(1, 512), Fraction(1, 16))
+    """
+    if fmt.kind != "table":
+        return Fraction(fmt.min_subnormal)
+    values = [Fraction(v) for v in fmt.table if np.isfinite(v) and v]
+    return Fraction(1, max(v.denominator for v in values))
+
+
+def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
+    """Return the bits of the narrowest two's-complement register for all of [low, high].
+
+    Examples
+    --------
+    >>> signed_bits(-128, 127), signed_bits(0, 128), signed_bits(0, 0)
+    (8, 9, 1)
+    """
+    return max((n if n >= 0 else ~n).bit_length() + 1 for n in (low.__floor__(), high.__floor__()))
 
 
 def any_of(met: NDArray[np.bool_]) -> NDArray[np.bool_]:
