@@ -58,6 +58,7 @@ class Case:
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
     machine: Machine = field(default=Machine(), compare=False, repr=False)  # what costs are for
+    stats: bool = field(default=False, compare=False)  # count what accumulators lose
 
     @property
     def case_id(self) -> str:
@@ -166,7 +167,7 @@ def cases(
         model, model_hash, text, text_hash, "", "", "", limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seeds[0],
         window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
-        machine=machine_of(spec),
+        machine=machine_of(spec), stats=spec.stats,
     )  # fmt: skip
     found = [*_of_the_grid(spec, first, names), *_of_recipes(spec, first, names)]
     for glob in spec.exclude:
@@ -227,12 +228,13 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
                 except NumsimError as why:
                     words = " ".join(str(v) for v in point.values() if v is not None)
                     refused[f"{entry.called} {words} {unit[0]}"] = why
-    asked: list[tuple[str, object]] = [("formats", entry.called) for entry in entries]
-    asked += [(axis, value) for axis in _POINT for value in axes[axis]]
+    asked: list[tuple[str, object]] = [(axis, one) for axis in _POINT for one in axes[axis]]
+    asked += [("formats", entry.called) for entry in entries]
     for axis, value in asked:
         if refused and (axis, value) not in made and not _is_of_rules(axis, entries):
             at = next((k for k in refused if str(value) in k), next(iter(refused)))
-            raise type(refused[at])(f"sweep: {axis}: {refused[at]}")
+            words = str(refused[at]).removeprefix("sweep: ").removeprefix(f"{axis}: ")
+            raise type(refused[at])(f"sweep: {axis}: {words}")
     if skipped:
         warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),

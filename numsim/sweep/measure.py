@@ -108,7 +108,16 @@ def _run_case(
             for name in names:
                 rule = rules[name]
                 touched = touched or not rule.is_plain
-                row = operator_row(model, recipe, rule, reference, name, run.taps, touched=touched)
+                row = operator_row(
+                    model,
+                    recipe,
+                    rule,
+                    reference,
+                    name,
+                    run.taps,
+                    touched=touched,
+                    stats=case.stats,
+                )
                 row |= costs.product(rule, row)
                 row["sqnr_depth_db"] = depth.get(row["layer"]) if touched else None
                 yield describe(case, digest, [rule]) | row

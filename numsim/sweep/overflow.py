@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.models import Rule
+from numsim.models.gemm import RAW
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets import get_target, matmul
+from numsim.targets import MacStats, get_target, matmul
 from numsim.targets.types import IntSum, Mac
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
@@ -35,23 +36,27 @@ def overflow_rate(
     operand, stored
         Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
     """
-    left, right = as_quant(rule.activations or "float32"), as_quant(rule.weights or "float32")
-    if rule.activations is None:
-        left = replace(left, granularity="none")
-    if rule.weights is None:
-        right = replace(right, granularity="none")
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     other = operand if stored is None else stored
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
+    stats = counted(rule, x, stored)
+    if stats is None:
+        return None
+    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+
+
+def counted(rule: Rule, x: NDArray[Any], stored: NDArray[Any] | None) -> MacStats | None:
+    """Return what the leading rows of a product lose; None where counting needs another run."""
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     stochastic = "sr" in (left.rounding, right.rounding)
     if stored is None or stochastic or isinstance(left.block, tuple):
         return None
     rows = max(1, COUNTED // stored.size)
     a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
     b = quantize(stored.astype(np.float32), right).T
-    _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
-    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+    return matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)[1]
 
 
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:

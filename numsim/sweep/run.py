@@ -34,6 +34,7 @@ from numsim.sweep.prepare import (
 )  # fmt: skip
 from numsim.sweep.shards import other_logs, own_part, shard_path
 from numsim.sweep.spec import SweepSpec, as_spec
+from numsim.sweep.stats import write_stats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,6 +141,9 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
     with closing(_run_all(left, tell)) as new:  # ends processes at once
         rows += map(results.write, with_losses(results.path, done, new))
     rows = results.finish(rows, [case.case_id for case in every])
+    if plan.stats and results.path is not None:
+        tell("tensors and accumulators", 0, 1)
+        write_stats(plan, runs, results.path, rows)
     frame = as_frame(rows)
     labels = {case.case_id: case.label for case in every}
     failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
