@@ -157,11 +157,17 @@ def report(
         Path | None,
         typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="CSV file of an older sweep: the page lists what moved.")
+    ] = None,
+    cost: Annotated[
+        Path | None, typer.Option(help="TOML file of costs of your own, merged by id.")
+    ] = None,
 ) -> None:
-    """Make tables and figures of a sweep or of training."""
+    """Make a page, tables and figures of a sweep or of training."""
     from numsim.report import write_report
 
-    for path in write_report(results, out):
+    for path in write_report(results, out, against=against, cost=cost):
         say(path)
 
 

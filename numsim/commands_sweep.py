@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from numsim import options
-from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError, printable
-from numsim.terminal import columns, say, width
+from numsim.terminal import say, width
+from numsim.vocabulary import ROUNDINGS
 
 
 def register(app: typer.Typer) -> None:
@@ -175,9 +175,7 @@ def sweep(
     scale_node: Annotated[
         str | None, typer.Option(help="Your factor between nodes: 45nm:7nm=0.2; marks figures U.")
     ] = None,
-    scale_source: Annotated[
-        str | None, typer.Option(help="Where that factor comes from.")
-    ] = None,
+    scale_source: Annotated[str | None, typer.Option(help="Where that factor comes from.")] = None,
     bandwidth: Annotated[
         float | None,
         typer.Option(
@@ -223,7 +221,8 @@ def sweep(
 ) -> None:
     """Run a model through formats and units; print a table."""
     from numsim.files import check_apart, read_toml
-    from numsim.screen import FORMS, print_cases, sweep_progress
+    from numsim.progress import sweep_progress
+    from numsim.screen import FORMS, print_cases
     from numsim.sweep.dry import dry_lines
     from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
@@ -298,7 +297,8 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """Show the ranges of weights, activations, keys and values, and what formats lose."""
-    from numsim.screen import profile_lines, spinner
+    from numsim.progress import spinner
+    from numsim.questions import profile_lines
     from numsim.sweep.prepare import prepare
     from numsim.sweep.sidecars import check_table, write_table
     from numsim.sweep.spec import as_spec
@@ -326,9 +326,7 @@ def sensitivity(
         str, typer.Option("--format", help="The format to take apart.", autocompletion=_FORMATS)
     ] = "mxfp4_e2m1",
     granularity: Granularity = None,
-    target: Annotated[
-        str | None, typer.Option(help="Its unit.", autocompletion=_TARGETS)
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="Its unit.", autocompletion=_TARGETS)] = None,
     products: Annotated[
         str | None, typer.Option(help="What is emulated: linears (default), all-lm_head ...")
     ] = None,
@@ -356,7 +354,8 @@ def sensitivity(
     quiet: Quiet = False,
 ) -> None:
     """Show whose error it is: each part alone in a format, and all but it."""
-    from numsim.screen import sensitivity_lines, sweep_progress
+    from numsim.progress import sweep_progress
+    from numsim.questions import sensitivity_lines
     from numsim.sweep.sensitivity import COLUMNS, mixed_recipe
     from numsim.sweep.sensitivity import sensitivity as parts_of
     from numsim.sweep.sidecars import check_table, write_table, write_text
@@ -398,7 +397,8 @@ def accumulator(
     quiet: Quiet = False,
 ) -> None:
     """Show how wide accumulators must be by K, and what narrow ones do; and other orders."""
-    from numsim.screen import accumulator_lines, order_lines, spinner
+    from numsim.progress import spinner
+    from numsim.questions import accumulator_lines, order_lines
     from numsim.sweep.accumulators import COLUMNS, ORDER_COLUMNS, accumulator_rows, order_rows
     from numsim.sweep.prepare import prepare
     from numsim.sweep.sidecars import check_table, write_table

@@ -17,6 +17,7 @@ from numsim.losses import with_losses
 from numsim.models import Model
 from numsim.models.memory import OperandCache
 from numsim.processes import in_processes
+from numsim.progress import sweep_progress
 from numsim.sweep.cases import Case, folder_hash
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
@@ -45,7 +46,7 @@ Progress = Callable[[str, int, int], None]
 @known_floats
 def sweep(
     spec: SweepSpec | dict[str, Any] | str | Path | None = None, *,
-    progress: Progress | None = None, **fields: Any,
+    progress: Progress | bool | None = None, **fields: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """Run a model through every format, granularity and target of a grid.
 
@@ -54,7 +55,8 @@ def sweep(
     spec
         A `SweepSpec`, a dict of its fields, or a TOML file of them. None: the default grid.
     progress
-        Called with (what, done, total) after every batch.
+        Called with (what, done, total) after every batch. True: a bar on a terminal or in a
+        notebook, lines in a log, on stderr.
     fields
         Fields of `SweepSpec`, in place of those of `spec`: ``formats=["int8"]``. Models, formats,
         storage rules, units and recipes go by name or file, or as objects.
@@ -106,7 +108,6 @@ def sweep(
             )
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
-    tell = progress or (lambda what, done, total: None)
     read: list[tuple[str, object]] = [("text", text) for text in _several(plan.text)]
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
@@ -115,8 +116,12 @@ def sweep(
     check_apart(plan.out, read, "sweep")
     place = shard_path(plan.out, plan.shard)
     others = other_logs(plan)
-    with ResultsFile(place, resume=plan.resume, force=plan.force, others=others) as results:
-        return _sweep(plan, results, tell)
+    results = ResultsFile(place, resume=plan.resume, force=plan.force, others=others)
+    if progress is True:
+        with sweep_progress() as tell, results:
+            return _sweep(plan, results, tell)
+    with results:
+        return _sweep(plan, results, progress or (lambda what, done, total: None))
 
 
 def _several(value: Any) -> tuple[Any, ...]:
@@ -184,11 +189,13 @@ def _run_all(runs: list[Prepared], tell: Progress) -> Generator[dict[str, Any]]:
         sum(len(run.cases) for run in runs),
         sum(n * (len(run.cases) + 1) for n, run in zip(steps, runs, strict=True)),
     )
-    done, before = 0, 0
+    done, before, words = 0, 0, _Words(tell, count, total)
     for run, batches in zip(runs, steps, strict=True):
-        words = _Words(tell, count, total, before, done)
+        words.begin(before, done)
         cases = _in_turn if run.plan.jobs == 1 and run.plan.scheduler is None else _elsewhere
-        yield from cases(run, batches, words)
+        for row in cases(run, batches, words):
+            words.note(row)
+            yield row
         done += batches * (len(run.cases) + 1)
         before += len(run.cases)
 
@@ -196,16 +203,33 @@ def _run_all(runs: list[Prepared], tell: Progress) -> Generator[dict[str, Any]]:
 class _Words:
     """Says how far a sweep is: which case of how many, and which was best."""
 
-    def __init__(self, tell: Progress, count: int, total: int, before: int, done: int) -> None:
+    def __init__(self, tell: Progress, count: int, total: int) -> None:
         self._tell, self._count, self._total = tell, count, total
+        self._before = self._done = 0
+        self._best: tuple[float, str] | None = None
+
+    def begin(self, before: int, done: int) -> None:
+        """Begin a model on a text, after so many cases and steps."""
         self._before, self._done = before, done
 
     def reference(self, batches: int) -> None:
+        """Say that the reference has run so many batches."""
         self._tell("float64 reference", self._done + batches, self._total)
 
     def case(self, number: int, label: str, batches: int) -> None:
-        words = f"{self._before + number} of {self._count}: {label}"
+        """Say that a case of this run has come so far; of all before it too."""
+        best = "" if self._best is None else f"; best {self._best[1]}"
+        words = f"{self._before + number} of {self._count}: {label}{best}"
         self._tell(words, self._done + batches, self._total)
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Remember the best case: lowest KL, of an encoder the highest cosine."""
+        name, sign = ("kl_nats", 1) if row.get("kl_nats") is not None else ("embedding_cosine", -1)
+        value = row.get(name)
+        if row["layer"] != "all" or value is None:
+            return
+        if self._best is None or sign * value < self._best[0]:
+            self._best = sign * value, f"{row['format']} ({name.split('_')[0]} {value:.3g})"
 
 
 def _in_turn(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ codes, packed once. Products of such values are exact, so that a fused multiply-
 ``ideal.fp32``; sums of integers below 2**24 are exact in float32 whatever the order.
 
 A step whose scale is not an ordinary number ends the call: the general path says what is wrong.
-Proof: ``tests/nn/test_recurrent_kernel.py`` compares every bit with the general path.
+Proof: ``tests/kernels/test_recurrent_kernel.py`` compares every bit with the general path.
 """
 
 from __future__ import annotations
