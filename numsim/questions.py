@@ -20,7 +20,8 @@ def profile_lines(rows: Rows, within: int) -> list[str]:
         if key not in worst or row["sqnr_db"] < worst[key]["sqnr_db"]:
             worst[key] = row
     found = sorted(worst.values(), key=lambda row: float(row["sqnr_db"]))
-    cells = [("tensor", "amax", "rms", "crest row", "32", "16", "max 16", "worst format", "dB")]
+    head = ("tensor", "amax", "rms", "crest row", "32", "16", "max 16", "worst format", "dB")
+    cells: list[tuple[str, ...]] = [head]
     cells += [
         (
             f"{row['layer']}.{row['op']} {row['role']}", f"{row['amax']:.3g}", f"{row['rms']:.3g}",
@@ -59,9 +60,8 @@ def sensitivity_lines(rows: Rows) -> list[str]:
 
 def accumulator_lines(rows: Rows, within: int) -> list[str]:
     """Return widths and errors by K: of the network the widest product of each K, and synthetic."""
-    cells = [
-        ("K", "of", "format", "unit", "bound", "l1", "peak", "VRR", "swamped", "SQNR dB", "bias")
-    ]
+    head = ("K", "of", "format", "unit", "bound", "l1", "peak", "VRR", "swamped", "SQNR dB", "bias")
+    cells: list[tuple[str, ...]] = [head]
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         own = "model" if row["op"] else row["layer"]

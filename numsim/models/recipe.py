@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -283,9 +284,7 @@ class Recipe:
         return recipe_from_tables(tables, f"{path}", Path(path).parent)
 
 
-def recipe_from_tables(
-    tables: Mapping[str, Any], where: str, folder: Path | None = None
-) -> Recipe:
+def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | None = None) -> Recipe:
     """Return the recipe of the tables that `Recipe.from_toml` reads from `where`.
 
     Raises
@@ -394,8 +393,18 @@ def quant_from_table(table: Mapping[str, Any]) -> Quant:
 def inline_toml(value: Any) -> str:
     """Return a value as TOML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {inline_toml(v)}" for key, v in value.items()) + "}"
+        pairs = (f"{_key(key)} = {inline_toml(v)}" for key, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
     return toml_value(list(value) if isinstance(value, tuple) else value)
+
+
+def _key(key: str) -> str:
+    """Return a key of a table, quoted where it is not bare.
+
+    >>> _key("block"), _key("course.rst")
+    ('block', '"course.rst"')
+    """
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def rule_text(glob: str, rule: Rule) -> str:

@@ -261,7 +261,7 @@ def _is_of_rules(axis: str, entries: list[Entry]) -> bool:
 def _entries(spec: SweepSpec) -> list[Entry]:
     """Return what is swept, in order: formats, then pairs of weights and activations."""
     pairs = spec.weights is not None or spec.activations is not None
-    grid = [*_POINT, "targets"]
+    grid = ["targets", *_POINT]
     if spec.formats is None and not pairs and spec.recipes:
         unused = [name for name in grid if name in spec.model_fields_set and getattr(spec, name)]
         unused = [name for name in unused if (name, spec.roundings) != ("rounding", ("rne",))]
