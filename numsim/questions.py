@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from numsim.terminal import columns
 from numsim.words import with_error
 
+PROMOTED = 128  # the interval that the table shows; the file has others
+INTACT = 60.0  # dB of a sum that an accumulator leaves as good as exact
 MOST = 40  # lines of a table; the file has them all
 Rows = Sequence[dict[str, Any]]
 
@@ -59,32 +62,48 @@ def sensitivity_lines(rows: Rows) -> list[str]:
 
 
 def accumulator_lines(rows: Rows, within: int) -> list[str]:
-    """Return widths and errors by K: of the network the widest product of each K, and synthetic."""
-    head = ("K", "of", "format", "unit", "bound", "l1", "peak", "VRR", "swamped", "SQNR dB", "bias")
+    """Return widths and errors by K: of the network the worst product of each K, and synthetic."""
+    head = ("K", "of", "format", "unit", "bound", "l1", "peak", "wrap", "clamp", "VRR", "swamped",
+            "SQNR dB", "promoted", "bias")  # fmt: skip
     cells: list[tuple[str, ...]] = [head]
-    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        own = "model" if row["op"] else row["layer"]
-        key = (own, row["format"], row["target"], row["K"])
-        if key not in best or (row["sqnr_db"] or 0) < (best[key]["sqnr_db"] or 0):
-            best[key] = row
-    ordered = sorted(best, key=lambda key: (key[1], key[0], key[3]))
-    for key in ordered:
-        row = best[key]
+        own, unit = "model" if row["op"] else row["layer"], row["target"].partition(":")[0]
+        groups.setdefault((row["format"], unit, own, row["K"]), []).append(row)
+    for (fmt, unit, own, k), found in sorted(groups.items()):
+        plain = [row for row in found if row["target"] == unit] or found[:1]
+        row = min(plain, key=lambda row: float(row["sqnr_db"]))
+        promoted = [float(r["sqnr_db"]) for r in found if r["promote_every"] == PROMOTED]
         cells.append((
-            f"{row['K']:,}", str(key[0]), row["format"], row["target"].removeprefix("nvidia."),
-            *(_bits(row[name]) for name in ("bits_bound", "bits_bound_l1", "bits_measured_peak")),
+            f"{k:,}", own, fmt, unit.removeprefix("nvidia."),
+            *(_bits(_largest(found, f"bits_{name}")) for name in ("bound", "bound_l1",
+                                                                  "measured_peak")),
+            *(_bits(_needed(found, how)) for how in ("wrap", "saturate")),
             str(row["vrr_bits"]), f"{row['swamp_rate']:.2%}", f"{row['sqnr_db']:.1f}",
-            f"{row['mean_signed_error'] or 0:+.1e}",
+            f"{min(promoted):.1f}" if promoted else "", f"{row['mean_signed_error'] or 0:+.0e}",
         ))  # fmt: skip
     if within < 120:
-        cells = [row[:2] + row[3:] for row in cells]
-    align = "><<<" if len(cells[0]) == 11 else "><<"
-    title = (
-        "bits that an exact accumulator needs (bound of the formats, l1 bound of the weights, "
-        "measured), and the error of the sum alone; of the network the worst product of each K"
+        cells = [(*row[:3], *row[4:9], *row[10:13]) for row in cells]
+    words = (
+        "bits of an exact accumulator: bound of the formats, l1 bound of the weights, measured; "
+        f"narrowest with {INTACT:.0f} dB, wrapping and clamping. SQNR of the sum alone, and "
+        f"promoted every {PROMOTED}. Of the network the worst product of each K"
     )
-    return [title, *columns(cells, align + ">" * (len(cells[0]) - len(align)))]
+    align = "><<<" if len(cells[0]) == len(head) else "><<"
+    table = columns(cells, align + ">" * (len(cells[0]) - len(align)))
+    return [*textwrap.wrap(words, max(within, 40)), *table]
+
+
+def _largest(rows: Rows, name: str) -> int | None:
+    return max((row[name] for row in rows if row[name] is not None), default=None)
+
+
+def _needed(rows: Rows, how: str) -> int | None:
+    """Return the fewest bits with which every product stays intact."""
+    tried = [row for row in rows if row["overflow"] == how]
+    short = [row["acc_bits"] for row in tried if float(row["sqnr_db"]) < INTACT]
+    fine = [row["acc_bits"] for row in tried if row["acc_bits"] > max(short, default=0)]
+    return min(fine, default=None)
 
 
 def order_lines(rows: Rows) -> list[str]:

@@ -38,7 +38,7 @@ from numsim.sweep.spec import SweepSpec, as_spec
 from numsim.sweep.stats import write_stats
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from numsim.sweep.frames import Rows
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,7 +47,7 @@ Progress = Callable[[str, int, int], None]
 def sweep(
     spec: SweepSpec | dict[str, Any] | str | Path | None = None, *,
     progress: Progress | bool | None = None, **fields: Any,
-) -> pd.DataFrame:  # fmt: skip
+) -> Rows:  # fmt: skip
     """Run a model through every format, granularity and target of a grid.
 
     Parameters
@@ -63,12 +63,13 @@ def sweep(
 
     Returns
     -------
-    DataFrame
-        One row per (case, layer, operator) and one ``layer="all"`` row per case; columns and
-        units in `numsim.sweep.columns.COLUMNS`. Rows of an operator, one for every matrix product
-        of the network, are measured on the first batch of windows (of sentences: on kept tokens,
-        with the scales of the padded batch), rows of the network on all of them. What is missing
-        is NA in columns of whole numbers, truths and words, NaN in those of other numbers.
+    Rows
+        A DataFrame, with `cases`, `products` and `glossary`. One row per (case, layer, operator)
+        and one ``layer="all"`` row per case; columns and units in `numsim.sweep.columns.COLUMNS`.
+        Rows of an operator, one for every matrix product of the network, are measured on the first
+        batch of windows (of sentences: on kept tokens, with the scales of the padded batch), rows
+        of the network on all of them. What is missing is NA in columns of whole numbers, truths
+        and words, NaN in those of other numbers.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
+def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> Rows:
     runs = list(prepare(plan))
     every = [case for run in runs for case in run.cases]
     manifest = Manifest.of(plan, runs)
@@ -301,6 +302,6 @@ class FailedCases(NumsimError):
         figures whose `error` says why.
     """
 
-    def __init__(self, messages: list[str], rows: pd.DataFrame) -> None:
+    def __init__(self, messages: list[str], rows: Rows) -> None:
         self.messages, self.rows = messages, rows
         super().__init__(f"sweep: {len(messages)} cases failed: " + "; ".join(messages))
