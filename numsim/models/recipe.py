@@ -395,7 +395,9 @@ def inline_toml(value: Any) -> str:
     if isinstance(value, Mapping):
         pairs = (f"{_key(key)} = {inline_toml(v)}" for key, v in value.items())
         return "{" + ", ".join(pairs) + "}"
-    return toml_value(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(inline_toml(v) for v in value) + "]"
+    return toml_value(value)
 
 
 def _key(key: str) -> str:

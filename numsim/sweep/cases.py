@@ -230,21 +230,24 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
                     refused[f"{entry.called} {words} {unit[0]}"] = why
     asked: list[tuple[str, object]] = [(axis, one) for axis in _POINT for one in axes[axis]]
     asked += [("formats", entry.called) for entry in entries]
-    for axis, value in asked:
-        if refused and (axis, value) not in made and not _is_of_rules(axis, entries):
-            at = next((k for k in refused if str(value) in k), next(iter(refused)))
-            words = str(refused[at]).removeprefix("sweep: ").removeprefix(f"{axis}: ")
-            raise type(refused[at])(f"sweep: {axis}: {words}")
+    idle = [one for one in asked if one not in made and not _is_of_rules(one[0], entries)]
+    if refused and idle:  # blame the value that a message names
+        named = [
+            (a, v, error) for a, v in idle for error in refused.values() if repr(v) in str(error)
+        ]
+        axis, _, blamed = next(iter(named), (*idle[0], next(iter(refused.values()))))
+        words = str(blamed).removeprefix("sweep: ").removeprefix(f"{axis}: ")
+        raise type(blamed)(f"sweep: {axis}: {words}")
     if skipped:
         warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
             SkippedWarning,
         )
     if refused:
-        at, error = next(iter(refused.items()))
+        at, first_error = next(iter(refused.items()))
         warn(
             f"sweep: left out, since they cannot be: {len(refused)} combinations, the first "
-            f"{at} ({error})",
+            f"{at} ({first_error})",
             SkippedWarning,
         )
     return list(found)

@@ -22,7 +22,7 @@ from numsim.sweep.cases import Case, folder_hash
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
 from numsim.sweep.csv import ResultsFile
-from numsim.sweep.manifest import Manifest
+from numsim.sweep.manifest import Manifest, record_of
 from numsim.sweep.measure import case_rows, run_reference
 from numsim.sweep.operators import Reference
 from numsim.sweep.prepare import (
@@ -95,7 +95,7 @@ def sweep(
     >>> rows.query("layer == 'all'")[["format", "target"]].values.tolist()
     [['int8', 'ideal.int']]
     """
-    plan = as_spec(spec, **fields)
+    plan, record = as_spec(spec, **fields), record_of(spec)
     if plan.scheduler is not None:
         if "jobs" in plan.model_fields_set:
             raise NumsimError(
@@ -120,19 +120,20 @@ def sweep(
     results = ResultsFile(place, resume=plan.resume, force=plan.force, others=others)
     if progress is True:
         with sweep_progress() as tell, results:
-            return _sweep(plan, results, tell)
+            return _sweep(plan, results, tell, record)
     with results:
-        return _sweep(plan, results, progress or (lambda what, done, total: None))
+        return _sweep(plan, results, progress or (lambda what, done, total: None), record)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> Rows:
+def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[str, Any]) -> Rows:
     runs = list(prepare(plan))
     every = [case for run in runs for case in run.cases]
     manifest = Manifest.of(plan, runs)
+    manifest.compare(record)
     manifest.check(results)
     mine = set(own_part([case.case_id for case in every], plan.shard))
     done = {row["case_id"] for row in results.kept}

@@ -263,6 +263,7 @@ def _unit(value: Any) -> Any:
     return rule.target
 
 
+TABLE = "manifest"  # in a file of settings: what was measured, not what to measure
 _RULES = {  # of fields that take more than one kind of value
     "model": "a folder, org/name of the local hub cache, or a Model",
     "text": "the path of a UTF-8 file or of token ids in .npy",
@@ -306,7 +307,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         given = {} if spec is None else spec
         fields = read_toml(given, "sweep") if isinstance(given, str | Path) else given
         if isinstance(fields, dict):  # a manifest also says what it measured
-            fields = {name: value for name, value in fields.items() if name != "manifest"}
+            fields = {name: value for name, value in fields.items() if name != TABLE}
     if not isinstance(fields, dict):
         raise NumsimError(
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "

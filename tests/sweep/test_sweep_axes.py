@@ -65,9 +65,11 @@ def test_scale_formats_and_rules():
     assert len({case.case_id for case in found}) == 4
     (pow2,) = grid(formats="int8", granularities="per_block:32", scale_formats="float8_e8m0fnu")
     assert pow2.quants[0].scale_format == "float8_e8m0fnu"
-    with pytest.warns(ns.SkippedWarning, match="they cannot be: 1 combinations, .*clips"):
-        both = grid(formats="int8", granularities="per_tensor,per_block:32", scale_rules="mse")
-    assert [case.granularity for case in both] == ["per_tensor"]
+    with pytest.warns(ns.SkippedWarning, match=r"they cannot be: 1 combinations, .*clips"):
+        both = grid(formats="int8", granularities="per_tensor,per_block:32", scale_rules="mse,amax")
+    assert [case.granularity for case in both] == ["per_tensor", "per_tensor", "per_block:32"]
+    with pytest.raises(ns.NumsimError, match=r"granularities: .*clips"):  # none of it is left
+        grid(formats="int8", granularities="per_tensor,per_block:32", scale_rules="mse")
 
 
 def test_units_with_fields():
