@@ -21,7 +21,9 @@ from numsim.words import k_tested, shorten, unusual_settings, with_error
 
 # cases that agree in these were measured on the same text by the same network, and can be ranked
 RUN = ("model", "text", "tokens", "perplexity_reference")
-SETTINGS = ("rounding", "scale_format", "scale_rule", "seed", "case_id")
+SETTINGS = (
+    "products", "kv_format", "rounding", "scale_format", "scale_rule", "seed", "case_id",
+)  # fmt: skip
 
 
 FORMS = ("table", "csv", "json", "md")

@@ -57,7 +57,6 @@ class Case:
     own: Target | None = field(default=None, compare=False, repr=False)  # the unit, of a grid
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
-    machine: Machine = field(default=Machine(), compare=False, repr=False)  # what costs are for
     stats: bool = field(default=False, compare=False)  # count what accumulators lose
 
     @property
@@ -167,7 +166,7 @@ def cases(
         model, model_hash, text, text_hash, "", "", "", limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seeds[0],
         window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
-        machine=machine_of(spec), stats=spec.stats,
+        stats=spec.stats,
     )  # fmt: skip
     found = [*_of_the_grid(spec, first, names), *_of_recipes(spec, first, names)]
     for glob in spec.exclude:
@@ -229,6 +228,8 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
                     words = " ".join(str(v) for v in point.values() if v is not None)
                     refused[f"{entry.called} {words} {unit[0]}"] = why
     asked: list[tuple[str, object]] = [(axis, one) for axis in _POINT for one in axes[axis]]
+    asked = [(a, "+".join(dict.fromkeys(str(v).split("+"))) if a == _POINT[0] else v)
+             for a, v in asked]  # fmt: skip
     asked += [("formats", entry.called) for entry in entries]
     idle = [one for one in asked if one not in made and not _is_of_rules(one[0], entries)]
     if refused and idle:  # blame the value that a message names
@@ -343,6 +344,7 @@ def _is_rule(entry: Entry) -> bool:
 
 def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Case]:
     found: list[Case] = []
+    called: dict[str, str] = {}  # by digest
     for given in spec.recipes:
         if isinstance(given, NamedRecipe):
             where = f"recipe {given.name}"
@@ -365,10 +367,10 @@ def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Ca
             name = f"recipe_{digest[:8]}"
             if isinstance(given, NamedRecipe | Path):
                 name = given.name if isinstance(given, NamedRecipe) else given.stem
-            twin = next((c for c in found if c.digest == digest), None)
-            if twin is not None:
+            twin = called.setdefault(digest, name)
+            if twin is not name:
                 raise NumsimError(
-                    f"sweep: recipes {twin.recipe_name} and {name} name the same rules and seed "
+                    f"sweep: recipes {twin} and {name} name the same rules and seed "
                     "for this model; give one of them"
                 )
             found.append(replace(first, digest=digest, given=whole, recipe_name=name))

@@ -160,6 +160,10 @@ COLUMNS: tuple[Column, ...] = (
         "counted likewise; empty where scales inside the unit leave no common unit",
         int,
     ),
+    Column(
+        "products", "", "what a case of a grid emulates, as asked: linears, linears+qk+pv ...", str
+    ),
+    Column("kv_format", "", "how keys and values are stored, where that was asked for", str),
     Column("macs", "", "multiply-adds, of the first batch; all: of all products", int),
     Column(
         "bytes_weights",

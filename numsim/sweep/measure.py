@@ -97,7 +97,7 @@ def _run_case(
     inputs = reference.inputs
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, FIGURES))
-    costs = Costs.of(case.machine, rules.values())
+    costs = Costs.of(reference.machine, rules.values())
     cosines = np.empty(len(inputs.tokens))
     errors = []
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):

@@ -18,6 +18,7 @@ from numsim.models.gemm import RAW
 from numsim.quant import Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
+from numsim.sweep.costs import Machine
 from numsim.sweep.grid import FAKE_QUANT
 from numsim.sweep.inputs import Inputs, same_rows, split_name
 from numsim.sweep.overflow import counted, overflow_rate
@@ -44,6 +45,7 @@ class Reference:
     taps: Taps = field(default_factory=dict)  # of the first batch
     local: dict[Any, dict[str, Any]] = field(default_factory=dict)  # (product, rule, seed) -> row
     depth: list[NDArray[np.float32]] = field(default_factory=list)  # hidden states, first batch
+    machine: Machine = field(default_factory=Machine)  # what costs are for
 
 
 def tap_names(names: Iterable[str], ends: tuple[str, ...]) -> list[str]:
@@ -180,6 +182,7 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
     for key in described[0]:
         values = {words[key] for words in described}
         row[key] = values.pop() if len(values) == 1 else "mixed"
+    asked = dict(case.settings)
     row["exact"] = all(words["exact"] for words in described)
     return row | {
         "case_id": case.case_id,
@@ -191,6 +194,8 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
         "recipe_digest": digest,
         "ignored_keys": " ".join(case.ignored_keys) or None,
         "format": case.called,
+        "products": asked.get("products", None if case.recipe_name else "linears"),
+        "kv_format": asked.get("kv"),
         "emulated": not all(rule.is_plain for rule in rules),
     }
 

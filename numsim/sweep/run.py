@@ -18,9 +18,10 @@ from numsim.models import Model
 from numsim.models.memory import OperandCache
 from numsim.processes import in_processes
 from numsim.progress import sweep_progress
-from numsim.sweep.cases import Case, folder_hash
+from numsim.sweep.cases import Case, folder_hash, machine_of
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
+from numsim.sweep.costs import Machine
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.manifest import Manifest, record_of
 from numsim.sweep.measure import case_rows, run_reference
@@ -130,6 +131,7 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[str, Any]) -> Rows:
+    machine_of(plan)  # rows of cost that are wrong are said before the model is read
     runs = list(prepare(plan))
     every = [case for run in runs for case in run.cases]
     manifest = Manifest.of(plan, runs)
@@ -236,6 +238,7 @@ class _Words:
 
 def _in_turn(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str, Any]]:
     reference = run_reference(run.model, run.inputs, run.plan.batch, words.reference)
+    reference.machine = machine_of(run.plan)
     for i, case in enumerate(run.cases, start=1):
 
         def step(n: int, i: int = i, label: str = case.label) -> None:
@@ -253,20 +256,30 @@ def _elsewhere(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str,
             given = replace(run.model, cache=OperandCache(share(plan)))
             plan = plan.model_copy(update={"model": given})
         results: Iterator[list[dict[str, Any]]] = in_processes(
-            _start, plan, _work, run.cases, jobs=plan.jobs, who="sweep", ordered=False
+            _start,
+            (plan, machine_of(plan)),
+            _work,
+            run.cases,
+            jobs=plan.jobs,
+            who="sweep",
+            ordered=False,
         )
     else:
-        known = _absolute(plan), run.cases[0].model_hash, run.cases[0].text_hash
+        hashes = run.cases[0].model_hash, run.cases[0].text_hash
+        known = _absolute(plan), machine_of(plan), *hashes
         results = on_cluster(_start_elsewhere, known, _work, run.cases, address=plan.scheduler)
     for i, made in enumerate(results, start=1):
         yield from made
         words.case(i, labels[made[0]["case_id"]], (i + 1) * batches)
 
 
-def _start(plan: SweepSpec) -> tuple[Model, Reference]:
+def _start(given: tuple[SweepSpec, Machine]) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
+    plan, machine = given
     model, inputs = read_again(plan)
-    return model, run_reference(model, inputs, plan.batch, lambda n: None)
+    reference = run_reference(model, inputs, plan.batch, lambda n: None)
+    reference.machine = machine
+    return model, reference
 
 
 def _absolute(plan: SweepSpec) -> SweepSpec:
@@ -275,16 +288,16 @@ def _absolute(plan: SweepSpec) -> SweepSpec:
     return plan.model_copy(update=paths)
 
 
-def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Reference]:
+def _start_elsewhere(known: tuple[SweepSpec, Machine, str, str]) -> tuple[Model, Reference]:
     """Return what a worker needs, on a machine that may hold other files by the same names."""
-    plan, model_hash, text = known
+    plan, machine, model_hash, text = known
     folder = plan.model if isinstance(plan.model, Path) else bundled_model_dir()
     if (folder_hash(folder), text_hash(read_text(plan.one_text))) != (model_hash, text):
         raise NumsimError(
             f"sweep: a worker must read the same files; {folder} or the text differ there; "
             "put them on a disk that all machines share"
         )
-    return _start(plan)
+    return _start((plan, machine))
 
 
 def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
