@@ -227,10 +227,11 @@ def sweep(
     from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
     from numsim.sweep.shards import shard_path
+    from numsim.sweep.spec import as_spec
 
     if form not in FORMS:
         raise NumsimError(f"sweep: --format is one of {', '.join(FORMS)}; got {form!r:.40}")
-    fields: dict[str, Any] = read_toml(config, "sweep") if config else {}
+    said: dict[str, Any] = read_toml(config, "sweep") if config else {}
     given = {
         "model": model, "text": text, "formats": options.split(formats),
         "weights": options.split(weights), "activations": options.split(activations),
@@ -245,18 +246,20 @@ def sweep(
         "peak_tmac_s": peak, "resume": resume or None, "force": force or None,
         "window_start": window_start, "ignore_keys": options.split(ignore_keys),
     }  # fmt: skip
-    fields |= {key: value for key, value in given.items() if value is not None}
-    fields.setdefault("out", Path("results.csv"))
+    fields = {key: value for key, value in given.items() if value is not None}
+    if "out" not in said:
+        fields.setdefault("out", Path("results.csv"))
     if dry_run:
-        say("\n".join(dry_lines(fields)))
+        say("\n".join(dry_lines(config, **fields)))
         return
-    check_apart(Path(fields["out"]), [("settings", config)], "sweep")
-    place = shard_path(Path(fields["out"]), fields.get("shard")) or Path(fields["out"])
+    plan = as_spec(config, **fields)
+    place = shard_path(plan.out, plan.shard) or Path("results.csv")
+    check_apart(place, [("settings", config)], "sweep")
     failed: list[str] = []
     before = _state(place)
     try:
         with sweep_progress(quiet=quiet) as progress:
-            rows = run_sweep(fields, progress=progress)
+            rows = run_sweep(config, progress=progress, **fields)
     except FailedCases as error:
         rows, failed = error.rows, error.messages
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _M, _N, _K = 256, 256, 512  # of the product that is timed
 _OTHER = 1.5  # what a run does beside its products, and products alone, as a factor of time
 
 
-def dry_lines(spec: SweepSpec | dict[str, Any]) -> list[str]:
+def dry_lines(spec: SweepSpec | dict[str, Any] | Path | None, **fields: Any) -> list[str]:
     """Return the cases of a sweep as lines, with GMAC and an estimate of time, and totals.
 
     The estimate times one product of every rule on this machine, kernels warm; it holds within a
@@ -32,7 +33,7 @@ def dry_lines(spec: SweepSpec | dict[str, Any]) -> list[str]:
     NumsimError
         As the sweep itself.
     """
-    plan = as_spec(spec)
+    plan = as_spec(spec, **fields)
     known: dict[Rule, float] = {}
     lines = []
     macs_of_all, seconds_of_all, count = 0.0, 0.0, 0

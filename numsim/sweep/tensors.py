@@ -46,10 +46,10 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
     seen: set[int] = set()
     for name in names:
         for role, x in _tensors(model, run.taps, name):
-            if id(x) in seen:
+            if id(x) in seen:  # of an array that `run` keeps, so no other has the number
                 continue
             seen.add(id(x))
-            wide = np.asarray(x, np.float32)
+            wide = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
             head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(wide)
             for (called, granularity), entry in ways.items():
@@ -61,14 +61,14 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
 def _tensors(
     model: Model, taps: dict[str, NDArray[Any]], name: str
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield (role, tensor), the summed dimension last."""
+    """Yield (role, tensor); the summed dimension is the last, of KV the one before it."""
     if f"{name}.in" not in taps:
         return  # an expert to whom no token went
     operand = taps.get(f"{name}.operand")
     if operand is None:
         yield "W", model.tensors[f"{name}.weight"]
     else:
-        yield "KV", operand.swapaxes(-1, -2)
+        yield "KV", operand
     yield "A", taps[f"{name}.in"]
     yield "O", taps[f"{name}.out"]
 
