@@ -115,9 +115,7 @@ class Answers:
         if self.cost == "energy_pj" and nodes > 1:  # of two nodes: nothing is cheaper
             self.cost = None
 
-    def choices(
-        self, edges: Sequence[float] = EDGES, tolerance: float = TOLERANCE
-    ) -> list[Choice]:
+    def choices(self, edges: Sequence[float] = EDGES, tolerance: float = TOLERANCE) -> list[Choice]:
         """Return the best case for each budget of bits, the smallest and the cheapest good one."""
         found: list[Choice] = []
         before: str | None = None

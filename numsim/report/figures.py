@@ -106,7 +106,9 @@ def best_cases(cases: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     key = judged_by(cases)
     merit = SIGNED[BY_KEY[key].better] * cases[key]
     kept = merit.sort_values(kind="stable").index[:MOST]
-    return cases[cases.index.isin(kept)], f" The best {MOST} of {len(cases)} cases; tables have all."
+    return cases[
+        cases.index.isin(kept)
+    ], f" The best {MOST} of {len(cases)} cases; tables have all."
 
 
 def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
@@ -206,6 +208,7 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
 
 def mark_legend(figure: Figure, cases: pd.DataFrame) -> None:
     """Say which colour is which unit, which mark which scales."""
+
     def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
@@ -281,5 +284,7 @@ def save_figure(figure: Figure, caption: str) -> Drawn:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None})
+        figure.savefig(
+            svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None}
+        )
     return Drawn(png.getvalue(), caption, svg.getvalue())

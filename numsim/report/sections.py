@@ -87,7 +87,9 @@ def _card(choice: Choice, rows: Mapping[str, Mapping[str, Any]], key: str) -> Ht
     case = rows[choice.case]
     facts = [f"{number(case['bits_per_weight'], '.2f')} bits", case["target"]]
     figures = {name: chance(case, name) for name in ("dnll", "perplexity_above", key)}
-    terms = ([tag("dt", BY_KEY[name].title), tag("dd", said)] for name, said in figures.items() if said)
+    terms = (
+        [tag("dt", BY_KEY[name].title), tag("dd", said)] for name, said in figures.items() if said
+    )
     notes = []
     if choice.same:
         notes.append(tag("p", "Nothing gained over the card before.", class_="note"))
@@ -328,9 +330,7 @@ def method(results: Results, commands: Sequence[str], facts: Mapping[str, str]) 
     ]  # fmt: skip
     if results.unfinished:
         said.append(("Left out, unfinished", ", ".join(results.unfinished)))
-    terms = join(
-        join([tag("dt", word), tag("dd", value)]) for word, value in said if value
-    )
+    terms = join(join([tag("dt", word), tag("dd", value)]) for word, value in said if value)
     shown = [m for m in MEASURES if m.key in set(shown_measures(cases))]
     glossary = table(
         ("measure", "column", "better", "meaning"),
