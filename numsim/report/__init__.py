@@ -126,8 +126,11 @@ def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> di
 
 def as_csv(table: pd.DataFrame) -> bytes:
     """Return a table as CSV that no spreadsheet computes."""
-    text = table.map(lambda cell: escape_cell(cell) if isinstance(cell, str) else cell)
-    return text.to_csv(index=False, lineterminator="\r\n").encode()
+    words = {
+        name: [escape_cell(cell) if isinstance(cell, str) else cell for cell in table[name]]
+        for name in table.columns[table.dtypes.map(pd.api.types.is_object_dtype)]
+    }
+    return table.assign(**words).to_csv(index=False, lineterminator="\r\n").encode()
 
 
 def commands_of(results: Path, against: Path | None, cost: Path | None) -> list[str]:

@@ -27,8 +27,9 @@ def cost_section(results: Results, costs: Iterable[Row], own: str | None) -> Htm
     )
     head = tag("tr", *(tag("th", h, scope="col") for h in HEADS))
     return section(
-        "cost", "Cost", _areas(results), tag("h3", "Figures from the literature"),
-        tag("p", said, class_="note"), rows_table(head, body),
+        "cost", "Cost", _areas(results),
+        tag("details", tag("summary", f"{len(body)} figures from the literature"),
+            tag("p", said, class_="note"), rows_table(head, body)),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from numsim.report.tables import RUN, Results
 EDGES = (4.5, 8.5, 16.5)  # bits per weight: what 4, 8 and 16 bits with their scales stay below
 TOLERANCE = 1.0  # percent of perplexity
 COSINE_TOLERANCE = 0.01  # of an encoder: distance of embeddings from the reference's
-COSTS = ("energy_pj", "area_ge", "bytes_moved")  # what "cheapest" means, the first there is
+COSTS = ("energy_pj", "area_ge", "bytes_moved")  # what "cheapest" means: what most cases have
 SIGNED = {"lower": 1.0, "higher": -1.0}
 
 
@@ -28,6 +28,20 @@ class Choice:
     case: str | None
     tied: tuple[str, ...] = ()
     same: bool = False  # nothing gained over the answer before
+
+
+ALIKE = ("bits_per_weight", "kl_nats", "perplexity", "dnll", "sqnr_cumulative_db",
+         "embedding_cosine")  # fmt: skip
+
+
+def equal_cases(cases: pd.DataFrame) -> list[list[str]]:
+    """Return groups of cases whose figures are the same to the last digit: they are one finding.
+
+    Scaled fixed point is an integer format, for example.
+    """
+    real = cases[~cases["failed"] & np.isfinite(cases[judged_by(cases)])]
+    groups = real.groupby(list(ALIKE), sort=False, dropna=False)["case_id"]
+    return [found for found in groups.agg(list) if len(found) > 1]
 
 
 def runs_of(cases: pd.DataFrame) -> pd.Series:
@@ -110,7 +124,8 @@ class Answers:
         rows = {case: self.cases[self.cases["case_id"] == case].iloc[0] for case in self.steps}
         self.tied = {case: tied_with(row, self.cases, ties) for case, row in rows.items()}
         self.bits = dict(zip(self.cases["case_id"], self.cases["bits_per_weight"], strict=True))
-        self.cost = next((c for c in COSTS if np.isfinite(self.cases[c]).any()), None)
+        priced = {cost: int(np.isfinite(self.cases[cost]).sum()) for cost in COSTS}
+        self.cost = max(COSTS, key=lambda cost: priced[cost]) if any(priced.values()) else None
         nodes = self.cases["energy_node"][self.cases["energy_pj"].notna()].nunique()
         if self.cost == "energy_pj" and nodes > 1:  # of two nodes: nothing is cheaper
             self.cost = None

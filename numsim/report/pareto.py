@@ -78,8 +78,9 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
               drawstyle="steps-post", zorder=1)  # fmt: skip
     for i, (_, case) in enumerate(named.iterrows()):
         axes.annotate(
-            drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5,
-            xytext=(5, 6 if i % 2 == 0 else -12), textcoords="offset points",
+            drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5, zorder=5,
+            xytext=(7, 7 if i % 2 == 0 else -13), textcoords="offset points",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
         )  # fmt: skip
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from numsim.report.compare import DECIBELS, PERPLEXITY, SIGMAS
-from numsim.report.decide import EDGES, TOLERANCE, Answers, Choice
+from numsim.report.decide import EDGES, TOLERANCE, Answers, Choice, equal_cases
 from numsim.report.markup import Html, join, table, tag
 from numsim.report.measures import BY_KEY, MEASURES, Measure, with_chance
 from numsim.report.payload import plain_number, shown_measures
@@ -216,6 +216,11 @@ def tradeoff(results: Results, figures: Mapping[str, Html]) -> Html:
     axes = (tag("label", f"{word} ", tag("select", data_testid=f"axis-{name}"))
             for name, word in (("x", "across"), ("y", "up")))  # fmt: skip
     shown = [figures[name] for name in ("pareto_bits", "perplexity", "cosine") if name in figures]
+    rows = _by_id(results)
+    groups = equal_cases(results.cases)
+    equal = [join([case_link(rows[c], unit=True) for c in group[:NAMED]], " = ")
+             for group in groups[:NAMED]]
+    more = f"; and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
     return section(
         "tradeoff", "Trade-off",
         tag("p", "What an error costs. Filled: bit exact; outline: fake quantisation. Dashed: no "
@@ -228,6 +233,8 @@ def tradeoff(results: Results, figures: Mapping[str, Html]) -> Html:
                 aria_live="polite", aria_label="recipe of the case"),
             class_="plot scripted"),
         tag("noscript", *shown),
+        tag("p", "Alike to the last digit: ", join(equal, "; "), more, ".", class_="note")
+        if equal else None,
     )  # fmt: skip
 
 

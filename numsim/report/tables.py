@@ -100,7 +100,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
     if "format" not in rows:
         rows["format"] = rows["weight_format"]
     if "emulated" not in rows:
-        rows["emulated"] = (rows["sqnr_local_db"] != "").astype(str)
+        stays = (rows["weight_format"] == "float32") & (rows["act_format"] == "float32")
+        rows["emulated"] = (~stays).astype(str)
     for name in WHOLE:  # other programs write 32 as 32.0
         rows[name] = rows[name].str.replace(r"[.,]0$", "", regex=True)
     for name in numbers_here:

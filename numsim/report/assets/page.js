@@ -172,11 +172,12 @@
     chartBox.replaceChildren();
     if (!mx || !my) { said.textContent = "No measure of this file has values on two axes."; return; }
     const drawn = cases.filter((i) => !data.failed[i] && Number.isFinite(value(view.x, i)) && Number.isFinite(value(view.y, i)));
+    const front = frontOf(drawn, view.x, view.y), ahead = new Set(front), rank = (i) => (ahead.has(i) ? 0 : exact(i) ? 1 : 2);
+    drawn.sort((a, b) => rank(a) - rank(b) || a - b); // who comes first keeps its place
     const width = Math.max(280, chartBox.clientWidth || 700), height = width < 500 ? 360 : 440, radius = drawn.length > 600 ? 3 : drawn.length > 150 ? 4 : 6;
     const half = (i) => (my.stderr && Number.isFinite(value(my.stderr, i)) ? 2 * value(my.stderr, i) : 0);
     const X = (i) => value(view.x, i), Y = (i) => value(view.y, i);
     const sides = drawn.flatMap((i) => [Y(i) - half(i), Y(i) + half(i)]).filter((v) => my.scale !== "log" || v > 0);
-    const front = frontOf(drawn, view.x, view.y);
     let moved = 0, places;
     const apart = (options) => Plot.initializer(options, (given, groups, channels, scale) => {
       if (!places) {
