@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from numsim.cost import Row
 from numsim.report.markup import Html, tag
 from numsim.report.sections import number, rows_table, section
-from numsim.report.tables import Results
+from numsim.report.tables import Results, records
 
 MODEL = "numsim.cost.area_ge, a count of cells"
 HEADS = ("id", "quantity", "operation", "formats", "adds in", "value", "node", "scope", "mark",
@@ -59,7 +59,7 @@ def _areas(results: Results) -> Html | None:
             tag("td", f"{row['area_low']:.0f} to {row['area_high']:.0f}"),
             data_testid="cost-row", data_mark="model", data_source=MODEL, data_node="none",
         )
-        for row in found.sort_values("area_ge", kind="stable").to_dict("records")
+        for row in records(found.sort_values("area_ge", kind="stable"))
     ]  # fmt: skip
     heads = ("format", "unit", "GE per MAC", "range")
     return tag(

@@ -112,7 +112,9 @@ def best_cases(cases: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     key = judged_by(cases)
     merit = SIGNED[BY_KEY[key].better] * cases[key]
     kept = merit.sort_values(kind="stable").index[:MOST]
-    return cases[cases.index.isin(kept)], f" The best {MOST} of {len(cases)} cases; tables have all."
+    return cases[
+        cases.index.isin(kept)
+    ], f" The best {MOST} of {len(cases)} cases; tables have all."
 
 
 def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
@@ -136,9 +138,12 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
             whole.yaxis.set_minor_formatter(NullFormatter())
         whole.set_ylabel(f"{measure.axis}, log scale")
     _points(whole, cases.loc[values.index], measure, lanes, cases)
-    references = cases[measure.reference].dropna().unique() if measure.reference else ()
-    for axes in panels if len(references) == 1 else ():  # of several runs each has its own
-        axes.axhline(references[0], color="#555555", linewidth=1, linestyle=(0, (5, 3)), zorder=0)
+    references = list(cases[measure.reference].dropna().unique()) if measure.reference else []
+    if len(references) == 1:  # of several runs each has its own
+        for axes in panels:
+            axes.axhline(
+                float(references[0]), color="#555555", linewidth=1, linestyle=(0, (5, 3)), zorder=0
+            )
     _name_lanes(figure, whole, panels[-1], lanes)
     note = _note(len(cases) - len(values), log)
     if measure.stderr:
@@ -215,6 +220,7 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
 
 def mark_legend(figure: Figure, cases: pd.DataFrame) -> None:
     """Say which colour is which unit, which mark which scales."""
+
     def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
@@ -296,5 +302,7 @@ def save_figure(figure: Figure, caption: str) -> Drawn:
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.set_layout_engine("none")  # it has found the places
-        figure.savefig(svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None})
+        figure.savefig(
+            svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None}
+        )
     return Drawn(png.getvalue(), caption, svg.getvalue())

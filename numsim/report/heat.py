@@ -31,7 +31,9 @@ def draw_layers(results: Results) -> dict[str, Drawn]:
     """Draw the SQNR of all products, by case, and the differences of units where there are any."""
     drawn = {}
     cases, left_out = best_cases(results.cases)
-    local, cumulative = (_table(results, cases, f"sqnr_{kind}_db") for kind in ("local", "cumulative"))
+    local, cumulative = (
+        _table(results, cases, f"sqnr_{kind}_db") for kind in ("local", "cumulative")
+    )
     with style():
         if np.isfinite(local.to_numpy(dtype=float)).any():
             drawn["layers"] = _heat_maps(local, cumulative, cases, left_out)
@@ -66,7 +68,9 @@ def _heat_maps(
     rows_in = (0.19 if numbers else 0.13) * rows if named else min(0.05 * rows, 8.0)
     names = cases.set_index("case_id").loc[local.columns]
     every = distinct_names(names["name"] + ", " + names["target"], LONGEST_CASE)
-    labels = [every[f"{name}, {unit}"] for name, unit in zip(names["name"], names["target"], strict=True)]
+    labels = [
+        every[f"{name}, {unit}"] for name, unit in zip(names["name"], names["target"], strict=True)
+    ]
     products = [drawn_name(name) for name in local.index]
     low, high = _limits(np.concatenate([local.to_numpy(float), cumulative.to_numpy(float)]))
     width = min(WIDEST, max(6.4, 3.4 + 2 * 0.36 * columns))

@@ -42,7 +42,9 @@ def draw_fronts(results: Results) -> dict[str, Drawn]:
 def _front_figure(cases: pd.DataFrame, x: str, y: str, left_out: str) -> Drawn:
     # Energies of two nodes never stand on one axis.
     nodes = list(dict.fromkeys(cases["energy_node"])) if x == "energy_pj" else [""]
-    nodes = [node for node in nodes if cases.loc[cases["energy_node"] == node, x].notna().any()] or [""]
+    nodes = [
+        node for node in nodes if cases.loc[cases["energy_node"] == node, x].notna().any()
+    ] or [""]
     figure = canvas(9.6, 4.4)
     panels = figure.subplots(1, len(nodes), squeeze=False)[0]
     for axes, node in zip(panels, nodes, strict=True):
@@ -68,7 +70,9 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
     for _, case in found.iterrows():
         fill = {"markersize": 5.5} if case["exact"] else {"markersize": 7, "fillstyle": "none"}
         colour = colours[case["target"]]
-        axes.plot(case[x], case[y], marker=marks[case["scales"]], color=colour, linestyle="", **fill)
+        axes.plot(
+            case[x], case[y], marker=marks[case["scales"]], color=colour, linestyle="", **fill
+        )
         error = 2 * case["dnll_stderr"] if y == "dnll" else 0.0
         if error > 0:
             axes.vlines(case[x], case[y] - error, case[y] + error, color=colour, linewidth=1)
@@ -80,15 +84,12 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
         axes.annotate(
             drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5, zorder=5,
             xytext=(7, 7 if i % 2 == 0 else -13), textcoords="offset points",
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "lw": 0},
         )  # fmt: skip
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def front_rows(real: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Return the rows of the front, in order of `x`."""
-    if y == "cosine_distance":
-        ids = front(real, x, "embedding_cosine")
-    else:
-        ids = front(real, x, y)
+    ids = front(real, x, "embedding_cosine" if y == "cosine_distance" else y)
     return real.set_index("case_id", drop=False).loc[ids]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,7 +32,8 @@ COLUMNS = ("layer", "op", "granularity", "block", "target", "exact", *NUMBERS, *
 LATER_NUMBERS = tuple(
     dict.fromkeys((
         "kl_stderr", "embedding_cosine_stderr", "perplexity_reference", "saturation_rate",
-        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db", "acc_swamp_rate", "acc_peak_bits",
+        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db",
+        "acc_swamp_rate", "acc_peak_bits",
         *(m.key for m in MEASURES if m.key not in (*NUMBERS, *DERIVED)),
     ))
 )  # fmt: skip
@@ -171,6 +173,11 @@ def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
         area_high=high,
         failed=cases["error"] != "",
     )
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as dicts."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def ranking(results: Results) -> list[pd.DataFrame]:
