@@ -17,6 +17,7 @@ from numsim.report.decide import Answers, best_first, runs_of
 from numsim.report.figures import draw_figures
 from numsim.report.heat import draw_layers
 from numsim.report.html import write_page
+from numsim.report.measures import MEASURES, SETTINGS
 from numsim.report.page import write_markdown
 from numsim.report.pareto import draw_fronts
 from numsim.report.tables import Results, read_results
@@ -24,6 +25,15 @@ from numsim.report.training import is_training, training_files
 
 __all__ = ["write_report"]
 FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
+CASE_NUMBERS = tuple(
+    dict.fromkeys((*(m.key for m in MEASURES), *(m.stderr for m in MEASURES if m.stderr)))
+)
+PRODUCT_COLUMNS = (
+    "case_id", "name", "target", "layer", "op", "weight_format", "act_format", "M", "N", "K",
+    "sqnr_local_db", "sqnr_cumulative_db", "mean_signed_error", "saturation_rate",
+    "underflow_rate", "acc_overflow_rate", "acc_swamp_rate", "acc_peak_bits", "energy_pj",
+    "area_ge",
+)  # fmt: skip
 STATIC = ("pareto_bits", "perplexity", "cosine")  # figures that the page shows where no script runs
 
 
@@ -81,8 +91,8 @@ def write_report(
     ...     _ = csv.write_text(f"{','.join(row)}{chr(10)}{','.join(row.values())}")
     ...     files = write_report(csv, Path(folder, "report"))
     ...     print([file.name for file in files])
-    ...     print(files[1].read_text().splitlines()[0])
-    ['report.html', 'report.md', 'perplexity.png', 'perplexity.svg', 'cases.csv']
+    ...     print(files[0].read_text().splitlines()[0])
+    ['report.md', 'report.html', 'perplexity.png', 'perplexity.svg', 'cases.csv']
     # Number formats on `tiny`
     """
     out = results.with_name(f"{results.stem}-report") if out is None else out
@@ -102,10 +112,11 @@ def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> di
     found = read_results(results, None if cost is None else costs)
     compared = None if against is None else compare(found, against)
     drawn = draw_figures(found) | draw_fronts(found) | draw_layers(found)
-    markdown = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
     ranked = Results(found.source, best_first(found.cases), found.products, found.unfinished)
     runs = runs_of(ranked.cases)
     answers = [Answers(ranked, ranked.cases[runs == run]) for run in range(runs.max() + 1)]
+    captions = {name: figure.caption for name, figure in drawn.items()}
+    markdown = write_markdown(found, captions, answers, compared)
     page = write_page(
         ranked, answers,
         None if compared is None or against is None else (compared, against.name),
@@ -113,12 +124,16 @@ def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> di
         [cost_section(ranked, costs, None if cost is None else cost.name)],
         commands_of(results, against, cost), {},
     )  # fmt: skip
-    files = {"report.html": page.encode(), "report.md": markdown.encode()}
+    files = {"report.md": markdown.encode(), "report.html": page.encode()}
     for name, figure in drawn.items():
         files |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
-    tables = {"cases": ranked.cases, "products": ranked.products, "compare": compared}
+    tables = {
+        "cases": ranked.cases[[*SETTINGS, "kind", *CASE_NUMBERS, "error"]],
+        "products": ranked.products[list(PRODUCT_COLUMNS)],
+        "compare": compared,
+    }
     return files | {
-        f"tables/{name}.csv": as_csv(table)
+        f"tables/{name}.csv": as_csv(table.dropna(axis=1, how="all"))
         for name, table in tables.items()
         if table is not None and not table.empty
     }

@@ -91,8 +91,8 @@ def draw_figures(results: Results) -> dict[str, Drawn]:
                 words = {
                     key: getattr(measure, key).format(what=what) for key in ("axis", "caption")
                 }
-                figure = _lanes_figure(cases, replace(measure, **words))
-                drawn[measure.file] = replace(figure, caption=figure.caption + left_out)
+                words["caption"] += left_out
+                drawn[measure.file] = _lanes_figure(cases, replace(measure, **words))
     return drawn
 
 

@@ -84,7 +84,7 @@ def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
     )
     whole = rows["layer"] == "all"
     cases = _with_labels(rows[whole])
-    labels = cases[["case_id", "format", "scales", "bits"]]
+    labels = cases[["case_id", "name", "format", "scales", "bits"]]
     emulated = rows["emulated"].str.lower() == "true"  # others are not what the case is about
     products = rows[~whole & emulated].drop(columns="format").merge(labels, on="case_id")
     return Results(path, _with_derived(cases, products), products, unfinished)
