@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from numsim import options
-from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.commands_train import register as register_train
@@ -25,6 +24,7 @@ from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
 from numsim.terminal import say
 from numsim.version import __version__
+from numsim.vocabulary import ROUNDINGS
 
 app = typer.Typer(
     name="numsim",

@@ -13,7 +13,7 @@ from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
-from numsim.quant.types import SCALE_BITS
+from numsim.quant.rule import SCALE_BITS
 
 _FLOOR = (
     "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "

@@ -17,15 +17,18 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.kernels.convert import blocks
+from numsim.quant.affine import affine_codes, scales_and_zeros
+from numsim.quant.rule import POW2_FORMATS, POW2_RULES, Quant, scale_format_name
 from numsim.quant.scales import (
     block_amax,
     block_shape,
     clipped_amax,
+    over_blocks,
     scales_from_amax,
     two_level_scales,
 )  # fmt: skip
 from numsim.quant.table import as_quant
-from numsim.quant.types import POW2_FORMATS, POW2_RULES, QTensor, Quant, scale_format_name
+from numsim.quant.types import QTensor
 
 
 @known_floats
@@ -40,6 +43,7 @@ def quantize(
     scale_rule: str | None = None,
     rounding: str | None = None,
     overflow: str | None = None,
+    zero_point: bool | None = None,
     seed: int = 0,
     offset: int = 0,
     random: NDArray[Any] | None = None,
@@ -61,7 +65,7 @@ def quantize(
     axis
         The axis along which values share a scale (the K axis of a product); not used by
         per_tensor and tiles.
-    granularity, block, scale_format, scale_rule, rounding, overflow
+    granularity, block, scale_format, scale_rule, rounding, overflow, zero_point
         Fields of `Quant` that replace those of `quant`; None: as they are.
     seed, offset
         Of stochastic rounding, as in `numsim.encode`: give every tensor its own.
@@ -98,6 +102,7 @@ def quantize(
     given = {
         "granularity": granularity, "block": block, "scale_format": scale_format,
         "scale_rule": scale_rule, "rounding": rounding, "overflow": overflow,
+        "zero_point": zero_point,
     }  # fmt: skip
     rule = _changed(as_quant(quant), {key: v for key, v in given.items() if v is not None})
     return quantize_pieces(x, rule, axis=axis, seed=seed, offset=offset, random=random)
@@ -140,7 +145,7 @@ def quantize_pieces(
             f"quantize: random holds one integer for each input, shape {values.shape}; got "
             f"{random.shape}"
         )
-    if rule.fmt.min >= 0 and rule.overflow != "wrap":
+    if rule.fmt.min >= 0 and rule.overflow != "wrap" and not rule.zero_point:
         _check_signs(values, rule.fmt)
     if rule.granularity == "none":
         codes = _codes(values, rule, seed, offset, random)  # integers too are rounded once
@@ -150,6 +155,8 @@ def quantize_pieces(
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
     sizes = block_shape(rule, values.shape, axis) if rule.granularity == "per_block" else None
     pieces = _pieces(values.shape, sizes)
+    if rule.zero_point:
+        return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
     amax = _amax(values, wide, pieces, rule, sizes, axis, done)
     _check_finite(amax, values)
     if rule.scale_rule is not None and rule.scale_rule not in ("amax", *POW2_RULES):
@@ -195,7 +202,67 @@ def quantize_pieces(
         drawn = None if random is None else random[piece]
         _codes(quotient, rule, seed, first, drawn, codes[piece])
         done()
+    _keep_finite(q)
     return q
+
+
+def _affine(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, done: Callable[[], object], draws: tuple[int, int, NDArray[Any] | None],
+) -> QTensor:  # fmt: skip
+    """Quantise with zero points."""
+    low, high = (
+        _extreme(values, wide, pieces, rule, sizes, axis, done, which)
+        for which in (np.minimum, np.maximum)
+    )
+    _check_finite(low, values)
+    _check_finite(high, values)
+    scale, zeros = scales_and_zeros(low, high, rule.fmt)
+    codes = np.empty(values.shape, rule.fmt.code_dtype)
+    q = QTensor(codes, rule.fmt, scale, rule, sizes, zero_point=zeros)
+    divisor, zero = q.element_scale(), q.element_zero_point()
+    assert divisor is not None
+    assert zero is not None
+    by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    for piece in pieces:
+        at = piece if by_piece else ...
+        with np.errstate(over="ignore", under="ignore"):
+            quotient = values[piece].astype(wide, copy=False) / divisor[at]
+        how = _draws(rule, values, piece, *draws)
+        affine_codes(quotient, zero[at], rule, codes[piece], how)
+        done()
+    _keep_finite(q)
+    return q
+
+
+def _keep_finite(q: QTensor) -> None:
+    """Move integer codes whose value leaves float32 to the next that does not.
+
+    Only the largest numbers of float32 come there: -2**128, which is -128 of MXINT8's largest
+    scale, or the ends of a range that float32 does not hold.
+    """
+    largest = max(q.fmt.max, -q.fmt.min) * (2 if q.zero_point is not None else 1)
+    if q.fmt.kind != "integer" or q.scale is None or not q.scale.size:
+        return
+    if largest * float(q.scale.max()) < float(_FLOAT32_MAX):
+        return
+    scale = np.asarray(q.element_scale(), np.float64) * 2.0**-q.fmt.bias
+    most = np.broadcast_to(np.minimum(np.floor(_FLOAT32_MAX / scale), 2.0**40), q.shape)
+    zero = 0 if q.zero_point is None else q.element_zero_point()
+    np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
+
+
+def _draws(
+    rule: Quant, values: NDArray[Any], piece: Any, seed: int, offset: int,
+    random: NDArray[Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what `encode` draws for a slice of the first axis."""
+    if random is not None:
+        return {"random": random[piece]}
+    if rule.rounding != "sr":
+        return {}
+    first = piece.start * math.prod(values.shape[1:]) if values.ndim else 0
+    return {"seed": seed, "offset": offset + first}
 
 
 def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:
@@ -217,6 +284,7 @@ def _far_below(rule: Quant) -> bool:
     return around and f.min_normal >= 2.0**-60 and f.bits <= 16
 
 
+_FLOAT32_MAX = np.float64(np.finfo(np.float32).max)
 _PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
 
 
@@ -248,6 +316,26 @@ def _amax(
         found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero
     if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
         return np.asarray(np.maximum.reduce(found))
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _extreme(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, done: Callable[[], object], which: np.ufunc,
+) -> NDArray[Any]:  # fmt: skip
+    """Return the least (np.minimum) or largest value of every part, zero included."""
+    found = []
+    for piece in pieces:
+        done()
+        part = which(values[piece].astype(wide, copy=False), wide(0))
+        if sizes is not None:
+            found.append(over_blocks(part, sizes, which))
+        else:
+            along = None if rule.granularity == "per_tensor" else axis
+            kept = along is not None
+            found.append(np.asarray(which.reduce(part, axis=along, keepdims=kept, initial=0.0)))
+    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
+        return np.asarray(which.reduce(found))
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 

@@ -17,7 +17,7 @@ from numsim.kernels.compare import compare_values
 from numsim.kernels.convert import blocks
 from numsim.kernels.jit import over_range
 from numsim.quant.odd import quotient_to_odd
-from numsim.quant.types import POW2_FORMATS, Quant, percentile
+from numsim.quant.rule import POW2_FORMATS, Quant, percentile
 
 _TINY = np.float32(2.0**-149)
 THRESHOLDS = 64  # of the search by squared error
@@ -48,12 +48,20 @@ def block_amax(values: NDArray[Any], sizes: tuple[int, ...]) -> NDArray[Any]:
     along = [axis for axis, size in enumerate(sizes) if size > 1]
     if len(along) == 1 and blocks.covers(values, along[0], sizes[along[0]]):
         return blocks.amax(values, along[0], sizes[along[0]])
-    amax: NDArray[Any] = np.abs(values)
+    return over_blocks(np.abs(values), sizes, np.maximum)
+
+
+def over_blocks(values: NDArray[Any], sizes: tuple[int, ...], which: np.ufunc) -> NDArray[Any]:
+    """Return the largest or least value of every block, short blocks at the end included.
+
+    >>> over_blocks(np.array([1, 5, 2, 4, 3]), (2,), np.maximum)
+    array([5, 4, 3])
+    """
     for axis, size in enumerate(sizes):
         if size > 1:
-            starts = np.arange(0, amax.shape[axis], size)
-            amax = np.maximum.reduceat(amax, starts, axis=axis) if amax.size else amax
-    return amax
+            starts = np.arange(0, values.shape[axis], size)
+            values = which.reduceat(values, starts, axis=axis) if values.size else values
+    return values
 
 
 def clipped_amax(values: NDArray[Any], quant: Quant, axis: int = -1) -> NDArray[Any]:

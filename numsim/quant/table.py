@@ -8,7 +8,7 @@ from numsim.decimals import short_text
 from numsim.errors import NumsimError, near_words
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format, is_ambiguous, near_formats
-from numsim.quant.types import Quant
+from numsim.quant.rule import Quant
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
 

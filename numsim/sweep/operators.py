@@ -15,11 +15,11 @@ from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
 from numsim.quant import Quant, as_quant, storage_losses
+from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
 from numsim.sweep.grid import FAKE_QUANT
 from numsim.sweep.inputs import Inputs, same_rows, split_name
 from numsim.sweep.overflow import overflow_rate
-from numsim.sweep.spec import Case
 from numsim.targets import get_target
 from numsim.targets.table import label
 from numsim.version import __version__
@@ -189,7 +189,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
     weights, activations = operands(rule)
     sides = dict.fromkeys([str(weights.granularity), str(activations.granularity)])
     scaled = weights if weights.granularity != "none" else activations
-    grid = case.target and not rule.is_plain  # in doubt, a unit of one's own goes by its file
+    asked = not rule.is_plain and case.own == get_target(rule.target)  # by the user's word for it
     return {
         "weight_format": weights.fmt.label,
         "act_format": activations.fmt.label,
@@ -198,7 +198,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
         "scale_format": None if scaled.granularity == "none" else scaled.scale_format,
         "scale_rule": None if scaled.granularity == "none" else scaled.scale_rule,
         "rounding": weights.rounding,
-        "target": case.target if grid else _target_name(rule),
+        "target": case.target if asked else _target_name(rule),
         "exact": _target_name(rule) != FAKE_QUANT,
     }
 

@@ -145,7 +145,7 @@ def _promoted(ks: NDArray[np.int64], every: int | None) -> list[NDArray[np.int64
 
 def bare(q: QTensor) -> QTensor:
     """Return the codes without scales, kept with the tensor so that they are packed once."""
-    if q.scale is None:
+    if q.scale is None and q.zero_point is None:
         return q
     if "bare" not in q.packed:
         q.packed["bare"] = QTensor(q.codes, q.fmt)

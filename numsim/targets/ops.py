@@ -13,7 +13,7 @@ from numsim.errors import NumsimError, UnsupportedError, UnvalidatedWarning, war
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, format_name
 from numsim.quant import QTensor
-from numsim.targets import outside, runs, scaling
+from numsim.targets import outside, runs, scaling, zeros
 from numsim.targets.chains import Engine, bare, chained, restarts
 from numsim.targets.operands import locked
 from numsim.targets.plan import Plan, resolve, shapes
@@ -78,7 +78,9 @@ def matmul(
     Returns
     -------
     D, or with `stats` (D, `MacStats`). D [..., M, N] is float32, or the type of `out_format`.
-    Scales that are constant along K are applied after the unit,
+    Integers with zero points: the unit adds codes, the terms of zero points follow in its integer
+    accumulator of 32 bits or more (`numsim.targets.zeros`), so the sum is that of
+    (code - zero point) products. Scales that are constant along K are applied after the unit,
     ``fp32(acc * fp32(scale_a * scale_b))``, an integer accumulator being rounded to float32
     first (the quantum of fixed point, a power of two, rounds nothing); without any scale an integer
     unit returns its int32 (int64 beyond 32 bits), in units of the operands' quanta. Block scales
@@ -123,6 +125,9 @@ def multiply(
     batch, m, n = shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     plan = resolve(unit, a, b, wanted)
+    if zeros.has_zero_point(a, b) and not isinstance(plan.rule, IntSum):
+        a, b = zeros.shifted(a), zeros.shifted(b)
+        plan = resolve(unit, a, b, wanted)
     rule = plan.rule
     start = _accumulator(c, plan, (*batch, m, n))
     _warn(unit)
@@ -167,6 +172,8 @@ def _result(
     else:
         scale = scaling.constant_scales(a, b)
         acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
+        if isinstance(rule, IntSum) and zeros.has_zero_point(a, b):
+            acc = zeros.corrected(acc, bare(a), bare(b), zeros.at(a, -1), zeros.at(b, -2), rule)
     above = scaling.tensor_scale(a, b)
     if above is not None:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -37,7 +37,8 @@ class Blocks(NamedTuple):
 def covered(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Blocks | None:
     """Return what `add_blocks` works on; None: no kernel adds all blocks at once."""
     left, right = bare(a), bare(b)
-    if not (a.codes.size and b.codes.size):
+    zeros = a.zero_point is not None or b.zero_point is not None
+    if zeros or not (a.codes.size and b.codes.size):
         return None
     fp8 = _group(rule, left, right, block, out)
     if isinstance(rule, IntSum):

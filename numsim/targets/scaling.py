@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
+from numsim.targets import zeros
 from numsim.targets.chains import bare, k_slice
 from numsim.targets.runs.chain import DTYPES, one_nan, round_to
 from numsim.targets.runs.integer import Overflowed
@@ -43,7 +44,7 @@ def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
         block = (*ahead, *block[-2:])
     return replace(
         q, codes=np.broadcast_to(q.codes, (*batch, *q.shape[-2:])), scale=wide(q.scale),
-        scale_codes=wide(q.scale_codes), block_shape=block,
+        scale_codes=wide(q.scale_codes), block_shape=block, zero_point=wide(q.zero_point),
     )  # fmt: skip
 
 
@@ -152,7 +153,11 @@ def _one_by_one(
             stop = min(k0 + block, k)
             scale = _block_scale(_scale(a, -1, k0), _scale(b, -2, k0))
             try:
-                acc = chain(k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop))
+                left, right = k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop)
+                acc = chain(left, right)
+                if isinstance(rule, IntSum) and zeros.has_zero_point(a, b):
+                    at_a, at_b = zeros.at(a, -1, k0), zeros.at(b, -2, k0)
+                    acc = zeros.corrected(acc, left, right, at_a, at_b, rule)
             except Overflowed as found:
                 found.k += k0
                 raise

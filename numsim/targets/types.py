@@ -17,7 +17,6 @@ from numsim.targets.rules import (
     Fused,
     IntSum,
     Mac,
-    Overflow,
     Rule,
     ScaledFp4,
     TwoStage,
@@ -26,7 +25,7 @@ from numsim.targets.toml import fields_of_unit, unit_to_toml
 from numsim.targets.words import Maturity
 
 __all__ = [
-    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Overflow", "Rule", "ScaledFp4",
+    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Rule", "ScaledFp4",
     "Target", "TwoStage",
 ]  # fmt: skip
 

@@ -11,8 +11,9 @@ import numsim as ns
 from numsim.data import bundled_model_dir
 from numsim.errors import NumsimError
 from numsim.quant import QUANTS
+from numsim.sweep.cases import cases
 from numsim.sweep.columns import as_frame
-from numsim.sweep.spec import as_spec, cases
+from numsim.sweep.spec import as_spec
 
 SMALL = {"limit_tokens": 200, "window": 64}
 
@@ -205,7 +206,7 @@ def test_one_thing_is_a_list_of_one_and_dtypes_are_formats():
         (
             "format",
             "int8",
-            r"sweep: 'format' is no field; .*'int8'; did you mean formats; fields are model",
+            r"sweep: 'format' is no field; .*'int8'; did you mean formats.*; fields are model",
         ),
         ("qqqqq", 1, r"'qqqqq' is no field; got it as 1; fields are model, text, formats, "),
         ("formats", [8], r"sweep: formats: a format is a name or a Format; got 8 .*pass a name"),

@@ -2,7 +2,7 @@
 
 from numsim.targets.rules.exact import EXACT, Exact
 from numsim.targets.rules.fused import FUSED, Fused
-from numsim.targets.rules.int_sum import INT_SUM, IntSum, Overflow
+from numsim.targets.rules.int_sum import INT_SUM, IntSum
 from numsim.targets.rules.limits import CLASSES, INTEGERS, WIDE, Kind, Limit
 from numsim.targets.rules.mac import MAC, Mac
 from numsim.targets.rules.scaled_fp4 import SCALED_FP4, ScaledFp4
@@ -16,5 +16,5 @@ RULES: dict[type, Kind] = {
 
 __all__ = [
     "CLASSES", "INTEGERS", "RULES", "WIDE", "Exact", "Fused", "IntSum", "Kind", "Limit", "Mac",
-    "Overflow", "Rule", "ScaledFp4", "TwoStage",
+    "Rule", "ScaledFp4", "TwoStage",
 ]  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from numsim.targets.rules.limits import GROUP, INTEGERS, Kind
-
-Overflow = Literal["wrap", "saturate", "raise"]
+from numsim.vocabulary import Accumulation
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class IntSum:
     """
 
     acc_bits: int = 32
-    overflow: Overflow = "wrap"
+    overflow: Accumulation = "wrap"
     group: int = 1
     pair_bits: int | None = None
     outer_bits: int = 32

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from numsim.arguments import ROUNDINGS
 from numsim.errors import NumsimError
 from numsim.formats import Format, kept_format
 from numsim.targets.rules.limits import (
@@ -19,6 +18,7 @@ from numsim.targets.rules.limits import (
     has_output,
     is_scaled,
 )
+from numsim.vocabulary import ROUNDINGS
 
 ORDERS = ("sequential", "tree", "odd_first", "two_chains", "exact")
 

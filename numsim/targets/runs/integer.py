@@ -31,8 +31,7 @@ from numsim.targets.runs.tensor import (
     kept,
 )
 from numsim.targets.types import IntSum
-
-OVERFLOW = {"wrap": 0, "saturate": 1, "raise": 2}
+from numsim.vocabulary import ACCUMULATIONS
 
 
 @dataclass
@@ -225,7 +224,7 @@ def _scalar(x: Chain) -> Work:
             found.append((i, place))
             integer_kernel.matmul(
                 left[i], item(right, i), start[i], out[i], lo, hi, low, high,
-                OVERFLOW[rule.overflow], rule.group, -pair - 1, pair, place,
+                ACCUMULATIONS.index(rule.overflow), rule.group, -pair - 1, pair, place,
             )  # fmt: skip
 
         over_items(rows, len(out), out.shape[1])

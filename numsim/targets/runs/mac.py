@@ -38,9 +38,10 @@ from numsim.targets.runs.tensor import (
     survey,
 )
 from numsim.targets.types import Mac
+from numsim.vocabulary import ROUNDINGS
 
 ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
-MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
+MODE = {word: place for place, word in enumerate(ROUNDINGS)}
 _NO_TINY = 2.0**-103  # numbers of 24 bits from here on are multiples of float32's least normal
 
 
