@@ -17,6 +17,7 @@ from numsim.report.tables import RUN, Results, records
 EDGES = (4.5, 8.5, 16.5)  # bits per weight: what 4, 8 and 16 bits with their scales stay below
 TOLERANCE = 1.0  # percent of perplexity
 COSINE_TOLERANCE = 0.01  # of an encoder: distance of embeddings from the reference's
+SHOWN = 0.005  # bits are shown to two decimals, and 4.5001 is within a budget of 4.5
 COSTS = ("energy_pj", "area_ge", "bytes_moved")  # what "cheapest" means: what most cases have
 SIGNED = {"lower": 1.0, "higher": -1.0}
 
@@ -135,9 +136,9 @@ class Answers:
         found: list[Choice] = []
         before: str | None = None
         for edge in edges:
-            within = [case for case in self.steps if self.bits[case] <= edge]
+            within = [case for case in self.steps if self.bits[case] <= edge + SHOWN]
             best = within[-1] if within else None
-            tied = [c for c in self.tied.get(best or "", ()) if self.bits[c] <= edge]
+            tied = [c for c in self.tied.get(best or "", ()) if self.bits[c] <= edge + SHOWN]
             same = best is not None and best == before
             found.append(Choice(f"At most {edge:g} bits per weight", best, tuple(tied), same))
             before = best or before
@@ -161,10 +162,15 @@ class Answers:
         return self.cases["perplexity_above"] <= tolerance
 
     def _least(self, good: pd.DataFrame, key: str, question: str) -> Choice:
-        """Return the case that has least of a cost, and those that the model of area has equal."""
+        """Return the case that has least of a cost.
+
+        Of those that the model of area has equal to it the best, and the others as tied.
+        """
         good = good[np.isfinite(good[key])].sort_values(key, kind="stable")
         if good.empty:
             return Choice(question, None)
-        least, tied = good.iloc[0], good.iloc[1:]
-        tied = tied[tied["area_low"] <= least["area_high"]] if key == "area_ge" else tied[:0]
-        return Choice(question, str(least["case_id"]), tuple(tied["case_id"]))
+        alike = good[:1]
+        if key == "area_ge":
+            alike = good[good["area_low"] <= good["area_high"].iloc[0]].sort_values("merit")
+        first, *tied = alike["case_id"]
+        return Choice(question, str(first), tuple(tied))

@@ -45,7 +45,7 @@ MEASURES: tuple[Measure, ...] = (
             "99 percent of the tokens have a smaller KL divergence", "y", "symlog", 1e-5),
     Measure("kl_max_nats", "KL, largest", "nats", ".3g", "lower",
             "KL divergence of the worst token", "y", "symlog", 1e-5),
-    Measure("perplexity_above", "ppl above reference", "%", "+.3g", "lower",
+    Measure("perplexity_above", "ppl above ref.", "%", "+.3g", "lower",
             "perplexity over that of the float64 reference, minus one; below zero: chance", "y",
             "symlog", 0.1),
     Measure("perplexity", "perplexity", "", ".3f", "lower",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from numsim.report.compare import DECIBELS, PERPLEXITY, SIGMAS
-from numsim.report.decide import COSINE_TOLERANCE, EDGES, TOLERANCE, Answers, runs_of
+from numsim.report.decide import COSINE_TOLERANCE, EDGES, SHOWN, TOLERANCE, Answers, runs_of
 from numsim.report.measures import BY_KEY, MEASURES, SETTINGS
 from numsim.report.tables import Results
 
@@ -48,6 +48,7 @@ def page_data(
         ],
         "edges": list(EDGES),
         "tolerance": TOLERANCE,
+        "shown": SHOWN,
         "cosine_tolerance": COSINE_TOLERANCE,
         "thresholds": [PERPLEXITY, DECIBELS, SIGMAS],
         "compared": None if compared is None else _rows(compared),

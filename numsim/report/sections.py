@@ -17,7 +17,7 @@ from numsim.report.tables import Results, emulated_lengths, local_sqnr, records
 from numsim.words import k_tested
 
 WITHOUT_SCRIPT = 40  # columns of the table of products in a page that runs no script
-NAMED = 6  # cases of a tie that are named; the rest are counted
+NAMED = 3  # cases of a tie that are named; the rest are counted
 
 
 def case_link(case: Mapping[str, Any], *, unit: bool = False) -> Html:
@@ -88,7 +88,7 @@ def _card(choice: Choice, rows: Mapping[str, Mapping[str, Any]], key: str) -> Ht
     facts = [f"{number(case['bits_per_weight'], '.2f')} bits", case["target"]]
     figures = {name: chance(case, name) for name in ("dnll", "perplexity_above", key)}
     terms = (
-        [tag("dt", BY_KEY[name].title), tag("dd", said)] for name, said in figures.items() if said
+        [tag("dt", BY_KEY[name].head), tag("dd", said)] for name, said in figures.items() if said
     )
     notes = []
     if choice.same:
@@ -113,11 +113,10 @@ def chance(case: Mapping[str, Any], key: str) -> str:
     measure, value = BY_KEY[key], case[key]
     if math.isnan(value):
         return ""
-    unit = f" {measure.unit}" if measure.unit else ""
     error = case[measure.stderr] if measure.stderr else math.nan
     if math.isnan(error):
-        return f"{number(value, measure.form)}{unit}"
-    return f"{with_chance(key, value, error).replace('-', '−').replace('±', ' ± ')}{unit}"
+        return number(value, measure.form)
+    return with_chance(key, value, error).replace("-", "−").replace("±", " ± ")
 
 
 def failed(results: Results) -> Html | None:

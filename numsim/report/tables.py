@@ -153,7 +153,8 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
             suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
     cases["short_format"] = cases["format"]
     cases["format"] += suffix
-    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(cases["scales"] == "", "")
+    plain = cases["scales"].isin(["", "none"])
+    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(plain, "")
     cases["kind"] = cases["exact"].map({True: "exact", False: "fake"})
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
