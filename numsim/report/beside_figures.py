@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter
 
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
@@ -43,6 +44,7 @@ def draw_beside(tables: dict[str, pd.DataFrame], results: Results) -> dict[str, 
         if "accumulators" in tables:
             drawn |= _accumulators(tables["accumulators"])
             drawn |= _promotion(tables["accumulators"])
+            drawn |= _cliffs(tables["accumulators"])
         if "positions" in tables:
             drawn |= _positions(tables["positions"])
         if "sensitivity" in tables:
@@ -74,6 +76,12 @@ def _histograms(tensors: pd.DataFrame) -> dict[str, Drawn]:
             "format reaches when its largest value is the largest of the tensor; thin: subnormal.",
         )
     return drawn
+
+
+def _double(axes: Any) -> None:
+    """Count across in powers of two."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain(name: object) -> str:
@@ -131,8 +139,9 @@ def _crest(tensors: pd.DataFrame) -> dict[str, Drawn]:
         middle = pd.Series(ys).rolling(9, center=True, min_periods=3).median()
         axes.plot(xs, middle, color=colour, linewidth=1.4, label=drawn_name(name))
     low, high = axes.get_xlim()
+    there = " ".join(blocks["format"].unique())
     for word, x in CROSSOVERS.items():
-        if low < x < high:
+        if low < x < high and all(part in there for part in word.split(" / ")):
             axes.axvline(x, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
             axes.text(x, axes.get_ylim()[1], f" {word} {x:g}", fontsize=6.5, va="top", rotation=90)
     axes.set_xlabel("crest factor of a block, median over the tensor")
@@ -147,6 +156,7 @@ def _crest(tensors: pd.DataFrame) -> dict[str, Drawn]:
 
 
 def _accumulators(table: pd.DataFrame) -> dict[str, Drawn]:
+    table = table.assign(target=table["target"].str.partition(":")[0])  # widths are an axis
     kinds = list(dict.fromkeys(zip(table["format"], table["target"], strict=True)))
     wanted = [k for k in kinds if _of(table, k)[list(FIELDS)].notna().any(axis=None)][:4]
     if not wanted:
@@ -164,7 +174,7 @@ def _accumulators(table: pd.DataFrame) -> dict[str, Drawn]:
                 axes.plot(line.index, line, color=colour, label=words, markersize=4, **how)
         for width in WIDTHS:
             axes.axhline(width, color="#aaaaaa", linewidth=0.8, zorder=0)
-        axes.set_xscale("log", base=2)
+        _double(axes)
         axes.set_xlabel("K")
         axes.set_title(f"{drawn_name(kind[0])}\n{drawn_name(kind[1])}", fontsize=8)
     panels[0].set_ylabel("bits of the accumulator")
@@ -190,22 +200,53 @@ def _of(table: pd.DataFrame, kind: tuple[str, str]) -> pd.DataFrame:
 def _promotion(table: pd.DataFrame) -> dict[str, Drawn]:
     """Draw the error of sums over the interval after which they move into float32."""
     steps = pd.to_numeric(table["promote_every"], errors="coerce")
-    found = table.assign(step=steps)[steps.notna() & np.isfinite(table["sqnr_db"])]
+    known = table.assign(step=steps, unit=table["target"].str.partition(":")[0])
+    found = known[steps.notna() & np.isfinite(table["sqnr_db"])]
     if found["step"].nunique() < 2:
         return {}
+    lines = found.groupby(["format", "unit", "K", "step"])["sqnr_db"].median().unstack("step")
+    spread = (lines.max(axis=1) - lines.min(axis=1)).sort_values(ascending=False, kind="stable")
     figure = canvas(8.4, 3.6)
     axes = figure.subplots()
-    lines = found.groupby(["format", "target", "K"], sort=False)
-    for i, ((fmt, _, k), own) in enumerate(list(lines)[-LINES:]):
-        line = own.groupby("step")["sqnr_db"].median()
+    for i, key in enumerate(spread.index[:LINES]):
+        fmt, unit, k = key
+        line = lines.loc[key].dropna()
         axes.plot(line.index, line, "o-", color=COLOURS[i % len(COLOURS)], markersize=4,
-                  label=f"{drawn_name(fmt)}, K {k:.0f}")  # fmt: skip
-    axes.set_xscale("log", base=2)
+                  label=f"{drawn_name(fmt)}, K {k:.0f}\n{drawn_name(unit)}")  # fmt: skip
+    _double(axes)
     axes.set_xlabel("products between promotions into float32")
     axes.set_ylabel("SQNR of the sum (dB)")
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside right upper", frameon=False)
-    return {"promotion": save_figure(figure, "Error of sums over the promotion interval.")}
+    caption = "Error of sums over the promotion interval; the lines that it moves most."
+    return {"promotion": save_figure(figure, caption)}
+
+
+def _cliffs(table: pd.DataFrame) -> dict[str, Drawn]:
+    """Draw the error of integer sums over the width of the accumulator, wrapping or saturating."""
+    found = table[table["acc_bits"].notna() & table["overflow"].isin(["wrap", "saturate"])]
+    found = found.assign(sqnr_db=found["sqnr_db"].clip(-10, 150))  # an exact sum has no noise
+    if found["acc_bits"].nunique() < 2:
+        return {}
+    figure = canvas(8.4, 3.6)
+    axes = figure.subplots()
+    lengths = sorted(found["K"].unique())[-LINES:]
+    for (k, overflow), own in found[found["K"].isin(lengths)].groupby(["K", "overflow"]):
+        line = own.groupby("acc_bits")["sqnr_db"].median()
+        axes.plot(
+            line.index, line, marker="o", markersize=3, label=f"K {k:.0f}, {overflow}",
+            color=COLOURS[lengths.index(k) % len(COLOURS)],
+            linestyle="-" if overflow == "wrap" else (0, (4, 2)),
+        )  # fmt: skip
+    axes.set_xlabel("bits of the integer accumulator")
+    axes.set_ylabel("SQNR of the sum (dB)")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    caption = (
+        "The cliff: error of integer sums where the accumulator becomes too narrow, by length K; "
+        "150 dB stands for exact sums. Median over the products measured."
+    )
+    return {"cliffs": save_figure(figure, caption)}
 
 
 def _positions(table: pd.DataFrame) -> dict[str, Drawn]:
@@ -220,9 +261,10 @@ def _positions(table: pd.DataFrame) -> dict[str, Drawn]:
             marker="o", markersize=3.5, linewidth=1.2,
             label=f"{drawn_name(own['format'].iloc[0])}, {drawn_name(own['target'].iloc[0])}",
         )  # fmt: skip
-    axes.set_xscale("log", base=2)
+    _double(axes)
     if (table["kl_nats"] > 0).all():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("position of the token in its window")
     axes.set_ylabel("KL divergence (nats)")
     axes.grid(color="#dddddd", linewidth=0.6)

@@ -14,7 +14,7 @@ from numsim.report.tables import records
 ROWS = 60  # of a table that the page shows; the file beside it has all
 RANGES = ("amax", "rms", "crest_row_median", "crest_16_median", "crest_32_median", "kurtosis")
 FIGURES = {
-    "tensors": ("hist", "crest"), "accumulators": ("accumulator", "promotion"),
+    "tensors": ("hist", "crest"), "accumulators": ("accumulator", "promotion", "cliffs"),
     "positions": ("positions",), "sensitivity": ("sensitivity",),
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def _rows(frame: pd.DataFrame, kind: Beside) -> Html:
         for row in records(frame.iloc[:ROWS])
     ]
     head = tag("tr", *(tag("th", name, scope="col") for name in names))
-    return tag("div", rows_table(head, body), _more(len(frame)))
+    return _folded(rows_table(head, body), len(frame))
 
 
 def _tensors(frame: pd.DataFrame) -> Html:
@@ -66,7 +66,7 @@ def _tensors(frame: pd.DataFrame) -> Html:
         )  # fmt: skip
     heads = ["tensor", *RANGES, *(f"{name}, dB" for name in table.columns)]
     head = tag("tr", *(tag("th", name, scope="col") for name in heads))
-    return tag("div", rows_table(head, body), _more(len(table)))
+    return _folded(rows_table(head, body), len(table))
 
 
 def _cell(value: object, numeric: bool) -> Html:
@@ -75,7 +75,8 @@ def _cell(value: object, numeric: bool) -> Html:
     return tag("td", str(value))
 
 
-def _more(count: int) -> Html | None:
-    if count <= ROWS:
-        return None
-    return tag("p", f"The first {ROWS} of {count}; the file in tables has all.", class_="note")
+def _folded(rows: Html, count: int) -> Html:
+    words = (
+        f"{count} rows" if count <= ROWS else f"{ROWS} of {count} rows; the file in tables has all"
+    )
+    return tag("details", tag("summary", words), rows)

@@ -89,14 +89,14 @@ MEASURES: tuple[Measure, ...] = (
             "structural model in gate equivalents; within 20 % units are equal, and 4-bit block "
             "formats are not ranked", "x"),
     Measure("energy_pj", "energy", "pJ", ".4g", "lower",
-            "multiplying and adding in the products of one batch, by one node and source", "x",
-            "log"),
+            "multiplying and adding in the products of one batch, by one node and source"),
+    Measure("pj_per_mac", "energy", "pJ per MAC", ".3g", "lower", "that energy over the MACs", "x"),
     Measure("dram_pj", "energy of moving", "pJ", ".4g", "lower",
-            "moving all bytes once, by the same source", "x", "log"),
+            "moving all bytes once, by the same source"),
     Measure("seconds", "time to emulate", "s", ".3g", "", "of this computer, not of the unit"),
 )  # fmt: skip
 BY_KEY = {measure.key: measure for measure in MEASURES}
-DERIVED = ("perplexity_above", "worst_db", "bytes_moved")  # by numsim.report
+DERIVED = ("perplexity_above", "pj_per_mac", "worst_db", "bytes_moved")  # by numsim.report
 # What decides a case, in the order in which its recipe is read.
 SETTINGS: dict[str, str] = {
     "case_id": "case", "recipe": "recipe", "format": "format", "weight_format": "weights",

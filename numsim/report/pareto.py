@@ -22,7 +22,7 @@ from numsim.report.figures import (
 from numsim.report.measures import BY_KEY
 from numsim.report.tables import Results
 
-COSTS = {"bits": "bits_per_weight", "area": "area_ge", "energy": "energy_pj"}
+COSTS = {"bits": "bits_per_weight", "area": "area_ge", "energy": "pj_per_mac"}
 LINEAR = {"dnll": 1e-3, "cosine_distance": 1e-4, "kl_nats": 1e-4}  # of the symmetric log scale
 
 
@@ -41,14 +41,14 @@ def draw_fronts(results: Results) -> dict[str, Drawn]:
 
 def _front_figure(cases: pd.DataFrame, x: str, y: str, left_out: str) -> Drawn:
     # Energies of two nodes never stand on one axis.
-    nodes = list(dict.fromkeys(cases["energy_node"])) if x == "energy_pj" else [""]
+    nodes = list(dict.fromkeys(cases["energy_node"])) if x == "pj_per_mac" else [""]
     nodes = [
         node for node in nodes if cases.loc[cases["energy_node"] == node, x].notna().any()
     ] or [""]
     figure = canvas(9.6, 4.4)
     panels = figure.subplots(1, len(nodes), squeeze=False)[0]
     for axes, node in zip(panels, nodes, strict=True):
-        here = cases[cases["energy_node"] == node] if x == "energy_pj" else cases
+        here = cases[cases["energy_node"] == node] if x == "pj_per_mac" else cases
         _panel(axes, here, cases, x, y)
         axes.set_xlabel(BY_KEY[x].head + (f" ({node})" if node else ""))
     words = {"dnll": "dNLL (nats)", "cosine_distance": "1 − cosine of embeddings",

@@ -170,6 +170,7 @@ def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
         perplexity_above=100 * (cases["perplexity"] / cases["perplexity_reference"] - 1),
         worst_db=cases["case_id"].map(worst),
         bytes_moved=moved,
+        pj_per_mac=cases["energy_pj"] / cases["macs"],
         area_low=low,
         area_high=high,
         failed=cases["error"] != "",
