@@ -39,13 +39,13 @@ SMALL_ANGLE = 2.0**20  # radians up to which turns are subtracted from an angle
 SERIES_ERF = 3.0  # from here on erfc is a continued fraction
 _FRACTION_TERMS = 120
 
-# 2/pi times 2**e modulo 4, for e of 0 to 127: limbs of 32 bits, the first 2 of them whole turns.
+# 2/pi times 2**(e - 3) modulo 4, e of 0 to 127: limbs of 32 bits, the first two bits whole turns.
 _BITS = int("a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e0", 16)
 _LIMBS = 5
 _TURNS = np.array(
     [
         [
-            ((_BITS << e) >> (320 - 158) & ((1 << 160) - 1)) >> (32 * (_LIMBS - 1 - i)) & 0xFFFFFFFF
+            ((_BITS << e) >> (320 - 158 + 3) & ((1 << 160) - 1)) >> (32 * (_LIMBS - 1 - i)) & 0xFFFFFFFF
             for i in range(_LIMBS)
         ]
         for e in range(128)
@@ -161,22 +161,13 @@ def _quarter_of_large(x: float) -> tuple[int, Pair]:
     """`quarter` for a number of at most 24 bits, of 2**20 or more."""
     bits = np.float64(x).view(np.int64)
     m = np.uint64((bits & 0xFFFFFFFFFFFFF | 1 << 52) >> 29)
-    e = (bits >> 52) - 1023 - 23  # x = m * 2**e
+    e = (bits >> 52) - 1023 - 23  # x = m * 2**e, e of -3 to 104
     limbs = np.empty(_LIMBS, np.uint64)
     carry = np.uint64(0)
     for i in range(_LIMBS - 1, -1, -1):
-        if e >= 0:
-            t = _TURNS[e, i] * m + carry
-        else:
-            t = _TURNS[0, i] * m + carry
+        t = _TURNS[e + 3, i] * m + carry
         limbs[i] = t & np.uint64(0xFFFFFFFF)
         carry = t >> np.uint64(32)
-    for _ in range(-e):  # of 2**20 and more: at most 3 places
-        carry = limbs[0] & np.uint64(0)
-        for i in range(_LIMBS):
-            t = limbs[i] | carry << np.uint64(32)
-            carry = t & np.uint64(1)
-            limbs[i] = t >> np.uint64(1)
     turns = np.int64(limbs[0] >> np.uint64(30))
     limbs[0] &= np.uint64(0x3FFFFFFF)
     f = (0.0, 0.0)
