@@ -7,7 +7,6 @@ format that follows is then the only one. Rows lie along the last axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,14 +34,13 @@ class Rounding(NamedTuple):
     """A format and how results are rounded to it."""
 
     format: Format
-    rounding: str = "rne"
-    overflow: str = "saturate"
+    rounding: Any = "rne"
+    overflow: Any = "saturate"
 
     def __call__(self, x: ArrayLike) -> Values:
         """Round numbers, or float64 rounded to odd, once."""
-        rounded: Any = cast(
-            np.asarray(x, np.float64), self.format, rounding=self.rounding, overflow=self.overflow
-        )  # type: ignore[call-overload]
+        wide = np.asarray(x, np.float64)
+        rounded = cast(wide, self.format, rounding=self.rounding, overflow=self.overflow)
         return np.asarray(rounded, np.float32)
 
     def constant(self, x: ArrayLike) -> Values:
@@ -68,7 +66,7 @@ def rounding_to(fmt: FormatLike, rounding: str = "rne", overflow: str = "saturat
 
 
 def plus(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a + b rounded to odd."""
+    """Return a + b rounded to odd."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     with np.errstate(invalid="ignore"):
         s = a + b
@@ -77,25 +75,25 @@ def plus(a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def minus(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a - b rounded to odd."""
+    """Return a - b rounded to odd."""
     return plus(a, -np.asarray(b, np.float64))
 
 
 def times(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a * b of numbers of at most 26 bits: exact."""
+    """Return a * b of numbers of at most 26 bits: exact."""
     with np.errstate(invalid="ignore"):
         product: Floats = np.asarray(a, np.float64) * np.asarray(b, np.float64)
         return product
 
 
 def over(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a / b rounded to odd."""
+    """Return a / b rounded to odd."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return quotient_to_odd(np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
 def function(name: str, x: ArrayLike) -> Floats:
-    """A function of `FUNCTIONS` in float64, rounded to odd; x of at most 24 significant bits."""
+    """Compute a function of `FUNCTIONS` to float64, rounded to odd; x of at most 24 bits."""
     x = np.ascontiguousarray(x, np.float64)
     out = np.empty(x.shape)
     finite = np.isfinite(x)
@@ -111,7 +109,7 @@ def elementwise(
     name: str,
     x: ArrayLike,
     *,
-    format: FormatLike,  # noqa: A002  the contract's word
+    format: FormatLike,
     rounding: str = "rne",
     overflow: str = "special",
 ) -> Values:
@@ -145,9 +143,9 @@ def elementwise(
     Examples
     --------
     >>> import numpy as np
-    >>> x = np.float32([-1e-30, 1.0, 100.0])
+    >>> x = np.float32([-1e-30, 1.0, 4.0])
     >>> elementwise("exp", x, format="bfloat16", rounding="rtz").tolist()
-    [0.99609375, 2.703125, 2.6850901417838684e+43]
+    [0.99609375, 2.703125, 54.5]
     """
     choice("operator", name, FUNCTIONS)
     r = rounding_to(format, rounding, overflow)
@@ -171,12 +169,12 @@ def numbers(x: ArrayLike) -> Floats:
 # ------------------------------------------------------------------------------------------- sums
 
 
-def total(x: Values, order: str, r: Rounding, inner: Rounding | None = None) -> Values:
+def total(x: NDArray[Any], order: str, r: Rounding, inner: Rounding | None = None) -> Values:
     """Sum along the last axis in an order, [..., n] -> [...].
 
     ``sequential`` starts at x_0; ``pairwise`` adds neighbours, an odd last one is carried up;
-    ``lanes:w`` adds x_j, x_{j+w} ... in lane j, then lane j + w/2 to lane j, and so on; ``exact`` is
-    one rounding of the exact sum. `inner` rounds the additions, `r` the result.
+    ``lanes:w`` adds x_j, x_{j+w} ... in lane j, then lane j + w/2 to lane j, and so on; ``exact``
+    is one rounding of the exact sum. `inner` rounds the additions, `r` the result.
     """
     step = inner or r
     if order == "exact":
@@ -208,7 +206,7 @@ def total(x: Values, order: str, r: Rounding, inner: Rounding | None = None) -> 
     return r(s) if inner else s
 
 
-def _lanes(x: Values, width: int, step: Callable[[ArrayLike], Values]) -> Values:
+def _lanes(x: NDArray[Any], width: int, step: Rounding) -> NDArray[Any]:
     missing = -x.shape[-1] % width
     x = np.concatenate([x, np.zeros((*x.shape[:-1], missing), np.float32)], -1)
     parts = x.reshape(*x.shape[:-1], -1, width)
@@ -218,8 +216,8 @@ def _lanes(x: Values, width: int, step: Callable[[ArrayLike], Values]) -> Values
     return s
 
 
-def _exact(x: Values) -> Floats:
-    """The exact sums, rounded to odd."""
+def _exact(x: NDArray[Any]) -> Floats:
+    """Return the exact sums, rounded to odd."""
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
     out = np.empty(len(rows))
     for i, row in enumerate(rows):

@@ -10,6 +10,7 @@ number beyond every format stands in for it. Proof: as of `pairs`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ _GRAIN = 256  # elements a thread takes at least
 
 
 @inline
-def odd(x: pairs.Pair) -> float:
-    """high + low, the last bit one where low is not zero."""
+def odd(x: pairs.Pair) -> Any:
+    """High + low, the last bit one where low is not zero."""
     if x[1] == 0.0 or x[0] == 0.0:
         return x[0]
     bits = np.float64(x[0]).view(np.int64)
@@ -39,34 +40,34 @@ def odd(x: pairs.Pair) -> float:
 
 
 @inline
-def _clamped(x: float, far: float) -> float:
+def _clamped(x: float, far: float) -> Any:
     return min(max(x, -far), far)
 
 
 @inline
-def _exp(x: float) -> float:
+def _exp(x: float) -> Any:
     return odd(pairs.exp((_clamped(x, _FAR), 0.0)))
 
 
 @inline
-def _exp2(x: float) -> float:
+def _exp2(x: float) -> Any:
     x = _clamped(x, _FAR_2)
     k = np.floor(x + 0.5)
     return odd(pairs.scaled(pairs.exp(pairs.times((x - k, 0.0), pairs.LN2)), np.int64(k)))
 
 
 @inline
-def _log(x: float) -> float:
+def _log(x: float) -> Any:
     return odd(pairs.log(x)) if x > 0.0 else (-np.inf if x == 0.0 else np.nan)
 
 
 @inline
-def _reciprocal(x: float) -> float:
+def _reciprocal(x: float) -> Any:
     return odd(pairs.over(_ONE, (x, 0.0))) if x != 0.0 else np.copysign(np.inf, x)
 
 
 @inline
-def _sqrt(x: float) -> float:
+def _sqrt(x: float) -> Any:
     if x <= 0.0:
         return x if x == 0.0 else np.nan
     s = np.sqrt(x)
@@ -75,7 +76,7 @@ def _sqrt(x: float) -> float:
 
 
 @inline
-def _rsqrt(x: float) -> float:
+def _rsqrt(x: float) -> Any:
     if x <= 0.0:
         return np.copysign(np.inf, x) if x == 0.0 else np.nan
     q = 1.0 / np.sqrt(x)
@@ -94,7 +95,7 @@ def _sigmoid_of(x: pairs.Pair) -> pairs.Pair:
 
 
 @inline
-def _tanh(x: float) -> float:
+def _tanh(x: float) -> Any:
     if abs(x) < _TINY:  # x - x**3 / 3, which is further below x than a pair reaches
         return odd((x, -x * 2.0**-60))
     x = _clamped(x, 0.5 * _FAR)
@@ -108,7 +109,7 @@ def _tanh(x: float) -> float:
 
 
 @inline
-def _erf(x: float) -> float:
+def _erf(x: float) -> Any:
     z = min(abs(x), _FAR_ERF)
     square = pairs.two_product(z, z)
     if z < pairs.SERIES_ERF:
@@ -120,7 +121,7 @@ def _erf(x: float) -> float:
 
 
 @inline
-def _gelu(x: float) -> float:
+def _gelu(x: float) -> Any:
     far = min(abs(x), _FAR_ERF)
     z = pairs.times((far, 0.0), _SQRT_HALF)
     square = pairs.two_product(far, far)
@@ -136,7 +137,7 @@ def _gelu(x: float) -> float:
 
 
 @inline
-def _gelu_tanh(x: float) -> float:
+def _gelu_tanh(x: float) -> Any:
     far = _clamped(x, 30.0)
     cubic = pairs.times(pairs.times(pairs.two_product(far, far), (far, 0.0)), _CUBIC)
     u = pairs.times(_SQRT_TWO_OVER_PI, pairs.add((far, 0.0), cubic))
@@ -147,23 +148,23 @@ def _gelu_tanh(x: float) -> float:
 
 
 @inline
-def _silu(x: float) -> float:
+def _silu(x: float) -> Any:
     return odd(pairs.times((x, 0.0), _sigmoid_of((_clamped(x, _FAR), 0.0))))
 
 
 @inline
-def _sigmoid(x: float) -> float:
+def _sigmoid(x: float) -> Any:
     return odd(_sigmoid_of((_clamped(x, _FAR), 0.0)))
 
 
 @inline
-def _sin(x: float) -> float:
+def _sin(x: float) -> Any:
     turns, r = pairs.quarter((abs(x), 0.0))
     return np.copysign(1.0, x) * odd(pairs.sine(turns, r))
 
 
 @inline
-def _cos(x: float) -> float:
+def _cos(x: float) -> Any:
     turns, r = pairs.quarter((abs(x), 0.0))
     return odd(pairs.sine(turns + 1, r))
 
@@ -278,7 +279,7 @@ def angles(
     positions: np.ndarray, base: pairs.Pair, width: int, cos: np.ndarray, sin: np.ndarray,
     inverse: np.ndarray,
 ) -> None:  # fmt: skip
-    """cos and sin of position * base**(-2i / width), and base**(-2i / width), rounded to odd.
+    """Cos and sin of position * base**(-2i / width), and base**(-2i / width), rounded to odd.
 
     `base`: its logarithm. positions [P] below 2**20; cos, sin [P, width / 2]; inverse [width / 2].
     """

@@ -11,6 +11,8 @@ Source: Dekker, Numerische Mathematik 18, 1971 (pairs); Payne and Hanek, SIGNUM 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numsim.kernels.elementwise.derivatives import log64
@@ -45,7 +47,8 @@ _LIMBS = 5
 _TURNS = np.array(
     [
         [
-            ((_BITS << e) >> (320 - 158 + 3) & ((1 << 160) - 1)) >> (32 * (_LIMBS - 1 - i)) & 0xFFFFFFFF
+            ((_BITS << e) >> (320 - 158 + 3) & ((1 << 160) - 1)) >> (32 * (_LIMBS - 1 - i))
+            & 0xFFFFFFFF
             for i in range(_LIMBS)
         ]
         for e in range(128)
@@ -56,7 +59,7 @@ _TURNS = np.array(
 
 @inline
 def two_sum(a: float, b: float) -> Pair:
-    """a + b, exactly."""
+    """Return a + b, exactly."""
     s = a + b
     v = s - a
     return s, (a - (s - v)) + (b - v)
@@ -64,7 +67,7 @@ def two_sum(a: float, b: float) -> Pair:
 
 @inline
 def two_product(a: float, b: float) -> Pair:
-    """a * b, exactly, below 2**990 and where nothing underflows."""
+    """Return a * b, exactly, below 2**990 and where nothing underflows."""
     p = a * b
     t = _SPLIT * a
     a1 = t - (t - a)
@@ -77,7 +80,7 @@ def two_product(a: float, b: float) -> Pair:
 
 @inline
 def add(a: Pair, b: Pair) -> Pair:
-    """a + b."""
+    """Return a + b."""
     s, e = two_sum(a[0], b[0])
     t, f = two_sum(a[1], b[1])
     s, e = two_sum(s, e + t)
@@ -86,14 +89,14 @@ def add(a: Pair, b: Pair) -> Pair:
 
 @inline
 def times(a: Pair, b: Pair) -> Pair:
-    """a * b."""
+    """Return a * b."""
     p, e = two_product(a[0], b[0])
     return two_sum(p, e + (a[0] * b[1] + a[1] * b[0]))
 
 
 @inline
 def over(a: Pair, b: Pair) -> Pair:
-    """a / b."""
+    """Return a / b."""
     q = a[0] / b[0]
     p = times((q, 0.0), b)
     r = add(a, (-p[0], -p[1]))
@@ -105,8 +108,8 @@ def over(a: Pair, b: Pair) -> Pair:
 
 
 @inline
-def exp_parts(x: Pair) -> tuple[int, Pair]:
-    """k and m with e**x = 2**k * (1 + m), m small where k is 0; |x| below 700."""
+def exp_parts(x: Pair) -> tuple[Any, Pair]:
+    """K and m with e**x = 2**k * (1 + m), m small where k is 0; |x| below 700."""
     k = np.floor(x[0] * _INVERSE_LN2 + 0.5)
     p2 = two_product(k, _LN2_2)
     r = add(two_sum(x[0], -k * _LN2_1), (x[1], 0.0))
@@ -124,7 +127,7 @@ def exp_parts(x: Pair) -> tuple[int, Pair]:
 
 @inline
 def scaled(x: Pair, k: int) -> Pair:
-    """x * 2**k, for k of -1021 to 1023."""
+    """X * 2**k, for k of -1021 to 1023."""
     power = np.int64((k + 1023) << 52).view(np.float64)
     return x[0] * power, x[1] * power
 
@@ -157,7 +160,7 @@ def log(x: float) -> Pair:
 
 
 @inline
-def _quarter_of_large(x: float) -> tuple[int, Pair]:
+def _quarter_of_large(x: float) -> tuple[Any, Pair]:
     """`quarter` for a number of at most 24 bits, of 2**20 or more."""
     bits = np.float64(x).view(np.int64)
     m = np.uint64((bits & 0xFFFFFFFFFFFFF | 1 << 52) >> 29)
@@ -182,7 +185,7 @@ def _quarter_of_large(x: float) -> tuple[int, Pair]:
 
 
 @inline
-def quarter(x: Pair) -> tuple[int, Pair]:
+def quarter(x: Pair) -> tuple[Any, Pair]:
     """Quarter turns, modulo 4, and the angle that is left: at most pi/4, for x of 0 or more.
 
     From 2**20 on x is one number of at most 24 bits, and below 2**128.
@@ -210,7 +213,7 @@ def _series(square: Pair, first: int) -> Pair:
 
 @inline
 def sine(turns: int, r: Pair) -> Pair:
-    """sin of `turns` quarter turns and an angle r of at most pi/4; one turn more gives cos."""
+    """Sin of `turns` quarter turns and an angle r of at most pi/4; one turn more gives cos."""
     square = times(r, r)
     y = _series(square, 1) if turns & 1 else times(r, _series(square, 2))
     return (-y[0], -y[1]) if turns & 2 else y
