@@ -9,26 +9,25 @@ from numsim.operators.chains import (
     silu_gate,
     softmax,
 )
+from numsim.operators.fixed_point import gemmlowp_exp, gemmlowp_logistic, gemmlowp_tanh
 from numsim.operators.gpu import exp2_lut, exp2_poly, online_softmax
-from numsim.operators.integer import (
-    gemmlowp_exp,
-    gemmlowp_logistic,
-    gemmlowp_tanh,
-    ggml_gelu_f16,
+from numsim.operators.ibert import (
     ibert_exp,
     ibert_gelu,
     ibert_norm,
     ibert_softmax,
     ibert_sqrt,
-    ort_qlinear_softmax,
+)
+from numsim.operators.kv import KVCache
+from numsim.operators.rounded import elementwise
+from numsim.operators.runtimes import ggml_gelu_f16, ort_qlinear_softmax
+from numsim.operators.tflite import (
     tflite_logistic8,
     tflite_lut16,
     tflite_softmax_int8,
     tflite_softmax_int16,
     tflite_tanh8,
 )
-from numsim.operators.kv import KVCache
-from numsim.operators.rounded import elementwise
 from numsim.operators.variants import Variant, approximate, list_variants
 
 __all__ = [
