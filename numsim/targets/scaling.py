@@ -192,13 +192,17 @@ def _block_scale(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[Any]
     return np.asarray(a * b, np.float32)
 
 
-def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
-    """Return the product of the scales of whole tensors (NVFP4), None where there are none."""
+def tensor_scale(a: QTensor, b: QTensor) -> Any:
+    """Return the product of the scales of whole tensors or rows (NVFP4), None without any."""
     if a.tensor_scale is None and b.tensor_scale is None:
         return None
     one = np.float32(1.0)
     left, right = (one if q.tensor_scale is None else q.tensor_scale for q in (a, b))
-    return np.float32(left * right)
+    product = np.asarray(left * right, np.float32)
+    if not product.ndim:
+        return np.float32(product)
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return np.broadcast_to(product, (*lead, *product.shape[-2:])).reshape(-1, *product.shape[-2:])
 
 
 def scaled(

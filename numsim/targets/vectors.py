@@ -168,7 +168,7 @@ def _scale_words(q: QTensor) -> _Words | None:
 def _tensor_scale(q: QTensor) -> _Words | None:
     if q.tensor_scale is None:
         return None
-    return "float32", 32, np.array([q.tensor_scale], np.float32).view(np.uint32)
+    return "float32", 32, np.ravel(np.asarray(q.tensor_scale, np.float32)).view(np.uint32)
 
 
 def _integer_words(values: NDArray[np.int64], bits: int) -> _Words:
