@@ -226,6 +226,32 @@ def answers(unit: Target, machine: Machine, a: QTensor, b: QTensor, c: NDArray[A
     return found
 
 
+class Laid(NamedTuple):
+    """Dot products as our units compute them fastest: on the diagonals of small products."""
+
+    a: QTensor
+    b: QTensor
+    c: NDArray[Any]
+    count: int
+
+    def answers(self, unit: Target, machine: Machine) -> Answers:
+        """Return what a unit of ours computes, [S]."""
+        d = answers(unit, machine, self.a, self.b, self.c)
+        diagonal: Answers = np.diagonal(d, axis1=-2, axis2=-1).reshape(-1)[: self.count]
+        return diagonal
+
+
+def laid_out(machine: Machine, batch: Batch) -> Laid:
+    """Return the dot products of a batch as small matrix products."""
+    count, depth = batch.a.shape
+    size = next(n for n in (1, 4, 8, 32) if n * depth >= min(count, 512 if depth > 4 else 128))
+    rows = np.resize(np.arange(count), -(-count // size) * size)
+    a, b, c = (array[rows].reshape(-1, size, *array.shape[1:]) for array in batch[1:])
+    left = QTensor.from_codes(a, machine.a)
+    right = QTensor.from_codes(np.ascontiguousarray(b.transpose(0, 2, 1)), machine.b)
+    return Laid(left, right, np.repeat(c[:, :, None], size, axis=2), count)
+
+
 def as_machine(unit: Target, machine: Machine) -> Run:
     """Return one of our units as a black box."""
 

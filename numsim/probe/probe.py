@@ -288,6 +288,8 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
         if (key, side) in dead:
             continue  # beyond a number that does not fit, none does
         new = with_rule(unit, rule)
+        if name == "nan" and search.nans:
+            continue  # read from the answers
         if search.fits(new, names):
             found.append((name, new))
         elif side:
@@ -334,10 +336,17 @@ def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
             if getattr(mine, f.name) != getattr(its, f.name):
                 others.setdefault(f.name, []).append(str(getattr(its, f.name)))
     return {
-        name: f"{', '.join(dict.fromkeys(values))} gave the same bits on all stimuli and on 512 "
-        "random sums"
+        name: f"{_listed(values)} gave the same bits on all stimuli and on 512 random sums"
         for name, values in others.items()
     }
+
+
+def _listed(values: list[str]) -> str:
+    """Return values as a list, many numbers as a range."""
+    if len(values) > 3 and all(v.lstrip("-").isdigit() for v in values):
+        numbers = sorted(map(int, values))
+        return f"{len(numbers)} others tried from {numbers[0]} to {numbers[-1]}"
+    return ", ".join(dict.fromkeys(values))
 
 
 def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
@@ -362,8 +371,9 @@ def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
     for batch, d in search.batches:
         for key, array in (("a", batch.a), ("b", batch.b), ("c", batch.c), ("d", d)):
             vectors[f"{batch.name}_{key}"] = array
+    near_on = ("random",) if "random" in search.pieces else tuple(search.pieces)
     near = sorted(
-        ((name, search.share(known)) for name, known in rules_of.known(search.machine)),
+        ((name, search.share(known, near_on)) for name, known in rules_of.known(search.machine)),
         key=lambda item: -item[1][0],
     )
     nearest = tuple((name, r / n if n else 0.0) for name, (r, n) in near)

@@ -6,7 +6,7 @@ that do not depend on the fields of later stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
 from itertools import product
@@ -24,6 +24,10 @@ _USUAL = (
     "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
 _WIDTHS = (25, 24, 23, 13, 35, *(n for n in range(1, 35) if n not in (13, 23, 24, 25)))
+_ORDERS: tuple[dict[str, Any], ...] = (
+    {"order": "sequential"}, {"order": "two_chains", "group": 2}, {"order": "tree", "group": 2},
+    {"order": "odd_first"},
+)  # fmt: skip
 _GROUPS = (16, 8, 4, 32, 2, 64, 1)  # the usual ones first
 FLUSHES: tuple[dict[str, Any], ...] = (
     {"flush": False}, {"flush": True, "tiny": "stored"}, {"flush": True, "tiny": "unbounded"},
@@ -51,29 +55,9 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
     def held(n: int) -> bool:
         return n == bits or (n > bits and complete)
 
-    keeps = range(1, 24) if machine.out == "float32" else (23,)
     out_bits = 23 if machine.out == "float32" else 10
-    for group in (machine.depths[0],):
-        if class_of(Fused, machine):
-            for f, keep in product(_WIDTHS, reversed(keeps)):
-                if not held(min(f, keep, out_bits)):
-                    continue
-                for join, cut, mode in product(
-                    ("joins", "late", "halves"), ("truncate", "floor"), ("rtz", "rne")
-                ):
-                    if join == "halves" and (machine.out != "float16" or group == 1):
-                        continue
-                    if join != "late" or keep == 23 or machine.out == "float32":
-                        yield Fused(
-                            group, f, keep_bits=keep, accumulator=join, align=cut, rounding=mode
-                        )
-        if class_of(TwoStage, machine) and machine.out == "float32":
-            for f in _WIDTHS:
-                if held(min(f, 23)):
-                    for streams in (1, 2):
-                        yield TwoStage(group, f, sum_bits=max(f, 31), streams=streams)
-        if class_of(Exact, machine) and held(out_bits):
-            yield Exact(group=group)
+    if class_of(Exact, machine) and held(out_bits):
+        yield Exact(group=machine.depths[0])
     if class_of(Mac, machine):
         for name in accumulators():
             fmt = get_format(name)
@@ -81,8 +65,32 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
             if held(fmt.precision - 1) or wide:
                 near = fmt.emax < 60  # its ends are within reach of products
                 overs = ("ieee", "inf", "saturate") if near else ("ieee",)
-                for mode, over, tiny in product(_MODES, overs, FLUSHES if near else FLUSHES[:1]):
-                    yield Mac(acc_format=name, rounding=mode, overflow=over, **tiny)  # type: ignore[arg-type]
+                flushes = FLUSHES if near else FLUSHES[:1]
+                for how, mode, over, tiny in product(
+                    _ORDERS if near else _ORDERS[:1], _MODES, overs, flushes
+                ):
+                    yield Mac(acc_format=name, rounding=mode, overflow=over, **how, **tiny)  # type: ignore[arg-type]
+    for group in (machine.depths[0], 1):
+        yield from _blocks(machine, group, held)
+
+
+def _blocks(machine: Machine, group: int, held: Callable[[int], bool]) -> Iterator[Rule]:
+    """Yield rules that align products; a `group` of 1 where two products do not meet in them."""
+    single, wide = machine.out == "float32", 23 if machine.out == "float32" else 10
+    keeps = range(23, 0, -1) if single else (23,)
+    joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
+    if class_of(Fused, machine):
+        for f, keep in product(_WIDTHS, keeps):
+            if not held(min(f, keep, wide)):
+                continue
+            for join, cut, mode in product(
+                joins if group > 1 else ("late",), ("truncate", "floor"), ("rtz", "rne")
+            ):
+                yield Fused(group, f, keep, join, align=cut, rounding=mode)  # type: ignore[arg-type]
+    if class_of(TwoStage, machine) and single:
+        for f, streams in product(_WIDTHS, (1, 2)):
+            if held(min(f, 23)):
+                yield TwoStage(group, f, sum_bits=max(f, 31), streams=streams)
 
 
 def products(rule: Rule, machine: Machine) -> Iterator[Rule]:
@@ -103,8 +111,8 @@ def meetings(rule: Rule, machine: Machine) -> Iterator[Rule]:
     groups = [n for n in _GROUPS if n <= depth]
     groups += [n for n in range(3, depth + 1) if n not in groups]
     if isinstance(rule, Mac):
-        yield rule
-        yield replace(rule, order="odd_first")
+        yield replace(rule, order="sequential", group=None)
+        yield replace(rule, order="odd_first", group=None)
         for order in ("tree", "two_chains"):
             for n in groups:
                 if n % 2 == 0 or (n > 1 and order == "tree"):
@@ -169,6 +177,8 @@ def nearby(rule: Rule, machine: Machine) -> Iterator[tuple[str, Rule]]:
     limits = RULES[type(rule)].limits
     for f in fields(rule):
         limit, value = limits.get(f.name), getattr(rule, f.name)
+        if f.name == "keep_bits" and machine.out != "float32":
+            continue  # of float32 results only
         for other in _others(f.name, limit, value, machine):
             if other != value:
                 yield f.name, replace(rule, **{f.name: other})  # type: ignore[arg-type]
@@ -194,8 +204,9 @@ def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any
             yield from (-126, -133, -139)
     elif isinstance(limit, tuple):
         low, high = int(limit[0]), int(limit[1])
-        high = min(high, machine.depths[-1] if name == "group" else value + 40)
+        high = min(high, machine.depths[-1]) if name == "group" else high
         if name in ("min_exponent", "pair_bits"):
             yield None
-        yield from range(value + 1, high + 1)
-        yield from range(value - 1, max(low, value - 40) - 1, -1)
+        steps = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+        yield from (value + n for n in steps if value + n <= high)
+        yield from (value - n for n in steps if value - n >= low)

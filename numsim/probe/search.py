@@ -14,15 +14,15 @@ from numsim.errors import NumsimError
 from numsim.probe import rules as rules_of
 from numsim.probe.machine import (
     Batch,
+    Laid,
     Machine,
-    answers,
     bits_of,
+    laid_out,
     plain_nan,
     restarts,
     unit_of,
 )
 from numsim.probe.readings import exact_bits, least_exponents
-from numsim.quant import QTensor
 from numsim.targets import Target
 from numsim.targets.types import Fused, Rule, TwoStage
 
@@ -38,9 +38,7 @@ class Piece:
     """Answers of a machine, with the stimuli as our units take them."""
 
     name: str
-    a: QTensor
-    b: QTensor
-    c: NDArray[Any]
+    sums: Laid
     d: NDArray[Any]
 
 
@@ -62,22 +60,21 @@ class Search:
         for rows in (slice(0, _FIRST), slice(_FIRST, None)):
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
             if len(part.a):
-                left = QTensor.from_codes(part.a[:, None, :k], self.machine.a)
-                right = QTensor.from_codes(part.b[:, :k, None], self.machine.b)
-                piece = Piece(batch.name, left, right, part.c[:, None, None], d[rows])
+                part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
+                piece = Piece(batch.name, laid_out(self.machine, part), d[rows])
                 self.pieces.setdefault(batch.name, []).append(piece)
 
-    def predicted(self, unit: Target, piece: Piece) -> NDArray[Any] | None:
+    def predicted(self, unit: Target, sums: Laid) -> NDArray[Any] | None:
         """Return what a unit answers; None where it cannot be."""
         try:
             with np.errstate(all="ignore"):
-                return answers(unit, self.machine, piece.a, piece.b, piece.c).reshape(-1)
+                return sums.answers(unit, self.machine)
         except NumsimError:
             return None
 
     def right(self, unit: Target, piece: Piece, nan: bool = False) -> NDArray[np.bool_]:
         """Return which answers of a unit are the machine's; `nan`: in the bits of NaN too."""
-        found = self.predicted(unit, piece)
+        found = self.predicted(unit, piece.sums)
         if found is None or found.dtype != piece.d.dtype:
             return np.zeros(len(piece.d), bool)
         see = bits_of if nan else plain_nan
@@ -98,10 +95,7 @@ class Search:
 
     def answer(self, unit: Target, batch: Batch) -> NDArray[Any] | None:
         """Return the bits that a unit answers to a batch that was not asked."""
-        left = QTensor.from_codes(batch.a[:, None, :], self.machine.a)
-        right = QTensor.from_codes(batch.b[:, :, None], self.machine.b)
-        piece = Piece(batch.name, left, right, batch.c[:, None, None], batch.c)
-        found = self.predicted(unit, piece)
+        found = self.predicted(unit, laid_out(self.machine, batch))
         return None if found is None else plain_nan(found)
 
     def first_difference(self, unit: Target) -> tuple[str, str, str] | None:
@@ -112,7 +106,7 @@ class Search:
                 right = self.right(unit, piece)
                 if not right.all():
                     row = int(np.argmin(right))
-                    found = self.predicted(unit, piece)
+                    found = self.predicted(unit, piece.sums)
                     instead = "none" if found is None else hex(int(bits_of(found)[row]))
                     return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
                 start += len(piece.d)
@@ -197,7 +191,7 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
     for g in groups:
         base = with_rule(unit, replace(rule, group=g)) if g != group else unit  # type: ignore[call-arg]
         yield base
-        if restarts(unit) or not m.has_c:
+        if restarts(unit) or m.integer or not m.has_c:
             for every in range(8, depth, 8):
                 yield replace(base, promote_every=every)
             for parts in range(2, 9):

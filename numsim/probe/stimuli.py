@@ -9,6 +9,7 @@ sums are cut, `random` whether the rule that was found is the whole truth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,18 @@ def steps(machine: Machine) -> Batch:
             if n % 3 == 0:
                 large = 2.0 ** (bottom + place)
                 sheet.add([(i, *both.factors(bottom)), (j, *both.factors(bottom))], large)
+    for half, gap in product((24, 14, 11, 8), range(1, 26, 2)):  # a tie, but for a small term
+        if bottom <= top - half - gap:
+            three = [both.factors(top - n) for n in (half + gap, half, 0)]
+            for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+                sheet.add([(k, *three[n]) for k, n in enumerate(order)])
+                sheet.add([(k * 16, *_signed(three[n], _sign(machine)[-1]))
+                           for k, n in enumerate(order)])  # fmt: skip
+    sizes = sorted({top, (top + bottom) // 2, max(bottom, top - 9)})
+    for n in range(1, depth + 1):  # sums that need ever more bits
+        for size, sign in zip(sizes, (1.0, _sign(machine)[-1], 1.0), strict=False):
+            pairs_of = (both.rich(size - int(rng.integers(3))) for _ in range(n))
+            sheet.add([(k, *_signed(pair, sign)) for k, pair in enumerate(pairs_of)])
     for n in range(depth):  # ever larger and ever smaller terms
         sizes = sorted(int(e) for e in rng.integers(bottom, top + 1, depth))
         signs = rng.choice(_sign(machine), depth)
@@ -158,6 +171,13 @@ def joined_with(first: Batch, second: Batch) -> Batch:
     """Return two batches as one, under the name of the first."""
     parts = [np.concatenate([getattr(first, key), getattr(second, key)]) for key in "abc"]
     return Batch(first.name, *parts)
+
+
+def _power(both: Words, exponent: int) -> tuple[float, float]:
+    """Return two powers of two whose product is a power beyond the usual window."""
+    x = max(both.a.powers[0], min(exponent // 2, both.a.powers[-1]))
+    x = max(x, exponent - both.b.powers[-1])
+    return 2.0**x, 2.0 ** (exponent - x)
 
 
 def edges(machine: Machine) -> Batch:
@@ -187,6 +207,16 @@ def edges(machine: Machine) -> Batch:
             sheet.add([(k, sign * 0.0, 1.0) for k in range(depth)], c)
             sheet.add([(k, 0.0, sign * 1.0) for k in range(depth)], c)
             sheet.add([(0, sign, 1.0), (1, -sign, 1.0)] if len(_sign(machine)) > 1 else [], c)
+    low = both.a.powers[0] + both.b.powers[0]
+    for exponent in range(max(low, least - width - 4), least - width + 1):  # about to be subnormal
+        for sign in _sign(machine):
+            pair = _signed(_power(both, exponent), sign)
+            for c in (1.0, 1 + 2.0**-width, 2.0):
+                sheet.add([(0, *pair)], -sign * c * 2.0**least)
+                sheet.add([(0, *pair), (1, *pair)], -sign * c * 2.0**least)
+            normal = _signed(_power(both, least), -sign)
+            sheet.add([(0, *normal), (1, *pair)])
+            sheet.add([(0, *normal), (2, *pair)])
     large = both.factors(both.high)
     for sign in _sign(machine):
         for c in (0.0, float(info.max), -float(info.max), np.inf, -np.inf, np.nan):
@@ -379,17 +409,15 @@ def integer_start(machine: Machine) -> Batch:
                 c = float(min(max(sign * 2**bits + near, -(2**31)), 2**31 - 1))
                 for x, y in (*ends, (1.0, 1.0)):
                     sheet.add([(0, x, y)], c)
-    sheet.add([(0, 1.0, 1.0)])
-    for count in range(1, machine.depths[0] + 1):
-        for x, y in ends:
-            sheet.add([(k, x, y) for k in range(count)])
+    for x, y in (*ends, (1.0, 1.0)):
+        sheet.add([(0, x, y)])
     return shuffled(sheet.batch("start"))
 
 
 def integer_steps(machine: Machine) -> Batch:
     """C near the ends of every width, and products that go beyond them and come back."""
     both, depth = words(machine.a, machine.b), machine.depths[0]
-    sheet, rng = Sheet(machine, depth), np.random.default_rng(12)
+    sheet = Sheet(machine, depth)
     a, b = _ladder(both.a), _ladder(both.b)
     up, down = (a[-1], b[-1]), (a[0], b[-1]) if machine.a.signed else (a[-1], b[0])
     for bits in range(10, 32):
@@ -401,7 +429,6 @@ def integer_steps(machine: Machine) -> Batch:
                     sheet.add([(0, *first), (j, *second)], c)
                     sheet.add([(j - 1, *first), (j, *second)], c)
                     sheet.add([*((k, *first) for k in range(j)), (j, *second)], c)
-    del rng
     return shuffled(joined_with(sheet.batch("steps"), integer_random(machine, depth, 200, 4)), 5)
 
 
@@ -409,11 +436,15 @@ def integer_edges(machine: Machine) -> Batch:
     """Sums of the largest products, over all lengths."""
     both, depth = words(machine.a, machine.b), machine.depths[0]
     sheet = Sheet(machine, depth)
+    a_low, a_high = float(both.a.fmt.min), float(both.a.fmt.max)
     for x in _ladder(both.a):
         for y in _ladder(both.b)[:: max(1, len(both.b.powers) // 4)]:
             sheet.add([(k, x, y) for k in range(depth)])
             sheet.add([(k, x, y) for k in range(0, depth, 2)], 2.0**31 - 1)
             sheet.add([(k, x, y) for k in range(1, depth, 2)], -(2.0**31))
+    for count in range(1, depth):
+        for x in (a_low, a_high):
+            sheet.add([(k, x, float(both.b.fmt.max)) for k in range(count)])
     return shuffled(sheet.batch("edges"))
 
 
@@ -439,8 +470,13 @@ def integer_random(machine: Machine, depth: int, count: int, seed: int) -> Batch
 
 def integer_long(machine: Machine) -> Batch:
     """Long sums of large products."""
-    made = integer_random(machine, machine.depths[-1], 120, 10)
-    return Batch("long", made.a, made.b, made.c)
+    made = integer_random(machine, machine.depths[-1], 160, 10)
+    rng = np.random.default_rng(13)
+    near = rng.integers(0, 1 << 14, 160)
+    c = np.where(rng.random(160) < 0.5, 2**31 - 1 - near, near - 2**31).astype(np.int32)
+    kept = made.c.copy()
+    kept[::2] = c[::2] if machine.has_c else 0
+    return Batch("long", made.a, made.b, kept)
 
 
 def checks(machine: Machine) -> Batch:
