@@ -19,6 +19,7 @@ from numsim import options
 from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_probe import register as register_probe
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
@@ -316,6 +317,7 @@ def report(
 
 register(app)
 register_mac(app)
+register_probe(app)
 register_train(app)
 
 if __name__ == "__main__":
