@@ -143,8 +143,8 @@ def merged(batch: Batch, pieces: Iterable[tuple[NDArray[np.int64], NDArray[Any]]
             old, new = bits_of(one)[1], bits_of(one)[0]
             if seen[i] and old != new and not np.isnan(one).all():
                 raise Doubt(
-                    f"probe: stimulus {batch.name} {i}: the machine answers the same every time; "
-                    f"got {int(old):#x}, then {int(new):#x}; ask one whose sums do not change"
+                    f"probe: stimulus {batch.name} {i}: the machine answers alike, asked twice at "
+                    f"two places; got {int(old):#x}, then {int(new):#x}"
                 )
             d[i], seen[i] = value, True
     assert d is not None
@@ -159,13 +159,28 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
     Doubt
         For answers of the wrong shape or type, or that change.
     """
-    pieces, calls = [], 0
-    for which, (a, b, c) in tiles(batch, size):
-        found = run(a, b, c if machine.has_c else None)
-        calls += 1
-        d = checked(found, (size, size), machine.dtype, f"stimulus {batch.name} {which[0]}")
-        pieces.append((which, np.diagonal(d)[: len(which)].copy()))
-    return merged(batch, pieces), calls
+
+
+    def put() -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+        pieces = []
+        for which, (a, b, c) in tiles(batch, size):
+            found = run(a, b, c if machine.has_c else None)
+            d = checked(found, (size, size), machine.dtype, f"stimulus {batch.name} {which[0]}")
+            pieces.append((which, np.diagonal(d)[: len(which)].copy()))
+        return pieces
+
+    pieces = put()
+    try:
+        return merged(batch, pieces), len(pieces)
+    except Doubt as doubt:
+        same = all((plain_nan(x) == plain_nan(y)).all() for (_, x), (_, y) in zip(
+            pieces, put(), strict=True
+        ))  # fmt: skip
+        why = (
+            "; at the same place it repeats itself: the sum depends on its place in the result, "
+            "take other rows" if same else "; nor does it repeat itself: ask one that does"
+        )  # fmt: skip
+        raise Doubt(f"{doubt}{why}") from None
 
 
 def class_of(rule: type, machine: Machine) -> str | None:

@@ -193,10 +193,9 @@ def stopped(
 
 
 def check_answers(batch: Batch, d: Answers) -> None:
-    """Raise Doubt for a batch of finite sums that are all NaN.
-
-    Only NaN operands and infinities give NaN; most batches have none.
-    """
+    """Raise Doubt for sums of two finite numbers that are all NaN."""
+    if batch.name != "exact":
+        return  # a narrow accumulator may make NaN of infinities
     if d.dtype.kind == "f" and d.size and np.isnan(d).all():
         raise Doubt(
             f"probe: stimulus {batch.name} 0: a machine adds finite numbers; all {d.size} results "
@@ -303,7 +302,7 @@ def witnesses(
     """Return stimuli on which a unit and its rivals differ, and the rivals that never did."""
     m, kept, equal = search.machine, [], []
     make = stimuli.integer_random if m.integer else stimuli.random
-    pool = [make(m, m.depths[0], 256, 1000 + 10 * seed + n) for n in range(2)]
+    pool = [make(m, m.depths[0], 500, 1000 + 10 * seed + n) for n in range(2)]
     own = [search.answer(unit, batch) for batch in pool]
     for rival in rivals:
         differs = False
@@ -336,7 +335,7 @@ def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
             if getattr(mine, f.name) != getattr(its, f.name):
                 others.setdefault(f.name, []).append(str(getattr(its, f.name)))
     return {
-        name: f"{_listed(values)} gave the same bits on all stimuli and on 512 random sums"
+        name: f"{_listed(values)} gave the same bits on all stimuli and on 1,000 random sums"
         for name, values in others.items()
     }
 

@@ -180,8 +180,13 @@ def nearby(rule: Rule, machine: Machine) -> Iterator[tuple[str, Rule]]:
         if f.name == "keep_bits" and machine.out != "float32":
             continue  # of float32 results only
         for other in _others(f.name, limit, value, machine):
-            if other != value:
-                yield f.name, replace(rule, **{f.name: other})  # type: ignore[arg-type]
+            if other == value:
+                continue
+            change: dict[str, Any] = {f.name: other}
+            if f.name == "order":  # which says whether there is a group
+                grouped = other in ("tree", "two_chains")
+                change["group"] = (getattr(rule, "group", None) or 2) if grouped else None
+            yield f.name, replace(rule, **change)  # type: ignore[arg-type]
 
 
 def side(rule: Rule, other: Rule, name: str) -> int:
@@ -198,7 +203,7 @@ def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any
     if limit is bool:
         yield from (False, True)
     elif isinstance(limit, tuple) and isinstance(limit[0], str):
-        yield from (word for word in limit if word != "raise")
+        yield from (word for word in limit if word not in ("raise", "exact"))  # exact: a rule
     elif isinstance(limit, tuple) and value is None:
         if name == "min_exponent":
             yield from (-126, -133, -139)

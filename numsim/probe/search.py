@@ -29,6 +29,7 @@ from numsim.targets.types import Fused, Rule, TwoStage
 _SHORT = 4  # K that holds all terms of the batches below, the rest is +0
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
+_NEAR = 6  # groupings tried for a unit whose sister was tried with all
 _PATIENCE = 8_000  # hypotheses that are tried
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
 
@@ -51,6 +52,7 @@ class Search:
     batches: list[tuple[Batch, NDArray[Any]]] = field(default_factory=list)
     nans: set[int] = field(default_factory=set)  # bit patterns of NaN that came
     tried: int = 0
+    ranks: dict[tuple[Any, ...], dict[tuple[Any, Any], int]] = field(default_factory=dict)
 
     def learn(self, batch: Batch, d: NDArray[Any]) -> None:
         """Keep the answers to a batch."""
@@ -145,8 +147,9 @@ def _adding(search: Search, _: Target) -> Iterator[Target]:
 def _by_rule(step: Callable[[Rule, Machine], Iterator[Rule]]) -> Step:
     def units(search: Search, unit: Target) -> Iterator[Target]:
         for rule in step(rule_of(unit), search.machine):
-            if unit_of(rule, search.machine) is not None:
-                yield with_rule(unit, rule)
+            new = _with_class(search, unit, rule)
+            if new is not None:
+                yield new
 
     return units
 
@@ -161,6 +164,38 @@ def _outside(search: Search, unit: Target) -> Iterator[Target]:
     else:
         yield unit
     yield replace(unit, promote_every=UNSEEN)
+
+
+def _meeting(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit with every grouping and order.
+
+    All are tried for the first unit of a kind; its sisters of other widths have those alone that
+    came nearest.
+    """
+    kind = _kind(unit)[:4]
+    ranks = search.ranks.setdefault(kind, {})
+    tried = list(rules_of.meetings(rule_of(unit), search.machine))
+    if ranks:
+        tried.sort(key=lambda rule: -ranks.get(_grouping(rule), 0))
+        tried = tried[:_NEAR]
+    for rule in tried:
+        new = _with_class(search, unit, rule)
+        if new is None:
+            continue
+        search.tried += 1
+        piece = search.pieces["steps"][0]
+        right = search.right(new, piece)
+        ranks[_grouping(rule)] = max(ranks.get(_grouping(rule), 0), int(right.sum()))
+        if right.all():
+            yield new
+
+
+def _grouping(rule: Any) -> tuple[Any, Any]:
+    return getattr(rule, "order", None), rule.group
+
+
+def _with_class(search: Search, unit: Target, rule: Rule) -> Target | None:
+    return None if unit_of(rule, search.machine) is None else with_rule(unit, rule)
 
 
 def _ends(search: Search, unit: Target) -> Iterator[Target]:
@@ -226,7 +261,7 @@ _FLOATS = (
     Stage("how two products add", _adding, ("exact",)),
     Stage("how products are rounded", _by_rule(rules_of.products), ("rich",)),
     Stage("where c joins", _outside, ("start",)),
-    Stage("which products meet before a rounding", _by_rule(rules_of.meetings), ("steps",)),
+    Stage("which products meet before a rounding", _meeting, ("steps",)),
     Stage("zeros, small and large numbers, NaN", _ends, ("span", "edges")),
     Stage("how a long K is cut", _cuts, ("long",)),
     Stage("random sums", _same, ("random",)),
@@ -265,6 +300,13 @@ class Found:
     tried: int
 
 
+def _all_of(stage: Stage, search: Search, unit: Target) -> Iterator[Target]:
+    """Yield what a stage makes of a unit, whether it fits or not."""
+    if stage.step is _meeting:
+        return _by_rule(rules_of.meetings)(search, unit)
+    return stage.step(search, unit)
+
+
 def infer(search: Search) -> Found:
     """Return units of different kinds that fit all answers, else the one that came nearest."""
     stages = _INTEGERS if search.machine.integer else _FLOATS
@@ -296,7 +338,7 @@ def infer(search: Search) -> Found:
     if whole:
         return Found(list(whole.values()), "", search.tried)
     last = max((n for n, units in enumerate(arrived) if units), default=0)
-    near = [new for unit in arrived[last][:8] for new in stages[last].step(search, unit)]
+    near = [new for unit in arrived[last][:8] for new in _all_of(stages[last], search, unit)]
     if not near:
         return Found([], stages[0].words, search.tried)
     near.sort(key=lambda u: -search.share(u, stages[last].names)[0])
