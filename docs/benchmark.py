@@ -15,7 +15,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 
 PAGE = Path(__file__).with_name("benchmarks.md")
 TIMERS = {

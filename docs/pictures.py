@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import numsim as ns
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 
 ROOT = Path(__file__).resolve().parents[1]
 BLUE, RED, GREY, PALE = "#1f5fa8", "#b5332e", "#777777", "#e8eef6"
@@ -246,7 +246,8 @@ def accumulators(path: Path) -> None:
 # ------------------------------------------------------------------------------------ architecture
 ROOMS = {  # where each module lives, for the picture
     "cli": "command line", "commands": "command line", "commands_mac": "command line",
-    "commands_train": "command line", "options": "command line", "screen": "command line",
+    "commands_train": "command line", "commands_pack": "command line", "options": "command line",
+    "screen": "command line",
     "torch": "torch", "sweep": "sweep", "report": "report", "bench": "bench", "verify": "verify",
     "explain": "explain", "number_line": "explain", "train": "train", "nn": "nn",
     "models": "models", "targets": "targets", "quant": "quant", "convert": "convert",

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from numsim import options
-from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_pack import register as register_pack
 from numsim.commands_probe import register as register_probe
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
@@ -26,6 +26,7 @@ from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
 from numsim.terminal import say
 from numsim.version import __version__
+from numsim.vocabulary import ROUNDINGS
 
 app = typer.Typer(
     name="numsim",
@@ -200,7 +201,10 @@ def sweep(
     ] = None,
     recipes: Annotated[
         str | None,
-        typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
+        typer.Option(
+            help="TOML files of recipes, comma separated; without --formats, only they. declared: "
+            "what a packed checkpoint says of itself.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of the same settings; options override it.")
@@ -307,11 +311,17 @@ def report(
         Path | None,
         typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="CSV file of an older sweep: the page lists what moved.")
+    ] = None,
+    cost: Annotated[
+        Path | None, typer.Option(help="TOML file of costs of your own, merged by id.")
+    ] = None,
 ) -> None:
-    """Make tables and figures of a sweep or of training."""
+    """Make a page, tables and figures of a sweep or of training."""
     from numsim.report import write_report
 
-    for path in write_report(results, out):
+    for path in write_report(results, out, against=against, cost=cost):
         say(path)
 
 
@@ -319,6 +329,7 @@ register(app)
 register_mac(app)
 register_probe(app)
 register_train(app)
+register_pack(app)
 
 if __name__ == "__main__":
     main()

@@ -19,9 +19,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numsim.formats import Format, get_format, list_formats
-from numsim.kernels import codec, fast, fast_decode, jit, simd
-from numsim.kernels.philox import random64
-from numsim.kernels.round import (
+from numsim.kernels import jit
+from numsim.kernels.convert import codec
+from numsim.kernels.convert import decode as fast_decode
+from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert.philox import random64
+from numsim.kernels.convert.round import (
     HALF_OFFSET,
     RDN,
     RNA,
@@ -35,6 +38,7 @@ from numsim.kernels.round import (
     TRUNCATE,
     WRAP,
 )
+from numsim.kernels.ir import simd
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
 
@@ -202,16 +206,19 @@ def _from_integers(f: Format, how: Plan) -> Worker:
 def _from_table(f: Format, how: Plan) -> Worker | None:
     if f.kind != "table":
         return None
-    values, codes = _sorted_table(f)
+    to_inf = f.has_inf and how.overflow == SPECIAL
+    values, codes = _sorted_table(f, to_inf)
     common = (values, codes, how.mode, how.overflow, how.bits, how.variant)
-    inf_code = f.nan_code if f.has_nan else -1
+    infinite = f.nan_code if f.has_nan else -1, f.nan_code
+    if f.has_inf:
+        infinite = f.inf_code, int(np.flatnonzero(np.isneginf(f.values()))[0])
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if how.mode == SR and x.size > _BLOCK:
             return _in_blocks(work, x, out, start, random)
-        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
+        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, infinite, to_inf)
         doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
         found = codec.encode_table(x, out, *common, *rest, doubtful)
         _exact(f, how, np.flatnonzero(doubtful), x, out, start, random)
@@ -237,7 +244,8 @@ def _exact(
     """Round the elements at `where` into a table again, in exact fractions."""
     if not where.size:
         return
-    values, codes = (column.tolist() for column in _sorted_table(f))
+    table = _sorted_table(f, f.has_inf and how.overflow == SPECIAL)
+    values, codes = (column.tolist() for column in table)
     for i in where.tolist():
         v = x[i].item()
         hi = bisect_left(values, v)
@@ -440,8 +448,9 @@ def _scalars(
 
 
 @cache
-def _sorted_table(f: Format) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    values = f.values()
+def _sorted_table(f: Format, to_inf: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return values and their codes, lowest first; `to_inf`: with those that stand for Inf."""
+    values = np.array(f.table) if to_inf else f.values()
     codes = np.flatnonzero(np.isfinite(values))
     order = codes[np.argsort(values[codes], kind="stable")]
     return values[order], order

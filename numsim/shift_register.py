@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels.shift_register import run_register
+from numsim.kernels.convert.shift_register import run_register
 
 # Feedback of maximal length, by width: bit k - 1 stands for x**k of the polynomial.
 TAPS = {

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
-from numsim.kernels import jit, simd
+from numsim.kernels import jit
+from numsim.kernels.ir import simd
 from numsim.quant import QUANTS, QTensor, quantize
 from numsim.targets import get_target
 from numsim.targets.ops import matmul

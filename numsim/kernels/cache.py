@@ -16,9 +16,10 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,23 @@ def sources_digest() -> str | None:
     settings = [getattr(_CONFIG, name, None) for name in _OPTIONS]
     found.update(repr((versions, settings, os.environ.get("NUMSIM_SIMD"))).encode())
     try:
-        sources = [f for f in files("numsim.kernels").iterdir() if f.name.endswith(".py")]
-        for source in sorted(sources, key=lambda f: f.name):
-            code = source.read_bytes()
-            found.update(f"{source.name} {len(code)}\n".encode())
+        sources = sorted(_sources(files("numsim.kernels"), ""))
+        for name, code in sources:
+            found.update(f"{name} {len(code)}\n".encode())
             found.update(code)
     except OSError:
         return None
     return found.hexdigest() if sources else None
+
+
+def _sources(folder: Traversable, inside: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and text of each source in a folder and in the folders inside it."""
+    for entry in folder.iterdir():
+        name = f"{inside}{entry.name}"
+        if entry.name.endswith(".py"):
+            yield name, entry.read_bytes()
+        elif entry.is_dir() and entry.name != "__pycache__":
+            yield from _sources(entry, f"{name}/")
 
 
 DIGEST = sources_digest()  # while this is imported, as the kernels' modules are: of the same files
@@ -75,7 +85,9 @@ class KernelCache(NullCache):
     """The compiled forms of one function, in the folders that `folders` names."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        self._name = (
+            f"{function.__module__.removeprefix('numsim.kernels.')}.{function.__qualname__}"
+        )
         self._line = function.__code__.co_firstlineno
 
     @property

@@ -41,6 +41,14 @@ def inline(function: Callable[..., R]) -> Callable[..., R]:
     return compiled
 
 
+def expanded(function: Callable[..., R]) -> Callable[..., R]:
+    """Compile a helper that is copied into its callers before they are typed."""
+    # Expanding in Numba's IR, not in LLVM's, leaves no trace of a function passed to it, which
+    # would otherwise keep the caller out of the disk cache.
+    compiled: Any = numba.njit(inline="always", error_model="numpy", nogil=True)(function)
+    return cast("Callable[..., R]", compiled)
+
+
 class _NotCompiled:
     """A kernel under NUMBA_DISABLE_JIT: Python's integers do not wrap, nor has it the vectors."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -136,10 +136,9 @@ class Recipe:
 
     def _rule_at(self, name: str) -> tuple[int, Rule]:
         """Return the place of the rule of `name`, from 0, and the rule."""
-        for at in reversed(range(len(self.rules))):
-            glob, rule = self.rules[at]
-            if fnmatchcase(name, glob):
-                return at, rule
+        at = _finder(self.rules)(name)
+        if at >= 0:
+            return at, self.rules[at][1]
         globs = ", ".join(glob for glob, _ in self.rules) or "none"
         raise NumsimError(
             f"Recipe: every matrix product needs a rule; {name} matches no glob of {globs}; "
@@ -171,13 +170,16 @@ class Recipe:
             A product without a rule, or a glob without a product.
         """
         known = tuple(names)
+        every = set(known)
         for at, (glob, _) in enumerate(self.rules):
-            if not any(fnmatchcase(name, glob) for name in known):
+            if glob not in every and not any(fnmatchcase(name, glob) for name in known):
                 raise NumsimError(
                     f"Recipe: every glob must name a matrix product; {_numbered(at, glob)} matches "
                     f"none of {known[0]} ... {known[-1]}{near_names(glob, known)}"
                 )
-        return {name: self.rule(name) for name in known}
+        find = _finder(self.rules)
+        found = {name: find(name) for name in known}
+        return {n: self.rules[at][1] if at >= 0 else self.rule(n) for n, at in found.items()}
 
     def resolve(self, names: Iterable[str]) -> Recipe:
         """Return the recipe with one rule for each of `names`, as a run uses it (``Run.recipe``).
@@ -280,21 +282,49 @@ class Recipe:
             The file is not TOML of this form.
         """
         tables = read_toml(path, "Recipe.from_toml")
-        rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
-        listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        if tables or not listed or not rows:
-            raise NumsimError(
-                f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
-                f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
-            )
-        rules = []
-        for at, row in enumerate(rows):
-            try:
-                rules.append(rule_from_table(beside(row, Path(path).parent)))
-            except NumsimError as error:
-                where = _numbered(at, row.get("match"))
-                raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
-        return cls(tuple(rules), seed)
+        return recipe_from_tables(tables, f"{path}", Path(path).parent)
+
+
+def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | None = None) -> Recipe:
+    """Return the recipe of the tables that `Recipe.from_toml` reads from `where`.
+
+    Raises
+    ------
+    NumsimError
+        The tables are not of that form.
+    """
+    tables = dict(tables)
+    rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
+    listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if tables or not listed or not rows:
+        raise NumsimError(
+            f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
+            f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
+        )
+    rules = []
+    for at, row in enumerate(rows):
+        try:
+            rules.append(rule_from_table(dict(row) if folder is None else beside(row, folder)))
+        except NumsimError as error:
+            number = _numbered(at, row.get("match"))
+            raise type(error)(f"Recipe.from_toml: {where}: {number}: {error}") from None
+    return Recipe(tuple(rules), seed)
+
+
+def _finder(rules: tuple[tuple[str, Rule], ...]) -> Callable[[str], int]:
+    """Return what gives the place of the last glob that matches a name, -1 where none does.
+
+    A rule for each of the 20,000 products of a network with experts is found by its name.
+    """
+    plain = {glob: at for at, (glob, _) in enumerate(rules) if not set(glob) & set("*?[")}
+    globs = [(at, glob) for at, (glob, _) in enumerate(rules) if set(glob) & set("*?[")]
+
+    def find(name: str) -> int:
+        own = plain.get(name, -1)
+        later = (at for at, glob in reversed(globs) if at > own and fnmatchcase(name, glob))
+        return next(later, own)
+
+    return find
 
 
 def _numbered(at: int, glob: object) -> str:
@@ -391,7 +421,7 @@ def rule_text(glob: str, rule: Rule) -> str:
         quant = getattr(rule, side)
         if quant is not None:
             lines.append(f"{side} = {inline_toml(quant_table(as_quant(quant)))}")
-    lines.append(f"target = {inline_toml(_target_table(get_target(rule.target)))}")
+    lines.append(f"target = {inline_toml(target_table(get_target(rule.target)))}")
     if rule.out_format != "float32":
         lines.append(f"out_format = {inline_toml(rule.out_format)}")
     return "\n".join(lines) + "\n"
@@ -410,7 +440,7 @@ def quant_table(quant: Quant) -> str | dict[str, Any]:
     }
 
 
-def _target_table(target: Target) -> str | dict[str, Any]:
+def target_table(target: Target) -> str | dict[str, Any]:
     """Return a target's name, with the fields that were changed; of another unit all of it."""
     changes = changes_of(target)
     if changes is None or None in changes.values():

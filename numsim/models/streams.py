@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
 
 WIDEST = 2**24  # features of a head, or keys, that one position may have
 

@@ -10,7 +10,7 @@ import numpy as np
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
-from numsim.kernels.vector_act import ACTIVATIONS
+from numsim.kernels.elementwise.activations import ACTIVATIONS
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels import backward as slopes
-from numsim.kernels import vector, vector_act, vector_rotary
-from numsim.models.config import At
+from numsim.kernels.elementwise import activations, functions
+from numsim.kernels.elementwise import derivatives as slopes
+from numsim.kernels.elementwise import rotary as rotary_kernel
+from numsim.models.places import Place, put_rows, rows_of_groups
 from numsim.nn.products import Context, backward_product, clipped, forward_product
 from numsim.nn.tape import Recorder
 
@@ -37,7 +38,9 @@ def product(r: Recorder, name: str, x: int, w: int) -> int:
     if name:
         r.owners.append((len(r.steps), f"the product {name}"))
     if len(right.shape) == 2:
-        y, saved = forward_product(r.context, name, left.reshape(-1, left.shape[-1]), right)
+        codes = r.codes.setdefault(x, {})
+        rows = left.reshape(-1, left.shape[-1])
+        y, saved = forward_product(r.context, name, rows, right, inputs=codes)
         y = y.reshape(*left.shape[:-1], y.shape[-1])
     else:
         y, saved = forward_product(r.context, name, left, right)
@@ -123,26 +126,17 @@ def _slice_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 
 def _part_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    shape, at, heads = saved
+    shape, place = saved
     out = np.zeros(shape, g.dtype)
-    if at.by_head:
-        grouped = out.reshape(heads, at.parts, -1, *shape[1:])
-        grouped[:, at.part] = g.reshape(heads, -1, *shape[1:])
-    else:
-        out[at.part * len(g) : (at.part + 1) * len(g)] = g
+    put_rows(out, place, g)
     return (out,)
 
 
-def part(r: Recorder, x: int, at: At, heads: int) -> int:
+def part(r: Recorder, x: int, place: Place) -> int:
     """Return the rows of one of several tensors that are stored as one."""
     value = r.array(x)
-    rows = len(value) // at.parts
-    if at.by_head:
-        grouped = value.reshape(heads, at.parts, -1, *value.shape[1:])
-        y = np.ascontiguousarray(grouped[:, at.part]).reshape(rows, *value.shape[1:])
-    else:
-        y = value[at.part * rows : (at.part + 1) * rows]
-    return r.apply(_part_back, (x,), y, value.shape, at, heads)
+    y = np.ascontiguousarray(rows_of_groups(value, place))
+    return r.apply(_part_back, (x,), y, value.shape, place)
 
 
 def last(r: Recorder, x: int, start: int, stop: int) -> int:
@@ -297,7 +291,7 @@ def _norm_back(c: Context, saved: Any, g: Array) -> tuple[Array | None, ...]:
 def rms_norm(r: Recorder, x: int, weight: int, *, eps: float, offset: float = 0.0) -> int:
     """``x / sqrt(mean(x**2) + eps) * (offset + weight)``."""
     values, w = r.array(x), r.array(weight)
-    y = vector.rms_norm(values, w, eps=eps, offset=offset)
+    y = functions.rms_norm(values, w, eps=eps, offset=offset)
     return r.apply(_norm_back, (x, weight), y, values, w, eps, offset, False, 1)
 
 
@@ -307,7 +301,7 @@ def layer_norm(r: Recorder, x: int, weight: int | None, bias: int | None, *, eps
     width = values.shape[-1]
     w = np.ones(width, dtype) if weight is None else r.array(weight)
     b = np.zeros(width, dtype) if bias is None else r.array(bias)
-    y = vector.layer_norm(values, w, b, eps=eps)
+    y = functions.layer_norm(values, w, b, eps=eps)
     inputs = [slot for slot in (x, weight, bias) if slot is not None]
     return r.apply(_norm_back, inputs, y, values, w, eps, 0.0, True, len(inputs) - 1)
 
@@ -319,7 +313,7 @@ def _activation_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 def activation(r: Recorder, x: int, name: str) -> int:
     """Apply an activation by its spelling in a config."""
-    work = vector_act.ACTIVATIONS[name]
+    work = activations.ACTIVATIONS[name]
     value = r.array(x)
     return r.apply(_activation_back, (x,), work(value), value, work.__name__)
 
@@ -332,7 +326,7 @@ def _softcap_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 def softcap(r: Recorder, x: int, *, cap: float, scale: float = 1.0) -> int:
     """``cap * tanh(scale * x / cap)``."""
     value = r.array(x)
-    y = vector_act.softcap(value, scale=scale, cap=cap)
+    y = activations.softcap(value, scale=scale, cap=cap)
     return r.apply(_softcap_back, (x,), y, value, scale, cap)
 
 
@@ -353,16 +347,16 @@ def _softmax_back(c: Context, saved: Any, g: Array) -> tuple[Array, ...]:
 def softmax(
     r: Recorder, x: int, *, scale: float = 1.0, bias: int | None = None, **mask: Any
 ) -> int:
-    """Softmax of ``scale * x + bias`` over the keys that `vector.softmax`'s mask leaves."""
+    """Softmax of ``scale * x + bias`` over the keys that `functions.softmax`'s mask leaves."""
     shift = None if bias is None else np.asarray(r.array(bias), np.float64)
-    p = vector.softmax(r.array(x), scale=scale, bias=shift, **mask)
+    p = functions.softmax(r.array(x), scale=scale, bias=shift, **mask)
     inputs = (x,) if bias is None else (x, bias)
     return r.apply(_softmax_back, inputs, p, p, scale, None if shift is None else len(shift))
 
 
 def _rotary_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
     cos, sin, interleaved = saved
-    turned = vector_rotary.rotary(np.ascontiguousarray(g.swapaxes(1, 2)), cos, -sin)
+    turned = rotary_kernel.rotary(np.ascontiguousarray(g.swapaxes(1, 2)), cos, -sin)
     dx = np.ascontiguousarray(turned.swapaxes(1, 2))  # [B, T, N, D]
     if interleaved:
         halves = dx.reshape(*dx.shape[:-1], 2, -1)
@@ -378,7 +372,7 @@ def rotary(
     if interleaved:  # pairs (2j, 2j + 1) become (j, D / 2 + j)
         pairs = value.reshape(*value.shape[:-1], -1, 2)
         value = np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(value.shape)
-    return r.apply(_rotary_back, (x,), vector_rotary.rotary(value, cos, sin), cos, sin, interleaved)
+    return r.apply(_rotary_back, (x,), rotary_kernel.rotary(value, cos, sin), cos, sin, interleaved)
 
 
 def attend(

@@ -1,7 +1,8 @@
 """Steps of LSTM and GRU whose inside is in a format: each operation's result is stored in it.
 
-The operations of `numsim.kernels.backward` in the same order, each on the whole batch; a format of
-all float32 values gives the same bits. The way back reads what was stored, straight through.
+The operations of `kernels.elementwise.derivatives` in the same order, each on the whole batch; a
+format of all float32 values gives the same bits. The way back reads what was stored, straight
+through.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.vector_act import sigmoid, tanh
+from numsim.kernels.elementwise.activations import sigmoid, tanh
 from numsim.nn.products import Context
 
 Array = NDArray[Any]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels.backward import log
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
+from numsim.kernels.elementwise.derivatives import log
 from numsim.nn import layers
 from numsim.nn.products import stream_key
 

@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.models import Rule
+from numsim.models.weights import Stored, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import get_target, matmul
-from numsim.targets.types import IntSum, Mac
+from numsim.targets.rules import about, adds_integers
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
 _WIDE = 63  # formats of float32's range are stored without a scale
 
 
 def overflow_rate(
-    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: NDArray[Any] | None
+    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: Stored | None
 ) -> float | None:
     """Return the share of accumulation steps that overflowed, saturated or wrapped.
 
@@ -40,16 +41,20 @@ def overflow_rate(
         left = replace(left, granularity="none")
     if rule.weights is None:
         right = replace(right, granularity="none")
-    other = operand if stored is None else stored
+    numbers = None if stored is None else wide(stored)
+    other = operand if numbers is None else numbers
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
     stochastic = "sr" in (left.rounding, right.rounding)
-    if stored is None or stochastic or isinstance(left.block, tuple):
+    if numbers is None or stochastic or isinstance(left.block, tuple):
         return None
-    rows = max(1, COUNTED // stored.size)
+    rows = max(1, COUNTED // numbers.size)
     a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
-    b = quantize(stored.astype(np.float32), right).T
+    if isinstance(stored, QTensor) and rule.weights is not None:  # of a packed checkpoint
+        b = stored.T
+    else:
+        b = quantize(numbers.astype(np.float32), right).T
     _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
     return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
 
@@ -57,7 +62,7 @@ def overflow_rate(
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:
     depth = x.shape[-1]
     rules = [r for _, r in get_target(rule.target).rules]
-    integers = [r for r in rules if isinstance(r, IntSum)]
+    integers = [r for r in rules if adds_integers(r)]
     if integers and left.fmt.kind == right.fmt.kind == "integer":
         pair = _code_bound(left) * _code_bound(right)
         return all(
@@ -67,8 +72,7 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
         )
     names: set[str | Format] = {rule.out_format, "float32"}
     for r in rules:
-        if isinstance(r, Mac):
-            names |= {r.acc_format, r.product_format or r.acc_format}
+        names.update(about(r).formats(r))
     limit = min(get_format(name).max for name in names) / 2  # room for the roundings of the sum
     values = depth * _amax(x) * _amax(other)  # with scales
     codes = depth * _value_bound(left, x) * _value_bound(right, other)  # without them

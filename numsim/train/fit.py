@@ -15,7 +15,7 @@ from numsim import nn
 from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NotFiniteError, NumsimError, StoppedError
 from numsim.float_state import known_floats
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
 from numsim.nn.layers import check_layer, describe
 from numsim.nn.losses import LOSSES
 from numsim.nn.products import check_rule, stream_key

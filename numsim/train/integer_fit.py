@@ -20,7 +20,7 @@ from numsim.arguments import is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
 from numsim.nn.layers import Activation, Embedding, Linear, Mean, Sequential
 from numsim.nn.products import stream_key
 from numsim.quant import QTensor

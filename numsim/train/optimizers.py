@@ -20,7 +20,7 @@ from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.freed import keep_freed
-from numsim.kernels.adam import Numbers, adam
+from numsim.kernels.elementwise.adam import Numbers, adam
 from numsim.nn.products import stream_key
 from numsim.quant import QTensor, Quant, as_quant, quantize
 

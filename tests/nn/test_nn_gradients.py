@@ -7,7 +7,7 @@ import pytest
 
 from numsim import nn
 from numsim.errors import NumsimError
-from numsim.kernels.vector_act import ACTIVATIONS
+from numsim.kernels.elementwise.activations import ACTIVATIONS
 from numsim.models import load_model
 
 ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"

@@ -7,7 +7,7 @@ import pytest
 
 import numsim as ns
 from numsim import nn, train
-from numsim.kernels import simd
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import using_threads
 from numsim.nn import products as products_module
 from numsim.quant import Quant
@@ -242,7 +242,7 @@ def test_each_step_of_a_sequence_draws_for_itself(cell):
 
 
 def philox_word(i, key):
-    from numsim.kernels.philox import random_words
+    from numsim.kernels.convert.philox import random_words
 
     out = np.empty(1, np.uint64)
     random_words(np.array([i], np.uint64), key, out)

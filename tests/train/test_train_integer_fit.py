@@ -7,7 +7,7 @@ import pytest
 
 from numsim import nn, train
 from numsim.errors import NumsimError
-from numsim.kernels.philox import random_words
+from numsim.kernels.convert.philox import random_words
 from numsim.train.fit import permutation
 
 

@@ -1,0 +1,183 @@
+"""Matrix products by Blackwell's block-scaled FP4 rule, with AVX2 (`scaled_fp4` states it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from numsim.kernels.gemm.codes import (
+    BLOCK,
+    PackedCodes,
+    codes_at,
+    codes_types,
+    cover_codes,
+    pack_codes,
+    run_codes,
+    scratch_words,
+)
+from numsim.kernels.ir import fp4 as simd_fp4
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.align import NO_TERM
+from numsim.kernels.ir.fp4 import A_WORDS, B_CODES, B_WORDS, COLUMNS, LIFT, RUNS, STEP
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+
+Array = npt.NDArray[Any]
+_ROWS = 2
+_ORDER = np.arange(STEP)
+
+
+class ScaleCodes(NamedTuple):
+    """Scales of one operand: codes of every run of 16 k, and what each of 256 codes means.
+
+    `codes` [batch, lines, runs] uint8; `exponents`, `significands` [256] int32.
+    """
+
+    codes: Array
+    exponents: Array
+    significands: Array
+
+
+class PackedFp4(NamedTuple):
+    """The right operand, packed once: `scales` [batch, panels, steps, runs of a step, columns]."""
+
+    codes: PackedCodes
+    scales: Array
+    exponents: Array
+    significands: Array
+
+
+@inline
+def _tile(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    simd_fp4.fp4_tile(_ROWS, a, a_at, b, b_at, out, out_at, stride, steps, rule[0], rule[1])
+    return _ROWS
+
+
+@inline
+def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
+    scales, exponents, significands, twice = how
+    simd_fp4.right_fp4(codes_at(b, batch, panel, k, count), count, words, twice)
+    each = RUNS * COLUMNS
+    for step in range(count):
+        line = scales[batch, panel, k + step]
+        at = step * B_WORDS + B_CODES + each
+        for i in range(each):
+            code = line[i]
+            words[at + i] = exponents[code]
+            words[at + each + i] = significands[code] * np.int32(0x10001)
+    return words
+
+
+@kernel
+def _run(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    scales: Array, exponents: Array, significands: Array, twice: Array, fraction: int, align: int,
+) -> None:  # fmt: skip
+    scratch = scratch_words(block * B_WORDS)
+    how = (scales, exponents, significands, twice)
+    cover_codes(
+        _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, (fraction, align), how
+    )
+
+
+@kernel
+def _left(
+    codes: Array, scales: Array, exponents: Array, significands: Array, twice: Array,
+    planes: Array, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words]."""
+    depth, steps, runs = codes.shape[1], planes.shape[1], scales.shape[1]
+    bytes_of = planes.view(np.uint8)
+    for row in range(start, stop):
+        line, own = codes[row], scales[row]
+        for step in range(steps):
+            words = planes[row // _ROWS, step, row % _ROWS]
+            places = bytes_of[row // _ROWS, step, row % _ROWS]
+            first = step * STEP
+            for j in range(min(STEP, depth - first)):
+                places[j] = twice[line[first + j] & 15]
+            for j in range(max(depth - first, 0), STEP):
+                places[j] = np.uint8(LIFT)
+            for s in range(RUNS):
+                run = step * RUNS + s
+                code = own[min(run, runs - 1)]
+                e = exponents[code] if run < runs else np.int32(NO_TERM)
+                words[STEP // 4 + s] = e
+                words[STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
+
+
+@cache
+def _runner() -> Callable[..., Any]:
+    table = simd.contiguous(types.int32, 1)
+    return simd.compiled(
+        _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
+        simd.contiguous(types.uint8, 4), table, table, simd.contiguous(types.int8, 1),
+        types.int64, types.int64,
+    )  # fmt: skip
+
+
+@cache
+def _left_packer() -> Callable[..., Any]:
+    table, codes = simd.contiguous(types.int32, 1), simd.strided(types.uint8, 2)
+    return simd.compiled(
+        _left, codes, codes, table, table, simd.contiguous(types.uint8, 1),
+        simd.contiguous(types.int32, 4), types.int64, types.int64,
+    )  # fmt: skip
+
+
+def pack_b(codes: Array, scales: ScaleCodes) -> PackedFp4:
+    """Pack codes [1 or batch, K, N], of any strides; scales of their columns."""
+    packed = pack_codes(codes, COLUMNS, _ORDER, STEP, run=4)
+    batch, panels, steps = packed.panels.shape[:3]
+    lines = np.zeros((batch, panels * COLUMNS, steps * RUNS), np.uint8)
+    lines[:, : scales.codes.shape[1], : scales.codes.shape[2]] = scales.codes
+    turned = lines.reshape(batch, panels, COLUMNS, steps, RUNS).transpose(0, 1, 3, 4, 2)
+    flat = np.ascontiguousarray(turned).reshape(batch, panels, steps, RUNS * COLUMNS)
+    return PackedFp4(packed, flat, scales.exponents, scales.significands)
+
+
+def gemm_fp4(
+    a: Array, scales: ScaleCodes, b: PackedFp4, twice: Array, fraction: int, align: int,
+    *, c: Array | None = None,
+) -> Array:  # fmt: skip
+    """Return the float32 accumulators [batch, M, N] of a chain over steps of 64 k, from c or +0.
+
+    Parameters: a [batch, M, K] codes, `scales` of their rows; b packed, of one item or as many;
+    `twice`: twice the values of the 16 codes, int8; `fraction` and `align` as in
+    `simd_fp4.fp4_tile`; c [batch, M, N] float32. No scale is NaN.
+    """
+    batch, m, depth = a.shape
+    n, steps = b.codes.lines, b.codes.panels.shape[2]
+    shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
+    tiles = -(-shape[1] // _ROWS)
+    out = np.zeros((shape[0], tiles * _ROWS, n), np.float32)  # whole tiles of rows
+    if c is not None:
+        out[:, : shape[1]] = c.reshape(shape)
+    if out.size:
+        lines = a.view(np.uint8).reshape(*shape[:2], depth)
+        own = scales.codes.reshape(*shape[:2], -1)
+        planes = np.zeros((shape[0], tiles, steps, _ROWS, A_WORDS), np.int32)
+        lifted = (twice.astype(np.int16) + LIFT).astype(np.uint8)
+        pack = _left_packer()
+        for i in range(shape[0]):
+
+            def rows(start: int, stop: int, i: int = i) -> object:
+                return pack(
+                    lines[i], own[i], scales.exponents, scales.significands, lifted, planes[i],
+                    start, stop,
+                )  # fmt: skip
+
+            over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
+        block = max(BLOCK // STEP, 1)
+        run_codes(
+            _runner(), out, planes, b.codes, block, b.scales, b.exponents, b.significands, twice,
+            fraction, align,
+        )  # fmt: skip
+    return out[:, : shape[1]].reshape(batch, m, n)

@@ -1,0 +1,201 @@
+"""Exact int8 matrix products, summed modulo 2^32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from numsim.kernels.gemm.fma import cover, pack_words, panels_for, run_tiles, tile_types
+from numsim.kernels.gemm.turned import turn
+from numsim.kernels.ir import integer as simd_int
+from numsim.kernels.ir import simd
+from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+
+Array = npt.NDArray[Any]
+_BLOCK = 1024  # steps of four k for which a panel of b stays in the cache
+
+
+class PackedInt8(NamedTuple):
+    """The right operand, packed once.
+
+    Fields: `panels` [1 or batch, panels, K/4, 32, 1] (four signed bytes in each uint32), their
+    `sums` over K [1 or batch, N], `offset` (0 or 128; the true value is the signed byte + offset)
+    and `n`.
+    """
+
+    panels: Array
+    sums: Array
+    offset: int
+    n: int
+
+
+@inline
+def int8_wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    """Update up to 12 rows of a tile; return how many."""
+    if left >= 12:
+        simd_int.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 12
+    if left >= 4:
+        simd_int.int8_tile(4, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 4
+    simd_int.int8_tile(1, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def int8_narrow(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    """Update one or two rows of a tile, without AVX-512; return how many."""
+    if left >= 2:
+        simd_int.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 2
+    simd_int.int8_tile(1, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _run_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
+) -> None:
+    cover(int8_wide, out, a, b, steps, block, group, start, stop, 0)
+
+
+@kernel
+def _run_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
+) -> None:
+    cover(int8_narrow, out, a, b, steps, block, group, start, stop, 0)
+
+
+@kernel
+def _pack(source: Array, panels: Array, sums: Array, flip: int, start: int, stop: int) -> None:
+    """Copy lines [batch, lines, K] of bytes, XOR `flip`, into [batch, panels, K/4, width, 1].
+
+    Four bytes make a word, those beyond K are 0. `sums` [batch, lines] receives the sum of the
+    packed bytes, read as signed.
+    """
+    lines, depth = source.shape[1], source.shape[2]
+    count, width = panels.shape[1], panels.shape[3]
+    mask, low, four_low = np.uint32(flip), np.uint32(128), np.uint32(512)
+    for piece in range(start, stop):
+        batch, first = piece // count, piece % count * width
+        used = min(width, lines - first)
+        panel = panels[batch, piece % count]
+        for s0 in range(0, panels.shape[2], 4):  # 16 bytes a line: both sides stay in the cache
+            for i in range(used):
+                line = source[batch, first + i]
+                total = np.uint32(0)
+                for s in range(s0, min(s0 + 4, depth // 4)):
+                    b0 = np.uint32(line[4 * s]) ^ mask
+                    b1 = np.uint32(line[4 * s + 1]) ^ mask
+                    b2 = np.uint32(line[4 * s + 2]) ^ mask
+                    b3 = np.uint32(line[4 * s + 3]) ^ mask
+                    total += (b0 ^ low) + (b1 ^ low) + (b2 ^ low) + (b3 ^ low) - four_low
+                    low_half = b0 | b1 << np.uint32(8)
+                    panel[s, i, 0] = low_half | b2 << np.uint32(16) | b3 << np.uint32(24)
+                if s0 + 4 >= panels.shape[2]:
+                    for k in range(depth // 4 * 4, depth):
+                        byte = np.uint32(line[k]) ^ mask
+                        panel[depth // 4, i, 0] |= byte << np.uint32(8 * (k & 3))
+                        total += (byte ^ low) - low
+                sums[batch, first + i] += np.int32(total)
+
+
+@cache
+def _packer() -> Callable[..., Any]:
+    arrays = (
+        simd.strided(types.uint8, 3),
+        simd.contiguous(types.uint32, 5),
+        simd.contiguous(types.int32, 2),
+    )
+    return simd.compiled(_pack, *arrays, *(types.int64,) * 3)
+
+
+@cache
+def _runner(wide: bool) -> Callable[..., Any]:
+    runner = _run_wide if wide else _run_narrow
+    return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32))
+
+
+def packed_a(a: Array) -> Array:
+    """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
+    batch, lines, depth = a.shape
+    if depth % 4 or not a.flags.c_contiguous:
+        whole = np.zeros((batch, lines, -(-depth // 4) * 4), a.dtype)
+        turned = a.swapaxes(1, 2)
+        if turned.flags.c_contiguous:
+            for i in range(batch):
+                turn(turned[i].view(np.uint8), whole[i].view(np.uint8))
+        else:
+            whole[:, :, :depth] = a
+        a = whole
+    return pack_words(a.view(np.uint32), 0x80808080 if a.dtype == np.int8 else 0)
+
+
+def _packed_b(source: Array) -> tuple[Array, Array, int]:
+    """Return panels of signed bytes, line sums of these bytes, and value minus packed byte."""
+    batch, lines, depth = source.shape
+    flip = 0 if source.dtype == np.int8 else 128
+    shape, padded = panels_for(lines, simd.INT8_COLUMNS, depth, 4)
+    panels = (np.zeros if padded else np.empty)((batch, *shape), np.uint32)
+    sums = np.zeros((batch, lines), np.int32)
+    entry = _packer()
+    raw = source.view(np.uint8)
+    over_range(
+        lambda start, stop: entry(raw, panels, sums, flip, start, stop),
+        batch * shape[0],
+        grain=grain_of(batch * shape[0], PACKED * source.size),
+    )
+    return panels, sums, flip
+
+
+def pack_b(b: Array) -> PackedInt8:
+    """Pack the right operand [1 or batch, K, N], int8 or uint8, of any strides."""
+    panels, sums, offset = _packed_b(b.swapaxes(1, 2))
+    return PackedInt8(panels, sums, offset, b.shape[2])
+
+
+def starts(b: PackedInt8, span: int) -> Array:
+    """Return what blocks of `span` words of k start from where a's bytes are 128 too large.
+
+    [1 or batch, blocks, columns of whole panels] int32.
+    """
+    batch, panels, steps, width, _ = b.panels.shape
+    blocks = -(-steps // span)
+    whole = np.zeros((batch, panels, blocks * span, width), np.uint32)
+    whole[:, :, :steps] = b.panels[..., 0]
+    bytes_of = whole.view(np.int8).reshape(batch, panels, blocks, span, width, 4)
+    found = bytes_of.sum(axis=(3, 5), dtype=np.int32) * np.int32(-128)
+    return np.ascontiguousarray(found.swapaxes(1, 2)).reshape(batch, blocks, panels * width)
+
+
+def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
+    """Return the int32 sums of products [batch, M, N], modulo 2^32.
+
+    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; each int8 or uint8.
+    """
+    packed = b if isinstance(b, PackedInt8) else pack_b(b)
+    batch, m, depth = a.shape
+    if packed.panels.shape[0] == 1:
+        a = a.reshape(1, batch * m, depth)
+    out = np.empty((*a.shape[:2], packed.n), np.int32)
+    if out.size:
+        rows, offset = packed_a(a), -128 if a.dtype == np.int8 else 0
+        # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
+        out[...] = (packed.sums * np.int32(offset))[:, None, :]
+        if packed.offset:
+            whole = a.sum(axis=2, dtype=np.int64) * packed.offset
+            out += whole.astype(np.int32)[:, :, None]
+        entry = _runner(simd.enabled())
+        run_tiles(entry, out, rows, packed.panels, _BLOCK)
+    return out.reshape(batch, m, packed.n)

@@ -1,0 +1,176 @@
+"""The vector micro-kernel of Blackwell's block-scaled FP4 dot product, for AVX2.
+
+One lane is one output. Twice an FP4 value is an integer of at most 12, so a run of 16 products fits
+int16: 4 products of k stand in a lane as bytes, the left ones unsigned as 12 more than they are.
+The pair sums of a run times the significands of its scales are exact in int32 and in float32, and
+so is what a power of two and a cut toward zero leave of them; float64 holds the sum of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from numsim.kernels.ir.align import NO_TERM
+from numsim.kernels.ir.fp8 import I8, declared
+from numsim.kernels.ir.simd import (
+    I16,
+    I32,
+    I64,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    maximum,
+    pointer_at,
+    splat,
+)
+
+COLUMNS, RUNS, WORDS = 8, 4, 4  # of a panel; of a step; of a run: bytes of four k each
+STEP = 16 * RUNS
+LIFT = 12  # is added to the left operand's bytes
+A_WORDS = RUNS * (WORDS + 2)  # of a row and step: bytes, exponents, significands twice in a word
+B_CODES = RUNS * WORDS * COLUMNS  # words of a panel and step; then sums to start from,
+B_WORDS = B_CODES + 3 * RUNS * COLUMNS  # exponents and significands, of each run
+_EXPONENTS, _SIGNIFICANDS = RUNS * WORDS, RUNS * (WORDS + 1)
+
+_BYTES, _PAIRS = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
+_V32, _VF = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
+_VD, _VL = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(I64, 8)
+
+
+def _pair_products(b: Any, x: Any, y: Any) -> Any:
+    """Return x * y of unsigned and signed bytes, neighbours added, in 16 bits."""
+    multiply = declared(b, "llvm.x86.avx2.pmadd.ub.sw", _PAIRS, _BYTES, _BYTES)
+    return b.call(multiply, [b.bitcast(x, _BYTES), b.bitcast(y, _BYTES)])
+
+
+def _power(b: Any, exponent: Any) -> Any:
+    """Return 2.0**exponent of int32 lanes as float64."""
+    wide = b.add(b.sext(exponent, _VL), splat(_VL, 1023))
+    return b.bitcast(b.shl(wide, splat(_VL, 52)), _VD)
+
+
+@emitted
+def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> Any:
+    """Write twice the values of `count` steps of codes, and -12 times the sums of their pairs.
+
+    `twice`: twice the value of each of 16 codes, one signed byte each.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        first = [pointer_at(context, b, sig.args[i], args[i], ir.Constant(I64, 0)) for i in (0, 2)]
+        small = ir.VectorType(I8, 16)
+        table = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
+        table = b.load(b.bitcast(table, small.as_pointer()), align=1)
+        both = ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2)
+        table = b.shuffle_vector(table, table, both)
+        look_up = declared(b, "llvm.x86.avx2.pshuf.b", _BYTES, _BYTES, _BYTES)
+
+        def at(which: int, step: Any, words: int, size: int, plus: int, vector: Any) -> Any:
+            place = b.add(b.mul(step, ir.Constant(I64, words * size)), ir.Constant(I64, plus))
+            return b.bitcast(b.gep(first[which], [place]), vector.as_pointer())
+
+        def step(k: Any, carried: list[Any]) -> list[Any]:
+            for run in range(RUNS):
+                total = splat(_PAIRS, 0)
+                for word in range(WORDS):
+                    n = (run * WORDS + word) * COLUMNS
+                    code = b.load(at(0, k, B_CODES, 4, 4 * n, _BYTES), align=1)
+                    code = b.and_(code, splat(_BYTES, 15))
+                    value = b.call(look_up, [table, code])
+                    b.store(value, at(1, k, B_WORDS, 1, n, _BYTES), align=4)
+                    lifted = _pair_products(b, splat(_BYTES, LIFT), value)
+                    total = b.sub(total, lifted)
+                place = at(1, k, B_WORDS, 1, B_CODES + run * COLUMNS, _PAIRS)
+                b.store(total, place, align=4)
+            return carried
+
+        loop(b, args[1], [], step)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, planes, twice), codegen
+
+
+@emitted
+def fp4_tile(
+    typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any, fraction: Any, align: Any,
+) -> Any:  # fmt: skip
+    """Chain `steps` steps of 64 products onto out[r, :], float32.
+
+    `fraction` counts the fraction bits of a product of two scales' significands; terms are cut to
+    `align` fraction bits below the largest exponent.
+    """
+    if not isinstance(rows, types.IntegerLiteral):
+        return None
+    count = rows.literal_value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args[:-2], args[:-2], 1, _VF)
+        places = [b.trunc(x, I32) for x in args[-2:]]
+        align = broadcast(b, places[1], _V32)
+        above = b.sub(places[1], b.add(places[0], ir.Constant(I32, 2)))  # products are 4-fold
+        ahead = broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
+        cut_single = declared(b, "llvm.trunc.v8f32", _VF, _VF)
+        cut = declared(b, "llvm.trunc.v8f64", _VD, _VD)
+        multiply = declared(b, "llvm.x86.avx2.pmadd.wd", _V32, _PAIRS, _PAIRS)
+        special = splat(_V32, 0x7F800000)
+
+        def left(k: Any, r: int, word: int) -> Any:
+            return broadcast(b, tile.scalar(k, count * A_WORDS, r * A_WORDS + word), _V32)
+
+        def right(k: Any, word: int, vector: Any = _V32) -> Any:
+            return tile.columns(k, B_WORDS, word * COLUMNS, vector)
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            tops = []
+            for x in acc:
+                field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
+                own = maximum(b, b.sub(field, splat(_V32, 127)), splat(_V32, -126))
+                zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
+                tops.append(b.select(zero, splat(_V32, NO_TERM), own))
+            for s in range(RUNS):
+                e = right(k, _EXPONENTS + RUNS + s)
+                for r in range(count):
+                    tops[r] = maximum(b, tops[r], b.add(left(k, r, _EXPONENTS + s), e))
+            totals = [splat(_VD, 0.0)] * count
+            bases = [b.sub(ahead, top) for top in tops]
+            for s in range(RUNS):
+                sums = [right(k, _EXPONENTS + s, _PAIRS)] * count
+                for word in range(WORDS):
+                    y = right(k, s * WORDS + word)
+                    for r in range(count):
+                        products = _pair_products(b, left(k, r, s * WORDS + word), y)
+                        sums[r] = b.add(sums[r], products)
+                e, m = right(k, _EXPONENTS + RUNS + s), right(k, _EXPONENTS + 2 * RUNS + s, _PAIRS)
+                for r in range(count):
+                    factor = b.mul(b.bitcast(left(k, r, _SIGNIFICANDS + s), _PAIRS), m)
+                    partial = b.sitofp(b.call(multiply, [sums[r], factor]), _VF)
+                    power = b.add(b.add(left(k, r, _EXPONENTS + s), e), bases[r])
+                    power = b.shl(maximum(b, power, splat(_V32, 1)), splat(_V32, 23))
+                    term = b.call(cut_single, [b.fmul(partial, b.bitcast(power, _VF))])
+                    totals[r] = b.fadd(totals[r], b.fpext(term, _VD))
+            new = []
+            for total, top, x in zip(totals, tops, acc, strict=True):
+                unit = b.sub(top, align)
+                up = _power(b, b.sub(splat(_V32, 0), unit))
+                own = b.call(cut, [b.fmul(b.fpext(x, _VD), up)])
+                value = b.fmul(b.fadd(total, own), _power(b, unit))
+                # toward zero to 24 bits, and to float32's last place: subnormals have fewer
+                bits = b.and_(b.bitcast(value, _VL), splat(_VL, -(1 << 29)))
+                value = b.fmul(b.bitcast(bits, _VD), splat(_VD, 2.0**149))
+                value = b.fmul(b.call(cut, [value]), splat(_VD, 2.0**-149))
+                value = b.fadd(value, splat(_VD, 0.0))  # zeros are positive
+                result = b.fptrunc(value, _VF)  # exact, or infinite
+                sticks = b.icmp_signed("==", b.and_(b.bitcast(x, _V32), special), special)
+                new.append(b.select(sticks, x, result))
+            return new
+
+        tile.store(loop(b, tile.steps, tile.load(count), step), count)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, a, i64, b, i64, out, i64, i64, i64, i64, i64), codegen

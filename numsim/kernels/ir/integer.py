@@ -1,0 +1,198 @@
+"""The vector micro-kernels of integer units: exact sums, and sums that saturate as they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from numsim.kernels.ir.simd import (
+    FMA_ROWS,
+    I32,
+    I64,
+    INT8_COLUMNS,
+    INT8_ROWS,
+    V16,
+    V32,
+    Tile,
+    broadcast,
+    emitted,
+    loop,
+    signature_of,
+    splat,
+)
+
+CLAMP, FULL, PAIRS = range(3)
+COLUMNS = 32
+
+
+def _pair_sums(b: Any, x: Any, y: Any) -> Any:
+    """Return x[2i] y[2i] + x[2i + 1] y[2i + 1] of int16, as int32: one instruction of x86."""
+    twice = ir.VectorType(I32, x.type.count)
+    products = b.mul(b.sext(x, twice), b.sext(y, twice))
+    half = x.type.count // 2
+    even, odd = (
+        b.shuffle_vector(
+            products,
+            ir.Constant(twice, ir.Undefined),
+            ir.Constant(ir.VectorType(I32, half), list(range(first, 2 * half, 2))),
+        )
+        for first in range(2)
+    )
+    return b.add(even, odd)
+
+
+@emitted
+def int8_tile(
+    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Add to out[r, :], modulo 2^32, four products of an unsigned a and a signed b per step."""
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
+        return None
+    count, native = rows.literal_value, bool(wide.literal_value)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args, args, 2, V32)
+        dot4 = None
+        if native:
+            kind = ir.FunctionType(V32, [V32] * 3)
+            dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
+
+        eight, low = splat(V16, 8), splat(V16, 255)
+
+        def row(k: Any, r: int) -> Any:
+            return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
+
+        def column(k: Any, c: int) -> Any:
+            if count == 1:
+                tile.ahead(k, INT8_COLUMNS, 16 * c)
+            return tile.columns(k, INT8_COLUMNS, 16 * c)
+
+        def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+            columns = [column(k, c) for c in range(2)]
+            new = []
+            for r in range(count):
+                x = row(k, r)
+                new += [b.call(dot4, [acc[2 * r + c], x, columns[c]]) for c in range(2)]
+            return new
+
+        def step(k: Any, acc: list[Any]) -> list[Any]:
+            rows, new = [], list(acc)
+            for r in range(count):
+                x = b.bitcast(row(k, r), V16)
+                rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
+            for c in range(2):
+                y = b.bitcast(column(k, c), V16)
+                columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
+                for r in range(count):
+                    for pair in zip(rows[r], columns, strict=True):
+                        new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
+            return new
+
+        steps = loop(b, tile.steps, tile.load(count), wide_step if native else step)
+        tile.store(steps, count)
+        return context.get_dummy_value()
+
+    return signature_of(a, b, out, rows, wide), codegen
+
+
+@emitted
+def saturating_tile(
+    typing: Any, rows: Any, kind: Any, each: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any, rule: Any,
+) -> Any:  # fmt: skip
+    """Add the products of a group to out[r, :], int32 throughout.
+
+    `rule` holds the steps of a group and the least and largest sum. Kinds: CLAMP limits every sum,
+    none of which leaves int32 before; FULL saturates to int32; PAIRS limits the sum of two
+    neighbouring products instead, and adds those modulo 2^32. A step is `each` products, one or
+    two: b holds them side by side, a in the halves of a word, the upper 0 if there is one. Elements
+    of b with 32 bits are one a step, and so are those of a.
+    """
+    if not all(isinstance(x, types.IntegerLiteral) for x in (rows, kind, each)):
+        return None
+    count, how, width = rows.literal_value, kind.literal_value, each.literal_value
+    vectors = COLUMNS // 16
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, V32)
+        pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(I64, 0))
+        group, low, high = (b.load(b.gep(pointer, [ir.Constant(I64, i)])) for i in range(3))
+        low, high = (broadcast(b, b.trunc(v, I32), V32) for v in (low, high))
+        name = "llvm.sadd.sat.v16i32"
+        saturating = b.module.declare_intrinsic(name, (), ir.FunctionType(V32, [V32] * 2))
+
+        def clamped(x: Any) -> Any:
+            x = b.select(b.icmp_signed("<", x, high), x, high)
+            return b.select(b.icmp_signed(">", x, low), x, low)
+
+        def added(acc: Any, x: Any) -> Any:
+            if how == FULL:
+                return b.call(saturating, [acc, x])
+            acc = b.add(acc, x)
+            return clamped(acc) if how == CLAMP else acc
+
+        element = sig.args[-7].dtype
+        read = ir.VectorType(ir.IntType(element.bitwidth), 16 * width)
+        extended = b.sext if element.signed else b.zext
+
+        def product(x: Any, y: Any) -> Any:
+            if element.bitwidth == 32:
+                return b.mul(x, y)
+            y = b.bitcast(extended(y, V16 if width == 2 else V32), V16)
+            return _pair_sums(b, b.bitcast(x, V16), y)
+
+        def products(k: Any) -> list[Any]:
+            columns = [
+                tile.columns(k, COLUMNS * width, 16 * width * c, read) for c in range(vectors)
+            ]
+            if count == 1:
+                for c in range(vectors):
+                    tile.ahead(k, COLUMNS * width, 16 * width * c)
+            rows = [broadcast(b, tile.scalar(k, FMA_ROWS, r), V32) for r in range(count)]
+            return [product(x, y) for x in rows for y in columns]
+
+        def single(k: Any, acc: list[Any]) -> list[Any]:
+            return [added(x, y) for x, y in zip(acc, products(k), strict=True)]
+
+        def pair(p: Any, acc: list[Any]) -> list[Any]:
+            k = b.mul(p, ir.Constant(I64, 2))
+            first, second = products(k), products(b.add(k, ir.Constant(I64, 1)))
+            sums = [clamped(b.add(x, y)) for x, y in zip(first, second, strict=True)]
+            return [b.add(x, y) for x, y in zip(acc, sums, strict=True)]
+
+        def grouped(g: Any, acc: list[Any]) -> list[Any]:
+            first = b.mul(g, group)
+
+            def inside(i: Any, sums: list[Any]) -> list[Any]:
+                new = products(b.add(first, i))
+                return [b.add(x, y) for x, y in zip(sums, new, strict=True)]
+
+            zeros = [splat(V32, 0)] * len(acc)
+            sums = loop(b, group, zeros, inside)
+            return [added(x, y) for x, y in zip(acc, sums, strict=True)]
+
+        def limited(k: Any, acc: list[Any]) -> list[Any]:
+            return [b.add(x, clamped(y)) for x, y in zip(acc, products(k), strict=True)]
+
+        before = tile.load(count)
+        if how == PAIRS and width == 2:
+            tile.store(loop(b, tile.steps, before, limited), count)
+            return context.get_dummy_value()
+        if how == PAIRS:
+            pairs = b.lshr(tile.steps, ir.Constant(I64, 1))
+            tile.store(loop(b, pairs, before, pair), count)
+            return context.get_dummy_value()
+        one = b.icmp_signed("==", group, ir.Constant(I64, 1))
+        with b.if_else(one) as (then, otherwise):
+            with then:
+                tile.store(loop(b, tile.steps, before, single), count)
+            with otherwise:
+                groups = b.sdiv(tile.steps, group)
+                tile.store(loop(b, groups, before, grouped), count)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, kind, each, a, i64, b, i64, out, i64, i64, i64, rule), codegen

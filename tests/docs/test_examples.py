@@ -1,0 +1,27 @@
+"""Every example runs."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+# Arguments for a short run that writes elsewhere than in reports/.
+WRITES = {
+    "stall.py": ["pages"], "worked_example.py": ["page.md"],
+    "training_pages.py": ["classifier", "pages", "1", "2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_example(path, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), *WRITES.get(path.name, [])])
+    code = None
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as done:  # an extra is not installed: the example says which
+        code = done.code
+    assert not code
+    assert capsys.readouterr().out

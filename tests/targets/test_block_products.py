@@ -1,0 +1,357 @@
+"""Products with block scales, inside the unit and outside it: vector paths against scalar ones."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+
+import numba
+import numpy as np
+import oracle_mac as om
+import pytest
+
+import numsim as ns
+from numsim.formats import get_format
+from numsim.kernels.gemm import double as gemm_double
+from numsim.kernels.gemm import fp4 as gemm_fp4
+from numsim.kernels.ir import simd
+from numsim.quant import QTensor, Quant
+from numsim.targets import get_target, outside, runs
+from numsim.targets.fast import fp4, fused
+from numsim.targets.types import Fused
+
+TCGEN05 = "nvidia.blackwell.tcgen05"
+vectors = pytest.mark.skipif(simd.PATHS[-1] == "plain", reason="no vector kernels here")
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint32)
+
+
+@contextmanager
+def scalar():
+    """Only the kernels that were there before block scales had some of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        old = (fused._double, fp4._vectors)
+        fewer = {r: tuple(w for w in ways if w not in old) for r, ways in runs.FAST.items()}
+        patch.setattr(runs, "FAST", fewer)
+        patch.setattr(outside, "add_blocks", lambda *_: None)
+        yield
+
+
+def same(a, b, target, c=None):
+    fresh = [replace(q) for q in (a, b)]  # what the other path kept is not theirs
+    with np.errstate(all="ignore"):
+        got = ns.matmul(a, b, target=target, c=c)
+        with scalar():
+            want = ns.matmul(*fresh, target=target, c=c)
+    np.testing.assert_array_equal(bits(got), bits(want))
+    return got
+
+
+def coded(rng, shape, axis, name, block, scale_format, scales):
+    """Return a tensor of any finite codes, a part of it zeros, with scale codes of a kind."""
+    fmt = get_format(name)
+    codes = rng.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
+    codes *= (rng.random(shape) < rng.choice([0.1, 0.9, 1.0])).astype(np.uint8)
+    codes[~np.isfinite(fmt.values()[codes])] = 0
+    of = list(shape)
+    of[axis] = -(-shape[axis] // block)
+    low, high = scales
+    own = rng.integers(low, high, of).astype(np.uint8)
+    q = ns.quantize(
+        np.ones(shape, np.float32), Quant(name, block=block, scale_format=scale_format), axis=axis
+    )
+    return replace(q, codes=codes, scale_codes=own)
+
+
+def accumulator(rng, shape):
+    with np.errstate(over="ignore"):
+        c = rng.standard_normal(shape) * 2.0 ** rng.integers(-149, 127, shape)
+        c = c.astype(np.float32)
+    for value, share in ((0.0, 0.1), (-0.0, 0.1), (np.inf, 0.02), (-np.inf, 0.02), (-np.nan, 0.02)):
+        c[rng.random(shape) < share] = value
+    return c
+
+
+E8M0 = [(0, 255), (0, 256), (110, 140), (180, 200), (45, 65)]
+SHAPES = [(1, 1, 1), (3, 17, 70), (5, 40, 200), (4, 33, 64), (2, 9, 300)]
+
+
+@vectors
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("scales", [*E8M0, "e4m3", "e4m3 without NaN"])
+def test_fp4_with_scales_inside_the_unit(block, scales):
+    e4m3 = isinstance(scales, str)
+    name = "float8_e4m3fn" if e4m3 else "float8_e8m0fnu"
+    if e4m3:
+        block, scales = 16, (0, 256) if scales == "e4m3" else (0, 127)
+    rng = np.random.default_rng(block)
+    for m, n, k in SHAPES:
+        a = coded(rng, (m, k), -1, "float4_e2m1fn", block, name, scales)
+        b = coded(rng, (k, n), -2, "float4_e2m1fn", block, name, scales)
+        same(a, b, TCGEN05)
+        same(a, b, TCGEN05, accumulator(rng, (m, n)))
+    a = coded(rng, (2, 3, 100), -1, "float4_e2m1fn", block, name, scales)
+    b = coded(rng, (2, 100, 9), -2, "float4_e2m1fn", block, name, scales)
+    same(a, b, TCGEN05, accumulator(rng, (2, 3, 9)))
+    same(a, replace(b[0]), TCGEN05)
+
+
+@vectors
+@pytest.mark.parametrize("scales", E8M0)
+@pytest.mark.parametrize("left", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"])
+@pytest.mark.parametrize("right", ["float8_e4m3fn", "float8_e5m2", "float6_e3m2fn"])
+def test_small_floats_with_scales_inside_the_unit(left, right, scales):
+    rng = np.random.default_rng(7)
+    for m, n, k in SHAPES:
+        a = coded(rng, (m, k), -1, left, 32, "float8_e8m0fnu", scales)
+        b = coded(rng, (k, n), -2, right, 32, "float8_e8m0fnu", scales)
+        same(a, b, TCGEN05)
+        same(a, b, TCGEN05, accumulator(rng, (m, n)))
+    a = coded(rng, (2, 3, 100), -1, left, 32, "float8_e8m0fnu", scales)
+    b = coded(rng, (2, 100, 9), -2, right, 32, "float8_e8m0fnu", scales)
+    same(a, b, TCGEN05, accumulator(rng, (2, 3, 9)))
+
+
+@vectors
+@pytest.mark.parametrize("rule", [
+    Fused(32, 25), Fused(32, 25, min_exponent=-133), Fused(7, 24), Fused(40, 23), Fused(128, 25),
+    Fused(32, 25, nan="quiet"), Fused(32, 22), Fused(32, 26), Fused(32, 25, min_exponent=-20),
+    Fused(32, 25, zero_products=True), Fused(129, 25),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "names", [("float8_e4m3fn", "float8_e4m3fn"), ("float8_e5m2", "float6_e2m3fn")]
+)
+def test_small_floats_without_scales(rule, names):
+    target = replace(get_target(TCGEN05), rules=(("f8f6f4", rule),))
+    rng = np.random.default_rng(rule.group)
+    for m, n, k in SHAPES:
+        a, b = (
+            QTensor.from_codes(coded(rng, s, i, f, 32, "float8_e8m0fnu", (0, 255)).codes, f)
+            for s, i, f in (((m, k), -1, names[0]), ((k, n), -2, names[1]))
+        )
+        same(a, b, target)
+        same(a, b, target, accumulator(rng, (m, n)))
+
+
+@vectors
+def test_products_that_are_cut_are_those_that_the_oracle_cuts():
+    """Small products beside a large one, of both signs: 25 fraction bits, cut toward zero."""
+    f = om.FORMATS["float8_e4m3fn"]
+    large, small = 0x7E, 0x01  # 448 and 2**-9; 448 * 448 = 1.53 * 2**17, kept to 2**-8
+    x = np.full((4, 32), small, np.uint8)
+    x[:, 0], x[1::2, 1:] = large, small | 0x80
+    y = np.full((32, 1), 0x34, np.uint8)  # 0.75: products of 0.75 * 2**-9 are below the last bit
+    y[0] = large
+    got = ns.matmul(*(QTensor.from_codes(q, "float8_e4m3fn") for q in (x, y)), target=TCGEN05)
+    want = [om.Block(32, 25)([f.read(c) for c in row], [f.read(c) for c in y[:, 0]]) for row in x]
+    assert bits(got).ravel().tolist() == want
+    assert [Fraction(float(v)) for v in got.ravel()] == [448 * 448] * 4
+
+
+@vectors
+def test_runs_that_cancel_still_have_the_exponent_of_their_scales():
+    """A run of 1 - 1 under 2**40 lifts what the other runs are cut to: 2**5 is below 2**(40-34)."""
+    codes = np.zeros((1, 64), np.uint8)
+    codes[0, :2], codes[0, 16] = (2, 10), 2  # 1, -1 and, in the second run, 1
+    scales = np.full((1, 4), 127, np.uint8)
+    scales[0, 0] = 127 + 40
+    one = Quant("float4_e2m1fn", block=16, scale_format="float8_e8m0fnu")
+    a = replace(ns.quantize(np.ones((1, 64), np.float32), one), codes=codes, scale_codes=scales)
+    ones = np.full((64, 1), 2, np.uint8)
+    for up, kept in ((4, 0.0), (5, 2.0**5)):
+        other = np.full((4, 1), 127, np.uint8)
+        other[1] += up
+        b = ns.quantize(np.ones((64, 1), np.float32), one, axis=-2)
+        b = replace(b, codes=ones, scale_codes=other)
+        assert same(a, b, TCGEN05)[0, 0] == kept
+
+
+@vectors
+@pytest.mark.parametrize(("up", "want"), [(64, np.inf), (63, 2.0**127)])
+def test_fp4_overflows_at_the_next_power_of_two(up, want):
+    """1 * 1 times scales of 2**64 and 2**64 is 2**128, which float32 does not hold."""
+    codes = np.zeros((1, 16), np.uint8)
+    codes[0, 0] = 2
+    rule = Quant("float4_e2m1fn", block=16, scale_format="float8_e8m0fnu")
+    a = replace(
+        ns.quantize(np.ones((1, 16), np.float32), rule), codes=codes,
+        scale_codes=np.array([[127 + up]], np.uint8),
+    )  # fmt: skip
+    b = replace(
+        ns.quantize(np.ones((16, 1), np.float32), rule, axis=-2), codes=codes.T,
+        scale_codes=np.array([[127 + 64]], np.uint8),
+    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        assert same(a, b, TCGEN05)[0, 0] == want
+
+
+@vectors
+def test_the_least_exponent_counts_with_scales():
+    """Products far below it are cut to its last bit, so that many small ones are nothing."""
+    rng = np.random.default_rng(2)
+    rule = Fused(32, 25, min_exponent=-133)
+    target = replace(get_target(TCGEN05), rules=(("fp8", rule), ("mx:f8f6f4", rule)))
+    plain = get_target(TCGEN05)
+    differs = False
+    for low in range(44, 60, 2):
+        a = coded(rng, (6, 96), -1, "float8_e4m3fn", 32, "float8_e8m0fnu", (low, low + 4))
+        b = coded(rng, (96, 40), -2, "float8_e4m3fn", 32, "float8_e8m0fnu", (low, low + 4))
+        with_floor, without = same(a, b, target), same(replace(a), replace(b), plain)
+        differs |= bool((bits(with_floor) != bits(without)).any())
+    assert differs
+
+
+OUTSIDE = [
+    ("mxfp8_e4m3", "ideal.fp32"), ("nvfp4", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
+    ("mxint8", "ideal.fp32"), ("mxint8", "ideal.int"), (Quant("int8", block=20), "ideal.int"),
+    (Quant("int8", block=18), "ideal.int"), ("mxfp8_e4m3", "nvidia.hopper.wgmma"),
+    ("mxfp8_e5m2", "nvidia.ada.mma"), (Quant("float8_e4m3fn", block=128), "nvidia.hopper.wgmma"),
+    (Quant("float8_e4m3fn", block=16), "nvidia.hopper.wgmma"),
+    (Quant("float8_e4m3fn", block=48), "nvidia.ada.mma"),
+    (Quant("bfloat16", block=32), "ideal.fp32"), ("mxfp8_e4m3", "nvidia.ampere.mma"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("quant", "target"), OUTSIDE)
+def test_scales_outside_the_unit(path, quant, target):
+    rng = np.random.default_rng(3)
+    with simd.force(path):
+        for m, n, k in SHAPES:
+            x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
+            y = rng.standard_normal((k, n))
+            x[:, : k // 3], y[:, : n // 4] = 0, 0
+            a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
+            try:
+                same(a, b, target)
+            except ns.UnsupportedError:
+                assert target == "nvidia.ampere.mma"
+                return
+            same(a, b, target, rng.standard_normal((m, n)).astype(np.float32))
+        x, y = rng.standard_normal((2, 3, 96)), rng.standard_normal((2, 96, 40))
+        a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
+        same(a, b, target)
+        same(a, b[1], target)
+
+
+def test_integer_blocks_whose_scales_leave_float32_are_scaled_in_float64():
+    """2**-140 times 64 * 64 quanta of 2**-12: the scales alone are beyond float32's normals."""
+    codes, scales = np.full((1, 64), 64, np.int8), np.full((1, 2), 2.0**-70, np.float32)
+    a = QTensor.from_codes(codes, "q1.6", scale=scales, block=32)
+    b = QTensor.from_codes(codes.T, "q1.6", scale=scales.T, block=32, axis=-2)
+    got = same(a, b, "ideal.int")
+    assert got[0, 0] == np.float32(64 * 2.0**-140)
+
+
+def test_a_block_of_minus_zero_alone_stays_minus_zero():
+    """The first block's -0 is the sum; with +0 before it, it would be +0."""
+    codes, scale = np.full((1, 32), 1, np.uint8), np.full((1, 1), 2.0**-120, np.float32)
+    a = QTensor.from_codes(codes, "float8_e4m3fn", scale=-scale, block=32)
+    b = QTensor.from_codes(codes.T, "float8_e4m3fn", scale=scale, block=32, axis=-2)
+    assert bits(same(a, b, "ideal.fp32"))[0, 0] == 0x80000000
+
+
+@vectors
+def test_threads_do_not_change_products_of_blocks():
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(s).astype(np.float32) for s in ((70, 256), (256, 150)))
+    cases = [("nvfp4", TCGEN05), ("mxfp8_e4m3", TCGEN05), ("mxfp8_e4m3", "ideal.fp32"),
+             ("mxint8", "ideal.int"), ("mxfp8_e4m3", "nvidia.hopper.wgmma")]  # fmt: skip
+    before = numba.get_num_threads()
+    found = []
+    try:
+        for threads in {1, before}:
+            numba.set_num_threads(threads)
+            found.append([
+                bits(ns.matmul(ns.quantize(x, q), ns.quantize(y, q, axis=-2), target=t))
+                for q, t in cases
+            ])  # fmt: skip
+    finally:
+        numba.set_num_threads(before)
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("quant", "target", "home", "name"), [
+    ("nvfp4", TCGEN05, gemm_fp4, "pack_b"), ("mxfp8_e4m3", TCGEN05, gemm_double, "pack_b"),
+    ("float8_e4m3fn", "nvidia.hopper.wgmma", None, None),
+])  # fmt: skip
+def test_a_right_operand_is_packed_once(monkeypatch, quant, target, home, name):
+    """`__post_init__` of QTensor once emptied what products keep, at every product."""
+    from numsim.kernels.gemm import hopper as gemm_hopper
+
+    home, name = home or gemm_hopper, name or "pack_b"
+    if simd.path() == "plain" and home is not gemm_hopper:
+        pytest.skip("no vector kernels here")
+    calls, inner = [], getattr(home, name)
+    monkeypatch.setattr(home, name, lambda *a, **k: calls.append(1) or inner(*a, **k))
+    a, b = ns.quantize(np.ones((2, 64)), quant), ns.quantize(np.ones((64, 3)), quant, axis=-2)
+    for _ in range(3):
+        ns.matmul(a, b, target=target)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("name", "target"), [
+    ("float8_e4m3fn", "ideal.fp32"), ("float8_e5m2", "ideal.fp32"),
+    ("float8_e5m2", "nvidia.hopper.wgmma"), ("int8", "ideal.int"),
+])  # fmt: skip
+def test_specials_outside_the_unit(path, name, target):
+    """NaN and infinite codes and scales, scales whose product leaves float32 at either end."""
+    rng = np.random.default_rng(11)
+    fmt = get_format(name)
+    extremes = np.float32([2.0**-149, 2.0**-100, 2.0**100, 2.0**127, 1.0, -1.0, 0.0])
+    for special in ("codes", "scales", "both"):
+        made = []
+        for shape, axis in (((5, 128), -1), ((128, 40), -2)):
+            codes = rng.integers(0, 256, shape).astype(np.uint8).view(fmt.code_dtype)
+            if special == "scales" and fmt.kind == "float":
+                codes[~np.isfinite(fmt.values()[codes])] = 0
+            of = [s // 32 if i == axis % 2 else s for i, s in enumerate(shape)]
+            scale = np.ones(of, np.float32)
+            if special != "codes":
+                scale = rng.choice(extremes, of)
+                scale[rng.random(of) < 0.02] = np.nan
+                scale[rng.random(of) < 0.02] = np.inf
+            q = ns.quantize(np.ones(shape, np.float32), Quant(name, block=32), axis=axis)
+            made.append(replace(q, codes=codes, scale=scale))
+        with simd.force(path):
+            same(*made, target)
+            same(*made, target, rng.standard_normal((5, 40)).astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(
+    ("fmt", "target"),
+    [("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.exact"), ("mxint8", "ideal.int"),
+     ("mxfp8_e4m3", "nvidia.hopper.wgmma"), ("mxfp4_e2m1", "ideal.fp32")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "powers", [(-100, -30), (-75, -75), (-120, -40), (90, 60), (127, 127), (-127, 120)]
+)
+def test_powers_of_two_scale_exactly_beyond_float32(powers, fmt, target, path):
+    """2**-150 is no float32, but a sum times 2**-150 is; 2**150 times a sum of zeros is zero."""
+    with simd.force(path):
+        rng = np.random.default_rng(0)
+        one = ns.quantize(rng.integers(-6, 7, (3, 48)).astype(np.float32), fmt)
+        other = ns.quantize(rng.integers(-6, 7, (2, 48)).astype(np.float32), fmt)
+        one.codes[1, :32] = 0  # a block of zeros
+        moved = [
+            ns.QTensor.from_codes(
+                q.codes, q.fmt, scale=np.full((len(q.codes), 2), 2.0**power, np.float32), block=32
+            )
+            for q, power in zip((one, other), powers, strict=True)
+        ]
+        got = ns.matmul(moved[0], moved[1].T, target=target)
+        counted, _ = ns.matmul(moved[0], moved[1].T, target=target, stats=True)
+        values = [ns.decode(q.codes, q.fmt).astype(np.float64) for q in (one, other)]
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            want = np.zeros((3, 2), np.float32)
+            for part in (slice(0, 32), slice(32, 48)):
+                sums = values[0][:, part] @ values[1][:, part].T  # small integers: exact
+                want += np.ldexp(sums, sum(powers)).astype(np.float32)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(counted, want)

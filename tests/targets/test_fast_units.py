@@ -1,0 +1,587 @@
+"""The vector paths of the units against the generic scalar kernels, bit for bit."""
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numba
+import numpy as np
+import pytest
+
+from numsim.convert import cast, decode, encode
+from numsim.formats import get_format, list_formats
+from numsim.kernels.gemm.fma import gemm_fma
+from numsim.kernels.ir import simd
+from numsim.quant import QTensor
+from numsim.targets import get_target, outside, runs
+from numsim.targets.fast.integer import integer_plan
+from numsim.targets.fast.mac import fma
+from numsim.targets.ops import matmul
+from numsim.targets.types import CLASSES
+
+PATHS = ("avx512", "plain") if simd.HAVE_AVX512_VNNI else simd.PATHS[-1:]
+SHAPES = [(1, 1, 1), (3, 70, 18), (6, 33, 16), (9, 129, 5)]
+
+
+@pytest.fixture(params=PATHS)
+def path(request):
+    with simd.force(request.param):
+        yield request.param
+
+
+@contextmanager
+def generic():
+    """Only the scalar kernels inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "FAST", {})
+        patch.setattr(outside, "add_blocks", lambda *_: None)
+        yield
+
+
+@contextmanager
+def counted():
+    """Count chains by the kernels that ran them."""
+    calls = Counter()
+    inner = runs.chosen
+
+    def spy(chain):
+        work = inner(chain)
+        calls[work.kernel] += 1
+        return work
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "chosen", spy)
+        yield calls
+
+
+def floats(rng, shape, name, kind):
+    """Random tensors: `normal`, `codes` (all finite codes alike), `sparse`, `wild` exponents."""
+    fmt = get_format(name)
+    if kind == "codes":
+        codes = rng.integers(0, 1 << fmt.bits, shape).astype(fmt.code_dtype)
+        codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
+        return QTensor.from_codes(codes, name)
+    values = rng.standard_normal(shape).astype(np.float32)
+    if kind == "wild":
+        values *= np.float32(2.0) ** rng.integers(-40, 41, shape).astype(np.float32)
+    if kind == "sparse":
+        values[rng.random(shape) < 0.8] = 0
+    return QTensor.from_codes(encode(values, fmt), name)
+
+
+def accumulator(rng, shape, dtype, spread=40):
+    c = rng.standard_normal(shape) * 2.0 ** rng.integers(-spread, spread + 1, shape)
+    c[rng.random(shape) < 0.2] = 0
+    with np.errstate(over="ignore"):
+        return c.astype(dtype)
+
+
+def bits(x):
+    return x.view(np.uint32 if x.itemsize == 4 else np.uint16 if x.itemsize == 2 else np.uint64)
+
+
+def same(a, b, unit, c=None, out=None):
+    got = matmul(a, b, target=unit, c=c, out_format=out)
+    with generic():
+        want = matmul(a, b, target=unit, c=c, out_format=out)
+    assert got.dtype == want.dtype
+    np.testing.assert_array_equal(bits(got), bits(want), err_msg=f"{unit} {a.fmt.name} {out}")
+
+
+def cancelled(a, b):
+    """Make the second half of K the negative of the first."""
+    half = a.shape[-1] // 2
+    x, y = a.codes.copy(), b.codes.copy()
+    x[..., half : 2 * half] = x[..., :half] ^ x.dtype.type(1 << (a.fmt.bits - 1))
+    y[half : 2 * half] = y[:half]
+    return QTensor.from_codes(x, a.fmt), QTensor.from_codes(y, b.fmt)
+
+
+FUSED = [
+    ("nvidia.volta.mma", "float16"),
+    ("nvidia.ampere.mma", "bfloat16"),
+    ("nvidia.ampere.mma", "tfloat32"),
+    ("nvidia.ada.mma", "float8_e4m3fn"),
+    ("nvidia.hopper.wgmma", "float8_e5m2"),
+    ("nvidia.hopper.wgmma", "float16"),
+    ("nvidia.hopper.mma", "float8_e4m3fn"),
+    ("nvidia.blackwell.tcgen05", "float8_e5m2"),
+    ("amd.cdna3.mfma", "float16"),
+    ("amd.cdna3.mfma", "bfloat16"),
+    ("amd.cdna3.mfma", "float8_e4m3fnuz"),
+    ("amd.cdna3.mfma", "float8_e5m2fnuz"),
+]
+
+
+HALF = ("float16", "float8_e4m3fn", "float8_e5m2")  # operands with a float16 accumulator
+
+
+@pytest.mark.parametrize(("unit", "name"), FUSED)
+@pytest.mark.parametrize("kind", ["normal", "codes", "sparse", "wild"])
+def test_aligning_units(path, unit, name, kind):
+    rng = np.random.default_rng(len(unit) + len(kind))
+    half = unit.startswith("nvidia") and name in HALF
+    outs = [None, "float16"] if half else [None]
+    for m, k, n in SHAPES:
+        a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+        for out in outs:
+            same(a, b, unit, out=out)
+            same(a, b, unit, accumulator(rng, (m, n), out or "float32"), out)
+    same(*cancelled(a, b), unit)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("float8_e4m3fn", {"group": 2}),
+        ("float8_e4m3fn", {"group": 5}),
+        ("float8_e4m3fn", {"group": 24}),
+        ("float8_e4m3fn", {"group": 64, "align_bits": 25, "keep_bits": 23}),
+        ("float8_e5m2", {"group": 12, "align_bits": 7, "keep_bits": 5}),
+        ("float8_e5m2", {"group": 6, "accumulator": "halves", "align_bits": 20}),
+        ("float8_e5m2", {"group": 7, "accumulator": "late", "keep_bits": 9}),
+        ("bfloat16", {"group": 3, "align_bits": 1}),
+        ("bfloat16", {"zero_products": True}),
+        ("bfloat16", {"min_exponent": -132}),
+        ("tfloat32", {"min_exponent": 3, "zero_products": True}),
+        ("float16", {"align_bits": 30}),
+    ],
+    ids=str,
+)
+def test_units_that_an_architect_draws(path, name, changes):
+    rng = np.random.default_rng(1)
+    base = "nvidia.hopper.mma" if "accumulator" in changes else "nvidia.hopper.wgmma"
+    unit = get_target(base, **changes)
+    for kind in ("normal", "codes", "sparse"):
+        a, b = floats(rng, (5, 77), name, kind), floats(rng, (77, 19), name, kind)
+        c = accumulator(rng, (5, 19), np.float32, 130)
+        same(a, b, unit)
+        same(a, b, unit, c)
+        if name in HALF:
+            same(a, b, unit, out="float16")
+
+
+@pytest.mark.parametrize("unit", ["nvidia.hopper.wgmma", "nvidia.hopper.mma", "amd.cdna3.mfma"])
+def test_aligning_extremes(path, unit):
+    rng = np.random.default_rng(2)
+    for name in ("float16", "bfloat16"):
+        if get_target(unit).rule("bf16") is None:
+            continue
+        a, b = floats(rng, (4, 40), name, "normal"), floats(rng, (40, 20), name, "normal")
+        wild = [np.inf, -np.inf, np.nan, -np.nan, 3e38, -3e38, 1e-45, -1e-40, -0.0]
+        c = rng.choice(wild, (4, 20))
+        same(a, b, unit, c.astype(np.float32))
+        big = encode(np.full((40, 20), 1e38, np.float32), name, overflow="saturate")
+        same(a, QTensor.from_codes(big, name), unit, c.astype(np.float32))
+        small = encode(np.full((40, 20), 1e-38, np.float32), name)
+        same(a, QTensor.from_codes(small, name), unit)
+        special = a.codes.copy()
+        special[0, 3] = encode(np.float32(np.inf), name, overflow="special")
+        special[1, 5] = encode(np.float32(np.nan), name, overflow="special")
+        same(QTensor.from_codes(special, name), b, unit)
+
+
+def test_block_scales_inside_the_unit(path):
+    rng = np.random.default_rng(3)
+    made = []
+    for shape, axis in (((5, 96), -1), ((96, 17), -2)):
+        codes = floats(rng, shape, "float8_e4m3fn", "codes").codes
+        scale_shape = (shape[0], 3) if axis == -1 else (3, shape[1])
+        for low, high in ((90, 160), (0, 255)):
+            scales = rng.integers(low, high, scale_shape).astype(np.uint8)
+            made.append(
+                QTensor.from_codes(
+                    codes, "float8_e4m3fn", scale_codes=scales, scale_format="float8_e8m0fnu",
+                    block=32, axis=axis,
+                )
+            )  # fmt: skip
+    for i in range(2):
+        with counted() as calls:
+            same(made[i], made[2 + i], "nvidia.blackwell.tcgen05")
+        assert calls.total() - calls["scalar"] == 1
+
+
+MACS = [
+    ({"acc_format": "float16"}, "float8_e4m3fn"),
+    ({"acc_format": "bfloat16"}, "float8_e5m2"),
+    ({"acc_format": "float16", "fused": False}, "float16"),
+    ({"acc_format": "float_e5m6"}, "float32"),
+    ({"acc_format": "float_e8m9", "product_format": "bfloat16"}, "bfloat16"),
+    ({"acc_format": "float_e4m3", "flush": True}, "float4_e2m1fn"),
+    ({"acc_format": "float32", "flush": True}, "float32"),
+    ({"acc_format": "float_e8m13", "order": "odd_first"}, "float16"),
+    ({"fused": False, "order": "tree", "group": 2}, "float32"),
+    ({"fused": False, "order": "tree", "group": 4, "flush": True}, "bfloat16"),
+    ({"acc_format": "float16", "fused": False, "order": "tree", "group": 4}, "float8_e5m2"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_two_chains_of_amx(path):
+    """Subnormal factors are zeros, and so are results below the normal numbers: then no kernel."""
+    rng = np.random.default_rng(4)
+    unit = "x86.tdpbf16ps"
+    for m, n, k in SHAPES:
+        for kind in ("normal", "codes", "sparse", "wild"):
+            a, b = (floats(rng, s, "bfloat16", kind) for s in ((m, k), (k, n)))
+            with counted() as calls:
+                same(a, b, unit)
+            assert kind == "codes" or calls["two chains of float32"] == 1
+            same(a, b, unit, accumulator(rng, (m, n), "float32", 140))
+            same(a, b, unit, accumulator(rng, (m, n), "float32"))
+    codes = a.codes.copy()
+    codes[:, ::3] = 0x0041  # subnormal
+    codes[0, 1] = 0x7F80
+    with np.errstate(invalid="ignore"):
+        same(QTensor.from_codes(codes, "bfloat16"), b, unit)
+        same(QTensor.from_codes(codes[1:], "bfloat16"), b, unit)
+    large = QTensor.from_codes(np.full((1, 96), 0x7F7F, np.uint16), "bfloat16")
+    with np.errstate(over="ignore"):
+        same(large, large.T, unit)
+    pair = [floats(rng, s, "bfloat16", "normal") for s in ((2, 3, 70), (2, 70, 5))]
+    same(*pair, unit)
+    small = [QTensor.from_codes(encode(np.float32([[2.0**e]]), "bfloat16"), "bfloat16")
+             for e in (-70, -60)]  # fmt: skip
+    assert matmul(*small, target=unit)[0, 0] == 0.0  # 2**-130 is flushed
+
+
+@pytest.mark.parametrize(("changes", "name"), MACS, ids=str)
+def test_multiply_adds(path, changes, name):
+    rng = np.random.default_rng(4)
+    unit = get_target("ideal.mac", **changes)
+    fmt = get_format(changes.get("acc_format", "float32"))
+    for m, k, n in SHAPES:
+        for kind in ("normal", "codes", "wild"):
+            a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+            c = cast(accumulator(rng, (m, n), np.float32, 140), fmt, overflow="special")
+            with counted() as calls:
+                same(a, b, unit)
+                same(a, b, unit, c)
+            assert calls["rounded steps in float64"] == 2
+    every = rng.integers(0, 1 << get_format(name).bits, (m, k), dtype=np.uint64)
+    a = QTensor.from_codes(every.astype(get_format(name).code_dtype), name)  # NaN and Inf too
+    same(a, b, unit, c)
+
+
+@pytest.mark.parametrize("rounding", ["rna", "rtz", "rup", "rdn", "rto"])
+def test_other_roundings_stay_scalar(rounding):
+    unit = get_target("ideal.mac", acc_format="float16", rounding=rounding)
+    rng = np.random.default_rng(5)
+    with counted() as calls:
+        matmul(*(floats(rng, (3, 3), "float16", "normal") for _ in "ab"), target=unit)
+    assert calls == {"scalar": 1}
+
+
+def integers(rng, shape, name, extreme):
+    fmt = get_format(name)
+    low = -(1 << (fmt.bits - 1)) if fmt.signed else 0
+    codes = rng.integers(low, low + (1 << fmt.bits), shape)
+    codes[rng.random(shape) < extreme] = low if extreme > 0.5 else low + (1 << fmt.bits) - 1
+    return QTensor.from_codes(codes.astype(fmt.code_dtype), name)
+
+
+INTEGERS = [
+    *(
+        ("ideal.int", {"acc_bits": bits, "overflow": overflow, "group": group}, "int8", "int8")
+        for bits in (8, 15, 16, 24, 31, 32, 40, 64)
+        for overflow in ("wrap", "saturate")
+        for group in (1, 3)
+    ),
+    ("ideal.int", {"acc_bits": 20, "overflow": "saturate"}, "uint8", "uint4"),
+    ("ideal.int", {"acc_bits": 24, "overflow": "saturate"}, "int12", "int8"),
+    ("ideal.int", {"acc_bits": 40}, "int16", "int16"),
+    ("ideal.int", {"acc_bits": 32}, "int16", "int16"),
+    ("ideal.int", {"acc_bits": 32, "overflow": "saturate"}, "int16", "int16"),
+    ("ideal.int", {"pair_bits": 10, "group": 2, "acc_bits": 20}, "int8", "int8"),
+    ("ideal.int", {"pair_bits": 10, "group": 6}, "int8", "int8"),
+    ("ideal.int", {"pair_bits": 10, "group": 2, "overflow": "saturate"}, "int8", "int8"),
+    ("x86.vpdpbusds", {}, "uint8", "int8"),
+    ("x86.vpmaddubsw", {}, "uint8", "int8"),
+    ("x86.vpdpwssd", {}, "int16", "int16"),
+    ("x86.vpdpwssds", {}, "int16", "int16"),
+]
+
+
+@pytest.mark.parametrize(("unit", "changes", "left", "right"), INTEGERS, ids=str)
+def test_integer_units(path, unit, changes, left, right):
+    rng = np.random.default_rng(6)
+    target = get_target(unit, **changes)
+    most = 1 << (target.rules[0][1].acc_bits - 1)
+    for m, k, n in SHAPES:
+        for extreme in (0.0, 0.3, 0.9):
+            a, b = integers(rng, (2, m, k), left, extreme), integers(rng, (k, n), right, extreme)
+            same(a, b, target)
+            for low, high in ((-most, most - 1), (-most, -most + 1), (most - 2, most - 1)):
+                same(a, b, target, rng.integers(low, high, (2, m, n), endpoint=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "right", "plan"),
+    [
+        ({"acc_bits": 24}, "int8", "int8", "int8"),
+        ({"acc_bits": 32, "overflow": "saturate"}, "int8", "int8", "int8"),
+        ({"acc_bits": 32, "overflow": "raise"}, "int8", "uint8", "int8"),
+        ({"acc_bits": 20, "overflow": "saturate"}, "int8", "int8", "clamp"),
+        ({"acc_bits": 48, "overflow": "saturate"}, "int16", "int16", "float64"),
+        ({"acc_bits": 32, "overflow": "saturate"}, "int16", "int12", "full"),
+        ({"pair_bits": 12, "group": 4}, "int8", "int8", "pairs"),
+        ({"acc_bits": 16, "overflow": "raise"}, "int8", "int8", None),
+    ],
+)
+def test_integer_plans(changes, left, right, plan):
+    rng = np.random.default_rng(7)
+    rule = get_target("ideal.int", **changes).rule("integer")
+    a, b = integers(rng, (3, 100), left, 0.1), integers(rng, (100, 3), right, 0.1)
+    assert integer_plan(a, b, None, rule) == plan
+
+
+@pytest.mark.parametrize("group", [None, 1, 3, 4, 8])
+def test_exact_sums(path, group):
+    rng = np.random.default_rng(8)
+    unit = get_target("ideal.exact", group=group)
+    for name in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "bfloat16", "int8"):
+        if name == "int8":
+            a, b = integers(rng, (4, 37), name, 0.0), integers(rng, (37, 11), name, 0.0)
+        else:
+            a, b = floats(rng, (4, 37), name, "normal"), floats(rng, (37, 11), name, "normal")
+        for out in (None, "float16", "bfloat16"):
+            same(a, b, unit, out=out)
+            c = accumulator(rng, (4, 11), np.float32, 140)
+            c = cast(c, out or "float32", overflow="special")
+            c[0, :3] = np.inf, -np.inf, np.nan
+            dtype = matmul(a, b, target=unit, out_format=out).dtype
+            same(a, b, unit, c.astype(dtype), out)
+    same(*cancelled(*(floats(rng, s, "float8_e4m3fn", "codes") for s in ((3, 36), (36, 5)))), unit)
+
+
+def test_every_operand_class_of_every_gpu_takes_a_fast_path():
+    rng = np.random.default_rng(9)
+    names = ("fp8", "fp8_fnuz", "fp16", "bf16", "tf32")
+    for unit in ("ampere.mma", "ada.mma", "hopper.wgmma", "hopper.mma", "blackwell.tcgen05"):
+        for kind in names:
+            if get_target(f"nvidia.{unit}").rule(kind) is None:
+                continue
+            a, b = (floats(rng, (8, 8), CLASSES[kind][0], "normal") for _ in "ab")
+            with counted() as calls:
+                matmul(a, b, target=f"nvidia.{unit}")
+            assert calls.total() == 1
+            assert not calls["scalar"]
+
+
+def test_threads_and_paths_do_not_change_bits():
+    def everything():
+        rng = np.random.default_rng(10)
+        x, y = (floats(rng, s, "float8_e4m3fn", "normal") for s in ((40, 200), (200, 70)))
+        i, j = (integers(rng, s, "int8", 0.1) for s in ((40, 200), (200, 70)))
+        u, v = (floats(rng, s, "float8_e4m3fnuz", "normal") for s in ((2, 40, 200), (2, 200, 70)))
+        return [
+            matmul(x, y, target="nvidia.ada.mma"),
+            matmul(x, y, target="nvidia.blackwell.tcgen05"),
+            matmul(u, v, target="amd.cdna3.mfma"),
+            matmul(x, y, target=get_target("ideal.mac", acc_format="bfloat16")),
+            matmul(i, j, target=get_target("ideal.int", acc_bits=16, overflow="saturate")),
+            matmul(QTensor.from_codes(i.codes.T.copy().T, "int8"), j, target="ideal.int"),
+        ]
+
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        with simd.force("plain"):
+            want = everything()
+        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            for got, expected in zip(everything(), want, strict=True):
+                np.testing.assert_array_equal(bits(got), bits(expected))
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "tfloat32"])
+@pytest.mark.parametrize(
+    "unit", ["nvidia.volta.mma", "nvidia.ampere.mma", "nvidia.hopper.mma", "nvidia.hopper.wgmma"]
+)
+def test_sums_of_blocks_at_their_ends(path, unit, name):
+    """The largest products and accumulators of one sign, overflow, and results below normal."""
+    if unit == "nvidia.volta.mma" and name != "float16":
+        pytest.skip("no such operands")
+    f = get_format(name)
+    top = np.float32(2 - 2.0 ** (1 - f.precision))
+    for exponent in (0, 12, 63, -63, -70):
+        if not f.emin <= exponent <= f.emax:
+            continue
+        x = np.full((4, 32), top * np.float32(2.0) ** exponent, np.float32)
+        x[1::2] *= -1
+        x[2:, 16:] = 0
+        y = np.full((32, 3), x[0, 0])
+        y[:, 1] = -y[:, 1]
+        y[1::3, 2] *= np.float32(0.625)
+        a, b = (QTensor.from_codes(encode(v, f), name) for v in (x, y))
+        peak = np.float32(2.0) ** min(2 * exponent, 126)
+        for c in (2 - 2.0**-23, 1.0, 1.5 - 2.0**-23, 2.0**-20, 3.9999):
+            start = np.full((4, 3), peak * np.float32(c), np.float32)
+            start[::3] *= -1
+            got = matmul(a, b, target=unit, c=start)
+            with generic():
+                want = matmul(a, b, target=unit, c=start)
+            np.testing.assert_array_equal(bits(got), bits(want))
+
+
+SMALL = [
+    name for name in list_formats()
+    if get_format(name).bits <= 16 and get_format(name).value_dtype == np.float32
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*SMALL, "p3109_k8p3sf", "p3109_k6p2ue", "float_e8m4", "uq4.4"])
+def test_a_right_operand_of_codes_means_its_values(path, name):
+    """One times every code, in float32 and in float64 chains."""
+    f = get_format(name)
+    codes = np.arange(1 << f.bits).astype(f"u{f.code_dtype.itemsize}").view(f.code_dtype)
+    if f.kind == "integer" and f.signed:
+        codes = (codes << (8 * codes.itemsize - f.bits)) >> (8 * codes.itemsize - f.bits)
+    codes = np.resize(codes, (2, -(-codes.size // 2)))
+    b = QTensor.from_codes(codes, name)
+    want = b.values().astype(np.float32)
+    got = fma(np.eye(2, dtype=np.float32)[None], QTensor.from_codes(codes, name))[0]
+    finite = np.isfinite(want).all(0)  # elsewhere 0 x Inf is NaN
+    assert np.array_equal(got[:, finite], want[:, finite])
+    ones = np.ones((1, 1, 1), np.float64)
+    single = fma(ones, QTensor.from_codes(codes[:1], name))[0]
+    assert np.array_equal(single, want[:1].astype(np.float64) + 0.0, equal_nan=True)
+    assert "values" not in b.packed or b.packed.keys() == {"values"}
+
+
+BYTES = [
+    name for name in [*SMALL, "p3109_k8p3sf", "p3109_k6p2ue", "p3109_k8p4ue", "float_e1m1",
+                      "p3109_k3p2sf", "float_e2m0", "float_e1m2", "float_e5m1", "float_e6m1"]
+    if get_format(name).kind == "float" and get_format(name).bits <= 8
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", BYTES)
+def test_finite_codes_of_a_byte_mean_their_values(path, name, dtype):
+    """Another reader takes them; every code in every place of 16, in one row's chain and in two."""
+    f = get_format(name)
+    codes = np.arange(1 << f.bits).astype(np.uint8)
+    codes = codes[np.isfinite(decode(codes, name))]
+    codes = np.concatenate([np.resize(codes, (17, codes.size)), np.resize(codes[::-1], (17, 5))], 1)
+    values = decode(codes, name).astype(dtype)
+    rows = np.eye(17, dtype=dtype)
+    for some in (rows[:1], rows[7:9], rows):
+        got = fma(some[None], QTensor.from_codes(codes, name))[0]
+        want = gemm_fma(some[None], values[None])[0]
+        assert np.array_equal(got.view(np.uint8), want.view(np.uint8))
+    turned = np.ascontiguousarray(codes.T)
+    got = fma(np.ones((1, 1, 1), dtype), QTensor.from_codes(turned.reshape(1, -1), name))[0]
+    assert np.array_equal(got[0] + 0.0, values.T.reshape(-1) + 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["float8_e5m2", "int8", "int4", "float6_e2m3fn", "bfloat16"])
+def test_chains_over_codes_are_chains_over_values(path, name, dtype):
+    """Infinities and NaN among them; one row and more, any K and N, one b or as many as items."""
+    rng, f = np.random.default_rng(1), get_format(name)
+    for batch, items, m, k, n in [
+        (1, 1, 1, 1, 1), (1, 1, 1, 131, 70), (1, 1, 2, 66, 33), (3, 1, 1, 7, 16),
+        (2, 2, 1, 130, 40), (1, 1, 14, 64, 64), (2, 2, 3, 5, 17), (1, 1, 1, 600, 32),
+    ]:  # fmt: skip
+        a = rng.standard_normal((batch, m, k)).astype(dtype)
+        patterns = rng.integers(0, 1 << f.bits, (items, k, n))
+        if f.kind == "integer":
+            patterns = (patterns ^ 1 << f.bits - 1) - (1 << f.bits - 1)
+        codes = patterns.astype(f.code_dtype)
+        c = rng.standard_normal((batch, m, n)).astype(dtype)
+        values = decode(codes, name).astype(dtype)
+        for start in (None, c):
+            got = fma(a, QTensor.from_codes(codes, name), start)
+            assert np.array_equal(got.view(np.uint8), gemm_fma(a, values, c=start).view(np.uint8))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_terms(path, rows):
+    b = QTensor.from_codes(np.zeros((0, 5), np.uint8), "float8_e4m3fn")
+    for dtype in (np.float32, np.float64):
+        assert not fma(np.zeros((1, rows, 0), dtype), b).any()
+
+
+@pytest.mark.parametrize("bias", [127, 128, 129, 250])
+def test_zeros_of_a_format_whose_powers_leave_float32(path, bias):
+    """2**-bias, by way of which codes are read, is no normal number there."""
+    rng = np.random.default_rng(bias)
+    fmt = replace(get_format("float8_e4m3fn"), bias=bias)
+    a = floats(rng, (3, 37), "float8_e4m3fn", "normal")
+    codes = rng.integers(0x78, 0x7F, (37, 5)).astype(np.uint8)
+    for some in (np.where(rng.random(codes.shape) < 0.5, codes, 0x80), codes & 0x80):
+        b = QTensor.from_codes(some.astype(np.uint8), fmt)
+        rule, out = get_target("nvidia.hopper.mma").rule("fp8"), get_format("float32")
+        # the unit itself refuses such a format: its rule is run on it
+        got = runs.run(rule, a, b, None, out, "a rule")
+        with generic():
+            want = runs.run(rule, a, b, None, out, "a rule")
+        np.testing.assert_array_equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "bytes_a_weight"),
+    [
+        ("nvidia.hopper.wgmma", "float8_e4m3fn", 1), ("nvidia.blackwell.tcgen05", "float8_e5m2", 1),
+        ("nvidia.ampere.mma", "bfloat16", 2), ("amd.cdna3.mfma", "float16", 2),
+        ("ideal.fp32", "float8_e4m3fn", 1), ("ideal.fp32", "int8", 1),
+        ("ideal.fp32", "bfloat16", 2),
+        ("ideal.exact", "float8_e4m3fn", 1), ("ideal.int", "int8", 1),
+    ],
+)  # fmt: skip
+def test_what_a_unit_keeps_of_its_weights(unit, name, bytes_a_weight):
+    """Codes, whatever the kernels read: a network's weights are kept in about their own size."""
+    b = floats(np.random.default_rng(0), (256, 256), name, "codes")
+    matmul(floats(np.random.default_rng(1), (3, 256), name, "codes"), b, target=unit)
+
+    def size(kept):
+        if isinstance(kept, np.ndarray):
+            return kept.nbytes
+        return sum(map(size, kept)) if isinstance(kept, tuple) else 0
+
+    assert sum(map(size, b.packed.values())) <= 1.1 * bytes_a_weight * b.codes.size + 100_000
+
+
+@pytest.mark.parametrize("group", [4, 12, 16, 32, 64, 128])
+@pytest.mark.parametrize("depth", [64, 128, 192, 200])
+def test_columns_that_lie_side_by_side_are_read_in_place(path, group, depth):
+    """A network's weights [N, K] have no packed copy where blocks and panels are whole."""
+    rng = np.random.default_rng(group + depth)
+    unit = get_target("nvidia.hopper.wgmma", group=group)
+    for m, n in [(1, 64), (5, 128), (9, 64), (11, 96), (3, 70)]:
+        a = floats(rng, (m, depth), "float8_e5m2", "codes")
+        rows = floats(rng, (n, depth), "float8_e4m3fn", "codes")
+        b = rows.T
+        same(a, b, unit, accumulator(rng, (m, n), "float32"))
+        kept = b.packed.get(f"fp8 {group} True")
+        whole = n % 64 == 0 and depth % 64 == 0 and group in (16, 32, 64)
+        assert kept is None or kept.in_place == whole
+    pair = QTensor.from_codes(np.stack([rows.codes[:64]] * 2), rows.fmt)
+    left = floats(rng, (2, 3, depth), "float8_e4m3fn", "codes")
+    same(left, pair.T, unit)
+
+
+@pytest.mark.parametrize(("unit", "name"), FUSED)
+def test_no_rows_and_no_columns(path, unit, name):
+    for m, n in [(0, 3), (3, 0)]:
+        rng = np.random.default_rng(0)
+        a, b = floats(rng, (m, 32), name, "normal"), floats(rng, (32, n), name, "normal")
+        assert matmul(a, b, target=unit).shape == (m, n)
+
+
+@pytest.mark.parametrize("name", ["int17", "int18", "int20", "q3.15", "q0.18", "int21"])
+def test_integers_of_more_than_16_bits_are_surveyed_by_their_values(name):
+    """Negative codes of 32-bit words are no places in a table."""
+    low = -(1 << (get_format(name).bits - 1))
+    a = QTensor.from_codes(np.array([[-1, low, 3]]), name)
+    b = QTensor.from_codes(np.array([[2, 1], [-1, 1], [-5, 0]]), name)
+    exact = a.codes.astype(np.int64) @ b.codes.astype(np.int64)
+    want = np.ldexp(exact.astype(np.float64), -2 * get_format(name).bias).astype(np.float32)
+    assert np.array_equal(matmul(a, b, target="ideal.exact"), want)
+    got, counts = matmul(a, b, target="ideal.exact", stats=True)
+    assert np.array_equal(got, want)
+    assert counts.products == 6
+    matmul(a, b, target="ideal.fp32", stats=True)
