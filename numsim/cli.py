@@ -18,7 +18,11 @@ import typer
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.commands_pack import register as register_pack
+<<<<<<< HEAD
 from numsim.commands_sweep import register as register_sweep
+=======
+from numsim.commands_probe import register as register_probe
+>>>>>>> ede8c7ee10797ca0aa8ab46bec083b79e4afe282
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
@@ -175,6 +179,7 @@ def report(
 register_sweep(app)
 register(app)
 register_mac(app)
+register_probe(app)
 register_train(app)
 register_pack(app)
 
