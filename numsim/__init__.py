@@ -35,8 +35,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 if TYPE_CHECKING:
-    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
+    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.report import report
     from numsim.sweep import SweepSpec, sweep
 
@@ -45,31 +45,18 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
         ("Model", "Recipe", "Rule", "Run", "bundled_model", "load_model"), "numsim.models"
     ),
     **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
-<<<<<<< HEAD
     "report": "numsim.report",
-=======
     **dict.fromkeys(("Apart", "Probe", "ProbeError", "probe", "tell_apart"), "numsim.probe"),
->>>>>>> ede8c7ee10797ca0aa8ab46bec083b79e4afe282
 }
 
 __all__ = [
-<<<<<<< HEAD
-    "AccumulatorBits", "Apart", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
-    "Plan", "Probe", "ProbeError", "QTensor", "Quant",
-=======
-    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
-    "NumsimError", "Plan", "QTensor", "Quant",
->>>>>>> 16dd0e61128bc5883a63c89297bfcd5ab9560e62
+    "AccumulatorBits", "Apart", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
+    "NumsimError", "Plan", "Probe", "ProbeError", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
-<<<<<<< HEAD
-    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "quantize",
-    "report", "requantize", "sweep",
-=======
     "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "probe", "quantize",
-    "requantize", "sweep", "tell_apart",
->>>>>>> ede8c7ee10797ca0aa8ab46bec083b79e4afe282
+    "report", "requantize", "sweep", "tell_apart",
 ]  # fmt: skip
 
 

@@ -18,11 +18,8 @@ import typer
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.commands_pack import register as register_pack
-<<<<<<< HEAD
-from numsim.commands_sweep import register as register_sweep
-=======
 from numsim.commands_probe import register as register_probe
->>>>>>> ede8c7ee10797ca0aa8ab46bec083b79e4afe282
+from numsim.commands_sweep import register as register_sweep
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
