@@ -65,7 +65,7 @@ def exact(name: str, x: Decimal) -> Decimal:
 
     cubic = (2 / pi()).sqrt() * (x + Decimal("0.044715") * x**3)
     return {
-        "exp": lambda: x.exp(), "exp2": lambda: Decimal(2) ** int(x) if x == int(x) else (x * Decimal(2).ln()).exp(), "log": lambda: x.ln(),
+        "exp": lambda: x.exp(), "exp2": lambda: Decimal(2) ** x, "log": lambda: x.ln(),
         "reciprocal": lambda: 1 / x, "sqrt": lambda: x.sqrt(), "rsqrt": lambda: 1 / x.sqrt(),
         "tanh": lambda: tanh(x), "erf": lambda: erf(x),
         "gelu": lambda: x / 2 * (1 + erf(x / Decimal(2).sqrt())),
