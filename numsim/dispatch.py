@@ -240,16 +240,19 @@ def _from_integers(f: Format, how: Plan) -> Worker:
 def _from_table(f: Format, how: Plan) -> Worker | None:
     if f.kind != "table":
         return None
-    values, codes = _sorted_table(f)
+    to_inf = f.has_inf and how.overflow == SPECIAL
+    values, codes = _sorted_table(f, to_inf)
     common = (values, codes, how.mode, how.overflow, how.bits, how.variant)
-    inf_code = f.nan_code if f.has_nan else -1
+    infinite = f.nan_code if f.has_nan else -1, f.nan_code
+    if f.has_inf:
+        infinite = f.inf_code, int(np.flatnonzero(np.isneginf(f.values()))[0])
 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
         if how.mode == SR and x.size > _BLOCK:
             return _in_blocks(work, x, out, start, random)
-        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, inf_code)
+        rest = (random, how.seed, np.uint64(how.offset + start), how.nan_code, infinite, to_inf)
         doubtful = np.zeros(x.size if how.mode == SR else 0, np.bool_)
         found = codec.encode_table(x, out, *common, *rest, doubtful)
         _exact(f, how, np.flatnonzero(doubtful), x, out, start, random)
@@ -275,7 +278,8 @@ def _exact(
     """Round the elements at `where` into a table again, in exact fractions."""
     if not where.size:
         return
-    values, codes = (column.tolist() for column in _sorted_table(f))
+    table = _sorted_table(f, f.has_inf and how.overflow == SPECIAL)
+    values, codes = (column.tolist() for column in table)
     for i in where.tolist():
         v = x[i].item()
         hi = bisect_left(values, v)
@@ -477,8 +481,9 @@ def _scalars(
 
 
 @cache
-def _sorted_table(f: Format) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    values = f.values()
+def _sorted_table(f: Format, to_inf: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return values and their codes, lowest first; `to_inf`: with those that stand for Inf."""
+    values = np.array(f.table) if to_inf else f.values()
     codes = np.flatnonzero(np.isfinite(values))
     order = codes[np.argsort(values[codes], kind="stable")]
     return values[order], order

@@ -47,6 +47,7 @@ class Float:
     nans: frozenset = frozenset()  # codes of NaN
     ieee: bool = False  # every magnitude code above that of Inf is NaN too
     zero: bool = True  # E8M0 has neither zero nor subnormals
+    p3109: bool = False  # out of range as the report's 4.7.5 has it
 
     @property
     def sign_bit(self):
@@ -106,6 +107,11 @@ class Table:
     name: str
     bits: int
     values: tuple
+    beyond: Fraction | None = None  # where Inf stands on the number line
+
+    @property
+    def nans(self):
+        return [c for c in range(1 << self.bits) if self.values[c] == "nan"]
 
 
 def _ieee(name, exponent_bits, fraction_bits):
@@ -173,6 +179,29 @@ NAMED = {
         Float("float6_e2m3fn", 6, 4, 1, top=0x1F),
         Float("float6_e3m2fn", 6, 3, 3, top=0x1F),
         Float("float4_e2m1fn", 4, 2, 1, top=0x7),
+        Float("float4_e1m2fn", 4, 3, 1, top=0x7),
+        Float("float4_e3m0fn", 4, 1, 3, top=0x7),
+        # block scales without a sign; the last code is NaN
+        Float(
+            "float8_ue4m3",
+            7,
+            4,
+            7,
+            top=0x7E,
+            signed=False,
+            negative_zero=False,
+            nans=frozenset({0x7F}),
+        ),
+        Float(
+            "float8_ue5m3",
+            8,
+            4,
+            15,
+            top=0xFE,
+            signed=False,
+            negative_zero=False,
+            nans=frozenset({0xFF}),
+        ),
         # OCP MX scale: 2**(code - 127), 0xFF is NaN, no zero, no sign
         Float(
             "float8_e8m0fnu",
@@ -206,7 +235,33 @@ def _p3109(name, k, p, signedness, domain):
         inf=highest if extended else None,
         negative_zero=False,
         nans=frozenset({nan}),
+        p3109=True,
     )
+
+
+def hifloat8_value(code):
+    """Sign, exponent of a size that the code itself grows with, and what is left as fraction."""
+    m = code & 0x7F
+    if code == 0x80:
+        return "nan"
+    # least magnitude code, bits of fraction, bits of the exponent's size, least size
+    for least, fraction_bits, size_bits, smallest in (
+        (0x60, 1, 3, 8), (0x40, 2, 2, 4), (0x20, 3, 1, 2), (0x10, 3, 0, 1), (0x08, 3, -1, 0),
+    ):  # fmt: skip
+        if m >= least:
+            rest = m - least
+            size, fraction = rest >> fraction_bits, rest & ((1 << fraction_bits) - 1)
+            downward = size_bits >= 0 and size >> size_bits
+            size = smallest + (size & ((1 << max(size_bits, 0)) - 1))
+            value = (1 + Fraction(fraction, 1 << fraction_bits)) * power_of_two(
+                -size if downward else size
+            )
+            break
+    else:
+        value = power_of_two(m - 23) if m else Fraction(0)
+    if m == 0x6F:
+        return "-inf" if code >> 7 else "+inf"
+    return -value if code >> 7 else value
 
 
 @cache
@@ -214,6 +269,12 @@ def spec(name):
     """The format called ``name``."""
     if name in NAMED:
         return NAMED[name]
+    if name == "hifloat8":
+        every = tuple(map(hifloat8_value, range(256)))
+        return Table(name, 8, every, beyond=Fraction(3 << 14))
+    if name == "float8_ue6m2":
+        scales = (Fraction(4 + c % 4, 4) * power_of_two(c // 4 - 48) for c in range(255))
+        return Table(name, 8, (*scales, "nan"))
     if name == "nf4":
         return Table(name, 4, tuple(Fraction(v) for v in NF4))
     if m := re.fullmatch(r"(u?)int(\d+)", name):
@@ -316,7 +377,7 @@ def encode_nan(name, negative, fraction, policy=None):
     if policy in ("zero", "max"):
         return extremes(name)[policy == "max"]
     if isinstance(f, Table):
-        return 1 << (f.bits - 1)  # NaR of a posit
+        return f.nans[0]
     if not f.ieee:
         return nan_code(name, negative and policy != "canonical")
     ones = (1 << (f.precision - 1)) - 1
@@ -389,7 +450,7 @@ def philox(low, high, key, rounds=7):
 @cache
 def sorted_table(name):
     """Finite values of a table with their codes, lowest first."""
-    pairs = [(v, c) for c in codes(name) if (v := decode(name, c)) != "nan"]
+    pairs = [(v, c) for c in codes(name) if isinstance(v := decode(name, c), Fraction)]
     return tuple(sorted(pairs))
 
 
@@ -397,11 +458,23 @@ def _encode_table(name, x, rounding, overflow, bits, integer, variant):
     """Nearest value, ties to the even code; finite numbers beyond the ends take the end."""
     pairs = sorted_table(name)
     (lowest, first), (highest, last) = pairs[0], pairs[-1]
+    beyond = spec(name).beyond
     if x in ("+inf", "-inf"):
+        if overflow != "saturate" and beyond is not None:
+            return spec(name).values.index(x)
         if overflow != "saturate" and len(pairs) < 1 << spec(name).bits:
             return encode_nan(name, False, 0)
         return first if x == "-inf" else last
     x = Fraction(0) if x == "-0" else x
+    if overflow == "special" and beyond is not None:
+        ends = [spec(name).values.index(inf) for inf in ("-inf", "+inf")]
+        stops = bits is None and (
+            rounding in ("rtz", "rto") or rounding == ("rup" if x < 0 else "rdn")
+        )
+        if abs(x) >= beyond:
+            return (first if x < 0 else last) if stops else ends[x > 0]
+        pairs = ((-beyond, ends[0]), *pairs, (beyond, ends[1]))
+        lowest, highest = -beyond, beyond
     if x <= lowest or x >= highest:
         return first if x <= lowest else last
     at = bisect.bisect_left(pairs, x, key=lambda pair: pair[0])
@@ -451,7 +524,7 @@ def encode(name, x, rounding="rne", overflow="saturate", *, bits=None, integer=N
     if not f.zero and (negative or m == 0):
         return nan_code(name) if overflow == "special" else 0
     if negative and not f.signed:
-        if n == 0:
+        if n == 0 or (f.p3109 and bits is None and rounding in ("rtz", "rup")):
             return 0
         return nan_code(name) if overflow == "special" else 0
     if n > f.top:
@@ -468,7 +541,12 @@ def _largest(f, negative):
 
 
 def _special(f, negative):
-    """Inf where the format has that Inf, else NaN, else the largest value."""
+    """Inf where the format has that Inf, else NaN, else the largest value.
+
+    P3109: NaN only where the sign is wrong.
+    """
+    if f.p3109 and not f.has_inf and (f.signed or not negative):
+        return _largest(f, negative)
     if f.has_inf and (f.signed or not negative):
         return f.inf | (f.sign_bit if negative else 0)
     return nan_code(f.name, negative) if f.has_nan else _largest(f, negative)
@@ -478,6 +556,8 @@ def _overflow(f, negative, rounding, overflow):
     if overflow in ("saturate", "saturate_finite"):
         return _largest(f, negative)
     stops = rounding in ("rtz", "rto") or rounding == ("rup" if negative else "rdn")
+    if f.p3109 and rounding == "rto" and f.signed:
+        stops = False
     if stops or not (f.has_inf or f.has_nan):
         return _largest(f, negative)
     return _special(f, negative)
@@ -488,7 +568,9 @@ def _infinity(f, negative, overflow):
         if overflow == "wrap":
             raise ValueError("an infinity has no residue")
         return f.lowest if negative else f.highest
-    return _largest(f, negative) if overflow == "saturate" else _special(f, negative)
+    if overflow == "saturate" or (f.p3109 and negative and not f.signed and overflow != "special"):
+        return _largest(f, negative)
+    return _special(f, negative)
 
 
 def from_float(x):

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
-
-KINDS = ("float", "integer", "table")
-NANS = ("none", "ieee", "all_ones", "minus_zero")
-INFS = ("none", "ieee", "top")
+from numsim.vocabulary import CONVERSIONS, INFS, KINDS, NANS
 
 
 def check_format(f: Any) -> None:
@@ -22,7 +19,7 @@ def check_format(f: Any) -> None:
         For a field of the wrong type, an unknown word, a number outside its range, or special
         values that the layout has no codes for.
     """
-    for field in ("name", "kind", "nan", "inf", "source"):
+    for field in ("name", "kind", "nan", "inf", "conversion", "source"):
         _need(f, isinstance(getattr(f, field), str), f"{field} is a string", getattr(f, field))
     _need(f, bool(f.name.strip()) and f.name.isprintable(), "name is a text on one line", f.name)
     for field in ("signed", "zero"):
@@ -31,9 +28,14 @@ def check_format(f: Any) -> None:
         value = getattr(f, field)
         integer = isinstance(value, int) and not isinstance(value, bool)
         _need(f, integer, f"{field} is an int", value)
-    for field, known in (("kind", KINDS), ("nan", NANS), ("inf", INFS)):
+    for field, known in (
+        ("kind", KINDS), ("nan", NANS), ("inf", INFS), ("conversion", CONVERSIONS),
+    ):  # fmt: skip
         _word(f, field, known)
     _need(f, 1 <= f.bits <= 32, "bits is 1 to 32", f.bits)
+    plain = f.kind == "float" and f.nan in ("minus_zero", "all_ones") and f.inf in ("none", "top")
+    rule = "conversion='p3109' is for floats with one NaN, as the report has them"
+    _need(f, plain or f.conversion == "ieee", rule, f.conversion)
     {"float": _float, "integer": _integer, "table": _table}[f.kind](f)
 
 
@@ -96,7 +98,13 @@ def _table(f: Any) -> None:
     held = all(isinstance(v, float) or (abs(v) < 1 << 1023 and float(v) == v) for v in f.table)
     _need(f, held, "table holds numbers that float64 has", f.table)
     _need(f, len(f.table) == 1 << f.bits, f"table has 2**bits = {1 << f.bits} values", f.table)
-    _need(f, f.inf == "none" and not any(map(math.isinf, f.table)), "a table has no Inf", f.inf)
+    rule = "a table's Inf is its largest magnitudes, of both signs, under inf='top'"
+    _need(f, f.inf in ("none", "top") and not any(map(math.isinf, f.table)), rule, f.inf)
+    if f.inf == "top":
+        top = max(abs(v) for v in f.table if not math.isnan(v))
+        ends = [v for v in f.table if abs(v) == top]
+        _need(f, sorted(ends) == [-top, top], rule, ends)
+        _need(f, f.nan != "none", "a table with Inf has a NaN", f.nan)
     rule = "nan says whether the table holds NaN, and where"
     _need(f, (f.nan == "none") != any(map(math.isnan, f.table)), rule, f.nan)
     _need(f, f.nan == "none" or math.isnan(f.table[f.nan_code]), rule, f.nan)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-Kind = Literal["float", "integer", "table"]
-Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
-Inf = Literal["none", "ieee", "top"]
+from numsim.vocabulary import Conversion, Inf, Kind, Nan
 
 
 class Fields(NamedTuple):
@@ -24,6 +22,7 @@ class Fields(NamedTuple):
     inf: Inf = "none"
     zero: bool = True
     table: tuple[float, ...] = ()
+    conversion: Conversion = "ieee"
     source: str = ""
 
 
@@ -39,7 +38,7 @@ class HasFields(Protocol):
 
 
 POSITIONAL = ("name", "kind", "bits", "precision", "bias")
-NAMED = ("signed", "nan", "inf", "zero", "table")
+NAMED = ("signed", "nan", "inf", "zero", "table", "conversion")
 DEFAULTS: dict[str, Any] = Fields._field_defaults
 
 
@@ -47,5 +46,5 @@ def meaning_of(f: HasFields) -> tuple[Any, ...]:
     """Return everything but name and source: equal where every code means the same, bit for bit."""
     values = np.array(f.table, np.float64)
     values[np.isnan(values)] = np.nan  # one NaN is as good as another, but -0 is not 0
-    other = ("kind", "bits", "precision", "bias", "signed", "nan", "inf", "zero")
+    other = ("kind", "bits", "precision", "bias", "signed", "nan", "inf", "zero", "conversion")
     return *(getattr(f, key) for key in other), values.tobytes()

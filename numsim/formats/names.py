@@ -23,6 +23,11 @@ _TAILS: dict[str, tuple[str, ...]] = {  # after float8, fp8, f8, with or without
     "float6_e2m3fn": ("e2m3fn", "e2m3"),
     "float6_e3m2fn": ("e3m2fn", "e3m2"),
     "float4_e2m1fn": ("e2m1fn", "e2m1", "e2m1fn_x2", "e2m1_x2"),  # x2: two to a byte
+    "float4_e1m2fn": ("e1m2fn", "e1m2"),
+    "float4_e3m0fn": ("e3m0fn", "e3m0"),
+    "float8_ue4m3": ("ue4m3", "ue4m3fn"),
+    "float8_ue5m3": ("ue5m3", "ue5m3fn"),
+    "float8_ue6m2": ("ue6m2",),
 }
 
 
@@ -41,7 +46,7 @@ ALIASES: dict[str, str] = {
     # E4M3 without a word about its specials is that of OCP; float8_e4m3 is another (ml_dtypes)
     "e4m3": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8e4m3": "float8_e4m3fn",
     "f8_e4m3": "float8_e4m3fn", "hf8": "float8_e4m3fn",
-    **_spellings(), "fp4": "float4_e2m1fn",
+    **_spellings(), "fp4": "float4_e2m1fn", "hif8": "hifloat8", "cuda_r_8f_ue4m3": "float8_ue4m3",
     # Triton: bits of the exponent, its bias, nv for OCP's
     "fp8e4nv": "float8_e4m3fn", "float8e4nv": "float8_e4m3fn",
     "fp8e5": "float8_e5m2", "float8e5": "float8_e5m2",
@@ -90,24 +95,17 @@ MEANINGS: dict[str, tuple[tuple[str, str], ...]] = {  # (format, whose word it i
 }
 
 _DOUBLE = "float64 is what references are computed in; the emulated formats end at float32"
-_UE4M3 = (
-    "UE4M3 (unsigned E4M3, block scales of NVFP4) is no format here yet; scales are "
-    "float8_e4m3fn, whose sign the units ignore"
-)
 _WIDE = "integer formats end at int32 and uint16; use int32, or a name such as int16"
 
 SENTENCES: dict[str, str] = {
     **dict.fromkeys(("float64", "fp64", "f64", "double"), _DOUBLE),
     "float": "float is float64 for Python and NumPy, float32 for C, torch and ONNX; write float32",
     **dict.fromkeys(("int64", "i64", "s64", "uint64", "u64", "uint32", "u32", "long"), _WIDE),
-    **{f"{head}ue4m3{tail}": _UE4M3 for tail in ("", "fn") for head in
-       ("", "fp8_", "float8_", "f8_", "cuda_r_8f_")},
     "f4": "f4 is float32 for NumPy (bytes), float4_e2m1fn for MLIR (bits); write one of them",
     **{f"{head}{n}": f"{head}{n} is {name}{8 * n} for NumPy (bytes), {name}{n} for MLIR (bits); "
        "write the long name" for head, name in (("i", "int"), ("u", "uint")) for n in (2, 4, 8)},
     **{f"posit{n}": f"a posit is written with its exponent bits; write posit{n}_es2 (the standard "
        f"of 2022) or posit{n}_es{n // 8 - 1} (the draft before it)" for n in (8, 16)},
-    **dict.fromkeys(("hif8", "hifloat8"), "HiFloat8 is no format here yet"),
     **dict.fromkeys(("bool", "complex64", "complex128"), "formats are of real numbers"),
     "fp8e4b15": "Triton's E4M3 of bias 15 has no name here; Format(name, 'float', 8, 4, 15, ...) "
                 "makes one",

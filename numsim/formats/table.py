@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import cache
 
 from numsim.errors import NumsimError
-from numsim.formats.fields import Fields, Inf, Nan
+from numsim.formats.fields import Fields
 from numsim.formats.names import canonical
+from numsim.vocabulary import Inf, Nan
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"
@@ -18,7 +19,11 @@ _IEEE = "IEEE 754-2019"
 _LLVM = "LLVM APFloat semantics / ml_dtypes"
 _FNUZ = "Noune et al., 8-bit numerical formats for deep neural networks, 2022 / LLVM APFloat"
 _QLORA = "Dettmers et al., QLoRA, 2023, appendix E"
-_P3109 = "IEEE P3109 interim report, value tables"
+_P3109 = "IEEE P3109 interim report 4.0, value tables; 4.7.4 to 4.7.6 (conversion)"
+_HIF8 = "Luo et al., Ascend HiFloat8, arXiv 2409.16626, table 1; codes: en_dtypes 0.0.4"
+_UE5M3 = "AMD, FP4 with UE5M3 block scales (alto): max 114688"
+_UE4M3 = "NVIDIA PTX ISA, .ue4m3: E4M3 of OCP without its sign"
+_HIF4 = "Huawei, HiFloat4, arXiv 2602.11287: scale E6M2 of 64 values"
 _POSIT = "Posit Standard 2022 (values; numbers round to the nearest of them, ties to the even code)"
 
 
@@ -44,6 +49,28 @@ _NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
+
+def _hifloat8(code: int) -> float:
+    """Return the value of a code: sign, a prefix, exponent and fraction as long as it says."""
+    if code == 0x80:
+        return math.nan
+    sign, body = -1.0 if code >> 7 else 1.0, f"{code & 0x7F:07b}"
+    for prefix, exponent_bits in (("11", 4), ("10", 3), ("01", 2), ("001", 1), ("0001", 0)):
+        if body.startswith(prefix):
+            field = body[len(prefix) :][:exponent_bits]
+            fraction = body[len(prefix) + exponent_bits :]
+            # the first bit is the exponent's sign, an implied 1 leads the rest
+            size = int("1" + field[1:], 2) if field else 0
+            exponent = -size if field.startswith("1") else size
+            return sign * math.ldexp(int("1" + fraction, 2), exponent - len(fraction))
+    tiny = int(body[4:], 2)
+    return sign * math.ldexp(1.0, tiny - 23) if tiny else 0.0
+
+
+# the last magnitudes, 2**15 * 1.5, stand for Inf
+_HIFLOAT8 = tuple(_hifloat8(code) for code in range(256))
+_UE6M2 = (*(math.ldexp(4 + code % 4, code // 4 - 50) for code in range(255)), math.nan)
+
 _TABLE = [
     #      name                 bits  p   bias  nan           inf     source
     _float("float32",            32, 24,  127, "ieee",       "ieee", f"{_IEEE} binary32"),
@@ -62,8 +89,16 @@ _TABLE = [
     _float("float6_e2m3fn",       6,  4,    1, "none",       "none", f"{_OCPMX}, table 3"),
     _float("float6_e3m2fn",       6,  3,    3, "none",       "none", f"{_OCPMX}, table 2"),
     _float("float4_e2m1fn",       4,  2,    1, "none",       "none", f"{_OCPMX}, table 4"),
-    *(_integer(f"int{n}", n, 0, signed=True, source="two's complement") for n in range(2, 33)),
-    *(_integer(f"uint{n}", n, 0, signed=False, source="unsigned binary") for n in range(2, 17)),
+    _float("float4_e1m2fn",       4,  3,    1, "none",       "none", _HIF4),
+    _float("float4_e3m0fn",       4,  1,    3, "none",       "none", "E2M1's relatives, bias 3"),
+    _float("float8_ue4m3",        7,  4,    7, "all_ones",   "none", _UE4M3, signed=False),
+    _float("float8_ue5m3",        8,  4,   15, "all_ones",   "none", _UE5M3, signed=False),
+    Fields("float8_ue6m2", "table", 8, 3, 0, signed=False, nan="all_ones", table=_UE6M2,
+           source=_HIF4),
+    Fields("hifloat8", "table", 8, 4, 0, nan="minus_zero", inf="top", table=_HIFLOAT8,
+           source=_HIF8),
+    *(_integer(f"int{n}", n, 0, signed=True, source="two's complement") for n in range(1, 33)),
+    *(_integer(f"uint{n}", n, 0, signed=False, source="unsigned binary") for n in range(1, 17)),
     Fields("nf4", "table", 4, 4, 0, table=_NF4, source=_QLORA),
 ]  # fmt: skip
 
@@ -118,15 +153,28 @@ def _ieee_like(name: str, exponent: str, fraction: str) -> Fields:
 
 def _p3109(name: str, width: str, precision: str, sign: str, domain: str) -> Fields:
     k, p, signed = int(width), int(precision), sign == "s"
-    if not (2 <= k <= 8 and 1 <= p <= k - signed):
-        raise NumsimError(f"{name}: K is 2 to 8, P is 1 to K - 1 (signed) or K (unsigned)")
+    if not (2 <= k <= 16 and 1 <= p <= k - signed):
+        raise NumsimError(f"{name}: K is 2 to 16, P is 1 to K - 1 (signed) or K (unsigned)")
     if (k, sign, domain) == (2, "s", "e"):
         raise NumsimError(f"{name}: 0 is its only finite value; p3109_k2p1sf or K from 3 have more")
     bias = 1 << (k - p - signed)
-    return _float(
-        f"p3109_k{k}p{p}{sign}{domain}", k, p, bias, "minus_zero" if signed else "all_ones",
-        "top" if domain == "e" else "none", _P3109, signed=signed,
-    )  # fmt: skip
+    if bias > 1024:
+        raise NumsimError(
+            f"{name}: its values pass the range of float64 (its bias is {bias}), in which they are "
+            f"computed here; from P = {k - 10 - signed} on a format of K = {k} fits"
+        )
+    return Fields(
+        f"p3109_k{k}p{p}{sign}{domain}",
+        "float",
+        k,
+        p,
+        bias,
+        signed=signed,
+        nan="minus_zero" if signed else "all_ones",
+        inf="top" if domain == "e" else "none",
+        conversion="p3109",
+        source=_P3109,
+    )
 
 
 def _posit(name: str, width: str, exponent: str) -> Fields:

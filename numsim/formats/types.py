@@ -15,10 +15,11 @@ from numsim.errors import NumsimError
 from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats.check import check_format
-from numsim.formats.fields import Inf, Kind, Nan, meaning_of
+from numsim.formats.fields import meaning_of
 from numsim.formats.label import labelled, written
 from numsim.formats.table import named_fields
 from numsim.formats.toml import fields_from_table, format_to_toml
+from numsim.vocabulary import Conversion, Inf, Kind, Nan
 
 
 class Params(NamedTuple):
@@ -40,6 +41,7 @@ class Params(NamedTuple):
     minus_zero: bool
     twos_complement: bool
     even_by_code: bool  # ties look at the code, not at the significand
+    p3109: bool  # out of range as IEEE P3109 has it
 
 
 @known_floats
@@ -72,7 +74,11 @@ class Format:
     zero
         Whether the format has a zero (E8M0 has none).
     table
-        Values by code for ``kind="table"``.
+        Values by code for ``kind="table"``. With ``inf="top"`` its largest magnitudes stand for
+        infinities: numbers round to them as to those values.
+    conversion
+        Whose rules decide what numbers out of range become: ``"ieee"`` (IEEE 754, OCP, ml_dtypes)
+        or ``"p3109"``, see `numsim.encode`.
     source
         Where the format is specified; no part of what it means, so `==` leaves it out.
 
@@ -100,6 +106,7 @@ class Format:
     inf: Inf = "none"
     zero: bool = True
     table: tuple[float, ...] = ()
+    conversion: Conversion = "ieee"
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -209,6 +216,8 @@ class Format:
         """Magnitude code of infinity, -1 where there is none."""
         if self.inf == "ieee":
             return self._ieee_inf
+        if self.kind == "table" and self.has_inf:
+            return int(np.flatnonzero(np.isposinf(self._values))[0])
         if self.inf == "top":
             return (1 << (self.bits - self.signed)) - 1 - (self.nan == "all_ones")
         return -1
@@ -228,8 +237,8 @@ class Format:
     def max_code(self) -> int:
         """Magnitude code of the largest finite value."""
         if self.kind == "table":
-            finite = [v if math.isfinite(v) else -math.inf for v in self.table]
-            return int(np.argmax(finite))
+            finite = self._values
+            return int(np.argmax(np.where(np.isfinite(finite), finite, -np.inf)))
         top = (1 << (self.bits - self.signed)) - 1
         if "ieee" in (self.inf, self.nan):
             return self._ieee_inf - 1
@@ -286,7 +295,7 @@ class Format:
     def min(self) -> float:
         """Lowest finite value (most negative, or smallest where the format is unsigned)."""
         if self.kind == "table":
-            return min(v for v in self.table if math.isfinite(v))
+            return float(np.min(self._values[np.isfinite(self._values)]))
         if not self.signed:
             return self._value(0)
         if self.kind == "integer":
@@ -300,7 +309,7 @@ class Format:
         Integers and tables: the smallest positive value. Where no number is normal: `max`.
         """
         if self.kind == "table":
-            return min(v for v in self.table if v > 0)
+            return min(v for v in self.table if v > 0)  # an Inf is never the smallest
         if self.kind == "integer":
             return math.ldexp(1.0, -self.bias)
         return math.ldexp(1.0, self.emin) if self.max_code >> (self.precision - 1) else self.max
@@ -325,7 +334,7 @@ class Format:
             single = self.precision <= 24 and self.min_subnormal >= 2.0**-149
             single = single and max(self.max, -self.min) < 2.0**128
             return np.dtype(np.float32 if single else np.float64)
-        table = np.array(self.table)
+        table = self._values
         with np.errstate(over="ignore", under="ignore"):
             same = (table == table.astype(np.float32)) | np.isnan(table)
         return np.dtype(np.float32 if same.all() else np.float64)
@@ -339,7 +348,7 @@ class Format:
                 p=self.bits + 1, emin=self.bits - self.bias, offset=0,
                 max_positive=top - 1, max_negative=top if self.signed else 0,
                 inf=-1, nan=-1, nan_signed=False, sign_bit=0, minus_zero=False,
-                twos_complement=True, even_by_code=False,
+                twos_complement=True, even_by_code=False, p3109=False,
             )  # fmt: skip
         return Params(
             p=self.precision, emin=self.emin, offset=0 if self.zero else 1,
@@ -348,6 +357,7 @@ class Format:
             nan_signed=self.signed and self.nan in ("ieee", "all_ones"),
             sign_bit=1 << (self.bits - 1) if self.signed else 0,
             minus_zero=self.has_negative_zero, twos_complement=False, even_by_code=self.zero,
+            p3109=self.conversion == "p3109",
         )  # fmt: skip
 
     def _value(self, code: int) -> float:
@@ -393,14 +403,16 @@ class Format:
 
     @cached_property
     def _values(self) -> NDArray[np.float64]:
-        if self.kind == "table":
-            return np.array(self.table)
         return self.decode_bits(np.arange(1 << self.bits, dtype=np.int64))
 
     def decode_bits(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the values of bit patterns, from the definition (slow: `decode` is the API)."""
         if self.kind == "table":
-            return np.array(self.table)[codes]
+            table = np.array(self.table)
+            if self.has_inf:
+                ends = np.abs(table) == np.nanmax(np.abs(table))
+                table = np.where(ends, np.copysign(np.inf, table), table)
+            return table[codes]
         if self.kind == "integer":
             signed = codes - ((codes >> (self.bits - 1)) << self.bits) if self.signed else codes
             return np.ldexp(signed.astype(np.float64), -self.bias)

@@ -29,12 +29,14 @@ from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets.chains import restarts
+from numsim.targets.chain import Chain as ChainOf
+from numsim.targets.fast.fused import FP8
 from numsim.targets.operands import locked
 from numsim.targets.plan import class_for
-from numsim.targets.runs.fused import fp8_applies
-from numsim.targets.runs.tensor import batched, fields
-from numsim.targets.types import Fused, IntSum, Mac
+from numsim.targets.rules import about
+from numsim.targets.runs import chosen
+from numsim.targets.split_k import restarts
+from numsim.targets.tensor import batched, fields
 
 Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 _NOTHING = np.float32(0)
@@ -113,11 +115,11 @@ def _fp8(target: Any, left: Format, right: QTensor) -> Fp8 | None:
     _, sums = class_for(target, left, right.fmt)
     zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
     right = locked(right)  # what is kept of its codes stays true
-    if not isinstance(sums, Fused) or simd.path() == "plain" or sums.group % 16:
+    alike = ChainOf(sums, zeros, right, None, get_format("float32"), target.name)
+    group = about(sums).step(sums, right.shape[0])
+    if simd.path() == "plain" or chosen(alike).kernel != FP8 or group % 16:
         return None
-    if not fp8_applies(zeros, right, None, get_format("float32"), sums):
-        return None
-    packed = gemm_hopper.pack_b(batched(right.codes), sums.group, in_place=False)
+    packed = gemm_hopper.pack_b(batched(right.codes), group, in_place=False)
     return Fp8(packed.panels, right.shape[0], fields(left), fields(right.fmt))
 
 
@@ -146,12 +148,8 @@ def _operand(
 def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     """Return whether a chain of fused multiply-adds in float32 gives the unit's sums."""
     _, rule = class_for(target, a, b)
-    if isinstance(rule, Mac):
-        return rule.steps == Mac()
-    if not isinstance(rule, IntSum) or rule.pair_bits is not None or rule.acc_bits < 25:
-        return False
     largest = max(a.max, -a.min) * max(b.max, -b.min) * 2.0 ** (a.bias + b.bias) * depth
-    return bool(largest < 1 << 24)
+    return about(rule).is_float32_chain(rule, largest)
 
 
 def _rounding(quant: Quant, before: np.float32) -> Rounding | None:

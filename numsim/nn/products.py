@@ -426,7 +426,7 @@ def beyond(values: Array, stored: QTensor) -> NDArray[np.bool_]:
         np.float64(1) if stored.scale is None else np.asarray(stored.element_scale(), np.float64)
     )
     if stored.tensor_scale is not None:
-        scale = scale * np.float64(stored.tensor_scale)
+        scale = scale * np.asarray(stored.tensor_scale, np.float64)
     reach = scale * (1 + 2.0**-20)
     found: NDArray[np.bool_] = (values > stored.fmt.max * reach) | (values < stored.fmt.min * reach)
     return found

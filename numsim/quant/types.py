@@ -1,205 +1,33 @@
-"""How a tensor is stored: `Quant` says it, `QTensor` is one."""
+"""A tensor as it is stored: codes and scales."""
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS, as_array, is_integer
+from numsim.arguments import as_array, is_integer
 from numsim.convert import checked_codes, decode
-from numsim.errors import NumsimError, near_names
+from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.formats import Format, FormatLike, get_format
+from numsim.quant.four_bits import if4_values
 from numsim.quant.odd import product_to_odd
+from numsim.quant.rule import Quant, scale_bits
 from numsim.quant.slices import cut
-
-GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
-SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
-POW2_FORMATS = ("pow2", "float8_e8m0fnu")
-POW2_RULES = ("floor", "ceil", "even", "rceil")
-CLIP_RULES = ("mse", "kl", "percentile:P")
-SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
-
-
-@known_floats
-@dataclass(frozen=True)
-class Quant:
-    """A storage rule: format, scale granularity, scale format and rule, rounding, overflow.
-
-    Parameters
-    ----------
-    format
-        Element format: kept as its canonical name, a `Format` of one's own as it is.
-    granularity
-        ``none`` (scale 1, a raw cast: the default of fixed point), ``per_tensor`` (the default
-        of everything else), ``per_channel`` (one scale a weight row), ``per_token`` (one scale an
-        activation row; the same arithmetic under the name of the other operand), ``per_block``.
-    block
-        For per_block: values that share a scale along the quantised axis, or (rows, columns) for
-        tiles of the last two axes. Giving it implies per_block.
-    scale_format
-        ``float32``, ``bfloat16``, ``pow2`` (a power of two in float32), ``float8_e8m0fnu``, or
-        ``float8_e4m3fn`` (with one float32 scale for the tensor on top, as NVFP4 has).
-    scale_rule
-        ``amax``: the largest magnitude maps to the format's maximum. ``mse``,
-        ``percentile:99.9``, ``kl``: a smaller one does, and what is beyond it saturates (see
-        `numsim.quant.scales.clipped_amax`; not per block). Powers of two: ``floor``
-        (OCP MX: floor(log2 amax) - emax), ``ceil``, ``even`` (floor after rounding amax to the
-        element's precision), ``rceil`` (smallest power of two that clips nothing).
-    rounding, overflow
-        As in `numsim.encode`.
-
-    Raises
-    ------
-    NumsimError
-        For an unknown word or a contradiction.
-
-    Source
-    ------
-    OCP MX 1.0 section 6.3 (floor); torchao's ScaleCalculationMode (ceil, even, rceil).
-
-    Examples
-    --------
-    >>> Quant("e4m3")
-    Quant(format='float8_e4m3fn', granularity='per_tensor', ...)
-    >>> Quant("q3.4").granularity
-    'none'
-    >>> Quant("e2m1", block=32, scale_format="float8_e8m0fnu", scale_rule="floor").granularity
-    'per_block'
-    """
-
-    format: FormatLike
-    granularity: str | None = None
-    block: int | tuple[int, int] | None = None
-    scale_format: str = "float32"
-    scale_rule: str | None = None
-    rounding: str = "rne"
-    overflow: str = "saturate"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "format", kept_format(self.format))
-        for name in ("granularity", "scale_format", "scale_rule", "rounding", "overflow"):
-            if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
-                raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
-        fmt = get_format(self.format)
-        object.__setattr__(self, "_fmt", fmt)
-        object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
-        fixed_point = fmt.kind == "integer" and fmt.bias != 0
-        default = "none" if fixed_point else "per_tensor"
-        if self.block is not None:
-            default = "per_block"
-            object.__setattr__(self, "block", _block(self.block))
-        granularity = self.granularity or default
-        object.__setattr__(self, "granularity", granularity)
-        pow2 = self.scale_format in POW2_FORMATS
-        rule = self.scale_rule or ("floor" if pow2 else "amax")
-        object.__setattr__(self, "scale_rule", rule)
-        rules: tuple[str, ...] = POW2_RULES if pow2 else ("amax", *CLIP_RULES)
-        if self.scale_format == "float8_e4m3fn":
-            rules = ("amax",)
-        named = "percentile:P" if percentile(rule) is not None else rule
-        for what, value, known in (
-            ("granularity", granularity, GRANULARITIES),
-            ("scale_format", self.scale_format, SCALE_FORMATS),
-            (f"scale_rule for {self.scale_format} scales", named, rules),
-            ("rounding", self.rounding, ROUNDINGS),
-            ("overflow", self.overflow, OVERFLOWS),
-        ):
-            if value not in known:
-                raise NumsimError(
-                    f"Quant: {what} is one of {', '.join(known)}; got {value!r}"
-                    f"{near_names(str(value), known)}"
-                )
-        if (granularity == "per_block") != (self.block is not None):
-            raise NumsimError(
-                f"Quant: granularity per_block and block go together; got {granularity!r} with "
-                f"block={self.block!r}"
-            )
-        if named in CLIP_RULES and (
-            granularity in ("none", "per_block") or not self.overflow.startswith("saturate")
-        ):
-            raise NumsimError(
-                f"Quant: scale_rule {rule} clips and saturates a tensor, row or token; got "
-                f"granularity={granularity!r}, overflow={self.overflow!r}; use amax there"
-            )
-
-    @property
-    def fmt(self) -> Format:
-        """The element `Format`."""
-        return self._fmt  # type: ignore[attr-defined,no-any-return]
-
-    def stored_bits(self, rows: int, columns: int) -> float:
-        """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
-
-        Examples
-        --------
-        >>> Quant("int8", "per_token").stored_bits(2, 64) / (2 * 64)
-        8.5
-        """
-        if self.granularity == "none":
-            scales = 0
-        elif self.granularity == "per_tensor":
-            scales = 1
-        else:
-            down, across = (1, columns)
-            if self.block is not None:
-                down, across = self.block if isinstance(self.block, tuple) else (1, self.block)
-            scales = -(-rows // down) * -(-columns // across)
-        above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
-        return rows * columns * self.fmt.bits + scales * SCALE_BITS[self.scale_format] + above
-
-
-def scale_format_name(word: Any) -> Any:
-    """Return the canonical name of a scale format; other words, which `Quant` refuses, as they are.
-
-    Examples
-    --------
-    >>> scale_format_name("e8m0"), scale_format_name("pow2")
-    ('float8_e8m0fnu', 'pow2')
-    """
-    with suppress(NumsimError):
-        return format_name(word, "Quant: scale_format")
-    return word
-
-
-def percentile(rule: str) -> Fraction | None:
-    """Return P of ``percentile:P``, 0 < P <= 100; None for another rule.
-
-    Examples
-    --------
-    >>> percentile("percentile:99.9"), percentile("percentile:0"), percentile("amax")
-    (Fraction(999, 10), None, None)
-    """
-    head, _, text = str(rule).partition(":")
-    if head != "percentile" or not text.replace(".", "", 1).isdecimal() or not text.isascii():
-        return None
-    value = Fraction(text)
-    return value if 0 < value <= 100 else None
-
-
-def _block(block: object) -> int | tuple[int, int]:
-    sizes = block if isinstance(block, tuple | list) else (block,)
-    if not (len(sizes) in (1, 2) and all(is_integer(b) and 1 <= b < 1 << 31 for b in sizes)):
-        raise NumsimError(
-            f"Quant: block is a positive integer below 2**31 or (rows, columns); got {block!r:.60}"
-        )
-    whole = [int(b) for b in sizes]
-    return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
 
 
 @known_floats
 @dataclass(frozen=True, eq=False)
 class QTensor:
-    """A quantised tensor: value = scale x decode(code).
+    """A quantised tensor: value = scale x (decode(code) - zero point).
 
     `scale` is None for bare codes, broadcasts against the codes, or, with `block_shape`, has one
     entry for each block (ceil(size / block) along every axis). `tensor_scale` multiplies on top.
+    `zero_point`, of integers, is an int32 array in the shape of `scale`, or None.
     Made by `numsim.quantize` or `QTensor.from_codes`, which copies what it is given. The first
     product makes codes and scales read-only, since `packed` keeps what products know of them;
     q.codes.copy() can be changed. Arrays given to the constructor itself belong to the tensor: with
@@ -214,7 +42,8 @@ class QTensor:
     block_shape: tuple[int, ...] | None = None
     scale_codes: NDArray[Any] | None = None
     scale_format: Format | None = None
-    tensor_scale: np.float32 | None = None
+    tensor_scale: Any = None  # float32, or an array of one for each row
+    zero_point: NDArray[np.int32] | None = None
     packed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:  # dataclasses.replace hands on what belongs to other codes
@@ -222,6 +51,8 @@ class QTensor:
 
     def __repr__(self) -> str:
         scale = "no scale" if self.scale is None else f"scale {list(self.scale.shape)}"
+        if self.zero_point is not None:
+            scale += f", zero point {list(self.zero_point.shape)}"
         return f"QTensor({self.fmt.label} {list(self.codes.shape)}, {scale})"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -263,12 +94,18 @@ class QTensor:
         (QTensor(float4_e2m1fn [2, 2, 64], scale [2, 2, 2]),
          QTensor(float4_e2m1fn [2, 32], scale [2, 1]))
         """
-        parts, (scale, kept), blocks = cut(
-            key, self.shape, (self.scale, self.scale_codes), self.block_shape
+        parts, (scale, kept, zeros), blocks = cut(
+            key, self.shape, (self.scale, self.scale_codes, self.zero_point), self.block_shape
         )
         codes = np.asarray(readable(self)[parts])
+        above = self.tensor_scale
+        if np.ndim(above):
+            above = cut(key, self.shape, (above,), None)[1][0]
         shown = codes if self.codes.flags.writeable else _shown(codes)
-        part = replace(self, codes=shown, scale=scale, scale_codes=kept, block_shape=blocks)
+        part = replace(
+            self, codes=shown, scale=scale, scale_codes=kept, zero_point=zeros, block_shape=blocks,
+            tensor_scale=above,
+        )  # fmt: skip
         part.packed["codes"] = [codes]
         return part
 
@@ -291,6 +128,7 @@ class QTensor:
         scale_format: FormatLike | None = None,
         block: int | None = None,
         axis: int = -1,
+        zero_point: ArrayLike | None = None,
     ) -> QTensor:
         """Wrap existing codes.
 
@@ -305,6 +143,9 @@ class QTensor:
             The same as codes of a format (``float8_e8m0fnu``, ``float8_e4m3fn``).
         block, axis
             Values that share a scale, and along which axis.
+        zero_point
+            Integers, of integer formats: value = (code - zero point) x scale. In the shapes that
+            `scale` may have.
 
         Raises
         ------
@@ -367,7 +208,8 @@ class QTensor:
                     f"from_codes: a scale broadcasts against the codes; got scale {values.shape} "
                     f"for codes {array.shape}"
                 )
-        return cls(array, f, values, None, shape, kept, kept_format)
+        zeros = None if zero_point is None else _zero_points(zero_point, f, array, values, shape)
+        return cls(array, f, values, None, shape, kept, kept_format, zero_point=zeros)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -384,19 +226,22 @@ class QTensor:
         """The tensor with its last two axes swapped (a read-only view); it has two at least."""
         if self.ndim < 2:
             raise NumsimError(f"QTensor.T: swaps the last two axes; the shape is {self.shape}")
-        scale, shape = self.scale, self.block_shape
+        shape = self.block_shape
         if shape is not None:
             shape = (*shape[:-2], shape[-1], shape[-2])
-        if scale is not None and scale.ndim:
-            full = scale.reshape((1,) * (self.ndim - scale.ndim) + scale.shape)
-            scale = np.swapaxes(full, -1, -2)
+        scale, zeros, above = (
+            x if x is None or not x.ndim
+            else np.swapaxes(x.reshape((1,) * (self.ndim - x.ndim) + x.shape), -1, -2)
+            for x in (self.scale, self.zero_point, self.tensor_scale)
+        )  # fmt: skip
         kept = self.scale_codes
         if kept is not None and kept.ndim >= 2:
             kept = np.swapaxes(kept, -1, -2)
         codes = np.swapaxes(readable(self), -1, -2)
         turned = replace(
             self, codes=_shown(codes), scale=_shown(scale), block_shape=shape,
-            scale_codes=_shown(kept),
+            scale_codes=_shown(kept), zero_point=_shown(zeros),
+            tensor_scale=above,
         )  # fmt: skip
         turned.packed["codes"] = [codes]
         if "locked" in self.packed:  # what is known of codes that stay
@@ -405,14 +250,24 @@ class QTensor:
         return turned
 
     def values(self) -> NDArray[Any]:
-        """Return the decoded codes without the scale, read-only."""
+        """Return the decoded codes, less their zero points, without the scale; read-only."""
         used = "locked" in self.packed  # by a product: they cannot change
-        values: NDArray[Any] = _shown(decoded(self) if used else decode(self.codes, self.fmt))
-        return values
+        values: NDArray[Any] = decoded(self) if used else decode(self.codes, self.fmt)
+        if self.zero_point is not None:
+            values = values - np.asarray(self.element_zero_point(), values.dtype)
+        return np.asarray(_shown(values))
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
-        scale = self.scale
+        found: NDArray[np.float32] | None = self._of_elements(self.scale)
+        return found
+
+    def element_zero_point(self) -> NDArray[np.int32] | None:
+        """Return the zero points so that they broadcast against the codes."""
+        found: NDArray[np.int32] | None = self._of_elements(self.zero_point)
+        return found
+
+    def _of_elements(self, scale: NDArray[Any] | None) -> Any:
         if scale is None or self.block_shape is None:
             return scale
         for axis, (size, block) in enumerate(zip(self.shape, self.block_shape, strict=True)):
@@ -422,7 +277,7 @@ class QTensor:
         return scale
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Return scale x decode(code) in float32 (one rounding for each value).
+        """Return scale x (decode(code) - zero point) in float32 (one rounding for each value).
 
         Examples
         --------
@@ -430,19 +285,30 @@ class QTensor:
         >>> quantize([1.0, -3.0, 2.0], "int4").dequantize()
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
+        if self.quant is not None and self.quant.scale_rule == "if4":
+            return self._if4_values()
         values = decode(readable(self), self.fmt)
+        if self.zero_point is not None:
+            values = values - np.asarray(self.element_zero_point(), values.dtype)  # 18 bits
         scale = self.element_scale()
         if scale is None:
             with np.errstate(over="ignore", under="ignore"):
                 return np.asarray(values.astype(np.float32))
         factor = scale.astype(np.float64)
         if self.tensor_scale is not None:
-            factor = factor * np.float64(self.tensor_scale)  # 4 by 24 bits
+            factor = factor * np.asarray(self.tensor_scale, np.float64)  # 4 by 24 bits
         with np.errstate(all="ignore"):
             exact = values.astype(np.float64) * factor
             if values.dtype == np.float64:  # of more than 24 bits: the product has more than 53
                 exact = product_to_odd(values, np.broadcast_to(factor, values.shape))
             return np.asarray(exact.astype(np.float32))
+
+    def _if4_values(self) -> NDArray[np.float32]:
+        kept = self._of_elements(self.scale_codes)
+        integers = (kept & 0x80) != 0
+        scale = decode(kept & 0x7F, str(self.quant.scale_format))  # type: ignore[union-attr]
+        above = 1.0 if self.tensor_scale is None else self.tensor_scale
+        return if4_values(readable(self), scale, above, integers)
 
     def bits_per_value(self) -> float:
         """Return stored bits for each value, scales included.
@@ -453,14 +319,49 @@ class QTensor:
         >>> quantize(np.ones((4, 64)), "mxfp4_e2m1").bits_per_value()
         4.25
         """
-        bits = float(self.fmt.bits)
         size = max(math.prod(self.shape), 1)
+        above = 0.0 if self.tensor_scale is None else 32 * np.size(self.tensor_scale) / size
+        if self.quant is not None and self.quant.scale_rule in ("if4", "hif4"):
+            scales = 0 if self.scale is None else self.scale.size
+            return self.quant.fmt.bits + self.quant.bits_of_scale * scales / size + above
+        bits = float(self.fmt.bits)
         if self.scale is not None and (self.quant is None or self.quant.granularity != "none"):
             name = "float32" if self.quant is None else self.quant.scale_format
             if self.scale_format is not None:
                 name = self.scale_format.name
-            bits += SCALE_BITS.get(name, 32) * self.scale.size / size
-        return bits + (32 / size if self.tensor_scale is not None else 0.0)
+            bits += scale_bits(name) * self.scale.size / size
+        if self.zero_point is not None:
+            bits += self.fmt.bits * self.zero_point.size / size
+        return bits + above
+
+
+def _zero_points(
+    given: ArrayLike, f: Format, codes: NDArray[Any], scale: NDArray[Any] | None,
+    blocks: tuple[int, ...] | None,
+) -> NDArray[np.int32]:  # fmt: skip
+    """Return zero points that are integers, one or as many as there are scales."""
+    if f.kind != "integer" or f.bias:
+        raise NumsimError(
+            f"from_codes: zero points are for integers; got {f.label}; leave zero_point out"
+        )
+    zeros = as_array("from_codes: zero_point", given)
+    if zeros.dtype.kind not in "iu" or (zeros.size and int(np.abs(zeros).max()) >= 1 << 17):
+        raise NumsimError(
+            "from_codes: zero points are integers below 2**17 in magnitude; got "
+            f"{zeros.dtype}{'' if zeros.dtype.kind in 'iu' else '; round them first'}"
+        )
+    want = codes.shape if scale is None or blocks is None else scale.shape
+    try:
+        fits = np.broadcast_shapes(zeros.shape, want) == want
+    except ValueError:
+        fits = False
+    if not fits:
+        raise NumsimError(
+            "from_codes: zero_point broadcasts against the "
+            f"{'codes' if blocks is None else 'scales'}, {want}; got {zeros.shape}"
+        )
+    wide = zeros.astype(np.int32)
+    return np.array(wide if blocks is None else np.broadcast_to(wide, want))
 
 
 def _shown(array: Any) -> Any:

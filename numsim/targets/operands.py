@@ -39,7 +39,7 @@ def locked(q: QTensor) -> QTensor:
         view = codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))
         q.packed["codes"] = [view]
         q.packed["locked"] = True
-        for array in (q.codes, q.scale, q.scale_codes):
+        for array in (q.codes, q.scale, q.scale_codes, q.zero_point):
             while isinstance(array, np.ndarray):
                 array.flags.writeable = False
                 array = array.base

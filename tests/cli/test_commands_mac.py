@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_mac_stats import every_rule, random_codes
+from every_rule import every_rule, random_codes
 from typer.testing import CliRunner
 
 import numsim as ns
@@ -21,7 +21,7 @@ from numsim.targets.explain import explain_mma, hex_word
 from numsim.verify.silicon import check_silicon, golden_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
-RECORDED = Path(os.environ.get("NUMSIM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+RECORDED = Path(os.environ.get("NUMSIM_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 
 
 def run(*arguments, **more):

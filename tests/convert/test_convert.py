@@ -53,6 +53,10 @@ REST = (
     "p3109_k6p3se",
     "p3109_k4p2sf",
     "p3109_k3p2ue",
+    "p3109_k9p4sf",
+    "p3109_k12p4ue",
+    "p3109_k16p7se",
+    "p3109_k16p12uf",
     "int2",
     "int4",
     "int16",
@@ -94,7 +98,7 @@ def magnitudes(name):
 
 def is_posit(table):
     """Whether the code of the least integer is NaR; codebooks have a number there."""
-    return table.values[1 << (table.bits - 1)] == "nan"
+    return table.values[1 << (table.bits - 1)] == "nan" and table.beyond is None
 
 
 def is_nan(name, codes):
@@ -102,7 +106,7 @@ def is_nan(name, codes):
     if isinstance(f, oracle.Fixed):
         return np.zeros(codes.shape, bool)
     if isinstance(f, oracle.Table):
-        return np.full(codes.shape, is_posit(f)) & (codes == 1 << (f.bits - 1))
+        return np.isin(codes, f.nans) if f.bits <= 8 else codes == 1 << (f.bits - 1)
     above = (codes & ~f.sign_bit) > f.inf if f.ieee else np.zeros(codes.shape, bool)
     return above | np.isin(codes, sorted(f.nans))
 
@@ -149,10 +153,10 @@ def expected(name, x, rounding="rne", overflow="saturate"):
         return np.clip(np.where(negative, -n, n), f.lowest, f.highest)
     nan = oracle.nan_code(name) if f.has_nan else None
     largest = f.top
-    special = f.inf if f.has_inf else largest if nan is None else nan
+    special = f.inf if f.has_inf else largest if nan is None or f.p3109 else nan
     stop = np.zeros(x.shape, bool)
     if overflow != "special" or rounding in ("rtz", "rto"):
-        stop[:] = True
+        stop[:] = not (f.p3109 and f.signed and (overflow, rounding) == ("special", "rto"))
     elif rounding in ("rup", "rdn"):
         stop = negative if rounding == "rup" else ~negative
     code = np.where(n <= f.top, n, np.where(stop, largest, special))
@@ -160,6 +164,9 @@ def expected(name, x, rounding="rne", overflow="saturate"):
     if not f.signed:
         below = negative & (n > 0) if f.zero else negative | (m == 0)
         clamp = np.isneginf(x) if overflow == "saturate_finite" else overflow == "special"
+        if f.p3109:
+            upward = rounding in ("rtz", "rup")
+            clamp = overflow == "special" and (np.isneginf(x) if upward else True)
         code = np.where(below, np.where(clamp, nan, 0), code)
         return np.where(negative & (code != nan), 0, code) if nan is not None else code
     with_sign = code | f.sign_bit
@@ -176,6 +183,11 @@ def expected_of_table(name, x, rounding, overflow):
     values = np.array([float(v) for v, _ in pairs])
     codes = np.array([c for _, c in pairs])
     x = np.asarray(x, np.float64)
+    f = oracle.spec(name)
+    if f.beyond is not None and overflow == "special":
+        ends = [f.values.index(inf) for inf in ("-inf", "+inf")]
+        values = np.concatenate([[-float(f.beyond)], values, [float(f.beyond)]])
+        codes = np.array([ends[0], *codes, ends[1]])
     v = np.clip(x, values[0], values[-1])
     hi = np.searchsorted(values, v)
     lo = np.maximum(hi - (values[hi] != v), 0)
@@ -192,8 +204,16 @@ def expected_of_table(name, x, rounding, overflow):
         "rto": codes[hi] % 2 == 1,
     }[rounding]
     code = codes[np.where(up, hi, lo)]
-    if overflow != "saturate" and is_posit(oracle.spec(name)):
-        code = np.where(np.isinf(x), 1 << (oracle.spec(name).bits - 1), code)
+    if f.beyond is not None and overflow == "special":
+        inward = {"rtz": x * 0 == 0, "rto": x * 0 == 0, "rup": x < 0, "rdn": x > 0}
+        stops = np.isfinite(x) & inward.get(rounding, np.full(x.shape, False))
+        code = np.where(stops & (x >= values[-1]), codes[-2], code)
+        code = np.where(stops & (x <= values[0]), codes[1], code)
+    if f.beyond is not None and overflow != "saturate":
+        ends = [f.values.index(inf) for inf in ("-inf", "+inf")]
+        return np.where(np.isinf(x), np.where(x > 0, ends[1], ends[0]), code)
+    if overflow != "saturate" and (is_posit(f) or (f.bits <= 8 and f.nans)):
+        code = np.where(np.isinf(x), f.nans[0] if f.bits <= 8 else 1 << (f.bits - 1), code)
     return code
 
 

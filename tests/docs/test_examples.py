@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 # Arguments for a short run that writes elsewhere than in reports/.
 WRITES = {
     "stall.py": ["pages"], "worked_example.py": ["page.md"],

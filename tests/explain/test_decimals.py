@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_mac_stats import every_rule, random_codes
+from every_rule import every_rule, random_codes
 
 from numsim.decimals import exact_text, short_text
 from numsim.explain import list_lines

@@ -284,7 +284,7 @@ def test_a_misspelt_name_lists_near_names(wrong, near):
     [
         "",
         "float",
-        "int1",
+        "int0",
         "int33",
         "uint17",
         "int08",
@@ -294,7 +294,7 @@ def test_a_misspelt_name_lists_near_names(wrong, near):
         "float_e9m3",
         "float_e4m24",
         "float_e0m3",
-        "p3109_k9p3se",
+        "p3109_k17p3se",
         "p3109_k8p9se",
         "p3109_k8p0se",
         "p3109_k8p3xe",
@@ -412,7 +412,10 @@ def test_a_format_survives_pickling(name):
         (("m", "integer", 8, 7, 2000), "range of float64"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, "2")), "tuple of Python floats"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, [1.0, 2.0]), "tuple of Python floats"),
-        (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.inf)), "no Inf"),
+        (
+            ("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.inf)),
+            "largest magnitudes",
+        ),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (1.0, math.nan)), "holds NaN"),
         (("m", "table", 1, 1, 0, True, "all_ones", "none", True, (1.0, 2.0)), "holds NaN"),
         (("m", "table", 1, 1, 0, True, "none", "none", True, (0.0, -1.0)), "positive"),
@@ -453,3 +456,28 @@ def test_every_parsed_name_makes_a_format():
         for f in range(33):
             if 2 <= i + f <= 31:
                 ns.get_format(f"q{i}.{f}"), ns.get_format(f"uq{i}.{f}")
+
+
+def test_p3109_formats_beyond_float64_are_refused_with_that_reason():
+    with pytest.raises(ns.NumsimError, match=r"float64.*from P = 5 on a format of K = 16 fits"):
+        ns.get_format("p3109_k16p4se")
+    assert ns.get_format("p3109_k16p5se").max == 2.0**1023 * (2 - 2.0**-3)
+
+
+def test_p3109_calls_policies_and_variants_by_its_own_names():
+    x = np.array([-1.0, 1e9, 0.3])
+    for theirs, ours in (("SatFinite", "saturate"), ("SatPropagate", "saturate_finite"),
+                         ("SatNone", "special")):  # fmt: skip
+        got = ns.encode(x, "p3109_k8p4ue", overflow=theirs)
+        np.testing.assert_array_equal(got, ns.encode(x, "p3109_k8p4ue", overflow=ours))
+    how = {"rounding": "sr", "random_bits": 3, "seed": 5}
+    got = ns.encode(x, "p3109_k8p4se", sr="StochasticB", **how)
+    np.testing.assert_array_equal(got, ns.encode(x, "p3109_k8p4se", sr="half_offset", **how))
+
+
+def test_hifloat8_rounds_half_away_and_leaves_its_range_where_the_paper_says():
+    tie, under, over = 2.0**-23, np.nextafter(2.0**-23, 0), 40960.0
+    away = ns.cast([tie, under, np.nextafter(over, 0), over], "hifloat8", rounding="rna")
+    np.testing.assert_array_equal(away, [2.0**-22, 0, 32768, 32768])
+    special = ns.encode([-over, over, np.nan], "hifloat8", rounding="rna", overflow="special")
+    np.testing.assert_array_equal(special, [0xEF, 0x6F, 0x80])

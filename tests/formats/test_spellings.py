@@ -50,7 +50,6 @@ def test_a_word_of_one_meaning_is_an_alias(word, name):
         ("f4", ("float32", "float4_e2m1fn")),
         ("i8", ("int64", "int8")),
         ("float", ("float64", "float32")),
-        ("ue4m3", ("UE4M3", "no format here yet", "float8_e4m3fn")),
         ("torch.float64", ("float64", "end at float32")),
         ("int64", ("end at int32",)),
     ],
@@ -68,7 +67,6 @@ def test_words_without_a_format_say_what_to_write():
     for word, said in (
         ("posit8", "write posit8_es2 (the standard of 2022) or posit8_es0"),
         ("Posit16", "posit16_es2 (the standard of 2022) or posit16_es1"),
-        ("hif8", "HiFloat8 is no format here yet"),
         ("torch.bool", "real numbers"),
         ("float_e20m3", "exponent bits are 1 to 8, fraction bits 0 to 23, together 2 or more"),
     ):

@@ -20,7 +20,7 @@ from numsim.models.memory import block_bytes, held_bytes, release, rows_of
 from numsim.quant import QTensor, Quant, quantize
 from numsim.targets import matmul
 
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle" / "llama"
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle" / "llama"
 CONFIG = json.loads((ORACLE / "config_v4.json").read_text())
 FP32 = Recipe.uniform(None, target="ideal.fp32")
 

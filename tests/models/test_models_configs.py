@@ -16,7 +16,7 @@ from numsim.models.families import FAMILIES
 from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes
 
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
 NAMES = sorted(FAMILIES)
 
 

@@ -20,7 +20,7 @@ from numsim.models.rope import rotary_frequencies
 from numsim.quant import Quant
 from numsim.targets import get_target
 
-FOLDER = pathlib.Path(__file__).parent / "data" / "oracle"
+FOLDER = pathlib.Path(__file__).parents[1] / "data" / "oracle"
 FAMILIES = sorted(p.name for p in FOLDER.iterdir())
 DECODERS = [f for f in FAMILIES if f not in ("bert", "t5")]
 PLAIN = Recipe((("*", Rule()),))

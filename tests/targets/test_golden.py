@@ -19,7 +19,7 @@ import numsim as ns
 ENABLED = ns.list_targets()
 FIELDS = ("group", "promote_every", "split_k", "split_order")
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("NUMSIM_GOLDEN", HERE.parents[1] / "shared" / "golden"))
 SAMPLE = HERE / "golden" / "hopper_fp8.npz"
 

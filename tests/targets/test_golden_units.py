@@ -12,7 +12,7 @@ import pytest
 import numsim as ns
 from numsim.targets.plan import resolve
 
-HERE = Path(__file__).parent / "golden"
+HERE = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(HERE))
 
 import make_units  # noqa: E402

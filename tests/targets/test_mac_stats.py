@@ -8,17 +8,12 @@ from fractions import Fraction
 import numpy as np
 import oracle_mac as om
 import pytest
+from every_rule import every_rule, random_codes
 
 import numsim as ns
-from numsim.targets import chains, ops, runs, stats
-from numsim.targets.runs.chain import round_to
-from numsim.targets.types import CLASSES
+from numsim.targets import ops, runs, split_k, stats, tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
-OPERANDS = {
-    "float": ("float8_e4m3fn", "float16"), "number": ("float8_e4m3fn", "int8"),
-    "integer": ("int8", "int4"), "u8s8": ("uint8", "int8"),
-}  # fmt: skip
 SCALED = [
     ("nvidia.blackwell.tcgen05", "float4_e2m1fn", "float8_e4m3fn", 16),
     ("nvidia.blackwell.tcgen05", "float4_e2m1fn", "float8_e8m0fnu", 32),
@@ -26,42 +21,14 @@ SCALED = [
 ]
 
 
-def every_rule():
-    """(target, operand formats, output format) for every rule of every target."""
-    for name in ns.list_targets():
-        for kind, _ in ns.get_target(name).rules:
-            if kind.startswith("mx:"):
-                continue
-            operands, _, out = kind.partition("->")
-            formats = OPERANDS.get(operands) or (CLASSES[operands][0], CLASSES[operands][-1])
-            yield pytest.param(name, *formats, out or None, id=f"{name}-{kind}")
-
-
-def random_codes(fmt, shape, rng, *, wild):
-    f = ns.get_format(fmt)
-    if wild and f.bits <= 16:
-        codes = rng.integers(0, 1 << f.bits, shape).astype(f"u{f.code_dtype.itemsize}")
-        return ns.QTensor.from_codes(codes.view(f.code_dtype), f) if f.bits >= 8 else None
-    if f.kind == "integer":
-        return ns.QTensor.from_codes(rng.integers(int(f.min), int(f.max) + 1, shape), f)
-    spread = np.exp(rng.normal(size=shape) * 2)
-    return ns.QTensor.from_codes(ns.encode(rng.normal(size=shape) * spread, f), f)
-
-
 class Both(stats.Counter):
     """A counter that compares the counting kernels' results with the unit's."""
 
     def run(self, rule, a, b, c, out, name):
         result = runs.run(rule, a, b, c, out, name)
-        values = self.count(rule, a, b, c, out)
-        if values.dtype == np.int64:
-            np.testing.assert_array_equal(result, values)
-        else:
-            values = round_to(values, out)
-            same = (result == values) | (np.isnan(result) & np.isnan(values))
-            assert same.all()
-            nonzero = ~np.isnan(result)
-            np.testing.assert_array_equal(np.signbit(result[nonzero]), np.signbit(values[nonzero]))
+        counted = super().run(rule, a, b, c, out, name)
+        word = f"u{result.itemsize}"
+        np.testing.assert_array_equal(result.view(word), counted.view(word))
         return result
 
 
@@ -296,7 +263,7 @@ def test_exact_peak(fmt):
     rng = np.random.default_rng(11)
     a, b = random_codes(fmt, (3, 40), rng, wild=False), random_codes(fmt, (40, 2), rng, wild=False)
     _, found = ns.matmul(a, b, target="ideal.exact", stats=True)
-    unit = stats.quantum(a.fmt) * stats.quantum(b.fmt)
+    unit = tensor.quantum(a.fmt) * tensor.quantum(b.fmt)
     widths = [1]
     for row in a.values():
         for column in b.values().T:
@@ -377,7 +344,7 @@ def test_every_k_is_in_one_chain():
     unit = ns.get_target(
         "ideal.fp32", promote_every=48, split_k=3, split_order="serial", split_tile=32
     )
-    ks = np.concatenate([k for part in chains.chain_positions(300, unit) for k in part])
+    ks = np.concatenate([k for part in split_k.chain_positions(300, unit) for k in part])
     assert sorted(ks.tolist()) == list(range(300))
 
 

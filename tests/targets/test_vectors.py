@@ -8,7 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from test_mac_stats import every_rule, random_codes
+from every_rule import every_rule, random_codes
 
 import numsim as ns
 from numsim.targets.types import Target

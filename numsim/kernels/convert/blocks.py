@@ -2,8 +2,8 @@
 
 What is computed: for x [outer, A, inner] in C order and blocks of `block` numbers along A, their
 ``amax`` [outer, blocks, inner] and ``x / scale``. Blocks lie along rows of memory (inner is 1; all
-whole) or down its columns (the last may be short). Proof: ``tests/test_quant.py`` compares both
-with NumPy's.
+whole) or down its columns (the last may be short). Proof: ``tests/quant/test_quant.py`` compares
+both with NumPy's.
 """
 
 from __future__ import annotations

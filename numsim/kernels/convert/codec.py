@@ -145,10 +145,11 @@ def from_middle(v: Any, lo: Any, hi: Any) -> Any:
 def encode_table(
     x: np.ndarray, out: np.ndarray, values: np.ndarray, codes: np.ndarray, mode: int, overflow: int,
     bits: int, variant: int, random: np.ndarray, seed: int, offset: int, nan_code: int,
-    inf_code: int, doubtful: np.ndarray,
+    inf_codes: tuple[int, int], to_inf: bool, doubtful: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode float64 numbers into a format given by its sorted finite values and their codes.
 
+    `inf_codes`: of Inf and of -Inf. `to_inf`: the first and the last value stand for infinities.
     Stochastic rounding marks in `doubtful` the elements that float64 arithmetic cannot decide.
     """
     refused, first = 0, -1
@@ -162,8 +163,13 @@ def encode_table(
             else:
                 out[i] = nan_code
             continue
-        if np.isinf(v) and overflow != SATURATE and inf_code >= 0:
-            out[i] = inf_code
+        if np.isinf(v) and overflow != SATURATE and inf_codes[0] >= 0:
+            out[i] = inf_codes[0] if v > 0 else inf_codes[1]
+            continue
+        if to_inf and (v <= values[0] or v >= values[last]):
+            stops = mode in (RTZ, RTO) or mode == (RUP if v < 0 else RDN)
+            inward = 1 if stops else 0
+            out[i] = codes[inward] if v < 0 else codes[last - inward]
             continue
         if v <= values[0] or v >= values[last]:
             out[i] = codes[0] if v <= values[0] else codes[last]

@@ -56,10 +56,12 @@ def fast_scalars(
     `nan_input`: what NaN becomes, a code (-1: refused) and the sign bit it keeps.
     `max_positive_bits`: the float32 bits of the value of code ``limit``; 0 if there is none.
     """
-    p, emin, offset, top, bottom, inf, nan, _, sign_bit, minus_zero, twos, _ = params
+    p, emin, offset, top, bottom, inf, nan, _, sign_bit, minus_zero, twos, _, p3109 = params
     min_field = emin + 127
     if offset or not 1 <= min_field <= 254 or p > 18:
         return None
+    if p3109 and overflow != SATURATE and (inf < 0 or not sign_bit or mode == RTO):
+        return None  # whose rules differ there
     special = nan if inf < 0 else inf
     unsigned = not twos and not sign_bit
     if overflow == SPECIAL and special >= 0:

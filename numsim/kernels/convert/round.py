@@ -139,6 +139,31 @@ def residue(m: np.uint64, negative: bool, params: Any) -> np.int64:
 
 
 @inline
+def _p3109_code(
+    negative: bool, magnitude: np.int64, over: bool, is_inf: bool, params: Any, mode: np.int64,
+    overflow: np.int64,
+) -> np.int64:  # fmt: skip
+    """Return the code under SatPropagate or SatNone of IEEE P3109 (4.7.5): no number becomes NaN.
+
+    But those below zero of unsigned formats under SatNone, unless their rounding goes upward.
+    """
+    unsigned = params.sign_bit == 0
+    if negative and unsigned:
+        stays = overflow != SPECIAL or (not is_inf and (mode in (RTZ, RUP) or magnitude == 0))
+        return np.int64(0) if stays else np.int64(params.nan)
+    if over:
+        to_inf = is_inf
+        if overflow == SPECIAL and not is_inf:
+            toward_zero = mode == RTZ or mode == (RUP if negative else RDN)
+            to_inf = not toward_zero and not (mode == RTO and unsigned)
+        limit = np.int64(params.max_negative if negative else params.max_positive)
+        magnitude = np.int64(params.inf) if to_inf and params.inf >= 0 else limit
+    if negative and magnitude != 0:
+        return magnitude | np.int64(params.sign_bit)
+    return magnitude
+
+
+@inline
 def limited_code(
     negative: bool, magnitude: np.int64, is_zero: bool, is_inf: bool, params: Any, mode: np.int64,
     overflow: np.int64,
@@ -153,6 +178,8 @@ def limited_code(
         return np.int64(0)
     # a negative value of an unsigned format that does not round to zero
     below = over and params.sign_bit == 0 and not params.twos_complement and negative
+    if params.p3109 and overflow != SATURATE:
+        return _p3109_code(negative, magnitude, over, is_inf, params, mode, overflow)
     if over:
         special = overflow == SPECIAL or (overflow == SATURATE_FINITE and is_inf)
         if special and not is_inf and overflow == SPECIAL and not below:

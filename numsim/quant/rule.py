@@ -1,0 +1,331 @@
+"""How a tensor is to be stored: `Quant` says it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from numsim.arguments import is_integer
+from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
+from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
+
+GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
+TENSOR_SCALES = (None, "per_tensor", "per_token")
+POW2_FORMATS = ("pow2", "float8_e8m0fnu")
+POW2_RULES = ("floor", "ceil", "even", "rceil", "midmax", "mse")
+CLIP_RULES = ("mse", "kl", "percentile:P")
+# rules that choose between two ways to store a block; their scales are E4M3
+CHOICE_RULES = ("4over6:mae", "4over6:mse", "if4")
+
+
+def scale_bits(scale_format: str) -> int:
+    """Return the bits of one stored scale.
+
+    >>> scale_bits("float32"), scale_bits("pow2"), scale_bits("float8_ue4m3")
+    (32, 8, 8)
+    """
+    return 8 if scale_format == "pow2" else -(-get_format(scale_format).bits // 8) * 8
+
+
+def has_two_levels(scale_format: str) -> bool:
+    """Whether block scales of a format are so narrow that a float32 scale stands above them.
+
+    >>> has_two_levels("float8_e4m3fn"), has_two_levels("float8_e8m0fnu"), has_two_levels("float16")
+    (True, False, False)
+    """
+    return scale_format not in POW2_FORMATS and get_format(scale_format).bits < 16
+
+
+@known_floats
+@dataclass(frozen=True)
+class Quant:
+    """A storage rule: format, scale granularity, scale format and rule, rounding, overflow.
+
+    Parameters
+    ----------
+    format
+        Element format: kept as its canonical name, a `Format` of one's own as it is.
+    granularity
+        ``none`` (scale 1, a raw cast: the default of fixed point), ``per_tensor`` (the default
+        of everything else), ``per_channel`` (one scale a weight row), ``per_token`` (one scale an
+        activation row; the same arithmetic under the name of the other operand), ``per_block``.
+    block
+        For per_block: values that share a scale along the quantised axis, or (rows, columns) for
+        tiles of the last two axes. Giving it implies per_block.
+    scale_format
+        ``float32``, ``pow2`` (a power of two in float32), or any float format: ``bfloat16``,
+        ``float16``, ``float8_e8m0fnu`` (powers of two). Those of less than 16 bits, as
+        ``float8_e4m3fn`` of NVFP4 or ``float8_ue5m3``, have `tensor_scale` on top.
+    scale_rule
+        ``amax``: the largest magnitude maps to the format's maximum. ``amax_half``, of integers:
+        to half of the span of the codes, 127.5 of int8 (torchao's and compressed-tensors'
+        "symmetric"). ``mse``, ``percentile:99.9``, ``kl``: the scale of least squared error, or
+        a smaller magnitude maps there, and what is beyond it saturates (see
+        `numsim.quant.clip`). Powers of two: ``floor`` (OCP MX: floor(log2 amax) - emax), ``ceil``,
+        ``even`` (floor after rounding amax to the element's precision), ``rceil`` (smallest power
+        of two that clips nothing), ``midmax`` (rceil, unless amax is nearer to the largest value
+        than to the next power of two), ``mse``. E2M1 under E4M3 scales: ``4over6:mae``,
+        ``4over6:mse``, ``if4`` (see `numsim.quant.four_bits`). ``hif4``: that format's own.
+    rounding, overflow
+        As in `numsim.encode`. Searches for scales round to nearest.
+    zero_point
+        Integers: the range of the values, not their largest magnitude, maps to the codes, and
+        value = (code - zero point) x scale, see `numsim.quant.affine`.
+    tensor_scale
+        The float32 scale above narrow block scales: ``per_tensor``, ``per_token`` (one a row), or
+        None: there is none. Other scale formats have none.
+    scale_max
+        The block scale to which the tensor's largest block maps under `tensor_scale`; None: the
+        format's largest, 448 of E4M3, or 256 under ``4over6``.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word or a contradiction.
+
+    Source
+    ------
+    OCP MX 1.0 section 6.3 (floor); torchao's ScaleCalculationMode (ceil, even, rceil); Brevitas
+    0.13.4 (midmax); NVIDIA, Pretraining LLMs with NVFP4, arXiv 2509.25149 (two levels).
+
+    Examples
+    --------
+    >>> Quant("e4m3")
+    Quant(format='float8_e4m3fn', granularity='per_tensor', ...)
+    >>> Quant("q3.4").granularity
+    'none'
+    >>> Quant("e2m1", block=32, scale_format="float8_e8m0fnu", scale_rule="floor").granularity
+    'per_block'
+    """
+
+    format: FormatLike
+    granularity: str | None = None
+    block: int | tuple[int, int] | None = None
+    scale_format: str = "float32"
+    scale_rule: str | None = None
+    rounding: str = "rne"
+    overflow: str = "saturate"
+    zero_point: bool = False
+    tensor_scale: str | None = "per_tensor"
+    scale_max: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", kept_format(self.format))
+        for name in (
+            "granularity", "scale_format", "scale_rule", "rounding", "overflow", "tensor_scale",
+        ):  # fmt: skip
+            if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
+                raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
+        fmt = get_format(self.format)
+        object.__setattr__(self, "_fmt", fmt)
+        object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))
+        fixed_point = fmt.kind == "integer" and fmt.bias != 0
+        default = "none" if fixed_point else "per_tensor"
+        if self.block is not None:
+            default = "per_block"
+            object.__setattr__(self, "block", _block(self.block))
+        granularity = self.granularity or default
+        object.__setattr__(self, "granularity", granularity)
+        _check_scale_format(self.scale_format)
+        usual = {"float8_ue6m2": "hif4", **dict.fromkeys(POW2_FORMATS, "floor")}
+        rule = self.scale_rule or usual.get(self.scale_format, "amax")
+        object.__setattr__(self, "scale_rule", rule)
+        named = "percentile:P" if percentile(rule) is not None else rule
+        for what, value, known in (
+            ("granularity", granularity, GRANULARITIES),
+            (f"scale_rule for {self.scale_format} scales", named, _rules(self.scale_format, fmt)),
+            ("rounding", self.rounding, ROUNDINGS),
+            ("overflow", self.overflow, OVERFLOWS),
+            ("tensor_scale", self.tensor_scale, TENSOR_SCALES),
+        ):
+            if value not in known:
+                raise NumsimError(
+                    f"Quant: {what} is one of {', '.join(map(str, known))}; got {value!r}"
+                    f"{near_names(str(value), map(str, known))}"
+                )
+        if (granularity == "per_block") != (self.block is not None):
+            raise NumsimError(
+                f"Quant: granularity per_block and block go together; got {granularity!r} with "
+                f"block={self.block!r}"
+            )
+        if named in CLIP_RULES and (
+            granularity == "none" or not self.overflow.startswith("saturate")
+        ):
+            raise NumsimError(
+                f"Quant: scale_rule {rule} clips and saturates; got granularity={granularity!r}, "
+                f"overflow={self.overflow!r}; use amax there"
+            )
+        self._check_levels()
+        self._check_zero_point(fmt)
+
+    def _check_levels(self) -> None:
+        """Refuse two levels of scales where there is one, and choices without blocks."""
+        two = has_two_levels(self.scale_format)
+        if self.scale_max is not None:
+            number = isinstance(self.scale_max, int | float) and not isinstance(
+                self.scale_max, bool
+            )
+            most = get_format(self.scale_format).max if two else 0
+            if not number or self.tensor_scale is None or not 0 < self.scale_max <= most:
+                raise NumsimError(
+                    "Quant: scale_max is a positive scale of a narrow scale_format, with a "
+                    f"tensor_scale above it; got {self.scale_max!r:.40} for {self.scale_format} "
+                    f"scales up to {most:g}, tensor_scale={self.tensor_scale!r}"
+                )
+        if self.tensor_scale == "per_token" and (not two or isinstance(self.block, tuple)):
+            raise NumsimError(
+                "Quant: tensor_scale per_token stands above narrow scales of blocks along a row; "
+                f"got scale_format={self.scale_format!r}, block={self.block!r}"
+            )
+        along = isinstance(self.block, int)
+        if self.scale_rule in (*CHOICE_RULES, "hif4") and not (
+            along and self.overflow == "saturate"
+        ):
+            raise NumsimError(
+                f"Quant: scale_rule {self.scale_rule} is for blocks along an axis that saturate; "
+                f"got block={self.block!r}, overflow={self.overflow!r}"
+            )
+        if self.scale_rule in ("if4", "hif4") and self.rounding != "rne":
+            raise NumsimError(
+                f"Quant: {self.scale_rule} rounds to nearest; got rounding={self.rounding!r}"
+            )
+        if self.scale_rule == "hif4" and self.block != 64:
+            raise NumsimError(f"Quant: hif4 has blocks of 64; got block={self.block!r}")
+
+    def _check_zero_point(self, fmt: Format) -> None:
+        if self.zero_point not in (True, False):
+            raise NumsimError(f"Quant: zero_point is True or False; got {self.zero_point!r:.60}")
+        object.__setattr__(self, "zero_point", bool(self.zero_point))
+        if not self.zero_point:
+            if fmt.max <= 0 and self.granularity != "none":
+                raise NumsimError(
+                    f"Quant: the largest value of {fmt.label} is {fmt.max:g}, to which nothing "
+                    "scales; use granularity='none' or zero_point=True"
+                )
+            return
+        if fmt.kind != "integer" or fmt.bias or fmt.bits > 16:
+            raise NumsimError(
+                f"Quant: zero points are for integers of up to 16 bits; got {fmt.label}; leave "
+                "zero_point out, or use int8, uint4 ..."
+            )
+        plain = self.scale_format == "float32" and self.scale_rule == "amax"
+        if not plain or self.granularity == "none" or self.overflow != "saturate":
+            raise NumsimError(
+                "Quant: with a zero point the scale is float32, of the whole range, and codes "
+                f"saturate; got scale_format={self.scale_format!r}, "
+                f"scale_rule={self.scale_rule!r}, granularity={self.granularity!r}, "
+                f"overflow={self.overflow!r}"
+            )
+
+    @property
+    def fmt(self) -> Format:
+        """The element `Format`."""
+        return self._fmt  # type: ignore[attr-defined,no-any-return]
+
+    @property
+    def above(self) -> str | None:
+        """Which values share the float32 scale above narrow block scales; None: there is none."""
+        single = self.scale_rule == "hif4" or not has_two_levels(self.scale_format)
+        return None if single else self.tensor_scale
+
+    def stored_bits(self, rows: int, columns: int) -> float:
+        """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
+
+        Examples
+        --------
+        >>> Quant("int8", "per_token").stored_bits(2, 64) / (2 * 64)
+        8.5
+        """
+        if self.granularity == "none":
+            scales = 0
+        elif self.granularity == "per_tensor":
+            scales = 1
+        else:
+            down, across = (1, columns)
+            if self.block is not None:
+                down, across = self.block if isinstance(self.block, tuple) else (1, self.block)
+            scales = -(-rows // down) * -(-columns // across)
+        above = {None: 0, "per_tensor": 32, "per_token": 32 * rows}[self.above]
+        return rows * columns * self.fmt.bits + scales * self.bits_of_scale + above
+
+    @property
+    def bits_of_scale(self) -> int:
+        """Bits that belong to one scale: its own, its zero point's, HiF4's small exponents."""
+        small = 24 if self.scale_rule == "hif4" else 0
+        return scale_bits(self.scale_format) + (self.fmt.bits if self.zero_point else 0) + small
+
+
+def _check_scale_format(name: Any) -> None:
+    known = name in ("pow2", "float32")
+    if not known:
+        try:
+            f = get_format(name)
+        except NumsimError as error:
+            raise NumsimError(
+                f"Quant: scale_format is float32, pow2 or a float format such as bfloat16, "
+                f"float8_e8m0fnu, float8_e4m3fn; got {name!r:.60}"
+                f"{near_names(str(name), ('float32', 'bfloat16', 'pow2', 'float8_e8m0fnu', 'float8_e4m3fn'))}"  # noqa: E501
+            ) from error
+        known = (f.kind == "float" or f.name == "float8_ue6m2") and f.bits <= 16 and f.max >= 1
+    if not known:
+        raise NumsimError(
+            "Quant: scale_format is float32, pow2 or a float format of up to 16 bits; got "
+            f"{name!r:.60}"
+        )
+
+
+def _rules(scale_format: str, fmt: Format) -> tuple[str, ...]:
+    """Return the scale rules that a scale format has for an element format."""
+    if scale_format in POW2_FORMATS:
+        return POW2_RULES
+    if scale_format == "float8_ue6m2":
+        return ("hif4",) if fmt.name == "float4_e1m2fn" else ()
+    rules: tuple[str, ...] = ("amax", *CLIP_RULES)
+    if not has_two_levels(scale_format):
+        return (*rules, "amax_half") if fmt.kind == "integer" else rules
+    e4m3 = scale_format in ("float8_e4m3fn", "float8_ue4m3")
+    return (*rules, *CHOICE_RULES) if e4m3 and fmt.name == "float4_e2m1fn" else rules
+
+
+def scale_format_name(word: Any) -> Any:
+    """Return the canonical name of a scale format; other words, which `Quant` refuses, as they are.
+
+    Examples
+    --------
+    >>> scale_format_name("e8m0"), scale_format_name("pow2")
+    ('float8_e8m0fnu', 'pow2')
+    """
+    with suppress(NumsimError):
+        return format_name(word, "Quant: scale_format")
+    return word
+
+
+def percentile(rule: str) -> Fraction | None:
+    """Return P of ``percentile:P``, 0 < P <= 100; None for another rule.
+
+    Examples
+    --------
+    >>> percentile("percentile:99.9"), percentile("percentile:0"), percentile("amax")
+    (Fraction(999, 10), None, None)
+    """
+    head, _, text = str(rule).partition(":")
+    if head != "percentile" or not text.replace(".", "", 1).isdecimal() or not text.isascii():
+        return None
+    value = Fraction(text)
+    return value if 0 < value <= 100 else None
+
+
+def _block(block: object) -> int | tuple[int, int]:
+    sizes = block if isinstance(block, tuple | list) else (block,)
+    if not (len(sizes) in (1, 2) and all(is_integer(b) and 1 <= b < 1 << 31 for b in sizes)):
+        raise NumsimError(
+            f"Quant: block is a positive integer below 2**31 or (rows, columns); got {block!r:.60}"
+        )
+    whole = [int(b) for b in sizes]
+    return (whole[0], whole[1]) if len(whole) == 2 else whole[0]
