@@ -81,9 +81,10 @@ def best_of(
     """Find the candidate of the least squared error for every row; out [count].
 
     A scale is a candidate times `above` [count]. `candidates` rise; of equals the larger. `first`
-    [count]: the least one that clips nothing. Candidates from `halved_from` on have their halves among them, and with every level the format
-    has its half: one of more than twice the first is no better than its half, and the search ends
-    with an octave of worse ones. Below the first the error grows with what is clipped.
+    [count]: the least one that clips nothing. Candidates from `halved_from` on have their halves
+    among them, and with every level the format has its half: one of more than twice the first is no
+    better than its half, and the search ends with an octave of worse ones. Below the first the
+    error grows with what is clipped.
     """
     top = max(f.positive[-1], f.negative[-1])
     for i in range(start, stop):
