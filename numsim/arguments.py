@@ -12,15 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.errors import NumsimError, UnvalidatedWarning, near_names, warn
 from numsim.formats import STOCHASTIC, Format, get_stochastic
 from numsim.tensors import host_array
+from numsim.vocabulary import NAN_POLICIES, ROUNDINGS, SR_VARIANTS
 
-ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto", "sr")
-OVERFLOWS = ("saturate", "special", "saturate_finite", "wrap")
 P3109 = {  # what IEEE P3109 calls overflow policies and few-bit stochastic variants
     "SatFinite": "saturate", "SatPropagate": "saturate_finite", "SatNone": "special",
     "StochasticA": "truncate", "StochasticB": "half_offset", "StochasticC": "rne_first",
 }  # fmt: skip
-SR_VARIANTS = ("truncate", "half_offset", "rne_first")
-NANS = ("canonical", "payload", "max", "zero")
 
 _SR = ROUNDINGS.index("sr")
 
@@ -265,7 +262,7 @@ def stochastic(
 def nan_rule(f: Format, nan: str | None) -> tuple[int, int, int]:
     """Return what NaN becomes: (code, -1: refused; sign bit kept; fraction bits dropped of 52)."""
     if nan is not None:
-        choice("nan", nan, NANS)
+        choice("nan", nan, NAN_POLICIES)
     if f.has_nan and nan in ("max", "zero"):
         raise NumsimError(
             f"nan={nan!r} is for formats without NaN; {f.name} has one; leave nan out, or use "

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from numsim import options
-from numsim.arguments import ROUNDINGS
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
 from numsim.commands_train import register as register_train
@@ -25,6 +24,7 @@ from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
 from numsim.terminal import say
 from numsim.version import __version__
+from numsim.vocabulary import ROUNDINGS
 
 app = typer.Typer(
     name="numsim",
@@ -306,11 +306,17 @@ def report(
         Path | None,
         typer.Option("-o", "--out", help="Folder for the report; default: NAME-report."),
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="CSV file of an older sweep: the page lists what moved.")
+    ] = None,
+    cost: Annotated[
+        Path | None, typer.Option(help="TOML file of costs of your own, merged by id.")
+    ] = None,
 ) -> None:
-    """Make tables and figures of a sweep or of training."""
+    """Make a page, tables and figures of a sweep or of training."""
     from numsim.report import write_report
 
-    for path in write_report(results, out):
+    for path in write_report(results, out, against=against, cost=cost):
         say(path)
 
 

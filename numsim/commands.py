@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from numsim import options
-from numsim.arguments import NANS, OVERFLOWS, ROUNDINGS
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format, list_formats
 from numsim.terminal import columns, say, width
+from numsim.vocabulary import NAN_POLICIES, OVERFLOWS, ROUNDINGS
 
 _ROUNDING = (
     "rne: nearest, ties to even; rna: ties away from zero; rtz: toward zero; rup, rdn: toward "
@@ -133,7 +133,7 @@ def cast(
     ] = "saturate",
     nan: Annotated[
         str | None,
-        typer.Option("--nan", help=_NAN, autocompletion=options.completes(*NANS)),
+        typer.Option("--nan", help=_NAN, autocompletion=options.completes(*NAN_POLICIES)),
     ] = None,
     random_bits: Annotated[
         int | None,

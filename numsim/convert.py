@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import (
-    OVERFLOWS,
-    ROUNDINGS,
     check_wrap,
     choice,
     code_array,
@@ -24,10 +22,7 @@ from numsim.dispatch import Plan, decode_array, encode_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import STOCHASTIC, Format, FormatLike, get_format
-
-Rounding = Literal["rne", "rna", "rtz", "rup", "rdn", "rto", "sr"]
-Overflow = Literal["saturate", "special", "saturate_finite", "wrap"]
-NanPolicy = Literal["canonical", "payload", "max", "zero"]
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS, NanPolicy, Overflow, Rounding
 
 
 @known_floats

@@ -87,6 +87,22 @@ def forget_losses(results: Path, kept: Collection[str]) -> None:
         raise NumsimError(f"sweep: cannot write into {folder}: {error.strerror}") from None
 
 
+def join_losses(results: Path, other: Path, cases: Iterable[str]) -> None:
+    """Copy the losses of cases from beside another results file, where there are none yet.
+
+    Raises
+    ------
+    NumsimError
+        The folder cannot be made or written.
+    """
+    folder = losses_folder(results)
+    for case in cases:
+        if not (folder / f"{case}.npz").exists():
+            losses = read_losses(other, case)
+            if losses is not None:
+                save_losses(results, case, losses)
+
+
 def read_losses(results: str | Path, case_id: str) -> Losses | None:
     """Return the losses of the tokens of one case of a sweep; None where they were not kept.
 

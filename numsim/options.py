@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 
 import typer
 
-from numsim.arguments import SR_VARIANTS
 from numsim.errors import NumsimError
 from numsim.explain import parse_number
 from numsim.formats import STOCHASTIC, list_formats
 from numsim.formats.names import ALIASES
 from numsim.quant import QUANTS
 from numsim.targets import list_targets
+from numsim.vocabulary import SR_VARIANTS
 from numsim.words import shorten
 
 _LONGEST = 40  # of a number, and of one in a message

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
@@ -26,9 +26,11 @@ _STATE: list[Any] = []  # of a worker: what `start` returned
 
 def in_processes(
     start: Callable[[A], S], argument: A, work: Callable[[S, I], R], items: Sequence[I], *,
-    jobs: int, who: str,
+    jobs: int, who: str, ordered: bool = True,
 ) -> Generator[R]:  # fmt: skip
-    """Yield ``work(start(argument), item)`` in order; each of `jobs` processes starts once.
+    """Yield ``work(start(argument), item)``; each of `jobs` processes starts once.
+
+    In the order of the items, or, not `ordered`, each as soon as it is done.
 
     The processes share the threads of this one. They are fresh interpreters (no fork: threads do
     not survive one), so `start`, `work` and what they take must be importable and picklable. They
@@ -49,8 +51,9 @@ def in_processes(
     done = False
     try:
         with _interrupts_are_ours():
-            results = pool.map(_work, [work] * len(items), items)
-        yield from results
+            futures = [pool.submit(_work, work, item) for item in items]
+        for future in futures if ordered else as_completed(futures):
+            yield future.result()
         done = True
     except BrokenProcessPool:
         raise NumsimError(

@@ -187,7 +187,8 @@ def test_a_warning_names_the_line_of_the_caller():
 
 # What computes nothing: data, and what looks data up
 EXEMPT = {
-    "Arch", "Case", "Check", "Past", "Params", "SiliconRow", "Stochastic", "SweepSpec", "TextTools",
+    "Arch", "CONSTANTS", "Case", "Check", "Past", "Params", "Price", "Row", "SiliconRow",
+    "Stochastic", "SweepSpec", "TextTools", "Unit",
     "bundled_model", "check_silicon", "formats_to_check", "get_stochastic", "golden_folder",
     "load_text_tools", "rule_for", "list_recipes", "is_ambiguous", "kept_format", "format_name",
     "recipe_name", "checkable", "list_lines",
@@ -199,7 +200,8 @@ EXEMPT = {
 }  # fmt: skip
 NO_ARITHMETIC = ("__array_ufunc__", "__hash__", "__reduce__", "__getstate__", "__annotate_func__")
 PACKAGES = (
-    "formats", "quant", "targets", "models", "nn", "train", "sweep", "explain", "verify", "report",
+    "formats", "quant", "targets", "models", "nn", "train", "sweep", "cost", "explain", "verify",
+    "report",
 )  # fmt: skip
 
 

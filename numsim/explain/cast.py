@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from numsim.arguments import SR_VARIANTS
 from numsim.convert import decode, encode
 from numsim.decimals import exact_text, nearest_text
 from numsim.dispatch import draw
@@ -18,6 +17,7 @@ from numsim.errors import NumsimError
 from numsim.explain.formats import bit_string
 from numsim.float_state import known_floats
 from numsim.formats import STOCHASTIC, Format, get_format
+from numsim.vocabulary import SR_VARIANTS
 
 _RULES = {
     "rne": "nearest, ties to even", "rna": "nearest, ties away from zero", "rtz": "toward zero",

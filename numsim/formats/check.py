@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numsim.errors import NumsimError, near_names
-
-KINDS = ("float", "integer", "table")
-NANS = ("none", "ieee", "all_ones", "minus_zero")
-INFS = ("none", "ieee", "top")
-CONVERSIONS = ("ieee", "p3109")
+from numsim.vocabulary import CONVERSIONS, INFS, KINDS, NANS
 
 
 def check_format(f: Any) -> None:

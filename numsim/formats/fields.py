@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-Kind = Literal["float", "integer", "table"]
-Nan = Literal["none", "ieee", "all_ones", "minus_zero"]
-Inf = Literal["none", "ieee", "top"]
-Conversion = Literal["ieee", "p3109"]
+from numsim.vocabulary import Conversion, Inf, Kind, Nan
 
 
 class Fields(NamedTuple):

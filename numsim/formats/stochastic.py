@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from numsim.errors import NumsimError, near_names
 from numsim.formats.lookup import get_format, table_name
 from numsim.formats.types import Format
-
-Variant = Literal["truncate", "half_offset", "rne_first"]
+from numsim.vocabulary import Variant
 
 
 @dataclass(frozen=True)

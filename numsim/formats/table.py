@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import cache
 
 from numsim.errors import NumsimError
-from numsim.formats.fields import Fields, Inf, Nan
+from numsim.formats.fields import Fields
 from numsim.formats.names import canonical
+from numsim.vocabulary import Inf, Nan
 
 _OCP8 = "OCP 8-bit Floating Point (OFP8) 1.0"
 _OCPMX = "OCP Microscaling Formats (MX) 1.0"

@@ -15,10 +15,11 @@ from numsim.errors import NumsimError
 from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats.check import check_format
-from numsim.formats.fields import Conversion, Inf, Kind, Nan, meaning_of
+from numsim.formats.fields import meaning_of
 from numsim.formats.label import labelled, written
 from numsim.formats.table import named_fields
 from numsim.formats.toml import fields_from_table, format_to_toml
+from numsim.vocabulary import Conversion, Inf, Kind, Nan
 
 
 class Params(NamedTuple):

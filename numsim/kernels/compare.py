@@ -7,7 +7,7 @@ import numpy as np
 from numsim.kernels.elementwise.functions import exp64
 from numsim.kernels.jit import inline, kernel
 
-NLL, KL, AGREE, SIGNAL, NOISE, DOT, OTHER, LARGEST = range(8)
+NLL, KL, AGREE, SIGNAL, NOISE, DOT, OTHER, LARGEST, RANK = range(9)
 
 
 @inline
@@ -28,8 +28,9 @@ def compare_logits(
     reference: np.ndarray, got: np.ndarray, targets: np.ndarray, out: np.ndarray,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fill out[row] = (nll, kl, agree, sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|).
+    """Fill out[row] = (nll, kl, agree, sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|, rank).
 
+    rank: how many of b stand before the place of the largest a; of equal ones the first does.
     reference a and got b are [rows, vocab]; all sums run in float64 in index order over eight
     interleaved partial sums that are added pairwise, so no result depends on threads.
     """
@@ -78,29 +79,38 @@ def compare_logits(
         for s in range(2, 6):
             out[row, s + 1] = total[s]
         out[row, 7] = largest
+        rank, mine = 0, b[best_a]
+        for j in range(width):
+            if b[j] > mine or (b[j] == mine and j < best_a):
+                rank += 1
+        out[row, 8] = rank if mine == mine else width  # NaN has no place
 
 
 @kernel
 def compare_values(
     reference: np.ndarray, got: np.ndarray, out: np.ndarray, start: int, stop: int
 ) -> None:
-    """Fill out[row] = (sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|, max |a|).
+    """Fill out[row] = (sum a^2, sum (a-b)^2, sum a b, sum b^2, max |a-b|, max |a|, sum b-a).
 
-    Rows of reference a (any float) and got b (float32), [rows, width].
+    Rows of reference a (any float) and got b (float32), [rows, width]. The last sum
+    only where `out` has a seventh column.
     """
     width = reference.shape[1]
     for row in range(start, stop):
         a, b = reference[row], got[row]
-        signal = noise = dot = other = largest = top = 0.0
+        signal = noise = dot = other = largest = top = signed = 0.0
         for j in range(width):
             x, y = np.float64(a[j]), np.float64(b[j])
             signal += x * x
             noise += (x - y) * (x - y)
             dot += x * y
             other += y * y
+            signed += y - x
             difference = abs(x - y)
             if difference > largest or difference != difference:  # NaN stays
                 largest = difference
             top = max(top, abs(x))
         out[row, 0], out[row, 1], out[row, 2] = signal, noise, dot
         out[row, 3], out[row, 4], out[row, 5] = other, largest, top
+        if out.shape[1] > 6:
+            out[row, 6] = signed

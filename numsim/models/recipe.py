@@ -280,21 +280,35 @@ class Recipe:
             The file is not TOML of this form.
         """
         tables = read_toml(path, "Recipe.from_toml")
-        rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
-        listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        if tables or not listed or not rows:
-            raise NumsimError(
-                f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
-                f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
-            )
-        rules = []
-        for at, row in enumerate(rows):
-            try:
-                rules.append(rule_from_table(beside(row, Path(path).parent)))
-            except NumsimError as error:
-                where = _numbered(at, row.get("match"))
-                raise type(error)(f"Recipe.from_toml: {path}: {where}: {error}") from None
-        return cls(tuple(rules), seed)
+        return recipe_from_tables(tables, f"{path}", Path(path).parent)
+
+
+def recipe_from_tables(
+    tables: Mapping[str, Any], where: str, folder: Path | None = None
+) -> Recipe:
+    """Return the recipe of the tables that `Recipe.from_toml` reads from `where`.
+
+    Raises
+    ------
+    NumsimError
+        The tables are not of that form.
+    """
+    tables = dict(tables)
+    rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
+    listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if tables or not listed or not rows:
+        raise NumsimError(
+            f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
+            f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
+        )
+    rules = []
+    for at, row in enumerate(rows):
+        try:
+            rules.append(rule_from_table(dict(row) if folder is None else beside(row, folder)))
+        except NumsimError as error:
+            number = _numbered(at, row.get("match"))
+            raise type(error)(f"Recipe.from_toml: {where}: {number}: {error}") from None
+    return Recipe(tuple(rules), seed)
 
 
 def _numbered(at: int, glob: object) -> str:
@@ -391,7 +405,7 @@ def rule_text(glob: str, rule: Rule) -> str:
         quant = getattr(rule, side)
         if quant is not None:
             lines.append(f"{side} = {inline_toml(quant_table(as_quant(quant)))}")
-    lines.append(f"target = {inline_toml(_target_table(get_target(rule.target)))}")
+    lines.append(f"target = {inline_toml(target_table(get_target(rule.target)))}")
     if rule.out_format != "float32":
         lines.append(f"out_format = {inline_toml(rule.out_format)}")
     return "\n".join(lines) + "\n"
@@ -410,7 +424,7 @@ def quant_table(quant: Quant) -> str | dict[str, Any]:
     }
 
 
-def _target_table(target: Target) -> str | dict[str, Any]:
+def target_table(target: Target) -> str | dict[str, Any]:
     """Return a target's name, with the fields that were changed; of another unit all of it."""
     changes = changes_of(target)
     if changes is None or None in changes.values():

@@ -27,12 +27,14 @@ from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets.chains import restarts
+from numsim.targets.chain import Chain
+from numsim.targets.fast.fused import FP8
 from numsim.targets.operands import locked
 from numsim.targets.plan import class_for
-from numsim.targets.runs.fused import fp8_applies
-from numsim.targets.runs.tensor import batched, fields
-from numsim.targets.types import Fused, IntSum, Mac
+from numsim.targets.rules import about
+from numsim.targets.runs import chosen
+from numsim.targets.split_k import restarts
+from numsim.targets.tensor import batched, fields
 
 Call = tuple[NDArray[np.float32], bool, Rounding, np.float32, np.float32]
 Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
@@ -123,11 +125,11 @@ def _step(
     right = locked(right)  # what is kept of its codes stays true
     _, sums = class_for(one.target, left, right.fmt)
     zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
-    if not isinstance(sums, Fused) or not fp8_applies(
-        zeros, right, None, get_format("float32"), sums
-    ):
+    alike = Chain(sums, zeros, right, None, get_format("float32"), one.target.name)
+    if chosen(alike).kernel != FP8:
         return None
-    packed = gemm_hopper.pack_b(batched(right.codes), sums.group)
+    group = about(sums).step(sums, right.shape[0])
+    packed = gemm_hopper.pack_b(batched(right.codes), group)
     read, read_right = fields(left), fields(right.fmt)
 
     def fp8(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -135,7 +137,7 @@ def _step(
         of_x = np.float32(round_to_codes(x, how, values, patterns, lost))
         if of_x < 0:
             return None
-        rows = gemm_hopper.pack_a(patterns, read, sums.group)
+        rows = gemm_hopper.pack_a(patterns, read, group)
         y: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, packed, read_right)
         y *= of_x * scale
         return y
@@ -170,12 +172,8 @@ def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     if restarts(target):
         return False
     _, rule = class_for(target, a, b)
-    if isinstance(rule, Mac):
-        return rule.steps == Mac()
-    if not isinstance(rule, IntSum) or rule.pair_bits is not None or rule.acc_bits < 25:
-        return False
     largest = max(a.max, -a.min) * max(b.max, -b.min) * 2.0 ** (a.bias + b.bias) * depth
-    return bool(largest < 1 << 24)
+    return about(rule).is_float32_chain(rule, largest)
 
 
 def _rounding(quant: Quant, before: np.float32) -> Rounding | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS, is_integer
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 TENSOR_SCALES = (None, "per_tensor", "per_token")

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+import pandas as pd
+
+from numsim.cost import load_costs
 from numsim.errors import NumsimError
-from numsim.files import check_regular, replace_files
+from numsim.files import check_regular, escape_cell, replace_files
 from numsim.float_state import known_floats
+from numsim.report.compare import compare
+from numsim.report.costs import cost_section
+from numsim.report.decide import Answers, best_first, runs_of
 from numsim.report.figures import draw_figures
+from numsim.report.heat import draw_layers
+from numsim.report.html import write_page
 from numsim.report.page import write_markdown
-from numsim.report.tables import read_results
+from numsim.report.pareto import draw_fronts
+from numsim.report.tables import Results, read_results
 from numsim.report.training import is_training, training_files
 
 __all__ = ["write_report"]
 FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
+STATIC = ("pareto_bits", "perplexity", "cosine")  # figures that the page shows where no script runs
 
 
 @known_floats
-def write_report(results: Path, out: Path | None = None) -> list[Path]:
-    """Write ``report.md`` and its figures from the CSV file of a sweep.
+def write_report(
+    results: Path,
+    out: Path | None = None,
+    *,
+    against: Path | None = None,
+    cost: Path | None = None,
+) -> list[Path]:
+    """Write ``report.html``, ``report.md``, tables and figures from the CSV file of a sweep.
 
     The same CSV file gives the same bytes. Everything is made in memory before the first file is
     written, and each file replaces an older one in a single step.
@@ -29,19 +46,26 @@ def write_report(results: Path, out: Path | None = None) -> list[Path]:
         CSV file of ``numsim sweep``. Cases without their ``layer="all"`` row are left out.
     out
         Folder for the report; made if it is missing. None: ``NAME-report`` beside ``NAME.csv``.
+    against
+        CSV file of an older sweep of the same model and text: the page lists what moved.
+    cost
+        TOML file of costs of one's own, in the form of ``numsim/data/cost.toml``; its rows replace
+        those of the same id.
 
     Returns
     -------
     list of Path
-        The files written: ``report.md`` and, where the columns they need have values,
-        ``kl.png``, ``perplexity.png`` (of an encoder ``cosine.png``), ``sqnr.png`` and
-        ``layers.png``.
+        The files written: ``report.html``, ``report.md``, ``tables/*.csv`` and, where the columns
+        they need have values, figures as PNG of 200 dpi and as SVG: ``kl``, ``perplexity`` (of an
+        encoder ``cosine``), ``sqnr``, ``pareto_bits``, ``layers``. Of training ``report.md`` and
+        its figures.
 
     Raises
     ------
     NumsimError
         If `results` is missing, is not a CSV file of a sweep or has no finished case, or if `out`
-        is a file, is named like one or cannot be written.
+        is a file, is named like one or cannot be written, or if `against` is of another model,
+        text or number of tokens.
 
     Examples
     --------
@@ -57,8 +81,8 @@ def write_report(results: Path, out: Path | None = None) -> list[Path]:
     ...     _ = csv.write_text(f"{','.join(row)}{chr(10)}{','.join(row.values())}")
     ...     files = write_report(csv, Path(folder, "report"))
     ...     print([file.name for file in files])
-    ...     print(files[0].read_text().splitlines()[0])
-    ['report.md', 'perplexity.png']
+    ...     print(files[1].read_text().splitlines()[0])
+    ['report.html', 'report.md', 'perplexity.png', 'perplexity.svg', 'cases.csv']
     # Number formats on `tiny`
     """
     out = results.with_name(f"{results.stem}-report") if out is None else out
@@ -69,11 +93,49 @@ def write_report(results: Path, out: Path | None = None) -> list[Path]:
         )
     if is_training(results):
         return _save(training_files(results), out)
-    found = read_results(results)
-    drawn = draw_figures(found)
-    page = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
-    files = {"report.md": page.encode()} | {name: figure.png for name, figure in drawn.items()}
-    return _save(files, out)
+    return _save(sweep_files(results, against=against, cost=cost), out)
+
+
+def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> dict[str, bytes]:
+    """Return the files of the report of a sweep, by name."""
+    costs = load_costs(cost)
+    found = read_results(results, None if cost is None else costs)
+    compared = None if against is None else compare(found, against)
+    drawn = draw_figures(found) | draw_fronts(found) | draw_layers(found)
+    markdown = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
+    ranked = Results(found.source, best_first(found.cases), found.products, found.unfinished)
+    runs = runs_of(ranked.cases)
+    answers = [Answers(ranked, ranked.cases[runs == run]) for run in range(runs.max() + 1)]
+    page = write_page(
+        ranked, answers,
+        None if compared is None or against is None else (compared, against.name),
+        {name: drawn[name].svg for name in STATIC if name in drawn},
+        [cost_section(ranked, costs, None if cost is None else cost.name)],
+        commands_of(results, against, cost), {},
+    )  # fmt: skip
+    files = {"report.html": page.encode(), "report.md": markdown.encode()}
+    for name, figure in drawn.items():
+        files |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
+    tables = {"cases": ranked.cases, "products": ranked.products, "compare": compared}
+    return files | {
+        f"tables/{name}.csv": as_csv(table)
+        for name, table in tables.items()
+        if table is not None and not table.empty
+    }
+
+
+def as_csv(table: pd.DataFrame) -> bytes:
+    """Return a table as CSV that no spreadsheet computes."""
+    text = table.map(lambda cell: escape_cell(cell) if isinstance(cell, str) else cell)
+    return text.to_csv(index=False, lineterminator="\r\n").encode()
+
+
+def commands_of(results: Path, against: Path | None, cost: Path | None) -> list[str]:
+    """Return the commands that make the report again."""
+    words = ["numsim", "report", results.name]
+    words += ["--against", against.name] if against else []
+    words += ["--cost", cost.name] if cost else []
+    return [shlex.join(words)]
 
 
 def _save(files: dict[str, bytes], out: Path) -> list[Path]:
@@ -86,7 +148,8 @@ def _save(files: dict[str, bytes], out: Path) -> list[Path]:
         if path.is_dir():
             raise NumsimError(f"report: {path} is a folder; remove it or name another output")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        for folder in dict.fromkeys(path.parent for path in found):
+            folder.mkdir(parents=True, exist_ok=True)
         replace_files(found)
     except OSError as error:
         raise NumsimError(

@@ -1,10 +1,11 @@
-"""Figures of a sweep, drawn in memory: the same results give the same bytes of PNG."""
+"""Figures of a sweep, drawn in memory: the same results give the same bytes of PNG and SVG."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,19 +18,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
-from numsim.report.tables import Results, local_sqnr, what_has_noise
+from numsim.report.decide import SIGNED, judged_by
+from numsim.report.measures import BY_KEY
+from numsim.report.tables import Results, what_has_noise
 from numsim.words import shorten
 
 # Colours of Okabe and Ito, told apart by the colour-blind: one a target, in order of the CSV file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX<>*"
+WIDEST = 12.0  # inches
+MOST = 40  # cases in a figure: of more the best
 LONGEST = 32  # characters of a name that is told from others by them; tables have all of it
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.dpi": 150, "axes.formatter.useoffset": False, "text.parse_math": False,
-    "axes.axisbelow": True,
+    "figure.dpi": 200, "axes.formatter.useoffset": False, "text.parse_math": False,
+    "axes.axisbelow": True, "svg.fonttype": "path", "svg.hashsalt": "numsim",
 }  # fmt: skip
 
 
@@ -39,6 +44,7 @@ class Drawn:
 
     png: bytes
     caption: str
+    svg: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -55,36 +61,52 @@ class Measure:
 
 
 MEASURES = (
-    Measure("kl.png", "kl_nats", "KL divergence (nats)", "KL divergence from the reference against "
+    Measure("kl", "kl_nats", "KL divergence (nats)", "KL divergence from the reference against "
             "bits per weight; lower is better.", "kl_stderr", log=True),
-    Measure("perplexity.png", "perplexity", "perplexity", "Perplexity of the text against bits per "
+    Measure("perplexity", "perplexity", "perplexity", "Perplexity of the text against bits per "
             "weight; lower is better.", zoom=True, log=True),
-    Measure("cosine.png", "cosine_distance", "1 − cosine of embeddings", "Distance of sentence "
+    Measure("cosine", "cosine_distance", "1 − cosine of embeddings", "Distance of sentence "
             "embeddings from the reference's, one minus their mean cosine, against bits per weight;"
             " lower is better.", "embedding_cosine_stderr", log=True),
-    Measure("sqnr.png", "sqnr_cumulative_db", "SQNR of {what} (dB)", "Signal to quantisation noise "
+    Measure("sqnr", "sqnr_cumulative_db", "SQNR of {what} (dB)", "Signal to quantisation noise "
             "of {what} against bits per weight; higher is better."),
 )  # fmt: skip
 
 
 def draw_figures(results: Results) -> dict[str, Drawn]:
-    """Draw the figures whose columns have values; file name -> figure."""
+    """Draw the figures whose columns have values; name -> figure."""
     drawn = {}
     what = what_has_noise(results.cases)
-    cases = results.cases.assign(cosine_distance=1 - results.cases["embedding_cosine"])
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+    cases, left_out = best_cases(results.cases)
+    cases = cases.assign(cosine_distance=1 - cases["embedding_cosine"])
+    with style():
         for measure in MEASURES:
             if _finite(cases[measure.column]).any():
                 words = {
                     key: getattr(measure, key).format(what=what) for key in ("axis", "caption")
                 }
-                drawn[measure.file] = _lanes_figure(cases, replace(measure, **words))
-        table = local_sqnr(results)
-        if np.isfinite(table.to_numpy(dtype=float)).any():
-            drawn["layers.png"] = _layers(table)
+                figure = _lanes_figure(cases, replace(measure, **words))
+                drawn[measure.file] = replace(figure, caption=figure.caption + left_out)
     return drawn
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the style of reports, whatever the caller set."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def best_cases(cases: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the cases that a figure has room for, in order of the file, and a sentence on it."""
+    if len(cases) <= MOST:
+        return cases, ""
+    key = judged_by(cases)
+    merit = SIGNED[BY_KEY[key].better] * cases[key]
+    kept = merit.sort_values(kind="stable").index[:MOST]
+    return cases[cases.index.isin(kept)], f" The best {MOST} of {len(cases)} cases; tables have all."
 
 
 def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
@@ -116,52 +138,8 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
         _points(panels[1], cases.loc[low.index], measure, lanes, cases)
         panels[1].set_ylabel(f"{measure.axis}\n(within {ZOOM:.0%} of the lowest)")
         note = f" Below: the cases within {ZOOM:.0%} of the lowest {measure.axis}.{note}"
-    _legend(figure, cases)
-    return save_png(figure, measure.caption + note)
-
-
-def _layers(table: pd.DataFrame) -> Drawn:
-    rows, columns = table.shape
-    raw = table.to_numpy(dtype=float)
-    values = raw[np.isfinite(raw)]
-    annotate = rows <= 80 and columns <= 40
-    height = 0.21 * rows if annotate else min(0.05 * rows, 12.0)
-    formats = _labels(table.columns.get_level_values("format"))
-    names = [f"{formats[key[0]]}, {drawn_name(key[1])}" for key in table.columns]
-    products = [drawn_name(name) for name in table.index]
-    below, beside = max(map(len, names)), max(map(len, products))  # letters, about 0.07 inch each
-    width = 2.6 + max(0.0, 0.07 * (beside - 12), 0.06 * (below - 36)) + 0.46 * columns
-    figure = canvas(width, max(2.2, 0.8 + 0.05 * below) + height)
-    axes = figure.subplots()
-    cells = np.clip(raw, values.min(), values.max())  # infinite: the end of the scale
-    image = axes.imshow(
-        cells, cmap=mpl.colormaps["viridis"].with_extremes(bad="#dddddd"), aspect="auto"
-    )
-    layers = [drawn_name(str(name).split(".")[0]) for name in table.index]
-    starts = [i for i, name in enumerate(layers) if i == 0 or layers[i - 1] != name]
-    shown = range(rows) if annotate else starts
-    axes.set_yticks(list(shown), [products[i] if annotate else layers[i] for i in shown])
-    axes.set_xticks(range(columns), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_ylabel("layer and product" if annotate else "layer")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    for start in starts[1:]:
-        axes.axhline(start - 0.5, color="white", linewidth=1.5)
-    for j in range(1, columns):
-        if table.columns[j][0] != table.columns[j - 1][0]:
-            axes.axvline(j - 0.5, color="white", linewidth=1.5)
-    middle = (values.min() + values.max()) / 2
-    for i, j in np.ndindex(rows, columns) if annotate else ():
-        if not np.isnan(raw[i, j]):
-            text = f"{raw[i, j]:.1f}" if np.isfinite(raw[i, j]) else "∞"
-            ink = "white" if cells[i, j] < middle else "black"
-            axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=ink)
-    figure.colorbar(image, ax=axes, label="local SQNR (dB)", fraction=0.05, aspect=40, pad=0.02)
-    caption = (
-        "Local SQNR in dB of each product alone, on exact inputs, by format and granularity; "
-        "higher is better. Where several targets ran, the lowest of them."
-    )
-    return save_png(figure, caption)
+    mark_legend(figure, cases)
+    return save_figure(figure, measure.caption + note)
 
 
 def _lanes(cases: pd.DataFrame) -> list[tuple[int, str]]:
@@ -184,7 +162,7 @@ def _points(
 
     `every`: all cases of the figure, which decide the marks, colours and places.
     """
-    marks, colours = _markers(every), _colours(every)
+    marks, colours = marks_of(every), units_of(every)
     neighbours: dict[tuple[int, str], list[tuple[str, str]]] = {}
     for lane, scales, target in zip(_lane_of(every), every["scales"], every["target"], strict=True):
         neighbours.setdefault(lane, []).append((scales, target))
@@ -206,10 +184,10 @@ def _points(
 
 def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, str]]) -> None:
     bottom.set_xlim(-0.6, len(lanes) - 0.4)
-    labels = _labels(name for _, name in lanes)
+    labels = distinct_names(name for _, name in lanes)
     bottom.set_xticks(
-        range(len(lanes)), [labels[name] for _, name in lanes], rotation=30, ha="right",
-        rotation_mode="anchor",
+        range(len(lanes)), [labels[name] for _, name in lanes],
+        rotation=30 if len(lanes) <= 14 else 60, ha="right", rotation_mode="anchor",
     )  # fmt: skip
     bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
     for axes in figure.axes:
@@ -226,15 +204,16 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
         )  # fmt: skip
 
 
-def _legend(figure: Figure, cases: pd.DataFrame) -> None:
+def mark_legend(figure: Figure, cases: pd.DataFrame) -> None:
+    """Say which colour is which unit, which mark which scales."""
     def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
     entries = [entry("unit", "", "none")]
-    units = _labels(_colours(cases))
-    entries += [entry(units[n], "s", c, markersize=7) for n, c in _colours(cases).items()]
+    units = distinct_names(units_of(cases))
+    entries += [entry(units[n], "s", c, markersize=7) for n, c in units_of(cases).items()]
     entries += [entry("scales", "", "none")]
-    entries += [entry(drawn_name(n), mark, "#555555") for n, mark in _markers(cases).items()]
+    entries += [entry(drawn_name(n), mark, "#555555") for n, mark in marks_of(cases).items()]
     entries += [
         entry("products", "", "none"),
         entry("exact emulation", "o", "#555555", markersize=5.5),
@@ -247,12 +226,14 @@ def _legend(figure: Figure, cases: pd.DataFrame) -> None:
             text.set_fontweight("bold")
 
 
-def _markers(cases: pd.DataFrame) -> dict[str, str]:
+def marks_of(cases: pd.DataFrame) -> dict[str, str]:
+    """Return the mark of each kind of scales."""
     names = dict.fromkeys(cases["scales"])
     return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
 
-def _colours(cases: pd.DataFrame) -> dict[str, Any]:
+def units_of(cases: pd.DataFrame) -> dict[str, Any]:
+    """Return the colour of each unit."""
     names = list(dict.fromkeys(cases["target"]))
     if len(names) <= len(COLOURS):
         return dict(zip(names, COLOURS, strict=False))
@@ -260,8 +241,8 @@ def _colours(cases: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(names, spread, strict=True))
 
 
-def _labels(names: Iterable[str]) -> dict[str, str]:
-    """Return names as `drawn_name` does; none is so short that it is another's too."""
+def distinct_names(names: Iterable[str]) -> dict[str, str]:
+    """Return names as `drawn_name` does; no label is so short that it is another's too."""
     every = dict.fromkeys(names)
     for longest in (LONGEST, 2 * LONGEST, 4 * LONGEST):
         labels = {name: drawn_name(name, longest) for name in every}
@@ -285,7 +266,7 @@ def _finite(values: pd.Series) -> pd.Series:
 
 
 def _width(lanes: Iterable[object]) -> float:
-    return max(6.4, 3.2 + 0.6 * len(list(lanes)))
+    return min(WIDEST, max(6.4, 3.2 + 0.6 * len(list(lanes))))
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -293,11 +274,12 @@ def canvas(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_png(figure: Figure, caption: str) -> Drawn:
-    """Return a figure as PNG with its caption."""
+def save_figure(figure: Figure, caption: str) -> Drawn:
+    """Return a figure as PNG and as SVG, whose letters are outlines, with its caption."""
     FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
+    png, svg = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Drawn(buffer.getvalue(), caption)
+        figure.savefig(png, format="png", metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None})
+    return Drawn(png.getvalue(), caption, svg.getvalue())

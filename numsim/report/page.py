@@ -25,10 +25,10 @@ from numsim.words import k_tested, with_error
 
 WORST = 3
 SECTIONS = (
-    ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl.png"),
-    ("Perplexity", "perplexity", ".3f", "perplexity.png"),
-    ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine.png"),
-    ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr.png"),
+    ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl"),
+    ("Perplexity", "perplexity", ".3f", "perplexity"),
+    ("Cosine of sentence embeddings to the reference's", "embedding_cosine", ".5f", "cosine"),
+    ("SQNR of {what}, dB", "sqnr_cumulative_db", ".2f", "sqnr"),
 )
 MARKS = {
     "=": "= the same as the case above, to the last bit.",
@@ -53,7 +53,7 @@ def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
     worst = local_sqnr(results)
     if not worst.isna().all(axis=None):
         title = "Worst products: lowest local SQNR, dB"
-        lines += [f"## {title}", "", *_figure(title, "layers.png", captions), *_worst_table(worst)]
+        lines += [f"## {title}", "", *_figure(title, "layers", captions), *_worst_table(worst)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -64,7 +64,7 @@ def _about(results: Results) -> list[str]:
     rows = results.products.loc[every, "M"]
     tokens = " or ".join(f"{m:.0f}" for m in sorted(rows.dropna().unique()))
     exact, fake = (cases.loc[cases["exact"] == kind, "target"] for kind in (True, False))
-    failed = int((cases["error"] != "").sum()) if "error" in cases else 0
+    failed = int(cases["failed"].sum())
     lines = [
         f"- Model {_names(cases['model'])}, numsim {_names(cases['numsim_version'])}, seed "
         f"{_names(cases['seed'])}; finished cases in {code(results.source.name)}: {len(cases)}"
@@ -85,12 +85,10 @@ def _about(results: Results) -> list[str]:
     lengths = emulated_lengths(results)
     if lengths:
         lines.append(f"- {k_tested(lengths)}.")
-    if "error" in cases:
-        lines += [
-            f"- Failed: {code(row.format)}, {text(row.scales)}, {code(row.target)}: "
-            f"{text(row.error)}."
-            for row in cases[cases["error"] != ""].itertuples()
-        ]
+    lines += [
+        f"- Failed: {code(row.format)}, {text(row.scales)}, {code(row.target)}: {text(row.error)}."
+        for row in cases[cases["failed"]].itertuples()
+    ]
     if results.unfinished:
         lines.append(f"- Left out, unfinished: case {', '.join(map(text, results.unfinished))}.")
     return [*lines, ""]
@@ -134,7 +132,7 @@ def _names(names: Iterable[str]) -> str:
 def _figure(title: str, name: str, captions: Mapping[str, str]) -> list[str]:
     if name not in captions:
         return []
-    return [f"![{title}]({name})", "", f"*{captions[name]}*", ""]
+    return [f"![{title}]({name}.png)", "", f"*{captions[name]}*", ""]
 
 
 def _ranking_table(run: pd.DataFrame, results: Results) -> list[str]:

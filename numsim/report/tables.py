@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from numsim.cost import Row
 from numsim.errors import NumsimError
 from numsim.formats.label import short_labels
 from numsim.report.csv import RANGES, REMEDY, Line, read_table
+from numsim.report.measures import DERIVED, MEASURES
+from numsim.report.prices import area_range, repriced
 from numsim.words import unusual_settings
 
 NUMBERS = (
-    "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats",
-    "kl_stderr", "dnll", "dnll_stderr", "perplexity", "top1_agreement", "embedding_cosine",
-    "embedding_cosine_stderr", "embedding_cosine_min", "M", "K",
+    "bits_per_weight", "bits_per_act", "sqnr_local_db", "sqnr_cumulative_db", "kl_nats", "dnll",
+    "dnll_stderr", "perplexity", "top1_agreement", "embedding_cosine", "embedding_cosine_min",
+    "M", "N", "K",
 )  # fmt: skip
 SETTINGS = (
     "recipe", "weight_format", "act_format", "model", "text", "tokens", "scale_format",
     "scale_rule", "rounding", "seed", "numsim_version", "case_id",
 )  # fmt: skip
-COLUMNS = (
-    "layer", "op", "format", "granularity", "block", "target", "exact", "emulated",
-    *NUMBERS, *SETTINGS,
+COLUMNS = ("layer", "op", "granularity", "block", "target", "exact", *NUMBERS, *SETTINGS)
+# Columns that came later, or that only some sweeps have: without them there is nothing to show.
+LATER_NUMBERS = tuple(
+    dict.fromkeys((
+        "kl_stderr", "embedding_cosine_stderr", "perplexity_reference", "saturation_rate",
+        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db", "acc_swamp_rate", "acc_peak_bits",
+        *(m.key for m in MEASURES if m.key not in (*NUMBERS, *DERIVED)),
+    ))
 )  # fmt: skip
+LATER_WORDS = ("error", "recipe_digest", "accumulator", "energy_node", "cost_source", "cost_mark")
 WHOLE = ("block", "tokens", "seed")
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 
@@ -47,8 +57,8 @@ class Results:
     unfinished: tuple[str, ...]
 
 
-def read_results(path: Path) -> Results:
-    """Read the CSV file of a sweep.
+def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
+    """Read the CSV file of a sweep; `costs` price its energies again.
 
     Raises
     ------
@@ -57,6 +67,8 @@ def read_results(path: Path) -> Results:
         case is finished.
     """
     rows = _read_rows(path)
+    if costs is not None:
+        rows = repriced(rows, costs)
     finished = rows.loc[rows["layer"] == "all", "case_id"]
     ids = dict.fromkeys(rows["case_id"])
     unfinished = tuple(case for case in ids if case not in set(finished))
@@ -73,17 +85,25 @@ def read_results(path: Path) -> Results:
     labels = cases[["case_id", "format", "scales", "bits"]]
     emulated = rows["emulated"].str.lower() == "true"  # others are not what the case is about
     products = rows[~whole & emulated].drop(columns="format").merge(labels, on="case_id")
-    return Results(path, cases, products, unfinished)
+    return Results(path, _with_derived(cases, products), products, unfinished)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    lines = read_table(path, COLUMNS, {*NUMBERS, *RANGES})
+    numbers_here = (*NUMBERS, *LATER_NUMBERS)
+    lines = read_table(path, COLUMNS, {*numbers_here, *RANGES})
     names = dict.fromkeys(name for line in lines for name in line.cells)
     rows = pd.DataFrame([line.cells for line in lines], columns=list(names or COLUMNS), dtype=str)
     rows = rows.fillna("")  # of two files, one may have more columns
+    for name in (*LATER_NUMBERS, *LATER_WORDS):
+        if name not in rows:
+            rows[name] = ""
+    if "format" not in rows:
+        rows["format"] = rows["weight_format"]
+    if "emulated" not in rows:
+        rows["emulated"] = (rows["sqnr_local_db"] != "").astype(str)
     for name in WHOLE:  # other programs write 32 as 32.0
         rows[name] = rows[name].str.replace(r"[.,]0$", "", regex=True)
-    for name in NUMBERS:
+    for name in numbers_here:
         text = rows[name].mask(rows[name].str.lower().isin(["", "nan"]))
         numbers = pd.to_numeric(text, errors="coerce").astype(float)
         low, high, words = RANGES.get(name, (-math.inf, math.inf, ""))
@@ -130,8 +150,26 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
             suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
     cases["short_format"] = cases["format"]
     cases["format"] += suffix
+    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(cases["scales"] == "", "")
+    cases["kind"] = cases["exact"].map({True: "exact", False: "fake"})
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
+
+
+def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
+    """Add what follows from other columns; see `numsim.report.measures`."""
+    worst = products.groupby("case_id")["sqnr_local_db"].min()
+    moved = cases["bytes_weights"] + cases["bytes_acts"] + cases["bytes_out"]
+    moved += cases["bytes_kv"].fillna(0.0)
+    low, high = area_range(cases["area_ge"], cases["bits_per_weight"], cases["block"])
+    return cases.assign(
+        perplexity_above=100 * (cases["perplexity"] / cases["perplexity_reference"] - 1),
+        worst_db=cases["case_id"].map(worst),
+        bytes_moved=moved,
+        area_low=low,
+        area_high=high,
+        failed=cases["error"] != "",
+    )
 
 
 def ranking(results: Results) -> list[pd.DataFrame]:

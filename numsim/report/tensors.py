@@ -15,7 +15,7 @@ import pandas as pd
 
 from numsim.errors import NumsimError
 from numsim.report.csv import WATCHED, number_columns, read_table
-from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
+from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_figure
 from numsim.report.page import code, table_lines
 
 KEYS = ("recipe", "seed", "step", "name", "role", "format", "histogram")
@@ -148,7 +148,7 @@ def _histograms(table: pd.DataFrame) -> Drawn | None:
                 axes.set_ylabel("share %")
     figure.supxlabel("log2 of the magnitude", fontsize=9)
     more = f" Not drawn: {left_out} more, which the table has." if left_out else ""
-    return save_png(
+    return save_figure(
         figure,
         "Magnitudes of the tensors above before they are stored. Shaded: what the format reaches "
         f"under its scale, from its least positive to its largest value.{more}",
@@ -196,7 +196,7 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
     axes.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return save_png(
+    return save_figure(
         figure,
         "Share of values that an update changes; where a recipe stores parameters in a format, of "
         "their codes. Mean over parameters and seeds. Near 0 while the loss is high: a stall.",

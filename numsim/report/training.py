@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numsim.errors import NumsimError, printable
 from numsim.files import separator_of
 from numsim.report.csv import CURVES, number_columns, read_table
-from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_png
+from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_figure
 from numsim.report.page import code, table_lines, text
 from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
 
@@ -336,7 +336,7 @@ def _loss(curves: pd.DataFrame) -> Drawn:
     _draw(axes, means)
     _legend(figure, axes)
     note = f", each point the mean of {width} steps" if width > 1 else ""
-    return save_png(
+    return save_figure(
         figure, f"Training loss{note}: mean over seeds, and the band of one standard deviation."
     )
 
@@ -347,7 +347,7 @@ def _accuracy(curves: pd.DataFrame) -> Drawn:
     figure, axes = _axes("step", "accuracy on unseen data (%)")
     _draw(axes, values)
     _legend(figure, axes)
-    return save_png(
+    return save_figure(
         figure, "Accuracy on unseen data: mean over seeds, and the band of one standard deviation."
     )
 
@@ -360,7 +360,7 @@ def _perplexity(curves: pd.DataFrame) -> Drawn:
     if values.max() > 10 * values.min():
         axes.set_yscale("log")
     _legend(figure, axes)
-    return save_png(
+    return save_figure(
         figure,
         "Perplexity of unseen text: mean over seeds, and the band of one standard deviation.",
     )

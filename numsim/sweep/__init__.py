@@ -7,9 +7,10 @@ import inspect
 import sys
 from types import ModuleType
 
+from numsim.sweep.cases import Case
 from numsim.sweep.columns import COLUMNS
 from numsim.sweep.run import sweep
-from numsim.sweep.spec import Case, SweepSpec
+from numsim.sweep.spec import SweepSpec
 
 __all__ = ["COLUMNS", "Case", "SweepSpec", "sweep"]
 

@@ -77,7 +77,12 @@ COLUMNS: tuple[Column, ...] = (
         "the same label (one score alone: yes against no)",
     ),
     Column("perplexity", "", "exp of the mean negative log likelihood of the text"),
-    Column("energy_pj", "pJ", "energy of the products"),
+    Column(
+        "energy_pj",
+        "pJ",
+        "energy of multiplying and adding, by one node and source; all: of all products; empty "
+        "where one has no price, and for fake quantisation",
+    ),
     Column("seconds", "s", "wall time of the case"),
     Column("seed", "", "seed of stochastic rounding; other roundings do not use it", int),
     Column("numsim_version", "", "version of numsim", str),
@@ -121,6 +126,78 @@ COLUMNS: tuple[Column, ...] = (
     Column("emulated", "", "False: the product stays float32 in this case, or all of them", bool),
     Column("kl_stderr", "nats", "standard error of kl_nats (over tokens)"),
     Column("embedding_cosine_stderr", "", "standard error of embedding_cosine (over sentences)"),
+    Column("kl_p99_nats", "nats", "KL divergence that one token in a hundred exceeds"),
+    Column("kl_max_nats", "nats", "KL divergence of the token that has the largest"),
+    Column(
+        "top5_agreement",
+        "",
+        "share of tokens whose most likely successor by the reference is among the five most "
+        "likely",
+    ),
+    Column(
+        "mean_signed_error",
+        "",
+        "mean(result - reference) / rms(reference), this product alone on exact inputs: the bias "
+        "of rounding and of cut sums; empty where it stays float32",
+    ),
+    Column(
+        "sqnr_depth_db",
+        "dB",
+        "signal to error of the residual stream after the layer, on the first batch; empty around "
+        "the layers, and before the first emulated product",
+    ),
+    Column("accumulator", "", "what the unit adds in: float32, int32, exact, or 'mixed'", str),
+    Column(
+        "acc_swamp_rate",
+        "",
+        "share of accumulation steps whose nonzero addend was lost whole; counted on the first "
+        "rows, with --stats",
+    ),
+    Column(
+        "acc_peak_bits",
+        "bits",
+        "of the narrowest integer that holds every partial sum, in units of the smallest product; "
+        "counted likewise; empty where scales inside the unit leave no common unit",
+        int,
+    ),
+    Column("macs", "", "multiply-adds, of the first batch; all: of all products", int),
+    Column(
+        "bytes_weights",
+        "bytes",
+        "stored weights, scales included, read once; all: of the products that are emulated",
+    ),
+    Column("bytes_kv", "bytes", "the same of keys and values, the right operands of qk and pv"),
+    Column("bytes_acts", "bytes", "the same of activations, the left operands"),
+    Column("bytes_out", "bytes", "results of the product, written once, in the format it returns"),
+    Column("bytes_float16", "bytes", "weights, keys, values and activations in float16, no scales"),
+    Column(
+        "macs_per_byte",
+        "1/byte",
+        "multiply-adds for each byte moved, every tensor once: the most that reuse can give",
+    ),
+    Column(
+        "roofline_seconds",
+        "s",
+        "the longer of computing at the stated peak and moving the bytes at the stated bandwidth; "
+        "all: sum of the emulated products",
+    ),
+    Column("roofline_speedup", "", "that time with float16 operands over this one"),
+    Column("dram_pj", "pJ", "energy of moving the bytes once, by the source that prices energy"),
+    Column("energy_node", "", "node of the figures behind energy_pj", str),
+    Column(
+        "area_ge",
+        "GE",
+        "model: gate equivalents of the unit for each product in a step; all: mean over the "
+        "multiply-adds of emulated products; no ranking within 20 %, nor between 4-bit block "
+        "formats",
+    ),
+    Column("cost_source", "", "source of the figures behind energy_pj", str),
+    Column(
+        "cost_mark",
+        "",
+        "their weakest mark: V read in the source, S quoted, M from memory, U a user's own",
+        str,
+    ),
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)

@@ -16,13 +16,14 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from numsim.errors import DamagedFileWarning, NumsimError, printable
 from numsim.files import SEPARATORS, check_regular, escape_cell, plain_cell, separator_of
+from numsim.losses import join_losses
 from numsim.sweep.columns import COLUMNS, NAMES
 from numsim.sweep.lock import Lock
 from numsim.version import __version__
@@ -45,20 +46,32 @@ class ResultsFile:
         Keep its finished cases.
     force
         Replace it when the first row comes.
+    others
+        Files of parts of the sweep, whose finished cases it takes over where it resumes.
 
     Attributes
     ----------
+    path
+        The file.
     kept
         Rows of the finished cases, as they were when they were computed.
+    before_first
+        Called before the first new row is written.
     """
 
-    def __init__(self, path: Path | None, *, resume: bool = False, force: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, *, resume: bool = False, force: bool = False,
+        others: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         if resume and force:
             raise NumsimError(
                 "sweep: resume keeps what is in the file and force replaces it; got both; give one"
             )
+        self.path = path
         self.kept: list[dict[str, Any]] = []
+        self.before_first: Callable[[], None] = lambda: None
         self._path, self._resume, self._force = path, resume, force
+        self._others, self._joined = others, dict[Path, list[str]]()
         self._digests: dict[str, Any] = {}
         self._content = [_line(NAMES)]  # what the file is to hold before the first new row
         self._as_it_is = False  # the file holds just that
@@ -97,6 +110,7 @@ class ResultsFile:
         if self._path is not None:
             try:
                 if self._file < 0:
+                    self.before_first()
                     self._open()
                 self._append(_line(_text(value) for value in row.values()))
                 if last:
@@ -107,6 +121,33 @@ class ResultsFile:
                     "are kept, and --resume goes on from them"
                 ) from None
         return row
+
+    def finish(self, rows: list[dict[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
+        """Bring cases into an order, in the file too; return `rows` so.
+
+        Cases that are not in `order` stay where they are.
+        """
+        place = {case: i for i, case in enumerate(order)}
+        found = _in_order([row["case_id"] for row in rows], place)
+        rows = [rows[i] for i in found]
+        if self._path is None:
+            return rows
+        try:
+            for path, known in self._joined.items():
+                join_losses(self._path, path, known)
+            opened = self._file >= 0
+            content = self._place.read_bytes().splitlines(True) if opened else self._content
+            moved = _in_order([line.partition(b",")[0].decode() for line in content[1:]], place)
+            if moved != list(range(len(moved))):
+                self._content = [content[0], *(content[i + 1] for i in moved)]
+                self._as_it_is = False
+                if opened:
+                    os.close(self._file)
+                    self._file = -1
+                    self._open()
+        except OSError as error:
+            raise NumsimError(f"sweep: cannot write {self._path}: {error.strerror}") from None
+        return rows
 
     def __exit__(
         self,
@@ -129,11 +170,30 @@ class ResultsFile:
 
     def _read(self, path: Path) -> None:
         """Find out what the file holds, and which lines stay."""
-        if not self._place.exists() or self._force:
+        if self._force:
             return
-        data = self._place.read_bytes()
-        if not data.strip() or self._content[0].startswith(data):  # empty, or cut in its first line
+        data = self._place.read_bytes() if self._place.exists() else b""
+        if data.strip() and not self._content[0].startswith(data):  # else cut in its first line
+            self._read_own(path, data)
+        for other in self._others:
+            self._join(other)
+
+    def _join(self, path: Path) -> None:
+        """Take over the finished cases of the file of a part; one still written has some too."""
+        check_regular(path, "sweep")
+        lines = path.read_bytes().split(b"\n")
+        if not any(line.strip() for line in lines):
             return
+        _check_header(path, lines)
+        content, kept, _ = _finished(self._content[0], lines)
+        known = {row["case_id"] for row in self.kept}
+        self.kept += [row for row in kept if row["case_id"] not in known]
+        new = [line for line in content[1:] if line.partition(b",")[0].decode() not in known]
+        self._content += new
+        self._as_it_is = self._as_it_is and not new
+        self._joined[path] = list(dict.fromkeys(row["case_id"] for row in kept))
+
+    def _read_own(self, path: Path, data: bytes) -> None:
         if not self._resume:
             raise NumsimError(
                 f"sweep: {path} exists and is not replaced unasked; give --resume (resume=True) to "
@@ -198,6 +258,15 @@ class ResultsFile:
                 os.ftruncate(self._file, self._size)
             raise
         self._size += len(data)
+
+
+def _in_order(cases: Sequence[str], place: Mapping[str, int]) -> list[int]:
+    """Return indices that bring cases into their places; those without one stay where they are."""
+    slots = [i for i, case in enumerate(cases) if case in place]
+    found = list(range(len(cases)))
+    for slot, i in zip(slots, sorted(slots, key=lambda i: place[cases[i]]), strict=True):
+        found[slot] = i
+    return found
 
 
 def parse(row: dict[str, Any]) -> dict[str, Any]:

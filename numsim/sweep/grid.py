@@ -1,12 +1,17 @@
-"""What a sweep is asked for, format by format: how it is stored, which unit multiplies it."""
+"""One step of a grid: how two operands are stored, which products and which unit they meet in."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any
 
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, warn
+from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.formats import Format, get_format, table_name
 from numsim.models import Recipe, Rule
 from numsim.quant import QUANTS, Quant, recipe_name
@@ -21,6 +26,10 @@ DEFAULT_GRANULARITIES = ("per_tensor", "per_channel+per_token")
 FAKE_QUANT = "ideal.fp32"  # the target whose rows are fake quantisation
 EXACT_UNITS = ("ideal.int", "nvidia.hopper.wgmma")  # the first that takes a format is its unit
 BLOCK_UNITS = ("ideal.int", "nvidia.blackwell.tcgen05")  # of formats with block scales
+PRODUCTS = {  # words for the products of a network
+    "linears": "*_proj", "qk": "*qk", "pv": "*pv", "router": "*router", "lm_head": "lm_head",
+    "all": "*",
+}  # fmt: skip
 _WIDE = 63  # formats of float32's range are stored without a scale
 BLOCK_SCALES = ("float8_e8m0fnu", "float8_e4m3fn")  # that BLOCK_UNITS apply
 
@@ -37,16 +46,16 @@ def split_granularity(text: str) -> tuple[str, str]:
     return weights, activations or weights
 
 
-def default_target(fmt: Format, *, blocks: bool = False) -> str:
-    """Return the exact unit of a format, with or without block scales; else ``ideal.fp32``.
+def default_target(a: Format, b: Format, *, blocks: bool = False) -> str:
+    """Return the exact unit of two formats, with or without block scales; else ``ideal.fp32``.
 
     Examples
     --------
-    >>> default_target(get_format("q3.4")), default_target(get_format("e3m2"))
-    ('ideal.int', 'ideal.fp32')
+    >>> [default_target(get_format(name), get_format(name)) for name in ("q3.4", "e3m2")]
+    ['ideal.int', 'ideal.fp32']
     """
     units = BLOCK_UNITS if blocks else EXACT_UNITS
-    return next((name for name in units if takes(get_target(name), fmt)), FAKE_QUANT)
+    return next((name for name in units if takes(get_target(name), a, b)), FAKE_QUANT)
 
 
 def default_granularities(fmt: Format) -> tuple[str, ...]:
@@ -61,25 +70,93 @@ def default_granularities(fmt: Format) -> tuple[str, ...]:
     return ("none",) if fixed_point or fmt.emax >= _WIDE else DEFAULT_GRANULARITIES
 
 
+def split_targets(text: str) -> list[str]:
+    """Return the units of a list with commas, each with the values of its fields.
+
+    Examples
+    --------
+    >>> split_targets("ideal.int:acc_bits=16,20:overflow=wrap,ideal.fp32")
+    ['ideal.int:acc_bits=16,20:overflow=wrap', 'ideal.fp32']
+    """
+    found: list[str] = []
+    for word in (part.strip() for part in text.split(",")):
+        head = word.partition(":")[0]
+        value = found and ":" in found[-1] and not head.endswith(".toml") and "." not in head
+        if value:
+            found[-1] += f",{word}"
+        elif word:
+            found.append(word)
+    return found
+
+
+def with_fields(given: str | Target) -> list[tuple[str, Target]]:
+    """Return the units that one word stands for: ``ideal.int:acc_bits=16,20`` are two.
+
+    Raises
+    ------
+    NumsimError
+        A unit, a field or a value that there is not.
+
+    Examples
+    --------
+    >>> [called for called, _ in with_fields("ideal.int:acc_bits=16,32")]
+    ['ideal.int:acc_bits=16', 'ideal.int']
+    """
+    if not isinstance(given, str) or ":" not in given or Path(given).is_file():
+        unit = get_target(given)
+        return [(label(unit), unit)]
+    name, *parts = given.split(":")
+    fields: dict[str, list[Any]] = {}
+    for part in parts:
+        key, sign, values = part.partition("=")
+        if not sign or not values:
+            raise NumsimError(
+                f"sweep: targets: a field of a unit is NAME=VALUE; got {part!r} in {given!r:.80}; "
+                "write ideal.int:acc_bits=16,20"
+            )
+        fields[key.strip()] = [_value(word.strip()) for word in values.split(",")]
+    base, found = get_target(name.strip()), []
+    for point in product(*fields.values()):
+        changes = dict(zip(fields, point, strict=True))
+        unit = base.changed(**_renamed(changes))
+        words = "".join(f":{key}={_word(value)}" for key, value in changes.items())
+        found.append((label(base) if unit == base else f"{label(base)}{words}", unit))
+    return found
+
+
+def _renamed(changes: dict[str, Any]) -> dict[str, Any]:
+    return {"promote_every" if key == "rows" else key: value for key, value in changes.items()}
+
+
+def _value(word: str) -> Any:
+    """Return what a word stands for: a whole number, true, false, none, or itself."""
+    if re.fullmatch(r"-?\d{1,9}", word):
+        return int(word)
+    return {"none": None, "true": True, "false": False}.get(word.lower(), word)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def units_of(targets: Iterable[str | Target]) -> list[tuple[str, str, Target]]:
-    """Return what results call each target, a digest where it is no named unit, the unit.
+    """Return what results call each unit, a digest where it is no named one, and the unit.
 
     A unit of a file goes by its own name, by the file where another one of them has that name.
     """
-    units = [(target, get_target(target)) for target in targets]
+    units = [(given, *one) for given in targets for one in with_fields(given)]
     found = []
-    for target, unit in units:
-        called = label(unit)
+    for given, called, unit in dict.fromkeys(units):
         digest = hashlib.sha256(unit.to_toml().encode()).hexdigest()[:16]
-        if any(label(other) == called and other != unit for _, other in units):
-            called = target if isinstance(target, str) else f"{called} {digest[:8]}"
+        if any(name == called and other != unit for _, name, other in units):
+            called = given if isinstance(given, str) else f"{called} {digest[:8]}"
         found.append((called, "" if label(unit) in list_targets() else digest, unit))
     return found
 
 
 @dataclass(frozen=True)
 class Storage:
-    """One of the `formats` of a sweep.
+    """How one operand is stored: a format, or a storage rule.
 
     Attributes
     ----------
@@ -89,16 +166,16 @@ class Storage:
         Its element format.
     rule
         Where it is a storage rule, which brings scales of its own.
-    rounding
-        That of a `Quant`; named rules and formats are rounded as the sweep says.
+    own
+        Where that rule is a `Quant` of the user's, which keeps all that it says.
     digest
-        Of all of it, where `called`, granularity and rounding do not say it.
+        Of all of it, where `called` does not say it.
     """
 
     called: str
     fmt: Format
     rule: Quant | None = None
-    rounding: str | None = None
+    own: bool = False
     digest: str = ""
 
     @classmethod
@@ -113,47 +190,148 @@ class Storage:
             return cls(fmt.label, fmt, digest="" if table_name(fmt) else _digest(Quant(fmt)))
         said = rule.block is None and rule == Quant(fmt, rule.granularity, rounding=rule.rounding)
         digest = "" if said and table_name(fmt) else _digest(rule)
-        return cls(fmt.label, fmt, rule, rule.rounding, digest)
+        return cls(fmt.label, fmt, rule, own=True, digest=digest)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether it has block scales that some units apply themselves."""
+        return self.rule is not None and self.rule.scale_format in BLOCK_SCALES
+
+    def part(self, asked: str, *, chosen: bool) -> str:
+        """Return the scales it gets: its own, those asked for, or none by default."""
+        if self.rule is not None:
+            return str(self.rule.granularity)
+        return "none" if not chosen and default_granularities(self.fmt) == ("none",) else asked
+
+    def quant(
+        self, part: str, rounding: str, scale_format: str | None = None,
+        scale_rule: str | None = None,
+    ) -> Quant:  # fmt: skip
+        """Return the storage of one case.
+
+        Raises
+        ------
+        NumsimError
+            A word that is none, or a contradiction.
+        """
+        if self.rule is not None and self.own:
+            return self.rule
+        scales: dict[str, Any] = {}
+        if scale_format is not None:
+            scales["scale_format"] = scale_format
+        if scale_rule is not None:
+            scales["scale_rule"] = scale_rule
+        if self.rule is not None:
+            if "scale_format" in scales:  # whose own rule it takes
+                scales.setdefault("scale_rule", None)
+            return replace(self.rule, rounding=rounding, **scales)
+        granularity, block = split_block(part)
+        if granularity == "none":
+            scales = {}
+        return Quant(self.fmt, granularity, block=block, rounding=rounding, **scales)
+
+
+def split_block(part: str) -> tuple[str, int | tuple[int, int] | None]:
+    """Return granularity and block of ``per_block:128``, ``per_block:128x128`` or ``128x128``.
+
+    Examples
+    --------
+    >>> split_block("per_block:128"), split_block("128x64"), split_block("per_token")
+    (('per_block', 128), ('per_block', (128, 64)), ('per_token', None))
+    """
+    head, colon, sizes = part.partition(":")
+    if not colon and re.fullmatch(r"\d{1,9}(x\d{1,9})?", head):
+        head, sizes = "per_block", head
+    if not sizes and not colon:
+        return head, None
+    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", sizes)
+    if head != "per_block" or found is None:
+        raise NumsimError(
+            f"sweep: granularities: blocks are per_block:N or per_block:ROWSxCOLUMNS; got "
+            f"{part!r:.60}; as in per_block:128, or per_block:128x128 for tiles"
+        )
+    rows, columns = found.groups()
+    return head, int(rows) if columns is None else (int(rows), int(columns))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of the `formats` of a sweep: how weights and activations are stored; None: float32."""
+
+    called: str
+    weights: Storage | None
+    activations: Storage | None
+
+    @classmethod
+    def of(cls, given: str | Quant | Format) -> Entry:
+        """Return what one word stands for: a format or rule, or ``WEIGHTS+ACTIVATIONS``."""
+        if isinstance(given, str) and "+" in given and not given.endswith(".toml"):
+            weights, _, activations = (word.strip() for word in given.partition("+"))
+            return cls.apart(weights, activations)
+        one = Storage.of(given)
+        return cls(one.called, one, one)
+
+    @classmethod
+    def apart(cls, weights: str | Quant | Format, activations: str | Quant | Format) -> Entry:
+        """Return what two words stand for; ``float32`` is an operand as it is."""
+        sides = [Storage.of(side) for side in (weights, activations)]
+        called = "+".join(side.called for side in sides)
+        left, right = (None if side.called == "float32" else side for side in sides)
+        if left == right and left is not None:
+            return cls(left.called, left, left)
+        return cls(called, left, right)
+
+    @property
+    def sides(self) -> tuple[Storage, ...]:
+        """The operands that are stored in some format."""
+        return tuple(side for side in (self.weights, self.activations) if side is not None)
+
+    @property
+    def formats(self) -> tuple[Format, Format]:
+        """Formats of the left operand, the activations, and of the right one."""
+        wide = get_format("float32")
+        left, right = (wide if s is None else s.fmt for s in (self.activations, self.weights))
+        return left, right
 
     @property
     def unit(self) -> str:
         """The unit where the sweep names none."""
-        blocks = self.rule is not None and self.rule.scale_format in BLOCK_SCALES
-        return default_target(self.fmt, blocks=blocks)
+        return default_target(*self.formats, blocks=any(side.has_blocks for side in self.sides))
 
-    def granularities(self, asked: tuple[str, ...] | None, rounding: str) -> tuple[str, ...]:
-        """Return the scales to sweep, checked."""
-        if self.rule is not None:
-            return (str(self.rule.granularity),)
-        result = default_granularities(self.fmt) if asked is None else asked
-        for granularity in result:
-            for part in split_granularity(granularity):
-                Quant(self.fmt, part, rounding=rounding)
-        return result
+    def granularities(self, asked: tuple[str, ...] | None) -> list[str]:
+        """Return the scales to sweep: weights+activations, one word where both agree."""
+        found = []
+        for words in DEFAULT_GRANULARITIES if asked is None else asked:
+            parts = [
+                "none" if side is None else side.part(part, chosen=asked is not None)
+                for side, part in zip(
+                    (self.weights, self.activations), split_granularity(words), strict=True
+                )
+            ]
+            found.append("+".join(dict.fromkeys(parts)))
+        return list(dict.fromkeys(found))
 
-    def sides(self, granularity: str, rounding: str) -> tuple[Quant, Quant] | None:
-        """Return the storage of weights and activations where their names do not say it."""
-        if not self.digest:
-            return None
-        if self.rule is not None:
-            return self.rule, self.rule
-        weights, activations = (
-            Quant(self.fmt, side, rounding=rounding) for side in split_granularity(granularity)
-        )
-        return weights, activations
+    def quants(self, granularity: str, **how: Any) -> tuple[Quant | None, Quant | None]:
+        """Return the storage of weights and of activations; `how` as in `Storage.quant`."""
+        parts = split_granularity(granularity)
+        return tuple(
+            None if side is None else side.quant(part, **how)
+            for side, part in zip((self.weights, self.activations), parts, strict=True)
+        )  # type: ignore[return-value]  # of two
 
 
 def _digest(rule: Quant) -> str:
     return Recipe((("*", Rule(rule, rule)),)).digest()
 
 
-def check_granularities(entries: list[Storage], asked: tuple[str, ...] | None) -> None:
+def check_granularities(entries: list[Entry], asked: tuple[str, ...] | None) -> None:
     """Refuse granularities that no format uses; warn of formats that bring scales of their own."""
-    own = {entry.called: entry.rule for entry in entries if entry.rule is not None}
+    sides = [side for entry in entries for side in entry.sides]
+    own = {side.called: side.rule for side in sides if side.rule is not None}
     if not own or asked is None or set(asked) <= {str(rule.granularity) for rule in own.values()}:
         return
     words = ", ".join(f"{called} ({_scales(rule)})" for called, rule in own.items())
-    if all(entry.rule is not None for entry in entries):
+    if all(side.rule is not None for side in sides):
         raise NumsimError(
             f"sweep: storage rules bring scales of their own: {words}; granularity "
             f"{', '.join(asked)} is for plain formats; leave it out, or add a plain format"
@@ -169,10 +347,64 @@ def _scales(rule: Quant) -> str:
     return f"{rule.granularity}{block}"
 
 
-def takes(target: Target, fmt: Format) -> bool:
-    """Return whether the unit multiplies the format by itself."""
+def takes(target: Target, a: Format, b: Format) -> bool:
+    """Return whether the unit multiplies two formats."""
     try:
-        rule_for(target, fmt, fmt)
+        rule_for(target, a, b)
     except UnsupportedError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Products:
+    """Which products of a network a case emulates, and how its keys and values are stored."""
+
+    called: str = "linears"
+    kv: Storage | None = None
+
+    def globs(self) -> list[tuple[str, bool]]:
+        """Return (glob, emulated) in order: the last that matches a product counts.
+
+        Examples
+        --------
+        >>> Products("linears+qk-router").globs()
+        [('*_proj', True), ('*qk', True), ('*router', False)]
+        """
+        signed = re.findall(r"([+-]?)([^+-]+)", self.called.strip())
+        if "".join(sign + word for sign, word in signed) != self.called.strip() or not signed:
+            raise NumsimError(
+                f"sweep: products are names joined by + and -; got {self.called!r:.60}; as in "
+                f"linears+qk+pv or all-lm_head, of {', '.join(PRODUCTS)} or globs"
+            )
+        return [(PRODUCTS.get(word.strip(), word.strip()), sign != "-") for sign, word in signed]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise NumsimError where a name stands for no product of the network."""
+        known = tuple(names)
+        for glob, _ in self.globs():
+            if known and not any(fnmatchcase(name, glob) for name in known):
+                words = ", ".join(PRODUCTS)
+                raise NumsimError(
+                    f"sweep: products: {self.called!r:.60} has {glob!r}, and no product of this "
+                    f"model matches it{near_names(glob, (*PRODUCTS, *known))}; names are {words}, "
+                    "or globs of its products"
+                )
+
+    def recipe(
+        self, weights: Quant | None, activations: Quant | None, unit: Target, rounding: str,
+        seed: int,
+    ) -> Recipe:  # fmt: skip
+        """Return the recipe of a case; every other product stays float32."""
+        emulated = Rule(activations, weights, unit)
+        globs = self.globs()
+        rules = [("*", Rule()), *((glob, emulated if on else Rule()) for glob, on in globs)]
+        if self.kv is not None:
+            part = self.kv.part("per_token", chosen=False)
+            keys = self.kv.quant(part, rounding)
+            for name in ("qk", "pv"):
+                inside = [on for glob, on in globs if fnmatchcase(f"layers.0.{name}", glob)][-1:]
+                whole = inside == [True]
+                rule = Rule(activations, keys, unit) if whole else Rule(None, keys, FAKE_QUANT)
+                rules.append((f"*{name}", rule))
+        return Recipe(tuple(rules), seed)

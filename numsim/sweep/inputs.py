@@ -98,7 +98,9 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
         inputs = sentences(tools, spec, text, pad=arch.pad or 0)
         token_ids(inputs.tokens, "tokens", arch.vocab)
         return inputs._replace(last=arch.causal)
-    if spec.text is not None and spec.text.suffix == ".jsonl":  # its braces would be scored too
+    if (
+        spec.one_text is not None and spec.one_text.suffix == ".jsonl"
+    ):  # its braces would be scored too
         raise NumsimError(
             f"sweep: {arch.family} reads running text; {spec.text} has a text in each line, as "
             "encoders and classifiers read them; write the texts alone into a .txt file"
@@ -158,8 +160,8 @@ def sentences(tools: TextTools, spec: SweepSpec, text: Text, *, pad: int = 0) ->
         if spec.limit_tokens is not None and given.size:
             given = given[: max(1, spec.limit_tokens // given.shape[1])]
         return Inputs(given, np.ones(given.shape, np.bool_))
-    if spec.text is not None and spec.text.suffix == ".jsonl":
-        usable = json_texts(text, spec.text.name)
+    if spec.one_text is not None and spec.one_text.suffix == ".jsonl":
+        usable = json_texts(text, spec.one_text.name)
     else:
         paragraphs = [p.strip().replace("\n", " ") for p in re.split(r"\n\s*\n", text)]
         usable = [paragraph for paragraph in paragraphs if len(paragraph) >= SHORTEST]

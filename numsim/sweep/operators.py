@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from numsim import metrics
 from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
-from numsim.models import Model, Recipe, Rule
+from numsim.models import Model, Recipe, Rule, Run
 from numsim.quant import Quant, as_quant, storage_losses
+from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
 from numsim.sweep.grid import FAKE_QUANT
 from numsim.sweep.inputs import Inputs, same_rows, split_name
 from numsim.sweep.overflow import overflow_rate
-from numsim.sweep.spec import Case
 from numsim.targets import get_target
 from numsim.targets.table import label
 from numsim.version import __version__
@@ -43,6 +43,7 @@ class Reference:
     nll: NDArray[np.float64]  # [windows, window - 1]
     taps: Taps = field(default_factory=dict)  # of the first batch
     local: dict[Any, dict[str, Any]] = field(default_factory=dict)  # (product, rule, seed) -> row
+    depth: list[NDArray[np.float32]] = field(default_factory=list)  # hidden states, first batch
 
 
 def tap_names(names: Iterable[str], ends: tuple[str, ...]) -> list[str]:
@@ -95,7 +96,7 @@ def _local(
     operand = reference.taps.get(f"{name}.operand")
     rows, outputs = _counted(reference, name)
     weights, activations = operands(rule)
-    losses, sqnr_db = (0.0, 0.0), None
+    losses, sqnr_db, bias = (0.0, 0.0), None, None
     if not rule.is_plain:
         positions = None
         if ".experts." in name:  # stochastic rounding draws for the token, wherever it went
@@ -105,6 +106,7 @@ def _local(
         got, left = model.product(name, x, recipe, operand=operand, positions=positions)
         error = figures(want[outputs], got[outputs])
         sqnr_db = ratio_db(error[0], error[1])
+        bias = signed_error(error, want[outputs].size)
         where = True if rows is ... else rows[..., None]
         if left is not None and activations.rounding == "sr":  # the draws of the run
             counted = np.broadcast_to(where, x.shape).reshape(left.shape)
@@ -125,6 +127,8 @@ def _local(
         "saturation_rate": losses[0],
         "underflow_rate": losses[1],
         "acc_overflow_rate": overflow_rate(rule, x, operand, stored),
+        "mean_signed_error": bias,
+        "right_values": right * k,  # no column: for what they cost
     }
 
 
@@ -185,7 +189,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
     weights, activations = operands(rule)
     sides = dict.fromkeys([str(weights.granularity), str(activations.granularity)])
     scaled = weights if weights.granularity != "none" else activations
-    grid = case.target and not rule.is_plain  # in doubt, a unit of one's own goes by its file
+    asked = not rule.is_plain and case.own == get_target(rule.target)  # by the user's word for it
     return {
         "weight_format": weights.fmt.label,
         "act_format": activations.fmt.label,
@@ -194,7 +198,7 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
         "scale_format": None if scaled.granularity == "none" else scaled.scale_format,
         "scale_rule": None if scaled.granularity == "none" else scaled.scale_rule,
         "rounding": weights.rounding,
-        "target": case.target if grid else _target_name(rule),
+        "target": case.target if asked else _target_name(rule),
         "exact": _target_name(rule) != FAKE_QUANT,
     }
 
@@ -224,13 +228,37 @@ def _counted(reference: Reference, name: str) -> tuple[Any, Any]:
 
 
 def figures(reference: NDArray[Any], got: NDArray[Any]) -> list[float]:
-    """Return signal, noise, dot, other, max |error|, max |reference| of arrays [..., width]."""
+    """Return sums and extremes of arrays [..., width].
+
+    Signal, noise, dot, other, max |error|, max |reference|, sum of the signed error.
+    """
     width = reference.shape[-1]
     a = np.ascontiguousarray(reference).reshape(-1, width)
     b = np.ascontiguousarray(got).reshape(-1, width)
-    out = np.empty((len(a), 6))
+    out = np.empty((len(a), 7))
     over_range(lambda lo, hi: compare_values(a, b, out, lo, hi), len(a), grain=64)
-    return [*out[:, :4].sum(axis=0).tolist(), *out[:, 4:].max(axis=0).tolist()]
+    ends = out[:, 4:6].max(axis=0).tolist()
+    return [*out[:, :4].sum(axis=0).tolist(), *ends, float(out[:, 6].sum())]
+
+
+def depth_db(reference: Reference, run: Run) -> dict[str, float]:
+    """Return the SQNR of the residual stream after each layer, by what rows call the layer.
+
+    Of an encoder-decoder that of the decoder alone, whose layers have a name in front.
+    """
+    found = {}
+    stack = "decoder." if run.encoder_hidden_states else ""
+    for layer, (want, got) in enumerate(zip(reference.depth, run.hidden_states[1:], strict=True)):
+        keep = ... if reference.inputs.keep is None else reference.inputs.kept(slice(0, len(want)))
+        error = figures(want[keep], got[keep])
+        found[f"{stack}{layer}"] = ratio_db(error[0], error[1])
+    return found
+
+
+def signed_error(error: list[float], count: int) -> float:
+    """Return mean(result - reference) / rms(reference) from what `figures` gave."""
+    rms = math.sqrt(error[0] / count)
+    return error[6] / count / rms if rms > 0 else math.nan
 
 
 def ratio_db(signal: float, noise: float) -> float:

@@ -12,7 +12,7 @@ from numsim.formats import Format, get_format
 from numsim.models import Rule
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import get_target, matmul
-from numsim.targets.types import IntSum, Mac
+from numsim.targets.rules import about, adds_integers
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
 _WIDE = 63  # formats of float32's range are stored without a scale
@@ -57,7 +57,7 @@ def overflow_rate(
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:
     depth = x.shape[-1]
     rules = [r for _, r in get_target(rule.target).rules]
-    integers = [r for r in rules if isinstance(r, IntSum)]
+    integers = [r for r in rules if adds_integers(r)]
     if integers and left.fmt.kind == right.fmt.kind == "integer":
         pair = _code_bound(left) * _code_bound(right)
         return all(
@@ -67,8 +67,7 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
         )
     names: set[str | Format] = {rule.out_format, "float32"}
     for r in rules:
-        if isinstance(r, Mac):
-            names |= {r.acc_format, r.product_format or r.acc_format}
+        names.update(about(r).formats(r))
     limit = min(get_format(name).max for name in names) / 2  # room for the roundings of the sum
     values = depth * _amax(x) * _amax(other)  # with scales
     codes = depth * _value_bound(left, x) * _value_bound(right, other)  # without them

@@ -1,14 +1,10 @@
-"""What to sweep: a validated `SweepSpec`, and the cases it stands for."""
+"""What to sweep: a validated `SweepSpec`, from Python, TOML and the command line alike."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,23 +15,20 @@ from pydantic import (
     field_validator,
 )
 
-from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
-from numsim.files import check_regular, read_toml
+from numsim.errors import NumsimError, near_names
+from numsim.files import read_toml
 from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
-from numsim.models.gemm import fitting_rules
-from numsim.quant import QUANTS, Quant
-from numsim.sweep.grid import (
-    DEFAULT_FORMATS,
-    Storage,
-    check_granularities,
-    split_granularity,
-    takes,
-    units_of,
-)  # fmt: skip
+from numsim.models.recipe import quant_from_table, rule_from_table
+from numsim.quant import Quant
+from numsim.sweep.grid import split_targets
+from numsim.sweep.recipes import NamedRecipe
 from numsim.targets import Target
-from numsim.version import __version__
 from numsim.words import shorten
+
+Storable = str | InstanceOf[Quant] | InstanceOf[Format]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class SweepSpec(BaseModel):
@@ -55,19 +48,38 @@ class SweepSpec(BaseModel):
         Element formats of weights and activations (names, TOML files of `numsim.Format`, or
         `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
         and rounding of their own. None: ten formats, or none where there are `recipes`.
+    weights, activations
+        The same apart: every pair of them is a case; ``float32`` is an operand as it is. One pair
+        among `formats` is ``int4+int8``, weights first.
     recipes
-        `Recipe` or TOML files of them, a case each beside those of the grid: overrides by glob.
+        `Recipe`, TOML files of them, or tables of a `NamedRecipe`, a case each beside those of the
+        grid: overrides by glob.
     granularities
-        ``per_tensor``, ``none``, or ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
+        ``per_tensor``, ``none``, ``per_block:128``, tiles ``per_block:128x128``, or
+        ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
         None: per_tensor and per_channel+per_token; for fixed point, which with a scale is an
         integer format, and for bfloat16 and its like, which need none, ``none``.
+    scale_formats, scale_rules
+        Of plain formats and of named storage rules, as in `numsim.Quant`. None: their own.
     targets
-        Units, by name or TOML file, or `Target`. None: for each format its exact unit, where there
-        is one (integers and fixed point ``ideal.int``, other block scales
-        ``nvidia.blackwell.tcgen05``, else ``nvidia.hopper.wgmma``); where not, ``ideal.fp32``,
-        fake quantisation.
+        Units, by name or TOML file, or `Target`; with fields, ``ideal.int:acc_bits=16,20``, one
+        for each value, or a table ``{name = "ideal.int", acc_bits = [16, 20]}``. None: for each
+        format its exact unit, where there is one (integers and fixed point ``ideal.int``, other
+        block scales ``nvidia.blackwell.tcgen05``, else ``nvidia.hopper.wgmma``); where not,
+        ``ideal.fp32``, fake quantisation.
     rounding
-        Of the conversions of the grid, as in `numsim.encode`; ``sr`` draws by `seed`.
+        One or several, of the conversions of the grid, as in `numsim.encode`; ``sr`` draws by
+        `seed`.
+    products
+        What is emulated: names joined by + and -, of ``linears qk pv router lm_head all`` and
+        globs: ``linears+qk+pv``, ``all-lm_head``.
+    kv
+        Formats of keys and values, the right operands of ``qk`` and ``pv``; where `products` leaves
+        those out, they are read back and multiplied in float32.
+    exclude
+        Globs of cases to leave out, found anywhere in what a case is called.
+    max_cases
+        More cases than that are refused.
     limit_tokens
         Use only so many tokens of the text.
     window, batch
@@ -79,10 +91,16 @@ class SweepSpec(BaseModel):
         Keys of config.json to read over, or to read as another program does, as in `load_model`;
         the results name them.
     seed
-        Seed of stochastic rounding, of recipes too whose own is 0 (none). Other cases do not use
-        it.
+        One or several: seed of stochastic rounding, of recipes too whose own is 0 (none). Other
+        cases do not use it.
     jobs
         Processes that share the cases; each runs the reference itself and keeps it. Same rows.
+    stats
+        Also count what accumulators lose, and write ``tensors.csv``, ``accumulators.csv`` and
+        ``positions.csv`` beside `out`.
+    shard
+        ``2/4``: every fourth case from the second on, into ``NAME.2of4.csv``; a sweep of the whole
+        that resumes joins such files. For arrays of jobs.
     memory_limit
         Bytes, or text such as ``4GB``, for packed weights, as in `load_model`: a larger model runs
         block by block. `jobs` share it equally; each worker of a scheduler has it for itself.
@@ -90,6 +108,14 @@ class SweepSpec(BaseModel):
         Address of a dask scheduler, ``tcp://HOST:8786``, whose workers run the cases in place of
         `jobs`: the same rows. Each loads the model once and must see the same files. Needs
         ``pip install 'numsim[cluster]'``.
+    cost
+        TOML file of rows of cost beside the bundled ones, see `numsim.cost.load_costs`.
+    scale_node, scale_source
+        ``45nm:7nm=0.2``, a factor between nodes, and where it comes from. None: none is scaled.
+    bandwidth_gb_s, peak_tmac_s
+        Memory bandwidth in 10**9 bytes a second, and peak in 10**12 multiply-adds a second, by
+        format (``{"float16": 495, "float8_e4m3fn": 989}``) or one for all: what times and
+        speed-ups of a roofline need.
     out
         CSV file, or None. One sweep writes it at a time.
     resume
@@ -99,50 +125,142 @@ class SweepSpec(BaseModel):
 
     Examples
     --------
-    >>> spec = SweepSpec(formats=["int8"], targets=["ideal.int"])
-    >>> [case.granularity for case in cases(spec, model="m", text="t", text_hash="")]
-    ['per_tensor', 'per_channel+per_token']
+    >>> SweepSpec(formats="int8,e4m3", targets="ideal.int:acc_bits=16,20").targets
+    ('ideal.int:acc_bits=16,20',)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: InstanceOf[Model] | Path | None = None
-    text: Path | None = None
-    formats: tuple[str | InstanceOf[Quant] | InstanceOf[Format], ...] | None = None
-    recipes: tuple[InstanceOf[Recipe] | Path, ...] = ()
+    model: InstanceOf[Model] | Path | tuple[InstanceOf[Model] | Path, ...] | None = None
+    text: Path | tuple[Path, ...] | None = None
+    formats: tuple[Storable, ...] | None = None
+    weights: tuple[Storable, ...] | None = None
+    activations: tuple[Storable, ...] | None = None
+    recipes: tuple[InstanceOf[Recipe] | Path | NamedRecipe, ...] = ()
     granularities: tuple[str, ...] | None = None
+    scale_formats: tuple[str, ...] | None = None
+    scale_rules: tuple[str, ...] | None = None
     targets: tuple[str | InstanceOf[Target], ...] | None = None
-    rounding: str = "rne"
+    rounding: str | tuple[str, ...] = "rne"
+    products: tuple[str, ...] = ("linears",)
+    kv: tuple[Storable, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    max_cases: int = Field(default=10_000, ge=1)
     limit_tokens: int | None = Field(default=None, ge=1, lt=1 << 63)
     window: int = Field(default=256, ge=2, lt=1 << 63)
     window_start: Literal["bos", "eos", "none"] = "bos"
     ignore_keys: tuple[str, ...] = ()
     batch: int = Field(default=8, ge=1, lt=1 << 63)
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    seed: Seed | tuple[Seed, ...] = 0
+    stats: bool = False
     jobs: int = Field(default=1, ge=1, le=1024)
+    shard: str | None = None
     scheduler: str | None = None
     memory_limit: int | str | None = None
+    cost: Path | None = None
+    scale_node: str | None = None
+    scale_source: str | None = None
+    bandwidth_gb_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_tmac_s: dict[str, Positive] | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
 
+    @property
+    def one_model(self) -> Model | Path | None:
+        """The model of a spec that names one, as those of a prepared run do."""
+        return None if isinstance(self.model, tuple) else self.model
+
+    @property
+    def one_text(self) -> Path | None:
+        """The text of a spec that names one."""
+        return None if isinstance(self.text, tuple) else self.text
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        """All roundings of the grid."""
+        return self.rounding if isinstance(self.rounding, tuple) else (self.rounding,)
+
     # of validators before, the last written is the first that runs
-    @field_validator("formats", mode="before")
+    @field_validator("formats", "weights", "activations", "kv", mode="before")
     @classmethod
     def _dtypes_are_formats(cls, value: object) -> object:
-        """Take dtypes of NumPy, ml_dtypes and torch as the formats they are."""
+        """Take dtypes of NumPy, ml_dtypes and torch as the formats they are, tables as `Quant`."""
         if not isinstance(value, list | tuple):
             return value
-        known = str, Quant, Format
-        return [one if isinstance(one, known) else get_format(one).name for one in value]
+        return [_storable(one) for one in value]
 
-    @field_validator("formats", "recipes", "granularities", "targets", "ignore_keys", mode="before")
+    @field_validator("peak_tmac_s", mode="before")
+    @classmethod
+    def _peaks_by_format(cls, value: object) -> object:
+        """Take one number for all formats, and ``float16=495,int8=989`` as on the command line."""
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            value = {name.strip(): peak for name, _, peak in (p.rpartition("=") for p in parts)}
+        elif isinstance(value, int | float):
+            value = {"": value}
+        if not isinstance(value, dict):
+            return value
+        return {name and get_format(name).label: peak for name, peak in value.items()}
+
+    @field_validator("model", "text", "rounding", "seed", mode="before")
+    @classmethod
+    def _one_stays_one(cls, value: object) -> object:
+        """Take a list of one as the one."""
+        if isinstance(value, list | tuple) and len(value) == 1:
+            return value[0]
+        if isinstance(value, str) and "," in value and not Path(value).exists():
+            return [word.strip() for word in value.split(",") if word.strip()]
+        return value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_have_fields(cls, value: object) -> object:
+        """Take a text with commas as a list of units, and tables of units as units."""
+        if isinstance(value, str):
+            return split_targets(value)
+        value = value if value is None or isinstance(value, Iterable) else [value]
+        return [_unit(one) for one in value] if isinstance(value, list | tuple) else value
+
+    @field_validator(
+        "formats", "weights", "activations", "kv", "recipes", "granularities", "scale_formats",
+        "scale_rules", "products", "exclude", "ignore_keys", mode="before",
+    )  # fmt: skip
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         """Take one thing, or a text with commas as on the command line, as a list of them."""
         if isinstance(value, str):
             return [word.strip() for word in value.split(",") if word.strip()]
+        if isinstance(value, Mapping):
+            return [value]
         return value if value is None or isinstance(value, Iterable) else [value]
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return quant_from_table(value)
+    return value if isinstance(value, str | Quant | Format) else get_format(value).name
+
+
+def _unit(value: Any) -> Any:
+    """Return a table of a unit as a rule of a recipe has it: its TOML, or name and fields."""
+    if not isinstance(value, Mapping):
+        return value
+    table = dict(value)
+    if set(table) != {"unit"} and any(isinstance(v, list) for v in table.values()):
+        words = [
+            f"{key}={','.join(str(v) for v in values)}"
+            for key, values in ((k, v if isinstance(v, list) else [v]) for k, v in table.items())
+            if key != "name"
+        ]
+        return ":".join([str(table.get("name", "")), *words])
+    _, rule = rule_from_table({"match": "*", "target": table})
+    return rule.target
 
 
 _RULES = {  # of fields that take more than one kind of value
@@ -153,9 +271,17 @@ _RULES = {  # of fields that take more than one kind of value
     "recipes": "a Recipe or a list of them, or of TOML files",
     "targets": "a unit or a list of them: names, TOML files, Target",
     "granularities": "a word or a list of them, such as per_tensor",
+    "weights": "a format or a list of them: names, Quant, Format, dtypes",
+    "activations": "a format or a list of them: names, Quant, Format, dtypes",
+    "kv": "a format or a list of them: names, Quant, Format, dtypes",
+    "rounding": "a rounding or a list of them, such as rne",
+    "seed": "a whole number from 0 to 2**32 - 1, or a list of them",
     "ignore_keys": "a key of config.json or a list of them",
+    "shard": "a part such as 2/4",
     "scheduler": "an address, tcp://HOST:8786",
     "memory_limit": "bytes, or text such as 4GB",
+    "cost": "the path of a TOML file of rows of cost",
+    "peak_tmac_s": "10**12 multiply-adds a second above 0, one number or one by format",
 }
 
 
@@ -179,6 +305,8 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
     else:
         given = {} if spec is None else spec
         fields = read_toml(given, "sweep") if isinstance(given, str | Path) else given
+        if isinstance(fields, dict):  # a manifest also says what it measured
+            fields = {name: value for name, value in fields.items() if name != "manifest"}
     if not isinstance(fields, dict):
         raise NumsimError(
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
@@ -201,188 +329,3 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         where = ".".join([name, *(part for part in at if part.isdecimal())])
         words = _RULES.get(name) or first["msg"].replace("Input should be", "must be")
         raise NumsimError(f"sweep: {where}: {words}; got {shown}") from None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One combination of a sweep: everything that decides its numbers."""
-
-    model: str
-    model_hash: str
-    text: str
-    text_hash: str
-    format: str
-    granularity: str
-    target: str
-    limit_tokens: int | None
-    window: int
-    batch: int
-    seed: int
-    rounding: str = "rne"
-    digest: str = ""  # of a recipe, resolved for every product
-    unit: str = ""  # digest of a unit that has no name of its own among the targets
-    storage: str = ""  # digest of a Quant or Format that was given as an object
-    own: Target | None = field(default=None, compare=False, repr=False)  # that unit
-    stored: tuple[Quant, Quant] | None = field(default=None, compare=False, repr=False)  # as given
-    given: Recipe | None = field(default=None, compare=False, repr=False)
-    recipe_name: str = field(default="", compare=False)
-    window_start: str = "bos"
-    ignored_keys: tuple[str, ...] = ()  # of config.json
-
-    @property
-    def case_id(self) -> str:
-        """Twelve hexadecimal digits that name the case."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        text = json.dumps(values | {"version": __version__}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    @property
-    def called(self) -> str:
-        """What the user asked for: a format, a storage rule, the name of a recipe."""
-        return self.recipe_name or self.format
-
-    @property
-    def label(self) -> str:
-        """What a person calls the case."""
-        if self.recipe_name:
-            return f"recipe {self.recipe_name}"
-        rounding = "" if self.rounding == "rne" else f" {self.rounding}"
-        return f"{self.format} {self.granularity} {self.target}{rounding}"
-
-    @property
-    def quants(self) -> tuple[Quant, Quant]:
-        """Storage of weights and of activations, of a case of the grid."""
-        if self.stored is not None:
-            return self.stored
-        if self.format in QUANTS:
-            named = replace(QUANTS[self.format], rounding=self.rounding)
-            return named, named
-        weights, activations = (
-            Quant(self.format, side, rounding=self.rounding)
-            for side in split_granularity(self.granularity)
-        )
-        return weights, activations
-
-    def recipe(self) -> Recipe:
-        """Return the recipe; of the grid: every block linear so, everything else float32."""
-        if self.given is not None:
-            return self.given
-        weights, activations = self.quants
-        return Recipe.uniform(
-            weights, target=self.own or self.target, weights=weights, activations=activations,
-            seed=self.seed,
-        )  # fmt: skip
-
-
-def folder_hash(folder: Path) -> str:
-    """Return a hash of the files of a model folder that decide its numbers.
-
-    Raises
-    ------
-    NumsimError
-        A file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode(errors="surrogateescape"))
-        check_regular(path, "sweep")
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise NumsimError(f"sweep: cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()[:16]
-
-
-def cases(
-    spec: SweepSpec, *, model: str, model_hash: str = "", text: str, text_hash: str,
-    products: Iterable[str] = (),
-) -> list[Case]:  # fmt: skip
-    """Return the cases of a sweep in order; every name is checked here, before any work.
-
-    `products`: names of the matrix products of the network, for which recipes are resolved.
-
-    Raises
-    ------
-    NumsimError
-        For an unknown format, granularity or target, fields of a grid that nothing in it uses, or
-        a recipe that does not fit the network.
-    UnsupportedError
-        Where none of the targets takes a format.
-
-    Warns
-    -----
-    SkippedWarning
-        Where some of the targets do not take a format, or some of the formats no granularity.
-    """
-    result: list[Case] = []
-    skipped: list[str] = []
-    case = partial(
-        Case, model, model_hash, text, text_hash, limit_tokens=spec.limit_tokens,
-        window=spec.window, batch=spec.batch, seed=spec.seed, rounding=spec.rounding,
-        window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
-    )  # fmt: skip
-    formats: tuple[str | Quant | Format, ...] | None = spec.formats
-    if formats is None and spec.recipes:
-        unused = [f for f in ("targets", "granularities") if getattr(spec, f)]
-        unused += ["rounding"] * (spec.rounding != "rne")
-        if unused:
-            raise NumsimError(
-                f"sweep: {' and '.join(unused)} of a grid without formats: recipes name their own; "
-                f"add formats, to sweep them too, or leave {' and '.join(unused)} out"
-            )
-        formats = ()
-    elif formats is None:
-        formats = DEFAULT_FORMATS
-    entries = [Storage.of(given) for given in formats]
-    check_granularities(entries, spec.granularities)
-    for entry in entries:
-        chosen = spec.targets if spec.targets is not None else (entry.unit,)
-        units = units_of(chosen)
-        taken = [unit for unit in units if takes(unit[2], entry.fmt)]
-        skipped += [f"{entry.called} on {unit[0]}" for unit in units if unit not in taken]
-        if chosen and not taken:
-            raise UnsupportedError(
-                f"sweep: none of the targets {', '.join(called for called, _, _ in units)} "
-                f"multiplies {entry.fmt.label}; add ideal.fp32, or leave the format out"
-            )
-        rounding = entry.rounding or spec.rounding
-        for granularity in entry.granularities(spec.granularities, rounding):
-            result += [
-                case(
-                    format=entry.called, granularity=granularity, target=called, unit=digest,
-                    rounding=rounding, storage=entry.digest,
-                    stored=entry.sides(granularity, rounding), own=unit if digest else None,
-                )
-                for called, digest, unit in taken
-            ]  # fmt: skip
-    if skipped:
-        warn(
-            "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
-            SkippedWarning,
-        )
-    for given in spec.recipes:
-        recipe = given if isinstance(given, Recipe) else Recipe.from_toml(given)
-        where = "a recipe" if isinstance(given, Recipe) else str(given)
-        try:
-            rules = fitting_rules(recipe, products)
-        except NumsimError as error:
-            raise type(error)(f"sweep: {where}: {error}") from None
-        recipe = Recipe(tuple(rules.items()), recipe.seed or spec.seed)
-        digest = recipe.digest()
-        name = f"recipe_{digest[:8]}" if isinstance(given, Recipe) else given.stem
-        twin = next((c for c in result if c.digest == digest), None)
-        if twin is not None:
-            raise NumsimError(
-                f"sweep: recipes {twin.recipe_name} and {name} name the same rules and seed "
-                "for this model; give one of them"
-            )
-        result.append(
-            case(
-                format="", granularity="", target="", digest=digest, given=recipe,
-                recipe_name=name,
-            )
-        )  # fmt: skip
-    if not result:
-        raise NumsimError("sweep: the grid is empty; give at least one format and one target")
-    return list(dict.fromkeys(result))

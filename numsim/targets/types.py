@@ -13,11 +13,11 @@ from numsim.float_state import known_floats
 from numsim.targets.check import check_unit, takes
 from numsim.targets.rules import (
     CLASSES,
+    RULES,
     Exact,
     Fused,
     IntSum,
     Mac,
-    Overflow,
     Rule,
     ScaledFp4,
     TwoStage,
@@ -26,7 +26,7 @@ from numsim.targets.toml import fields_of_unit, unit_to_toml
 from numsim.targets.words import Maturity
 
 __all__ = [
-    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Overflow", "Rule", "ScaledFp4",
+    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Rule", "ScaledFp4",
     "Target", "TwoStage",
 ]  # fmt: skip
 
@@ -223,7 +223,7 @@ def _replaced(
     ready = [takes(kind, rule, key, value) for kind, rule in rules]
     return tuple(
         (kind, replace(rule, **{key: value}))
-        if hasattr(rule, key) and (fits or not any(ready))
+        if key in RULES[type(rule)].limits and (fits or not any(ready))
         else (kind, rule)
         for (kind, rule), fits in zip(rules, ready, strict=True)
     )

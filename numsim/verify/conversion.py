@@ -11,13 +11,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.arguments import OVERFLOWS, ROUNDINGS
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, list_formats, table_name
 from numsim.kernels import jit
 from numsim.kernels.convert import codec
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 # Compared with ml_dtypes itself; all others with the generic kernel, which tests hold to
 # tests/oracle.py.

@@ -14,10 +14,10 @@ from numsim.models.text import load_text_tools
 from numsim.report import write_report
 from numsim.screen import sweep_table
 from numsim.sweep import COLUMNS
+from numsim.sweep.cases import cases
 from numsim.sweep.inputs import Inputs, windows
 from numsim.sweep.overflow import COUNTED
 from numsim.sweep.run import case_rows, run_reference
-from numsim.sweep.spec import cases
 
 pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
-from numsim.sweep.spec import cases
+from numsim.sweep.cases import cases
 from numsim.targets.explain import explain_mma
 from numsim.targets.rules import RULES
 from numsim.targets.types import Mac, Maturity, Rule, Target

@@ -9,27 +9,26 @@ from numpy.typing import NDArray
 
 from numsim.convert import decode
 from numsim.dispatch import float_codes
-from numsim.formats import Format, get_format
+from numsim.formats import Format
 from numsim.kernels.gemm import fma as gemm_fma
 from numsim.kernels.gemm import mac as gemm_mac
 from numsim.kernels.gemm import two_chains as gemm_two_chains
 from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir.mac import Flavour
-from numsim.kernels.jit import over_items
-from numsim.kernels.rules import mac as mac_kernel
 from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets.runs.chain import (
+from numsim.targets.chain import (
     Chain,
     Ways,
     Work,
-    item,
     one_nan,
     round_to,
-    shape,
+    start,
 )
-from numsim.targets.runs.tensor import (
+from numsim.targets.rules import Mac
+from numsim.targets.rules.mac import arithmetics, flushed
+from numsim.targets.tensor import (
     as_float64,
     batched,
     coded,
@@ -37,32 +36,8 @@ from numsim.targets.runs.tensor import (
     kept,
     survey,
 )
-from numsim.targets.types import Mac
 
-ORDER = {"sequential": 0, "tree": 1, "odd_first": 2, "two_chains": 3}
-MODE = {"rne": 0, "rna": 1, "rtz": 2, "rup": 3, "rdn": 4, "rto": 5}
 _NO_TINY = 2.0**-103  # numbers of 24 bits from here on are multiples of float32's least normal
-
-
-def arithmetic(rule: Mac, fmt: Format) -> mac_kernel.Arithmetic:
-    """Return how a rule rounds to a format."""
-    parameters, beyond = fmt.params, mac_kernel.INFINITE
-    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
-        beyond = mac_kernel.LARGEST
-    elif not fmt.has_inf:
-        beyond = mac_kernel.NOT_A_NUMBER
-    return mac_kernel.Arithmetic(
-        parameters.p, parameters.emin, fmt.emax, MODE[rule.rounding], rule.flush,
-        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
-        rule.tiny == "unbounded", rule.negative_zero,
-    )  # fmt: skip
-
-
-def _arithmetics(rule: Mac) -> tuple[mac_kernel.Arithmetic, mac_kernel.Arithmetic]:
-    """Return how products and sums are rounded."""
-    both = rule.product_format or rule.acc_format, rule.acc_format
-    p, f = (arithmetic(rule, get_format(name)) for name in both)
-    return p, f
 
 
 def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -168,11 +143,6 @@ def ieee(f: Arithmetic) -> bool:
     return f.beyond == 0 and f.minus_zero and f.top == (2 - 2.0 ** (1 - f.precision)) * 2.0**f.emax
 
 
-def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
-    """Return values, those below `least` in magnitude as zeros of their sign."""
-    return np.where(np.abs(values) < least, np.copysign(0.0, values), values)
-
-
 def mac(
     a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Mac, p: Arithmetic, f: Arithmetic,
     flavour: Flavour,
@@ -194,48 +164,17 @@ def mac(
 
 
 def _steps(x: Chain) -> Work | None:
-    p, f = _arithmetics(x.rule)
+    p, f = arithmetics(x.rule)
     flavour = mac_flavour(x.a.fmt, x.b.fmt, x.rule, p, f)
     if flavour is None:
         return None
     chosen = flavour
 
     def work() -> NDArray[Any]:
-        first = np.zeros(shape(x)) if x.c is None else as_float64(x.c)
-        return round_to(mac(x.a, x.b, first, x.rule, p, f, chosen), x.out)
+        first = start(x, np.float64)
+        return round_to(mac(x.a, x.b, first, x.rule, p, f, chosen), x.out, x.rule)
 
     return Work("rounded steps in float64", work)
 
 
-def _mac(x: Chain) -> Work:
-    """Multiply-adds one by one: the definition."""
-    rule = x.rule
-    p, f = _arithmetics(rule)
-    rounded = rule.product_format or (not rule.fused)
-
-    def work() -> NDArray[Any]:
-        left = as_float64(batched(decoded(x.a)))
-        right = kept(
-            x.b, "columns",
-            lambda: np.ascontiguousarray(as_float64(batched(decoded(x.b)).transpose(0, 2, 1))),
-        )  # fmt: skip
-        if rule.flush:
-            left = flushed(left, x.a.fmt.min_normal)
-            right = flushed(right, x.b.fmt.min_normal)
-        size = shape(x)
-        values = np.empty(size)
-        start = np.zeros(size) if x.c is None else as_float64(x.c)
-        group = rule.group or left.shape[-1]
-        over_items(
-            lambda i, lo, hi: mac_kernel.matmul(
-                left[i], item(right, i), start[i], values[i], lo, hi, ORDER[rule.order], group,
-                bool(rounded), p, f,
-            ),
-            size[0], size[1],
-        )  # fmt: skip
-        return round_to(values, x.out)
-
-    return Work("scalar", work)
-
-
-MAC: Ways = (_fma_chain, _two_chains, _steps, _mac)
+MAC: Ways = (_fma_chain, _two_chains, _steps)

@@ -5,79 +5,27 @@ All arithmetic is int64. A sum that leaves it is told by its sign, so 64-bit acc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.errors import NumsimError, UnsupportedError
 from numsim.kernels.gemm import fma as gemm_fma
 from numsim.kernels.gemm import integer as gemm_int
 from numsim.kernels.gemm import saturate as gemm_saturate
 from numsim.kernels.ir import integer as simd_int
-from numsim.kernels.jit import over_items
-from numsim.kernels.rules import integer as integer_kernel
 from numsim.quant import QTensor
-from numsim.targets.runs.chain import (
+from numsim.targets.chain import (
     Chain,
     Ways,
     Work,
-    item,
-    shape,
 )
-from numsim.targets.runs.tensor import (
+from numsim.targets.rules import IntSum
+from numsim.targets.rules.int_sum import Overflowed, check_width, limits, wrapped
+from numsim.targets.tensor import (
     batched,
     kept,
 )
-from numsim.targets.types import IntSum
-
-OVERFLOW = {"wrap": 0, "saturate": 1, "raise": 2}
-
-
-@dataclass
-class Overflowed(Exception):
-    """A sum left an accumulator that must not overflow; `k` counts from the start of the chain."""
-
-    what: str
-    place: tuple[int, int, int]
-    k: int
-    part: int = 0  # which addend of an outer accumulator
-
-    def error(self, name: str, batch: int) -> NumsimError:
-        """Return the message for the user of the unit `name`."""
-        item, row, column = self.place
-        end = f" of batch {item}" if batch > 1 else ""
-        return NumsimError(
-            f"matmul: {name} with overflow='raise': the {self.what} overflows at row {row}, "
-            f"column {column}, k = {self.k}{end}; widen it or choose wrap or saturate"
-        )
-
-
-def limits(bits: int) -> tuple[int, int]:
-    """Return the least and largest value of a two's-complement integer.
-
-    Examples
-    --------
-    >>> limits(8)
-    (-128, 127)
-    """
-    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-
-
-def wrapped(values: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Return values modulo 2**bits as signed integers: int32, or int64 beyond 32 bits.
-
-    Examples
-    --------
-    >>> wrapped(np.array([128, -129]), 8)
-    array([-128,  127], dtype=int32)
-    """
-    if bits == 32 and values.dtype == np.int32:
-        return values
-    unused = np.int64(64 - bits)
-    cut = (values.astype(np.int64) << unused) >> unused
-    return cut.astype(np.int32 if bits <= 32 else np.int64)
 
 
 def outside(
@@ -179,22 +127,6 @@ def integer(
     return gemm_saturate.gemm_saturate(left, words, begin, kind, rule.group, -high - 1, high)
 
 
-def _checked_plan(x: Chain) -> IntegerPlan | None:
-    """Return `integer_plan`, for operands whose sums 64 bits hold before they are limited."""
-    rule, depth = x.rule, x.a.shape[-1]
-    product = 1 << sum(q.fmt.bits - q.fmt.signed for q in (x.a, x.b))
-    together = 1 if rule.overflow == "wrap" else min(rule.group, depth)
-    if rule.pair_bits is not None:
-        together = max(together, 2)
-    if product * together >= 1 << 63:
-        raise UnsupportedError(
-            f"matmul: {x.name} adds {together} products of {x.a.fmt.name} and {x.b.fmt.name} "
-            "before it limits their sum, which 64 bits do not hold; use group=1, wrap, or "
-            "narrower operands"
-        )
-    return integer_plan(x.a, x.b, x.c, rule)
-
-
 _SAID = {
     "int8": "bytes in int32", "float64": "sums in float64", "clamp": "clamped steps in int32",
     "full": "full steps in int32", "pairs": "pairs in int32",
@@ -202,40 +134,11 @@ _SAID = {
 
 
 def _vectors(x: Chain) -> Work | None:
-    plan = _checked_plan(x)
+    check_width(x)
+    plan = integer_plan(x.a, x.b, x.c, x.rule)
     if plan is None:
         return None
     return Work(_SAID[plan], lambda: wrapped(integer(x.a, x.b, x.c, x.rule, plan), x.rule.acc_bits))
 
 
-def _scalar(x: Chain) -> Work:
-    """Codes added one by one in an accumulator of `acc_bits` bits: the definition."""
-    rule = x.rule
-
-    def work() -> NDArray[Any]:
-        left, right = batched(x.a.codes), batched(x.b.codes)
-        out = np.empty(shape(x), np.int64)
-        start = np.zeros(out.shape, np.int64) if x.c is None else x.c
-        low, high = limits(rule.acc_bits)
-        pair = limits(rule.pair_bits)[1] if rule.pair_bits else 0
-        found: list[tuple[int, NDArray[np.int64]]] = []
-
-        def rows(i: int, lo: int, hi: int) -> None:
-            place = np.full(3, -1, np.int64)
-            found.append((i, place))
-            integer_kernel.matmul(
-                left[i], item(right, i), start[i], out[i], lo, hi, low, high,
-                OVERFLOW[rule.overflow], rule.group, -pair - 1, pair, place,
-            )  # fmt: skip
-
-        over_items(rows, len(out), out.shape[1])
-        places = sorted((i, *(int(v) for v in p)) for i, p in found if p[0] >= 0)
-        if places:
-            at, row, column, k = places[0]
-            raise Overflowed(f"{rule.acc_bits}-bit accumulator", (at, row, column), k)
-        return wrapped(out, rule.acc_bits)
-
-    return Work("scalar", work)
-
-
-INTEGER: Ways = (_vectors, _scalar)
+INTEGER: Ways = (_vectors,)

@@ -1,8 +1,8 @@
-"""The counts of `counts.stats` for a row of outputs at a time: one lane is one output.
+"""Products of multiply-adds, integers and exact sums with counts, one output a lane.
 
-The right operand is [K, columns], columns a multiple of `LANES`, zeros appended. What a function
-takes, returns and counts is what its scalar namesake does, for the cases that
-`numsim.targets.stats_fast` selects.
+The left operand is [M, K], the right one [K, columns], columns a multiple of `LANES`, zeros
+appended. Results and counts are those of the definitions in `numsim.kernels.rules`, for the cases
+that `numsim.targets.fast.counted` selects; `tests/targets/test_fast_stats.py` compares every bit.
 """
 
 from __future__ import annotations
@@ -11,9 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numsim.kernels.counts.stats import CUT, GAP, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, WRAPS
 from numsim.kernels.instructions import shr, wide_vectors
 from numsim.kernels.jit import inline, kernel
+from numsim.kernels.rules.counts import (
+    CUT,
+    GAP,
+    OVERFLOWS,
+    SATURATIONS,
+    STEPS,
+    SWAMPED,
+    WRAPS,
+)
 from numsim.kernels.rules.mac import ODD_FIRST, SEQUENTIAL, TWO_CHAINS
 
 LANES, TILE = 16, 512  # columns of the right operand are padded to LANES; TILE of them at a time
@@ -77,7 +85,7 @@ def end_rows(acc: Any, low: Any, high: Any, out: Any, extremes: Any) -> None:
 
 @inline
 def product_row(x: Any, y: Any, out: Any, rounded: bool, p: Nearest, n: Any) -> None:
-    """`stats.counted_product` of x and a row y."""
+    """`rules.mac.product` of x and a row y."""
     wide_vectors()
     if not rounded:
         for j in range(out.size):
@@ -100,7 +108,7 @@ def product_row(x: Any, y: Any, out: Any, rounded: bool, p: Nearest, n: Any) -> 
 
 @inline
 def add_row(x: Any, y: Any, f: Nearest, both: bool, low: Any, high: Any, n: Any) -> None:
-    """`stats.counted_add` of two rows, the result in x."""
+    """`rules.mac.add` of two rows, the result in x."""
     wide_vectors()
     overflows = swamped = gap = np.int64(0)
     for j in range(x.size):
@@ -133,13 +141,20 @@ def add_row(x: Any, y: Any, f: Nearest, both: bool, low: Any, high: Any, n: Any)
     n[GAP] = max(n[GAP], gap)
 
 
+@inline
+def plus_zero(x: Any) -> None:
+    """Add +0 to a row: -0 becomes +0."""
+    for j in range(x.size):
+        x[j] += 0.0
+
+
 @kernel
 def mac(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    order: int, group: int, rounded: bool, p: Nearest, f: Nearest,
+    order: int, group: int, rounded: bool, p: Nearest, f: Nearest, signed_zero: bool,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`stats.mac` for rounding to nearest even; ODD_FIRST comes as a permuted chain."""
+    """`rules.mac.matmul` for rounding to nearest even; ODD_FIRST comes as a permuted chain."""
     wide_vectors()
     (depth, columns), real = b.shape, c.shape[1]
     size = min(TILE, columns)
@@ -156,6 +171,8 @@ def mac(
             start_rows(c[i, j0:last], acc, low, high)
             if chain:
                 for k in range(depth):
+                    if order == ODD_FIRST and k + 1 == depth and k % 2 == 0:
+                        plus_zero(acc)  # a short pair holds +0
                     product_row(a[i, k], b[k, j0 : j0 + w], term, rounded, p, n)
                     add_row(acc, term, f, False, low, high, n)
                 n[STEPS] += (last - j0) * depth
@@ -192,8 +209,8 @@ def mac(
                         apart *= 2
                         m = (m + 1) // 2
                     leaf = leaves[0, :w]
-                    for j in range(w):
-                        leaf[j] += 0.0
+                    if not signed_zero:
+                        plus_zero(leaf)
                     add_row(acc, leaf, f, False, low, high, n)
                     n[STEPS] += last - j0
             end_rows(acc, low, high, out[i, j0:last], extremes[i])
@@ -207,7 +224,7 @@ def exponent32(x: Any) -> Any:
 
 @inline
 def fma_row(x: Any, y: Any, acc: Any, low: Any, high: Any, n: Any) -> None:
-    """`stats.counted_add` of products; float32 holds those, and numbers are normal or zero."""
+    """`rules.mac.add` of products; float32 holds those, and numbers are normal or zero."""
     wide_vectors()
     swamped = gap = np.int32(0)
     zero = np.float32(0.0)
@@ -345,7 +362,7 @@ def integer(
     low: int, high: int, saturate: bool, group: int, pair_limit: int,
     counts: np.ndarray, extremes: np.ndarray,
 ) -> None:  # fmt: skip
-    """`stats.integer`; a, b int32 where no sum of products and c leaves that type, else int64."""
+    """`rules.integer.matmul`; a, b int32 where no sum of products and c leaves it, else int64."""
     wide_vectors()
     word = b.dtype.type
     (depth, columns), real = b.shape, c.shape[1]

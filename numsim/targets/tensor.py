@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numsim.kernels.gemm import align as gemm_align
 from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir import simd
-from numsim.kernels.rules import fused as fused_kernel
+from numsim.kernels.rules import align as align_kernel
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 
@@ -141,7 +142,7 @@ def planes(q: QTensor, transposed: bool) -> Planes:
         sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
         cls = np.empty(codes.shape, np.uint8)
         trailing = f.precision - 1
-        fused_kernel.split(
+        align_kernel.split(
             codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, _classes(f),
             sig.reshape(-1), exp.reshape(-1), cls.reshape(-1),
         )  # fmt: skip
@@ -164,6 +165,32 @@ def survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
         q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
     )
     return found
+
+
+def quantum(fmt: Format) -> Fraction:
+    """Return the largest power of two that every finite value of a format is a multiple of.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> quantum(get_format("float8_e4m3fn")), quantum(get_format("q3.4"))
+    (Fraction(1, 512), Fraction(1, 16))
+    """
+    if fmt.kind != "table":
+        return Fraction(fmt.min_subnormal)
+    values = [Fraction(v) for v in fmt.table if np.isfinite(v) and v]
+    return Fraction(1, max(v.denominator for v in values))
+
+
+def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
+    """Return the bits of the narrowest two's-complement register for all of [low, high].
+
+    Examples
+    --------
+    >>> signed_bits(-128, 127), signed_bits(0, 128), signed_bits(0, 0)
+    (8, 9, 1)
+    """
+    return max((n if n >= 0 else ~n).bit_length() + 1 for n in (low.__floor__(), high.__floor__()))
 
 
 def any_of(met: NDArray[np.bool_]) -> NDArray[np.bool_]:

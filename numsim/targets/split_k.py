@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
-from numsim.targets.runs.chain import round_to
-from numsim.targets.runs.integer import Overflowed
-from numsim.targets.types import IntSum, Mac, Rule, ScaledFp4, Target
-
-FP4_RUN, FP4_STEP = 16, 64
+from numsim.targets.chain import round_to
+from numsim.targets.rules import Rule, about, adds_integers
+from numsim.targets.rules.int_sum import Overflowed
+from numsim.targets.types import Target
 
 
 class Engine(Protocol):
-    """What runs one chain and adds the parts: the package `runs`, a counter or a tracer."""
+    """What runs one chain and adds the parts: the module `runs`, a counter or a tracer."""
 
     def run(
         self, rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, name: str
@@ -48,7 +47,7 @@ def chained(
     if c is not None:
         sums, ends = [c, *sums], [0, *ends]
     total = _added(sums, ends, rule, engine)
-    if isinstance(rule, IntSum) or out.name == "float32":
+    if adds_integers(rule) or out.name == "float32":
         return total
     return round_to(total, out, rule)
 
@@ -63,7 +62,9 @@ def _part(
     engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     try:
-        return engine.run(rule, k_pick(a, -1, ks), k_pick(b, -2, ks), None, out, target.name)
+        run = about(rule).run_of_k
+        left, right = k_pick(a, -1, ks, run), k_pick(b, -2, ks, run)
+        return engine.run(rule, left, right, None, out, target.name)
     except Overflowed as found:
         found.k = int(ks[found.k])
         raise
@@ -115,14 +116,11 @@ def step_length(rule: Rule, depth: int) -> int:
 
     Examples
     --------
+    >>> from numsim.targets.rules import Mac, ScaledFp4
     >>> step_length(Mac(), 100), step_length(ScaledFp4(), 128)
     (1, 64)
     """
-    if isinstance(rule, ScaledFp4):
-        return FP4_STEP
-    if isinstance(rule, Mac) and rule.order in ("sequential", "odd_first"):
-        return 1 if rule.order == "sequential" else 2
-    return rule.group or depth
+    return about(rule).step(rule, depth)
 
 
 def _splits(k: int, target: Target) -> list[NDArray[np.int64]]:
@@ -153,28 +151,31 @@ def bare(q: QTensor) -> QTensor:
     return kept
 
 
-def k_slice(q: QTensor, axis: int, start: int, stop: int) -> QTensor:
+def k_slice(q: QTensor, axis: int, start: int, stop: int, run: int = 1) -> QTensor:
     """Return one run of k with its scale codes, kept with the tensor so that it is packed once."""
     if (start, stop) == (0, q.shape[axis]):
         return q
     key = f"slice{start}:{stop} of axis {axis}"  # one tensor may be a and b
     if key not in q.packed:
-        q.packed[key] = cut_out(q, axis, np.arange(start, stop), slice(start, stop))
+        q.packed[key] = cut_out(q, axis, np.arange(start, stop), slice(start, stop), run)
     part: QTensor = q.packed[key]
     return part
 
 
-def k_pick(q: QTensor, axis: int, ks: NDArray[np.int64]) -> QTensor:
-    """Return the part of an operand at positions `ks` of K, in that order."""
+def k_pick(q: QTensor, axis: int, ks: NDArray[np.int64], run: int = 1) -> QTensor:
+    """Return the part of an operand at positions `ks` of K, in that order; see `cut_out`."""
     if len(ks) == ks[-1] - ks[0] + 1:
-        return k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1)
-    return cut_out(q, axis, ks, ks)
+        return k_slice(q, axis, int(ks[0]), int(ks[-1]) + 1, run)
+    return cut_out(q, axis, ks, ks, run)
 
 
 def cut_out(
-    q: QTensor, axis: int, ks: NDArray[np.int64], where: slice | NDArray[np.int64]
+    q: QTensor, axis: int, ks: NDArray[np.int64], where: slice | NDArray[np.int64], run: int = 1
 ) -> QTensor:
-    """Return the codes at `ks` of K (`where`: the same as an index) with their scale codes."""
+    """Return the codes at `ks` of K (`where`: the same as an index) with their scale codes.
+
+    `run`: of how many k the unit takes one scale; those of each block that is left are a multiple.
+    """
     cut = (..., where) if axis == -1 else (..., where, slice(None))
     if q.scale_codes is None or q.block_shape is None:
         return QTensor(q.codes[cut], q.fmt)
@@ -183,10 +184,10 @@ def cut_out(
     edges = np.flatnonzero(np.diff(ks) != 1) + 1
     length = gcd(block, *(int(k) for k in ks[np.r_[0, edges]]), *(int(e) for e in edges))
     assert q.scale_format is not None
-    if q.fmt.name == "float4_e2m1fn" and length % FP4_RUN:
+    if length % run:
         raise UnsupportedError(
-            f"matmul: the unit scales runs of {FP4_RUN} of K; promote_every and split_tile are "
-            f"multiples of {FP4_RUN}; got runs of {length}"
+            f"matmul: the unit scales runs of {run} of K; promote_every and split_tile are "
+            f"multiples of {run}; got runs of {length}"
         )
     blocks = ks[::length] // block
     shape = list(q.block_shape)

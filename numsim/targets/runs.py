@@ -1,4 +1,4 @@
-"""The kernels of each rule, one module a rule: the first that covers a chain runs it."""
+"""Runs a chain of a unit by the first kernel that covers it, and adds the parts of K."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format
 from numsim.quant import QTensor
-from numsim.targets.runs.chain import Chain, Ways, Work, one_nan
-from numsim.targets.runs.exact import EXACT
-from numsim.targets.runs.fp4 import SCALED_FP4
-from numsim.targets.runs.fused import FUSED, TWO_STAGE
-from numsim.targets.runs.integer import INTEGER, add_integer_parts
-from numsim.targets.runs.mac import MAC
-from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, ScaledFp4, TwoStage
-
-WAYS: dict[type, Ways] = {
-    Mac: MAC, Exact: EXACT, Fused: FUSED, TwoStage: TWO_STAGE, ScaledFp4: SCALED_FP4,
-    IntSum: INTEGER,
-}  # fmt: skip
+from numsim.targets.chain import Chain, Work, new_tally, one_nan
+from numsim.targets.fast import COUNTED, FAST
+from numsim.targets.fast.integer import add_integer_parts
+from numsim.targets.rules import Rule, about, adds_integers
 
 
 def run(
@@ -30,14 +22,25 @@ def run(
     return chosen(Chain(rule, a, b, c, out, name)).run()
 
 
+def counted(chain: Chain) -> Chain:
+    """Return a chain that counts what it loses."""
+    dtype = np.int64 if adds_integers(chain.rule) else np.float64
+    return chain._replace(tally=new_tally(chain, dtype))
+
+
 def chosen(chain: Chain) -> Work:
-    """Return the first kernel that covers a chain; the last, its definition, covers all."""
-    return next(work for way in WAYS[type(chain.rule)] if (work := way(chain)) is not None)
+    """Return the first kernel that covers a chain; its rule's definition covers every one."""
+    table = FAST if chain.tally is None else COUNTED
+    for way in table.get(type(chain.rule), ()):
+        work = way(chain)
+        if work is not None:
+            return work
+    return about(chain.rule).definition(chain)
 
 
 def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
     """Add chunk or split results in order: float32 nearest even, or in `outer_bits`."""
-    if isinstance(rule, IntSum):
+    if adds_integers(rule):
         return add_integer_parts(parts, rule)
     with np.errstate(all="ignore"):
         total = parts[0].astype(np.float32) + np.float32(0.0)

@@ -11,31 +11,26 @@ from numsim.convert import decode
 from numsim.formats import Format
 from numsim.kernels.gemm import mac as gemm_mac
 from numsim.kernels.ir.mac import Flavour
-from numsim.kernels.jit import over_items
-from numsim.kernels.rules import exact as exact_kernel
 from numsim.kernels.rules.exact import extent
 from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
 from numsim.quant.odd import to_odd
 from numsim.quant.types import decoded
-from numsim.targets.runs.chain import (
-    DTYPES,
+from numsim.targets.chain import (
     Chain,
     Ways,
     Work,
-    item,
     round_to,
-    shape,
+    start,
 )
-from numsim.targets.runs.mac import fma
-from numsim.targets.runs.tensor import (
-    as_float64,
+from numsim.targets.fast.mac import fma
+from numsim.targets.rules import Exact
+from numsim.targets.tensor import (
     batched,
     kept,
     survey,
     surveyed,
 )
-from numsim.targets.types import Exact
 
 
 def sum_bits(a: QTensor, b: QTensor) -> int:
@@ -86,8 +81,8 @@ def _groups(x: Chain) -> Work | None:
         return None
 
     def work() -> NDArray[Any]:
-        begin = np.zeros(shape(x)) if x.c is None else as_float64(x.c)
-        return round_to(exact_groups(x.a, x.b, begin, x.rule, x.out), x.out)
+        begin = start(x, np.float64)
+        return round_to(exact_groups(x.a, x.b, begin, x.rule, x.out), x.out, x.rule)
 
     return Work("exact groups in float64", work)
 
@@ -110,55 +105,7 @@ def _sums(x: Chain) -> Work | None:
         return None
     if sum_bits(x.a, x.b) > 53:
         return None
-    return Work("exact sums in float64", lambda: round_to(exact_sum(x.a, x.b, x.c), x.out))
+    return Work("exact sums in float64", lambda: round_to(exact_sum(x.a, x.b, x.c), x.out, x.rule))
 
 
-def _halved(left: NDArray[Any], right: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return float32 operands of four times the depth whose products add up to the same sum."""
-
-    def parts(x: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        high = x.astype(np.float32)  # the rest has at most 32 - 24 bits, so float32 holds it
-        return high, (x - high).astype(np.float32)
-
-    (ah, al), (bh, bl) = parts(left), parts(right)
-    return np.concatenate([ah, ah, al, al], -1), np.concatenate([bh, bl, bh, bl], -2)
-
-
-def _exactly(
-    left: NDArray[Any], right: NDArray[Any], c: NDArray[Any] | None, out: Format, rule: Exact
-) -> NDArray[Any]:
-    if np.float64 in (left.dtype, right.dtype):  # integers that float32 does not hold
-        left, right = _halved(left, right)
-    batch, m, _ = left.shape
-    n = right.shape[-1]
-    codes = np.empty((batch, m, n), np.uint32)
-    start = np.zeros((batch, m, n), np.float32) if c is None else c.astype(np.float32)
-    rows = np.ascontiguousarray(left).view(np.uint32)
-    columns = np.ascontiguousarray(right.transpose(0, 2, 1)).view(np.uint32)
-    begin = np.ascontiguousarray(start).view(np.uint32)
-    over_items(
-        lambda i, lo, hi: exact_kernel.matmul(
-            rows[i], item(columns, i), begin[i], codes[i], lo, hi, out.params, rule.negative_zero
-        ),
-        batch, m,
-    )  # fmt: skip
-    return codes.astype(out.code_dtype).view(DTYPES[out.name])
-
-
-def _exact(x: Chain) -> Work:
-    """One rounding of the exact sum, to the output format (with groups: of each group's)."""
-
-    def work() -> NDArray[Any]:
-        left, right, c = batched(decoded(x.a)), batched(decoded(x.b)), x.c
-        depth = left.shape[-1]
-        step = x.rule.group or depth
-        for k in range(0, depth, step):
-            part = slice(k, k + step)
-            c = _exactly(left[..., part], right[:, part], c, x.out, x.rule)
-        assert c is not None
-        return c
-
-    return Work("scalar", work)
-
-
-EXACT: Ways = (_groups, _sums, _exact)
+EXACT: Ways = (_groups, _sums)

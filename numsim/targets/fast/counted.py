@@ -1,11 +1,12 @@
-"""Which cases the vector counting kernels cover: for each rule, a condition and a call.
+"""Which chains the counting vector kernels cover: for each rule, a condition and a call.
 
-Results and counts are those of the scalar kernels, `kernels.counts.stats` and `.align`.
+Results and counts are those of the rule's definition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,69 +14,85 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
-from numsim.kernels.counts import align_vector as stats_align_vector
-from numsim.kernels.counts import stats as kernels
-from numsim.kernels.counts import stats_vector
+from numsim.kernels.counts import align as align_counts
+from numsim.kernels.counts import steps as step_counts
+from numsim.kernels.jit import over_items
+from numsim.kernels.rules import counts, mac
+from numsim.kernels.rules.align import Block
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
-from numsim.targets.runs.chain import round_to
-from numsim.targets.runs.fused import block_of
-from numsim.targets.runs.integer import largest
-from numsim.targets.runs.mac import ORDER
-from numsim.targets.runs.tensor import as_float64, batched, kept, planes, survey, surveyed
-from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
+from numsim.targets.chain import Chain, Ways, Work, item, noted, round_to, shape, start, store
+from numsim.targets.fast import fused as fast_fused
+from numsim.targets.fast.integer import largest
+from numsim.targets.rules import Mac, fused, two_stage
+from numsim.targets.rules.int_sum import check_width, wrapped
+from numsim.targets.tensor import (
+    as_float64,
+    batched,
+    kept,
+    planes,
+    quantum,
+    signed_bits,
+    survey,
+    surveyed,
+)
 
-Work = Callable[..., None]
+Rows = Callable[..., None]  # of (item, start, values, first row, last row, counts, extremes)
 _COLUMNS = 4  # below, most lanes would be padding
 _LEAVES = 64  # products of a tree that are held at once
 _INT32, _INT64 = 1 << 31, 1 << 62
 
 
-def work(
-    rule: Rule, a: QTensor, b: QTensor, c: NDArray[Any], out: Format, step: Fraction
-) -> Work | None:
-    """Return what counts rows of a chain from c [batch, M, N], None where only scalars do.
+def _narrow(x: Chain) -> bool:
+    """Whether a chain has too few results for vectors."""
+    return 0 in shape(x) or shape(x)[2] < _COLUMNS
 
-    `step`: the quantum of products. The result is called with (item, start, values, first row,
-    last row, counts, extremes).
-    """
-    if not c.size or c.shape[-1] < _COLUMNS:
-        return None
-    if isinstance(rule, Mac):
-        return _fma(a, b, c) if rule.steps == Mac() and _fits_float32(a, b, c) else _mac(rule, a, b)
-    if isinstance(rule, IntSum):
-        return _integer(rule, a, b, c)
-    if isinstance(rule, Exact):
-        return _exact(rule, a, b, c, out, step)
-    if isinstance(rule, Fused | TwoStage):
-        return _fused(rule, a, b, out)
-    return None
+
+def _work(x: Chain, rows: Rows, begin: NDArray[Any], end: Callable[[NDArray[Any]], Any]) -> Work:
+    """Return what runs rows from `begin`, and makes results of their values."""
+
+    def work() -> NDArray[Any]:
+        values = np.empty_like(begin)
+        over_items(
+            lambda i, lo, hi: rows(i, begin[i], values[i], lo, hi, *noted(x, i)), *begin.shape[:2]
+        )
+        result: NDArray[Any] = end(values)
+        return result
+
+    return Work("counting lanes", work)
 
 
 def padded(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Return [..., N] in a type, with zeros appended to a multiple of the kernels' lanes."""
-    short = -array.shape[-1] % stats_vector.LANES
+    short = -array.shape[-1] % step_counts.LANES
     wide = np.zeros((*array.shape[:-1], array.shape[-1] + short), dtype)
     with np.errstate(invalid="ignore"):  # signalling NaN
         wide[..., : array.shape[-1]] = array
     return wide
 
 
-def _item(array: NDArray[Any], i: int) -> NDArray[Any]:
-    item: NDArray[Any] = array[min(i, len(array) - 1)]
-    return item
+def _nearest(f: Format) -> step_counts.Nearest:
+    return step_counts.Nearest(2.0 ** (53 - f.precision), float(f.min_normal), float(f.max))
 
 
-def _nearest(f: Format) -> stats_vector.Nearest:
-    return stats_vector.Nearest(2.0 ** (53 - f.precision), float(f.min_normal), float(f.max))
+def _mac(x: Chain) -> Work | None:
+    if _narrow(x):
+        return None
+    begin = start(x, np.float64)
+    rows: Rows | None
+    if x.rule.steps == Mac() and _fits_float32(x.a, x.b, begin):
+        rows = _fma(x.a, x.b)
+    else:
+        rows = _roundings(x.rule, x.a, x.b)
+    if rows is None:
+        return None
+    return _work(x, rows, begin, lambda values: round_to(values, x.out, x.rule))
 
 
-def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
+def _roundings(rule: Mac, a: QTensor, b: QTensor) -> Rows | None:
     """Count roundings to nearest even without flushes; trees of few products."""
-    plain = Mac(rule.acc_format, rule.product_format, rule.fused, order=rule.order,
-                group=rule.group, overflow=rule.overflow, negative_zero=rule.negative_zero,
-    )  # fmt: skip
+    plain = replace(rule.steps, rounding="rne", flush=False, tiny="stored")
     depth = a.shape[-1]
     group = rule.group or depth
     formats = (rule.acc_format, rule.product_format or rule.acc_format)
@@ -93,9 +110,9 @@ def _mac(rule: Mac, a: QTensor, b: QTensor) -> Work | None:
         ks[: depth // 2 * 2] ^= 1
         left, right = np.ascontiguousarray(left[..., ks]), right[:, ks]
     right = padded(right, np.float64)
-    order = ORDER[rule.order]
-    return lambda i, c, d, lo, hi, n, e: stats_vector.mac(
-        left[i], _item(right, i), c, d, lo, hi, order, group, rounded, p, f, n, e
+    order = mac.ORDERS.index(rule.order)
+    return lambda i, c, d, lo, hi, n, e: step_counts.mac(
+        left[i], item(right, i), c, d, lo, hi, order, group, rounded, p, f, rule.negative_zero, n, e
     )
 
 
@@ -110,29 +127,39 @@ def _fits_float32(a: QTensor, b: QTensor, c: NDArray[Any]) -> bool:
     return finite_a and finite_b and finite_c and sum(widths) <= 24 and low >= -126 and high <= 124
 
 
-def _fma(a: QTensor, b: QTensor, c: NDArray[Any]) -> Work:
+def _fma(a: QTensor, b: QTensor) -> Rows:
     left, right = batched(decoded(a)).astype(np.float32), padded(batched(decoded(b)), np.float32)
-    return lambda i, c, d, lo, hi, n, e: stats_vector.fma(
-        left[i], _item(right, i), c, d, lo, hi, n, e
+    return lambda i, c, d, lo, hi, n, e: step_counts.fma(
+        left[i], item(right, i), c, d, lo, hi, n, e
     )
 
 
-def _integer(rule: IntSum, a: QTensor, b: QTensor, c: NDArray[Any]) -> Work | None:
+def _integer(x: Chain) -> Work | None:
     """Count sums that fit 62 bits, in int32 where they fit that."""
+    check_width(x)
+    rule, (a, b) = x.rule, (x.a, x.b)
+    if _narrow(x) or rule.overflow == "raise":  # the definition says where
+        return None
+    begin = start(x, np.int64)
     bound = largest(a) * largest(b)
-    total = bound * max(a.shape[-1], 2) + max(int(c.max()), -int(c.min()))
-    plain = IntSum(rule.acc_bits, rule.overflow, rule.group, rule.pair_bits, rule.outer_bits)
+    total = bound * max(a.shape[-1], 2) + max(int(begin.max()), -int(begin.min()))
     odd = rule.pair_bits is not None and rule.group % 2
-    if rule != plain or odd or total >= _INT64 or rule.acc_bits > 62:
+    if odd or total >= _INT64 or rule.acc_bits > 62:
         return None
     word, most = (np.int32, _INT32 - 1) if total < _INT32 else (np.int64, _INT64 - 1)
     high = min((1 << (rule.acc_bits - 1)) - 1, most)
     pair = min((1 << (rule.pair_bits - 1)) - 1, most) if rule.pair_bits else 0
     left, right = batched(a.codes).astype(word), padded(batched(b.codes), word)
     saturate = rule.overflow == "saturate"
-    return lambda i, c, d, lo, hi, n, e: stats_vector.integer(
-        left[i], _item(right, i), c, d, lo, hi, -high - 1, high, saturate, rule.group, pair, n, e
-    )
+
+    def rows(
+        i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]
+    ) -> None:
+        step_counts.integer(
+            left[i], item(right, i), c, d, lo, hi, -high - 1, high, saturate, rule.group, pair, n, e
+        )
+
+    return _work(x, rows, begin, lambda values: wrapped(values, rule.acc_bits))
 
 
 def _extent(q: QTensor) -> tuple[bool, int, int]:
@@ -150,15 +177,16 @@ def _extent_of(values: NDArray[Any]) -> tuple[bool, int, int]:
     return extent(bits.reshape(-1))
 
 
-def _exact(
-    rule: Exact, a: QTensor, b: QTensor, c: NDArray[Any], out: Format, step: Fraction
-) -> Work | None:
+def _exact(x: Chain) -> Work | None:
     """Count sums of which float64 holds every part."""
-    if rule.negative_zero or np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype):
+    rule, a, b, out = x.rule, x.a, x.b, x.out
+    wide = np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype)
+    if _narrow(x) or rule.negative_zero or wide:
         return None
+    begin, step = start(x, np.float64), quantum(a.fmt) * quantum(b.fmt)
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = _extent(a), _extent(b)
     low, high = low_a + low_b, high_a + high_b + a.shape[-1].bit_length()
-    finite_c, low_c, high_c = _extent_of(c)
+    finite_c, low_c, high_c = _extent_of(begin)
     if low_c < high_c:
         low, high = min(low, low_c), max(high, high_c) + 1
     depth = a.shape[-1]
@@ -174,60 +202,64 @@ def _exact(
     def count(
         i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]
     ) -> None:
-        rows, columns = left[i], _item(right, i)
+        rows, columns = left[i], item(right, i)
         d[lo:hi] = c[lo:hi]
         for k in range(0, depth, group):
             before = d[lo:hi].copy()
             part = np.ascontiguousarray(rows[:, k : k + group])
-            stats_vector.exact(part, columns[k : k + group], d, d, lo, hi, e)
+            step_counts.exact(part, columns[k : k + group], d, d, lo, hi, e)
             after = d[lo:hi] + 0.0
             old, new = (round_to(x + 0.0, out) for x in (before, after))
             code = np.dtype(f"u{new.dtype.itemsize}")
             same = (after != before) & (old.view(code) == new.view(code))
             d[lo:hi] = new
-            n[lo:hi, kernels.STEPS] += d.shape[1]
-            n[lo:hi, kernels.SWAMPED] += same.sum(1)
-            n[lo:hi, kernels.OVERFLOWS] += np.isinf(d[lo:hi]).sum(1)
+            n[lo:hi, counts.STEPS] += d.shape[1]
+            n[lo:hi, counts.SWAMPED] += same.sum(1)
+            n[lo:hi, counts.OVERFLOWS] += np.isinf(d[lo:hi]).sum(1)
         ends = (Fraction(float(v)) / step for v in (e[lo:hi, 0].min(), e[lo:hi, 1].max()))
-        n[lo, kernels.BITS] = max(signed_width(v.__floor__()) for v in ends)
+        n[lo, counts.BITS] = signed_bits(*ends)
 
-    return count
-
-
-def signed_width(value: int) -> int:
-    """Return the bits of the narrowest two's-complement register for an integer.
-
-    Examples
-    --------
-    >>> signed_width(127), signed_width(-128), signed_width(0)
-    (8, 8, 1)
-    """
-    return (value if value >= 0 else ~value).bit_length() + 1
+    return _work(x, count, begin, lambda values: round_to(values, out, rule))
 
 
-def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Work | None:
-    """Finite operands whose significands' products, and cut products, fit int32."""
-    block = block_of(rule, a.fmt, b.fmt, out)
-    if block.align_bits > 25 or a.fmt.precision + b.fmt.precision > 24:
+def _fused(x: Chain) -> Work | None:
+    rule = x.rule
+    if rule.align == "floor" or rule.rounding is not None:
         return None
-    if isinstance(rule, TwoStage):
-        plain: Rule = TwoStage(
-            rule.group, rule.align_bits, rule.sum_bits, rule.streams, rule.zero_products
-        )
-        covered = rule.align_bits <= rule.sum_bits
-    else:
-        plain = Fused(rule.group, rule.align_bits, rule.keep_bits, rule.accumulator,
-                      rule.zero_products, rule.min_exponent)  # fmt: skip
-        covered = rule.accumulator != "halves" or rule.min_exponent is None
+    if rule.accumulator == "halves" and rule.min_exponent is not None:
+        return None
+    work = _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
+    if work is None or rule.accumulator == "joins":
+        return work
+    counting = work
+
+    def both() -> NDArray[Any]:
+        d = counting.run()  # an infinite lane stops; the unit may add the opposite infinity
+        return d if np.isfinite(d).all() else fast_fused.uncounted(x)
+
+    return counting._replace(run=both)
+
+
+def _two_stage(x: Chain) -> Work | None:
+    if x.rule.align_bits > x.rule.sum_bits:
+        return None
+    return _aligned(x, two_stage.block_of(x.rule, x.a.fmt, x.b.fmt))
+
+
+def _aligned(x: Chain, block: Block) -> Work | None:
+    """Finite operands whose significands' products, and cut products, fit int32."""
+    a, b = x.a, x.b
+    if _narrow(x) or block.align_bits > 25 or a.fmt.precision + b.fmt.precision > 24:
+        return None
     left = planes(a, False)
     sig, exp, cls = (batched_columns(p) for p in planes(b, True))
-    if rule != plain or not covered or left[2].any() or cls.any():
+    if left[2].any() or cls.any():
         return None
-    high = sum(int(x[1].max(where=x[0] != 0, initial=-1000)) for x in (left, (sig, exp)))
+    high = sum(int(q[1].max(where=q[0] != 0, initial=-1000)) for q in (left, (sig, exp)))
     if block.product_limit and high + 1 >= block.product_limit:
         return None
     if not block.zero_products:
-        exp = np.where(sig == 0, np.int32(stats_align_vector.NO_TERM), exp)
+        exp = np.where(sig == 0, np.int32(align_counts.NO_TERM), exp)
     sig, exp = padded(sig, np.int32), padded(exp, np.int32)
     narrow = block.group << (block.align_bits + 2) <= _INT32
     word = np.int32 if narrow else np.int64
@@ -235,14 +267,23 @@ def _fused(rule: Fused | TwoStage, a: QTensor, b: QTensor, out: Format) -> Work 
     def count(
         i: int, c: NDArray[Any], d: NDArray[Any], lo: int, hi: int, n: NDArray[Any], e: NDArray[Any]
     ) -> None:
-        totals = np.empty((2, stats_vector.TILE), word)
-        stats_align_vector.fused(
-            left[0][i], left[1][i], _item(sig, i), _item(exp, i), c, d, totals, lo, hi, block, n, e
+        totals = np.empty((2, step_counts.TILE), word)
+        align_counts.fused(
+            left[0][i], left[1][i], item(sig, i), item(exp, i), c, d, totals, lo, hi, block, n, e
         )
 
-    return count
+    return _work(
+        x, count, start(x, np.float64), lambda values: store(values, x.out, x.rule)
+    )  # fmt: skip
 
 
 def batched_columns(plane: NDArray[Any]) -> NDArray[Any]:
     """[batch, N, K] -> [batch, K, N]."""
     return np.ascontiguousarray(plane.transpose(0, 2, 1))
+
+
+MAC: Ways = (_mac,)
+EXACT: Ways = (_exact,)
+INTEGER: Ways = (_integer,)
+FUSED: Ways = (_fused,)
+TWO_STAGE: Ways = (_two_stage,)

@@ -9,29 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import Format
+from numsim.kernels.convert.round import RNE, RTZ
 from numsim.kernels.gemm import align as gemm_align
 from numsim.kernels.gemm import double as gemm_double
 from numsim.kernels.gemm import hopper as gemm_hopper
 from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import over_items
-from numsim.kernels.rules import fused as fused_kernel
-from numsim.kernels.rules.fused import Block
+from numsim.kernels.rules.align import Block
 from numsim.quant import QTensor
-from numsim.targets.runs.chain import (
+from numsim.targets.chain import (
     Chain,
     Ways,
     Work,
-    item,
     one_nan,
-    round_to,
-    shape,
     store,
 )
-from numsim.targets.runs.mac import MODE
-from numsim.targets.runs.tensor import (
+from numsim.targets.rules import Fused, fused, two_stage
+from numsim.targets.tensor import (
     any_of,
-    as_float64,
     batched,
     coded,
     fields,
@@ -41,16 +36,14 @@ from numsim.targets.runs.tensor import (
     survey,
     survey_planes,
 )
-from numsim.targets.types import Fused, TwoStage
 
-_ACCUMULATOR = {"joins": 0, "late": 1, "halves": 2}
-_NO_LIMIT = -(1 << 29)
+FP8 = "FP8 with 13 fraction bits"
 
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
     """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
     if (
-        rule != Fused(rule.group, 13, 13)
+        rule.steps != Fused(rule.group, 13, 13)
         or rule.group > gemm_hopper.WIDEST
         or out.name != "float32"
     ):
@@ -95,7 +88,7 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
 def _fp8(x: Chain) -> Work | None:
     if not fp8_applies(x.a, x.b, x.c, x.out, x.rule):
         return None
-    return Work("FP8 with 13 fraction bits", lambda: fp8(x.a, x.b, x.c, x.rule))
+    return Work(FP8, lambda: fp8(x.a, x.b, x.c, x.rule))
 
 
 def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
@@ -104,7 +97,7 @@ def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
         rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
     )  # fmt: skip
     few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW
-    if few or rule != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+    if few or rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
         return False
     if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
         return False
@@ -167,35 +160,15 @@ def _double(x: Chain) -> Work | None:
     return Work("aligned sums in float64", lambda: one_nan(double(x.a, x.b, x.c, x.rule), x.rule))
 
 
-def block_of(rule: Fused | TwoStage, a: Format, b: Format, out: Format) -> fused_kernel.Block:
-    """Return a rule as the scalar kernel takes it."""
-    fraction = a.precision + b.precision - 2
-    if isinstance(rule, TwoStage):
-        limit = 128 if a.emax == 127 else 0
-        return fused_kernel.Block(
-            3, rule.group, rule.align_bits, fraction, rule.zero_products, _NO_LIMIT, rule.streams,
-            rule.sum_bits, limit, 24, -126, 127, 0, 24,
-        )  # fmt: skip
-    least = _NO_LIMIT if rule.min_exponent is None else rule.min_exponent
-    if out.name == "float32":
-        result = (rule.keep_bits + 1, -126, 127, MODE[rule.rounding or "rtz"], 24)
-    else:
-        result = (11, -14, 15, MODE[rule.rounding or "rne"], 11)
-    return fused_kernel.Block(
-        _ACCUMULATOR[rule.accumulator], rule.group, rule.align_bits, fraction, rule.zero_products,
-        least, 1, 0, 0, *result, rule.align == "floor",
-    )  # fmt: skip
-
-
-def _aligned(x: Chain) -> Work | None:
+def _aligned(x: Chain, block: Block) -> Work | None:
     """Blocks of finite operands; NaN and results are values, as float32.
 
     Covered: significands' products are exact in float32, cut products fit int32 and the sums
     float64; all operands are finite, and no product is one that CDNA3 calls infinite.
     """
     a, b = x.a, x.b
-    block = block_of(x.rule, a.fmt, b.fmt, x.out)
-    if block.floor or (isinstance(x.rule, Fused) and x.rule.rounding is not None):
+    single = block.kind != kinds.TWO_STAGE and x.out.name == "float32"
+    if block.floor or block.mode != (RTZ if single else RNE):
         return None
     if block.align_bits > 25 or block.group > 256 or a.fmt.precision + b.fmt.precision > 24:
         return None
@@ -216,7 +189,7 @@ def _aligned(x: Chain) -> Work | None:
         and max(high_a, high_b, high_a + high_b) <= 120
         and abs(b.fmt.bias) < 128  # its codes are read by way of 2**-bias
     )
-    return Work("aligned terms", lambda: _stored(_align(x, block, by_code, whole), x))
+    return Work("aligned terms", lambda: store(_align(x, block, by_code, whole), x.out, x.rule))
 
 
 def _align(x: Chain, block: Block, by_code: bool, whole: bool) -> NDArray[np.float32]:
@@ -244,30 +217,21 @@ def _align(x: Chain, block: Block, by_code: bool, whole: bool) -> NDArray[np.flo
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=x.c)
 
 
-def _stored(values: NDArray[Any], x: Chain) -> NDArray[Any]:
-    return store(values, x.out, x.rule) if isinstance(x.rule, Fused) else round_to(values, x.out)
+def _fused(x: Chain) -> Work | None:
+    return _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
 
 
-def _fused(x: Chain) -> Work:
-    """Align-and-truncate blocks one by one, chained through the accumulator: the definition."""
-
-    def work() -> NDArray[Any]:
-        block = block_of(x.rule, x.a.fmt, x.b.fmt, x.out)
-        left, right = planes(x.a, False), planes(x.b, True)
-        size = shape(x)
-        start = np.zeros(size) if x.c is None else as_float64(x.c)
-        values = np.empty(size)
-        over_items(
-            lambda i, lo, hi: fused_kernel.matmul(
-                *(p[i] for p in left), *(item(p, i) for p in right), start[i], values[i], lo, hi,
-                block,
-            ),
-            size[0], size[1],
-        )  # fmt: skip
-        return _stored(values, x)
-
-    return Work("scalar", work)
+def _two_stage(x: Chain) -> Work | None:
+    return _aligned(x, two_stage.block_of(x.rule, x.a.fmt, x.b.fmt))
 
 
-FUSED: Ways = (_fp8, _double, _aligned, _fused)
-TWO_STAGE: Ways = (_aligned, _fused)
+def uncounted(x: Chain) -> NDArray[Any]:
+    """Run a chain of `Fused` without counts."""
+    plain = x._replace(tally=None)
+    works = (way(plain) for way in FUSED)
+    work = next((found for found in works if found is not None), None)
+    return (work or fused.FUSED.definition(plain)).run()
+
+
+FUSED: Ways = (_fp8, _double, _fused)
+TWO_STAGE: Ways = (_two_stage,)

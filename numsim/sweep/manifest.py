@@ -1,0 +1,255 @@
+"""The manifest beside results: what was measured, on what, by which code; it repeats the run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numsim
+from numsim.errors import NumsimError, SkippedWarning, printable, warn
+from numsim.files import read_toml, replace_files
+from numsim.formats import Format
+from numsim.models import Model, Recipe
+from numsim.models.recipe import inline_toml, quant_table, target_table
+from numsim.quant import Quant
+from numsim.sweep.csv import ResultsFile
+from numsim.sweep.prepare import Prepared
+from numsim.sweep.recipes import NamedRecipe
+from numsim.sweep.shards import shard_path
+from numsim.sweep.spec import SweepSpec
+from numsim.targets import Target, get_target
+from numsim.version import __version__
+
+TABLE = "manifest"  # in a file of settings: what was measured, not what to measure
+_LIBRARIES = ("numpy", "numba", "ml-dtypes", "pandas", "tokenizers")
+_NOT_SETTINGS = {  # where and how fast a sweep ran, not what it measured
+    "out", "resume", "force", "jobs", "scheduler", "shard", "memory_limit", "max_cases",
+}  # fmt: skip
+_MEASURED = (  # equal in all cases of one file, but for models and texts: hashes of all of them
+    "limit_tokens", "window", "window_start", "batch", "ignore_keys", "cost", "scale_node",
+    "scale_source", "bandwidth_gb_s", "peak_tmac_s", "stats",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `write` puts beside the results of a sweep.
+
+    Attributes
+    ----------
+    path
+        The file; None: nothing is written.
+    settings
+        Fields of the `SweepSpec` that are not the usual ones, recipes and units inside.
+    record
+        What they were measured on, and by.
+    """
+
+    path: Path | None
+    settings: dict[str, Any]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, plan: SweepSpec, runs: Sequence[Prepared]) -> Manifest:
+        """Return the manifest of a prepared sweep."""
+        settings = {
+            name: _plain(name, getattr(plan, name))
+            for name in SweepSpec.model_fields
+            if name not in _NOT_SETTINGS and name in plan.model_fields_set
+        }
+        settings = {name: value for name, value in settings.items() if value is not None}
+        first = [run.cases[0] for run in runs]
+        measured = {name: _plain(name, getattr(plan, name)) for name in _MEASURED}
+        if plan.cost is not None:
+            measured["cost"] = hashlib.sha256(plan.cost.read_bytes()).hexdigest()[:16]
+        record = {
+            "numsim_version": __version__,
+            "models": {case.model: case.model_hash for case in first},
+            "texts": {case.text: case.text_hash for case in first},
+            "measured": {name: value for name, value in measured.items() if value is not None},
+            "seeds": list(plan.seeds),
+            "cases": sum(len(run.cases) for run in runs),
+            "code_hash": _code_hash(),
+            "python": platform.python_version(),
+            "libraries": {name: _version(name) for name in _LIBRARIES},
+            "processor": _processor(),
+            "system": platform.platform(),
+            "command": shlex.join(["numsim", *sys.argv[1:]]) if _is_command() else "",
+        }
+        out = shard_path(plan.out, plan.shard)
+        return cls(None if out is None else manifest_path(out), settings, record)
+
+    def check(self, results: ResultsFile) -> None:
+        """Raise NumsimError where the cases that a results file keeps are of another sweep.
+
+        More formats, units or seeds may come to them; another model, text, version, or other
+        tokens of it may not.
+        """
+        if not results.kept or self.path is None:
+            return
+        found = read_record(self.path) if self.path.is_file() else {}
+        for what, name in (("models", "model"), ("texts", "text")):
+            present = self.record[what]
+            for row in results.kept:
+                if row[name] not in present:
+                    raise _other(results.path, name, row[name], ", ".join(present))
+            for called, digest in found.get(what, {}).items():
+                if present.get(called, digest) != digest:
+                    raise _other(
+                        results.path, name, f"{called} with other contents", "what is there now"
+                    )
+        before = found.get("measured", self.record["measured"])
+        for name in _MEASURED:
+            old, new = before.get(name), self.record["measured"].get(name)
+            if old != new:
+                raise _other(results.path, name, old, new)
+
+    def write(self) -> None:
+        """Write the file in one step.
+
+        Raises
+        ------
+        NumsimError
+            It cannot be written.
+        """
+        if self.path is None:
+            return
+        head = [
+            "# What this sweep measured; numsim sweep --config with this file repeats it.",
+            *(f"{name} = {inline_toml(value)}" for name, value in self.settings.items()),
+            "",
+            f"[{TABLE}]",
+            *(f"{name} = {inline_toml(value)}" for name, value in self.record.items()),
+        ]
+        try:
+            replace_files({self.path: ("\n".join(head) + "\n").encode()})
+        except OSError as error:
+            raise NumsimError(
+                f"sweep: cannot write {self.path}: {error.strerror}; name another results file, or "
+                "free the place"
+            ) from None
+
+    def compare(self, record: dict[str, Any]) -> None:
+        """Refuse to repeat a sweep on another model or text; warn of another version.
+
+        Raises
+        ------
+        NumsimError
+            A model or a text has other contents than in the manifest.
+        """
+        for what in ("models", "texts"):
+            before, now = record.get(what, {}), self.record[what]
+            if before and before != now:
+                raise NumsimError(
+                    f"sweep: a manifest repeats its run on the same {what}; it has "
+                    f"{_listed(before)}, and there is {_listed(now)}; give that one, or settings "
+                    f"without the table [{TABLE}]"
+                )
+        for name in ("numsim_version", "code_hash"):
+            if record.get(name, self.record[name]) != self.record[name]:
+                warn(
+                    f"sweep: the manifest is of another numsim ({name} {record[name]}; this is "
+                    f"{self.record[name]}): numbers may differ",
+                    SkippedWarning,
+                )
+                return
+
+
+def manifest_path(results: Path) -> Path:
+    """Return the file beside results.
+
+    >>> manifest_path(Path("results.csv")).name
+    'results.manifest.toml'
+    """
+    return results.with_name(f"{results.stem}.manifest.toml")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what a manifest says was measured.
+
+    Raises
+    ------
+    NumsimError
+        It is not TOML.
+    """
+    found = read_toml(path, "sweep").get(TABLE, {})
+    return found if isinstance(found, dict) else {}
+
+
+def _other(path: Path | None, name: str, old: object, new: object) -> NumsimError:
+    return NumsimError(
+        f"sweep: {path} holds cases of another sweep: {name} was {printable(old)}, now "
+        f"{printable(new)}; incompatible runs do not mix; name another file, or --force replaces it"
+    )
+
+
+def _listed(hashes: dict[str, str]) -> str:
+    return ", ".join(f"{printable(name)} ({digest})" for name, digest in hashes.items())
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value as TOML has it, whatever files it came from inside."""
+    if isinstance(value, tuple | list):
+        return [_plain(name, one) for one in value]
+    if isinstance(value, Quant):
+        return quant_table(value)
+    if isinstance(value, Format):
+        return quant_table(Quant(value))
+    if isinstance(value, Target):
+        return target_table(value)
+    if isinstance(value, Model):
+        return None if value.folder is None else str(value.folder.absolute())
+    if isinstance(value, Recipe):
+        return {"name": f"recipe_{value.digest()[:8]}", "toml": value.to_toml()}
+    if isinstance(value, NamedRecipe):
+        return {k: v for k, v in value.model_dump(mode="json").items() if v}
+    if name == "recipes":
+        return {"name": value.stem, "toml": Recipe.from_toml(value).to_toml()}
+    if isinstance(value, Path):
+        return str(value.absolute()) if value.exists() else str(value)
+    if isinstance(value, str) and value.endswith(".toml"):
+        if name == "targets":
+            return {"unit": get_target(value).to_toml()}
+        return quant_table(Quant(value))
+    return value
+
+
+@cache
+def _code_hash() -> str:
+    """Return a hash of the sources of numsim."""
+    digest = hashlib.sha256()
+    root = Path(numsim.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _processor() -> str:
+    """Return what the processor is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()}"
+
+
+def _is_command() -> bool:
+    return Path(sys.argv[0]).name in ("numsim", "cli.py", "__main__.py")
