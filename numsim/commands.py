@@ -258,8 +258,9 @@ def verify(
     what: Annotated[
         str,
         typer.Argument(
-            help="conversions, or silicon: recorded outputs of chips and models.",
-            autocompletion=options.completes("conversions", "silicon"),
+            help="conversions; silicon: recorded outputs of chips and models; or published: "
+            "figures of the literature.",
+            autocompletion=options.completes("conversions", "silicon", "published"),
         ),
     ] = "conversions",
     exhaustive: Annotated[
@@ -272,23 +273,24 @@ def verify(
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="silicon: beginning of the file names.")
+        str | None, typer.Option(help="silicon, published: beginning of the names.")
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, or replay recorded outputs (silicon)."""
-    if what == "silicon":
+    """Check conversions, replay recorded outputs (silicon), compute published figures again."""
+    if what in ("silicon", "published"):
         from numsim.commands_mac import print_silicon
+        from numsim.commands_quant import print_published
 
         if exhaustive or formats is not None:
             raise NumsimError(
                 "verify: --exhaustive and --formats are for verify conversions; leave them out"
             )
-        print_silicon(only or "")
+        (print_silicon if what == "silicon" else print_published)(only or "")
         return
     if what != "conversions":
-        raise NumsimError(f"verify: conversions or silicon; got {what!r}")
+        raise NumsimError(f"verify: conversions, silicon or published; got {what!r}")
     if only is not None:
-        raise NumsimError("verify: --only is for verify silicon; leave it out")
+        raise NumsimError("verify: --only is for verify silicon and published; leave it out")
     from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check
 
     names = formats_to_check() if formats is None else options.split(formats)

@@ -5,6 +5,6 @@ was written (`computed`) and a tolerance. A row that does not agree with its sou
 reason; only a figure that moves away from what was computed before is an error.
 """
 
-from numsim.verify.published.rows import PublishedRow, check_published, published_rows
+from numsim.verify.published.rows import PublishedRow, check_published, published_rows, stored_rows
 
-__all__ = ["PublishedRow", "check_published", "published_rows"]
+__all__ = ["PublishedRow", "check_published", "published_rows", "stored_rows"]

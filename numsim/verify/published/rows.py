@@ -61,7 +61,12 @@ class PublishedRow:
 
 
 @cache
-def _table() -> list[dict[str, Any]]:
+def stored_rows() -> list[dict[str, Any]]:
+    """Return the rows as they are stored.
+
+    >>> stored_rows()[0]["statement"]
+    'E4M3 largest finite value'
+    """
     rows: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
     return rows
 
@@ -79,7 +84,7 @@ def published_rows(only: str = "") -> list[str]:
     >>> published_rows("format.e4m3.max"), len(published_rows())
     (['format.e4m3.max'], 203)
     """
-    ids = [str(row["id"]) for row in _table()]
+    ids = [str(row["id"]) for row in stored_rows()]
     found = [i for i in ids if i.startswith(only)]
     if not found:
         heads = dict.fromkeys(i.split(".")[0] for i in ids)
@@ -113,7 +118,7 @@ def check_published(only: str = "") -> Iterator[PublishedRow]:
     [6.0]
     """
     wanted = set(published_rows(only))
-    for row in _table():
+    for row in stored_rows():
         name = str(row["id"])
         if name in wanted:
             yield PublishedRow(
