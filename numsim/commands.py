@@ -204,7 +204,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Format, mxfp4_e2m1 ...; or mma: a dot product.",
+            metavar="NAME", help="Format, recipe (mxfp4_e2m1, w8a8 ...); or mma: a dot product.",
             autocompletion=options.completes("mma", *options.FORMATS, *options.RECIPES),
         ),
     ],
@@ -249,7 +249,11 @@ def explain(
             "numsim explain mma --target T"
         )
     from numsim.explain import explain_format, explain_recipe
+    from numsim.models.named import NAMED, recipe_lines
 
+    if name in NAMED:
+        say("\n".join(recipe_lines(name)))
+        return
     f, recipe = _format_or_recipe(name)
     say(explain_recipe(recipe) if recipe else explain_format(f))
 

@@ -18,6 +18,7 @@ from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
+from numsim.quant.transforms import llm_int8, rotate
 from numsim.targets import matmul
 
 Array = NDArray[Any]
@@ -97,6 +98,30 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
     return run
 
 
+def _rotated(x: Array, rule: Rule, axis: int) -> Array:
+    """Return an operand rotated along K, where the rule says so."""
+    if rule.rotate is None:
+        return x
+    depth = x.shape[axis]
+    block = rule.rotate if depth > rule.rotate or depth % rule.rotate == 0 else depth
+    turned = rotate(x.astype(np.float32, copy=False).swapaxes(axis, -1), block=block)
+    return turned.swapaxes(axis, -1)
+
+
+def _split(
+    name: str, threshold: float, x: Array, tensors: Mapping[str, Array], operand: str | Array
+) -> Array:
+    """Return the product of LLM.int8()."""
+    if not isinstance(operand, str):
+        raise NumsimError(
+            f"Recipe: outliers is for stored matrices; {name} multiplies two activations; match "
+            "*_proj"
+        )
+    rows = x.reshape(-1, x.shape[-1])
+    y = llm_int8(rows, tensors[operand].astype(np.float32), threshold=threshold).matmul()
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 def make_gemm(
     tensors: Mapping[str, Array],
     cache: OperandCache,
@@ -112,7 +137,7 @@ def make_gemm(
     rounding, see `streams`. `on_left` is shown each left operand as it was stored.
     """
     plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
-    recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
+    recent: dict[Any, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
 
     def plain(x: Array, operand: str | Array) -> Array:
         """Chain of fused multiply-adds in the dtype of `x`."""
@@ -131,19 +156,25 @@ def make_gemm(
         left, right = (z.reshape(count, *z.shape[-2:]) for z in (x, operand))
         return gemm_fma(left, right).reshape(*x.shape[:-1], operand.shape[-1])
 
-    def stored_left(name: str, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints) -> Any:
+    def stored_left(
+        name: str, rule: Rule, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints
+    ) -> Any:
+        scale = rule.activation_scale
         if quant.rounding != "sr":
-            if quant not in recent or recent[quant][0] is not x:
+            key = quant, rule.rotate, scale
+            if key not in recent or recent[key][0] is not x:
                 recent.clear()
-                recent[quant] = (x, quantize(x.reshape(shape), quant, axis=-1))
-            return recent[quant][1]
+                turned = _rotated(x, rule, -1).reshape(shape)
+                recent[key] = (x, quantize(turned, quant, axis=-1, scale=scale))
+            return recent[key][1]
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
         random = draws(
             stream(seed, name, "left"), ids, x.shape[-1],
             groups=groups, heads=x.shape[-2] // max(len(ids), 1),
         )  # fmt: skip
         random = np.broadcast_to(random if len(shape) > 2 else random[0], x.shape).reshape(shape)
-        return quantize(x.reshape(shape), quant, axis=-1, random=random)
+        turned = _rotated(x, rule, -1).reshape(shape)
+        return quantize(turned, quant, axis=-1, random=random, scale=scale)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
         if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]
@@ -160,6 +191,8 @@ def make_gemm(
 
     def emulated(name: str, rule: Rule, x: Array, operand: str | Array, positions: Ints) -> Array:
         left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+        if rule.outliers is not None:
+            return _split(name, rule.outliers, x, tensors, operand)
         if isinstance(operand, str):
             tensor = tensors[operand]
             shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
@@ -167,20 +200,21 @@ def make_gemm(
 
             def store() -> QTensor:
                 wide = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
+                wide = _rotated(wide, rule, -1)
                 made = quantize_pieces(wide, right, axis=-1, seed=key, done=lambda: release(tensor))
                 return made.T
 
-            b = cache.get((operand, right, key), int(tensor.size * probe(rule)), store)
+            b = cache.get((operand, right, key, rule.rotate), int(tensor.size * probe(rule)), store)
         else:
-            shape, b = x.shape, stored_right(name, right, operand)
+            shape, b = x.shape, stored_right(name, right, _rotated(operand, rule, -2))
         try:
-            a = stored_left(name, left, x, shape, positions)
+            a = stored_left(name, rule, left, x, shape, positions)
         except NumsimError as error:
             raise NumsimError(f"the input of {name}: {error}") from None
         on_left(a)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
-            cache.measure((operand, right, key))
+            cache.measure((operand, right, key, rule.rotate))
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], y.shape[-1])
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:
