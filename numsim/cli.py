@@ -18,6 +18,7 @@ import typer
 from numsim import options
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_quant import register as register_quant
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
@@ -322,6 +323,7 @@ def report(
 
 register(app)
 register_mac(app)
+register_quant(app)
 register_train(app)
 
 if __name__ == "__main__":
