@@ -67,8 +67,8 @@ def calibrated(
     seen = {name: Calibration(rule, momentum=momentum) for name in wanted}
     for tokens in windows:
         run = model.run(tokens, taps=[f"{name}.in" for name in wanted])
-        for name, each in seen.items():
-            each.update(run.taps[f"{name}.in"])
+        for name, stream in seen.items():
+            stream.update(run.taps[f"{name}.in"])
     found: list[Any] = []
     for name, each in rules.items():
         if name in wanted:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.models.recipe import Recipe, Rule
-from numsim.quant import QUANTS, SOURCES, Quant
+from numsim.quant import QUANTS, Quant
 from numsim.targets import Target
 
 _HOPPER, _BLACKWELL = "nvidia.hopper.wgmma", "nvidia.blackwell.tcgen05"

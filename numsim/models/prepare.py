@@ -189,9 +189,7 @@ def smoothed(model: Model, tokens: ArrayLike, *, alpha: float = 0.5) -> Model:
 def _inputs(model: Model, tokens: ArrayLike) -> Iterator[tuple[str, list[str], Array]]:
     """Yield every norm, the matrices that read it, and its output [rows, hidden] on some tokens."""
     arch = model.arch
-    groups = [
-        (norm, names) for i in range(arch.layers) for norm, names in readers(arch, i).items()
-    ]
+    groups = [(norm, names) for i in range(arch.layers) for norm, names in readers(arch, i).items()]
     run = model.run(tokens, taps=[f"{names[0]}.in" for _, names in groups])
     for norm, names in groups:
         seen = np.asarray(run.taps[f"{names[0]}.in"])

@@ -344,9 +344,7 @@ class Recipe:
         return recipe_from_tables(tables, f"{path}", Path(path).parent)
 
 
-def recipe_from_tables(
-    tables: Mapping[str, Any], where: str, folder: Path | None = None
-) -> Recipe:
+def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | None = None) -> Recipe:
     """Return the recipe of the tables that `Recipe.from_toml` reads from `where`.
 
     Raises

@@ -68,6 +68,6 @@ def test_a_figure_that_moves_is_an_error(monkeypatch):
 
 
 def test_a_beginning_that_no_figure_has():
-    with pytest.raises(ns.NumsimError, match="no figure begins with 'opd'.*opt"):
+    with pytest.raises(ns.NumsimError, match=r"no figure begins with 'opd'.*opt"):
         published_rows("opd")
     assert isinstance(run("verify", "published", "--formats", "int8").exception, ns.NumsimError)

@@ -33,7 +33,7 @@ def figure(name: str) -> float:
         return _p3109(rest[0])
     if head == "e8m0":
         rule = Quant("float8_e4m3fn", block=1, scale_format="float8_e8m0fnu", scale_rule=rest[1])
-        return float(np.asarray(quantize(np.float32([150.0]), rule).scale_codes).item())
+        return float(np.asarray(quantize([150.0], rule).scale_codes).item())
     if head == "width":
         return float(_width(get_format(rest[0]), int(rest[1]) if len(rest) > 1 else 1))
     if head in ("int32", "int16"):

@@ -15,8 +15,10 @@ from numsim.verify.published import enumerated, sampled, theory
 
 _FILE = Path(__file__).parents[2] / "data" / "published.json"
 _BY: dict[str, Callable[[str], float]] = {  # by the first word of an id
-    **dict.fromkeys(("format", "p3109", "e8m0", "width", "int32", "int16", "harmonic", "sr", "bits"),
-                    enumerated.figure),
+    **dict.fromkeys(
+        ("format", "p3109", "e8m0", "width", "int32", "int16", "harmonic", "sr", "bits"),
+        enumerated.figure,
+    ),
     **dict.fromkeys(("int_fp", "bdr", "opt", "midrise", "a2q", "kulisch", "vrr"), theory.figure),
     **dict.fromkeys(("qsnr", "clip", "crest", "hif4", "4over6", "if4", "scale", "deepseek"),
                     sampled.figure),

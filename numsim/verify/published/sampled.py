@@ -37,8 +37,9 @@ def figure(name: str) -> float:
         amax = np.abs(x.reshape(-1, 32)).max(axis=1)
         return 100 * float((amax > np.float32(rule.fmt.max) * np.ravel(q.scale)).mean())  # type: ignore[arg-type]
     if head == "crest":
-        x = _samples("normal").astype(np.float64).reshape(-1, int(words[1]))
-        return float((np.abs(x).max(axis=1) / np.sqrt((x * x).mean(axis=1))).mean())
+        blocks = _samples("normal").astype(np.float64).reshape(-1, int(words[1]))
+        rms = np.sqrt((blocks * blocks).mean(axis=1))
+        return float((np.abs(blocks).max(axis=1) / rms).mean())
     if head == "hif4":
         return _hif4(words[0])
     if head in ("4over6", "if4"):
@@ -100,7 +101,10 @@ def _hif4(what: str) -> float:
     }[what]  # fmt: skip
     ratios = []
     for power in range(3, 17):  # standard deviations 0.08 .. 655 of the authors' script
-        x = (_samples("normal", 1 << 18, seed=power) * np.float32(0.01 * 2**power)).reshape(-1, 4096)
+        drawn = _samples("normal", 1 << 18, seed=power) * np.float32(0.01 * 2**power)
+        x = drawn.reshape(-1, 4096)
+            -1, 4096
+        )
         ratios.append(_mean_square(x, other) / _mean_square(x, "hif4"))
     return float(1 / np.mean(ratios))
 

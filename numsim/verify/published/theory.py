@@ -100,7 +100,7 @@ def _uniform(x: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _normal(x: Floats) -> tuple[Floats, Floats, Floats]:
-    area = _erf(x / math.sqrt(2)).astype(np.float64) / 2
+    area = np.asarray(_erf(x / math.sqrt(2)), np.float64) / 2
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return area, 1 / math.sqrt(2 * math.pi) - density, area - x * density
 
@@ -214,7 +214,7 @@ def _accumulator_bits(n: int) -> int:
     bits = 1
     while True:
         # twice the probability that a sum of so many terms swamps the next one
-        swamped = _erfc(2.0**bits / np.sqrt(i) / math.sqrt(2)).astype(np.float64)
+        swamped = np.asarray(_erfc(2.0**bits / np.sqrt(i) / math.sqrt(2)), np.float64)
         q = swamped[1:] * (1 - swamped[:-1])
         last = 1 - math.erfc(2.0**bits / math.sqrt(n) / math.sqrt(2))
         kept = (np.sum(i[1:] * q) + n * last) / ((np.sum(q) + last) * n)
