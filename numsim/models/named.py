@@ -129,7 +129,8 @@ def named_recipe(name: str, *, target: Target | str | None = None) -> Recipe:
     if name not in NAMED and name not in QUANTS:
         known = list_recipes()
         raise NumsimError(
-            f"recipes by name are {', '.join(known)}; got {name!r:.60}{near_names(str(name), known)}"
+            f"recipes by name are {', '.join(known)}; got {name!r:.60}"
+            f"{near_names(str(name), known)}"
         )
     if name in QUANTS:
         unit = _BLACKWELL if name in ("nvfp4", "nvfp4_row", "nvfp4_4over6") else "ideal.fp32"

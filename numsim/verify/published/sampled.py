@@ -103,8 +103,6 @@ def _hif4(what: str) -> float:
     for power in range(3, 17):  # standard deviations 0.08 .. 655 of the authors' script
         drawn = _samples("normal", 1 << 18, seed=power) * np.float32(0.01 * 2**power)
         x = drawn.reshape(-1, 4096)
-            -1, 4096
-        )
         ratios.append(_mean_square(x, other) / _mean_square(x, "hif4"))
     return float(1 / np.mean(ratios))
 
