@@ -287,7 +287,10 @@ def _entries(items: Iterable[tuple[str, object]], seen: set[str]) -> Iterator[st
 def gallery_page() -> Iterator[str]:
     """Copy the reports of the repository."""
     yield from ("# Gallery", "", "What is in `reports/`, as numsim wrote it.")
-    for folder, title in (("tiny-llama", "The bundled language model"), ("training", "Training")):
+    for folder, title in (
+        ("tiny-llama", "The bundled language model"), ("four-bits", "Four bits"),
+        ("training", "Training"),
+    ):  # fmt: skip
         source, target = ROOT / "reports" / folder, OUT / "reports" / folder
         shutil.copytree(source, target)
         yield from ("", f"## {title}", "")
