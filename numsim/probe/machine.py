@@ -159,8 +159,6 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
     Doubt
         For answers of the wrong shape or type, or that change.
     """
-
-
     def put() -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
         pieces = []
         for which, (a, b, c) in tiles(batch, size):
