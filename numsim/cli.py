@@ -18,6 +18,7 @@ import typer
 from numsim import options
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_model import register as register_model
 from numsim.commands_pack import register as register_pack
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
@@ -328,6 +329,7 @@ register(app)
 register_mac(app)
 register_train(app)
 register_pack(app)
+register_model(app)
 
 if __name__ == "__main__":
     main()
