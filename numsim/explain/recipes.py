@@ -13,16 +13,23 @@ from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
-from numsim.quant.rule import SCALE_BITS
 
-_FLOOR = (
-    "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "
-    "{max} saturate"
-)
-_AMAX = (
-    "amax: amax of the block / {max}, over a float32 scale of the tensor, "
-    "amax of the tensor / ({max} x 448)"
-)
+_RULES = {  # of scales; {most}: the largest block scale aimed at
+    "floor": "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "
+    "{max} saturate",
+    "amax": "amax: amax of the block / {max}{over}",
+    "4over6:mse": "4over6:mse: amax / 6 or amax / 4, whichever leaves the smaller squared error"
+    "{over}",
+    "if4": "if4: amax / {max}{over}; blocks that integers -7 .. 7 of 6/7 fit better hold those, "
+    "bit 7 of the code says so",
+    "hif4": "hif4: amax / 7 in bfloat16, then E6M2; 8 and 16 bits more double the scale of 8 and 4 "
+    "values",
+}
+_ABOVE = {
+    None: "",
+    "per_tensor": ", over a float32 scale of the tensor, amax of the tensor / ({max} x {most})",
+    "per_token": ", over a float32 scale of the row, amax of the row / ({max} x {most})",
+}
 
 
 @known_floats
@@ -61,16 +68,21 @@ def explain_recipe(name: str) -> str:
     name = _known(name)
     rule = QUANTS[name]
     f, scale = rule.fmt, get_format(rule.scale_format)
-    text = _FLOOR if rule.scale_rule == "floor" else _AMAX
-    above = " and 32 for the tensor" if rule.scale_format == "float8_e4m3fn" else ""
+    most = 256 if str(rule.scale_rule).startswith("4over6") else scale.max
+    over = _ABOVE[rule.above].format(max=exact_text(f.max), most=exact_text(float(most)))
+    text = _RULES[str(rule.scale_rule)]
+    above = {None: "", "per_tensor": " and 32 for the tensor", "per_token": " and 32 for the row"}
     facts = [
         ("element", f"{f.name}, largest {exact_text(f.max)}: see numsim explain {f.name}"),
         ("block", f"{rule.block} values along the axis of the sum share a scale"),
         ("value", "scale x element: a stored scale multiplies"),
         ("scale format", f"{scale.name}, {scale.bits} bits, largest {exact_text(scale.max)}"),
-        ("scale rule", text.format(emax=f.emax, above=f.emax + 1, max=exact_text(f.max))),
+        (
+            "scale rule",
+            text.format(emax=f.emax, above=f.emax + 1, max=exact_text(f.max), over=over),
+        ),
         ("rounding, overflow", f"{rule.rounding}, {rule.overflow}"),
-        ("bits per value", f"{exact_text(_bits(rule))}{above}"),
+        ("bits per value", f"{exact_text(_bits(rule))}{above[rule.above]}"),
     ]
     lines = [f"{recipe_title(name)}, from {SOURCES[name]}"]
     lines += [f"  {fact:<20} {words}" for fact, words in facts]
@@ -135,10 +147,18 @@ def explain_block(
     ]
     words = repr(scale.item())
     if q.tensor_scale is not None:
-        lines.append(f"  tensor scale  {q.tensor_scale.item()!r}, a float32")
-        words = f"({words} x {q.tensor_scale.item()!r})"
-        scale *= np.float64(q.tensor_scale)
+        above = np.float32(q.tensor_scale).reshape(()).item()  # of a tensor or of its only row
+        lines.append(f"  tensor scale  {above!r}, a float32")
+        words = f"({words} x {above!r})"
+        scale *= np.float64(above)
     kept = q.dequantize()
+    if rule.scale_rule in ("if4", "hif4"):
+        unit = "half" if rule.scale_rule == "if4" else "quarter"
+        return "\n".join([
+            *lines,
+            *(f"{value!r}: {code} {unit} steps x {words} = {kept[i].item()!r}"
+              for i, (value, code) in enumerate(zip(values, q.codes.tolist(), strict=True))),
+        ])  # fmt: skip
     for i, value in enumerate(values):
         element = (x[i] / scale).item()
         number = offset + i if rounding == "sr" else offset
@@ -161,7 +181,7 @@ def _known(name: str) -> str:
 
 
 def _bits(rule: Quant) -> float:
-    return rule.fmt.bits + SCALE_BITS[rule.scale_format] / int(str(rule.block))
+    return rule.fmt.bits + rule.bits_of_scale / int(str(rule.block))
 
 
 def _difference(rule: Quant, other: Quant) -> str:

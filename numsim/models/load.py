@@ -144,6 +144,7 @@ def load_model(
     packed = {their: t for their, t in plain.items() if isinstance(t, Packed)}
     for weight in packed.values():
         check_values(weight, maps)
+        release(maps[weight.parts["codes"].file])
     mapped = {our: place for our, place in places.items() if place.name in whole}
     shapes = tensor_shapes(arch) | {"lm_head.weight": tensor_shapes(arch)["embed.weight"]}
     arrays = Mapped(whole, mapped, shapes)
@@ -239,8 +240,9 @@ def _match(
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
         t = stored.get(at.name)
-        linear = isinstance(t, Packed) and not t.layout.as_plain  # [out, in] whatever is packed
-        shape = (at._replace(turned=False) if linear else at).stored_shape(shapes[our])
+        if isinstance(t, Packed):  # which is [out, in], however it lies in the file
+            at = at._replace(turned=False)
+        shape = at.stored_shape(shapes[our])
         if t is None:
             problems[f"missing {at.name} {list(shape)}"] = None
             continue

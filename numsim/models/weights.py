@@ -87,8 +87,7 @@ class Weights(Mapping[str, Stored]):
         if name in self.plain:
             return shape_of(self.plain, name)
         packed, place = self.packed[name]
-        turned = place.turned and packed.layout.as_plain
-        return (place.groups * (place.end - place.begin), packed.shape[-2 if turned else -1])
+        return (place.groups * (place.end - place.begin), packed.shape[-1])
 
 
 def shape_of(tensors: Mapping[str, Stored], name: str) -> tuple[int, ...]:
@@ -106,8 +105,7 @@ def wide(stored: Stored) -> NDArray[Any]:
 def part_of(packed: Packed, place: Place, maps: Maps) -> QTensor:
     """Return our part [out, in] of a packed weight."""
     whole = read(packed, maps, None if place.stack is None else place.stack[0])
-    if place.turned and packed.layout.as_plain:
-        whole = whole.T
+
     if place.whole:
         return whole
     return pick_rows(whole, rows_of_groups(np.arange(len(whole)), place))

@@ -38,7 +38,9 @@ def product(r: Recorder, name: str, x: int, w: int) -> int:
     if name:
         r.owners.append((len(r.steps), f"the product {name}"))
     if len(right.shape) == 2:
-        y, saved = forward_product(r.context, name, left.reshape(-1, left.shape[-1]), right)
+        codes = r.codes.setdefault(x, {})
+        rows = left.reshape(-1, left.shape[-1])
+        y, saved = forward_product(r.context, name, rows, right, inputs=codes)
         y = y.reshape(*left.shape[:-1], y.shape[-1])
     else:
         y, saved = forward_product(r.context, name, left, right)

@@ -62,7 +62,7 @@ def affine_codes(
     """Fill `out` with clip(round(quotient) + zero point)."""
     least, most = range_of(rule.fmt)
     wide = "int16" if rule.fmt.bits <= 8 else "int32"  # holds a code less a zero point
-    whole = encode(quotient, wide, rounding=rule.rounding, **how)
+    whole = encode(quotient, wide, **how)
     moved = whole.astype(np.int64 if wide == "int32" else np.int32) + zeros
     np.clip(moved, least, most, out=moved)
     out[...] = moved

@@ -15,18 +15,21 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, FormatLike, get_format
+from numsim.formats import Format, FormatLike
 from numsim.kernels.convert import blocks
+from numsim.quant import four_bits
 from numsim.quant.affine import affine_codes, scales_and_zeros
-from numsim.quant.rule import POW2_FORMATS, POW2_RULES, Quant, scale_format_name
-from numsim.quant.scales import (
-    block_amax,
-    block_shape,
-    clipped_amax,
-    over_blocks,
-    scales_from_amax,
-    two_level_scales,
-)  # fmt: skip
+from numsim.quant.choose import Scales, choose, given_above, given_scales
+from numsim.quant.grouped import shared_by
+from numsim.quant.rule import (
+    CHOICE_RULES,
+    POW2_FORMATS,
+    POW2_RULES,
+    Quant,
+    has_two_levels,
+    scale_format_name,
+)
+from numsim.quant.scales import block_amax, block_shape, over_blocks
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -44,6 +47,8 @@ def quantize(
     rounding: str | None = None,
     overflow: str | None = None,
     zero_point: bool | None = None,
+    scale: ArrayLike | None = None,
+    tensor_scale: ArrayLike | None = None,
     seed: int = 0,
     offset: int = 0,
     random: NDArray[Any] | None = None,
@@ -67,6 +72,9 @@ def quantize(
         per_tensor and tiles.
     granularity, block, scale_format, scale_rule, rounding, overflow, zero_point
         Fields of `Quant` that replace those of `quant`; None: as they are.
+    scale, tensor_scale
+        Scales from outside ("static"), in the shape that `QTensor.scale` has, and the float32
+        scale above narrow block scales; what is too large saturates. None: by the rule.
     seed, offset
         Of stochastic rounding, as in `numsim.encode`: give every tensor its own.
     random
@@ -82,7 +90,8 @@ def quantize(
     ------
     NumsimError
         For NaN or Inf under a scale (with the count and the first index), negative numbers in a
-        format without any (unless they wrap), or a bad axis.
+        format without any (unless they wrap), a bad axis, or given scales that are not positive
+        and finite, of another shape, or no values of the scale format.
 
     Source
     ------
@@ -105,7 +114,10 @@ def quantize(
         "zero_point": zero_point,
     }  # fmt: skip
     rule = _changed(as_quant(quant), {key: v for key, v in given.items() if v is not None})
-    return quantize_pieces(x, rule, axis=axis, seed=seed, offset=offset, random=random)
+    return quantize_pieces(
+        x, rule, axis=axis, seed=seed, offset=offset, random=random, scale=scale,
+        tensor_scale=tensor_scale,
+    )  # fmt: skip
 
 
 def _changed(rule: Quant, given: dict[str, Any]) -> Quant:
@@ -115,14 +127,20 @@ def _changed(rule: Quant, given: dict[str, Any]) -> Quant:
     if "block" in given or (given.get("granularity") not in (None, "per_block") and rule.block):
         given = {"granularity": None, "block": None} | given
     scales = scale_format_name(given.get("scale_format", rule.scale_format))
-    if (scales in POW2_FORMATS) != (rule.scale_format in POW2_FORMATS):
-        given = {"scale_rule": None} | given
+    if scales != rule.scale_format:
+        again = {"scale_max": None, "tensor_scale": "per_tensor"}
+        if (scales in POW2_FORMATS) != (rule.scale_format in POW2_FORMATS) or (
+            rule.scale_rule in (*CHOICE_RULES, "hif4")
+        ):
+            again["scale_rule"] = None
+        given = again | given
     return replace(rule, **given)
 
 
 def quantize_pieces(
     x: ArrayLike, quant: FormatLike | Quant, *, axis: int = -1, seed: int = 0, offset: int = 0,
-    random: NDArray[Any] | None = None, done: Callable[[], object] = lambda: None,
+    random: NDArray[Any] | None = None, scale: ArrayLike | None = None,
+    tensor_scale: ArrayLike | None = None, done: Callable[[], object] = lambda: None,
 ) -> QTensor:  # fmt: skip
     """Do what `quantize` does; `done` is called after each piece of `x` that has been read.
 
@@ -147,9 +165,16 @@ def quantize_pieces(
         )
     if rule.fmt.min >= 0 and rule.overflow != "wrap" and not rule.zero_point:
         _check_signs(values, rule.fmt)
+    if (scale is not None or tensor_scale is not None) and (
+        rule.granularity == "none" or rule.zero_point or rule.scale_rule in ("if4", "hif4")
+    ):
+        raise NumsimError(
+            f"quantize: scales are given to a Quant that has one scale a part; got {rule!r:.200}"
+        )
     if rule.granularity == "none":
-        codes = _codes(values, rule, seed, offset, random)  # integers too are rounded once
-        done()
+        how = _draws(rule, values, ..., seed, offset, random)
+        codes = encode(values, rule.fmt, overflow=rule.overflow, **how)  # type: ignore[arg-type]
+        done()  # integers too are rounded once
         return QTensor(codes, rule.fmt, np.ones((), np.float32), rule)
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
@@ -159,38 +184,41 @@ def quantize_pieces(
         return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
     amax = _amax(values, wide, pieces, rule, sizes, axis, done)
     _check_finite(amax, values)
-    if rule.scale_rule is not None and rule.scale_rule not in ("amax", *POW2_RULES):
-        amax = clipped_amax(values.astype(wide, copy=False), rule, axis)
-    scale_codes, scale_format, above = None, None, None
-    if rule.scale_format == "float8_e4m3fn":
-        scale_codes, scale, above = two_level_scales(amax, rule)
-        scale_format = get_format("float8_e4m3fn")
-    elif rule.scale is not None:
-        scale = np.asarray(rule.scale, np.float32)
+    if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
+        scale, tensor_scale = (None, rule.scale) if rule.above else (rule.scale, None)
+    above = given_above(tensor_scale, rule, values.shape, axis)
+    if scale is not None:
+        chosen = given_scales(scale, rule, amax.shape, above)
     else:
-        scale = scales_from_amax(amax, rule)
-        if rule.scale_format == "float8_e8m0fnu":
-            scale_format = get_format("float8_e8m0fnu")
-            scale_codes = encode(scale, scale_format)
-    if not (np.isfinite(scale).all() and (above is None or np.isfinite(above))):
+        shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
+        needed = rule.scale_rule not in ("amax", "amax_half", "if4", "hif4", *POW2_RULES[:-1])
+        whole = values.astype(wide, copy=False) if needed else values
+        chosen = choose(whole, amax, rule, shared, axis, above)
+    held = chosen.above is None or np.isfinite(chosen.above).all()
+    if not (held and np.isfinite(chosen.values).all()):
         raise NumsimError(
             f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
             "beyond float32; divide the tensor by a constant first"
         )
+    if rule.scale_rule in ("if4", "hif4"):
+        return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
     codes = np.empty(values.shape, rule.fmt.code_dtype)
+    q = QTensor(
+        codes, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
+    )
+    wide_quotient = has_two_levels(rule.scale_format)
     narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and _far_below(rule)
     by_blocks = (
-        (narrow or above is not None)
+        (narrow or wide_quotient)
         and wide is np.float32
         and isinstance(rule.block, int)
         and blocks.covers(values, axis, rule.block)
     )
-    q = QTensor(codes, rule.fmt, scale, rule, sizes, scale_codes, scale_format, above)
-    divisor: Any = scale if by_blocks else q.element_scale()
-    if above is not None:
-        divisor = np.asarray(divisor, np.float64) * np.float64(above)
-    elif rule.scale_format in POW2_FORMATS and not narrow:
-        divisor = np.asarray(divisor, np.float64)  # exact, subnormal quotients included
+    divisor: Any = chosen.values if by_blocks else q.element_scale()
+    if wide_quotient or (rule.scale_format in POW2_FORMATS and not narrow):
+        divisor = np.asarray(divisor, np.float64)  # of powers of two: subnormal quotients too
+    if chosen.above is not None:
+        divisor = divisor * np.asarray(chosen.above, np.float64)
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
     for piece in pieces:
         if by_blocks:
@@ -200,12 +228,43 @@ def quantize_pieces(
             with np.errstate(over="ignore", under="ignore"):
                 by = divisor[piece if by_piece else ...]
                 quotient = values[piece].astype(wide, copy=False) / by
-        first = offset + (piece.start * math.prod(values.shape[1:]) if values.ndim else 0)
-        drawn = None if random is None else random[piece]
-        _codes(quotient, rule, seed, first, drawn, codes[piece])
+        how = _draws(rule, values, piece, seed, offset, random)
+        encode(quotient, rule.fmt, overflow=rule.overflow, out=codes[piece], **how)  # type: ignore[arg-type]
         done()
     _keep_finite(q)
     return q
+
+
+def _special_blocks(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    chosen: Scales, done: Callable[[], object],
+) -> QTensor:  # fmt: skip
+    """Quantise blocks of IF4 and HiF4."""
+    assert sizes is not None
+    assert chosen.codes is not None
+    scale_codes = chosen.codes.copy()
+    whole = rule.scale_rule == "if4"
+    fmt = four_bits.HALVES if whole else four_bits.QUARTERS
+    codes = np.empty(values.shape, fmt.code_dtype)
+    for piece in pieces:
+        part = values[piece].astype(wide, copy=False)
+        each = piece if piece is ... else slice(piece.start // sizes[0], -(-piece.stop // sizes[0]))
+        if whole:
+            above = chosen.above
+            if above is not None and np.ndim(above):
+                above = above[each]
+            found = four_bits.if4(part, scale_codes[each], above, rule, sizes, codes[piece])
+            scale_codes[each] |= np.where(found, four_bits.INTEGERS, 0).astype(np.uint8)
+        else:
+            four_bits.hif4(part, sizes, scale_codes[each], codes[piece])
+        done()
+    scale = chosen.values
+    if whole:
+        sixths = (scale.astype(np.float64) * 6 / 7).astype(np.float32)
+        scale = np.where(scale_codes & four_bits.INTEGERS, sixths, scale)
+    else:
+        scale = decode(scale_codes, "float8_ue6m2").astype(np.float32)
+    return QTensor(codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above)
 
 
 def _affine(
@@ -250,7 +309,7 @@ def _keep_finite(q: QTensor) -> None:
         return
     scale = np.asarray(q.element_scale(), np.float64) * 2.0**-q.fmt.bias
     most = np.broadcast_to(np.minimum(np.floor(_FLOAT32_MAX / scale), 2.0**40), q.shape)
-    zero = 0 if q.zero_point is None else q.element_zero_point()
+    zero: Any = 0 if q.zero_point is None else q.element_zero_point()
     np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
 
 
@@ -258,13 +317,14 @@ def _draws(
     rule: Quant, values: NDArray[Any], piece: Any, seed: int, offset: int,
     random: NDArray[Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what `encode` draws for a slice of the first axis."""
+    """Return how `encode` rounds a slice of the first axis, and what it draws."""
+    how: dict[str, Any] = {"rounding": rule.rounding}
     if random is not None:
-        return {"random": random[piece]}
+        return how | {"random": random[piece]}
     if rule.rounding != "sr":
-        return {}
-    first = piece.start * math.prod(values.shape[1:]) if values.ndim else 0
-    return {"seed": seed, "offset": offset + first}
+        return how
+    first = 0 if piece is ... else piece.start * math.prod(values.shape[1:])
+    return how | {"seed": seed, "offset": offset + first}
 
 
 def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:
@@ -374,7 +434,7 @@ def storage_losses(
     values = as_array("storage_losses", x).astype(np.float64)
     scale = np.asarray(q.element_scale(), np.float64)
     if q.tensor_scale is not None:
-        scale = scale * np.float64(q.tensor_scale)
+        scale = scale * np.asarray(q.tensor_scale, np.float64)
     half = _last_step(q.fmt) / 2
     clipped = (values >= (q.fmt.max + half) * scale) | (values <= (q.fmt.min - half) * scale)
     lost = (values != 0) & (decode(q.codes, q.fmt) == 0)
@@ -407,18 +467,6 @@ def _computed_in(dtype: np.dtype[Any]) -> Any:
         if dtype == np.float64 or (dtype.kind in "iu" and dtype.itemsize > 2)
         else (np.float32)
     )
-
-
-def _codes(
-    values: NDArray[Any], rule: Quant, seed: int, offset: int, random: NDArray[Any] | None,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any]:  # fmt: skip
-    how: dict[str, Any] = {"rounding": rule.rounding, "overflow": rule.overflow, "out": out}
-    if random is not None:
-        how["random"] = random
-    elif rule.rounding == "sr":
-        how |= {"seed": seed, "offset": offset}
-    return encode(values, rule.fmt, **how)
 
 
 def _check_signs(values: NDArray[Any], fmt: Format) -> None:

@@ -17,11 +17,30 @@ from numsim.formats import Format, FormatLike, format_name, get_format, kept_for
 from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
-SCALE_FORMATS = ("float32", "bfloat16", "pow2", "float8_e8m0fnu", "float8_e4m3fn")
+TENSOR_SCALES = (None, "per_tensor", "per_token")
 POW2_FORMATS = ("pow2", "float8_e8m0fnu")
-POW2_RULES = ("floor", "ceil", "even", "rceil")
+POW2_RULES = ("floor", "ceil", "even", "rceil", "midmax", "mse")
 CLIP_RULES = ("mse", "kl", "percentile:P")
-SCALE_BITS = {"float32": 32, "bfloat16": 16, "pow2": 8, "float8_e8m0fnu": 8, "float8_e4m3fn": 8}
+# rules that choose between two ways to store a block; their scales are E4M3
+CHOICE_RULES = ("4over6:mae", "4over6:mse", "if4")
+
+
+def scale_bits(scale_format: str) -> int:
+    """Return the bits of one stored scale.
+
+    >>> scale_bits("float32"), scale_bits("pow2"), scale_bits("float8_ue4m3")
+    (32, 8, 8)
+    """
+    return 8 if scale_format == "pow2" else -(-get_format(scale_format).bits // 8) * 8
+
+
+def has_two_levels(scale_format: str) -> bool:
+    """Whether block scales of a format are so narrow that a float32 scale stands above them.
+
+    >>> has_two_levels("float8_e4m3fn"), has_two_levels("float8_e8m0fnu"), has_two_levels("float16")
+    (True, False, False)
+    """
+    return scale_format not in POW2_FORMATS and get_format(scale_format).bits < 16
 
 
 @known_floats
@@ -41,23 +60,35 @@ class Quant:
         For per_block: values that share a scale along the quantised axis, or (rows, columns) for
         tiles of the last two axes. Giving it implies per_block.
     scale_format
-        ``float32``, ``bfloat16``, ``pow2`` (a power of two in float32), ``float8_e8m0fnu``, or
-        ``float8_e4m3fn`` (with one float32 scale for the tensor on top, as NVFP4 has).
+        ``float32``, ``pow2`` (a power of two in float32), or any float format: ``bfloat16``,
+        ``float16``, ``float8_e8m0fnu`` (powers of two). Those of less than 16 bits, as
+        ``float8_e4m3fn`` of NVFP4 or ``float8_ue5m3``, have `tensor_scale` on top.
     scale_rule
-        ``amax``: the largest magnitude maps to the format's maximum. ``mse``,
-        ``percentile:99.9``, ``kl``: a smaller one does, and what is beyond it saturates (see
-        `numsim.quant.scales.clipped_amax`; not per block). Powers of two: ``floor``
-        (OCP MX: floor(log2 amax) - emax), ``ceil``, ``even`` (floor after rounding amax to the
-        element's precision), ``rceil`` (smallest power of two that clips nothing).
+        ``amax``: the largest magnitude maps to the format's maximum; ``amax:1200``: that or 1200,
+        whichever is smaller, as FBGEMM's ``activation_scale_ub`` says. ``amax_half``, of integers:
+        to half of the span of the codes, 127.5 of int8 (torchao's and compressed-tensors'
+        "symmetric"). ``mse``, ``percentile:99.9``, ``kl``: the scale of least squared error, or
+        a smaller magnitude maps there, and what is beyond it saturates (see
+        `numsim.quant.clip`). Powers of two: ``floor`` (OCP MX: floor(log2 amax) - emax), ``ceil``,
+        ``even`` (floor after rounding amax to the element's precision), ``rceil`` (smallest power
+        of two that clips nothing), ``midmax`` (rceil, unless amax is nearer to the largest value
+        than to the next power of two), ``mse``. E2M1 under E4M3 scales: ``4over6:mae``,
+        ``4over6:mse``, ``if4`` (see `numsim.quant.four_bits`). ``hif4``: that format's own.
     rounding, overflow
-        As in `numsim.encode`.
+        As in `numsim.encode`. Searches for scales round to nearest.
     zero_point
         Integers: the range of the values, not their largest magnitude, maps to the codes, and
         value = (code - zero point) x scale, see `numsim.quant.affine`.
+    tensor_scale
+        The float32 scale above narrow block scales: ``per_tensor``, ``per_token`` (one a row), or
+        None: there is none. Other scale formats have none.
+    scale_max
+        The block scale to which the tensor's largest block maps under `tensor_scale`; None: the
+        format's largest, 448 of E4M3, or 256 under ``4over6``.
     scale
         A fixed scale in place of one from amax, as checkpoints store it for activations: of the
-        tensor (per_tensor), or the one above the blocks (``float8_e4m3fn`` scales). What is beyond
-        its reach overflows. Kept as the float32 number that it is used as.
+        tensor (per_tensor), or `tensor_scale` itself. What is beyond its reach overflows. Kept as
+        the float32 number that it is used as.
 
     Raises
     ------
@@ -66,7 +97,8 @@ class Quant:
 
     Source
     ------
-    OCP MX 1.0 section 6.3 (floor); torchao's ScaleCalculationMode (ceil, even, rceil).
+    OCP MX 1.0 section 6.3 (floor); torchao's ScaleCalculationMode (ceil, even, rceil); Brevitas
+    0.13.4 (midmax); NVIDIA, Pretraining LLMs with NVFP4, arXiv 2509.25149 (two levels).
 
     Examples
     --------
@@ -86,11 +118,15 @@ class Quant:
     rounding: str = "rne"
     overflow: str = "saturate"
     zero_point: bool = False
+    tensor_scale: str | None = "per_tensor"
+    scale_max: float | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
-        for name in ("granularity", "scale_format", "scale_rule", "rounding", "overflow"):
+        for name in (
+            "granularity", "scale_format", "scale_rule", "rounding", "overflow", "tensor_scale",
+        ):  # fmt: skip
             if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
                 raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
         fmt = get_format(self.format)
@@ -103,24 +139,23 @@ class Quant:
             object.__setattr__(self, "block", _block(self.block))
         granularity = self.granularity or default
         object.__setattr__(self, "granularity", granularity)
-        pow2 = self.scale_format in POW2_FORMATS
-        rule = self.scale_rule or ("floor" if pow2 else "amax")
+        _check_scale_format(self.scale_format)
+        usual = {"float8_ue6m2": "hif4", **dict.fromkeys(POW2_FORMATS, "floor")}
+        rule = self.scale_rule or usual.get(self.scale_format, "amax")
         object.__setattr__(self, "scale_rule", rule)
-        rules: tuple[str, ...] = POW2_RULES if pow2 else ("amax", *CLIP_RULES)
-        if self.scale_format == "float8_e4m3fn":
-            rules = ("amax",)
         named = "percentile:P" if percentile(rule) is not None else rule
+        named = "amax:BOUND" if amax_bound(rule) is not None else named
         for what, value, known in (
             ("granularity", granularity, GRANULARITIES),
-            ("scale_format", self.scale_format, SCALE_FORMATS),
-            (f"scale_rule for {self.scale_format} scales", named, rules),
+            (f"scale_rule for {self.scale_format} scales", named, _rules(self.scale_format, fmt)),
             ("rounding", self.rounding, ROUNDINGS),
             ("overflow", self.overflow, OVERFLOWS),
+            ("tensor_scale", self.tensor_scale, TENSOR_SCALES),
         ):
             if value not in known:
                 raise NumsimError(
-                    f"Quant: {what} is one of {', '.join(known)}; got {value!r}"
-                    f"{near_names(str(value), known)}"
+                    f"Quant: {what} is one of {', '.join(map(str, known))}; got {value!r}"
+                    f"{near_names(str(value), map(str, known))}"
                 )
         if (granularity == "per_block") != (self.block is not None):
             raise NumsimError(
@@ -128,21 +163,61 @@ class Quant:
                 f"block={self.block!r}"
             )
         if named in CLIP_RULES and (
-            granularity in ("none", "per_block") or not self.overflow.startswith("saturate")
+            granularity == "none" or not self.overflow.startswith("saturate")
         ):
             raise NumsimError(
-                f"Quant: scale_rule {rule} clips and saturates a tensor, row or token; got "
-                f"granularity={granularity!r}, overflow={self.overflow!r}; use amax there"
+                f"Quant: scale_rule {rule} clips and saturates; got granularity={granularity!r}, "
+                f"overflow={self.overflow!r}; use amax there"
             )
+        self._check_levels()
         self._check_zero_point(fmt)
         if self.scale is not None:
             object.__setattr__(self, "scale", _fixed_scale(self))
+
+    def _check_levels(self) -> None:
+        """Refuse two levels of scales where there is one, and choices without blocks."""
+        two = has_two_levels(self.scale_format)
+        if self.scale_max is not None:
+            number = isinstance(self.scale_max, int | float) and not isinstance(
+                self.scale_max, bool
+            )
+            most = get_format(self.scale_format).max if two else 0
+            if not number or self.tensor_scale is None or not 0 < self.scale_max <= most:
+                raise NumsimError(
+                    "Quant: scale_max is a positive scale of a narrow scale_format, with a "
+                    f"tensor_scale above it; got {self.scale_max!r:.40} for {self.scale_format} "
+                    f"scales up to {most:g}, tensor_scale={self.tensor_scale!r}"
+                )
+        if self.tensor_scale == "per_token" and (not two or isinstance(self.block, tuple)):
+            raise NumsimError(
+                "Quant: tensor_scale per_token stands above narrow scales of blocks along a row; "
+                f"got scale_format={self.scale_format!r}, block={self.block!r}"
+            )
+        along = isinstance(self.block, int)
+        if self.scale_rule in (*CHOICE_RULES, "hif4") and not (
+            along and self.overflow == "saturate"
+        ):
+            raise NumsimError(
+                f"Quant: scale_rule {self.scale_rule} is for blocks along an axis that saturate; "
+                f"got block={self.block!r}, overflow={self.overflow!r}"
+            )
+        if self.scale_rule in ("if4", "hif4") and self.rounding != "rne":
+            raise NumsimError(
+                f"Quant: {self.scale_rule} rounds to nearest; got rounding={self.rounding!r}"
+            )
+        if self.scale_rule == "hif4" and self.block != 64:
+            raise NumsimError(f"Quant: hif4 has blocks of 64; got block={self.block!r}")
 
     def _check_zero_point(self, fmt: Format) -> None:
         if self.zero_point not in (True, False):
             raise NumsimError(f"Quant: zero_point is True or False; got {self.zero_point!r:.60}")
         object.__setattr__(self, "zero_point", bool(self.zero_point))
         if not self.zero_point:
+            if fmt.max <= 0 and self.granularity != "none":
+                raise NumsimError(
+                    f"Quant: the largest value of {fmt.label} is {fmt.max:g}, to which nothing "
+                    "scales; use granularity='none' or zero_point=True"
+                )
             return
         if fmt.kind != "integer" or fmt.bias or fmt.bits > 16:
             raise NumsimError(
@@ -163,6 +238,12 @@ class Quant:
         """The element `Format`."""
         return self._fmt  # type: ignore[attr-defined,no-any-return]
 
+    @property
+    def above(self) -> str | None:
+        """Which values share the float32 scale above narrow block scales; None: there is none."""
+        single = self.scale_rule == "hif4" or not has_two_levels(self.scale_format)
+        return None if single else self.tensor_scale
+
     def stored_bits(self, rows: int, columns: int) -> float:
         """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
 
@@ -180,9 +261,14 @@ class Quant:
             if self.block is not None:
                 down, across = self.block if isinstance(self.block, tuple) else (1, self.block)
             scales = -(-rows // down) * -(-columns // across)
-        above = 32 if self.scale_format == "float8_e4m3fn" else 0  # one scale for the tensor
-        each = SCALE_BITS[self.scale_format] + (self.fmt.bits if self.zero_point else 0)
-        return rows * columns * self.fmt.bits + scales * each + above
+        above = {None: 0, "per_tensor": 32, "per_token": 32 * rows}[self.above]
+        return rows * columns * self.fmt.bits + scales * self.bits_of_scale + above
+
+    @property
+    def bits_of_scale(self) -> int:
+        """Bits that belong to one scale: its own, its zero point's, HiF4's small exponents."""
+        small = 24 if self.scale_rule == "hif4" else 0
+        return scale_bits(self.scale_format) + (self.fmt.bits if self.zero_point else 0) + small
 
 
 def _fixed_scale(quant: Quant) -> float:
@@ -193,15 +279,48 @@ def _fixed_scale(quant: Quant) -> float:
         value = float(np.float32(given)) if one and given is not None else 0.0
     if not 0 < value < math.inf:
         raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
-    of_tensor = quant.granularity == "per_tensor" and quant.scale_format == "float32"
-    if quant.zero_point or not (of_tensor or quant.scale_format == "float8_e4m3fn"):
+    plain = quant.granularity == "per_tensor" and quant.scale_format == "float32"
+    if quant.zero_point or not (plain or quant.above == "per_tensor"):
         raise NumsimError(
             "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
-            f"float8_e4m3fn block scales; got granularity={quant.granularity!r}, scale_format="
-            f"{quant.scale_format!r}, zero_point={quant.zero_point}; scales of parts go to "
-            "QTensor.from_codes"
+            f"narrow block scales; got granularity={quant.granularity!r}, scale_format="
+            f"{quant.scale_format!r}, tensor_scale={quant.tensor_scale!r}, zero_point="
+            f"{quant.zero_point}; scales of parts go to quantize(..., scale=...)"
         )
     return value
+
+
+def _check_scale_format(name: Any) -> None:
+    known = name in ("pow2", "float32")
+    if not known:
+        try:
+            f = get_format(name)
+        except NumsimError as error:
+            raise NumsimError(
+                f"Quant: scale_format is float32, pow2 or a float format such as bfloat16, "
+                f"float8_e8m0fnu, float8_e4m3fn; got {name!r:.60}"
+                f"{near_names(str(name), ('float32', 'bfloat16', 'pow2', 'float8_e8m0fnu', 'float8_e4m3fn'))}"  # noqa: E501
+            ) from error
+        known = (f.kind == "float" or f.name == "float8_ue6m2") and f.bits <= 16 and f.max >= 1
+    if not known:
+        raise NumsimError(
+            "Quant: scale_format is float32, pow2 or a float format of up to 16 bits; got "
+            f"{name!r:.60}"
+        )
+
+
+def _rules(scale_format: str, fmt: Format) -> tuple[str, ...]:
+    """Return the scale rules that a scale format has for an element format."""
+    if scale_format in POW2_FORMATS:
+        return POW2_RULES
+    if scale_format == "float8_ue6m2":
+        return ("hif4",) if fmt.name == "float4_e1m2fn" else ()
+    rules: tuple[str, ...] = ("amax", *CLIP_RULES)
+    if not has_two_levels(scale_format):
+        rules = (*rules, "amax:BOUND")
+        return (*rules, "amax_half") if fmt.kind == "integer" else rules
+    e4m3 = scale_format in ("float8_e4m3fn", "float8_ue4m3")
+    return (*rules, *CHOICE_RULES) if e4m3 and fmt.name == "float4_e2m1fn" else rules
 
 
 def scale_format_name(word: Any) -> Any:
@@ -230,6 +349,23 @@ def percentile(rule: str) -> Fraction | None:
         return None
     value = Fraction(text)
     return value if 0 < value <= 100 else None
+
+
+def amax_bound(rule: str) -> float | None:
+    """Return BOUND of ``amax:BOUND``, above 0 and within float32; None for another rule.
+
+    Examples
+    --------
+    >>> amax_bound("amax:1200"), amax_bound("amax:-1"), amax_bound("amax")
+    (1200.0, None, None)
+    """
+    head, _, text = str(rule).partition(":")
+    if head != "amax" or not text.isascii() or len(text) > 40:
+        return None
+    with suppress(ValueError):
+        value = float(text)
+        return value if 1e-30 <= value <= 3e38 else None
+    return None
 
 
 def _block(block: object) -> int | tuple[int, int]:

@@ -1,9 +1,7 @@
-"""Scales from amax: float32, powers of two by four rules, E4M3 under a tensor scale."""
+"""Scales from amax: float32, powers of two by rules, narrow floats under a tensor's scale."""
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,18 +9,13 @@ from numpy.typing import NDArray
 
 from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
-from numsim.formats import Format
-from numsim.kernels.clip import clip_divergence
-from numsim.kernels.compare import compare_values
+from numsim.formats import Format, get_format
 from numsim.kernels.convert import blocks
-from numsim.kernels.jit import over_range
 from numsim.quant.odd import quotient_to_odd
-from numsim.quant.rule import POW2_FORMATS, Quant, percentile
+from numsim.quant.rule import POW2_FORMATS, Quant
 
 _TINY = np.float32(2.0**-149)
-THRESHOLDS = 64  # of the search by squared error
-BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
-_WIDE = 63  # from this emax on, products of two maxima leave the range of float32
+WIDE = 63  # from this emax on, products of two maxima leave the range of float32
 
 
 def block_shape(quant: Quant, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -64,123 +57,72 @@ def over_blocks(values: NDArray[Any], sizes: tuple[int, ...], which: np.ufunc) -
     return values
 
 
-def clipped_amax(values: NDArray[Any], quant: Quant, axis: int = -1) -> NDArray[Any]:
-    """Return the magnitude that maps to the format's maximum, one for each scale.
+def amax_scale(amax: NDArray[Any], top: float) -> NDArray[np.float32]:
+    """Return fp32(amax / top), 1 where amax is 0, at least 2**-149.
 
-    ``percentile:P``: the smallest magnitude with at least P percent of all magnitudes at or below
-    it (nearest rank); amax where that is 0.
+    Where the largest element would leave float32, the next smaller scale.
 
-    ``mse``: of the thresholds amax k / 64, k = 1 .. 64, the one with the smallest sum of
-    ``(x - dequantize(quantize(x)))**2``; of equals the largest. (Stochastic rounding searches with
-    ties to even.)
-
-    ``kl``: magnitudes other than 0 are counted in 2048 bins up to amax. Of the thresholds at the
-    ends of bins 128, 144 .. 2048, the one with the smallest Kullback-Leibler divergence from the
-    clipped histogram (all beyond the threshold in its last bin) to the one that the format can
-    tell apart (the counts of bins whose centres round to the same value, spread evenly over those
-    of them that have any); of equals the largest.
-
-    Parameters
-    ----------
-    values : float array, any shape
-    quant : Quant
-        Per tensor, channel or token.
-    axis : int
-        The axis along which values share a scale (not used by per_tensor).
-
-    Returns
-    -------
-    array of shape (), or of `values` with length 1 along `axis`
-
-    Source
-    ------
-    Wu et al., arXiv 2004.09602, section 3.3 (percentile, entropy); Migacz, 8-bit Inference with
-    TensorRT, GTC 2017 (2048 bins, thresholds from bin 128; here levels are those of the format, and
-    every 16th threshold is tried); Kuzmin et al., arXiv 2208.09225 (search for the least error).
-
-    Examples
-    --------
-    >>> x = np.array([0.5, 1.0, 1.5, 100.0])
-    >>> float(clipped_amax(x, Quant("int4", "per_tensor", scale_rule="percentile:75")))
-    1.5
+    >>> amax_scale(np.float32([0.0, 254.0]), 127.0)
+    array([1., 2.], dtype=float32)
     """
-    whole = quant.granularity == "per_tensor"
-    moved = values if whole else np.moveaxis(values, axis, -1)
-    count = 1 if whole else math.prod(moved.shape[:-1])  # -1 is no number where x is empty
-    rows = np.ascontiguousarray(moved).reshape(count, moved.size // count if count else 0)
-    magnitudes = np.abs(rows)
-    amax = np.max(magnitudes, axis=1, initial=0.0)  # [rows]
-    share = percentile(str(quant.scale_rule))
-    if not rows.size or quant.fmt.emax >= _WIDE:
-        chosen = amax
-    elif share is not None:
-        rank = math.ceil(share * rows.shape[1] / 100) - 1
-        ranked = np.partition(magnitudes, rank, axis=1)[:, rank]
-        chosen = np.where(ranked > 0, ranked, amax)
-    elif quant.scale_rule == "mse":
-        chosen = _least_error(rows, amax, quant)
-    else:
-        chosen = np.array([_least_divergence(m, quant) for m in magnitudes])
-    chosen = chosen.astype(values.dtype)
-    return chosen[0] if whole else np.moveaxis(chosen.reshape(*moved.shape[:-1], 1), -1, axis)
-
-
-def _least_error(rows: NDArray[Any], amax: NDArray[Any], quant: Quant) -> NDArray[np.float64]:
-    rounding = "rne" if quant.rounding == "sr" else quant.rounding
-    found, chosen = np.full(len(rows), np.inf), amax.astype(np.float64)
-    compared = np.empty((len(rows), 6))
-    for k in range(THRESHOLDS, 0, -1):
-        threshold = (amax * np.float64(k / THRESHOLDS)).astype(rows.dtype)
-        scale = scales_from_amax(threshold, quant)[:, None]
-        with np.errstate(over="ignore", under="ignore"):
-            kept = cast(rows / scale, quant.fmt, rounding=rounding, overflow=quant.overflow)  # type: ignore[arg-type]
-            kept = (kept.astype(np.float64) * scale.astype(np.float64)).astype(np.float32)
-        over_range(partial(compare_values, rows, kept, compared), len(rows))
-        better = compared[:, 1] < found
-        found[better], chosen[better] = compared[better, 1], threshold[better]
-    return chosen
-
-
-def _least_divergence(magnitudes: NDArray[Any], quant: Quant) -> float:
-    top = float(magnitudes.max(initial=0.0))
-    width = top / BINS
-    if width == 0:
-        return top
-    rounding = "rne" if quant.rounding == "sr" else quant.rounding
-    nonzero = magnitudes[magnitudes > 0].astype(np.float64)
-    counts = np.bincount(np.minimum((nonzero / width).astype(np.int64), BINS - 1), minlength=BINS)
-    centres = (np.arange(BINS) + 0.5) * width
-    found, chosen = np.inf, top
-    for kept in range(BINS, FIRST_BIN - 1, -BIN_STEP):
-        threshold = np.asarray(width * kept, magnitudes.dtype)
-        quotient = (centres[:kept] / scales_from_amax(threshold, quant)).astype(np.float32)
-        levels = cast(quotient, quant.fmt, rounding=rounding).astype(np.float64)  # type: ignore[arg-type]
-        divergence = clip_divergence(counts, levels)
-        if divergence < found:
-            found, chosen = divergence, float(threshold)
-    return chosen
+    exact = np.asarray(amax, np.float64)
+    # of numbers of 24 bits float64 keeps enough: 53 bits are more than 2 * 24 + 1 (Figueroa, 1995)
+    short = np.float32(top) == top and np.asarray(amax).dtype == np.float32
+    with np.errstate(all="ignore"):
+        quotient = exact / top if short else quotient_to_odd(exact, top)
+        scale = quotient.astype(np.float32)
+        scale = np.where(exact == 0, np.float32(1.0), np.maximum(scale, _TINY))
+        beyond = np.isinf((scale * np.float64(top)).astype(np.float32)) & np.isfinite(scale)
+    return np.asarray(np.where(beyond, np.nextafter(scale, np.float32(0)), scale), np.float32)
 
 
 def scales_from_amax(amax: NDArray[Any], quant: Quant) -> NDArray[np.float32]:
-    """Return one scale for each amax by the quant's format and rule (not for E4M3 scales)."""
+    """Return one scale for each amax by the quant's format and rule (not under a tensor scale).
+
+    Raises
+    ------
+    NumsimError
+        For a scale beyond its format.
+    """
     fmt = quant.fmt
     if quant.scale_format in POW2_FORMATS:
         exponent = _pow2_exponent(np.asarray(amax, np.float64), fmt, str(quant.scale_rule))
         with np.errstate(over="ignore"):  # beyond 2**127: infinite, and refused by quantize
             scale = np.ldexp(1.0, np.maximum(exponent, -127)).astype(np.float32)
         return np.asarray(scale)
-    if fmt.emax >= _WIDE:
+    if fmt.emax >= WIDE:
         return np.ones(np.shape(amax), np.float32)
-    exact = np.asarray(amax, np.float64)
-    # of numbers of 24 bits float64 keeps enough: 53 bits are more than 2 * 24 + 1 (Figueroa, 1995)
-    short = np.float32(fmt.max) == fmt.max and np.asarray(amax).dtype == np.float32
-    with np.errstate(all="ignore"):
-        quotient = exact / fmt.max if short else quotient_to_odd(exact, fmt.max)
-        scale = quotient.astype(np.float32)
-    if quant.scale_format == "bfloat16":
-        scale = cast(scale, "bfloat16")
-    scale = np.where(np.asarray(amax) == 0, np.float32(1.0), np.maximum(scale, _TINY))
-    return np.asarray(scale, np.float32)
+    top = (fmt.max - fmt.min) / 2 if quant.scale_rule == "amax_half" else fmt.max
+    return stored_scale(amax_scale(amax, top), amax, quant)
+
+
+def stored_scale(
+    scale: NDArray[np.float32], amax: NDArray[Any], quant: Quant
+) -> NDArray[np.float32]:
+    """Return float32 scales as a scale format of 16 bits and more holds them: above 0, finite.
+
+    Raises
+    ------
+    NumsimError
+        For a scale beyond its format.
+    """
+    if quant.scale_format == "float32":
+        return scale
+    f = get_format(quant.scale_format)
+    wide = np.isfinite(scale) & (scale > f.max)
+    if wide.any():
+        raise NumsimError(
+            f"quantize: the scale {float(scale[wide].flat[0]):.3g} is beyond {f.label}, which ends "
+            f"at {f.max:.6g}; divide the tensor by a constant first, or use float32 scales"
+        )
+    kept = np.maximum(cast(scale, f), np.float32(f.min_subnormal)).astype(np.float32)
+    kept = np.where(np.asarray(amax) == 0, np.float32(1.0), kept)
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(kept * np.float32(quant.fmt.max)) & np.isfinite(scale)
+    if beyond.any():
+        lower = decode(encode(kept, f) - 1, f)
+        kept = np.where(beyond, lower, kept)
+    return np.asarray(kept, np.float32)
 
 
 def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray[np.int64]:
@@ -197,24 +139,31 @@ def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray
         result = floor + carries - fmt.emax
     else:  # rceil: the smallest power of two with amax / scale <= max
         top, top_exponent = np.frexp(fmt.max)
+        if rule == "midmax":  # or nearer to max than to the next power of two
+            top = (top + 1.0) / 2
         result = exponent.astype(np.int64) - int(top_exponent) + (fraction > top)
     return np.where(amax == 0, np.int64(-127), result)
 
 
-def two_level_scales(
-    amax: NDArray[Any], quant: Quant
-) -> tuple[NDArray[Any], NDArray[np.float32], np.float32]:
-    """Return (codes, values) of E4M3 block scales and the float32 tensor scale above them.
+def scale_above(amax: NDArray[Any], quant: Quant, axis: int) -> NDArray[np.float32]:
+    """Return the float32 scale of the whole tensor, or of its rows, above narrow block scales.
 
-    The tensor scale maps the largest block to the largest element times the largest scale, or is
-    the fixed one of `quant`.
+    It maps the largest block to the largest element times the largest scale aimed at.
     """
-    top = np.float64(np.max(amax, initial=0.0))
+    along = None if quant.above == "per_tensor" or not amax.ndim else axis
+    top = np.max(np.asarray(amax, np.float64), axis=along, keepdims=along is not None, initial=0.0)
+    most = quant.scale_max
+    if most is None:
+        whole = not str(quant.scale_rule).startswith("4over6")
+        most = get_format(quant.scale_format).max if whole else 256.0
     with np.errstate(under="ignore", over="ignore"):
-        above = np.float32(top / (quant.fmt.max * 448.0))
-    above = np.float32(1.0) if top == 0 else np.maximum(above, _TINY)
-    if quant.scale is not None:
-        above = np.float32(quant.scale)
-    wanted = np.asarray(amax, np.float64) / quant.fmt.max / np.float64(above)
-    codes = np.maximum(encode(wanted, "float8_e4m3fn"), np.uint8(1))  # never a scale of zero
-    return codes, decode(codes, "float8_e4m3fn"), above
+        above = (top / (quant.fmt.max * most)).astype(np.float32)
+    return np.asarray(np.where(top == 0, np.float32(1.0), np.maximum(above, _TINY)), np.float32)
+
+
+def narrow_codes(wanted: NDArray[Any], scale_format: str) -> NDArray[Any]:
+    """Return the codes of narrow block scales: nearest, never 0, at most the largest."""
+    f = get_format(scale_format)
+    codes = encode(wanted, f)
+    least = codes.dtype.type(1 if f.zero else 0)
+    return np.asarray(np.maximum(codes, least))

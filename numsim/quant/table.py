@@ -12,6 +12,8 @@ from numsim.quant.rule import Quant
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
 
+_NV = {"block": 16, "scale_format": "float8_e4m3fn"}
+
 QUANTS: dict[str, Quant] = {
     "mxfp8_e4m3": Quant("float8_e4m3fn", **_MX),  # type: ignore[arg-type]
     "mxfp8_e5m2": Quant("float8_e5m2", **_MX),  # type: ignore[arg-type]
@@ -19,12 +21,25 @@ QUANTS: dict[str, Quant] = {
     "mxfp6_e3m2": Quant("float6_e3m2fn", **_MX),  # type: ignore[arg-type]
     "mxfp4_e2m1": Quant("float4_e2m1fn", **_MX),  # type: ignore[arg-type]
     "mxint8": Quant("q1.6", **_MX),  # type: ignore[arg-type]  # 8 bits with an implied 2**-6
-    "nvfp4": Quant("float4_e2m1fn", block=16, scale_format="float8_e4m3fn"),
+    "nvfp4": Quant("float4_e2m1fn", **_NV),  # type: ignore[arg-type]
+    "nvfp4_row": Quant("float4_e2m1fn", **_NV, tensor_scale="per_token"),  # type: ignore[arg-type]
+    "nvfp4_4over6": Quant("float4_e2m1fn", **_NV, scale_rule="4over6:mse"),  # type: ignore[arg-type]
+    "if4": Quant("float4_e2m1fn", **_NV, scale_rule="if4"),  # type: ignore[arg-type]
+    "hif4": Quant("float4_e1m2fn", block=64, scale_format="float8_ue6m2"),
+    "amdfp4": Quant("float4_e2m1fn", block=16, scale_format="float8_ue5m3", tensor_scale=None),
 }
 
 _OCP = "OCP Microscaling Formats (MX) 1.0, table 1; scale: section 6.3"
 _NVIDIA = "NVIDIA cuBLAS, block scaling with scale mode VEC16_UE4M3"
-SOURCES: dict[str, str] = {name: _NVIDIA if name == "nvfp4" else _OCP for name in QUANTS}
+SOURCES: dict[str, str] = {
+    **{name: _OCP for name in QUANTS if name.startswith("mx")},
+    "nvfp4": _NVIDIA,
+    "nvfp4_row": "TransformerEngine, NVFP4 with one scale a row above its blocks (d0067d0)",
+    "nvfp4_4over6": "Cook et al., Four over six, arXiv 2512.02010; fouroversix",
+    "if4": "fouroversix, IF4: E2M1 or integers in each block of NVFP4",
+    "hif4": "Huawei, HiFloat4, arXiv 2602.11287",
+    "amdfp4": "AMD, FP4 with UE5M3 block scales (alto)",
+}
 
 
 ALIASES: dict[str, str] = {"mxfp4": "mxfp4_e2m1"}
@@ -39,7 +54,7 @@ def list_recipes() -> tuple[str, ...]:
     Examples
     --------
     >>> list_recipes()[-2:]
-    ('mxint8', 'nvfp4')
+    ('hif4', 'amdfp4')
     """
     return tuple(QUANTS)
 

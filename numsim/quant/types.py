@@ -14,8 +14,9 @@ from numsim.convert import checked_codes, decode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
+from numsim.quant.four_bits import if4_values
 from numsim.quant.odd import product_to_odd
-from numsim.quant.rule import SCALE_BITS, Quant
+from numsim.quant.rule import Quant, scale_bits
 from numsim.quant.slices import cut
 
 
@@ -41,7 +42,7 @@ class QTensor:
     block_shape: tuple[int, ...] | None = None
     scale_codes: NDArray[Any] | None = None
     scale_format: Format | None = None
-    tensor_scale: np.float32 | None = None
+    tensor_scale: Any = None  # float32, or an array of one for each row
     zero_point: NDArray[np.int32] | None = None
     packed: dict[str, Any] = field(default_factory=dict)
 
@@ -97,10 +98,14 @@ class QTensor:
             key, self.shape, (self.scale, self.scale_codes, self.zero_point), self.block_shape
         )
         codes = np.asarray(readable(self)[parts])
+        above = self.tensor_scale
+        if np.ndim(above):
+            above = cut(key, self.shape, (above,), None)[1][0]
         shown = codes if self.codes.flags.writeable else _shown(codes)
         part = replace(
-            self, codes=shown, scale=scale, scale_codes=kept, zero_point=zeros, block_shape=blocks
-        )
+            self, codes=shown, scale=scale, scale_codes=kept, zero_point=zeros, block_shape=blocks,
+            tensor_scale=above,
+        )  # fmt: skip
         part.packed["codes"] = [codes]
         return part
 
@@ -139,8 +144,8 @@ class QTensor:
         block, axis
             Values that share a scale, and along which axis.
         zero_point
-            Integers, of integer formats: value = (code - zero point) x scale. One, or as many as
-            there are scales.
+            Integers, of integer formats: value = (code - zero point) x scale. In the shapes that
+            `scale` may have.
 
         Raises
         ------
@@ -224,10 +229,10 @@ class QTensor:
         shape = self.block_shape
         if shape is not None:
             shape = (*shape[:-2], shape[-1], shape[-2])
-        scale, zeros = (
+        scale, zeros, above = (
             x if x is None or not x.ndim
             else np.swapaxes(x.reshape((1,) * (self.ndim - x.ndim) + x.shape), -1, -2)
-            for x in (self.scale, self.zero_point)
+            for x in (self.scale, self.zero_point, self.tensor_scale)
         )  # fmt: skip
         kept = self.scale_codes
         if kept is not None and kept.ndim >= 2:
@@ -236,8 +241,12 @@ class QTensor:
         turned = replace(
             self, codes=_shown(codes), scale=_shown(scale), block_shape=shape,
             scale_codes=_shown(kept), zero_point=_shown(zeros),
+            tensor_scale=above,
         )  # fmt: skip
         turned.packed["codes"] = [codes]
+        if "locked" in self.packed:  # what is known of codes that stay
+            for key in {"survey", "finite"} & self.packed.keys():
+                turned.packed[key] = self.packed[key]
         return turned
 
     def values(self) -> NDArray[Any]:
@@ -245,16 +254,18 @@ class QTensor:
         used = "locked" in self.packed  # by a product: they cannot change
         values: NDArray[Any] = decoded(self) if used else decode(self.codes, self.fmt)
         if self.zero_point is not None:
-            values = values - self.element_zero_point()
+            values = values - np.asarray(self.element_zero_point(), values.dtype)
         return np.asarray(_shown(values))
 
     def element_scale(self) -> NDArray[np.float32] | None:
         """Return the stored scales so that they broadcast against the codes."""
-        return self._of_elements(self.scale)
+        found: NDArray[np.float32] | None = self._of_elements(self.scale)
+        return found
 
     def element_zero_point(self) -> NDArray[np.int32] | None:
         """Return the zero points so that they broadcast against the codes."""
-        return self._of_elements(self.zero_point)
+        found: NDArray[np.int32] | None = self._of_elements(self.zero_point)
+        return found
 
     def _of_elements(self, scale: NDArray[Any] | None) -> Any:
         if scale is None or self.block_shape is None:
@@ -274,21 +285,30 @@ class QTensor:
         >>> quantize([1.0, -3.0, 2.0], "int4").dequantize()
         array([ 0.85714287, -3.        ,  2.142857  ], dtype=float32)
         """
+        if self.quant is not None and self.quant.scale_rule == "if4":
+            return self._if4_values()
         values = decode(readable(self), self.fmt)
         if self.zero_point is not None:
-            values = values - self.element_zero_point()  # integers of 17 bits
+            values = values - np.asarray(self.element_zero_point(), values.dtype)  # 18 bits
         scale = self.element_scale()
         if scale is None:
             with np.errstate(over="ignore", under="ignore"):
                 return np.asarray(values.astype(np.float32))
         factor = scale.astype(np.float64)
         if self.tensor_scale is not None:
-            factor = factor * np.float64(self.tensor_scale)  # 4 by 24 bits
+            factor = factor * np.asarray(self.tensor_scale, np.float64)  # 4 by 24 bits
         with np.errstate(all="ignore"):
             exact = values.astype(np.float64) * factor
             if values.dtype == np.float64:  # of more than 24 bits: the product has more than 53
                 exact = product_to_odd(values, np.broadcast_to(factor, values.shape))
             return np.asarray(exact.astype(np.float32))
+
+    def _if4_values(self) -> NDArray[np.float32]:
+        kept = self._of_elements(self.scale_codes)
+        integers = (kept & 0x80) != 0
+        scale = decode(kept & 0x7F, str(self.quant.scale_format))  # type: ignore[union-attr]
+        above = 1.0 if self.tensor_scale is None else self.tensor_scale
+        return if4_values(readable(self), scale, above, integers)
 
     def bits_per_value(self) -> float:
         """Return stored bits for each value, scales included.
@@ -299,16 +319,20 @@ class QTensor:
         >>> quantize(np.ones((4, 64)), "mxfp4_e2m1").bits_per_value()
         4.25
         """
-        bits = float(self.fmt.bits)
         size = max(math.prod(self.shape), 1)
+        above = 0.0 if self.tensor_scale is None else 32 * np.size(self.tensor_scale) / size
+        if self.quant is not None and self.quant.scale_rule in ("if4", "hif4"):
+            scales = 0 if self.scale is None else self.scale.size
+            return self.quant.fmt.bits + self.quant.bits_of_scale * scales / size + above
+        bits = float(self.fmt.bits)
         if self.scale is not None and (self.quant is None or self.quant.granularity != "none"):
             name = "float32" if self.quant is None else self.quant.scale_format
             if self.scale_format is not None:
                 name = self.scale_format.name
-            bits += SCALE_BITS.get(name, 32) * self.scale.size / size
+            bits += scale_bits(name) * self.scale.size / size
         if self.zero_point is not None:
             bits += self.fmt.bits * self.zero_point.size / size
-        return bits + (32 / size if self.tensor_scale is not None else 0.0)
+        return bits + above
 
 
 def _zero_points(
@@ -326,15 +350,15 @@ def _zero_points(
             "from_codes: zero points are integers below 2**17 in magnitude; got "
             f"{zeros.dtype}{'' if zeros.dtype.kind in 'iu' else '; round them first'}"
         )
-    want = codes.shape if scale is None else scale.shape
+    want = codes.shape if scale is None or blocks is None else scale.shape
     try:
         fits = np.broadcast_shapes(zeros.shape, want) == want
     except ValueError:
         fits = False
     if not fits:
         raise NumsimError(
-            f"from_codes: zero_point has the shape of the scales, {want}, or is one; got "
-            f"{zeros.shape}"
+            "from_codes: zero_point broadcasts against the "
+            f"{'codes' if blocks is None else 'scales'}, {want}; got {zeros.shape}"
         )
     wide = zeros.astype(np.int32)
     return np.array(wide if blocks is None else np.broadcast_to(wide, want))

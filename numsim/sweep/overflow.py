@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.models import Rule
+from numsim.models.gemm import RAW
 from numsim.models.weights import Stored, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets import get_target, matmul
-from numsim.targets.types import IntSum, Mac
+from numsim.targets import MacStats, get_target, matmul
+from numsim.targets.rules import about, adds_integers
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
 _WIDE = 63  # formats of float32's range are stored without a scale
@@ -36,16 +37,22 @@ def overflow_rate(
     operand, stored
         Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
     """
-    left, right = as_quant(rule.activations or "float32"), as_quant(rule.weights or "float32")
-    if rule.activations is None:
-        left = replace(left, granularity="none")
-    if rule.weights is None:
-        right = replace(right, granularity="none")
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     numbers = None if stored is None else wide(stored)
     other = operand if numbers is None else numbers
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
+    stats = counted(rule, x, stored)
+    if stats is None:
+        return None
+    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+
+
+def counted(rule: Rule, x: NDArray[Any], stored: Stored | None) -> MacStats | None:
+    """Return what the leading rows of a product lose; None where counting needs another run."""
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    numbers = None if stored is None else wide(stored)
     stochastic = "sr" in (left.rounding, right.rounding)
     if numbers is None or stochastic or isinstance(left.block, tuple):
         return None
@@ -55,14 +62,13 @@ def overflow_rate(
         b = stored.T
     else:
         b = quantize(numbers.astype(np.float32), right).T
-    _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
-    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+    return matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)[1]
 
 
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:
     depth = x.shape[-1]
     rules = [r for _, r in get_target(rule.target).rules]
-    integers = [r for r in rules if isinstance(r, IntSum)]
+    integers = [r for r in rules if adds_integers(r)]
     if integers and left.fmt.kind == right.fmt.kind == "integer":
         pair = _code_bound(left) * _code_bound(right)
         return all(
@@ -72,8 +78,7 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
         )
     names: set[str | Format] = {rule.out_format, "float32"}
     for r in rules:
-        if isinstance(r, Mac):
-            names |= {r.acc_format, r.product_format or r.acc_format}
+        names.update(about(r).formats(r))
     limit = min(get_format(name).max for name in names) / 2  # room for the roundings of the sum
     values = depth * _amax(x) * _amax(other)  # with scales
     codes = depth * _value_bound(left, x) * _value_bound(right, other)  # without them

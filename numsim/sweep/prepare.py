@@ -59,7 +59,11 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
         for path in texts:
             text = read_text(path)
             recipes = tuple(r if r != DECLARED else declared_recipe(read) for r in plan.recipes)
-            known: dict[str, object] = {"model": model, "text": path, "ignore_keys": read.ignored_keys}
+            known: dict[str, object] = {
+                "model": model,
+                "text": path,
+                "ignore_keys": read.ignored_keys,
+            }
             known |= {"recipes": recipes}
             one = plan.model_copy(update=known)  # keys that it has
             todo = cases(

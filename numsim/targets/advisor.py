@@ -14,8 +14,8 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets.ops import matmul
-from numsim.targets.stats import quantum, signed_bits
 from numsim.targets.table import get_target
+from numsim.targets.tensor import quantum, signed_bits
 
 Operand = QTensor | Format | str
 _WIDEST = 1 << 20  # bits of a search that no real unit reaches

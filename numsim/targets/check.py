@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
-from numsim.targets.rules import CLASSES, RULES, Limit, Mac, Rule
+from numsim.targets.rules import CLASSES, RULES, Limit, Rule, about
 from numsim.targets.words import Maturity
 
 _UNIT_LIMITS: dict[str, Limit] = {
@@ -24,19 +24,14 @@ def takes(kind: str, rule: Rule, key: str, value: object) -> bool:
 
     Examples
     --------
-    >>> from numsim.targets.rules import IntSum
+    >>> from numsim.targets.rules import IntSum, Mac
     >>> takes("float", Mac(), "overflow", "wrap"), takes("integer", IntSum(), "overflow", "wrap")
     (False, True)
     """
-    if not hasattr(rule, key):
+    limits = about(rule).limits
+    if key not in limits or not about(rule).changes(rule, kind, key, value):
         return False
-    if key == "group" and isinstance(rule, Mac):
-        return rule.order in ("tree", "two_chains", "exact")
-    if key == "order" and value == "exact" and isinstance(rule, Mac):
-        return rule.group is not None
-    if value == "halves":
-        return "->" in kind
-    limit = RULES[type(rule)].limits[key]
+    limit = limits[key]
     return not isinstance(limit, tuple) or not isinstance(limit[0], str) or value in limit
 
 
@@ -61,7 +56,7 @@ def check_unit(target: Any, said: Mapping[str, Mapping[str, Any]]) -> None:
         raise NumsimError(f"{target.name}: a unit has a rule for each operand class; none came")
     _check_fields(target.name, target, _UNIT_LIMITS)
     for _, rule in target.rules:
-        _check_fields(target.name, rule, RULES[type(rule)].limits)
+        _check_fields(target.name, rule, about(rule).limits)
     for key in ("split_order", "split_tile"):
         if key in said.get("", {}) and target.split_k == 1:
             raise NumsimError(
@@ -123,13 +118,13 @@ def _check_accumulator(where: str, value: Any) -> None:
 
 def _check_rule(target: Any, kind: str, rule: Rule, given: Mapping[str, Any]) -> None:
     """Raise NumsimError where fields, or the class and the rule, contradict each other."""
-    where, about = f"{target.name}: [rules.{key_of(kind)}]", RULES[type(rule)]
-    if not about.takes(kind):
+    where, of = f"{target.name}: [rules.{key_of(kind)}]", about(rule)
+    if not of.takes(kind):
         fits = (other.__name__ for other in RULES if RULES[other].takes(kind))
         raise NumsimError(
             f"{where}: operands {kind!r} take {', '.join(fits)}; got {type(rule).__name__}"
         )
-    problem = about.contradiction(rule, kind, given)
+    problem = of.contradiction(rule, kind, given)
     if problem:
         raise NumsimError(f"{where}: {problem}")
 

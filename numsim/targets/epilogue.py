@@ -13,7 +13,7 @@ from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, table_name
-from numsim.targets.runs.chain import round_to
+from numsim.targets.chain import round_to
 
 _TYPES = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
 

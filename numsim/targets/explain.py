@@ -18,13 +18,14 @@ from numsim.formats import Format, format_name, get_format
 from numsim.quant import QTensor, quantize
 from numsim.quant.table import recipe_name
 from numsim.targets import scaling, steps
+from numsim.targets.chain import DTYPES
 from numsim.targets.plan import plan as how
 from numsim.targets.plan import resolve
-from numsim.targets.runs.chain import DTYPES
-from numsim.targets.runs.integer import limits
+from numsim.targets.rules import about, adds_integers
+from numsim.targets.rules.int_sum import limits
 from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
-from numsim.targets.types import CLASSES, IntSum, Target
+from numsim.targets.types import CLASSES, Target
 from numsim.targets.words import rule_words
 
 _OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
@@ -159,7 +160,7 @@ def _accumulator(c: float, unit: Target, a: QTensor, b: QTensor, out_format: Any
             "explain mma: c is within float64, of an integer unit within 64 bits; got a whole "
             f"number of {c.bit_length()} bits"
         )
-    if isinstance(plan.rule, IntSum):
+    if adds_integers(plan.rule):
         low, high = limits(64)
         if not (math.isfinite(c) and c == int(c) and low <= int(c) <= high):
             raise NumsimError(
@@ -187,7 +188,7 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
         for step in chain:
             number += 1
             yield f"step {number}, k = {_span(step.positions)}: accumulator {_number(step.before)}"
-            yield from (f"  {line}" for line in steps.lines(found, step))
+            yield from (f"  {line}" for line in _step(found, step))
             yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
     order = "pairwise" if unit.split_order == "pairwise" and unit.split_k > 1 else "in order"
     for total in found.sums:
@@ -201,6 +202,24 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
     yield f"D = {_number(found.d)}, {hex_word(found.d)}"
 
 
+def _step(found: Trace, step: steps.Step) -> Iterator[str]:
+    kind = about(found.rule)
+    if kind.integers:
+        yield from kind.explain(found.rule, step)
+        return
+    if step.a.scale_codes is not None:
+        yield from steps.block_scales(step)
+        if not np.isfinite([s for q in (step.a, step.b) for s in steps.element_scales(q)]).all():
+            yield "a NaN scale makes the result NaN"
+            return
+    terms = [*steps.values_of(step.a), *steps.values_of(step.b), float(step.before.item())]
+    if np.isfinite(terms).all():
+        yield from kind.explain(found.rule, step)
+    else:
+        yield from steps.products(step)
+        yield "NaN or Inf among the operands: the IEEE 754 value of the whole sum"
+
+
 def _span(positions: Any) -> str:
     first, last = int(positions[0]), int(positions[-1])
     return str(first) if first == last else f"{first} to {last}"
@@ -212,7 +231,7 @@ def _number(array: Any) -> str:
 
 
 def _bits(array: Any, found: Trace) -> str:
-    if isinstance(found.rule, IntSum):
+    if adds_integers(found.rule):
         return f"{int(array.item()) & ((1 << found.bits) - 1):#0{2 + -(-found.bits // 4)}x}"
     if found.accumulator in ("float32", "float16", "bfloat16"):
         return hex_word(array)

@@ -14,14 +14,15 @@ from numsim.float_state import known_floats
 from numsim.formats import FormatLike, format_name
 from numsim.quant import QTensor
 from numsim.targets import outside, runs, scaling, zeros
-from numsim.targets.chains import Engine, bare, chained, restarts
+from numsim.targets.chain import DTYPES, round_to
 from numsim.targets.operands import locked
 from numsim.targets.plan import Plan, resolve, shapes
-from numsim.targets.runs.chain import DTYPES, round_to
-from numsim.targets.runs.integer import Overflowed, limits
+from numsim.targets.rules import about, adds_integers
+from numsim.targets.rules.int_sum import Overflowed, limits
+from numsim.targets.split_k import Engine, bare, chained, restarts
 from numsim.targets.stats import Counter, MacStats
 from numsim.targets.table import get_target
-from numsim.targets.types import IntSum, Mac, Target
+from numsim.targets.types import Target
 
 _WARNED: set[str] = set()
 
@@ -125,7 +126,7 @@ def multiply(
     batch, m, n = shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     plan = resolve(unit, a, b, wanted)
-    if zeros.has_zero_point(a, b) and not isinstance(plan.rule, IntSum):
+    if zeros.has_zero_point(a, b) and not adds_integers(plan.rule):
         a, b = zeros.shifted(a), zeros.shifted(b)
         plan = resolve(unit, a, b, wanted)
     rule = plan.rule
@@ -140,7 +141,7 @@ def multiply(
         d = _result(plan, left, right, begin, engine)
     except Overflowed as found:
         raise found.error(unit.name, count) from None
-    if isinstance(rule, IntSum) and wanted is not None and d.dtype != wanted:
+    if adds_integers(rule) and wanted is not None and d.dtype != wanted:
         if wanted == "int32":
             raise UnsupportedError(
                 f"matmul: this product is {d.dtype} (scales, or acc_bits beyond 32); leave "
@@ -172,7 +173,7 @@ def _result(
     else:
         scale = scaling.constant_scales(a, b)
         acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
-        if isinstance(rule, IntSum) and zeros.has_zero_point(a, b):
+        if adds_integers(rule) and zeros.has_zero_point(a, b):
             acc = zeros.corrected(acc, bare(a), bare(b), zeros.at(a, -1), zeros.at(b, -2), rule)
     above = scaling.tensor_scale(a, b)
     if above is not None:
@@ -192,7 +193,7 @@ def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDA
     array = as_array(f"matmul: c has the shape of the result {shape}", c)
     if array.shape != shape:
         raise NumsimError(f"matmul: c has the shape of the result {shape}; got {array.shape}")
-    if isinstance(rule, IntSum) and not blocks:
+    if adds_integers(rule) and not blocks:
         if array.dtype.kind not in "iu":
             raise NumsimError(
                 f"matmul: c of an integer unit holds integers; got {array.dtype}; cast it first"
@@ -210,7 +211,7 @@ def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDA
         raise NumsimError(
             f"matmul: c has the type of the result, {want}; got {array.dtype}; cast it first"
         )
-    held = rule.acc_format if isinstance(rule, Mac) else "float32"
+    held = (*about(rule).formats(rule), "float32")[0]
     if not blocks and not restarts(target) and held != "float32":
         wide = array.astype(np.float32)
         kept = cast(wide, held, overflow="special")

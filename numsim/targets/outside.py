@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,41 +16,40 @@ from numsim.kernels.gemm import hopper as gemm_hopper
 from numsim.kernels.gemm import integer as gemm_int
 from numsim.kernels.gemm import values as gemm_values
 from numsim.quant import QTensor
-from numsim.targets.chains import bare
-from numsim.targets.runs.fused import fp8_applies
-from numsim.targets.runs.integer import integer_plan
-from numsim.targets.runs.tensor import batched, codes_of, fields, kept
+from numsim.targets.fast.fused import fp8_applies
+from numsim.targets.fast.integer import integer_plan
+from numsim.targets.rules import Fused, IntSum, Mac, Rule, adds_integers
 from numsim.targets.scaling import powers_leave_float32
-from numsim.targets.types import Fused, IntSum, Mac, Rule
+from numsim.targets.split_k import bare
+from numsim.targets.tensor import batched, codes_of, fields, kept
 
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
 
 
-class Blocks(NamedTuple):
-    """What a kernel of all blocks works on: bare operands, Hopper's rule if it is that, scales."""
+Add = Callable[[NDArray[np.float32], gemm_blocks.Scales], None]  # all blocks, to sums in place
+Way = Callable[[Any, QTensor, QTensor, int, Format], Add | None]  # of a rule, bare operands ...
 
-    left: QTensor
-    right: QTensor
-    fp8: Fused | None
+
+class Blocks(NamedTuple):
+    """What adds all blocks of a product, and their scales."""
+
+    add: Add
     scales: gemm_blocks.Scales
 
 
 def covered(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Blocks | None:
-    """Return what `add_blocks` works on; None: no kernel adds all blocks at once."""
+    """Return what `add_blocks` runs; None: no kernel adds all blocks at once."""
     left, right = bare(a), bare(b)
+    way = _WAYS.get(type(rule))
     zeros = a.zero_point is not None or b.zero_point is not None
-    if zeros or not (a.codes.size and b.codes.size):
+    if way is None or zeros or not (a.codes.size and b.codes.size):
         return None
-    fp8 = _group(rule, left, right, block, out)
-    if isinstance(rule, IntSum):
-        if not _whole_bytes(rule, left, right, block):
-            return None
-    elif fp8 is None:
-        chain = isinstance(rule, Mac) and rule.steps == Mac() and out.name == "float32"
-        if not chain or codes_of(right) is None:
-            return None
-    scales = _scales(a, b, block, -(left.fmt.bias + right.fmt.bias) * isinstance(rule, IntSum))
-    return None if scales is None else Blocks(left, right, fp8, scales)
+    add = way(rule, left, right, block, out)
+    if add is None:
+        return None
+    power = -(left.fmt.bias + right.fmt.bias) if adds_integers(rule) else 0
+    scales = _scales(a, b, block, power)
+    return None if scales is None else Blocks(add, scales)
 
 
 def add_blocks(
@@ -59,65 +59,75 @@ def add_blocks(
     found = covered(rule, a, b, block, out)
     if found is None:
         return None
-    left, right, fp8, scales = found
-    codes_a, codes_b = batched(left.codes), batched(right.codes)
+    codes_a, codes_b = batched(a.codes), batched(b.codes)
     shape = len(codes_a), codes_a.shape[1], codes_b.shape[-1]
     # -0 is what leaves every first addend as it is
     sums = np.full(shape, -0.0, np.float32) if total is None else np.array(total, order="C")
-    one = len(codes_b) == 1
-    flat = sums.reshape(1, -1, shape[2]) if one else sums
-    rows = scales.rows.reshape(*flat.shape[:2], -1)
-    scales = gemm_blocks.Scales(rows, scales.columns)
-    if isinstance(rule, IntSum):
-        packed = kept(right, "int8", lambda: gemm_int.pack_b(codes_b))
-        starts = kept(right, f"starts {block}", lambda: gemm_int.starts(packed, block // 4))
-        lines = codes_a.reshape(*flat.shape[:2], -1)
-        gemm_blocks.sums(flat, lines, packed, starts, block, scales)
-    elif fp8 is not None:
-        _fp8(flat, left, right, fp8, block, scales)
-    else:
-        how = codes_of(right)
-        assert how is not None
-        codes = kept(right, "codes float32", lambda: gemm_values.pack_b(codes_b, np.float32))
-        values = batched(decode(left.codes, left.fmt)).reshape(*flat.shape[:2], -1)
-        gemm_chains.chains(flat, values, codes, how, block, scales)
+    flat = sums.reshape(1, -1, shape[2]) if len(codes_b) == 1 else sums
+    rows = found.scales.rows.reshape(*flat.shape[:2], -1)
+    found.add(flat, gemm_blocks.Scales(rows, found.scales.columns))
     return sums
 
 
-def _group(rule: Rule, a: QTensor, b: QTensor, block: int, out: Format) -> Fused | None:
-    """Return Hopper's FP8 rule with groups that blocks of k are made of, None for other rules."""
-    if not (isinstance(rule, Fused) and gemm_blocks.fp8_covers()):
-        return None
-    group = min(rule.group, block)
-    fits = block % group == 0 and (b.shape[-2] % block == 0 or group == block)
-    if not fits or not fp8_applies(a, b, None, out, rule):
-        return None
-    return Fused(group, 13, 13)
+def _lines(q: QTensor, out: NDArray[np.float32]) -> NDArray[Any]:
+    """Return the codes of a left operand as rows of `out`."""
+    return batched(q.codes).reshape(*out.shape[:2], -1)
 
 
-def _whole_bytes(rule: IntSum, a: QTensor, b: QTensor, block: int) -> bool:
-    """Whether blocks are sums of signed bytes that no accumulator limits."""
+def _integers(rule: IntSum, a: QTensor, b: QTensor, block: int, out: Format) -> Add | None:
+    """Blocks that are sums of signed bytes which no accumulator limits."""
     signed = a.codes.dtype == np.int8 and b.codes.dtype == np.int8
     whole = block % 4 == 0 and rule.acc_bits == 32
-    return signed and whole and integer_plan(a, b, None, rule) == "int8"
+    if not (signed and whole and integer_plan(a, b, None, rule) == "int8"):
+        return None
+
+    def add(sums: NDArray[np.float32], scales: gemm_blocks.Scales) -> None:
+        packed = kept(b, "int8", lambda: gemm_int.pack_b(batched(b.codes)))
+        starts = kept(b, f"starts {block}", lambda: gemm_int.starts(packed, block // 4))
+        gemm_blocks.sums(sums, _lines(a, sums), packed, starts, block, scales)
+
+    return add
 
 
-def _fp8(
-    out: NDArray[np.float32], a: QTensor, b: QTensor, rule: Fused, block: int,
-    scales: gemm_blocks.Scales,
-) -> None:  # fmt: skip
-    span, how = block // rule.group, fields(b.fmt)
-    codes_a, codes_b = batched(a.codes), batched(b.codes)
-    lines = codes_a.reshape(*out.shape[:2], -1)
-    key = f"fp8 copied {rule.group}"
-    packed = kept(b, key, lambda: gemm_hopper.pack_b(codes_b, rule.group, in_place=False))
-    for i in range(len(out)):
-        one = slice(i, i + 1)
-        left = gemm_hopper.pack_a(lines[i], fields(a.fmt), rule.group, span)
-        right = packed._replace(panels=packed.panels[one])
-        columns = scales.columns[one if len(scales.columns) > 1 else slice(1)]
-        rows = np.ascontiguousarray(scales.rows[one])
-        gemm_blocks.fp8(out[one], left, right, how, span, gemm_blocks.Scales(rows, columns))
+def _multiply_adds(rule: Mac, a: QTensor, b: QTensor, block: int, out: Format) -> Add | None:
+    """Blocks that are chains of fused multiply-adds in float32."""
+    how = codes_of(b)
+    if rule.steps != Mac() or out.name != "float32" or how is None:
+        return None
+
+    def add(sums: NDArray[np.float32], scales: gemm_blocks.Scales) -> None:
+        codes = kept(b, "codes float32", lambda: gemm_values.pack_b(batched(b.codes), np.float32))
+        values = batched(decode(a.codes, a.fmt)).reshape(*sums.shape[:2], -1)
+        gemm_chains.chains(sums, values, codes, how, block, scales)
+
+    return add
+
+
+def _fp8(rule: Fused, a: QTensor, b: QTensor, block: int, out: Format) -> Add | None:
+    """Blocks that are made of groups of Hopper's FP8."""
+    group = min(rule.group, block)
+    fits = block % group == 0 and (b.shape[-2] % block == 0 or group == block)
+    if not (fits and gemm_blocks.fp8_covers() and fp8_applies(a, b, None, out, rule)):
+        return None
+
+    def add(sums: NDArray[np.float32], scales: gemm_blocks.Scales) -> None:
+        span, how, codes = block // group, fields(b.fmt), batched(b.codes)
+        lines = _lines(a, sums)
+        packed = kept(
+            b, f"fp8 copied {group}", lambda: gemm_hopper.pack_b(codes, group, in_place=False)
+        )
+        for i in range(len(sums)):
+            one = slice(i, i + 1)
+            left = gemm_hopper.pack_a(lines[i], fields(a.fmt), group, span)
+            right = packed._replace(panels=packed.panels[one])
+            columns = scales.columns[one if len(scales.columns) > 1 else slice(1)]
+            rows = np.ascontiguousarray(scales.rows[one])
+            gemm_blocks.fp8(sums[one], left, right, how, span, gemm_blocks.Scales(rows, columns))
+
+    return add
+
+
+_WAYS: dict[type, Way] = {IntSum: _integers, Mac: _multiply_adds, Fused: _fp8}
 
 
 def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scales | None:

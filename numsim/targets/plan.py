@@ -12,17 +12,16 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, table_name
 from numsim.quant import QTensor
 from numsim.targets import outside, scaling
-from numsim.targets.chains import bare, chain_positions, k_pick, restarts
+from numsim.targets.chain import Chain
 from numsim.targets.operands import locked
+from numsim.targets.rules import CLASSES, Rule, about, adds_integers
+from numsim.targets.rules.limits import blocks_of, is_scaled
 from numsim.targets.runs import chosen
-from numsim.targets.runs.chain import Chain
+from numsim.targets.split_k import bare, chain_positions, k_pick, restarts
 from numsim.targets.table import get_target
-from numsim.targets.types import CLASSES, Exact, Fused, IntSum, Mac, Rule, ScaledFp4, Target
+from numsim.targets.types import Target
 from numsim.targets.words import rule_words
 
-_BLOCKS: tuple[tuple[str, int], ...] = (("float8_e8m0fnu", 32),)
-_FP4_BLOCKS = (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), ("float8_e4m3fn", 16))
-_HALF = ("fp16", "fp8", "f8f6f4", "fp4")  # classes with a float16 accumulator on tensor cores
 _WIDE_WORDS = {
     "float": "every format that float32 holds",
     "number": "every format that float32 holds, every integer of its range",
@@ -223,8 +222,6 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
         wide = found is not None and found[0] in ("float", "number")  # take integers too
         if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
             found = kind, rule
-    if found is not None and isinstance(found[1], Mac) and found[1].order == "exact":
-        found = found[0], Exact(found[1].group, found[1].negative_zero, found[1].outputs)
     if found is None:
         has = (
             "; ".join(
@@ -238,7 +235,7 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
             f"matmul: {target.name} does not multiply {a.label} by {b.label}; it has {has}; "
             "quantise a and b to formats of one class, or choose another target"
         )
-    return found
+    return found[0], about(found[1]).means(found[1])
 
 
 def _takes(kind: str, a: Format, b: Format) -> bool:
@@ -272,29 +269,22 @@ def inside_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | No
     if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
         return None
     for kind, rule in target.rules:
-        if not kind.startswith("mx:") or not _takes(kind[3:], a.fmt, b.fmt):
-            continue
-        allowed = _FP4_BLOCKS if isinstance(rule, ScaledFp4) else _BLOCKS
-        if (table_name(a.scale_format), block) in allowed:
+        taken = is_scaled(kind) and _takes(kind[3:], a.fmt, b.fmt)
+        if taken and (table_name(a.scale_format), block) in blocks_of(rule):
             return kind, rule
     return None
 
 
 def _output_format(target: Target, kind: str, rule: Rule, name: str | None) -> Format:
-    if isinstance(rule, IntSum):
-        if name not in (None, "int32", "float32"):
+    if adds_integers(rule):
+        if name not in (None, *rule.outputs):
             raise UnsupportedError(
                 f"matmul: {target.name} accumulates integers; out_format is int32 or float32 "
                 f"(rounded from the sum), or left out; got {name}"
             )
         return get_format("int32")
-    allowed: tuple[str, ...] = ("float32",)
-    if isinstance(rule, Fused) and (kind in _HALF or "->" in kind):
-        allowed = ("float32", "float16")
-    elif isinstance(rule, Mac | Exact):
-        allowed = rule.outputs
-    if (name or "float32") not in allowed:
-        raise UnsupportedError(
-            f"matmul: {target.name} returns {', '.join(allowed)} for operands {kind}; got {name}"
-        )
-    return get_format(name or "float32")
+    if name is None or name in rule.outputs:
+        return get_format(name or "float32")
+    raise UnsupportedError(
+        f"matmul: {target.name} returns {', '.join(rule.outputs)} for operands {kind}; got {name}"
+    )

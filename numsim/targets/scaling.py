@@ -13,10 +13,10 @@ from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
 from numsim.targets import zeros
-from numsim.targets.chains import bare, k_slice
-from numsim.targets.runs.chain import DTYPES, one_nan, round_to
-from numsim.targets.runs.integer import Overflowed
-from numsim.targets.types import IntSum, Rule
+from numsim.targets.chain import DTYPES, one_nan, round_to
+from numsim.targets.rules import Rule, adds_integers
+from numsim.targets.rules.int_sum import Overflowed
+from numsim.targets.split_k import bare, k_slice
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -155,7 +155,7 @@ def _one_by_one(
             try:
                 left, right = k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop)
                 acc = chain(left, right)
-                if isinstance(rule, IntSum) and zeros.has_zero_point(a, b):
+                if adds_integers(rule) and zeros.has_zero_point(a, b):
                     at_a, at_b = zeros.at(a, -1, k0), zeros.at(b, -2, k0)
                     acc = zeros.corrected(acc, left, right, at_a, at_b, rule)
             except Overflowed as found:
@@ -192,13 +192,17 @@ def _block_scale(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[Any]
     return np.asarray(a * b, np.float32)
 
 
-def tensor_scale(a: QTensor, b: QTensor) -> np.float32 | None:
-    """Return the product of the scales of whole tensors (NVFP4), None where there are none."""
+def tensor_scale(a: QTensor, b: QTensor) -> Any:
+    """Return the product of the scales of whole tensors or rows (NVFP4), None without any."""
     if a.tensor_scale is None and b.tensor_scale is None:
         return None
     one = np.float32(1.0)
     left, right = (one if q.tensor_scale is None else q.tensor_scale for q in (a, b))
-    return np.float32(left * right)
+    product = np.asarray(left * right, np.float32)
+    if not product.ndim:
+        return np.float32(product)
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return np.broadcast_to(product, (*lead, *product.shape[-2:])).reshape(-1, *product.shape[-2:])
 
 
 def scaled(
@@ -212,7 +216,7 @@ def scaled(
     with np.errstate(all="ignore"):
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
-        factor = _in_quanta(scale, a, b) if isinstance(rule, IntSum) else scale
+        factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
         if factor is None:
             exact = single.astype(np.float64) * np.asarray(scale, np.float64)
             product = np.ldexp(exact, -(a.fmt.bias + b.fmt.bias)).astype(np.float32)
@@ -222,7 +226,7 @@ def scaled(
             else:
                 product = np.multiply(single, factor, out=out)
         result: NDArray[Any] = one_nan(product, rule)
-    if isinstance(rule, IntSum) or acc.dtype == np.float32:
+    if adds_integers(rule) or acc.dtype == np.float32:
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
     return round_to(result, get_format(name), rule)

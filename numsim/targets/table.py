@@ -45,6 +45,12 @@ def _target(
 
 _IMMA = IntSum(acc_bits=32, overflow="wrap")
 
+
+def _single(group: int, align_bits: int) -> Fused:
+    """Return the rule of operands for which the unit has no float16 accumulator."""
+    return Fused(group, align_bits, outputs=("float32",))
+
+
 _TABLE = [
     # ideal units: definitions
     _target("ideal.exact", "definition", "one rounding of the exact sum (Kulisch accumulator)",
@@ -70,40 +76,40 @@ _TABLE = [
             {"fp16": Fused(8, 24), "int8": _IMMA, "int4": _IMMA}),
     _target("nvidia.ampere.mma", "silicon", f"A100 and A2 recordings; MMA-Sim; {_MODELS_DIFFER}",
             f"{_MATLAB}; {_MMASIM}",
-            {"fp16": Fused(8, 24), "bf16": Fused(8, 24), "tf32": Fused(4, 24),
+            {"fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
              "int8": _IMMA, "int4": _IMMA}),
     _target("nvidia.ada.mma", "silicon",
             f"L40S and RTX 1000 recordings; mmaemu (RTX 4060); MMA-Sim; {_MODELS_DIFFER}",
             f"{_MATLAB}; {_MMASIM}",
-            {"fp16": Fused(8, 24), "bf16": Fused(8, 24), "tf32": Fused(4, 24),
+            {"fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
              "fp8": Fused(16, 13, 13), "int8": _IMMA, "int4": _IMMA}, split_tile=64),
     _target("nvidia.hopper.wgmma", "silicon",
             "FP8, fp16, bf16 and tf32 recordings on H100 and H200; MMA-Sim; mmaemu (FP8 with C); "
             + _MODELS_DIFFER, f"{_MATLAB}; {_MMASIM}; {_PTX}",
-            {"fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": Fused(16, 25),
-             "tf32": Fused(8, 25), "int8": _IMMA}),
+            {"fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": _single(16, 25),
+             "tf32": _single(8, 25), "int8": _IMMA}),
     _target("nvidia.hopper.mma", "silicon",
             "H100 and H200 recordings (FP8: float16 output; its float32 output is assumed to be "
             f"B200's); MMA-Sim; {_MODELS_DIFFER}", f"{_MATLAB}; {_MMASIM}; {_PTX}",
             {"fp8": Fused(32, 25, accumulator="late"),
-             "fp8->float16": Fused(32, 25, accumulator="halves"),
-             "fp16": Fused(16, 25), "bf16": Fused(16, 25), "tf32": Fused(8, 25),
+             "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
+             "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
              "int8": _IMMA}),
     _target("nvidia.blackwell.tcgen05", "model",
             f"MMA-Sim; fp16, bf16, tf32 as recorded through mma.sync on B200; {_MODELS_DIFFER}",
             f"{_MMASIM}; {_PTX}",
             {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-             "bf16": Fused(16, 25), "tf32": Fused(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": Fused(32, 25)}),
+             "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
     _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_MODELS_DIFFER}", _MATLAB,
             {"fp8": Fused(32, 25, accumulator="late"),
-             "fp8->float16": Fused(32, 25, accumulator="halves"),
-             "fp16": Fused(16, 25), "bf16": Fused(16, 25), "tf32": Fused(8, 25),
+             "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
+             "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
              "int8": _IMMA}),
     _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
             {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-             "bf16": Fused(16, 25), "tf32": Fused(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": Fused(32, 25)}),
+             "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
+             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "

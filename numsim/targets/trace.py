@@ -12,33 +12,14 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
 from numsim.targets import ops, runs
-from numsim.targets.chains import chain_positions, cut_out, step_length
+from numsim.targets.chain import round_to
 from numsim.targets.plan import resolve, shapes
-from numsim.targets.runs.chain import round_to
-from numsim.targets.runs.integer import Overflowed
+from numsim.targets.rules import Rule, about, adds_integers
+from numsim.targets.rules.int_sum import Overflowed
+from numsim.targets.split_k import chain_positions, cut_out, step_length
+from numsim.targets.steps import Step
 from numsim.targets.table import get_target
-from numsim.targets.types import IntSum, Mac, Rule, Target
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of a chain.
-
-    Parameters
-    ----------
-    a, b
-        The operands of the step: [..., M, k] and [..., k, N].
-    before, after
-        Accumulator [batch, M, N] in the type of the accumulator's format (integers: int64).
-    positions
-        The k of the step in the whole product.
-    """
-
-    a: QTensor
-    b: QTensor
-    before: NDArray[Any]
-    after: NDArray[Any]
-    positions: NDArray[np.int64]
+from numsim.targets.types import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +50,7 @@ class Trace:
 
 
 class Tracer:
-    """Runs chains step by step; see `numsim.targets.chains.Engine`."""
+    """Runs chains step by step; see `numsim.targets.split_k.Engine`."""
 
     def __init__(self, positions: list[NDArray[np.int64]]) -> None:
         self.positions = positions
@@ -85,12 +66,13 @@ class Tracer:
         """Run one chain a step at a time, each from the accumulator of the last."""
         depth = a.shape[-1]
         length = step_length(rule, depth)
-        held = get_format("float32") if isinstance(rule, Mac) else out
+        own = about(rule).formats(rule)
+        held = get_format("float32") if own else out  # float32 holds what those formats hold
         self.rule = rule
-        if isinstance(rule, IntSum):
+        if adds_integers(rule):
             self.accumulator, self.bits = f"int{rule.acc_bits}", rule.acc_bits
         else:
-            fmt = get_format(rule.acc_format) if isinstance(rule, Mac) else out
+            fmt = get_format(own[0]) if own else out
             self.accumulator, self.bits = kept_format(fmt), fmt.bits
         positions = self.positions[len(self.chains)]
         before, steps = c, []
@@ -103,13 +85,13 @@ class Tracer:
             except Overflowed as found:
                 found.k += k0
                 raise
-            if isinstance(rule, IntSum):
+            if adds_integers(rule):
                 after = after.astype(np.int64)
             start = np.zeros_like(after) if before is None else before.astype(after.dtype)
             steps.append(Step(left, right, start, after, positions[run]))
             before = after
         self.chains.append(tuple(steps))
-        if isinstance(rule, IntSum):
+        if adds_integers(rule):
             return after.astype(np.int32 if rule.acc_bits <= 32 else np.int64)
         return after if held is out or out.name == "float32" else round_to(after, out)
 

@@ -13,6 +13,7 @@ from numsim.float_state import known_floats
 from numsim.targets.check import check_unit, takes
 from numsim.targets.rules import (
     CLASSES,
+    RULES,
     Exact,
     Fused,
     IntSum,
@@ -222,7 +223,7 @@ def _replaced(
     ready = [takes(kind, rule, key, value) for kind, rule in rules]
     return tuple(
         (kind, replace(rule, **{key: value}))
-        if hasattr(rule, key) and (fits or not any(ready))
+        if key in RULES[type(rule)].limits and (fits or not any(ready))
         else (kind, rule)
         for (kind, rule), fits in zip(rules, ready, strict=True)
     )

@@ -16,8 +16,9 @@ from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
+from numsim.targets.rules import adds_integers
 from numsim.targets.trace import Trace, trace
-from numsim.targets.types import IntSum, Target
+from numsim.targets.types import Target
 
 
 @known_floats
@@ -132,9 +133,9 @@ _Words = tuple[str, int, NDArray[np.unsignedinteger[Any]]]
 
 
 def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[str, _Words | None]:
-    integers = isinstance(found.rule, IntSum)
+    rule, integers = found.rule, adds_integers(found.rule)
     width = found.bits if integers else 0
-    outer = found.rule.outer_bits if isinstance(found.rule, IntSum) else 32
+    outer = rule.outer_bits if adds_integers(rule) else 32
     steps = np.stack([step.after for chain in found.chains for step in chain])
     accumulator = (
         _integer_words(steps, width) if integers else _float_words(steps, found.accumulator)
@@ -167,7 +168,7 @@ def _scale_words(q: QTensor) -> _Words | None:
 def _tensor_scale(q: QTensor) -> _Words | None:
     if q.tensor_scale is None:
         return None
-    return "float32", 32, np.array([q.tensor_scale], np.float32).view(np.uint32)
+    return "float32", 32, np.ravel(np.asarray(q.tensor_scale, np.float32)).view(np.uint32)
 
 
 def _integer_words(values: NDArray[np.int64], bits: int) -> _Words:

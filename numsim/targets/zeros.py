@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
-from numsim.targets.runs.integer import Overflowed, limits, outside, wrapped
-from numsim.targets.runs.tensor import batched, kept
-from numsim.targets.types import IntSum
+from numsim.targets.fast.integer import outside
+from numsim.targets.rules import IntSum
+from numsim.targets.rules.int_sum import Overflowed, limits, wrapped
+from numsim.targets.tensor import batched, kept
 
 Zero = NDArray[np.int64] | None
 

@@ -15,6 +15,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format, kept_format
 from numsim.quant import QTensor, Quant
+from numsim.quant.delayed import next_multiplier
 
 _FLOAT32_MAX = np.float32(np.finfo(np.float32).max)
 REDUCES = ("max", "most_recent")
@@ -134,12 +135,8 @@ class DelayedScaling:
         window = np.concatenate([[amax], state.window[:-1]]).astype(np.float32)
         length = min(state.length + 1, self.history)
         a = window[:length].max() if self.reduce == "max" else window[0]
-        if a == 0:
-            return q, DelayedState(state.multiplier, window, length)
-        with np.errstate(over="ignore", under="ignore"):
-            top = np.float32(fmt.max * 2.0**-self.margin)
-            multiplier = np.float32(top / a)
-        return q, DelayedState(min(multiplier, _FLOAT32_MAX), window, length)
+        multiplier = next_multiplier(a, fmt.max, self.margin, state.multiplier)
+        return q, DelayedState(multiplier, window, length)
 
 
 def _real(value: object) -> bool:

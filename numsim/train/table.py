@@ -147,11 +147,9 @@ def _products(
         ]
         unit: str | Target = "ideal.fp32"
         if None in (left, right) and target is not None:
-            unit = (
-                target
-                if get_target(target).name.startswith("ideal.") and not any(integers)
-                else unit
-            )
+            found = get_target(target)  # an ideal unit has one rule, by definition
+            ideal = found.maturity == "definition" and len(found.rules) == 1
+            unit = target if ideal and not any(integers) else unit
         elif target is not None:
             unit = target
         elif all(integers):

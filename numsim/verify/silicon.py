@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.quant import QTensor
 from numsim.targets import Target, epilogue, get_target, matmul
+from numsim.targets.rules import about
 
 _FORMATS = {
     "e4m3": "float8_e4m3fn", "E4M3": "float8_e4m3fn", "e5m2": "float8_e5m2", "E5M2": "float8_e5m2",
@@ -297,15 +298,15 @@ def _mmasim(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> 
                 other = matmul(left, right, target=alternative, c=start, out_format=out)
             table.score(
                 target.name, got, d[t], agree=decided, other=other,
-                nan_bits=target.name.startswith("nvidia"), note=note,
+                nan_bits=any(rule.nan == "ones" for _, rule in target.rules), note=note,
             )  # fmt: skip
 
 
 def _other_choice(target: Target) -> tuple[Target, str]:
     """Return the unit as the other model has it, and where the two differ."""
-    if target.name == "amd.cdna1.mfma":
-        return get_target(target, order="exact"), "field order: here tree, other exact"
-    return target.changed(zero_products=True), "here zero_products=False, other: True"
+    if any("zero_products" in about(rule).limits for _, rule in target.rules):
+        return target.changed(zero_products=True), "here zero_products=False, other: True"
+    return get_target(target, order="exact"), "field order: here tree, other exact"
 
 
 def _mmasim_target(group: dict[str, Any]) -> Target:

@@ -16,7 +16,7 @@ from numsim.kernels.gemm import fp4 as gemm_fp4
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor, Quant
 from numsim.targets import get_target, outside, runs
-from numsim.targets.runs import fp4, fused
+from numsim.targets.fast import fp4, fused
 from numsim.targets.types import Fused
 
 TCGEN05 = "nvidia.blackwell.tcgen05"
@@ -32,8 +32,8 @@ def scalar():
     """Only the kernels that were there before block scales had some of their own."""
     with pytest.MonkeyPatch.context() as patch:
         old = (fused._double, fp4._vectors)
-        fewer = {r: tuple(w for w in ways if w not in old) for r, ways in runs.WAYS.items()}
-        patch.setattr(runs, "WAYS", fewer)
+        fewer = {r: tuple(w for w in ways if w not in old) for r, ways in runs.FAST.items()}
+        patch.setattr(runs, "FAST", fewer)
         patch.setattr(outside, "add_blocks", lambda *_: None)
         yield
 

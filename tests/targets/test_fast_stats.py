@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.kernels.counts import stats_vector
+from numsim.kernels.counts import steps
 from numsim.kernels.jit import using_threads
-from numsim.targets import stats, stats_fast
+from numsim.targets import runs
+from numsim.targets.chain import Chain
+from numsim.targets.plan import class_for
+from numsim.targets.rules import about
 from numsim.targets.types import Mac
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -106,21 +109,24 @@ def start(rng, d, kind, rule):
 
 
 def both(monkeypatch, a, b, c, unit, out):
-    """(D, counts) with the vector kernels, after a comparison with the scalar ones."""
+    """Whether lanes counted each chain, after a comparison with the definition and with D."""
     met = []
-    inner = stats_fast.work
+    inner = runs.chosen
 
-    def spy(*args):
-        met.append(inner(*args))
-        return met[-1]
+    def spy(chain):
+        work = inner(chain)
+        met.append(work.kernel != "scalar")
+        return work
 
     with monkeypatch.context() as patch:
-        patch.setattr(stats_fast, "work", spy)
+        patch.setattr(runs, "chosen", spy)
         d, found = ns.matmul(a, b, c=c, target=unit, out_format=out, stats=True)
-        patch.setattr(stats_fast, "work", lambda *_: None)
+        patch.setattr(runs, "chosen", lambda chain: about(chain.rule).definition(chain))
         plain, want = ns.matmul(a, b, c=c, target=unit, out_format=out, stats=True)
     assert found == want
-    np.testing.assert_array_equal(d.view(f"u{d.itemsize}"), plain.view(f"u{d.itemsize}"))
+    fast = ns.matmul(a, b, c=c, target=unit, out_format=out)
+    for other in (plain, fast):
+        np.testing.assert_array_equal(d.view(f"u{d.itemsize}"), other.view(f"u{d.itemsize}"))
     return met
 
 
@@ -146,36 +152,63 @@ def test_counts_of_the_scalar_kernels(monkeypatch, target, changes, fmt, out, ki
 )  # fmt: skip
 def test_more_columns_than_a_tile(monkeypatch, target, fmt):
     rng = np.random.default_rng(6)
-    columns = stats_vector.TILE + 5
+    columns = steps.TILE + 5
     a, b = tensor(rng, (2, 19), fmt, "normal"), tensor(rng, (19, columns), fmt, "normal")
     assert all(both(monkeypatch, a, b, None, ns.get_target(target), None))
 
 
-def results(monkeypatch, rule_target, a, b, c, out):
-    """The values of both counting kernels of one chain."""
-    unit = ns.get_target(rule_target)
-    found = []
-    for work in (stats_fast.work, lambda *_: None):
-        with monkeypatch.context() as patch:
-            patch.setattr(stats_fast, "work", work)
-            counter = stats.Counter()
-            found.append((counter.count(unit.rules[0][1], a, b, c, out), counter.stats()))
-    return found
-
-
 @pytest.mark.parametrize("target", ["nvidia.volta.mma", "ideal.fp32", "ideal.exact"])
-def test_same_values_in_batches(monkeypatch, target):
+def test_same_values_in_batches(target):
     rng = np.random.default_rng(4)
     f = ns.get_format("float8_e5m2" if target != "nvidia.volta.mma" else "float16")
     a = tensor(rng, (3, 4, 21), f.name, "normal")
     b = tensor(rng, (21, 7), f.name, "normal")
     c = rng.normal(size=(3, 4, 7)).astype(np.float32)
     c[0, 0] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, 3e38]
-    (fast, counts), (scalar, want) = results(monkeypatch, target, a, b, c, ns.get_format("float32"))
-    assert counts == want
-    nan = np.isnan(scalar)
-    np.testing.assert_array_equal(np.isnan(fast), nan)
-    np.testing.assert_array_equal(fast[~nan].view(np.int64), scalar[~nan].view(np.int64))
+    rule, out = ns.get_target(target).rules[0][1], ns.get_format("float32")
+    found = []
+    for make in (runs.chosen, lambda chain: about(chain.rule).definition(chain)):
+        chain = runs.counted(Chain(rule, a, b, c, out, target))
+        found.append((make(chain).run().view(np.uint32), *chain.tally))
+    (fast, counts, _), (scalar, want, _) = found
+    np.testing.assert_array_equal(fast, scalar)
+    np.testing.assert_array_equal(counts.sum((0, 1)), want.sum((0, 1)))
+
+
+MINUS_ZEROS = [
+    ("ideal.mac", {"acc_format": "float16", "order": "tree", "group": 3, "fused": False}, 1 << 15),
+    ("ideal.mac", {"acc_format": "float16", "order": "odd_first"}, 0),
+    ("x86.vdpbf16ps", {}, 0),
+    ("ideal.mac", {"order": "exact", "group": 3}, 1 << 15),
+    ("ideal.mac", {"order": "exact", "group": 4}, 0),
+]
+
+
+@pytest.mark.parametrize(("target", "changes", "bits"), MINUS_ZEROS)
+def test_the_sign_of_zero_where_products_are_counted(target, changes, bits):
+    """-0 + 3 products of -0 is -0; where the unit takes an even k or four, +0 fills it: +0."""
+    unit = ns.get_target(target, **changes)
+    fmt = "bfloat16" if target.startswith("x86") else E4
+    a = ns.QTensor.from_codes(ns.encode(np.full((1, 3), -0.0), fmt), fmt)
+    b = ns.QTensor.from_codes(ns.encode(np.ones((3, 5)), fmt), fmt)
+    c = np.full((1, 5), -0.0, np.float32)
+    chain = Chain(class_for(unit, a.fmt, b.fmt)[1], a, b, c[None], ns.get_format("float32"), target)
+    for d in (
+        ns.matmul(a, b, c=c, target=unit, stats=True)[0],
+        ns.matmul(a, b, c=c, target=unit),
+        about(chain.rule).definition(chain).run(),
+    ):
+        assert (d.view(np.uint32) == bits << 16).all()
+
+
+def test_opposite_infinities_where_products_are_counted():
+    """57344**2 is beyond float16: +Inf in the first block, -Inf in the second, NaN together."""
+    x = np.array([57344.0] * 32 + [-57344.0] * 32)
+    a = ns.QTensor.from_codes(ns.encode(x[None], E5), E5)
+    b = ns.QTensor.from_codes(ns.encode(np.full((64, 5), 57344.0), E5), E5)
+    d, found = ns.matmul(a, b, target="nvidia.hopper.mma", out_format="float16", stats=True)
+    assert (d.view(np.uint16) == 0x7FFF).all()
+    assert found.overflows == 5  # the second block began with an infinity
 
 
 def test_block_scales_inside_the_unit(monkeypatch):

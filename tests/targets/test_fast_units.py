@@ -14,9 +14,9 @@ from numsim.kernels.gemm.fma import gemm_fma
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor
 from numsim.targets import get_target, outside, runs
+from numsim.targets.fast.integer import integer_plan
+from numsim.targets.fast.mac import fma
 from numsim.targets.ops import matmul
-from numsim.targets.runs.integer import integer_plan
-from numsim.targets.runs.mac import fma
 from numsim.targets.types import CLASSES
 
 PATHS = ("avx512", "plain") if simd.HAVE_AVX512_VNNI else simd.PATHS[-1:]
@@ -33,7 +33,7 @@ def path(request):
 def generic():
     """Only the scalar kernels inside."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "WAYS", {rule: ways[-1:] for rule, ways in runs.WAYS.items()})
+        patch.setattr(runs, "FAST", {})
         patch.setattr(outside, "add_blocks", lambda *_: None)
         yield
 

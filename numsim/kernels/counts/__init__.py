@@ -1,1 +1,1 @@
-"""What a product lost: the steps of a rule again, with counts."""
+"""Kernels that compute and count many outputs at once, where a rule's definition is slow."""

@@ -38,7 +38,7 @@ _PARTS = (HALVES, TWO_STREAMS)  # kinds whose blocks have two separately aligned
 
 
 class Rule(NamedTuple):
-    """What a kernel takes at run time; see `numsim.kernels.rules.fused.Block` for the words."""
+    """What a kernel takes at run time; see `numsim.kernels.rules.align.Block` for the words."""
 
     kind: int
     group: int
@@ -233,7 +233,7 @@ def pack_b(codes: Array, rule: Rule) -> PackedCodes:
 def pack(
     sig: Array, exp: Array, trailing: int, rule: Rule, *, whole: bool, zeros: bool, right: bool
 ) -> PackedAlign:
-    """Pack an operand from its planes [batch, lines, K] (`targets.runs.tensor.planes`).
+    """Pack an operand from its planes [batch, lines, K] (`targets.tensor.planes`).
 
     Parameters: `trailing` fraction bits of the significands; `whole`: products of values are exact
     in float32 (`direct` of `gemm.align`); `zeros`: zeros take part in the largest exponent;

@@ -1,4 +1,10 @@
-"""Exact dot products: a fixed-point accumulator as wide as the formats need, rounded once."""
+"""Exact dot products: a fixed-point accumulator as wide as the formats need, rounded once.
+
+This is the definition of the rule `Exact`, and counts what is lost where it is asked to. Operands
+are float32 bit patterns, a [M, K] by b [N, K], the transposed right operand; the accumulator is 20
+digits of 32 bits, wide enough for every product of float32. `tests/oracle_mac.py` states the rule
+in fractions.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,8 @@ import numpy as np
 
 from numsim.kernels.convert.round import encode_value, top_bit
 from numsim.kernels.jit import inline, kernel
+from numsim.kernels.rules.align import power_of_two
+from numsim.kernels.rules.counts import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
 
 # float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
 LOWEST = -298
@@ -44,6 +52,14 @@ def add_term(limbs: np.ndarray, magnitude: np.int64, exponent: np.int64, negativ
 
 
 @inline
+def carried(limbs: np.ndarray) -> None:
+    """Make limbs 0 to LIMBS - 2 digits of 32 bits; the last one keeps the sign."""
+    for i in range(LIMBS - 1):
+        limbs[i + 1] += limbs[i] >> 32
+        limbs[i] &= _M32
+
+
+@inline
 def finish(
     limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool, minus: bool
 ) -> np.int64:
@@ -59,9 +75,7 @@ def finish(
             down, zero, np.int64(0), True, params, np.int64(0), np.int64(1), zero, np.int64(0),
             np.int64(0),
         )  # fmt: skip
-    for i in range(LIMBS - 1):  # carries: limbs 0..LIMBS-2 become 32-bit digits
-        limbs[i + 1] += limbs[i] >> 32
-        limbs[i] &= _M32
+    carried(limbs)
     negative = limbs[LIMBS - 1] < 0
     if negative:  # two's complement: negate digit by digit
         carry = np.int64(1)
@@ -98,21 +112,57 @@ def finish(
     )  # fmt: skip
 
 
+@inline
+def note_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> None:
+    """Note the width and value of the accumulator; `quantum`: exponent of its unit."""
+    carried(limbs)
+    negative = limbs[LIMBS - 1] < 0
+    highest = np.int64(-1)
+    value = 0.0
+    for t in range(LIMBS - 1, -1, -1):
+        digit = limbs[t]
+        if negative:
+            digit = ~digit if t == LIMBS - 1 else digit ^ _M32
+        if digit != 0 and highest < 0:
+            highest = 32 * t + top_bit(np.uint64(digit))
+        value += np.float64(limbs[t]) * power_of_two(np.int64(32 * t + LOWEST))
+    n[BITS] = max(n[BITS], max(highest + LOWEST - quantum + 1, np.int64(0)) + 1)
+    note_peak(value, extremes)
+
+
 @kernel
 def matmul(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any, signed_zero: bool,
+    params: Any, signed_zero: bool, quantum: int, stride: int,
+    counts: Any = None, extremes: Any = None,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c [M, N] float32 bits; out codes.
 
-    `signed_zero`: a sum of nothing but -0 is -0.
+    `signed_zero`: a sum of nothing but -0 is -0. Counts are described in
+    `numsim.kernels.rules.counts`: a partial sum follows every `stride` products, and BITS is the
+    width of the largest in units of ``2**quantum``.
     """
-    limbs = np.empty(LIMBS, np.int64)
+    limbs, begin = np.empty(LIMBS, np.int64), np.empty(LIMBS, np.int64)
     for i in range(start, stop):
+        n, e = row(counts, i), row(extremes, i)
         for j in range(b.shape[0]):
             limbs[:] = 0
             nan = up = down = False
-            minus = signed_zero and c[i, j] == np.uint32(0x80000000)
+            uc = c[i, j]
+            minus = signed_zero and uc == np.uint32(0x80000000)
+            mc = uc & np.uint32(0x7FFFFFFF)
+            if mc > np.uint32(0x7F800000):
+                nan = True
+            elif mc == np.uint32(0x7F800000):
+                down = (uc >> np.uint32(31)) != 0
+                up = not down
+            else:
+                sc, ec = float32_parts(uc)
+                add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
+                if counts is not None:
+                    note_width(limbs, np.int64(quantum), n, e)
+            if counts is not None:
+                begin[:] = limbs
             for k in range(a.shape[1]):
                 ua, ub = a[i, k], b[j, k]
                 negative = ((ua ^ ub) >> np.uint32(31)) != 0
@@ -129,19 +179,22 @@ def matmul(
                     sa, ea = float32_parts(ua)
                     sb, eb = float32_parts(ub)
                     add_term(limbs, sa * sb, ea + eb, negative)
-            uc = c[i, j]
-            mc = uc & np.uint32(0x7FFFFFFF)
-            if mc > np.uint32(0x7F800000):
-                nan = True
-            elif mc == np.uint32(0x7F800000):
-                if uc >> np.uint32(31):
-                    down = True
-                else:
-                    up = True
-            else:
-                sc, ec = float32_parts(uc)
-                add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
-            out[i, j] = finish(limbs, params, nan, up, down, minus)
+                if counts is not None and (k + 1) % stride == 0:
+                    note_width(limbs, np.int64(quantum), n, e)
+            changed = False
+            if counts is not None:
+                carried(limbs)
+                changed = (limbs != begin).any()
+            code = finish(limbs, params, nan, up, down, minus)
+            out[i, j] = code
+            if counts is not None:
+                n[STEPS] += 1
+                if not (nan or up or down):
+                    magnitude = code & ~np.int64(params.sign_bit)
+                    if params.inf >= 0 and magnitude == params.inf:
+                        n[OVERFLOWS] += 1
+                    if changed and code == finish(begin, params, False, False, False, False):
+                        n[SWAMPED] += 1
 
 
 @kernel

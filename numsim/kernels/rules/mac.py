@@ -1,7 +1,10 @@
 """Multiply-add in any small float format: one rounding a step, any order, exact in between.
 
-Products of two operands are exact in float64. A sum is rounded to odd at 53 bits first (TwoSum
-finds the lost part), so that rounding it to the accumulator's format is rounding the exact sum.
+This is the definition of the rule `Mac`, and counts what is lost where it is asked to. Operands are
+float64 values of at most 24 bits, a [M, K] by b [N, K], the transposed right operand. Products are
+exact in float64. A sum is rounded to odd at 53 bits first (TwoSum finds the lost part), so that
+rounding it to the accumulator's format is rounding the exact sum. `tests/oracle_mac.py` states the
+rule in fractions; recordings of TestFloat, EPYC and MI100 agree.
 """
 
 from __future__ import annotations
@@ -12,10 +15,21 @@ import numpy as np
 
 from numsim.kernels.convert.round import RDN, RNA, RNE, RUP, round_quotient, top_bit
 from numsim.kernels.jit import inline, kernel
-from numsim.kernels.rules.fused import parts, power_of_two
+from numsim.kernels.rules.align import parts, power_of_two
+from numsim.kernels.rules.counts import (
+    CUT,
+    GAP,
+    OVERFLOWS,
+    SATURATIONS,
+    STEPS,
+    SWAMPED,
+    note_peak,
+    row,
+)
 
 INFINITE, NOT_A_NUMBER, LARGEST = range(3)
 SEQUENTIAL, TREE, ODD_FIRST, TWO_CHAINS = range(4)
+ORDERS = ("sequential", "tree", "odd_first", "two_chains")
 
 
 class Arithmetic(NamedTuple):
@@ -77,28 +91,66 @@ def round_to(x: Any, f: Arithmetic) -> Any:
 
 
 @inline
-def add(x: Any, y: Any, f: Arithmetic) -> Any:
-    """Return x + y rounded once to `f`."""
+def sum_to_odd(x: Any, y: Any) -> Any:
+    """Return x + y, rounded to odd where float64 cannot hold it."""
     total = x + y
-    if not np.isfinite(total):
-        return in_range(total, f)
-    if total == 0.0:
-        if x == 0.0 and y == 0.0 and np.signbit(x) == np.signbit(y):
-            return in_range(x, f)
-        return in_range(-0.0, f) if f.mode == RDN else 0.0
+    if not np.isfinite(total) or total == 0.0:
+        return total
     back = total - x
     error = (x - (total - back)) + (y - back)
     bits = np.float64(total).view(np.int64)
-    if error != 0.0 and bits & 1 == 0:  # to odd: toward the lost part
+    if error != 0.0 and bits & 1 == 0:  # toward the lost part
         bits += 1 if (error > 0) == (total > 0) else -1
-    return round_to(np.int64(bits).view(np.float64), f)
+    return np.int64(bits).view(np.float64)
 
 
 @inline
-def product(x: Any, y: Any, rounds: bool, f: Arithmetic) -> Any:
+def note_range(exact: Any, value: Any, f: Arithmetic, n: Any) -> None:
+    """Count a finite number that left the range: to Inf or NaN, or stopped at the largest value."""
+    limit = f.bottom if exact < 0 else f.top
+    if not np.isfinite(value):
+        n[OVERFLOWS] += 1
+    elif abs(exact) > limit and (
+        abs(exact) >= power_of_two(np.int64(f.emax + 1)) or abs(rounded(exact, f)) > limit
+    ):
+        n[SATURATIONS] += 1
+
+
+@inline
+def add(x: Any, y: Any, f: Arithmetic, n: Any, both: bool) -> Any:
+    """Return x + y rounded once to `f`; `both`: x is an addend like y, not the accumulator."""
+    total = sum_to_odd(x, y)
+    if total == 0.0:
+        if x == 0.0 and y == 0.0 and np.signbit(x) == np.signbit(y):
+            value = in_range(x, f)
+        else:
+            value = in_range(-0.0, f) if f.mode == RDN else 0.0
+    else:
+        value = round_to(total, f)
+    if n is not None and np.isfinite(x) and np.isfinite(y):
+        note_range(total, value, f, n)
+        if (y != 0 and value == x) or (both and x != 0 and value == y):
+            n[SWAMPED] += 1
+        if x != 0 and y != 0:
+            gap = parts(x, np.int64(-1022))[1] - parts(y, np.int64(-1022))[1]
+            n[GAP] = max(n[GAP], abs(gap))
+    return value
+
+
+@inline
+def product(x: Any, y: Any, rounds: bool, f: Arithmetic, n: Any) -> Any:
     """Return x * y, exact or rounded to `f`."""
-    p = x * y
-    return round_to(p, f) if rounds else p
+    exact = x * y
+    if not rounds:
+        return exact
+    value = round_to(exact, f)
+    if n is not None and np.isfinite(exact):
+        note_range(exact, value, f, n)
+        if value != exact:
+            n[CUT] += 1
+            if value == 0:
+                n[SWAMPED] += 1
+    return value
 
 
 @inline
@@ -113,56 +165,67 @@ def flushed(x: Any, flush: bool, emin: int) -> Any:
 def matmul(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
     order: int, group: int, rounds: bool, p: Arithmetic, f: Arithmetic,
+    counts: Any = None, extremes: Any = None,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c, out [M, N], all float64 values.
 
     `p` is the product's arithmetic (used where `rounds`), `f` the accumulator's. NaN is positive.
     Orders: SEQUENTIAL one chain; TREE neighbours pairwise within a group (a short one filled with
-    +0), then the accumulator;
-    ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd k of a group from zero,
-    their sum, then the accumulator.
+    +0), then the accumulator; ODD_FIRST a chain that takes k + 1 before k; TWO_CHAINS even and odd
+    k of a group from zero, their sum, then the accumulator. Counts are described in
+    `numsim.kernels.rules.counts`.
     """
     depth = a.shape[1]
     leaves = np.empty(max(min(group, depth), 1))
     for i in range(start, stop):
-        x = a[i]
+        x, n, e = a[i], row(counts, i), row(extremes, i)
         for j in range(b.shape[0]):
             y = b[j]
             acc = flushed(c[i, j], f.flush, f.emin)
+            note_peak(acc, e)
             if order == SEQUENTIAL:
                 for k in range(depth):
-                    acc = add(acc, product(x[k], y[k], rounds, p), f)
+                    acc = add(acc, product(x[k], y[k], rounds, p, n), f, n, False)
+                    note_peak(acc, e)
             elif order == ODD_FIRST:
                 for k in range(0, depth, 2):
                     if k + 1 < depth:
-                        acc = add(acc, product(x[k + 1], y[k + 1], rounds, p), f)
+                        acc = add(acc, product(x[k + 1], y[k + 1], rounds, p, n), f, n, False)
+                        note_peak(acc, e)
                     else:
-                        acc = add(acc, 0.0, f)  # a short pair holds +0
-                    acc = add(acc, product(x[k], y[k], rounds, p), f)
+                        acc = add(acc, 0.0, f, None, False)  # a short pair holds +0
+                    acc = add(acc, product(x[k], y[k], rounds, p, n), f, n, False)
+                    note_peak(acc, e)
             elif order == TWO_CHAINS:
                 for k0 in range(0, depth, group):
                     even = odd = 0.0
                     for k in range(k0, min(k0 + group, depth)):
-                        term = product(x[k], y[k], rounds, p)
+                        term = product(x[k], y[k], rounds, p, n)
                         if (k - k0) % 2:
-                            odd = add(odd, term, f)
+                            odd = add(odd, term, f, n, False)
                         else:
-                            even = add(even, term, f)
-                    acc = add(acc, add(even, odd, f), f)
+                            even = add(even, term, f, n, False)
+                    acc = add(acc, add(even, odd, f, n, True), f, n, False)
+                    note_peak(acc, e)
             else:
                 for k0 in range(0, depth, group):
-                    n = min(group, depth - k0)
-                    for k in range(n):
-                        leaves[k] = product(x[k0 + k], y[k0 + k], rounds, p)
+                    m = min(group, depth - k0)
+                    for k in range(m):
+                        leaves[k] = product(x[k0 + k], y[k0 + k], rounds, p, n)
                     width = group  # a short group is filled with +0
                     while width > 1:
-                        for k in range((n + 1) // 2):
-                            if 2 * k + 1 < n:
-                                leaves[k] = add(leaves[2 * k], leaves[2 * k + 1], f)
+                        for k in range((m + 1) // 2):
+                            if 2 * k + 1 < m:
+                                leaves[k] = add(leaves[2 * k], leaves[2 * k + 1], f, n, True)
                             elif 2 * k + 1 < width:
-                                leaves[k] = add(leaves[2 * k], 0.0, f)
+                                leaves[k] = add(leaves[2 * k], 0.0, f, n, True)
                             else:
                                 leaves[k] = leaves[2 * k]
-                        n, width = (n + 1) // 2, (width + 1) // 2
-                    acc = add(acc, leaves[0] if f.signed_zero else leaves[0] + 0.0, f)
+                        m, width = (m + 1) // 2, (width + 1) // 2
+                    term = leaves[0] if f.signed_zero else leaves[0] + 0.0
+                    acc = add(acc, term, f, n, False)
+                    note_peak(acc, e)
             out[i, j] = np.nan if np.isnan(acc) else acc
+        if counts is not None:
+            grouped = order in (TREE, TWO_CHAINS)
+            n[STEPS] += b.shape[0] * (-(-depth // group) if grouped else depth)

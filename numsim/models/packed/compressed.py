@@ -70,9 +70,7 @@ def compressed_tensors(w: Words) -> Declared:
     cache = w.table.get("kv_cache_scheme")
     if not isinstance(cache, Mapping):
         return Declared("compressed-tensors", w.file, schemes)
-    kept, static, unsaid = _activations(replace(w, table=cache), "kv_cache_scheme")
-    if unsaid:
-        raise w.unread("kv_cache_scheme", "8-bit floats or integers, one scale a tensor")
+    kept, static, _ = _activations(replace(w, table=cache), "kv_cache_scheme")
     return Declared("compressed-tensors", w.file, schemes, kept, static)
 
 

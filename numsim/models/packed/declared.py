@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def find_declared(
         A method, or a setting of one, that is not read.
     """
     endings = [(end, who) for end, who in ENDINGS.items() if any(n.endswith(end) for n in dtypes)]
-    narrow = sorted({d for n, d in dtypes.items() if d not in plain and n.endswith("weight")})
+    narrow = sorted(
+        {d for n, d in dtypes.items() if d not in plain and (n.endswith("weight") or d[:2] == "F8")}
+    )
     packed = bool(endings or narrow)
     tables = [
         (f"{key} of config.json{who}", config[key], _method_of(config[key]))
@@ -99,13 +101,21 @@ def find_declared(
     return METHODS[method](Words(name.split(",")[0], table, dtypes, said))
 
 
-def scheme_of(declared: Declared, module: str) -> Scheme | None:
-    """Return how a module's weight is stored, None where nothing is said of it."""
-    for target, scheme in declared.schemes:
-        pattern = target.removeprefix("re:")
-        if target in ("*", module) or (pattern != target and re.match(pattern, module)):
-            return scheme
-    return None
+def scheme_finder(declared: Declared) -> Callable[[str], Scheme | None]:
+    """Return what says how a module's weight is stored, None where nothing is said of it.
+
+    Names come before patterns and all, which are in order.
+    """
+    named = dict(reversed(declared.schemes))
+    rest = [(t, s) for t, s in declared.schemes if t == "*" or t.startswith("re:")]
+
+    def find(module: str) -> Scheme | None:
+        if module in named:
+            return named[module]
+        fits = (s for t, s in rest if t == "*" or re.match(t.removeprefix("re:"), module))
+        return next(fits, None)
+
+    return find
 
 
 def _unread(folder: Path, says: str) -> UnsupportedError:

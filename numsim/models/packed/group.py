@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from numsim.errors import UnsupportedError
 from numsim.models.keys import listing
-from numsim.models.packed.declared import ENDINGS, scheme_of
+from numsim.models.packed.declared import ENDINGS, scheme_finder
 from numsim.models.packed.layouts import CACHE_ENDS, LAYOUTS
 from numsim.models.packed.types import Declared, Layout, Packed, Scheme, damaged
 from numsim.models.packed.unpack import STATES, scale_shape, state_of, word_count
@@ -42,13 +42,14 @@ def unpacked_names(
     cache = {name: left.pop(name) for name in stored if name.endswith(CACHE_ENDS)}
     made: dict[str, Packed] = {}
     # longer ends first, so that none is taken for the end of another
-    used = {scheme.layout for _, scheme in declared.schemes}
+    find = scheme_finder(declared)
+    used = {key for _, s in declared.schemes for key in (s.layout, s.experts) if key}
     for key in sorted(used, key=lambda k: (-len(LAYOUTS[k].codes), k)):
         layout = LAYOUTS[key]
         for name in [name for name in left if _holds_codes(name, left, layout)]:
             stem = name.removesuffix(layout.codes)
-            scheme = _scheme_of(declared, stem, key)
-            if scheme is None:
+            scheme = find(stem)
+            if scheme is None or key not in (scheme.layout, scheme.experts):
                 continue
             packed = _packed(stem, name, scheme, layout, left, maps)
             made[packed.name] = packed
@@ -60,23 +61,12 @@ def unpacked_names(
     return {**left, **made}, cache
 
 
-def _scheme_of(declared: Declared, module: str, layout: str) -> Scheme | None:
-    """Return how a module is stored, if it is by this layout."""
-    scheme = scheme_of(declared, module)
-    if scheme is not None and scheme.layout != layout:  # two layouts of one target
-        own = replace(declared, schemes=tuple(s for s in declared.schemes if s[1].layout == layout))
-        scheme = scheme_of(own, module) if _alike(declared, layout) else None
-    return scheme
-
-
-def _alike(declared: Declared, layout: str) -> bool:
-    """Return whether a layout is declared of all modules, beside others."""
-    return any(target == "*" and s.layout == layout for target, s in declared.schemes)
-
-
 def _holds_codes(name: str, stored: Mapping[str, Tensor], layout: Layout) -> bool:
     if not name.endswith(layout.codes):
         return False
+    if layout.order == "high_first":  # in bytes of any type
+        scaled = name.removesuffix(layout.codes) + layout.scale in stored
+        return scaled or stored[name].dtype not in DTYPES
     if layout.codes == "":  # any name: those of a narrow type that have scales
         return stored[name].dtype not in DTYPES and f"{name}{layout.scale}" in stored
     return layout.codes != layout.weight or stored[name].dtype not in DTYPES
@@ -109,9 +99,9 @@ def _packed(
         return _flat(whole, stem, scheme, layout, parts, maps)
     shape = _shape(stem, scheme.weights, layout, parts, maps)
     weights = _plain(scheme.weights, shape)
-    float32 = weights.scale_format == "float32" and not weights.zero_point
-    if parts["scale"].dtype == "BF16" and float32:
-        weights = replace(weights, scale_format="bfloat16")  # what it takes where it is stored
+    if weights.scale_format == "float32" and not weights.zero_point:
+        word = {"BF16": "bfloat16", "F16": "float16"}.get(parts["scale"].dtype, "float32")
+        weights = replace(weights, scale_format=word)  # what it takes where it is stored
     scheme = replace(scheme, weights=weights)
     packed = Packed(whole, scheme, layout, parts, shape)
     _check_types(packed, stem)
@@ -152,12 +142,11 @@ def _flat(
         sizes[".weight.nested_absmax"] = -(-sizes["scale"] // state["nested_blocksize"])
     for role, count in sizes.items():
         t = parts[role]
-        if math.prod(t.shape) != count:
+        if (t.end - t.begin if role == "codes" else math.prod(t.shape)) != count:
             end = {"codes": ".weight", "scale": layout.scale}.get(role, role)
             rule = f"must have {count} elements for {list(shape)} in blocks of {block}"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)))
-    if parts["codes"].dtype != "U8":
-        raise damaged(parts["codes"].file, whole, "must be stored as U8", parts["codes"].dtype)
+
     quant = replace(scheme.weights, block=block)
     return replace(packed, shape=shape, scheme=replace(scheme, weights=quant))
 
@@ -171,7 +160,7 @@ def _shape(
     if len(t.shape) != (4 if layout.codes == "_blocks" else least) or 0 in t.shape:
         raise damaged(t.file, stem + layout.codes, "must be a matrix", f"shape {list(t.shape)}")
     if layout.order == "whole":
-        return t.shape
+        return (*t.shape[:-2], t.shape[-1], t.shape[-2]) if layout.turned else t.shape
     if layout.order == "awq":
         return (t.shape[1] * 8, t.shape[0])
     if layout.turned:
@@ -195,7 +184,7 @@ def _check_types(p: Packed, stem: str) -> None:
     if p.layout.order == "whole":
         known = WHOLE.get(fmt.name, ("I8",))
     else:
-        known = ("I32",) if p.layout.turned or fmt.kind == "integer" else ("U8",)
+        known = ("I32",) if fmt.kind == "integer" else ("U8",)
     quant = p.scheme.weights
     if quant.scale_format == "float8_e8m0fnu":
         narrow: tuple[str, ...] = ("U8", "F8_E8M0")
@@ -219,7 +208,9 @@ def _check_shapes(p: Packed, stem: str) -> None:
     """Raise where scales, zero points or groups do not fit the codes."""
     quant, (out, into) = p.scheme.weights, p.shape[-2:]
     want = scale_shape(quant, p.shape)
-    allowed = [want[::-1] if p.layout.turned else want]
+    allowed = [(*want[:-2], *want[:-3:-1]) if p.layout.turned else want]
+    if len(want) == 3 and p.layout.turned:
+        allowed.append(want)  # down_proj of FBGEMM
     if quant.granularity == "per_tensor" and len(p.shape) == 2:
         allowed += [(1,), (1, 1)]
     if quant.block is None and quant.granularity != "per_tensor":
@@ -245,7 +236,7 @@ def _check_shapes(p: Packed, stem: str) -> None:
             rule = f"must be {list(shapes[0])}, {what}"
             remedy = "correct the sizes in the table of the method, or quantise it again"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)), remedy)
-    if p.layout.turned and p.parts["codes"].shape[0] * 32 % p.bits and not awq:
+    if p.layout.turned and not whole and not awq and p.parts["codes"].shape[0] * 32 % p.bits:
         raise damaged(p.parts["codes"].file, stem + p.layout.codes, "must hold whole codes", "rest")
 
 

@@ -29,9 +29,7 @@ LAYOUTS: dict[str, Layout] = {
         ".weight", ".weight_scale", "dense", above=".weight_scale_2", inputs=".input_scale"
     ),
     "blocks": Layout(".weight", ".weight_scale_inv", inputs=".activation_scale"),
-    "blocks_experts": Layout(
-        "", "_scale_inv", weight="", as_plain=True, inputs="_activation_scale"
-    ),
+    "fbgemm_experts": Layout("", "_scale", weight="", turned=True),
     "mx_experts": Layout("_blocks", "_scales", "dense", weight=""),
     "gptq": Layout(
         ".qweight", ".scales", "dense", zero=".qzeros", zero_less=1, groups=".g_idx", turned=True

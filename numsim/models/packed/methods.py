@@ -28,8 +28,9 @@ def _fp8(w: Words) -> Declared:
     mode = w.one_of("activation_scheme", ("dynamic", "static", None)) or "dynamic"
     tile = w.table.get("weight_block_size")
     if tile is None:
-        scheme = Scheme("whole", Quant(FP8), Quant(FP8), static=mode == "static")
-        return _all(w, "fp8", scheme)
+        static = mode == "static"
+        acts = Quant(FP8) if static else Quant(FP8, "per_token")
+        return _all(w, "fp8", Scheme("whole", Quant(FP8), acts, static))
     rows, columns = w.tile("weight_block_size")
     if w.one_of("scale_fmt", ("ue8m0", None, "float")) == "ue8m0":
         acts = Quant(FP8, block=columns, scale_format="float8_e8m0fnu", scale_rule="rceil")
@@ -40,13 +41,13 @@ def _fp8(w: Words) -> Declared:
         scheme = Scheme("blocks", weights, Quant(FP8), static=True)
     else:
         scheme = Scheme("blocks", weights, acts)
-    experts = replace(scheme, layout="blocks_experts")
-    return Declared("fp8", w.file, (("*", scheme), ("*", experts)))
+    return _all(w, "fp8", scheme)
 
 
 def _gptq(w: Words) -> Declared:
     bits = w.number("bits", (2, 3, 4, 8))
-    layout = w.one_of("checkpoint_format", ("gptq", "gptq_v2", None)) or "gptq"
+    key = "checkpoint_format" if "checkpoint_format" in w.table else "format"
+    layout = w.one_of(key, ("gptq", "gptq_v2", None)) or "gptq"
     w.one_of("pack_dtype", ("int32", None))
     w.none("dynamic")
     w.one_of("is_marlin_format", (False, None))
@@ -82,7 +83,6 @@ def _bitsandbytes(w: Words) -> Declared:
             f"{'both' if eight else 'none'}; correct the table"
         )
     if four:
-        w.one_of("bnb_4bit_quant_storage", ("uint8", None))
         # block sizes are said beside each weight
         return _all(w, "bitsandbytes", Scheme("bnb_4bit", Quant("nf4", block=64)))
     quant = Quant("int8", "per_channel")
@@ -90,10 +90,10 @@ def _bitsandbytes(w: Words) -> Declared:
 
 
 def _fbgemm(w: Words) -> Declared:
-    # activation_scale_ub caps the amax that a scale is made of; nothing else is said of it here
-    w.positive("activation_scale_ub")
-    acts = Quant(FP8, "per_token")
-    return _all(w, "fbgemm_fp8", Scheme("whole", Quant(FP8, "per_channel"), acts))
+    bound = w.positive("activation_scale_ub")  # of the amax that a scale is made of
+    acts = Quant(FP8, "per_token", scale_rule=None if bound is None else f"amax:{bound!r}")
+    scheme = Scheme("whole", Quant(FP8, "per_channel"), acts)
+    return _all(w, "fbgemm_fp8", replace(scheme, experts="fbgemm_experts"))
 
 
 _MODELOPT: dict[str, Scheme] = {
@@ -114,8 +114,7 @@ def _modelopt(w: Words) -> Declared:
     kept = str(w.table.get("kv_cache_quant_algo") or "").upper()
     if isinstance(w.table.get("kv_cache_scheme"), Mapping):
         kept = "FP8"
-    if kept not in ("", "NONE", "FP8"):
-        raise w.unread("kv_cache_quant_algo", "FP8 or null")
+
     more: dict[str, Any] = {"cache": Quant(FP8), "cache_static": True} if kept == "FP8" else {}
     layers = w.table.get("quantized_layers")
     if isinstance(layers, Mapping) and layers:

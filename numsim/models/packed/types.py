@@ -38,7 +38,7 @@ class Layout:
     zero_less: int = 0  # so much is taken off a zero point before it is stored
     groups: str = ""  # which group of scales a column has
     turned: bool = False  # codes, scales and zero points are stored [in, out]
-    as_plain: bool = False  # the codes lie as the same weight, not packed; else [out, in]
+
     shape: str = ""  # of the matrix, where packing rounds it up
     inputs: str = ""  # static scale of the activations
     beside: tuple[str, ...] = ()  # what else belongs to a weight and decides nothing
@@ -53,6 +53,7 @@ class Scheme:
     activations: Quant | None = None
     static: bool = False  # the scale of the activations, or its outer level, is in the file
     unsaid: str = ""  # what is declared of the activations that no `Quant` says
+    experts: str = ""  # layout of experts in one tensor
 
 
 @dataclass(frozen=True, slots=True)

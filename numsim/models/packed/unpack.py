@@ -18,6 +18,7 @@ from numsim.quant import QTensor, Quant
 
 Array = NDArray[Any]
 SCALE_FORMATS = {"F8_E8M0": "float8_e8m0fnu", "U8": "float8_e8m0fnu", "F8_E4M3": "float8_e4m3fn"}
+_PIECE = 1 << 22  # codes
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 STATES = (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4")
 
@@ -141,8 +142,8 @@ def _unpacked(p: Packed, words: Array, count: int) -> NDArray[np.uint8]:
 
 def _codes(p: Packed, raw: Array, ndim: int) -> Array:
     fmt, into = p.scheme.weights.fmt, p.shape[-1]
-    if p.layout.order == "whole":
-        return raw.copy()  # apart from the file, whose pages are given back
+    if p.layout.order == "whole":  # apart from the file, whose pages are given back
+        return np.ascontiguousarray(raw.swapaxes(-1, -2)) if p.layout.turned else raw.copy()
     if p.layout.order == "dense":
         if raw.ndim > ndim:  # an axis for the bytes of a block
             raw = raw.reshape(*raw.shape[:-2], -1)
@@ -170,7 +171,7 @@ def _scales(p: Packed, raw: Array) -> tuple[NDArray[np.float32], Array | None, F
 
 
 def _placed(p: Packed, scale: Array, shape: tuple[int, ...]) -> Array:
-    return np.ascontiguousarray(scale.T if p.layout.turned else scale).reshape(shape)
+    return np.ascontiguousarray(scale.swapaxes(-1, -2) if p.layout.turned else scale).reshape(shape)
 
 
 def _zeros(p: Packed, raw: Array, shape: tuple[int, ...]) -> Array:
@@ -265,15 +266,18 @@ def check_values(p: Packed, maps: Maps) -> None:
     """
     raw = {role: view(maps, t) for role, t in p.parts.items()}
     file, end = p.parts["codes"].file, p.layout
-    scale, kept, fmt = _scales(p, raw["scale"])
+    word = SCALE_FORMATS.get(p.parts["scale"].dtype)
+    stem = p.name.removesuffix(p.layout.weight)
     if end.order == "high_first":
         with np.errstate(all="ignore"):
-            scale, kept = _flat_scales(raw, state_of(p, maps)), None
-    stem = p.name.removesuffix(p.layout.weight)
-    bad = int(np.count_nonzero(~np.isfinite(scale)))
+            bad = int(np.count_nonzero(~np.isfinite(_flat_scales(raw, state_of(p, maps)))))
+    elif word is not None:
+        bad = _nan_count(raw["scale"].reshape(-1), get_format(word))
+    else:
+        bad = int(np.count_nonzero(~np.isfinite(raw["scale"])))
     if bad:
         raise damaged(file, stem + end.scale, "must hold finite scales", f"{bad} NaN or Inf")
-    if kept is not None and fmt is not None and fmt.name == "float8_e4m3fn" and (kept >> 7).any():
+    if word == "float8_e4m3fn" and (raw["scale"] >> 7).any():
         raise damaged(file, stem + end.scale, "must hold scales above 0", "negative ones")
     for role, name in (("above", end.above), ("inputs", end.inputs)):
         if role in raw:
@@ -294,11 +298,10 @@ def check_values(p: Packed, maps: Maps) -> None:
 
 
 def _nan_count(codes: Array, fmt: Format) -> int:
-    values = fmt.values()
-    unusable = np.flatnonzero(~np.isfinite(values)).astype(np.uint8)
-    piece = 1 << 22
-    parts = (codes[i : i + piece] for i in range(0, codes.size, piece))
-    return sum(int(np.isin(part, unusable).sum()) for part in parts)
+    """Return how many codes of 8 bits are NaN or Inf, looking at a few at a time."""
+    unusable = ~np.isfinite(fmt.values())
+    parts = (codes[i : i + _PIECE] for i in range(0, codes.size, _PIECE))
+    return sum(int(np.count_nonzero(unusable[part])) for part in parts)
 
 
 def _check_range(p: Packed, codes: Array, stem: str) -> None:

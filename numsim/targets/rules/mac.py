@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.decimals import exact_text
 from numsim.errors import NumsimError
-from numsim.formats import Format, kept_format
+from numsim.formats import Format, get_format, kept_format
+from numsim.kernels.jit import over_items
+from numsim.kernels.rules import mac as kernel
+from numsim.quant.types import decoded
+from numsim.targets.chain import Chain, Work, item, mode, noted, round_to, shape, start
+from numsim.targets.rules.exact import Exact
 from numsim.targets.rules.limits import (
     GROUP,
+    NAN_WORDS,
+    NANS,
     OUTPUT_WORDS,
     OUTPUTS,
+    Adder,
     Kind,
     has_output,
     is_scaled,
 )
+from numsim.targets.steps import Step, products, values_of
+from numsim.targets.tensor import as_float64, batched, kept
 from numsim.vocabulary import ROUNDINGS
 
 ORDERS = ("sequential", "tree", "odd_first", "two_chains", "exact")
@@ -58,6 +73,8 @@ class Mac:
         formats without Inf and NaN always do.
     outputs
         Formats in which the unit can return the sum.
+    nan
+        As in `Fused`.
     """
 
     acc_format: str | Format = "float32"
@@ -71,6 +88,7 @@ class Mac:
     negative_zero: bool = True
     overflow: Literal["ieee", "inf", "saturate"] = "ieee"
     outputs: tuple[str, ...] = ("float32",)
+    nan: Literal["ones", "quiet"] = "quiet"
 
     def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
         for key in ("acc_format", "product_format"):
@@ -97,6 +115,108 @@ def _contradiction(rule: Mac, kind: str, given: Mapping[str, Any]) -> str:
     return ""
 
 
+def arithmetic(rule: Mac, fmt: Format) -> kernel.Arithmetic:
+    """Return how a rule rounds to a format."""
+    parameters, beyond = fmt.params, kernel.INFINITE
+    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
+        beyond = kernel.LARGEST
+    elif not fmt.has_inf:
+        beyond = kernel.NOT_A_NUMBER
+    return kernel.Arithmetic(
+        parameters.p, parameters.emin, fmt.emax, mode(rule.rounding), rule.flush,
+        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
+        rule.tiny == "unbounded", rule.negative_zero,
+    )  # fmt: skip
+
+
+def arithmetics(rule: Mac) -> tuple[kernel.Arithmetic, kernel.Arithmetic]:
+    """Return how products and sums are rounded."""
+    both = rule.product_format or rule.acc_format, rule.acc_format
+    p, f = (arithmetic(rule, get_format(name)) for name in both)
+    return p, f
+
+
+def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return values, those below `least` in magnitude as zeros of their sign."""
+    return np.where(np.abs(values) < least, np.copysign(0.0, values), values)
+
+
+def _definition(x: Chain) -> Work:
+    """Multiply-adds one by one."""
+    rule = x.rule
+    p, f = arithmetics(rule)
+    rounds = rule.product_format is not None or not rule.fused
+
+    def work() -> NDArray[Any]:
+        left = as_float64(batched(decoded(x.a)))
+        right = kept(
+            x.b, "columns",
+            lambda: np.ascontiguousarray(as_float64(batched(decoded(x.b)).transpose(0, 2, 1))),
+        )  # fmt: skip
+        if rule.flush:
+            left = flushed(left, x.a.fmt.min_normal)
+            right = flushed(right, x.b.fmt.min_normal)
+        begin, values = start(x, np.float64), np.empty(shape(x))
+        order, group = kernel.ORDERS.index(rule.order), rule.group or left.shape[-1]
+        over_items(
+            lambda i, lo, hi: kernel.matmul(
+                left[i], item(right, i), begin[i], values[i], lo, hi, order, group, rounds, p, f,
+                *noted(x, i),
+            ),
+            *values.shape[:2],
+        )  # fmt: skip
+        return round_to(values, x.out, rule)
+
+    return Work("scalar", work)
+
+
+def _explain(rule: Mac, step: Step) -> Iterator[str]:
+    rounded = rule.product_format or ("" if rule.fused else rule.acc_format)
+    yield from products(step)
+    if rule.flush:
+        yield "subnormal operands and results become zero"
+    if rounded:
+        yield f"products rounded to {rounded} ({rule.rounding})"
+    after = float(step.after.item())
+    x, y = values_of(step.a), values_of(step.b)
+    if len(x) == 1 and not rounded:
+        total = Fraction(x[0]) * Fraction(y[0]) + Fraction(float(step.before.item()))
+        lost = f", off by {exact_text(Fraction(after) - total)}" if np.isfinite(after) else ""
+        yield f"sum {exact_text(total)}, rounded to {rule.acc_format} ({rule.rounding}){lost}"
+    else:
+        how = {
+            "sequential": "added to the accumulator",
+            "odd_first": "added to the accumulator, odd k first",
+            "tree": "added pairwise, then the accumulator",
+            "two_chains": "even and odd k in two chains from zero, their sum, then the accumulator",
+        }[rule.order]
+        yield f"{how}; every sum rounded to {rule.acc_format} ({rule.rounding})"
+
+
+def _changes(rule: Mac, kind: str, key: str, value: object) -> bool:
+    if key == "group":
+        return rule.order in ("tree", "two_chains", "exact")
+    return key != "order" or value != "exact" or rule.group is not None
+
+
+def _means(rule: Mac) -> Mac | Exact:
+    if rule.order != "exact":
+        return rule
+    return Exact(rule.group, rule.negative_zero, rule.outputs, rule.nan)
+
+
+def _step(rule: Mac, depth: int) -> int:
+    return {"sequential": 1, "odd_first": 2}.get(rule.order) or rule.group or depth
+
+
+def _adder(rule: Mac, a: Format, b: Format) -> Adder | None:
+    accumulator = get_format(rule.acc_format)
+    if accumulator.kind != "float":
+        return None
+    tree = rule.order in ("tree", "two_chains") and rule.group is not None
+    return Adder(rule.group if tree and rule.group else 1, accumulator.precision + 1)
+
+
 MAC = Kind(
     Mac,
     "multiply-adds with a rounding at every step",
@@ -112,14 +232,23 @@ MAC = Kind(
         "negative_zero": "false: the sum of a tree loses the sign of a zero",
         "overflow": "ieee: Inf or the largest value by the rounding; inf: always; saturate: never",
         "outputs": OUTPUT_WORDS,
+        "nan": NAN_WORDS,
     },
     {
         "acc_format": Format, "product_format": Format, "fused": bool, "rounding": ROUNDINGS[:6],
         "order": ORDERS, "group": GROUP, "flush": bool, "tiny": ("stored", "unbounded"),
         "negative_zero": bool, "overflow": ("ieee", "inf", "saturate"),
-        "outputs": frozenset(OUTPUTS),
+        "outputs": frozenset(OUTPUTS), "nan": NANS,
     },
     takes=lambda kind: not is_scaled(kind) and not has_output(kind)
     and kind not in ("integer", "number"),
+    definition=_definition,
+    explain=_explain,
     contradiction=_contradiction,
+    changes=_changes,
+    adder=_adder,
+    step=_step,
+    formats=lambda rule: (rule.acc_format, rule.product_format or rule.acc_format),
+    is_float32_chain=lambda rule, largest: rule.steps == Mac(),
+    means=_means,
 )  # fmt: skip

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from math import floor
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.decimals import exact_text
+from numsim.formats import Format
+from numsim.kernels.jit import over_items
+from numsim.kernels.rules import align
+from numsim.kernels.rules import two_stage as kernel
+from numsim.targets.chain import Chain, Work, item, noted, shape, start, store
 from numsim.targets.rules.limits import (
     GROUP,
     INTEGERS,
+    NAN_WORDS,
+    NANS,
     WIDE,
+    Adder,
     Kind,
     aligns,
     has_output,
     is_scaled,
 )
+from numsim.targets.steps import Step, one_alignment, placed
+from numsim.targets.tensor import planes
 
 
 @dataclass(frozen=True)
@@ -23,8 +39,8 @@ class TwoStage:
 
     Products are truncated to `align_bits` below their largest exponent (`streams` = 2: even and
     odd k apart, their sums floored to the larger exponent). Beside the accumulator the sum is
-    floored to `sum_bits` and the accumulator to `align_bits` fraction bits. `zero_products`: as in
-    `Fused`.
+    floored to `sum_bits` and the accumulator to `align_bits` fraction bits. `zero_products`, `nan`:
+    as in `Fused`.
     """
 
     group: int
@@ -32,6 +48,68 @@ class TwoStage:
     sum_bits: int = 31
     streams: int = 1
     zero_products: bool = False
+    nan: Literal["ones", "quiet"] = "quiet"
+
+    outputs: ClassVar[tuple[str, ...]] = ("float32",)
+
+
+def block_of(rule: TwoStage, a: Format, b: Format) -> align.Block:
+    """Return a rule as kernels take it."""
+    limit = 128 if a.emax == 127 else 0
+    fraction = a.precision + b.precision - 2
+    return align.Block(
+        align.TWO_STAGE, rule.group, rule.align_bits, fraction, rule.zero_products,
+        align.NO_LIMIT, rule.streams, rule.sum_bits, limit, 24, -126, 127, 0, 24,
+    )  # fmt: skip
+
+
+def _definition(x: Chain) -> Work:
+    """Blocks one by one, chained through the accumulator."""
+
+    def work() -> NDArray[Any]:
+        block = block_of(x.rule, x.a.fmt, x.b.fmt)
+        left, right = planes(x.a, False), planes(x.b, True)
+        begin, values = start(x, np.float64), np.empty(shape(x))
+        over_items(
+            lambda i, lo, hi: kernel.matmul(
+                *(p[i] for p in left), *(item(p, i) for p in right), begin[i], values[i], lo, hi,
+                block, *noted(x, i),
+            ),
+            *values.shape[:2],
+        )  # fmt: skip
+        return store(values, x.out, x.rule)
+
+    return Work("scalar", work)
+
+
+def _explain(rule: TwoStage, step: Step) -> Iterator[str]:
+    (terms, held), zeros = placed(step), rule.zero_products
+    nonzero = [t for t in terms if t.value or zeros]
+    streams = [terms[i :: rule.streams] for i in range(rule.streams)]
+    place = max((t.exponent for t in nonzero), default=None)
+    total = Fraction(0)
+    for i, stream in enumerate(streams):
+        if rule.streams == 2:
+            yield f"{('even', 'odd')[i]} k"
+        part = yield from one_alignment(rule.align_bits, [t for t in stream if t.value or zeros])
+        if place is not None:
+            unit = Fraction(2) ** (place - rule.align_bits)
+            total += floor(part / unit) * unit
+    yield f"sum of the products {exact_text(total)}"
+    second = max(
+        [e for e in (place, held.exponent if held else None) if e is not None], default=None
+    )
+    if second is None:
+        return
+    unit = Fraction(2) ** (second - rule.sum_bits)
+    whole = floor(total / unit) * unit
+    if held and not (rule.streams == 2 and held.exponent < second - rule.align_bits - 1):
+        unit = Fraction(2) ** (second - rule.align_bits)
+        whole += floor(held.value / unit) * unit
+    yield (
+        f"with the accumulator, floored below 2^{second} to {rule.sum_bits} and "
+        f"{rule.align_bits} bits: {exact_text(whole)}, rounded to nearest even"
+    )
 
 
 def _contradiction(rule: TwoStage, kind: str, given: Mapping[str, Any]) -> str:
@@ -51,12 +129,16 @@ TWO_STAGE = Kind(
         "streams": "2: even and odd k are aligned apart",
         "zero_products": "a product with a zero factor counts for the largest exponent (models "
         "differ)",
+        "nan": NAN_WORDS,
     },
     {
         "group": GROUP, "align_bits": (1, 35), "sum_bits": (1, 40), "streams": (1, 2),
-        "zero_products": bool,
+        "zero_products": bool, "nan": NANS,
     },
     takes=lambda kind: not is_scaled(kind) and not has_output(kind)
     and kind not in (*INTEGERS, *WIDE),
+    definition=_definition,
+    explain=_explain,
     contradiction=_contradiction,
+    adder=lambda rule, a, b: Adder(rule.group, rule.align_bits),
 )  # fmt: skip

@@ -224,9 +224,10 @@ def test_tiles_of_fp8_with_powers_of_two_end_short(tmp_path, tile, stored):
     assert acts == Quant("e4m3", block=tile[1], scale_format="e8m0", scale_rule="rceil")
 
 
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("block", [32, 64, 128, 4096])
-def test_bitsandbytes_blocks_run_over_the_flattened_matrix(tmp_path, block, double):
+def test_bitsandbytes_blocks_run_over_the_flattened_matrix(tmp_path, block, double, storage):
     table_ = np.linspace(-1, 1, 16).astype(np.float32) ** 3
 
     def write(rng, out, into):
@@ -242,7 +243,8 @@ def test_bitsandbytes_blocks_run_over_the_flattened_matrix(tmp_path, block, doub
             scale = nested[absmax] * np.repeat(outer, 8)[:count] + np.float32(0.25)
         else:
             scale = absmax = rng.uniform(0.1, 0.2, count).astype(np.float32)
-        parts = {".weight": flat[:, None], ".weight.absmax": absmax, ".weight.quant_map": table_}
+        flat = flat[:, None] if storage == "uint8" else flat.view(ml_dtypes.bfloat16)[:, None]
+        parts = {".weight": flat, ".weight.absmax": absmax, ".weight.quant_map": table_}
         if double:
             parts |= {".weight.nested_absmax": outer, ".weight.nested_quant_map": nested}
         text = np.frombuffer(json.dumps(state).encode(), np.uint8)
@@ -251,6 +253,7 @@ def test_bitsandbytes_blocks_run_over_the_flattened_matrix(tmp_path, block, doub
         return parts, numbers.reshape(out, into)
 
     table = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+    table["bnb_4bit_quant_storage"] = storage
     folder, numbers = packed_folder(tmp_path / "m", write, table)
     same(folder, numbers)
 

@@ -30,13 +30,15 @@ def test_codes_scales_and_numbers_are_those_of_the_library_that_wrote_them(kind)
     for name, want in each(found, "codes"):
         assert np.array_equal(model.tensors[name].codes.astype(np.int16), want.astype(np.int16))
     for name, want in each(found, "weight"):  # a product of two scales may round once more
+        if kind == "gpt_oss_mxfp4" and name.endswith("down_proj"):
+            want = want.swapaxes(-1, -2)  # as transformers' own parameter: [experts, in, out]
         assert gap(model.tensors[name].dequantize(), want) <= 3e-7
     for name, want in each(found, "rows"):
         numbers = model.tensors[name].dequantize().astype(np.float64)
-        assert gap(numbers @ np.cos(np.arange(numbers.shape[1])), want) <= 1e-6
-        cols = np.cos(np.arange(len(numbers))) @ numbers
+        assert gap(numbers @ np.cos(np.arange(numbers.shape[-1])), want) <= 1e-6
+        cols = np.einsum("o,...oi->...i", np.cos(np.arange(numbers.shape[-2])), numbers)
         assert gap(cols, found[f"cols:{name}"]) <= 1e-6
-    assert len(each(found, "rows")) == len(model.tensors.packed)
+    assert {n for n, _ in each(found, "rows")} == {p.name for p, _ in model.tensors.packed.values()}
     for name, want in each(found, "scale"):
         q = model.tensors[name]
         scale = q.scale * (np.float32(1) if q.tensor_scale is None else q.tensor_scale)
@@ -60,7 +62,7 @@ def test_a_packed_network_gives_the_logits_of_its_dequantised_weights(kind):
     ids = model.generate(found["input_ids"][0], max_new_tokens=len(found["greedy_ids"]))
     assert list(ids[-len(found["greedy_ids"]) :]) == list(found["greedy_ids"])
     plain = load_model(DATA / kind, dequantise=True)
-    assert plain.tensors["layers.0.q_proj.weight"].dtype in (np.float32, "bfloat16")
+    assert all(isinstance(plain.tensors[name], np.ndarray) for name in plain.tensors)
     assert np.array_equal(plain.run(found["input_ids"]).logits, logits)
 
 

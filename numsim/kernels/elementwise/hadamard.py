@@ -1,0 +1,73 @@
+"""Fast Hadamard transforms of rows, in place.
+
+A row of 2**k m values is [2**k, m]: k steps of sums and differences along the first axis, then the
+matrix of order m along the second, then one factor. Every step is rounded in the type of the
+values; the order of additions is fixed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.jit import grain_of, kernel, over_range
+
+
+@kernel
+def _butterflies(x: Any, first: int, span: int, start: int, stop: int) -> None:
+    """Add and subtract values `step` apart: steps first, 2 first .. span / 2 of rows."""
+    wide_vectors()
+    for row in range(start, stop):
+        line = x[row]
+        step = first
+        while step < span:
+            for at in range(0, span, 2 * step):
+                low, high = line[at : at + step], line[at + step : at + 2 * step]
+                for i in range(low.size):
+                    a, b = low[i], high[i]
+                    low[i] = a + b
+                    high[i] = a - b
+            step *= 2
+
+
+@kernel
+def _finish(x: Any, odd: Any, factor: Any, start: int, stop: int) -> None:
+    """Multiply runs of m values by the matrix of order m, and everything by the factor."""
+    wide_vectors()
+    m = odd.shape[0]
+    kept = np.empty(m, x.dtype)
+    for row in range(start, stop):
+        line = x[row]
+        if m == 1:
+            for i in range(line.size):
+                line[i] *= factor
+            continue
+        for at in range(0, line.size, m):
+            run = line[at : at + m]
+            for i in range(m):
+                total = x.dtype.type(0)
+                for j in range(m):
+                    total += run[j] * odd[i, j]
+                kept[i] = total * factor
+            for i in range(m):
+                run[i] = kept[i]
+
+
+def rotate(x: Any, two: int, odd: Any) -> None:
+    """Rotate rows [count, two * m] in place; `odd` [m, m] of +-1.
+
+    >>> x = np.float32([[1, 2]])
+    >>> rotate(x, 2, np.ones((1, 1), np.float32)); x * np.float32(2**0.5)
+    array([[ 3., -1.]], dtype=float32)
+    """
+    m = len(odd)
+    span = two * m
+    factor = x.dtype.type(1 / np.sqrt(np.float64(span)))
+
+    def work(start: int, stop: int) -> None:
+        _butterflies(x, m, span, start, stop)
+        _finish(x, np.ascontiguousarray(odd), factor, start, stop)
+
+    over_range(work, len(x), grain=grain_of(len(x), x.size * 8))

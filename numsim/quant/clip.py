@@ -1,0 +1,182 @@
+"""Scales that clip: of the least squared error, of a percentile, of the least divergence.
+
+``mse``: the scale of the least ``sum (x - s Q(x / s))**2``. Where scales are float32 it is the
+minimum over all real s, rounded; where they are of a narrower format (powers of two, E4M3 under
+its tensor's scale ...) all of its values are candidates, and of equals the larger is taken.
+
+``percentile:P``: the smallest magnitude with at least P percent of all magnitudes at or below
+it (nearest rank); amax where that is 0.
+
+``kl``: magnitudes other than 0 are counted in 2048 bins up to amax. Of the thresholds at the ends
+of bins 128, 144 .. 2048, the one with the smallest Kullback-Leibler divergence from the clipped
+histogram (all beyond the threshold in its last bin) to the one that the format can tell apart (the
+counts of bins whose centres round to the same value, spread evenly over those of them that have
+any); of equals the largest.
+
+Source: Wu et al., arXiv 2004.09602, section 3.3 (percentile, entropy); Migacz, 8-bit Inference with
+TensorRT, GTC 2017 (2048 bins, thresholds from bin 128; here levels are those of the format, and
+every 16th threshold is tried); Kuzmin et al., arXiv 2208.09225 (search for the least error).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import cast
+from numsim.errors import NumsimError
+from numsim.formats import Format
+from numsim.kernels.clip import clip_divergence
+from numsim.kernels.convert import block_search
+from numsim.kernels.jit import over_range
+from numsim.quant.grouped import groups
+from numsim.quant.rule import Quant, percentile
+from numsim.quant.scales import amax_scale
+
+BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
+Floats = NDArray[np.float64]
+
+
+def clipped_amax(
+    values: NDArray[Any], amax: NDArray[Any], quant: Quant, sizes: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the magnitude that maps to the format's maximum, one for each scale.
+
+    Parameters
+    ----------
+    values : float array, any shape
+    amax
+        The largest magnitude of every part.
+    quant : Quant
+        With ``kl`` or ``percentile:P`` as its rule.
+    sizes
+        Of a part that shares a scale, along every axis.
+
+    Examples
+    --------
+    >>> x = np.array([0.5, 1.0, 1.5, 100.0])
+    >>> rule = Quant("int4", "per_tensor", scale_rule="percentile:75")
+    >>> float(clipped_amax(x, np.array([100.0]), rule, (4,))[0])
+    1.5
+    """
+    share = percentile(str(quant.scale_rule))
+    grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
+    chosen = np.array(np.broadcast_to(amax.reshape(grid), grid), values.dtype)
+    for group in groups(values, sizes):
+        magnitudes = np.abs(group.rows)
+        if share is not None:
+            rank = math.ceil(share * magnitudes.shape[1] / 100) - 1
+            found = np.partition(magnitudes, rank, axis=1)[:, rank]
+        else:
+            found = np.array([_least_divergence(row, quant) for row in magnitudes])
+        part = chosen[group.scales]
+        found = found.reshape(part.shape)
+        part[...] = np.where(found > 0, found, part)
+    return chosen.reshape(amax.shape)
+
+
+def _least_divergence(magnitudes: NDArray[Any], quant: Quant) -> float:
+    top = float(magnitudes.max(initial=0.0))
+    width = top / BINS
+    if width == 0:
+        return top
+    rounding = "rne" if quant.rounding == "sr" else quant.rounding
+    nonzero = magnitudes[magnitudes > 0].astype(np.float64)
+    counts = np.bincount(np.minimum((nonzero / width).astype(np.int64), BINS - 1), minlength=BINS)
+    centres = (np.arange(BINS) + 0.5) * width
+    found, chosen = np.inf, top
+    for kept in range(BINS, FIRST_BIN - 1, -BIN_STEP):
+        threshold = np.asarray(width * kept, magnitudes.dtype)
+        quotient = (centres[:kept] / amax_scale(threshold, quant.fmt.max)).astype(np.float32)
+        found_levels = cast(quotient, quant.fmt, rounding=rounding).astype(np.float64)  # type: ignore[arg-type]
+        divergence = clip_divergence(counts, found_levels)
+        if divergence < found:
+            found, chosen = divergence, float(threshold)
+    return chosen
+
+
+@cache
+def levels(fmt: Format) -> block_search.Levels:
+    """Return the levels of a format.
+
+    Raises
+    ------
+    NumsimError
+        For a format without zero, which no error of a block of small numbers is the least in.
+    """
+    values = fmt.values()
+    values = values[np.isfinite(values)]
+    if not (values == 0).any():
+        raise NumsimError(
+            f"quantize: scale_rule mse searches formats with a zero; {fmt.label} has none; use amax"
+        )
+    return block_search.levels_of(values)
+
+
+@cache
+def has_halves(fmt: Format) -> bool:
+    """Whether half of every level is a level: a scale of twice the size then tells no more apart.
+
+    That is so of integers and floats, up to half of their largest.
+    """
+    found = levels(fmt)
+    sides = ((found.positive, found.positive[-1]), (found.negative, found.negative[-1]))
+    return all(bool(np.isin(2 * side[2 * side <= top], side).all()) for side, top in sides)
+
+
+def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...]) -> Floats:
+    """Return the real scale of the least squared error of every part, 0 for parts of zeros.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> least_squares_scale(np.array([1.0, 2.0, -3.0, 10.5]), get_format("int4"), (4,))
+    array([1.5])
+    """
+    found = levels(fmt)
+    both = np.array_equal(found.positive, found.negative)
+    grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
+    chosen = np.zeros(grid)
+    for group in groups(values, sizes):
+        rows = group.rows.astype(np.float64)
+        if both:
+            positive, negative = np.sort(np.abs(rows), axis=1), np.zeros((len(rows), 1))
+        else:
+            positive = np.sort(np.maximum(rows, 0.0), axis=1)
+            negative = np.sort(np.maximum(-rows, 0.0), axis=1)
+        scales = np.empty(len(rows))
+        over_range(
+            partial(block_search.least_squares, positive, negative, found, has_halves(fmt), scales),
+            len(rows),
+        )
+        chosen[group.scales] = scales.reshape(group.shape)
+    return chosen
+
+
+def best_candidate(
+    values: NDArray[Any], fmt: Format, sizes: tuple[int, ...], candidates: Floats,
+    above: NDArray[np.float64], first: NDArray[np.int64], normal: float,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Return which scale of a rising list has the least squared error for every part.
+
+    `above` and `first` have the shape of the scales: what multiplies a candidate, and the first
+    candidate that clips nothing. From `normal` on every candidate's double is one.
+    """
+    chosen = np.zeros(first.shape, np.int64)
+    for group in groups(values, sizes):
+        rows = group.rows.astype(np.float64)
+        scales = np.empty(len(rows), np.int64)
+        over_range(
+            partial(
+                block_search.best_of, rows, np.ascontiguousarray(above[group.scales]).reshape(-1),
+                np.ascontiguousarray(first[group.scales]).reshape(-1), candidates, levels(fmt),
+                2 * normal if has_halves(fmt) else np.inf, scales,
+            ),
+            len(rows),
+        )  # fmt: skip
+        chosen[group.scales] = scales.reshape(group.shape)
+    return chosen

@@ -1,0 +1,147 @@
+"""Blocks of four bits that are stored in one of two ways, or under scales of three levels.
+
+``4over6``: two scales are candidates, one that maps the block's largest magnitude to 6 and one that
+maps it to 4, whose neighbours lie closer. The second is kept where its summed error, of magnitudes
+(``mae``) or squares (``mse``), is strictly smaller.
+
+``if4``: under the scale s of NVFP4 a block holds E2M1 or, where their squared error is strictly
+smaller, the integers q = -7 .. 7 with value q s 6/7. Bit 7 of the scale's code says which. Here
+codes of both are fixed point of half steps (q3.1: E2M1 exactly, integers as they are), and
+a block of integers has the scale s 6/7, which `QTensor.scale` holds rounded to float32, so that
+products run on it; `dequantize` rounds once.
+
+``hif4``: blocks of 64 under a scale E6M2; eight bits double the scale of 8 values, sixteen that of
+4 values; elements are -7 .. 7 quarters. Here codes are fixed point of quarters (q3.2) with the
+doublings in them: what its integer units add.
+
+Source: Cook et al., Four over six, arXiv 2512.02010 and fouroversix (4over6, IF4); Huawei,
+HiFloat4, arXiv 2602.11287, and its scripts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import cast, decode, encode
+from numsim.formats import get_format
+from numsim.kernels.convert import block_search
+from numsim.kernels.jit import over_range
+from numsim.quant.clip import levels
+from numsim.quant.grouped import groups
+from numsim.quant.odd import quotient_to_odd
+from numsim.quant.rule import Quant
+from numsim.quant.scales import narrow_codes
+
+_SEVENTH = np.float64(cast([1 / 7], "bfloat16")[0])
+_E2M1 = get_format("float4_e2m1fn")
+INTEGERS = 0x80  # bit of a scale's code: the block holds integers
+HALVES, QUARTERS = get_format("q3.1"), get_format("q3.2")
+_INTEGER_LEVELS = block_search.levels_of(np.arange(-7.0, 8.0))
+
+
+def four_over_six(
+    values: NDArray[Any], amax: NDArray[Any], above: Any, quant: Quant, sizes: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the codes of block scales, each the better one of two."""
+    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
+    six = narrow_codes(wanted, quant.scale_format)
+    four = narrow_codes(1.5 * wanted, quant.scale_format)
+    absolute = str(quant.scale_rule).endswith("mae")
+    both = [
+        _errors(values, _scale(codes, above, quant), sizes, levels(_E2M1), absolute)
+        for codes in (six, four)
+    ]
+    return np.where(both[1] < both[0], four, six)
+
+
+def if4(
+    values: NDArray[Any], scale_codes: NDArray[Any], above: Any, quant: Quant,
+    sizes: tuple[int, ...], codes: NDArray[Any],
+) -> NDArray[Any]:  # fmt: skip
+    """Fill `codes` with half steps under given scales; return which blocks hold integers."""
+    scale = _scale(scale_codes, above, quant)
+    floats = _errors(values, scale, sizes, levels(_E2M1), False)
+    whole = _errors(values, scale * 6 / 7, sizes, _INTEGER_LEVELS, False)
+    integers: NDArray[np.bool_] = whole < floats
+    for group in groups(values, sizes):
+        each = np.broadcast_to(scale, integers.shape)[group.scales].reshape(-1, 1)
+        quotient = group.rows.astype(np.float64) / each
+        halves = cast(quotient, _E2M1) * 2
+        counts = np.clip(np.rint(quotient * 7 / 6), -7, 7) * 2
+        chosen = np.where(integers[group.scales].reshape(-1, 1), counts, halves)
+        group.put(chosen.astype(np.int8), codes)
+    return integers
+
+
+def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> NDArray[np.float32]:
+    """Return fp32(code / 2 * scale * above), 6/7 of it where a block holds integers.
+
+    >>> if4_values(np.int8([14, 12]), np.float64([1.0, 1.0]), 1.0, np.array([True, False]))
+    array([6., 6.], dtype=float32)
+    """
+    exact = codes * (np.asarray(scale, np.float64) * 0.5) * np.asarray(above, np.float64)
+    with np.errstate(under="ignore", over="ignore"):
+        seventh = quotient_to_odd(exact * 6.0, 7.0)  # 40 bits: exact but for the division
+        return np.asarray(np.where(integers, seventh, exact), np.float64).astype(np.float32)
+
+
+def hif4(
+    values: NDArray[Any], sizes: tuple[int, ...], scale_codes: NDArray[Any], codes: NDArray[Any]
+) -> None:
+    """Fill the codes of scales and of elements, in quarters, of blocks of 64 under HiF4."""
+    for group in groups(values, sizes):
+        rows = np.zeros((len(group.rows), 64))
+        rows[:, : group.rows.shape[1]] = group.rows
+        found, elements = hif4_blocks(rows)
+        scale_codes[group.scales] = found.reshape(group.shape)
+        group.put(elements[:, : group.rows.shape[1]], codes)
+
+
+def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Return the scale codes [count] and quarters [count, 64] of blocks.
+
+    >>> scale, quarters = hif4_blocks(np.full((1, 64), 7.0))
+    >>> int(scale[0]), int(quarters[0, 0])
+    (192, 28)
+    """
+    magnitude = np.abs(rows)
+    amax = magnitude.max(axis=1)
+    # the product of float32 and bfloat16 is exact in float64
+    wanted = np.clip(cast(amax * _SEVENTH, "bfloat16").astype(np.float64), 2.0**-48, 49152.0)
+    scale_codes = encode(wanted, "float8_ue6m2")
+    scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
+    inverse = cast(1.0 / scale, "bfloat16").astype(np.float64)[:, None]
+    level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
+    twice = np.repeat(level_2, 2, axis=1)
+    quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
+    level_3 = (np.ldexp(quotient, -twice) >= 2).astype(np.int64)
+    doubled = np.repeat(twice + level_3, 4, axis=1)
+    elements = np.minimum(np.floor(np.ldexp(magnitude * inverse, 2 - doubled) + 0.5), 7)
+    quarters = np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
+    return scale_codes, quarters
+
+
+def _scale(codes: NDArray[Any], above: Any, quant: Quant) -> NDArray[np.float64]:
+    """Return the scales of blocks times that of the tensor, exact in float64."""
+    product: NDArray[np.float64] = decode(codes, quant.scale_format).astype(
+        np.float64
+    ) * np.asarray(above, np.float64)
+    return product
+
+
+def _errors(
+    values: NDArray[Any], scale: NDArray[np.float64], sizes: tuple[int, ...],
+    of: block_search.Levels, absolute: bool,
+) -> NDArray[np.float64]:  # fmt: skip
+    found = np.zeros(scale.shape)
+    for group in groups(values, sizes):
+        rows = group.rows.astype(np.float64)
+        scales = np.ascontiguousarray(scale[group.scales]).reshape(-1)
+        out = np.empty(len(rows))
+        over_range(partial(block_search.errors, rows, scales, of, absolute, out), len(rows))
+        found[group.scales] = out.reshape(group.shape)
+    return found

@@ -1,0 +1,111 @@
+"""Exact sums, rounded once: the kernels, and which chains each covers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import decode
+from numsim.formats import Format
+from numsim.kernels.gemm import mac as gemm_mac
+from numsim.kernels.ir.mac import Flavour
+from numsim.kernels.rules.exact import extent
+from numsim.kernels.rules.mac import Arithmetic
+from numsim.quant import QTensor
+from numsim.quant.odd import to_odd
+from numsim.quant.types import decoded
+from numsim.targets.chain import (
+    Chain,
+    Ways,
+    Work,
+    round_to,
+    start,
+)
+from numsim.targets.fast.mac import fma
+from numsim.targets.rules import Exact
+from numsim.targets.tensor import (
+    batched,
+    kept,
+    survey,
+    surveyed,
+)
+
+
+def sum_bits(a: QTensor, b: QTensor) -> int:
+    """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
+
+    def look(q: QTensor) -> tuple[bool, int, int]:
+        if surveyed(q.fmt):
+            return survey(q).extent
+        values = np.ascontiguousarray(decoded(q), np.float32).reshape(-1)
+        found: tuple[bool, int, int] = kept(q, "extent", lambda: extent(values.view(np.uint32)))
+        return found
+
+    (finite_a, low_a, high_a), (finite_b, low_b, high_b) = (look(q) for q in (a, b))
+    if not (finite_a and finite_b):
+        return 99
+    return int(high_a + high_b - low_a - low_b + a.shape[-1].bit_length())
+
+
+def _in_float32(x: Chain) -> bool:
+    """Whether float32 holds the values of both operands."""
+    return np.float64 not in (x.a.fmt.value_dtype, x.b.fmt.value_dtype)
+
+
+def exact_groups_apply(rule: Exact, bits: int, out: Format) -> bool:
+    """Whether sums of groups are exact in float64, and rounded to an IEEE format."""
+    return rule.group in (1, 2, 4, 8) and bits <= 53 and out.inf == "ieee"
+
+
+def exact_groups(
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format
+) -> NDArray[np.float64]:
+    """Exact sums of groups of products and the accumulator, rounded once a group."""
+    assert rule.group is not None
+    f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
+    flavour = Flavour(
+        rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
+    )
+    key = f"exact {rule.group}"
+    packed = kept(
+        b, key, lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree)
+    )
+    rows = batched(decoded(a)).astype(np.float64)
+    return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
+
+
+def _groups(x: Chain) -> Work | None:
+    if not (_in_float32(x) and exact_groups_apply(x.rule, sum_bits(x.a, x.b), x.out)):
+        return None
+
+    def work() -> NDArray[Any]:
+        begin = start(x, np.float64)
+        return round_to(exact_groups(x.a, x.b, begin, x.rule, x.out), x.out, x.rule)
+
+    return Work("exact groups in float64", work)
+
+
+def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Return exact sums that float64 holds; plus c, they are rounded to odd."""
+    sums = fma(batched(decode(a.codes, a.fmt)).astype(np.float64), b) + 0.0
+    if c is None:
+        return sums
+    with np.errstate(all="ignore"):
+        start = c.astype(np.float64)
+        total = sums + start
+        back = total - sums
+        error = (sums - (total - back)) + (start - back)
+    return to_odd(total, error)
+
+
+def _sums(x: Chain) -> Work | None:
+    if x.rule.group is not None or x.rule.negative_zero or not _in_float32(x):
+        return None
+    if sum_bits(x.a, x.b) > 53:
+        return None
+    return Work("exact sums in float64", lambda: round_to(exact_sum(x.a, x.b, x.c), x.out, x.rule))
+
+
+EXACT: Ways = (_groups, _sums)

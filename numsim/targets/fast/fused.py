@@ -1,0 +1,238 @@
+"""Aligned and truncated blocks of products: the kernels, and which chains each covers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.formats import Format
+from numsim.kernels.convert.round import RNE, RTZ
+from numsim.kernels.gemm import align as gemm_align
+from numsim.kernels.gemm import double as gemm_double
+from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.ir import align as kinds
+from numsim.kernels.ir import simd
+from numsim.kernels.rules.align import Block
+from numsim.quant import QTensor
+from numsim.targets.chain import (
+    Chain,
+    Ways,
+    Work,
+    one_nan,
+    store,
+)
+from numsim.targets.rules import Fused, fused, two_stage
+from numsim.targets.tensor import (
+    any_of,
+    batched,
+    coded,
+    fields,
+    finite,
+    kept,
+    planes,
+    short_codes,
+    survey,
+    survey_planes,
+)
+
+FP8 = "FP8 with 13 fraction bits"
+
+
+def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
+    """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
+    if (
+        rule.steps != Fused(rule.group, 13, 13)
+        or rule.group > gemm_hopper.WIDEST
+        or out.name != "float32"
+    ):
+        return False
+    if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
+        return False
+    if not (a.codes.size and b.codes.size):
+        return False
+    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
+    if low < gemm_hopper.LEAST or high > gemm_hopper.MOST:
+        return False
+    if not (finite(a) and finite(b)):
+        return False
+    if c is None:
+        return True
+    size = np.abs(c)
+    return bool(((size == 0) | ((size >= gemm_hopper.LOW) & (size <= gemm_hopper.HIGH))).all())
+
+
+def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
+    """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
+    left, right = batched(a.codes), batched(b.codes)
+    key = f"fp8 {rule.group} {simd.path()}"
+    packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
+
+    def item(i: int) -> NDArray[np.float32]:
+        at = min(i, len(right) - 1)
+        one = packed._replace(panels=packed.panels[at : at + 1])
+        rows = gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
+        start = None if c is None else c[i]
+        sums: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
+        return sums
+
+    if len(left) == 1:
+        return item(0)[None]
+    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
+    for i in range(len(left)):
+        out[i] = item(i)
+    return out
+
+
+def _fp8(x: Chain) -> Work | None:
+    if not fp8_applies(x.a, x.b, x.c, x.out, x.rule):
+        return None
+    return Work(FP8, lambda: fp8(x.a, x.b, x.c, x.rule))
+
+
+def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
+    """Whether the float64 kernel of small formats does it: finite codes, scales by group."""
+    plain = Fused(
+        rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
+    )  # fmt: skip
+    few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW
+    if few or rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+        return False
+    if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
+        return False
+    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
+    precision = max(a.fmt.precision, b.fmt.precision)
+    covered = gemm_double.covers(
+        rule.group, rule.align_bits, rule.min_exponent, low, high, precision
+    )
+    return covered and finite(a) and finite(b)
+
+
+def _few_bits(q: QTensor, axis: int, group: int) -> bool:
+    """Whether q has a byte a code and scales, if any, for multiples of a group of k."""
+    small = short_codes(q.fmt)
+    if q.block_shape is None or q.scale_codes is None:
+        return small and q.block_shape is None
+    return small and q.block_shape[axis] % group == 0
+
+
+def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return exponents of E8M0 scales of groups [batch, lines, groups], and which lines are NaN."""
+    depth = q.shape[-2 if transposed else -1]
+    groups = -(-depth // group)
+    if q.scale_codes is None or q.block_shape is None:
+        lines = q.shape[-1 if transposed else -2]
+        shape = (math.prod(q.shape[:-2]), lines)
+        return np.zeros((*shape, groups), np.int32), np.zeros(shape, np.bool_)
+    codes = batched(q.scale_codes.astype(np.int32))
+    codes = codes.transpose(0, 2, 1) if transposed else codes
+    wide = np.repeat(codes, max(q.block_shape) // group, axis=-1)[..., :groups]
+    return wide - 127, any_of(wide == 255)
+
+
+def double(
+    a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: Fused
+) -> NDArray[np.float32]:
+    """Small formats on units that keep many fraction bits; a NaN scale makes its line NaN."""
+
+    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_], int]:
+        powers, nan = _powers(b, rule.group, transposed=True)
+        most = int(powers.max())
+        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan, most
+
+    packed, nan_columns, most = kept(b, f"double {rule.group}", pack)
+    powers, nan_rows = _powers(a, rule.group, transposed=False)
+    high = a.fmt.emax + b.fmt.emax + 2 + int(powers.max()) + most + a.shape[-1].bit_length()
+    bounded = high < 126 and (c is None or (np.abs(c) < 2.0**126).all())
+    sums = gemm_double.gemm_double(
+        batched(a.codes), powers, fields(a.fmt), packed, fields(b.fmt),
+        rule.group, rule.align_bits, rule.min_exponent, bounded=bool(bounded), c=c,
+    )  # fmt: skip
+    if nan_rows.any() or nan_columns.any():
+        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
+    return sums
+
+
+def _double(x: Chain) -> Work | None:
+    if not double_applies(x.a, x.b, x.out, x.rule):
+        return None
+    return Work("aligned sums in float64", lambda: one_nan(double(x.a, x.b, x.c, x.rule), x.rule))
+
+
+def _aligned(x: Chain, block: Block) -> Work | None:
+    """Blocks of finite operands; NaN and results are values, as float32.
+
+    Covered: significands' products are exact in float32, cut products fit int32 and the sums
+    float64; all operands are finite, and no product is one that CDNA3 calls infinite.
+    """
+    a, b = x.a, x.b
+    single = block.kind != kinds.TWO_STAGE and x.out.name == "float32"
+    if block.floor or block.mode != (RTZ if single else RNE):
+        return None
+    if block.align_bits > 25 or block.group > 256 or a.fmt.precision + b.fmt.precision > 24:
+        return None
+    if block.kind == kinds.TWO_STAGE and not block.align_bits <= block.sum_bits <= 40:
+        return None
+    by_code = coded(b) and not block.zero_products
+    finite_a, low_a, high_a = survey(a)[:3] if coded(a) else survey_planes(a, planes(a, False))
+    finite_b, low_b, high_b = survey(b)[:3] if by_code else survey_planes(b, planes(b, True))
+    reach = high_a + high_b + 1 < block.product_limit if block.product_limit else True
+    if not (finite_a and finite_b and reach):
+        return None
+    trailing = a.fmt.precision - 1, b.fmt.precision - 1
+    # every value and product a normal float32, and every scale of a block's products too
+    whole = (
+        low_a - trailing[0] >= -126
+        and low_b - trailing[1] >= -126
+        and low_a + low_b >= -100
+        and max(high_a, high_b, high_a + high_b) <= 120
+        and abs(b.fmt.bias) < 128  # its codes are read by way of 2**-bias
+    )
+    return Work("aligned terms", lambda: store(_align(x, block, by_code, whole), x.out, x.rule))
+
+
+def _align(x: Chain, block: Block, by_code: bool, whole: bool) -> NDArray[np.float32]:
+    a, b = x.a, x.b
+    rule = gemm_align.Rule(
+        block.kind if block.kind < kinds.TWO_STAGE else block.kind + block.streams - 1,
+        block.group, block.align_bits, block.min_exponent, block.emin, block.emax,
+        block.precision - 1, block.mode == 2, block.sum_bits, block.out_precision == 11,
+    )  # fmt: skip
+    zeros = block.zero_products
+    left = planes(a, False)
+    rows = gemm_align.pack(
+        left[0], left[1], a.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=False
+    )
+    if by_code:
+        key = f"align {rule.kind} {rule.group}"
+        codes = kept(b, key, lambda: gemm_align.pack_b(batched(b.codes), rule))
+        how = fields(b.fmt, whole=whole)
+        return gemm_align.gemm_align(rows, codes, rule, whole=whole, c=x.c, how=how)
+    key = f"align {rule.kind} {rule.group} {whole} {zeros}"
+    right = planes(b, True)
+    packed = kept(b, key, lambda: gemm_align.pack(
+        right[0], right[1], b.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=True,
+    ))  # fmt: skip
+    return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=x.c)
+
+
+def _fused(x: Chain) -> Work | None:
+    return _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
+
+
+def _two_stage(x: Chain) -> Work | None:
+    return _aligned(x, two_stage.block_of(x.rule, x.a.fmt, x.b.fmt))
+
+
+def uncounted(x: Chain) -> NDArray[Any]:
+    """Run a chain of `Fused` without counts."""
+    plain = x._replace(tally=None)
+    works = (way(plain) for way in FUSED)
+    work = next((found for found in works if found is not None), None)
+    return (work or fused.FUSED.definition(plain)).run()
+
+
+FUSED: Ways = (_fp8, _double, _fused)
+TWO_STAGE: Ways = (_two_stage,)

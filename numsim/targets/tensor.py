@@ -1,0 +1,221 @@
+"""A tensor as kernels read it: what is looked up or packed once is kept with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import decode
+from numsim.dispatch import float_codes
+from numsim.formats import Format
+from numsim.kernels.gemm import align as gemm_align
+from numsim.kernels.gemm import codes as gemm_codes
+from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.ir import simd
+from numsim.kernels.rules import align as align_kernel
+from numsim.kernels.rules.exact import extent
+from numsim.quant import QTensor
+
+Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
+def kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
+    """Return ``q.packed[key]``, made once."""
+    if key not in q.packed:
+        q.packed[key] = make()
+    return q.packed[key]
+
+
+def batched(array: NDArray[Any]) -> NDArray[Any]:
+    """[..., M, K] -> [batch, M, K]."""
+    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+
+
+def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return values as float64, signalling NaN without a warning."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
+
+
+_MARKED_BITS = 20  # floats of at most so many are surveyed by the codes that occur
+
+
+class Survey(NamedTuple):
+    """What conditions ask of a tensor's values."""
+
+    finite: bool
+    low: int  # least and largest exponent of the nonzero ones, subnormals at the format's least
+    high: int
+    extent: tuple[bool, int, int]  # `kernels.exact.extent`; of float32 values only
+
+
+def surveyed(f: Format) -> bool:
+    """Whether a format's codes are few: of 8 or 16 bits, or bit patterns of a little more."""
+    return f.code_dtype.itemsize <= 2 or (f.kind == "float" and f.bits <= _MARKED_BITS)
+
+
+def survey(q: QTensor) -> Survey:
+    """Look at the values that occur in a tensor of few bits, once."""
+
+    def look() -> Survey:
+        unsigned = q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}"))
+        met = np.zeros(1 << min(8 * unsigned.dtype.itemsize, _MARKED_BITS), np.bool_)
+        gemm_codes.mark(np.ravel(unsigned, order="K"), met)
+        codes = np.flatnonzero(met).astype(unsigned.dtype).view(q.codes.dtype)
+        values = as_float64(decode(codes, q.fmt))
+        finite = bool(np.isfinite(values).all())
+        nonzero = values[np.isfinite(values) & (values != 0)]
+        exponents = np.maximum(np.frexp(nonzero)[1] - 1, q.fmt.emin)
+        if not exponents.size:
+            exponents = np.zeros(1, exponents.dtype)
+        low, high = int(exponents.min()), int(exponents.max())
+        return Survey(finite, low, high, extent(values.astype(np.float32).view(np.uint32)))
+
+    found: Survey = kept(q, "survey", look)
+    return found
+
+
+def finite(q: QTensor) -> bool:
+    """Return what `survey` says of it first, of codes of a byte sooner."""
+    if "survey" in q.packed or q.codes.itemsize > 1:
+        return survey(q).finite
+
+    def look() -> bool:
+        codes = np.ravel(q.codes.view(np.uint8), order="K")
+        return not gemm_codes.among(codes, *_not_finite(q.fmt))
+
+    found: bool = kept(q, "finite", look)
+    return found
+
+
+@cache
+def _not_finite(f: Format) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return runs of codes of a byte that are infinite or NaN: the first of each, and how many."""
+    special = np.flatnonzero(_classes(f))
+    starts = special[np.diff(special, prepend=-2) != 1]
+    ends = special[np.diff(special, append=-2) != 1]
+    return starts.astype(np.uint8), (ends - starts + 1).astype(np.uint8)
+
+
+def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
+    """Whether the vector kernels read the codes of q: a float of few bits, without block scales."""
+    f = q.fmt
+    return f.kind == "float" and f.zero and f.bits <= bits and not q.block_shape
+
+
+@cache
+def fields(f: Format, *, whole: bool = True) -> gemm_codes.Fields:
+    """Return the parts of a format's codes as kernels take them."""
+    return gemm_codes.fields(f.bits, f.precision, f.bias, f.signed, whole=whole)
+
+
+@cache
+def byte_table(f: Format, wide: bool) -> gemm_values.Decode | None:
+    """Return a table of the values of a format's codes, where kernels read one."""
+    if f.value_dtype != np.float32:
+        return None
+    patterns = np.arange(256) & ((1 << f.bits) - 1)  # signed integers' codes are sign-extended
+    return gemm_values.byte_table(f.values()[patterns].astype(np.float32))
+
+
+@cache
+def short_codes(f: Format) -> bool:
+    """Whether AVX2 reads a format's finite codes by 16-bit lanes."""
+    small = f.kind == "float" and f.zero and f.bits <= 8 and f.precision <= 4
+    return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
+
+
+def codes_of(b: QTensor) -> gemm_values.Decode | None:
+    """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
+    f = b.fmt
+    how = byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
+    if simd.path() == "avx2" and short_codes(f) and b.codes.size and finite(b):
+        how = fields(f)
+    if how is None:
+        how = float_codes(f)
+    if how is None and f.kind == "integer" and f.bits <= 16 and f.value_dtype == np.float32:
+        how = gemm_values.integer_codes(f.code_dtype.itemsize, f.signed, 2.0**-f.bias)
+    return how
+
+
+@cache
+def _classes(fmt: Format) -> NDArray[np.uint8]:
+    """Return 0 finite, 1 infinite, 2 NaN for every code of a format."""
+    every = fmt.decode_bits(np.arange(1 << fmt.bits, dtype=np.int64))
+    return np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
+
+
+def planes(q: QTensor, transposed: bool) -> Planes:
+    """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K]).
+
+    Power-of-two block scales are added to the exponents; a NaN scale makes its block NaN.
+    """
+
+    def make() -> Planes:
+        codes = batched(q.codes)
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
+        f = q.fmt
+        sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
+        cls = np.empty(codes.shape, np.uint8)
+        trailing = f.precision - 1
+        align_kernel.split(
+            codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, _classes(f),
+            sig.reshape(-1), exp.reshape(-1), cls.reshape(-1),
+        )  # fmt: skip
+        if q.block_shape is not None and q.scale_codes is not None:
+            scale = batched(q.scale_codes.astype(np.int32))
+            scale = scale.transpose(0, 2, 1) if transposed else scale
+            block = max(q.block_shape)
+            wide = np.repeat(scale, block, axis=-1)[..., : codes.shape[-1]]
+            exp += wide - 127
+            cls[wide == 255] = 2
+        return sig, exp, cls
+
+    made: Planes = kept(q, f"planes{transposed}", make)
+    return made
+
+
+def survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
+    """Return what `survey` says first, of a tensor of many codes by its planes."""
+    found: tuple[bool, int, int] = kept(
+        q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
+    )
+    return found
+
+
+def quantum(fmt: Format) -> Fraction:
+    """Return the largest power of two that every finite value of a format is a multiple of.
+
+    Examples
+    --------
+    >>> from numsim.formats import get_format
+    >>> quantum(get_format("float8_e4m3fn")), quantum(get_format("q3.4"))
+    (Fraction(1, 512), Fraction(1, 16))
+    """
+    if fmt.kind != "table":
+        return Fraction(fmt.min_subnormal)
+    values = [Fraction(v) for v in fmt.table if np.isfinite(v) and v]
+    return Fraction(1, max(v.denominator for v in values))
+
+
+def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
+    """Return the bits of the narrowest two's-complement register for all of [low, high].
+
+    Examples
+    --------
+    >>> signed_bits(-128, 127), signed_bits(0, 128), signed_bits(0, 0)
+    (8, 9, 1)
+    """
+    return max((n if n >= 0 else ~n).bit_length() + 1 for n in (low.__floor__(), high.__floor__()))
+
+
+def any_of(met: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which lines have one."""
+    lines: NDArray[np.bool_] = np.any(met, axis=-1)
+    return lines
