@@ -394,6 +394,14 @@ DECODERS: dict[str, Family] = {
         prefixes=("model.decoder.", "decoder."),
         finish=_opt,
     ),
+    "olmo": llama_like(
+        "Olmo",
+        classes=decoder("Olmo", scores=False),
+        keys={k: v for k, v in llama_keys().items() if k != "norm_eps"}
+        | {"qkv_bias": ATTENTION_BIAS, "clip_qkv": Key("clip_qkv", float, None)},
+        switches={"norm": "layer_plain", "norm_eps": 1e-5},
+        finish=one_bias,
+    ),
     "olmo2": llama_like(
         "Olmo2",
         keys=llama_keys(norm_eps=Key("rms_norm_eps", float, 1e-5), qkv_bias=ATTENTION_BIAS),
