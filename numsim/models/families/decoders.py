@@ -424,6 +424,17 @@ DECODERS: dict[str, Family] = {
         window_default=4096,
         finish=one_bias,
     ),
+    "seed_oss": llama_like(
+        "SeedOss",
+        keys=llama_keys(
+            kv_heads=Key("num_key_value_heads", int, 8, nullable=lambda f: f["heads"]),
+            head_dim=Key("head_dim", int, 128, nullable=True),
+            qkv_bias=Key("attention_bias", bool, True),
+            o_bias=Key("attention_out_bias", bool, False),
+            mlp_bias=Key("mlp_bias", bool, False),
+        ),
+        ignored=f"{SLICES} residual_dropout",
+    ),
     "smollm3": llama_like(
         "SmolLM3",
         keys=llama_keys(
