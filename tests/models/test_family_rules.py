@@ -17,6 +17,7 @@ from numsim.models.experts import route
 from numsim.models.families import FAMILIES
 from numsim.models.places import At, find_place
 from numsim.models.rope import alibi_bias, alibi_slopes, rotary_frequencies, turns_anew
+from numsim.sweep import sweep
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 PUBLISHED = DATA / "families"
@@ -369,3 +370,20 @@ def test_the_clamp_of_gpt_oss_is_one_sided_for_the_gate(tmp_path):
     g = np.minimum(gate, 0.25)
     want = g / (1 + np.exp(-1.5 * g)) * (np.clip(up, -0.25, 0.25) + 1)
     assert np.allclose(down, want, rtol=1e-13)
+
+
+def test_an_encoder_decoder_without_its_head_has_no_text_task(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(4, 40))
+    with pytest.raises(UnsupportedError, match="this bart has no head of the next token"):
+        sweep({"model": DATA / "twins" / "bart_1", "text": tmp_path / "ids.npy",
+               "formats": ["int8"], "targets": ["ideal.int"]})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "roberta_mlm", "mpnet", "modernbert"])
+def test_an_encoder_is_swept_by_the_embeddings_of_its_texts(tmp_path, name):
+    """Also one with a masked-language head."""
+    np.save(tmp_path / "ids.npy", np.arange(4, 28).reshape(4, 6))
+    rows = sweep({"model": PUBLISHED / name, "text": tmp_path / "ids.npy", "formats": ["int8"],
+                  "targets": ["ideal.int"], "granularities": ["per_tensor"]})  # fmt: skip
+    whole = rows[rows.layer == "all"]
+    assert 0.99 < whole.embedding_cosine.item() < 1
