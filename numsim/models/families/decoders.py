@@ -79,6 +79,14 @@ def _gemma3(f: Fields, config: Config) -> Fields:
     return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar), "activation": act}
 
 
+def _gemma3_text(f: Fields, config: Config) -> Fields:
+    """See both sides, half a window each, where use_bidirectional_attention (EmbeddingGemma)."""
+    if not config.get("use_bidirectional_attention"):
+        return _gemma3(f, config)
+    windows = tuple(w if w is None else w // 2 + 1 for w in f["windows"])
+    return _gemma3(f, config) | {"causal": False, "windows": windows}
+
+
 def _gpt2(f: Fields, config: Config) -> Fields:
     if not f.pop("scale_attn_weights"):
         f["attn_scale"] = 1.0
@@ -246,8 +254,9 @@ DECODERS: dict[str, Family] = {
         },
         windows=every("sliding_window_pattern", 6),
         window_default=4096,
+        fixed=DECODER | {"use_bidirectional_attention": (None, False, True)},
         read="sliding_window_pattern",
-        finish=_gemma3,
+        finish=_gemma3_text,
     ),
     "phi": llama_like(
         "Phi",
