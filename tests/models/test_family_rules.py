@@ -387,3 +387,26 @@ def test_an_encoder_is_swept_by_the_embeddings_of_its_texts(tmp_path, name):
                   "targets": ["ideal.int"], "granularities": ["per_tensor"]})  # fmt: skip
     whole = rows[rows.layer == "all"]
     assert 0.99 < whole.embedding_cosine.item() < 1
+
+
+@pytest.mark.parametrize(("name", "head"), [("roberta_mlm", "lm_head."), ("bert_mlm", "cls.")])
+def test_a_masked_class_without_its_head_is_a_trunk_with_its_pooler(tmp_path, name, head):
+    """As all-distilroberta-v1 and its like are stored."""
+    whole = load_model(PUBLISHED / name)
+    lost = [k for k in load_file(PUBLISHED / name / "model.safetensors") if k.startswith(head)]
+    prefix = name.partition("_")[0]
+    pooler = {
+        f"{prefix}.pooler.dense.weight": np.eye(32, dtype=np.float32),
+        f"{prefix}.pooler.dense.bias": np.ones(32, np.float32),
+    }
+    model = changed(name, tmp_path, drop=lost, extra=pooler)
+    run, want = model.run([[5, 6, 7]]), whole.run([[5, 6, 7]])
+    assert run.logits.shape == (1, 3, 0)
+    assert np.array_equal(run.hidden_states[-1], want.hidden_states[-1])
+    assert np.allclose(run.pooled, np.tanh(want.hidden_states[-1][:, 0] + 1), rtol=1e-13)
+    both = changed(name, tmp_path, extra=pooler).run([[5, 6, 7]])
+    assert np.array_equal(both.logits, want.logits)
+    assert np.array_equal(both.pooled, run.pooled)
+    one = [k for k in lost if "dense.weight" in k]
+    with pytest.raises(NumsimError, match=rf"1 problem:\n  missing {one[0]}"):
+        changed(name, tmp_path, drop=one)
