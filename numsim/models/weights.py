@@ -78,7 +78,6 @@ def wide(stored: Stored) -> NDArray[Any]:
 def part_of(packed: Packed, place: Place, maps: Maps) -> QTensor:
     """Return our part [out, in] of a packed weight."""
     whole = read(packed, maps, None if place.stack is None else place.stack[0])
-
     if place.whole:
         return whole
     return pick_rows(whole, rows_of_groups(np.arange(len(whole)), place))
