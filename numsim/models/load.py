@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError, warn
+from numsim.errors import ConfigKeyWarning, LeftOutWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import head_of, read_arch, unused_keys, used_keys
@@ -20,6 +20,7 @@ from numsim.models.family import Family, Head, names_of
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
+from numsim.models.multimodal import say_left_out, text_config, text_names
 from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
 from numsim.models.packed.declared import CONFIG_KEYS, check_method
 from numsim.models.places import Place, find_place
@@ -89,6 +90,8 @@ def load_model(
     -----
     ConfigKeyWarning
         Keys of config.json that only other software reads; `Model.unused_keys` has them.
+    LeftOutWarning
+        The checkpoint reads pictures too: its text model runs, `Model.left_out` has the rest.
 
     Source
     ------
@@ -105,8 +108,8 @@ def load_model(
             f"load_model: a folder is a str or a Path; got {type(directory).__name__}"
         )
     folder = find_folder(directory)
-    config = read_json(folder / "config.json")
-    family = get_family(config.get("model_type"))
+    config, is_part = text_config(read_json(folder / "config.json"))
+    family = get_family(config.get("model_type"), config.get("architectures"))
     config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
     used = used_keys(config, family)
     if family.rope is not None or family.ropes:
@@ -118,6 +121,11 @@ def load_model(
     arch = read_arch(network, family)
     maps = {file: map_file(file) for file in {t.file for t in stored_tensors(folder).values()}}
     as_stored, declared, cache_scales = _unpacked(config, folder, maps)
+    left_out: dict[str, int] = {}
+    if is_part:
+        names, left_out = text_names(as_stored)
+        as_stored = {names[name]: tensor for name, tensor in as_stored.items() if name in names}
+        arch = replace(arch, tied="lm_head.weight" not in as_stored)
     # an older name beside today's is surplus, and reported
     stored: dict[str, Tensor | Packed] = {}
     for name, tensor in as_stored.items():
@@ -156,9 +164,12 @@ def load_model(
     unused = unused_keys(network, family)
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
-    limited = OperandCache(limit)
-    ignored = ignored + chosen
-    return Model(arch, tensors, model_name(folder), limited, places, unused, ignored, folder)
+    if left_out:
+        warn(say_left_out(left_out), LeftOutWarning)
+    return Model(
+        arch, tensors, model_name(folder), OperandCache(limit), places, unused, ignored + chosen,
+        folder, tuple(left_out),
+    )  # fmt: skip
 
 
 def _unpacked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -410,8 +411,20 @@ def quant_from_table(table: Mapping[str, Any]) -> Quant:
 def inline_toml(value: Any) -> str:
     """Return a value as TOML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {inline_toml(v)}" for key, v in value.items()) + "}"
-    return toml_value(list(value) if isinstance(value, tuple) else value)
+        pairs = (f"{_key(key)} = {inline_toml(v)}" for key, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(inline_toml(v) for v in value) + "]"
+    return toml_value(value)
+
+
+def _key(key: str) -> str:
+    """Return a key of a table, quoted where it is not bare.
+
+    >>> _key("block"), _key("course.rst")
+    ('block', '"course.rst"')
+    """
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def rule_text(glob: str, rule: Rule) -> str:

@@ -86,6 +86,7 @@ class Model:
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
     ignored_keys: tuple[str, ...] = ()  # of config.json: as `ignore_keys` asked
     folder: Path | None = None  # that it was read from
+    left_out: tuple[str, ...] = ()  # parts of the checkpoint beside its text model
 
     def __repr__(self) -> str:
         tied = self.arch.head and self.arch.tied  # one tensor by two names

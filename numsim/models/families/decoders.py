@@ -221,6 +221,12 @@ DECODERS: dict[str, Family] = {
             "Gemma3TextForSequenceClassification": LAST,
         },
         keys=llama_keys(
+            # configs of Gemma 3 within a larger one leave out what is the default
+            vocab=Key("vocab_size", int, 262208),
+            hidden=Key("hidden_size", int, 2304),
+            layers=Key("num_hidden_layers", int, 26),
+            heads=Key("num_attention_heads", int, 8),
+            intermediate=Key("intermediate_size", int, 9216),
             kv_heads=Key("num_key_value_heads", int, 4),
             head_dim=Key("head_dim", int, 256),
             activation=Key("hidden_activation", str, "gelu_pytorch_tanh"),
