@@ -17,6 +17,7 @@ import typer
 
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_model import register as register_model
 from numsim.commands_pack import register as register_pack
 from numsim.commands_probe import register as register_probe
 from numsim.commands_sweep import register as register_sweep
@@ -179,6 +180,7 @@ register_mac(app)
 register_probe(app)
 register_train(app)
 register_pack(app)
+register_model(app)
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 from numsim.models.arch import Arch
 from numsim.models.bundled import bundled_model
 from numsim.models.context import Past
+from numsim.models.describe import Description, describe_model
 from numsim.models.load import load_model
 from numsim.models.packed.write import pack
 from numsim.models.recipe import Recipe, Rule
@@ -11,6 +12,7 @@ from numsim.models.text import TextTools, load_text_tools
 
 __all__ = [
     "Arch",
+    "Description",
     "Model",
     "Past",
     "Recipe",
@@ -18,6 +20,7 @@ __all__ = [
     "Run",
     "TextTools",
     "bundled_model",
+    "describe_model",
     "load_model",
     "load_text_tools",
     "pack",

@@ -36,7 +36,7 @@ from numsim.models.stored import (
     stored_tensors,
     view,
 )
-from numsim.models.weights import Stored, Weights, wide
+from numsim.models.weights import Mapped, Stored, Weights, wide
 
 COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
@@ -146,17 +146,17 @@ def load_model(
     for weight in packed.values():
         check_values(weight, maps)
         release(maps[weight.parts["codes"].file])
-    arrays = {
-        our: place.take(whole[place.name]) for our, place in places.items() if place.name in whole
-    }
+    mapped = {our: place for our, place in places.items() if place.name in whole}
+    shapes = tensor_shapes(arch) | {"lm_head.weight": tensor_shapes(arch)["embed.weight"]}
+    arrays = Mapped(whole, mapped, shapes)
     parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
     tensors: Mapping[str, Stored] = arrays
     if declared is not None:
         tensors = Weights(arrays, parts, maps, declared, cache_scales, dequantise)
     if arch.tied:
         arch = _tie(arch, family, tensors, places)
-    if arch.tied and "embed.weight" in arrays:
-        arrays["lm_head.weight"] = arrays["embed.weight"]
+    if arch.tied and "embed.weight" in mapped:
+        mapped["lm_head.weight"] = mapped["embed.weight"]
     elif arch.tied:
         parts["lm_head.weight"] = parts["embed.weight"]
     for data in maps.values():
