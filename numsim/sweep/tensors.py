@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.models import Model
+from numsim.models.weights import wide
 from numsim.quant import Quant, quantize, storage_losses
 from numsim.sweep.grid import Entry
 from numsim.sweep.inputs import Inputs, split_name
@@ -46,9 +47,10 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
     seen: set[int] = set()
     for name in names:
         for role, x in _tensors(model, run.taps, name):
-            if id(x) in seen:  # of an array that `run` keeps, so no other has the number
-                continue
-            seen.add(id(x))
+            if role != "W":  # arrays that `run` keeps, so no other has the number
+                if id(x) in seen:
+                    continue
+                seen.add(id(x))
             wide = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
             head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(wide)
@@ -66,7 +68,7 @@ def _tensors(
         return  # an expert to whom no token went
     operand = taps.get(f"{name}.operand")
     if operand is None:
-        yield "W", model.tensors[f"{name}.weight"]
+        yield "W", wide(model.tensors[f"{name}.weight"])
     else:
         yield "KV", operand
     yield "A", taps[f"{name}.in"]
