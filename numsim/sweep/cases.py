@@ -307,7 +307,8 @@ def _cases_at(
     sides = entry.quants(granularity, rounding=rounding, **how)
     kv = None if point["kv"] is None else Storage.of(point["kv"])
     which = Products(point["products"], kv)
-    settings = {k: v for k, v in how.items() if v is not None}
+    scaled = any(side is not None and side.granularity != "none" for side in sides)
+    settings = {k: v for k, v in how.items() if v is not None and scaled}
     if which.called != "linears":
         settings["products"] = which.called
     if kv is not None:

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numsim
 from numsim.errors import NumsimError, SkippedWarning, printable, warn
 from numsim.files import read_toml, replace_files
 from numsim.formats import Format
@@ -232,7 +231,7 @@ def _plain(name: str, value: Any) -> Any:
 def _code_hash() -> str:
     """Return a hash of the sources of numsim."""
     digest = hashlib.sha256()
-    root = Path(numsim.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
