@@ -296,7 +296,7 @@ class Entry:
 
     @property
     def unit(self) -> str:
-        """The unit where the sweep names none: exact, if it takes the elements as they are stored."""
+        """The unit where the sweep names none: an exact one, if it takes what is stored."""
         blocks = any(side.has_blocks for side in self.sides)
         unit = default_target(*self.formats, blocks=blocks)
         if unit == FAKE_QUANT or all(side.rule is None for side in self.sides):
