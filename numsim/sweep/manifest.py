@@ -71,8 +71,8 @@ class Manifest:
             measured["cost"] = hashlib.sha256(plan.cost.read_bytes()).hexdigest()[:16]
         record = {
             "numsim_version": __version__,
-            "models": {case.model: case.model_hash for case in first},
-            "texts": {case.text: case.text_hash for case in first},
+            "models": {printable(case.model): case.model_hash for case in first},
+            "texts": {printable(case.text): case.text_hash for case in first},
             "measured": {name: value for name, value in measured.items() if value is not None},
             "seeds": list(plan.seeds),
             "cases": sum(len(run.cases) for run in runs),
@@ -97,9 +97,9 @@ class Manifest:
         found = record_of(self.path) if self.path.is_file() else {}
         for what, name in (("models", "model"), ("texts", "text")):
             present = self.record[what]
-            for row in results.kept:
-                if row[name] not in present:
-                    raise _other(results.path, name, row[name], ", ".join(present))
+            for called in dict.fromkeys(row[name] for row in results.kept):
+                if called not in present:
+                    raise _other(results.path, name, called, ", ".join(present))
             for called, digest in found.get(what, {}).items():
                 if present.get(called, digest) != digest:
                     raise _other(
@@ -129,7 +129,8 @@ class Manifest:
             *(f"{name} = {inline_toml(value)}" for name, value in self.record.items()),
         ]
         try:
-            replace_files({self.path: ("\n".join(head) + "\n").encode()})
+            text = "\n".join(head) + "\n"
+            replace_files({self.path: text.encode(errors="replace")})  # names may be no Unicode
         except OSError as error:
             raise NumsimError(
                 f"sweep: cannot write {self.path}: {error.strerror}; name another results file, or "
@@ -256,4 +257,5 @@ def _processor() -> str:
 
 
 def _is_command() -> bool:
-    return Path(sys.argv[0]).name in ("numsim", "cli.py", "__main__.py")
+    place = Path(sys.argv[0])
+    return place.stem == "numsim" or place.resolve() == Path(__file__).parents[1] / "cli.py"

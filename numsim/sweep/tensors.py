@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -153,13 +153,3 @@ def lost(x: NDArray[np.float32], quant: Quant) -> dict[str, Any]:
         "saturation_rate": saturated,
         "sqnr_db": ratio_db(float((wide * wide).sum()), noise),
     }
-
-
-def worst_first(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, of each tensor, the row that loses most, lowest SQNR first."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(str(row[name]) for name in ("model", "layer", "op", "role"))
-        if key not in found or row["sqnr_db"] < found[key]["sqnr_db"]:
-            found[key] = row
-    return sorted(found.values(), key=lambda row: float(row["sqnr_db"]))
