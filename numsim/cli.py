@@ -17,6 +17,8 @@ import typer
 
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_pack import register as register_pack
+from numsim.commands_probe import register as register_probe
 from numsim.commands_sweep import register as register_sweep
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
@@ -174,7 +176,9 @@ def report(
 register_sweep(app)
 register(app)
 register_mac(app)
+register_probe(app)
 register_train(app)
+register_pack(app)
 
 if __name__ == "__main__":
     main()

@@ -116,7 +116,10 @@ def sweep(
     ] = None,
     recipes: Annotated[
         str | None,
-        typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
+        typer.Option(
+            help="TOML files of recipes, comma separated; without --formats, only they. declared: "
+            "what a packed checkpoint says of itself."
+        ),
     ] = None,
     exclude: Annotated[
         str | None, typer.Option(help="Cases to leave out: globs found in their names.")

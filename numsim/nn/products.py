@@ -28,6 +28,7 @@ from numsim.targets import matmul
 
 Array = NDArray[Any]
 Watch = Callable[[str, str, Array, QTensor], object]
+Codes = dict[Any, QTensor]  # of one tensor, by how it is stored
 PRODUCTS = ("forward", "dgrad", "wgrad")
 ONE_SCALE = ("none", "per_tensor")
 
@@ -189,9 +190,10 @@ class Operands:
     name: str
     rule: Any
     sources: dict[str, Any]  # x, w, g: float32 arrays, or QTensors that are stored
-    weights: dict[Any, QTensor] = field(default_factory=dict)  # of w: steps of a cell share them
+    weights: Codes = field(default_factory=dict)  # of w: steps of a cell share them
     made: dict[Any, QTensor] = field(default_factory=dict)
     at: tuple[object, ...] = ()  # tells this product from others of its name in a pass, for draws
+    shared: dict[str, Codes] = field(default_factory=dict)  # of x, g: what other products share
 
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
@@ -224,13 +226,7 @@ class Operands:
         try:
             if self.rule.delayed is not None and quant.granularity == "per_tensor":
                 return self._delayed(tensor, quant, source)
-            if tensor == "g" and self.rule.gradient_scale != 1.0:
-                scale = np.float32(self.rule.gradient_scale)
-                q = quantize(source * scale, quant, axis=axis, **self._random(tensor, quant, axis))
-                given = np.float32(1) if q.scale is None else q.scale
-                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
-            else:
-                q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
+            q = self._quantised(tensor, quant, source, axis)
         except NumsimError as error:
             kind = NumsimError if np.isfinite(source).all() else NotFiniteError
             name = self.name or "the product"
@@ -238,6 +234,21 @@ class Operands:
         if c.watch is not None and quant != RAW:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q
+
+    def _quantised(self, tensor: str, quant: Quant, source: Array, axis: int) -> QTensor:
+        scale = np.float32(self.rule.gradient_scale if tensor == "g" else 1)
+        # Each product has draws of its own, and what is requantised is this product's alone.
+        same = quant.rounding != "sr" and source is self.sources[tensor]
+        codes = self.shared.get(tensor, {}) if same else {}
+        key = quant, None if _for_both_axes(quant) else axis, scale
+        if key not in codes:
+            scaled = source if scale == 1 else source * scale
+            q = quantize(scaled, quant, axis=axis, **self._random(tensor, quant, axis))
+            if scale != 1:
+                given = np.float32(1) if q.scale is None else q.scale
+                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
+            codes[key] = q
+        return codes[key]
 
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
@@ -273,13 +284,13 @@ def _role(tensor: str) -> str:
 
 
 def forward_product(
-    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None,
-    at: tuple[object, ...] = (),
+    context: Context, name: str, x: Array, w: Any, weights: Codes | None = None,
+    at: tuple[object, ...] = (), *, inputs: Codes | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
     """Return y = x W^T [..., M, N], and what `backward_product` needs.
 
     `weights` keeps the codes of W for further products with the same W, which `at` tells apart:
-    each has random bits of its own.
+    each has random bits of its own. `inputs` keeps those of x for products with the same x.
     """
     rule = context.rule(name)
     if not x.size:  # no row: nothing to quantise, and no gradient
@@ -287,16 +298,21 @@ def forward_product(
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights
-    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at)
+    shared = {} if inputs is None else {"x": inputs}
+    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at, shared=shared)
     one = rule.forward
     left = operands.get("x", one.activations, -1)
     return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
 
 
 def backward_product(
-    context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True, weights: bool = True
-) -> tuple[Array | None, Array | None]:
-    """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
+    context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True,
+    weights: bool = True, gradients: Codes | None = None,
+) -> tuple[Array | None, Array | None]:  # fmt: skip
+    """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y.
+
+    `gradients` keeps codes of g for further products with the same g.
+    """
     if len(saved) == 2:
         x, w = saved
         if not x.size:
@@ -306,10 +322,7 @@ def backward_product(
         return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
     kept: Operands = saved[0]
     # A tape may be read again, and then with another gradient.
-    operands = Operands(
-        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
-        kept.at,
-    )  # fmt: skip
+    operands = _with_gradient(context, kept, g, gradients)
     rule, dx, dw = kept.rule, None, None
     if inputs:
         one = rule.dgrad
@@ -322,6 +335,51 @@ def backward_product(
         if rule.clip_gradient:
             dw = clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
     return dx, dw
+
+
+def _with_gradient(context: Context, kept: Operands, g: Array, gradients: Codes | None) -> Operands:
+    shared = kept.shared if gradients is None else kept.shared | {"g": gradients}
+    return Operands(
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
+        kept.at, shared,
+    )  # fmt: skip
+
+
+def weight_gradients(
+    context: Context, products: list[tuple[Any, ...]], g: Array, gradients: Codes
+) -> list[Array]:
+    """Return dW = g^T x for each of several products that saved an x, and of which all have this g.
+
+    One product does it where g has the same codes in each, and each x one scale: columns of x stand
+    side by side, and the sums of one do not depend on the others. `gradients` keeps codes of g.
+    """
+    each = [_with_gradient(context, p[0], g, gradients) for p in products if len(p) == 1]
+    joined = _side_by_side(each) if len(each) == len(products) > 1 else None
+    if joined is not None:
+        return joined
+    found = [
+        backward_product(context, p, g, inputs=False, gradients=gradients)[1] for p in products
+    ]
+    return [dw for dw in found if dw is not None]
+
+
+def _side_by_side(products: list[Operands]) -> list[Array] | None:
+    rule = products[0].rule
+    one = rule.wgrad
+    left, right = (RAW if q is None else as_quant(q) for q in (one.activations, one.weights))
+    if any(p.rule != rule or isinstance(p.sources["x"], QTensor) for p in products):
+        return None
+    if rule.hadamard or rule.clip_gradient or rule.delayed or left.rounding == "sr":
+        return None
+    if right.granularity not in ONE_SCALE:
+        return None
+    gs = [p.get("g", left, -2) for p in products]  # one tensor, which each tells its watch of
+    xs = [p.get("x", right, -2) for p in products]
+    widths = [x.shape[-1] for x in xs]
+    scales = np.repeat(np.array([x.scale for x in xs], np.float32).reshape(-1), widths)
+    joined = QTensor(np.concatenate([x.codes for x in xs], axis=-1), right.fmt, scales[None])
+    both = _multiply(gs[0].T, joined, one)
+    return [np.ascontiguousarray(dw) for dw in np.split(both, np.cumsum(widths)[:-1], axis=-1)]
 
 
 def _weight_gradient(operands: Operands) -> Array:

@@ -22,7 +22,7 @@ from numsim.models.recipe import inline_toml, quant_table, target_table
 from numsim.quant import Quant
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.prepare import Prepared
-from numsim.sweep.recipes import NamedRecipe
+from numsim.sweep.recipes import DECLARED, NamedRecipe
 from numsim.sweep.shards import shard_path
 from numsim.sweep.spec import TABLE, SweepSpec
 from numsim.targets import Target, get_target
@@ -217,6 +217,8 @@ def _plain(name: str, value: Any) -> Any:
         return {"name": f"recipe_{value.digest()[:8]}", "toml": value.to_toml()}
     if isinstance(value, NamedRecipe):
         return {k: v for k, v in value.model_dump(mode="json").items() if v}
+    if value == DECLARED:
+        return str(value)
     if name == "recipes":
         return {"name": value.stem, "toml": Recipe.from_toml(value).to_toml()}
     if isinstance(value, Path):

@@ -77,6 +77,7 @@ def case_rows(
     """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
     recipe = case.recipe()
+    model = model.suited(recipe)
     rules = recipe.check(model.gemm_names())
     digest = Recipe(tuple(rules.items()), recipe.seed).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]

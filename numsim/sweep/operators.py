@@ -15,6 +15,7 @@ from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
 from numsim.models.gemm import RAW
+from numsim.models.weights import shape_of
 from numsim.quant import Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
@@ -164,7 +165,8 @@ def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> d
     for name, rule in counted.items():
         x, operand = reference.taps[f"{name}.in"], reference.taps.get(f"{name}.operand")
         k = x.shape[-1]
-        size = model.tensors[f"{name}.weight"].size if operand is None else operand.size
+        shape = shape_of(model.tensors, f"{name}.weight") if operand is None else operand.shape
+        size = math.prod(shape)
         right, left = operands(rule)
         bits += right.stored_bits(size // k, k), left.stored_bits(x.size // k, k)
         values += size, x.size

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numsim.formats import Format, get_format
 from numsim.models import Rule
 from numsim.models.gemm import RAW
+from numsim.models.weights import Stored, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.targets import MacStats, get_target, matmul
 from numsim.targets.rules import about, adds_integers
@@ -20,7 +21,7 @@ _WIDE = 63  # formats of float32's range are stored without a scale
 
 
 def overflow_rate(
-    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: NDArray[Any] | None
+    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: Stored | None
 ) -> float | None:
     """Return the share of accumulation steps that overflowed, saturated or wrapped.
 
@@ -37,7 +38,8 @@ def overflow_rate(
         Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
     """
     left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
-    other = operand if stored is None else stored
+    numbers = None if stored is None else wide(stored)
+    other = operand if numbers is None else numbers
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
@@ -47,15 +49,19 @@ def overflow_rate(
     return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
 
 
-def counted(rule: Rule, x: NDArray[Any], stored: NDArray[Any] | None) -> MacStats | None:
+def counted(rule: Rule, x: NDArray[Any], stored: Stored | None) -> MacStats | None:
     """Return what the leading rows of a product lose; None where counting needs another run."""
     left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    numbers = None if stored is None else wide(stored)
     stochastic = "sr" in (left.rounding, right.rounding)
-    if stored is None or stochastic or isinstance(left.block, tuple):
+    if numbers is None or stochastic or isinstance(left.block, tuple):
         return None
-    rows = max(1, COUNTED // stored.size)
+    rows = max(1, COUNTED // numbers.size)
     a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
-    b = quantize(stored.astype(np.float32), right).T
+    if isinstance(stored, QTensor) and rule.weights is not None:  # of a packed checkpoint
+        b = stored.T
+    else:
+        b = quantize(numbers.astype(np.float32), right).T
     return matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)[1]
 
 

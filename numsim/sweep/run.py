@@ -33,6 +33,7 @@ from numsim.sweep.prepare import (
     share,
     text_hash,
 )  # fmt: skip
+from numsim.sweep.recipes import DECLARED
 from numsim.sweep.shards import other_logs, own_part, shard_path
 from numsim.sweep.spec import SweepSpec, as_spec
 from numsim.sweep.stats import write_stats
@@ -112,7 +113,7 @@ def sweep(
     read: list[tuple[str, object]] = [("text", text) for text in _several(plan.text)]
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
-    read += [("recipe", given) for given in plan.recipes]
+    read += [("recipe", given) for given in plan.recipes if given != DECLARED]
     read += [("rows of cost", plan.cost)]
     check_apart(plan.out, read, "sweep")
     place = shard_path(plan.out, plan.shard)
@@ -180,7 +181,7 @@ def _ready(run: Prepared) -> Prepared:
     model = replace(run.model, cache=OperandCache(share(plan)))
     try:
         for recipe in (None, *(case.recipe() for case in run.cases)):
-            model.check(recipe)
+            model.suited(recipe).check(recipe)
     except NumsimError as error:
         shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
         raise NumsimError(f"{error}{shared}") from None

@@ -53,7 +53,8 @@ class SweepSpec(BaseModel):
         among `formats` is ``int4+int8``, weights first.
     recipes
         `Recipe`, TOML files of them, or tables of a `NamedRecipe`, a case each beside those of the
-        grid: overrides by glob.
+        grid: overrides by glob. ``declared``: what a packed checkpoint says of itself, its codes as
+        they are stored; cases that store weights in another way round the numbers of those codes.
     granularities
         ``per_tensor``, ``none``, ``per_block:128``, tiles ``per_block:128x128``, or
         ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
