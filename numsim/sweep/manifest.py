@@ -16,7 +16,7 @@ from typing import Any
 
 from numsim.errors import NumsimError, SkippedWarning, printable, warn
 from numsim.files import read_toml, replace_files
-from numsim.formats import Format
+from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
 from numsim.models.recipe import inline_toml, quant_table, target_table
 from numsim.quant import Quant
@@ -206,9 +206,9 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(name, one) for one in value]
     if isinstance(value, Quant):
-        return quant_table(value)
+        return _quant(value)
     if isinstance(value, Format):
-        return quant_table(Quant(value))
+        return _format(value)
     if isinstance(value, Target):
         return target_table(value)
     if isinstance(value, Model):
@@ -226,8 +226,21 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".toml"):
         if name == "targets":
             return {"unit": get_target(value).to_toml()}
-        return quant_table(Quant(value))
+        return _format(get_format(value))
     return value
+
+
+def _quant(quant: Quant) -> dict[str, Any]:
+    """Return a table that is this `Quant` alone, and no format that is swept with other scales."""
+    table = quant_table(quant)
+    found = {"format": table} if isinstance(table, str) else table
+    return found | {"granularity": quant.granularity}
+
+
+def _format(fmt: Format) -> Any:
+    """Return what a settings file has for a format: its name, or all of it as a table."""
+    table = quant_table(Quant(fmt))
+    return table if isinstance(table, str) else {"format": table["format"]}
 
 
 @cache

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.models import Model
+from numsim.models.weights import wide
 from numsim.quant import Quant, quantize, storage_losses
 from numsim.sweep.grid import Entry
 from numsim.sweep.inputs import Inputs, split_name
@@ -49,13 +50,13 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
             if id(x) in seen:  # of an array that `run` keeps, so no other has the number
                 continue
             seen.add(id(x))
-            wide = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
+            values = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
-            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(wide)
+            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(values)
             for (called, granularity), entry in ways.items():
                 quant = _stored(entry, granularity, role)
                 if quant is not None:
-                    yield head | {"format": called} | lost(wide, quant)
+                    yield head | {"format": called} | lost(values, quant)
 
 
 def _tensors(
@@ -66,7 +67,7 @@ def _tensors(
         return  # an expert to whom no token went
     operand = taps.get(f"{name}.operand")
     if operand is None:
-        yield "W", model.tensors[f"{name}.weight"]
+        yield "W", wide(model.tensors[f"{name}.weight"])
     else:
         yield "KV", operand
     yield "A", taps[f"{name}.in"]
