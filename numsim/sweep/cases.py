@@ -367,7 +367,7 @@ def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Ca
             digest = whole.digest()
             name = f"recipe_{digest[:8]}"
             if isinstance(given, NamedRecipe | Path):
-                name = given.name if isinstance(given, NamedRecipe) else given.stem
+                name = given.stem if isinstance(given, Path) else given.name or name
             twin = called.setdefault(digest, name)
             if twin is not name:
                 raise NumsimError(

@@ -214,7 +214,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Model):
         return None if value.folder is None else str(value.folder.absolute())
     if isinstance(value, Recipe):
-        return {"name": f"recipe_{value.digest()[:8]}", "toml": value.to_toml()}
+        return {"toml": value.to_toml()}
     if isinstance(value, NamedRecipe):
         return {k: v for k, v in value.model_dump(mode="json").items() if v}
     if value == DECLARED:
