@@ -201,7 +201,9 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
         "products": spec.products, "kv": spec.kv or (), "targets": spec.targets or (),
         "seed": spec.seeds,
     }  # fmt: skip
-    _check_count(len(entries) * prod(max(1, len(v)) for v in axes.values()) // 64, spec.max_cases)
+    # before they are made; some combinations may be no case, or the same as another
+    most = len(entries) * prod(max(1, len(values)) for values in axes.values())
+    _check_count(most // SPARE, spec.max_cases)
     for one in spec.products:
         Products(one).check(names)
     found: dict[Case, None] = {}
@@ -254,6 +256,7 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
     return list(found)
 
 
+SPARE = 64  # a grid so many times beyond max_cases is refused by the lengths of its axes alone
 _POINT = ("granularities", "scale_formats", "scale_rules", "rounding", "products", "kv")
 
 

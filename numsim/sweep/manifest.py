@@ -28,6 +28,7 @@ from numsim.sweep.spec import TABLE, SweepSpec
 from numsim.targets import Target, get_target
 from numsim.version import __version__
 
+_NAMED = (("models", "model"), ("texts", "text"))  # hashes by name, and the column of the name
 _LIBRARIES = ("numpy", "numba", "ml-dtypes", "pandas", "tokenizers")
 _NOT_SETTINGS = {  # where and how fast a sweep ran, not what it measured
     "out", "resume", "force", "jobs", "scheduler", "shard", "memory_limit", "max_cases",
@@ -92,24 +93,27 @@ class Manifest:
         More formats, units or seeds may come to them; another model, text, version, or other
         tokens of it may not.
         """
-        if not results.kept or self.path is None:
+        if not results.kept:
             return
-        found = record_of(self.path) if self.path.is_file() else {}
-        for what, name in (("models", "model"), ("texts", "text")):
-            present = self.record[what]
+        for what, name in _NAMED:
             for called in dict.fromkeys(row[name] for row in results.kept):
-                if called not in present:
-                    raise _other(results.path, name, called, ", ".join(present))
+                if called not in self.record[what]:
+                    raise _other(results.path, name, called, ", ".join(self.record[what]))
+        for path in (results.path, *results.others):
+            place = None if path is None else manifest_path(path)
+            if place is not None and place.is_file():
+                self._check_record(path, record_of(place))
+
+    def _check_record(self, path: Path | None, found: dict[str, Any]) -> None:
+        for what, name in _NAMED:
             for called, digest in found.get(what, {}).items():
-                if present.get(called, digest) != digest:
-                    raise _other(
-                        results.path, name, f"{called} with other contents", "what is there now"
-                    )
+                if self.record[what].get(called, digest) != digest:
+                    raise _other(path, name, f"{called} with other contents", "what is there now")
         before = found.get("measured", self.record["measured"])
         for name in _MEASURED:
             old, new = before.get(name), self.record["measured"].get(name)
             if old != new:
-                raise _other(results.path, name, old, new)
+                raise _other(path, name, old, new)
 
     def write(self) -> None:
         """Write the file in one step.

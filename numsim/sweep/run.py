@@ -150,6 +150,8 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[s
     with closing(_run_all(left, tell)) as new:  # ends processes at once
         rows += map(results.write, with_losses(results.path, done, new))
     rows = results.finish(rows, [case.case_id for case in every])
+    if manifest.path is not None and not manifest.path.exists():  # of parts that were all there
+        manifest.write()
     if plan.stats and results.path is not None:
         tell("tensors and accumulators", 0, 1)
         write_stats(plan, runs, results.path, rows)

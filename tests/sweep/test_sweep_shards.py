@@ -51,6 +51,25 @@ def test_shards_join_into_the_file_of_one_sweep(tmp_path, whole):
     assert table(out) == table(whole)
 
 
+def test_parts_of_another_sweep_do_not_join(tmp_path):
+    out = tmp_path / "r.csv"
+    ns.sweep(SMALL | {"out": out, "shard": "1/4"})
+    ns.sweep(SMALL | {"out": out, "shard": "2/4", "limit_tokens": 40})
+    with pytest.raises(ns.NumsimError, match=r"limit_tokens was 40, now 63; incompatible runs"):
+        ns.sweep(SMALL | {"out": out, "resume": True})
+    assert not out.exists()
+
+
+def test_parts_that_are_all_there_join_with_a_manifest(tmp_path):
+    out, one = tmp_path / "r.csv", SMALL | {"formats": ["int8"]}
+    for part in ("1/2", "2/2"):
+        ns.sweep(one | {"out": out, "shard": part})
+    ns.sweep(one | {"out": out, "resume": True})  # nothing is left to compute
+    record = tomllib.loads((tmp_path / "r.manifest.toml").read_text())["manifest"]
+    assert record["cases"] == 2
+    assert len(losses(out)) == 2
+
+
 def test_cases_done_in_another_order_end_in_order(tmp_path, whole):
     out = tmp_path / "r.csv"
     ns.sweep(SMALL | {"out": out, "formats": ["e4m3"]})
