@@ -258,8 +258,8 @@ def verify(
     what: Annotated[
         str,
         typer.Argument(
-            help="conversions, or silicon: recorded outputs of chips and models.",
-            autocompletion=options.completes("conversions", "silicon"),
+            help="conversions; silicon: recorded outputs; probe: units probed as black boxes.",
+            autocompletion=options.completes("conversions", "silicon", "probe"),
         ),
     ] = "conversions",
     exhaustive: Annotated[
@@ -274,8 +274,25 @@ def verify(
     only: Annotated[
         str | None, typer.Option(help="silicon: beginning of the file names.")
     ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(
+            help="probe: units with random fields.", parser=options.whole, metavar="N"
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, or replay recorded outputs (silicon)."""
+    """Check conversions, replay recorded outputs (silicon), or probe our own units (probe)."""
+    if what == "probe":
+        from numsim.commands_probe import print_probe
+
+        if exhaustive or formats is not None or only is not None:
+            raise NumsimError("verify: of the options verify probe has --units only; leave them out")
+        if units is not None and units < 0:
+            raise NumsimError(f"verify: --units is at least 0; got {units}")
+        print_probe(40 if units is None else units, seed=0)
+        return
+    if units is not None:
+        raise NumsimError("verify: --units is for verify probe; leave it out")
     if what == "silicon":
         from numsim.commands_mac import print_silicon
 
@@ -286,7 +303,7 @@ def verify(
         print_silicon(only or "")
         return
     if what != "conversions":
-        raise NumsimError(f"verify: conversions or silicon; got {what!r}")
+        raise NumsimError(f"verify: conversions, silicon or probe; got {what!r}")
     if only is not None:
         raise NumsimError("verify: --only is for verify silicon; leave it out")
     from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check

@@ -1,9 +1,10 @@
 """Networks: a checkpoint becomes an Arch and arrays, blocks are functions, recipes are data."""
 
 from numsim.models.arch import Arch
-from numsim.models.blocks import Past
 from numsim.models.bundled import bundled_model
+from numsim.models.context import Past
 from numsim.models.load import load_model
+from numsim.models.packed.write import pack
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.run import Model, Run
 from numsim.models.text import TextTools, load_text_tools
@@ -19,4 +20,5 @@ __all__ = [
     "bundled_model",
     "load_model",
     "load_text_tools",
+    "pack",
 ]

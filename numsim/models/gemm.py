@@ -16,6 +16,7 @@ from numsim.kernels.gemm.fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream
+from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
 from numsim.targets import matmul
@@ -71,7 +72,7 @@ def fitting_rules(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
 
 
 def packed_bytes(
-    tensors: Mapping[str, Array], rules: Mapping[str, Rule] | None, names: Iterable[str]
+    tensors: Mapping[str, Stored], rules: Mapping[str, Rule] | None, names: Iterable[str]
 ) -> dict[str, int]:
     """Return about how many bytes the packed stored matrix of each product takes."""
     needs = {}
@@ -79,7 +80,7 @@ def packed_bytes(
         rule = None if rules is None else rules[name]
         each = 8.0 if rule is None else 4.0 if rule.is_plain else probe(rule)
         if f"{name}.weight" in tensors:
-            needs[name] = math.ceil(tensors[f"{name}.weight"].size * each)
+            needs[name] = math.ceil(math.prod(shape_of(tensors, f"{name}.weight")) * each)
     return needs
 
 
@@ -98,7 +99,7 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
 
 
 def make_gemm(
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Stored],
     cache: OperandCache,
     rules: Mapping[str, Rule] | None,
     seed: int = 0,
@@ -117,14 +118,15 @@ def make_gemm(
     def plain(x: Array, operand: str | Array) -> Array:
         """Chain of fused multiply-adds in the dtype of `x`."""
         if isinstance(operand, str):
-            tensor = tensors[operand]
 
             def pack() -> PackedFma:
+                tensor = wide(tensors[operand])
                 made = pack_b(tensor.astype(x.dtype).T[None])
                 release(tensor)
                 return made
 
-            packed = cache.get((operand, x.dtype.type), tensor.size * x.itemsize, pack)
+            size = math.prod(shape_of(tensors, operand)) * x.itemsize
+            packed = cache.get((operand, x.dtype.type), size, pack)
             y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
             return y.reshape(*x.shape[:-1], y.shape[-1])
         count = math.prod(x.shape[:-2])  # -1 is no number where x is empty
@@ -161,16 +163,24 @@ def make_gemm(
     def emulated(name: str, rule: Rule, x: Array, operand: str | Array, positions: Ints) -> Array:
         left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
         if isinstance(operand, str):
-            tensor = tensors[operand]
             shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
             key = stream(seed, name, "right") if right.rounding == "sr" else 0
 
             def store() -> QTensor:
-                wide = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
-                made = quantize_pieces(wide, right, axis=-1, seed=key, done=lambda: release(tensor))
+                stored = tensors[operand]
+                if isinstance(stored, QTensor) and rule.weights is not None:
+                    return stored.T  # as it was stored: `check_stored` has seen that it is so
+                tensor = wide(stored)
+                narrow = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
+                made = quantize_pieces(
+                    narrow, right, axis=-1, seed=key, done=lambda: release(tensor)
+                )
                 return made.T
 
-            b = cache.get((operand, right, key), int(tensor.size * probe(rule)), store)
+            size = int(math.prod(shape_of(tensors, operand)) * probe(rule))
+            as_stored = isinstance(tensors, Weights) and not tensors.dequantise
+            kept = operand, right, key, as_stored
+            b = cache.get(kept, size, store)
         else:
             shape, b = x.shape, stored_right(name, right, operand)
         try:
@@ -180,7 +190,7 @@ def make_gemm(
         on_left(a)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
-            cache.measure((operand, right, key))
+            cache.measure(kept)
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], y.shape[-1])
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:

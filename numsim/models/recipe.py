@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -136,10 +137,9 @@ class Recipe:
 
     def _rule_at(self, name: str) -> tuple[int, Rule]:
         """Return the place of the rule of `name`, from 0, and the rule."""
-        for at in reversed(range(len(self.rules))):
-            glob, rule = self.rules[at]
-            if fnmatchcase(name, glob):
-                return at, rule
+        at = _finder(self.rules)(name)
+        if at >= 0:
+            return at, self.rules[at][1]
         globs = ", ".join(glob for glob, _ in self.rules) or "none"
         raise NumsimError(
             f"Recipe: every matrix product needs a rule; {name} matches no glob of {globs}; "
@@ -171,13 +171,16 @@ class Recipe:
             A product without a rule, or a glob without a product.
         """
         known = tuple(names)
+        every = set(known)
         for at, (glob, _) in enumerate(self.rules):
-            if not any(fnmatchcase(name, glob) for name in known):
+            if glob not in every and not any(fnmatchcase(name, glob) for name in known):
                 raise NumsimError(
                     f"Recipe: every glob must name a matrix product; {_numbered(at, glob)} matches "
                     f"none of {known[0]} ... {known[-1]}{near_names(glob, known)}"
                 )
-        return {name: self.rule(name) for name in known}
+        find = _finder(self.rules)
+        found = {name: find(name) for name in known}
+        return {n: self.rules[at][1] if at >= 0 else self.rule(n) for n, at in found.items()}
 
     def resolve(self, names: Iterable[str]) -> Recipe:
         """Return the recipe with one rule for each of `names`, as a run uses it (``Run.recipe``).
@@ -309,6 +312,22 @@ def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | Non
     return Recipe(tuple(rules), seed)
 
 
+def _finder(rules: tuple[tuple[str, Rule], ...]) -> Callable[[str], int]:
+    """Return what gives the place of the last glob that matches a name, -1 where none does.
+
+    A rule for each of the 20,000 products of a network with experts is found by its name.
+    """
+    plain = {glob: at for at, (glob, _) in enumerate(rules) if not set(glob) & set("*?[")}
+    globs = [(at, glob) for at, (glob, _) in enumerate(rules) if set(glob) & set("*?[")]
+
+    def find(name: str) -> int:
+        own = plain.get(name, -1)
+        later = (at for at, glob in reversed(globs) if at > own and fnmatchcase(name, glob))
+        return next(later, own)
+
+    return find
+
+
 def _numbered(at: int, glob: object) -> str:
     """Return ``rule 2 ('*_proj')``: rules count from 1 in messages."""
     return f"rule {at + 1} ({glob!r})" if isinstance(glob, str) else f"rule {at + 1}"
@@ -392,8 +411,20 @@ def quant_from_table(table: Mapping[str, Any]) -> Quant:
 def inline_toml(value: Any) -> str:
     """Return a value as TOML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {inline_toml(v)}" for key, v in value.items()) + "}"
-    return toml_value(list(value) if isinstance(value, tuple) else value)
+        pairs = (f"{_key(key)} = {inline_toml(v)}" for key, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(inline_toml(v) for v in value) + "]"
+    return toml_value(value)
+
+
+def _key(key: str) -> str:
+    """Return a key of a table, quoted where it is not bare.
+
+    >>> _key("block"), _key("course.rst")
+    ('block', '"course.rst"')
+    """
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def rule_text(glob: str, rule: Rule) -> str:

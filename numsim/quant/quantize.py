@@ -184,6 +184,8 @@ def quantize_pieces(
         return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
     amax = _amax(values, wide, pieces, rule, sizes, axis, done)
     _check_finite(amax, values)
+    if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
+        scale, tensor_scale = (None, rule.scale) if rule.above else (rule.scale, None)
     above = given_above(tensor_scale, rule, values.shape, axis)
     if scale is not None:
         chosen = given_scales(scale, rule, amax.shape, above)
