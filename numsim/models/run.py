@@ -21,6 +21,7 @@ from numsim.models.checks import (
     check_past,
     check_positions,
     decoder_ids,
+    op_names,
     padding_mask,
     product_inputs,
     segment_ids,
@@ -39,6 +40,7 @@ from numsim.models.recipe import Recipe, Rule
 from numsim.models.rope import alibi_bias, relative_buckets, rotary_tables
 from numsim.models.score import token_losses
 from numsim.models.weights import Stored, Weights, shape_of, wide
+from numsim.operators.rules import ops_for
 from numsim.quant import QTensor
 
 
@@ -127,6 +129,7 @@ class Model:
         if recipe is None or not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
+        ops_for(recipe.ops, op_names(self.arch))
         return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
@@ -261,7 +264,7 @@ class Model:
         check_past(a, past, len(ids), steps, dtype)
         check_positions(a, (0 if past is None else past.length) + steps)
         check_chunks(a, keep)
-        own, past = past, None if past is None else replace(past, kept=dict(past.kept))
+        own, past = past, None if past is None else past.apart()
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
 
@@ -279,6 +282,9 @@ class Model:
             "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
         }
+        if recipe is not None:
+            ops = ops_for(recipe.ops, op_names(a))
+            common |= {"op": ops.get, "kv": recipe.kv}
         encoded: tuple[Array, ...] = ()
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
             if target is None:
@@ -299,7 +305,7 @@ class Model:
             keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
-        resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
+        resolved = None if recipe is None else replace(recipe, rules=tuple((rules or {}).items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
 
     def _stack(
