@@ -35,8 +35,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 if TYPE_CHECKING:
-    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
+    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.sweep import SweepSpec, sweep
 
 _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
@@ -48,13 +48,8 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
 }
 
 __all__ = [
-<<<<<<< HEAD
-    "AccumulatorBits", "Apart", "DamagedFileWarning", "Format", "MacStats", "Model", "NumsimError",
-    "Plan", "Probe", "ProbeError", "QTensor", "Quant",
-=======
-    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
-    "NumsimError", "Plan", "QTensor", "Quant",
->>>>>>> 16dd0e61128bc5883a63c89297bfcd5ab9560e62
+    "AccumulatorBits", "Apart", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
+    "NumsimError", "Plan", "Probe", "ProbeError", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",

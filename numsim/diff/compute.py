@@ -130,7 +130,9 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     every = model.gemm_names()
     rules = [recipe.check(every) for recipe in (a, b)]
     taps = [f"{name}.{end}" for name in every for end in ("in", "operand")]
-    taps = [t for t in taps if t.endswith(".in") or t.rpartition(".")[0].rpartition(".")[2] in _HEADS]
+    taps = [
+        t for t in taps if t.endswith(".in") or t.rpartition(".")[0].rpartition(".")[2] in _HEADS
+    ]
     first = model.run(tokens, a, taps=taps)
     inputs = {name: first.taps[f"{name}.in"] for name in every if f"{name}.in" in first.taps}
     parts = [name for name in inputs if rules[0][name] != rules[1][name]]
@@ -281,7 +283,9 @@ def _depth(first: Any, second: Any) -> Iterator[Depth]:
                     float(_differ(x, y).mean()), None)  # fmt: skip
     if first.logits.size:
         x, y = first.logits, second.logits
-        yield Depth(len(states), "logits", sqnr_db(x, y), float(_differ(x, y).mean()), kl_nats(x, y))
+        yield Depth(
+            len(states), "logits", sqnr_db(x, y), float(_differ(x, y).mean()), kl_nats(x, y)
+        )
 
 
 def recipes(

@@ -68,7 +68,9 @@ def _csv(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> bytes:
     out = csv.writer(text, lineterminator="\n")
     out.writerow(head)
     for row in rows:
-        out.writerow([escape_cell(v) if isinstance(v, str) else "" if v is None else v for v in row])
+        out.writerow(
+            [escape_cell(v) if isinstance(v, str) else "" if v is None else v for v in row]
+        )
     return text.getvalue().encode()
 
 
@@ -84,6 +86,7 @@ def as_text(found: Diff) -> str:
     first = next(r for r in found.products if r.first)
     lines.append(f"the first product that differs: layer {first.layer}, {first.op} (K = {first.k})")
     worst = sorted(found.products, key=lambda r: -r.differing)[:8]
+    cells: list[tuple[str, ...]]
     cells = [("layer", "op", "K", "differing", "max ulp", "mean ulp", "SQNR dB")]
     cells += [
         (r.layer, r.op, str(r.k), f"{r.differing:.2%}", str(r.max_ulp),
@@ -127,7 +130,9 @@ def _figure(found: Diff) -> bytes:
     share.set(xlabel="layer", ylabel="share of results that differ")
     share.legend(fontsize=7, ncols=2)
     total = sum(r.results for r in found.products)
-    hist = [sum(r.ulp_hist[n] * r.results for r in found.products) / total for n in range(len(ULPS))]
+    hist = [
+        sum(r.ulp_hist[n] * r.results for r in found.products) / total for n in range(len(ULPS))
+    ]
     ulps.bar(range(1, len(ULPS)), hist[1:])
     ulps.set_xticks(range(1, len(ULPS)), ULPS[1:], rotation=45)
     ulps.set(xlabel="units of the last place", ylabel="share of results")

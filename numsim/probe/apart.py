@@ -17,7 +17,7 @@ from numsim.convert import decode
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
-from numsim.probe import stimuli
+from numsim.probe import integers, stimuli
 from numsim.probe.machine import Batch, Machine, answers, bits_of, held, laid_out, plain_nan
 from numsim.probe.probe import first_round, machine_for
 from numsim.quant import QTensor
@@ -60,7 +60,9 @@ class Apart:
     def __str__(self) -> str:
         left, right = (decode(q.codes, q.fmt).ravel() for q in (self.a, self.b))
         terms = [
-            f"{float(x)!r}*{float(y)!r}" for x, y in zip(left, right, strict=True) if x != 0 and y != 0
+            f"{float(x)!r}*{float(y)!r}"
+            for x, y in zip(left, right, strict=True)
+            if x != 0 and y != 0
         ]
         some = ", ".join(terms[:8]) + (f" and {len(terms) - 8} more" if len(terms) > 8 else "")
         results = " against ".join(
@@ -178,7 +180,7 @@ def _machine(found: Apart) -> Machine:
 @lru_cache(maxsize=32)
 def pool(machine: Machine) -> tuple[Batch, ...]:
     """Return the sums on which two units are compared: those of few products first."""
-    make = stimuli.integer_random if machine.integer else stimuli.random
+    make = (integers if machine.integer else stimuli).random
     batches = [*first_round(machine), make(machine, machine.depths[0], 500, 77)]
     return tuple(batches)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,11 @@ from numsim.targets.types import CLASSES, IntSum, Mac, Rule
 Answers = NDArray[Any]
 Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Any]
 
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16),
-          "int32": np.dtype(np.int32)}  # fmt: skip
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "int32": np.dtype(np.int32),
+}
 WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # bytes of a result -> its bits
 
 
@@ -39,7 +42,8 @@ class Machine(NamedTuple):
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy type of results and of c."""
-        return DTYPES[self.out]
+        found: np.dtype[Any] = DTYPES[self.out]
+        return found
 
     @property
     def integer(self) -> bool:
@@ -160,7 +164,6 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
         For answers of the wrong shape or type, or that change.
     """
 
-
     def put() -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
         pieces = []
         for which, (a, b, c) in tiles(batch, size):
@@ -200,13 +203,19 @@ def class_of(rule: type, machine: Machine) -> str | None:
     return None
 
 
+def changed(rule: Any, **values: Any) -> Any:
+    """Return a rule of any kind with other fields."""
+    return replace(rule, **values)
+
+
 def unit_of(rule: Rule, machine: Machine, **chain: Any) -> Target | None:
     """Return a unit with one rule for a machine's formats, None where no rule is such."""
     kind = class_of(type(rule), machine)
     if kind is None:
         return None
-    if hasattr(rule, "outputs") and machine.out != "float32":
-        rule = replace(rule, outputs=(machine.out,))
+    own = {f.name for f in fields(rule)}
+    if "outputs" in own:
+        rule = changed(rule, outputs=(machine.out,))
     return Target("probed", ((kind, rule),), "model", "a probe", "its answers", **chain)
 
 
@@ -225,7 +234,7 @@ def held(c: NDArray[Any], unit: Target, rule: Any) -> NDArray[Any]:
         return wrapped.astype(c.dtype)
     if isinstance(rule, Mac) and not restarts(unit) and rule.acc_format != c.dtype.name:
         fmt = get_format(rule.acc_format)
-        nan = None if fmt.has_nan else "zero"
+        nan: Literal["zero"] | None = None if fmt.has_nan else "zero"
         return cast(c.astype(np.float32), fmt, overflow="special", nan=nan).astype(c.dtype)
     return c
 
@@ -247,12 +256,12 @@ class Laid(NamedTuple):
     a: QTensor
     b: QTensor
     c: NDArray[Any]
-    count: int
+    size: int
 
     def answers(self, unit: Target, machine: Machine) -> Answers:
         """Return what a unit of ours computes, [S]."""
         d = answers(unit, machine, self.a, self.b, self.c)
-        diagonal: Answers = np.diagonal(d, axis1=-2, axis2=-1).reshape(-1)[: self.count]
+        diagonal: Answers = np.diagonal(d, axis1=-2, axis2=-1).reshape(-1)[: self.size]
         return diagonal
 
 

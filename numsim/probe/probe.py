@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format
+from numsim.probe import integers, stimuli
 from numsim.probe import rules as rules_of
-from numsim.probe import stimuli
 from numsim.probe.machine import DTYPES, Answers, Batch, Doubt, Machine, Run, ask, restarts
 from numsim.probe.search import UNSEEN, Found, Search, infer, rule_of, with_rule
 from numsim.targets import Target
@@ -157,7 +157,8 @@ def probe(
         raise NumsimError(
             f"probe: run is a function of (a, b, c) and rows at least 1; got {run!r:.60}, {rows}"
         )
-    talk, calls = conversation(machine), 0
+    search = Search(machine)
+    talk, calls = conversation(search), 0
     batches = next(talk)
     while True:
         found: list[Answers] = []
@@ -168,7 +169,7 @@ def probe(
                 check_answers(batch, d)
                 found.append(d)
         except Doubt as doubt:
-            raise stopped(str(doubt), machine, talk, batches, found, calls) from None
+            raise stopped(str(doubt), search, batches, found, calls) from None
         try:
             batches = talk.send(found)
         except StopIteration as end:
@@ -177,11 +178,9 @@ def probe(
 
 
 def stopped(
-    message: str, machine: Machine, talk: Talk, batches: list[Batch], found: list[Answers],
-    calls: int,
-) -> ProbeError:  # fmt: skip
+    message: str, search: Search, batches: list[Batch], found: list[Answers], calls: int
+) -> ProbeError:
     """Return the error for a probe that ends early, with what was learned."""
-    search: Search = talk.gi_frame.f_locals["search"]  # the generator's own notes
     for batch, d in zip(batches, found, strict=False):
         search.learn(batch, d)
     try:
@@ -227,7 +226,13 @@ def machine_for(
             f"{out} for {a.label} and {b.label}"
         )
     whole = all(isinstance(k, int) and not isinstance(k, bool) for k in depths)
-    if not depths or len(depths) > 2 or not whole or min(depths) < 4 or list(depths) != sorted(depths):
+    if (
+        not depths
+        or len(depths) > 2
+        or not whole
+        or min(depths) < 4
+        or list(depths) != sorted(depths)
+    ):
         raise NumsimError(
             f"probe: depths is one K or two, ascending, of at least 4; got {depths!r:.60}"
         )
@@ -246,14 +251,14 @@ def _check_format(fmt: Format) -> None:
 
 def first_round(machine: Machine) -> list[Batch]:
     """Return the stimuli that do not depend on any answer."""
-    kinds = stimuli.INTEGERS if machine.integer else stimuli.FLOATS
-    made = [kind(machine) for kind in kinds if kind not in stimuli.LONG or len(machine.depths) > 1]
+    kinds = (integers if machine.integer else stimuli).EVERY
+    made = [kind(machine) for kind in kinds if kind.__name__ != "long" or len(machine.depths) > 1]
     return [batch for batch in made if len(batch.a)]
 
 
-def conversation(machine: Machine) -> Talk:
-    """Yield rounds of stimuli, take their answers, return what was found."""
-    search = Search(machine)
+def conversation(search: Search) -> Talk:
+    """Yield rounds of stimuli, take their answers into `search`, return what was found."""
+    machine = search.machine
     batches = first_round(machine)
     for batch, d in zip(batches, (yield batches), strict=True):
         search.learn(batch, d)
@@ -261,12 +266,12 @@ def conversation(machine: Machine) -> Talk:
     open_ones: dict[str, str] = {}
     for number in range(_ROUNDS if not found.failed else 0):
         rivals = found.units[1:] + [unit for _, unit in neighbours(search, found.units[0])]
-        batch, equal = witnesses(search, found.units[0], rivals, number)
+        telling, equal = witnesses(search, found.units[0], rivals, number)
         open_ones = _ranges(found.units[0], equal)
-        if batch is None:
+        if telling is None:
             break
-        (d,) = yield [batch]
-        search.learn(batch, d)
+        (d,) = yield [telling]
+        search.learn(telling, d)
         names = tuple(search.pieces)
         left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
         if not left:
@@ -301,7 +306,7 @@ def witnesses(
 ) -> tuple[Batch | None, list[Target]]:
     """Return stimuli on which a unit and its rivals differ, and the rivals that never did."""
     m, kept, equal = search.machine, [], []
-    make = stimuli.integer_random if m.integer else stimuli.random
+    make = (integers if m.integer else stimuli).random
     pool = [make(m, m.depths[0], 500, 1000 + 10 * seed + n) for n in range(2)]
     own = [search.answer(unit, batch) for batch in pool]
     for rival in rivals:
@@ -363,7 +368,8 @@ def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
             }
         unit = replace(
             unit,
-            evidence=f"a probe: {right} of {asked} answers" + (f"; {found.failed}" if found.failed else ""),
+            evidence=f"a probe: {right} of {asked} answers"
+            + (f"; {found.failed}" if found.failed else ""),
             source="numsim probe",
         )
     vectors = {}

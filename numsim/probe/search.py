@@ -17,6 +17,7 @@ from numsim.probe.machine import (
     Laid,
     Machine,
     bits_of,
+    changed,
     laid_out,
     plain_nan,
     restarts,
@@ -160,7 +161,7 @@ def _outside(search: Search, unit: Target) -> Iterator[Target]:
     if isinstance(rule, TwoStage):
         for bits in (31, *(n for n in range(rule.align_bits, 41) if n != 31)):
             if bits >= rule.align_bits:
-                yield with_rule(unit, replace(rule, sum_bits=bits))
+                yield with_rule(unit, changed(rule, sum_bits=bits))
     else:
         yield unit
     yield replace(unit, promote_every=UNSEEN)
@@ -209,7 +210,7 @@ def _ends(search: Search, unit: Target) -> Iterator[Target]:
         nan = "quiet" if 0x7FC00000 in search.nans or 0x7E00 in search.nans else "ones"
         for limit in (None, *sorted(limits)):
             for zeros in (False, True):
-                new = replace(rule, zero_products=zeros, min_exponent=limit, nan=nan)  # type: ignore[arg-type]
+                new = changed(rule, zero_products=zeros, min_exponent=limit, nan=nan)
                 yield with_rule(unit, new)
         return
     for new_rule in rules_of.ends(rule, search.machine):
@@ -224,7 +225,7 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
     if group == m.depths[0]:
         groups += range(group + 32, depth + 1, 32)
     for g in groups:
-        base = with_rule(unit, replace(rule, group=g)) if g != group else unit  # type: ignore[call-arg]
+        base = with_rule(unit, changed(rule, group=g)) if g != group else unit
         yield base
         if restarts(unit) or m.integer or not m.has_c:
             for every in range(8, depth, 8):
@@ -234,7 +235,7 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
                     for order in ("contiguous", "serial", "pairwise"):
                         yield replace(
                             base, promote_every=None, split_k=parts, split_tile=tile,
-                            split_order=order,  # type: ignore[arg-type]
+                            split_order=order,
                         )  # fmt: skip
 
 
@@ -319,7 +320,7 @@ def infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         stage = stages[n]
-        units = stage.step(search, unit)  # type: ignore[arg-type]
+        units = stage.step(search, unit)  # type: ignore[arg-type]  # the first stage has none
         fit = (new for new in units if search.fits(new, stage.names))
         hopeful = False
         for new in fit if n > 1 else _in_turn(list(fit)):

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import UnvalidatedWarning
-from numsim.probe import probe
+from numsim.probe import integers, probe, stimuli
 from numsim.probe.apart import results, shared
 from numsim.probe.machine import Batch, Machine, as_machine, bits_of, unit_of
 from numsim.probe.probe import machine_for
 from numsim.probe.rules import accumulators
-from numsim.probe.stimuli import integer_random, random
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.rules import RULES
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
@@ -71,7 +70,7 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
 
 
 def _fresh(machine: Machine, count: int) -> Iterator[Batch]:
-    make = integer_random if machine.integer else random
+    make = (integers if machine.integer else stimuli).random
     long = count // 20
     yield make(machine, machine.depths[0], count - long, 4242)
     if long:
@@ -106,8 +105,8 @@ def random_units(count: int, seed: int = 0) -> Iterator[tuple[Target, Machine]]:
         if rng.random() < 0.2:
             chain["promote_every"] = int(rng.choice([64, 96, 128, 256]))
         elif rng.random() < 0.1:
-            chain = {"split_k": int(rng.integers(2, 5)), "split_tile": 64,
-                     "split_order": str(rng.choice(["contiguous", "serial", "pairwise"]))}  # fmt: skip
+            order = str(rng.choice(["contiguous", "serial", "pairwise"]))
+            chain = {"split_k": int(rng.integers(2, 5)), "split_tile": 64, "split_order": order}
         unit = unit_of(rule, machine, **chain)
         if unit is None or RULES[type(rule)].contradiction(rule, unit.rules[0][0], {}):
             continue
@@ -127,8 +126,8 @@ def _random_rule(rng: np.random.Generator) -> tuple[Rule, Machine]:
         both = pick(*_INTEGERS)
         pair = pick(None, None, None, int(rng.integers(10, 18)))
         rule = IntSum(
-            int(rng.integers(12, 33)), pick("wrap", "saturate"), group if pair is None else 2 * group,
-            pair,
+            int(rng.integers(12, 33)), pick("wrap", "saturate"),
+            group if pair is None else 2 * group, pair,
         )  # fmt: skip
         return rule, machine_for(both, None, True, _DEPTHS)
     if kind < 0.65:
@@ -142,7 +141,9 @@ def _random_rule(rng: np.random.Generator) -> tuple[Rule, Machine]:
         )  # fmt: skip
     elif kind < 0.75:
         out, f = "float32", int(rng.integers(10, 33))
-        rule = TwoStage(group, f, int(rng.integers(f, 41)), int(rng.integers(1, 3)), bool(rng.integers(2)))
+        rule = TwoStage(
+            group, f, int(rng.integers(f, 41)), int(rng.integers(1, 3)), bool(rng.integers(2))
+        )
     elif kind < 0.8:
         rule = Exact(group, negative_zero=bool(rng.integers(2)))
     else:
