@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import decode
-from numsim.errors import NumsimError, UnvalidatedWarning
+from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
 from numsim.probe import integers, stimuli
@@ -160,9 +159,7 @@ def takes(unit: Target, machine: Machine) -> bool:
         rule = rule_for(unit, machine.a, machine.b, _named(machine))
         one = QTensor.from_codes(np.zeros((1, 1), machine.a.code_dtype), machine.a)
         other = QTensor.from_codes(np.zeros((1, 1), machine.b.code_dtype), machine.b)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnvalidatedWarning)
-            found = answers(unit, machine, one, other, np.zeros((1, 1), machine.dtype))
+        found = answers(unit, machine, one, other, np.zeros((1, 1), machine.dtype))
     except NumsimError:
         return False
     return rule is not None and found.dtype == machine.dtype
@@ -187,9 +184,7 @@ def pool(machine: Machine) -> tuple[Batch, ...]:
 
 def results(unit: Target, machine: Machine, batch: Batch) -> NDArray[Any]:
     """Return what a unit makes of a batch, [S]."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnvalidatedWarning)
-        return laid_out(machine, batch).answers(unit, machine)
+    return laid_out(machine, batch).answers(unit, machine)
 
 
 def _in(machine: Machine, units: tuple[Target, Target]) -> Apart | None:

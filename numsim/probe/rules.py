@@ -67,10 +67,12 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
                 near = fmt.emax < 60  # its ends are within reach of products
                 overs = ("ieee", "inf", "saturate") if near else ("ieee",)
                 flushes = FLUSHES if near else FLUSHES[:1]
-                for how, mode, over, tiny in product(
-                    _ORDERS if near else _ORDERS[:1], _MODES, overs, flushes
-                ):
-                    yield Mac(acc_format=name, rounding=mode, overflow=over, **how, **tiny)
+                orders, fuses = (
+                    (_ORDERS, (True, False)) if near and not complete else (_ORDERS[:1], (True,))
+                )
+                for fused, how, mode, over, tiny in product(fuses, orders, _MODES, overs, flushes):
+                    known_ones = {"rounding": mode, "overflow": over, "fused": fused}
+                    yield changed(Mac(acc_format=name), **known_ones, **how, **tiny)
     for group in (machine.depths[0], 1):
         yield from _blocks(machine, group, held, complete)
 
@@ -101,7 +103,7 @@ def _blocks(
 def products(rule: Rule, machine: Machine) -> Iterator[Rule]:
     """Yield a rule with every way of rounding its products."""
     yield rule
-    if isinstance(rule, Mac):
+    if isinstance(rule, Mac) and rule.fused:
         yield changed(rule, fused=False)
         full = machine.a.precision + machine.b.precision
         for name in accumulators():

@@ -31,7 +31,7 @@ _SHORT = 4  # K that holds all terms of the batches below, the rest is +0
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
-_PATIENCE = 8_000  # hypotheses that are tried
+_PATIENCE = 12_000  # hypotheses that are tried
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
 
 
@@ -244,10 +244,11 @@ def _same(search: Search, unit: Target) -> Iterator[Target]:
 
 
 def _integers(search: Search, _: Target) -> Iterator[Target]:
-    for rule in rules_of.integers(search.machine):
-        unit = unit_of(rule, search.machine)
-        if unit is not None:
-            yield unit
+    for chain in ({}, {"promote_every": UNSEEN}):
+        for rule in rules_of.integers(search.machine):
+            unit = unit_of(rule, search.machine, **chain)
+            if unit is not None:
+                yield unit
 
 
 class Stage(NamedTuple):

@@ -147,7 +147,7 @@ def steps(machine: Machine) -> Batch:
                 large = 2.0 ** (bottom + place)
                 sheet.add([(i, *both.factors(bottom)), (j, *both.factors(bottom))], large)
     for half, gap in product((24, 14, 11, 8), range(1, 26, 2)):  # a tie, but for a small term
-        if bottom <= top - half - gap:
+        if both.low <= top - half - gap:
             three = [both.factors(top - n) for n in (half + gap, half, 0)]
             for turn in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
                 sheet.add([(k, *three[n]) for k, n in enumerate(turn)])

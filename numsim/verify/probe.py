@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from numsim.errors import UnvalidatedWarning
 from numsim.probe import integers, probe, stimuli
 from numsim.probe.apart import results, shared
 from numsim.probe.machine import Batch, Machine, as_machine, bits_of, unit_of
@@ -49,12 +47,10 @@ class Recovery:
 
 def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
     """Probe a unit of ours as a black box, and compare what was found on new sums."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnvalidatedWarning)
-        found = probe(
-            as_machine(unit, machine), formats=(machine.a, machine.b), out_format=machine.out,
-            depths=machine.depths,
-        )  # fmt: skip
+    found = probe(
+        as_machine(unit, machine), formats=(machine.a, machine.b), out_format=machine.out,
+        depths=machine.depths,
+    )  # fmt: skip
     equal, total = 0, 0
     for batch in _fresh(machine, fresh) if found.target is not None else ():
         own = bits_of(results(unit, machine, batch))
