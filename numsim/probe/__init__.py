@@ -8,9 +8,10 @@ import sys
 from types import ModuleType
 
 from numsim.probe.apart import Apart, tell_apart
+from numsim.probe.order import order_of
 from numsim.probe.probe import Probe, ProbeError, Witness, probe
 
-__all__ = ["Apart", "Probe", "ProbeError", "Witness", "probe", "tell_apart"]
+__all__ = ["Apart", "Probe", "ProbeError", "Witness", "order_of", "probe", "tell_apart"]
 
 
 class _Called(ModuleType):

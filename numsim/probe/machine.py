@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Any]
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "int32": np.dtype(np.int32),
 }
 WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # bytes of a result -> its bits
@@ -44,6 +46,11 @@ class Machine(NamedTuple):
         """NumPy type of results and of c."""
         found: np.dtype[Any] = DTYPES[self.out]
         return found
+
+    @property
+    def width(self) -> int:
+        """Fraction bits of a float result."""
+        return get_format(self.out).precision - 1
 
     @property
     def integer(self) -> bool:
@@ -72,6 +79,11 @@ def joined(batches: Iterable[Batch]) -> Batch:
     )
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a NumPy type is a float; bfloat16 is one too."""
+    return dtype.kind not in "iu"
+
+
 def bits_of(values: NDArray[Any]) -> NDArray[Any]:
     """Return results as bit patterns."""
     array = np.ascontiguousarray(values)
@@ -81,7 +93,7 @@ def bits_of(values: NDArray[Any]) -> NDArray[Any]:
 def plain_nan(values: NDArray[Any]) -> NDArray[Any]:
     """Return bit patterns with one pattern for every NaN: a machine's may be its host's."""
     bits = bits_of(values).copy()
-    if values.dtype.kind == "f":
+    if is_float(values.dtype):
         bits[np.isnan(values)] = bits_of(np.array([np.nan], values.dtype))[0]
     return bits
 

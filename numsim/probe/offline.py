@@ -184,7 +184,7 @@ def _files(where: Path, machine: Machine, batch: Batch) -> Iterator[tuple[Path, 
     words = {
         "a": (batch.a.view(f"u{batch.a.itemsize}"), machine.a.bits),
         "b": (batch.b.view(f"u{batch.b.itemsize}"), machine.b.bits),
-        "c": (bits_of(batch.c) if batch.c.dtype.kind == "f" else batch.c.view(np.uint32),
+        "c": (bits_of(batch.c),
               8 * batch.c.itemsize),
     }  # fmt: skip
     packed = io.BytesIO()

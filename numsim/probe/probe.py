@@ -14,7 +14,17 @@ from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format
 from numsim.probe import integers, stimuli
 from numsim.probe import rules as rules_of
-from numsim.probe.machine import DTYPES, Answers, Batch, Doubt, Machine, Run, ask, restarts
+from numsim.probe.machine import (
+    DTYPES,
+    Answers,
+    Batch,
+    Doubt,
+    Machine,
+    Run,
+    ask,
+    is_float,
+    restarts,
+)
 from numsim.probe.search import UNSEEN, Found, Search, infer, rule_of, with_rule
 from numsim.targets import Target
 
@@ -117,7 +127,8 @@ def probe(
     formats
         Format of the operands, or of a and of b.
     out_format
-        ``float32`` or ``float16``; integers: ``int32``. None: float32, or int32 for integers.
+        ``float32``, ``float16`` or ``bfloat16``; integers: ``int32``. None: float32, or int32 for
+        integers.
     c
         Whether the machine adds to an accumulator input.
     depths
@@ -195,7 +206,7 @@ def check_answers(batch: Batch, d: Answers) -> None:
     """Raise Doubt for sums of two finite numbers that are all NaN."""
     if batch.name != "exact":
         return  # a narrow accumulator may make NaN of infinities
-    if d.dtype.kind == "f" and d.size and np.isnan(d).all():
+    if is_float(d.dtype) and d.size and np.isnan(d).all():
         raise Doubt(
             f"probe: stimulus {batch.name} 0: a machine adds finite numbers; all {d.size} results "
             f"of {batch.name} are NaN; look at the formats of the operands and of the result"
@@ -222,7 +233,8 @@ def machine_for(
     out = out or ("int32" if integer else "float32")
     if out not in DTYPES or (out == "int32") != integer:
         raise NumsimError(
-            "probe: out_format is float32 or float16, for two integer formats int32; got "
+            "probe: out_format is float32, float16 or bfloat16, for two integer formats "
+            "int32; got "
             f"{out} for {a.label} and {b.label}"
         )
     whole = all(isinstance(k, int) and not isinstance(k, bool) for k in depths)

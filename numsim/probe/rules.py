@@ -55,7 +55,7 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
     def held(n: int) -> bool:
         return n == bits or (n > bits and complete)
 
-    out_bits = 23 if machine.out == "float32" else 10
+    out_bits = machine.width
     if class_of(Exact, machine) and held(out_bits):
         yield Exact(group=machine.depths[0])
     if class_of(Mac, machine):
@@ -81,7 +81,7 @@ def _blocks(
     machine: Machine, group: int, held: Callable[[int], bool], complete: bool
 ) -> Iterator[Rule]:
     """Yield rules that align products; a `group` of 1 where two products do not meet in them."""
-    single, wide = machine.out == "float32", 23 if machine.out == "float32" else 10
+    single, wide = machine.out == "float32", machine.width
     keeps: Iterable[int] = (23,) if not single else (23, 13) if complete else range(23, 0, -1)
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
     if class_of(Fused, machine):

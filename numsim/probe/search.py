@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.formats import get_format
 from numsim.probe import rules as rules_of
 from numsim.probe.machine import (
     Batch,
@@ -18,6 +19,7 @@ from numsim.probe.machine import (
     Machine,
     bits_of,
     changed,
+    is_float,
     laid_out,
     plain_nan,
     restarts,
@@ -25,7 +27,7 @@ from numsim.probe.machine import (
 )
 from numsim.probe.readings import exact_bits, least_exponents
 from numsim.targets import Target
-from numsim.targets.types import Fused, Rule, TwoStage
+from numsim.targets.types import Fused, Mac, Rule, TwoStage
 
 _SHORT = 4  # K that holds all terms of the batches below, the rest is +0
 _TERMS = ("exact", "rich", "span", "start")
@@ -58,7 +60,7 @@ class Search:
     def learn(self, batch: Batch, d: NDArray[Any]) -> None:
         """Keep the answers to a batch."""
         self.batches.append((batch, d))
-        if d.dtype.kind == "f":
+        if is_float(d.dtype):
             self.nans |= {int(x) for x in bits_of(d[np.isnan(d)])}
         for rows in (slice(0, _FIRST), slice(_FIRST, None)):
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
@@ -141,8 +143,11 @@ def _adding(search: Search, _: Target) -> Iterator[Target]:
     batch, d = next((b, d) for b, d in search.batches if b.name == "exact")
     for rule in rules_of.adding(m, *exact_bits(m, batch, d)):
         unit = unit_of(rule, m)
-        if unit is not None:
-            yield unit
+        if unit is None:
+            continue
+        yield unit
+        if isinstance(rule, Mac) and get_format(rule.acc_format).emax < 60:
+            yield replace(unit, promote_every=UNSEEN)  # an outer sum makes +0 of its -0
 
 
 def _by_rule(step: Callable[[Rule, Machine], Iterator[Rule]]) -> Step:
@@ -164,7 +169,8 @@ def _outside(search: Search, unit: Target) -> Iterator[Target]:
                 yield with_rule(unit, changed(rule, sum_bits=bits))
     else:
         yield unit
-    yield replace(unit, promote_every=UNSEEN)
+    if not restarts(unit):
+        yield replace(unit, promote_every=UNSEEN)
 
 
 def _meeting(search: Search, unit: Target) -> Iterator[Target]:

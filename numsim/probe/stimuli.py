@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,10 +114,14 @@ def start(machine: Machine) -> Batch:
     """C and one product."""
     both, sheet = words(machine.a, machine.b), Sheet(machine, machine.depths[0])
     rng = np.random.default_rng(2)
-    width = 10 if machine.out == "float16" else 23
+    width = machine.width
     for anchor in _anchors(both, machine)[::2]:
         for gap in range(-30, 41):
-            if not (-120 if width == 23 else -14) <= anchor - gap <= (120 if width == 23 else 14):
+            if (
+                not (-14 if machine.out == "float16" else -120)
+                <= anchor - gap
+                <= (120 if width == 23 else 14)
+            ):
                 continue
             for pair in (both.factors(anchor), both.rich(anchor)):
                 fraction = int(rng.integers(1 << width))
@@ -185,7 +190,7 @@ def edges(machine: Machine) -> Batch:
     """Zeros and their signs, subnormals, c alone, the ends of the range, Inf and NaN."""
     both, depth = words(machine.a, machine.b), machine.depths[0]
     sheet, rng = Sheet(machine, depth), np.random.default_rng(6)
-    info = np.finfo(np.float16 if machine.out == "float16" else np.float32)
+    info = ml_dtypes.finfo(machine.dtype)
     least, most, width = int(info.minexp), int(info.maxexp), info.nmant
     for exponent in range(least - width, most):
         fraction = 1 + int(rng.integers(1 << width)) * 2.0**-width

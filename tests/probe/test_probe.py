@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.probe import ProbeError, probe
+from numsim.probe import ProbeError, order_of, probe
 from numsim.probe.apart import results
 from numsim.probe.machine import as_machine, bits_of, laid_out, unit_of
 from numsim.probe.probe import first_round, machine_for
@@ -241,3 +241,19 @@ def test_a_rule_changed_by_one_bit_is_another():
     one = unit_of(Fused(8, 24), machine)
     other = replace(one, rules=((one.rules[0][0], replace(one.rules[0][1], align_bits=25)),))
     assert (bits_of(results(one, machine, batch)) != bits_of(results(other, machine, batch))).any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "brackets"),
+    [
+        (Mac(), "(((((((0 1) 2) 3) 4) 5) 6) 7)"),
+        (Mac(order="odd_first"), "(((((((0 1) 3) 2) 5) 4) 7) 6)"),
+        (Mac(order="tree", group=4), "(((0 1) (2 3)) ((4 5) (6 7)))"),
+        (Fused(4, 23), "((0 1 2 3) 4 5 6 7)"),
+    ],
+    ids=str,
+)
+def test_the_order_of_a_sum_is_read_from_cancelling_numbers(rule, brackets):
+    machine = machine_for("bfloat16", None, True, (8,))
+    run = as_machine(unit_of(rule, machine), machine)
+    assert order_of(run, formats="bfloat16", c=True, depth=8, rows=8) == brackets
