@@ -227,13 +227,29 @@ def _swaps(mine: Rule, its: Rule) -> Iterator[tuple[str, str, str, Rule, Rule]]:
     for name in ("activations", "weights", "out_format"):
         x, y = getattr(mine, name), getattr(its, name)
         if x != y:
-            yield name, str(x), str(y), replace(mine, **{name: y}), replace(its, **{name: x})
+            words = _stored(x, y), _stored(y, x)
+            yield name, *words, replace(mine, **{name: y}), replace(its, **{name: x})
     a, b = get_target(mine.target), get_target(its.target)
     for field, x, y, one, two in _target_swaps(a, b, mine, its):
         try:
             yield field, x, y, replace(mine, target=one), replace(its, target=two)
         except NumsimError:  # the field cannot have this value beside the others
             continue
+
+
+def _stored(quant: Any, other: Any) -> str:
+    """Return how an operand is stored: its format, and what is otherwise beside another's."""
+    if quant is None or isinstance(quant, str):
+        return quant or "float32"
+    fmt = getattr(quant.format, "name", quant.format)
+    if other is None:
+        return str(fmt)
+    more = [
+        f"{f.name}={getattr(quant, f.name)}"
+        for f in fields(quant)
+        if f.name != "format" and getattr(quant, f.name) != getattr(other, f.name)
+    ]
+    return " ".join([str(fmt), *more])
 
 
 def _target_swaps(
@@ -247,8 +263,8 @@ def _target_swaps(
     (kind_a, rule_a), (kind_b, rule_b) = (_used(t, r) for t, r in ((a, mine), (b, its)))
     if type(rule_a) is not type(rule_b):
         yield (
-            "rule", type(rule_a).__name__, type(rule_b).__name__, _with(a, kind_a, rule_b),
-            _with(b, kind_b, rule_a),
+            "rule", type(rule_a).__name__, type(rule_b).__name__, _with(a, kind_b, rule_b),
+            _with(b, kind_a, rule_a),
         )  # fmt: skip
         return
     for f in fields(rule_a):

@@ -64,7 +64,7 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
             wide = name in _USUAL and held(out_bits) and fmt.precision - 1 > out_bits
             known = fmt.precision - 1 == bits or (name in _USUAL and held(fmt.precision - 1))
             if known or wide:
-                near = fmt.emax < 60  # its ends are within reach of products
+                near = fmt.emax < 70  # its ends are within reach of products
                 overs = ("ieee", "inf", "saturate") if near else ("ieee",)
                 flushes = FLUSHES if near else FLUSHES[:1]
                 orders, fuses = (

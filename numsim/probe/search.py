@@ -33,7 +33,7 @@ _SHORT = 4  # K that holds all terms of the batches below, the rest is +0
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
-_PATIENCE = 12_000  # hypotheses that are tried
+_PATIENCE = 8_000  # hypotheses that are tried, beside those of how two products add
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
 
 
@@ -146,7 +146,7 @@ def _adding(search: Search, _: Target) -> Iterator[Target]:
         if unit is None:
             continue
         yield unit
-        if isinstance(rule, Mac) and get_format(rule.acc_format).emax < 60:
+        if isinstance(rule, Mac) and get_format(rule.acc_format).emax < 70:
             yield replace(unit, promote_every=UNSEEN)  # an outer sum makes +0 of its -0
 
 
@@ -320,6 +320,7 @@ def infer(search: Search) -> Found:
     stages = _INTEGERS if search.machine.integer else _FLOATS
     arrived: list[list[Target]] = [[] for _ in stages]  # by stage, units that none of it fits
     whole: dict[tuple[Any, ...], Target] = {}
+    spent: list[int] = []
 
     def deeper(unit: Target | None, n: int) -> bool:
         if n == len(stages):
@@ -330,11 +331,14 @@ def infer(search: Search) -> Found:
         units = stage.step(search, unit)  # type: ignore[arg-type]  # the first stage has none
         fit = (new for new in units if search.fits(new, stage.names))
         hopeful = False
-        for new in fit if n > 1 else _in_turn(list(fit)):
+        some = fit if n > 1 else _in_turn(list(fit))
+        if n == 0:
+            spent.append(search.tried)  # all ways to add two products were tried
+        for new in some:
             hopeful = True
             if n < 2 and any(_kind(new)[:4] == known[:4] for known in whole):
                 continue  # another width of a kind that fits: found by its neighbours
-            if search.tried > (_PATIENCE if not whole else _PATIENCE // 4):
+            if search.tried - spent[0] > (_PATIENCE if not whole else _PATIENCE // 4):
                 return False
             if deeper(new, n + 1) and n > 1:
                 return True
