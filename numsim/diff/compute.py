@@ -20,8 +20,9 @@ from numsim.models import Model, Recipe, Rule
 from numsim.targets import Target, get_target
 
 Array = NDArray[Any]
-ULPS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129-")
-_EDGES = np.array([1, 2, 3, 5, 9, 17, 33, 65, 129])
+_POWERS = [2**n for n in range(1, 17)]
+ULPS = ("0", "1", "2", *(f"{n + 1}-{2 * n}" for n in _POWERS), f"{2 * _POWERS[-1] + 1}-")
+_EDGES = np.array([1, 2, *(n + 1 for n in _POWERS), 2 * _POWERS[-1] + 1])
 _CHAIN = ("promote_every", "split_k", "split_order", "split_tile")
 
 

@@ -128,13 +128,16 @@ def _figure(found: Diff) -> bytes:
         )  # fmt: skip
     share.set_xticks([i + 0.4 - width / 2 for i in range(len(layers))], layers)
     share.set(xlabel="layer", ylabel="share of results that differ")
-    share.legend(fontsize=7, ncols=2)
+    share.legend(
+        fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False
+    )
+    share.set_ylim(0, None)
     total = sum(r.results for r in found.products)
     hist = [
         sum(r.ulp_hist[n] * r.results for r in found.products) / total for n in range(len(ULPS))
     ]
     ulps.bar(range(1, len(ULPS)), hist[1:])
-    ulps.set_xticks(range(1, len(ULPS)), ULPS[1:], rotation=45)
+    ulps.set_xticks(range(1, len(ULPS), 2), ULPS[1::2], rotation=60, fontsize=7)
     ulps.set(xlabel="units of the last place", ylabel="share of results")
     known = [d for d in found.depth if math.isfinite(d.sqnr_db)]
     depth.plot([d.depth for d in known], [d.sqnr_db for d in known], "o-")

@@ -407,7 +407,7 @@ def _evidence(search: Search, unit: Target) -> dict[str, tuple[Witness, ...]]:
         side = rules_of.side(rule_of(unit), rule, name)
         if side and (name, side) in seen:
             continue
-        witness = search.first_difference(with_rule(unit, rule))
+        witness = search.first_difference(unit, with_rule(unit, rule))
         if witness is not None:
             seen.add((name, side))
             other = str(getattr(rule, name))

@@ -103,15 +103,17 @@ class Search:
         found = self.predicted(unit, laid_out(self.machine, batch))
         return None if found is None else plain_nan(found)
 
-    def first_difference(self, unit: Target) -> tuple[str, str, str] | None:
-        """Return (stimulus, machine's bits, unit's bits) where a unit first differs."""
+    def first_difference(self, unit: Target, other: Target) -> tuple[str, str, str] | None:
+        """Return (stimulus, machine's bits, other's bits) where a unit is right, another not."""
         for name, pieces in self.pieces.items():
             start = 0
             for piece in pieces:
-                right = self.right(unit, piece)
-                if not right.all():
-                    row = int(np.argmin(right))
-                    found = self.predicted(unit, piece.sums)
+                telling = ~self.right(other, piece)
+                if telling.any():
+                    telling &= self.right(unit, piece)
+                if telling.any():
+                    row = int(np.argmax(telling))
+                    found = self.predicted(other, piece.sums)
                     instead = "none" if found is None else hex(int(bits_of(found)[row]))
                     return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
                 start += len(piece.d)
