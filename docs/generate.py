@@ -33,6 +33,7 @@ from numsim.quant.table import SOURCES
 from numsim.sweep.columns import COLUMNS
 from numsim.targets.table import OPEN
 from numsim.targets.words import MATURITIES, UNIT_FIELDS, explained
+from numsim.verify.published import stored_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "generated"
@@ -125,6 +126,28 @@ def formats_page() -> Iterator[str]:
             yield f"Also called {', '.join(f'`{alias}`' for alias in others)}."
         if f.bits <= 16:
             yield from ("", f"![{name}: its finite values](formats/{image})")
+
+
+def published_page() -> Iterator[str]:
+    """Figures of the literature, beside those that `numsim verify published` computes."""
+    yield from ("# Published figures", "")
+    yield (
+        "What can be computed without weights and data sets. `numsim verify published` computes "
+        "every figure again, and fails where one has moved by more than its tolerance. A figure "
+        "that does not agree with its source stays here, with the reason. Nothing published: a "
+        "figure that was computed here first."
+    )
+    yield ""
+    rows = []
+    for row in stored_rows():
+        value = row["value"]
+        agrees = "" if value is None else "yes" if row["agrees"] else "**no**"
+        rows.append(
+            (row["statement"], "" if value is None else _number(value), _number(row["computed"]),
+             _number(row["tolerance"]), agrees, row["source"], row.get("note") or row["how"])
+        )  # fmt: skip
+    heads = ("figure", "published", "computed", "tolerance", "agrees", "source", "how, or why not")
+    yield from table(heads, rows)
 
 
 def roundings_page() -> Iterator[str]:
@@ -261,10 +284,19 @@ def _entries(items: Iterable[tuple[str, object]], seen: set[str]) -> Iterator[st
         yield from (f"::: {path}", "")
 
 
+GALLERY = {
+    "tiny-llama": "The bundled language model", "training": "Training",
+    "accumulator": "How wide an accumulator must be", "fp8-units": "FP8 on every unit",
+    "four-bits": "Scales at four bits", "minilm": "A sentence encoder",
+}  # fmt: skip
+
+
 def gallery_page() -> Iterator[str]:
     """Copy the reports of the repository."""
     yield from ("# Gallery", "", "What is in `reports/`, as numsim wrote it.")
-    for folder, title in (("tiny-llama", "The bundled language model"), ("training", "Training")):
+    folders = sorted(path.name for path in (ROOT / "reports").iterdir() if path.is_dir())
+    for folder in folders:
+        title = GALLERY.get(folder, folder)
         source, target = ROOT / "reports" / folder, OUT / "reports" / folder
         shutil.copytree(source, target)
         yield from ("", f"## {title}", "")
@@ -272,6 +304,8 @@ def gallery_page() -> Iterator[str]:
         for page in pages:
             head = page.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
             yield f"- [{head}](reports/{folder}/{page.name})"
+        for page in sorted(source.glob("*.html")):
+            yield f"- [The same as one page, with filters and layers](reports/{folder}/{page.name})"
         for image in sorted(source.glob("*.png")):
             yield from ("", f"![{image.stem}](reports/{folder}/{image.name})")
 
@@ -303,7 +337,7 @@ def course_page() -> Iterator[str]:
 
 PAGES = {
     "formats": formats_page, "roundings": roundings_page, "units": units_page,
-    "columns": columns_page, "commands": commands_page, "api": api_page,
+    "columns": columns_page, "published": published_page, "commands": commands_page, "api": api_page,
     "gallery": gallery_page, "course": course_page,
 }  # fmt: skip
 

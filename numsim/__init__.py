@@ -16,7 +16,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
         UnvalidatedWarning,
     )
     from numsim.formats import Format, get_format, list_formats
-    from numsim.quant import DelayedScale, QTensor, Quant, list_recipes, quantize
+    from numsim.quant import DelayedScale, QTensor, Quant, quantize
     from numsim.shift_register import lfsr
     from numsim.targets import (
         AccumulatorBits,
@@ -35,15 +35,23 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
     from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
+=======
+    from numsim.models import Model, Recipe, Rule, Run, bundled_model, list_recipes, load_model
+    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
+    from numsim.report import report
+>>>>>>> c8d5dd0f724d2510a93badb966d8bb97b8698f46
     from numsim.sweep import SweepSpec, sweep
 
 _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
     **dict.fromkeys(
-        ("Model", "Recipe", "Rule", "Run", "bundled_model", "load_model"), "numsim.models"
+        ("Model", "Recipe", "Rule", "Run", "bundled_model", "list_recipes", "load_model"),
+        "numsim.models",
     ),
     **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
+    "report": "numsim.report",
     **dict.fromkeys(("Apart", "Probe", "ProbeError", "probe", "tell_apart"), "numsim.probe"),
 }
 
@@ -54,7 +62,7 @@ __all__ = [
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
     "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "probe", "quantize",
-    "requantize", "sweep", "tell_apart",
+    "report", "requantize", "sweep", "tell_apart",
 ]  # fmt: skip
 
 
@@ -63,7 +71,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'numsim' has no attribute {name!r}")
     with known_state():
         found = import_module(_ON_FIRST_USE[name])
-    # the package numsim.sweep is called itself, so that `import numsim.sweep.columns` works too
+    # numsim.sweep and numsim.report are called themselves: `import numsim.sweep.columns` works too
     return globals().setdefault(name, getattr(found, name))
 
 

@@ -122,4 +122,3 @@ def say_left_out(others: Mapping[str, int]) -> str:
     """
     parts = [f"{name} ({count} tensors)" for name, count in others.items()]
     return f"load_model: the text model runs; left out: {listing(parts)}"
-

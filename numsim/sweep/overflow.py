@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.models import Rule
+from numsim.models.gemm import RAW
 from numsim.models.weights import Stored, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets import get_target, matmul
+from numsim.targets import MacStats, get_target, matmul
 from numsim.targets.rules import about, adds_integers
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
@@ -36,16 +37,22 @@ def overflow_rate(
     operand, stored
         Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
     """
-    left, right = as_quant(rule.activations or "float32"), as_quant(rule.weights or "float32")
-    if rule.activations is None:
-        left = replace(left, granularity="none")
-    if rule.weights is None:
-        right = replace(right, granularity="none")
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     numbers = None if stored is None else wide(stored)
     other = operand if numbers is None else numbers
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
+    stats = counted(rule, x, stored)
+    if stats is None:
+        return None
+    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+
+
+def counted(rule: Rule, x: NDArray[Any], stored: Stored | None) -> MacStats | None:
+    """Return what the leading rows of a product lose; None where counting needs another run."""
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    numbers = None if stored is None else wide(stored)
     stochastic = "sr" in (left.rounding, right.rounding)
     if numbers is None or stochastic or isinstance(left.block, tuple):
         return None
@@ -55,8 +62,7 @@ def overflow_rate(
         b = stored.T
     else:
         b = quantize(numbers.astype(np.float32), right).T
-    _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
-    return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+    return matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)[1]
 
 
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -81,7 +87,8 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
 
 def _code_bound(quant: Quant) -> float:
     fmt = quant.fmt
-    return float(max(-fmt.min, fmt.max)) * 2.0**fmt.bias
+    most = fmt.max - fmt.min if quant.zero_point else max(-fmt.min, fmt.max)  # less a zero point
+    return float(most) * 2.0**fmt.bias
 
 
 def _value_bound(quant: Quant, x: NDArray[Any]) -> float:

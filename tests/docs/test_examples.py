@@ -11,6 +11,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 WRITES = {
     "stall.py": ["pages"], "worked_example.py": ["page.md"],
     "training_pages.py": ["classifier", "pages", "1", "2"],
+    "four_bits.py": ["--windows", "2", "--only", "HiF4", "--out", "pages"],
 }  # fmt: skip
 
 

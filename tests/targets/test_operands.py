@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.targets.runs.tensor import finite
+from numsim.targets.tensor import finite
 
 
 @pytest.mark.parametrize("name", [f for f in ns.list_formats() if ns.get_format(f).bits <= 8])
