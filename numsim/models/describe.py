@@ -23,6 +23,7 @@ from numsim.models.arch import (
 )
 from numsim.models.config import head_of, read_arch, unused_keys
 from numsim.models.families import get_family
+from numsim.models.family import with_stored_parts
 from numsim.models.hub import find_folder, model_name
 from numsim.models.multimodal import text_config, text_names
 from numsim.models.packed import Declared, find_declared
@@ -101,10 +102,10 @@ def describe_model(directory: str | Path) -> Description:
     files = {tensor.file for tensor in stored.values()}
     declared = find_declared(config, folder, dtypes, DTYPES, metadata(files))
     names, left_out = text_names(stored)
-    if "pooler" in head_of(config, family).optional and not any("pooler" in name for name in names):
-        arch = replace(arch, pooler=None)
-    if family.stored_head or is_part:
-        arch = replace(arch, tied=arch.head and "lm_head.weight" not in names.values())
+    own = {*names.values(), *(f"{name.rpartition('.')[0]}.weight" for name in names.values())}
+    arch, _ = with_stored_parts(arch, family, head_of(config, family), own)  # also of packed ones
+    if is_part or family.stored_head:
+        arch = replace(arch, tied=arch.head and "lm_head.weight" not in own)
     every, idle = _parameters(arch)
     return Description(
         model_name(folder), arch, tuple(whole.get("architectures") or ()), every, every - idle,

@@ -16,7 +16,7 @@ from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import head_of, read_arch, unused_keys, used_keys
 from numsim.models.families import current_name, get_family
-from numsim.models.family import Family, Head, names_of
+from numsim.models.family import Family, Head, names_of, with_stored_parts
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
@@ -218,25 +218,12 @@ def _match(
 
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
-    names = names_of(family, head, arch)
-    if family.stored_head and "lm_head.weight" not in stored:
-        arch = replace(arch, tied=arch.head)
-    shapes = tensor_shapes(arch)
-    head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
-
-    def find(our: str, prefix: str) -> Place:
-        return find_place(our, names, prefix, shapes | head_shape, arch)
-
-    embed = {p: find("embed.weight", p).name for p in family.prefixes}
-    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
-    for part, value in head.optional.items():
-        off: dict[str, Any] = {part: value}
-        without = replace(arch, **off)
-        own = set(shapes) - set(tensor_shapes(without))
-        arch = arch if any(find(our, prefix).name in stored for our in own) else without
-    shapes = tensor_shapes(arch)
-    if head_shape and find("lm_head.weight", prefix).name in stored:
-        shapes |= head_shape
+    arch, prefix = with_stored_parts(arch, family, head, stored)
+    names, shapes = names_of(family, head, arch), tensor_shapes(arch)
+    if arch.tied:
+        with_head = shapes | {"lm_head.weight": shapes["embed.weight"]}
+        if find_place("lm_head.weight", names, prefix, with_head, arch).name in stored:
+            shapes = with_head
     places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():

@@ -17,6 +17,7 @@ from numsim.models.experts import route
 from numsim.models.families import FAMILIES
 from numsim.models.places import At, find_place
 from numsim.models.rope import alibi_bias, alibi_slopes, rotary_frequencies, turns_anew
+from numsim.sweep import sweep
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 PUBLISHED = DATA / "families"
@@ -369,3 +370,43 @@ def test_the_clamp_of_gpt_oss_is_one_sided_for_the_gate(tmp_path):
     g = np.minimum(gate, 0.25)
     want = g / (1 + np.exp(-1.5 * g)) * (np.clip(up, -0.25, 0.25) + 1)
     assert np.allclose(down, want, rtol=1e-13)
+
+
+def test_an_encoder_decoder_without_its_head_has_no_text_task(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(4, 40))
+    with pytest.raises(UnsupportedError, match="this bart has no head of the next token"):
+        sweep({"model": DATA / "twins" / "bart_1", "text": tmp_path / "ids.npy",
+               "formats": ["int8"], "targets": ["ideal.int"]})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "roberta_mlm", "mpnet", "modernbert"])
+def test_an_encoder_is_swept_by_the_embeddings_of_its_texts(tmp_path, name):
+    """Also one with a masked-language head."""
+    np.save(tmp_path / "ids.npy", np.arange(4, 28).reshape(4, 6))
+    rows = sweep({"model": PUBLISHED / name, "text": tmp_path / "ids.npy", "formats": ["int8"],
+                  "targets": ["ideal.int"], "granularities": ["per_tensor"]})  # fmt: skip
+    whole = rows[rows.layer == "all"]
+    assert 0.99 < whole.embedding_cosine.item() < 1
+
+
+@pytest.mark.parametrize(("name", "head"), [("roberta_mlm", "lm_head."), ("bert_mlm", "cls.")])
+def test_a_masked_class_without_its_head_is_a_trunk_with_its_pooler(tmp_path, name, head):
+    """As all-distilroberta-v1 and its like are stored."""
+    whole = load_model(PUBLISHED / name)
+    lost = [k for k in load_file(PUBLISHED / name / "model.safetensors") if k.startswith(head)]
+    prefix = name.partition("_")[0]
+    pooler = {
+        f"{prefix}.pooler.dense.weight": np.eye(32, dtype=np.float32),
+        f"{prefix}.pooler.dense.bias": np.ones(32, np.float32),
+    }
+    model = changed(name, tmp_path, drop=lost, extra=pooler)
+    run, want = model.run([[5, 6, 7]]), whole.run([[5, 6, 7]])
+    assert run.logits.shape == (1, 3, 0)
+    assert np.array_equal(run.hidden_states[-1], want.hidden_states[-1])
+    assert np.allclose(run.pooled, np.tanh(want.hidden_states[-1][:, 0] + 1), rtol=1e-13)
+    both = changed(name, tmp_path, extra=pooler).run([[5, 6, 7]])
+    assert np.array_equal(both.logits, want.logits)
+    assert np.array_equal(both.pooled, run.pooled)
+    one = [k for k in lost if "dense.weight" in k]
+    with pytest.raises(NumsimError, match=rf"1 problem:\n  missing {one[0]}"):
+        changed(name, tmp_path, drop=one)
