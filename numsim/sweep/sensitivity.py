@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -172,10 +172,11 @@ def _values(run: Prepared, names: Sequence[str]) -> int:
     return sum(math.prod(shape) for shape in _shapes(run, names).values())
 
 
-def _shapes(run: Prepared, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the stored matrices of products that have one."""
+def _shapes(run: Prepared, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the [out, in] of the products of stored matrices."""
     tensors = run.model.tensors
-    return {n: shape_of(tensors, f"{n}.weight") for n in names if f"{n}.weight" in tensors}
+    stored = (name for name in names if f"{name}.weight" in tensors)
+    return {name: shape_of(tensors, f"{name}.weight") for name in stored}
 
 
 def mixed_recipe(

@@ -47,9 +47,10 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
     seen: set[int] = set()
     for name in names:
         for role, x in _tensors(model, run.taps, name):
-            if id(x) in seen:  # of an array that `run` keeps, so no other has the number
-                continue
-            seen.add(id(x))
+            if role != "W":  # arrays that `run` keeps, so no other has the number
+                if id(x) in seen:
+                    continue
+                seen.add(id(x))
             values = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
             head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(values)
