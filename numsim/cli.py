@@ -20,6 +20,7 @@ from numsim.commands_mac import register as register_mac
 from numsim.commands_model import register as register_model
 from numsim.commands_pack import register as register_pack
 from numsim.commands_probe import register as register_probe
+from numsim.commands_quant import register as register_quant
 from numsim.commands_sweep import register as register_sweep
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
@@ -178,6 +179,7 @@ register_sweep(app)
 register(app)
 register_mac(app)
 register_probe(app)
+register_quant(app)
 register_train(app)
 register_pack(app)
 register_model(app)

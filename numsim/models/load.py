@@ -22,7 +22,7 @@ from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.multimodal import say_left_out, text_config, text_names
 from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
-from numsim.models.packed.declared import CONFIG_KEYS
+from numsim.models.packed.declared import CONFIG_KEYS, check_method
 from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
@@ -115,6 +115,7 @@ def load_model(
     if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
+    check_method(config, folder)
     network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     _check_counts(network, family, folder)
     arch = read_arch(network, family)

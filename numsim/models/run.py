@@ -19,6 +19,7 @@ from numsim.models.checks import (
     check_past,
     check_positions,
     decoder_ids,
+    op_names,
     padding_mask,
     product_inputs,
     segment_ids,
@@ -36,6 +37,7 @@ from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.score import token_losses
 from numsim.models.weights import Stored, Weights, shape_of, wide
+from numsim.operators.rules import ops_for
 from numsim.quant import QTensor
 
 
@@ -124,6 +126,7 @@ class Model:
         if recipe is None or not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
+        ops_for(recipe.ops, op_names(self.arch))
         return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
@@ -261,7 +264,7 @@ class Model:
         check_past(a, past, len(ids), steps, dtype)
         check_positions(a, (0 if past is None else past.length) + steps)
         check_chunks(a, keep)
-        own, past = past, None if past is None else replace(past, kept=dict(past.kept))
+        own, past = past, None if past is None else past.apart()
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
 
@@ -280,6 +283,9 @@ class Model:
             "keep_tap": keep_tap,
             "tell": tell,
         }
+        if recipe is not None:
+            ops = ops_for(recipe.ops, op_names(a))
+            common |= {"op": ops.get, "kv": recipe.kv}
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
             given = Inputs(ids, keep, types, target)
             states, encoded, (logits, pooled) = forward(a, common, given, past)
@@ -288,7 +294,7 @@ class Model:
             keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
-        resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
+        resolved = None if recipe is None else replace(recipe, rules=tuple((rules or {}).items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
 
     def generate(

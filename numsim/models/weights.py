@@ -62,11 +62,13 @@ class Weights(Mapping[str, Stored]):
         if name in self.plain:
             return self.plain[name]
         if name in self.packed:
-            made = part_of(*self.packed[name], self.maps)
+            packed, place = self.packed[name]
+            made = part_of(packed, place, self.maps)
         else:
-            made = read(self._whole()[name], self.maps)
-        for data in self.maps.values():
-            release(data)  # what was made is a copy
+            packed = self._whole()[name]
+            made = read(packed, self.maps)
+        for file in {part.file for part in packed.parts.values()}:
+            release(self.maps[file])  # what was made is a copy
         return made.dequantize() if self.dequantise else made
 
     def __iter__(self) -> Iterator[str]:
@@ -105,7 +107,6 @@ def wide(stored: Stored) -> NDArray[Any]:
 def part_of(packed: Packed, place: Place, maps: Maps) -> QTensor:
     """Return our part [out, in] of a packed weight."""
     whole = read(packed, maps, None if place.stack is None else place.stack[0])
-
     if place.whole:
         return whole
     return pick_rows(whole, rows_of_groups(np.arange(len(whole)), place))
