@@ -318,18 +318,25 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to time: cast, matmul, model or train.",
-            autocompletion=options.completes("cast", "matmul", "model", "train"),
+            help="What to time: cast, matmul, model, train or quantize.",
+            autocompletion=options.completes("cast", "matmul", "model", "train", "quantize"),
         ),
     ] = "cast",
 ) -> None:
     """Time numsim beside the installed peers, on this machine."""
     from numsim import bench as timers
 
-    if what not in ("cast", "matmul", "model", "train"):
-        raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
+    if what not in ("cast", "matmul", "model", "train", "quantize"):
+        raise NumsimError(
+            f"bench: cast, matmul, model, train and quantize can be timed; got {what!r}"
+        )
     if what != "cast":
         say("numsim: timing, a few minutes; the table comes at the end", err=True)
+    if what == "quantize":
+        from numsim.commands_quant import print_bench
+
+        print_bench()
+        return
     if what == "matmul":
         timers.print_matmul(timers.bench_matmul())
         return
