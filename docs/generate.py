@@ -284,13 +284,19 @@ def _entries(items: Iterable[tuple[str, object]], seen: set[str]) -> Iterator[st
         yield from (f"::: {path}", "")
 
 
+GALLERY = {
+    "tiny-llama": "The bundled language model", "training": "Training",
+    "accumulator": "How wide an accumulator must be", "fp8-units": "FP8 on every unit",
+    "four-bits": "Scales at four bits", "minilm": "A sentence encoder",
+}  # fmt: skip
+
+
 def gallery_page() -> Iterator[str]:
     """Copy the reports of the repository."""
     yield from ("# Gallery", "", "What is in `reports/`, as numsim wrote it.")
-    for folder, title in (
-        ("tiny-llama", "The bundled language model"), ("four-bits", "Four bits"),
-        ("training", "Training"),
-    ):  # fmt: skip
+    folders = sorted(path.name for path in (ROOT / "reports").iterdir() if path.is_dir())
+    for folder in folders:
+        title = GALLERY.get(folder, folder)
         source, target = ROOT / "reports" / folder, OUT / "reports" / folder
         shutil.copytree(source, target)
         yield from ("", f"## {title}", "")
@@ -298,6 +304,8 @@ def gallery_page() -> Iterator[str]:
         for page in pages:
             head = page.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
             yield f"- [{head}](reports/{folder}/{page.name})"
+        for page in sorted(source.glob("*.html")):
+            yield f"- [The same as one page, with filters and layers](reports/{folder}/{page.name})"
         for image in sorted(source.glob("*.png")):
             yield from ("", f"![{image.stem}](reports/{folder}/{image.name})")
 

@@ -36,6 +36,8 @@ with known_state():  # tables are computed, and numbers of the source read, whil
 
 if TYPE_CHECKING:
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, list_recipes, load_model
+    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
+    from numsim.report import report
     from numsim.sweep import SweepSpec, sweep
 
 _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
@@ -44,16 +46,18 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
         "numsim.models",
     ),
     **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
+    "report": "numsim.report",
+    **dict.fromkeys(("Apart", "Probe", "ProbeError", "probe", "tell_apart"), "numsim.probe"),
 }
 
 __all__ = [
-    "AccumulatorBits", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
-    "NumsimError", "Plan", "QTensor", "Quant",
+    "AccumulatorBits", "Apart", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
+    "NumsimError", "Plan", "Probe", "ProbeError", "QTensor", "Quant",
     "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
     "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
     "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
-    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "quantize",
-    "requantize", "sweep",
+    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "probe", "quantize",
+    "report", "requantize", "sweep", "tell_apart",
 ]  # fmt: skip
 
 
@@ -62,7 +66,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'numsim' has no attribute {name!r}")
     with known_state():
         found = import_module(_ON_FIRST_USE[name])
-    # the package numsim.sweep is called itself, so that `import numsim.sweep.columns` works too
+    # numsim.sweep and numsim.report are called themselves: `import numsim.sweep.columns` works too
     return globals().setdefault(name, getattr(found, name))
 
 

@@ -15,17 +15,18 @@ from typing import Annotated, Any
 
 import typer
 
-from numsim import options
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_pack import register as register_pack
+from numsim.commands_probe import register as register_probe
 from numsim.commands_quant import register as register_quant
+from numsim.commands_sweep import register as register_sweep
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
 from numsim.terminal import say
 from numsim.version import __version__
-from numsim.vocabulary import ROUNDINGS
 
 app = typer.Typer(
     name="numsim",
@@ -153,154 +154,6 @@ def _root(
 
 
 @app.command()
-def sweep(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Hugging Face folder, or ORG/NAME in its cache; default: the bundled tiny Llama."
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
-            "tokens]; of an encoder or classifier .jsonl too, a text or a pair in each line; T5 "
-            "reads half of each window and is scored on the rest; default: the "
-            "bundled course."
-        ),
-    ] = None,
-    formats: Annotated[
-        str | None,
-        typer.Option(
-            help="Formats, comma separated: e4m3,int8,q3.4,nvfp4,mine.toml; default: ten.",
-            autocompletion=options.completes(*options.FORMATS, *options.RECIPES),
-        ),
-    ] = None,
-    targets: Annotated[
-        str | None,
-        typer.Option(
-            help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma,mine.toml; default: the "
-            "exact unit of each format.",
-            autocompletion=options.completes(*options.TARGETS),
-        ),
-    ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            help="Scales, comma separated: per_tensor,per_channel+per_token,none; default: the "
-            "first two; none for bfloat16 and fixed point."
-        ),
-    ] = None,
-    rounding: Annotated[
-        str | None,
-        typer.Option(
-            help="Rounding of the conversions: rne (default), rna, rtz, rup, rdn, rto or sr.",
-            autocompletion=options.completes(*ROUNDINGS),
-        ),
-    ] = None,
-    recipes: Annotated[
-        str | None,
-        typer.Option(help="TOML files of recipes, comma separated; without --formats, only they."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of the same settings; options override it.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file; default: results.csv.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the finished cases of the CSV file.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the CSV file if it exists.")
-    ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes that share the cases; the same rows.", parser=options.whole, metavar="N"
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(help="In place of jobs: tcp://HOST:PORT of a dask scheduler."),
-    ] = None,
-    limit_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Use only the first tokens of the text.", parser=options.whole, metavar="N"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of stochastic rounding.", parser=options.whole, metavar="N"),
-    ] = None,
-    window_start: Annotated[
-        str | None,
-        typer.Option(help="What begins each window: bos (default), eos, or none: the text itself."),
-    ] = None,
-    ignore_keys: Annotated[
-        str | None,
-        typer.Option(
-            help="Keys of config.json to read over, comma separated; results name them. "
-            "rope_scaling.attn_factor=vllm: as vLLM reads it."
-        ),
-    ] = None,
-    memory_limit: Annotated[
-        str | None,
-        typer.Option(
-            help="For packed weights of all jobs: 4GB, 512MiB; larger models run by block."
-        ),
-    ] = None,
-) -> None:
-    """Run a model through formats and units; print a table."""
-    from numsim.files import check_apart, read_toml
-    from numsim.screen import sweep_progress, sweep_table
-    from numsim.sweep.run import FailedCases
-    from numsim.sweep.run import sweep as run_sweep
-
-    fields: dict[str, Any] = read_toml(config, "sweep") if config else {}
-    given = {
-        "model": model, "text": text, "formats": options.split(formats),
-        "targets": options.split(targets),
-        "granularities": options.split(granularity), "recipes": options.split(recipes),
-        "rounding": rounding, "out": out, "limit_tokens": limit_tokens, "seed": seed,
-        "jobs": jobs, "scheduler": scheduler, "memory_limit": memory_limit,
-        "resume": resume or None, "force": force or None, "window_start": window_start,
-        "ignore_keys": options.split(ignore_keys),
-    }  # fmt: skip
-    fields |= {key: value for key, value in given.items() if value is not None}
-    fields.setdefault("out", Path("results.csv"))
-    check_apart(Path(fields["out"]), [("settings", config)], "sweep")
-    failed: list[str] = []
-    before = _state(fields["out"])
-    try:
-        with sweep_progress() as progress:
-            rows = run_sweep(fields, progress=progress)
-    except FailedCases as error:
-        rows, failed = error.rows, error.messages
-    except KeyboardInterrupt:
-        where = f"rows computed so far are in {fields['out']}, continue with --resume"
-        if _state(fields["out"]) == before:
-            where = "no row had been computed, and no file was written or changed"
-        say(f"numsim: interrupted; {where}", err=True)
-        sys.exit(130)
-    if len(rows):
-        sweep_table(rows, Path(fields["out"]))
-        say(f"{len(rows)} rows in {fields['out']}", err=True)
-    for message in failed:
-        say(f"numsim: case failed: {printable(message)}", err=True)
-    if failed:
-        sys.exit(1)
-
-
-def _state(path: Path | str) -> tuple[int, ...] | None:
-    """Return what changes when a file is written; None: there is none."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="CSV file of a sweep or of training.")],
     out: Annotated[
@@ -321,10 +174,13 @@ def report(
         say(path)
 
 
+register_sweep(app)
 register(app)
 register_mac(app)
 register_quant(app)
+register_probe(app)
 register_train(app)
+register_pack(app)
 
 if __name__ == "__main__":
     main()

@@ -262,9 +262,9 @@ def verify(
     what: Annotated[
         str,
         typer.Argument(
-            help="conversions; silicon: recorded outputs of chips and models; or published: "
-            "figures of the literature.",
-            autocompletion=options.completes("conversions", "silicon", "published"),
+            help="conversions; silicon: recorded outputs; published: figures of the literature; "
+            "probe: units probed as black boxes.",
+            autocompletion=options.completes("conversions", "silicon", "published", "probe"),
         ),
     ] = "conversions",
     exhaustive: Annotated[
@@ -279,8 +279,27 @@ def verify(
     only: Annotated[
         str | None, typer.Option(help="silicon, published: beginning of the names.")
     ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(
+            help="probe: units with random fields.", parser=options.whole, metavar="N"
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, replay recorded outputs (silicon), compute published figures again."""
+    """Check conversions, recorded outputs, published figures, or units probed from outside."""
+    if what == "probe":
+        from numsim.commands_probe import print_probe
+
+        if exhaustive or formats is not None or only is not None:
+            raise NumsimError(
+                "verify: of the options verify probe has --units only; leave them out"
+            )
+        if units is not None and units < 0:
+            raise NumsimError(f"verify: --units is at least 0; got {units}")
+        print_probe(40 if units is None else units, seed=0)
+        return
+    if units is not None:
+        raise NumsimError("verify: --units is for verify probe; leave it out")
     if what in ("silicon", "published"):
         from numsim.commands_mac import print_silicon
         from numsim.commands_quant import print_published
@@ -292,7 +311,7 @@ def verify(
         (print_silicon if what == "silicon" else print_published)(only or "")
         return
     if what != "conversions":
-        raise NumsimError(f"verify: conversions, silicon or published; got {what!r}")
+        raise NumsimError(f"verify: conversions, silicon, published or probe; got {what!r}")
     if only is not None:
         raise NumsimError("verify: --only is for verify silicon and published; leave it out")
     from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check

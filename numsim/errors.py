@@ -81,6 +81,10 @@ class ConfigKeyWarning(UserWarning):
     """A checkpoint's config.json has keys that only other software reads."""
 
 
+class LeftOutWarning(UserWarning):
+    """A checkpoint has parts beside its text model, which do not run."""
+
+
 def near_names(name: str, known: Iterable[str], *, limit: int = 4) -> str:
     """Return the end of a message for a misspelt name: ``; did you mean a, b``.
 

@@ -1,19 +1,18 @@
-"""What a sweep shows on a terminal: a progress bar on stderr, a table on stdout."""
+"""What a sweep shows on stdout: a table for people, or its cases for programs."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from numsim.errors import printable
 from numsim.formats.label import short_labels
@@ -22,25 +21,35 @@ from numsim.words import k_tested, shorten, unusual_settings, with_error
 
 # cases that agree in these were measured on the same text by the same network, and can be ranked
 RUN = ("model", "text", "tokens", "perplexity_reference")
-SETTINGS = ("rounding", "scale_format", "scale_rule", "seed", "case_id")
+SETTINGS = (
+    "products", "kv_format", "rounding", "scale_format", "scale_rule", "seed", "case_id",
+)  # fmt: skip
 
 
-@contextmanager
-def sweep_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on stderr, if that is a terminal; yield the function that moves it."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description:<52}", markup=False), BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("loading and compiling", total=None)
+FORMS = ("table", "csv", "json", "md")
 
-        def move(what: str, done: int, total: int) -> None:
-            bar.update(task, description=shorten(what, 52), completed=done, total=total)
 
-        yield move
+def print_cases(rows: pd.DataFrame, form: str, results: Path | None = None) -> None:
+    """Print the cases of a sweep on stdout, in one of `FORMS`.
+
+    Of ``csv``, ``json`` and ``md`` everything goes out whole: one line a case, all columns that
+    have a value there.
+    """
+    if form == "table":
+        sweep_table(rows, results)
+        return
+    cases = rows[rows["layer"] == "all"].dropna(axis="columns", how="all")
+    if form == "csv":
+        text = cases.to_csv(index=False, lineterminator="\n")
+    elif form == "json":
+        text = cases.to_json(orient="records", indent=1, double_precision=15) + "\n"
+    else:
+        plain = cases.astype(object).where(cases.notna(), "")
+        table = [list(plain.columns), *plain.to_numpy().tolist()]
+        cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in table]
+        cells.insert(1, ["---"] * len(cells[0]))
+        text = "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    sys.stdout.write(text)
 
 
 def sweep_table(rows: pd.DataFrame, results: Path | None = None) -> None:

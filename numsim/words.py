@@ -65,6 +65,10 @@ def unusual_settings(row: Mapping[str, Any]) -> dict[str, str]:
     named = row.get("format") != row.get("weight_format", row.get("format"))
     if not named and cells["scale_format"] not in ("", "float32"):
         found["scale_format"] = cells["scale_format"]
+    for name, usual in (("products", "linears"), ("kv_format", "")):
+        word = row.get(name)
+        if isinstance(word, str) and word not in ("", usual):
+            found[name] = word
     if cells["scale_rule"] not in ("", _USUAL_RULES.get(cells["scale_format"])):
         found["scale_rule"] = cells["scale_rule"]
     return found

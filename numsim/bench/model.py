@@ -30,7 +30,9 @@ from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import read_arch
-from numsim.models.families import get_family, stored_at
+from numsim.models.families import get_family
+from numsim.models.places import find_place
+from numsim.models.weights import wide
 from numsim.targets import matmul
 from numsim.terminal import columns, say, width
 
@@ -154,12 +156,13 @@ def write_llama(folder: Path, size: Size) -> Arch:
     arch = read_arch(config, family)
     rng = np.random.default_rng(0)
     tensors = {}
-    for name, shape in tensor_shapes(arch).items():
+    shapes = tensor_shapes(arch)
+    for name, shape in shapes.items():
         if len(shape) == 1:
             values = np.ones(shape, np.float16)
         else:
             values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        stored = stored_at(name, family, family.prefixes[0], gated=True).name
+        stored = find_place(name, family.names, family.prefixes[0], shapes, arch).name
         tensors[stored] = values.astype(np.float16)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -186,7 +189,7 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
     middle = statistics.median(seconds)
     peak = peak_bytes()
     share = _share_outside(run) if library in RECIPES else float("nan")
-    weights = sum(t.size for name, t in model.tensors.items() if name != "lm_head.weight")
+    weights = sum(wide(t).size for name, t in model.tensors.items() if name != "lm_head.weight")
     return ModelTiming(
         size.task, library, size.threads, first, middle, _products(model, size) / middle / 1e9,
         share, peak, peak / (2 * weights),
@@ -213,7 +216,7 @@ def _share_outside(run: Callable[[], object]) -> float:
 
 def _products(model: Model, size: Size) -> int:
     """Return the multiply-accumulates of a run, causal zeros of attention included."""
-    stored = sum(t.size for t in model.tensors.values() if t.ndim == 2)
+    stored = sum(wide(t).size for t in model.tensors.values() if t.ndim == 2)
     tied = size.vocab * size.hidden  # the embedding is read, not multiplied
     return (stored - tied + 2 * size.layers * size.tokens * size.hidden) * size.tokens
 

@@ -1,10 +1,11 @@
 """Networks: a checkpoint becomes an Arch and arrays, blocks are functions, recipes are data."""
 
 from numsim.models.arch import Arch
-from numsim.models.blocks import Past
 from numsim.models.bundled import bundled_model
+from numsim.models.context import Past
 from numsim.models.load import load_model
 from numsim.models.named import list_recipes, named_recipe
+from numsim.models.packed.write import pack
 from numsim.models.prepare import prepare, rotated, rounded, smoothed
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.run import Model, Run
@@ -23,6 +24,7 @@ __all__ = [
     "load_model",
     "load_text_tools",
     "named_recipe",
+    "pack",
     "prepare",
     "rotated",
     "rounded",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 
@@ -14,30 +14,38 @@ class Rope:
     theta: float
     width: int  # elements of a head that turn
     interleaved: bool = False  # pairs (2j, 2j + 1), else (j, width / 2 + j)
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"] = "default"
     factor: float = 1.0
-    longest: int = 0  # dynamic: the length beyond which the base grows; llama3, yarn: the original
+    longest: int = 0  # dynamic: the length beyond which the base grows; others: the original one
     slow: float = 1.0  # llama3: low_freq_factor, yarn: beta_slow
     fast: float = 1.0  # llama3: high_freq_factor, yarn: beta_fast
-    amplitude: float = 1.0  # yarn: multiplies sine and cosine
+    amplitude: float = 1.0  # yarn, longrope: multiplies sine and cosine
     truncate: bool = True  # yarn: whole dimensions as edges of the ramp
+    short: tuple[float, ...] = ()  # longrope: divide the frequencies, up to the original length
+    long: tuple[float, ...] = ()  # longrope: beyond it
 
 
 @dataclass(frozen=True, slots=True)
 class Moe:
-    """Experts in place of the MLP, from layer `first` on."""
+    """Experts in place of the MLP, but in the layers that `dense` lists."""
 
     experts: int
     top_k: int
     intermediate: int
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    # softmax over all, or over the chosen ones only
+    score: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
     normalise: bool = True
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    group_best: int = 2  # the scores of so many best experts choose a group
     correction: bool = False  # a learned bias that counts for the choice only
     shared: int = 0  # intermediate size of the shared expert, 0: none
-    first: int = 0
+    shared_gate: bool = False  # the shared expert times a sigmoid of its own product
+    dense: tuple[int, ...] = ()  # layers that keep an MLP
+    router_bias: bool = False
+    bias: bool = False  # of the experts' matrices
+    weighs_input: bool = False  # the score multiplies what an expert reads, not what it gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,13 @@ class Mla:
     kv_rank: int
     nope: int  # elements of a query head without position
     rope: int  # elements with position, shared by all key heads
+
+
+class Growth(NamedTuple):
+    """Queries without rotary positions grow: times ``ln(1 + (position + 1) // every) by + 1``."""
+
+    every: int
+    by: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +81,53 @@ class Arch:
     activation: str
     norm_eps: float
     attn_scale: float
-    # norms and residual stream
-    norm: Literal["rms", "rms_plus_one", "layer", "layer_plain"] = "rms"
-    residual: Literal["pre", "post", "sandwich", "parallel", "parallel_shared"] = "pre"
+    # norms and residual stream; layer_weight: a layer norm without bias
+    norm: Literal["rms", "rms_plus_one", "layer", "layer_weight", "layer_plain"] = "rms"
+    # post: norm after the sum; after: of the branch only, before the sum; sandwich: before and
+    # after the branch; normed: the branch is added to the norm's output
+    residual: Literal[
+        "pre", "post", "after", "sandwich", "parallel", "parallel_shared", "normed"
+    ] = "pre"
+    residual_scale: float = 1.0  # of each branch
+    first_attn_norm: bool = True  # False: layer 0 has none
     final_norm: bool = True
-    qk_norm: Literal["rms", "layer"] | None = None
+    # rms, rms_plus_one, layer: weights of one head; rms_wide: all heads together; layer_by_head:
+    # weights of each head; l2: no weights, after the rotary turn
+    qk_norm: Literal["rms", "rms_plus_one", "layer", "rms_wide", "layer_by_head", "l2"] | None = (
+        None
+    )
     latent_eps: float = 1e-6  # norms of the latent projections
     # positions
     rope: Rope | None = None
+    layer_ropes: tuple[Rope | None, ...] = ()  # per layer; empty: `rope` everywhere
     positions: int = 0  # rows of a learned table, 0: none
     position_offset: int = 0
-    masked_positions: bool = False  # positions count kept tokens only
+    # which tokens positions count: kept by attention_mask, or no `pad`
+    position_count: Literal["all", "kept", "not_pad"] = "all"
+    alibi: tuple[float, ...] = ()  # slope of each head, empty: none
     buckets: int = 0  # of a relative position bias, 0: none
+    bucket_rows: int = 0  # of its table where more than buckets
     bucket_distance: int = 0
+    bucket_by_layer: bool = False  # a table in each layer, else one for the stack
     # attention
     causal: bool = True
-    windows: tuple[int | None, ...] = ()  # per layer; empty: none anywhere
+    # per layer, empty: none anywhere; a token sees itself and the `window - 1` tokens before it,
+    # where not causal also those after it
+    windows: tuple[int | None, ...] = ()
+    chunks: tuple[int | None, ...] = ()  # per layer: tokens see those of their own chunk
     attn_cap: float | None = None
     scale_by_layer: bool = False  # attention scale divided by layer + 1
+    query_growth: Growth | None = None
+    sinks: bool = False  # one more score of each head, of no key
+    clip_qkv: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mla: Mla | None = None
     # MLP
     gated: bool = True
     mlp_bias: bool = False
+    swiglu_limit: float | None = None  # clamps gate and up, see `blocks.mlp`
+    swiglu_alpha: float = 1.702
     moe: Moe | None = None
     # both ends
     embed_dim: int = 0  # width of the embedding where it is not `hidden`, 0: the same
@@ -98,15 +136,23 @@ class Arch:
     token_types: int = 0
     tied: bool = False
     head: bool = True  # False: no logits of the next token
+    masked: bool = False  # logits of the token itself
     head_bias: bool = False
-    head_scale: float = 1.0
+    head_scale: float = 1.0  # of what the head reads
+    logit_scale: float = 1.0
+    logit_divisor: float = 1.0
     head_cap: float | None = None
-    pooler: bool = False
-    labels: int = 0  # scores of a classifier, from the pooler's output or the last token; 0: none
+    transform: str | None = None  # activation of a layer with a norm before the last product
+    transform_bias: bool = True
+    pooler: Literal["tanh", "relu"] | None = None  # of the first token
+    labels: int = 0  # scores of a classifier, 0: none
     label_bias: bool = False
+    pooling: Literal["first", "last", "mean"] = "last"  # what a classifier without pooler reads
     pad: int | None = None  # the id that a classifier of the last token reads over
     # encoder-decoder
     decoder_layers: int = 0  # 0: one stack
+    decoder_heads: int = 0  # where other than the encoder's
+    decoder_intermediate: int = 0
     decoder_start: int | None = None
 
 
@@ -135,9 +181,34 @@ def stacks(arch: Arch) -> tuple[Stack, ...]:
     return encoder, Stack("decoder.", arch.decoder_layers, True, True)
 
 
+def stack_arch(arch: Arch, stack: Stack) -> Arch:
+    """Return the sizes of a stack: a decoder may have other heads and another MLP."""
+    heads = arch.decoder_heads or arch.heads
+    width = arch.decoder_intermediate or arch.intermediate
+    if not stack.cross or (heads, width) == (arch.heads, arch.intermediate):
+        return arch
+    each = arch.heads * arch.head_dim // heads
+    scale = arch.attn_scale * (arch.head_dim / each) ** 0.5
+    return replace(
+        arch, heads=heads, kv_heads=heads, head_dim=each, v_head_dim=each, attn_scale=scale,
+        intermediate=width,
+    )  # fmt: skip
+
+
 def has_experts(arch: Arch, layer: int) -> bool:
     """Return whether the layer routes to experts."""
-    return arch.moe is not None and layer >= arch.moe.first
+    return arch.moe is not None and layer not in arch.moe.dense
+
+
+def layer_rope(arch: Arch, layer: int) -> Rope | None:
+    """Return the rotary positions of a layer."""
+    return arch.layer_ropes[layer] if arch.layer_ropes else arch.rope
+
+
+def every_rope(arch: Arch) -> tuple[Rope, ...]:
+    """Return the different rotary positions of the layers."""
+    ropes = arch.layer_ropes or (arch.rope,)
+    return tuple(rope for rope in dict.fromkeys(ropes) if rope is not None)
 
 
 def _attention(a: Arch, cross: str = "") -> Iterator[Product]:
@@ -160,11 +231,11 @@ def _attention(a: Arch, cross: str = "") -> Iterator[Product]:
     yield Product(f"{cross}o_proj", (h, a.heads * a.v_head_dim), a.o_bias)
 
 
-def _mlp(a: Arch, prefix: str, width: int) -> Iterator[Product]:
+def _mlp(a: Arch, prefix: str, width: int, *, bias: bool) -> Iterator[Product]:
     if a.gated:
-        yield Product(f"{prefix}gate_proj", (width, a.hidden), a.mlp_bias)
-    yield Product(f"{prefix}up_proj", (width, a.hidden), a.mlp_bias)
-    yield Product(f"{prefix}down_proj", (a.hidden, width), a.mlp_bias)
+        yield Product(f"{prefix}gate_proj", (width, a.hidden), bias)
+    yield Product(f"{prefix}up_proj", (width, a.hidden), bias)
+    yield Product(f"{prefix}down_proj", (a.hidden, width), bias)
 
 
 def layer_products(a: Arch, layer: int, *, cross: bool) -> Iterator[Product]:
@@ -173,30 +244,37 @@ def layer_products(a: Arch, layer: int, *, cross: bool) -> Iterator[Product]:
     if cross:
         yield from _attention(a, "cross_")
     if a.moe is None or not has_experts(a, layer):
-        yield from _mlp(a, "", a.intermediate)
+        yield from _mlp(a, "", a.intermediate, bias=a.mlp_bias)
         return
-    yield Product("router", (a.moe.experts, a.hidden))
+    yield Product("router", (a.moe.experts, a.hidden), a.moe.router_bias)
     for e in range(a.moe.experts):
-        yield from _mlp(a, f"experts.{e}.", a.moe.intermediate)
+        yield from _mlp(a, f"experts.{e}.", a.moe.intermediate, bias=a.moe.bias)
     if a.moe.shared:
-        yield from _mlp(a, "shared.", a.moe.shared)
+        yield from _mlp(a, "shared.", a.moe.shared, bias=a.mlp_bias)
+    if a.moe.shared_gate:
+        yield Product("shared_gate", (1, a.hidden))
 
 
-def layer_norms(a: Arch, *, cross: bool) -> dict[str, int]:
-    """Return the norms of a layer and their widths."""
-    norms = {"attn_norm": a.hidden}
-    if a.residual == "sandwich":
-        norms["attn_post_norm"] = norms["mlp_post_norm"] = a.hidden
+def layer_norms(a: Arch, layer: int, *, cross: bool) -> dict[str, tuple[int, ...]]:
+    """Return the norms of a layer that have weights, and the shapes of these."""
+    hidden = (a.hidden,)
+    norms: dict[str, tuple[int, ...]] = {}
+    if a.residual != "after" and (layer or a.first_attn_norm):
+        norms["attn_norm"] = hidden
+    if a.residual in ("sandwich", "after"):
+        norms["attn_post_norm"] = norms["mlp_post_norm"] = hidden
     if cross:
-        norms["cross_norm"] = a.hidden
-    if a.residual != "parallel_shared":
-        norms["mlp_norm"] = a.hidden
-    if a.qk_norm:
-        norms["q_norm"] = norms["k_norm"] = a.head_dim
+        norms["cross_norm"] = hidden
+    if a.residual not in ("parallel_shared", "after"):
+        norms["mlp_norm"] = hidden
+    if a.qk_norm and a.qk_norm != "l2":
+        for name, heads in (("q_norm", a.heads), ("k_norm", a.kv_heads)):
+            wide = {"rms_wide": (heads * a.head_dim,), "layer_by_head": (heads, a.head_dim)}
+            norms[name] = wide.get(a.qk_norm, (a.head_dim,))
     if a.mla is not None:
-        norms["kv_a_norm"] = a.mla.kv_rank
+        norms["kv_a_norm"] = (a.mla.kv_rank,)
         if a.mla.q_rank is not None:
-            norms["q_a_norm"] = a.mla.q_rank
+            norms["q_a_norm"] = (a.mla.q_rank,)
     return norms
 
 
@@ -206,47 +284,60 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     width = a.embed_dim or a.hidden
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (a.vocab, width)}
 
-    def norm(name: str, size: int) -> None:
+    def norm(name: str, shape: tuple[int, ...]) -> None:
         if a.norm != "layer_plain":
-            shapes[f"{name}.weight"] = (size,)
+            shapes[f"{name}.weight"] = shape
         if a.norm == "layer":
-            shapes[f"{name}.bias"] = (size,)
+            shapes[f"{name}.bias"] = shape
 
-    if a.positions:
-        shapes["position.weight"] = (a.positions + a.position_offset, a.hidden)
     if a.token_types:
         shapes["token_type.weight"] = (a.token_types, a.hidden)
-    if a.embed_norm:
-        norm("embed_norm", a.hidden)
     for stack in stacks(a):
+        if a.positions:
+            rows = a.positions + a.position_offset
+            shapes[f"{stack.prefix}position.weight"] = (rows, a.hidden)
+        if a.embed_norm:
+            norm(f"{stack.prefix}embed_norm", (a.hidden,))
+    for stack in stacks(a):
+        own = stack_arch(a, stack)
+        table = (a.bucket_rows or a.buckets, own.heads)
         for i in range(stack.layers):
             layer = f"{stack.prefix}layers.{i}"
-            for name, size in layer_norms(a, cross=stack.cross).items():
-                norm(f"{layer}.{name}", size)
-            for product in layer_products(a, i, cross=stack.cross):
+            for name, shape in layer_norms(own, i, cross=stack.cross).items():
+                norm(f"{layer}.{name}", shape)
+            for product in layer_products(own, i, cross=stack.cross):
                 if product.shape is not None:
                     shapes[f"{layer}.{product.name}.weight"] = product.shape
                 if product.bias and product.shape is not None:
                     shapes[f"{layer}.{product.name}.bias"] = product.shape[:1]
             if a.moe is not None and a.moe.correction and has_experts(a, i):
                 shapes[f"{layer}.router.correction"] = (a.moe.experts,)
-        if a.buckets:
-            shapes[f"{stack.prefix}relative.weight"] = (a.buckets, a.heads)
+            if a.sinks:
+                shapes[f"{layer}.sinks"] = (own.heads,)
+            if a.buckets and a.bucket_by_layer:
+                shapes[f"{layer}.relative.weight"] = table
+        if a.buckets and not a.bucket_by_layer:
+            shapes[f"{stack.prefix}relative.weight"] = table
         if a.final_norm:
-            norm(f"{stack.prefix}final_norm", a.hidden)
+            norm(f"{stack.prefix}final_norm", (a.hidden,))
     if a.embed_dim:
         shapes["project_in.weight"] = (a.hidden, width)
         shapes["project_out.weight"] = (width, a.hidden)
-    if a.head and not a.tied:
-        shapes["lm_head.weight"] = (a.vocab, width)
-    if a.head_bias:
-        shapes["lm_head.bias"] = (a.vocab,)
     if a.pooler:
         shapes["pooler.weight"], shapes["pooler.bias"] = (a.hidden, a.hidden), (a.hidden,)
+    if a.transform:
+        shapes["transform.weight"] = (a.hidden, a.hidden)
+        if a.transform_bias:
+            shapes["transform.bias"] = (a.hidden,)
+        norm("transform_norm", (a.hidden,))
     if a.labels:
         shapes["classifier.weight"] = (a.labels, width)
     if a.label_bias:
         shapes["classifier.bias"] = (a.labels,)
+    if (a.head or a.masked) and not a.tied:
+        shapes["lm_head.weight"] = (a.vocab, width)
+    if a.head_bias:
+        shapes["lm_head.bias"] = (a.vocab,)
     return shapes
 
 
@@ -254,17 +345,14 @@ def gemm_names(arch: Arch) -> tuple[str, ...]:
     """Return the names of all matrix products of the network, in the order they run."""
     names = ["project_in"] if arch.embed_dim else []
     for stack in stacks(arch):
+        own = stack_arch(arch, stack)
         for i in range(stack.layers):
             names += [
                 f"{stack.prefix}layers.{i}.{product.name}"
-                for product in layer_products(arch, i, cross=stack.cross)
+                for product in layer_products(own, i, cross=stack.cross)
             ]
-    if arch.embed_dim:
-        names.append("project_out")
-    if arch.pooler:
-        names.append("pooler")
-    if arch.labels:
-        names.append("classifier")
-    if arch.head:
-        names.append("lm_head")
-    return tuple(names)
+    ends = {
+        "project_out": arch.embed_dim, "pooler": arch.pooler, "transform": arch.transform,
+        "classifier": arch.labels, "lm_head": arch.head or arch.masked,
+    }  # fmt: skip
+    return (*names, *(name for name, there in ends.items() if there))

@@ -11,10 +11,21 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import NumsimError, near_names
-from numsim.models.arch import Arch, gemm_names, has_experts, stacks, tensor_shapes
-from numsim.models.blocks import Bools, Past
+from numsim.errors import NumsimError, UnsupportedError, near_names
+from numsim.models.arch import (
+    Arch,
+    every_rope,
+    gemm_names,
+    has_experts,
+    layer_rope,
+    stack_arch,
+    stacks,
+    tensor_shapes,
+)
+from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
+from numsim.models.rope import turns_anew
+from numsim.models.weights import Stored, shape_of
 
 MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 
@@ -157,7 +168,9 @@ def tap_names(arch: Arch) -> list[str]:
             layer = f"{stack.prefix}layers.{i}"
             parts = ["attn.out", "mlp.out", "out", "softmax.out"]
             parts += ["cross.out", "cross_softmax.out"] if stack.cross else []
-            parts += ["q_rotary.out", "k_rotary.out"] if arch.rope is not None else []
+            if layer_rope(arch, i) is not None:
+                parts += ["q_rotary.out", "k_rotary.out"]
+                parts += ["q_norm.out", "k_norm.out"] if arch.qk_norm == "l2" else []
             if arch.moe is not None and has_experts(arch, i):
                 parts += ["router.experts", "router.weights"]
                 parts += ["shared.act.out"] if arch.moe.shared else []
@@ -166,11 +179,33 @@ def tap_names(arch: Arch) -> list[str]:
             else:
                 parts.append("act.out")
             known += [f"{layer}.{part}" for part in parts]
-    if arch.head or arch.labels:
+    if arch.head or arch.labels or arch.masked:
         known.append("logits")
     if arch.pooler:
         known.append("pooled")
     return known
+
+
+def op_names(arch: Arch) -> list[str]:
+    """Return the names of the operators outside the products, which recipes may lower.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> from numsim.models import load_model
+    >>> op_names(load_model(bundled_model_dir()).arch)[1:8]
+    ['layers.0.residual', 'layers.0.attn_norm', 'layers.0.mlp_norm', 'layers.0.softmax', \
+'layers.0.rotary', 'layers.0.act', 'layers.1.residual']
+    """
+    known: list[str] = []
+    for stack in stacks(arch):
+        known.append(f"{stack.prefix}embedding")
+        known += [f"{stack.prefix}layers.{i}.residual" for i in range(stack.layers)]
+    for tap in tap_names(arch):
+        name = tap.removesuffix(".out").replace("q_rotary", "rotary")
+        if tap.endswith(("norm.out", "softmax.out", "q_rotary.out", ".act.out")):
+            known.append(name)
+    return [*known, "logits"] if arch.head or arch.masked else known
 
 
 def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
@@ -222,10 +257,22 @@ def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) ->
             f"other keys and values than {arch.family} has; start with a new Past()"
         )
     total = past.length + steps
-    if past.length and arch.rope and arch.rope.kind == "dynamic" and total > arch.rope.longest:
-        raise NumsimError(
-            f"run: dynamic rotary scaling turns all keys anew beyond {arch.rope.longest} tokens, "
-            f"kept ones too; got {total} with past; run the whole sequence, as generate does"
+    for rope in every_rope(arch):
+        if turns_anew(rope, past.length, total):
+            raise NumsimError(
+                f"run: {rope.kind} rotary scaling turns all keys anew beyond {rope.longest} "
+                f"tokens, kept ones too; got {total} with past; run the whole sequence, as "
+                "generate does"
+            )
+
+
+def check_chunks(arch: Arch, keep: Bools | None) -> None:
+    """Raise where chunks of attention would count from a padded token."""
+    if arch.chunks and keep is not None and not keep[:, 0].all():
+        raise UnsupportedError(
+            f"run: attention_mask must keep the first token of a row for {arch.family}, whose "
+            "chunks of attention count from it; got a row padded on its left; run it alone, or pad "
+            "on the right"
         )
 
 
@@ -255,9 +302,10 @@ def _fits(arch: Arch, past: Past, batch: int, dtype: type) -> bool:
     shapes = {
         name: (k.shape, v.shape, k.dtype.type, v.dtype.type) for name, (k, v) in past.kept.items()
     }
-    heads = (batch, arch.kv_heads)
+    own = stack_arch(arch, stack)
+    heads = (batch, own.kv_heads)
     expected = {
-        name: ((*heads, n, arch.head_dim), (*heads, n, arch.v_head_dim), dtype, dtype)
+        name: ((*heads, n, own.head_dim), (*heads, n, own.v_head_dim), dtype, dtype)
         for name, n in wanted.items()
     }
     return shapes == expected and (past.keep is None or past.keep.shape == (batch, length))
@@ -265,7 +313,7 @@ def _fits(arch: Arch, past: Past, batch: int, dtype: type) -> bool:
 
 def product_inputs(
     arch: Arch,
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Stored],
     name: str,
     x: object,
     operand: object,
@@ -292,7 +340,7 @@ def product_inputs(
             f"gemm: operand must be [..., K, N], K above 0; got shape {list(right.shape)}; pass "
             f"what a tap {name}.operand holds"
         )
-    depth = tensors[stored].shape[1] if right is None else right.shape[-2]
+    depth = shape_of(tensors, stored)[1] if right is None else right.shape[-2]
     if left.ndim < 2 or left.shape[-1] != depth:
         raise NumsimError(
             f"gemm: x must be [..., M, K], {depth} elements a row for {name}; got "

@@ -7,56 +7,16 @@ since a key that is not understood may change what the network computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
 from numsim.kernels.elementwise.activations import ACTIVATIONS
 from numsim.models.arch import Arch
+from numsim.models.family import Family, Head
 from numsim.models.keys import REMEDY, Key, shown, sort_keys, wrong
-from numsim.models.rope_keys import ROPE_KEYS, read_rope
-
-
-class At(NamedTuple):
-    """Where a tensor of ours is stored, {p} {i} {e} = prefix, layer, expert."""
-
-    name: str
-    turned: bool = False  # stored [in, out]
-    part: int = 0  # which of
-    parts: int = 1  # so many tensors stored as one, along the outputs
-    by_head: bool = False  # the parts alternate head by head, else they follow each other
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How checkpoints of one ``model_type`` spell an Arch and name its tensors."""
-
-    architectures: tuple[str, ...]  # the network with its usual head
-    keys: Mapping[str, Key]  # field of Arch (or of `finish`) -> config key, in reading order
-    names: Mapping[str, str | At]  # our tensor or module -> theirs
-    switches: Mapping[str, Any] = field(default_factory=dict)  # fields every checkpoint shares
-    fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # key -> computed values
-    ignored: str = ""  # config keys that change no result
-    prefixes: tuple[str, ...] = ("model.", "")  # of stored names, the usual one first
-    ignored_tensors: tuple[str, ...] = ()  # globs of stored tensors that no computation needs
-    optional: tuple[str, ...] = ()  # fields of Arch that hold only where their tensors are stored
-    older_names: Mapping[str, str] = field(default_factory=dict)  # ends of stored names -> today's
-    gated_names: Mapping[str, str] = field(default_factory=dict)  # override `names` where gated
-    rope: Mapping[str, object] | None = None  # defaults of the rotary keys; None: no rotary
-    rope_keys: str = ""  # older keys that `rope_settings` knows
-    windows: Callable[[Mapping[str, Any], int], bool] | None = None  # does a layer slide
-    all_slide: bool = False  # where one slides; `layer_types` cannot say otherwise
-    window_default: int | None = None
-    window_switch: str = ""  # a key without which no layer slides
-    finish: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
-    trunks: tuple[str, ...] = ()  # architectures without a head
-    trunk_switches: Mapping[str, Any] = field(default_factory=dict)  # what else a trunk changes
-    classifiers: tuple[str, ...] = ()  # architectures that give a few scores for a text
-    head_tensors: tuple[str, ...] = ("lm_head.*",)  # globs: not needed where that head is not run
-
-
-WINDOW_KEYS = ("sliding_window", "layer_types")
+from numsim.models.layers import add_ropes, read_layers
+from numsim.models.rope_keys import ROPE_KEYS
 
 
 def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
@@ -70,13 +30,16 @@ def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
         A key asks for something that is not implemented.
     """
     unused_keys(config, family)
-    part = part_of(config, family)
+    head = head_of(config, family)
     fields: dict[str, Any] = {"family": config["model_type"], **family.switches}
     for name, entry in family.keys.items():
         fields[name] = entry.read(config, fields)
+    fields["layer_words"], fields["windows"] = read_layers(config, family, fields["layers"])
     if family.finish is not None:
         fields = family.finish(fields, config)
-    fields |= _head(part, family, fields, config)
+    fields = _labels(head, config) | fields | dict(head.switches)
+    if head.finish is not None:
+        fields = head.finish(fields, config)
     heads, hidden = fields["heads"], fields["hidden"]
     fields.setdefault("kv_heads", heads)
     if fields.get("head_dim") is None:
@@ -88,21 +51,18 @@ def read_arch(config: Mapping[str, Any], family: Family) -> Arch:
             "config.json: num_attention_heads must be a multiple of num_key_value_heads; "
             f"got {heads} and {fields['kv_heads']}; {REMEDY}"
         )
-    if fields["activation"] not in ACTIVATIONS:
-        raise UnsupportedError(
-            f"config.json: the activation must be one of {', '.join(ACTIVATIONS)}; "
-            f"got {shown(fields['activation'])}{near_names(fields['activation'], ACTIVATIONS)}; "
-            "other activations are not implemented"
-        )
-    if family.rope is not None:
-        fields["rope"] = read_rope(config, family.rope, fields)
-        fields.pop("interleaved", None)
-    if family.windows is not None:
-        fields["windows"] = read_windows(config, family, fields["layers"])
+    for act in (fields["activation"], fields.get("transform")):
+        if act is not None and act not in ACTIVATIONS:
+            raise UnsupportedError(
+                f"config.json: the activation must be one of {', '.join(ACTIVATIONS)}; "
+                f"got {shown(act)}{near_names(act, ACTIVATIONS)}; "
+                "other activations are not implemented"
+            )
+    add_ropes(config, family, fields)
     return Arch(**fields)
 
 
-def part_of(config: Mapping[str, Any], family: Family) -> Literal["whole", "trunk", "classifier"]:
+def head_of(config: Mapping[str, Any], family: Family) -> Head:
     """Return what `architectures` says is stored; a config without it is of the usual network.
 
     Raises
@@ -113,28 +73,19 @@ def part_of(config: Mapping[str, Any], family: Family) -> Literal["whole", "trun
     classes = config.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise wrong("architectures", "a list of names", classes)
-    if not classes or set(classes) & set(family.architectures):
-        return "whole"
-    if set(classes) & set(family.trunks):
-        return "trunk"
-    if set(classes) & set(family.classifiers):
-        return "classifier"
-    known = (*family.architectures, *family.trunks, *family.classifiers)
-    raise UnsupportedError(
-        f"config.json: architectures must name one of {', '.join(known)}; got {shown(classes)}; "
-        "other heads are not implemented"
-    )
+    found = [head for name, head in family.classes.items() if name in classes or not classes]
+    if not found:
+        raise UnsupportedError(
+            f"config.json: architectures must name one of {', '.join(family.classes)}; got "
+            f"{shown(classes)}; other heads are not implemented"
+        )
+    return found[0]
 
 
-def _head(
-    part: str, family: Family, fields: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the fields of Arch that a trunk or a classifier has in place of the usual head."""
-    if part == "whole":
+def _labels(head: Head, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of Arch that the labels of a classifier set."""
+    if not head.counts_labels:
         return {}
-    bare = {"head": False, "tied": False, "head_bias": False, "head_scale": 1.0, "head_cap": None}
-    if part == "trunk":
-        return bare | dict(family.trunk_switches)
     listed = config.get("id2label")
     if listed is not None and not (isinstance(listed, Mapping) and listed):
         raise wrong("id2label", "a table of the labels, or absent", listed)
@@ -142,17 +93,17 @@ def _head(
     pad = config.get("pad_token_id")
     if pad is not None and type(pad) is not int:
         raise wrong("pad_token_id", "an integer or null", pad)
-    return bare | {"labels": labels, "label_bias": bool(fields.get("pooler")), "pad": pad}
+    return {"pad": pad, "labels": labels}
 
 
 def used_keys(config: Mapping[str, Any], family: Family) -> set[str]:
     """Return the keys that decide numbers of a family."""
-    used = {key.name for key in family.keys.values()}
-    if family.rope is not None:
-        used |= {*ROPE_KEYS, *family.rope_keys.split()}
+    used = {key.name for key in family.keys.values()} | set(family.read.split())
+    if family.rope is not None or family.ropes:
+        used |= {*ROPE_KEYS, *(rope.theta for rope in family.ropes.values() if rope.theta)}
     if family.windows is not None:
-        used |= {*WINDOW_KEYS, family.window_switch} - {""}
-    if part_of(config, family) == "classifier":
+        used |= {family.window_key, "layer_types", family.window_switch} - {""}
+    if head_of(config, family).counts_labels:
         used |= {"id2label", "num_labels", "pad_token_id"}
     return used | {"model_type", "architectures"}
 
@@ -170,6 +121,7 @@ def unused_keys(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:
     fixed = dict(family.fixed)
     if family.windows is None:  # a family without windows may say so
         fixed |= {"sliding_window": (None,), "use_sliding_window": (False, None)}
+    fixed = {key: values for key, values in fixed.items() if key not in family.ignored.split()}
     return sort_keys(
         config, config["model_type"], used_keys(config, family), fixed, family.ignored.split()
     )
@@ -182,30 +134,3 @@ def _head_dim(hidden: int, heads: int) -> int:
             f"num_attention_heads; got {hidden} and {heads}; add head_dim"
         )
     return hidden // heads
-
-
-def read_windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int | None, ...]:
-    """Return the sliding window of each layer, from either spelling; () where none slides."""
-    default, switch = family.window_default, family.window_switch
-    window = Key("sliding_window", int, default, nullable=True).read(config, {})
-    if switch and not Key(switch, bool, False).read(config, {}):
-        window = None
-    types = config.get("layer_types")
-    if types is None and window is None:
-        return ()
-    if types is None:
-        slides = [family.windows is None or family.windows(config, i) for i in range(layers)]
-    else:
-        allowed = ("full_attention", "sliding_attention")
-        listed = isinstance(types, list) and all(isinstance(word, str) for word in types)
-        if not listed or len(types) != layers or set(types) - set(allowed):
-            raise wrong("layer_types", f"{layers} words of {', '.join(allowed)}", types)
-        slides = [word == "sliding_attention" for word in types]
-        if family.all_slide and window is not None and not all(slides):
-            rule = f"sliding_attention in every layer, as transformers runs {config['model_type']}"
-            raise wrong("layer_types", rule, types)
-        if any(slides) and window is None:
-            raise wrong("sliding_window", "a number where a layer slides", window)
-    if window is None or not any(slides):
-        return ()
-    return tuple(window if slide else None for slide in slides)

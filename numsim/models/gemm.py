@@ -16,6 +16,7 @@ from numsim.kernels.gemm.fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.streams import draws, stream
+from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
 from numsim.quant.transforms import llm_int8, rotate
@@ -72,7 +73,7 @@ def fitting_rules(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
 
 
 def packed_bytes(
-    tensors: Mapping[str, Array], rules: Mapping[str, Rule] | None, names: Iterable[str]
+    tensors: Mapping[str, Stored], rules: Mapping[str, Rule] | None, names: Iterable[str]
 ) -> dict[str, int]:
     """Return about how many bytes the packed stored matrix of each product takes."""
     needs = {}
@@ -80,7 +81,7 @@ def packed_bytes(
         rule = None if rules is None else rules[name]
         each = 8.0 if rule is None else 4.0 if rule.is_plain else probe(rule)
         if f"{name}.weight" in tensors:
-            needs[name] = math.ceil(tensors[f"{name}.weight"].size * each)
+            needs[name] = math.ceil(math.prod(shape_of(tensors, f"{name}.weight")) * each)
     return needs
 
 
@@ -109,7 +110,7 @@ def _rotated(x: Array, rule: Rule, axis: int) -> Array:
 
 
 def _split(
-    name: str, threshold: float, x: Array, tensors: Mapping[str, Array], operand: str | Array
+    name: str, threshold: float, x: Array, tensors: Mapping[str, Stored], operand: str | Array
 ) -> Array:
     """Return the product of LLM.int8()."""
     if not isinstance(operand, str):
@@ -118,12 +119,12 @@ def _split(
             "*_proj"
         )
     rows = x.reshape(-1, x.shape[-1])
-    y = llm_int8(rows, tensors[operand].astype(np.float32), threshold=threshold).matmul()
+    y = llm_int8(rows, wide(tensors[operand]), threshold=threshold).matmul()
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def make_gemm(
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Stored],
     cache: OperandCache,
     rules: Mapping[str, Rule] | None,
     seed: int = 0,
@@ -142,14 +143,15 @@ def make_gemm(
     def plain(x: Array, operand: str | Array) -> Array:
         """Chain of fused multiply-adds in the dtype of `x`."""
         if isinstance(operand, str):
-            tensor = tensors[operand]
 
             def pack() -> PackedFma:
+                tensor = wide(tensors[operand])
                 made = pack_b(tensor.astype(x.dtype).T[None])
                 release(tensor)
                 return made
 
-            packed = cache.get((operand, x.dtype.type), tensor.size * x.itemsize, pack)
+            size = math.prod(shape_of(tensors, operand)) * x.itemsize
+            packed = cache.get((operand, x.dtype.type), size, pack)
             y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
             return y.reshape(*x.shape[:-1], y.shape[-1])
         count = math.prod(x.shape[:-2])  # -1 is no number where x is empty
@@ -194,17 +196,26 @@ def make_gemm(
         if rule.outliers is not None:
             return _split(name, rule.outliers, x, tensors, operand)
         if isinstance(operand, str):
-            tensor = tensors[operand]
             shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
             key = stream(seed, name, "right") if right.rounding == "sr" else 0
 
             def store() -> QTensor:
-                wide = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
-                wide = _rotated(wide, rule, -1)
-                made = quantize_pieces(wide, right, axis=-1, seed=key, done=lambda: release(tensor))
+                stored = tensors[operand]
+                as_is = rule.weights is not None and rule.rotate is None
+                if isinstance(stored, QTensor) and as_is:
+                    return stored.T  # as it was stored: `check_stored` has seen that it is so
+                tensor = wide(stored)
+                narrow = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
+                narrow = _rotated(narrow, rule, -1)
+                made = quantize_pieces(
+                    narrow, right, axis=-1, seed=key, done=lambda: release(tensor)
+                )
                 return made.T
 
-            b = cache.get((operand, right, key, rule.rotate), int(tensor.size * probe(rule)), store)
+            size = int(math.prod(shape_of(tensors, operand)) * probe(rule))
+            as_stored = isinstance(tensors, Weights) and not tensors.dequantise
+            kept = operand, right, key, as_stored, rule.rotate
+            b = cache.get(kept, size, store)
         else:
             shape, b = x.shape, stored_right(name, right, _rotated(operand, rule, -2))
         try:
@@ -214,7 +225,7 @@ def make_gemm(
         on_left(a)
         y = matmul(a, b, target=rule.target, out_format=rule.out_format)
         if isinstance(operand, str):
-            cache.measure((operand, right, key, rule.rotate))
+            cache.measure(kept)
         return np.asarray(y, np.float32).reshape(*x.shape[:-1], y.shape[-1])
 
     def gemm(name: str, x: Array, operand: str | Array, positions: Ints) -> Array:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models.arch import Arch
-from numsim.models.blocks import Past
+from numsim.models.arch import Arch, every_rope
 from numsim.models.checks import check_positions, new_tokens, padding_mask, token_ids
+from numsim.models.context import Past
 from numsim.models.gemm import Ints
 from numsim.models.recipe import Recipe
-from numsim.models.rope import check_rope
+from numsim.models.rope import check_rope, turns_anew
 
 
 def greedy(
@@ -25,8 +25,8 @@ def greedy(
     count = new_tokens(count)
     if not a.head:
         raise UnsupportedError(
-            f"generate: the model must predict tokens; this {a.family} has no output head over its "
-            "vocabulary; use run"
+            f"generate: the model must predict tokens; this {a.family} has no head of the next "
+            "token; use run"
         )
     if a.decoder_layers and a.decoder_start is None:
         raise NumsimError(
@@ -37,8 +37,8 @@ def greedy(
     longest = 1 if a.decoder_layers else max(stop - start for start, stop in spans)
     if count:  # the last token is not fed back
         check_positions(a, longest + count - 1)
-        if a.rope is not None:
-            check_rope(a.rope, longest + count - 1)
+        for rope in every_rope(a):
+            check_rope(rope, longest + count - 1)
     added = np.empty((len(ids), count), np.int64)
     for length in sorted({stop - start for start, stop in spans}):
         rows = [i for i, (start, stop) in enumerate(spans) if stop - start == length]
@@ -76,7 +76,7 @@ def _continue(
     """Return the next `count` tokens [B, count] of prompts [B, T]."""
     ids = np.full((len(prompts), 1), a.decoder_start) if a.decoder_layers else prompts
     first = ids.shape[1]
-    whole = a.rope is not None and a.rope.kind == "dynamic" and first + count > a.rope.longest
+    whole = any(turns_anew(rope, first, first + count - 1) for rope in every_rope(a))
     past = None if whole else Past()
     fresh = ids
     for _ in range(count):

@@ -10,22 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError, warn
+from numsim.errors import ConfigKeyWarning, LeftOutWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
-from numsim.models.config import At, Family, read_arch, unused_keys, used_keys
-from numsim.models.families import current_name, get_family, stored_at
+from numsim.models.config import head_of, read_arch, unused_keys, used_keys
+from numsim.models.families import current_name, get_family
+from numsim.models.family import Family, Head, names_of
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
-from numsim.models.packed import packed_by
+from numsim.models.multimodal import say_left_out, text_config, text_names
+from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
+from numsim.models.packed.declared import CONFIG_KEYS
+from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
-from numsim.models.stored import DTYPES, Tensor, map_file, read_json, stored_tensors, view
+from numsim.models.stored import (
+    DTYPES,
+    Maps,
+    Tensor,
+    map_file,
+    metadata,
+    read_json,
+    stored_tensors,
+    view,
+)
+from numsim.models.weights import Stored, Weights, wide
 
-COUNTS = ("layers", "decoder_layers", "experts")
+COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
 
 
@@ -35,10 +48,14 @@ def load_model(
     *,
     memory_limit: int | str | None = None,
     ignore_keys: Iterable[str] = (),
+    dequantise: bool = False,
 ) -> Model:
     """Read a network from ``config.json`` and ``*.safetensors``, sharded or not.
 
-    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files.
+    Weights stay as stored (float64, float32, float16, bfloat16), mapped from the files. Packed ones
+    (compressed-tensors, FP8 of DeepSeek and FBGEMM, ModelOpt, GPTQ, AWQ, MXFP4 of gpt-oss,
+    bitsandbytes, torchao) stay packed: `Model.tensors` gives codes and scales, `Model.recipe` what
+    the checkpoint declares, and no code is rounded again.
 
     Parameters
     ----------
@@ -53,6 +70,8 @@ def load_model(
         Keys of config.json to read over, as if it lacked them: ``A``, or ``rope_scaling.A``. Only
         those that the network does not read otherwise; `Model.ignored_keys` has those it had.
         ``rope_scaling.attn_factor=vllm`` multiplies sine and cosine by that key, as vLLM does.
+    dequantise : bool
+        Packed weights become float32 numbers, scale times code, for recipes that round them anew.
 
     Returns
     -------
@@ -64,12 +83,15 @@ def load_model(
         The folder, a file, a config key or a tensor is missing, damaged or not as the config
         says; missing, misshapen and surplus tensors are listed together.
     UnsupportedError
-        The network needs something that is not implemented, or its weights are packed.
+        The network needs something that is not implemented, or its weights are packed by a method
+        that is not read.
 
     Warns
     -----
     ConfigKeyWarning
         Keys of config.json that only other software reads; `Model.unused_keys` has them.
+    LeftOutWarning
+        The checkpoint reads pictures too: its text model runs, `Model.left_out` has the rest.
 
     Source
     ------
@@ -86,27 +108,32 @@ def load_model(
             f"load_model: a folder is a str or a Path; got {type(directory).__name__}"
         )
     folder = find_folder(directory)
-    config = read_json(folder / "config.json")
-    family = get_family(config.get("model_type"))
+    config, is_part = text_config(read_json(folder / "config.json"))
+    family = get_family(config.get("model_type"), config.get("architectures"))
     config, asked, chosen = choose_readings(config, asked_keys(ignore_keys))
     used = used_keys(config, family)
-    if family.rope is not None:
+    if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
-    _check_packed(config, folder)
-    _check_counts(config, family, folder)
-    arch = read_arch(config, family)
-    as_stored = stored_tensors(folder)
-    _check_packed(config, folder, as_stored)
+    network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    _check_counts(network, family, folder)
+    arch = read_arch(network, family)
+    maps = {file: map_file(file) for file in {t.file for t in stored_tensors(folder).values()}}
+    as_stored, declared, cache_scales = _unpacked(config, folder, maps)
+    left_out: dict[str, int] = {}
+    if is_part:
+        names, left_out = text_names(as_stored)
+        as_stored = {names[name]: tensor for name, tensor in as_stored.items() if name in names}
+        arch = replace(arch, tied="lm_head.weight" not in as_stored)
     # an older name beside today's is surplus, and reported
-    stored = {}
+    stored: dict[str, Tensor | Packed] = {}
     for name, tensor in as_stored.items():
         new = current_name(name, family)
         stored[name if new in as_stored else new] = tensor
-    arch, places = _match(arch, family, stored, folder)
+    arch, places = _match(arch, family, head_of(config, family), stored, folder)
     limit = None if memory_limit is None else as_bytes(memory_limit)
-    maps = {file: map_file(file) for file in {t.file for t in stored.values()}}
-    whole = {at.name: view(maps, stored[at.name]) for at in places.values()}
+    plain = {at.name: stored[at.name] for at in places.values()}
+    whole = {their: view(maps, t) for their, t in plain.items() if isinstance(t, Tensor)}
     for their, array in whole.items():
         bad = count_unusable(array)
         if bad:
@@ -114,32 +141,53 @@ def load_model(
                 f"load_model: weights must be finite; {their} has {bad} NaN or Inf; "
                 "download the checkpoint again or repair it"
             )
-    arrays = {our: _take(whole[at.name], at, arch.heads) for our, at in places.items()}
-    if arch.head and arch.tied:
-        _check_tied(arrays, places)
+    packed = {their: t for their, t in plain.items() if isinstance(t, Packed)}
+    for weight in packed.values():
+        check_values(weight, maps)
+        release(maps[weight.parts["codes"].file])
+    arrays = {
+        our: place.take(whole[place.name]) for our, place in places.items() if place.name in whole
+    }
+    parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
+    tensors: Mapping[str, Stored] = arrays
+    if declared is not None:
+        tensors = Weights(arrays, parts, maps, declared, cache_scales, dequantise)
+    if arch.tied:
+        arch = _tie(arch, family, tensors, places)
+    if arch.tied and "embed.weight" in arrays:
         arrays["lm_head.weight"] = arrays["embed.weight"]
+    elif arch.tied:
+        parts["lm_head.weight"] = parts["embed.weight"]
     for data in maps.values():
         release(data)  # read for the comparison, and for parts that had to be copied
-    unused = unused_keys(config, family)
+    unused = unused_keys(network, family)
     if unused:
         warn(say_unused(unused), ConfigKeyWarning)
-    limited = OperandCache(limit)
-    ignored = ignored + chosen
-    return Model(arch, arrays, model_name(folder), limited, places, unused, ignored, folder)
+    if left_out:
+        warn(say_left_out(left_out), LeftOutWarning)
+    return Model(
+        arch, tensors, model_name(folder), OperandCache(limit), places, unused, ignored + chosen,
+        folder, tuple(left_out),
+    )  # fmt: skip
 
 
-def _check_packed(
-    config: Mapping[str, Any], folder: Path, stored: Mapping[str, Tensor] | None = None
-) -> None:
-    """Raise where weights are packed by a quantiser, which `packed_by` names."""
-    dtypes = {name: tensor.dtype for name, tensor in (stored or {}).items()}
-    says = packed_by(config, folder, dtypes, DTYPES)
-    if says is not None:
-        raise UnsupportedError(
-            f"load_model: weights must be stored as float32, float16 or bfloat16; those of "
-            f"{folder.name} are packed: {says}; load the one that was quantised, numsim "
-            "quantises by recipe, or dequantise the checkpoint and save it again"
+def _unpacked(
+    config: Mapping[str, Any], folder: Path, maps: Maps
+) -> tuple[Mapping[str, Tensor | Packed], Declared | None, Mapping[str, Tensor]]:
+    """Return tensors by the names they have where nothing is packed, and what is declared."""
+    stored = stored_tensors(folder)
+    dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+    declared = find_declared(config, folder, dtypes, DTYPES, metadata(maps))
+    if declared is None:
+        return stored, None, {}
+    made, cache_scales = unpacked_names(stored, declared, maps)
+    if cache_scales or declared.cache:
+        warn(
+            "load_model: the checkpoint declares a narrow cache of keys and values; runs keep it "
+            "wide, but for a recipe that rounds it, such as model.recipe(kv_cache=True)",
+            ConfigKeyWarning,
         )
+    return made, declared, cache_scales
 
 
 def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
@@ -163,41 +211,48 @@ def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> No
 
 
 def _match(
-    arch: Arch, family: Family, stored: Mapping[str, Tensor], folder: Path
-) -> tuple[Arch, dict[str, At]]:
+    arch: Arch, family: Family, head: Head, stored: Mapping[str, Tensor | Packed], folder: Path
+) -> tuple[Arch, dict[str, Place]]:
     """Return where each tensor of ours is, or raise with everything that does not fit.
 
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
-    embed = {p: stored_at("embed.weight", family, p, gated=False).name for p in family.prefixes}
-    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
-
-    def place(our: str) -> At:
-        return stored_at(our, family, prefix, gated=arch.gated)
-
-    for part in () if arch.labels else family.optional:
-        off: dict[str, Any] = {part: False}
-        without = replace(arch, **off)
-        own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
-        arch = arch if any(place(our).name in stored for our in own) else without
+    names = names_of(family, head, arch)
+    if family.stored_head and "lm_head.weight" not in stored:
+        arch = replace(arch, tied=arch.head)
     shapes = tensor_shapes(arch)
-    if arch.head and arch.tied and place("lm_head.weight").name in stored:
-        shapes["lm_head.weight"] = shapes["embed.weight"]
-    places = {our: place(our) for our in shapes}
+    head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
+
+    def find(our: str, prefix: str) -> Place:
+        return find_place(our, names, prefix, shapes | head_shape, arch)
+
+    embed = {p: find("embed.weight", p).name for p in family.prefixes}
+    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
+    for part, value in head.optional.items():
+        off: dict[str, Any] = {part: value}
+        without = replace(arch, **off)
+        own = set(shapes) - set(tensor_shapes(without))
+        arch = arch if any(find(our, prefix).name in stored for our in own) else without
+    shapes = tensor_shapes(arch)
+    if head_shape and find("lm_head.weight", prefix).name in stored:
+        shapes |= head_shape
+    places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
-        shape = _stored_shape(shapes[our], at)
-        if at.name not in stored:
+        t = stored.get(at.name)
+        if isinstance(t, Packed):  # which is [out, in], however it lies in the file
+            at = at._replace(turned=False)
+        shape = at.stored_shape(shapes[our])
+        if t is None:
             problems[f"missing {at.name} {list(shape)}"] = None
             continue
-        t = stored[at.name]
         if t.shape != shape:
             problems[f"{at.name} has shape {list(t.shape)}, expected {list(shape)}"] = None
-        if t.dtype not in DTYPES:
+        if isinstance(t, Tensor) and t.dtype not in DTYPES:
             text = f"{at.name} is stored as {t.dtype}, readable are {', '.join(DTYPES)}"
             problems[text] = None
     ignored = [glob.replace("{layers}", str(arch.layers)) for glob in family.ignored_tensors]
-    ignored += () if arch.head else family.head_tensors
+    ignored += () if arch.head or arch.masked else family.head_tensors
     for their in sorted(set(stored) - {at.name for at in places.values()}):
         if not any(fnmatchcase(their, glob) for glob in ignored):
             problems[f"surplus {listing([their])} {list(stored[their].shape)}"] = None
@@ -212,28 +267,17 @@ def _match(
     return arch, places
 
 
-def _stored_shape(shape: tuple[int, ...], at: At) -> tuple[int, ...]:
-    whole = (shape[0] * at.parts, *shape[1:])
-    return whole[::-1] if at.turned else whole
-
-
-def _take(array: NDArray[Any], at: At, heads: int) -> NDArray[Any]:
-    """Return our [out, in] part of a stored tensor, a view where it can be."""
-    array = array.T if at.turned else array
-    if at.parts == 1:
-        return array
-    rows = array.shape[0] // at.parts
-    if not at.by_head:
-        return array[at.part * rows : (at.part + 1) * rows]
-    by_head = array.reshape(heads, at.parts, -1, *array.shape[1:])  # [N, parts, D, in]
-    return np.ascontiguousarray(by_head[:, at.part]).reshape(rows, *array.shape[1:])
-
-
-def _check_tied(arrays: Mapping[str, NDArray[Any]], places: Mapping[str, At]) -> None:
-    head = arrays.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, arrays["embed.weight"]):
+def _tie(
+    arch: Arch, family: Family, tensors: Mapping[str, Stored], places: Mapping[str, Place]
+) -> Arch:
+    """Return the Arch whose head is the embedding, or where another stored one counts untied."""
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(wide(head), wide(tensors["embed.weight"])):
+        if family.stored_head:
+            return replace(arch, tied=False)
         raise UnsupportedError(
             "load_model: with tie_word_embeddings the output head is "
             f"{places['embed.weight'].name}; got another {places['lm_head.weight'].name}; "
             "set tie_word_embeddings to false or drop it"
         )
+    return arch

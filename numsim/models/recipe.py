@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name
 from numsim.formats.toml import fields_from_table
+from numsim.operators.rules import KV, Ops, kv_from_table, ops_of
 from numsim.quant import Quant, as_quant
 from numsim.quant.transforms import hadamard_order
 from numsim.targets import Target, get_target
@@ -117,7 +119,7 @@ class Recipe:
     **The last glob that matches a name wins**, so write the general rule first and exceptions
     after it. A product that no glob names, and a glob that names no product, are errors. Norms,
     softmax, rotary positions, activations and the residual stream are float32, each operation
-    computed in float64 and rounded once.
+    computed in float64 and rounded once, but for those that `ops` names.
 
     Stochastic rounding (``Quant(..., rounding="sr")``) draws from a stream that depends on `seed`,
     the name of the product and the side of the operand; the draw of an element depends on its
@@ -132,6 +134,12 @@ class Recipe:
         Checked for names when a model runs.
     seed : int
         Of stochastic rounding, 0 to 2**32 - 1; part of `to_toml` and `digest` where not 0.
+    ops : mapping or pairs of glob and `numsim.operators.Op`
+        Operators in low precision, by names such as ``layers.0.softmax``, ``layers.0.attn_norm``,
+        ``layers.0.act``, ``layers.0.rotary``, ``layers.0.residual``, ``embedding``, ``logits``;
+        a glob may give the last part only: ``residual``, ``*norm``. The last one wins.
+    kv : numsim.operators.KV, optional
+        How keys and values of self-attention are kept.
 
     Raises
     ------
@@ -147,8 +155,13 @@ class Recipe:
 
     rules: tuple[tuple[str, Rule], ...]
     seed: int = 0
+    ops: Ops = ()
+    kv: KV | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ops", ops_of(self.ops))
+        if not (self.kv is None or isinstance(self.kv, KV)):
+            raise NumsimError(f"Recipe: kv is a numsim.operators.KV or None; got {self.kv!r:.60}")
         try:
             pairs = tuple(tuple(pair) for pair in self.rules)
         except TypeError:
@@ -179,10 +192,9 @@ class Recipe:
 
     def _rule_at(self, name: str) -> tuple[int, Rule]:
         """Return the place of the rule of `name`, from 0, and the rule."""
-        for at in reversed(range(len(self.rules))):
-            glob, rule = self.rules[at]
-            if fnmatchcase(name, glob):
-                return at, rule
+        at = _finder(self.rules)(name)
+        if at >= 0:
+            return at, self.rules[at][1]
         globs = ", ".join(glob for glob, _ in self.rules) or "none"
         raise NumsimError(
             f"Recipe: every matrix product needs a rule; {name} matches no glob of {globs}; "
@@ -214,13 +226,16 @@ class Recipe:
             A product without a rule, or a glob without a product.
         """
         known = tuple(names)
+        every = set(known)
         for at, (glob, _) in enumerate(self.rules):
-            if not any(fnmatchcase(name, glob) for name in known):
+            if glob not in every and not any(fnmatchcase(name, glob) for name in known):
                 raise NumsimError(
                     f"Recipe: every glob must name a matrix product; {_numbered(at, glob)} matches "
                     f"none of {known[0]} ... {known[-1]}{near_names(glob, known)}"
                 )
-        return {name: self.rule(name) for name in known}
+        find = _finder(self.rules)
+        found = {name: find(name) for name in known}
+        return {n: self.rules[at][1] if at >= 0 else self.rule(n) for n, at in found.items()}
 
     def resolve(self, names: Iterable[str]) -> Recipe:
         """Return the recipe with one rule for each of `names`, as a run uses it (``Run.recipe``).
@@ -240,7 +255,7 @@ class Recipe:
         weights = "int8"
         target = "ideal.int"
         """
-        return Recipe(tuple(self.check(names).items()), self.seed)
+        return replace(self, rules=tuple(self.check(names).items()))
 
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe.
@@ -249,7 +264,11 @@ class Recipe:
         and so does a `Format` of one's own: ``format = {name = "mine", kind = "float", ...}``.
         """
         head = [f"seed = {self.seed}\n"] if self.seed else []
-        return "\n".join(head + [rule_text(glob, rule) for glob, rule in self.rules])
+        text = [rule_text(glob, rule) for glob, rule in self.rules]
+        text += [f"[ops.{inline_toml(glob)}]\n{_lines(op.table())}" for glob, op in self.ops]
+        if self.kv is not None:
+            text.append(f"[kv]\n{_lines(self.kv.table())}")
+        return "\n".join(head + text)
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of `to_toml`; hash the resolved recipe.
@@ -329,7 +348,7 @@ class Recipe:
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
-        A line ``seed = N`` may stand before them.
+        A line ``seed = N`` may stand before them, tables ``[ops."*.softmax"]`` and ``[kv]`` after.
         A Quant is a name, the path of a format's TOML file or a table of its fields, whose format
         is such a name or path, or a table of the fields of `Format`; a target is a name, the path
         of a unit's TOML file, a table of its name and the fields it changes, or ``{unit = "..."}``,
@@ -354,10 +373,11 @@ def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | Non
     """
     tables = dict(tables)
     rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
+    ops, kv = tables.pop("ops", {}), tables.pop("kv", None)
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if tables or not listed or not rows:
         raise NumsimError(
-            f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
+            f"Recipe.from_toml: the file must hold seed, [[rule]], [ops] and [kv] tables only; got "
             f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
         )
     rules = []
@@ -367,7 +387,38 @@ def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | Non
         except NumsimError as error:
             number = _numbered(at, row.get("match"))
             raise type(error)(f"Recipe.from_toml: {where}: {number}: {error}") from None
-    return Recipe(tuple(rules), seed)
+    for name, table in (("ops", ops), ("kv", {} if kv is None else kv)):
+        nested = name == "kv" or all(
+            isinstance(v, Mapping) for v in getattr(table, "values", list)()
+        )
+        if not isinstance(table, Mapping) or not nested:
+            raise NumsimError(
+                f"Recipe.from_toml: {where}: [{name}] holds tables; got {table!r:.60}"
+            )
+    try:
+        return Recipe(tuple(rules), seed, ops_of(ops), None if kv is None else kv_from_table(kv))
+    except NumsimError as error:
+        raise NumsimError(f"Recipe.from_toml: {where}: {error}") from None
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{key} = {inline_toml(value)}\n" for key, value in table.items())
+
+
+def _finder(rules: tuple[tuple[str, Rule], ...]) -> Callable[[str], int]:
+    """Return what gives the place of the last glob that matches a name, -1 where none does.
+
+    A rule for each of the 20,000 products of a network with experts is found by its name.
+    """
+    plain = {glob: at for at, (glob, _) in enumerate(rules) if not set(glob) & set("*?[")}
+    globs = [(at, glob) for at, (glob, _) in enumerate(rules) if set(glob) & set("*?[")]
+
+    def find(name: str) -> int:
+        own = plain.get(name, -1)
+        later = (at for at, glob in reversed(globs) if at > own and fnmatchcase(name, glob))
+        return next(later, own)
+
+    return find
 
 
 def _numbered(at: int, glob: object) -> str:
@@ -453,8 +504,20 @@ def quant_from_table(table: Mapping[str, Any]) -> Quant:
 def inline_toml(value: Any) -> str:
     """Return a value as TOML."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {inline_toml(v)}" for key, v in value.items()) + "}"
-    return toml_value(list(value) if isinstance(value, tuple) else value)
+        pairs = (f"{_key(key)} = {inline_toml(v)}" for key, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(inline_toml(v) for v in value) + "]"
+    return toml_value(value)
+
+
+def _key(key: str) -> str:
+    """Return a key of a table, quoted where it is not bare.
+
+    >>> _key("block"), _key("course.rst")
+    ('block', '"course.rst"')
+    """
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def rule_text(glob: str, rule: Rule) -> str:

@@ -24,11 +24,12 @@ _PI = Decimal("3.141592653589793238462643383279502884197169399375105820974944592
 def rotary_frequencies(rope: Rope, length: int) -> tuple[float, ...]:
     """Return the angle of one position for each of the width / 2 pairs.
 
-    Only ``dynamic`` depends on the length of the sequence.
+    Only ``dynamic`` and ``longrope`` depend on the length of the sequence.
 
     Source
     ------
-    ``modeling_rope_utils.py`` of transformers 5; YaRN: arXiv 2309.00071; llama3: Llama 3.1.
+    ``modeling_rope_utils.py`` of transformers 5; YaRN: arXiv 2309.00071; llama3: Llama 3.1;
+    LongRoPE: arXiv 2402.13753.
 
     Examples
     --------
@@ -49,6 +50,9 @@ def rotary_frequencies(rope: Rope, length: int) -> tuple[float, ...]:
             plain = [_llama3(f, rope) for f in plain]
         elif rope.kind == "yarn":
             plain = _yarn(plain, rope)
+        elif rope.kind == "longrope":
+            divisors = rope.long if length > rope.longest else rope.short
+            plain = [f / Decimal(d) for f, d in zip(plain, divisors, strict=True)]
         return tuple(float(f) for f in plain)
 
 
@@ -66,13 +70,83 @@ def check_rope(rope: Rope, positions: int) -> None:
             f"needs a rope_theta above 1; got {rope.width} and {rope.theta}; "
             "correct rope_theta if the file was edited, else report the checkpoint"
         )
-    frequencies = rotary_frequencies(rope, positions if rope.kind == "dynamic" else 0)
+    frequencies = rotary_frequencies(rope, _counted(rope, positions))
     if not max(frequencies) * (positions - 1) < LARGEST_ANGLE:
         raise NumsimError(
             f"rotary positions: the angle of the last position must be below 2**20 radians; got "
             f"{max(frequencies):.3g} a position and {positions} positions; shorten the sequence, "
             "or correct rope_theta and factor in config.json"
         )
+
+
+def _counted(rope: Rope, length: int) -> int:
+    """Return the length that frequencies depend on, 0 where on none: they are made once."""
+    if rope.kind == "longrope":
+        return rope.longest + 1 if length > rope.longest else 0
+    return length if rope.kind == "dynamic" else 0
+
+
+def turns_anew(rope: Rope, before: int, total: int) -> bool:
+    """Return whether a sequence of `total` tokens turns the first `before` of them otherwise.
+
+    >>> rope = Rope(1e4, 4, kind="longrope", longest=8)
+    >>> turns_anew(rope, 8, 9), turns_anew(rope, 9, 10), turns_anew(rope, 0, 9)
+    (True, False, False)
+    """
+    if not before or total <= rope.longest:
+        return False
+    return rope.kind == "dynamic" or (rope.kind == "longrope" and before <= rope.longest)
+
+
+@cache
+def natural_log(value: int) -> float:
+    """Return the logarithm of a whole number, in 40 digits and rounded once.
+
+    >>> natural_log(2)
+    0.6931471805599453
+    """
+    with localcontext() as context:
+        context.prec = 40
+        return float(Decimal(value).ln())
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """Return the slope of the linear bias of each head.
+
+    Of heads that are no power of two those of the power below come first, then every second one
+    of the power above.
+
+    Source
+    ------
+    ALiBi, arXiv 2108.12409, and ``build_alibi_tensor`` of Bloom in transformers.
+
+    Examples
+    --------
+    >>> alibi_slopes(6)
+    (0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125)
+    """
+    below = 1 << (heads.bit_length() - 1)
+    with localcontext() as context:
+        context.prec = 40
+
+        def power(k: int, count: int) -> float:
+            return float(Decimal(2) ** (Decimal(-8 * k) / count))
+
+        first = [power(k, below) for k in range(1, below + 1)]
+        rest = [power(2 * k + 1, 2 * below) for k in range(heads - below)]
+    return (*first, *rest)
+
+
+def alibi_bias(
+    slopes: tuple[float, ...], keys: NDArray[np.int64], queries: int
+) -> NDArray[np.float64]:
+    """Return the bias [N or B N, T, S] of keys at positions [S] or [B, S].
+
+    It grows with the position of the key and not with the distance: the same softmax.
+    """
+    rows = np.array(slopes)[:, None] * keys[..., None, :]  # [N, S] or [B, N, S]
+    rows = rows.reshape(-1, 1, keys.shape[-1])
+    return np.broadcast_to(rows, (len(rows), queries, keys.shape[-1]))
 
 
 def _llama3(frequency: Decimal, rope: Rope) -> Decimal:
@@ -109,7 +183,7 @@ def rotary_tables(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return cosine and sine [stop - start, width / 2] of the positions, in float64."""
     check_rope(rope, stop)
-    frequencies = np.array(rotary_frequencies(rope, stop if rope.kind == "dynamic" else 0))
+    frequencies = np.array(rotary_frequencies(rope, _counted(rope, stop)))
     angles = np.arange(start, stop, dtype=np.float64)[:, None] * frequencies  # [T, width/2]
     cos, sin = rotary_kernel.cos(angles), rotary_kernel.sin(angles)
     if rope.amplitude != 1.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models.arch import Rope
@@ -13,6 +13,9 @@ from numsim.models.rope import check_rope
 
 WIDEST = 2**16  # elements of a head
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings")
+LAYER_TYPES = ("full_attention", "sliding_attention")  # a table may hold one table for each
+ORIGINAL = "original_max_position_embeddings"
+OLDER_TYPES = {"su": "longrope"}  # of the first files of Phi-3
 METADATA = ("finetuned",)  # of a table of rotary keys: read by nobody
 READINGS = ("transformers", "vllm")  # of attn_factor
 NEUTRAL = ("attn_factor", "extrapolation_factor")  # of vLLM: 1 is what transformers computes
@@ -31,6 +34,10 @@ SCALINGS = {  # rope_type -> its keys, required ones first, then optional
             "mscale", "mscale_all_dim", "truncate",
         ),
     ),
+    "longrope": (
+        ("short_factor", "long_factor"),
+        ("original_max_position_embeddings", "factor", "attention_factor"),
+    ),
 }  # fmt: skip
 
 
@@ -44,6 +51,8 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     nulls: dict[str, str] = {}
 
     def put(key: str, value: Any, where: str) -> None:
+        if key == "rope_type" and isinstance(value, str):
+            value = OLDER_TYPES.get(value, value)
         if value is None:
             nulls[key] = where
         elif seen.setdefault(key, value) != value:
@@ -81,9 +90,10 @@ def keys_in_tables(config: Mapping[str, Any]) -> set[str]:
     """
     tables = {name: config.get(name) for name in ("rope_parameters", "rope_scaling")}
     found = {name: table for name, table in tables.items() if isinstance(table, Mapping)}
-    read = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    read = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *LAYER_TYPES}
     for table in found.values():
         for kind in (table.get("rope_type"), table.get("type")):
+            kind = OLDER_TYPES.get(str(kind), kind)
             if kind in tuple(SCALINGS):
                 required, optional = SCALINGS[str(kind)]
                 read |= {*required, *optional}
@@ -96,6 +106,11 @@ def read_rope(
     """Return the rotary positions a config asks for."""
     seen = dict(defaults) | rope_settings(config)
     kind: Any = seen.pop("rope_type", "default")
+    if ORIGINAL in defaults:  # the family reads it beside its table, and over that in it
+        outside = Key(ORIGINAL, int, defaults[ORIGINAL]).read(config, {})
+        seen.pop(ORIGINAL)
+        if kind in ("llama3", "yarn", "longrope"):
+            seen[ORIGINAL] = outside
     if kind not in tuple(SCALINGS):
         raise UnsupportedError(
             f"config.json: rope_type must be one of {', '.join(SCALINGS)}; got {shown(kind)}; "
@@ -145,6 +160,9 @@ def read_rope(
         if longest < 1:
             raise wrong("original_max_position_embeddings", "1 or more", longest)
     values: dict[str, Any] = {}
+    if kind == "longrope":
+        longest = number(ORIGINAL, positions)
+        values = _longrope(seen, positions / longest, longest, turned)
     if kind == "llama3":
         values = {"slow": number("low_freq_factor"), "fast": number("high_freq_factor")}
         if values["slow"] >= values["fast"]:
@@ -161,12 +179,62 @@ def read_rope(
         width=turned,
         interleaved=bool(fields.get("interleaved", False)),
         kind=kind,
-        factor=number("factor") if kind != "default" else 1.0,
+        factor=number("factor", 1.0 if kind in ("default", "longrope") else REQUIRED),
         longest=int(longest),
         **values,
     )
     check_rope(rope, min(positions, 2**20))  # longer sequences are refused when they come
     return rope
+
+
+def _longrope(
+    seen: Mapping[str, Any], stretch: float, original: float, turned: int
+) -> dict[str, Any]:
+    """Return both lists of divisors and the amplitude; `stretch`: where no factor says it."""
+    values: dict[str, Any] = {}
+    for key, name in (("short_factor", "short"), ("long_factor", "long")):
+        listed: Any = seen.get(key)
+        numbers = isinstance(listed, list) and all(type(x) in (int, float) for x in listed)
+        if not numbers or len(listed) != turned // 2 or not min(listed) > 0:
+            raise wrong(key, f"{turned // 2} numbers above 0, one for each pair that turns", listed)
+        values[name] = tuple(map(float, listed))
+    factor = Key("factor", float, stretch).read(seen, {})
+    growth = 1.0
+    if factor > 1:
+        if original <= 1:
+            raise wrong(ORIGINAL, "above 1", original)
+        growth = math.sqrt(1 + math.log(factor) / math.log(original))
+    return values | {"amplitude": Key("attention_factor", float, growth).read(seen, {})}
+
+
+class TypeRope(NamedTuple):
+    """How a family spells the rotary positions of one type of its layers."""
+
+    theta: str | None  # the older key of the base, which one type alone can have
+    default: float
+    scaled: bool  # whether the older rope_scaling holds for it
+
+
+def read_typed_rope(
+    config: Mapping[str, Any], kind: str, spelling: TypeRope, fields: Mapping[str, Any]
+) -> Rope:
+    """Return the rotary positions of one type of layers, from either spelling."""
+    group = config.get("rope_parameters")
+    own: dict[str, Any] = {}
+    if group is not None:
+        known = isinstance(group, Mapping) and set(group) <= set(LAYER_TYPES)
+        if not known or not all(isinstance(t, Mapping | None) for t in group.values()):
+            raise wrong("rope_parameters", f"a table for each of {', '.join(LAYER_TYPES)}", group)
+        own = dict(group.get(kind) or {})
+    scaling = config.get("rope_scaling")
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise wrong("rope_scaling", "a table or null", scaling)
+    if spelling.scaled:
+        own |= scaling or {}
+    older = config.get(spelling.theta) if spelling.theta else None
+    own.setdefault("rope_theta", spelling.default if older is None else older)
+    plain = {key: value for key, value in config.items() if key not in ROPE_KEYS[:3]}
+    return read_rope(plain | {"rope_parameters": own}, {}, fields)
 
 
 def yarn_growth(factor: float, weight: float = 1.0) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.kernels.elementwise import activations
-from numsim.models.arch import Arch, Stack, gemm_names, stacks
-from numsim.models.blocks import Bools, Context, Past, block, embed, linear, norm
+from numsim.models.arch import Arch, Stack, every_rope, gemm_names, stack_arch, stacks
+from numsim.models.attention import relative_bias
+from numsim.models.blocks import block, embed
 from numsim.models.checks import (
+    check_chunks,
     check_past,
     check_positions,
     decoder_ids,
+    op_names,
     padding_mask,
     product_inputs,
     segment_ids,
@@ -26,13 +29,18 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
-from numsim.models.config import At
+from numsim.models.context import Bools, Context, Past, norm
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
+from numsim.models.heads import ends
 from numsim.models.memory import OperandCache, check_blocks, rows_of
+from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
+from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
-from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.rope import alibi_bias, relative_buckets, rotary_tables
 from numsim.models.score import token_losses
+from numsim.models.weights import Stored, Weights, shape_of, wide
+from numsim.operators.rules import ops_for
 from numsim.quant import QTensor
 
 
@@ -41,7 +49,9 @@ from numsim.quant import QTensor
 class Run:
     """Results of one run, float64 for the reference and float32 for an emulation."""
 
-    logits: Array  # [B, T, vocab]; [B, labels] of a classifier; [B, T, 0] without a head
+    # [B, T, vocab], of the next token or of a masked one; [B, labels] of a classifier; [B, T, 0]
+    # without a head
+    logits: Array
     # layers + 1 of [B, T, H]; the last is after the final norm, of a trunk with a `project_out`
     # after that [B, T, embed_dim]
     hidden_states: tuple[Array, ...]
@@ -66,22 +76,24 @@ class Model:
     ``encoder.layers.{i}.``, ``decoder.layers.{i}.``): ``q_proj k_proj v_proj`` (latent attention:
     ``q_a_proj q_b_proj kv_a_proj kv_b_proj``), ``qk pv o_proj``, the same with ``cross_`` before
     them, ``gate_proj up_proj down_proj`` (plain MLP: ``up_proj down_proj``), with experts
-    ``router``, ``experts.{e}.gate_proj`` ..., ``shared.gate_proj`` ...; around the layers
-    ``project_in project_out pooler classifier lm_head``.
+    ``router``, ``experts.{e}.gate_proj`` ..., ``shared.gate_proj`` ..., ``shared_gate``; around the
+    layers ``project_in project_out pooler transform classifier lm_head``.
     """
 
     arch: Arch
-    tensors: Mapping[str, Array]  # our name -> as stored, matrices [out, in]
+    tensors: Mapping[str, Stored]  # our name -> as stored, matrices [out, in]; packed: QTensor
     name: str
     cache: OperandCache
-    places: Mapping[str, At] = field(default_factory=dict)  # our name -> where it was stored
+    places: Mapping[str, Place] = field(default_factory=dict)  # our name -> where it was stored
     unused_keys: tuple[str, ...] = ()  # of config.json: only other software reads them
     ignored_keys: tuple[str, ...] = ()  # of config.json: as `ignore_keys` asked
     folder: Path | None = None  # that it was read from
+    left_out: tuple[str, ...] = ()  # parts of the checkpoint beside its text model
 
     def __repr__(self) -> str:
-        once = {t.__array_interface__["data"]: t.size for t in self.tensors.values()}  # tied ones
-        size = sum(once.values())
+        tied = self.arch.head and self.arch.tied  # one tensor by two names
+        names = [n for n in self.tensors if not (tied and n == "lm_head.weight")]
+        size = sum(math.prod(shape_of(self.tensors, name)) for name in names)
         return f"Model({self.name!r}, {len(self.tensors)} tensors, {size:,} parameters)"
 
     def gemm_names(self) -> tuple[str, ...]:
@@ -91,9 +103,66 @@ class Model:
     def linear_names(self) -> tuple[str, ...]:
         """Return the names of the block linears: ``*_proj``, the products of stored matrices.
 
-        Routers, the head, the pooler and projections of the embedding are not among them.
+        Routers, heads, poolers and projections of the embedding are not among them.
         """
         return tuple(n for n in self.gemm_names() if n.endswith("_proj"))
+
+    def dequantised(self) -> Model:
+        """Return the model with packed weights as float32 numbers, which a recipe rounds anew.
+
+        Itself where nothing is packed. What is kept in memory is shared.
+        """
+        if not isinstance(self.tensors, Weights):
+            return self
+        return replace(self, tensors=replace(self.tensors, dequantise=True))
+
+    def suited(self, recipe: Recipe | None) -> Model:
+        """Return the model that a recipe runs on: itself, or `dequantised` where that is needed.
+
+        Packed weights are used as stored where the recipe stores them so, or not at all.
+
+        Raises
+        ------
+        NumsimError
+            As `check`, but for weights that are stored in another way.
+        """
+        if recipe is None or not isinstance(self.tensors, Weights):
+            return self
+        rules = fitting_rules(recipe, self.gemm_names())
+        ops_for(recipe.ops, op_names(self.arch))
+        return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
+
+    def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
+        """Return the recipe that a packed checkpoint declares, its static scales included.
+
+        Weights are as stored, activations are rounded as declared, products run on ``ideal.fp32``.
+
+        Parameters
+        ----------
+        kv_cache : bool
+            Round keys and values too, by the scheme that the checkpoint declares for its cache:
+            the right operands of ``qk`` and ``pv``.
+
+        Returns
+        -------
+        Recipe or None
+            None where nothing is packed or activations stay wide.
+
+        Raises
+        ------
+        NumsimError
+            `kv_cache` without a declared cache.
+        UnsupportedError
+            Declared activations that no `Quant` says.
+        """
+        if not isinstance(self.tensors, Weights):
+            if kv_cache:
+                raise NumsimError(
+                    f"recipe: kv_cache=True is for a packed checkpoint that declares a cache; "
+                    f"{self.name} is not packed; leave it out"
+                )
+            return None
+        return declared_recipe(self.tensors, self.gemm_names(), cache=kv_cache)
 
     def run(
         self,
@@ -194,7 +263,8 @@ class Model:
         dtype = np.float64 if recipe is None else np.float32
         check_past(a, past, len(ids), steps, dtype)
         check_positions(a, (0 if past is None else past.length) + steps)
-        own, past = past, None if past is None else replace(past, kept=dict(past.kept))
+        check_chunks(a, keep)
+        own, past = past, None if past is None else past.apart()
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
 
@@ -206,13 +276,15 @@ class Model:
         seed = 0 if recipe is None else recipe.seed
         gemm = tapped(make_gemm(self.tensors, self.cache, rules, seed), keep_tap)
         common: dict[str, Any] = {
-            "arch": a,
             "dtype": dtype,
             "gemm": gemm,
             "weight": lambda name: self._weight(name, dtype),
             "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
         }
+        if recipe is not None:
+            ops = ops_for(recipe.ops, op_names(a))
+            common |= {"op": ops.get, "kv": recipe.kv}
         encoded: tuple[Array, ...] = ()
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
             if target is None:
@@ -227,14 +299,13 @@ class Model:
                         past.memory, past.memory_keep = memory, keep
                 common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
                 states, c = self._stack(decoder, common, target, None, None, past)
-            x = states[-1] if not a.labels or a.pooler else _last(states[-1], a.pad, ids, keep)
-            logits, pooled = self._ends(x, c)
+            logits, pooled = ends(states[-1], c, ids, keep)
         keep_tap("logits", logits)
         if pooled is not None:
             keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
-        resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
+        resolved = None if recipe is None else replace(recipe, rules=tuple((rules or {}).items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
 
     def _stack(
@@ -247,28 +318,35 @@ class Model:
         past: Past | None,
     ) -> tuple[tuple[Array, ...], Context]:
         """Run the layers of a stack; return its hidden states and the context they ran in."""
-        a = self.arch
+        a = stack_arch(self.arch, stack)
         batch, steps = ids.shape
         start = 0 if past is None else past.length
         if past is not None:
             keep = _extend_mask(past, keep, batch, steps)
         positions = np.arange(start, start + steps)
         keys = np.arange(start + steps)
-        bias = None
+        buckets = None
         if a.buckets:
-            table = self._weight(f"{stack.prefix}relative.weight", np.float64)  # [buckets, N]
             buckets = relative_buckets(a, positions, keys, causal=stack.causal)  # [T, S]
-            bias = np.ascontiguousarray(np.moveaxis(table[buckets], -1, 0))  # [N, T, S]
         c = Context(
             **common,
+            arch=a,
+            prefix=stack.prefix,
             causal=stack.causal,
             positions=positions,
             keep=keep,
-            turn=rotary_tables(a.rope, start, start + steps) if a.rope else None,
-            bias=bias,
+            turns={rope: rotary_tables(rope, start, start + steps) for rope in every_rope(a)},
+            buckets=buckets,
+            bias=None,
             past=past,
         )
-        x = embed(ids, self._positions(positions, keep), types, c)  # [B, T, H]
+        if a.alibi:
+            told = keep is not None and a.position_count == "kept"
+            counted = _counted(a, keep, ids) if told else keys
+            c = replace(c, bias=alibi_bias(a.alibi, counted, steps))
+        elif buckets is not None and not a.bucket_by_layer:
+            c = replace(c, bias=relative_bias(f"{stack.prefix}relative", buckets, c))
+        x = embed(ids, _counted(a, keep, ids, start), types, c)  # [B, T, H]
         states = [x]
         for i in range(stack.layers):
             x = block(f"{stack.prefix}layers.{i}", i, x, c)  # [B, T, H]
@@ -281,40 +359,6 @@ class Model:
         if past is not None:
             past.length += steps
         return tuple(states), c
-
-    def _positions(self, positions: Ints, keep: Bools | None) -> Ints:
-        """Return the rows of the learned table, [1 or B, T]."""
-        a = self.arch
-        if a.masked_positions and keep is not None:
-            counted = np.cumsum(keep, axis=1) * keep - 1  # [B, S], padding: -1
-            return counted[:, positions]
-        return positions[None]
-
-    def _ends(self, x: Array, c: Context) -> tuple[Array, Array | None]:
-        """Return logits and, of an encoder with a pooler, its output [B, H].
-
-        `x` [B, T, H] holds all tokens, of a classifier without pooler [B, 1, H] the last ones.
-        """
-        a = self.arch
-        pooled = None
-        begin = replace(c, positions=c.positions[:1])  # draws do not depend on a text's length
-        if a.pooler:
-            first = np.ascontiguousarray(x[:, :1])  # [B, 1, H]
-            pooled = activations.tanh(linear("pooler", first, begin, bias=True))[:, 0]
-        if not a.head and not a.labels:
-            return np.empty((*x.shape[:2], 0), c.dtype), pooled
-        c = begin if a.labels else c
-        if a.embed_dim:
-            x = c.gemm("project_out", x, "project_out.weight", c.positions)  # [B, T, width]
-        if a.labels:
-            x = x if pooled is None else pooled[:, None]  # [B, 1, H]
-            return linear("classifier", x, c, bias=a.label_bias)[:, 0], pooled  # [B, labels]
-        if a.head_scale != 1.0:
-            x = x * c.dtype(a.head_scale)
-        logits = linear("lm_head", x, c, bias=a.head_bias)  # [B, T, vocab]
-        if a.head_cap is not None:
-            logits = activations.softcap(logits, cap=a.head_cap)
-        return logits, pooled
 
     def generate(
         self,
@@ -356,7 +400,7 @@ class Model:
             Wrong tokens, mask, recipe or `max_new_tokens`, or more tokens than a learned table
             has positions (gpt2, opt; other families have none, see `run`).
         UnsupportedError
-            The model has no output head over its vocabulary.
+            The model has no head that predicts the next token.
         """
         return greedy(self.arch, self.run, tokens, recipe, max_new_tokens, attention_mask)
 
@@ -394,7 +438,7 @@ class Model:
             Wrong tokens, recipe or `batch`, a row of one token, or more tokens than positions (as
             in `run`).
         UnsupportedError
-            The model has no output head over its vocabulary.
+            The model has no head that predicts the next token.
 
         Examples
         --------
@@ -498,25 +542,29 @@ class Model:
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
-        return fitting_rules(recipe, self.gemm_names())
+        rules = fitting_rules(recipe, self.gemm_names())
+        check_stored(self.tensors, rules)
+        return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
-        return rows_of(self.tensors[name], ids).astype(dtype, copy=False)
+        return rows_of(wide(self.tensors[name]), ids).astype(dtype, copy=False)
 
     def _weight(self, name: str, dtype: type) -> Array:
-        tensor = self.tensors[name]
+        size = math.prod(shape_of(self.tensors, name)) * 8
         copy: Array = self.cache.get(
-            (name, dtype), tensor.size * 8, lambda: np.array(tensor, dtype)
+            (name, dtype), size, lambda: np.array(wide(self.tensors[name]), dtype)
         )
         return copy
 
 
-def _last(x: Array, pad: int | None, ids: Ints, keep: Bools | None) -> Array:
-    """Return the state [B, 1, H] of each row's last token that is no padding, else of the first."""
-    counts = np.ones(ids.shape, np.bool_) if keep is None else keep
-    counts = counts if pad is None else ids != pad
-    places = np.where(counts, np.arange(ids.shape[1]), 0).max(axis=1)
-    return np.ascontiguousarray(x[np.arange(len(x)), places])[:, None]
+def _counted(a: Arch, keep: Bools | None, ids: Ints, start: int = 0) -> Ints:
+    """Return the position of each token from `start` on, [1 or B, T]; padding: -1 where told."""
+    if a.position_count == "all" or (a.position_count == "kept" and keep is None):
+        return np.arange(start, start + ids.shape[1])[None]
+    counts = ids != a.pad if a.position_count == "not_pad" else keep
+    assert counts is not None
+    counted: Ints = np.cumsum(counts, axis=1) * counts - 1  # [B, S]
+    return counted[:, start:]
 
 
 def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:

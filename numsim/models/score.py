@@ -26,8 +26,8 @@ def token_losses(
     """Return the loss of each next token; `run` is that of the model: see ``Model.nll``."""
     if not a.head:
         raise UnsupportedError(
-            f"nll: the model must predict tokens; this {a.family} has no output head over its "
-            "vocabulary; use run"
+            f"nll: the model must predict tokens; this {a.family} has no head of the next token; "
+            "use run"
         )
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise NumsimError(f"nll: batch must be an integer from 1 on; got {batch!r}; 8 is usual")

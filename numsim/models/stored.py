@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,23 @@ DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+# what quantisers store besides; codes of 8-bit floats are read as they are
+NARROW: dict[str, Any] = {
+    "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
+    "F8_E8M0": np.uint8,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"
 LARGEST_JSON = 1 << 26  # bytes; the largest published index has 2**24
+
+
+Maps = Mapping[Path, NDArray[np.uint8]]
 
 
 class Tensor(NamedTuple):
@@ -171,6 +185,26 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def _header(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file after the safetensors library has accepted it."""
+    header, size = _read_header(file)
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(
+            file, t["dtype"], tuple(t["shape"]), *(8 + size + x for x in t["data_offsets"])
+        )
+        for name, t in header.items()
+    }
+
+
+def metadata(files: Iterable[Path]) -> dict[str, str]:
+    """Return the words that files of tensors say of themselves."""
+    said: dict[str, str] = {}
+    for file in sorted(files):
+        said |= _read_header(file)[0].get("__metadata__") or {}
+    return said
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the JSON before the tensors of a file, and its size."""
     try:
         with safe_open(file, framework="np"):
             pass
@@ -188,13 +222,7 @@ def _header(file: Path) -> dict[str, Tensor]:
                 f"load_model: the header of {file.name} must name each tensor once; "
                 f"{error!s:.200}; do not trust this file"
             ) from None
-    header.pop("__metadata__", None)
-    return {
-        name: Tensor(
-            file, t["dtype"], tuple(t["shape"]), *(8 + size + x for x in t["data_offsets"])
-        )
-        for name, t in header.items()
-    }
+    return header, size
 
 
 def map_file(file: Path) -> NDArray[np.uint8]:
@@ -203,8 +231,8 @@ def map_file(file: Path) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def view(maps: Mapping[Path, NDArray[np.uint8]], t: Tensor) -> NDArray[Any]:
-    """Return a tensor of a mapped file, not copied."""
+def view(maps: Maps, t: Tensor) -> NDArray[Any]:
+    """Return a tensor of a mapped file, not copied; codes of 8-bit floats as uint8."""
     data = maps[t.file][t.begin : t.end]
-    array: NDArray[Any] = data.view(DTYPES[t.dtype]).reshape(t.shape)
+    array: NDArray[Any] = data.view((DTYPES | NARROW)[t.dtype]).reshape(t.shape)
     return array

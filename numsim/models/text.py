@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.models.families import FAMILIES
 from numsim.models.hub import find_folder
+from numsim.models.multimodal import text_config
 from numsim.models.stored import read_json
 from numsim.models.tokens import Ids, Text, TokenizerFile, read_tokenizer
 
@@ -259,7 +260,7 @@ def load_text_tools(directory: str | Path) -> TextTools:
     folder = find_folder(directory)
     path = folder / "tokenizer.json"
     tokenizer = read_tokenizer(path) if _is_there(path) else None
-    config = read_json(folder / "config.json")
+    config, _ = text_config(read_json(folder / "config.json"))
     begin_key = "bos_token_id"
     if config.get(begin_key) is None:  # T5 begins with what its decoder starts from
         begin_key = "decoder_start_token_id"

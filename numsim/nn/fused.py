@@ -1,13 +1,13 @@
-"""Which recurrent products need no `quantize` and `matmul` a step, and how they are computed.
+"""Which recurrent products need no `quantize` and `matmul` a step: those that kernels know.
 
-A chain of fused multiply-adds, or a sum that is exact: a kernel takes all steps of an LSTM. The
-13-bit FP8 sums of Ada and Hopper: a step at a time, by the kernel of `matmul`, weights packed once.
+A chain of fused multiply-adds, a sum that is exact, or the 13-bit FP8 sums of Ada and Hopper; one
+scale for the tensor or none; rounding to nearest even. Weights are rounded and packed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from numsim.formats import Format, get_format
 from numsim.kernels.gemm import fma as gemm_fma
 from numsim.kernels.gemm import hopper as gemm_hopper
-from numsim.kernels.gemm.recurrent import (
+from numsim.kernels.gemm.steps import (
     AS_IT_IS,
     FLOAT,
     INTEGER,
+    PRODUCT,
+    Chain,
+    Fp8,
     Rounding,
-    product,
-    round_to_codes,
+    Weights,
 )
 from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
 from numsim.nn.products import ONE_SCALE, Context, Operands
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets.chain import Chain
+from numsim.targets.chain import Chain as ChainOf
 from numsim.targets.fast.fused import FP8
 from numsim.targets.operands import locked
 from numsim.targets.plan import class_for
@@ -36,13 +38,19 @@ from numsim.targets.runs import chosen
 from numsim.targets.split_k import restarts
 from numsim.targets.tensor import batched, fields
 
-Call = tuple[NDArray[np.float32], bool, Rounding, np.float32, np.float32]
 Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 _NOTHING = np.float32(0)
 
 
+class Call(NamedTuple):
+    """Which of the kernels is called (`kernels.gemm.steps.PRODUCT`), and with which weights."""
+
+    unit: str
+    weights: Weights
+
+
 def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return packed w [H, N] and how states are stored, for steps forward; None: not covered."""
+    """Return W^T [H, N] packed for steps forward; None: not covered."""
     rule = _rule(c, name)
     if rule is None:
         return None
@@ -50,32 +58,26 @@ def forward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | 
 
 
 def backward(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Call | None:
-    """Return packed w [N, H] and how gradients are stored, for steps back; None: not covered."""
+    """Return W [N, H] packed for steps back; None: not covered."""
     rule = _rule(c, name)
     if rule is None or rule.clip_gradient:
         return None
     return _call(c, name, rule, rule.dgrad, w, codes, gradient=True)
 
 
-def forward_step(c: Context, name: str, w: Any, codes: dict[Any, QTensor]) -> Step | None:
-    """Return h [B, H] -> h W^T [B, N] or None, which leaves the step; None: not covered."""
-    rule = _rule(c, name)
-    if rule is None:
-        return None
-    return _step(c, name, rule, rule.forward, w, codes, np.zeros(2, np.int64), gradient=False)
+def one_step(call: Call | None, columns: int, lost: NDArray[np.int64]) -> Step | None:
+    """Return x [B, K] -> x by the weights [B, columns], or None, which leaves the step.
 
-
-def backward_step(
-    c: Context, name: str, w: Any, codes: dict[Any, QTensor], lost: NDArray[np.int64]
-) -> Step | None:
-    """Return g [B, N] -> g W [B, H] or None, which leaves the step; None: not covered.
-
-    `lost` [2] counts non-zero elements of the gradients, and those that became 0.
+    `lost` [2] counts non-zero elements of x, and those that became 0.
     """
-    rule = _rule(c, name)
-    if rule is None or rule.clip_gradient:
+    if call is None:
         return None
-    return _step(c, name, rule, rule.dgrad, w, codes, lost, gradient=True)
+
+    def step(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        y = np.empty((len(x), columns), np.float32)
+        return y if PRODUCT[call.unit](x, call.weights, lost, y) else None
+
+    return step
 
 
 def count(c: Context, lost: NDArray[np.int64]) -> None:
@@ -96,53 +98,29 @@ def _call(
     gradient: bool,
 ) -> Call | None:  # fmt: skip
     made = _operand(c, name, rule, one, w, codes, gradient=gradient)
-    if made is None or not _chain(one.target, made[0], made[1].fmt, made[1].shape[0]):
-        return None
-    _, right, how, scale = made
-    values = np.ascontiguousarray(right.values(), np.float32)
-    quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
-    panels = gemm_fma.pack_b(values[None]).panels
-    return panels, simd.enabled(), how, scale, quantum
-
-
-def _step(
-    c: Context, name: str, rule: Any, one: Any, w: Any, codes: dict[Any, QTensor],
-    lost: NDArray[np.int64], *, gradient: bool,
-) -> Step | None:  # fmt: skip
-    call = _call(c, name, rule, one, w, codes, gradient=gradient)
-    if call is not None:
-        chained, columns = call, w.shape[1 if gradient else 0]
-
-        def chain(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
-            values, y = np.empty_like(x), np.empty((len(x), columns), np.float32)
-            return y if product(x, *chained, values, y, lost) else None
-
-        return chain
-    made = _operand(c, name, rule, one, w, codes, gradient=gradient)
-    if made is None or made[2].kind != FLOAT or made[0].bits != 8 or restarts(one.target):
+    if made is None or restarts(one.target):
         return None
     left, right, how, scale = made
-    right = locked(right)  # what is kept of its codes stays true
-    _, sums = class_for(one.target, left, right.fmt)
+    quantum = np.float32(1.0 / how.unit) if how.kind == INTEGER else np.float32(1)
+    if _chain(one.target, left, right.fmt, right.shape[0]):
+        values = np.ascontiguousarray(right.values(), np.float32)
+        chain = Chain(gemm_fma.pack_b(values[None]).panels, simd.enabled())
+        return Call("chain", Weights(chain, how, scale, quantum))
+    fp8 = _fp8(one.target, left, right) if how.kind == FLOAT else None
+    return None if fp8 is None else Call(simd.path(), Weights(fp8, how, scale, quantum))
+
+
+def _fp8(target: Any, left: Format, right: QTensor) -> Fp8 | None:
+    """Return weights of the 13-bit FP8 sums, None where the unit has others."""
+    _, sums = class_for(target, left, right.fmt)
     zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
-    alike = Chain(sums, zeros, right, None, get_format("float32"), one.target.name)
-    if chosen(alike).kernel != FP8:
-        return None
+    right = locked(right)  # what is kept of its codes stays true
+    alike = ChainOf(sums, zeros, right, None, get_format("float32"), target.name)
     group = about(sums).step(sums, right.shape[0])
-    packed = gemm_hopper.pack_b(batched(right.codes), group)
-    read, read_right = fields(left), fields(right.fmt)
-
-    def fp8(x: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        values, patterns = np.empty_like(x), np.empty(x.shape, np.uint8)
-        of_x = np.float32(round_to_codes(x, how, values, patterns, lost))
-        if of_x < 0:
-            return None
-        rows = gemm_hopper.pack_a(patterns, read, group)
-        y: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, packed, read_right)
-        y *= of_x * scale
-        return y
-
-    return fp8
+    if simd.path() == "plain" or chosen(alike).kernel != FP8 or group % 16:
+        return None
+    packed = gemm_hopper.pack_b(batched(right.codes), group, in_place=False)
+    return Fp8(packed.panels, right.shape[0], fields(left), fields(right.fmt))
 
 
 def _operand(
@@ -169,8 +147,6 @@ def _operand(
 
 def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     """Return whether a chain of fused multiply-adds in float32 gives the unit's sums."""
-    if restarts(target):
-        return False
     _, rule = class_for(target, a, b)
     largest = max(a.max, -a.min) * max(b.max, -b.min) * 2.0 ** (a.bias + b.bias) * depth
     return about(rule).is_float32_chain(rule, largest)

@@ -6,7 +6,7 @@ results for every family.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from numsim.models.arch import (
     stacks,
     tensor_shapes,
 )
-from numsim.models.blocks import route
 from numsim.models.checks import check_positions
-from numsim.models.config import At
+from numsim.models.experts import route
+from numsim.models.places import Place, put_rows
 from numsim.models.rope import relative_buckets, rotary_tables
+from numsim.models.weights import wide
 from numsim.nn import ops
 from numsim.nn.tape import Recorder
 
@@ -45,7 +46,7 @@ class Network:
     """
 
     arch: Arch
-    places: tuple[tuple[str, At], ...]
+    places: tuple[tuple[str, Place], ...]
 
     @property
     def adds_one(self) -> bool:
@@ -55,11 +56,7 @@ class Network:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the parameters and their shapes; a tied head is the embedding."""
         ours = tensor_shapes(self.arch)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, at in self.places:
-            whole = (ours[name][0] * at.parts, *ours[name][1:])
-            shapes[at.name] = whole[::-1] if at.turned else whole
-        return shapes
+        return {place.name: place.stored_shape(ours[name]) for name, place in self.places}
 
     def products(self) -> tuple[str, ...]:
         """Return the names of the matrix products."""
@@ -71,25 +68,25 @@ class Network:
 
     def run(self, r: Recorder, inputs: list[Any]) -> tuple[int, ...]:
         """Record a pass."""
-        return _network(_Named(r, dict(self.places), self.arch.heads), self.arch, inputs)
+        return _network(_Named(r, dict(self.places)), self.arch, inputs)
 
 
 class _Named(Recorder):
     """A recorder whose parameters are asked for by the blocks' names."""
 
-    def __init__(self, r: Recorder, places: dict[str, At], heads: int) -> None:
+    def __init__(self, r: Recorder, places: dict[str, Place]) -> None:
         super().__init__(r.context, r.params, r.values, r.steps, r.slots, r.owners)
-        self.places, self.heads, self.parts = places, heads, dict[str, int]()
+        self.places, self.parts = places, dict[str, int]()
 
     def param(self, name: str) -> int:
         """Return the number of a tensor of the blocks: a parameter, or the part of one."""
         if name not in self.parts:
-            at = self.places[name]
-            slot = super().param(at.name)
-            if at.turned and len(self.values[slot].shape) == 2:
+            place = self.places[name]
+            slot = super().param(place.name)
+            if place.turned and len(self.values[slot].shape) == 2:
                 slot = ops.transpose(self, slot, 1, 0)
-            if at.parts > 1:
-                slot = ops.part(self, slot, at, self.heads)
+            if not place.whole:
+                slot = ops.part(self, slot, place)
             self.parts[name] = slot
         return self.parts[name]
 
@@ -130,19 +127,15 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
     ours = tensor_shapes(model.arch)
     layer = Network(model.arch, tuple((name, model.places[name]) for name in ours))
     params: dict[str, NDArray[Any]] = {}
-    for name, at in layer.places:
-        tensor = model.tensors[name]
-        wide = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
-        if at.parts == 1:
-            params[at.name] = np.array(wide.T if at.turned else wide)
+    shapes = layer.shapes()
+    for name, place in layer.places:
+        tensor = wide(model.tensors[name])
+        numbers = tensor.astype(np.float64 if tensor.dtype == np.float64 else np.float32)
+        if place.whole:
+            params[place.name] = np.array(numbers.T if place.turned else numbers)
             continue
-        whole = params.setdefault(at.name, np.empty(layer.shapes()[at.name], wide.dtype))
-        rows = whole.T if at.turned else whole
-        if at.by_head:
-            grouped = rows.reshape(model.arch.heads, at.parts, -1, *rows.shape[1:])
-            grouped[:, at.part] = wide.reshape(model.arch.heads, -1, *rows.shape[1:])
-        else:
-            rows[at.part * len(wide) : (at.part + 1) * len(wide)] = wide
+        whole = params.setdefault(place.name, np.empty(shapes[place.name], numbers.dtype))
+        put_rows(whole.T if place.turned else whole, place, numbers)
     return layer, params
 
 
@@ -150,22 +143,37 @@ def from_model(model: Model) -> tuple[Network, dict[str, NDArray[Any]]]:
 # here is refused, so that no network is trained as another one.
 _FIELDS = """family vocab hidden layers heads kv_heads head_dim v_head_dim intermediate activation
 norm_eps attn_scale norm residual final_norm qk_norm latent_eps rope positions position_offset
-masked_positions buckets bucket_distance causal windows attn_cap scale_by_layer qkv_bias o_bias mla
+position_count buckets bucket_distance causal windows attn_cap scale_by_layer qkv_bias o_bias mla
 gated mlp_bias moe embed_dim embed_scale embed_norm token_types tied head head_bias head_scale
-head_cap pooler decoder_layers decoder_start"""
+head_cap pooler pad decoder_layers decoder_start moe.experts moe.top_k moe.intermediate moe.score
+moe.normalise moe.scale moe.groups moe.top_groups moe.correction moe.shared moe.dense"""
 _KNOWN = frozenset(_FIELDS.split())
+_VALUES = {  # and of these fields some values only
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plain"),
+    "residual": ("pre", "post", "sandwich", "parallel", "parallel_shared"),
+    "qk_norm": (None, "rms", "rms_plus_one", "layer"),
+    "position_count": ("all", "kept"),
+    "moe.score": ("softmax", "sigmoid"),
+}
 
 
 def _check(arch: Arch) -> None:
-    plain = Arch(**{
-        name: getattr(arch, name) for name in _KNOWN if name in arch.__dataclass_fields__
-    })  # fmt: skip
-    for name in arch.__dataclass_fields__:
-        if name not in _KNOWN and getattr(arch, name) != getattr(plain, name):
+    every = {f.name: (getattr(arch, f.name), f.default) for f in fields(arch)}
+    if arch.moe is not None:
+        every |= {f"moe.{f.name}": (getattr(arch.moe, f.name), f.default) for f in fields(arch.moe)}
+    for name, (value, default) in every.items():
+        covered = value in _VALUES.get(name, (value,)) if name in _KNOWN else value == default
+        if not covered:
             raise UnsupportedError(
-                f"from_model: {arch.family} has {name} = {getattr(arch, name)!r:.60}, a block "
-                "without a backward pass; train another family"
+                f"from_model: {arch.family} has {name} = {value!r:.60}, a block without a backward "
+                "pass; train another family"
             )
+    rope = arch.rope
+    if rope is not None and rope.interleaved and rope.width < arch.head_dim and arch.mla is None:
+        raise UnsupportedError(
+            f"from_model: {arch.family} turns pairs (2j, 2j + 1) of a part of a head, a block "
+            "without a backward pass; train another family"
+        )
 
 
 def _linear(r: Recorder, name: str, x: int, *, bias: bool) -> int:
@@ -192,7 +200,7 @@ def _between(a: Arch) -> tuple[str, ...]:
     for stack in stacks(a):
         for i in range(stack.layers):
             layer = f"{stack.prefix}layers.{i}"
-            names += [f"{layer}.{norm}" for norm in layer_norms(a, cross=stack.cross)]
+            names += [f"{layer}.{norm}" for norm in layer_norms(a, i, cross=stack.cross)]
             names += [f"{layer}.softmax"] + [f"{layer}.cross_softmax"] * stack.cross
             if a.moe is None or not has_experts(a, i):
                 names.append(f"{layer}.act")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from numsim.kernels.elementwise import activations, functions
 from numsim.kernels.elementwise import derivatives as slopes
 from numsim.kernels.elementwise import rotary as rotary_kernel
-from numsim.models.config import At
+from numsim.models.places import Place, put_rows, rows_of_groups
 from numsim.nn.products import Context, backward_product, clipped, forward_product
 from numsim.nn.tape import Recorder
 
@@ -38,7 +38,9 @@ def product(r: Recorder, name: str, x: int, w: int) -> int:
     if name:
         r.owners.append((len(r.steps), f"the product {name}"))
     if len(right.shape) == 2:
-        y, saved = forward_product(r.context, name, left.reshape(-1, left.shape[-1]), right)
+        codes = r.codes.setdefault(x, {})
+        rows = left.reshape(-1, left.shape[-1])
+        y, saved = forward_product(r.context, name, rows, right, inputs=codes)
         y = y.reshape(*left.shape[:-1], y.shape[-1])
     else:
         y, saved = forward_product(r.context, name, left, right)
@@ -124,26 +126,17 @@ def _slice_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
 
 
 def _part_back(c: Context, saved: Any, g: Array) -> tuple[Array]:
-    shape, at, heads = saved
+    shape, place = saved
     out = np.zeros(shape, g.dtype)
-    if at.by_head:
-        grouped = out.reshape(heads, at.parts, -1, *shape[1:])
-        grouped[:, at.part] = g.reshape(heads, -1, *shape[1:])
-    else:
-        out[at.part * len(g) : (at.part + 1) * len(g)] = g
+    put_rows(out, place, g)
     return (out,)
 
 
-def part(r: Recorder, x: int, at: At, heads: int) -> int:
+def part(r: Recorder, x: int, place: Place) -> int:
     """Return the rows of one of several tensors that are stored as one."""
     value = r.array(x)
-    rows = len(value) // at.parts
-    if at.by_head:
-        grouped = value.reshape(heads, at.parts, -1, *value.shape[1:])
-        y = np.ascontiguousarray(grouped[:, at.part]).reshape(rows, *value.shape[1:])
-    else:
-        y = value[at.part * rows : (at.part + 1) * rows]
-    return r.apply(_part_back, (x,), y, value.shape, at, heads)
+    y = np.ascontiguousarray(rows_of_groups(value, place))
+    return r.apply(_part_back, (x,), y, value.shape, place)
 
 
 def last(r: Recorder, x: int, start: int, stop: int) -> int:

@@ -9,7 +9,7 @@ multiply-adds, K ascending.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,7 @@ from numsim.targets import matmul
 
 Array = NDArray[Any]
 Watch = Callable[[str, str, Array, QTensor], object]
+Codes = dict[Any, QTensor]  # of one tensor, by how it is stored
 PRODUCTS = ("forward", "dgrad", "wgrad")
 ONE_SCALE = ("none", "per_tensor")
 
@@ -189,9 +190,10 @@ class Operands:
     name: str
     rule: Any
     sources: dict[str, Any]  # x, w, g: float32 arrays, or QTensors that are stored
-    weights: dict[Any, QTensor] = field(default_factory=dict)  # of w: steps of a cell share them
+    weights: Codes = field(default_factory=dict)  # of w: steps of a cell share them
     made: dict[Any, QTensor] = field(default_factory=dict)
     at: tuple[object, ...] = ()  # tells this product from others of its name in a pass, for draws
+    shared: dict[str, Codes] = field(default_factory=dict)  # of x, g: what other products share
 
     def get(self, tensor: str, quant: Any, axis: int) -> QTensor:
         """Return the codes of x, w or g with scales that are constant along `axis`, -1 or -2."""
@@ -224,13 +226,7 @@ class Operands:
         try:
             if self.rule.delayed is not None and quant.granularity == "per_tensor":
                 return self._delayed(tensor, quant, source)
-            if tensor == "g" and self.rule.gradient_scale != 1.0:
-                scale = np.float32(self.rule.gradient_scale)
-                q = quantize(source * scale, quant, axis=axis, **self._random(tensor, quant, axis))
-                given = np.float32(1) if q.scale is None else q.scale
-                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
-            else:
-                q = quantize(source, quant, axis=axis, **self._random(tensor, quant, axis))
+            q = self._quantised(tensor, quant, source, axis)
         except NumsimError as error:
             kind = NumsimError if np.isfinite(source).all() else NotFiniteError
             name = self.name or "the product"
@@ -238,6 +234,21 @@ class Operands:
         if c.watch is not None and quant != RAW:
             c.watch(self.name, tensor if axis == -1 else f"{tensor}T", source, q)
         return q
+
+    def _quantised(self, tensor: str, quant: Quant, source: Array, axis: int) -> QTensor:
+        scale = np.float32(self.rule.gradient_scale if tensor == "g" else 1)
+        # Each product has draws of its own, and what is requantised is this product's alone.
+        same = quant.rounding != "sr" and source is self.sources[tensor]
+        codes = self.shared.get(tensor, {}) if same else {}
+        key = quant, None if _for_both_axes(quant) else axis, scale
+        if key not in codes:
+            scaled = source if scale == 1 else source * scale
+            q = quantize(scaled, quant, axis=axis, **self._random(tensor, quant, axis))
+            if scale != 1:
+                given = np.float32(1) if q.scale is None else q.scale
+                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
+            codes[key] = q
+        return codes[key]
 
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
         if quant.rounding != "sr":
@@ -273,13 +284,13 @@ def _role(tensor: str) -> str:
 
 
 def forward_product(
-    context: Context, name: str, x: Array, w: Any, weights: dict[Any, QTensor] | None = None,
-    at: tuple[object, ...] = (),
+    context: Context, name: str, x: Array, w: Any, weights: Codes | None = None,
+    at: tuple[object, ...] = (), *, inputs: Codes | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
     """Return y = x W^T [..., M, N], and what `backward_product` needs.
 
     `weights` keeps the codes of W for further products with the same W, which `at` tells apart:
-    each has random bits of its own.
+    each has random bits of its own. `inputs` keeps those of x for products with the same x.
     """
     rule = context.rule(name)
     if not x.size:  # no row: nothing to quantise, and no gradient
@@ -287,7 +298,8 @@ def forward_product(
     if rule is None:
         return chains(x, np.swapaxes(w, -1, -2)), (x, w)
     kept = {} if weights is None else weights
-    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at)
+    shared = {} if inputs is None else {"x": inputs}
+    operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at, shared=shared)
     one = rule.forward
     left = operands.get("x", one.activations, -1)
     return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
@@ -297,31 +309,87 @@ def backward_product(
     context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True, weights: bool = True
 ) -> tuple[Array | None, Array | None]:
     """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
-    if len(saved) == 2:
-        x, w = saved
+    dx, (dw,) = backward_products(context, [saved], g, inputs=inputs, weights=[weights])
+    return dx, dw
+
+
+def backward_products(
+    context: Context, products: Sequence[tuple[Any, ...]], g: Array, *, inputs: bool,
+    weights: Sequence[bool],
+) -> tuple[Array | None, list[Array | None]]:  # fmt: skip
+    """Return dx = g W of the first of several products with one g, and dW = g^T x of each.
+
+    They share codes of g where none draws its own. One product gives all dW where each x has one
+    scale: columns of x stand side by side, and the sums of one do not depend on the others.
+    """
+    codes: Codes = {}
+    each = [
+        _with_gradient(context, p[0], g, codes) if len(p) == 1 else p for p in products
+    ]  # a tape may be read again, and then with another gradient
+    if len(each) > 1 and all(weights) and _fit_side_by_side(each):
+        dx, _ = _backward(context, each[0], g, inputs, False)
+        return dx, _side_by_side(each)
+    found = [
+        _backward(context, p, g, inputs and p is each[0], wanted)
+        for p, wanted in zip(each, weights, strict=True)
+    ]
+    return found[0][0], [dw for _, dw in found]
+
+
+def _with_gradient(context: Context, kept: Operands, g: Array, codes: Codes) -> Operands:
+    return Operands(
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
+        kept.at, kept.shared | {"g": codes},
+    )  # fmt: skip
+
+
+def _backward(
+    context: Context, product: Operands | tuple[Any, ...], g: Array, inputs: bool, weights: bool
+) -> tuple[Array | None, Array | None]:
+    if not isinstance(product, Operands):
+        x, w = product
         if not x.size:
             dx = np.zeros(x.shape, context.dtype) if inputs else None
             return dx, np.zeros(w.shape, context.dtype) if weights else None
         dx = chains(g, w) if inputs else None
         return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
-    kept: Operands = saved[0]
-    # A tape may be read again, and then with another gradient.
-    operands = Operands(
-        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
-        kept.at,
-    )  # fmt: skip
-    rule, dx, dw = kept.rule, None, None
+    rule, sources, dx, dw = product.rule, product.sources, None, None
     if inputs:
         one = rule.dgrad
-        right = operands.get("w", one.weights, -2)
-        dx = _multiply(operands.get("g", one.activations, -1), right, one)
+        right = product.get("w", one.weights, -2)
+        dx = _multiply(product.get("g", one.activations, -1), right, one)
         if rule.clip_gradient:
-            dx = clipped(dx, kept.sources["x"], operands.get("x", rule.forward.activations, -1))
+            dx = clipped(dx, sources["x"], product.get("x", rule.forward.activations, -1))
     if weights:
-        dw = _weight_gradient(operands)
+        dw = _weight_gradient(product)
         if rule.clip_gradient:
-            dw = clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
+            dw = clipped(dw, sources["w"], product.get("w", rule.forward.weights, -1))
     return dx, dw
+
+
+def _fit_side_by_side(products: Sequence[Operands | tuple[Any, ...]]) -> bool:
+    rules = []
+    for p in products:
+        if not isinstance(p, Operands) or isinstance(p.sources["x"], QTensor):
+            return False
+        rules.append(p.rule)
+    rule = rules[0]
+    left, right = (
+        RAW if q is None else as_quant(q) for q in (rule.wgrad.activations, rule.wgrad.weights)
+    )
+    own = rule.hadamard or rule.clip_gradient or rule.delayed or left.rounding == "sr"
+    return not own and right.granularity in ONE_SCALE and all(other == rule for other in rules)
+
+
+def _side_by_side(products: Sequence[Any]) -> list[Array | None]:
+    one = products[0].rule.wgrad
+    gs = [p.get("g", one.activations, -2) for p in products]  # one tensor, told each watch
+    xs = [p.get("x", one.weights, -2) for p in products]
+    widths = [x.shape[-1] for x in xs]
+    scales = np.repeat(np.array([x.scale for x in xs], np.float32).reshape(-1), widths)
+    joined = QTensor(np.concatenate([x.codes for x in xs], axis=-1), xs[0].fmt, scales[None])
+    both = _multiply(gs[0].T, joined, one)
+    return [np.ascontiguousarray(dw) for dw in np.split(both, np.cumsum(widths)[:-1], axis=-1)]
 
 
 def _weight_gradient(operands: Operands) -> Array:

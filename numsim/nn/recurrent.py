@@ -16,7 +16,13 @@ from numsim.kernels.elementwise import derivatives as cells
 from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
-from numsim.nn.products import Context, Operands, backward_product, forward_product
+from numsim.nn.products import (
+    Context,
+    Operands,
+    backward_product,
+    backward_products,
+    forward_product,
+)
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
 
@@ -26,10 +32,13 @@ Array = NDArray[Any]
 SMALL = 1 << 23  # multiply-adds of a step below which a second thread costs more than it gives
 
 
+def _alone(batch: int, weight_h: Any) -> bool:
+    """Return whether one thread does the steps: results do not depend on it, their time does."""
+    return threads() == 1 or batch * weight_h.shape[0] * weight_h.shape[1] < SMALL
+
+
 def _threads(batch: int, weight_h: Any) -> Any:
-    """Return a context for the steps: results do not depend on threads, the time of a step does."""
-    small = batch * weight_h.shape[0] * weight_h.shape[1] < SMALL
-    return using_threads(1 if small else threads())
+    return using_threads(1 if _alone(batch, weight_h) else threads())
 
 
 def _begin(
@@ -59,19 +68,21 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     shape = (batch, steps, hidden)
     h, before_c, before_h, squashed = (np.empty(shape, c.dtype) for _ in range(4))
     gates = np.empty((batch, steps, 4 * hidden), c.dtype)
-    last_h, last_c = np.array(r.array(h0)), np.array(r.array(c0))
+    last_h, last_c = (np.array(r.array(i), order="C") for i in (h0, c0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
     name = f"{prefix}recurrent"
     rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
-    one_call = fused.forward(c, name, weight_h, codes) if rounded is None else None
-    done = 0
-    if one_call is not None:
-        done = kernel.lstm_forward(
-            xw, *one_call, bias_x, bias_h, last_h, last_c, gates, before_h, before_c, squashed, h
+    call = fused.forward(c, name, weight_h, codes) if _alone(batch, weight_h) else None
+    step, done = None, 0
+    if call is not None and rounded is None:
+        states = kernel.Forward(
+            xw, bias_x, bias_h, last_h, last_c, gates, before_h, before_c, squashed, h
         )
+        done = kernel.FORWARD[call.unit](call.weights, states)
         recurrent = [None] * done
-    step = None if one_call is not None else fused.forward_step(c, name, weight_h, codes)
+    else:
+        step = fused.one_step(call, 4 * hidden, np.zeros(2, np.int64))
     with _threads(batch, weight_h):
         for t in range(done, steps):
             hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
@@ -97,20 +108,17 @@ def _lstm_back(
     saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
     batch, steps, _ = gates.shape
     dgates = np.empty_like(gates)
-    dh, dc = np.array(dh_last), np.array(dc_last)
+    dh, dc = (np.array(g, order="C") for g in (dh_last, dc_last))
     name = f"{prefix}recurrent"
-    one_call = fused.backward(c, name, weight_h, codes)
+    call = fused.backward(c, name, weight_h, codes) if _alone(batch, weight_h) else None
     done = 0
-    if one_call is not None:
+    if call is not None:
         lost = np.zeros(2, np.int64)
-        done = kernel.lstm_backward(
-            np.ascontiguousarray(dy), *one_call, gates, before_c, squashed, dh, dc, dgates, lost
+        states = kernel.Backward(
+            np.ascontiguousarray(dy), gates, before_c, squashed, dh, dc, dgates, lost
         )
+        done = kernel.BACKWARD[call.unit](call.weights, states)
         fused.count(c, lost)
-    lost = np.zeros(2, np.int64)
-    step = None
-    if one_call is None:
-        step = fused.backward_step(c, name, weight_h, codes, lost)
     with _threads(batch, weight_h):
         for t in reversed(range(steps - done)):
             dh = dh + dy[:, t]
@@ -118,8 +126,7 @@ def _lstm_back(
                 dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
             )
             here = np.ascontiguousarray(dgates[:, t])
-            dh = _through(c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here)
-    fused.count(c, lost)
+            dh = _through(c, name, None, t, recurrent[t], before_h[:, t], weight_h, codes, here)
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, wanted, dh, dc)
 
 
@@ -156,27 +163,27 @@ def _all_steps(
     batch, steps, width = dx_gates.shape
     flat_x = dx_gates.reshape(-1, width)
     first = 1 + len(states)  # among the inputs: x, states, weight_ih, weight_hh, biases
-    dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first])
     flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
     all_h = before_h.reshape(-1, before_h.shape[-1])
-    dw_h = None
-    if wanted[first + 1]:
-        dw_h = _recurrent_weights(c, f"{prefix}recurrent", all_h, weight_h, flat_h)
+    saved_h = _all_states(c, f"{prefix}recurrent", all_h, weight_h)
+    weights = wanted[first : first + 2]
+    if flat_h is flat_x:
+        dx, (dw_x, dw_h) = backward_products(
+            c, [saved_x, saved_h], flat_x, inputs=wanted[0], weights=weights
+        )
+    else:
+        dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=weights[0])
+        _, dw_h = backward_product(c, saved_h, flat_h, inputs=False, weights=weights[1])
     db_x = cells.column_sums(flat_x)
     db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
     dx = None if dx is None else dx.reshape(batch, steps, -1)
     return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 
-def _recurrent_weights(c: Context, name: str, h: Array, w: Any, g: Array) -> Array:
+def _all_states(c: Context, name: str, h: Array, w: Any) -> tuple[Any, ...]:
+    """Return what the weights' gradient needs: all states under one scale, not one a step."""
     rule = c.rule(name)
-    if rule is None:
-        saved: tuple[Any, ...] = (h, w)
-    else:  # the states of all steps under one scale: the forward products had one a step
-        saved = (Operands(c, name, rule, {"x": h, "w": w}),)
-    dw = backward_product(c, saved, g, inputs=False)[1]
-    assert dw is not None
-    return dw
+    return (h, w) if rule is None else (Operands(c, name, rule, {"x": h, "w": w}),)
 
 
 def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[int, ...]:
@@ -196,7 +203,8 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
     name = f"{prefix}recurrent"
-    step = fused.forward_step(c, name, weight_h, codes)
+    call = fused.forward(c, name, weight_h, codes) if _alone(batch, weight_h) else None
+    step = fused.one_step(call, 3 * hidden, np.zeros(2, np.int64))
     rounded = rounded_cells.Keep.of(c, f"{prefix}cell")
     with _threads(batch, weight_h):
         for t in range(steps):
@@ -222,7 +230,8 @@ def _gru_back(
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
     dh = np.array(dh_last)
     name, lost = f"{prefix}recurrent", np.zeros(2, np.int64)
-    step = fused.backward_step(c, name, weight_h, codes, lost)
+    call = fused.backward(c, name, weight_h, codes) if _alone(batch, weight_h) else None
+    step = fused.one_step(call, dh.shape[1], lost)
     with _threads(batch, weight_h):
         for t in reversed(range(steps)):
             dh = dh + dy[:, t]

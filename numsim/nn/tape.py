@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from numsim.arguments import as_array
 from numsim.errors import NumsimError
-from numsim.nn.products import Context
+from numsim.nn.products import Codes, Context
 from numsim.quant import QTensor
 
 Array = NDArray[Any]
@@ -57,6 +57,7 @@ class Recorder:
     steps: list[Step] = field(default_factory=list)
     slots: dict[str, int] = field(default_factory=dict)  # of parameters
     owners: list[tuple[int, str]] = field(default_factory=list)  # number of steps before, whose
+    codes: dict[int, Codes] = field(default_factory=dict)  # of values that products share, as rows
 
     def put(self, value: Any) -> int:
         """Return the number of a new value."""

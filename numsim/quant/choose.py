@@ -13,7 +13,7 @@ from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.quant.clip import best_candidate, clipped_amax, least_squares_scale
 from numsim.quant.four_bits import four_over_six, rows_of_memory, stored_four_over_six
-from numsim.quant.rule import POW2_FORMATS, Quant, has_two_levels, percentile
+from numsim.quant.rule import POW2_FORMATS, Quant, amax_bound, has_two_levels, percentile
 from numsim.quant.scales import (
     WIDE,
     amax_scale,
@@ -52,6 +52,9 @@ def choose(
         return _coded(_least_error(values, amax, rule, sizes), rule)
     if rule.scale_rule == "kl" or percentile(str(rule.scale_rule)) is not None:
         amax = clipped_amax(values, amax, rule, sizes)
+    bound = amax_bound(str(rule.scale_rule))
+    if bound is not None:
+        amax = np.minimum(amax, amax.dtype.type(bound))
     return _coded(scales_from_amax(amax, rule), rule)
 
 

@@ -27,7 +27,7 @@ def product_to_odd(a: Floats, b: Floats) -> Floats:
     return to_odd(product, _lost(a, b, product))
 
 
-def quotient_to_odd(a: Floats, b: float) -> Floats:
+def quotient_to_odd(a: Floats, b: Floats | float) -> Floats:
     """Return a / b, rounded to odd where it is inexact.
 
     Examples
@@ -35,8 +35,8 @@ def quotient_to_odd(a: Floats, b: float) -> Floats:
     >>> float(quotient_to_odd(np.array([1.0]), 3.0)[0]).hex()
     '0x1.5555555555555p-2'
     """
-    quotient = a / np.float64(b)
-    by = np.broadcast_to(np.float64(b), np.shape(a))
+    quotient = a / np.asarray(b, np.float64)
+    by = np.broadcast_to(np.asarray(b, np.float64), np.shape(quotient))
     product = quotient * by
     rest = (a - product) - _lost(quotient, by, product)
     return to_odd(quotient, rest * np.sign(by))

@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
+from numsim.dispatch import encode_quotients
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike
 from numsim.kernels.convert import blocks
+from numsim.kernels.convert.float32 import largest
 from numsim.quant import four_bits
 from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant.choose import Scales, choose, given_above, given_scales
@@ -184,6 +186,8 @@ def quantize_pieces(
         return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
     amax = _amax(values, wide, pieces, rule, sizes, axis, done)
     _check_finite(amax, values)
+    if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
+        scale, tensor_scale = (None, rule.scale) if rule.above else (rule.scale, None)
     above = given_above(tensor_scale, rule, values.shape, axis)
     if scale is not None:
         chosen = given_scales(scale, rule, amax.shape, above)
@@ -224,7 +228,14 @@ def quantize_pieces(
     if chosen.above is not None:
         divisor = divisor * np.asarray(chosen.above, np.float64)
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    usual = wide is np.float32 and rule.rounding == "rne" and rule.overflow == "saturate"
+    by_one = usual and divisor.ndim == 0 and divisor.dtype == np.float32
     for piece in pieces:
+        if by_one:
+            part = values[piece].astype(wide, copy=False)
+            if encode_quotients(rule.fmt, part, np.float32(divisor), codes[piece]):
+                done()
+                continue
         if by_blocks:
             part, each = values[piece], divisor[_blocks_of(piece, rule, axis % values.ndim)]
             quotient = blocks.divided(part, each, axis, int(str(rule.block)))
@@ -369,7 +380,7 @@ def _amax(
     axis: int, done: Callable[[], object],
 ) -> NDArray[Any]:  # fmt: skip
     """Return the largest magnitude of every part that shares a scale."""
-    found = []
+    found: list[Any] = []
     for piece in pieces:
         done()
         part = values[piece].astype(wide, copy=False)
@@ -377,6 +388,9 @@ def _amax(
             found.append(block_amax(part, sizes))
             continue
         along = None if rule.granularity == "per_tensor" else axis
+        if along is None and wide is np.float32 and part.flags.c_contiguous and part.flags.aligned:
+            found.append(np.uint32(largest(part.reshape(-1).view(np.uint32))).view(np.float32))
+            continue
         high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
         low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
         found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -63,7 +64,8 @@ class Quant:
         ``float16``, ``float8_e8m0fnu`` (powers of two). Those of less than 16 bits, as
         ``float8_e4m3fn`` of NVFP4 or ``float8_ue5m3``, have `tensor_scale` on top.
     scale_rule
-        ``amax``: the largest magnitude maps to the format's maximum. ``amax_half``, of integers:
+        ``amax``: the largest magnitude maps to the format's maximum; ``amax:1200``: that or 1200,
+        whichever is smaller, as FBGEMM's ``activation_scale_ub`` says. ``amax_half``, of integers:
         to half of the span of the codes, 127.5 of int8 (torchao's and compressed-tensors'
         "symmetric"). ``mse``, ``percentile:99.9``, ``kl``: the scale of least squared error, or
         a smaller magnitude maps there, and what is beyond it saturates (see
@@ -83,6 +85,10 @@ class Quant:
     scale_max
         The block scale to which the tensor's largest block maps under `tensor_scale`; None: the
         format's largest, 448 of E4M3, or 256 under ``4over6``.
+    scale
+        A fixed scale in place of one from amax, as checkpoints store it for activations: of the
+        tensor (per_tensor), or `tensor_scale` itself. What is beyond its reach overflows. Kept as
+        the float32 number that it is used as.
 
     Raises
     ------
@@ -114,6 +120,7 @@ class Quant:
     zero_point: bool = False
     tensor_scale: str | None = "per_tensor"
     scale_max: float | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", kept_format(self.format))
@@ -139,6 +146,7 @@ class Quant:
         rule = self.scale_rule or usual.get(self.scale_format, "amax")
         object.__setattr__(self, "scale_rule", rule)
         named = "percentile:P" if percentile(rule) is not None else rule
+        named = "amax:BOUND" if amax_bound(rule) is not None else named
         for what, value, known in (
             ("granularity", granularity, GRANULARITIES),
             (f"scale_rule for {self.scale_format} scales", named, _rules(self.scale_format, fmt)),
@@ -165,6 +173,8 @@ class Quant:
             )
         self._check_levels()
         self._check_zero_point(fmt)
+        if self.scale is not None:
+            object.__setattr__(self, "scale", _fixed_scale(self))
 
     def _check_levels(self) -> None:
         """Refuse two levels of scales where there is one, and choices without blocks."""
@@ -263,6 +273,25 @@ class Quant:
         return scale_bits(self.scale_format) + (self.fmt.bits if self.zero_point else 0) + small
 
 
+def _fixed_scale(quant: Quant) -> float:
+    """Return the scale of a Quant that fixes one, rounded to float32."""
+    given = quant.scale
+    one = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    with np.errstate(over="ignore"):
+        value = float(np.float32(given)) if one and given is not None else 0.0
+    if not 0 < value < math.inf:
+        raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
+    plain = quant.granularity == "per_tensor" and quant.scale_format == "float32"
+    if quant.zero_point or not (plain or quant.above == "per_tensor"):
+        raise NumsimError(
+            "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
+            f"narrow block scales; got granularity={quant.granularity!r}, scale_format="
+            f"{quant.scale_format!r}, tensor_scale={quant.tensor_scale!r}, zero_point="
+            f"{quant.zero_point}; scales of parts go to quantize(..., scale=...)"
+        )
+    return value
+
+
 def _check_scale_format(name: Any) -> None:
     known = name in ("pow2", "float32")
     if not known:
@@ -290,6 +319,7 @@ def _rules(scale_format: str, fmt: Format) -> tuple[str, ...]:
         return ("hif4",) if fmt.name == "float4_e1m2fn" else ()
     rules: tuple[str, ...] = ("amax", *CLIP_RULES)
     if not has_two_levels(scale_format):
+        rules = (*rules, "amax:BOUND")
         return (*rules, "amax_half") if fmt.kind == "integer" else rules
     e4m3 = scale_format in ("float8_e4m3fn", "float8_ue4m3")
     return (*rules, *CHOICE_RULES) if e4m3 and fmt.name == "float4_e2m1fn" else rules
@@ -321,6 +351,23 @@ def percentile(rule: str) -> Fraction | None:
         return None
     value = Fraction(text)
     return value if 0 < value <= 100 else None
+
+
+def amax_bound(rule: str) -> float | None:
+    """Return BOUND of ``amax:BOUND``, above 0 and within float32; None for another rule.
+
+    Examples
+    --------
+    >>> amax_bound("amax:1200"), amax_bound("amax:-1"), amax_bound("amax")
+    (1200.0, None, None)
+    """
+    head, _, text = str(rule).partition(":")
+    if head != "amax" or not text.isascii() or len(text) > 40:
+        return None
+    with suppress(ValueError):
+        value = float(text)
+        return value if 1e-30 <= value <= 3e38 else None
+    return None
 
 
 def _block(block: object) -> int | tuple[int, int]:

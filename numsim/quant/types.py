@@ -244,6 +244,9 @@ class QTensor:
             tensor_scale=above,
         )  # fmt: skip
         turned.packed["codes"] = [codes]
+        if "locked" in self.packed:  # what is known of codes that stay
+            for key in {"survey", "finite"} & self.packed.keys():
+                turned.packed[key] = self.packed[key]
         return turned
 
     def values(self) -> NDArray[Any]:

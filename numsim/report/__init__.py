@@ -1,30 +1,24 @@
-"""Reports: the CSV file of a sweep becomes a Markdown page and figures. Knows nothing of models."""
+"""Reports: the CSV file of a sweep becomes a page, tables and figures. Knows nothing of models.
+
+The package is called itself: ``numsim.report(frame)`` is `numsim.report.notebook.report`.
+"""
 
 from __future__ import annotations
 
-import shlex
+import inspect
+import sys
 from pathlib import Path
+from types import ModuleType
 
-import pandas as pd
-
-from numsim.cost import load_costs
 from numsim.errors import NumsimError
-from numsim.files import check_regular, escape_cell, replace_files
+from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
-from numsim.report.compare import compare
-from numsim.report.costs import cost_section
-from numsim.report.decide import Answers, best_first, runs_of
-from numsim.report.figures import draw_figures
-from numsim.report.heat import draw_layers
-from numsim.report.html import write_page
-from numsim.report.page import write_markdown
-from numsim.report.pareto import draw_fronts
-from numsim.report.tables import Results, read_results
+from numsim.report.build import sweep_files
+from numsim.report.notebook import Page, report
 from numsim.report.training import is_training, training_files
 
-__all__ = ["write_report"]
+__all__ = ["Page", "report", "write_report"]
 FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
-STATIC = ("pareto_bits", "perplexity", "cosine")  # figures that the page shows where no script runs
 
 
 @known_floats
@@ -81,8 +75,8 @@ def write_report(
     ...     _ = csv.write_text(f"{','.join(row)}{chr(10)}{','.join(row.values())}")
     ...     files = write_report(csv, Path(folder, "report"))
     ...     print([file.name for file in files])
-    ...     print(files[1].read_text().splitlines()[0])
-    ['report.html', 'report.md', 'perplexity.png', 'perplexity.svg', 'cases.csv']
+    ...     print(files[0].read_text().splitlines()[0])
+    ['report.md', 'report.html', 'perplexity.png', 'perplexity.svg', 'cases.csv']
     # Number formats on `tiny`
     """
     out = results.with_name(f"{results.stem}-report") if out is None else out
@@ -94,48 +88,6 @@ def write_report(
     if is_training(results):
         return _save(training_files(results), out)
     return _save(sweep_files(results, against=against, cost=cost), out)
-
-
-def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> dict[str, bytes]:
-    """Return the files of the report of a sweep, by name."""
-    costs = load_costs(cost)
-    found = read_results(results, None if cost is None else costs)
-    compared = None if against is None else compare(found, against)
-    drawn = draw_figures(found) | draw_fronts(found) | draw_layers(found)
-    markdown = write_markdown(found, {name: figure.caption for name, figure in drawn.items()})
-    ranked = Results(found.source, best_first(found.cases), found.products, found.unfinished)
-    runs = runs_of(ranked.cases)
-    answers = [Answers(ranked, ranked.cases[runs == run]) for run in range(runs.max() + 1)]
-    page = write_page(
-        ranked, answers,
-        None if compared is None or against is None else (compared, against.name),
-        {name: drawn[name].svg for name in STATIC if name in drawn},
-        [cost_section(ranked, costs, None if cost is None else cost.name)],
-        commands_of(results, against, cost), {},
-    )  # fmt: skip
-    files = {"report.html": page.encode(), "report.md": markdown.encode()}
-    for name, figure in drawn.items():
-        files |= {f"{name}.png": figure.png, f"{name}.svg": figure.svg}
-    tables = {"cases": ranked.cases, "products": ranked.products, "compare": compared}
-    return files | {
-        f"tables/{name}.csv": as_csv(table)
-        for name, table in tables.items()
-        if table is not None and not table.empty
-    }
-
-
-def as_csv(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV that no spreadsheet computes."""
-    text = table.map(lambda cell: escape_cell(cell) if isinstance(cell, str) else cell)
-    return text.to_csv(index=False, lineterminator="\r\n").encode()
-
-
-def commands_of(results: Path, against: Path | None, cost: Path | None) -> list[str]:
-    """Return the commands that make the report again."""
-    words = ["numsim", "report", results.name]
-    words += ["--against", against.name] if against else []
-    words += ["--cost", cost.name] if cost else []
-    return [shlex.join(words)]
 
 
 def _save(files: dict[str, bytes], out: Path) -> list[Path]:
@@ -156,3 +108,13 @@ def _save(files: dict[str, bytes], out: Path) -> list[Path]:
             f"report: cannot write into {out}: {error.strerror}; name a folder you may write to"
         ) from None
     return list(found)
+
+
+class _Called(ModuleType):
+    """A function of the name of its package would hide it from ``import numsim.report.tables``."""
+
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _Called
+__signature__ = inspect.signature(report)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from numsim.errors import NumsimError
-from numsim.report.tables import RUN, Results, read_results
+from numsim.report.tables import RUN, Results, read_results, records
 
 PERPLEXITY = 1e-6  # relative change from which a case moved
 DECIBELS = 0.01
 SIGMAS = 2.0  # standard errors of the difference of two dNLL
+Line = Mapping[str, Any]
 COLUMNS = ("perplexity", "sqnr_cumulative_db", "dnll", "embedding_cosine")
 
 
@@ -40,11 +43,12 @@ def compare(now: Results, old: Path) -> pd.DataFrame:
     _check_same_run(now, before)
     after, was = now.cases.set_index("case_id"), before.cases.set_index("case_id")
     pairs = _pairs(after, was)
-    new = [case for case in after.index if case not in pairs]
-    gone = [case for case in was.index if case not in set(pairs.values())]
-    rows = [_row(case, after.loc[case], after.loc[case], None) for case in new]
-    rows += [_row(case, was.loc[case], None, was.loc[case]) for case in gone]
-    moved = [_row(a, after.loc[a], after.loc[a], was.loc[b]) for a, b in pairs.items()]
+    mine = {row["case_id"]: row for row in records(now.cases)}
+    other = {row["case_id"]: row for row in records(before.cases)}
+    rows = [_row(case, row, row, None) for case, row in mine.items() if case not in pairs]
+    known = set(pairs.values())
+    rows += [_row(case, row, None, row) for case, row in other.items() if case not in known]
+    moved = [_row(a, mine[a], mine[a], other[b]) for a, b in pairs.items()]
     rows = [row for row in moved if row["differs"]] + rows
     columns = list(rows[0]) if rows else ["case_id", "name", "change", "moved"]
     return pd.DataFrame(rows, columns=columns)
@@ -77,9 +81,7 @@ def _pairs(after: pd.DataFrame, was: pd.DataFrame) -> dict[str, str]:
     return pairs
 
 
-def _row(
-    case: str, one: pd.Series, now: pd.Series | None, was: pd.Series | None
-) -> dict[str, object]:
+def _row(case: str, one: Line, now: Line | None, was: Line | None) -> dict[str, object]:
     """Return a line; `one` is the case as far as there is one, now or before."""
     change = "moved" if now is not None and was is not None else "gone" if now is None else "new"
     row: dict[str, object] = {

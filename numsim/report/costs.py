@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from numsim.cost import Row
 from numsim.report.markup import Html, tag
 from numsim.report.sections import number, rows_table, section
-from numsim.report.tables import Results
+from numsim.report.tables import Results, records
 
 MODEL = "numsim.cost.area_ge, a count of cells"
 HEADS = ("id", "quantity", "operation", "formats", "adds in", "value", "node", "scope", "mark",
@@ -27,8 +27,9 @@ def cost_section(results: Results, costs: Iterable[Row], own: str | None) -> Htm
     )
     head = tag("tr", *(tag("th", h, scope="col") for h in HEADS))
     return section(
-        "cost", "Cost", _areas(results), tag("h3", "Figures from the literature"),
-        tag("p", said, class_="note"), rows_table(head, body),
+        "cost", "Cost", _areas(results),
+        tag("details", tag("summary", f"{len(body)} figures from the literature"),
+            tag("p", said, class_="note"), rows_table(head, body)),
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def _areas(results: Results) -> Html | None:
             tag("td", f"{row['area_low']:.0f} to {row['area_high']:.0f}"),
             data_testid="cost-row", data_mark="model", data_source=MODEL, data_node="none",
         )
-        for row in found.sort_values("area_ge", kind="stable").to_dict("records")
+        for row in records(found.sort_values("area_ge", kind="stable"))
     ]  # fmt: skip
     heads = ("format", "unit", "GE per MAC", "range")
     return tag(

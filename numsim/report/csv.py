@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,6 +208,7 @@ def _check_columns(
         )
 
 
+@lru_cache(maxsize=1 << 16)  # names stand in thousands of lines
 def _cell(text: str, comma: bool) -> str:
     if comma and text.count(",") == 1 and "." not in text:
         return text.replace(",", ".")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from numsim.losses import SIGNIFICANT, Ties, losses_folder
 from numsim.report.measures import BY_KEY
-from numsim.report.tables import RUN, Results
+from numsim.report.tables import RUN, Results, records
 
 EDGES = (4.5, 8.5, 16.5)  # bits per weight: what 4, 8 and 16 bits with their scales stay below
 TOLERANCE = 1.0  # percent of perplexity
 COSINE_TOLERANCE = 0.01  # of an encoder: distance of embeddings from the reference's
-COSTS = ("energy_pj", "area_ge", "bytes_moved")  # what "cheapest" means, the first there is
+SHOWN = 0.005  # bits are shown to two decimals, and 4.5001 is within a budget of 4.5
+COSTS = ("energy_pj", "area_ge", "bytes_moved")  # what "cheapest" means: what most cases have
 SIGNED = {"lower": 1.0, "higher": -1.0}
 
 
@@ -28,6 +30,20 @@ class Choice:
     case: str | None
     tied: tuple[str, ...] = ()
     same: bool = False  # nothing gained over the answer before
+
+
+ALIKE = ("bits_per_weight", "kl_nats", "perplexity", "dnll", "sqnr_cumulative_db",
+         "embedding_cosine")  # fmt: skip
+
+
+def equal_cases(cases: pd.DataFrame) -> list[list[str]]:
+    """Return groups of cases whose figures are the same to the last digit: they are one finding.
+
+    Scaled fixed point is an integer format, for example.
+    """
+    real = cases[~cases["failed"] & np.isfinite(cases[judged_by(cases)])]
+    groups = real.groupby(list(ALIKE), sort=False, dropna=False)["case_id"]
+    return [found for found in groups.agg(list) if len(found) > 1]
 
 
 def runs_of(cases: pd.DataFrame) -> pd.Series:
@@ -55,12 +71,9 @@ def candidates(cases: pd.DataFrame) -> pd.DataFrame:
     """Return the bit-exact cases that did not fail, best first; ties in order of bits."""
     key = judged_by(cases)
     real = cases[cases["exact"] & ~cases["failed"] & np.isfinite(cases[key])]
-    merit = SIGNED[BY_KEY[key].better] * real[key]
-    return (
-        real.assign(merit=merit)
-        .sort_values(["merit", "bits_per_weight"], kind="stable")
-        .drop(columns="merit")
-    )
+    ranked = real.assign(merit=SIGNED[BY_KEY[key].better] * real[key])
+    ordered: pd.DataFrame = ranked.sort_values(["merit", "bits_per_weight"], kind="stable")
+    return ordered
 
 
 def front(cases: pd.DataFrame, x: str, y: str) -> list[str]:
@@ -75,10 +88,11 @@ def front(cases: pd.DataFrame, x: str, y: str) -> list[str]:
     merit = SIGNED[BY_KEY[y].better] * found[y]
     ordered = found.assign(merit=merit).sort_values([x, "merit"], kind="stable")
     best = ordered["merit"].cummin()
-    return ordered.loc[ordered["merit"] < best.shift(1, fill_value=math.inf), "case_id"].tolist()
+    better = ordered["merit"] < best.shift(1, fill_value=math.inf)
+    return [str(case) for case in ordered.loc[better, "case_id"]]
 
 
-def tied_with(best: pd.Series, others: pd.DataFrame, ties: Ties) -> list[str]:
+def tied_with(best: Mapping[str, Any], others: pd.DataFrame, ties: Ties) -> list[str]:
     """Return the cases that chance alone may put behind `best`.
 
     By the losses of single tokens, in pairs, where they stand beside the file; else where the
@@ -91,9 +105,10 @@ def tied_with(best: pd.Series, others: pd.DataFrame, ties: Ties) -> list[str]:
     # In pairs the error is at most the sum of both, so beyond this no pair is tied.
     near = (apart <= math.sqrt(2) * SIGNIFICANT * error) | (apart == 0)
     found = []
-    for at, other in others[near & (others["case_id"] != best["case_id"])].iterrows():
-        mark = ties.mark(best.to_dict(), other.to_dict())
-        by_means = bool(apart[at] == 0 or apart[at] <= SIGNIFICANT * error[at])
+    near &= others["case_id"] != best["case_id"]
+    kept = others.assign(by_means=(apart <= SIGNIFICANT * error) | (apart == 0))[near]
+    for other in records(kept):
+        mark, by_means = ties.mark(best, other), other["by_means"]
         if mark in ("=", "~") or (mark == "?" and by_means):
             found.append(str(other["case_id"]))
     return found
@@ -107,24 +122,23 @@ class Answers:
         self.key = judged_by(cases)
         ties = Ties(results.source if losses_folder(results.source).is_dir() else None)
         self.steps = front(self.cases, "bits_per_weight", self.key)
-        rows = {case: self.cases[self.cases["case_id"] == case].iloc[0] for case in self.steps}
-        self.tied = {case: tied_with(row, self.cases, ties) for case, row in rows.items()}
+        rows = {row["case_id"]: row for row in records(self.cases)}
+        self.tied = {case: tied_with(rows[case], self.cases, ties) for case in self.steps}
         self.bits = dict(zip(self.cases["case_id"], self.cases["bits_per_weight"], strict=True))
-        self.cost = next((c for c in COSTS if np.isfinite(self.cases[c]).any()), None)
+        priced = {cost: int(np.isfinite(self.cases[cost]).sum()) for cost in COSTS}
+        self.cost = max(COSTS, key=lambda cost: priced[cost]) if any(priced.values()) else None
         nodes = self.cases["energy_node"][self.cases["energy_pj"].notna()].nunique()
         if self.cost == "energy_pj" and nodes > 1:  # of two nodes: nothing is cheaper
             self.cost = None
 
-    def choices(
-        self, edges: Sequence[float] = EDGES, tolerance: float = TOLERANCE
-    ) -> list[Choice]:
+    def choices(self, edges: Sequence[float] = EDGES, tolerance: float = TOLERANCE) -> list[Choice]:
         """Return the best case for each budget of bits, the smallest and the cheapest good one."""
         found: list[Choice] = []
         before: str | None = None
         for edge in edges:
-            within = [case for case in self.steps if self.bits[case] <= edge]
+            within = [case for case in self.steps if self.bits[case] <= edge + SHOWN]
             best = within[-1] if within else None
-            tied = [c for c in self.tied.get(best or "", ()) if self.bits[c] <= edge]
+            tied = [c for c in self.tied.get(best or "", ()) if self.bits[c] <= edge + SHOWN]
             same = best is not None and best == before
             found.append(Choice(f"At most {edge:g} bits per weight", best, tuple(tied), same))
             before = best or before
@@ -148,10 +162,15 @@ class Answers:
         return self.cases["perplexity_above"] <= tolerance
 
     def _least(self, good: pd.DataFrame, key: str, question: str) -> Choice:
-        """Return the case that has least of a cost, and those that the model of area has equal."""
+        """Return the case that has least of a cost.
+
+        Of those that the model of area has equal to it the best, and the others as tied.
+        """
         good = good[np.isfinite(good[key])].sort_values(key, kind="stable")
         if good.empty:
             return Choice(question, None)
-        least, tied = good.iloc[0], good.iloc[1:]
-        tied = tied[tied["area_low"] <= least["area_high"]] if key == "area_ge" else tied[:0]
-        return Choice(question, str(least["case_id"]), tuple(tied["case_id"]))
+        alike = good[:1]
+        if key == "area_ge":
+            alike = good[good["area_low"] <= good["area_high"].iloc[0]].sort_values("merit")
+        first, *tied = alike["case_id"]
+        return Choice(question, str(first), tuple(tied))

@@ -27,6 +27,7 @@ from numsim.words import shorten
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX<>*"
 WIDEST = 12.0  # inches
+LISTED = 12  # units, and kinds of scales, that a legend names
 MOST = 40  # cases in a figure: of more the best
 LONGEST = 32  # characters of a name that is told from others by them; tables have all of it
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
@@ -58,13 +59,15 @@ class Measure:
     stderr: str = ""
     zoom: bool = False  # a second panel for the cases near the lowest
     log: bool = False
+    reference: str = ""  # column of what a perfect format would reach
 
 
 MEASURES = (
     Measure("kl", "kl_nats", "KL divergence (nats)", "KL divergence from the reference against "
             "bits per weight; lower is better.", "kl_stderr", log=True),
     Measure("perplexity", "perplexity", "perplexity", "Perplexity of the text against bits per "
-            "weight; lower is better.", zoom=True, log=True),
+            "weight; lower is better. Dashed: the float64 reference.", "perplexity_stderr",
+            zoom=True, log=True, reference="perplexity_reference"),
     Measure("cosine", "cosine_distance", "1 − cosine of embeddings", "Distance of sentence "
             "embeddings from the reference's, one minus their mean cosine, against bits per weight;"
             " lower is better.", "embedding_cosine_stderr", log=True),
@@ -78,15 +81,18 @@ def draw_figures(results: Results) -> dict[str, Drawn]:
     drawn = {}
     what = what_has_noise(results.cases)
     cases, left_out = best_cases(results.cases)
-    cases = cases.assign(cosine_distance=1 - cases["embedding_cosine"])
+    cases = cases.assign(
+        cosine_distance=1 - cases["embedding_cosine"],
+        perplexity_stderr=cases["perplexity"] * cases["dnll_stderr"],
+    )
     with style():
         for measure in MEASURES:
             if _finite(cases[measure.column]).any():
                 words = {
                     key: getattr(measure, key).format(what=what) for key in ("axis", "caption")
                 }
-                figure = _lanes_figure(cases, replace(measure, **words))
-                drawn[measure.file] = replace(figure, caption=figure.caption + left_out)
+                words["caption"] += left_out
+                drawn[measure.file] = _lanes_figure(cases, replace(measure, **words))
     return drawn
 
 
@@ -106,7 +112,9 @@ def best_cases(cases: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     key = judged_by(cases)
     merit = SIGNED[BY_KEY[key].better] * cases[key]
     kept = merit.sort_values(kind="stable").index[:MOST]
-    return cases[cases.index.isin(kept)], f" The best {MOST} of {len(cases)} cases; tables have all."
+    return cases[
+        cases.index.isin(kept)
+    ], f" The best {MOST} of {len(cases)} cases; tables have all."
 
 
 def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
@@ -130,6 +138,12 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
             whole.yaxis.set_minor_formatter(NullFormatter())
         whole.set_ylabel(f"{measure.axis}, log scale")
     _points(whole, cases.loc[values.index], measure, lanes, cases)
+    references = list(cases[measure.reference].dropna().unique()) if measure.reference else []
+    if len(references) == 1:  # of several runs each has its own
+        for axes in panels:
+            axes.axhline(
+                float(references[0]), color="#555555", linewidth=1, linestyle=(0, (5, 3)), zorder=0
+            )
     _name_lanes(figure, whole, panels[-1], lanes)
     note = _note(len(cases) - len(values), log)
     if measure.stderr:
@@ -206,14 +220,20 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
 
 def mark_legend(figure: Figure, cases: pd.DataFrame) -> None:
     """Say which colour is which unit, which mark which scales."""
+
     def entry(label: str, marker: str, colour: Any, **more: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, **more)
 
     entries = [entry("unit", "", "none")]
     units = distinct_names(units_of(cases))
-    entries += [entry(units[n], "s", c, markersize=7) for n, c in units_of(cases).items()]
+    named = list(units_of(cases).items())
+    entries += [entry(units[n], "s", c, markersize=7) for n, c in named[:LISTED]]
+    if len(named) > LISTED:
+        entries += [entry(f"and {len(named) - LISTED} more", "", "none")]
     entries += [entry("scales", "", "none")]
-    entries += [entry(drawn_name(n), mark, "#555555") for n, mark in marks_of(cases).items()]
+    entries += [
+        entry(drawn_name(n), mark, "#555555") for n, mark in list(marks_of(cases).items())[:LISTED]
+    ]
     entries += [
         entry("products", "", "none"),
         entry("exact emulation", "o", "#555555", markersize=5.5),
@@ -241,10 +261,10 @@ def units_of(cases: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(names, spread, strict=True))
 
 
-def distinct_names(names: Iterable[str]) -> dict[str, str]:
+def distinct_names(names: Iterable[str], shortest: int = LONGEST) -> dict[str, str]:
     """Return names as `drawn_name` does; no label is so short that it is another's too."""
     every = dict.fromkeys(names)
-    for longest in (LONGEST, 2 * LONGEST, 4 * LONGEST):
+    for longest in (shortest, 2 * shortest, 4 * shortest):
         labels = {name: drawn_name(name, longest) for name in every}
         if len(set(labels.values())) == len(labels):
             return labels
@@ -281,5 +301,8 @@ def save_figure(figure: Figure, caption: str) -> Drawn:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None})
+        figure.set_layout_engine("none")  # it has found the places
+        figure.savefig(
+            svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None}
+        )
     return Drawn(png.getvalue(), caption, svg.getvalue())

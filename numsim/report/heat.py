@@ -23,6 +23,7 @@ from numsim.report.figures import (
 from numsim.report.tables import Results
 
 ANNOTATED = (60, 16)  # products and cases up to which numbers stand in the cells
+LONGEST_CASE = 52  # letters of the name of a case
 PAIRS = 6  # of units that the figure of differences draws
 
 
@@ -30,7 +31,9 @@ def draw_layers(results: Results) -> dict[str, Drawn]:
     """Draw the SQNR of all products, by case, and the differences of units where there are any."""
     drawn = {}
     cases, left_out = best_cases(results.cases)
-    local, cumulative = (_table(results, cases, f"sqnr_{kind}_db") for kind in ("local", "cumulative"))
+    local, cumulative = (
+        _table(results, cases, f"sqnr_{kind}_db") for kind in ("local", "cumulative")
+    )
     with style():
         if np.isfinite(local.to_numpy(dtype=float)).any():
             drawn["layers"] = _heat_maps(local, cumulative, cases, left_out)
@@ -60,11 +63,14 @@ def _heat_maps(
     local: pd.DataFrame, cumulative: pd.DataFrame, cases: pd.DataFrame, left_out: str
 ) -> Drawn:
     rows, columns = local.shape
-    annotate = rows <= ANNOTATED[0] and columns <= ANNOTATED[1]
-    rows_in = 0.19 * rows if annotate else min(0.05 * rows, 8.0)
+    named = rows <= ANNOTATED[0]
+    numbers = named and columns <= ANNOTATED[1]
+    rows_in = (0.19 if numbers else 0.13) * rows if named else min(0.05 * rows, 8.0)
     names = cases.set_index("case_id").loc[local.columns]
-    every = distinct_names(names["name"] + ", " + names["target"])
-    labels = [every[f"{name}, {unit}"] for name, unit in zip(names["name"], names["target"], strict=True)]
+    every = distinct_names(names["name"] + ", " + names["target"], LONGEST_CASE)
+    labels = [
+        every[f"{name}, {unit}"] for name, unit in zip(names["name"], names["target"], strict=True)
+    ]
     products = [drawn_name(name) for name in local.index]
     low, high = _limits(np.concatenate([local.to_numpy(float), cumulative.to_numpy(float)]))
     width = min(WIDEST, max(6.4, 3.4 + 2 * 0.36 * columns))
@@ -79,23 +85,23 @@ def _heat_maps(
         cells = np.clip(raw, low, high)  # infinite: the end of the scale
         image = axes.imshow(cells, cmap=colours, aspect="auto", vmin=low, vmax=high)
         axes.set_title(title, fontsize=9)
-        axes.set_xticks(range(columns), labels, rotation=55, ha="right", rotation_mode="anchor",
-                        fontsize=7)  # fmt: skip
+        axes.set_xticks(range(columns), labels, rotation=60, ha="right", rotation_mode="anchor",
+                        fontsize=6.5)  # fmt: skip
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for start in starts[1:]:
             axes.axhline(start - 0.5, color="white", linewidth=1.2)
-        for i, j in np.ndindex(rows, columns) if annotate else ():
+        for i, j in np.ndindex(rows, columns) if numbers else ():
             if not np.isnan(raw[i, j]):
                 text = f"{raw[i, j]:.0f}" if np.isfinite(raw[i, j]) else "∞"
                 ink = "white" if cells[i, j] < (low + high) / 2 else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=ink)
-    shown = range(rows) if annotate else starts
+    shown = range(rows) if named else starts
     panels[0].set_yticks(
-        list(shown), [products[i] if annotate else layers[i] for i in shown],
-        fontsize=7.5 if annotate else 8.5,
+        list(shown), [products[i] if named else layers[i] for i in shown],
+        fontsize=7.5 if numbers else 6.5 if named else 8.5,
     )  # fmt: skip
-    panels[0].set_ylabel("layer and product" if annotate else "layer")
+    panels[0].set_ylabel("layer and product" if named else "layer")
     figure.colorbar(image, ax=list(panels), label="SQNR (dB)", fraction=0.04, aspect=40, pad=0.02)
     caption = (
         "SQNR in dB of each product, by case: left alone, on exact inputs; right with everything "
@@ -118,18 +124,20 @@ def unit_pairs(results: Results) -> dict[tuple[str, str, str], pd.Series]:
     """
     cases, products = results.cases, results.products
     found = {}
+    several = cases.groupby("name")["target"].transform("nunique") > 1
+    compared = cases[several & cases["case_id"].isin(set(products["case_id"]))]
     by_case = {
         case: group.set_index(product_names(group))["sqnr_local_db"]
-        for case, group in products.groupby("case_id", sort=False)
+        for case, group in products[products["case_id"].isin(set(compared["case_id"]))].groupby(
+            "case_id", sort=False
+        )
     }
-    for name, alike in cases[cases["case_id"].isin(set(by_case))].groupby("name", sort=False):
-        for (_, a), (_, b) in combinations(alike.iterrows(), 2):
-            if a["target"] == b["target"]:
-                continue
-            first, second = by_case[a["case_id"]], by_case[b["case_id"]]
-            difference = (first - second).replace([np.inf, -np.inf], np.nan)
-            if difference.notna().any():
-                found[str(name), str(a["target"]), str(b["target"])] = difference
+    for name, alike in compared.groupby("name", sort=False):
+        rows = list(zip(alike["case_id"], alike["target"], strict=True))
+        for (a, one), (b, other) in combinations(rows, 2):
+            difference = (by_case[a] - by_case[b]).replace([np.inf, -np.inf], np.nan)
+            if one != other and difference.notna().any():
+                found[str(name), one, other] = difference
     return found
 
 

@@ -33,7 +33,7 @@ def write_page(
     facts: Mapping[str, str],
 ) -> str:
     """Return ``report.html``; `figures`: SVG by name, shown where no script runs."""
-    drawn = {name: _figure(name, svg) for name, svg in figures.items()}
+    drawn = {name: image(name, svg) for name, svg in figures.items()}
     models = ", ".join(dict.fromkeys(results.cases["model"]))
     title = f"Number formats on {models}"
     data = page_data(results, answers, None if compared is None else compared[0])
@@ -80,7 +80,8 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _figure(name: str, svg: bytes) -> Html:
+def image(name: str, svg: bytes) -> Html:
+    """Return a figure that stands in the page itself."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     return tag("img", src=source, alt=f"figure {name}", class_="figure")
 

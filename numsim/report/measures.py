@@ -45,7 +45,7 @@ MEASURES: tuple[Measure, ...] = (
             "99 percent of the tokens have a smaller KL divergence", "y", "symlog", 1e-5),
     Measure("kl_max_nats", "KL, largest", "nats", ".3g", "lower",
             "KL divergence of the worst token", "y", "symlog", 1e-5),
-    Measure("perplexity_above", "ppl above reference", "%", "+.3g", "lower",
+    Measure("perplexity_above", "ppl above ref.", "%", "+.3g", "lower",
             "perplexity over that of the float64 reference, minus one; below zero: chance", "y",
             "symlog", 0.1),
     Measure("perplexity", "perplexity", "", ".3f", "lower",
@@ -81,21 +81,22 @@ MEASURES: tuple[Measure, ...] = (
     Measure("macs_per_byte", "MACs per byte", "", ".4g", "higher",
             "multiply-adds for each byte moved, every tensor once: the most that reuse can give"),
     Measure("roofline_seconds", "roofline time", "s", ".3g", "lower",
-            "longer of computing at the stated peak and moving at the stated bandwidth", "x", "log"),
+            "longer of computing at the stated peak and moving at the stated bandwidth", "x",
+            "log"),
     Measure("roofline_speedup", "speed-up over float16", "", ".3g", "higher",
             "roofline time with float16 operands over this one"),
     Measure("area_ge", "area", "GE per MAC", ".0f", "lower",
             "structural model in gate equivalents; within 20 % units are equal, and 4-bit block "
             "formats are not ranked", "x"),
     Measure("energy_pj", "energy", "pJ", ".4g", "lower",
-            "multiplying and adding in the products of one batch, by one node and source", "x",
-            "log"),
+            "multiplying and adding in the products of one batch, by one node and source"),
+    Measure("pj_per_mac", "energy", "pJ per MAC", ".3g", "lower", "that energy over the MACs", "x"),
     Measure("dram_pj", "energy of moving", "pJ", ".4g", "lower",
-            "moving all bytes once, by the same source", "x", "log"),
+            "moving all bytes once, by the same source"),
     Measure("seconds", "time to emulate", "s", ".3g", "", "of this computer, not of the unit"),
 )  # fmt: skip
 BY_KEY = {measure.key: measure for measure in MEASURES}
-DERIVED = ("perplexity_above", "worst_db", "bytes_moved")  # by numsim.report
+DERIVED = ("perplexity_above", "pj_per_mac", "worst_db", "bytes_moved")  # by numsim.report
 # What decides a case, in the order in which its recipe is read.
 SETTINGS: dict[str, str] = {
     "case_id": "case", "recipe": "recipe", "format": "format", "weight_format": "weights",

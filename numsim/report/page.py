@@ -13,17 +13,21 @@ import pandas as pd
 
 from numsim.errors import printable
 from numsim.losses import Ties
+from numsim.report.decide import Answers
+from numsim.report.measures import BY_KEY
 from numsim.report.tables import (
     Results,
     emulated_lengths,
     local_sqnr,
     pivot,
     ranking,
+    records,
     what_has_noise,
 )  # fmt: skip
 from numsim.words import k_tested, with_error
 
 WORST = 3
+TIED = 4  # cases not told apart from an answer that are named
 SECTIONS = (
     ("KL divergence from the reference, nats for each {each}", "kl_nats", ".3g", "kl"),
     ("Perplexity", "perplexity", ".3f", "perplexity"),
@@ -39,9 +43,19 @@ MARKS = {
 }
 
 
-def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
-    """Return the page; `captions` names the figures that exist, by file name."""
+def write_markdown(
+    results: Results,
+    captions: Mapping[str, str],
+    answers: Iterable[Answers] = (),
+    compared: pd.DataFrame | None = None,
+) -> str:
+    """Return the page; `captions` names the figures that exist, by name without ending."""
     lines = [f"# Number formats on {_names(results.cases['model'])}", "", *_about(results)]
+    rows = {row["case_id"]: row for row in records(results.cases)}
+    for found in answers:
+        lines += _answer(found, rows)
+    if compared is not None:
+        lines += _compared(compared)
     for run in ranking(results):
         lines += ["## Cases, best first", "", *_ranking_table(run, results)]
     for title, column, form, figure in SECTIONS:
@@ -54,7 +68,54 @@ def write_markdown(results: Results, captions: Mapping[str, str]) -> str:
     if not worst.isna().all(axis=None):
         title = "Worst products: lowest local SQNR, dB"
         lines += [f"## {title}", "", *_figure(title, "layers", captions), *_worst_table(worst)]
+    more = [name for name in captions if f"]({name}.png)" not in "\n".join(lines)]
+    if more:
+        lines += ["## More figures", ""]
+        for name in more:
+            lines += _figure(name.replace("_", " "), name, captions)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _answer(found: Answers, rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Return which case to build for each budget: bit-exact ones alone."""
+    body = []
+    key = "dnll" if found.cases["dnll"].notna().any() else found.key
+    measure = BY_KEY[key]
+    sign = "+" if measure.form.startswith("+") else ""
+    for choice in found.choices():
+        if choice.case is None:
+            body.append([text(choice.question), "none", "", "", "", ""])
+            continue
+        row = rows[choice.case]
+        others = [
+            f"{code(rows[c]['format'])} {text(rows[c]['scales'])} {code(rows[c]['target'])}"
+            for c in choice.tied[:TIED]
+        ]
+        more = len(choice.tied) - len(others)
+        tied = ", ".join(others) + (f" and {more} more" if more else "")
+        body.append([
+            text(choice.question), f"{code(row['format'])} {text(row['scales'])}", _unit(row),
+            _number(row["bits_per_weight"], ".2f"), _measured(row, key, measure.stderr, sign),
+            "nothing gained over the line above" if choice.same else tied,
+        ])  # fmt: skip
+    heads = ["", "best", "unit", "bits", measure.head, "not told apart from it"]
+    note = "Bit-exact cases only. ± one standard error."
+    return ["## Answer", "", *table_lines(heads, "lllrrl", body), note, ""]
+
+
+def _compared(table: pd.DataFrame) -> list[str]:
+    moved = table[table["moved"].astype(bool)]
+    body = [
+        [
+            text(row["name"]), row["change"], _number(row["perplexity_before"], ".6g"),
+            _number(row["perplexity_now"], ".6g"), _number(row["decibels"], "+.3g"),
+            "same recipe, other result" if row["same_recipe"] else "",
+        ]
+        for row in records(moved)
+    ]  # fmt: skip
+    heads = ["case", "change", "perplexity before", "now", "SQNR, difference in dB", "note"]
+    lines = table_lines(heads, "llrrrl", body) if body else ["No change.", ""]
+    return ["## Compared with the older sweep", "", *lines]
 
 
 def _about(results: Results) -> list[str]:
@@ -138,7 +199,7 @@ def _figure(title: str, name: str, captions: Mapping[str, str]) -> list[str]:
 def _ranking_table(run: pd.DataFrame, results: Results) -> list[str]:
     """Return the cases of one run, best first, with what chance alone may do to their order."""
     ties, marks = Ties(results.source), [""]
-    rows: list[dict[str, Any]] = [{str(k): v for k, v in r.items()} for r in run.to_dict("records")]
+    rows = records(run)
     for better, worse in pairwise(rows):
         failed = better.get("error") or worse.get("error")
         marks.append("" if failed else ties.mark(better, worse))
@@ -172,7 +233,8 @@ def _unit(row: Mapping[str, Any]) -> str:
 def _measured(row: Mapping[str, Any], name: str, stderr: str, sign: str = "") -> str:
     if math.isnan(row[name]):
         return ""
-    return with_error(row[name], None if math.isnan(row[stderr]) else row[stderr], sign)
+    known = bool(stderr) and not math.isnan(row[stderr])
+    return with_error(row[name], row[stderr] if known else None, sign)
 
 
 def _pivot_table(results: Results, table: pd.DataFrame, form: str) -> list[str]:

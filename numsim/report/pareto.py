@@ -22,7 +22,7 @@ from numsim.report.figures import (
 from numsim.report.measures import BY_KEY
 from numsim.report.tables import Results
 
-COSTS = {"bits": "bits_per_weight", "area": "area_ge", "energy": "energy_pj"}
+COSTS = {"bits": "bits_per_weight", "area": "area_ge", "energy": "pj_per_mac"}
 LINEAR = {"dnll": 1e-3, "cosine_distance": 1e-4, "kl_nats": 1e-4}  # of the symmetric log scale
 
 
@@ -41,12 +41,14 @@ def draw_fronts(results: Results) -> dict[str, Drawn]:
 
 def _front_figure(cases: pd.DataFrame, x: str, y: str, left_out: str) -> Drawn:
     # Energies of two nodes never stand on one axis.
-    nodes = list(dict.fromkeys(cases["energy_node"])) if x == "energy_pj" else [""]
-    nodes = [node for node in nodes if cases.loc[cases["energy_node"] == node, x].notna().any()] or [""]
+    nodes = list(dict.fromkeys(cases["energy_node"])) if x == "pj_per_mac" else [""]
+    nodes = [
+        node for node in nodes if cases.loc[cases["energy_node"] == node, x].notna().any()
+    ] or [""]
     figure = canvas(9.6, 4.4)
     panels = figure.subplots(1, len(nodes), squeeze=False)[0]
     for axes, node in zip(panels, nodes, strict=True):
-        here = cases[cases["energy_node"] == node] if x == "energy_pj" else cases
+        here = cases[cases["energy_node"] == node] if x == "pj_per_mac" else cases
         _panel(axes, here, cases, x, y)
         axes.set_xlabel(BY_KEY[x].head + (f" ({node})" if node else ""))
     words = {"dnll": "dNLL (nats)", "cosine_distance": "1 − cosine of embeddings",
@@ -68,7 +70,9 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
     for _, case in found.iterrows():
         fill = {"markersize": 5.5} if case["exact"] else {"markersize": 7, "fillstyle": "none"}
         colour = colours[case["target"]]
-        axes.plot(case[x], case[y], marker=marks[case["scales"]], color=colour, linestyle="", **fill)
+        axes.plot(
+            case[x], case[y], marker=marks[case["scales"]], color=colour, linestyle="", **fill
+        )
         error = 2 * case["dnll_stderr"] if y == "dnll" else 0.0
         if error > 0:
             axes.vlines(case[x], case[y] - error, case[y] + error, color=colour, linewidth=1)
@@ -78,16 +82,14 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
               drawstyle="steps-post", zorder=1)  # fmt: skip
     for i, (_, case) in enumerate(named.iterrows()):
         axes.annotate(
-            drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5,
-            xytext=(5, 6 if i % 2 == 0 else -12), textcoords="offset points",
+            drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5, zorder=5,
+            xytext=(7, 7 if i % 2 == 0 else -13), textcoords="offset points",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "lw": 0},
         )  # fmt: skip
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def front_rows(real: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Return the rows of the front, in order of `x`."""
-    if y == "cosine_distance":
-        ids = front(real, x, "embedding_cosine")
-    else:
-        ids = front(real, x, y)
+    ids = front(real, x, "embedding_cosine" if y == "cosine_distance" else y)
     return real.set_index("case_id", drop=False).loc[ids]

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from numsim.report.compare import DECIBELS, PERPLEXITY, SIGMAS
-from numsim.report.decide import COSINE_TOLERANCE, EDGES, TOLERANCE, Answers, runs_of
-from numsim.report.measures import MEASURES, SETTINGS
+from numsim.report.decide import COSINE_TOLERANCE, EDGES, SHOWN, TOLERANCE, Answers, runs_of
+from numsim.report.measures import BY_KEY, MEASURES, SETTINGS
 from numsim.report.tables import Results
 
 # What the script reads beside SETTINGS: name of the case, its facets.
@@ -27,9 +27,7 @@ def page_data(
     shown = shown_measures(cases)
     words = {name: cases[name].astype(str) for name in SETTINGS if (cases[name] != "").any()}
     return {
-        "measures": [
-            measure._asdict() | {"head": measure.head} for measure in MEASURES if measure.key in shown
-        ],
+        "measures": [BY_KEY[key]._asdict() | {"head": BY_KEY[key].head} for key in shown],
         "settings": {name: SETTINGS[name] for name in words},
         "words": {name: _words(column) for name, column in words.items()},
         "names": _words(cases["name"]),
@@ -50,6 +48,7 @@ def page_data(
         ],
         "edges": list(EDGES),
         "tolerance": TOLERANCE,
+        "shown": SHOWN,
         "cosine_tolerance": COSINE_TOLERANCE,
         "thresholds": [PERPLEXITY, DECIBELS, SIGMAS],
         "compared": None if compared is None else _rows(compared),
@@ -62,7 +61,7 @@ def shown_measures(cases: pd.DataFrame) -> list[str]:
 
 
 def as_json(data: Any) -> str:
-    """Return JSON that may stand in a script element: no letter of it ends one.
+    r"""Return JSON that may stand in a script element: no letter of it ends one.
 
     Examples
     --------

@@ -28,13 +28,13 @@ def repriced(rows: pd.DataFrame, costs: Iterable[Row]) -> pd.DataFrame:
         kinds = list(zip(products["act_format"], products["weight_format"],
                          products["accumulator"], strict=True))  # fmt: skip
         found = price(costs, kinds)
-        energies = []
+        macs, energies = products["macs"], []
         for at, kind in zip(products.index, kinds, strict=True):
             one = found.get(kind)
             if one is None or one.mac_pj is None:
                 energies.append(np.nan)
                 continue
-            energies.append(products.at[at, "macs"] * one.mac_pj)
+            energies.append(float(macs[at]) * one.mac_pj)
             rows.loc[at, ["energy_node", "cost_source", "cost_mark"]] = (
                 one.node, one.source, one.mark,
             )  # fmt: skip

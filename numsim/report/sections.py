@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 
 from numsim.report.compare import DECIBELS, PERPLEXITY, SIGMAS
-from numsim.report.decide import EDGES, TOLERANCE, Answers, Choice
+from numsim.report.decide import EDGES, TOLERANCE, Answers, Choice, equal_cases
 from numsim.report.markup import Html, join, table, tag
 from numsim.report.measures import BY_KEY, MEASURES, Measure, with_chance
 from numsim.report.payload import plain_number, shown_measures
-from numsim.report.tables import Results, emulated_lengths, local_sqnr
+from numsim.report.tables import Results, emulated_lengths, local_sqnr, records
 from numsim.words import k_tested
 
 WITHOUT_SCRIPT = 40  # columns of the table of products in a page that runs no script
-NAMED = 6  # cases of a tie that are named; the rest are counted
+NAMED = 3  # cases of a tie that are named; the rest are counted
 
 
 def case_link(case: Mapping[str, Any], *, unit: bool = False) -> Html:
@@ -87,7 +87,9 @@ def _card(choice: Choice, rows: Mapping[str, Mapping[str, Any]], key: str) -> Ht
     case = rows[choice.case]
     facts = [f"{number(case['bits_per_weight'], '.2f')} bits", case["target"]]
     figures = {name: chance(case, name) for name in ("dnll", "perplexity_above", key)}
-    terms = ([tag("dt", BY_KEY[name].title), tag("dd", said)] for name, said in figures.items() if said)
+    terms = (
+        [tag("dt", BY_KEY[name].head), tag("dd", said)] for name, said in figures.items() if said
+    )
     notes = []
     if choice.same:
         notes.append(tag("p", "Nothing gained over the card before.", class_="note"))
@@ -111,11 +113,10 @@ def chance(case: Mapping[str, Any], key: str) -> str:
     measure, value = BY_KEY[key], case[key]
     if math.isnan(value):
         return ""
-    unit = f" {measure.unit}" if measure.unit else ""
     error = case[measure.stderr] if measure.stderr else math.nan
     if math.isnan(error):
-        return f"{number(value, measure.form)}{unit}"
-    return f"{with_chance(key, value, error).replace('-', '−').replace('±', ' ± ')}{unit}"
+        return number(value, measure.form)
+    return with_chance(key, value, error).replace("-", "−").replace("±", " ± ")
 
 
 def failed(results: Results) -> Html | None:
@@ -126,7 +127,7 @@ def failed(results: Results) -> Html | None:
     body = [
         tag("tr", tag("td", row["name"]), tag("td", row["target"]), tag("td", row["error"]),
             data_testid="failed-row", data_case=row["case_id"])
-        for row in rows.to_dict("records")
+        for row in records(rows)
     ]  # fmt: skip
     head = tag("tr", *(tag("th", h, scope="col") for h in ("case", "unit", "reason")))
     return section("failed", "Failed cases", rows_table(head, body))
@@ -154,7 +155,7 @@ def compare_section(compared: pd.DataFrame, old: str) -> Html:
         for word, (name, value, step) in zip(words, names, strict=True)
     )  # fmt: skip
     listed = compared[compared["moved"].astype(bool)]
-    body = [_compare_row(row) for row in listed.to_dict("records")]
+    body = [_compare_row(row) for row in records(listed)]
     head = tag("tr", *(tag("th", h, scope="col") for h in COMPARED))
     said = "No change." if listed.empty else f"{len(listed)} cases differ."
     return section(
@@ -216,6 +217,13 @@ def tradeoff(results: Results, figures: Mapping[str, Html]) -> Html:
     axes = (tag("label", f"{word} ", tag("select", data_testid=f"axis-{name}"))
             for name, word in (("x", "across"), ("y", "up")))  # fmt: skip
     shown = [figures[name] for name in ("pareto_bits", "perplexity", "cosine") if name in figures]
+    rows = _by_id(results)
+    groups = equal_cases(results.cases)
+    equal = [
+        join([case_link(rows[c], unit=True) for c in group[:NAMED]], " = ")
+        for group in groups[:NAMED]
+    ]
+    more = f"; and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
     return section(
         "tradeoff", "Trade-off",
         tag("p", "What an error costs. Filled: bit exact; outline: fake quantisation. Dashed: no "
@@ -228,6 +236,8 @@ def tradeoff(results: Results, figures: Mapping[str, Html]) -> Html:
                 aria_live="polite", aria_label="recipe of the case"),
             class_="plot scripted"),
         tag("noscript", *shown),
+        tag("p", "Alike to the last digit: ", join(equal, "; "), more, ".", class_="note")
+        if equal else None,
     )  # fmt: skip
 
 
@@ -250,7 +260,7 @@ def cases_section(results: Results) -> Html:
     words = (("name", "case"), ("target", "unit"), ("exact", "kind"))
     heads = [_sorted_head(key, word) for key, word in words]
     heads += [_sorted_head(m.key, m.head, numeric=True) for m in shown]
-    body = [_case_row(row, shown) for row in results.cases.to_dict("records")]
+    body = [_case_row(row, shown) for row in records(results.cases)]
     return section(
         "cases-section", "Cases",
         tag("p", "Every case; a header sorts. Empty: not measured. ",
@@ -328,9 +338,7 @@ def method(results: Results, commands: Sequence[str], facts: Mapping[str, str]) 
     ]  # fmt: skip
     if results.unfinished:
         said.append(("Left out, unfinished", ", ".join(results.unfinished)))
-    terms = join(
-        join([tag("dt", word), tag("dd", value)]) for word, value in said if value
-    )
+    terms = join(join([tag("dt", word), tag("dd", value)]) for word, value in said if value)
     shown = [m for m in MEASURES if m.key in set(shown_measures(cases))]
     glossary = table(
         ("measure", "column", "better", "meaning"),
@@ -356,4 +364,4 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _by_id(results: Results) -> dict[str, Mapping[str, Any]]:
-    return {row["case_id"]: row for row in results.cases.to_dict("records")}
+    return {row["case_id"]: row for row in records(results.cases)}

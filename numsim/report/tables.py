@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,7 +32,8 @@ COLUMNS = ("layer", "op", "granularity", "block", "target", "exact", *NUMBERS, *
 LATER_NUMBERS = tuple(
     dict.fromkeys((
         "kl_stderr", "embedding_cosine_stderr", "perplexity_reference", "saturation_rate",
-        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db", "acc_swamp_rate", "acc_peak_bits",
+        "underflow_rate", "acc_overflow_rate", "mean_signed_error", "sqnr_depth_db",
+        "acc_swamp_rate", "acc_peak_bits",
         *(m.key for m in MEASURES if m.key not in (*NUMBERS, *DERIVED)),
     ))
 )  # fmt: skip
@@ -82,7 +84,7 @@ def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
     )
     whole = rows["layer"] == "all"
     cases = _with_labels(rows[whole])
-    labels = cases[["case_id", "format", "scales", "bits"]]
+    labels = cases[["case_id", "name", "format", "scales", "bits"]]
     emulated = rows["emulated"].str.lower() == "true"  # others are not what the case is about
     products = rows[~whole & emulated].drop(columns="format").merge(labels, on="case_id")
     return Results(path, _with_derived(cases, products), products, unfinished)
@@ -100,7 +102,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
     if "format" not in rows:
         rows["format"] = rows["weight_format"]
     if "emulated" not in rows:
-        rows["emulated"] = (rows["sqnr_local_db"] != "").astype(str)
+        stays = (rows["weight_format"] == "float32") & (rows["act_format"] == "float32")
+        rows["emulated"] = (~stays).astype(str)
     for name in WHOLE:  # other programs write 32 as 32.0
         rows[name] = rows[name].str.replace(r"[.,]0$", "", regex=True)
     for name in numbers_here:
@@ -150,7 +153,8 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
             suffix += said.where(pd.Series([name in row for row in unusual], index=cases.index), "")
     cases["short_format"] = cases["format"]
     cases["format"] += suffix
-    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(cases["scales"] == "", "")
+    plain = cases["scales"].isin(["", "none"])
+    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(plain, "")
     cases["kind"] = cases["exact"].map({True: "exact", False: "fake"})
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
@@ -166,10 +170,16 @@ def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
         perplexity_above=100 * (cases["perplexity"] / cases["perplexity_reference"] - 1),
         worst_db=cases["case_id"].map(worst),
         bytes_moved=moved,
+        pj_per_mac=cases["energy_pj"] / cases["macs"],
         area_low=low,
         area_high=high,
         failed=cases["error"] != "",
     )
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as dicts."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def ranking(results: Results) -> list[pd.DataFrame]:

@@ -57,7 +57,7 @@ class Case:
     own: Target | None = field(default=None, compare=False, repr=False)  # the unit, of a grid
     given: Recipe | None = field(default=None, compare=False, repr=False)
     recipe_name: str = field(default="", compare=False)
-    machine: Machine = field(default=Machine(), compare=False, repr=False)  # what costs are for
+    stats: bool = field(default=False, compare=False)  # count what accumulators lose
 
     @property
     def case_id(self) -> str:
@@ -166,7 +166,7 @@ def cases(
         model, model_hash, text, text_hash, "", "", "", limit_tokens=spec.limit_tokens,
         window=spec.window, batch=spec.batch, seed=spec.seeds[0],
         window_start=spec.window_start, ignored_keys=tuple(sorted(set(spec.ignore_keys))),
-        machine=machine_of(spec),
+        stats=spec.stats,
     )  # fmt: skip
     found = [*_of_the_grid(spec, first, names), *_of_recipes(spec, first, names)]
     for glob in spec.exclude:
@@ -227,22 +227,28 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
                 except NumsimError as why:
                     words = " ".join(str(v) for v in point.values() if v is not None)
                     refused[f"{entry.called} {words} {unit[0]}"] = why
-    asked: list[tuple[str, object]] = [("formats", entry.called) for entry in entries]
-    asked += [(axis, value) for axis in _POINT for value in axes[axis]]
-    for axis, value in asked:
-        if refused and (axis, value) not in made and not _is_of_rules(axis, entries):
-            at = next((k for k in refused if str(value) in k), next(iter(refused)))
-            raise type(refused[at])(f"sweep: {axis}: {refused[at]}")
+    asked: list[tuple[str, object]] = [(axis, one) for axis in _POINT for one in axes[axis]]
+    asked = [(a, "+".join(dict.fromkeys(str(v).split("+"))) if a == _POINT[0] else v)
+             for a, v in asked]  # fmt: skip
+    asked += [("formats", entry.called) for entry in entries]
+    idle = [one for one in asked if one not in made and not _is_of_rules(one[0], entries)]
+    if refused and idle:  # blame the value that a message names
+        named = [
+            (a, v, error) for a, v in idle for error in refused.values() if repr(v) in str(error)
+        ]
+        axis, _, blamed = next(iter(named), (*idle[0], next(iter(refused.values()))))
+        words = str(blamed).removeprefix("sweep: ").removeprefix(f"{axis}: ")
+        raise type(blamed)(f"sweep: {axis}: {words}")
     if skipped:
         warn(
             "sweep: left out, since the unit does not multiply the format: " + ", ".join(skipped),
             SkippedWarning,
         )
     if refused:
-        at, error = next(iter(refused.items()))
+        at, first_error = next(iter(refused.items()))
         warn(
             f"sweep: left out, since they cannot be: {len(refused)} combinations, the first "
-            f"{at} ({error})",
+            f"{at} ({first_error})",
             SkippedWarning,
         )
     return list(found)
@@ -259,7 +265,7 @@ def _is_of_rules(axis: str, entries: list[Entry]) -> bool:
 def _entries(spec: SweepSpec) -> list[Entry]:
     """Return what is swept, in order: formats, then pairs of weights and activations."""
     pairs = spec.weights is not None or spec.activations is not None
-    grid = [*_POINT, "targets"]
+    grid = ["targets", *_POINT]
     if spec.formats is None and not pairs and spec.recipes:
         unused = [name for name in grid if name in spec.model_fields_set and getattr(spec, name)]
         unused = [name for name in unused if (name, spec.roundings) != ("rounding", ("rne",))]
@@ -338,6 +344,7 @@ def _is_rule(entry: Entry) -> bool:
 
 def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Case]:
     found: list[Case] = []
+    called: dict[str, str] = {}  # by digest
     for given in spec.recipes:
         if isinstance(given, NamedRecipe):
             where = f"recipe {given.name}"
@@ -360,10 +367,10 @@ def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Ca
             name = f"recipe_{digest[:8]}"
             if isinstance(given, NamedRecipe | Path):
                 name = given.name if isinstance(given, NamedRecipe) else given.stem
-            twin = next((c for c in found if c.digest == digest), None)
-            if twin is not None:
+            twin = called.setdefault(digest, name)
+            if twin is not name:
                 raise NumsimError(
-                    f"sweep: recipes {twin.recipe_name} and {name} name the same rules and seed "
+                    f"sweep: recipes {twin} and {name} name the same rules and seed "
                     "for this model; give one of them"
                 )
             found.append(replace(first, digest=digest, given=whole, recipe_name=name))

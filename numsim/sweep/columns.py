@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from numsim.sweep.frames import Rows
 
 
 class Column(NamedTuple):
@@ -160,6 +160,10 @@ COLUMNS: tuple[Column, ...] = (
         "counted likewise; empty where scales inside the unit leave no common unit",
         int,
     ),
+    Column(
+        "products", "", "what a case of a grid emulates, as asked: linears, linears+qk+pv ...", str
+    ),
+    Column("kv_format", "", "how keys and values are stored, where that was asked for", str),
     Column("macs", "", "multiply-adds, of the first batch; all: of all products", int),
     Column(
         "bytes_weights",
@@ -203,14 +207,14 @@ COLUMNS: tuple[Column, ...] = (
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)
 
 
-def as_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def as_frame(rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Return rows as a table whose columns have one type each, whatever is missing."""
-    import pandas as pd  # 30 MB that a run alone does without
+    from numsim.sweep.frames import Rows  # with pandas, 30 MB that a run alone does without
 
     types = {str: "string", int: "Int64", bool: "boolean", float: "float64"}
-    frame = pd.DataFrame([dict(row) for row in rows], columns=list(NAMES), dtype=object)
+    frame = Rows([dict(row) for row in rows], columns=list(NAMES), dtype=object)
     chosen = {column.name: types[column.type] for column in COLUMNS}
     if frame["block"].dropna().astype(str).str.isdecimal().all():  # no tiles
         frame["block"] = frame["block"].map(int, na_action="ignore")
         chosen["block"] = "Int64"
-    return frame.astype(chosen)
+    return Rows(frame.astype(chosen))

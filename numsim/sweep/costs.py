@@ -11,18 +11,16 @@ import numpy as np
 
 from numsim.cost import Price, Row, Unit, area_ge, price
 from numsim.errors import NumsimError
-from numsim.formats import get_format
+from numsim.formats import Format, get_format
 from numsim.models import Rule
 from numsim.models.gemm import RAW
 from numsim.quant import as_quant, quantize
 from numsim.sweep.grid import FAKE_QUANT
 from numsim.targets import Plan, get_target, plan
+from numsim.targets.rules import about, adds_integers
+from numsim.targets.rules.limits import Adder
 from numsim.targets.table import label
-from numsim.targets.types import Exact, Fused, IntSum, Mac, ScaledFp4, TwoStage
 
-ANY_WIDTH = 32  # products in a step, where the sum does not depend on it: a wrapping integer one
-FP4_STEP = 64  # products in a step of the block-scaled FP4 unit
-EXACT_HEADROOM = 12  # bits of an exact accumulator above the product: 4,096 products
 _BYTES = ("bytes_weights", "bytes_kv", "bytes_acts", "bytes_out", "bytes_float16")
 _SUMS = ("macs", "energy_pj", "dram_pj")
 
@@ -170,13 +168,18 @@ def _kinds(rule: Rule) -> tuple[str, str, str]:
     left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     found = _planned(rule)
     accumulator = found.out.label
-    if isinstance(found.rule, IntSum):
+    own, adder = about(found.rule).formats(found.rule), _adder(found, left.fmt, right.fmt)
+    if adds_integers(found.rule):
         accumulator = f"int{found.rule.acc_bits}"
-    elif isinstance(found.rule, Mac):
-        accumulator = get_format(found.rule.acc_format).label
-    elif isinstance(found.rule, Exact):
+    elif own:
+        accumulator = get_format(own[0]).label
+    elif adder is not None and adder.align_bits is None:
         accumulator = "exact"
     return left.fmt.label, right.fmt.label, accumulator
+
+
+def _adder(found: Plan, left: Format, right: Format) -> Adder | None:
+    return about(found.rule).adder(found.rule, left, right)
 
 
 @cache
@@ -189,28 +192,10 @@ def area_of(rule: Rule) -> float | None:
     found = _planned(rule)
     left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
     formats = (left.fmt, right.fmt)
-    how: dict[str, Any] = {}
-    unit = found.rule
-    if isinstance(unit, IntSum):
-        free = unit.overflow == "wrap" and unit.group == 1 and unit.pair_bits is None
-        how = {"products": ANY_WIDTH if free else unit.group, "acc_bits": unit.acc_bits}
-    elif isinstance(unit, Fused | TwoStage):
-        how = {"products": unit.group, "align_bits": unit.align_bits}
-    elif isinstance(unit, ScaledFp4):
-        how = {"products": FP4_STEP, "align_bits": unit.align_bits}
-    elif isinstance(unit, Exact):
-        span = sum(f.emax - f.emin + f.precision for f in formats)
-        bits = span if "float" in {f.kind for f in formats} else sum(f.bits for f in formats)
-        how = {"products": unit.group or ANY_WIDTH, "align_bits": None,
-               "acc_bits": bits + 1 + EXACT_HEADROOM}  # fmt: skip
-    elif isinstance(unit, Mac):
-        tree = unit.order in ("tree", "two_chains") and unit.group is not None
-        accumulator = get_format(unit.acc_format)
-        how = {"products": unit.group if tree else 1, "align_bits": accumulator.precision + 1}
-        if accumulator.kind != "float":
-            return None
-    else:
+    adder = _adder(found, *formats)
+    if adder is None:
         return None
+    how: dict[str, Any] = adder._asdict()
     if found.inside:
         block = right.block or left.block
         if not isinstance(block, int):

@@ -23,13 +23,12 @@ from numsim.models.recipe import inline_toml, quant_table, target_table
 from numsim.quant import Quant
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.prepare import Prepared
-from numsim.sweep.recipes import NamedRecipe
+from numsim.sweep.recipes import DECLARED, NamedRecipe
 from numsim.sweep.shards import shard_path
-from numsim.sweep.spec import SweepSpec
+from numsim.sweep.spec import TABLE, SweepSpec
 from numsim.targets import Target, get_target
 from numsim.version import __version__
 
-TABLE = "manifest"  # in a file of settings: what was measured, not what to measure
 _LIBRARIES = ("numpy", "numba", "ml-dtypes", "pandas", "tokenizers")
 _NOT_SETTINGS = {  # where and how fast a sweep ran, not what it measured
     "out", "resume", "force", "jobs", "scheduler", "shard", "memory_limit", "max_cases",
@@ -96,7 +95,7 @@ class Manifest:
         """
         if not results.kept or self.path is None:
             return
-        found = read_record(self.path) if self.path.is_file() else {}
+        found = record_of(self.path) if self.path.is_file() else {}
         for what, name in (("models", "model"), ("texts", "text")):
             present = self.record[what]
             for row in results.kept:
@@ -173,15 +172,21 @@ def manifest_path(results: Path) -> Path:
     return results.with_name(f"{results.stem}.manifest.toml")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what a manifest says was measured.
+def record_of(settings: object) -> dict[str, Any]:
+    """Return what a manifest says was measured; nothing of other settings.
+
+    Parameters
+    ----------
+    settings
+        A file, or the tables that were in one.
 
     Raises
     ------
     NumsimError
-        It is not TOML.
+        The file is not TOML.
     """
-    found = read_toml(path, "sweep").get(TABLE, {})
+    tables = read_toml(settings, "sweep") if isinstance(settings, str | Path) else settings
+    found = tables.get(TABLE, {}) if isinstance(tables, dict) else {}
     return found if isinstance(found, dict) else {}
 
 
@@ -212,6 +217,8 @@ def _plain(name: str, value: Any) -> Any:
         return {"name": f"recipe_{value.digest()[:8]}", "toml": value.to_toml()}
     if isinstance(value, NamedRecipe):
         return {k: v for k, v in value.model_dump(mode="json").items() if v}
+    if value == DECLARED:
+        return str(value)
     if name == "recipes":
         return {"name": value.stem, "toml": Recipe.from_toml(value).to_toml()}
     if isinstance(value, Path):

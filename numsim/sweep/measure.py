@@ -77,8 +77,9 @@ def case_rows(
     """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
     recipe = case.recipe()
+    model = model.suited(recipe)
     rules = recipe.check(model.gemm_names())
-    digest = Recipe(tuple(rules.items()), recipe.seed).digest()
+    digest = recipe.resolve(model.gemm_names()).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
     whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
     whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)
@@ -97,7 +98,7 @@ def _run_case(
     inputs = reference.inputs
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, FIGURES))
-    costs = Costs.of(case.machine, rules.values())
+    costs = Costs.of(reference.machine, rules.values())
     cosines = np.empty(len(inputs.tokens))
     errors = []
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
@@ -108,7 +109,16 @@ def _run_case(
             for name in names:
                 rule = rules[name]
                 touched = touched or not rule.is_plain
-                row = operator_row(model, recipe, rule, reference, name, run.taps, touched=touched)
+                row = operator_row(
+                    model,
+                    recipe,
+                    rule,
+                    reference,
+                    name,
+                    run.taps,
+                    touched=touched,
+                    stats=case.stats,
+                )
                 row |= costs.product(rule, row)
                 row["sqnr_depth_db"] = depth.get(row["layer"]) if touched else None
                 yield describe(case, digest, [rule]) | row

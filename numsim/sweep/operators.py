@@ -14,18 +14,20 @@ from numsim import metrics
 from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
+from numsim.models.gemm import RAW
+from numsim.models.weights import shape_of
 from numsim.quant import Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
+from numsim.sweep.costs import Machine
 from numsim.sweep.grid import FAKE_QUANT
 from numsim.sweep.inputs import Inputs, same_rows, split_name
-from numsim.sweep.overflow import overflow_rate
+from numsim.sweep.overflow import counted, overflow_rate
 from numsim.targets import get_target
 from numsim.targets.table import label
 from numsim.version import __version__
 
 Taps = dict[str, NDArray[Any]]
-RAW = Quant("float32", granularity="none")  # an operand that is not quantised
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Reference:
     taps: Taps = field(default_factory=dict)  # of the first batch
     local: dict[Any, dict[str, Any]] = field(default_factory=dict)  # (product, rule, seed) -> row
     depth: list[NDArray[np.float32]] = field(default_factory=list)  # hidden states, first batch
+    machine: Machine = field(default_factory=Machine)  # what costs are for
 
 
 def tap_names(names: Iterable[str], ends: tuple[str, ...]) -> list[str]:
@@ -61,16 +64,17 @@ def operands(rule: Rule) -> tuple[Quant, Quant]:
 
 def operator_row(
     model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, taps: Taps, *,
-    touched: bool,
+    touched: bool, stats: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare one product with the reference: alone on exact inputs, and within the run.
 
     Of padded sentences only kept tokens count; scales are those of the whole batch, as in the run.
-    `touched`: it or a product before it is emulated. Elsewhere there is no quantisation noise.
+    `stats`: count what the accumulator loses. `touched`: it or a product before it is emulated;
+    elsewhere there is no quantisation noise.
     """
     key = (name, rule, recipe.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
     if key not in reference.local:  # products that stay float32 are the same in every case
-        reference.local[key] = _local(model, recipe, rule, reference, name)
+        reference.local[key] = _local(model, recipe, rule, reference, name, stats=stats)
     _, outputs = _counted(reference, name)
     cumulative: dict[str, Any] = {}
     both = same_rows(reference.taps, taps, name)
@@ -89,7 +93,7 @@ def operator_row(
 
 
 def _local(
-    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str
+    model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, *, stats: bool
 ) -> dict[str, Any]:
     """Return what does not depend on the rest of the network."""
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
@@ -128,8 +132,17 @@ def _local(
         "underflow_rate": losses[1],
         "acc_overflow_rate": overflow_rate(rule, x, operand, stored),
         "mean_signed_error": bias,
+        **(_lost(rule, x, stored) if stats and not rule.is_plain else {}),
         "right_values": right * k,  # no column: for what they cost
     }
+
+
+def _lost(rule: Rule, x: NDArray[Any], stored: NDArray[Any] | None) -> dict[str, Any]:
+    found = counted(rule, x, stored)
+    if found is None:
+        return {}
+    rate = found.swamped / max(found.steps, 1)
+    return {"acc_swamp_rate": rate, "acc_peak_bits": found.peak_bits}
 
 
 def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
@@ -152,7 +165,8 @@ def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> d
     for name, rule in counted.items():
         x, operand = reference.taps[f"{name}.in"], reference.taps.get(f"{name}.operand")
         k = x.shape[-1]
-        size = model.tensors[f"{name}.weight"].size if operand is None else operand.size
+        shape = shape_of(model.tensors, f"{name}.weight") if operand is None else operand.shape
+        size = math.prod(shape)
         right, left = operands(rule)
         bits += right.stored_bits(size // k, k), left.stored_bits(x.size // k, k)
         values += size, x.size
@@ -170,6 +184,7 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
     for key in described[0]:
         values = {words[key] for words in described}
         row[key] = values.pop() if len(values) == 1 else "mixed"
+    asked = dict(case.settings)
     row["exact"] = all(words["exact"] for words in described)
     return row | {
         "case_id": case.case_id,
@@ -181,6 +196,8 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
         "recipe_digest": digest,
         "ignored_keys": " ".join(case.ignored_keys) or None,
         "format": case.called,
+        "products": asked.get("products", None if case.recipe_name else "linears"),
+        "kv_format": asked.get("kv"),
         "emulated": not all(rule.is_plain for rule in rules),
     }
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format, get_format
 from numsim.models import Rule
+from numsim.models.gemm import RAW
+from numsim.models.weights import Stored, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets import get_target, matmul
+from numsim.targets import MacStats, get_target, matmul
 from numsim.targets.rules import about, adds_integers
 
 COUNTED = 1 << 22  # products that are counted one by one, a fraction of a second
@@ -19,7 +21,7 @@ _WIDE = 63  # formats of float32's range are stored without a scale
 
 
 def overflow_rate(
-    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: NDArray[Any] | None
+    rule: Rule, x: NDArray[Any], operand: NDArray[Any] | None, stored: Stored | None
 ) -> float | None:
     """Return the share of accumulation steps that overflowed, saturated or wrapped.
 
@@ -35,23 +37,32 @@ def overflow_rate(
     operand, stored
         Right operand [..., K, N], or a stored matrix [N, K]; the other is None.
     """
-    left, right = as_quant(rule.activations or "float32"), as_quant(rule.weights or "float32")
-    if rule.activations is None:
-        left = replace(left, granularity="none")
-    if rule.weights is None:
-        right = replace(right, granularity="none")
-    other = operand if stored is None else stored
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    numbers = None if stored is None else wide(stored)
+    other = operand if numbers is None else numbers
     assert other is not None
     if _proven(rule, left, right, x, other):
         return 0.0
-    stochastic = "sr" in (left.rounding, right.rounding)
-    if stored is None or stochastic or isinstance(left.block, tuple):
+    stats = counted(rule, x, stored)
+    if stats is None:
         return None
-    rows = max(1, COUNTED // stored.size)
-    a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
-    b = quantize(stored.astype(np.float32), right).T
-    _, stats = matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)
     return (stats.overflows + stats.saturations + stats.wraps) / max(stats.steps, 1)
+
+
+def counted(rule: Rule, x: NDArray[Any], stored: Stored | None) -> MacStats | None:
+    """Return what the leading rows of a product lose; None where counting needs another run."""
+    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    numbers = None if stored is None else wide(stored)
+    stochastic = "sr" in (left.rounding, right.rounding)
+    if numbers is None or stochastic or isinstance(left.block, tuple):
+        return None
+    rows = max(1, COUNTED // numbers.size)
+    a = _leading(quantize(x.reshape(-1, x.shape[-1]), left), rows)
+    if isinstance(stored, QTensor) and rule.weights is not None:  # of a packed checkpoint
+        b = stored.T
+    else:
+        b = quantize(numbers.astype(np.float32), right).T
+    return matmul(a, b, target=rule.target, out_format=rule.out_format, stats=True)[1]
 
 
 def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -18,8 +18,10 @@ from numsim.models import Model, load_model
 from numsim.models.hub import find_folder
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
+from numsim.models.weights import wide
 from numsim.sweep.cases import Case, cases, folder_hash
 from numsim.sweep.inputs import Inputs, Text, read_inputs
+from numsim.sweep.recipes import DECLARED, declared_recipe
 from numsim.sweep.spec import SweepSpec
 
 
@@ -56,7 +58,13 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
         read, model_hash = read_model(one)
         for path in texts:
             text = read_text(path)
-            known = {"model": model, "text": path, "ignore_keys": read.ignored_keys}
+            recipes = tuple(r if r != DECLARED else declared_recipe(read) for r in plan.recipes)
+            known: dict[str, object] = {
+                "model": model,
+                "text": path,
+                "ignore_keys": read.ignored_keys,
+            }
+            known |= {"recipes": recipes}
             one = plan.model_copy(update=known)  # keys that it has
             todo = cases(
                 one, model=read.name, model_hash=model_hash,
@@ -86,7 +94,8 @@ def read_model(plan: SweepSpec) -> tuple[Model, str]:
     model = plan.one_model  # its tensors may be others than those of its folder, or of its cache
     model = replace(model, cache=OperandCache(model.cache.limit_bytes))
     digest = hashlib.sha256(repr(model.arch).encode())
-    for name, tensor in sorted(model.tensors.items()):
+    for name, stored in sorted(model.tensors.items()):
+        tensor = wide(stored)
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return model, digest.hexdigest()[:16]

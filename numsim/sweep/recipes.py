@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from numsim.errors import NumsimError
-from numsim.models import Recipe
+from numsim.models import Model, Recipe, Rule
 from numsim.models.recipe import recipe_from_tables, rule_from_table
+from numsim.models.weights import Weights
+
+DECLARED = Path("declared")  # in place of a file: what a packed checkpoint says of itself
 
 
 class NamedRecipe(BaseModel):
@@ -57,3 +61,22 @@ class NamedRecipe(BaseModel):
             return Recipe(tuple(rules), begin.seed)
         except (NumsimError, tomllib.TOMLDecodeError) as error:
             raise NumsimError(f"sweep: recipe {self.name}: {error}") from None
+
+
+def declared_recipe(model: Model) -> NamedRecipe:
+    """Return the recipe that a packed checkpoint declares, by the name ``declared``.
+
+    Where activations stay wide: everything in float32, weights as they are stored.
+
+    Raises
+    ------
+    NumsimError
+        The model is not packed.
+    """
+    if not isinstance(model.tensors, Weights):
+        raise NumsimError(
+            f"sweep: the recipe declared is that of a packed checkpoint; {model.name} is not "
+            "packed; leave declared out"
+        )
+    recipe = model.recipe() or Recipe((("*", Rule()),))
+    return NamedRecipe(name=DECLARED.name, toml=recipe.to_toml())

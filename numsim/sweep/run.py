@@ -17,11 +17,13 @@ from numsim.losses import with_losses
 from numsim.models import Model
 from numsim.models.memory import OperandCache
 from numsim.processes import in_processes
-from numsim.sweep.cases import Case, folder_hash
+from numsim.progress import sweep_progress
+from numsim.sweep.cases import Case, folder_hash, machine_of
 from numsim.sweep.cluster import connected, on_cluster
 from numsim.sweep.columns import as_frame
+from numsim.sweep.costs import Machine
 from numsim.sweep.csv import ResultsFile
-from numsim.sweep.manifest import Manifest
+from numsim.sweep.manifest import Manifest, record_of
 from numsim.sweep.measure import case_rows, run_reference
 from numsim.sweep.operators import Reference
 from numsim.sweep.prepare import (
@@ -32,11 +34,13 @@ from numsim.sweep.prepare import (
     share,
     text_hash,
 )  # fmt: skip
+from numsim.sweep.recipes import DECLARED
 from numsim.sweep.shards import other_logs, own_part, shard_path
 from numsim.sweep.spec import SweepSpec, as_spec
+from numsim.sweep.stats import write_stats
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from numsim.sweep.frames import Rows
 
 Progress = Callable[[str, int, int], None]
 
@@ -44,8 +48,8 @@ Progress = Callable[[str, int, int], None]
 @known_floats
 def sweep(
     spec: SweepSpec | dict[str, Any] | str | Path | None = None, *,
-    progress: Progress | None = None, **fields: Any,
-) -> pd.DataFrame:  # fmt: skip
+    progress: Progress | bool | None = None, **fields: Any,
+) -> Rows:  # fmt: skip
     """Run a model through every format, granularity and target of a grid.
 
     Parameters
@@ -53,19 +57,21 @@ def sweep(
     spec
         A `SweepSpec`, a dict of its fields, or a TOML file of them. None: the default grid.
     progress
-        Called with (what, done, total) after every batch.
+        Called with (what, done, total) after every batch. True: a bar on a terminal or in a
+        notebook, lines in a log, on stderr.
     fields
         Fields of `SweepSpec`, in place of those of `spec`: ``formats=["int8"]``. Models, formats,
         storage rules, units and recipes go by name or file, or as objects.
 
     Returns
     -------
-    DataFrame
-        One row per (case, layer, operator) and one ``layer="all"`` row per case; columns and
-        units in `numsim.sweep.columns.COLUMNS`. Rows of an operator, one for every matrix product
-        of the network, are measured on the first batch of windows (of sentences: on kept tokens,
-        with the scales of the padded batch), rows of the network on all of them. What is missing
-        is NA in columns of whole numbers, truths and words, NaN in those of other numbers.
+    Rows
+        A DataFrame, with `cases`, `products` and `glossary`. One row per (case, layer, operator)
+        and one ``layer="all"`` row per case; columns and units in `numsim.sweep.columns.COLUMNS`.
+        Rows of an operator, one for every matrix product of the network, are measured on the first
+        batch of windows (of sentences: on kept tokens, with the scales of the padded batch), rows
+        of the network on all of them. What is missing is NA in columns of whole numbers, truths
+        and words, NaN in those of other numbers.
 
     Raises
     ------
@@ -91,7 +97,7 @@ def sweep(
     >>> rows.query("layer == 'all'")[["format", "target"]].values.tolist()
     [['int8', 'ideal.int']]
     """
-    plan = as_spec(spec, **fields)
+    plan, record = as_spec(spec, **fields), record_of(spec)
     if plan.scheduler is not None:
         if "jobs" in plan.model_fields_set:
             raise NumsimError(
@@ -105,27 +111,32 @@ def sweep(
             )
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
-    tell = progress or (lambda what, done, total: None)
     read: list[tuple[str, object]] = [("text", text) for text in _several(plan.text)]
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
-    read += [("recipe", given) for given in plan.recipes]
+    read += [("recipe", given) for given in plan.recipes if given != DECLARED]
     read += [("rows of cost", plan.cost)]
     check_apart(plan.out, read, "sweep")
     place = shard_path(plan.out, plan.shard)
     others = other_logs(plan)
-    with ResultsFile(place, resume=plan.resume, force=plan.force, others=others) as results:
-        return _sweep(plan, results, tell)
+    results = ResultsFile(place, resume=plan.resume, force=plan.force, others=others)
+    if progress is True:
+        with sweep_progress() as tell, results:
+            return _sweep(plan, results, tell, record)
+    with results:
+        return _sweep(plan, results, progress or (lambda what, done, total: None), record)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFrame:
+def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[str, Any]) -> Rows:
+    machine_of(plan)  # rows of cost that are wrong are said before the model is read
     runs = list(prepare(plan))
     every = [case for run in runs for case in run.cases]
     manifest = Manifest.of(plan, runs)
+    manifest.compare(record)
     manifest.check(results)
     mine = set(own_part([case.case_id for case in every], plan.shard))
     done = {row["case_id"] for row in results.kept}
@@ -140,6 +151,9 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress) -> pd.DataFram
     with closing(_run_all(left, tell)) as new:  # ends processes at once
         rows += map(results.write, with_losses(results.path, done, new))
     rows = results.finish(rows, [case.case_id for case in every])
+    if plan.stats and results.path is not None:
+        tell("tensors and accumulators", 0, 1)
+        write_stats(plan, runs, results.path, rows)
     frame = as_frame(rows)
     labels = {case.case_id: case.label for case in every}
     failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted
@@ -166,7 +180,7 @@ def _ready(run: Prepared) -> Prepared:
     model = replace(run.model, cache=OperandCache(share(plan)))
     try:
         for recipe in (None, *(case.recipe() for case in run.cases)):
-            model.check(recipe)
+            model.suited(recipe).check(recipe)
     except NumsimError as error:
         shared = f"; {plan.jobs} jobs share the limit, fewer need less" if plan.jobs > 1 else ""
         raise NumsimError(f"{error}{shared}") from None
@@ -180,11 +194,13 @@ def _run_all(runs: list[Prepared], tell: Progress) -> Generator[dict[str, Any]]:
         sum(len(run.cases) for run in runs),
         sum(n * (len(run.cases) + 1) for n, run in zip(steps, runs, strict=True)),
     )
-    done, before = 0, 0
+    done, before, words = 0, 0, _Words(tell, count, total)
     for run, batches in zip(runs, steps, strict=True):
-        words = _Words(tell, count, total, before, done)
+        words.begin(before, done)
         cases = _in_turn if run.plan.jobs == 1 and run.plan.scheduler is None else _elsewhere
-        yield from cases(run, batches, words)
+        for row in cases(run, batches, words):
+            words.note(row)
+            yield row
         done += batches * (len(run.cases) + 1)
         before += len(run.cases)
 
@@ -192,20 +208,38 @@ def _run_all(runs: list[Prepared], tell: Progress) -> Generator[dict[str, Any]]:
 class _Words:
     """Says how far a sweep is: which case of how many, and which was best."""
 
-    def __init__(self, tell: Progress, count: int, total: int, before: int, done: int) -> None:
+    def __init__(self, tell: Progress, count: int, total: int) -> None:
         self._tell, self._count, self._total = tell, count, total
+        self._before = self._done = 0
+        self._best: tuple[float, str] | None = None
+
+    def begin(self, before: int, done: int) -> None:
+        """Begin a model on a text, after so many cases and steps."""
         self._before, self._done = before, done
 
     def reference(self, batches: int) -> None:
+        """Say that the reference has run so many batches."""
         self._tell("float64 reference", self._done + batches, self._total)
 
     def case(self, number: int, label: str, batches: int) -> None:
-        words = f"{self._before + number} of {self._count}: {label}"
+        """Say that a case of this run has come so far; of all before it too."""
+        best = "" if self._best is None else f"; best {self._best[1]}"
+        words = f"{self._before + number} of {self._count}: {label}{best}"
         self._tell(words, self._done + batches, self._total)
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Remember the best case: lowest KL, of an encoder the highest cosine."""
+        name, sign = ("kl_nats", 1) if row.get("kl_nats") is not None else ("embedding_cosine", -1)
+        value = row.get(name)
+        if row["layer"] != "all" or value is None:
+            return
+        if self._best is None or sign * value < self._best[0]:
+            self._best = sign * value, f"{row['format']} ({name.split('_')[0]} {value:.3g})"
 
 
 def _in_turn(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str, Any]]:
     reference = run_reference(run.model, run.inputs, run.plan.batch, words.reference)
+    reference.machine = machine_of(run.plan)
     for i, case in enumerate(run.cases, start=1):
 
         def step(n: int, i: int = i, label: str = case.label) -> None:
@@ -223,20 +257,30 @@ def _elsewhere(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str,
             given = replace(run.model, cache=OperandCache(share(plan)))
             plan = plan.model_copy(update={"model": given})
         results: Iterator[list[dict[str, Any]]] = in_processes(
-            _start, plan, _work, run.cases, jobs=plan.jobs, who="sweep", ordered=False
+            _start,
+            (plan, machine_of(plan)),
+            _work,
+            run.cases,
+            jobs=plan.jobs,
+            who="sweep",
+            ordered=False,
         )
     else:
-        known = _absolute(plan), run.cases[0].model_hash, run.cases[0].text_hash
+        hashes = run.cases[0].model_hash, run.cases[0].text_hash
+        known = _absolute(plan), machine_of(plan), *hashes
         results = on_cluster(_start_elsewhere, known, _work, run.cases, address=plan.scheduler)
     for i, made in enumerate(results, start=1):
         yield from made
         words.case(i, labels[made[0]["case_id"]], (i + 1) * batches)
 
 
-def _start(plan: SweepSpec) -> tuple[Model, Reference]:
+def _start(given: tuple[SweepSpec, Machine]) -> tuple[Model, Reference]:
     """Return what a process needs for every case."""
+    plan, machine = given
     model, inputs = read_again(plan)
-    return model, run_reference(model, inputs, plan.batch, lambda n: None)
+    reference = run_reference(model, inputs, plan.batch, lambda n: None)
+    reference.machine = machine
+    return model, reference
 
 
 def _absolute(plan: SweepSpec) -> SweepSpec:
@@ -245,16 +289,16 @@ def _absolute(plan: SweepSpec) -> SweepSpec:
     return plan.model_copy(update=paths)
 
 
-def _start_elsewhere(known: tuple[SweepSpec, str, str]) -> tuple[Model, Reference]:
+def _start_elsewhere(known: tuple[SweepSpec, Machine, str, str]) -> tuple[Model, Reference]:
     """Return what a worker needs, on a machine that may hold other files by the same names."""
-    plan, model_hash, text = known
+    plan, machine, model_hash, text = known
     folder = plan.model if isinstance(plan.model, Path) else bundled_model_dir()
     if (folder_hash(folder), text_hash(read_text(plan.one_text))) != (model_hash, text):
         raise NumsimError(
             f"sweep: a worker must read the same files; {folder} or the text differ there; "
             "put them on a disk that all machines share"
         )
-    return _start(plan)
+    return _start((plan, machine))
 
 
 def _work(state: tuple[Model, Reference], case: Case) -> list[dict[str, Any]]:
@@ -273,6 +317,6 @@ class FailedCases(NumsimError):
         figures whose `error` says why.
     """
 
-    def __init__(self, messages: list[str], rows: pd.DataFrame) -> None:
+    def __init__(self, messages: list[str], rows: Rows) -> None:
         self.messages, self.rows = messages, rows
         super().__init__(f"sweep: {len(messages)} cases failed: " + "; ".join(messages))

@@ -53,7 +53,8 @@ class SweepSpec(BaseModel):
         among `formats` is ``int4+int8``, weights first.
     recipes
         `Recipe`, TOML files of them, or tables of a `NamedRecipe`, a case each beside those of the
-        grid: overrides by glob.
+        grid: overrides by glob. ``declared``: what a packed checkpoint says of itself, its codes as
+        they are stored; cases that store weights in another way round the numbers of those codes.
     granularities
         ``per_tensor``, ``none``, ``per_block:128``, tiles ``per_block:128x128``, or
         ``WEIGHTS+ACTIVATIONS`` as in ``per_channel+per_token``.
@@ -263,12 +264,13 @@ def _unit(value: Any) -> Any:
     return rule.target
 
 
+TABLE = "manifest"  # in a file of settings: what was measured, not what to measure
 _RULES = {  # of fields that take more than one kind of value
     "model": "a folder, org/name of the local hub cache, or a Model",
     "text": "the path of a UTF-8 file or of token ids in .npy",
     "out": "the path of a file, or None",
     "formats": "a format or a list of them: names, Quant, Format, dtypes",
-    "recipes": "a Recipe or a list of them, or of TOML files",
+    "recipes": "a Recipe or a list of them, of TOML files, or of tables with a name",
     "targets": "a unit or a list of them: names, TOML files, Target",
     "granularities": "a word or a list of them, such as per_tensor",
     "weights": "a format or a list of them: names, Quant, Format, dtypes",
@@ -306,7 +308,7 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
         given = {} if spec is None else spec
         fields = read_toml(given, "sweep") if isinstance(given, str | Path) else given
         if isinstance(fields, dict):  # a manifest also says what it measured
-            fields = {name: value for name, value in fields.items() if name != "manifest"}
+            fields = {name: value for name, value in fields.items() if name != TABLE}
     if not isinstance(fields, dict):
         raise NumsimError(
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
@@ -315,17 +317,27 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
     try:
         return SweepSpec.model_validate(fields | more)
     except ValidationError as error:
-        first = error.errors()[0]
-        name, *at = (str(part) for part in first["loc"] if not str(part).startswith("is-instance"))
-        if isinstance(first.get("ctx", {}).get("error"), NumsimError):
-            raise NumsimError(f"sweep: {name}: {first['ctx']['error']}") from None
-        got = first["input"]
-        digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
-        shown = "a number of hundreds of digits" if digits else shorten(repr(got), 80)
-        known = SweepSpec.model_fields
-        if first["type"] == "extra_forbidden":
-            near = f"{near_names(name, known, limit=1)}; fields are {', '.join(known)}"
-            raise NumsimError(f"sweep: {name!r} is no field; got it as {shown}{near}") from None
-        where = ".".join([name, *(part for part in at if part.isdecimal())])
-        words = _RULES.get(name) or first["msg"].replace("Input should be", "must be")
-        raise NumsimError(f"sweep: {where}: {words}; got {shown}") from None
+        file = spec if isinstance(spec, str | Path) else None
+        raise NumsimError(_sentence(error, file, more)) from None
+
+
+def _sentence(error: ValidationError, file: str | Path | None, more: Mapping[str, Any]) -> str:
+    """Return the first error as a sentence that names the key, and the file it stands in."""
+    every = error.errors()
+    first = next((one for one in every if "NamedRecipe" in one["loc"]), every[0])
+    name, *at = (str(part) for part in first["loc"] if not str(part).startswith("is-instance"))
+    who = "sweep: " if file is None or name in more else f"sweep: {file}: "
+    if isinstance(first.get("ctx", {}).get("error"), NumsimError):
+        return f"{who}{name}: {first['ctx']['error']}"
+    got = first["input"]
+    digits = isinstance(got, int) and abs(got) >= 1 << 1000  # Python prints no thousands
+    shown = "a number of hundreds of digits" if digits else shorten(repr(got), 80)
+    where = ".".join([name, *(part for part in at if part.isdecimal())])
+    if first["type"] == "extra_forbidden":
+        inside = name == "recipes" and len(at) > 1
+        known = NamedRecipe.model_fields if inside else SweepSpec.model_fields
+        key = at[-1] if inside else name
+        near = f"{near_names(key, known, limit=1)}; fields are {', '.join(known)}"
+        return f"{who}{f'{where}: ' if inside else ''}{key!r} is no field; got it as {shown}{near}"
+    words = _RULES.get(name) or first["msg"].replace("Input should be", "must be")
+    return f"{who}{where}: {words}; got {shown}"

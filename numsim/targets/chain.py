@@ -101,8 +101,8 @@ def nan_code(out: Format, rule: Any) -> int:
 
 def one_nan(sums: NDArray[Any], rule: Any) -> NDArray[Any]:
     """Give NaN among float32 sums made here the bits of the unit's, in place: not the host's."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        some = np.isnan(sums.sum())  # no large temporary where there is none
+    with np.errstate(invalid="ignore"):
+        some = np.isnan(sums.max(initial=0))  # no large temporary where there is none
     if some:
         sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if rule.nan == "ones" else 0x7FC00000
     return sums

@@ -125,7 +125,7 @@ def _whole(y: NDArray[np.float32], out: Format, zero_point: int) -> NDArray[Any]
             f"at index {index_of(int(nans[0]), y.shape)}"
         )
     codes = np.clip(np.rint(y.astype(np.float64)) + zero_point, out.min, out.max)
-    return codes.astype(out.code_dtype)
+    return np.asarray(codes, out.code_dtype)
 
 
 def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:

@@ -188,7 +188,7 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
         for step in chain:
             number += 1
             yield f"step {number}, k = {_span(step.positions)}: accumulator {_number(step.before)}"
-            yield from (f"  {line}" for line in _step(found, step))
+            yield from (f"  {line}" for line in step_lines(found, step))
             yield f"  accumulator {_number(step.after)}, {_bits(step.after, found)}"
     order = "pairwise" if unit.split_order == "pairwise" and unit.split_k > 1 else "in order"
     for total in found.sums:
@@ -202,7 +202,16 @@ def _lines(found: Trace, a: QTensor, b: QTensor) -> Iterator[str]:
     yield f"D = {_number(found.d)}, {hex_word(found.d)}"
 
 
-def _step(found: Trace, step: steps.Step) -> Iterator[str]:
+def step_lines(found: Trace, step: steps.Step) -> Iterator[str]:
+    """Yield what a unit did in one step, of one output.
+
+    Examples
+    --------
+    >>> a = QTensor.from_codes([[2]], "int8")
+    >>> found = trace(a, a, "ideal.int")
+    >>> list(step_lines(found, found.chains[0][0]))[-1]
+    'sum 4, with the accumulator 4'
+    """
     kind = about(found.rule)
     if kind.integers:
         yield from kind.explain(found.rule, step)

@@ -81,6 +81,28 @@ def survey(q: QTensor) -> Survey:
     return found
 
 
+def finite(q: QTensor) -> bool:
+    """Return what `survey` says of it first, of codes of a byte sooner."""
+    if "survey" in q.packed or q.codes.itemsize > 1:
+        return survey(q).finite
+
+    def look() -> bool:
+        codes = np.ravel(q.codes.view(np.uint8), order="K")
+        return not gemm_codes.among(codes, *_not_finite(q.fmt))
+
+    found: bool = kept(q, "finite", look)
+    return found
+
+
+@cache
+def _not_finite(f: Format) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return runs of codes of a byte that are infinite or NaN: the first of each, and how many."""
+    special = np.flatnonzero(_classes(f))
+    starts = special[np.diff(special, prepend=-2) != 1]
+    ends = special[np.diff(special, append=-2) != 1]
+    return starts.astype(np.uint8), (ends - starts + 1).astype(np.uint8)
+
+
 def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
     """Whether the vector kernels read the codes of q: a float of few bits, without block scales."""
     f = q.fmt
@@ -113,7 +135,7 @@ def codes_of(b: QTensor) -> gemm_values.Decode | None:
     """Return how the kernels of multiply-adds read the codes of b; None: they read values."""
     f = b.fmt
     how = byte_table(f, simd.enabled()) if f.code_dtype.itemsize == 1 else None
-    if simd.path() == "avx2" and short_codes(f) and b.codes.size and survey(b).finite:
+    if simd.path() == "avx2" and short_codes(f) and b.codes.size and finite(b):
         how = fields(f)
     if how is None:
         how = float_codes(f)

@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
-from numsim.targets import steps
 from numsim.targets import trace as tracing
-from numsim.targets.explain import explain_mma, hex_word
+from numsim.targets.explain import explain_mma, hex_word, step_lines
 from numsim.verify.silicon import check_silicon, golden_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -100,7 +99,7 @@ def test_scales_inside_the_unit_are_shown(element, scale, block):
         )
     a, b = tensors
     found = tracing.trace(a, b, "nvidia.blackwell.tcgen05", np.float32([[0.5]]))
-    text = "\n".join(line for step in found.chains[0] for line in steps.lines(found, step))
+    text = "\n".join(line for step in found.chains[0] for line in step_lines(found, step))
     rows = re.findall(
         r"^(\d+) to \d+ +0x(\w\w) +(\S+) +(\S+) +0x(\w\w) +(\S+) +(\S+)$", text, re.MULTILINE
     )
@@ -123,7 +122,7 @@ def test_scales_inside_the_unit_are_shown(element, scale, block):
     )
     found = tracing.trace(a, b, "nvidia.blackwell.tcgen05")
     assert np.isnan(found.d).all()
-    shown = list(steps.lines(found, found.chains[0][0]))
+    shown = list(step_lines(found, found.chains[0][0]))
     assert " nan " in shown[1]
     assert shown[-1] == "a NaN scale makes the result NaN"
 
@@ -208,7 +207,7 @@ def test_trace_is_matmul(out):
         (["explain", "e4m3", "--target", "ideal.int"], "for explain mma"),
         (["targets", "nvidia.hoper.wgmma"], "did you mean nvidia.hopper.wgmma"),
         (["targets", "--toml"], "got no NAME"),
-        (["verify", "silikon"], "conversions, silicon or published"),
+        (["verify", "silikon"], "conversions, silicon, published or probe"),
     ],
 )
 def test_one_clear_error(arguments, words):

@@ -8,7 +8,7 @@ import pytest
 import numsim as ns
 from numsim import nn, train
 from numsim.errors import NumsimError
-from numsim.kernels.gemm import recurrent as kernel
+from numsim.kernels.gemm import steps
 from numsim.kernels.ir import simd
 from numsim.kernels.jit import using_threads
 from numsim.nn import fused
@@ -34,7 +34,7 @@ def same(one, other):
 @contextlib.contextmanager
 def general_path():
     """Compute without the kernel of all steps, and without those of one."""
-    ways = "forward", "backward", "forward_step", "backward_step"
+    ways = "forward", "backward"
     before = [getattr(fused, way) for way in ways]
     for way in ways:
         setattr(fused, way, lambda *_: None)
@@ -81,7 +81,7 @@ def both(layer, params, x, states, up, recipe):
 
 def covered(recipe, hidden=17):
     """Return whether the kernel takes the forward and the backward steps."""
-    layer, params, x, states, up = case(2, 2, 3, hidden)
+    layer, params, x, states, up = case(1, 2, 3, hidden)
     taken = []
     before = fused.forward, fused.backward
 
@@ -160,15 +160,12 @@ def test_huge_tiny_and_zero_numbers_in_products_of_a_step(name, size, cell):
 
 @pytest.mark.filterwarnings("ignore::numsim.errors.UnvalidatedWarning")
 @pytest.mark.parametrize(("name", "takes"), [("fp8_hybrid", True), ("fp8_delayed", False)])
-def test_which_products_of_a_step_are_taken(name, takes, monkeypatch):
-    found = []
-    for way in ("forward_step", "backward_step"):
-        real = getattr(fused, way)
-        monkeypatch.setattr(
-            fused, way, lambda *a, real=real: found.append(real(*a) is not None) or real(*a)
-        )
-    pass_of(*case(2, 2, 3, 17), train.recipe(name, target=HOPPER))
-    assert found == [takes, takes]
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_which_fp8_steps_are_taken(path, name, takes):
+    """The portable path has no kernel of FP8 steps."""
+    with simd.force(path):
+        expected = takes and path != "plain"
+        assert covered(train.recipe(name, target=HOPPER)) == (expected, expected)
 
 
 @pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2"])
@@ -180,12 +177,13 @@ def test_codes_of_a_step_are_those_of_quantize(fmt):
     x = x.astype(np.float32).reshape(1, -1)
     for quant in (ns.Quant(fmt, "none"), ns.Quant(fmt)):
         how = fused._rounding(quant, np.float32(1))
-        codes, lost = np.empty(x.shape, np.uint8), np.zeros(2, np.int64)
-        scale = kernel.round_to_codes(x, how, np.empty_like(x), codes, lost)
+        codes, values = np.empty(x.shape, np.uint8), np.empty_like(x)
+        scale, zeros, left = steps.rounded(x, values, how)
+        steps.codes_of(values, how, codes)
         want = ns.quantize(x, quant)
         np.testing.assert_array_equal(codes, want.codes.view(np.uint8))
         assert scale == (1 if want.scale is None else want.scale.reshape(-1)[0])
-        assert lost[0] == np.count_nonzero(x)
+        assert (zeros, left) == (np.count_nonzero(x == 0), np.count_nonzero(want.dequantize() == 0))
 
 
 @pytest.mark.parametrize("name", ["float32", "fp8_hybrid", "int8", "q3.4"])
@@ -310,8 +308,6 @@ def test_sums_of_integers_that_float32_does_not_hold_go_the_general_way():
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "q3.4"])
 def test_ties_of_the_kernel_go_to_even(name):
     """Every value, every midpoint and their neighbours: random data hold no ties."""
-    from numsim.kernels.gemm.recurrent import _rounded
-
     values = ns.get_format(name).values()
     values = np.unique(values[np.isfinite(values)])
     middle = ((values[1:] + values[:-1]) / 2).astype(np.float32)
@@ -325,7 +321,7 @@ def test_ties_of_the_kernel_go_to_even(name):
     )
     x, out = x.reshape(1, -1), np.empty((1, x.size), np.float32)
     how = fused._rounding(ns.Quant(name, "none"), np.float32(1))
-    _rounded(x, out, how)
+    steps.rounded(x, out, how)
     np.testing.assert_array_equal(out / how.unit, ns.cast(x, name))
 
 
@@ -339,3 +335,14 @@ def test_codes_that_steps_looked_at_cannot_change_before_a_product():
     assert weight.packed  # it was found finite
     with pytest.raises(ValueError, match="read-only"):
         weight.codes[0, 0] = 0x7F
+
+
+@pytest.mark.parametrize("name", ["fp8_hybrid", "fp8_delayed", "int8", "mxfp8"])
+def test_gradients_are_counted_once_where_each_product_stores_them(name):
+    """The gates' gradients are rounded for a step's product and for the inputs'.
+
+    Delayed scaling rounds them for both weights too, by each product's own history.
+    """
+    batch, steps, hidden = 2, 3, 5
+    _, (elements, _) = pass_of(*case(batch, steps, 7, hidden), train.recipe(name))
+    assert elements == (3 if name == "fp8_delayed" else 2) * batch * steps * 4 * hidden

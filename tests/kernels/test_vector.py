@@ -343,3 +343,16 @@ def test_softmax_adds_a_bias_for_each_head():
     rng = np.random.default_rng(4)
     x, bias = rng.standard_normal((3, 2, 4, 9)), rng.standard_normal((2, 4, 9))
     same_bits(functions.softmax(x, scale=0.5, bias=bias), functions.softmax(x * 0.5 + bias))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 2041])
+def test_column_sums_add_the_rows_in_order(rows):
+    """Order shows: the same numbers in another one give other sums."""
+    from numsim.kernels.elementwise.derivatives import column_sums
+
+    rng = np.random.default_rng(rows)
+    x = (rng.normal(size=(rows, 5)) * 10.0 ** rng.integers(-9, 9, (rows, 5))).astype(np.float64)
+    total = np.zeros(5)
+    for row in x:
+        total = total + row
+    np.testing.assert_array_equal(column_sums(x), total)

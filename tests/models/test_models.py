@@ -447,7 +447,7 @@ def test_products_take_every_real_type(bundled, dtype):
         ({"head_dim": None, "num_attention_heads": 7}, NumsimError, "multiple"),
         ({"head_dim": 7}, NumsimError, "even number"),
         ({"num_key_value_heads": 4}, NumsimError, "multiple"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, UnsupportedError, "longrope"),
+        ({"rope_scaling": {"type": "longer", "factor": 2.0}}, UnsupportedError, "longer"),
         ({"rope_scaling": {"type": "linear"}}, NumsimError, "factor is required"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, NumsimError, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2}}, NumsimError, "factor"),

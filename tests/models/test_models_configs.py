@@ -17,7 +17,7 @@ from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes
 
 ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"
-NAMES = sorted(FAMILIES)
+NAMES = sorted(p.name for p in ORACLE.iterdir())
 
 
 def checkpoint(folder, family, rename=None, extra=None, drop=(), spelling="config.json", **changes):
@@ -55,8 +55,8 @@ def test_counts_beyond_the_stored_tensors_are_refused_at_once(tmp_path, family, 
 
 
 def test_there_is_an_oracle_for_every_family():
-    assert sorted(p.name for p in ORACLE.iterdir()) == NAMES
-    assert len(NAMES) == 14
+    configs = ORACLE.parent.glob("*/*/config.json")
+    assert {json.loads(path.read_text())["model_type"] for path in configs} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -177,12 +177,10 @@ def test_stored_types(tmp_path, family, dtype):
         ("deepseek_v3", {"num_experts_per_tok": 5}, "at most 4"),
         ("deepseek_v3", {"qk_head_dim": 21}, "qk_head_dim must be 20"),
         ("deepseek_v3", {"head_dim": 20}, "head_dim must be 8"),
-        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("t5", {"feed_forward_proj": "gated-gated-gelu"}, "gated-ACTIVATION"),
-        ("t5", {"feed_forward_proj": "gated-gelu"}, "is_gated_act must be True"),
-        ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu'"),
+        ("t5", {"dense_act_fn": "gelo"}, "activation must be one of .* did you mean gelu"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
         ("gemma2", {"sliding_window_size": 77}, "as sliding_window"),
         ("gemma2", {"sliding_window": float("nan")}, "sliding_window"),

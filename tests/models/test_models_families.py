@@ -394,12 +394,16 @@ def test_experts_leave_rows_and_shared_routing():
 def test_calls_that_the_family_cannot_serve():
     bert, t5, gpt2 = load("bert"), load("t5"), load("gpt2")
     for call, error, match in (
-        (lambda: bert.generate([1], max_new_tokens=1), UnsupportedError, "no output head"),
+        (
+            lambda: bert.generate([1], max_new_tokens=1),
+            UnsupportedError,
+            "no head of the next token",
+        ),
         (lambda: bert.run([1, 2], token_type_ids=[0, 2]), NumsimError, "token_type_ids"),
         (lambda: bert.run([1, 2], past=Past()), NumsimError, "past must be left out for bert"),
         (lambda: bert.run([1, 2], token_type_ids=[0]), NumsimError, "shape"),
         (lambda: bert.run(np.arange(33)), NumsimError, "32 positions"),
-        (lambda: bert.nll([1, 2]), UnsupportedError, "no output head"),
+        (lambda: bert.nll([1, 2]), UnsupportedError, "no head of the next token"),
         (lambda: gpt2.nll(np.arange(33)), NumsimError, "32 positions"),
         (lambda: t5.run([1]), NumsimError, "given for t5"),
         (lambda: t5.run([1], decoder_tokens=[[1], [2]]), NumsimError, "row for each"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from numsim.models.arch import Moe
-from numsim.models.blocks import route
+from numsim.models.experts import route
 
 
 def reference(logits, moe, correction):

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from numsim.models import load_model
 from numsim.models.arch import Moe
-from numsim.models.blocks import route
 from numsim.models.config import read_arch
+from numsim.models.experts import route
 from numsim.models.families import FAMILIES
 
 ORACLE = pathlib.Path(__file__).parents[1] / "data" / "oracle"

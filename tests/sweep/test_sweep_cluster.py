@@ -97,7 +97,7 @@ def test_a_lost_worker_is_a_sentence(scheduler):
 def test_a_scheduler_that_is_not_there(scheduler, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT", 1)
     monkeypatch.setattr(
-        sys.modules["numsim.sweep.run"], "load_model", lambda *a, **k: pytest.fail("loaded")
+        sys.modules["numsim.sweep.prepare"], "load_model", lambda *a, **k: pytest.fail("loaded")
     )
     with pytest.raises(ns.NumsimError, match="no dask scheduler answers"):
         ns.sweep(SMALL | {"scheduler": "tcp://127.0.0.1:9"})

@@ -230,7 +230,7 @@ def test_a_resumed_sweep_computes_damaged_cases_again(tmp_path):
     path.write_bytes(b"".join(lines))
     seen = []
     again = ns.sweep(plan | {"resume": True}, progress=lambda what, *_: seen.append(what))
-    assert {what for what in seen if "int8" in what} == {"int8 per_tensor ideal.int"}
+    assert {what for what in seen if "int8" in what} == {"1 of 1: int8 per_tensor ideal.int"}
     order = ["case_id", "layer", "op"]
     same = [
         rows.drop(columns="seconds").sort_values(order).reset_index(drop=True).convert_dtypes()
@@ -382,7 +382,15 @@ def test_random_kills_of_a_whole_sweep(tmp_path, jobs, kills):
     assert start(out).wait(300) == 0
     assert without_seconds(out) == without_seconds(tmp_path / "want.csv")
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["r.csv", "r.csv.tokens", "s.py", "want.csv", "want.csv.tokens"]
+    assert names == [
+        "r.csv",
+        "r.csv.tokens",
+        "r.manifest.toml",
+        "s.py",
+        "want.csv",
+        "want.csv.tokens",
+        "want.manifest.toml",
+    ]
     losses = [
         {p.name: p.read_bytes() for p in (tmp_path / f"{name}.csv.tokens").iterdir()}
         for name in ("r", "want")

@@ -104,7 +104,7 @@ def mac(lines, kind="fp16"):
         (HEAD + FUSED.replace("group = 8", "group = true"), "group is 1 to"),
         (HEAD + FUSED.replace("20", "60"), "align_bits is 1 to 35, a whole number; got 60"),
         (HEAD + FUSED.replace("fp8", "int8"), "take Exact, Mac, IntSum; got Fused"),
-        (HEAD + FUSED.replace("fp8", "number"), "take Exact; got Fused"),
+        (HEAD + FUSED.replace("fp8", "number"), "take Exact"),
         (HEAD + FUSED.replace("fp8", "float"), "take Exact, Mac; got Fused"),
         (HEAD + FUSED + 'accumulator = "halves"\n', "name the class"),
         (HEAD + '[rules."mx:fp8"]\nkind = "ScaledFp4"\n', "take Fused; got ScaledFp4"),

@@ -86,12 +86,13 @@ def _softmax_rows(
     keep: NDArray[np.bool_],
     masked: bool,
     bias: NDArray[np.float64],
+    sinks: NDArray[np.float64],
     start: int,
     stop: int,
 ) -> None:
     """Rows start..stop of x [N, T, S]; row (n, t) sees keys first[t] <= j < last[t] of keep[n'].
 
-    `bias` [heads, T, S] is added to the scaled scores; no heads: none.
+    `bias` [heads, T, S] is added to the scaled scores; no heads: none. `sinks` [heads] likewise.
     """
     steps, width = x.shape[1], x.shape[2]
     per_keep = x.shape[0] // keep.shape[0]
@@ -119,6 +120,8 @@ def _softmax_rows(
             for k in range(8):
                 lanes[k] = e[j + k] if e[j + k] > lanes[k] else lanes[k]
         top = -np.inf
+        if sinks.size > 0:
+            top = sinks[n % sinks.size]
         for k in range(8):
             top = lanes[k] if lanes[k] > top else top
             lanes[k] = 0.0
@@ -135,6 +138,8 @@ def _softmax_rows(
                 for k in range(8):
                     lanes[k] += e[j + k]
             total = combine(lanes)
+            if sinks.size > 0:
+                total += exp64(sinks[n % sinks.size] - top)
             for j in range(count):
                 out[n, t, lo + j] = e[j] / total
         for j in range(lo):
@@ -243,6 +248,7 @@ def softmax(
     last: NDArray[np.int64] | None = None,
     keep: NDArray[np.bool_] | None = None,
     bias: NDArray[np.float64] | None = None,
+    sinks: NDArray[np.float64] | None = None,
 ) -> FloatArray:
     """Softmax of ``scale * x + bias`` along the last axis, over the keys each row may see.
 
@@ -258,6 +264,8 @@ def softmax(
         Keys that count, for each of B equal groups of the leading dimensions (padding mask).
     bias : float64 array [heads, T, S], optional
         Added in float64; matrix ``n`` of the leading dimensions takes ``bias[n % heads]``.
+    sinks : float64 array [heads], optional
+        One more score of each row, neither scaled nor returned; ``n`` as for `bias`.
 
     Returns
     -------
@@ -278,8 +286,9 @@ def softmax(
     mask = np.ones((1, 1), np.bool_) if keep is None else keep
     masked = keep is not None
     shift = np.empty((0, 0, 0)) if bias is None else bias
+    more = np.empty(0) if sinks is None else sinks
     over_range(
-        lambda a, b: _softmax_rows(rows, out, scale, low, high, mask, masked, shift, a, b),
+        lambda a, b: _softmax_rows(rows, out, scale, low, high, mask, masked, shift, more, a, b),
         rows.shape[0] * steps,
         grain=max(1, GRAIN // max(1, width)),
     )

@@ -1,7 +1,10 @@
 """Matrix products of units that align products, cut them and add exactly, for finite operands.
 
-The rules are `Fused` and `TwoStage` of `numsim.targets.types`; `kernels.fused` states them one
-scalar at a time and is the reference for every bit. Accumulators may be infinite or NaN.
+The rules are `Fused` and `TwoStage` of `numsim.targets.rules`; `rules.fused` and `rules.two_stage`
+define them. The left operand comes as planes of significands and exponents, packed by rows of a
+tile; the right one as such planes or as codes of at most 20 bits, packed by columns of a panel.
+Accumulators may be infinite or NaN. Proof: ``tests/targets/test_fast_units.py`` compares every bit
+with the definitions, on every path.
 """
 
 from __future__ import annotations

@@ -84,6 +84,17 @@ def mark(codes: Array, met: Array) -> None:
 
 
 @kernel
+def among(codes: Array, first: Array, count: Array) -> bool:
+    """Return whether any of the codes, uint8, lies in one of the runs first[r] .. of count[r]."""
+    found = np.uint8(0)
+    for r in range(first.size):
+        start, most = first[r], np.uint8(count[r] - np.uint8(1))
+        for i in range(codes.size):
+            found = np.uint8(found | np.uint8(np.uint8(codes[i] - start) <= most))
+    return bool(found)
+
+
+@kernel
 def _pack(
     source: Array, panels: Array, slots: Array, order: Array, group: int, start: int, stop: int
 ) -> None:

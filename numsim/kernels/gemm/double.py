@@ -1,7 +1,10 @@
 """FP8, FP6 and FP4 products aligned to up to 25 fraction bits, with E8M0 scales or without: AVX2.
 
-The rule is that of `kernels.fused` with an accumulator that joins and a float32 result, cut toward
-zero; the operands are finite and have few bits (`covers`).
+The rule is `Fused` with an accumulator that joins and a float32 result, cut toward zero; the
+operands are finite and have few bits (`covers`). They are codes, a by rows of a tile and b by
+columns of a panel, group by group of k, with the exponent of the scales of each line and group.
+Proof: ``tests/targets/test_block_products.py`` and ``test_fast_units.py`` compare every bit with
+the definition, `rules.fused`.
 """
 
 from __future__ import annotations

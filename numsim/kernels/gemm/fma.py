@@ -1,4 +1,10 @@
-"""Matrix products as chains of IEEE fused multiply-adds, and the tiling all fast products share."""
+"""Matrix products as chains of IEEE fused multiply-adds, and the tiling all fast products share.
+
+Each output is one chain in increasing k, in float32 or float64, as ``ideal.fp32`` has it. Operands
+are values: a [batch, M, K] packed as [batch, tiles, K, rows], b [1 or batch, K, N] as [batch,
+panels, K, columns]. Proof: ``tests/targets/test_fast_units.py`` compares every bit with the
+definition, `rules.mac`.
+"""
 
 from __future__ import annotations
 

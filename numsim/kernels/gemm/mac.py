@@ -1,6 +1,9 @@
 """Matrix products as chains, or small trees, of multiply-adds rounded to nearest even.
 
-The rules are those of `kernels.mac`, which is the reference for every bit.
+The rules are `Mac` with a small accumulator, and `Exact` with groups; `rules.mac` and `rules.exact`
+define them. Operands are float64 values, packed by rows of a tile and columns of a panel. Proof:
+``tests/kernels/test_gemm_kernels.py`` and ``tests/targets/test_fast_units.py`` compare every bit
+with fractions and with the definitions.
 """
 
 from __future__ import annotations

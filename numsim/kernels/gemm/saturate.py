@@ -1,6 +1,8 @@
 """Integer matrix products whose accumulator saturates as it goes, or whose pairs of products do.
 
-`kernels.integer` states the rules one scalar at a time and is the reference for every bit.
+The rule is `IntSum`; `rules.integer` defines it. Operands are codes of 8 or 16 bits, packed group
+by group of k, by rows of a tile and columns of a panel; sums are int32. Proof:
+``tests/kernels/test_gemm_saturate.py`` compares every sum with Python's integers.
 """
 
 from __future__ import annotations

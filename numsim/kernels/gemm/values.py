@@ -1,4 +1,10 @@
-"""Chains of fused multiply-adds whose right operand stays codes (`gemm.fma` takes values)."""
+"""Chains of fused multiply-adds whose right operand stays codes (`gemm.fma` takes values).
+
+The left operand is float32 or float64 values [batch, M, K], packed by rows of a tile; the right one
+codes of 8 or 16 bits [1 or batch, K, N], packed by columns of a panel and decoded a cache-sized
+piece at a time, by a table or by arithmetic. Proof: ``tests/targets/test_fast_units.py`` compares
+every bit with the same chains over values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""What follows a block whose scale stands outside the unit: its results scaled and added."""
+"""What follows a block whose scale stands outside the unit: its results scaled and added.
+
+``out += fp32(result * fp32(row scale * column scale))``, each operation rounded, for a tile of
+float32 or int32 results that lie row by row; or the chain of multiply-adds before it, too, without
+leaving the registers. Proof: ``tests/targets/test_block_products.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The vector micro-kernels of integer units: exact sums, and sums that saturate as they go."""
+"""The vector micro-kernels of integer units: exact sums, and sums that saturate as they go.
+
+One lane is one output. A word of 32 bits holds four bytes or two int16 of consecutive k; VNNI adds
+four products of bytes at once, elsewhere plain multiplications and additions do. Proof:
+``tests/kernels/test_gemm_saturate.py`` and ``tests/targets/test_fast_units.py``.
+"""
 
 from __future__ import annotations
 

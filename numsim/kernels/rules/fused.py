@@ -16,7 +16,7 @@ import numpy as np
 from numsim.kernels.convert.round import RNE
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.rules.align import (
-    HALVES,
+    JOINS,
     LATE,
     NO_TERM,
     Block,
@@ -128,16 +128,6 @@ def joining(a: Terms, b: Terms, k0: int, k1: int, acc: Any, r: Block, n: Any) ->
     return after
 
 
-@inline
-def block(a: Terms, b: Terms, k0: int, k1: int, acc: Any, r: Block, n: Any) -> Any:
-    """Return the accumulator after one block of products."""
-    if r.kind == HALVES:
-        return halves(a, b, k0, k1, acc, r, n)
-    if r.kind == LATE:
-        return late(a, b, k0, k1, acc, r, n)
-    return joining(a, b, k0, k1, acc, r, n)
-
-
 @kernel
 def matmul(
     a_sig: np.ndarray, a_exp: np.ndarray, a_cls: np.ndarray,
@@ -160,6 +150,11 @@ def matmul(
             for k0 in range(0, depth, r.group):
                 k1 = min(k0 + r.group, depth)
                 into = counted_block(a, b, k0, k1, acc, r, n, unused)
-                acc = block(a, b, k0, k1, acc, r, into)
+                if r.kind == JOINS:
+                    acc = joining(a, b, k0, k1, acc, r, into)
+                elif r.kind == LATE:
+                    acc = late(a, b, k0, k1, acc, r, into)
+                else:
+                    acc = halves(a, b, k0, k1, acc, r, into)
                 note_peak(acc, e)
             out[i, j] = acc

@@ -4,6 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.querySelector(`[data-testid="${id}"]`);
   const COLOURS = 7, SYMBOLS = ["circle", "square", "triangle", "diamond", "star", "hexagon", "wye", "cross"];
+  const NAMED = 3; // cases of a tie that are named; the rest are counted
   const LABEL = 30; // letters of a name in the chart
   const PAGED = 500; // rows of the table that are shown at once
 
@@ -22,11 +23,11 @@
   const units = [...new Set(facets.target)], scales = [...new Set(facets.scales)];
   const colour = (unit) => { const i = units.indexOf(unit); return i < COLOURS ? `var(--u${i})` : d3.interpolateSinebow(((i - COLOURS) * 0.382) % 1); };
   const symbol = (s) => SYMBOLS[scales.indexOf(s) % SYMBOLS.length];
-  const written = (key, v, chance = "") => {
+  const written = (key, v, chance = "", unit = true) => {
     const m = measures.get(key);
     if (Number.isNaN(v)) return "";
     if (!Number.isFinite(v)) return v > 0 ? "∞" : "−∞";
-    return d3.format(m.form)(v).replace("e+", "e") + chance + (m.unit ? ` ${m.unit}` : "");
+    return d3.format(m.form)(v).replace("e+", "e") + chance + (m.unit && unit ? ` ${m.unit}` : "");
   };
 
   const element = (name, attributes = {}, ...content) => {
@@ -172,11 +173,12 @@
     chartBox.replaceChildren();
     if (!mx || !my) { said.textContent = "No measure of this file has values on two axes."; return; }
     const drawn = cases.filter((i) => !data.failed[i] && Number.isFinite(value(view.x, i)) && Number.isFinite(value(view.y, i)));
+    const front = frontOf(drawn, view.x, view.y), ahead = new Set(front), rank = (i) => (ahead.has(i) ? 0 : exact(i) ? 1 : 2);
+    drawn.sort((a, b) => rank(a) - rank(b) || a - b); // who comes first keeps its place
     const width = Math.max(280, chartBox.clientWidth || 700), height = width < 500 ? 360 : 440, radius = drawn.length > 600 ? 3 : drawn.length > 150 ? 4 : 6;
     const half = (i) => (my.stderr && Number.isFinite(value(my.stderr, i)) ? 2 * value(my.stderr, i) : 0);
     const X = (i) => value(view.x, i), Y = (i) => value(view.y, i);
     const sides = drawn.flatMap((i) => [Y(i) - half(i), Y(i) + half(i)]).filter((v) => my.scale !== "log" || v > 0);
-    const front = frontOf(drawn, view.x, view.y);
     let moved = 0, places;
     const apart = (options) => Plot.initializer(options, (given, groups, channels, scale) => {
       if (!places) {
@@ -356,19 +358,19 @@
   }
 
   // ------------------------------------------------------------------ answer and comparison, redrawn when edited
-  const stated = (i, key) => { const m = measures.get(key), v = value(key, i), e = m?.stderr ? value(m.stderr, i) : NaN; return !m || Number.isNaN(v) ? "" : written(key, v, Number.isFinite(e) && m.unit !== "%" ? ` ± ${d3.format(".1~g")(2 * e).replace("e+", "e")}` : ""); };
+  const stated = (i, key) => { const m = measures.get(key), v = value(key, i), e = m?.stderr ? value(m.stderr, i) : NaN; return !m || Number.isNaN(v) ? "" : written(key, v, Number.isFinite(e) && m.unit !== "%" ? ` ± ${d3.format(".1~g")(2 * e).replace("e+", "e")}` : "", false); };
   function card(question, id, key, notes) {
     if (id === undefined) return element("article", { class: "card" }, element("h3", {}, question), element("p", { class: "note" }, "No bit-exact case of this file."));
     const i = place.get(id);
     return element("article", { class: "card" }, element("h3", {}, question), element("p", { class: "pick" }, opener(i)),
       element("p", {}, `${d3.format(".2f")(value("bits_per_weight", i))} bits · ${facets.target[i]}`),
-      element("dl", {}, ...[...new Set(["dnll", "perplexity_above", key])].filter((k) => stated(i, k)).flatMap((k) => [element("dt", {}, measures.get(k).title), element("dd", {}, stated(i, k))])), ...notes);
+      element("dl", {}, ...[...new Set(["dnll", "perplexity_above", key])].filter((k) => stated(i, k)).flatMap((k) => [element("dt", {}, measures.get(k).head), element("dd", {}, stated(i, k))])), ...notes);
   }
   function tiedNotes(tied) {
     if (!tied.length) return [];
     const line = element("p", { class: "note" }, `Tied with ${tied.length} other${tied.length > 1 ? "s" : ""}: `);
-    tied.slice(0, 6).forEach((id, n) => line.append(n ? "; " : "", opener(place.get(id), title(place.get(id)))));
-    if (tied.length > 6) line.append(` and ${tied.length - 6} more`);
+    tied.slice(0, NAMED).forEach((id, n) => line.append(n ? "; " : "", opener(place.get(id), title(place.get(id)))));
+    if (tied.length > NAMED) line.append(` and ${tied.length - NAMED} more`);
     line.append(".");
     return [line];
   }
@@ -378,7 +380,7 @@
       const bits = (id) => value("bits_per_weight", place.get(id)), cards = [], cosine = found.judged === "embedding_cosine";
       let before;
       for (const edge of view.edges.split(",").map(Number)) {
-        const best = found.steps.filter((id) => bits(id) <= edge).at(-1), tied = best === undefined ? [] : found.tied[best].filter((id) => bits(id) <= edge), notes = [];
+        const best = found.steps.filter((id) => bits(id) <= edge + data.shown).at(-1), tied = best === undefined ? [] : found.tied[best].filter((id) => bits(id) <= edge + data.shown), notes = [];
         if (best !== undefined && best === before) notes.push(element("p", { class: "note" }, "Nothing gained over the card before."));
         notes.push(...tiedNotes(tied));
         cards.push(card(`At most ${edge} bits per weight`, best, found.judged, notes));
@@ -388,7 +390,12 @@
       const least = (key, question) => {
         const sign = measures.get(found.judged).better === "higher" ? -1 : 1;
         const priced = good.filter((i) => Number.isFinite(value(key, i))).sort((a, b) => value(key, a) - value(key, b) || sign * (value(found.judged, a) - value(found.judged, b)));
-        const equal = key === "area_ge" ? priced.slice(1).filter((i) => value("area_low", i) <= value("area_high", priced[0])) : [];
+        let equal = []; // the model of area tells them not apart: the best of them is named
+        if (key === "area_ge" && priced.length) {
+          const alike = priced.filter((i) => value("area_low", i) <= value("area_high", priced[0])), best = d3.least(alike, (a, b) => sign * (value(found.judged, a) - value(found.judged, b)));
+          equal = alike.filter((i) => i !== best);
+          priced[0] = best;
+        }
         const only = priced.length === good.length ? "" : `, of the ${priced.length} with a price`;
         cards.push(card(`${question} ${within}${only}`, priced.length ? ids[priced[0]] : undefined, found.judged, tiedNotes(equal.map((i) => ids[i]))));
       };

@@ -30,6 +30,7 @@ from numsim.targets.tensor import (
     batched,
     coded,
     fields,
+    finite,
     kept,
     planes,
     short_codes,
@@ -55,7 +56,7 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
     low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
     if low < gemm_hopper.LEAST or high > gemm_hopper.MOST:
         return False
-    if not (survey(a).finite and survey(b).finite):
+    if not (finite(a) and finite(b)):
         return False
     if c is None:
         return True
@@ -106,7 +107,7 @@ def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     covered = gemm_double.covers(
         rule.group, rule.align_bits, rule.min_exponent, low, high, precision
     )
-    return covered and survey(a).finite and survey(b).finite
+    return covered and finite(a) and finite(b)
 
 
 def _few_bits(q: QTensor, axis: int, group: int) -> bool:

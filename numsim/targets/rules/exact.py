@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.decimals import exact_text
+from numsim.formats import Format
 from numsim.kernels.jit import over_items
 from numsim.kernels.rules import exact as kernel
 from numsim.quant.types import decoded
 from numsim.targets.chain import DTYPES, Chain, Work, item, nan_code, noted, shape, start
 from numsim.targets.rules.limits import (
+    ANY_GROUP,
     GROUP,
     NAN_WORDS,
     NANS,
     OUTPUT_WORDS,
     OUTPUTS,
+    Adder,
     Kind,
     has_output,
     is_scaled,
@@ -115,6 +118,13 @@ def _explain(rule: Exact, step: Step) -> Iterator[str]:
     yield f"exact sum {exact_text(total)}, rounded once to nearest even"
 
 
+def _adder(rule: Exact, a: Format, b: Format) -> Adder:
+    """Bits for every product of two formats, and room for 4,096 of them."""
+    floats = "float" in (a.kind, b.kind)
+    bits = sum(f.emax - f.emin + f.precision if floats else f.bits for f in (a, b))
+    return Adder(rule.group or ANY_GROUP, None, bits + 1 + 12)
+
+
 EXACT = Kind(
     Exact,
     "exact sums, rounded once to nearest even",
@@ -128,4 +138,5 @@ EXACT = Kind(
     takes=lambda kind: not is_scaled(kind) and not has_output(kind),
     definition=_definition,
     explain=_explain,
+    adder=_adder,
 )

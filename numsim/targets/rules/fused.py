@@ -27,6 +27,7 @@ from numsim.targets.rules.limits import (
     NANS,
     OUTPUT_WORDS,
     WIDE,
+    Adder,
     Kind,
     aligns,
     has_output,
@@ -200,4 +201,5 @@ FUSED = Kind(
     explain=_explain,
     contradiction=_contradiction,
     changes=_changes,
+    adder=lambda rule, a, b: Adder(rule.group, rule.align_bits),
 )  # fmt: skip

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
+from numsim.formats import Format
 from numsim.kernels.jit import over_items
 from numsim.kernels.rules import integer as kernel
 from numsim.targets.chain import Chain, Work, item, noted, shape, start
-from numsim.targets.rules.limits import GROUP, INTEGERS, Kind
+from numsim.targets.rules.limits import ANY_GROUP, GROUP, INTEGERS, Adder, Kind
 from numsim.targets.steps import Step, table
 from numsim.targets.tensor import batched
 from numsim.vocabulary import ACCUMULATIONS, Accumulation
@@ -158,6 +159,11 @@ def _is_float32_chain(rule: IntSum, largest: float) -> bool:
     return rule.pair_bits is None and rule.acc_bits >= 25 and largest < 1 << 24
 
 
+def _adder(rule: IntSum, a: Format, b: Format) -> Adder:
+    free = rule.overflow == "wrap" and rule.group == 1 and rule.pair_bits is None
+    return Adder(ANY_GROUP if free else rule.group, None, rule.acc_bits)
+
+
 INT_SUM = Kind(
     IntSum,
     "integer products added in an accumulator of acc_bits bits",
@@ -175,6 +181,7 @@ INT_SUM = Kind(
     takes=lambda kind: kind in INTEGERS,
     definition=_definition,
     explain=_explain,
+    adder=_adder,
     contradiction=_contradiction,
     is_float32_chain=_is_float32_chain,
     integers=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numsim.formats import Format, get_format
 from numsim.targets.chain import Chain, Work
@@ -44,6 +44,17 @@ BLOCK_WORDS = "scales that a class mx: applies inside the unit, as format/length
 OUTPUT_WORDS = "formats in which the unit can return the sum; the first is usual"
 
 
+class Adder(NamedTuple):
+    """What decides how large the hardware of a rule is; see `numsim.cost.area.Unit`."""
+
+    products: int  # added in a step
+    align_bits: int | None  # fraction bits that the alignment of floats keeps; None: all
+    acc_bits: int | None = None  # of an accumulator of integers or exact sums; None: float32
+
+
+ANY_GROUP = 32  # products of a step whose sum does not depend on how many they are
+
+
 def _its_group(rule: Any, depth: int) -> int:
     return rule.group or depth
 
@@ -79,6 +90,8 @@ class Kind:
         How many k of a chain the unit takes before it writes its accumulator.
     formats
         Formats in which the unit holds its accumulator and what it adds to it; (): the output's.
+    adder
+        How large the hardware is, for the formats of two operands; None: no model says.
     is_float32_chain
         Whether fused multiply-adds of float32 in increasing k give the sums of a rule, where their
         products add up to at most so many quanta.
@@ -102,6 +115,7 @@ class Kind:
     step: Callable[[Any, int], int] = _its_group
     formats: Callable[[Any], tuple[str | Format, ...]] = lambda rule: ()
     means: Callable[[Any], Any] = lambda rule: rule
+    adder: Callable[[Any, Format, Format], Adder | None] = lambda rule, a, b: None
     is_float32_chain: Callable[[Any, float], bool] = lambda rule, largest: False
     integers: bool = False
     run_of_k: int = 1

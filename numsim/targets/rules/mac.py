@@ -26,6 +26,7 @@ from numsim.targets.rules.limits import (
     NANS,
     OUTPUT_WORDS,
     OUTPUTS,
+    Adder,
     Kind,
     has_output,
     is_scaled,
@@ -208,6 +209,14 @@ def _step(rule: Mac, depth: int) -> int:
     return {"sequential": 1, "odd_first": 2}.get(rule.order) or rule.group or depth
 
 
+def _adder(rule: Mac, a: Format, b: Format) -> Adder | None:
+    accumulator = get_format(rule.acc_format)
+    if accumulator.kind != "float":
+        return None
+    tree = rule.order in ("tree", "two_chains") and rule.group is not None
+    return Adder(rule.group if tree and rule.group else 1, accumulator.precision + 1)
+
+
 MAC = Kind(
     Mac,
     "multiply-adds with a rounding at every step",
@@ -237,6 +246,7 @@ MAC = Kind(
     explain=_explain,
     contradiction=_contradiction,
     changes=_changes,
+    adder=_adder,
     step=_step,
     formats=lambda rule: (rule.acc_format, rule.product_format or rule.acc_format),
     is_float32_chain=lambda rule, largest: rule.steps == Mac(),

@@ -17,7 +17,7 @@ from numsim.kernels.rules import scaled_fp4 as kernel
 from numsim.quant import QTensor
 from numsim.quant.types import decoded
 from numsim.targets.chain import Chain, Work, item, noted, shape, start, store
-from numsim.targets.rules.limits import BLOCK_WORDS, E8M0_BLOCKS, NAN_WORDS, NANS, Kind
+from numsim.targets.rules.limits import BLOCK_WORDS, E8M0_BLOCKS, NAN_WORDS, NANS, Adder, Kind
 from numsim.targets.steps import (
     Addend,
     Step,
@@ -151,5 +151,6 @@ SCALED_FP4 = Kind(
     definition=_definition,
     explain=_explain,
     step=lambda rule, depth: kernel.STEP,
+    adder=lambda rule, a, b: Adder(kernel.STEP, rule.align_bits),
     run_of_k=kernel.RUN,
 )  # fmt: skip

@@ -23,6 +23,7 @@ from numsim.targets.rules.limits import (
     NAN_WORDS,
     NANS,
     WIDE,
+    Adder,
     Kind,
     aligns,
     has_output,
@@ -139,4 +140,5 @@ TWO_STAGE = Kind(
     definition=_definition,
     explain=_explain,
     contradiction=_contradiction,
+    adder=lambda rule, a, b: Adder(rule.group, rule.align_bits),
 )  # fmt: skip

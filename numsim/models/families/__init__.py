@@ -1,0 +1,70 @@
+"""The families of networks: tables of names and switches, one entry each."""
+
+from __future__ import annotations
+
+from numsim.errors import UnsupportedError
+from numsim.models.families.alibi import ALIBI
+from numsim.models.families.decoders import DECODERS
+from numsim.models.families.encoder_decoders import ENCODER_DECODERS
+from numsim.models.families.encoders import ENCODERS
+from numsim.models.families.experts import EXPERTS
+from numsim.models.family import Family
+from numsim.models.keys import shown
+from numsim.models.multimodal import WRAPPERS
+
+FAMILIES: dict[str, Family] = DECODERS | EXPERTS | ALIBI | ENCODERS | ENCODER_DECODERS
+
+
+def get_family(model_type: object, classes: object = None) -> Family:
+    """Return the family of a ``model_type``; `classes`: what `architectures` says beside it.
+
+    Raises
+    ------
+    UnsupportedError
+        No family of that name.
+
+    Examples
+    --------
+    >>> list(get_family("qwen2").classes)
+    ['Qwen2ForCausalLM', 'Qwen2Model', 'Qwen2ForSequenceClassification']
+    """
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedError(
+            f"config.json: model_type must be one of {', '.join([*FAMILIES, *WRAPPERS])}; got "
+            f"{shown(model_type)}{_hint(str(model_type), classes)}; other families are not "
+            "implemented"
+        )
+    return FAMILIES[model_type]
+
+
+def _hint(model_type: str, classes: object) -> str:
+    """Return the families that a name can stand for: those of its class, or spelt the same.
+
+    A name that is only like another is another network: glm4v is no glm4, mbart no bart.
+
+    >>> _hint("xlm_roberta", None), _hint("lama", ["LlamaModel"]), _hint("olmo", None)
+    ('; did you mean xlm-roberta', '; LlamaModel is a class of llama', '')
+    """
+    names = classes if isinstance(classes, list) else []
+    for name in names:
+        found = [family for family, entry in FAMILIES.items() if name in entry.classes]
+        if found:
+            return f"; {name} is a class of {' and '.join(found)}"
+    plain = [family for family in FAMILIES if _letters(family) == _letters(model_type)]
+    return f"; did you mean {plain[0]}" if plain else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def current_name(stored: str, family: Family) -> str:
+    """Return today's spelling of a stored name.
+
+    >>> current_name("embeddings.LayerNorm.gamma", FAMILIES["bert"])
+    'embeddings.LayerNorm.weight'
+    """
+    for old, new in family.older_names.items():
+        if stored.endswith(old):
+            return stored.removesuffix(old) + new
+    return stored

@@ -1,0 +1,464 @@
+"""Operators of networks as chains of operations, each rounded to a format on its own.
+
+Shapes are [..., n]: reductions run along the last axis. What follows each arrow of a formula in the
+notes is rounded once; constants (eps, 1/n, log2 e) are rounded to the format half to even.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numsim.arguments import choice
+from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.formats import FormatLike
+from numsim.kernels.elementwise import correct
+from numsim.operators.gpu import EXP2_POLYNOMIALS, exp2_lut, exp2_poly
+from numsim.operators.rounded import (
+    Rounding,
+    Values,
+    function,
+    minus,
+    numbers,
+    over,
+    plus,
+    rounding_to,
+    times,
+    total,
+)
+
+_LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+
+
+def _values(x: ArrayLike) -> Values:
+    return numbers(x).astype(np.float32)
+
+
+@known_floats
+def softmax(
+    x: ArrayLike,
+    *,
+    format: FormatLike = "float32",
+    rounding: str = "rne",
+    sum: str = "sequential",
+    divide: str = "divide",
+    base: str = "e",
+    exp: str = "exact",
+    sum_format: FormatLike | None = None,
+    sum_rounding: str = "rne",
+    out_format: FormatLike | None = None,
+    out_rounding: str = "rne",
+) -> Values:
+    """Softmax of rows, every intermediate rounded to a format.
+
+    Parameters
+    ----------
+    x
+        Scores [..., n], values of a format; -inf takes no part.
+    format, rounding
+        Of every step.
+    sum
+        ``sequential``, ``pairwise``, ``lanes:w`` or ``exact``.
+    divide
+        ``divide``: e / s; ``reciprocal``: e times the rounded 1 / s.
+    base
+        ``e``, or ``2``: the difference is multiplied with log2 e first, as GPUs do.
+    exp
+        ``exact``: rounded once; with base 2 ``exp2_poly:3`` or ``exp2_lut:16``, of the degree or
+        the entries after the colon, and then rounded.
+    sum_format, sum_rounding
+        Of the additions; their total is then rounded to `format`.
+    out_format, out_rounding
+        Of the results, after their rounding to `format`.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word or a format that operators do not round to.
+
+    Notes
+    -----
+    m = max; d -> x - m; e -> exp d (base 2: t -> d c, e -> 2**t); s -> sum; y -> e / s.
+
+    **Source**: the definition; the steps are those of microxcaling (commit 7bc4195).
+
+    Examples
+    --------
+    >>> softmax([[0.0, 1.0, 2.0]], format="bfloat16").tolist()
+    [[0.09033203125, 0.2451171875, 0.66796875]]
+    """
+    choice("divide", divide, ("divide", "reciprocal"))
+    choice("base", str(base), ("e", "2"))
+    r = rounding_to(format, rounding)
+    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    x = _values(x)
+    top = x.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
+    if exp != "exact":
+        e = r(_approximate_exp2(exp, r(times(d, r.constant(_LOG2_E)))))
+    elif str(base) == "2":
+        e = r(function("exp2", r(times(d, r.constant(_LOG2_E)))))
+    else:
+        e = r(function("exp", d))
+    s = total(e, sum, r, inner)[..., None]
+    y = r(over(e, s)) if divide == "divide" else r(times(e, r(over(1.0, s))))
+    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+
+
+def _approximate_exp2(name: str, t: Values) -> Values:
+    kind, _, setting = name.partition(":")
+    number = int(setting) if setting.isdecimal() else 0
+    if kind == "exp2_poly" and number in EXP2_POLYNOMIALS:
+        return exp2_poly(t, degree=number)
+    if kind == "exp2_lut" and number >= 1:
+        return exp2_lut(t, entries=number)
+    raise NumsimError(
+        f"softmax: exp is exact, exp2_poly:DEGREE (1 to 5) or exp2_lut:ENTRIES; got {name!r}"
+    )
+
+
+def _mean(x: Values, order: str, how: str, r: Rounding, inner: Rounding | None) -> Values:
+    choice("mean", how, ("divide", "reciprocal"))
+    s = total(x, order, r, inner)[..., None]
+    n = x.shape[-1]
+    return r(over(s, float(n))) if how == "divide" else r(times(s, r.constant(1.0 / n)))
+
+
+def _inverse_root(v: Values, eps: float, place: str, how: str, r: Rounding) -> Values:
+    choice("eps_place", place, ("inside", "outside"))
+    choice("inv", how, ("rsqrt", "sqrt_recip"))
+    e = r.constant(eps)
+    if place == "outside":
+        return r(over(1.0, r(plus(r(function("sqrt", v)), e))))
+    t = r(plus(v, e))
+    if how == "rsqrt":
+        return r(function("rsqrt", t))
+    return r(over(1.0, r(function("sqrt", t))))
+
+
+@known_floats
+def layernorm(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None,
+    *,
+    format: FormatLike,
+    rounding: str = "rne",
+    sum: str = "sequential",
+    mean: str = "divide",
+    eps: float = 1e-5,
+    eps_place: str = "inside",
+    inv: str = "rsqrt",
+    sum_format: FormatLike | None = None,
+    sum_rounding: str = "rne",
+    out_format: FormatLike | None = None,
+    out_rounding: str = "rne",
+) -> Values:
+    """LayerNorm of rows, every intermediate rounded to a format.
+
+    Parameters
+    ----------
+    x, w, b
+        Values [..., n]; weight and bias [n], no bias: None.
+    format, rounding, sum, sum_format, sum_rounding, out_format, out_rounding
+        As in `softmax`.
+    mean
+        ``divide``: the sum by n; ``reciprocal``: times 1/n.
+    eps, eps_place
+        ``inside`` the root, or added to the root: ``outside``.
+    inv
+        ``rsqrt``: one rounding of 1/sqrt; ``sqrt_recip``: the root is rounded, then its reciprocal.
+
+    Raises
+    ------
+    NumsimError
+        As in `softmax`.
+
+    Notes
+    -----
+    mu -> mean(x); d -> x - mu; v -> mean(-> d d); i as `inv` says; y -> d i; y -> y w; y -> y + b.
+
+    **Source**: the definition; the steps are those of microxcaling (commit 7bc4195).
+
+    Examples
+    --------
+    >>> layernorm([[1.0, 2.0, 4.0]], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], format="bfloat16").tolist()
+    [[-1.0625, -0.263671875, 1.3359375]]
+    """
+    r = rounding_to(format, rounding)
+    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    x = _values(x)
+    d = r(minus(x, _mean(x, sum, mean, r, inner)))
+    v = _mean(r(times(d, d)), sum, mean, r, inner)
+    y = r(times(d, _inverse_root(v, eps, eps_place, inv, r)))
+    y = r(times(y, _values(w)))
+    if b is not None:
+        y = r(plus(y, _values(b)))
+    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+
+
+@known_floats
+def rmsnorm(
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    format: FormatLike,
+    rounding: str = "rne",
+    sum: str = "sequential",
+    mean: str = "divide",
+    eps: float = 1e-6,
+    eps_place: str = "inside",
+    inv: str = "rsqrt",
+    unit_offset: bool = False,
+    sum_format: FormatLike | None = None,
+    sum_rounding: str = "rne",
+    weight_format: FormatLike | None = None,
+    weight_rounding: str = "rne",
+    out_format: FormatLike | None = None,
+    out_rounding: str = "rne",
+) -> Values:
+    """RMSNorm of rows, every intermediate rounded to a format.
+
+    Parameters
+    ----------
+    x, w
+        Values [..., n]; weight [n].
+    unit_offset
+        The weight is 1 + w, rounded (Gemma).
+    weight_format, weight_rounding
+        The normalised values are rounded to it, and their product with the weight (Llama).
+    format, rounding, sum, mean, eps, eps_place, inv, sum_format, sum_rounding, out_format, \
+out_rounding
+        As in `layernorm`.
+
+    Raises
+    ------
+    NumsimError
+        As in `softmax`.
+
+    Notes
+    -----
+    v -> mean(-> x x); i as `inv` says; y -> x i; y -> y w.
+
+    **Source**: the definition; the steps are those of microxcaling (commit 7bc4195).
+
+    Examples
+    --------
+    >>> rmsnorm([[1.0, 2.0, 4.0]], [1.0, 1.0, 0.5], format="bfloat16").tolist()
+    [[0.37890625, 0.7578125, 0.7578125]]
+    """
+    r = rounding_to(format, rounding)
+    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    x, weight = _values(x), _values(w)
+    v = _mean(r(times(x, x)), sum, mean, r, inner)
+    y = r(times(x, _inverse_root(v, eps, eps_place, inv, r)))
+    if unit_offset:
+        weight = r(plus(1.0, weight))
+    if weight_format is not None:
+        r = rounding_to(weight_format, weight_rounding)
+        y = r(y)
+    y = r(times(y, weight))
+    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+
+
+@known_floats
+def silu_gate(
+    gate: ArrayLike,
+    up: ArrayLike,
+    *,
+    format: FormatLike,
+    rounding: str = "rne",
+    variant: str = "silu",
+) -> Values:
+    """silu(gate) * up, every intermediate rounded to a format.
+
+    Parameters
+    ----------
+    gate, up
+        Values of one shape.
+    format, rounding
+        Of every step.
+    variant
+        ``silu``: u -> silu(g); ``sigmoid``: u -> g times the rounded sigmoid(g); ``steps``:
+        t -> exp(-g), u -> g times the rounded 1 / (-> 1 + t). Then u -> u up.
+
+    Raises
+    ------
+    NumsimError
+        As in `softmax`.
+
+    Notes
+    -----
+    **Source**: the definition.
+
+    Examples
+    --------
+    >>> silu_gate([1.0], [3.0], format="bfloat16", variant="steps").tolist()
+    [2.1875]
+    """
+    r = rounding_to(format, rounding)
+    return r(times(silu(_values(gate), r, variant), _values(up)))
+
+
+def silu(g: Values, r: Rounding, variant: str = "silu") -> Values:
+    """Return silu(g) by a variant of `silu_gate`."""
+    choice("variant", variant, ("silu", "sigmoid", "steps"))
+    if variant == "silu":
+        return r(function("silu", g))
+    if variant == "sigmoid":
+        return r(times(g, r(function("sigmoid", g))))
+    t = r(function("exp", -g))
+    return r(times(g, r(over(1.0, r(plus(1.0, t))))))
+
+
+@known_floats
+def residual(
+    h: ArrayLike,
+    *xs: ArrayLike,
+    format: FormatLike,
+    rounding: str = "rne",
+) -> Values:
+    """H + x_0 + x_1 ... in order, each sum rounded to a format.
+
+    Raises
+    ------
+    NumsimError
+        As in `softmax`.
+
+    Notes
+    -----
+    **Source**: the definition.
+
+    Examples
+    --------
+    >>> residual([256.0], [1.0], [1.0], format="bfloat16").tolist()
+    [256.0]
+    """
+    r = rounding_to(format, rounding)
+    total_ = _values(h)
+    for x in xs:
+        total_ = r(plus(total_, _values(x)))
+    return total_
+
+
+@known_floats
+def rotary_tables(
+    positions: ArrayLike,
+    dim: int,
+    *,
+    theta: float,
+    format: FormatLike,
+    angle: str = "float32",
+) -> tuple[Values, Values]:
+    """Cosines and sines of rotary positions, rounded half to even.
+
+    Parameters
+    ----------
+    positions
+        Integers [P] of 0 or more, below 2**20.
+    dim
+        Features of a head that turn, an even number.
+    theta
+        Base of the frequencies theta**(-2i / dim).
+    format
+        Of the tables.
+    angle
+        ``exact``: of position times frequency as it is; ``float32``: the frequency is rounded to
+        float32, and its product with the position.
+
+    Returns
+    -------
+    tuple
+        cos and sin [P, dim / 2], values of the format.
+
+    Raises
+    ------
+    NumsimError
+        For an odd dim, a theta of 1 or less, positions that are no integers below 2**20.
+
+    Notes
+    -----
+    **Source**: Su et al., arXiv:2104.09864; the definition.
+
+    Examples
+    --------
+    >>> cos, sin = rotary_tables([0, 3], 4, theta=10000.0, format="bfloat16")
+    >>> cos.tolist(), sin.tolist()
+    ([[1.0, 1.0], [-0.98828125, 1.0]], [[0.0, 0.0], [0.1416015625, 0.030029296875]])
+    """
+    choice("angle", angle, ("exact", "float32"))
+    p = np.asarray(positions)
+    if p.ndim != 1 or p.dtype.kind not in "iu" or (p.size and not 0 <= p.min() <= p.max() < 2**20):
+        raise NumsimError(f"positions are integers [P] of 0 or more, below 2**20; got {p!r:.80}")
+    if dim < 2 or dim % 2:
+        raise NumsimError(f"dim is an even number of features; got {dim}")
+    if not theta > 1:
+        raise NumsimError(f"theta is above 1; got {theta}")
+    r = rounding_to(format)
+    shape = (p.size, dim // 2)
+    cos, sin, inverse = np.empty(shape), np.empty(shape), np.empty(dim // 2)
+    base = correct.logarithm(float(theta))
+    correct.angles(p.astype(np.float64), base, dim, cos, sin, inverse)
+    if angle == "float32":
+        single = rounding_to("float32")
+        turned = single(times(p[:, None], single(inverse)))
+        cos, sin = function("cos", turned), function("sin", turned)
+    return r(cos), r(sin)
+
+
+@known_floats
+def rotary(
+    x: ArrayLike,
+    cos: ArrayLike,
+    sin: ArrayLike,
+    *,
+    format: FormatLike,
+    rounding: str = "rne",
+    layout: str = "half",
+    fma: bool = False,
+) -> Values:
+    """Turn pairs of features by their positions, every intermediate rounded to a format.
+
+    Parameters
+    ----------
+    x
+        Values [..., d].
+    cos, sin
+        Tables [..., d / 2].
+    layout
+        ``half`` pairs features i and i + d/2, ``interleaved`` 2i and 2i + 1.
+    fma
+        The first product of each result stays exact: y1 -> x1 c - (-> x2 s).
+
+    Raises
+    ------
+    NumsimError
+        As in `softmax`.
+
+    Notes
+    -----
+    y1 -> (-> x1 c) - (-> x2 s); y2 -> (-> x2 c) + (-> x1 s).
+
+    **Source**: Su et al., arXiv:2104.09864; the definition.
+
+    Examples
+    --------
+    >>> rotary([[1.0, 2.0]], [[0.5]], [[0.25]], format="bfloat16").tolist()
+    [[0.0, 1.25]]
+    """
+    choice("layout", layout, ("half", "interleaved"))
+    r = rounding_to(format, rounding)
+    x, c, s = _values(x), _values(cos), _values(sin)
+    half = x.shape[-1] // 2
+    one, two = (x[..., :half], x[..., half:]) if layout == "half" else (x[..., ::2], x[..., 1::2])
+    one_c, two_c = times(one, c), times(two, c)
+    y1 = r(minus(one_c if fma else r(one_c), r(times(two, s))))
+    y2 = r(plus(two_c if fma else r(two_c), r(times(one, s))))
+    out: NDArray[np.float32] = np.empty((*y1.shape[:-1], 2 * half), np.float32)
+    if layout == "half":
+        out[..., :half], out[..., half:] = y1, y2
+    else:
+        out[..., ::2], out[..., 1::2] = y1, y2
+    return out

@@ -1,0 +1,276 @@
+"""A machine seen from outside: what it takes, how stimuli are put to it, how our units answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import cast
+from numsim.errors import NumsimError
+from numsim.formats import Format, get_format
+from numsim.quant import QTensor
+from numsim.targets import Target, matmul
+from numsim.targets.types import CLASSES, IntSum, Mac, Rule
+
+Answers = NDArray[Any]
+Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Any]
+
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16),
+          "int32": np.dtype(np.int32)}  # fmt: skip
+WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # bytes of a result -> its bits
+
+
+class Machine(NamedTuple):
+    """What is known of a machine before it is asked.
+
+    `depths`: K of a usual stimulus, and of the long ones that show how long sums are cut.
+    """
+
+    a: Format
+    b: Format
+    out: str
+    has_c: bool
+    depths: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy type of results and of c."""
+        return DTYPES[self.out]
+
+    @property
+    def integer(self) -> bool:
+        """Whether it adds integers."""
+        return self.out == "int32"
+
+
+class Batch(NamedTuple):
+    """Dot products: codes a, b [S, K], accumulator inputs c [S]; `name` says what they are for."""
+
+    name: str
+    a: NDArray[Any]
+    b: NDArray[Any]
+    c: NDArray[Any]
+
+    def rows(self, which: Any) -> Batch:
+        """Return some of the dot products."""
+        return Batch(self.name, self.a[which], self.b[which], self.c[which])
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """Return all dot products of batches of one K as one."""
+    parts = list(batches)
+    return Batch(
+        parts[0].name, *(np.concatenate([getattr(p, key) for p in parts]) for key in "abc")
+    )
+
+
+def bits_of(values: NDArray[Any]) -> NDArray[Any]:
+    """Return results as bit patterns."""
+    array = np.ascontiguousarray(values)
+    return array.view(WORDS[array.itemsize])
+
+
+def plain_nan(values: NDArray[Any]) -> NDArray[Any]:
+    """Return bit patterns with one pattern for every NaN: a machine's may be its host's."""
+    bits = bits_of(values).copy()
+    if values.dtype.kind == "f":
+        bits[np.isnan(values)] = bits_of(np.array([np.nan], values.dtype))[0]
+    return bits
+
+
+def tiles(batch: Batch, size: int) -> Iterator[tuple[NDArray[np.int64], tuple[Any, Any, Any]]]:
+    """Yield (which dot products, (a [size, K], b [K, size], c [size, size])), each twice.
+
+    The dot products stand on the diagonal. The second time they come in the opposite order, so at
+    another place: a machine that answers twice alike does not look at the place.
+    """
+    count = len(batch.a)
+    order = np.arange(count)
+    order = np.concatenate([order, order[::-1]])
+    for start in range(0, len(order), size):
+        which = order[start : start + size]
+        full = np.resize(which, size)  # the last tile is filled with some of its own
+        c = np.repeat(batch.c[full][:, None], size, axis=1)
+        tile = batch.a[full], np.ascontiguousarray(batch.b[full].T), c
+        yield which, tile
+
+
+class Doubt(NumsimError):
+    """A machine's answer cannot be used; the message names the stimulus."""
+
+
+def checked(found: Any, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """Return what a machine gave as an array, if it is one of the right shape and type.
+
+    Raises
+    ------
+    Doubt
+        For an answer of another shape or type.
+    """
+    try:
+        d = np.asarray(found)
+    except (TypeError, ValueError) as error:
+        raise Doubt(f"probe: {where}: the machine gives an array; got {error}") from None
+    if d.shape != shape:
+        raise Doubt(f"probe: {where}: the result has shape {shape}; got {d.shape}")
+    if d.dtype != dtype:
+        raise Doubt(
+            f"probe: {where}: the result has type {dtype}; got {d.dtype}; convert it without "
+            "rounding, or name the format with out="
+        )
+    return d
+
+
+def merged(batch: Batch, pieces: Iterable[tuple[NDArray[np.int64], NDArray[Any]]]) -> Answers:
+    """Return the answers to a batch whose dot products were asked twice.
+
+    Raises
+    ------
+    Doubt
+        Where the two answers to one stimulus differ.
+    """
+    d: NDArray[Any] | None = None
+    seen = np.zeros(len(batch.a), bool)
+    for which, found in pieces:
+        if d is None:
+            d = np.zeros(len(batch.a), found.dtype)
+        for i, value in zip(which.tolist(), found, strict=True):
+            one = np.array([value, d[i]])
+            old, new = bits_of(one)[1], bits_of(one)[0]
+            if seen[i] and old != new and not np.isnan(one).all():
+                raise Doubt(
+                    f"probe: stimulus {batch.name} {i}: the machine answers alike, asked twice at "
+                    f"two places; got {int(old):#x}, then {int(new):#x}"
+                )
+            d[i], seen[i] = value, True
+    assert d is not None
+    return d
+
+
+def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, int]:
+    """Put a batch to a machine; return its answers and the number of calls.
+
+    Raises
+    ------
+    Doubt
+        For answers of the wrong shape or type, or that change.
+    """
+    def put() -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+        pieces = []
+        for which, (a, b, c) in tiles(batch, size):
+            found = run(a, b, c if machine.has_c else None)
+            d = checked(found, (size, size), machine.dtype, f"stimulus {batch.name} {which[0]}")
+            pieces.append((which, np.diagonal(d)[: len(which)].copy()))
+        return pieces
+
+    pieces = put()
+    try:
+        return merged(batch, pieces), len(pieces)
+    except Doubt as doubt:
+        same = all((plain_nan(x) == plain_nan(y)).all() for (_, x), (_, y) in zip(
+            pieces, put(), strict=True
+        ))  # fmt: skip
+        why = (
+            "; at the same place it repeats itself: the sum depends on its place in the result, "
+            "take other rows" if same else "; nor does it repeat itself: ask one that does"
+        )  # fmt: skip
+        raise Doubt(f"{doubt}{why}") from None
+
+
+def class_of(rule: type, machine: Machine) -> str | None:
+    """Return the operand class under which a unit has a rule for a machine's formats."""
+    from numsim.targets.rules import RULES
+
+    names = machine.a.name, machine.b.name
+    half = "->float16" if machine.out == "float16" and rule.__name__ == "Fused" else ""
+    fits = [k for k, known in CLASSES.items() if set(names) <= set(known)]
+    fits += ["u8s8"] if names == ("uint8", "int8") else []
+    fits += ["integer"] if machine.a.kind == machine.b.kind == "integer" else []
+    floats = [f.value_dtype == np.float32 for f in (machine.a, machine.b)]
+    fits += ["float"] if all(floats) else []
+    for kind in fits:
+        if RULES[rule].takes(kind + half):
+            return kind + half
+    return None
+
+
+def unit_of(rule: Rule, machine: Machine, **chain: Any) -> Target | None:
+    """Return a unit with one rule for a machine's formats, None where no rule is such."""
+    kind = class_of(type(rule), machine)
+    if kind is None:
+        return None
+    if hasattr(rule, "outputs") and machine.out != "float32":
+        rule = replace(rule, outputs=(machine.out,))
+    return Target("probed", ((kind, rule),), "model", "a probe", "its answers", **chain)
+
+
+def restarts(unit: Target) -> bool:
+    """Whether a second accumulator adds the parts of K, and c."""
+    return unit.promote_every is not None or unit.split_k > 1
+
+
+def held(c: NDArray[Any], unit: Target, rule: Any) -> NDArray[Any]:
+    """Return c as the unit's accumulator holds it: a register keeps what fits in it."""
+    if isinstance(rule, IntSum):
+        bits = rule.outer_bits if restarts(unit) else rule.acc_bits
+        if bits >= 8 * c.itemsize:
+            return c
+        wrapped = c.astype(np.int64) << (64 - bits) >> (64 - bits)
+        return wrapped.astype(c.dtype)
+    if isinstance(rule, Mac) and not restarts(unit) and rule.acc_format != c.dtype.name:
+        fmt = get_format(rule.acc_format)
+        nan = None if fmt.has_nan else "zero"
+        return cast(c.astype(np.float32), fmt, overflow="special", nan=nan).astype(c.dtype)
+    return c
+
+
+def answers(unit: Target, machine: Machine, a: QTensor, b: QTensor, c: NDArray[Any]) -> Answers:
+    """Return what a unit of ours computes for a [..., M, K], b [..., K, N], c [..., M, N]."""
+    from numsim.targets import rule_for
+
+    rule = rule_for(unit, machine.a, machine.b, machine.out if not machine.integer else None)
+    start = held(c, unit, rule) if machine.has_c else None
+    out = None if machine.integer else machine.out
+    found: Answers = matmul(a, b, target=unit, c=start, out_format=out)
+    return found
+
+
+class Laid(NamedTuple):
+    """Dot products as our units compute them fastest: on the diagonals of small products."""
+
+    a: QTensor
+    b: QTensor
+    c: NDArray[Any]
+    count: int
+
+    def answers(self, unit: Target, machine: Machine) -> Answers:
+        """Return what a unit of ours computes, [S]."""
+        d = answers(unit, machine, self.a, self.b, self.c)
+        diagonal: Answers = np.diagonal(d, axis1=-2, axis2=-1).reshape(-1)[: self.count]
+        return diagonal
+
+
+def laid_out(machine: Machine, batch: Batch) -> Laid:
+    """Return the dot products of a batch as small matrix products."""
+    count, depth = batch.a.shape
+    size = next(n for n in (1, 4, 8, 32) if n * depth >= min(count, 512 if depth > 4 else 128))
+    rows = np.resize(np.arange(count), -(-count // size) * size)
+    a, b, c = (array[rows].reshape(-1, size, *array.shape[1:]) for array in batch[1:])
+    left = QTensor.from_codes(a, machine.a)
+    right = QTensor.from_codes(np.ascontiguousarray(b.transpose(0, 2, 1)), machine.b)
+    return Laid(left, right, np.repeat(c[:, :, None], size, axis=2), count)
+
+
+def as_machine(unit: Target, machine: Machine) -> Run:
+    """Return one of our units as a black box."""
+
+    def run(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any] | None) -> Answers:
+        left, right = QTensor.from_codes(a, machine.a), QTensor.from_codes(b, machine.b)
+        start = np.zeros((len(a), b.shape[1]), machine.dtype) if c is None else c
+        return answers(unit, machine, left, right, start)
+
+    return run

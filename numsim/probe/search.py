@@ -1,0 +1,346 @@
+"""From answers to rules: hypotheses are dropped as soon as one of their answers is another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.errors import NumsimError
+from numsim.probe import rules as rules_of
+from numsim.probe.machine import (
+    Batch,
+    Laid,
+    Machine,
+    bits_of,
+    laid_out,
+    plain_nan,
+    restarts,
+    unit_of,
+)
+from numsim.probe.readings import exact_bits, least_exponents
+from numsim.targets import Target
+from numsim.targets.types import Fused, Rule, TwoStage
+
+_SHORT = 4  # K that holds all terms of the batches below, the rest is +0
+_TERMS = ("exact", "rich", "span", "start")
+_FIRST = 40  # answers that a hypothesis must give before it is asked for the others
+_NEAR = 6  # groupings tried for a unit whose sister was tried with all
+_PATIENCE = 8_000  # hypotheses that are tried
+UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
+
+
+@dataclass
+class Piece:
+    """Answers of a machine, with the stimuli as our units take them."""
+
+    name: str
+    sums: Laid
+    d: NDArray[Any]
+
+
+@dataclass
+class Search:
+    """What a machine answered so far."""
+
+    machine: Machine
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    batches: list[tuple[Batch, NDArray[Any]]] = field(default_factory=list)
+    nans: set[int] = field(default_factory=set)  # bit patterns of NaN that came
+    tried: int = 0
+    ranks: dict[tuple[Any, ...], dict[tuple[Any, Any], int]] = field(default_factory=dict)
+
+    def learn(self, batch: Batch, d: NDArray[Any]) -> None:
+        """Keep the answers to a batch."""
+        self.batches.append((batch, d))
+        if d.dtype.kind == "f":
+            self.nans |= {int(x) for x in bits_of(d[np.isnan(d)])}
+        for rows in (slice(0, _FIRST), slice(_FIRST, None)):
+            part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
+            if len(part.a):
+                part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
+                piece = Piece(batch.name, laid_out(self.machine, part), d[rows])
+                self.pieces.setdefault(batch.name, []).append(piece)
+
+    def predicted(self, unit: Target, sums: Laid) -> NDArray[Any] | None:
+        """Return what a unit answers; None where it cannot be."""
+        try:
+            with np.errstate(all="ignore"):
+                return sums.answers(unit, self.machine)
+        except NumsimError:
+            return None
+
+    def right(self, unit: Target, piece: Piece, nan: bool = False) -> NDArray[np.bool_]:
+        """Return which answers of a unit are the machine's; `nan`: in the bits of NaN too."""
+        found = self.predicted(unit, piece.sums)
+        if found is None or found.dtype != piece.d.dtype:
+            return np.zeros(len(piece.d), bool)
+        see = bits_of if nan else plain_nan
+        return see(found) == see(piece.d)  # type: ignore[no-any-return]
+
+    def fits(self, unit: Target | None, names: Iterable[str], nan: bool = False) -> bool:
+        """Whether a unit gives every answer to the named batches."""
+        if unit is None:
+            return False
+        self.tried += 1
+        parts = [self.pieces.get(name, []) for name in names]
+        return all(
+            self.right(unit, piece, nan).all()
+            for n in (0, 1)
+            for part in parts
+            for piece in (part[0::2], part[1::2])[n]
+        )
+
+    def answer(self, unit: Target, batch: Batch) -> NDArray[Any] | None:
+        """Return the bits that a unit answers to a batch that was not asked."""
+        found = self.predicted(unit, laid_out(self.machine, batch))
+        return None if found is None else plain_nan(found)
+
+    def first_difference(self, unit: Target) -> tuple[str, str, str] | None:
+        """Return (stimulus, machine's bits, unit's bits) where a unit first differs."""
+        for name, pieces in self.pieces.items():
+            start = 0
+            for piece in pieces:
+                right = self.right(unit, piece)
+                if not right.all():
+                    row = int(np.argmin(right))
+                    found = self.predicted(unit, piece.sums)
+                    instead = "none" if found is None else hex(int(bits_of(found)[row]))
+                    return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
+                start += len(piece.d)
+        return None
+
+    def share(self, unit: Target, names: Iterable[str] | None = None) -> tuple[int, int]:
+        """Return how many answers of a unit are the machine's, and of how many."""
+        some = self.pieces if names is None else names
+        found = [self.right(unit, p) for name in some for p in self.pieces.get(name, [])]
+        return sum(int(x.sum()) for x in found), sum(x.size for x in found)
+
+
+def rule_of(unit: Target) -> Rule:
+    """Return the one rule of a hypothesis."""
+    return unit.rules[0][1]
+
+
+def with_rule(unit: Target, rule: Rule, **chain: Any) -> Target:
+    """Return a hypothesis with another rule, and other cuts of K."""
+    return replace(unit, rules=((unit.rules[0][0], rule),), **chain)
+
+
+Step = Callable[["Search", Target], Iterator[Target]]
+
+
+def _adding(search: Search, _: Target) -> Iterator[Target]:
+    """Yield units by how they add two products."""
+    m = search.machine
+    batch, d = next((b, d) for b, d in search.batches if b.name == "exact")
+    for rule in rules_of.adding(m, *exact_bits(m, batch, d)):
+        unit = unit_of(rule, m)
+        if unit is not None:
+            yield unit
+
+
+def _by_rule(step: Callable[[Rule, Machine], Iterator[Rule]]) -> Step:
+    def units(search: Search, unit: Target) -> Iterator[Target]:
+        for rule in step(rule_of(unit), search.machine):
+            new = _with_class(search, unit, rule)
+            if new is not None:
+                yield new
+
+    return units
+
+
+def _outside(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit that adds c itself, and one after which c is added."""
+    rule = rule_of(unit)
+    if isinstance(rule, TwoStage):
+        for bits in (31, *(n for n in range(rule.align_bits, 41) if n != 31)):
+            if bits >= rule.align_bits:
+                yield with_rule(unit, replace(rule, sum_bits=bits))
+    else:
+        yield unit
+    yield replace(unit, promote_every=UNSEEN)
+
+
+def _meeting(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit with every grouping and order.
+
+    All are tried for the first unit of a kind; its sisters of other widths have those alone that
+    came nearest.
+    """
+    kind = _kind(unit)[:4]
+    ranks = search.ranks.setdefault(kind, {})
+    tried = list(rules_of.meetings(rule_of(unit), search.machine))
+    if ranks:
+        tried.sort(key=lambda rule: -ranks.get(_grouping(rule), 0))
+        tried = tried[:_NEAR]
+    for rule in tried:
+        new = _with_class(search, unit, rule)
+        if new is None:
+            continue
+        search.tried += 1
+        piece = search.pieces["steps"][0]
+        right = search.right(new, piece)
+        ranks[_grouping(rule)] = max(ranks.get(_grouping(rule), 0), int(right.sum()))
+        if right.all():
+            yield new
+
+
+def _grouping(rule: Any) -> tuple[Any, Any]:
+    return getattr(rule, "order", None), rule.group
+
+
+def _with_class(search: Search, unit: Target, rule: Rule) -> Target | None:
+    return None if unit_of(rule, search.machine) is None else with_rule(unit, rule)
+
+
+def _ends(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit with every treatment of zeros, small numbers, and NaN."""
+    rule = rule_of(unit)
+    if isinstance(rule, Fused):
+        limits: set[int] = set()
+        for batch, d in search.batches:
+            if batch.name in ("edges", "span"):
+                limits |= least_exponents(search.machine, batch, d, rule.align_bits)
+        nan = "quiet" if 0x7FC00000 in search.nans or 0x7E00 in search.nans else "ones"
+        for limit in (None, *sorted(limits)):
+            for zeros in (False, True):
+                new = replace(rule, zero_products=zeros, min_exponent=limit, nan=nan)  # type: ignore[arg-type]
+                yield with_rule(unit, new)
+        return
+    for new_rule in rules_of.ends(rule, search.machine):
+        yield with_rule(unit, new_rule)
+
+
+def _cuts(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit with every way of cutting a long K."""
+    rule, m = rule_of(unit), search.machine
+    group, depth = getattr(rule, "group", 0), m.depths[-1]
+    groups = [group]
+    if group == m.depths[0]:
+        groups += range(group + 32, depth + 1, 32)
+    for g in groups:
+        base = with_rule(unit, replace(rule, group=g)) if g != group else unit  # type: ignore[call-arg]
+        yield base
+        if restarts(unit) or m.integer or not m.has_c:
+            for every in range(8, depth, 8):
+                yield replace(base, promote_every=every)
+            for parts in range(2, 9):
+                for tile in (16, 32, 64, 128, 256):
+                    for order in ("contiguous", "serial", "pairwise"):
+                        yield replace(
+                            base, promote_every=None, split_k=parts, split_tile=tile,
+                            split_order=order,  # type: ignore[arg-type]
+                        )  # fmt: skip
+
+
+def _same(search: Search, unit: Target) -> Iterator[Target]:
+    yield unit
+
+
+def _integers(search: Search, _: Target) -> Iterator[Target]:
+    for rule in rules_of.integers(search.machine):
+        unit = unit_of(rule, search.machine)
+        if unit is not None:
+            yield unit
+
+
+class Stage(NamedTuple):
+    """One question: its words, what may be, and the batches that decide."""
+
+    words: str
+    step: Step
+    names: tuple[str, ...]
+
+
+_FLOATS = (
+    Stage("how two products add", _adding, ("exact",)),
+    Stage("how products are rounded", _by_rule(rules_of.products), ("rich",)),
+    Stage("where c joins", _outside, ("start",)),
+    Stage("which products meet before a rounding", _meeting, ("steps",)),
+    Stage("zeros, small and large numbers, NaN", _ends, ("span", "edges")),
+    Stage("how a long K is cut", _cuts, ("long",)),
+    Stage("random sums", _same, ("random",)),
+)
+_INTEGERS = (
+    Stage("width of the accumulator", _integers, ("start",)),
+    Stage("limit of a pair of products", _by_rule(rules_of.pairs), ("exact",)),
+    Stage("which products meet before the limit", _by_rule(rules_of.integer_meetings), ("steps",)),
+    Stage("ends of the range", _same, ("edges",)),
+    Stage("how a long K is cut", _cuts, ("long",)),
+    Stage("random sums", _same, ("random",)),
+)
+
+
+def _kind(unit: Target) -> tuple[Any, ...]:
+    rule = rule_of(unit)
+    words = ("accumulator", "rounding", "align", "streams", "fused", "order")
+    return (type(rule).__name__, *(getattr(rule, word, None) for word in words), restarts(unit))
+
+
+def _in_turn(units: list[Target]) -> list[Target]:
+    """Return units with the kinds of rules in turn: a wrong kind then costs little."""
+    kinds: dict[tuple[Any, ...], list[Target]] = {}
+    for unit in units:
+        kinds.setdefault(_kind(unit), []).append(unit)
+    rows = zip_longest(*kinds.values())
+    return [unit for row in rows for unit in row if unit is not None]
+
+
+@dataclass
+class Found:
+    """Units that fit every answer, or the nearest one and the stage at which none fitted."""
+
+    units: list[Target]
+    failed: str
+    tried: int
+
+
+def _all_of(stage: Stage, search: Search, unit: Target) -> Iterator[Target]:
+    """Yield what a stage makes of a unit, whether it fits or not."""
+    if stage.step is _meeting:
+        return _by_rule(rules_of.meetings)(search, unit)
+    return stage.step(search, unit)
+
+
+def infer(search: Search) -> Found:
+    """Return units of different kinds that fit all answers, else the one that came nearest."""
+    stages = _INTEGERS if search.machine.integer else _FLOATS
+    arrived: list[list[Target]] = [[] for _ in stages]  # by stage, units that none of it fits
+    whole: dict[tuple[Any, ...], Target] = {}
+
+    def deeper(unit: Target | None, n: int) -> bool:
+        if n == len(stages):
+            assert unit is not None
+            whole.setdefault(_kind(unit), unit)
+            return True
+        stage = stages[n]
+        units = stage.step(search, unit)  # type: ignore[arg-type]
+        fit = (new for new in units if search.fits(new, stage.names))
+        hopeful = False
+        for new in fit if n > 1 else _in_turn(list(fit)):
+            hopeful = True
+            if n < 2 and any(_kind(new)[:4] == known[:4] for known in whole):
+                continue  # another width of a kind that fits: found by its neighbours
+            if search.tried > (_PATIENCE if not whole else _PATIENCE // 4):
+                return False
+            if deeper(new, n + 1) and n > 1:
+                return True
+        if not hopeful and unit is not None:
+            arrived[n].append(unit)
+        return False
+
+    deeper(None, 0)
+    if whole:
+        return Found(list(whole.values()), "", search.tried)
+    last = max((n for n, units in enumerate(arrived) if units), default=0)
+    near = [new for unit in arrived[last][:8] for new in _all_of(stages[last], search, unit)]
+    if not near:
+        return Found([], stages[0].words, search.tried)
+    near.sort(key=lambda u: -search.share(u, stages[last].names)[0])
+    best = max(near[:12], key=lambda u: search.share(u)[0])
+    return Found([best], stages[last].words, search.tried)
