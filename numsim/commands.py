@@ -262,8 +262,8 @@ def verify(
     what: Annotated[
         str,
         typer.Argument(
-            help="conversions; silicon: recorded outputs; published: figures of the literature; "
-            "probe: units probed as black boxes.",
+            help="conversions; silicon: recorded outputs of chips and models; published: figures "
+            "of the literature; probe: units probed as black boxes.",
             autocompletion=options.completes("conversions", "silicon", "published", "probe"),
         ),
     ] = "conversions",
@@ -286,14 +286,12 @@ def verify(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, recorded outputs, published figures, or units probed from outside."""
+    """Check conversions, recorded outputs, published figures, or probe our own units."""
     if what == "probe":
         from numsim.commands_probe import print_probe
 
         if exhaustive or formats is not None or only is not None:
-            raise NumsimError(
-                "verify: of the options verify probe has --units only; leave them out"
-            )
+            raise NumsimError("verify: verify probe has --units only; leave the others out")
         if units is not None and units < 0:
             raise NumsimError(f"verify: --units is at least 0; got {units}")
         print_probe(40 if units is None else units, seed=0)
@@ -337,25 +335,18 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to time: cast, matmul, model, train or quantize.",
-            autocompletion=options.completes("cast", "matmul", "model", "train", "quantize"),
+            help="What to time: cast, matmul, model or train.",
+            autocompletion=options.completes("cast", "matmul", "model", "train"),
         ),
     ] = "cast",
 ) -> None:
     """Time numsim beside the installed peers, on this machine."""
     from numsim import bench as timers
 
-    if what not in ("cast", "matmul", "model", "train", "quantize"):
-        raise NumsimError(
-            f"bench: cast, matmul, model, train and quantize can be timed; got {what!r}"
-        )
+    if what not in ("cast", "matmul", "model", "train"):
+        raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
     if what != "cast":
         say("numsim: timing, a few minutes; the table comes at the end", err=True)
-    if what == "quantize":
-        from numsim.commands_quant import print_bench
-
-        print_bench()
-        return
     if what == "matmul":
         timers.print_matmul(timers.bench_matmul())
         return

@@ -3,6 +3,7 @@
 from numsim.models.arch import Arch
 from numsim.models.bundled import bundled_model
 from numsim.models.context import Past
+from numsim.models.describe import Description, describe_model
 from numsim.models.load import load_model
 from numsim.models.named import list_recipes, named_recipe
 from numsim.models.packed.write import pack
@@ -13,6 +14,7 @@ from numsim.models.text import TextTools, load_text_tools
 
 __all__ = [
     "Arch",
+    "Description",
     "Model",
     "Past",
     "Recipe",
@@ -20,6 +22,7 @@ __all__ = [
     "Run",
     "TextTools",
     "bundled_model",
+    "describe_model",
     "list_recipes",
     "load_model",
     "load_text_tools",

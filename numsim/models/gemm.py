@@ -119,7 +119,7 @@ def _split(
             "*_proj"
         )
     rows = x.reshape(-1, x.shape[-1])
-    y = llm_int8(rows, wide(tensors[operand]), threshold=threshold).matmul()
+    y = llm_int8(rows, wide(tensors[operand]).astype(np.float32), threshold=threshold).matmul()
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -201,8 +201,12 @@ def make_gemm(
 
             def store() -> QTensor:
                 stored = tensors[operand]
-                as_is = rule.weights is not None and rule.rotate is None
-                if isinstance(stored, QTensor) and as_is:
+                if isinstance(stored, QTensor) and rule.weights is not None:
+                    if rule.rotate is not None:
+                        raise NumsimError(
+                            f"Recipe: rotate turns weights before they are rounded; {name} has "
+                            "packed codes; load_model(dequantise=True) reads them as numbers"
+                        )
                     return stored.T  # as it was stored: `check_stored` has seen that it is so
                 tensor = wide(stored)
                 narrow = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)

@@ -136,3 +136,9 @@ def test_an_epilogue_of_integers_is_onnx_quantize_linear():
         ns.epilogue(acc, alpha=1.0, out_format="float16", zero_point=1)
     with pytest.raises(ns.NumsimError, match=r"int8 has no NaN; 1 of 2 .* index \(1,\)"):
         ns.epilogue(np.float32([1, np.nan]), alpha=1.0, out_format="int8")
+
+
+def test_a_trace_has_no_zero_points():
+    q = ns.quantize(np.ones((1, 4), np.float32), "uint8", zero_point=True)
+    with pytest.raises(ns.UnsupportedError, match="trace the bare codes"):
+        ns.export_vectors("unused", q, q.T, target="ideal.int")
