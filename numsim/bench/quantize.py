@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def bench_quantize(*, side: int = 2048, repeats: int = 7) -> list[QuantizeTiming
     rows = []
     with jit.using_threads(1):
         for task, quant, of, aim in _TASKS:
-            rates[task] = _rate(lambda quant=quant: quantize(x, quant), x.size, repeats)
+            rates[task] = _rate(partial(quantize, x, quant), x.size, repeats)
             rows.append(_row(task, rates, of, aim))
         rates["copy"] = _rate(lambda: np.copyto(target, x), x.size, repeats)
         rates["Hadamard of 128"] = _rate(lambda: rotate(x, block=128), x.size, repeats)

@@ -65,8 +65,9 @@ def test_gptq_solves_what_remains_at_every_column(depth, group):
     ids=str,
 )  # fmt: skip
 def test_gptq_of_any_format_is_nearer_in_the_output(quant):
-    w, x = RNG.standard_normal((16, 96)), RNG.standard_normal((64, 96)) @ RNG.standard_normal(
-        (96, 96)
+    w, x = (
+        RNG.standard_normal((16, 96)),
+        RNG.standard_normal((64, 96)) @ RNG.standard_normal((96, 96)),
     )
     losses = []
     for q in (ns.quantize(w, quant), gptq(w, x, quant), gptq(w, x, quant, act_order=True)):
