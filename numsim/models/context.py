@@ -71,6 +71,7 @@ class Context:
     weight: Callable[[str], Array]
     rows: Callable[[str, Ints], Array]
     keep_tap: Callable[[str, Array], None]
+    tell: Callable[[str, int], object]  # is told of each layer that has run, and of how many
     causal: bool
     positions: Ints  # [T] of the tokens among the keys
     keep: Bools | None  # [B, S], padding mask

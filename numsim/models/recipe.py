@@ -20,10 +20,12 @@ from numsim.formats import Format, FormatLike, format_name
 from numsim.formats.toml import fields_from_table
 from numsim.operators.rules import KV, Ops, kv_from_table, ops_of
 from numsim.quant import Quant, as_quant
+from numsim.quant.transforms import hadamard_order
 from numsim.targets import Target, get_target
 from numsim.targets.table import changes_of
 from numsim.targets.toml import own_format, toml_value
 
+_STEPS = ("activation_scale", "rotate", "outliers")  # fields of a rule that are numbers
 QuantLike = Quant | FormatLike | None
 
 
@@ -42,12 +44,28 @@ class Rule:
         The unit.
     out_format : str
         Format of the unit's output; it is widened to float32 for what follows.
+    activation_scale : float, optional
+        A static scale of activations that have one scale a tensor (`numsim calibrate` finds them).
+    rotate : int, optional
+        Both operands are rotated along K in blocks of so many before they are stored
+        (`numsim.quant.transforms.rotate`): their product stays, outliers spread.
+    outliers : float, optional
+        LLM.int8(): columns of activations with a magnitude from there on stay float, the others are
+        int8 (`numsim.quant.transforms.llm_int8`); of stored matrices, without other storage.
+
+    Raises
+    ------
+    NumsimError
+        For values that contradict each other.
     """
 
     activations: QuantLike = None
     weights: QuantLike = None
     target: Target | str = "ideal.fp32"
     out_format: str = "float32"
+    activation_scale: float | None = None
+    rotate: int | None = None
+    outliers: float | None = None
 
     def __post_init__(self) -> None:
         for side in ("activations", "weights"):
@@ -56,6 +74,29 @@ class Rule:
                 object.__setattr__(self, side, as_quant(value))
         object.__setattr__(self, "target", get_target(self.target))
         object.__setattr__(self, "out_format", format_name(self.out_format, "Rule: out_format"))
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        for name in ("activation_scale", "outliers"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < np.inf):
+                raise NumsimError(f"Rule: {name} is a positive number; got {value!r:.40}")
+        left = self.activations
+        whole = isinstance(left, Quant) and left.granularity == "per_tensor" and not left.zero_point
+        if self.activation_scale is not None and not whole:
+            raise NumsimError(
+                "Rule: activation_scale is for activations with one scale a tensor and no zero "
+                f"point; got {left!r:.120}"
+            )
+        if self.rotate is not None:
+            hadamard_order(self.rotate)
+        stored = self.activations is not None or self.weights is not None
+        if self.outliers is not None and (stored or self.rotate is not None):
+            raise NumsimError(
+                "Rule: outliers brings its own int8 storage; leave activations, weights and "
+                "rotate out"
+            )
 
     @property
     def is_plain(self) -> bool:
@@ -63,6 +104,8 @@ class Rule:
         return (
             self.activations is None
             and self.weights is None
+            and self.rotate is None
+            and self.outliers is None
             and self.out_format == "float32"
             and self.target == get_target("ideal.fp32")
         )
@@ -284,6 +327,24 @@ class Recipe:
         return cls((("*", plain), ("*_proj", linears)), seed)
 
     @classmethod
+    def named(cls, name: str, *, target: Target | str | None = None) -> Recipe:
+        """Return a recipe that people know by name: `numsim.models.named_recipe`.
+
+        Raises
+        ------
+        NumsimError
+            For an unknown name.
+
+        Examples
+        --------
+        >>> Recipe.named("w8a8").rule("layers.0.q_proj").activations.granularity
+        'per_token'
+        """
+        from numsim.models.named import named_recipe
+
+        return named_recipe(name, target=target)
+
+    @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
@@ -385,7 +446,7 @@ def rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     NumsimError
         For a key that a rule does not have, and a value that it cannot take.
     """
-    fields = ("match", "activations", "weights", "target", "out_format")
+    fields = ("match", "activations", "weights", "target", "out_format", *_STEPS)
     unknown = sorted(set(row) - set(fields))
     if unknown:
         raise NumsimError(
@@ -469,6 +530,7 @@ def rule_text(glob: str, rule: Rule) -> str:
     lines.append(f"target = {inline_toml(target_table(get_target(rule.target)))}")
     if rule.out_format != "float32":
         lines.append(f"out_format = {inline_toml(rule.out_format)}")
+    lines += [f"{k} = {inline_toml(v)}" for k in _STEPS if (v := getattr(rule, k)) is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -478,6 +540,8 @@ def quant_table(quant: Quant) -> str | dict[str, Any]:
     if plain == quant and not isinstance(plain.format, Format):
         return plain.fmt.name
     table = {f.name: getattr(quant, f.name) for f in fields(quant)}
+    if quant.tensor_scale is None:
+        table["tensor_scale"] = "none"  # TOML has no word for None
     return {
         key: v
         for key, v in table.items()

@@ -202,6 +202,12 @@ def quantize_pieces(
             f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
             "beyond float32; divide the tensor by a constant first"
         )
+    fast = chosen.elements
+    if fast is not None:
+        done()
+        return QTensor(
+            fast, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
+        )
     if rule.scale_rule in ("if4", "hif4"):
         return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
     codes = np.empty(values.shape, rule.fmt.code_dtype)
