@@ -45,7 +45,7 @@
   const firstOf = (name, keys) => keys.find((k) => axes[name].some((m) => m.key === k)) ?? axes[name][0]?.key ?? "";
   const START = {
     q: "", format: "", scales: "", target: "", kind: "", run: data.run.some((r) => r) ? "0" : "", sort: "", dir: "", case: "",
-    x: firstOf("x", ["bits_per_weight"]), y: firstOf("y", ["perplexity_above", "perplexity", "embedding_cosine", "kl_nats"]),
+    x: firstOf("x", new Set(every.map((i) => value("bits_per_weight", i))).size < 2 && every.every((i) => Number.isFinite(value("area_ge", i))) ? ["area_ge", "bits_per_weight"] : ["bits_per_weight"]), y: firstOf("y", ["perplexity_above", "perplexity", "embedding_cosine", "kl_nats"]),
     edges: data.edges.join(), tol: String(data.tolerance), over: data.thresholds.join(), unit: "",
   };
   const view = { ...START };
