@@ -33,6 +33,7 @@ from numsim.quant.table import SOURCES
 from numsim.sweep.columns import COLUMNS
 from numsim.targets.table import OPEN
 from numsim.targets.words import MATURITIES, UNIT_FIELDS, explained
+from numsim.verify.published import stored_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "generated"
@@ -125,6 +126,28 @@ def formats_page() -> Iterator[str]:
             yield f"Also called {', '.join(f'`{alias}`' for alias in others)}."
         if f.bits <= 16:
             yield from ("", f"![{name}: its finite values](formats/{image})")
+
+
+def published_page() -> Iterator[str]:
+    """Figures of the literature, beside those that `numsim verify published` computes."""
+    yield from ("# Published figures", "")
+    yield (
+        "What can be computed without weights and data sets. `numsim verify published` computes "
+        "every figure again, and fails where one has moved by more than its tolerance. A figure "
+        "that does not agree with its source stays here, with the reason. Nothing published: a "
+        "figure that was computed here first."
+    )
+    yield ""
+    rows = []
+    for row in stored_rows():
+        value = row["value"]
+        agrees = "" if value is None else "yes" if row["agrees"] else "**no**"
+        rows.append(
+            (row["statement"], "" if value is None else _number(value), _number(row["computed"]),
+             _number(row["tolerance"]), agrees, row["source"], row.get("note") or row["how"])
+        )  # fmt: skip
+    heads = ("figure", "published", "computed", "tolerance", "agrees", "source", "how, or why not")
+    yield from table(heads, rows)
 
 
 def roundings_page() -> Iterator[str]:
@@ -314,7 +337,7 @@ def course_page() -> Iterator[str]:
 
 PAGES = {
     "formats": formats_page, "roundings": roundings_page, "units": units_page,
-    "columns": columns_page, "commands": commands_page, "api": api_page,
+    "columns": columns_page, "published": published_page, "commands": commands_page, "api": api_page,
     "gallery": gallery_page, "course": course_page,
 }  # fmt: skip
 

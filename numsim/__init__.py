@@ -16,7 +16,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
         UnvalidatedWarning,
     )
     from numsim.formats import Format, get_format, list_formats
-    from numsim.quant import DelayedScale, QTensor, Quant, list_recipes, quantize
+    from numsim.quant import DelayedScale, QTensor, Quant, quantize
     from numsim.shift_register import lfsr
     from numsim.targets import (
         AccumulatorBits,
@@ -35,14 +35,15 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 if TYPE_CHECKING:
-    from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
+    from numsim.models import Model, Recipe, Rule, Run, bundled_model, list_recipes, load_model
     from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.report import report
     from numsim.sweep import SweepSpec, sweep
 
 _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
     **dict.fromkeys(
-        ("Model", "Recipe", "Rule", "Run", "bundled_model", "load_model"), "numsim.models"
+        ("Model", "Recipe", "Rule", "Run", "bundled_model", "list_recipes", "load_model"),
+        "numsim.models",
     ),
     **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
     "report": "numsim.report",

@@ -17,8 +17,10 @@ import typer
 
 from numsim.commands import register
 from numsim.commands_mac import register as register_mac
+from numsim.commands_model import register as register_model
 from numsim.commands_pack import register as register_pack
 from numsim.commands_probe import register as register_probe
+from numsim.commands_quant import register as register_quant
 from numsim.commands_sweep import register as register_sweep
 from numsim.commands_train import register as register_train
 from numsim.errors import NumsimError, printable
@@ -177,8 +179,10 @@ register_sweep(app)
 register(app)
 register_mac(app)
 register_probe(app)
+register_quant(app)
 register_train(app)
 register_pack(app)
+register_model(app)
 
 if __name__ == "__main__":
     main()

@@ -204,7 +204,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Format, mxfp4_e2m1 ...; or mma: a dot product.",
+            metavar="NAME", help="Format, recipe (mxfp4_e2m1, w8a8 ...); or mma: a dot product.",
             autocompletion=options.completes("mma", *options.FORMATS, *options.RECIPES),
         ),
     ],
@@ -249,7 +249,11 @@ def explain(
             "numsim explain mma --target T"
         )
     from numsim.explain import explain_format, explain_recipe
+    from numsim.models.named import NAMED, recipe_lines
 
+    if name in NAMED:
+        say("\n".join(recipe_lines(name)))
+        return
     f, recipe = _format_or_recipe(name)
     say(explain_recipe(recipe) if recipe else explain_format(f))
 
@@ -258,8 +262,9 @@ def verify(
     what: Annotated[
         str,
         typer.Argument(
-            help="conversions; silicon: recorded outputs; probe: units probed as black boxes.",
-            autocompletion=options.completes("conversions", "silicon", "probe"),
+            help="conversions; silicon: recorded outputs of chips and models; published: figures "
+            "of the literature; probe: units probed as black boxes.",
+            autocompletion=options.completes("conversions", "silicon", "published", "probe"),
         ),
     ] = "conversions",
     exhaustive: Annotated[
@@ -272,7 +277,7 @@ def verify(
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="silicon: beginning of the file names.")
+        str | None, typer.Option(help="silicon, published: beginning of the names.")
     ] = None,
     units: Annotated[
         int | None,
@@ -281,31 +286,32 @@ def verify(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, replay recorded outputs (silicon), or probe our own units (probe)."""
+    """Check conversions, recorded outputs, published figures, or probe our own units."""
     if what == "probe":
         from numsim.commands_probe import print_probe
 
         if exhaustive or formats is not None or only is not None:
-            raise NumsimError("verify: of the options verify probe has --units only; leave them out")
+            raise NumsimError("verify: verify probe has --units only; leave the others out")
         if units is not None and units < 0:
             raise NumsimError(f"verify: --units is at least 0; got {units}")
         print_probe(40 if units is None else units, seed=0)
         return
     if units is not None:
         raise NumsimError("verify: --units is for verify probe; leave it out")
-    if what == "silicon":
+    if what in ("silicon", "published"):
         from numsim.commands_mac import print_silicon
+        from numsim.commands_quant import print_published
 
         if exhaustive or formats is not None:
             raise NumsimError(
                 "verify: --exhaustive and --formats are for verify conversions; leave them out"
             )
-        print_silicon(only or "")
+        (print_silicon if what == "silicon" else print_published)(only or "")
         return
     if what != "conversions":
-        raise NumsimError(f"verify: conversions, silicon or probe; got {what!r}")
+        raise NumsimError(f"verify: conversions, silicon, published or probe; got {what!r}")
     if only is not None:
-        raise NumsimError("verify: --only is for verify silicon; leave it out")
+        raise NumsimError("verify: --only is for verify silicon and published; leave it out")
     from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check
 
     names = formats_to_check() if formats is None else options.split(formats)

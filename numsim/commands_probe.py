@@ -66,7 +66,9 @@ def probe(
     if answers is not None and formats is not None:
         raise NumsimError("probe: --answers reads the formats from the folder; leave --formats out")
     if answers is None and apart is None and formats is None:
-        raise NumsimError("probe: give the operand format with --formats; numsim formats lists them")
+        raise NumsimError(
+            "probe: give the operand format with --formats; numsim formats lists them"
+        )
     how: dict[str, Any] = {"out_format": out_format, "c": c, "depths": _depths(depths)}
     try:
         if emit is not None:
@@ -254,7 +256,8 @@ def print_probe(units: int, seed: int) -> None:
             equal, fresh = sum(r.equal for r in some), sum(r.fresh for r in some)
             calls = sorted(r.calls for r in some)
             say(
-                f"{good} of {len(some)} units {words} recovered bit for bit ({good / len(some):.1%}); "
+                f"{good} of {len(some)} units {words} recovered bit for bit "
+                f"({good / len(some):.1%}); "
                 f"{equal:,} of {fresh:,} results equal; calls {calls[0]} to {calls[-1]}, median "
                 f"{calls[len(calls) // 2]}"
             )

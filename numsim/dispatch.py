@@ -118,6 +118,40 @@ def _copied(
 # ------------------------------------------------------------------------------------ encoding
 
 
+def encode_quotients(f: Format, x: NDArray[np.float32], by: np.float32, out: NDArray[Any]) -> bool:
+    """Write the codes of ``fp32(x / by)``, to nearest and saturated, in one pass over memory.
+
+    Returns False, with `out` undefined, where no kernel does it: arrays that are not contiguous,
+    most formats, NaN.
+    """
+    work = _of_quotients(f, simd.enabled())
+    if work is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
+        return False
+    source, codes, met = x.reshape(-1), out.reshape(-1), []
+    jit.over_range(lambda i, j: met.append(work(source[i:j], by, codes[i:j])), x.size, grain=_GRAIN)
+    return not any(met)
+
+
+@cache
+def _of_quotients(f: Format, wide: bool) -> Callable[..., bool] | None:
+    if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
+        unit = 2.0**f.bias
+        limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+        return lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits)
+    if not (wide and simd.HAVE_BYTE_TABLES and f.kind == "float" and f.bits == 8 and f.zero):
+        return None
+    scalars = _scalars(f, RNE, SATURATE, f.nan_code)
+    if scalars is None or not (_by_addition(f, scalars) and fast.takes_bytes(scalars)):
+        return None
+    return lambda x, by, out: fast.quotients_to_bytes(x, by, out, scalars)
+
+
+def _by_addition(f: Format, scalars: fast.Fast) -> bool:
+    """Whether float32 additions round to nearest into a format (`kernels.convert.float32`)."""
+    nearest = f.kind == "float" and f.signed and f.precision > 1
+    return nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
+
+
 def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:
     dtype = x.dtype.newbyteorder("=")  # np.dtype(">f8") == np.float64 is False
     if dtype.kind in "iu":
@@ -360,8 +394,7 @@ def _fast(f: Format, how: Plan) -> Worker | None:
         return None
     if how.mode == SR:
         return _fast_stochastic(f, scalars, how, again)
-    nearest = how.mode == RNE and f.kind == "float" and f.signed and f.precision > 1
-    by_addition = nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
+    by_addition = how.mode == RNE and _by_addition(f, scalars)
     kernel = fast.float_rne if by_addition else fast.float_any
     eight = by_addition and fast.takes_bytes(scalars) and simd.HAVE_BYTE_TABLES
 

@@ -20,8 +20,9 @@ from numsim.models import Model, Recipe, Rule
 from numsim.targets import Target, get_target
 
 Array = NDArray[Any]
-ULPS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129-")
-_EDGES = np.array([1, 2, 3, 5, 9, 17, 33, 65, 129])
+_POWERS = [2**n for n in range(1, 17)]
+ULPS = ("0", "1", "2", *(f"{n + 1}-{2 * n}" for n in _POWERS), f"{2 * _POWERS[-1] + 1}-")
+_EDGES = np.array([1, 2, *(n + 1 for n in _POWERS), 2 * _POWERS[-1] + 1])
 _CHAIN = ("promote_every", "split_k", "split_order", "split_tile")
 
 
@@ -130,7 +131,9 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     every = model.gemm_names()
     rules = [recipe.check(every) for recipe in (a, b)]
     taps = [f"{name}.{end}" for name in every for end in ("in", "operand")]
-    taps = [t for t in taps if t.endswith(".in") or t.rpartition(".")[0].rpartition(".")[2] in _HEADS]
+    taps = [
+        t for t in taps if t.endswith(".in") or t.rpartition(".")[0].rpartition(".")[2] in _HEADS
+    ]
     first = model.run(tokens, a, taps=taps)
     inputs = {name: first.taps[f"{name}.in"] for name in every if f"{name}.in" in first.taps}
     parts = [name for name in inputs if rules[0][name] != rules[1][name]]
@@ -225,13 +228,29 @@ def _swaps(mine: Rule, its: Rule) -> Iterator[tuple[str, str, str, Rule, Rule]]:
     for name in ("activations", "weights", "out_format"):
         x, y = getattr(mine, name), getattr(its, name)
         if x != y:
-            yield name, str(x), str(y), replace(mine, **{name: y}), replace(its, **{name: x})
+            words = _stored(x, y), _stored(y, x)
+            yield name, *words, replace(mine, **{name: y}), replace(its, **{name: x})
     a, b = get_target(mine.target), get_target(its.target)
     for field, x, y, one, two in _target_swaps(a, b, mine, its):
         try:
             yield field, x, y, replace(mine, target=one), replace(its, target=two)
         except NumsimError:  # the field cannot have this value beside the others
             continue
+
+
+def _stored(quant: Any, other: Any) -> str:
+    """Return how an operand is stored: its format, and what is otherwise beside another's."""
+    if quant is None or isinstance(quant, str):
+        return quant or "float32"
+    fmt = getattr(quant.format, "name", quant.format)
+    if other is None:
+        return str(fmt)
+    more = [
+        f"{f.name}={getattr(quant, f.name)}"
+        for f in fields(quant)
+        if f.name != "format" and getattr(quant, f.name) != getattr(other, f.name)
+    ]
+    return " ".join([str(fmt), *more])
 
 
 def _target_swaps(
@@ -245,8 +264,8 @@ def _target_swaps(
     (kind_a, rule_a), (kind_b, rule_b) = (_used(t, r) for t, r in ((a, mine), (b, its)))
     if type(rule_a) is not type(rule_b):
         yield (
-            "rule", type(rule_a).__name__, type(rule_b).__name__, _with(a, kind_a, rule_b),
-            _with(b, kind_b, rule_a),
+            "rule", type(rule_a).__name__, type(rule_b).__name__, _with(a, kind_b, rule_b),
+            _with(b, kind_a, rule_a),
         )  # fmt: skip
         return
     for f in fields(rule_a):
@@ -281,7 +300,9 @@ def _depth(first: Any, second: Any) -> Iterator[Depth]:
                     float(_differ(x, y).mean()), None)  # fmt: skip
     if first.logits.size:
         x, y = first.logits, second.logits
-        yield Depth(len(states), "logits", sqnr_db(x, y), float(_differ(x, y).mean()), kl_nats(x, y))
+        yield Depth(
+            len(states), "logits", sqnr_db(x, y), float(_differ(x, y).mean()), kl_nats(x, y)
+        )
 
 
 def recipes(

@@ -68,7 +68,9 @@ def _csv(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> bytes:
     out = csv.writer(text, lineterminator="\n")
     out.writerow(head)
     for row in rows:
-        out.writerow([escape_cell(v) if isinstance(v, str) else "" if v is None else v for v in row])
+        out.writerow(
+            [escape_cell(v) if isinstance(v, str) else "" if v is None else v for v in row]
+        )
     return text.getvalue().encode()
 
 
@@ -84,6 +86,7 @@ def as_text(found: Diff) -> str:
     first = next(r for r in found.products if r.first)
     lines.append(f"the first product that differs: layer {first.layer}, {first.op} (K = {first.k})")
     worst = sorted(found.products, key=lambda r: -r.differing)[:8]
+    cells: list[tuple[str, ...]]
     cells = [("layer", "op", "K", "differing", "max ulp", "mean ulp", "SQNR dB")]
     cells += [
         (r.layer, r.op, str(r.k), f"{r.differing:.2%}", str(r.max_ulp),
@@ -125,11 +128,16 @@ def _figure(found: Diff) -> bytes:
         )  # fmt: skip
     share.set_xticks([i + 0.4 - width / 2 for i in range(len(layers))], layers)
     share.set(xlabel="layer", ylabel="share of results that differ")
-    share.legend(fontsize=7, ncols=2)
+    share.legend(
+        fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False
+    )
+    share.set_ylim(0, None)
     total = sum(r.results for r in found.products)
-    hist = [sum(r.ulp_hist[n] * r.results for r in found.products) / total for n in range(len(ULPS))]
+    hist = [
+        sum(r.ulp_hist[n] * r.results for r in found.products) / total for n in range(len(ULPS))
+    ]
     ulps.bar(range(1, len(ULPS)), hist[1:])
-    ulps.set_xticks(range(1, len(ULPS)), ULPS[1:], rotation=45)
+    ulps.set_xticks(range(1, len(ULPS), 2), ULPS[1::2], rotation=60, fontsize=7)
     ulps.set(xlabel="units of the last place", ylabel="share of results")
     known = [d for d in found.depth if math.isfinite(d.sqnr_db)]
     depth.plot([d.depth for d in known], [d.sqnr_db for d in known], "o-")

@@ -3,14 +3,18 @@
 from numsim.models.arch import Arch
 from numsim.models.bundled import bundled_model
 from numsim.models.context import Past
+from numsim.models.describe import Description, describe_model
 from numsim.models.load import load_model
+from numsim.models.named import list_recipes, named_recipe
 from numsim.models.packed.write import pack
+from numsim.models.prepare import prepare, rotated, rounded, smoothed
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.run import Model, Run
 from numsim.models.text import TextTools, load_text_tools
 
 __all__ = [
     "Arch",
+    "Description",
     "Model",
     "Past",
     "Recipe",
@@ -18,7 +22,14 @@ __all__ = [
     "Run",
     "TextTools",
     "bundled_model",
+    "describe_model",
+    "list_recipes",
     "load_model",
     "load_text_tools",
+    "named_recipe",
     "pack",
+    "prepare",
+    "rotated",
+    "rounded",
+    "smoothed",
 ]

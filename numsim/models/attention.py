@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from numsim.kernels.elementwise import activations, functions
 from numsim.kernels.elementwise import rotary as rotary_kernel
+from numsim.models import lowered
 from numsim.models.arch import Growth, Rope, layer_rope
-from numsim.models.context import Bools, Context, linear, norm
+from numsim.models.context import Bools, Context, linear, norm, remembered
 from numsim.models.gemm import Array, Ints
 from numsim.models.rope import natural_log
 
@@ -19,7 +20,7 @@ def _split(x: Array, heads: int) -> Array:
     return x.reshape(*x.shape[:2], heads, -1)  # [B, T, N*D] -> [B, T, N, D]
 
 
-def _turn(x: Array, c: Context, rope: Rope | None) -> Array:
+def _turn(layer: str, x: Array, c: Context, rope: Rope | None) -> Array:
     """Heads first, [B, T, N, D] -> [B, N, T, D], turned by position where that is rotary."""
     if rope is None:
         return np.ascontiguousarray(x.swapaxes(1, 2))
@@ -28,6 +29,10 @@ def _turn(x: Array, c: Context, rope: Rope | None) -> Array:
         pairs = turned.reshape(*x.shape[:-1], -1, 2)  # [B, T, N, R/2, 2]
         turned = pairs.swapaxes(-1, -2).reshape(turned.shape)  # evens, then odds
         x = np.concatenate([turned, rest], axis=-1)
+    op = c.op(f"{layer}.rotary")
+    if op is not None:
+        turned = lowered.rotary(x, *c.turns[rope], op)
+        return np.ascontiguousarray(turned.swapaxes(1, 2))
     return rotary_kernel.rotary(x, *c.turns[rope])
 
 
@@ -64,7 +69,7 @@ def _qkv(layer: str, x: Array, c: Context, rope: Rope | None) -> tuple[Array, Ar
     k = _heads(f"{layer}.k", x, c, a.kv_heads)  # [B, T, G, D]
     v = linear(f"{layer}.v_proj", x, c, bias=a.qkv_bias)
     v = _split(_clipped(v, a.clip_qkv), a.kv_heads)  # [B, T, G, E]
-    q, k = _turn(q, c, rope), _turn(k, c, rope)
+    q, k = _turn(layer, q, c, rope), _turn(layer, k, c, rope)
     if rope is not None and a.qk_norm == "l2":
         q = norm(f"{layer}.q_norm", q, c, kind="rms_plain")
         k = norm(f"{layer}.k_norm", k, c, kind="rms_plain")
@@ -90,11 +95,11 @@ def _latent_qkv(layer: str, x: Array, c: Context, rope: Rope | None) -> tuple[Ar
     latent = norm(f"{layer}.kv_a_norm", latent, c, eps=a.latent_eps)
     kv = _split(linear(f"{layer}.kv_b_proj", latent, c, bias=False), a.heads)  # [B, T, N, nope + E]
     kv = kv.swapaxes(1, 2)  # [B, N, T, nope + E]
-    turned = _turn(shared, c, rope)  # [B, 1, T, R]
+    turned = _turn(layer, shared, c, rope)  # [B, 1, T, R]
     turned = np.broadcast_to(turned, (*kv.shape[:3], m.rope))
     k = np.concatenate([kv[..., : m.nope], turned], axis=-1)  # [B, N, T, D]
     plain = q[..., : m.nope].swapaxes(1, 2)
-    q = np.concatenate([plain, _turn(q[..., m.nope :], c, rope)], axis=-1)
+    q = np.concatenate([plain, _turn(layer, q[..., m.nope :], c, rope)], axis=-1)
     return q, k, kv[..., m.nope :]
 
 
@@ -119,14 +124,35 @@ def attend(
     scores = scores.reshape(batch, heads, steps, seen)
     if c.arch.attn_cap is not None:
         scores, scale = activations.softcap(scores, scale=scale, cap=c.arch.attn_cap), 1.0
-    weights = functions.softmax(
-        scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias, sinks=sinks
-    )
+    op = c.op(f"{name}softmax")
+    if op is None:
+        weights = functions.softmax(
+            scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias, sinks=sinks
+        )
+    else:
+        shown = _seen(spans, keep, seen)
+        weights = lowered.softmax(scores, op, scale=scale, seen=shown, bias=bias, sinks=sinks)
     c.keep_tap(f"{name}softmax.out", weights)  # [B, N, T, S]
     weights = weights.reshape(batch, groups, -1, seen)  # [B, G, N/G*T, S]
     mixed = c.gemm(f"{name}pv", weights, v, c.positions)  # [B, G, N/G*T, E]
     mixed = mixed.reshape(batch, heads, steps, -1).swapaxes(1, 2)  # [B, T, N, E]
     return mixed.reshape(batch, steps, -1)  # [B, T, N*E]
+
+
+def _seen(
+    spans: tuple[Ints | None, Ints | None], keep: Bools | None, keys: int
+) -> NDArray[np.bool_] | None:
+    """Return which keys a row may see, [B or 1, 1, T or 1, S]; None: all."""
+    first, last = spans
+    at = np.arange(keys)
+    seen = np.ones((1, 1, 1, keys), np.bool_)
+    if first is not None:
+        seen = seen & (at >= first[:, None])
+    if last is not None:
+        seen = seen & (at < last[:, None])
+    if keep is not None:
+        seen = seen & keep[:, None, None]
+    return None if seen.all() else seen
 
 
 def relative_bias(name: str, buckets: Ints, c: Context) -> NDArray[np.float64]:
@@ -157,8 +183,7 @@ def attention(layer: str, index: int, x: Array, c: Context) -> Array:
     if rope is not None:
         c.keep_tap(f"{layer}.q_rotary.out", q)  # [B, N, T, D]
         c.keep_tap(f"{layer}.k_rotary.out", k)  # [B, G, T, D]
-    if c.past is not None:
-        k, v = c.past.extend(layer, k, v)
+    k, v = remembered(layer, k, v, c)
     bias = c.bias
     if a.bucket_by_layer and c.buckets is not None:
         bias = relative_bias(f"{layer}.relative", c.buckets, c)

@@ -5,6 +5,7 @@ Letters of shapes as in `context`.
 
 from __future__ import annotations
 
+from numsim.models import lowered
 from numsim.models.attention import attention, cross_attention
 from numsim.models.context import Context, norm
 from numsim.models.experts import feed_forward
@@ -25,8 +26,16 @@ def embed(ids: Ints, positions: Ints, types: Ints | None, c: Context) -> Array:
         x = x + c.rows(f"{c.prefix}position.weight", positions + a.position_offset)
     if a.embed_norm:
         x = norm(f"{c.prefix}embed_norm", x, c)
+    op = c.op(f"{c.prefix}embedding")
+    if op is not None:
+        x = lowered.rounding_of(op)(x)
     c.keep_tap("embed.out", x)
     return x
+
+
+def _plus(layer: str, x: Array, y: Array, c: Context) -> Array:
+    """Add to the residual stream."""
+    return lowered.total(x, y, c.op(f"{layer}.residual"))
 
 
 def _scaled(y: Array, c: Context) -> Array:
@@ -39,10 +48,10 @@ def _reads_memory(layer: str, c: Context) -> bool:
 
 def _after(layer: str, index: int, x: Array, c: Context) -> Array:
     """Layer whose norms follow the sums."""
-    x = norm(f"{layer}.attn_norm", x + attention(layer, index, x, c), c)
+    x = norm(f"{layer}.attn_norm", _plus(layer, x, attention(layer, index, x, c), c), c)
     if _reads_memory(layer, c):
-        x = norm(f"{layer}.cross_norm", x + cross_attention(layer, x, c), c)
-    return norm(f"{layer}.mlp_norm", x + feed_forward(layer, index, x, c), c)
+        x = norm(f"{layer}.cross_norm", _plus(layer, x, cross_attention(layer, x, c), c), c)
+    return norm(f"{layer}.mlp_norm", _plus(layer, x, feed_forward(layer, index, x, c), c), c)
 
 
 def block(layer: str, index: int, x: Array, c: Context) -> Array:
@@ -56,14 +65,14 @@ def block(layer: str, index: int, x: Array, c: Context) -> Array:
     if kind in ("parallel", "parallel_shared"):
         if kind == "parallel":
             normed = norm(f"{layer}.mlp_norm", x, c)
-        return (y + feed_forward(layer, index, normed, c)) + x
+        return _plus(layer, _plus(layer, y, feed_forward(layer, index, normed, c), c), x, c)
     if kind in ("sandwich", "after"):
         y = norm(f"{layer}.attn_post_norm", y, c)
-    x = (normed if kind == "normed" else x) + _scaled(y, c)
+    x = _plus(layer, normed if kind == "normed" else x, _scaled(y, c), c)
     if _reads_memory(layer, c):
-        x = x + cross_attention(layer, norm(f"{layer}.cross_norm", x, c), c)
+        x = _plus(layer, x, cross_attention(layer, norm(f"{layer}.cross_norm", x, c), c), c)
     normed = norm(f"{layer}.mlp_norm", x, c) if kind != "after" else x
     y = feed_forward(layer, index, normed, c)
     if kind in ("sandwich", "after"):
         y = norm(f"{layer}.mlp_post_norm", y, c)
-    return (normed if kind == "normed" else x) + _scaled(y, c)
+    return _plus(layer, normed if kind == "normed" else x, _scaled(y, c), c)

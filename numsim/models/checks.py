@@ -186,6 +186,28 @@ def tap_names(arch: Arch) -> list[str]:
     return known
 
 
+def op_names(arch: Arch) -> list[str]:
+    """Return the names of the operators outside the products, which recipes may lower.
+
+    Examples
+    --------
+    >>> from numsim.data import bundled_model_dir
+    >>> from numsim.models import load_model
+    >>> op_names(load_model(bundled_model_dir()).arch)[1:8]
+    ['layers.0.residual', 'layers.0.attn_norm', 'layers.0.mlp_norm', 'layers.0.softmax', \
+'layers.0.rotary', 'layers.0.act', 'layers.1.residual']
+    """
+    known: list[str] = []
+    for stack in stacks(arch):
+        known.append(f"{stack.prefix}embedding")
+        known += [f"{stack.prefix}layers.{i}.residual" for i in range(stack.layers)]
+    for tap in tap_names(arch):
+        name = tap.removesuffix(".out").replace("q_rotary", "rotary")
+        if tap.endswith(("norm.out", "softmax.out", "q_rotary.out", ".act.out")):
+            known.append(name)
+    return [*known, "logits"] if arch.head or arch.masked else known
+
+
 def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
     """Return a mask [B, T], None where all tokens count."""
     if mask is None:

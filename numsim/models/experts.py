@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from numsim.errors import UnsupportedError
 from numsim.kernels.elementwise import activations, functions
+from numsim.models import lowered
 from numsim.models.arch import Moe, has_experts
 from numsim.models.context import Context, linear
 from numsim.models.gemm import Array, Ints
+from numsim.operators import Op
 
 
 def mlp(name: str, x: Array, c: Context, *, bias: bool) -> Array:
@@ -18,8 +21,10 @@ def mlp(name: str, x: Array, c: Context, *, bias: bool) -> Array:
     With `swiglu_limit` the gate is clamped from above and up on both sides, and these are
     ``g sigmoid(alpha g)`` and ``up + 1``.
     """
-    a = c.arch
+    a, op = c.arch, c.op(f"{name}.act")
     act = activations.ACTIVATIONS[a.activation]
+    if op is not None:
+        return _lowered(name, x, c, op, bias=bias)
     if a.swiglu_limit is not None:
         gate = np.minimum(linear(f"{name}.gate_proj", x, c, bias=bias), c.dtype(a.swiglu_limit))
         middle = gate * activations.sigmoid(gate * c.dtype(a.swiglu_alpha))
@@ -34,6 +39,22 @@ def mlp(name: str, x: Array, c: Context, *, bias: bool) -> Array:
         middle = act(linear(f"{name}.up_proj", x, c, bias=bias))  # [B, T, I]
         c.keep_tap(f"{name}.act.out", middle)
     return linear(f"{name}.down_proj", middle, c, bias=bias)  # [B, T, H]
+
+
+def _lowered(name: str, x: Array, c: Context, op: Op, *, bias: bool) -> Array:
+    """`mlp` with its activation, and the product that gates, in low precision."""
+    a = c.arch
+    if a.swiglu_limit is not None:
+        raise UnsupportedError(
+            f"ops: {name}.act is a clamped SwiGLU, which has no form in low precision; leave its "
+            "rule out"
+        )
+    gate = "gate_proj" if a.gated else "up_proj"
+    middle = lowered.act(a.activation, linear(f"{name}.{gate}", x, c, bias=bias), op)
+    c.keep_tap(f"{name}.act.out", middle)
+    if a.gated:
+        middle = lowered.product(middle, linear(f"{name}.up_proj", x, c, bias=bias), op)
+    return linear(f"{name}.down_proj", middle, c, bias=bias)
 
 
 def route(logits: Array, moe: Moe, correction: Array | None) -> tuple[Ints, Array]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from numsim.models.arch import Arch
+from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.keys import Key
-from numsim.models.places import At
+from numsim.models.places import At, find_place
 from numsim.models.rope_keys import TypeRope
 
 Fields = dict[str, Any]
@@ -22,8 +22,8 @@ class Head:
 
     switches: Mapping[str, Any] = field(default_factory=dict)  # fields of Arch
     names: Names = field(default_factory=dict)  # over those of the family
-    # fields that hold only where their tensors are stored, and what they are elsewhere
-    optional: Mapping[str, Any] = field(default_factory=dict)
+    # fields that hold only where a tensor of theirs is stored, and what they are elsewhere
+    optional: tuple[Mapping[str, Any], ...] = ()
     counts_labels: bool = False  # scores of a text, as many as the config has labels
     finish: Callable[[Fields, Config], Fields] | None = None
 
@@ -54,6 +54,29 @@ class Family:
     finish: Callable[[Fields, Config], Fields] | None = None
     head_tensors: tuple[str, ...] = ("lm_head.*",)  # globs: not needed where that head is not run
     stored_head: bool = False  # tied where no head is stored, whatever the config says
+
+
+def with_stored_parts(
+    arch: Arch, family: Family, head: Head, stored: Container[str]
+) -> tuple[Arch, str]:
+    """Return the network without the optional parts that are not stored, and the names' prefix.
+
+    A class of a masked-language model may hold its trunk alone, as those of many embeddings do.
+    """
+    if family.stored_head and "lm_head.weight" not in stored:
+        arch = replace(arch, tied=arch.head)
+    shapes, names = tensor_shapes(arch), names_of(family, head, arch)
+
+    def at(our: str, prefix: str) -> str:
+        return find_place(our, names, prefix, shapes, arch).name
+
+    every = family.prefixes
+    prefix = next((p for p in every if at("embed.weight", p) in stored), every[0])
+    for part in head.optional:
+        without = replace(arch, **part)
+        own = set(tensor_shapes(arch)) - set(tensor_shapes(without))
+        arch = arch if any(at(our, prefix) in stored for our in own) else without
+    return arch, prefix
 
 
 def names_of(family: Family, head: Head, arch: Arch) -> Names:

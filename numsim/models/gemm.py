@@ -19,6 +19,7 @@ from numsim.models.streams import draws, stream
 from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
+from numsim.quant.transforms import llm_int8, rotate
 from numsim.targets import matmul
 
 Array = NDArray[Any]
@@ -98,6 +99,30 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
     return run
 
 
+def _rotated(x: Array, rule: Rule, axis: int) -> Array:
+    """Return an operand rotated along K, where the rule says so."""
+    if rule.rotate is None:
+        return x
+    depth = x.shape[axis]
+    block = rule.rotate if depth > rule.rotate or depth % rule.rotate == 0 else depth
+    turned = rotate(x.astype(np.float32, copy=False).swapaxes(axis, -1), block=block)
+    return turned.swapaxes(axis, -1)
+
+
+def _split(
+    name: str, threshold: float, x: Array, tensors: Mapping[str, Stored], operand: str | Array
+) -> Array:
+    """Return the product of LLM.int8()."""
+    if not isinstance(operand, str):
+        raise NumsimError(
+            f"Recipe: outliers is for stored matrices; {name} multiplies two activations; match "
+            "*_proj"
+        )
+    rows = x.reshape(-1, x.shape[-1])
+    y = llm_int8(rows, wide(tensors[operand]).astype(np.float32), threshold=threshold).matmul()
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 def make_gemm(
     tensors: Mapping[str, Stored],
     cache: OperandCache,
@@ -113,7 +138,7 @@ def make_gemm(
     rounding, see `streams`. `on_left` is shown each left operand as it was stored.
     """
     plain_names = {name for name, rule in (rules or {}).items() if rule.is_plain}
-    recent: dict[Quant, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
+    recent: dict[Any, tuple[Array, Any]] = {}  # q, k, v and gate, up share their input
 
     def plain(x: Array, operand: str | Array) -> Array:
         """Chain of fused multiply-adds in the dtype of `x`."""
@@ -133,19 +158,25 @@ def make_gemm(
         left, right = (z.reshape(count, *z.shape[-2:]) for z in (x, operand))
         return gemm_fma(left, right).reshape(*x.shape[:-1], operand.shape[-1])
 
-    def stored_left(name: str, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints) -> Any:
+    def stored_left(
+        name: str, rule: Rule, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints
+    ) -> Any:
+        scale = rule.activation_scale
         if quant.rounding != "sr":
-            if quant not in recent or recent[quant][0] is not x:
+            key = quant, rule.rotate, scale
+            if key not in recent or recent[key][0] is not x:
                 recent.clear()
-                recent[quant] = (x, quantize(x.reshape(shape), quant, axis=-1))
-            return recent[quant][1]
+                turned = _rotated(x, rule, -1).reshape(shape)
+                recent[key] = (x, quantize(turned, quant, axis=-1, scale=scale))
+            return recent[key][1]
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
         random = draws(
             stream(seed, name, "left"), ids, x.shape[-1],
             groups=groups, heads=x.shape[-2] // max(len(ids), 1),
         )  # fmt: skip
         random = np.broadcast_to(random if len(shape) > 2 else random[0], x.shape).reshape(shape)
-        return quantize(x.reshape(shape), quant, axis=-1, random=random)
+        turned = _rotated(x, rule, -1).reshape(shape)
+        return quantize(turned, quant, axis=-1, random=random, scale=scale)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
         if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]
@@ -162,6 +193,8 @@ def make_gemm(
 
     def emulated(name: str, rule: Rule, x: Array, operand: str | Array, positions: Ints) -> Array:
         left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+        if rule.outliers is not None:
+            return _split(name, rule.outliers, x, tensors, operand)
         if isinstance(operand, str):
             shape: tuple[int, ...] = (-1, x.shape[-1])  # [B*T, K]: one scale for the whole batch
             key = stream(seed, name, "right") if right.rounding == "sr" else 0
@@ -169,9 +202,15 @@ def make_gemm(
             def store() -> QTensor:
                 stored = tensors[operand]
                 if isinstance(stored, QTensor) and rule.weights is not None:
+                    if rule.rotate is not None:
+                        raise NumsimError(
+                            f"Recipe: rotate turns weights before they are rounded; {name} has "
+                            "packed codes; load_model(dequantise=True) reads them as numbers"
+                        )
                     return stored.T  # as it was stored: `check_stored` has seen that it is so
                 tensor = wide(stored)
                 narrow = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
+                narrow = _rotated(narrow, rule, -1)
                 made = quantize_pieces(
                     narrow, right, axis=-1, seed=key, done=lambda: release(tensor)
                 )
@@ -179,12 +218,12 @@ def make_gemm(
 
             size = int(math.prod(shape_of(tensors, operand)) * probe(rule))
             as_stored = isinstance(tensors, Weights) and not tensors.dequantise
-            kept = operand, right, key, as_stored
+            kept = operand, right, key, as_stored, rule.rotate
             b = cache.get(kept, size, store)
         else:
-            shape, b = x.shape, stored_right(name, right, operand)
+            shape, b = x.shape, stored_right(name, right, _rotated(operand, rule, -2))
         try:
-            a = stored_left(name, left, x, shape, positions)
+            a = stored_left(name, rule, left, x, shape, positions)
         except NumsimError as error:
             raise NumsimError(f"the input of {name}: {error}") from None
         on_left(a)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numsim.kernels.elementwise import activations
+from numsim.models import lowered
 from numsim.models.context import Bools, Context, linear, norm
 from numsim.models.gemm import Array, Ints
 
@@ -43,6 +44,9 @@ def ends(x: Array, c: Context, ids: Ints, keep: Bools | None) -> Ends:
         logits = logits / c.dtype(a.logit_divisor)
     if a.head_cap is not None:
         logits = activations.softcap(logits, cap=a.head_cap)
+    op = c.op("logits")
+    if op is not None:
+        logits = lowered.rounding_of(op)(logits)
     return Ends(logits, pooled)
 
 

@@ -16,13 +16,13 @@ from numsim.float_state import known_floats
 from numsim.models.arch import Arch, tensor_shapes
 from numsim.models.config import head_of, read_arch, unused_keys, used_keys
 from numsim.models.families import current_name, get_family
-from numsim.models.family import Family, Head, names_of
+from numsim.models.family import Family, Head, names_of, with_stored_parts
 from numsim.models.hub import find_folder, model_name
 from numsim.models.keys import asked_keys, listing, say_unused, set_aside, shown
 from numsim.models.memory import OperandCache, as_bytes, count_unusable, release
 from numsim.models.multimodal import say_left_out, text_config, text_names
 from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
-from numsim.models.packed.declared import CONFIG_KEYS
+from numsim.models.packed.declared import CONFIG_KEYS, check_method
 from numsim.models.places import Place, find_place
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
@@ -36,7 +36,7 @@ from numsim.models.stored import (
     stored_tensors,
     view,
 )
-from numsim.models.weights import Stored, Weights, wide
+from numsim.models.weights import Mapped, Stored, Weights, wide
 
 COUNTS = ("layers", "decoder_layers", "experts", "local_experts")
 MANY = 20_000  # layers times experts
@@ -115,6 +115,7 @@ def load_model(
     if family.rope is not None or family.ropes:
         used |= keys_in_tables(config)
     config, ignored = set_aside(config, asked, used)
+    check_method(config, folder)
     network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     _check_counts(network, family, folder)
     arch = read_arch(network, family)
@@ -145,17 +146,17 @@ def load_model(
     for weight in packed.values():
         check_values(weight, maps)
         release(maps[weight.parts["codes"].file])
-    arrays = {
-        our: place.take(whole[place.name]) for our, place in places.items() if place.name in whole
-    }
+    mapped = {our: place for our, place in places.items() if place.name in whole}
+    shapes = tensor_shapes(arch) | {"lm_head.weight": tensor_shapes(arch)["embed.weight"]}
+    arrays = Mapped(whole, mapped, shapes)
     parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
     tensors: Mapping[str, Stored] = arrays
     if declared is not None:
         tensors = Weights(arrays, parts, maps, declared, cache_scales, dequantise)
     if arch.tied:
         arch = _tie(arch, family, tensors, places)
-    if arch.tied and "embed.weight" in arrays:
-        arrays["lm_head.weight"] = arrays["embed.weight"]
+    if arch.tied and "embed.weight" in mapped:
+        mapped["lm_head.weight"] = mapped["embed.weight"]
     elif arch.tied:
         parts["lm_head.weight"] = parts["embed.weight"]
     for data in maps.values():
@@ -217,25 +218,12 @@ def _match(
 
     Optional parts whose tensors are all absent are switched off in the Arch.
     """
-    names = names_of(family, head, arch)
-    if family.stored_head and "lm_head.weight" not in stored:
-        arch = replace(arch, tied=arch.head)
-    shapes = tensor_shapes(arch)
-    head_shape = {"lm_head.weight": shapes["embed.weight"]} if arch.tied else {}
-
-    def find(our: str, prefix: str) -> Place:
-        return find_place(our, names, prefix, shapes | head_shape, arch)
-
-    embed = {p: find("embed.weight", p).name for p in family.prefixes}
-    prefix = next((p for p, name in embed.items() if name in stored), family.prefixes[0])
-    for part, value in head.optional.items():
-        off: dict[str, Any] = {part: value}
-        without = replace(arch, **off)
-        own = set(shapes) - set(tensor_shapes(without))
-        arch = arch if any(find(our, prefix).name in stored for our in own) else without
-    shapes = tensor_shapes(arch)
-    if head_shape and find("lm_head.weight", prefix).name in stored:
-        shapes |= head_shape
+    arch, prefix = with_stored_parts(arch, family, head, stored)
+    names, shapes = names_of(family, head, arch), tensor_shapes(arch)
+    if arch.tied:
+        with_head = shapes | {"lm_head.weight": shapes["embed.weight"]}
+        if find_place("lm_head.weight", names, prefix, with_head, arch).name in stored:
+            shapes = with_head
     places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():

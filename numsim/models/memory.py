@@ -170,14 +170,16 @@ def check_blocks(needs: Mapping[str, int], limit: int) -> None:
 
 
 def block_bytes(needs: Mapping[str, int]) -> dict[str, int]:
-    """Return the bytes of each layer, and of each product outside the layers.
+    """Return the bytes of each layer, of each expert, and of each product outside the layers.
 
     >>> block_bytes({"layers.0.q_proj": 70, "layers.0.k_proj": 30, "lm_head": 100})
     {'layers.0': 100, 'lm_head': 100}
+    >>> block_bytes({"layers.0.router": 1, "layers.0.experts.7.up_proj": 9})
+    {'layers.0': 1, 'layers.0.experts.7': 9}
     """
     blocks: dict[str, int] = {}
     for name, size in needs.items():
-        found = re.match(r"(.*layers\.\d+)\.", name)
+        found = re.match(r"(.*layers\.\d+(?:\.experts\.\d+)?)\.", name)
         block = found[1] if found else name
         blocks[block] = blocks.get(block, 0) + size
     return blocks

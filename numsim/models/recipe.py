@@ -6,7 +6,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name
 from numsim.formats.toml import fields_from_table
+from numsim.operators.rules import KV, Ops, kv_from_table, ops_of
 from numsim.quant import Quant, as_quant
+from numsim.quant.transforms import hadamard_order
 from numsim.targets import Target, get_target
 from numsim.targets.table import changes_of
 from numsim.targets.toml import own_format, toml_value
 
+_STEPS = ("activation_scale", "rotate", "outliers")  # fields of a rule that are numbers
 QuantLike = Quant | FormatLike | None
 
 
@@ -41,12 +44,28 @@ class Rule:
         The unit.
     out_format : str
         Format of the unit's output; it is widened to float32 for what follows.
+    activation_scale : float, optional
+        A static scale of activations that have one scale a tensor (`numsim calibrate` finds them).
+    rotate : int, optional
+        Both operands are rotated along K in blocks of so many before they are stored
+        (`numsim.quant.transforms.rotate`): their product stays, outliers spread.
+    outliers : float, optional
+        LLM.int8(): columns of activations with a magnitude from there on stay float, the others are
+        int8 (`numsim.quant.transforms.llm_int8`); of stored matrices, without other storage.
+
+    Raises
+    ------
+    NumsimError
+        For values that contradict each other.
     """
 
     activations: QuantLike = None
     weights: QuantLike = None
     target: Target | str = "ideal.fp32"
     out_format: str = "float32"
+    activation_scale: float | None = None
+    rotate: int | None = None
+    outliers: float | None = None
 
     def __post_init__(self) -> None:
         for side in ("activations", "weights"):
@@ -55,6 +74,29 @@ class Rule:
                 object.__setattr__(self, side, as_quant(value))
         object.__setattr__(self, "target", get_target(self.target))
         object.__setattr__(self, "out_format", format_name(self.out_format, "Rule: out_format"))
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        for name in ("activation_scale", "outliers"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < np.inf):
+                raise NumsimError(f"Rule: {name} is a positive number; got {value!r:.40}")
+        left = self.activations
+        whole = isinstance(left, Quant) and left.granularity == "per_tensor" and not left.zero_point
+        if self.activation_scale is not None and not whole:
+            raise NumsimError(
+                "Rule: activation_scale is for activations with one scale a tensor and no zero "
+                f"point; got {left!r:.120}"
+            )
+        if self.rotate is not None:
+            hadamard_order(self.rotate)
+        stored = self.activations is not None or self.weights is not None
+        if self.outliers is not None and (stored or self.rotate is not None):
+            raise NumsimError(
+                "Rule: outliers brings its own int8 storage; leave activations, weights and "
+                "rotate out"
+            )
 
     @property
     def is_plain(self) -> bool:
@@ -62,6 +104,8 @@ class Rule:
         return (
             self.activations is None
             and self.weights is None
+            and self.rotate is None
+            and self.outliers is None
             and self.out_format == "float32"
             and self.target == get_target("ideal.fp32")
         )
@@ -75,7 +119,7 @@ class Recipe:
     **The last glob that matches a name wins**, so write the general rule first and exceptions
     after it. A product that no glob names, and a glob that names no product, are errors. Norms,
     softmax, rotary positions, activations and the residual stream are float32, each operation
-    computed in float64 and rounded once.
+    computed in float64 and rounded once, but for those that `ops` names.
 
     Stochastic rounding (``Quant(..., rounding="sr")``) draws from a stream that depends on `seed`,
     the name of the product and the side of the operand; the draw of an element depends on its
@@ -90,6 +134,12 @@ class Recipe:
         Checked for names when a model runs.
     seed : int
         Of stochastic rounding, 0 to 2**32 - 1; part of `to_toml` and `digest` where not 0.
+    ops : mapping or pairs of glob and `numsim.operators.Op`
+        Operators in low precision, by names such as ``layers.0.softmax``, ``layers.0.attn_norm``,
+        ``layers.0.act``, ``layers.0.rotary``, ``layers.0.residual``, ``embedding``, ``logits``;
+        a glob may give the last part only: ``residual``, ``*norm``. The last one wins.
+    kv : numsim.operators.KV, optional
+        How keys and values of self-attention are kept.
 
     Raises
     ------
@@ -105,8 +155,13 @@ class Recipe:
 
     rules: tuple[tuple[str, Rule], ...]
     seed: int = 0
+    ops: Ops = ()
+    kv: KV | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ops", ops_of(self.ops))
+        if not (self.kv is None or isinstance(self.kv, KV)):
+            raise NumsimError(f"Recipe: kv is a numsim.operators.KV or None; got {self.kv!r:.60}")
         try:
             pairs = tuple(tuple(pair) for pair in self.rules)
         except TypeError:
@@ -200,7 +255,7 @@ class Recipe:
         weights = "int8"
         target = "ideal.int"
         """
-        return Recipe(tuple(self.check(names).items()), self.seed)
+        return replace(self, rules=tuple(self.check(names).items()))
 
     def to_toml(self) -> str:
         """Return the text that `from_toml` reads back as an equal recipe.
@@ -209,7 +264,11 @@ class Recipe:
         and so does a `Format` of one's own: ``format = {name = "mine", kind = "float", ...}``.
         """
         head = [f"seed = {self.seed}\n"] if self.seed else []
-        return "\n".join(head + [rule_text(glob, rule) for glob, rule in self.rules])
+        text = [rule_text(glob, rule) for glob, rule in self.rules]
+        text += [f"[ops.{inline_toml(glob)}]\n{_lines(op.table())}" for glob, op in self.ops]
+        if self.kv is not None:
+            text.append(f"[kv]\n{_lines(self.kv.table())}")
+        return "\n".join(head + text)
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of `to_toml`; hash the resolved recipe.
@@ -268,10 +327,28 @@ class Recipe:
         return cls((("*", plain), ("*_proj", linears)), seed)
 
     @classmethod
+    def named(cls, name: str, *, target: Target | str | None = None) -> Recipe:
+        """Return a recipe that people know by name: `numsim.models.named_recipe`.
+
+        Raises
+        ------
+        NumsimError
+            For an unknown name.
+
+        Examples
+        --------
+        >>> Recipe.named("w8a8").rule("layers.0.q_proj").activations.granularity
+        'per_token'
+        """
+        from numsim.models.named import named_recipe
+
+        return named_recipe(name, target=target)
+
+    @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
-        A line ``seed = N`` may stand before them.
+        A line ``seed = N`` may stand before them, tables ``[ops."*.softmax"]`` and ``[kv]`` after.
         A Quant is a name, the path of a format's TOML file or a table of its fields, whose format
         is such a name or path, or a table of the fields of `Format`; a target is a name, the path
         of a unit's TOML file, a table of its name and the fields it changes, or ``{unit = "..."}``,
@@ -296,10 +373,11 @@ def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | Non
     """
     tables = dict(tables)
     rows, seed = tables.pop("rule", []), tables.pop("seed", 0)
+    ops, kv = tables.pop("ops", {}), tables.pop("kv", None)
     listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     if tables or not listed or not rows:
         raise NumsimError(
-            f"Recipe.from_toml: the file must hold seed and [[rule]] tables only; got "
+            f"Recipe.from_toml: the file must hold seed, [[rule]], [ops] and [kv] tables only; got "
             f"{', '.join(tables) or rows or 'none'}; start each rule with a line [[rule]]"
         )
     rules = []
@@ -309,7 +387,22 @@ def recipe_from_tables(tables: Mapping[str, Any], where: str, folder: Path | Non
         except NumsimError as error:
             number = _numbered(at, row.get("match"))
             raise type(error)(f"Recipe.from_toml: {where}: {number}: {error}") from None
-    return Recipe(tuple(rules), seed)
+    for name, table in (("ops", ops), ("kv", {} if kv is None else kv)):
+        nested = name == "kv" or all(
+            isinstance(v, Mapping) for v in getattr(table, "values", list)()
+        )
+        if not isinstance(table, Mapping) or not nested:
+            raise NumsimError(
+                f"Recipe.from_toml: {where}: [{name}] holds tables; got {table!r:.60}"
+            )
+    try:
+        return Recipe(tuple(rules), seed, ops_of(ops), None if kv is None else kv_from_table(kv))
+    except NumsimError as error:
+        raise NumsimError(f"Recipe.from_toml: {where}: {error}") from None
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{key} = {inline_toml(value)}\n" for key, value in table.items())
 
 
 def _finder(rules: tuple[tuple[str, Rule], ...]) -> Callable[[str], int]:
@@ -353,7 +446,7 @@ def rule_from_table(row: dict[str, Any]) -> tuple[str, Rule]:
     NumsimError
         For a key that a rule does not have, and a value that it cannot take.
     """
-    fields = ("match", "activations", "weights", "target", "out_format")
+    fields = ("match", "activations", "weights", "target", "out_format", *_STEPS)
     unknown = sorted(set(row) - set(fields))
     if unknown:
         raise NumsimError(
@@ -437,6 +530,7 @@ def rule_text(glob: str, rule: Rule) -> str:
     lines.append(f"target = {inline_toml(target_table(get_target(rule.target)))}")
     if rule.out_format != "float32":
         lines.append(f"out_format = {inline_toml(rule.out_format)}")
+    lines += [f"{k} = {inline_toml(v)}" for k in _STEPS if (v := getattr(rule, k)) is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -446,6 +540,8 @@ def quant_table(quant: Quant) -> str | dict[str, Any]:
     if plain == quant and not isinstance(plain.format, Format):
         return plain.fmt.name
     table = {f.name: getattr(quant, f.name) for f in fields(quant)}
+    if quant.tensor_scale is None:
+        table["tensor_scale"] = "none"  # TOML has no word for None
     return {
         key: v
         for key, v in table.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.models.arch import Arch, Stack, every_rope, gemm_names, stack_arch, stacks
-from numsim.models.attention import relative_bias
-from numsim.models.blocks import block, embed
+from numsim.models.arch import Arch, gemm_names
 from numsim.models.checks import (
     check_chunks,
     check_past,
     check_positions,
     decoder_ids,
+    op_names,
     padding_mask,
     product_inputs,
     segment_ids,
@@ -28,17 +27,17 @@ from numsim.models.checks import (
     token_positions,
     wanted_taps,
 )
-from numsim.models.context import Bools, Context, Past, norm
+from numsim.models.context import Past
+from numsim.models.forward import Inputs, forward
 from numsim.models.gemm import Array, Ints, fitting_rules, make_gemm, packed_bytes, tapped
 from numsim.models.generate import greedy
-from numsim.models.heads import ends
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
-from numsim.models.rope import alibi_bias, relative_buckets, rotary_tables
 from numsim.models.score import token_losses
 from numsim.models.weights import Stored, Weights, shape_of, wide
+from numsim.operators.rules import ops_for
 from numsim.quant import QTensor
 
 
@@ -127,6 +126,7 @@ class Model:
         if recipe is None or not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
+        ops_for(recipe.ops, op_names(self.arch))
         return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
@@ -171,6 +171,7 @@ class Model:
         decoder_tokens: ArrayLike | None = None,
         past: Past | None = None,
         taps: Iterable[str] = (),
+        tell: Callable[[str, int], object] = lambda layer, layers: None,
     ) -> Run:
         """Compute logits and hidden states.
 
@@ -226,6 +227,8 @@ class Model:
             - ``layers.{i}.router.experts`` and ``.weights`` [B T, k];
               ``layers.{i}.experts.{e}.rows``, which of the B T tokens an expert's tensors hold;
             - ``logits`` [B, T, vocab], or [B, labels], ``pooled`` [B, H].
+        tell : callable
+            Is told of each layer that has run, by its name, and how many its stack has.
 
         Returns
         -------
@@ -261,7 +264,7 @@ class Model:
         check_past(a, past, len(ids), steps, dtype)
         check_positions(a, (0 if past is None else past.length) + steps)
         check_chunks(a, keep)
-        own, past = past, None if past is None else replace(past, kept=dict(past.kept))
+        own, past = past, None if past is None else past.apart()
         kept: dict[str, Array] = {}
         wanted = wanted_taps(a, taps)
 
@@ -278,81 +281,21 @@ class Model:
             "weight": lambda name: self._weight(name, dtype),
             "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
+            "tell": tell,
         }
-        encoded: tuple[Array, ...] = ()
+        if recipe is not None:
+            ops = ops_for(recipe.ops, op_names(a))
+            common |= {"op": ops.get, "kv": recipe.kv}
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
-            if target is None:
-                states, c = self._stack(stacks(a)[0], common, ids, keep, types, past)
-            else:
-                encoder, decoder = stacks(a)
-                memory = None if past is None else past.memory
-                if memory is None:
-                    encoded, _ = self._stack(encoder, common, ids, keep, None, None)
-                    memory = encoded[-1]
-                    if past is not None:
-                        past.memory, past.memory_keep = memory, keep
-                common |= {"memory": memory, "memory_keep": past.memory_keep if past else keep}
-                states, c = self._stack(decoder, common, target, None, None, past)
-            logits, pooled = ends(states[-1], c, ids, keep)
+            given = Inputs(ids, keep, types, target)
+            states, encoded, (logits, pooled) = forward(a, common, given, past)
         keep_tap("logits", logits)
         if pooled is not None:
             keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
             own.update(past)
-        resolved = None if rules is None else Recipe(tuple(rules.items()), seed)
+        resolved = None if recipe is None else replace(recipe, rules=tuple((rules or {}).items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
-
-    def _stack(
-        self,
-        stack: Stack,
-        common: Mapping[str, Any],
-        ids: Ints,
-        keep: Bools | None,
-        types: Ints | None,
-        past: Past | None,
-    ) -> tuple[tuple[Array, ...], Context]:
-        """Run the layers of a stack; return its hidden states and the context they ran in."""
-        a = stack_arch(self.arch, stack)
-        batch, steps = ids.shape
-        start = 0 if past is None else past.length
-        if past is not None:
-            keep = _extend_mask(past, keep, batch, steps)
-        positions = np.arange(start, start + steps)
-        keys = np.arange(start + steps)
-        buckets = None
-        if a.buckets:
-            buckets = relative_buckets(a, positions, keys, causal=stack.causal)  # [T, S]
-        c = Context(
-            **common,
-            arch=a,
-            prefix=stack.prefix,
-            causal=stack.causal,
-            positions=positions,
-            keep=keep,
-            turns={rope: rotary_tables(rope, start, start + steps) for rope in every_rope(a)},
-            buckets=buckets,
-            bias=None,
-            past=past,
-        )
-        if a.alibi:
-            told = keep is not None and a.position_count == "kept"
-            counted = _counted(a, keep, ids) if told else keys
-            c = replace(c, bias=alibi_bias(a.alibi, counted, steps))
-        elif buckets is not None and not a.bucket_by_layer:
-            c = replace(c, bias=relative_bias(f"{stack.prefix}relative", buckets, c))
-        x = embed(ids, _counted(a, keep, ids, start), types, c)  # [B, T, H]
-        states = [x]
-        for i in range(stack.layers):
-            x = block(f"{stack.prefix}layers.{i}", i, x, c)  # [B, T, H]
-            c.keep_tap(f"{stack.prefix}layers.{i}.out", x)
-            states.append(x)
-        if a.final_norm:
-            states[-1] = norm(f"{stack.prefix}final_norm", x, c)
-        if a.embed_dim and not a.head and not a.labels:  # a trunk gives what its head would read
-            states[-1] = c.gemm("project_out", states[-1], "project_out.weight", c.positions)
-        if past is not None:
-            past.length += steps
-        return tuple(states), c
 
     def generate(
         self,
@@ -549,23 +492,3 @@ class Model:
             (name, dtype), size, lambda: np.array(wide(self.tensors[name]), dtype)
         )
         return copy
-
-
-def _counted(a: Arch, keep: Bools | None, ids: Ints, start: int = 0) -> Ints:
-    """Return the position of each token from `start` on, [1 or B, T]; padding: -1 where told."""
-    if a.position_count == "all" or (a.position_count == "kept" and keep is None):
-        return np.arange(start, start + ids.shape[1])[None]
-    counts = ids != a.pad if a.position_count == "not_pad" else keep
-    assert counts is not None
-    counted: Ints = np.cumsum(counts, axis=1) * counts - 1  # [B, S]
-    return counted[:, start:]
-
-
-def _extend_mask(past: Past, keep: Bools | None, batch: int, steps: int) -> Bools | None:
-    """Return the mask of all keys [B, S], and keep it; None where all count."""
-    if keep is None and past.keep is None:
-        return None
-    before = np.ones((batch, past.length), np.bool_) if past.keep is None else past.keep
-    now = np.ones((batch, steps), np.bool_) if keep is None else keep
-    past.keep = np.concatenate([before, now], axis=1)
-    return past.keep

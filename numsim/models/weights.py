@@ -1,4 +1,4 @@
-"""The tensors of a network whose checkpoint is packed: unpacked when they are asked for."""
+"""The tensors of a network, mapped from its files: copied or unpacked when they are asked for."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ from numsim.models.stored import Maps, Tensor
 from numsim.quant import QTensor
 
 Stored = NDArray[Any] | QTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapped(Mapping[str, NDArray[Any]]):
+    """Tensors by our names; parts that alternate in a stored one are copied each time.
+
+    So a network whose queries, keys and values alternate takes no memory before it runs either.
+    """
+
+    whole: Mapping[str, NDArray[Any]]  # stored name -> as stored
+    places: Mapping[str, Place]  # our name -> where
+    shapes: Mapping[str, tuple[int, ...]]  # our name -> [out, in]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        stored = self.whole[self.places[name].name]
+        part = self.places[name].take(stored)
+        if not np.may_share_memory(part, stored):
+            release(stored)
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,11 +62,13 @@ class Weights(Mapping[str, Stored]):
         if name in self.plain:
             return self.plain[name]
         if name in self.packed:
-            made = part_of(*self.packed[name], self.maps)
+            packed, place = self.packed[name]
+            made = part_of(packed, place, self.maps)
         else:
-            made = read(self._whole()[name], self.maps)
-        for data in self.maps.values():
-            release(data)  # what was made is a copy
+            packed = self._whole()[name]
+            made = read(packed, self.maps)
+        for file in {part.file for part in packed.parts.values()}:
+            release(self.maps[file])  # what was made is a copy
         return made.dequantize() if self.dequantise else made
 
     def __iter__(self) -> Iterator[str]:
@@ -60,13 +87,15 @@ class Weights(Mapping[str, Stored]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor of ours without unpacking it."""
         if name in self.plain:
-            return self.plain[name].shape
+            return shape_of(self.plain, name)
         packed, place = self.packed[name]
         return (place.groups * (place.end - place.begin), packed.shape[-1])
 
 
 def shape_of(tensors: Mapping[str, Stored], name: str) -> tuple[int, ...]:
-    """Return the shape of a tensor without unpacking it."""
+    """Return the shape of a tensor without copying or unpacking it."""
+    if isinstance(tensors, Mapped):
+        return tensors.shapes[name]
     return tensors.shape(name) if isinstance(tensors, Weights) else tensors[name].shape
 
 
@@ -78,7 +107,6 @@ def wide(stored: Stored) -> NDArray[Any]:
 def part_of(packed: Packed, place: Place, maps: Maps) -> QTensor:
     """Return our part [out, in] of a packed weight."""
     whole = read(packed, maps, None if place.stack is None else place.stack[0])
-
     if place.whole:
         return whole
     return pick_rows(whole, rows_of_groups(np.arange(len(whole)), place))

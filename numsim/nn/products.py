@@ -9,7 +9,7 @@ multiply-adds, K ascending.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -306,78 +306,88 @@ def forward_product(
 
 
 def backward_product(
-    context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True,
-    weights: bool = True, gradients: Codes | None = None,
-) -> tuple[Array | None, Array | None]:  # fmt: skip
-    """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y.
+    context: Context, saved: tuple[Any, ...], g: Array, *, inputs: bool = True, weights: bool = True
+) -> tuple[Array | None, Array | None]:
+    """Return dx = g W and dW = g^T x for the gradient g [..., M, N] of y."""
+    dx, (dw,) = backward_products(context, [saved], g, inputs=inputs, weights=[weights])
+    return dx, dw
 
-    `gradients` keeps codes of g for further products with the same g.
+
+def backward_products(
+    context: Context, products: Sequence[tuple[Any, ...]], g: Array, *, inputs: bool,
+    weights: Sequence[bool],
+) -> tuple[Array | None, list[Array | None]]:  # fmt: skip
+    """Return dx = g W of the first of several products with one g, and dW = g^T x of each.
+
+    They share codes of g where none draws its own. One product gives all dW where each x has one
+    scale: columns of x stand side by side, and the sums of one do not depend on the others.
     """
-    if len(saved) == 2:
-        x, w = saved
+    codes: Codes = {}
+    each = [
+        _with_gradient(context, p[0], g, codes) if len(p) == 1 else p for p in products
+    ]  # a tape may be read again, and then with another gradient
+    if len(each) > 1 and all(weights) and _fit_side_by_side(each):
+        dx, _ = _backward(context, each[0], g, inputs, False)
+        return dx, _side_by_side(each)
+    found = [
+        _backward(context, p, g, inputs and p is each[0], wanted)
+        for p, wanted in zip(each, weights, strict=True)
+    ]
+    return found[0][0], [dw for _, dw in found]
+
+
+def _with_gradient(context: Context, kept: Operands, g: Array, codes: Codes) -> Operands:
+    return Operands(
+        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
+        kept.at, kept.shared | {"g": codes},
+    )  # fmt: skip
+
+
+def _backward(
+    context: Context, product: Operands | tuple[Any, ...], g: Array, inputs: bool, weights: bool
+) -> tuple[Array | None, Array | None]:
+    if not isinstance(product, Operands):
+        x, w = product
         if not x.size:
             dx = np.zeros(x.shape, context.dtype) if inputs else None
             return dx, np.zeros(w.shape, context.dtype) if weights else None
         dx = chains(g, w) if inputs else None
         return dx, chains(np.swapaxes(g, -1, -2), x) if weights else None
-    kept: Operands = saved[0]
-    # A tape may be read again, and then with another gradient.
-    operands = _with_gradient(context, kept, g, gradients)
-    rule, dx, dw = kept.rule, None, None
+    rule, sources, dx, dw = product.rule, product.sources, None, None
     if inputs:
         one = rule.dgrad
-        right = operands.get("w", one.weights, -2)
-        dx = _multiply(operands.get("g", one.activations, -1), right, one)
+        right = product.get("w", one.weights, -2)
+        dx = _multiply(product.get("g", one.activations, -1), right, one)
         if rule.clip_gradient:
-            dx = clipped(dx, kept.sources["x"], operands.get("x", rule.forward.activations, -1))
+            dx = clipped(dx, sources["x"], product.get("x", rule.forward.activations, -1))
     if weights:
-        dw = _weight_gradient(operands)
+        dw = _weight_gradient(product)
         if rule.clip_gradient:
-            dw = clipped(dw, kept.sources["w"], operands.get("w", rule.forward.weights, -1))
+            dw = clipped(dw, sources["w"], product.get("w", rule.forward.weights, -1))
     return dx, dw
 
 
-def _with_gradient(context: Context, kept: Operands, g: Array, gradients: Codes | None) -> Operands:
-    shared = kept.shared if gradients is None else kept.shared | {"g": gradients}
-    return Operands(
-        context, kept.name, kept.rule, kept.sources | {"g": g}, kept.weights, dict(kept.made),
-        kept.at, shared,
-    )  # fmt: skip
+def _fit_side_by_side(products: Sequence[Operands | tuple[Any, ...]]) -> bool:
+    rules = []
+    for p in products:
+        if not isinstance(p, Operands) or isinstance(p.sources["x"], QTensor):
+            return False
+        rules.append(p.rule)
+    rule = rules[0]
+    left, right = (
+        RAW if q is None else as_quant(q) for q in (rule.wgrad.activations, rule.wgrad.weights)
+    )
+    own = rule.hadamard or rule.clip_gradient or rule.delayed or left.rounding == "sr"
+    return not own and right.granularity in ONE_SCALE and all(other == rule for other in rules)
 
 
-def weight_gradients(
-    context: Context, products: list[tuple[Any, ...]], g: Array, gradients: Codes
-) -> list[Array]:
-    """Return dW = g^T x for each of several products that saved an x, and of which all have this g.
-
-    One product does it where g has the same codes in each, and each x one scale: columns of x stand
-    side by side, and the sums of one do not depend on the others. `gradients` keeps codes of g.
-    """
-    each = [_with_gradient(context, p[0], g, gradients) for p in products if len(p) == 1]
-    joined = _side_by_side(each) if len(each) == len(products) > 1 else None
-    if joined is not None:
-        return joined
-    found = [
-        backward_product(context, p, g, inputs=False, gradients=gradients)[1] for p in products
-    ]
-    return [dw for dw in found if dw is not None]
-
-
-def _side_by_side(products: list[Operands]) -> list[Array] | None:
-    rule = products[0].rule
-    one = rule.wgrad
-    left, right = (RAW if q is None else as_quant(q) for q in (one.activations, one.weights))
-    if any(p.rule != rule or isinstance(p.sources["x"], QTensor) for p in products):
-        return None
-    if rule.hadamard or rule.clip_gradient or rule.delayed or left.rounding == "sr":
-        return None
-    if right.granularity not in ONE_SCALE:
-        return None
-    gs = [p.get("g", left, -2) for p in products]  # one tensor, which each tells its watch of
-    xs = [p.get("x", right, -2) for p in products]
+def _side_by_side(products: Sequence[Any]) -> list[Array | None]:
+    one = products[0].rule.wgrad
+    gs = [p.get("g", one.activations, -2) for p in products]  # one tensor, told each watch
+    xs = [p.get("x", one.weights, -2) for p in products]
     widths = [x.shape[-1] for x in xs]
     scales = np.repeat(np.array([x.scale for x in xs], np.float32).reshape(-1), widths)
-    joined = QTensor(np.concatenate([x.codes for x in xs], axis=-1), right.fmt, scales[None])
+    joined = QTensor(np.concatenate([x.codes for x in xs], axis=-1), xs[0].fmt, scales[None])
     both = _multiply(gs[0].T, joined, one)
     return [np.ascontiguousarray(dw) for dw in np.split(both, np.cumsum(widths)[:-1], axis=-1)]
 

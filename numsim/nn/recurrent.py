@@ -17,12 +17,11 @@ from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
 from numsim.nn.products import (
-    Codes,
     Context,
     Operands,
     backward_product,
+    backward_products,
     forward_product,
-    weight_gradients,
 )
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
@@ -167,16 +166,14 @@ def _all_steps(
     flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
     all_h = before_h.reshape(-1, before_h.shape[-1])
     saved_h = _all_states(c, f"{prefix}recurrent", all_h, weight_h)
-    both = flat_h is flat_x and wanted[first] and wanted[first + 1]
-    codes: Codes = {}  # of flat_x
-    dx, dw_x = backward_product(
-        c, saved_x, flat_x, inputs=wanted[0], weights=wanted[first] and not both, gradients=codes
-    )
-    dw_h = None
-    if both:
-        dw_x, dw_h = weight_gradients(c, [saved_x, saved_h], flat_x, codes)
-    elif wanted[first + 1]:
-        _, dw_h = backward_product(c, saved_h, flat_h, inputs=False)
+    weights = wanted[first : first + 2]
+    if flat_h is flat_x:
+        dx, (dw_x, dw_h) = backward_products(
+            c, [saved_x, saved_h], flat_x, inputs=wanted[0], weights=weights
+        )
+    else:
+        dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=weights[0])
+        _, dw_h = backward_product(c, saved_h, flat_h, inputs=False, weights=weights[1])
     db_x = cells.column_sums(flat_x)
     db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
     dx = None if dx is None else dx.reshape(batch, steps, -1)

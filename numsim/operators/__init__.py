@@ -18,8 +18,9 @@ from numsim.operators.ibert import (
     ibert_softmax,
     ibert_sqrt,
 )
-from numsim.operators.kv import KVCache
+from numsim.operators.kv import KVCache, Spec, Stored
 from numsim.operators.rounded import elementwise
+from numsim.operators.rules import KV, Op
 from numsim.operators.runtimes import ggml_gelu_f16, ort_qlinear_softmax
 from numsim.operators.tflite import (
     tflite_logistic8,
@@ -31,7 +32,11 @@ from numsim.operators.tflite import (
 from numsim.operators.variants import Variant, approximate, list_variants
 
 __all__ = [
+    "KV",
     "KVCache",
+    "Op",
+    "Spec",
+    "Stored",
     "Variant",
     "approximate",
     "elementwise",

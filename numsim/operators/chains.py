@@ -14,6 +14,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
 from numsim.kernels.elementwise import correct
+from numsim.operators.gpu import EXP2_POLYNOMIALS, exp2_lut, exp2_poly
 from numsim.operators.rounded import (
     Rounding,
     Values,
@@ -43,6 +44,7 @@ def softmax(
     sum: str = "sequential",
     divide: str = "divide",
     base: str = "e",
+    exp: str = "exact",
     sum_format: FormatLike | None = None,
     sum_rounding: str = "rne",
     out_format: FormatLike | None = None,
@@ -62,6 +64,9 @@ def softmax(
         ``divide``: e / s; ``reciprocal``: e times the rounded 1 / s.
     base
         ``e``, or ``2``: the difference is multiplied with log2 e first, as GPUs do.
+    exp
+        ``exact``: rounded once; with base 2 ``exp2_poly:3`` or ``exp2_lut:16``, of the degree or
+        the entries after the colon, and then rounded.
     sum_format, sum_rounding
         Of the additions; their total is then rounded to `format`.
     out_format, out_rounding
@@ -91,13 +96,27 @@ def softmax(
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
-    if str(base) == "2":
+    if exp != "exact":
+        e = r(_approximate_exp2(exp, r(times(d, r.constant(_LOG2_E)))))
+    elif str(base) == "2":
         e = r(function("exp2", r(times(d, r.constant(_LOG2_E)))))
     else:
         e = r(function("exp", d))
     s = total(e, sum, r, inner)[..., None]
     y = r(over(e, s)) if divide == "divide" else r(times(e, r(over(1.0, s))))
     return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+
+
+def _approximate_exp2(name: str, t: Values) -> Values:
+    kind, _, setting = name.partition(":")
+    number = int(setting) if setting.isdecimal() else 0
+    if kind == "exp2_poly" and number in EXP2_POLYNOMIALS:
+        return exp2_poly(t, degree=number)
+    if kind == "exp2_lut" and number >= 1:
+        return exp2_lut(t, entries=number)
+    raise NumsimError(
+        f"softmax: exp is exact, exp2_poly:DEGREE (1 to 5) or exp2_lut:ENTRIES; got {name!r}"
+    )
 
 
 def _mean(x: Values, order: str, how: str, r: Rounding, inner: Rounding | None) -> Values:
@@ -279,17 +298,19 @@ def silu_gate(
     >>> silu_gate([1.0], [3.0], format="bfloat16", variant="steps").tolist()
     [2.1875]
     """
-    choice("variant", variant, ("silu", "sigmoid", "steps"))
     r = rounding_to(format, rounding)
-    g = _values(gate)
+    return r(times(silu(_values(gate), r, variant), _values(up)))
+
+
+def silu(g: Values, r: Rounding, variant: str = "silu") -> Values:
+    """Return silu(g) by a variant of `silu_gate`."""
+    choice("variant", variant, ("silu", "sigmoid", "steps"))
     if variant == "silu":
-        u = r(function("silu", g))
-    elif variant == "sigmoid":
-        u = r(times(g, r(function("sigmoid", g))))
-    else:
-        t = r(function("exp", -g))
-        u = r(times(g, r(over(1.0, r(plus(1.0, t))))))
-    return r(times(u, _values(up)))
+        return r(function("silu", g))
+    if variant == "sigmoid":
+        return r(times(g, r(function("sigmoid", g))))
+    t = r(function("exp", -g))
+    return r(times(g, r(over(1.0, r(plus(1.0, t))))))
 
 
 @known_floats

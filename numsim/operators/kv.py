@@ -189,10 +189,10 @@ class KVCache:
             raise NumsimError(
                 f"residual is 0 tokens or more (kivi: 1 or more, a run of keys); got {residual}"
             )
-        self._specs = (spec_of(key, "key"), spec_of(value, "value"))
+        self.specs = (spec_of(key, "key"), spec_of(value, "value"))
         self._residual, self._rule = residual, rule
         self._given = None if scale is None else np.asarray(scale, np.float32)
-        for spec in self._specs:
+        for spec in self.specs:
             if spec is not None and spec.static and self._given is None:
                 raise NumsimError("a static cache needs scale, [heads, 1, 1] or one number")
         if self._given is not None and not (np.isfinite(self._given) & (self._given > 0)).all():
@@ -249,7 +249,7 @@ class KVCache:
         self._tokens, self._stored = tokens, stored  # only when both went well
 
     def _grown(self, which: int, tokens: Values) -> Stored | None:
-        spec, before = self._specs[which], self._stored[which]
+        spec, before = self.specs[which], self._stored[which]
         if spec is None:
             return None
         count = tokens.shape[1]
@@ -286,7 +286,7 @@ class KVCache:
         """
         if not self._tokens:
             raise NumsimError("attention: the cache is empty; append tokens first")
-        k, v = (self._seen(which) for which in (0, 1))
+        k, v = self.seen()
         query = np.asarray(q, np.float64)
         if query.ndim != 2 or query.shape[0] % k.shape[0] or query.shape[1] != k.shape[2]:
             raise NumsimError(
@@ -298,6 +298,10 @@ class KVCache:
         p = functions.softmax(scores, scale=1 / float(np.sqrt(k.shape[2])))
         out: NDArray[np.float64] = np.einsum("hgt,htd->hgd", p, v).reshape(query.shape[0], -1)
         return out
+
+    def seen(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return keys and values [heads, tokens, dim] as attention reads them."""
+        return self._seen(0), self._seen(1)
 
     def _seen(self, which: int) -> NDArray[np.float64]:
         tokens, stored = self._tokens[which].astype(np.float64), self._stored[which]

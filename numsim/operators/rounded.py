@@ -160,8 +160,8 @@ def numbers(x: ArrayLike) -> Floats:
     if lost.any():
         at = int(np.flatnonzero(lost.ravel())[0])
         raise NumsimError(
-            f"operators take values of formats, which float32 holds; got {wide.flat[at]!r} at "
-            f"flat index {at}; cast to the format first: numsim.cast(x, 'float32')"
+            f"operators take values of formats, which float32 holds; got {float(wide.flat[at])!r} "
+            f"at flat index {at}; cast to the format first: numsim.cast(x, 'float32')"
         )
     return wide
 

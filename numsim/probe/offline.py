@@ -18,6 +18,7 @@ from numsim.float_state import known_floats
 from numsim.formats import FormatLike
 from numsim.probe.machine import WORDS, Answers, Batch, Doubt, Machine, bits_of, merged
 from numsim.probe.probe import Probe, check_answers, conversation, machine_for, stopped
+from numsim.probe.search import Search
 
 _HEAD = "probe.json"
 _KINDS = (".npz", ".hex", ".csv")
@@ -77,7 +78,7 @@ def emit(
     written = place / _HEAD
     if written.exists() and _read_head(place) != json.loads(head):
         raise NumsimError(f"probe: {place} holds stimuli for another machine; name another folder")
-    batches = next(conversation(machine))
+    batches = next(conversation(Search(machine)))
     _write(place, 1, machine, batches, {written: head.encode()})
     return Asked(1, tuple(batch.name for batch in batches))
 
@@ -113,7 +114,8 @@ def read_answers(folder: str | Path) -> Probe | Asked:
     machine = machine_for(
         tuple(head["formats"]), head["out_format"], head["c"], tuple(head["depths"])
     )
-    talk, number = conversation(machine), 1
+    search, number = Search(machine), 1
+    talk = conversation(search)
     batches = next(talk)
     while True:
         where = place / f"round{number}"
@@ -124,14 +126,13 @@ def read_answers(folder: str | Path) -> Probe | Asked:
             _write(place, number, machine, batches, {})
             return Asked(number, missing)
         found: list[Answers] = []
-        calls = 0
         try:
             for batch in batches:
                 d = _answers(where, batch, machine)
                 check_answers(batch, d)
                 found.append(d)
         except Doubt as doubt:
-            raise stopped(str(doubt), machine, talk, batches, found, calls) from None
+            raise stopped(str(doubt), search, batches, found, 0) from None
         try:
             batches = talk.send(found)
         except StopIteration as end:
@@ -183,11 +184,12 @@ def _files(where: Path, machine: Machine, batch: Batch) -> Iterator[tuple[Path, 
     words = {
         "a": (batch.a.view(f"u{batch.a.itemsize}"), machine.a.bits),
         "b": (batch.b.view(f"u{batch.b.itemsize}"), machine.b.bits),
-        "c": (bits_of(batch.c) if batch.c.dtype.kind == "f" else batch.c.view(np.uint32),
+        "c": (bits_of(batch.c),
               8 * batch.c.itemsize),
     }  # fmt: skip
     packed = io.BytesIO()
-    np.savez_compressed(packed, **{name: array for name, (array, _) in words.items()})
+    arrays: dict[str, Any] = {name: array for name, (array, _) in words.items()}
+    np.savez_compressed(packed, **arrays)
     yield where / f"{batch.name}.npz", packed.getvalue()
     for name, (array, bits) in words.items():
         shape = " x ".join(map(str, array.shape))

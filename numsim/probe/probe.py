@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format
+from numsim.probe import integers, stimuli
 from numsim.probe import rules as rules_of
-from numsim.probe import stimuli
-from numsim.probe.machine import DTYPES, Answers, Batch, Doubt, Machine, Run, ask, restarts
+from numsim.probe.machine import (
+    DTYPES,
+    Answers,
+    Batch,
+    Doubt,
+    Machine,
+    Run,
+    ask,
+    is_float,
+    restarts,
+)
 from numsim.probe.search import UNSEEN, Found, Search, infer, rule_of, with_rule
 from numsim.targets import Target
 
@@ -117,7 +127,8 @@ def probe(
     formats
         Format of the operands, or of a and of b.
     out_format
-        ``float32`` or ``float16``; integers: ``int32``. None: float32, or int32 for integers.
+        ``float32``, ``float16`` or ``bfloat16``; integers: ``int32``. None: float32, or int32 for
+        integers.
     c
         Whether the machine adds to an accumulator input.
     depths
@@ -157,7 +168,8 @@ def probe(
         raise NumsimError(
             f"probe: run is a function of (a, b, c) and rows at least 1; got {run!r:.60}, {rows}"
         )
-    talk, calls = conversation(machine), 0
+    search = Search(machine)
+    talk, calls = conversation(search), 0
     batches = next(talk)
     while True:
         found: list[Answers] = []
@@ -168,7 +180,7 @@ def probe(
                 check_answers(batch, d)
                 found.append(d)
         except Doubt as doubt:
-            raise stopped(str(doubt), machine, talk, batches, found, calls) from None
+            raise stopped(str(doubt), search, batches, found, calls) from None
         try:
             batches = talk.send(found)
         except StopIteration as end:
@@ -177,11 +189,9 @@ def probe(
 
 
 def stopped(
-    message: str, machine: Machine, talk: Talk, batches: list[Batch], found: list[Answers],
-    calls: int,
-) -> ProbeError:  # fmt: skip
+    message: str, search: Search, batches: list[Batch], found: list[Answers], calls: int
+) -> ProbeError:
     """Return the error for a probe that ends early, with what was learned."""
-    search: Search = talk.gi_frame.f_locals["search"]  # the generator's own notes
     for batch, d in zip(batches, found, strict=False):
         search.learn(batch, d)
     try:
@@ -196,7 +206,7 @@ def check_answers(batch: Batch, d: Answers) -> None:
     """Raise Doubt for sums of two finite numbers that are all NaN."""
     if batch.name != "exact":
         return  # a narrow accumulator may make NaN of infinities
-    if d.dtype.kind == "f" and d.size and np.isnan(d).all():
+    if is_float(d.dtype) and d.size and np.isnan(d).all():
         raise Doubt(
             f"probe: stimulus {batch.name} 0: a machine adds finite numbers; all {d.size} results "
             f"of {batch.name} are NaN; look at the formats of the operands and of the result"
@@ -223,11 +233,18 @@ def machine_for(
     out = out or ("int32" if integer else "float32")
     if out not in DTYPES or (out == "int32") != integer:
         raise NumsimError(
-            "probe: out_format is float32 or float16, for two integer formats int32; got "
+            "probe: out_format is float32, float16 or bfloat16, for two integer formats "
+            "int32; got "
             f"{out} for {a.label} and {b.label}"
         )
     whole = all(isinstance(k, int) and not isinstance(k, bool) for k in depths)
-    if not depths or len(depths) > 2 or not whole or min(depths) < 4 or list(depths) != sorted(depths):
+    if (
+        not depths
+        or len(depths) > 2
+        or not whole
+        or min(depths) < 4
+        or list(depths) != sorted(depths)
+    ):
         raise NumsimError(
             f"probe: depths is one K or two, ascending, of at least 4; got {depths!r:.60}"
         )
@@ -246,14 +263,14 @@ def _check_format(fmt: Format) -> None:
 
 def first_round(machine: Machine) -> list[Batch]:
     """Return the stimuli that do not depend on any answer."""
-    kinds = stimuli.INTEGERS if machine.integer else stimuli.FLOATS
-    made = [kind(machine) for kind in kinds if kind not in stimuli.LONG or len(machine.depths) > 1]
+    kinds = (integers if machine.integer else stimuli).EVERY
+    made = [kind(machine) for kind in kinds if kind.__name__ != "long" or len(machine.depths) > 1]
     return [batch for batch in made if len(batch.a)]
 
 
-def conversation(machine: Machine) -> Talk:
-    """Yield rounds of stimuli, take their answers, return what was found."""
-    search = Search(machine)
+def conversation(search: Search) -> Talk:
+    """Yield rounds of stimuli, take their answers into `search`, return what was found."""
+    machine = search.machine
     batches = first_round(machine)
     for batch, d in zip(batches, (yield batches), strict=True):
         search.learn(batch, d)
@@ -261,12 +278,12 @@ def conversation(machine: Machine) -> Talk:
     open_ones: dict[str, str] = {}
     for number in range(_ROUNDS if not found.failed else 0):
         rivals = found.units[1:] + [unit for _, unit in neighbours(search, found.units[0])]
-        batch, equal = witnesses(search, found.units[0], rivals, number)
+        telling, equal = witnesses(search, found.units[0], rivals, number)
         open_ones = _ranges(found.units[0], equal)
-        if batch is None:
+        if telling is None:
             break
-        (d,) = yield [batch]
-        search.learn(batch, d)
+        (d,) = yield [telling]
+        search.learn(telling, d)
         names = tuple(search.pieces)
         left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
         if not left:
@@ -301,7 +318,7 @@ def witnesses(
 ) -> tuple[Batch | None, list[Target]]:
     """Return stimuli on which a unit and its rivals differ, and the rivals that never did."""
     m, kept, equal = search.machine, [], []
-    make = stimuli.integer_random if m.integer else stimuli.random
+    make = (integers if m.integer else stimuli).random
     pool = [make(m, m.depths[0], 500, 1000 + 10 * seed + n) for n in range(2)]
     own = [search.answer(unit, batch) for batch in pool]
     for rival in rivals:
@@ -363,7 +380,8 @@ def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
             }
         unit = replace(
             unit,
-            evidence=f"a probe: {right} of {asked} answers" + (f"; {found.failed}" if found.failed else ""),
+            evidence=f"a probe: {right} of {asked} answers"
+            + (f"; {found.failed}" if found.failed else ""),
             source="numsim probe",
         )
     vectors = {}
@@ -389,7 +407,7 @@ def _evidence(search: Search, unit: Target) -> dict[str, tuple[Witness, ...]]:
         side = rules_of.side(rule_of(unit), rule, name)
         if side and (name, side) in seen:
             continue
-        witness = search.first_difference(with_rule(unit, rule))
+        witness = search.first_difference(unit, with_rule(unit, rule))
         if witness is not None:
             seen.add((name, side))
             other = str(getattr(rule, name))

@@ -16,7 +16,9 @@ def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any]) -> tuple[int, bo
 
     The sums of two powers of two in `exact` are exact as long as the gap is no wider.
     """
-    a, b = (decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b)))
+    a, b = (
+        decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b))
+    )
     p = a[:, :2] * b[:, :2]
     with np.errstate(divide="ignore"):
         m, e = np.frexp(p)
@@ -33,25 +35,37 @@ def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any]) -> tuple[int, bo
     return best, complete
 
 
-def least_exponents(
-    machine: Machine, batch: Batch, d: NDArray[Any], align_bits: int
-) -> set[int]:
+def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits: int) -> set[int]:
     """Return exponents below which no alignment seems to go.
 
     C alone, and a single product, keep their last bit as long as that is not below the least
     exponent minus `align_bits`. Where all of them are kept there is nothing to see.
     """
-    a, b = (decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b)))
+    a, b = (
+        decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b))
+    )
     with np.errstate(all="ignore"):
         p = a * b
         exact = p.sum(1) + batch.c.astype(np.float64)
         single = ((p != 0).sum(1) + (batch.c != 0)) == 1
         known = single & np.isfinite(exact) & np.isfinite(d)
     value, got = exact[known], d[known].astype(np.float64)
-    mantissa, exponent = np.frexp(value)
-    whole = (mantissa * 2.0**53).astype(np.int64)
-    last = exponent - 53 + np.log2((whole & -whole).astype(np.float64)).astype(np.int64)
+    last = _last_bit(value)
     if not value.size or (value == got).all():
         return set()
     lost = int(last[value != got].max())  # the last bit of something cut: below the limit
     return {lost + 1 + align_bits + n for n in (-1, 0, 1)}
+
+
+def _numbers(machine: Machine, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    both = ((batch.a, machine.a), (batch.b, machine.b))
+    a, b = (decode(codes, fmt).astype(np.float64) for codes, fmt in both)
+    return a, b
+
+
+def _last_bit(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the exponents of the last bits that are set in numbers."""
+    mantissa, exponent = np.frexp(values)
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    place = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+    return np.asarray(exponent - 53 + place, np.int64)

@@ -6,14 +6,14 @@ that do not depend on the fields of later stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from numsim.formats import Format, get_format
-from numsim.probe.machine import Machine, class_of
+from numsim.probe.machine import Machine, changed, class_of
 from numsim.targets import get_target, list_targets, rule_for
 from numsim.targets.rules import RULES
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
@@ -55,29 +55,34 @@ def adding(machine: Machine, bits: int, complete: bool) -> Iterator[Rule]:
     def held(n: int) -> bool:
         return n == bits or (n > bits and complete)
 
-    out_bits = 23 if machine.out == "float32" else 10
+    out_bits = machine.width
     if class_of(Exact, machine) and held(out_bits):
         yield Exact(group=machine.depths[0])
     if class_of(Mac, machine):
         for name in accumulators():
             fmt = get_format(name)
             wide = name in _USUAL and held(out_bits) and fmt.precision - 1 > out_bits
-            if held(fmt.precision - 1) or wide:
-                near = fmt.emax < 60  # its ends are within reach of products
+            known = fmt.precision - 1 == bits or (name in _USUAL and held(fmt.precision - 1))
+            if known or wide:
+                near = fmt.emax < 70  # its ends are within reach of products
                 overs = ("ieee", "inf", "saturate") if near else ("ieee",)
                 flushes = FLUSHES if near else FLUSHES[:1]
-                for how, mode, over, tiny in product(
-                    _ORDERS if near else _ORDERS[:1], _MODES, overs, flushes
-                ):
-                    yield Mac(acc_format=name, rounding=mode, overflow=over, **how, **tiny)  # type: ignore[arg-type]
+                orders, fuses = (
+                    (_ORDERS, (True, False)) if near and not complete else (_ORDERS[:1], (True,))
+                )
+                for fused, how, mode, over, tiny in product(fuses, orders, _MODES, overs, flushes):
+                    known_ones = {"rounding": mode, "overflow": over, "fused": fused}
+                    yield changed(Mac(acc_format=name), **known_ones, **how, **tiny)
     for group in (machine.depths[0], 1):
-        yield from _blocks(machine, group, held)
+        yield from _blocks(machine, group, held, complete)
 
 
-def _blocks(machine: Machine, group: int, held: Callable[[int], bool]) -> Iterator[Rule]:
+def _blocks(
+    machine: Machine, group: int, held: Callable[[int], bool], complete: bool
+) -> Iterator[Rule]:
     """Yield rules that align products; a `group` of 1 where two products do not meet in them."""
-    single, wide = machine.out == "float32", 23 if machine.out == "float32" else 10
-    keeps = range(23, 0, -1) if single else (23,)
+    single, wide = machine.out == "float32", machine.width
+    keeps: Iterable[int] = (23,) if not single else (23, 13) if complete else range(23, 0, -1)
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
     if class_of(Fused, machine):
         for f, keep in product(_WIDTHS, keeps):
@@ -86,7 +91,9 @@ def _blocks(machine: Machine, group: int, held: Callable[[int], bool]) -> Iterat
             for join, cut, mode in product(
                 joins if group > 1 else ("late",), ("truncate", "floor"), ("rtz", "rne")
             ):
-                yield Fused(group, f, keep, join, align=cut, rounding=mode)  # type: ignore[arg-type]
+                yield changed(
+                    Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
+                )
     if class_of(TwoStage, machine) and single:
         for f, streams in product(_WIDTHS, (1, 2)):
             if held(min(f, 23)):
@@ -96,13 +103,13 @@ def _blocks(machine: Machine, group: int, held: Callable[[int], bool]) -> Iterat
 def products(rule: Rule, machine: Machine) -> Iterator[Rule]:
     """Yield a rule with every way of rounding its products."""
     yield rule
-    if isinstance(rule, Mac):
-        yield replace(rule, fused=False)
+    if isinstance(rule, Mac) and rule.fused:
+        yield changed(rule, fused=False)
         full = machine.a.precision + machine.b.precision
         for name in accumulators():
             fmt = get_format(name)
             if fmt.precision <= full and fmt.kind == "float" and name != rule.acc_format:
-                yield replace(rule, fused=False, product_format=name)
+                yield changed(rule, fused=False, product_format=name)
 
 
 def meetings(rule: Rule, machine: Machine) -> Iterator[Rule]:
@@ -111,28 +118,28 @@ def meetings(rule: Rule, machine: Machine) -> Iterator[Rule]:
     groups = [n for n in _GROUPS if n <= depth]
     groups += [n for n in range(3, depth + 1) if n not in groups]
     if isinstance(rule, Mac):
-        yield replace(rule, order="sequential", group=None)
-        yield replace(rule, order="odd_first", group=None)
+        yield changed(rule, order="sequential", group=None)
+        yield changed(rule, order="odd_first", group=None)
         for order in ("tree", "two_chains"):
             for n in groups:
                 if n % 2 == 0 or (n > 1 and order == "tree"):
-                    yield replace(rule, order=order, group=n)
+                    yield changed(rule, order=order, group=n)
     else:
         for n in groups:
-            yield replace(rule, group=n)  # type: ignore[call-arg]
+            yield changed(rule, group=n)
 
 
 def ends(rule: Rule, machine: Machine) -> Iterator[Rule]:
     """Yield a rule with every treatment of zeros, small numbers, and NaN."""
     if isinstance(rule, TwoStage):
         for zeros in (False, True):
-            yield replace(rule, zero_products=zeros)
+            yield changed(rule, zero_products=zeros)
     elif isinstance(rule, Exact):
         for minus in (False, True):
-            yield replace(rule, negative_zero=minus)
+            yield changed(rule, negative_zero=minus)
     elif isinstance(rule, Mac):
         for tiny, minus, over in product(FLUSHES, (True, False), ("ieee", "inf", "saturate")):
-            yield replace(rule, negative_zero=minus, overflow=over, **tiny)  # type: ignore[arg-type]
+            yield changed(rule, negative_zero=minus, overflow=over, **tiny)
     else:
         yield rule
 
@@ -140,7 +147,7 @@ def ends(rule: Rule, machine: Machine) -> Iterator[Rule]:
 def integers(machine: Machine) -> Iterator[Rule]:
     """Yield widths of an integer accumulator."""
     for bits, over in product(range(32, 7, -1), ("wrap", "saturate")):
-        yield IntSum(acc_bits=bits, overflow=over)  # type: ignore[arg-type]
+        yield changed(IntSum(), acc_bits=bits, overflow=over)
 
 
 def pairs(rule: Rule, machine: Machine) -> Iterator[Rule]:
@@ -148,7 +155,7 @@ def pairs(rule: Rule, machine: Machine) -> Iterator[Rule]:
     yield rule
     assert isinstance(rule, IntSum)
     for bits in range(8, 34):
-        yield replace(rule, pair_bits=bits, group=2)
+        yield changed(rule, pair_bits=bits, group=2)
 
 
 def integer_meetings(rule: Rule, machine: Machine) -> Iterator[Rule]:
@@ -156,7 +163,7 @@ def integer_meetings(rule: Rule, machine: Machine) -> Iterator[Rule]:
     assert isinstance(rule, IntSum)
     step = 2 if rule.pair_bits else 1
     for n in range(step, machine.depths[0] + 1, step):
-        yield replace(rule, group=n)
+        yield changed(rule, group=n)
 
 
 def known(machine: Machine) -> Iterator[tuple[str, Any]]:
@@ -186,7 +193,7 @@ def nearby(rule: Rule, machine: Machine) -> Iterator[tuple[str, Rule]]:
             if f.name == "order":  # which says whether there is a group
                 grouped = other in ("tree", "two_chains")
                 change["group"] = (getattr(rule, "group", None) or 2) if grouped else None
-            yield f.name, replace(rule, **change)  # type: ignore[arg-type]
+            yield f.name, changed(rule, **change)
 
 
 def side(rule: Rule, other: Rule, name: str) -> int:
@@ -198,7 +205,7 @@ def side(rule: Rule, other: Rule, name: str) -> int:
 
 
 def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any]:
-    if name in ("outputs", "outer_bits") or limit is Format or limit is None:
+    if name == "outer_bits" or limit is Format or limit is None or isinstance(limit, frozenset):
         return
     if limit is bool:
         yield from (False, True)

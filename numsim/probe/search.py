@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
+from numsim.formats import get_format
 from numsim.probe import rules as rules_of
 from numsim.probe.machine import (
     Batch,
     Laid,
     Machine,
     bits_of,
+    changed,
+    is_float,
     laid_out,
     plain_nan,
     restarts,
@@ -24,13 +27,13 @@ from numsim.probe.machine import (
 )
 from numsim.probe.readings import exact_bits, least_exponents
 from numsim.targets import Target
-from numsim.targets.types import Fused, Rule, TwoStage
+from numsim.targets.types import Fused, Mac, Rule, TwoStage
 
 _SHORT = 4  # K that holds all terms of the batches below, the rest is +0
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
-_PATIENCE = 8_000  # hypotheses that are tried
+_PATIENCE = 8_000  # hypotheses that are tried, beside those of how two products add
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
 
 
@@ -57,7 +60,7 @@ class Search:
     def learn(self, batch: Batch, d: NDArray[Any]) -> None:
         """Keep the answers to a batch."""
         self.batches.append((batch, d))
-        if d.dtype.kind == "f":
+        if is_float(d.dtype):
             self.nans |= {int(x) for x in bits_of(d[np.isnan(d)])}
         for rows in (slice(0, _FIRST), slice(_FIRST, None)):
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
@@ -100,15 +103,17 @@ class Search:
         found = self.predicted(unit, laid_out(self.machine, batch))
         return None if found is None else plain_nan(found)
 
-    def first_difference(self, unit: Target) -> tuple[str, str, str] | None:
-        """Return (stimulus, machine's bits, unit's bits) where a unit first differs."""
+    def first_difference(self, unit: Target, other: Target) -> tuple[str, str, str] | None:
+        """Return (stimulus, machine's bits, other's bits) where a unit is right, another not."""
         for name, pieces in self.pieces.items():
             start = 0
             for piece in pieces:
-                right = self.right(unit, piece)
-                if not right.all():
-                    row = int(np.argmin(right))
-                    found = self.predicted(unit, piece.sums)
+                telling = ~self.right(other, piece)
+                if telling.any():
+                    telling &= self.right(unit, piece)
+                if telling.any():
+                    row = int(np.argmax(telling))
+                    found = self.predicted(other, piece.sums)
                     instead = "none" if found is None else hex(int(bits_of(found)[row]))
                     return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
                 start += len(piece.d)
@@ -140,8 +145,11 @@ def _adding(search: Search, _: Target) -> Iterator[Target]:
     batch, d = next((b, d) for b, d in search.batches if b.name == "exact")
     for rule in rules_of.adding(m, *exact_bits(m, batch, d)):
         unit = unit_of(rule, m)
-        if unit is not None:
-            yield unit
+        if unit is None:
+            continue
+        yield unit
+        if isinstance(rule, Mac) and get_format(rule.acc_format).emax < 70:
+            yield replace(unit, promote_every=UNSEEN)  # an outer sum makes +0 of its -0
 
 
 def _by_rule(step: Callable[[Rule, Machine], Iterator[Rule]]) -> Step:
@@ -160,10 +168,11 @@ def _outside(search: Search, unit: Target) -> Iterator[Target]:
     if isinstance(rule, TwoStage):
         for bits in (31, *(n for n in range(rule.align_bits, 41) if n != 31)):
             if bits >= rule.align_bits:
-                yield with_rule(unit, replace(rule, sum_bits=bits))
+                yield with_rule(unit, changed(rule, sum_bits=bits))
     else:
         yield unit
-    yield replace(unit, promote_every=UNSEEN)
+    if not restarts(unit):
+        yield replace(unit, promote_every=UNSEEN)
 
 
 def _meeting(search: Search, unit: Target) -> Iterator[Target]:
@@ -209,7 +218,7 @@ def _ends(search: Search, unit: Target) -> Iterator[Target]:
         nan = "quiet" if 0x7FC00000 in search.nans or 0x7E00 in search.nans else "ones"
         for limit in (None, *sorted(limits)):
             for zeros in (False, True):
-                new = replace(rule, zero_products=zeros, min_exponent=limit, nan=nan)  # type: ignore[arg-type]
+                new = changed(rule, zero_products=zeros, min_exponent=limit, nan=nan)
                 yield with_rule(unit, new)
         return
     for new_rule in rules_of.ends(rule, search.machine):
@@ -224,7 +233,7 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
     if group == m.depths[0]:
         groups += range(group + 32, depth + 1, 32)
     for g in groups:
-        base = with_rule(unit, replace(rule, group=g)) if g != group else unit  # type: ignore[call-arg]
+        base = with_rule(unit, changed(rule, group=g)) if g != group else unit
         yield base
         if restarts(unit) or m.integer or not m.has_c:
             for every in range(8, depth, 8):
@@ -234,7 +243,7 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
                     for order in ("contiguous", "serial", "pairwise"):
                         yield replace(
                             base, promote_every=None, split_k=parts, split_tile=tile,
-                            split_order=order,  # type: ignore[arg-type]
+                            split_order=order,
                         )  # fmt: skip
 
 
@@ -243,10 +252,11 @@ def _same(search: Search, unit: Target) -> Iterator[Target]:
 
 
 def _integers(search: Search, _: Target) -> Iterator[Target]:
-    for rule in rules_of.integers(search.machine):
-        unit = unit_of(rule, search.machine)
-        if unit is not None:
-            yield unit
+    for chain in ({}, {"promote_every": UNSEEN}):
+        for rule in rules_of.integers(search.machine):
+            unit = unit_of(rule, search.machine, **chain)
+            if unit is not None:
+                yield unit
 
 
 class Stage(NamedTuple):
@@ -312,6 +322,7 @@ def infer(search: Search) -> Found:
     stages = _INTEGERS if search.machine.integer else _FLOATS
     arrived: list[list[Target]] = [[] for _ in stages]  # by stage, units that none of it fits
     whole: dict[tuple[Any, ...], Target] = {}
+    spent: list[int] = []
 
     def deeper(unit: Target | None, n: int) -> bool:
         if n == len(stages):
@@ -319,14 +330,17 @@ def infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         stage = stages[n]
-        units = stage.step(search, unit)  # type: ignore[arg-type]
+        units = stage.step(search, unit)  # type: ignore[arg-type]  # the first stage has none
         fit = (new for new in units if search.fits(new, stage.names))
         hopeful = False
-        for new in fit if n > 1 else _in_turn(list(fit)):
+        some = fit if n > 1 else _in_turn(list(fit))
+        if n == 0:
+            spent.append(search.tried)  # all ways to add two products were tried
+        for new in some:
             hopeful = True
             if n < 2 and any(_kind(new)[:4] == known[:4] for known in whole):
                 continue  # another width of a kind that fits: found by its neighbours
-            if search.tried > (_PATIENCE if not whole else _PATIENCE // 4):
+            if search.tried - spent[0] > (_PATIENCE if not whole else _PATIENCE // 4):
                 return False
             if deeper(new, n + 1) and n > 1:
                 return True

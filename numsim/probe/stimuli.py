@@ -1,9 +1,9 @@
 """Stimuli: dot products whose results show one property of a unit each.
 
 Terms are products of two numbers of the formats; all others are +0. The names of batches say what
-they are for: `exact` and `rich` how two terms add, `span` single products, `start` how c joins, `steps` which products
-meet before something is rounded, `edges` zeros, subnormals, overflow and NaN, `long` where long
-sums are cut, `random` whether the rule that was found is the whole truth.
+they are for: `exact` and `rich` how two terms add, `span` single products, `start` how c joins,
+`steps` which products meet before something is rounded, `edges` zeros, subnormals, overflow and
+NaN, `long` where long sums are cut, `random` whether what was found is the whole truth.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.convert import decode, encode
 from numsim.probe.alphabet import Words, words
 from numsim.probe.machine import Batch, Machine
 
@@ -112,10 +114,14 @@ def start(machine: Machine) -> Batch:
     """C and one product."""
     both, sheet = words(machine.a, machine.b), Sheet(machine, machine.depths[0])
     rng = np.random.default_rng(2)
-    width = 10 if machine.out == "float16" else 23
+    width = machine.width
     for anchor in _anchors(both, machine)[::2]:
         for gap in range(-30, 41):
-            if not (-120 if width == 23 else -14) <= anchor - gap <= (120 if width == 23 else 14):
+            if (
+                not (-14 if machine.out == "float16" else -120)
+                <= anchor - gap
+                <= (120 if width == 23 else 14)
+            ):
                 continue
             for pair in (both.factors(anchor), both.rich(anchor)):
                 fraction = int(rng.integers(1 << width))
@@ -146,12 +152,12 @@ def steps(machine: Machine) -> Batch:
                 large = 2.0 ** (bottom + place)
                 sheet.add([(i, *both.factors(bottom)), (j, *both.factors(bottom))], large)
     for half, gap in product((24, 14, 11, 8), range(1, 26, 2)):  # a tie, but for a small term
-        if bottom <= top - half - gap:
+        if both.low <= top - half - gap:
             three = [both.factors(top - n) for n in (half + gap, half, 0)]
-            for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
-                sheet.add([(k, *three[n]) for k, n in enumerate(order)])
+            for turn in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+                sheet.add([(k, *three[n]) for k, n in enumerate(turn)])
                 sheet.add([(k * 16, *_signed(three[n], _sign(machine)[-1]))
-                           for k, n in enumerate(order)])  # fmt: skip
+                           for k, n in enumerate(turn)])  # fmt: skip
     sizes = sorted({top, (top + bottom) // 2, max(bottom, top - 9)})
     for n in range(1, depth + 1):  # sums that need ever more bits
         for size, sign in zip(sizes, (1.0, _sign(machine)[-1], 1.0), strict=False):
@@ -184,7 +190,7 @@ def edges(machine: Machine) -> Batch:
     """Zeros and their signs, subnormals, c alone, the ends of the range, Inf and NaN."""
     both, depth = words(machine.a, machine.b), machine.depths[0]
     sheet, rng = Sheet(machine, depth), np.random.default_rng(6)
-    info = np.finfo(np.float16 if machine.out == "float16" else np.float32)
+    info = ml_dtypes.finfo(machine.dtype)
     least, most, width = int(info.minexp), int(info.maxexp), info.nmant
     for exponent in range(least - width, most):
         fraction = 1 + int(rng.integers(1 << width)) * 2.0**-width
@@ -257,7 +263,7 @@ def _specials(machine: Machine, both: Words, rng: np.random.Generator) -> Batch:
 
 
 def long(machine: Machine) -> Batch:
-    """Sums over the longest K."""
+    """Write sums over the longest K."""
     both, depth = words(machine.a, machine.b), machine.depths[-1]
     sheet, rng = Sheet(machine, depth), np.random.default_rng(9)
     top = min(both.high - 1, 12 if machine.out == "float16" else 40)
@@ -277,8 +283,6 @@ def long(machine: Machine) -> Batch:
 
 
 def _values(codes: NDArray[Any], fmt: Any) -> NDArray[np.float64]:
-    from numsim.convert import decode
-
     return decode(codes, fmt).astype(np.float64)
 
 
@@ -315,7 +319,7 @@ def random(
 
 def _any(both: Words, count: int, depth: int, rng: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Any finite codes."""
-    return tuple(rng.choice(x.finite, (count, depth)) for x in (both.a, both.b))  # type: ignore[return-value]
+    return tuple(rng.choice(x.finite, (count, depth)) for x in (both.a, both.b))
 
 
 def _within(letters: Any, low: NDArray[Any], high: NDArray[Any], rng: Any) -> NDArray[Any]:
@@ -357,7 +361,7 @@ def _spread(both: Words, count: int, depth: int, rng: Any) -> tuple[NDArray[Any]
 
 
 def _few(both: Words, count: int, depth: int, rng: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A few numbers among zeros."""
+    """Draw a few numbers among zeros."""
     a, b = _spread(both, count, depth, rng)
     keep = rng.random((count, depth)) < 6 / depth
     a[~keep] = both.a.codes(np.array([0.0]))[0]
@@ -366,8 +370,6 @@ def _few(both: Words, count: int, depth: int, rng: Any) -> tuple[NDArray[Any], N
 
 def _cancel(machine: Machine, a: NDArray[Any], b: NDArray[Any], rng: Any) -> None:
     """Put the negative of one product into half of the sums."""
-    from numsim.convert import encode
-
     count, depth = a.shape
     if depth < 2:
         return
@@ -378,113 +380,9 @@ def _cancel(machine: Machine, a: NDArray[Any], b: NDArray[Any], rng: Any) -> Non
             a[row, j : j + 1], b[row, j] = encode(value, machine.a), b[row, i]
 
 
-def integer_pairs(machine: Machine) -> Batch:
-    """Two products: where the sum of a pair stops."""
-    both, sheet = words(machine.a, machine.b), Sheet(machine, machine.depths[0])
-    a, b = _ladder(both.a), _ladder(both.b)
-    for x in a:
-        for y in (b[0], b[-1]):
-            sheet.add([(0, x, y)])
-            sheet.add([(0, x, y), (1, x, y)])
-            sheet.add([(0, x, y), (1, a[-1], b[-1])])
-            sheet.add([(0, x, y), (1, a[0], b[-1]), (2, x, y), (3, x, y)])
-    return shuffled(sheet.batch("exact"))
-
-
-def _ladder(letters: Any) -> list[float]:
-    """Return the ends of an integer format and powers of two between."""
-    values = [float(letters.fmt.min), float(letters.fmt.max)]
-    values += [s * 2.0**e for e in letters.powers for s in (1, -1) if s > 0 or letters.fmt.signed]
-    return sorted({v for v in values if letters.fmt.min <= v <= letters.fmt.max})
-
-
-def integer_start(machine: Machine) -> Batch:
-    """C near each power of two and one product."""
-    both, sheet = words(machine.a, machine.b), Sheet(machine, machine.depths[0])
-    ends = [(x, y) for x in _ladder(both.a)[:: len(_ladder(both.a)) - 1]
-            for y in _ladder(both.b)[:: len(_ladder(both.b)) - 1]]  # fmt: skip
-    for bits in range(7, 32):
-        for near in (-2, -1, 0, 1):
-            for sign in (1, -1):
-                c = float(min(max(sign * 2**bits + near, -(2**31)), 2**31 - 1))
-                for x, y in (*ends, (1.0, 1.0)):
-                    sheet.add([(0, x, y)], c)
-    for x, y in (*ends, (1.0, 1.0)):
-        sheet.add([(0, x, y)])
-    return shuffled(sheet.batch("start"))
-
-
-def integer_steps(machine: Machine) -> Batch:
-    """C near the ends of every width, and products that go beyond them and come back."""
-    both, depth = words(machine.a, machine.b), machine.depths[0]
-    sheet = Sheet(machine, depth)
-    a, b = _ladder(both.a), _ladder(both.b)
-    up, down = (a[-1], b[-1]), (a[0], b[-1]) if machine.a.signed else (a[-1], b[0])
-    for bits in range(10, 32):
-        for sign in (1, -1):
-            c = sign * (2.0**bits - 1)
-            for j in (*range(1, min(depth, 9)), 12, 16, 24, 32, 48):
-                first, second = (up, down) if sign > 0 else (down, up)
-                if j < depth:
-                    sheet.add([(0, *first), (j, *second)], c)
-                    sheet.add([(j - 1, *first), (j, *second)], c)
-                    sheet.add([*((k, *first) for k in range(j)), (j, *second)], c)
-    return shuffled(joined_with(sheet.batch("steps"), integer_random(machine, depth, 200, 4)), 5)
-
-
-def integer_edges(machine: Machine) -> Batch:
-    """Sums of the largest products, over all lengths."""
-    both, depth = words(machine.a, machine.b), machine.depths[0]
-    sheet = Sheet(machine, depth)
-    a_low, a_high = float(both.a.fmt.min), float(both.a.fmt.max)
-    for x in _ladder(both.a):
-        for y in _ladder(both.b)[:: max(1, len(both.b.powers) // 4)]:
-            sheet.add([(k, x, y) for k in range(depth)])
-            sheet.add([(k, x, y) for k in range(0, depth, 2)], 2.0**31 - 1)
-            sheet.add([(k, x, y) for k in range(1, depth, 2)], -(2.0**31))
-    for count in range(1, depth):
-        for x in (a_low, a_high):
-            sheet.add([(k, x, float(both.b.fmt.max)) for k in range(count)])
-    return shuffled(sheet.batch("edges"))
-
-
-def integer_random(machine: Machine, depth: int, count: int, seed: int) -> Batch:
-    """Random sums, with ends of the range among the operands."""
-    both, rng = words(machine.a, machine.b), np.random.default_rng([seed, depth])
-    codes = []
-    for letters in (both.a, both.b):
-        some = rng.choice(letters.finite, (count, depth))
-        end = rng.choice(letters.finite[[0, -1]], (count, depth))
-        some = np.where(rng.random((count, depth)) < rng.random((count, 1)), end, some)
-        codes.append(some.astype(letters.fmt.code_dtype))
-    width = rng.integers(8, 33, count)
-    c = (rng.integers(-(2**31), 2**31, count) >> (32 - width)).astype(np.int32)
-    edge = rng.random(count) < 0.4
-    limit = (np.int64(1) << (width - 1)) - 1
-    near = np.where(rng.random(count) < 0.5, limit, -limit - 1)
-    c[edge] = near[edge].astype(np.int32)
-    if not machine.has_c:
-        c[:] = 0
-    return Batch("random", *codes, c)
-
-
-def integer_long(machine: Machine) -> Batch:
-    """Long sums of large products."""
-    made = integer_random(machine, machine.depths[-1], 160, 10)
-    rng = np.random.default_rng(13)
-    near = rng.integers(0, 1 << 14, 160)
-    c = np.where(rng.random(160) < 0.5, 2**31 - 1 - near, near - 2**31).astype(np.int32)
-    kept = made.c.copy()
-    kept[::2] = c[::2] if machine.has_c else 0
-    return Batch("long", made.a, made.b, kept)
-
-
 def checks(machine: Machine) -> Batch:
     """Random sums that no question was made for."""
-    make = integer_random if machine.integer else random
-    return make(machine, machine.depths[0], 300, 7)
+    return random(machine, machine.depths[0], 300, 7)
 
 
-FLOATS = (exact, rich, span, start, steps, edges, long, checks)
-INTEGERS = (integer_start, integer_pairs, integer_steps, integer_edges, integer_long, checks)
-LONG = (long, integer_long)
+EVERY = (exact, rich, span, start, steps, edges, long, checks)

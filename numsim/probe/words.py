@@ -66,7 +66,8 @@ def save(found: Any, folder: str | Path) -> tuple[Path, ...]:
             out.writerow((name, value, "", "", "", "", open_one))
     np.savez_compressed(packed, **found.vectors)
     files = {
-        place / "probed.toml": as_toml(found).encode(), place / "evidence.csv": rows.getvalue().encode(),
+        place / "probed.toml": as_toml(found).encode(),
+        place / "evidence.csv": rows.getvalue().encode(),
         place / "vectors.npz": packed.getvalue(),
     }  # fmt: skip
     try:

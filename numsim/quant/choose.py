@@ -12,7 +12,7 @@ from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.quant.clip import best_candidate, clipped_amax, least_squares_scale
-from numsim.quant.four_bits import four_over_six
+from numsim.quant.four_bits import four_over_six, rows_of_memory, stored_four_over_six
 from numsim.quant.rule import POW2_FORMATS, Quant, amax_bound, has_two_levels, percentile
 from numsim.quant.scales import (
     WIDE,
@@ -27,12 +27,16 @@ _TINY = np.float32(2.0**-149)
 
 
 class Scales(NamedTuple):
-    """Stored scales: their values, codes and format where they have one, and what stands above."""
+    """Stored scales: their values, codes and format where they have one, and what stands above.
+
+    `elements`: the codes of the values, where the choice of scales has made them.
+    """
 
     values: NDArray[np.float32]
     codes: NDArray[Any] | None = None
     format: Format | None = None
     above: Any = None
+    elements: NDArray[Any] | None = None
 
 
 def choose(
@@ -73,6 +77,9 @@ def _two_levels(
     if rule.scale_rule == "kl" or percentile(str(rule.scale_rule)) is not None:
         amax = clipped_amax(values, amax, rule, sizes)
     if str(rule.scale_rule).startswith("4over6"):
+        if rule.rounding == "rne" and rows_of_memory(values, sizes):
+            codes, elements = stored_four_over_six(values, amax, by, rule)
+            return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
         codes = four_over_six(values, amax, by, rule, sizes)
     else:
         with np.errstate(over="ignore"):

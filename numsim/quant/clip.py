@@ -142,12 +142,9 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
     grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
     chosen = np.zeros(grid)
     for group in groups(values, sizes):
-        rows = group.rows.astype(np.float64)
-        if both:
-            positive, negative = np.sort(np.abs(rows), axis=1), np.zeros((len(rows), 1))
-        else:
-            positive = np.sort(np.maximum(rows, 0.0), axis=1)
-            negative = np.sort(np.maximum(-rows, 0.0), axis=1)
+        rows = np.sort(np.abs(group.rows) if both else group.rows, axis=1).astype(np.float64)
+        positive = rows if both else np.maximum(rows, 0.0)
+        negative = np.zeros((len(rows), 1)) if both else np.maximum(-rows[:, ::-1], 0.0)
         scales = np.empty(len(rows))
         over_range(
             partial(block_search.least_squares, positive, negative, found, has_halves(fmt), scales),

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import cast, decode, encode
+from numsim.convert import cast, decode
 from numsim.formats import get_format
-from numsim.kernels.convert import block_search
-from numsim.kernels.jit import over_range
+from numsim.kernels.convert import block_search, blocks, four_bit_blocks
+from numsim.kernels.jit import grain_of, over_range
 from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
 from numsim.quant.odd import quotient_to_odd
@@ -47,9 +47,7 @@ def four_over_six(
     values: NDArray[Any], amax: NDArray[Any], above: Any, quant: Quant, sizes: tuple[int, ...]
 ) -> NDArray[Any]:
     """Return the codes of block scales, each the better one of two."""
-    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
-    six = narrow_codes(wanted, quant.scale_format)
-    four = narrow_codes(1.5 * wanted, quant.scale_format)
+    six, four = _candidates(amax, above, quant)
     absolute = str(quant.scale_rule).endswith("mae")
     both = [
         _errors(values, _scale(codes, above, quant), sizes, levels(_E2M1), absolute)
@@ -58,12 +56,56 @@ def four_over_six(
     return np.where(both[1] < both[0], four, six)
 
 
+def rows_of_memory(values: NDArray[Any], sizes: tuple[int, ...]) -> bool:
+    """Whether blocks are runs of memory, whole ones, of float32: kernels take those."""
+    along = sizes[-1] > 1 and all(n == 1 for n in sizes[:-1])
+    plain = values.dtype == np.float32 and values.flags.c_contiguous and values.size
+    return bool(along and plain and values.shape[-1] % sizes[-1] == 0)
+
+
+def stored_four_over_six(
+    values: NDArray[np.float32], amax: NDArray[Any], above: Any, quant: Quant
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Return the codes of scales and of elements, of blocks that are runs of memory."""
+    six, four = _candidates(amax, above, quant)
+    scales = [_flat(_scale(codes, above, quant), six.shape) for codes in (six, four)]
+    rows = values.reshape(six.size, -1)
+    better, codes = np.empty(six.size, np.bool_), np.empty(rows.shape, np.uint8)
+    absolute = str(quant.scale_rule).endswith("mae")
+    over_range(
+        partial(four_bit_blocks.four_over_six, rows, *scales, absolute, better, codes), six.size,
+        grain=grain_of(six.size, values.size * 8),
+    )  # fmt: skip
+    return np.where(better.reshape(six.shape), four, six), codes.reshape(values.shape)
+
+
+def _candidates(amax: NDArray[Any], above: Any, quant: Quant) -> tuple[NDArray[Any], NDArray[Any]]:
+    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
+    six = narrow_codes(wanted, quant.scale_format)
+    return six, narrow_codes(1.5 * wanted, quant.scale_format)
+
+
+def _flat(scale: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.ascontiguousarray(np.broadcast_to(scale, shape)).reshape(-1)
+
+
 def if4(
     values: NDArray[Any], scale_codes: NDArray[Any], above: Any, quant: Quant,
     sizes: tuple[int, ...], codes: NDArray[Any],
 ) -> NDArray[Any]:  # fmt: skip
     """Fill `codes` with half steps under given scales; return which blocks hold integers."""
     scale = _scale(scale_codes, above, quant)
+    if rows_of_memory(values, sizes):
+        count = scale_codes.size
+        found = np.empty(count, np.bool_)
+        over_range(
+            partial(
+                four_bit_blocks.if4, values.reshape(count, -1), _flat(scale, scale_codes.shape),
+                found, codes.reshape(count, -1),
+            ),
+            count, grain=grain_of(count, values.size * 8),
+        )  # fmt: skip
+        return found.reshape(scale_codes.shape)
     floats = _errors(values, scale, sizes, levels(_E2M1), False)
     whole = _errors(values, scale * 6 / 7, sizes, _INTEGER_LEVELS, False)
     integers: NDArray[np.bool_] = whole < floats
@@ -93,6 +135,18 @@ def hif4(
     values: NDArray[Any], sizes: tuple[int, ...], scale_codes: NDArray[Any], codes: NDArray[Any]
 ) -> None:
     """Fill the codes of scales and of elements, in quarters, of blocks of 64 under HiF4."""
+    if rows_of_memory(values, sizes):
+        count = scale_codes.size
+        amax = blocks.amax(values, -1, 64).reshape(-1)
+        found, inverse = _hif4_scales(amax.astype(np.float64))
+        scale_codes[...] = found.reshape(scale_codes.shape)
+        over_range(
+            partial(
+                four_bit_blocks.hif4, values.reshape(count, -1), inverse, codes.reshape(count, -1)
+            ),
+            count, grain=grain_of(count, values.size * 8),
+        )  # fmt: skip
+        return
     for group in groups(values, sizes):
         rows = np.zeros((len(group.rows), 64))
         rows[:, : group.rows.shape[1]] = group.rows
@@ -109,12 +163,8 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     (192, 28)
     """
     magnitude = np.abs(rows)
-    amax = magnitude.max(axis=1)
-    # the product of float32 and bfloat16 is exact in float64
-    wanted = np.clip(cast(amax * _SEVENTH, "bfloat16").astype(np.float64), 2.0**-48, 49152.0)
-    scale_codes = encode(wanted, "float8_ue6m2")
-    scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
-    inverse = cast(1.0 / scale, "bfloat16").astype(np.float64)[:, None]
+    scale_codes, inverse = _hif4_scales(magnitude.max(axis=1))
+    inverse = inverse[:, None]
     level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
     twice = np.repeat(level_2, 2, axis=1)
     quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
@@ -123,6 +173,17 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     elements = np.minimum(np.floor(np.ldexp(magnitude * inverse, 2 - doubled) + 0.5), 7)
     quarters = np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
     return scale_codes, quarters
+
+
+def _hif4_scales(amax: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the codes of first scales, and what elements are multiplied by, a bfloat16."""
+    # the product of float32 and bfloat16 is exact in float64
+    wanted = np.clip(cast(amax * _SEVENTH, "bfloat16").astype(np.float64), 2.0**-48, 49152.0)
+    fraction, exponent = np.frexp(wanted)
+    eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
+    scale_codes = ((exponent + 47) * 4 + eighths - 4).astype(np.uint8)
+    scale = np.ldexp(eighths, exponent - 3)
+    return scale_codes, cast(1.0 / scale, "bfloat16").astype(np.float64)
 
 
 def _scale(codes: NDArray[Any], above: Any, quant: Quant) -> NDArray[np.float64]:

@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
+from numsim.dispatch import encode_quotients
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike
 from numsim.kernels.convert import blocks
+from numsim.kernels.convert.float32 import largest
 from numsim.quant import four_bits
 from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant.choose import Scales, choose, given_above, given_scales
@@ -200,6 +202,12 @@ def quantize_pieces(
             f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
             "beyond float32; divide the tensor by a constant first"
         )
+    fast = chosen.elements
+    if fast is not None:
+        done()
+        return QTensor(
+            fast, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
+        )
     if rule.scale_rule in ("if4", "hif4"):
         return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
     codes = np.empty(values.shape, rule.fmt.code_dtype)
@@ -220,7 +228,14 @@ def quantize_pieces(
     if chosen.above is not None:
         divisor = divisor * np.asarray(chosen.above, np.float64)
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    usual = wide is np.float32 and rule.rounding == "rne" and rule.overflow == "saturate"
+    by_one = usual and divisor.ndim == 0 and divisor.dtype == np.float32
     for piece in pieces:
+        if by_one:
+            part = values[piece].astype(wide, copy=False)
+            if encode_quotients(rule.fmt, part, np.float32(divisor), codes[piece]):
+                done()
+                continue
         if by_blocks:
             part, each = values[piece], divisor[_blocks_of(piece, rule, axis % values.ndim)]
             quotient = blocks.divided(part, each, axis, int(str(rule.block)))
@@ -365,7 +380,7 @@ def _amax(
     axis: int, done: Callable[[], object],
 ) -> NDArray[Any]:  # fmt: skip
     """Return the largest magnitude of every part that shares a scale."""
-    found = []
+    found: list[Any] = []
     for piece in pieces:
         done()
         part = values[piece].astype(wide, copy=False)
@@ -373,6 +388,9 @@ def _amax(
             found.append(block_amax(part, sizes))
             continue
         along = None if rule.granularity == "per_tensor" else axis
+        if along is None and wide is np.float32 and part.flags.c_contiguous and part.flags.aligned:
+            found.append(np.uint32(largest(part.reshape(-1).view(np.uint32))).view(np.float32))
+            continue
         high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
         low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
         found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero

@@ -129,6 +129,8 @@ class Quant:
         ):  # fmt: skip
             if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
                 raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
+        if self.tensor_scale == "none":  # as TOML says it
+            object.__setattr__(self, "tensor_scale", None)
         fmt = get_format(self.format)
         object.__setattr__(self, "_fmt", fmt)
         object.__setattr__(self, "scale_format", scale_format_name(self.scale_format))

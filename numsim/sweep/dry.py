@@ -12,6 +12,7 @@ import numpy as np
 
 from numsim.models import Rule
 from numsim.models.gemm import RAW
+from numsim.models.weights import shape_of
 from numsim.quant import as_quant, quantize
 from numsim.sweep.cases import Case
 from numsim.sweep.prepare import Prepared, prepare
@@ -63,11 +64,10 @@ def _case(run: Prepared, case: Case, known: dict[Rule, float]) -> tuple[float, f
     rules = case.recipe().check(run.model.gemm_names())
     macs = seconds = 0.0
     for name, rule in rules.items():
-        weight = run.model.tensors.get(f"{name}.weight")
-        if weight is None:
+        if f"{name}.weight" not in run.model.tensors:
             continue
         share = _experts(rules, name)
-        work = float(tokens) * weight.size * share
+        work = float(tokens) * math.prod(shape_of(run.model.tensors, f"{name}.weight")) * share
         if rule not in known:
             known[rule] = _rate(rule)
         macs += work

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Arch, Model, Recipe, Run
 from numsim.models.checks import token_ids
 from numsim.models.text import TextTools
@@ -78,7 +78,15 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
     NumsimError
         The text gives nothing to run, token ids have another shape, the model has no begin-of-text
         token, or the tokenizer gives ids that the model does not have.
+    UnsupportedError
+        An encoder-decoder without its head, for which there is no text task.
     """
+    if arch.decoder_layers and not arch.head:
+        raise UnsupportedError(
+            f"sweep: an encoder-decoder is scored by the tokens it predicts; this {arch.family} "
+            "has no head of the next token; name the class with its head in architectures, if its "
+            "tensors are stored"
+        )
     if not isinstance(text, str) and text.ndim != (1 if arch.head else 2):
         rule = "which reads texts one by one, are an integer array [sentences, tokens]"
         change = "reshape them, one sentence is ids[None]"

@@ -79,7 +79,7 @@ def case_rows(
     recipe = case.recipe()
     model = model.suited(recipe)
     rules = recipe.check(model.gemm_names())
-    digest = Recipe(tuple(rules.items()), recipe.seed).digest()
+    digest = recipe.resolve(model.gemm_names()).digest()
     emulated = [rule for rule in rules.values() if not rule.is_plain]
     whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
     whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)

@@ -15,7 +15,7 @@ from numsim.kernels.compare import compare_values
 from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
 from numsim.models.gemm import RAW
-from numsim.models.weights import shape_of
+from numsim.models.weights import Stored, shape_of
 from numsim.quant import Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
@@ -137,7 +137,7 @@ def _local(
     }
 
 
-def _lost(rule: Rule, x: NDArray[Any], stored: NDArray[Any] | None) -> dict[str, Any]:
+def _lost(rule: Rule, x: NDArray[Any], stored: Stored | None) -> dict[str, Any]:
     found = counted(rule, x, stored)
     if found is None:
         return {}

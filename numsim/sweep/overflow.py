@@ -87,7 +87,8 @@ def _proven(rule: Rule, left: Quant, right: Quant, x: NDArray[Any], other: NDArr
 
 def _code_bound(quant: Quant) -> float:
     fmt = quant.fmt
-    return float(max(-fmt.min, fmt.max)) * 2.0**fmt.bias
+    most = fmt.max - fmt.min if quant.zero_point else max(-fmt.min, fmt.max)  # less a zero point
+    return float(most) * 2.0**fmt.bias
 
 
 def _value_bound(quant: Quant, x: NDArray[Any]) -> float:

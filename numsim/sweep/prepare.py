@@ -59,13 +59,9 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
         for path in texts:
             text = read_text(path)
             recipes = tuple(r if r != DECLARED else declared_recipe(read) for r in plan.recipes)
-            known: dict[str, object] = {
-                "model": model,
-                "text": path,
-                "ignore_keys": read.ignored_keys,
-            }
-            known |= {"recipes": recipes}
-            one = plan.model_copy(update=known)  # keys that it has
+            known: dict[str, object] = {"model": model, "text": path, "recipes": recipes}
+            known |= {"ignore_keys": read.ignored_keys}  # keys that it has
+            one = plan.model_copy(update=known)
             todo = cases(
                 one, model=read.name, model_hash=model_hash,
                 text=path.name if path else "course.rst", text_hash=text_hash(text),

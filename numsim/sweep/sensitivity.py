@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,7 @@ from numsim.losses import read_losses
 from numsim.metrics import paired_difference
 from numsim.models import Recipe, Rule
 from numsim.models.gemm import RAW
+from numsim.models.weights import shape_of
 from numsim.quant import as_quant
 from numsim.sweep.cases import cases
 from numsim.sweep.prepare import Prepared, prepare
@@ -167,8 +169,14 @@ def _fields(plan: SweepSpec) -> dict[str, Any]:
 
 
 def _values(run: Prepared, names: Sequence[str]) -> int:
-    sizes = (run.model.tensors.get(f"{name}.weight") for name in names)
-    return sum(int(tensor.size) for tensor in sizes if tensor is not None)
+    return sum(math.prod(shape) for shape in _shapes(run, names).values())
+
+
+def _shapes(run: Prepared, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the [out, in] of the products of stored matrices."""
+    tensors = run.model.tensors
+    stored = (name for name in names if f"{name}.weight" in tensors)
+    return {name: shape_of(tensors, f"{name}.weight") for name in stored}
 
 
 def mixed_recipe(
@@ -203,14 +211,13 @@ def mixed_recipe(
     finest = cases(asked, model="", text="", text_hash="", products=names)[-1]  # of its scales
     best = finest.recipe().resolve(names)
     rules = dict(recipe.rules)
-    stored_matrices = {n: run.model.tensors.get(f"{n}.weight") for n in _emulated(recipe)}
-    weights = {name: w for name, w in stored_matrices.items() if w is not None}
-    total = sum(w.size for w in weights.values())
+    weights = _shapes(run, _emulated(recipe))
+    total = sum(math.prod(shape) for shape in weights.values())
     if not total:
         raise NumsimError("sensitivity: a budget is of weights; the case stores none of them")
 
     def stored(name: str, rule: Rule) -> float:
-        return as_quant(rule.weights or RAW).stored_bits(*weights[name].shape)
+        return as_quant(rule.weights or RAW).stored_bits(*weights[name])
 
     used = sum(stored(name, rules[name]) for name in weights)
     if used / total > bits:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim.models import Model
+from numsim.models.weights import wide
 from numsim.quant import Quant, quantize, storage_losses
 from numsim.sweep.grid import Entry
 from numsim.sweep.inputs import Inputs, split_name
@@ -46,16 +47,17 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
     seen: set[int] = set()
     for name in names:
         for role, x in _tensors(model, run.taps, name):
-            if id(x) in seen:  # of an array that `run` keeps, so no other has the number
-                continue
-            seen.add(id(x))
-            wide = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
+            if role != "W":  # arrays that `run` keeps, so no other has the number
+                if id(x) in seen:
+                    continue
+                seen.add(id(x))
+            values = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
-            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(wide)
+            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(values)
             for (called, granularity), entry in ways.items():
                 quant = _stored(entry, granularity, role)
                 if quant is not None:
-                    yield head | {"format": called} | lost(wide, quant)
+                    yield head | {"format": called} | lost(values, quant)
 
 
 def _tensors(
@@ -66,7 +68,7 @@ def _tensors(
         return  # an expert to whom no token went
     operand = taps.get(f"{name}.operand")
     if operand is None:
-        yield "W", model.tensors[f"{name}.weight"]
+        yield "W", wide(model.tensors[f"{name}.weight"])
     else:
         yield "KV", operand
     yield "A", taps[f"{name}.in"]
@@ -153,13 +155,3 @@ def lost(x: NDArray[np.float32], quant: Quant) -> dict[str, Any]:
         "saturation_rate": saturated,
         "sqnr_db": ratio_db(float((wide * wide).sum()), noise),
     }
-
-
-def worst_first(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, of each tensor, the row that loses most, lowest SQNR first."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(str(row[name]) for name in ("model", "layer", "op", "role"))
-        if key not in found or row["sqnr_db"] < found[key]["sqnr_db"]:
-            found[key] = row
-    return sorted(found.values(), key=lambda row: float(row["sqnr_db"]))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from numsim.errors import UnvalidatedWarning
-from numsim.probe import probe
+from numsim.probe import integers, probe, stimuli
 from numsim.probe.apart import results, shared
 from numsim.probe.machine import Batch, Machine, as_machine, bits_of, unit_of
 from numsim.probe.probe import machine_for
 from numsim.probe.rules import accumulators
-from numsim.probe.stimuli import integer_random, random
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.rules import RULES
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
@@ -50,12 +47,10 @@ class Recovery:
 
 def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
     """Probe a unit of ours as a black box, and compare what was found on new sums."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnvalidatedWarning)
-        found = probe(
-            as_machine(unit, machine), formats=(machine.a, machine.b), out_format=machine.out,
-            depths=machine.depths,
-        )  # fmt: skip
+    found = probe(
+        as_machine(unit, machine), formats=(machine.a, machine.b), out_format=machine.out,
+        depths=machine.depths,
+    )  # fmt: skip
     equal, total = 0, 0
     for batch in _fresh(machine, fresh) if found.target is not None else ():
         own = bits_of(results(unit, machine, batch))
@@ -71,7 +66,7 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
 
 
 def _fresh(machine: Machine, count: int) -> Iterator[Batch]:
-    make = integer_random if machine.integer else random
+    make = (integers if machine.integer else stimuli).random
     long = count // 20
     yield make(machine, machine.depths[0], count - long, 4242)
     if long:
@@ -106,8 +101,8 @@ def random_units(count: int, seed: int = 0) -> Iterator[tuple[Target, Machine]]:
         if rng.random() < 0.2:
             chain["promote_every"] = int(rng.choice([64, 96, 128, 256]))
         elif rng.random() < 0.1:
-            chain = {"split_k": int(rng.integers(2, 5)), "split_tile": 64,
-                     "split_order": str(rng.choice(["contiguous", "serial", "pairwise"]))}  # fmt: skip
+            order = str(rng.choice(["contiguous", "serial", "pairwise"]))
+            chain = {"split_k": int(rng.integers(2, 5)), "split_tile": 64, "split_order": order}
         unit = unit_of(rule, machine, **chain)
         if unit is None or RULES[type(rule)].contradiction(rule, unit.rules[0][0], {}):
             continue
@@ -127,8 +122,8 @@ def _random_rule(rng: np.random.Generator) -> tuple[Rule, Machine]:
         both = pick(*_INTEGERS)
         pair = pick(None, None, None, int(rng.integers(10, 18)))
         rule = IntSum(
-            int(rng.integers(12, 33)), pick("wrap", "saturate"), group if pair is None else 2 * group,
-            pair,
+            int(rng.integers(12, 33)), pick("wrap", "saturate"),
+            group if pair is None else 2 * group, pair,
         )  # fmt: skip
         return rule, machine_for(both, None, True, _DEPTHS)
     if kind < 0.65:
@@ -142,7 +137,9 @@ def _random_rule(rng: np.random.Generator) -> tuple[Rule, Machine]:
         )  # fmt: skip
     elif kind < 0.75:
         out, f = "float32", int(rng.integers(10, 33))
-        rule = TwoStage(group, f, int(rng.integers(f, 41)), int(rng.integers(1, 3)), bool(rng.integers(2)))
+        rule = TwoStage(
+            group, f, int(rng.integers(f, 41)), int(rng.integers(1, 3)), bool(rng.integers(2))
+        )
     elif kind < 0.8:
         rule = Exact(group, negative_zero=bool(rng.integers(2)))
     else:

@@ -335,3 +335,14 @@ def test_codes_that_steps_looked_at_cannot_change_before_a_product():
     assert weight.packed  # it was found finite
     with pytest.raises(ValueError, match="read-only"):
         weight.codes[0, 0] = 0x7F
+
+
+@pytest.mark.parametrize("name", ["fp8_hybrid", "fp8_delayed", "int8", "mxfp8"])
+def test_gradients_are_counted_once_where_each_product_stores_them(name):
+    """The gates' gradients are rounded for a step's product and for the inputs'.
+
+    Delayed scaling rounds them for both weights too, by each product's own history.
+    """
+    batch, steps, hidden = 2, 3, 5
+    _, (elements, _) = pass_of(*case(batch, steps, 7, hidden), train.recipe(name))
+    assert elements == (3 if name == "fp8_delayed" else 2) * batch * steps * 4 * hidden

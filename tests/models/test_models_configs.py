@@ -226,7 +226,7 @@ def test_stored_types(tmp_path, family, dtype):
             },
             "original_max_position_embeddings must be above 0",
         ),
-        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "dequantise the checkpoint"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "declares packed weights must"),
         ("gpt2", {"n_head": 5}, "multiple of num_attention_heads"),
         ("opt", {"word_embed_proj_dim": 24}, "project_in"),
     ],

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from numsim.targets.runs.tensor import finite
 
 import numsim as ns
+from numsim.targets.tensor import finite
 
 
 @pytest.mark.parametrize("name", [f for f in ns.list_formats() if ns.get_format(f).bits <= 8])

@@ -465,3 +465,20 @@ def test_the_other_byte_order_gives_the_same_bits():
         found = [OPT.step(p, p, OPT.init(p))[0]["w"] for p in given]
         np.testing.assert_array_equal(*found)
         assert found[0].dtype == found[1].dtype == np.dtype(kind)
+
+
+def test_adam_in_float32_divides_by_the_root_exactly():
+    """Roots next to a middle of two quotients, where a product in float32 would round wrong."""
+    from numsim.kernels.elementwise.adam import Numbers, adam
+
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        root = np.float32(rng.uniform(1e-4, 1.0))
+        middles = (rng.integers(1 << 23, 1 << 24, 4096) * 2 + 1) * 2.0**-24  # 25 bits, the last odd
+        s = (middles * np.float64(root)).astype(np.float32)
+        v = (s.astype(np.float64) ** 2).astype(np.float32)
+        ones, zeros = np.ones_like(v), np.zeros_like(v)
+        f = np.float32
+        by = Numbers(f(1), f(0), f(1), f(0), f(1), f(0), root, f(1e-8), f(1))
+        value = adam(zeros, zeros, ones, v, None, by, decays=False)[0]
+        np.testing.assert_array_equal(value, -(ones / (np.sqrt(v) / root + f(1e-8))))

@@ -15,6 +15,7 @@ from numsim.kernels.jit import inline, kernel
 
 Array = Any
 _EVENTS = 1 << 15  # of a sweep are put in order at a time
+_LONG = 1 << 14  # values of a row whose errors at single scales are cheaper than its events
 _FEW = 8  # steps are compared one by one; more are searched
 
 
@@ -81,9 +82,10 @@ def best_of(
     """Find the candidate of the least squared error for every row; out [count].
 
     A scale is a candidate times `above` [count]. `candidates` rise; of equals the larger. `first`
-    [count]: the least one that clips nothing. Candidates from `halved_from` on have their halves among them, and with every level the format
-    has its half: one of more than twice the first is no better than its half, and the search ends
-    with an octave of worse ones. Below the first the error grows with what is clipped.
+    [count]: the least one that clips nothing. Candidates from `halved_from` on have their halves
+    among them, and with every level the format has its half: one of more than twice the first is no
+    better than its half, and the search ends with an octave of worse ones. Below the first the
+    error grows with what is clipped.
     """
     top = max(f.positive[-1], f.negative[-1])
     for i in range(start, stop):
@@ -173,6 +175,134 @@ def _ordered(events: Any, count: Any, low: Any, high: Any, ends: Any, order: Any
         order[j + 1] = event
 
 
+@inline
+def _at(side: Any, sums: Any, levels: Any, steps: Any, scale: Any) -> tuple[Any, Any]:
+    """Return sums of x * level and level**2 at a scale, from running sums of a sorted side."""
+    both, square = 0.0, 0.0
+    last = side.size
+    for k in range(steps.size - 1, -1, -1):
+        place = np.searchsorted(side[:last], steps[k] * scale)
+        both += levels[k + 1] * (sums[last] - sums[place])
+        square += levels[k + 1] * levels[k + 1] * np.float64(last - place)
+        last = place
+    both += levels[0] * sums[last]
+    square += levels[0] * levels[0] * np.float64(last)
+    return both, square
+
+
+@inline
+def _count(side: Any, steps: Any, low: Any, high: Any) -> Any:
+    total = np.int64(0)
+    for k in range(steps.size):
+        first = np.searchsorted(side, steps[k] * low)
+        total += np.searchsorted(side, steps[k] * high) - first
+    return total
+
+
+@inline
+def _sweep(
+    x: Any, y: Any, f: Any, low: Any, high: Any, both: Any, square: Any, best: Any, chosen: Any,
+    room: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Try every interval of fixed levels between two scales; return the best and its scale.
+
+    `both`, `square`: sums of x * level and level**2 at the lower scale.
+    """
+    at_p, at_n, events, order, ends = room
+    if square > 0 and both * both > best * square:
+        best, chosen = both * both / square, both / square
+    for k in range(at_p.size):
+        at_p[k] = np.searchsorted(x, f.positive_steps[k] * low)
+    for k in range(at_n.size):
+        at_n[k] = np.searchsorted(y, f.negative_steps[k] * low)
+    part = high - low
+    while low < high:
+        until = min(low + part, high)
+        count = _collect(x, f.positive, f.positive_steps, until, at_p, events, np.int64(0))
+        kept = count <= _EVENTS
+        if kept:
+            count = _collect(y, f.negative, f.negative_steps, until, at_n, events, count)
+            kept = count <= _EVENTS
+        if not kept and part > low * 1e-12:  # too many at once: begin this part again
+            part *= min(0.5, 0.7 * _EVENTS / count)
+            for k in range(at_p.size):
+                at_p[k] = np.searchsorted(x, f.positive_steps[k] * low)
+            for k in range(at_n.size):
+                at_n[k] = np.searchsorted(y, f.negative_steps[k] * low)
+            continue
+        count = min(count, np.int64(_EVENTS))
+        if count:
+            _ordered(events, count, low, until, ends, order)
+        for i in range(count):
+            both -= events[order[i], 1]
+            square -= events[order[i], 2]
+            if square > 0 and both * both > best * square:
+                best, chosen = both * both / square, both / square
+        low = until
+    return best, chosen
+
+
+@inline
+def _narrowed(
+    x: Any, y: Any, f: Any, low: Any, high: Any, whole: Any, best: Any, chosen: Any, room: Any
+) -> tuple[Any, Any]:
+    """Sweep only where the least error may lie, of rows too long to sweep from end to end.
+
+    The root of the error changes between two scales by no more than their difference times the
+    norm of the levels at the smaller one: what neither end comes near to is left out, halves of
+    the rest are looked at in turn.
+    """
+    sums_x, sums_y = np.zeros(x.size + 1), np.zeros(y.size + 1)
+    for i in range(x.size):
+        sums_x[i + 1] = sums_x[i] + x[i]
+    for i in range(y.size):
+        sums_y[i + 1] = sums_y[i] + y[i]
+    # a scale, the root of its error, its sums; the end of the interval, the root there
+    stack = np.empty((256, 6))
+    used = 0
+    points = 33
+    before = np.zeros(4)
+    for i in range(points):
+        s = low + (high - low) * i / (points - 1)
+        both_p, square_p = _at(x, sums_x, f.positive, f.positive_steps, s)
+        both_n, square_n = _at(y, sums_y, f.negative, f.negative_steps, s)
+        both, square = both_p + both_n, square_p + square_n
+        if square > 0 and both * both > best * square:
+            best, chosen = both * both / square, both / square
+        root = np.sqrt(max(whole - 2 * s * both + s * s * square, 0.0))
+        if i:
+            stack[used, :4] = before
+            stack[used, 4], stack[used, 5] = s, root
+            used += 1
+        before[0], before[1], before[2], before[3] = s, root, both, square
+    while used > 0:
+        used -= 1
+        a, root_a, both_a, square_a = (
+            stack[used, 0], stack[used, 1], stack[used, 2], stack[used, 3],
+        )  # fmt: skip
+        b, root_b = stack[used, 4], stack[used, 5]
+        bound = max((root_a + root_b - (b - a) * np.sqrt(square_a)) / 2, 0.0)
+        if bound * bound > (whole - best) * (1 - 1e-12):
+            continue
+        count = _count(x, f.positive_steps, a, b) + _count(y, f.negative_steps, a, b)
+        if count <= 2048 or used > 250 or b - a < a * 1e-9:
+            best, chosen = _sweep(x, y, f, a, b, both_a, square_a, best, chosen, room)
+            continue
+        s = (a + b) / 2
+        both_p, square_p = _at(x, sums_x, f.positive, f.positive_steps, s)
+        both_n, square_n = _at(y, sums_y, f.negative, f.negative_steps, s)
+        both, square = both_p + both_n, square_p + square_n
+        if square > 0 and both * both > best * square:
+            best, chosen = both * both / square, both / square
+        root = np.sqrt(max(whole - 2 * s * both + s * s * square, 0.0))
+        stack[used, 4], stack[used, 5] = s, root  # the rest of the entry is as it was
+        used += 1
+        stack[used, 0], stack[used, 1], stack[used, 2], stack[used, 3] = s, root, both, square
+        stack[used, 4], stack[used, 5] = b, root_b
+        used += 1
+    return best, chosen
+
+
 @kernel
 def least_squares(
     positive: Array, negative: Array, f: Levels, halves: bool, out: Array, start: int, stop: int
@@ -191,6 +321,7 @@ def least_squares(
     at_p, at_n = np.zeros(count_p, np.int64), np.zeros(count_n, np.int64)
     events = np.empty((_EVENTS, 3))
     order, ends = np.empty(_EVENTS, np.int64), np.empty(_EVENTS + 1, np.int64)
+    room = at_p, at_n, events, order, ends
     for row in range(start, stop):
         x, y = positive[row], negative[row]
         amax = max(x[x.size - 1], y[y.size - 1])
@@ -219,33 +350,11 @@ def least_squares(
             least = f.positive_steps[0] if count_p else np.inf
             least = min(least, f.negative_steps[0] if count_n else np.inf)
             high = amax / least * (1 + 1e-9)
-        both_p, square_p = _start(x, f.positive, f.positive_steps, low, at_p)
-        both_n, square_n = _start(y, f.negative, f.negative_steps, low, at_n)
-        both, square = both_p + both_n, square_p + square_n
-        if both * both > best * square:
-            best, chosen = both * both / square, both / square
-        part = high - low
-        while low < high:
-            until = min(low + part, high)
-            count = _collect(x, f.positive, f.positive_steps, until, at_p, events, np.int64(0))
-            kept = count <= _EVENTS
-            if kept:
-                count = _collect(y, f.negative, f.negative_steps, until, at_n, events, count)
-                kept = count <= _EVENTS
-            if not kept and part > low * 1e-12:  # too many at once: begin this part again
-                part *= min(0.5, 0.7 * _EVENTS / count)
-                for k in range(count_p):
-                    at_p[k] = np.searchsorted(x, f.positive_steps[k] * low)
-                for k in range(count_n):
-                    at_n[k] = np.searchsorted(y, f.negative_steps[k] * low)
-                continue
-            count = min(count, np.int64(_EVENTS))
-            if count:
-                _ordered(events, count, low, until, ends, order)
-            for i in range(count):
-                both -= events[order[i], 1]
-                square -= events[order[i], 2]
-                if square > 0 and both * both > best * square:
-                    best, chosen = both * both / square, both / square
-            low = until
+        if x.size + y.size >= _LONG:
+            best, chosen = _narrowed(x, y, f, low, high, whole, best, chosen, room)
+        else:
+            both_p, square_p = _start(x, f.positive, f.positive_steps, low, at_p)
+            both_n, square_n = _start(y, f.negative, f.negative_steps, low, at_n)
+            both, square = both_p + both_n, square_p + square_n
+            best, chosen = _sweep(x, y, f, low, high, both, square, best, chosen, room)
         out[row] = chosen

@@ -138,6 +138,48 @@ def byte_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
     return float_rne(x[64 * runs :], out[64 * runs :], f) or met != 0
 
 
+_NEAR = 1024  # quotients that stay in the first cache until they are codes
+
+
+@kernel
+def quotients_to_bytes(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) -> bool:
+    """Do ``byte_rne`` for float32 x / by; return whether NaN was met."""
+    wide_vectors()
+    quotients, met = np.empty(_NEAR, np.float32), False
+    for start in range(0, x.size, _NEAR):
+        part, to = x[start : start + _NEAR], out[start : start + _NEAR]
+        for i in range(part.size):
+            quotients[i] = part[i] / by
+        met |= byte_rne(quotients[: part.size].view(np.uint32), to, f)
+    return met
+
+
+@kernel
+def quotients_to_integers(
+    x: np.ndarray, by: np.float32, out: np.ndarray, scale: np.float32, low: np.float32,
+    high: np.float32,
+) -> bool:  # fmt: skip
+    """Do ``integer_rne`` for float32 x / by; return whether NaN was met."""
+    wide_vectors()
+    quotients, met = np.empty(_NEAR, np.float32), False
+    for start in range(0, x.size, _NEAR):
+        part, to = x[start : start + _NEAR], out[start : start + _NEAR]
+        for i in range(part.size):
+            quotients[i] = part[i] / by
+        met |= integer_rne(quotients[: part.size], to, scale, low, high)
+    return met
+
+
+@kernel
+def largest(x: np.ndarray) -> np.uint32:
+    """Return the largest magnitude among float32 bits, as bits: NaN is above Inf."""
+    wide_vectors()
+    top = _ZERO
+    for i in range(x.size):
+        top = max(top, np.uint32(x[i] & _MAGNITUDE))
+    return top
+
+
 def takes_bytes(f: Fast) -> bool:
     """Whether the kernels of bytes are right for a format: eight bits, minus zero, no other Inf.
 

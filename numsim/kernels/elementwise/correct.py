@@ -1,10 +1,12 @@
 """Elementary functions rounded once: float64 rounded to odd, which decides any narrower rounding.
 
 What is computed: f(x) for an array of finite float64 numbers of at most 24 significant bits (what
-a format of 32 bits or fewer holds), the result exact where it is a float64, otherwise the neighbour
-whose last bit is one. Rounded again, in any direction, to 51 bits or fewer it is f(x) rounded once
-(Boldo and Melquiond, IEEE Trans. Computers 57, 2008). Where a function is beyond every format, a
-number beyond every format stands in for it. Proof: as of `pairs`.
+a format of 32 bits or fewer holds), the result exact where it is a float64, otherwise a neighbour
+whose last bit is one. Rounded again, in any direction, to 24 bits or fewer it is f(x) rounded once
+(Boldo and Melquiond, IEEE Trans. Computers 57, 2008). Where a function in float64 is at hand it
+serves, unless its result lies so near a number of 25 bits that its error could matter. Where a
+function is beyond every format, a number beyond every format stands in for it. Proof: as of
+`pairs`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from numsim.kernels.elementwise import pairs
+from numsim.kernels.elementwise.activations import sigmoid_of, tanh_of
+from numsim.kernels.elementwise.functions import exp64
 from numsim.kernels.jit import expanded, inline, kernel, over_range
 
 _FAR = 600.0  # e to this power is far beyond all formats of at most 32 bits
@@ -24,6 +28,8 @@ _SQRT_HALF = (float.fromhex("0x1.6a09e667f3bcdp-1"), float.fromhex("-0x1.bdd3413
 _SQRT_TWO_OVER_PI = (float.fromhex("0x1.9884533d43651p-1"), float.fromhex("-0x1.cbc0d30ebfd15p-55"))
 _CUBIC = (float.fromhex("0x1.6e4e26d4801f7p-5"), float.fromhex("0x1.441355475a31ap-59"))  # 0.044715
 _TINY = 2.0**-30
+_LOW, _NEAR = (1 << 28) - 1, 1 << 14  # bits below the 25th of a float64, and what is near its ends
+_LEAST = 2.0**-200  # below every format
 _ONE = (1.0, 0.0)
 _GRAIN = 256  # elements a thread takes at least
 
@@ -40,19 +46,36 @@ def odd(x: pairs.Pair) -> Any:
 
 
 @inline
+def _decides(y: float) -> Any:
+    """Whether y is far from every number of 25 bits: 2**14 units of its last place, 2**-39 y."""
+    low = np.float64(y).view(np.int64) & _LOW
+    return _NEAR < low < _LOW - _NEAR
+
+
+@inline
+def _marked(y: float) -> Any:
+    return np.int64(np.float64(y).view(np.int64) | 1).view(np.float64)
+
+
+@inline
 def _clamped(x: float, far: float) -> Any:
     return min(max(x, -far), far)
 
 
 @inline
 def _exp(x: float) -> Any:
-    return odd(pairs.exp((_clamped(x, _FAR), 0.0)))
+    x = _clamped(x, _FAR)
+    y = exp64(x)
+    return _marked(y) if _decides(y) else odd(pairs.exp((x, 0.0)))
 
 
 @inline
 def _exp2(x: float) -> Any:
     x = _clamped(x, _FAR_2)
     k = np.floor(x + 0.5)
+    y = exp64((x - k) * pairs.LN2[0])
+    if _decides(y):
+        return _marked(pairs.scaled((y, 0.0), np.int64(k))[0])
     return odd(pairs.scaled(pairs.exp(pairs.times((x - k, 0.0), pairs.LN2)), np.int64(k)))
 
 
@@ -98,6 +121,9 @@ def _sigmoid_of(x: pairs.Pair) -> pairs.Pair:
 def _tanh(x: float) -> Any:
     if abs(x) < _TINY:  # x - x**3 / 3, which is further below x than a pair reaches
         return odd((x, -x * 2.0**-60))
+    y = tanh_of(x)
+    if _decides(y):
+        return _marked(y)
     x = _clamped(x, 0.5 * _FAR)
     if abs(x) < 1.0:
         e = pairs.expm1((2.0 * x, 0.0))
@@ -149,12 +175,19 @@ def _gelu_tanh(x: float) -> Any:
 
 @inline
 def _silu(x: float) -> Any:
+    y = x * sigmoid_of(_clamped(x, _FAR))
+    if _decides(y) and abs(y) > _LEAST:
+        return _marked(y)
     return odd(pairs.times((x, 0.0), _sigmoid_of((_clamped(x, _FAR), 0.0))))
 
 
 @inline
 def _sigmoid(x: float) -> Any:
-    return odd(_sigmoid_of((_clamped(x, _FAR), 0.0)))
+    x = _clamped(x, _FAR)
+    y = sigmoid_of(x)
+    if _decides(y) and y > _LEAST:
+        return _marked(y)
+    return odd(_sigmoid_of((x, 0.0)))
 
 
 @inline

@@ -33,6 +33,37 @@ def _butterflies(x: Any, first: int, span: int, start: int, stop: int) -> None:
 
 
 @kernel
+def _by_sixteen(x: Any, start: int, stop: int) -> None:
+    """Do the same for m of 1 and spans of 16 and more, in runs that fill vectors."""
+    wide_vectors()
+    span = x.shape[1]
+    for row in range(start, stop):
+        line = x[row]
+        for i in range(span // 4):  # steps of 1 and 2
+            a, b, c, d = line[4 * i], line[4 * i + 1], line[4 * i + 2], line[4 * i + 3]
+            low, high, other, rest = a + b, c + d, a - b, c - d
+            line[4 * i], line[4 * i + 2] = low + high, low - high
+            line[4 * i + 1], line[4 * i + 3] = other + rest, other - rest
+        for at in range(0, span, 16):  # of 4 and 8
+            run = line[at : at + 16]
+            for i in range(4):
+                a, b, c, d = run[i], run[i + 4], run[i + 8], run[i + 12]
+                low, high, other, rest = a + b, c + d, a - b, c - d
+                run[i], run[i + 8] = low + high, low - high
+                run[i + 4], run[i + 12] = other + rest, other - rest
+        step = 16
+        while step < span:
+            for at in range(0, span, 2 * step):
+                for k in range(at, at + step, 16):
+                    one, two = line[k : k + 16], line[k + step : k + step + 16]
+                    for i in range(16):
+                        a, b = one[i], two[i]
+                        one[i] = a + b
+                        two[i] = a - b
+            step *= 2
+
+
+@kernel
 def _finish(x: Any, odd: Any, factor: Any, start: int, stop: int) -> None:
     """Multiply runs of m values by the matrix of order m, and everything by the factor."""
     wide_vectors()
@@ -67,7 +98,10 @@ def rotate(x: Any, two: int, odd: Any) -> None:
     factor = x.dtype.type(1 / np.sqrt(np.float64(span)))
 
     def work(start: int, stop: int) -> None:
-        _butterflies(x, m, span, start, stop)
+        if m == 1 and span >= 16:
+            _by_sixteen(x, start, stop)
+        else:
+            _butterflies(x, m, span, start, stop)
         _finish(x, np.ascontiguousarray(odd), factor, start, stop)
 
     over_range(work, len(x), grain=grain_of(len(x), x.size * 8))

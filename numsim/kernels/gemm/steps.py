@@ -8,7 +8,7 @@ saturate. The weights [K, N] are packed once for all steps and say how a unit su
 - `Fp8`: the 13-bit sums of Ada and Hopper, by the kernels of `numsim.kernels.gemm.hopper_paths`.
 
 A scale that is not an ordinary number ends a step: the general path says what is wrong.
-Proof: ``tests/nn/test_recurrent_kernel.py`` compares every bit with the general path.
+Proof: ``tests/kernels/test_recurrent_kernel.py`` compares every bit with the general path.
 """
 
 from __future__ import annotations

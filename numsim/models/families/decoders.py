@@ -79,6 +79,14 @@ def _gemma3(f: Fields, config: Config) -> Fields:
     return _gemma(f, config) | {"attn_scale": 1.0 / math.sqrt(scalar), "activation": act}
 
 
+def _gemma3_text(f: Fields, config: Config) -> Fields:
+    """See both sides, half a window each, where use_bidirectional_attention (EmbeddingGemma)."""
+    if not config.get("use_bidirectional_attention"):
+        return _gemma3(f, config)
+    windows = tuple(w if w is None else w // 2 + 1 for w in f["windows"])
+    return _gemma3(f, config) | {"causal": False, "windows": windows}
+
+
 def _gpt2(f: Fields, config: Config) -> Fields:
     if not f.pop("scale_attn_weights"):
         f["attn_scale"] = 1.0
@@ -246,8 +254,9 @@ DECODERS: dict[str, Family] = {
         },
         windows=every("sliding_window_pattern", 6),
         window_default=4096,
+        fixed=DECODER | {"use_bidirectional_attention": (None, False, True)},
         read="sliding_window_pattern",
-        finish=_gemma3,
+        finish=_gemma3_text,
     ),
     "phi": llama_like(
         "Phi",
@@ -394,6 +403,14 @@ DECODERS: dict[str, Family] = {
         prefixes=("model.decoder.", "decoder."),
         finish=_opt,
     ),
+    "olmo": llama_like(
+        "Olmo",
+        classes=decoder("Olmo", scores=False),
+        keys={k: v for k, v in llama_keys().items() if k != "norm_eps"}
+        | {"qkv_bias": ATTENTION_BIAS, "clip_qkv": Key("clip_qkv", float, None)},
+        switches={"norm": "layer_plain", "norm_eps": 1e-5},
+        finish=one_bias,
+    ),
     "olmo2": llama_like(
         "Olmo2",
         keys=llama_keys(norm_eps=Key("rms_norm_eps", float, 1e-5), qkv_bias=ATTENTION_BIAS),
@@ -415,6 +432,17 @@ DECODERS: dict[str, Family] = {
         windows=lambda config, layer: (layer + 1) % 4 != 0,
         window_default=4096,
         finish=one_bias,
+    ),
+    "seed_oss": llama_like(
+        "SeedOss",
+        keys=llama_keys(
+            kv_heads=Key("num_key_value_heads", int, 8, nullable=lambda f: f["heads"]),
+            head_dim=Key("head_dim", int, 128, nullable=True),
+            qkv_bias=Key("attention_bias", bool, True),
+            o_bias=Key("attention_out_bias", bool, False),
+            mlp_bias=Key("mlp_bias", bool, False),
+        ),
+        ignored=f"{SLICES} residual_dropout",
     ),
     "smollm3": llama_like(
         "SmolLM3",

@@ -188,7 +188,7 @@ ENCODER_DECODERS: dict[str, Family] = {
     "bart": Family(
         classes={
             "BartForConditionalGeneration": Head(
-                {"head_bias": True}, optional={"head_bias": False}
+                {"head_bias": True}, optional=({"head_bias": False},)
             ),
             "BartModel": trunk(),
         },

@@ -22,6 +22,7 @@ from numsim.models.places import At
 from numsim.models.rope_keys import TypeRope
 
 _NO_POOLER = {"pooler": None}
+_NO_HEAD = {"masked": False, "transform": None, "head_bias": False, "tied": False}
 _ENCODER: dict[str, Any] = {
     "residual": "post", "final_norm": False, "embed_norm": True, "causal": False, "head": False,
 }  # fmt: skip
@@ -60,14 +61,17 @@ _POSITION_IDS = "*embeddings.position_ids"
 _BIASES = ("lm_head.decoder.bias", "lm_head.bias")
 
 
-def _masked(names: dict[str, str | At], act: str = "", pooler: str | None = None) -> Head:
-    """Return a masked-language head; `act`: of its own, else the network's."""
+def _masked(names: dict[str, str | At], act: str = "", pooler: str | None = "tanh") -> Head:
+    """Return a masked-language head; `act`: of its own, else the network's.
+
+    Without its tensors the class is that of a trunk, whose pooler may be stored.
+    """
 
     def finish(f: Fields, config: Config) -> Fields:
         return f | {"transform": act or f["activation"]}
 
     switches = {"masked": True, "head_bias": True, "pooler": pooler}
-    return Head(switches, names, _NO_POOLER, finish=finish)
+    return Head(switches, names, (_NO_HEAD, _NO_POOLER), finish=finish)
 
 
 _BERT_HEAD: dict[str, str | At] = {
@@ -106,7 +110,7 @@ def _roberta(f: Fields, config: Config) -> Fields:
 def _roberta_family(stem: str) -> Family:
     return Family(
         classes={
-            f"{stem}Model": Head(trunk(pooler="tanh").switches, optional=_NO_POOLER),
+            f"{stem}Model": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
             f"{stem}ForMaskedLM": _masked(_LM_HEAD, "gelu"),
             f"{stem}ForSequenceClassification": classifier(_DENSE_OUT, pooler="tanh"),
         },
@@ -171,9 +175,9 @@ _MODERN_HEAD: dict[str, str | At] = {
 ENCODERS: dict[str, Family] = {
     "bert": Family(
         classes={
-            "BertModel": Head(trunk(pooler="tanh").switches, optional=_NO_POOLER),
-            "BertForMaskedLM": _masked(_BERT_HEAD, pooler="tanh"),
-            "BertForPreTraining": _masked(_BERT_HEAD, pooler="tanh"),
+            "BertModel": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
+            "BertForMaskedLM": _masked(_BERT_HEAD),
+            "BertForPreTraining": _masked(_BERT_HEAD),
             "BertForSequenceClassification": classifier(pooler="tanh"),
         },
         head_tensors=("cls.*",),
@@ -205,7 +209,8 @@ ENCODERS: dict[str, Family] = {
                     "transform": "vocab_transform",
                     "transform_norm": "vocab_layer_norm",
                     "lm_head": "vocab_projector",
-                }
+                },
+                pooler=None,
             ),
             "DistilBertForSequenceClassification": classifier(
                 {"pooler": "pre_classifier"}, pooler="relu"
@@ -246,7 +251,7 @@ ENCODERS: dict[str, Family] = {
     ),
     "mpnet": Family(
         classes={
-            "MPNetModel": Head(trunk(pooler="tanh").switches, optional=_NO_POOLER),
+            "MPNetModel": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
             "MPNetForMaskedLM": _masked(_LM_HEAD, "gelu"),
             "MPNetForSequenceClassification": classifier(_DENSE_OUT, pooler="tanh"),
         },
@@ -278,7 +283,7 @@ ENCODERS: dict[str, Family] = {
         classes={
             "ModernBertModel": trunk(),
             "ModernBertForMaskedLM": Head(
-                {"masked": True}, _MODERN_HEAD, finish=_modernbert_masked
+                {"masked": True}, _MODERN_HEAD, (_NO_HEAD,), finish=_modernbert_masked
             ),
             "ModernBertForSequenceClassification": Head(
                 classifier().switches, _MODERN_HEAD, counts_labels=True, finish=_modernbert_scores

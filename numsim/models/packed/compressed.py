@@ -109,7 +109,8 @@ def _scheme(w: Words, group: Mapping[str, Any]) -> Scheme:
         acts, static, unsaid = _activations(replace(w, table=inputs), "input_activations")
     if group.get("output_activations"):
         unsaid = "output_activations"
-    return Scheme(layout, quant, acts, static, unsaid)
+    scattered = args.get("actorder") in ("group", "dynamic", True)
+    return Scheme(layout, quant, acts, static, unsaid, scattered=scattered)
 
 
 def _word(w: Words) -> str:

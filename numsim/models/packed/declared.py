@@ -39,6 +39,20 @@ ENDINGS = {
 DETAILS = ("quant_type", "quant_algo", "format", "fmt", "bits", "bnb_4bit_quant_type")
 
 
+def check_method(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a method of ``config.json`` that is not read, before any tensor is looked at.
+
+    Raises
+    ------
+    UnsupportedError
+        With what the table says of itself.
+    """
+    for key, who in CONFIG_KEYS.items():
+        table = config.get(key)
+        if table is not None and _method_of(table) not in METHODS:
+            raise _unread(folder, f"{key} of config.json{who} says {describe(table)}")
+
+
 def find_declared(
     config: Mapping[str, Any], folder: Path, dtypes: Mapping[str, str], plain: Iterable[str],
     said: Mapping[str, str],
@@ -90,7 +104,7 @@ def find_declared(
         )
     name, table, method = tables[0]
     says = f"{name} says {describe(table)}"
-    if method not in METHODS or not isinstance(table, Mapping):
+    if not isinstance(table, Mapping):
         raise _unread(folder, says)
     if not packed:
         raise NumsimError(

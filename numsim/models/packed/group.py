@@ -90,10 +90,16 @@ def _packed(
     needed = ["scale"] + (["above"] if layout.above else [])
     needed += ["zero"] if scheme.weights.zero_point else []
     needed += ["inputs"] if scheme.static else []
+    needed += ["groups"] if scheme.scattered else []
     for role in needed:
         if role not in parts:
             rule = f"must be stored beside {name}"
             raise damaged(file, stem + ends[role], rule, "no such tensor")
+    if "zero" in parts and not scheme.weights.zero_point:  # older files store zeros
+        zero = parts.pop("zero")
+        if maps[zero.file][zero.begin : zero.end].any():
+            rule = f"must be 0 or absent: {stem} is declared symmetric"
+            raise damaged(zero.file, stem + layout.zero, rule, "other zero points")
     whole = stem + layout.weight
     if layout.order == "high_first":
         return _flat(whole, stem, scheme, layout, parts, maps)
@@ -146,7 +152,6 @@ def _flat(
             end = {"codes": ".weight", "scale": layout.scale}.get(role, role)
             rule = f"must have {count} elements for {list(shape)} in blocks of {block}"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)))
-
     quant = replace(scheme.weights, block=block)
     return replace(packed, shape=shape, scheme=replace(scheme, weights=quant))
 

@@ -50,4 +50,6 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 # ends of the scales of keys and values: of the cache, not of a matrix
-CACHE_ENDS = (".k_scale", ".v_scale", "k_proj.output_scale", "v_proj.output_scale", ".kv_scale")
+CACHE_ENDS = (
+    ".k_scale", ".v_scale", ".q_scale", ".kv_scale", "k_proj.output_scale", "v_proj.output_scale",
+)  # fmt: skip

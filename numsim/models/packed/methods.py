@@ -53,7 +53,8 @@ def _gptq(w: Words) -> Declared:
     w.one_of("is_marlin_format", (False, None))
     size = w.group("group_size")
     quant = Quant(f"uint{bits}", *_grouped(size), zero_point=True)
-    return _all(w, "gptq", Scheme(layout, quant))
+    scattered = w.flag("desc_act") and size is not None
+    return _all(w, "gptq", Scheme(layout, quant, scattered=scattered))
 
 
 def _awq(w: Words) -> Declared:

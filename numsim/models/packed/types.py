@@ -54,6 +54,7 @@ class Scheme:
     static: bool = False  # the scale of the activations, or its outer level, is in the file
     unsaid: str = ""  # what is declared of the activations that no `Quant` says
     experts: str = ""  # layout of experts in one tensor
+    scattered: bool = False  # a table says which group of scales each column has
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def fields(words: Array, bits: int, count: int) -> NDArray[np.uint8]:
 
 
 def _in_words(words: Array, bits: int, count: int) -> NDArray[np.uint8]:
-    """Return fields that never cross a word's border, as compressed-tensors before 0.13 packed."""
+    """Return fields that never cross a word's border, as older compressed-tensors packed."""
     shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
     each = (words.view(np.uint32)[..., None] >> shifts) & np.uint32((1 << bits) - 1)
     return each.reshape(*words.shape[:-1], -1)[..., :count].astype(np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.cli import main
 from numsim.data import bundled_model_dir
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, pack
@@ -179,3 +180,25 @@ def test_the_library_of_the_format_reads_the_same_weights(written, name):
         assert np.max(np.abs(got - want)) <= 2**-7 * np.max(np.abs(want))
         return
     assert np.array_equal(got, want.astype(ml_dtypes.bfloat16) if rounded else want)
+
+
+def test_the_command_writes_a_folder_and_refuses_with_exit_2(tmp_path, capsys, monkeypatch):
+    def called(*words):
+        monkeypatch.setattr("sys.argv", ["numsim", "pack", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr()
+
+    folder, recipe = tmp_path / "out", tmp_path / "r.toml"
+    recipe.write_text(uniform(Quant("int4", block=32)).to_toml())
+    code, said = called(bundled_model_dir(), "--recipe", recipe, "--out", folder)
+    assert (code, said.err) == (0, "")
+    assert said.out.startswith("35 weights of ")
+    assert load_model(folder).tensors["layers.0.q_proj.weight"].fmt.name == "int4"
+    code, said = called(folder, "--recipe", "mxfp4", "--out", tmp_path / "again")
+    assert code == 0
+    for word in ("e5m2", "int9", "nonsense", "missing.toml"):
+        code, said = called(bundled_model_dir(), "--recipe", word, "--out", tmp_path / "no")
+        assert (code, said.out) == (2, "")
+        assert said.err.count("\n") == 1
+        assert not (tmp_path / "no").exists()

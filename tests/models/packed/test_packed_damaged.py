@@ -62,6 +62,7 @@ LACKING = [
     ("ct_nvfp4", ".weight_scale"), ("ct_nvfp4", ".weight_global_scale"),
     ("ct_nvfp4", ".input_global_scale"), ("ct_w4a16_asym", ".weight_zero_point"),
     ("deepseek_fp8_block", ".weight_scale_inv"), ("gptq", ".scales"), ("gptq", ".qzeros"),
+    ("gptq_act_order", ".g_idx"), ("ct_w4a16_actorder", ".weight_g_idx"),
     ("modelopt_fp8", ".input_scale"), ("modelopt_nvfp4", ".weight_scale_2"),
     ("fbgemm_fp8", ".weight_scale"), ("torchao", "._weight_scale"),
 ]  # fmt: skip
@@ -194,6 +195,20 @@ def test_a_weight_stored_packed_and_plain(tmp_path):
 
     words = r"q_proj\.weight must be stored once; model\.safetensors has it packed too; got F16"
     refused(damaged(tmp_path, "gptq", both), words)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_zero_points_of_a_symmetric_method_are_zeros(tmp_path, zero):
+    def add(tensors):
+        for name in [name for name in tensors if name.endswith(".weight_scale")]:
+            stored = np.full(tensors[name].shape, zero, np.int8)
+            tensors[name.replace("weight_scale", "weight_zero_point")] = stored
+
+    folder = damaged(tmp_path, "ct_int8_w8a8", add)
+    if zero:
+        refused(folder, r"weight_zero_point must be 0 or absent: .* is declared symmetric")
+    else:
+        assert load_model(folder).tensors["layers.0.q_proj.weight"].zero_point is None
 
 
 def test_scales_that_belong_to_nothing(tmp_path):

@@ -12,6 +12,11 @@ import numsim as ns
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model
 from numsim.quant import QTensor, Quant
+from numsim.sweep.dry import dry_lines
+from numsim.sweep.grid import Entry
+from numsim.sweep.prepare import prepare
+from numsim.sweep.spec import as_spec
+from numsim.sweep.tensors import tensor_rows
 
 FP8 = "float8_e4m3fn"
 IDS = np.arange(1, 14)[None]
@@ -269,3 +274,18 @@ def test_modelopt_says_layers_of_their_own_and_config_json_may_say_it_too(tmp_pa
     again = load_model(folder)
     assert np.array_equal(again.run(IDS).logits, model.run(IDS).logits)
     assert again.recipe() == model.recipe()
+
+
+def test_plans_and_statistics_know_the_sizes_of_packed_weights(tmp_path):
+    """They read shapes where those do, and each tensor once, whatever memory it comes to lie in."""
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.random.default_rng(0).integers(3, 60, 32))
+    plan = {"model": DATA / "awq", "text": ids, "window": 16, "formats": ["int8"]}
+    assert dry_lines(plan)
+    run = next(prepare(as_spec(plan)))
+    names = [
+        (row["layer"], row["op"])
+        for row in tensor_rows(run.model, run.inputs, [Entry.of("int8")], 1)
+        if row["role"] == "W" and row["format"] == "int8"
+    ]
+    assert len(set(names)) == len(run.model.linear_names()) + 1  # and the head

@@ -16,8 +16,9 @@ REFUSED = {
     "falcon_rw": "alibi", "gemma3_text": "layer_ropes", "glm": "pairs", "glm4": "pairs",
     "gpt_oss": "sinks", "granite": "residual_scale", "granitemoe": "residual_scale",
     "llama4_text": "qk_norm", "modernbert": "norm", "modernbert_trunk": "norm",
-    "mpnet": "position_count", "mpt": "norm", "olmo2": "residual", "olmo3": "residual",
-    "olmoe": "qk_norm", "qwen2_moe": "moe.shared_gate", "roberta": "position_count",
+    "mpnet": "position_count", "mpt": "norm", "olmo": "clip_qkv", "olmo2": "residual",
+    "olmo3": "residual", "olmoe": "qk_norm", "qwen2_moe": "moe.shared_gate",
+    "roberta": "position_count",
     "roberta_mlm": "position_count", "smollm3": "layer_ropes", "umt5": "bucket_by_layer",
     "xlm_roberta": "position_count", "xlm_roberta_classifier": "position_count",
 }  # fmt: skip

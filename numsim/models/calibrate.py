@@ -1,0 +1,78 @@
+"""Static scales of activations from texts, as a recipe that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from numsim.errors import NumsimError
+from numsim.float_state import known_floats
+from numsim.models.recipe import Recipe
+from numsim.models.run import Model
+from numsim.quant import Quant
+from numsim.quant.calibrate import Calibration
+
+
+@known_floats
+def calibrated(
+    model: Model, recipe: Recipe, windows: Iterable[NDArray[Any]], *, rule: str = "amax",
+    momentum: float = 0.9,
+) -> Recipe:  # fmt: skip
+    """Return a recipe whose activations have static scales, found on windows of tokens.
+
+    The network runs in float64, one window after another, in memory that does not grow with them.
+
+    Parameters
+    ----------
+    model
+        The network.
+    recipe
+        Its rules; those of stored matrices whose activations have one scale a tensor get a static
+        one.
+    windows
+        Token ids, each [T] or [B, T].
+    rule, momentum
+        As `numsim.quant.calibrate.Calibration`.
+
+    Raises
+    ------
+    NumsimError
+        Where no window came, or no rule can take a static scale.
+
+    Examples
+    --------
+    >>> from numsim.models import bundled_model, named_recipe
+    >>> import numpy as np
+    >>> found = calibrated(bundled_model(), named_recipe("te_delayed"), [np.arange(8)])
+    >>> found.rule("layers.0.q_proj").activation_scale > 0
+    True
+    """
+    rules = recipe.check(model.gemm_names())
+    wanted = {
+        name: each
+        for name, each in rules.items()
+        if isinstance(each.activations, Quant)
+        and each.activations.granularity == "per_tensor"
+        and not each.activations.zero_point
+        and f"{name}.weight" in model.tensors
+    }
+    if not wanted:
+        raise NumsimError(
+            "calibrate: static scales are for activations with one scale a tensor; this recipe "
+            "stores none so; use te_delayed, or Recipe.uniform('int8', target=...)"
+        )
+    seen = {name: Calibration(rule, momentum=momentum) for name in wanted}
+    for tokens in windows:
+        run = model.run(tokens, taps=[f"{name}.in" for name in wanted])
+        for name, stream in seen.items():
+            stream.update(run.taps[f"{name}.in"])
+    found: list[Any] = []
+    for name, each in rules.items():
+        if name in wanted:
+            scale = float(seen[name].scale(wanted[name].activations.fmt))  # type: ignore[union-attr]
+            each = replace(each, activation_scale=scale)
+        found.append((name, each))
+    return Recipe(tuple(found), recipe.seed)

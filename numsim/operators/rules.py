@@ -1,0 +1,302 @@
+"""What a recipe says of operators and caches: frozen data, checked when it is made.
+
+An operator's name is ``layers.0.softmax``, ``layers.3.attn_norm``, ``layers.1.act``,
+``layers.0.rotary``, ``layers.0.residual``, ``embedding`` or ``logits``. Its kind is what the last
+part ends with; a kind has settings of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from numsim.arguments import choice
+from numsim.errors import NumsimError, near_names
+from numsim.formats import FormatLike, get_format
+from numsim.operators.kv import KVCache, Spec
+from numsim.operators.rounded import rounding_to
+from numsim.vocabulary import ROUNDINGS
+
+_SUM = ("sum", "sum_format", "sum_rounding", "out_format", "out_rounding")
+SETTINGS = {  # kind of operator: what it has beside format and rounding
+    "softmax": (*_SUM, "divide", "base", "exp"),
+    "norm": (*_SUM, "mean", "eps_place", "inv", "weight_format", "weight_rounding"),
+    "act": ("variant",),
+    "rotary": ("fma",),
+    "residual": (),
+    "embedding": (),
+    "logits": (),
+}
+_WORDS = {
+    "divide": ("divide", "reciprocal"), "mean": ("divide", "reciprocal"), "base": ("e", "2"),
+    "eps_place": ("inside", "outside"), "inv": ("rsqrt", "sqrt_recip"),
+    "variant": ("silu", "sigmoid", "steps"),
+}  # fmt: skip
+_FORMATS = ("format", "sum_format", "out_format", "weight_format")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """How an operator outside the matrix products computes.
+
+    Parameters
+    ----------
+    format, rounding
+        Every intermediate is rounded to it, what goes in as well.
+    sum, sum_format, sum_rounding, out_format, out_rounding
+        Of softmax and norms, see `numsim.operators.softmax`; None: its default.
+    divide, base
+        Of softmax.
+    exp
+        Of softmax: ``exact``, ``exp2_poly:3`` or ``exp2_lut:16``; the last two with base 2.
+    mean, eps_place, inv, weight_format, weight_rounding
+        Of norms, see `numsim.operators.layernorm` and ``rmsnorm``.
+    variant
+        Of activations that are silu: ``silu``, ``sigmoid`` or ``steps``.
+    fma
+        Of rotary positions.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word, or a format that operators do not round to.
+
+    Examples
+    --------
+    >>> Op("bfloat16", sum="lanes:8").settings()
+    {'sum': 'lanes:8'}
+    """
+
+    format: FormatLike = "float32"
+    rounding: str = "rne"
+    sum: str | None = None
+    sum_format: FormatLike | None = None
+    sum_rounding: str | None = None
+    out_format: FormatLike | None = None
+    out_rounding: str | None = None
+    divide: str | None = None
+    base: str | None = None
+    exp: str | None = None
+    mean: str | None = None
+    eps_place: str | None = None
+    inv: str | None = None
+    weight_format: FormatLike | None = None
+    weight_rounding: str | None = None
+    variant: str | None = None
+    fma: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in _FORMATS:
+            value = getattr(self, name)
+            if value is not None:
+                rounding_to(value)
+                object.__setattr__(self, name, _name(value))
+        for name in ("rounding", "sum_rounding", "out_rounding", "weight_rounding"):
+            if getattr(self, name) is not None:
+                choice(name, getattr(self, name), tuple(r for r in ROUNDINGS if r != "sr"))
+        for name, words in _WORDS.items():
+            if getattr(self, name) is not None:
+                choice(name, str(getattr(self, name)), words)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is set beside format and rounding."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in given.items() if v is not None and k not in ("format", "rounding")}
+
+    def table(self) -> dict[str, Any]:
+        """Return the fields of a TOML table that `op_from_table` reads back."""
+        plain = {} if self.rounding == "rne" else {"rounding": self.rounding}
+        return {"format": self.format} | plain | self.settings()
+
+
+def _name(value: FormatLike) -> str:
+    return get_format(value).name
+
+
+def op_from_table(glob: str, table: Mapping[str, Any]) -> Op:
+    """Return the `Op` of a table.
+
+    Raises
+    ------
+    NumsimError
+        For a key that no operator has, and a value that it cannot take.
+    """
+    known = tuple(f.name for f in fields(Op))
+    for key in table:
+        if key not in known:
+            raise NumsimError(
+                f"ops {glob!r}: unknown key {key!r}{near_names(str(key), known)}; known: "
+                f"{', '.join(known)}"
+            )
+    return Op(**table)
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of an operator by its name.
+
+    Examples
+    --------
+    >>> kind_of("layers.0.attn_norm"), kind_of("decoder.layers.1.cross_softmax")
+    ('norm', 'softmax')
+    """
+    return next(kind for kind in SETTINGS if name.endswith(kind))
+
+
+def check_op(glob: str, name: str, op: Op) -> None:
+    """Refuse settings that the operator of a name does not have.
+
+    Raises
+    ------
+    NumsimError
+        They are named.
+    """
+    kind = kind_of(name)
+    wrong = [key for key in op.settings() if key not in SETTINGS[kind]]
+    if wrong:
+        raise NumsimError(
+            f"ops {glob!r}: {name} is of kind {kind}, which has format, rounding"
+            f"{''.join(', ' + key for key in SETTINGS[kind])}; got {', '.join(wrong)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KV:
+    """How a run keeps keys and values of self-attention.
+
+    Parameters
+    ----------
+    key, value
+        A `numsim.operators.Spec`, its fields as a dict, a recipe's name, or None: float32.
+    residual, rule
+        As in `numsim.operators.KVCache`.
+
+    Raises
+    ------
+    NumsimError
+        As KVCache.
+
+    Notes
+    -----
+    Within one run every query reads the cache as it is at the end of that run. With a residual of 0
+    and scales of single tokens, prefill and decoding give the same bits; with a residual a token of
+    a prefill reads keys that were still unquantised in decoding, and the other way round.
+
+    Examples
+    --------
+    >>> KV(key={"format": "int8"}, value="q8_0").cache().key
+    Traceback (most recent call last):
+    numsim.errors.NumsimError: nothing in this cache is quantised yet
+    """
+
+    key: Spec | Mapping[str, Any] | str | None = None
+    value: Spec | Mapping[str, Any] | str | None = None
+    residual: int = 0
+    rule: str = "last"
+
+    def __post_init__(self) -> None:
+        for name, spec in zip(("key", "value"), self.cache().specs, strict=True):
+            object.__setattr__(self, name, spec)
+
+    def cache(self) -> KVCache:
+        """Return an empty cache."""
+        return KVCache(self.key, self.value, residual=self.residual, rule=self.rule)
+
+    def table(self) -> dict[str, Any]:
+        """Return the tables of a TOML file that `kv_from_table` reads back."""
+        made: dict[str, Any] = {}
+        if self.residual:
+            made["residual"] = self.residual
+        if self.rule != "last":
+            made["rule"] = self.rule
+        for name in ("key", "value"):
+            spec = getattr(self, name)
+            if spec is not None:
+                made[name] = {
+                    f.name: getattr(spec, f.name)
+                    for f in fields(spec)
+                    if getattr(spec, f.name) != f.default
+                }
+        return made
+
+
+def kv_from_table(table: Mapping[str, Any]) -> KV:
+    """Return the `KV` of a table.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown key, and a value that it cannot take.
+    """
+    known = tuple(f.name for f in fields(KV))
+    for key in table:
+        if key not in known:
+            raise NumsimError(
+                f"kv: unknown key {key!r}{near_names(str(key), known)}; known: {', '.join(known)}"
+            )
+    return KV(**table)
+
+
+Ops = tuple[tuple[str, Op], ...]
+
+
+def ops_of(given: Any) -> Ops:
+    """Return (glob, Op) pairs of a mapping or of pairs; a mapping may stand for an `Op`.
+
+    Raises
+    ------
+    NumsimError
+        For anything else.
+    """
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else given
+        listed = [(glob, op) for glob, op in pairs]
+    except (TypeError, ValueError):
+        listed = [(None, given)]
+    made = tuple(
+        (glob, op_from_table(str(glob), op) if isinstance(op, Mapping) else op)
+        for glob, op in listed
+    )
+    for glob, op in made:
+        if not (isinstance(glob, str) and isinstance(op, Op)):
+            raise NumsimError(
+                f"Recipe: ops maps globs of operators to Op; got {glob!r}: {op!r:.60}; write "
+                'ops={"*.softmax": Op("bfloat16")}'
+            )
+    return made
+
+
+def ops_for(ops: Ops, names: Iterable[str]) -> dict[str, Op]:
+    """Return the `Op` of each operator that a glob names: the last one wins, as of products.
+
+    A glob without a dot is compared with the last part of a name too.
+
+    Raises
+    ------
+    NumsimError
+        For a glob that names no operator, or settings that one does not have.
+
+    Examples
+    --------
+    >>> found = ops_for((("*norm", Op()), ("residual", Op("bfloat16"))),
+    ...                 ["layers.0.attn_norm", "layers.0.residual", "layers.0.act"])
+    >>> {name: op.format for name, op in found.items()}
+    {'layers.0.attn_norm': 'float32', 'layers.0.residual': 'bfloat16'}
+    """
+    known, found = tuple(names), {}
+    for glob, op in ops:
+        matches = [
+            name
+            for name in known
+            if fnmatchcase(name, glob) or fnmatchcase(name.rpartition(".")[2], glob)
+        ]
+        if not matches:
+            raise NumsimError(
+                f"Recipe: every glob of ops must name an operator; {glob!r} names none of "
+                f"{', '.join(known[:6])} ...{near_names(glob, known)}"
+            )
+        for name in matches:
+            check_op(glob, name, op)
+            found[name] = op
+    return found

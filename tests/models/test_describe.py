@@ -1,0 +1,92 @@
+"""What `numsim model` says of checkpoints, counted by hand, before any weight is read."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from safetensors.numpy import load_file
+
+from numsim.cli import app
+from numsim.errors import NumsimError
+from numsim.models import describe_model, load_model
+from numsim.models.describe import description_rows, product_cells
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
+FOLDERS = sorted((DATA / "families").iterdir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_parameters_are_those_stored_and_products_those_that_run(folder):
+    found = describe_model(folder)
+    stored = load_file(folder / "model.safetensors")
+    size = sum(v.size for v in stored.values())
+    assert found.parameters == size
+    assert sum(t.tensors for t in found.stored) == len(stored)
+    assert sum(t.bytes for t in found.stored) == sum(v.nbytes for v in stored.values())
+    model = load_model(folder)
+    assert sum(p.times for p in found.products) == len(model.gemm_names())
+    assert found.arch == model.arch
+    for product in found.products:
+        name = product.name.replace("*", "0")
+        while f"{name}.weight" not in model.tensors and "layers.0" in name and product.k:
+            if product.n is None:
+                break
+            name = name.replace("layers.0", "layers.1")  # layer 0 has an MLP of its own
+        if None not in (product.k, product.n):
+            assert model.tensors[f"{name}.weight"].shape == (product.n, product.k)
+
+
+def test_of_experts_a_token_runs_those_it_chooses():
+    """gpt_oss: 2 layers of 4 experts with 3 matrices and biases, of which a token skips two."""
+    found = describe_model(DATA / "families" / "gpt_oss")
+    one = 2 * 32 * 32 + 2 * 32 + 32 * 32 + 32
+    assert found.parameters - found.active == 2 * 2 * one
+    rows = dict(description_rows(found))
+    assert rows["experts"] == "4 of 32, 2 a token"
+    assert rows["layers"] == "2: 1 in windows of 4, 1 that see all"
+    assert ("layers.*.experts.*.down_proj", "32", "32", "8") in product_cells(found)
+
+
+def test_the_command_prints_it_and_reads_no_weight(tmp_path, capsys):
+    folder = DATA / "families" / "olmo2"
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path)
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-64:] = b"\xff" * 64  # NaN, which a run would refuse
+    (tmp_path / "model.safetensors").write_bytes(data)
+    app(["model", str(tmp_path)], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "olmo2 (Olmo2ForCausalLM): a decoder that predicts the next token" in out
+    assert "BF16: 25 tensors, 0.0 MB" in out
+    with pytest.raises(NumsimError, match="NaN"):
+        load_model(tmp_path)
+
+
+def test_a_config_that_is_none_of_ours_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(NumsimError, match=r"model_type must be one of .*; got 'mamba'; other"):
+        describe_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "hint"),
+    [
+        ("xlm_roberta", None, "did you mean xlm-roberta"),
+        ("gptneox", None, "did you mean gpt_neox"),
+        ("lama", ["LlamaForCausalLM"], "LlamaForCausalLM is a class of llama"),
+        ("kimi", ["DeepseekV3ForCausalLM"], "is a class of deepseek_v3 and kimi_k2"),
+        ("glm4v", ["Glm4vForConditionalGeneration"], ""),  # like glm4, and another network
+        ("mbart", ["MBartForConditionalGeneration"], ""),
+        ("deberta", None, ""),
+        ("olmo", None, ""),
+    ],
+)
+def test_a_hint_names_the_same_family_or_none(tmp_path, name, classes, hint):
+    config = {"model_type": name} | ({"architectures": classes} if classes else {})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NumsimError) as error:
+        load_model(tmp_path)
+    said = str(error.value)
+    assert hint in said
+    assert ("did you mean" in said or "is a class of" in said) == bool(hint)

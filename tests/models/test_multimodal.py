@@ -1,0 +1,79 @@
+"""The text model within checkpoints that read pictures, against transformers on a text alone."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from numsim.errors import LeftOutWarning, NumsimError, UnsupportedError
+from numsim.models import describe_model, load_model, load_text_tools
+from numsim.models.describe import description_rows
+from numsim.models.multimodal import text_config
+
+FOLDERS = sorted((pathlib.Path(__file__).parents[1] / "data" / "multimodal").iterdir())
+FAMILY = {"gemma3": "gemma3_text", "llama4": "llama4_text", "qwen3_vl": "qwen3", "llava": "llama",
+          "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_the_text_model_runs_and_what_is_left_out_is_said(folder):
+    with pytest.warns(LeftOutWarning, match=r"the text model runs; left out: .*tensors\)"):
+        model = load_model(folder)
+    assert model.arch.family == FAMILY[folder.name]
+    assert model.left_out
+    with np.load(folder / "oracle.npz") as o:
+        got, want = model.run(o["input_ids"]).logits, o["logits"]
+    assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
+    found = describe_model(folder)
+    assert found.arch == model.arch
+    assert "left out" in dict(description_rows(found))
+    assert load_text_tools(folder).vocab == model.arch.vocab
+
+
+def changed(folder, into, drop=(), **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {k: v for k, v in config.items() if k not in drop}
+    (into / "config.json").write_text(json.dumps(config))
+    shutil.copy(folder / "model.safetensors", into)
+    return into
+
+
+def by_name(name):
+    return next(p for p in FOLDERS if p.name == name)
+
+
+def test_the_older_spelling_has_keys_of_the_text_beside_those_of_pictures(tmp_path):
+    folder = by_name("qwen2_vl")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    text |= {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "rope_theta": 1e4}
+    text = {k: v for k, v in text.items() if k not in ("rope_parameters", "model_type")}
+    older = changed(folder, tmp_path, ["text_config"], **text, tie_word_embeddings=False)
+    with pytest.warns(LeftOutWarning):
+        got, want = load_model(older), load_model(folder)
+    assert got.arch == want.arch
+    assert np.array_equal(got.run([[5, 6, 7]]).logits, want.run([[5, 6, 7]]).logits)
+
+
+def test_a_config_of_gemma3_leaves_out_what_is_the_default():
+    """As published: the rest of the keys of the text is that of the class."""
+    text, is_part = text_config({
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {"hidden_size": 2560, "model_type": "gemma3_text", "sliding_window": 1024},
+    })  # fmt: skip
+    assert is_part
+    assert text["model_type"] == "gemma3_text"
+    assert text["hidden_size"] == 2560
+
+
+def test_what_is_not_known_of_the_larger_config_is_refused(tmp_path):
+    folder = by_name("gemma3")
+    with pytest.raises(NumsimError, match=r"gemma3 is known to have; unknown: zzz_scale"):
+        load_model(changed(folder, tmp_path, zzz_scale=2))
+    with pytest.raises(UnsupportedError, match="must be Gemma3ForConditionalGeneration, whose"):
+        load_model(changed(folder, tmp_path, architectures=["Gemma3ForSequenceClassification"]))
+    with pytest.raises(NumsimError, match="text_config must be a table"):
+        load_model(changed(folder, tmp_path, text_config=[1]))
+    with pytest.raises(NumsimError, match="model_type is required"):
+        load_model(changed(by_name("llava"), tmp_path, text_config={"hidden_size": 32}))

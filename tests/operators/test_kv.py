@@ -1,0 +1,171 @@
+"""Caches of keys and values: prefill and decode, by hand where the rule is short; refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.operators import KV, KVCache, Op
+
+
+@pytest.fixture
+def tokens():
+    rng = np.random.default_rng(5)
+    return rng.normal(size=(2, 2, 21, 32)).astype(np.float16).astype(np.float32)
+
+
+def test_scales_by_hand():
+    x = np.float32([[[1, -2, 4, 0], [0, 0, 0, 0], [8, 1, 1, 1]]])  # one head, three tokens
+    cache = KVCache({"format": "int8", "granularity": "per_token_head"}, None)
+    cache.append(x, x)
+    assert cache.key.scale.ravel().tolist() == [
+        np.float32(4) / np.float32(127),
+        1,
+        np.float32(8) / 127,
+    ]
+    assert cache.key.codes.tolist() == [[[32, -64, 127, 0], [0] * 4, [127, 16, 16, 16]]]
+    by_run = KVCache({"format": "int8", "granularity": "per_channel", "group": 2}, None)
+    by_run.append(x, x)
+    assert by_run.key.scale.shape == (1, 2, 4)
+    assert by_run.key.codes[0, :, 0].tolist() == [127, 0, 127]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"format": "int4"}, {"format": "float8_e4m3fn", "granularity": "per_token"}, "q8_0", "q4_0",
+        "mxfp8_e4m3", {"format": "int8", "granularity": "per_channel", "group": 1},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("residual", [0, 4])
+def test_decoding_ends_where_prefill_does(tokens, spec, residual):
+    k, v = tokens
+    whole, step = (KVCache(spec, spec, residual=residual) for _ in range(2))
+    whole.append(k, v)
+    for t in range(k.shape[1]):
+        step.append(k[:, t : t + 1], v[:, t : t + 1])
+    for part in ("key", "value"):
+        a, b = getattr(whole, part), getattr(step, part)
+        np.testing.assert_array_equal(a.codes, b.codes)
+        np.testing.assert_array_equal(a.values, b.values)
+    q = tokens[0, :, 3]
+    np.testing.assert_array_equal(whole.attention(q), step.attention(q))
+
+
+def test_scales_that_would_change_are_refused_and_nothing_is_lost(tokens):
+    k, v = tokens
+    for spec, why in (
+        ({"format": "int8", "granularity": "per_tensor"}, "make them static"),
+        ({"format": "int8", "granularity": "per_head"}, "make them static"),
+        ({"format": "int8", "granularity": "per_channel", "group": 16}, "5 of them"),
+    ):
+        cache = KVCache(spec, None)
+        cache.append(k, v)
+        before = cache.key.codes.copy()
+        with pytest.raises(ns.NumsimError, match=why):
+            cache.append(k[:, :1], v[:, :1])
+        np.testing.assert_array_equal(cache.key.codes, before)
+        assert cache.seen()[0].shape[1] == 21
+
+
+def test_given_scales_saturate(tokens):
+    spec = {"format": "float8_e4m3fn", "granularity": "per_head", "static": True}
+    cache = KVCache(spec, spec, scale=np.float32([[[1e-3]], [[1.0]]]))
+    for t in range(3):
+        cache.append(*(x[:, t : t + 1] for x in tokens))
+    assert np.abs(cache.key.values[0]).max() == np.float32(448) * np.float32(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: KVCache({"fromat": "int8"}), "unknown key 'fromat'.*format"),
+        (lambda: KVCache({"format": "int8", "recipe": "q8_0"}), "format or a recipe"),
+        (lambda: KVCache({"format": "int8", "granularity": "per_row"}), "granularity"),
+        (lambda: KVCache({"format": "int8", "granularity": "per_channel"}), "group of 1 or more"),
+        (lambda: KVCache(rule="kivi"), "kivi: 1 or more"),
+        (lambda: KVCache({"format": "int8", "static": True}), r"needs scale, \[heads, 1, 1\]"),
+        (lambda: KVCache("q8_0").append(np.ones((1, 1, 8)), np.ones((1, 1, 8))), "multiple of 32"),
+        (lambda: KVCache("q8_0").append(np.ones((1, 8)), np.ones((1, 8))), "heads, tokens, dim"),
+        (lambda: KVCache().append(np.full((1, 1, 2), np.nan), np.ones((1, 1, 2))), "keys hold 2"),
+        (lambda: KVCache().attention(np.ones((1, 2))), "cache is empty"),
+    ],
+)  # fmt: skip
+def test_refusals(made, message):
+    with pytest.raises(ns.NumsimError, match=message):
+        made()
+
+
+# ------------------------------------------------------------------------------- in a network
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ns.bundled_model()
+
+
+def recipe(**fields):
+    return ns.Recipe((("*", ns.Rule()),), **fields)
+
+
+IDS = np.arange(40)[None] * 7 % 2000
+
+
+def test_operators_in_float32_change_little_and_in_bfloat16_more(model):
+    plain = model.run(IDS, recipe()).logits
+    single = {"*norm": Op(), "softmax": Op(), "act": Op(), "residual": Op(), "rotary": Op()}
+    assert 0 < np.abs(model.run(IDS, recipe(ops=single)).logits - plain).max() < 1e-3
+    for name in ("*norm", "softmax", "act", "residual", "rotary", "embedding", "logits"):
+        fmt = "float_e5m6" if name == "embedding" else "bfloat16"  # what its table is stored in
+        changed = model.run(IDS, recipe(ops={name: Op(fmt)})).logits
+        assert 1e-3 < np.abs(changed - plain).max() < 3, name
+
+
+def test_the_last_glob_wins_and_a_bare_name_is_every_layers(model):
+    ops = {"residual": Op("float16"), "layers.2.residual": Op("bfloat16", "rtz")}
+    run = model.run(IDS, recipe(ops=ops), taps=["layers.*.out"])
+    for i in range(5):
+        x = run.taps[f"layers.{i}.out"]
+        fmt = "bfloat16" if i == 2 else "float16"
+        np.testing.assert_array_equal(x, np.asarray(ns.cast(x, fmt), np.float32))
+    assert run.recipe.ops == recipe(ops=ops).ops
+
+
+@pytest.mark.parametrize("spec", [{"format": "int8"}, "q8_0"])
+def test_prefill_and_decoding_of_a_network_are_equal(model, spec):
+    made = recipe(kv=KV(spec, spec), ops={"softmax": Op("bfloat16"), "*norm": Op("float16")})
+    whole = model.run(IDS, made).logits
+    past = ns.models.Past()
+    steps = [model.run(IDS[:, t : t + 1], made, past=past).logits for t in range(IDS.shape[1])]
+    np.testing.assert_array_equal(np.concatenate(steps, 1), whole)
+    assert np.abs(whole - model.run(IDS, recipe()).logits).max() > 1e-3
+
+
+def test_toml_and_digest_hold_operators_and_caches(tmp_path):
+    made = recipe(
+        ops={"*.softmax": Op("bfloat16", sum="lanes:8", exp="exp2_poly:3"), "*norm": Op("float16")},
+        kv=KV({"format": "uint4", "granularity": "per_channel", "group": 32, "zero": "minimum"},
+              "q8_0", residual=32, rule="kivi"),
+    )  # fmt: skip
+    path = tmp_path / "recipe.toml"
+    path.write_text(made.to_toml())
+    assert ns.Recipe.from_toml(path) == made
+    assert made.digest() != recipe(ops=made.ops).digest() != recipe().digest()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ops": {"*.softmx": Op()}}, "names none of.*softmax"),
+        ({"ops": {"*.act": Op(sum="exact")}}, "kind act.*got sum"),
+        ({"ops": {"*.act": {"fromat": "bfloat16"}}}, "unknown key 'fromat'"),
+        ({"ops": {"*.act": {"format": "bfloat16", "variant": "fast"}}}, "variant"),
+        ({"ops": Op()}, "ops maps globs"),
+        ({"ops": {"*.softmax": Op(exp="exp2_poly:9")}}, "DEGREE"),
+        ({"kv": {"key": "q8_0"}}, "kv is a numsim.operators.KV"),
+    ],
+)
+def test_refusals_of_recipes(model, fields, message):
+    with pytest.raises(ns.NumsimError, match=message):
+        model.run(IDS, recipe(**fields))

@@ -1,0 +1,259 @@
+"""A black box is found out from its answers; one that cannot be used is named by its stimulus."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.probe import ProbeError, order_of, probe
+from numsim.probe.apart import results
+from numsim.probe.machine import as_machine, bits_of, laid_out, unit_of
+from numsim.probe.probe import first_round, machine_for
+from numsim.probe.readings import exact_bits
+from numsim.probe.stimuli import exact, random
+from numsim.targets import Target
+from numsim.targets.types import Exact, Fused, IntSum, Mac, TwoStage
+
+SHORT = (16, 64)
+
+
+def recovered(rule, formats, out=None, depths=SHORT, **chain):
+    """Return the probe of a unit, and whether what was found gives the same bits on new sums."""
+    machine = machine_for(formats, out, True, depths)
+    unit = unit_of(rule, machine, **chain)
+    found = probe(
+        as_machine(unit, machine), formats=formats, out_format=out, depths=depths, rows=16
+    )
+    assert found.target is not None
+    if machine.integer:
+        from numsim.probe import integers
+
+        batch = integers.random(machine, depths[0], 1000, 99)
+    else:
+        batch = random(machine, depths[0], 1000, 99)
+    same = bits_of(results(unit, machine, batch)) == bits_of(results(found.target, machine, batch))
+    return found, bool(same.all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "formats", "out"),
+    [
+        (Fused(8, 13, 13), "float8_e4m3fn", None),
+        (Fused(4, 23), "float16", None),
+        (Fused(16, 25, accumulator="late"), "float8_e5m2", None),
+        (Fused(8, 20, align="floor", rounding="rne", nan="quiet"), "bfloat16", None),
+        (Fused(16, 25, accumulator="halves"), "float8_e4m3fn", "float16"),
+        (TwoStage(8, streams=2), "float8_e4m3fnuz", None),
+        (Exact(group=4, negative_zero=True), "float8_e4m3fn", None),
+        (Mac(order="odd_first", flush=True, tiny="unbounded"), "bfloat16", None),
+        (Mac(fused=False, rounding="rto", order="tree", group=4), "bfloat16", None),
+        (Mac(acc_format="float16"), "float8_e4m3fn", None),
+    ],
+    ids=str,
+)
+def test_a_unit_is_found_again_from_outside(rule, formats, out):
+    found, same = recovered(rule, formats, out)
+    assert same
+    assert found.failed == ""
+    assert found.right == found.asked
+    for name in ("group", "align_bits", "keep_bits", "accumulator", "order", "rounding"):
+        if hasattr(rule, name) and name not in found.undecided and getattr(rule, name) is not None:
+            assert getattr(found.target.rules[0][1], name) == getattr(rule, name), name
+
+
+@pytest.mark.parametrize(
+    ("rule", "formats"),
+    [
+        (IntSum(acc_bits=20), "int8"),
+        (IntSum(acc_bits=24, overflow="saturate", group=4), "int8"),
+        (IntSum(group=4, pair_bits=16), ("uint8", "int8")),
+        (IntSum(overflow="saturate", group=2), "int16"),
+    ],
+    ids=str,
+)
+def test_an_integer_unit_is_found_again(rule, formats):
+    found, same = recovered(rule, formats)
+    assert same
+    mine = found.target.rules[0][1]
+    assert (mine.acc_bits, mine.pair_bits) == (rule.acc_bits, rule.pair_bits)
+    if rule.overflow == "saturate":
+        assert (mine.overflow, mine.group) == ("saturate", rule.group)
+    else:
+        assert "group" in found.undecided or rule.pair_bits  # any grouping wraps to the same bits
+
+
+def test_where_a_long_sum_is_cut_is_found():
+    found, _ = recovered(IntSum(acc_bits=16, overflow="saturate"), "int8", promote_every=32)
+    assert found.target.promote_every == 32
+
+
+def test_the_toml_of_a_probe_reads_back_and_names_its_evidence(tmp_path):
+    found, _ = recovered(IntSum(acc_bits=20), "int8", depths=(16,))
+    path = tmp_path / "probed.toml"
+    path.write_text(found.to_toml(), encoding="utf-8")
+    assert Target.from_toml(path).rules == found.target.rules
+    witness = found.evidence["acc_bits"][0]
+    name, _, row = witness.stimulus.partition(" ")
+    d = found.vectors[f"{name}_d"][int(row)]
+    assert hex(int(np.array([d]).view(np.uint32)[0])) == witness.answer
+    assert witness.answer != witness.instead
+    assert "# " in found.to_toml().splitlines()[0]
+
+
+def test_evidence_stands_by_hand():
+    # 7 products of 127 * 127 = 112,903 are beyond 2**16 - 1 = 65,535: 17 bits wrap them
+    found, _ = recovered(IntSum(acc_bits=17), "int8", depths=(16,))
+    a, b, c, d = (found.vectors[f"steps_{key}"] for key in "abcd")
+    exactly = (a.astype(np.int64) * b.astype(np.int64)).sum(1) + c
+    assert ((exactly + 2**16) % 2**17 - 2**16 == d).mean() == 1.0
+    assert (np.abs(exactly) > 2**16).any()
+
+
+def test_bits_that_a_sum_keeps_are_read_from_two_powers_of_two():
+    machine = machine_for("float16", None, True, SHORT)
+    batch = exact(machine)
+    for rule, bits in ((Fused(8, 13, 13), 13), (Fused(8, 24), 23), (Mac(acc_format="bfloat16"), 7)):
+        d = results(unit_of(rule, machine), machine, batch)
+        assert exact_bits(machine, batch, d)[0] == bits
+
+
+def test_stimuli_are_what_they_say_exactly():
+    # independent: decoded operands as fractions, an exact unit must give the correctly rounded sum
+    machine = machine_for("float8_e4m3fn", None, True, (16,))
+    unit = ns.get_target("ideal.exact")
+    for batch in first_round(machine)[:4]:
+        d = laid_out(machine, batch).answers(unit, machine)
+        a, b = (ns.decode(x, "float8_e4m3fn") for x in (batch.a, batch.b))
+        for row in range(0, len(a), 37):
+            exactly = sum(
+                (
+                    Fraction(float(x)) * Fraction(float(y))
+                    for x, y in zip(a[row], b[row], strict=True)
+                ),
+                Fraction(float(batch.c[row])),
+            )
+            # within half a unit of the last place
+            assert (
+                abs(Fraction(float(d[row])) - exactly)
+                <= Fraction(float(np.spacing(abs(d[row])))) / 2
+            )
+
+
+def wrapping(a, b, c):
+    return (c + a.astype(np.int32) @ b.astype(np.int32)) << 8 >> 8
+
+
+def stopped(run, **how):
+    with pytest.raises(ProbeError) as caught:
+        probe(run, **({"formats": "int8", "depths": (16,), "rows": 8} | how))
+    return caught.value
+
+
+def test_a_machine_that_answers_otherwise_the_second_time_is_named():
+    rng = np.random.default_rng(0)
+    calls = iter(range(10**6))
+
+    def run(a, b, c):
+        noise = rng.integers(0, 2, c.shape, dtype=np.int32) if next(calls) > 700 else 0
+        return wrapping(a, b, c) + noise
+
+    error = stopped(run)
+    assert "stimulus" in str(error)
+    assert "asked twice" in str(error)
+    assert "nor does it repeat itself" in str(error)
+    assert "\n" not in str(error)
+    assert error.probe.target is not None  # what was learned is kept
+    assert error.probe.right > 0
+    assert error.probe.vectors["start_d"].size
+
+
+def test_a_machine_that_looks_at_the_place_is_told_so():
+    def run(a, b, c):
+        d = wrapping(a, b, c)
+        d[0] += 1
+        return d
+
+    assert "the sum depends on its place" in str(stopped(run))
+
+
+def test_a_machine_that_gives_nan_everywhere_is_named():
+    error = stopped(lambda a, b, c: np.full((8, 8), np.nan, np.float32), formats="float8_e4m3fn")
+    assert "stimulus exact 0" in str(error)
+    assert "NaN" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda a, b, c: c[:4], "has shape"),
+        (lambda a, b, c: c.astype(np.int64), "has type int32; got int64"),
+        (lambda a, b, c: None, "has shape"),
+    ],
+)
+def test_a_wrong_shape_or_type_names_the_stimulus(run, words):
+    error = stopped(run)
+    assert "stimulus start" in str(error)
+    assert words in str(error)
+    assert error.probe.target is None
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"depths": ()}, "depths"), ({"depths": (64, 16)}, "depths"),
+        ({"formats": ("int8",) * 3}, "formats"), ({"formats": "posit8_es2"}, "powers of two"),
+        ({"formats": "float8_e8m0fnu"}, "zero"), ({"out_format": "bfloat16"}, "out_format"),
+        ({"formats": "float16", "out_format": "int32"}, "out_format"), ({"rows": 0}, "rows"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_probed_is_said_before_any_call(how, words):
+    def never(a, b, c):
+        raise AssertionError
+
+    with pytest.raises(ns.NumsimError, match=words):
+        probe(never, **({"formats": "int8"} | how))
+
+
+def test_a_machine_that_no_rule_fits_gets_the_nearest_and_the_question():
+    def run(a, b, c):  # loses every product of -1
+        left = np.where(a == -1, 0, a).astype(np.int32)
+        return c + left @ b.astype(np.int32)
+
+    found = probe(run, formats="int8", depths=(16,), rows=16)
+    assert found.failed
+    assert found.right < found.asked
+    assert "no rule of numsim" in str(found)
+
+
+def test_the_package_is_called_itself():
+    assert (
+        ns.probe(wrapping, formats="int8", depths=(16,), rows=16).target.rules[0][1].acc_bits == 24
+    )
+
+
+def test_a_rule_changed_by_one_bit_is_another():
+    # the check behind the closed loop sees a single bit of alignment
+    machine = machine_for("float16", None, True, SHORT)
+    batch = random(machine, 16, 1000, 99)
+    one = unit_of(Fused(8, 24), machine)
+    other = replace(one, rules=((one.rules[0][0], replace(one.rules[0][1], align_bits=25)),))
+    assert (bits_of(results(one, machine, batch)) != bits_of(results(other, machine, batch))).any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "brackets"),
+    [
+        (Mac(), "(((((((0 1) 2) 3) 4) 5) 6) 7)"),
+        (Mac(order="odd_first"), "(((((((0 1) 3) 2) 5) 4) 7) 6)"),
+        (Mac(order="tree", group=4), "(((0 1) (2 3)) ((4 5) (6 7)))"),
+        (Fused(4, 23), "((0 1 2 3) 4 5 6 7)"),
+    ],
+    ids=str,
+)
+def test_the_order_of_a_sum_is_read_from_cancelling_numbers(rule, brackets):
+    machine = machine_for("bfloat16", None, True, (8,))
+    run = as_machine(unit_of(rule, machine), machine)
+    assert order_of(run, formats="bfloat16", c=True, depth=8, rows=8) == brackets

@@ -1,0 +1,43 @@
+"""Blocks of two kinds: the kernels for runs of memory against the general way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numsim as ns
+
+
+def hard(rng):
+    """Steps of E2M1 times scales and their neighbours, zeros of both signs, and plain numbers."""
+    x = rng.standard_normal((8, 256)).astype(np.float32)
+    steps = np.float32([0, -0.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -5, -3.5, 0.5, 3, 4, -6])
+    x[1] = np.tile(steps, 16)
+    x[2] = np.nextafter(x[1], np.float32(10))
+    x[3] = np.nextafter(x[1], np.float32(-10))
+    x[4, :128] = 0
+    x[5] *= 1e-20
+    x[6] = np.tile(np.float32([7, 6.5, 5.5, 4.5, 3.5, 2.5, 1.5, 0.5] * 2) / 7 * 6, 16)
+    return x
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "quant",
+    [
+        "hif4", "if4", "nvfp4_4over6",
+        ns.Quant("e2m1", block=16, scale_format="e4m3", scale_rule="4over6:mae", scale_max=448),
+        ns.Quant("e2m1", block=8, scale_format="e4m3", scale_rule="4over6:mse", tensor_scale=None),
+        ns.Quant("e2m1", block=32, scale_format="e4m3", scale_rule="if4",
+                 tensor_scale="per_token"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_runs_of_memory_are_as_any_other_blocks(quant, seed):
+    x = hard(np.random.default_rng(seed))
+    fast = ns.quantize(x, quant)
+    slow = ns.quantize(np.asfortranarray(x), quant)
+    for name in ("codes", "scale_codes", "scale"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
+    down = ns.quantize(np.ascontiguousarray(x.T), quant, axis=0)
+    np.testing.assert_array_equal(down.dequantize().T, fast.dequantize())
