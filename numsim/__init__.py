@@ -35,14 +35,9 @@ with known_state():  # tables are computed, and numbers of the source read, whil
     from numsim.version import __version__
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from numsim.models import Model, Recipe, Rule, Run, bundled_model, load_model
-    from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
-=======
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, list_recipes, load_model
     from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.report import report
->>>>>>> c8d5dd0f724d2510a93badb966d8bb97b8698f46
     from numsim.sweep import SweepSpec, sweep
 
 _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them

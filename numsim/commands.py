@@ -291,13 +291,7 @@ def verify(
         from numsim.commands_probe import print_probe
 
         if exhaustive or formats is not None or only is not None:
-<<<<<<< HEAD
             raise NumsimError("verify: verify probe has --units only; leave the others out")
-=======
-            raise NumsimError(
-                "verify: of the options verify probe has --units only; leave them out"
-            )
->>>>>>> c8d5dd0f724d2510a93badb966d8bb97b8698f46
         if units is not None and units < 0:
             raise NumsimError(f"verify: --units is at least 0; got {units}")
         print_probe(40 if units is None else units, seed=0)
