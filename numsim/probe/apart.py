@@ -30,6 +30,7 @@ _MIXED = (("uint8", "int8"), ("float8_e4m3fn", "float8_e5m2"))
 _DEPTHS = (64, 512)
 
 
+@known_floats
 @dataclass(frozen=True, eq=False)
 class Apart:
     """Products on which two units differ.
