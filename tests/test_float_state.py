@@ -189,7 +189,7 @@ def test_a_warning_names_the_line_of_the_caller():
 EXEMPT = {
     "Arch", "CONSTANTS", "Case", "Check", "Past", "Params", "Price", "Row", "SiliconRow",
     "Stochastic", "SweepSpec", "TextTools", "Unit",
-    "bundled_model", "check_silicon", "formats_to_check", "get_stochastic", "golden_folder",
+    "bundled_model", "check_silicon", "formats_to_check", "get_stochastic", "golden_folder", "Page",
     "load_text_tools", "rule_for", "list_recipes", "is_ambiguous", "kept_format", "format_name",
     "recipe_name", "checkable", "list_lines",
     # layers and states: data alone

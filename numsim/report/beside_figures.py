@@ -49,6 +49,8 @@ def draw_beside(tables: dict[str, pd.DataFrame], results: Results) -> dict[str, 
             drawn |= _positions(tables["positions"])
         if "sensitivity" in tables:
             drawn["sensitivity"] = _sensitivity(tables["sensitivity"])
+        if "diff" in tables:
+            drawn["diff"] = _diff(tables["diff"])
         drawn |= _depth(results)
     return drawn
 
@@ -289,6 +291,29 @@ def _sensitivity(table: pd.DataFrame) -> Drawn:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return save_figure(figure, "Whose error it is: KL divergence by part of the network.")
+
+
+def _diff(table: pd.DataFrame) -> Drawn:
+    """Draw where two units differ, and by how much."""
+    shown = table.iloc[:60]
+    figure = canvas(min(WIDEST, 10.0), max(3.0, 0.6 + 0.13 * len(shown)))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    y = np.arange(len(shown))
+    left.barh(y, 100 * shown["differing"], color=COLOURS[0])
+    names = (shown["layer"] + "." + shown["op"]).str.removesuffix(".")
+    left.set_yticks(y, [drawn_name(name) for name in names], fontsize=6.5)
+    left.invert_yaxis()
+    left.set_xlabel("outputs that differ (%)")
+    shares = [[float(x) for x in cell.split(";") if x] for cell in table["ulp_hist"]]
+    most = max(map(len, shares), default=0)
+    mean = np.mean([row + [0.0] * (most - len(row)) for row in shares], axis=0) if most else []
+    words = [*"012", *(f"{2**i + 1}-{2 ** (i + 1)}" for i in range(1, most))][: len(mean)]
+    right.bar(range(len(mean)), 100 * np.asarray(mean), color=COLOURS[1])
+    right.set_xticks(range(len(mean)), words, rotation=60, ha="right", fontsize=7)
+    right.set_xlabel("units in the last place")
+    right.set_ylabel("outputs (%), mean over products")
+    caption = "Two units on equal inputs: outputs that differ, by product, and by how much."
+    return save_figure(figure, caption)
 
 
 def _depth(results: Results) -> dict[str, Drawn]:

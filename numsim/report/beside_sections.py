@@ -15,7 +15,7 @@ ROWS = 60  # of a table that the page shows; the file beside it has all
 RANGES = ("amax", "rms", "crest_row_median", "crest_16_median", "crest_32_median", "kurtosis")
 FIGURES = {
     "tensors": ("hist", "crest"), "accumulators": ("accumulator", "promotion", "cliffs"),
-    "positions": ("positions",), "sensitivity": ("sensitivity",),
+    "positions": ("positions",), "sensitivity": ("sensitivity",), "diff": ("diff",),
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def beside_sections(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Ht
 
 
 def _rows(frame: pd.DataFrame, kind: Beside) -> Html:
-    names = [name for name in (*kind.words, *kind.numbers) if (frame[name].astype(str) != "").any()]
+    names = [name for name in frame if (frame[name].astype(str) != "").any()]
     names = [name for name in names if frame[name].notna().any()]
     body = [
         tag("tr", *(_cell(row[name], name in kind.numbers) for name in names))

@@ -22,7 +22,7 @@ from numsim.report.figures import (
 )  # fmt: skip
 from numsim.report.tables import Results
 
-ANNOTATED = (60, 16)  # products and cases up to which numbers stand in the cells
+NAMED = 60  # products up to which each is named; the page and the tables have the numbers
 LONGEST_CASE = 52  # letters of the name of a case
 PAIRS = 6  # of units that the figure of differences draws
 
@@ -63,9 +63,8 @@ def _heat_maps(
     local: pd.DataFrame, cumulative: pd.DataFrame, cases: pd.DataFrame, left_out: str
 ) -> Drawn:
     rows, columns = local.shape
-    named = rows <= ANNOTATED[0]
-    numbers = named and columns <= ANNOTATED[1]
-    rows_in = (0.19 if numbers else 0.13) * rows if named else min(0.05 * rows, 8.0)
+    named = rows <= NAMED
+    rows_in = 0.13 * rows if named else min(0.05 * rows, 8.0)
     names = cases.set_index("case_id").loc[local.columns]
     every = distinct_names(names["name"] + ", " + names["target"], LONGEST_CASE)
     labels = [
@@ -91,15 +90,10 @@ def _heat_maps(
         axes.spines[:].set_visible(False)
         for start in starts[1:]:
             axes.axhline(start - 0.5, color="white", linewidth=1.2)
-        for i, j in np.ndindex(rows, columns) if numbers else ():
-            if not np.isnan(raw[i, j]):
-                text = f"{raw[i, j]:.0f}" if np.isfinite(raw[i, j]) else "∞"
-                ink = "white" if cells[i, j] < (low + high) / 2 else "black"
-                axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=ink)
     shown = range(rows) if named else starts
     panels[0].set_yticks(
         list(shown), [products[i] if named else layers[i] for i in shown],
-        fontsize=7.5 if numbers else 6.5 if named else 8.5,
+        fontsize=6.5 if named else 8.5,
     )  # fmt: skip
     panels[0].set_ylabel("layer and product" if named else "layer")
     figure.colorbar(image, ax=list(panels), label="SQNR (dB)", fraction=0.04, aspect=40, pad=0.02)

@@ -15,7 +15,7 @@ from numsim.report.markup import Html, join, tag
 from numsim.report.payload import as_json, page_data
 from numsim.report.tables import Results
 
-SCRIPTS = ("d3.min.js", "plot.min.js", "page.js")
+SCRIPTS = ("d3.min.js", "plot.min.js", "chart.js", "page.js")
 
 
 def asset(name: str) -> str:

@@ -32,7 +32,6 @@ class Page:
             f'title="numsim report" style="width:100%;height:{HEIGHT}px;border:0"></iframe>'
         )
 
-    @known_floats
     def save(self, path: str | Path) -> Path:
         """Write the page, whole or not at all.
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from numsim.report.compare import DECIBELS, PERPLEXITY, SIGMAS
 from numsim.report.decide import EDGES, TOLERANCE, Answers, Choice, equal_cases
-from numsim.report.markup import Html, join, table, tag
+from numsim.report.markup import Html, box, join, table, tag
 from numsim.report.measures import BY_KEY, MEASURES, Measure, with_chance
 from numsim.report.payload import plain_number, shown_measures
 from numsim.report.tables import Results, emulated_lengths, local_sqnr, records
@@ -135,8 +135,7 @@ def failed(results: Results) -> Html | None:
 
 def rows_table(head: Html, body: Iterable[Html], **attributes: str) -> Html:
     """Return a table of rows that are made, in a box that scrolls."""
-    inner = tag("table", tag("thead", head), tag("tbody", *body), **attributes)
-    return tag("div", inner, class_="scroll", tabindex="0", role="group", aria_label="table")
+    return box(tag("table", tag("thead", head), tag("tbody", *body), **attributes))
 
 
 COMPARED = ("case", "change", "perplexity before", "now", "difference", "SQNR before, dB", "now",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
 from numsim.models import Model
+from numsim.models.weights import wide
 from numsim.quant import QTensor, Quant, quantize
 from numsim.sweep.grid import Entry, units_of
 from numsim.sweep.inputs import Inputs, split_name
@@ -30,7 +31,7 @@ SYNTHETIC = "normal"  # what results call the layer of synthetic sums
 ROWS, OUTPUTS = 8, 16  # of a synthetic product
 PROMOTIONS = (64, 128, 256, 512)
 BELOW = 6  # bits below the measured peak at which narrow integer accumulators are tried
-_LIMIT = 1 << 22  # products of one measurement on a network
+_LIMIT = 1 << 20  # products of one measurement on a network
 _FATAL = 50.0  # of variance lost: the criterion of Sakr et al.
 
 
@@ -134,7 +135,7 @@ def _products(
             continue
         x = np.asarray(run.taps[f"{name}.in"], np.float32)
         x = x.reshape(-1, x.shape[-1])
-        w = np.asarray(model.tensors[f"{name}.weight"], np.float32)
+        w = np.asarray(wide(model.tensors[f"{name}.weight"]), np.float32)
         rows = max(1, min(len(x), _LIMIT // w.size))
         for entry in entries:
             yield (*split_name(name), *_stored(entry, x[:rows], w), entry)

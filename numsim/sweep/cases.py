@@ -201,7 +201,9 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
         "products": spec.products, "kv": spec.kv or (), "targets": spec.targets or (),
         "seed": spec.seeds,
     }  # fmt: skip
-    _check_count(len(entries) * prod(max(1, len(v)) for v in axes.values()) // 64, spec.max_cases)
+    # before they are made; some combinations may be no case, or the same as another
+    most = len(entries) * prod(max(1, len(values)) for values in axes.values())
+    _check_count(most // SPARE, spec.max_cases)
     for one in spec.products:
         Products(one).check(names)
     found: dict[Case, None] = {}
@@ -254,6 +256,7 @@ def _of_the_grid(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[C
     return list(found)
 
 
+SPARE = 64  # a grid so many times beyond max_cases is refused by the lengths of its axes alone
 _POINT = ("granularities", "scale_formats", "scale_rules", "rounding", "products", "kv")
 
 
@@ -307,7 +310,8 @@ def _cases_at(
     sides = entry.quants(granularity, rounding=rounding, **how)
     kv = None if point["kv"] is None else Storage.of(point["kv"])
     which = Products(point["products"], kv)
-    settings = {k: v for k, v in how.items() if v is not None}
+    scaled = any(side is not None and side.granularity != "none" for side in sides)
+    settings = {k: v for k, v in how.items() if v is not None and scaled}
     if which.called != "linears":
         settings["products"] = which.called
     if kv is not None:
@@ -366,7 +370,7 @@ def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Ca
             digest = whole.digest()
             name = f"recipe_{digest[:8]}"
             if isinstance(given, NamedRecipe | Path):
-                name = given.name if isinstance(given, NamedRecipe) else given.stem
+                name = given.stem if isinstance(given, Path) else given.name or name
             twin = called.setdefault(digest, name)
             if twin is not name:
                 raise NumsimError(

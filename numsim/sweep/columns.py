@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from numsim.sweep.frames import Rows
+from typing import NamedTuple
 
 
 class Column(NamedTuple):
@@ -205,16 +201,3 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 NAMES: tuple[str, ...] = tuple(c.name for c in COLUMNS)
-
-
-def as_frame(rows: Iterable[Mapping[str, Any]]) -> Rows:
-    """Return rows as a table whose columns have one type each, whatever is missing."""
-    from numsim.sweep.frames import Rows  # with pandas, 30 MB that a run alone does without
-
-    types = {str: "string", int: "Int64", bool: "boolean", float: "float64"}
-    frame = Rows([dict(row) for row in rows], columns=list(NAMES), dtype=object)
-    chosen = {column.name: types[column.type] for column in COLUMNS}
-    if frame["block"].dropna().astype(str).str.isdecimal().all():  # no tiles
-        frame["block"] = frame["block"].map(int, na_action="ignore")
-        chosen["block"] = "Int64"
-    return Rows(frame.astype(chosen))

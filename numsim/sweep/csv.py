@@ -71,7 +71,7 @@ class ResultsFile:
         self.kept: list[dict[str, Any]] = []
         self.before_first: Callable[[], None] = lambda: None
         self._path, self._resume, self._force = path, resume, force
-        self._others, self._joined = others, dict[Path, list[str]]()
+        self.others, self._joined = others, dict[Path, list[str]]()
         self._digests: dict[str, Any] = {}
         self._content = [_line(NAMES)]  # what the file is to hold before the first new row
         self._as_it_is = False  # the file holds just that
@@ -175,7 +175,7 @@ class ResultsFile:
         data = self._place.read_bytes() if self._place.exists() else b""
         if data.strip() and not self._content[0].startswith(data):  # else cut in its first line
             self._read_own(path, data)
-        for other in self._others:
+        for other in self.others:
             self._join(other)
 
     def _join(self, path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from numsim.sweep.columns import COLUMNS, Column
+from numsim.sweep.columns import COLUMNS, NAMES, Column
 
 _OF_PRODUCTS = (  # columns that only rows of products fill
     "M", "N", "K", "sqnr_local_db", "saturation_rate", "underflow_rate", "acc_overflow_rate",
@@ -53,3 +54,14 @@ class Rows(pd.DataFrame):
 
 def _repeats(column: Column) -> bool:
     return column.type is str and column.name not in _PLAIN
+
+
+def as_frame(rows: Iterable[Mapping[str, Any]]) -> Rows:
+    """Return rows as a table whose columns have one type each, whatever is missing."""
+    types = {str: "string", int: "Int64", bool: "boolean", float: "float64"}
+    frame = Rows([dict(row) for row in rows], columns=list(NAMES), dtype=object)
+    chosen = {column.name: types[column.type] for column in COLUMNS}
+    if frame["block"].dropna().astype(str).str.isdecimal().all():  # no tiles
+        frame["block"] = frame["block"].map(int, na_action="ignore")
+        chosen["block"] = "Int64"
+    return Rows(frame.astype(chosen))

@@ -14,6 +14,7 @@ from typing import Any
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
 from numsim.formats import Format, get_format, table_name
 from numsim.models import Recipe, Rule
+from numsim.models.gemm import probe
 from numsim.quant import QUANTS, Quant, recipe_name
 from numsim.targets import Target, get_target, list_targets, rule_for
 from numsim.targets.table import label
@@ -295,8 +296,17 @@ class Entry:
 
     @property
     def unit(self) -> str:
-        """The unit where the sweep names none."""
-        return default_target(*self.formats, blocks=any(side.has_blocks for side in self.sides))
+        """The unit where the sweep names none: an exact one, if it takes what is stored."""
+        blocks = any(side.has_blocks for side in self.sides)
+        unit = default_target(*self.formats, blocks=blocks)
+        if unit == FAKE_QUANT or all(side.rule is None for side in self.sides):
+            return unit
+        weights, activations = self.quants(self.granularities(None)[0], rounding="rne")
+        try:
+            probe(Rule(activations, weights, unit))
+        except NumsimError:  # elements of two kinds, such as those of if4
+            return FAKE_QUANT
+        return unit
 
     def granularities(self, asked: tuple[str, ...] | None) -> list[str]:
         """Return the scales to sweep: weights+activations, one word where both agree."""

@@ -14,10 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numsim
 from numsim.errors import NumsimError, SkippedWarning, printable, warn
 from numsim.files import read_toml, replace_files
-from numsim.formats import Format
+from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
 from numsim.models.recipe import inline_toml, quant_table, target_table
 from numsim.quant import Quant
@@ -29,6 +28,7 @@ from numsim.sweep.spec import TABLE, SweepSpec
 from numsim.targets import Target, get_target
 from numsim.version import __version__
 
+_NAMED = (("models", "model"), ("texts", "text"))  # hashes by name, and the column of the name
 _LIBRARIES = ("numpy", "numba", "ml-dtypes", "pandas", "tokenizers")
 _NOT_SETTINGS = {  # where and how fast a sweep ran, not what it measured
     "out", "resume", "force", "jobs", "scheduler", "shard", "memory_limit", "max_cases",
@@ -72,8 +72,8 @@ class Manifest:
             measured["cost"] = hashlib.sha256(plan.cost.read_bytes()).hexdigest()[:16]
         record = {
             "numsim_version": __version__,
-            "models": {case.model: case.model_hash for case in first},
-            "texts": {case.text: case.text_hash for case in first},
+            "models": {printable(case.model): case.model_hash for case in first},
+            "texts": {printable(case.text): case.text_hash for case in first},
             "measured": {name: value for name, value in measured.items() if value is not None},
             "seeds": list(plan.seeds),
             "cases": sum(len(run.cases) for run in runs),
@@ -93,24 +93,27 @@ class Manifest:
         More formats, units or seeds may come to them; another model, text, version, or other
         tokens of it may not.
         """
-        if not results.kept or self.path is None:
+        if not results.kept:
             return
-        found = record_of(self.path) if self.path.is_file() else {}
-        for what, name in (("models", "model"), ("texts", "text")):
-            present = self.record[what]
-            for row in results.kept:
-                if row[name] not in present:
-                    raise _other(results.path, name, row[name], ", ".join(present))
+        for what, name in _NAMED:
+            for called in dict.fromkeys(row[name] for row in results.kept):
+                if called not in self.record[what]:
+                    raise _other(results.path, name, called, ", ".join(self.record[what]))
+        for path in (results.path, *results.others):
+            place = None if path is None else manifest_path(path)
+            if place is not None and place.is_file():
+                self._check_record(path, record_of(place))
+
+    def _check_record(self, path: Path | None, found: dict[str, Any]) -> None:
+        for what, name in _NAMED:
             for called, digest in found.get(what, {}).items():
-                if present.get(called, digest) != digest:
-                    raise _other(
-                        results.path, name, f"{called} with other contents", "what is there now"
-                    )
+                if self.record[what].get(called, digest) != digest:
+                    raise _other(path, name, f"{called} with other contents", "what is there now")
         before = found.get("measured", self.record["measured"])
         for name in _MEASURED:
             old, new = before.get(name), self.record["measured"].get(name)
             if old != new:
-                raise _other(results.path, name, old, new)
+                raise _other(path, name, old, new)
 
     def write(self) -> None:
         """Write the file in one step.
@@ -130,7 +133,8 @@ class Manifest:
             *(f"{name} = {inline_toml(value)}" for name, value in self.record.items()),
         ]
         try:
-            replace_files({self.path: ("\n".join(head) + "\n").encode()})
+            text = "\n".join(head) + "\n"
+            replace_files({self.path: text.encode(errors="replace")})  # names may be no Unicode
         except OSError as error:
             raise NumsimError(
                 f"sweep: cannot write {self.path}: {error.strerror}; name another results file, or "
@@ -206,15 +210,15 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(name, one) for one in value]
     if isinstance(value, Quant):
-        return quant_table(value)
+        return _quant(value)
     if isinstance(value, Format):
-        return quant_table(Quant(value))
+        return _format(value)
     if isinstance(value, Target):
         return target_table(value)
     if isinstance(value, Model):
         return None if value.folder is None else str(value.folder.absolute())
     if isinstance(value, Recipe):
-        return {"name": f"recipe_{value.digest()[:8]}", "toml": value.to_toml()}
+        return {"toml": value.to_toml()}
     if isinstance(value, NamedRecipe):
         return {k: v for k, v in value.model_dump(mode="json").items() if v}
     if value == DECLARED:
@@ -226,15 +230,28 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".toml"):
         if name == "targets":
             return {"unit": get_target(value).to_toml()}
-        return quant_table(Quant(value))
+        return _format(get_format(value))
     return value
+
+
+def _quant(quant: Quant) -> dict[str, Any]:
+    """Return a table that is this `Quant` alone, and no format that is swept with other scales."""
+    table = quant_table(quant)
+    found = {"format": table} if isinstance(table, str) else table
+    return found | {"granularity": quant.granularity}
+
+
+def _format(fmt: Format) -> Any:
+    """Return what a settings file has for a format: its name, or all of it as a table."""
+    table = quant_table(Quant(fmt))
+    return table if isinstance(table, str) else {"format": table["format"]}
 
 
 @cache
 def _code_hash() -> str:
     """Return a hash of the sources of numsim."""
     digest = hashlib.sha256()
-    root = Path(numsim.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
@@ -259,4 +276,5 @@ def _processor() -> str:
 
 
 def _is_command() -> bool:
-    return Path(sys.argv[0]).name in ("numsim", "cli.py", "__main__.py")
+    place = Path(sys.argv[0])
+    return place.stem == "numsim" or place.resolve() == Path(__file__).parents[1] / "cli.py"

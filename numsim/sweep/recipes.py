@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule
@@ -23,7 +23,7 @@ class NamedRecipe(BaseModel):
     Parameters
     ----------
     name
-        What results call it.
+        What results call it; empty: a digest of a `toml`.
     base
         Fields of a `SweepSpec` that stand for one case: ``{formats = "int4", ...}``.
     rule
@@ -34,7 +34,7 @@ class NamedRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1)
+    name: str = ""
     base: dict[str, Any] = {}
     rule: tuple[dict[str, Any], ...] = ()
     toml: str | None = None
@@ -47,6 +47,10 @@ class NamedRecipe(BaseModel):
         NumsimError
             Rules or fields that cannot be, with the name of the recipe.
         """
+        if not self.name and self.toml is None:
+            raise NumsimError(
+                "sweep: recipes: a table of a base and rules has a name; got none; add name = ..."
+            )
         try:
             if self.toml is not None:
                 return recipe_from_tables(tomllib.loads(self.toml), f"recipe {self.name}")

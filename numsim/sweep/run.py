@@ -20,7 +20,6 @@ from numsim.processes import in_processes
 from numsim.progress import sweep_progress
 from numsim.sweep.cases import Case, folder_hash, machine_of
 from numsim.sweep.cluster import connected, on_cluster
-from numsim.sweep.columns import as_frame
 from numsim.sweep.costs import Machine
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.manifest import Manifest, record_of
@@ -151,9 +150,13 @@ def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[s
     with closing(_run_all(left, tell)) as new:  # ends processes at once
         rows += map(results.write, with_losses(results.path, done, new))
     rows = results.finish(rows, [case.case_id for case in every])
+    if manifest.path is not None and not manifest.path.exists():  # of parts that were all there
+        manifest.write()
     if plan.stats and results.path is not None:
         tell("tensors and accumulators", 0, 1)
         write_stats(plan, runs, results.path, rows)
+    from numsim.sweep.frames import as_frame  # with pandas, 30 MB that a worker does without
+
     frame = as_frame(rows)
     labels = {case.case_id: case.label for case in every}
     failed = [  # kept rows too: a resumed sweep ends like one that was not interrupted

@@ -18,6 +18,7 @@ from pydantic import (
 from numsim.errors import NumsimError, near_names
 from numsim.files import read_toml
 from numsim.formats import Format, get_format
+from numsim.formats.toml import fields_from_table
 from numsim.models import Model, Recipe
 from numsim.models.recipe import quant_from_table, rule_from_table
 from numsim.quant import Quant
@@ -243,6 +244,8 @@ class SweepSpec(BaseModel):
 
 
 def _storable(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("format"), Mapping) and len(value) == 1:
+        return Format(**fields_from_table(value["format"]))  # its scales are those of the grid
     if isinstance(value, Mapping):
         return quant_from_table(value)
     return value if isinstance(value, str | Quant | Format) else get_format(value).name

@@ -12,6 +12,7 @@ from numsim.sweep.prepare import Prepared
 from numsim.sweep.spec import SweepSpec
 
 LONGEST_K = 65536  # of synthetic sums
+TOKENS = 512  # of the first windows, whose tensors are looked at
 
 
 def entries_of(plan: SweepSpec) -> list[Entry]:
@@ -35,10 +36,11 @@ def write_stats(
     both = [entry for entry in entries if len(entry.sides) == 2]
     ranges: list[dict[str, Any]] = []
     widths: list[dict[str, Any]] = []
+    windows = max(1, min(plan.batch, TOKENS // plan.window))
     for run in runs:
-        ranges += tensors.tensor_rows(run.model, run.inputs, entries, plan.batch)
+        ranges += tensors.tensor_rows(run.model, run.inputs, entries, windows)
         widths += accumulators.accumulator_rows(
-            run.model, run.inputs, both, plan.targets, plan.batch, LONGEST_K
+            run.model, run.inputs, both, plan.targets, windows, LONGEST_K
         )
     whole = [row for row in rows if row["layer"] == "all"]
     positions = sidecars.position_rows(results, whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,13 +51,13 @@ def tensor_rows(model: Model, inputs: Inputs, entries: list[Entry], batch: int) 
                 if id(x) in seen:
                     continue
                 seen.add(id(x))
-            wide = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
+            values = np.asarray(x.swapaxes(-1, -2) if role == "KV" else x, np.float32)
             layer, op = split_name(name)
-            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(wide)
+            head = {"model": model.name, "layer": layer, "op": op, "role": role} | shape_of(values)
             for (called, granularity), entry in ways.items():
                 quant = _stored(entry, granularity, role)
                 if quant is not None:
-                    yield head | {"format": called} | lost(wide, quant)
+                    yield head | {"format": called} | lost(values, quant)
 
 
 def _tensors(
@@ -155,13 +155,3 @@ def lost(x: NDArray[np.float32], quant: Quant) -> dict[str, Any]:
         "saturation_rate": saturated,
         "sqnr_db": ratio_db(float((wide * wide).sum()), noise),
     }
-
-
-def worst_first(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, of each tensor, the row that loses most, lowest SQNR first."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(str(row[name]) for name in ("model", "layer", "op", "role"))
-        if key not in found or row["sqnr_db"] < found[key]["sqnr_db"]:
-            found[key] = row
-    return sorted(found.values(), key=lambda row: float(row["sqnr_db"]))

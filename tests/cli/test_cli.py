@@ -169,7 +169,7 @@ def test_storage_rules_go_by_every_spelling_in_every_command(command, monkeypatc
         (f"cast 1 --to e4m3 --rounding sr --seed {'9' * 39}", "--seed is an integer from 0 to"),
         ("cast 1 --to e4m3 --offset nan", "expected a whole number"),
         ("sweep --limit-tokens nan", "expected a whole number"),
-        ("sweep --seed 0x10", "expected a whole number"),
+        ("sweep --seed 0x10", "sweep: seed: a whole number from 0"),
         ("sweep --jobs inf", "expected a whole number"),
         ("explain mma --target ideal.fp32 --c 1e400", "'--c': expected a number within float64"),
         ("explain mma --target ideal.int --c nan", "whole number of at most 64 bits"),

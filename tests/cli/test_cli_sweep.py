@@ -84,7 +84,7 @@ def test_questions_write_tables_once(words, tmp_path):
         ('formts = ["int8"]', "s.toml: 'formts' is no field"),
         ("window = 1", "s.toml: window: must be greater"),
         ('formats = ["int8"]\nexclude = ["int8"]', "the grid is empty"),
-        ('formats = ["int9"]', "int9"),
+        ('formats = ["int8x"]', "int8x"),
         ('[[recipes]]\nname = "x"\nbass = 1', "s.toml: recipes.0: 'bass' is no field"),
     ],
 )

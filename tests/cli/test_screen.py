@@ -7,7 +7,8 @@ import pytest
 
 from numsim import losses
 from numsim.screen import ranked, sweep_table
-from numsim.sweep.columns import NAMES, as_frame
+from numsim.sweep.columns import NAMES
+from numsim.sweep.frames import as_frame
 from numsim.words import with_error
 
 

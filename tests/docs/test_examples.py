@@ -10,6 +10,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 # Arguments for a short run that writes elsewhere than in reports/.
 WRITES = {
     "stall.py": ["pages"], "worked_example.py": ["page.md"],
+    "gallery.py": ["pages", "255", "fp8-units"],
     "training_pages.py": ["classifier", "pages", "1", "2"],
     "four_bits.py": ["--windows", "2", "--only", "HiF4", "--out", "pages"],
 }  # fmt: skip

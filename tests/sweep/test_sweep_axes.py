@@ -65,11 +65,16 @@ def test_scale_formats_and_rules():
     assert len({case.case_id for case in found}) == 4
     (pow2,) = grid(formats="int8", granularities="per_block:32", scale_formats="float8_e8m0fnu")
     assert pow2.quants[0].scale_format == "float8_e8m0fnu"
-    with pytest.warns(ns.SkippedWarning, match=r"they cannot be: 1 combinations, .*clips"):
-        both = grid(formats="int8", granularities="per_tensor,per_block:32", scale_rules="mse,amax")
-    assert [case.granularity for case in both] == ["per_tensor", "per_tensor", "per_block:32"]
-    with pytest.raises(ns.NumsimError, match=r"granularities: .*clips"):  # none of it is left
-        grid(formats="int8", granularities="per_tensor,per_block:32", scale_rules="mse")
+    both = {"scale_formats": "float8_e4m3fn,float8_e8m0fnu", "scale_rules": "amax,floor"}
+    with pytest.warns(ns.SkippedWarning, match=r"they cannot be: 2 combinations, .*got 'floor'"):
+        found = grid(formats="mxfp4_e2m1", **both)
+    pairs = [(case.quants[0].scale_format, case.quants[0].scale_rule) for case in found]
+    assert pairs == [("float8_e4m3fn", "amax"), ("float8_e8m0fnu", "floor")]
+    with pytest.raises(ns.NumsimError, match=r"scale_rules: .*got 'floor'"):  # no case is left
+        grid(formats="mxfp4_e2m1", scale_formats="float8_e4m3fn", scale_rules="floor,amax")
+    assert labels(formats="int8", granularities="none", scale_rules="mse,amax") == [
+        "int8 none ideal.int"  # which has no scale
+    ]
 
 
 def test_units_with_fields():

