@@ -32,8 +32,8 @@ def test_stimuli_go_out_and_answers_come_back(tmp_path):
         rounds = sorted(tmp_path.glob("round*"))
         for file in rounds[-1].glob("*.npz"):
             with np.load(file) as npz:
-                a, b, c = (npz[k].view(t).astype(np.int64)
-                           for k, t in (("a", np.int8), ("b", np.int8), ("c", np.int32)))  # fmt: skip
+                a, b = (npz[k].view(np.int8).astype(np.int64) for k in "ab")
+                c = npz["c"].view(np.int32).astype(np.int64)
             d = ((a * b).sum(1) + c + 2**19) % 2**20 - 2**19
             np.savez(file.with_suffix(".d.npz"), d=d.astype(np.int32))
         said = run("probe", "--answers", str(tmp_path))
