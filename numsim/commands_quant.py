@@ -29,14 +29,14 @@ def calibrate(
     windows: Annotated[int, typer.Option(help="Windows of the text, from its beginning.")] = 16,
 ) -> None:
     """Find static scales of activations on a text, and write a recipe that names them."""
-    from numsim.models import Recipe, load_model, load_text_tools
+    from numsim.models import Recipe, load_model, load_text_tools, named_recipe
     from numsim.models.calibrate import calibrated
 
     if length < 1 or windows < 1:
         raise NumsimError(
             f"calibrate: --length and --windows are 1 or more; got {length}, {windows}"
         )
-    rules = Recipe.from_toml(recipe) if recipe.endswith(".toml") else Recipe.named(recipe)
+    rules = Recipe.from_toml(recipe) if recipe.endswith(".toml") else named_recipe(recipe)
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

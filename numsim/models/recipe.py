@@ -327,24 +327,6 @@ class Recipe:
         return cls((("*", plain), ("*_proj", linears)), seed)
 
     @classmethod
-    def named(cls, name: str, *, target: Target | str | None = None) -> Recipe:
-        """Return a recipe that people know by name: `numsim.models.named_recipe`.
-
-        Raises
-        ------
-        NumsimError
-            For an unknown name.
-
-        Examples
-        --------
-        >>> Recipe.named("w8a8").rule("layers.0.q_proj").activations.granularity
-        'per_token'
-        """
-        from numsim.models.named import named_recipe
-
-        return named_recipe(name, target=target)
-
-    @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
         """Read ``[[rule]]`` tables: match, and optionally activations, weights, target, out_format.
 
