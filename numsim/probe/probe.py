@@ -48,6 +48,7 @@ class Witness:
     instead: str
 
 
+@known_floats
 @dataclass(frozen=True, eq=False)
 class Probe:
     """What a probe found out.

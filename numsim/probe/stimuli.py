@@ -190,7 +190,7 @@ def edges(machine: Machine) -> Batch:
     """Zeros and their signs, subnormals, c alone, the ends of the range, Inf and NaN."""
     both, depth = words(machine.a, machine.b), machine.depths[0]
     sheet, rng = Sheet(machine, depth), np.random.default_rng(6)
-    info = ml_dtypes.finfo(machine.dtype)
+    info: Any = ml_dtypes.finfo(machine.dtype)  # type: ignore[no-untyped-call]
     least, most, width = int(info.minexp), int(info.maxexp), info.nmant
     for exponent in range(least - width, most):
         fraction = 1 + int(rng.integers(1 << width)) * 2.0**-width

@@ -52,3 +52,11 @@ def test_equal_units_are_not_told_apart_and_strangers_are_an_error():
     assert tell_apart("x86.tdpbssd", "arm.sdot") is None
     with pytest.raises(ns.NumsimError, match="none in common"):
         tell_apart("x86.vpdpbusd", "x86.vdpbf16ps")
+
+
+def test_products_that_are_not_needed_are_left_out():
+    # two products that c loses one by one: 16 of a tree meet before c, 8 and 8 do not
+    wide, narrow = (ns.get_target("ideal.mac", order="tree", group=n) for n in (16, 8))
+    found = tell_apart(wide, narrow, formats="float8_e4m3fn")
+    assert found.products == 2
+    assert found.a.shape[-1] <= 32
