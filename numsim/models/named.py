@@ -91,7 +91,7 @@ _ROTATED_AS_THEY_RUN = ("*o_proj", "*down_proj")
 def list_recipes() -> tuple[str, ...]:
     """Return the recipes that have names: storage rules, which `quantize` takes, then networks.
 
-    `numsim.models.named_recipe` takes both.
+    `named_recipe` takes both.
 
     Examples
     --------
