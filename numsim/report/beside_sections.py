@@ -37,7 +37,7 @@ def beside_sections(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Ht
 
 
 def _rows(frame: pd.DataFrame, kind: Beside) -> Html:
-    names = [name for name in frame if (frame[name].astype(str) != "").any()]
+    names = [name for name in map(str, frame) if (frame[name].astype(str) != "").any()]
     names = [name for name in names if frame[name].notna().any()]
     body = [
         tag("tr", *(_cell(row[name], name in kind.numbers) for name in names))

@@ -96,7 +96,7 @@ def opened(browser, path, *, fragment="", width=1400, **more):
     context = browser.new_context(
         viewport={"width": width, "height": 900}, offline=True, reduced_motion="reduce", **more
     )
-    context.set_default_timeout(5000)
+    context.set_default_timeout(60_000)
     view, said, asked = context.new_page(), [], []
     view.on("console", lambda m: said.append(m.text))
     view.on("pageerror", lambda e: said.append(str(e)))
