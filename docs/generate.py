@@ -339,8 +339,8 @@ def course_page() -> Iterator[str]:
 
 PAGES = {
     "formats": formats_page, "roundings": roundings_page, "units": units_page,
-    "columns": columns_page, "published": published_page, "commands": commands_page, "api": api_page,
-    "gallery": gallery_page, "course": course_page,
+    "columns": columns_page, "published": published_page, "commands": commands_page,
+    "api": api_page, "gallery": gallery_page, "course": course_page,
 }  # fmt: skip
 
 if __name__ == "__main__":

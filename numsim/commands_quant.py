@@ -1,4 +1,4 @@
-"""Commands about scales: calibrate, verify published. Parse, call, print."""
+"""Commands about scales: calibrate, verify published, bench quantize. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -83,3 +83,17 @@ def print_published(only: str) -> None:
     )
     if moved:
         sys.exit(1)
+
+
+def print_bench() -> None:
+    """Print how fast every kind of scale is: ``bench quantize``."""
+    from numsim.bench.quantize import bench_gptq, bench_quantize
+
+    cells: list[tuple[str, ...]] = [("task", "million/s", "of", "share", "aim")]
+    for row in bench_quantize():
+        share = f"{row.share:.3g}" if row.of else ""
+        aim = f"{row.aim:.2g}" if row.aim else ""
+        cells.append((row.task, f"{row.rate:,.3g}", row.of, share, aim))
+    say("quantisation, one core, best of the repetitions")
+    say("\n".join(columns(cells, "<><>>")))
+    say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")

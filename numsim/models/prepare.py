@@ -19,6 +19,7 @@ from numsim.formats import FormatLike
 from numsim.models.arch import Arch, has_experts, layer_products
 from numsim.models.memory import OperandCache
 from numsim.models.run import Model
+from numsim.models.weights import wide
 from numsim.quant import Quant
 from numsim.quant.transforms import gptq, hadamard_order, rotate, smooth
 
@@ -111,29 +112,29 @@ def rotated(model: Model, *, seed: int | None = 0) -> Model:
     signs = None
     if seed is not None:
         signs = np.random.default_rng(seed).integers(0, 2, arch.hidden) * 2 - 1
-    tensors = {name: np.asarray(t) for name, t in model.tensors.items()}
+    tensors = {name: wide(t) for name, t in model.tensors.items()}
     offset = 1.0 if arch.norm == "rms_plus_one" else 0.0
 
-    def wide(name: str) -> Array:
+    def double(name: str) -> Array:
         return tensors[name].astype(np.float64)
 
     def fold(norm: str, names: list[str]) -> None:
-        factors = wide(f"{norm}.weight") + offset
+        factors = double(f"{norm}.weight") + offset
         for name in names:
-            tensors[f"{name}.weight"] = rotate(wide(f"{name}.weight") * factors, signs=signs)
+            tensors[f"{name}.weight"] = rotate(double(f"{name}.weight") * factors, signs=signs)
         tensors[f"{norm}.weight"] = np.full(len(factors), 1.0 - offset)
 
     if arch.head and arch.tied:
         tensors["lm_head.weight"] = tensors["embed.weight"]
-    tensors["embed.weight"] = rotate(wide("embed.weight"), signs=signs)
+    tensors["embed.weight"] = rotate(double("embed.weight"), signs=signs)
     for layer in range(arch.layers):
         for norm, names in readers(arch, layer).items():
             fold(norm, names)
         for name in _writers(arch, layer):
-            turned = rotate(np.ascontiguousarray(wide(f"{name}.weight").T), signs=signs)
+            turned = rotate(np.ascontiguousarray(double(f"{name}.weight").T), signs=signs)
             tensors[f"{name}.weight"] = np.ascontiguousarray(turned.T)
             if f"{name}.bias" in tensors:
-                tensors[f"{name}.bias"] = rotate(wide(f"{name}.bias"), signs=signs)
+                tensors[f"{name}.bias"] = rotate(double(f"{name}.bias"), signs=signs)
     last = ["lm_head"] if arch.head else ["classifier"] if arch.labels else []
     if arch.final_norm:
         fold("final_norm", last)
@@ -170,18 +171,18 @@ def smoothed(model: Model, tokens: ArrayLike, *, alpha: float = 0.5) -> Model:
     """
     arch = model.arch
     _refused(arch, "smoothed", centred=False)
-    tensors = {name: np.asarray(t) for name, t in model.tensors.items()}
+    tensors = {name: wide(t) for name, t in model.tensors.items()}
     offset = 1.0 if arch.norm == "rms_plus_one" else 0.0
     for norm, names, seen in _inputs(model, tokens):
         amax_x = np.abs(seen).max(axis=0)
-        wide = {n: tensors[f"{n}.weight"].astype(np.float64) for n in names}
-        factors = smooth(amax_x, np.max([np.abs(w).max(axis=0) for w in wide.values()], axis=0),
+        weights = {n: tensors[f"{n}.weight"].astype(np.float64) for n in names}
+        factors = smooth(amax_x, np.max([np.abs(w).max(axis=0) for w in weights.values()], axis=0),
                          alpha=alpha)  # fmt: skip
         weight = tensors[f"{norm}.weight"].astype(np.float64)
         tensors[f"{norm}.weight"] = (weight + offset) / factors - offset
         if f"{norm}.bias" in tensors:
             tensors[f"{norm}.bias"] = tensors[f"{norm}.bias"].astype(np.float64) / factors
-        for name, w in wide.items():
+        for name, w in weights.items():
             tensors[f"{name}.weight"] = w * factors
     return _changed(model, arch, tensors, "smoothed")
 
@@ -238,7 +239,7 @@ def rounded(
         )
     names = model.linear_names()
     run = model.run(tokens, taps=[f"{name}.in" for name in names])
-    tensors = {name: np.asarray(t) for name, t in model.tensors.items()}
+    tensors = {name: wide(t) for name, t in model.tensors.items()}
     for name in names:
         seen = np.asarray(run.taps[f"{name}.in"])
         x = seen.reshape(-1, seen.shape[-1]).astype(np.float64)

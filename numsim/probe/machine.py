@@ -15,7 +15,7 @@ from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
 from numsim.targets import Target, matmul
-from numsim.targets.types import CLASSES, IntSum, Mac, Rule
+from numsim.targets.rules import CLASSES, RULES, Rule, about, adds_integers
 
 Answers = NDArray[Any]
 Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Any]
@@ -200,8 +200,6 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
 
 def class_of(rule: type, machine: Machine) -> str | None:
     """Return the operand class under which a unit has a rule for a machine's formats."""
-    from numsim.targets.rules import RULES
-
     names = machine.a.name, machine.b.name
     half = "->float16" if machine.out == "float16" and rule.__name__ == "Fused" else ""
     fits = [k for k, known in CLASSES.items() if set(names) <= set(known)]
@@ -238,14 +236,15 @@ def restarts(unit: Target) -> bool:
 
 def held(c: NDArray[Any], unit: Target, rule: Any) -> NDArray[Any]:
     """Return c as the unit's accumulator holds it: a register keeps what fits in it."""
-    if isinstance(rule, IntSum):
+    if adds_integers(rule):
         bits = rule.outer_bits if restarts(unit) else rule.acc_bits
         if bits >= 8 * c.itemsize:
             return c
         wrapped = c.astype(np.int64) << (64 - bits) >> (64 - bits)
         return wrapped.astype(c.dtype)
-    if isinstance(rule, Mac) and not restarts(unit) and rule.acc_format != c.dtype.name:
-        fmt = get_format(rule.acc_format)
+    own = about(rule).formats(rule)
+    if own and not restarts(unit) and own[0] != c.dtype.name:
+        fmt = get_format(own[0])
         nan: Literal["zero"] | None = None if fmt.has_nan else "zero"
         return cast(c.astype(np.float32), fmt, overflow="special", nan=nan).astype(c.dtype)
     return c

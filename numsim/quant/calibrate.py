@@ -27,6 +27,7 @@ _BINS = 1 << (31 - _SHIFT)
 _PIECE = 1 << 20
 
 
+@known_floats
 class Calibration:
     """What a stream of tensors says about one static scale.
 
@@ -73,7 +74,6 @@ class Calibration:
         self._average = 0.0
         self._counts = np.zeros(_BINS, np.int64)
 
-    @known_floats
     def update(self, x: ArrayLike) -> None:
         """Look at one tensor.
 
@@ -103,7 +103,6 @@ class Calibration:
         self._average = kept * self._average + (1 - kept) * most
         self.tensors += 1
 
-    @known_floats
     def amax(self, fmt: FormatLike) -> float:
         """Return the magnitude that is to map to the largest value of a format.
 

@@ -32,6 +32,7 @@ def next_multiplier(amax: Any, top: float, margin: int, before: np.float32) -> n
         return min(np.float32(quotient / np.float64(2.0) ** margin), _FLOAT32_MAX)
 
 
+@known_floats
 class DelayedScale:
     """The multiplier of a tensor before its cast, from a history of amaxes.
 
@@ -106,7 +107,6 @@ class DelayedScale:
         """The amaxes that count, as TransformerEngine keeps them: [0] is that of the next step."""
         return self._history.copy()
 
-    @known_floats
     def update(self, amax: ArrayLike) -> None:
         """Note the amax of this step: a number, or the tensor itself.
 

@@ -86,6 +86,13 @@ def front(cases: pd.DataFrame, x: str, y: str) -> list[str]:
     """
     found = cases[np.isfinite(cases[x]) & np.isfinite(cases[y])]
     merit = SIGNED[BY_KEY[y].better] * found[y]
+    if x == "area_ge":  # the model tells areas apart only where their ranges do
+        beaten = [
+            bool(((merit < own) & (found["area_low"] <= high)).any())
+            for own, high in zip(merit, found["area_high"], strict=True)
+        ]
+        kept = found[~np.array(beaten, bool)].sort_values(x, kind="stable")
+        return [str(case) for case in kept["case_id"]]
     ordered = found.assign(merit=merit).sort_values([x, "merit"], kind="stable")
     best = ordered["merit"].cummin()
     better = ordered["merit"] < best.shift(1, fill_value=math.inf)

@@ -58,7 +58,9 @@ def _front_figure(cases: pd.DataFrame, x: str, y: str, left_out: str) -> Drawn:
     return save_figure(
         figure,
         f"{words[y]} against {BY_KEY[x].title}; lower and further left is better. Dashed: no "
-        "bit-exact case is better in both; those cases are named. Bars: 95 % of chance." + left_out,
+        "bit-exact case is better in both; those cases are named. Bars: 95 % of chance"
+        + (", and across what the model of area can tell." if x == "area_ge" else ".")
+        + left_out,
     )
 
 
@@ -74,6 +76,8 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
             case[x], case[y], marker=marks[case["scales"]], color=colour, linestyle="", **fill
         )
         error = 2 * case["dnll_stderr"] if y == "dnll" else 0.0
+        if x == "area_ge":  # what the model can tell
+            axes.hlines(case[y], case["area_low"], case["area_high"], color=colour, alpha=0.4)
         if error > 0:
             axes.vlines(case[x], case[y] - error, case[y] + error, color=colour, linewidth=1)
     real = found[found["exact"] & ~found["failed"]]

@@ -19,7 +19,7 @@ from numsim.sweep.grid import Entry, units_of
 from numsim.sweep.inputs import Inputs, split_name
 from numsim.sweep.operators import ratio_db, tap_names
 from numsim.targets import Target, accumulator_bits, get_target, matmul
-from numsim.targets.types import IntSum
+from numsim.targets.rules import adds_integers
 
 COLUMNS = (
     "layer", "op", "K", "format", "target", "bits_bound", "bits_bound_l1", "bits_measured_peak",
@@ -172,13 +172,13 @@ def _rows(
         "rows_measured": a.shape[0], "vrr_bits": vrr_bits(k),
     }  # fmt: skip
     for called, unit in _units(entry, targets):
-        integers = all(isinstance(rule, IntSum) for _, rule in unit.rules)
+        integers = all(adds_integers(rule) for _, rule in unit.rules)
         for changes in _variants(unit, integers, k, peak):
             one = unit.changed(**changes) if changes else unit
             d, stats = matmul(a, b, target=one, stats=True)
             got = np.asarray(d, np.float64)
             lost = stats.overflows + stats.saturations + stats.wraps
-            bits = next((r.acc_bits for _, r in one.rules if isinstance(r, IntSum)), None)
+            bits = next((r.acc_bits for _, r in one.rules if adds_integers(r)), None)
             words = "".join(f":{key}={value}" for key, value in changes.items())
             yield head | {
                 "target": f"{called}{words}", "swamp_rate": stats.swamped / max(stats.steps, 1),

@@ -26,12 +26,15 @@ def epilogue(
     out_format: str | Format,
     scale_result: float | np.float32 | None = None,
     bias: ArrayLike | None = None,
+    zero_point: int = 0,
 ) -> NDArray[Any]:
     """Scale an accumulator, add a bias, round to the output format, as cuBLASLt does.
 
     ``y = fma(acc, alpha, +0)`` in float32, then ``y + bias`` in float32. float16 and bfloat16
     are rounded from that float32 (nearest even). FP8: ``y * scale_result`` in float32, clamped to
-    the format's range (Inf too), nearest even. NaN becomes 0x7FFFFFFF, 0x7FFF, or 0x7F.
+    the format's range (Inf too), nearest even. NaN becomes 0x7FFFFFFF, 0x7FFF, or 0x7F. Integers:
+    ``clip(rint(y * scale_result) + zero_point)``, as ONNX QuantizeLinear of y with the scale
+    1 / scale_result where that is a power of two; NaN is an error.
 
     Parameters
     ----------
@@ -40,9 +43,12 @@ def epilogue(
     alpha
         fp32(scale_a * scale_b).
     out_format
-        ``float32``, ``float16``, ``bfloat16``, ``float8_e4m3fn`` or ``float8_e5m2``.
+        ``float32``, ``float16``, ``bfloat16``, ``float8_e4m3fn``, ``float8_e5m2``, or an integer
+        of up to 16 bits.
     scale_result
-        Factor before an 8-bit output; None: 1.
+        Factor before an 8-bit or integer output; None: 1.
+    zero_point
+        Of an integer output.
     bias
         As `acc`; broadcasts against it.
 
@@ -56,7 +62,8 @@ def epilogue(
         For another output format.
     NumsimError
         For arrays of other types (float64 would be rounded twice), and a bias that does not
-        broadcast to the shape of `acc`.
+        broadcast to the shape of `acc`; a zero point that the output does not hold, or of another
+        output than integers; NaN for an integer output.
 
     Source
     ------
@@ -72,6 +79,13 @@ def epilogue(
     total = _numbers(acc, "acc")
     factor = _scalar(alpha, "alpha")
     after = _scalar(1.0 if scale_result is None else scale_result, "scale_result")
+    whole = out.kind == "integer" and out.bits <= 16 and not out.bias
+    held = isinstance(zero_point, int | np.integer) and not isinstance(zero_point, bool)
+    if not held or (zero_point and not whole) or not out.min <= zero_point <= out.max:
+        raise NumsimError(
+            f"epilogue: zero_point is a code of an integer out_format; got {zero_point!r:.40} for "
+            f"{out.label}"
+        )
     added = None if bias is None else _numbers(bias, "bias")
     if added is not None and not _fits(added.shape, total.shape):
         raise NumsimError(
@@ -90,14 +104,28 @@ def epilogue(
             rounded = round_to(np.asarray(y), out)
             rounded.view(np.uint16)[np.isnan(y)] = 0x7FFF
             return rounded
+        if whole:
+            return _whole(np.asarray(y * after, np.float32), out, int(zero_point))
         if known not in ("float8_e4m3fn", "float8_e5m2"):
             raise UnsupportedError(
-                "epilogue: out_format is float32, float16, bfloat16, float8_e4m3fn or "
-                f"float8_e5m2; got {out.label}"
+                "epilogue: out_format is float32, float16, bfloat16, float8_e4m3fn, float8_e5m2 "
+                f"or an integer; got {out.label}"
             )
         y = np.asarray(y * after, np.float32)
     codes = encode(np.where(np.isnan(y), np.float32(0.0), y), out)
     return np.where(np.isnan(y), np.uint8(0x7F), codes)
+
+
+def _whole(y: NDArray[np.float32], out: Format, zero_point: int) -> NDArray[Any]:
+    """Return codes of an integer output."""
+    nans = np.flatnonzero(np.isnan(y))
+    if nans.size:
+        raise NumsimError(
+            f"epilogue: {out.label} has no NaN; {nans.size} of {y.size} results are NaN, the first "
+            f"at index {index_of(int(nans[0]), y.shape)}"
+        )
+    codes = np.clip(np.rint(y.astype(np.float64)) + zero_point, out.min, out.max)
+    return np.asarray(codes, out.code_dtype)
 
 
 def _numbers(x: ArrayLike, name: str) -> NDArray[np.float32]:

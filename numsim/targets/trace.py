@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.errors import UnsupportedError
 from numsim.float_state import known_floats
 from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
@@ -20,6 +21,7 @@ from numsim.targets.split_k import chain_positions, cut_out, step_length
 from numsim.targets.steps import Step
 from numsim.targets.table import get_target
 from numsim.targets.types import Target
+from numsim.targets.zeros import has_zero_point
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,8 @@ def trace(
     ------
     NumsimError
         As `matmul`.
+    UnsupportedError
+        For zero points.
 
     Examples
     --------
@@ -127,6 +131,11 @@ def trace(
     """
     unit = get_target(target)
     shapes(a, b)
+    if has_zero_point(a, b):
+        raise UnsupportedError(
+            "trace: the steps of a unit have no zero points, whose terms follow its sum; trace the "
+            "bare codes: QTensor.from_codes(q.codes, q.fmt)"
+        )
     wanted = None if out_format is None else format_name(out_format, "trace: out_format")
     block = resolve(unit, a, b, wanted).block
     depth = a.shape[-1]

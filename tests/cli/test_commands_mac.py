@@ -207,7 +207,7 @@ def test_trace_is_matmul(out):
         (["explain", "e4m3", "--target", "ideal.int"], "for explain mma"),
         (["targets", "nvidia.hoper.wgmma"], "did you mean nvidia.hopper.wgmma"),
         (["targets", "--toml"], "got no NAME"),
-        (["verify", "silikon"], "conversions, silicon or published"),
+        (["verify", "silikon"], "conversions, silicon, published or probe"),
     ],
 )
 def test_one_clear_error(arguments, words):

@@ -65,6 +65,20 @@ def test_energy_is_never_added_across_sources():
     assert found["int8", "int8", "int32"].mac_pj == pytest.approx(0.2 + 0.1)
     assert found["float32", "float32", "float32"].mac_pj == pytest.approx(3.7 + 0.9)
     assert price(rows, [("float8_e4m3fn", "float8_e4m3fn", "float32")]) == {}
+    assert price(rows, [("bfloat16", "bfloat16", "float32")]) == {}  # from memory alone: off
+
+
+def test_a_product_of_one_source_is_not_added_by_another(tmp_path):
+    mul = ROW.replace("mine.mac", "mine.mul").replace('op = "mac"', 'op = "mul"')
+    mul = mul.replace('accumulator = "float32"\n', "").replace("4nm", "45nm")
+    add = mul.replace("mine.mul", "mine.add").replace('op = "mul"', 'op = "add"')
+    add = add.replace('formats = ["float8_e4m3fn", "float8_e4m3fn"]', 'formats = ["float32"]')
+    product = ("float8_e4m3fn", "float8_e4m3fn", "float32")
+    # the node is that of Horowitz, whose float32 addition it must not take
+    assert price(load_costs(write(tmp_path, mul)), [product]) == {}
+    assert price(load_costs(write(tmp_path, mul + add)), [product])[product].mac_pj == 1.0
+    other = mul + add.replace('scope = "operator"', 'scope = "unit"')
+    assert price(load_costs(write(tmp_path, other)), [product]) == {}
 
 
 def test_a_row_of_ones_own_prices_its_formats(tmp_path):

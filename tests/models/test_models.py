@@ -433,7 +433,7 @@ def test_products_take_every_real_type(bundled, dtype):
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"model_type": "lama"}, UnsupportedError, "did you mean llama"),
+        ({"model_type": "lama"}, UnsupportedError, "LlamaForCausalLM is a class of llama"),
         ({"model_type": None}, UnsupportedError, "model_type"),
         ({"sliding_window": 5}, UnsupportedError, "sliding_window must be None for llama; got 5"),
         ({"quantization_config": {}}, NumsimError, "quantization_config"),

@@ -18,7 +18,7 @@ from numsim.quant import Quant
 from numsim.screen import sweep_table
 from numsim.sweep import sweep
 from numsim.sweep.inputs import Inputs, json_texts, read_inputs
-from numsim.sweep.run import _answers
+from numsim.sweep.measure import _answers
 from numsim.sweep.spec import SweepSpec
 
 HEADS = pathlib.Path(__file__).parents[1] / "data" / "heads"  # random weights, transformers 5.24.0

@@ -123,3 +123,22 @@ def test_zero_points_where_there_can_be_none():
     q = ns.QTensor.from_codes([[1, 2]], "int8", zero_point=[[1, 2]])
     with pytest.raises(ns.UnsupportedError, match="zero point is constant along K"):
         ns.matmul(q, q.T, target="ideal.int")
+
+
+def test_an_epilogue_of_integers_is_onnx_quantize_linear():
+    acc = np.int32([-300, 5, 7, 999, 1000])
+    got = ns.epilogue(acc, alpha=0.5, out_format="uint8", scale_result=0.5, zero_point=3)
+    np.testing.assert_array_equal(got, [0, 4, 5, 253, 253])  # ties 249.75, 1.25, 1.75 -> even
+    assert ns.epilogue(np.int32([2]), alpha=0.25, out_format="int8", zero_point=-1)[0] == -1
+    with pytest.raises(ns.NumsimError, match="a code of an integer out_format; got 300 for uint8"):
+        ns.epilogue(acc, alpha=1.0, out_format="uint8", zero_point=300)
+    with pytest.raises(ns.NumsimError, match="got 1 for float16"):
+        ns.epilogue(acc, alpha=1.0, out_format="float16", zero_point=1)
+    with pytest.raises(ns.NumsimError, match=r"int8 has no NaN; 1 of 2 .* index \(1,\)"):
+        ns.epilogue(np.float32([1, np.nan]), alpha=1.0, out_format="int8")
+
+
+def test_a_trace_has_no_zero_points():
+    q = ns.quantize(np.ones((1, 4), np.float32), "uint8", zero_point=True)
+    with pytest.raises(ns.UnsupportedError, match="trace the bare codes"):
+        ns.export_vectors("unused", q, q.T, target="ideal.int")

@@ -225,3 +225,16 @@ def test_the_package_report_is_called_and_imported_from():
     assert callable(ns.report)
     assert ns.report.tables is tables
     assert Path(ns.report.__file__).name == "__init__.py"
+
+
+def test_areas_within_the_error_of_the_model_make_no_front(tmp_path):
+    """600 and 650 overlap, so the worse of them is beaten; 300 is told apart from both."""
+    from numsim.report.decide import front
+
+    rows = [case("a", "int8", 8.0, 0.004, area_ge=600), case("b", "int8", 8.0, 0.002, area_ge=650),
+            case("c", "int6", 6.0, 0.02, area_ge=300)]  # fmt: skip
+    cases = read_results(save(tmp_path / "r.csv", *rows)).cases
+    assert front(cases, "area_ge", "kl_nats") == ["c", "b"]
+    assert front(cases, "bits_per_weight", "kl_nats") == ["c", "b"]
+    assert front(cases.assign(area_low=cases["area_ge"], area_high=cases["area_ge"]),
+                 "area_ge", "kl_nats") == ["c", "a", "b"]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from every_rule import every_rule, random_codes
 import numsim as ns
 from numsim.kernels.ir import simd
 from numsim.targets.plan import plan
+from numsim.targets.rules import RULES
 from numsim.targets.types import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -144,3 +147,16 @@ def test_the_pattern_of_nan_is_a_field(name, changes, fmt, out, nan):
                 d = d[0] if counts else d
                 assert (d[1].view(f"u{d.itemsize}") == BITS[nan, out]).all()
                 assert (d[0] == (16 if left is scaled else 8)).all()
+
+
+def test_what_is_asked_of_a_rule_is_looked_up():
+    """No `isinstance` of a rule: what differs stands in RULES; the probe alone makes rules."""
+    names = {rule.__name__ for rule in RULES}
+    package = Path(ns.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path.parent == package / "probe":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+                assert not asked & names, f"{path}:{node.lineno}"

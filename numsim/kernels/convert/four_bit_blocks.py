@@ -2,7 +2,8 @@
 
 A magnitude is compared with the steps of E2M1 times its scale, which float64 holds exactly (3 by 28
 bits); a quotient of 24 by 28 bits is never so close to a step that its rounding would tell. Many
-blocks pass each loop together, for loops as short as a block fill no vectors. Proof: ``tests/quant/test_four_bits.py`` compares with the general
+blocks pass each loop together, for loops as short as a block fill no vectors.
+Proof: ``tests/quant/test_four_bits.py`` compares with the general
 way of `numsim.quant.four_bits`.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from numsim.errors import UnsupportedError
 from numsim.models.families.alibi import ALIBI
 from numsim.models.families.decoders import DECODERS
@@ -37,25 +39,32 @@ def get_family(model_type: object, classes: object = None) -> Family:
     return FAMILIES[model_type]
 
 
+_KINDS = {  # ends of classes -> the families that have such
+    ("ForCausalLM", "LMHeadModel"): (*DECODERS, *EXPERTS, *ALIBI),
+    ("ForMaskedLM", "ForPreTraining"): tuple(ENCODERS),
+    ("ForConditionalGeneration",): (*ENCODER_DECODERS, *WRAPPERS),
+}
+
+
 def _hint(model_type: str, classes: object) -> str:
-    """Return the families that a name can stand for: those of its class, or spelt the same.
+    """Return the families that a name can stand for: those of its class, else near ones.
 
-    A name that is only like another is another network: glm4v is no glm4, mbart no bart.
+    Near ones are of the same kind, as the class says, and never without any likeness.
 
-    >>> _hint("xlm_roberta", None), _hint("lama", ["LlamaModel"]), _hint("olmo", None)
-    ('; did you mean xlm-roberta', '; LlamaModel is a class of llama', '')
+    >>> _hint("lama", ["LlamaModel"]), _hint("xlm_roberta", None), _hint("mamba", None)
+    ('; LlamaModel is a class of llama', '; near names: xlm-roberta', '')
+    >>> _hint("qwen3_next", ["Qwen3NextForCausalLM"])
+    '; near names of the same kind: qwen3_moe'
     """
-    names = classes if isinstance(classes, list) else []
+    names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
     for name in names:
         found = [family for family, entry in FAMILIES.items() if name in entry.classes]
         if found:
             return f"; {name} is a class of {' and '.join(found)}"
-    plain = [family for family in FAMILIES if _letters(family) == _letters(model_type)]
-    return f"; did you mean {plain[0]}" if plain else ""
-
-
-def _letters(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    kind = next((k for ends, k in _KINDS.items() if any(n.endswith(ends) for n in names)), ())
+    known, same = (kind, " of the same kind") if kind else ((*FAMILIES, *WRAPPERS), "")
+    near = difflib.get_close_matches(model_type, known, n=2, cutoff=0.7 if kind else 0.8)
+    return f"; near names{same}: {', '.join(near)}" if near else ""
 
 
 def current_name(stored: str, family: Family) -> str:

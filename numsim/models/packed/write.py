@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
-from numsim.models.packed.compressed import FLOATS
 from numsim.models.packed.declared import FILES
+from numsim.models.packed.words import format_word, input_args, weight_args
 from numsim.models.places import put_rows
 from numsim.models.recipe import Recipe
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, PICKLES, read_json
+from numsim.models.streams import stream
 from numsim.models.weights import wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 
 NAMES = {np.dtype(kind).name: word for word, kind in DTYPES.items()}
-BITS = {name: bits for bits, name in FLOATS.items()}
 VERSION = "0.20.1"
 Parts = dict[str, tuple[str, NDArray[Any]]]  # end of the name -> dtype of safetensors, array
 
@@ -41,6 +41,7 @@ class Written(NamedTuple):
     their: str
     weights: Quant
     activations: Quant | None
+    seed: int = 0  # of weights that are rounded stochastically, as a run draws them
 
 
 @known_floats
@@ -139,7 +140,9 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
                 "out of the recipe"
             )
         acts = None if rule.activations is None else as_quant(rule.activations)
-        written = Written(our, at.name, as_quant(rule.weights), acts)
+        weights = as_quant(rule.weights)
+        seed = stream(recipe.seed, name, "right") if weights.rounding == "sr" else 0
+        written = Written(our, at.name, weights, acts, seed)
         _check(written, recipe.place(name))
         made.append(written)
     if not made:
@@ -156,95 +159,12 @@ def _module(name: str) -> str:
 
 def _check(m: Written, place: str) -> None:
     try:
-        _format(m.weights)
-        _weight_args(m.weights)
+        format_word(m.weights)
+        weight_args(m.weights)
         if m.activations is not None:
-            _input_args(m.activations)
+            input_args(m.activations)
     except UnsupportedError as error:
         raise UnsupportedError(f"pack: {place}: {error}") from None
-
-
-def _format(quant: Quant) -> str:
-    """Return the word of compressed-tensors for a way of storage."""
-    name, scales, block = quant.fmt.name, quant.scale_format, quant.block
-    integer = quant.fmt.kind == "integer" and quant.fmt.signed and not quant.fmt.bias
-    plain = scales in ("float32", "bfloat16", "pow2")
-    if name == "float8_e4m3fn" and plain:
-        return "float-quantized"
-    if integer and plain and 2 <= quant.fmt.bits <= 8 and quant.scale is None:
-        tile = isinstance(block, tuple)
-        if quant.fmt.bits == 8 or tile:
-            return "int-quantized"
-        return "pack-quantized"
-    mx = {"float8_e4m3fn": "mxfp8-quantized", "float6_e2m3fn": "mxfp6-pack-quantized"}
-    mx["float4_e2m1fn"] = "mxfp4-pack-quantized"
-    if scales == "float8_e8m0fnu" and block == 32 and name in mx:
-        return mx[name]
-    if (name, scales, block) == ("float4_e2m1fn", "float8_e4m3fn", 16):
-        return "nvfp4-pack-quantized"
-    raise UnsupportedError(
-        "compressed-tensors stores int2 to int8, float8_e4m3fn, float6_e2m3fn and float4_e2m1fn "
-        "with blocks of 32 and E8M0 scales, and NVFP4; got "
-        f"{quant.fmt.label} {quant.granularity}, block={block}, scale_format={scales!r}"
-    )
-
-
-def _number_args(quant: Quant) -> dict[str, Any]:
-    integer = quant.fmt.kind == "integer"
-    bits = quant.fmt.bits if integer else BITS[quant.fmt.name]
-    args = {"num_bits": bits, "type": "int" if integer else "float"}
-    return args | {"symmetric": not quant.zero_point}
-
-
-def _weight_args(quant: Quant) -> dict[str, Any]:
-    args = _number_args(quant) | {"dynamic": False}
-    if quant.block is None:
-        word = {"per_tensor": "tensor", "per_channel": "channel", "per_token": "channel"}
-        if quant.granularity not in word:
-            raise UnsupportedError(
-                f"compressed-tensors stores a scale; got granularity {quant.granularity!r}; use "
-                "per_channel"
-            )
-        args |= {"strategy": word[str(quant.granularity)]}
-    elif isinstance(quant.block, tuple):
-        args |= {"strategy": "block", "block_structure": list(quant.block)}
-    else:
-        args |= {"strategy": "group", "group_size": quant.block}
-    return args | _scale_args(quant)
-
-
-def _scale_args(quant: Quant) -> dict[str, Any]:
-    if quant.scale_format == "float8_e8m0fnu":
-        return {"scale_dtype": "torch.uint8"}
-    if quant.scale_format == "float8_e4m3fn":
-        return {"scale_dtype": "torch.float8_e4m3fn", "strategy": "tensor_group"}
-    return {}
-
-
-def _input_args(quant: Quant) -> dict[str, Any]:
-    """Return the table of activations; `compressed_tensors` reads the same `Quant` back."""
-    integer = quant.fmt.kind == "integer" and quant.fmt.signed and not quant.fmt.bias
-    known = quant.fmt.name in BITS or (integer and 2 <= quant.fmt.bits <= 8)
-    plain = quant.scale_format == "float32" and quant.scale_rule == "amax"
-    mx = quant.scale_format == "float8_e8m0fnu" and quant.scale_rule == "even"
-    two = quant.scale_format == "float8_e4m3fn" and quant.block == 16
-    usual = quant.rounding == "rne" and quant.overflow == "saturate"
-    if known and usual:
-        args = _number_args(quant) | _scale_args(quant)
-        static = quant.scale is not None
-        if isinstance(quant.block, int) and (plain or mx):
-            return args | {"strategy": "group", "group_size": quant.block, "dynamic": True}
-        if two:
-            return args | {"group_size": 16, "dynamic": "local" if static else True}
-        if plain and quant.granularity in ("per_token", "per_channel"):
-            return args | {"strategy": "token", "dynamic": True}
-        if plain and quant.granularity == "per_tensor":
-            return args | {"strategy": "tensor", "dynamic": not static}
-    raise UnsupportedError(
-        "compressed-tensors rounds activations to int2 to int8 or float8_e4m3fn by tensor, token "
-        "or group, to MX by the scale rule 'even', or to NVFP4, to nearest even and saturating; "
-        f"got {quant}"
-    )
 
 
 def _declared(model: Model, modules: list[Written]) -> dict[str, Any]:
@@ -252,10 +172,10 @@ def _declared(model: Model, modules: list[Written]) -> dict[str, Any]:
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for m in modules:
         args = {
-            "format": _format(m.weights),
-            "input_activations": None if m.activations is None else _input_args(m.activations),
+            "format": format_word(m.weights),
+            "input_activations": None if m.activations is None else input_args(m.activations),
             "output_activations": None,
-            "weights": _weight_args(m.weights),
+            "weights": weight_args(m.weights),
         }
         same = next((names for table, names in groups if table == args), None)
         if same is None:
@@ -287,13 +207,13 @@ def _stored(model: Model, m: Written) -> QTensor:
         return tensor
     numbers = wide(tensor)
     numbers = numbers if numbers.itemsize <= 4 else numbers.astype(np.float32)
-    made = quantize(numbers, m.weights)
+    made = quantize(numbers, m.weights, seed=m.seed)
     if made.tensor_scale is None:
         return made
     scale = np.float32(1) / reciprocal(made.tensor_scale)
     if scale == made.tensor_scale:
         return made
-    return quantize(numbers, replace(m.weights, scale=float(scale)))
+    return quantize(numbers, replace(m.weights, scale=float(scale)), seed=m.seed)
 
 
 def reciprocal(scale: np.float32) -> np.float32:
@@ -305,7 +225,7 @@ def reciprocal(scale: np.float32) -> np.float32:
 
 def parts_of(m: Written, q: QTensor) -> Parts:
     """Return the tensors of a module by the ends of their names."""
-    word, bits = _format(m.weights), q.fmt.bits
+    word, bits = format_word(m.weights), q.fmt.bits
     middle = 1 << (bits - 1)  # signed integers are packed from 0 on
     assert q.scale is not None
     parts: Parts = {}

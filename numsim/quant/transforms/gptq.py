@@ -134,6 +134,9 @@ def _spread_of(
     # the upper factor of the inverse of H
     last = order[::-1]
     lower, bad = cholesky(hessian[np.ix_(last, last)])
+    left = np.diagonal(lower) ** 2  # of each diagonal element; rounding alone leaves 2**-53 of it
+    if bad < 0 and (left < 1e-13 * diagonal[last]).any():
+        bad = int(np.argmax(left < 1e-13 * diagonal[last]))
     if bad >= 0:
         raise NumsimError(
             f"gptq: the Hessian of {len(x)} rows of {x.shape[1]} columns is singular at column "

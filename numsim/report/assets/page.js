@@ -117,6 +117,10 @@
   // ------------------------------------------------------------------ chart
   function frontOf(cases, x, y) {
     const sign = measures.get(y).better === "higher" ? -1 : 1, found = cases.filter(exact);
+    if (x === "area_ge") { // the model tells areas apart only where their ranges do
+      const beaten = (c) => found.some((o) => sign * value(y, o) < sign * value(y, c) && value("area_low", o) <= value("area_high", c));
+      return found.filter((c) => !beaten(c)).sort((a, b) => value(x, a) - value(x, b));
+    }
     found.sort((a, b) => value(x, a) - value(x, b) || sign * (value(y, a) - value(y, b)));
     let best = Infinity;
     return found.filter((i) => sign * value(y, i) < best && ((best = sign * value(y, i)), true));
@@ -141,7 +145,8 @@
       }
       return { data: given, facets: groups, channels: { x: { value: places } } };
     });
-    const xscale = { ...scaleOf(mx, drawn.length ? drawn.map(X) : [0, 1], width), label: `${mx.head} →`, nice: false };
+    const wide = view.x === "area_ge" ? drawn.flatMap((i) => [value("area_low", i), value("area_high", i)]) : drawn.map(X);
+    const xscale = { ...scaleOf(mx, drawn.length ? wide : [0, 1], width), label: `${mx.head} →`, nice: false };
     const yscale = { ...scaleOf(my, sides.length ? sides : [0.5, 1], height), label: `↑ ${my.head}${my.scale === "symlog" ? " (symmetric log scale)" : my.scale === "log" ? " (log scale)" : ""}` };
     const svg = Plot.plot({
       width, height, marginLeft: 58, marginRight: 16, marginTop: 30, marginBottom: 42,
@@ -153,6 +158,7 @@
         my.better === "lower" && my.scale !== "log" && yscale.domain[0] < 0 ? Plot.ruleY([0], { stroke: "var(--soft)" }) : null,
         Plot.axisX({ ticks: xscale.ticks, tickFormat: xscale.tickFormat, color: "var(--ink)", label: xscale.label }),
         Plot.axisY({ ticks: yscale.ticks, tickFormat: yscale.tickFormat, color: "var(--ink)", label: yscale.label }),
+        view.x === "area_ge" ? Plot.ruleY(drawn, { y: Y, x1: (i) => value("area_low", i), x2: (i) => value("area_high", i), strokeOpacity: 0.4, stroke: { value: (i) => colour(facets.target[i]), scale: null }, ariaHidden: true }) : null,
         Plot.line(front, { x: X, y: Y, stroke: "var(--soft)", strokeDasharray: "5 4", curve: "step-after", ariaHidden: true }),
         my.stderr ? Plot.ruleX(drawn, apart({ x: X, y1: (i) => (my.scale === "log" ? Math.max(Y(i) - half(i), Y(i) / 100) : Y(i) - half(i)), y2: (i) => Y(i) + half(i), stroke: { value: (i) => colour(facets.target[i]), scale: null }, ariaHidden: true })) : null,
         Plot.dot(drawn, apart({
@@ -183,6 +189,7 @@
     if (moved) notes.push(`${moved} marks stood on others and are moved sideways.`);
     if (cases.length > drawn.length) notes.push(`Not drawn: ${cases.length - drawn.length} cases without finite values on both axes.`);
     if (my.stderr) notes.push("Bars: 95 % of chance.");
+    if (view.x === "area_ge") notes.push("Bars across: what the model of area can tell; where they overlap, areas are equal.");
     if (front.length) notes.push("Dashed, from left: ");
     said.replaceChildren(notes.join(" "));
     front.slice(0, 12).forEach((i, n) => said.append(n ? " → " : "", opener(i, title(i))));

@@ -83,6 +83,17 @@ def test_what_is_packed_is_what_the_recipe_stores(bundled, written, name):
     assert (model.recipe() is None) == (activations is None)
 
 
+def test_stochastic_weights_are_drawn_as_in_a_run(bundled, tmp_path):
+    """A run on what is packed gives the bits of a run that rounds: the same draws."""
+    recipe = Recipe.uniform(
+        None, target="ideal.fp32", weights=Quant("int4", block=32, rounding="sr"), seed=3
+    )
+    pack(bundled, recipe, tmp_path / "m")
+    stored = uniform(Quant("int4", block=32))
+    logits = load_model(tmp_path / "m").run(IDS, stored).logits
+    assert np.array_equal(logits, bundled.run(IDS, recipe).logits)
+
+
 def test_files_beside_the_weights_are_copied_and_old_tables_are_not(written):
     names = {path.name for path in written["int4"].iterdir()}
     beside = {p.name for p in bundled_model_dir().iterdir() if p.suffix != ".safetensors"}

@@ -289,3 +289,11 @@ def test_plans_and_statistics_know_the_sizes_of_packed_weights(tmp_path):
         if row["role"] == "W" and row["format"] == "int8"
     ]
     assert len(set(names)) == len(run.model.linear_names()) + 1  # and the head
+
+
+def test_fbgemm_bounds_the_amax_of_a_token():
+    acts = load_model(DATA / "fbgemm_fp8").recipe().rule("layers.1.up_proj").activations
+    assert acts == Quant(FP8, "per_token", scale_rule="amax:1200.0")
+    q = ns.quantize([[4800.0, 1.0]], acts)
+    assert q.scale.item() == np.float32(1200) / np.float32(448)
+    assert q.dequantize()[0, 0] == np.float32(1200)  # what is beyond it saturates
