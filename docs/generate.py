@@ -288,6 +288,8 @@ GALLERY = {
     "tiny-llama": "The bundled language model", "training": "Training",
     "accumulator": "How wide an accumulator must be", "fp8-units": "FP8 on every unit",
     "four-bits": "Scales at four bits", "minilm": "A sentence encoder",
+    "fp8-makers": "FP8 units of several makers", "probes": "Libraries, probed as black boxes",
+    "units-apart": "Which units can be told apart",
 }  # fmt: skip
 
 

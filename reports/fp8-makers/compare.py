@@ -1,6 +1,6 @@
 """One network on the FP8 units of several makers: where each parts from Hopper's, and why.
 
-    python reports/fp8-units/compare.py
+    python reports/fp8-makers/compare.py
 
 writes README.md, units.csv and a folder of CSV files and a figure for each unit beside itself.
 """
@@ -59,7 +59,7 @@ def main() -> None:
         "fields act together, so both directions are listed below. `ideal.exact` shows how far "
         "Hopper's sums are from exact ones. The table has no FP8 unit of Intel, RISC-V or x86 yet. "
         "Made by "
-        "`python reports/fp8-units/compare.py`.", "",
+        "`python reports/fp8-makers/compare.py`.", "",
         "| " + " | ".join(head) + " |", "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in rows), "", *pages,
     ]  # fmt: skip
