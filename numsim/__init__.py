@@ -36,6 +36,7 @@ with known_state():  # tables are computed, and numbers of the source read, whil
 
 if TYPE_CHECKING:
     from numsim.models import Model, Recipe, Rule, Run, bundled_model, list_recipes, load_model
+    from numsim.operators import KV, Op
     from numsim.probe import Apart, Probe, ProbeError, probe, tell_apart
     from numsim.report import report
     from numsim.sweep import SweepSpec, sweep
@@ -46,18 +47,59 @@ _ON_FIRST_USE = {  # name -> module; pandas and pydantic load with them
         "numsim.models",
     ),
     **dict.fromkeys(("SweepSpec", "sweep"), "numsim.sweep"),
+    **dict.fromkeys(("KV", "Op"), "numsim.operators"),
     "report": "numsim.report",
     **dict.fromkeys(("Apart", "Probe", "ProbeError", "probe", "tell_apart"), "numsim.probe"),
 }
 
 __all__ = [
-    "AccumulatorBits", "Apart", "DamagedFileWarning", "DelayedScale", "Format", "MacStats", "Model",
-    "NumsimError", "Plan", "Probe", "ProbeError", "QTensor", "Quant",
-    "Recipe", "Rule", "Run", "SkippedWarning", "SweepSpec", "Target", "UnsupportedError",
-    "UnvalidatedWarning", "__version__", "accumulator_bits", "bundled_model", "cast", "decode",
-    "encode", "epilogue", "export_vectors", "get_format", "get_target", "lfsr", "list_formats",
-    "list_recipes", "list_targets", "load_model", "matmul", "metrics", "plan", "probe", "quantize",
-    "report", "requantize", "sweep", "tell_apart",
+    "KV",
+    "AccumulatorBits",
+    "Apart",
+    "DamagedFileWarning",
+    "DelayedScale",
+    "Format",
+    "MacStats",
+    "Model",
+    "NumsimError",
+    "Op",
+    "Plan",
+    "Probe",
+    "ProbeError",
+    "QTensor",
+    "Quant",
+    "Recipe",
+    "Rule",
+    "Run",
+    "SkippedWarning",
+    "SweepSpec",
+    "Target",
+    "UnsupportedError",
+    "UnvalidatedWarning",
+    "__version__",
+    "accumulator_bits",
+    "bundled_model",
+    "cast",
+    "decode",
+    "encode",
+    "epilogue",
+    "export_vectors",
+    "get_format",
+    "get_target",
+    "lfsr",
+    "list_formats",
+    "list_recipes",
+    "list_targets",
+    "load_model",
+    "matmul",
+    "metrics",
+    "plan",
+    "probe",
+    "quantize",
+    "report",
+    "requantize",
+    "sweep",
+    "tell_apart",
 ]  # fmt: skip
 
 

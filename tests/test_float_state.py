@@ -201,7 +201,7 @@ EXEMPT = {
 NO_ARITHMETIC = ("__array_ufunc__", "__hash__", "__reduce__", "__getstate__", "__annotate_func__")
 PACKAGES = (
     "formats", "quant", "targets", "models", "nn", "train", "sweep", "cost", "explain", "verify",
-    "report",
+    "report", "operators", "probe", "diff",
 )  # fmt: skip
 
 

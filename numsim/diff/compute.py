@@ -26,6 +26,7 @@ _EDGES = np.array([1, 2, *(n + 1 for n in _POWERS), 2 * _POWERS[-1] + 1])
 _CHAIN = ("promote_every", "split_k", "split_order", "split_tile")
 
 
+@known_floats
 @dataclass(frozen=True)
 class Product:
     """How the results of one product differ.
@@ -46,6 +47,7 @@ class Product:
     first: bool
 
 
+@known_floats
 @dataclass(frozen=True)
 class Cause:
     """What one field explains.
@@ -62,6 +64,7 @@ class Cause:
     explains: float
 
 
+@known_floats
 @dataclass(frozen=True)
 class Depth:
     """How far two whole runs are apart after a block; the last row is the logits."""
@@ -73,6 +76,7 @@ class Depth:
     kl_nats: float | None
 
 
+@known_floats
 @dataclass(frozen=True)
 class Diff:
     """What `diff` found: names of both sides, one row a product, causes, depth."""

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numsim.diff.compute import ULPS, Diff
 from numsim.errors import NumsimError
 from numsim.files import check_regular, escape_cell, replace_files
+from numsim.float_state import known_floats
 from numsim.terminal import columns
 
 PRODUCT_COLUMNS = (
@@ -26,6 +27,7 @@ CAUSE_COLUMNS = (
 DEPTH_COLUMNS = ("depth", "name", "sqnr_db", "differing", "kl_nats")
 
 
+@known_floats
 def write_diff(found: Diff, folder: str | Path) -> tuple[Path, ...]:
     """Write diff.csv, cause.csv, depth.csv and diff.png.
 
@@ -74,6 +76,7 @@ def _csv(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> bytes:
     return text.getvalue().encode()
 
 
+@known_floats
 def as_text(found: Diff) -> str:
     """Return a comparison on a page."""
     if found.equal:

@@ -49,6 +49,7 @@ class StoredType(NamedTuple):
     bytes: int
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Description:
     """What `describe_model` found."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.operators.integers import Ints, integers
 
 _MAX, _MIN = (1 << 31) - 1, -(1 << 31)
@@ -116,6 +117,7 @@ def _raw(x: ArrayLike, integer_bits: int, name: str) -> Ints:
     return a
 
 
+@known_floats
 def gemmlowp_exp(x: ArrayLike, *, integer_bits: int) -> NDArray[np.int32]:
     """e**x for x of 0 or less in fixed point, by barrel shifters and a polynomial of degree 4.
 
@@ -152,6 +154,7 @@ def gemmlowp_exp(x: ArrayLike, *, integer_bits: int) -> NDArray[np.int32]:
     return out
 
 
+@known_floats
 def gemmlowp_tanh(x: ArrayLike, *, integer_bits: int) -> NDArray[np.int32]:
     """Tanh in fixed point: int32 with 31 - integer_bits fraction bits to int32 with 31.
 
@@ -175,6 +178,7 @@ def gemmlowp_tanh(x: ArrayLike, *, integer_bits: int) -> NDArray[np.int32]:
     return out
 
 
+@known_floats
 def gemmlowp_logistic(x: ArrayLike, *, integer_bits: int) -> NDArray[np.int32]:
     """1 / (1 + e**-x) in fixed point: int32 with 31 - integer_bits fraction bits to one with 31.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.operators.integers import Ints, integers, positive
 
 
@@ -22,6 +23,7 @@ def _rational(scale: float) -> Fraction:
     return Fraction(float(np.float32(positive(scale, "scale"))))
 
 
+@known_floats
 def ibert_exp(x: ArrayLike, *, scale: float) -> NDArray[Any]:
     """e**(x scale) of integers of 0 or less by I-BERT's quadratic, in exact integers.
 
@@ -67,6 +69,7 @@ def ibert_exp(x: ArrayLike, *, scale: float) -> NDArray[Any]:
     return out
 
 
+@known_floats
 def ibert_gelu(x: ArrayLike, *, scale: float) -> Ints:
     """X (1 + erf(x / sqrt 2)) of integers by I-BERT's quadratic for erf, in exact integers.
 
@@ -101,6 +104,7 @@ def ibert_gelu(x: ArrayLike, *, scale: float) -> Ints:
     return a * (((np.sign(a) * y) >> 14) + shift)
 
 
+@known_floats
 def ibert_softmax(x: ArrayLike, *, scale: float, out_bits: int = 8) -> NDArray[np.int32]:
     """Softmax of integer rows by I-BERT: its exponential at 16 bits, then one factor a row.
 
@@ -139,6 +143,7 @@ def ibert_softmax(x: ArrayLike, *, scale: float, out_bits: int = 8) -> NDArray[n
     return out
 
 
+@known_floats
 def ibert_sqrt(x: ArrayLike) -> Ints:
     """Floor of the square root of integers.
 
@@ -162,6 +167,7 @@ def ibert_sqrt(x: ArrayLike) -> Ints:
     return np.array([math.isqrt(v) for v in a.ravel().tolist()], np.int64).reshape(a.shape)
 
 
+@known_floats
 def ibert_norm(x: ArrayLike, *, shift: int = 0) -> Ints:
     """Integer rows less their mean, over their standard deviation, by I-BERT.
 

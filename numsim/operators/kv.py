@@ -33,6 +33,7 @@ _KEYS = (
 )
 
 
+@known_floats
 @dataclass(frozen=True)
 class Spec:
     """How keys or values are stored.
@@ -69,6 +70,7 @@ class Spec:
     tensor_scale: float | None = None
 
 
+@known_floats
 @dataclass(frozen=True)
 class Stored:
     """Quantised tokens of a cache, [heads, tokens, dim].
@@ -132,6 +134,7 @@ def spec_of(given: Spec | Mapping[str, Any] | str | None, name: str) -> Spec | N
     return spec
 
 
+@known_floats
 class KVCache:
     """Keys and values of one layer, quantised as they come.
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import choice
 from numsim.convert import cast
 from numsim.errors import NumsimError
+from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.kernels.elementwise import correct
 from numsim.quant.odd import product_to_odd, quotient_to_odd, to_odd
@@ -105,6 +106,7 @@ def function(name: str, x: ArrayLike) -> Floats:
     return out
 
 
+@known_floats
 def elementwise(
     name: str,
     x: ArrayLike,

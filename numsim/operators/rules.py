@@ -14,6 +14,7 @@ from typing import Any
 
 from numsim.arguments import choice
 from numsim.errors import NumsimError, near_names
+from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
 from numsim.operators.kv import KVCache, Spec
 from numsim.operators.rounded import rounding_to
@@ -37,6 +38,7 @@ _WORDS = {
 _FORMATS = ("format", "sum_format", "out_format", "weight_format")
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class Op:
     """How an operator outside the matrix products computes.
@@ -161,6 +163,7 @@ def check_op(glob: str, name: str, op: Op) -> None:
         )
 
 
+@known_floats
 @dataclass(frozen=True, slots=True)
 class KV:
     """How a run keeps keys and values of self-attention.

@@ -21,6 +21,7 @@ _TFLITE = "tflite-micro, commit 90b983c; gemmlowp, commit 16e8662"
 _IBERT = "Kim et al., arXiv:2101.01321; I-BERT, commit 1b09c75"
 
 
+@known_floats
 class Variant(NamedTuple):
     """One way in which hardware or a library computes a function.
 
@@ -90,6 +91,7 @@ _POLYNOMIALS = ("3.9e-2", "2.1e-3", "8.8e-5", "3.1e-6", "1.5e-7")
 APPROXIMATE = tuple(_BOUNDS)
 
 
+@known_floats
 def list_variants() -> tuple[Variant, ...]:
     """Return every variant, with its source, error bound and input range.
 

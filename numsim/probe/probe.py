@@ -34,6 +34,7 @@ _ROUNDS = 4  # after the first: stimuli on which hypotheses that fit so far diff
 _WITNESSES = 6  # stimuli for two such hypotheses
 
 
+@known_floats
 @dataclass(frozen=True)
 class Witness:
     """Why a field has its value: a stimulus on which another value gives another result.

@@ -11,9 +11,11 @@ import numpy as np
 
 from numsim.errors import NumsimError
 from numsim.files import check_regular, replace_files
+from numsim.float_state import known_floats
 from numsim.targets.words import rule_words
 
 
+@known_floats
 def as_text(found: Any) -> str:
     """Return a probe on a page."""
     lines = [
