@@ -286,7 +286,7 @@ def verify(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Check conversions, recorded outputs, published figures, or probe our own units."""
+    """Check bits, recorded outputs, published figures."""
     if what == "probe":
         from numsim.commands_probe import print_probe
 

@@ -109,7 +109,7 @@ def target_text(unit: Target) -> str:
       maturity       document
       evidence       four products and the accumulator, one rounding
       source         Arm Architecture Reference Manual, A1.5 and instruction pages
-      fp8            Exact(group=4, negative_zero=True, outputs=('float32',))
+      fp8            Exact(group=4, negative_zero=True, outputs=('float32',), nan='quiet')
                      float8_e4m3fn, float8_e5m2
     what the words mean (numsim targets NAME --toml prints a unit to edit)
       document        written from the vendor's text; no recording confirms it (warns once ...)
@@ -117,6 +117,7 @@ def target_text(unit: Target) -> str:
         group         products in one exact sum, the next takes it as its accumulator; unset: all
         negative_zero a sum of nothing but -0 is -0; false: every zero is +0
         outputs       formats in which the unit can return the sum; the first is usual
+        nan           bits of NaN results: ones 0x7FFFFFFF, quiet 0x7FC00000
       Target          fields of whole dot products
         promote_every restart from +0 every so many k, add the parts in an outer accumulator
         split_k       parts of K that are summed apart and added afterwards

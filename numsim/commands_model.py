@@ -20,7 +20,7 @@ def model(
         Path, typer.Argument(help="Folder of a model, or org/name of the hub cache.")
     ],
 ) -> None:
-    """Say what a checkpoint is before it is run: family, sizes, K of each product, how stored."""
+    """Say what a checkpoint is, before any of it is run."""
     from numsim.models import describe_model
     from numsim.models.describe import description_rows, product_cells
 

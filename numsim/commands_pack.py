@@ -31,7 +31,7 @@ def pack(
         str | None, typer.Option(help="Keys of config.json to read over, comma separated.")
     ] = None,
 ) -> None:
-    """Store a model's weights as a recipe does, as compressed-tensors."""
+    """Write a model as compressed-tensors by a recipe."""
     from numsim.models import Recipe, load_model
     from numsim.models import pack as write
 

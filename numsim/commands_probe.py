@@ -186,7 +186,7 @@ def diff(
         Path | None, typer.Option("-o", "--out", help="Folder for the CSV files and the figure.")
     ] = None,
 ) -> None:  # fmt: skip
-    """Compare two units or recipes on one network: where they part, and which field is why."""
+    """Show where two units or recipes part, and why."""
     from numsim.data import bundled_model_dir, bundled_text
     from numsim.diff import as_text, write_diff
     from numsim.diff import diff as compare

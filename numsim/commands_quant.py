@@ -28,7 +28,7 @@ def calibrate(
     length: Annotated[int, typer.Option(help="Tokens of a window.")] = 128,
     windows: Annotated[int, typer.Option(help="Windows of the text, from its beginning.")] = 16,
 ) -> None:
-    """Find static scales of activations on a text, and write a recipe that names them."""
+    """Write a recipe of static scales found on a text."""
     from numsim.models import Recipe, load_model, load_text_tools, named_recipe
     from numsim.models.calibrate import calibrated
 

@@ -302,7 +302,7 @@ def profile(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the ranges of weights, activations, keys and values, and what formats lose."""
+    """Show ranges of tensors, and what formats lose."""
     from numsim.progress import spinner
     from numsim.questions import profile_lines
     from numsim.sweep.prepare import prepare
@@ -359,7 +359,7 @@ def sensitivity(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show whose error it is: each part alone in a format, and all but it."""
+    """Show which product or layer causes the error."""
     from numsim.progress import sweep_progress
     from numsim.questions import sensitivity_lines
     from numsim.sweep.sensitivity import COLUMNS, mixed_recipe
@@ -402,7 +402,7 @@ def accumulator(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show how wide accumulators must be by K, and what narrow ones do; and other orders."""
+    """Show how wide accumulators must be, by K."""
     from numsim.progress import spinner
     from numsim.questions import accumulator_lines, order_lines
     from numsim.sweep.accumulators import COLUMNS, ORDER_COLUMNS, accumulator_rows, order_rows

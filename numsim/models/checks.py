@@ -193,9 +193,8 @@ def op_names(arch: Arch) -> list[str]:
     --------
     >>> from numsim.data import bundled_model_dir
     >>> from numsim.models import load_model
-    >>> op_names(load_model(bundled_model_dir()).arch)[1:8]
-    ['layers.0.residual', 'layers.0.attn_norm', 'layers.0.mlp_norm', 'layers.0.softmax', \
-'layers.0.rotary', 'layers.0.act', 'layers.1.residual']
+    >>> op_names(load_model(bundled_model_dir()).arch)[::8]
+    ['embedding', 'layers.1.attn_norm', 'final_norm', 'layers.2.rotary', 'logits']
     """
     known: list[str] = []
     for stack in stacks(arch):

@@ -171,12 +171,13 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     if bound.flushes:
         x = np.where(np.abs(x) < tiny, np.copysign(0.0, x), x)
     y = function(bound.function, x)
-    ulp = np.ldexp(1.0, np.frexp(y)[1] - r.format.precision)  # what the rounding adds, or more
-    room = np.maximum(np.abs(y) * bound.relative, bound.absolute) + ulp * bound.ulps
+    finite = np.isfinite(y) & (y != 0)
+    known = np.where(finite, y, 1.0)
+    most = np.abs(known) + bound.absolute
+    ulp = np.ldexp(1.0, np.frexp(most)[1] - r.format.precision)  # what the rounding adds, or more
+    room = np.maximum(np.abs(known) * bound.relative, bound.absolute) + ulp * bound.ulps
     draws = np.random.Generator(np.random.Philox(seed)).uniform(-1, 1, y.shape)
-    with np.errstate(invalid="ignore"):
-        moved = np.where(np.isfinite(y) & (y != 0), y + draws * np.maximum(room - ulp, 0), y)
-    out = r(moved)
+    out = r(np.where(finite, known + draws * np.maximum(room - ulp, 0), y))
     if bound.flushes:
         out = np.where(np.abs(out) < tiny, np.copysign(np.float32(0), out), out)
     return out

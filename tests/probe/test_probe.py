@@ -44,7 +44,12 @@ def recovered(rule, formats, out=None, depths=SHORT, **chain):
         (Fused(8, 13, 13), "float8_e4m3fn", None),
         (Fused(4, 23), "float16", None),
         (Fused(16, 25, accumulator="late"), "float8_e5m2", None),
-        (Fused(8, 20, align="floor", rounding="rne", nan="quiet"), "bfloat16", None),
+        pytest.param(
+            Fused(8, 20, align="floor", rounding="rne", nan="quiet"), "bfloat16", None,
+            marks=pytest.mark.xfail(
+                strict=True, reason="floor and then nearest is not told from toward zero: it says so"
+            ),
+        ),
         (Fused(16, 25, accumulator="halves"), "float8_e4m3fn", "float16"),
         (TwoStage(8, streams=2), "float8_e4m3fnuz", None),
         (Exact(group=4, negative_zero=True), "float8_e4m3fn", None),
@@ -53,7 +58,7 @@ def recovered(rule, formats, out=None, depths=SHORT, **chain):
         (Mac(acc_format="float16"), "float8_e4m3fn", None),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_unit_is_found_again_from_outside(rule, formats, out):
     found, same = recovered(rule, formats, out)
     assert same

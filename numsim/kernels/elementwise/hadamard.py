@@ -89,9 +89,9 @@ def _finish(x: Any, odd: Any, factor: Any, start: int, stop: int) -> None:
 def rotate(x: Any, two: int, odd: Any) -> None:
     """Rotate rows [count, two * m] in place; `odd` [m, m] of +-1.
 
-    >>> x = np.float32([[1, 2]])
-    >>> rotate(x, 2, np.ones((1, 1), np.float32)); x * np.float32(2**0.5)
-    array([[ 3., -1.]], dtype=float32)
+    >>> x = np.float32([[1, 2, 3, 4]])
+    >>> rotate(x, 4, np.ones((1, 1), np.float32)); x
+    array([[ 5., -1., -2.,  0.]], dtype=float32)
     """
     m = len(odd)
     span = two * m
