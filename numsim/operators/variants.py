@@ -173,11 +173,12 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     y = function(bound.function, x)
     finite = np.isfinite(y) & (y != 0)
     known = np.where(finite, y, 1.0)
-    most = np.abs(known) + bound.absolute
-    ulp = np.ldexp(1.0, np.frexp(most)[1] - r.format.precision)  # what the rounding adds, or more
+    ulp = np.ldexp(1.0, np.frexp(known)[1] - r.format.precision)
     room = np.maximum(np.abs(known) * bound.relative, bound.absolute) + ulp * bound.ulps
     draws = np.random.Generator(np.random.Philox(seed)).uniform(-1, 1, y.shape)
-    out = r(np.where(finite, known + draws * np.maximum(room - ulp, 0), y))
+    moved = r(np.where(finite, known + draws * np.maximum(room - 0.5 * ulp, 0), y))
+    with np.errstate(invalid="ignore"):
+        out = np.where(np.abs(moved - y) > room, r(y), moved)  # where steps became twice as wide
     if bound.flushes:
         out = np.where(np.abs(out) < tiny, np.copysign(np.float32(0), out), out)
     return out

@@ -181,7 +181,7 @@ def test_a_drawn_error_stays_within_the_documented_bound(name):
     x = np.asarray(ns.decode(codes, fmt), np.float32)
     x = x[np.isfinite(x) & (np.abs(x) < 6)]
     got = operators.approximate(name, x, seed=3).astype(np.float64)
-    x = np.where((np.abs(x) < fmt.min_normal) & bound.flushes, 0, x)
+    x = np.where((np.abs(x) < fmt.min_normal) & bound.flushes, np.copysign(0, x), x)
     with np.errstate(all="ignore"):
         wide = x.astype(np.float64)
         right = {"exp2": np.exp2, "reciprocal": lambda v: 1 / v, "sqrt": np.sqrt,

@@ -47,7 +47,7 @@ def recovered(rule, formats, out=None, depths=SHORT, **chain):
         pytest.param(
             Fused(8, 20, align="floor", rounding="rne", nan="quiet"), "bfloat16", None,
             marks=pytest.mark.xfail(
-                strict=True, reason="floor and then nearest is not told from toward zero: it says so"
+                strict=True, reason="floor, then nearest, is taken for toward zero: it says so"
             ),
         ),
         (Fused(16, 25, accumulator="halves"), "float8_e4m3fn", "float16"),
