@@ -22,7 +22,6 @@ import typer
 
 import numsim as ns
 from numsim import metrics
-from numsim.arguments import OVERFLOWS, ROUNDINGS
 from numsim.cli import app
 from numsim.data import bundled_text
 from numsim.formats.names import ALIASES
@@ -34,6 +33,7 @@ from numsim.sweep.columns import COLUMNS
 from numsim.targets.table import OPEN
 from numsim.targets.words import MATURITIES, UNIT_FIELDS, explained
 from numsim.verify.published import stored_rows
+from numsim.vocabulary import OVERFLOWS, ROUNDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "generated"
@@ -306,8 +306,10 @@ def gallery_page() -> Iterator[str]:
         for page in pages:
             head = page.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
             yield f"- [{head}](reports/{folder}/{page.name})"
-        for page in sorted(source.glob("*.html")):
-            yield f"- [The same as one page, with filters and layers](reports/{folder}/{page.name})"
+        for page in sorted(target.glob("*.html")):
+            name = f"{page.stem}-page.html"  # the site makes report.html of report.md
+            page.rename(target / name)
+            yield f"- [The same as one page, with filters and layers](reports/{folder}/{name})"
         for image in sorted(source.glob("*.png")):
             yield from ("", f"![{image.stem}](reports/{folder}/{image.name})")
 
