@@ -126,3 +126,15 @@ def separator_of(header: str) -> str:
     ';'
     """
     return max(SEPARATORS, key=header.count)
+
+
+def table_beside(results: Path, name: str) -> Path:
+    """Return the path of a table beside results.
+
+    >>> table_beside(Path("runs/results.csv"), "tensors").as_posix()
+    'runs/tensors.csv'
+    >>> table_beside(Path("a.csv"), "x").name
+    'a.x.csv'
+    """
+    stem = "" if results.stem == "results" else f"{results.stem}."
+    return results.with_name(f"{stem}{name}.csv")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -26,6 +27,7 @@ from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
 from numsim.models.rope import turns_anew
 from numsim.models.weights import Stored, shape_of
+from numsim.operators.rules import Op, Ops, ops_for
 
 MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 
@@ -205,6 +207,18 @@ def op_names(arch: Arch) -> list[str]:
         if tap.endswith(("norm.out", "softmax.out", "q_rotary.out", ".act.out")):
             known.append(name)
     return [*known, "logits"] if arch.head or arch.masked else known
+
+
+@lru_cache(maxsize=16)
+def lowered_operators(arch: Arch, ops: Ops) -> Mapping[str, Op]:
+    """Return what a recipe says of each operator of a network that it names.
+
+    Raises
+    ------
+    NumsimError
+        For a glob that names no operator, or settings that one does not have.
+    """
+    return ops_for(ops, op_names(arch)) if ops else {}
 
 
 def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:

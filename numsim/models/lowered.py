@@ -16,8 +16,9 @@ from numsim.errors import UnsupportedError
 from numsim.kernels.elementwise import activations
 from numsim.models.gemm import Array
 from numsim.operators.chains import silu
-from numsim.operators.rounded import Rounding, function, plus, product_to_odd, rounding_to, times
+from numsim.operators.rounded import Rounding, function, plus, rounding_to, times
 from numsim.operators.rules import Op
+from numsim.quant.odd import product_to_odd
 
 _FUNCTIONS = {  # our activations by function: the operator that rounds them once
     activations.gelu: "gelu", activations.gelu_tanh: "gelu_tanh", activations.tanh: "tanh",

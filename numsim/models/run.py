@@ -19,7 +19,7 @@ from numsim.models.checks import (
     check_past,
     check_positions,
     decoder_ids,
-    op_names,
+    lowered_operators,
     padding_mask,
     product_inputs,
     segment_ids,
@@ -37,7 +37,6 @@ from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.score import token_losses
 from numsim.models.weights import Stored, Weights, shape_of, wide
-from numsim.operators.rules import ops_for
 from numsim.quant import QTensor
 
 
@@ -126,7 +125,7 @@ class Model:
         if recipe is None or not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
-        ops_for(recipe.ops, op_names(self.arch))
+        lowered_operators(self.arch, recipe.ops)
         return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
@@ -284,8 +283,7 @@ class Model:
             "tell": tell,
         }
         if recipe is not None:
-            ops = ops_for(recipe.ops, op_names(a))
-            common |= {"op": ops.get, "kv": recipe.kv}
+            common |= {"op": lowered_operators(a, recipe.ops).get, "kv": recipe.kv}
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
             given = Inputs(ids, keep, types, target)
             states, encoded, (logits, pooled) = forward(a, common, given, past)

@@ -35,6 +35,16 @@ def _values(x: ArrayLike) -> Values:
     return numbers(x).astype(np.float32)
 
 
+def _maybe(fmt: FormatLike | None, rounding: str) -> Rounding | None:
+    return None if fmt is None else rounding_to(fmt, rounding)
+
+
+def _last(y: Values, fmt: FormatLike | None, rounding: str) -> Values:
+    """Round results to the format they leave in, where there is one."""
+    r = _maybe(fmt, rounding)
+    return y if r is None else r(y)
+
+
 @known_floats
 def softmax(
     x: ArrayLike,
@@ -91,7 +101,7 @@ def softmax(
     choice("divide", divide, ("divide", "reciprocal"))
     choice("base", str(base), ("e", "2"))
     r = rounding_to(format, rounding)
-    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    inner = _maybe(sum_format, sum_rounding)
     x = _values(x)
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -104,7 +114,7 @@ def softmax(
         e = r(function("exp", d))
     s = total(e, sum, r, inner)[..., None]
     y = r(over(e, s)) if divide == "divide" else r(times(e, r(over(1.0, s))))
-    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+    return _last(y, out_format, out_rounding)
 
 
 def _approximate_exp2(name: str, t: Values) -> Values:
@@ -188,7 +198,7 @@ def layernorm(
     [[-1.0625, -0.263671875, 1.3359375]]
     """
     r = rounding_to(format, rounding)
-    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    inner = _maybe(sum_format, sum_rounding)
     x = _values(x)
     d = r(minus(x, _mean(x, sum, mean, r, inner)))
     v = _mean(r(times(d, d)), sum, mean, r, inner)
@@ -196,7 +206,7 @@ def layernorm(
     y = r(times(y, _values(w)))
     if b is not None:
         y = r(plus(y, _values(b)))
-    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+    return _last(y, out_format, out_rounding)
 
 
 @known_floats
@@ -250,7 +260,7 @@ out_rounding
     [[0.37890625, 0.7578125, 0.7578125]]
     """
     r = rounding_to(format, rounding)
-    inner = rounding_to(sum_format, sum_rounding) if sum_format is not None else None
+    inner = _maybe(sum_format, sum_rounding)
     x, weight = _values(x), _values(w)
     v = _mean(r(times(x, x)), sum, mean, r, inner)
     y = r(times(x, _inverse_root(v, eps, eps_place, inv, r)))
@@ -260,7 +270,7 @@ out_rounding
         r = rounding_to(weight_format, weight_rounding)
         y = r(y)
     y = r(times(y, weight))
-    return y if out_format is None else rounding_to(out_format, out_rounding)(y)
+    return _last(y, out_format, out_rounding)
 
 
 @known_floats

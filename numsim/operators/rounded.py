@@ -18,7 +18,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.kernels.elementwise import correct
-from numsim.quant.odd import product_to_odd, quotient_to_odd, to_odd
+from numsim.quant.odd import quotient_to_odd, to_odd
 
 Floats = NDArray[np.float64]
 Values = NDArray[np.float32]
@@ -231,9 +231,3 @@ def _exact(x: NDArray[Any]) -> Floats:
             with np.errstate(invalid="ignore"):
                 out[i] = row.sum()
     return out.reshape(x.shape[:-1])
-
-
-__all__ = [
-    "FUNCTIONS", "Floats", "Rounding", "Values", "elementwise", "function", "minus", "numbers",
-    "over", "plus", "product_to_odd", "rounding_to", "times", "total",
-]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from numsim.errors import printable
+from numsim.files import table_beside
 from numsim.report.csv import number_columns, read_table
 
 
@@ -97,16 +98,6 @@ class Sidecars:
     manifest: dict[str, Any]
 
 
-def beside(results: Path, name: str) -> Path:
-    """Return the path of a table beside results.
-
-    >>> beside(Path("runs/results.csv"), "tensors").as_posix(), beside(Path("a.csv"), "x").name
-    ('runs/tensors.csv', 'a.x.csv')
-    """
-    stem = "" if results.stem == "results" else f"{results.stem}."
-    return results.with_name(f"{stem}{name}.csv")
-
-
 def read_beside(results: Path) -> Sidecars:
     """Read the tables beside the results of a sweep; those that are not there are left out.
 
@@ -117,7 +108,7 @@ def read_beside(results: Path) -> Sidecars:
     """
     tables = {}
     for name, kind in TABLES.items():
-        path = beside(results, name)
+        path = table_beside(results, name)
         if not path.is_file():
             continue
         remedy = f"write it again with {kind.made_by}, or take it away"

@@ -103,13 +103,3 @@ def position_rows(results: Path, rows: Iterable[Mapping[str, Any]]) -> list[dict
             )  # fmt: skip
             begin = end + 1
     return found
-
-
-def beside(results: Path, name: str) -> Path:
-    """Return the path of a table beside results.
-
-    >>> beside(Path("runs/results.csv"), "tensors").as_posix(), beside(Path("a.csv"), "x").name
-    ('runs/tensors.csv', 'a.x.csv')
-    """
-    stem = "" if results.stem == "results" else f"{results.stem}."
-    return results.with_name(f"{stem}{name}.csv")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numsim.files import table_beside
 from numsim.sweep import accumulators, sidecars, tensors
 from numsim.sweep.grid import DEFAULT_FORMATS, Entry
 from numsim.sweep.prepare import Prepared
@@ -51,6 +52,6 @@ def write_stats(
     ]
     paths = []
     for name, columns, found in tables:
-        paths.append(sidecars.beside(results, name))
+        paths.append(table_beside(results, name))
         sidecars.write_table(paths[-1], columns, found, force=True)
     return paths

@@ -30,6 +30,7 @@ from numsim.kernels.ir.simd import (
     broadcast,
     emitted,
     fetch,
+    joined,
     loop,
     pointer_at,
     splat,
@@ -123,16 +124,11 @@ def _short_reader(b: Any, fields: Any, double: bool) -> Callable[[Any], list[Any
         halves = halves_of(b.shuffle_vector(code, code, twice))
         words = [b.bitcast(x, lanes(8).words) for x in spread(halves)]
         if not double:
-            return [b.bitcast(_joined(b, *words), VF)]
+            return [b.bitcast(joined(b, *words), VF)]
         four = ir.VectorType(ir.DoubleType(), 4)
-        return [_joined(b, *(b.bitcast(x, four) for x in spread(word))) for word in words]
+        return [joined(b, *(b.bitcast(x, four) for x in spread(word))) for word in words]
 
     return read
-
-
-def _joined(b: Any, x: Any, y: Any) -> Any:
-    count = 2 * x.type.count
-    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
 
 @emitted

@@ -8,7 +8,18 @@ from llvmlite import ir
 from numba import types
 
 from numsim.kernels.ir.fp8 import I8, V8, bottom, top
-from numsim.kernels.ir.simd import I32, I64, V32, VF, broadcast, emitted, loop, splat, vectors_of
+from numsim.kernels.ir.simd import (
+    I32,
+    I64,
+    V32,
+    VF,
+    broadcast,
+    emitted,
+    joined,
+    loop,
+    splat,
+    vectors_of,
+)
 
 
 def _packed(b: Any, words: list[Any], byte: int) -> Any:
@@ -18,12 +29,7 @@ def _packed(b: Any, words: list[Any], byte: int) -> Any:
         b.shuffle_vector(b.bitcast(words[i], V8), b.bitcast(words[i + 1], V8), order)
         for i in (0, 2)
     ]
-    return _joined(b, *pairs)
-
-
-def _joined(b: Any, x: Any, y: Any) -> Any:
-    count = 2 * x.type.count
-    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
+    return joined(b, *pairs)
 
 
 def _finished(b: Any, code: Any, bits: list[Any], nan: Any, nan_sign: Any) -> tuple[Any, Any]:
@@ -32,7 +38,7 @@ def _finished(b: Any, code: Any, bits: list[Any], nan: Any, nan_sign: Any) -> tu
     code = b.or_(b.and_(code, splat(V8, 0x7F)), b.and_(signs, splat(V8, -128)))
     numbers = [b.bitcast(word, VF) for word in bits]
     nans = [b.fcmp_unordered("uno", x, x) for x in numbers]
-    mask = _joined(b, _joined(b, nans[0], nans[1]), _joined(b, nans[2], nans[3]))
+    mask = joined(b, joined(b, nans[0], nans[1]), joined(b, nans[2], nans[3]))
     return b.select(mask, b.or_(nan, b.and_(signs, nan_sign)), code), b.bitcast(mask, I64)
 
 

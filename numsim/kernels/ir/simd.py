@@ -139,6 +139,12 @@ def broadcast(b: Any, scalar: Any, vector: Any) -> Any:
     )
 
 
+def joined(b: Any, x: Any, y: Any) -> Any:
+    """Return the lanes of x and then those of y as one vector."""
+    count = 2 * x.type.count
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, count), list(range(count))))
+
+
 def maximum(b: Any, x: Any, y: Any) -> Any:
     """Return the larger of two signed integers, element by element."""
     return b.select(b.icmp_signed(">", x, y), x, y)
