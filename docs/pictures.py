@@ -245,9 +245,7 @@ def accumulators(path: Path) -> None:
 
 # ------------------------------------------------------------------------------------ architecture
 ROOMS = {  # where each module lives, for the picture
-    "cli": "command line", "commands": "command line", "commands_mac": "command line",
-    "commands_train": "command line", "commands_pack": "command line", "options": "command line",
-    "screen": "command line",
+    "cli": "command line",
     "torch": "torch", "sweep": "sweep", "report": "report", "bench": "bench", "verify": "verify",
     "explain": "explain", "number_line": "explain", "train": "train", "nn": "nn",
     "models": "models", "targets": "targets", "quant": "quant", "convert": "convert",

@@ -277,4 +277,7 @@ def _processor() -> str:
 
 def _is_command() -> bool:
     place = Path(sys.argv[0])
-    return place.stem == "numsim" or place.resolve() == Path(__file__).parents[1] / "cli.py"
+    return (
+        place.stem == "numsim"
+        or place.resolve() == Path(__file__).parents[1] / "cli" / "__main__.py"
+    )

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from numsim import cli
+from numsim.cli import entry as cli
 from numsim.models import Recipe
 
 pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
@@ -377,7 +377,7 @@ def test_an_interrupt_while_something_compiles_is_silent(monkeypatch, capsys):
 
     from llvmlite.binding.ffi import ObjectRef
 
-    from numsim import cli
+    from numsim.cli import entry as cli
 
     said = []
     monkeypatch.setattr(cli.sys, "__unraisablehook__", said.append)

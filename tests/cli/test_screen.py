@@ -6,7 +6,7 @@ import re
 import pytest
 
 from numsim import losses
-from numsim.screen import ranked, sweep_table
+from numsim.cli.screen import ranked, sweep_table
 from numsim.sweep.columns import NAMES
 from numsim.sweep.frames import as_frame
 from numsim.words import with_error

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from numsim import nn
+from numsim.cli.screen import sweep_table
 from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.models.families import FAMILIES
 from numsim.models.heads import last_state
 from numsim.quant import Quant
-from numsim.screen import sweep_table
 from numsim.sweep import sweep
 from numsim.sweep.inputs import Inputs, json_texts, read_inputs
 from numsim.sweep.measure import _answers

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from numsim.cli.screen import sweep_table
 from numsim.errors import NumsimError
 from numsim.models import Recipe, load_model
 from numsim.models.text import load_text_tools
 from numsim.quant import Quant, quantize
-from numsim.screen import sweep_table
 from numsim.sweep import sweep
 from numsim.sweep.inputs import read_inputs
 from numsim.sweep.spec import SweepSpec

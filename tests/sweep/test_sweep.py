@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import numsim as ns
+from numsim.cli.screen import sweep_table
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
 from numsim.report import write_report
-from numsim.screen import sweep_table
 from numsim.sweep import COLUMNS
 from numsim.sweep.cases import cases
 from numsim.sweep.inputs import Inputs, windows

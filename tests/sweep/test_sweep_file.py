@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.cli.screen import sweep_table
 from numsim.progress import sweep_progress
-from numsim.screen import sweep_table
 from numsim.sweep import lock
 from numsim.sweep.columns import COLUMNS, NAMES
 from numsim.sweep.csv import ResultsFile

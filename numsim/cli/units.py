@@ -1,20 +1,16 @@
-"""Commands about matrix units: targets, explain mma, verify silicon. Parse, call, print."""
+"""The command targets: the matrix units, or everything about one of them."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.errors import NumsimError
-from numsim.explain import parse_number
 from numsim.targets import Target, get_target, list_targets
-from numsim.targets.explain import explain_mma
 from numsim.targets.table import OPEN, label
 from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
@@ -155,97 +151,3 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
     if unit.split_k > 1:
         rows.append(("split_k", f"{unit.split_k} {unit.split_order}, tiles of {unit.split_tile}"))
     return rows
-
-
-def print_mma(
-    target: str | None, values: str | None, c: float | None, formats: str | None,
-    out: str | None, plan: bool,
-) -> None:  # fmt: skip
-    """Print a worked dot product; the command ``explain mma``."""
-    if target is None:
-        raise NumsimError("explain mma: give the unit with --target; numsim targets lists them")
-    names = tuple(n.strip() for n in formats.split(",")) if formats else (None,)
-    if len(names) > 2:
-        raise NumsimError(f"explain mma: --formats is one format, or two: A,B; got {formats!r}")
-    both = (names[0], names[1]) if len(names) == 2 else names[0]
-    say(
-        explain_mma(
-            target, values=None if values is None else read_values(values), c=c,
-            formats=both, out_format=out, plan=plan,
-        )
-    )  # fmt: skip
-
-
-def read_values(text: str) -> list[tuple[float, float]]:
-    """Read pairs written as products: ``1.5*2, -3*0.25``.
-
-    Raises
-    ------
-    NumsimError
-        For text of another form.
-
-    Examples
-    --------
-    >>> read_values("1.5*2, -3*0.25")
-    [(1.5, 2.0), (-3.0, 0.25)]
-    """
-    pairs = []
-    for part in text.split(","):
-        try:
-            a, b = (float(parse_number(v.strip())) for v in part.split("*"))
-        except (ValueError, OverflowError):
-            raise NumsimError(
-                "explain mma: --values are products a*b of float64 numbers with commas between; "
-                f'got {part.strip()[:60]!r}; as in "1.5*2, -3*0.25, inf*1"'
-            ) from None
-        pairs.append((a, b))
-    return pairs
-
-
-def print_silicon(only: str) -> None:
-    """Print how outputs of hardware and of models were reproduced: ``verify silicon``."""
-    from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
-
-    folder = golden_folder()
-    rows: list[SiliconRow] = []
-    notes: dict[str, None] = {}
-    cells: list[tuple[str, ...]] = [
-        ("file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
-         "equal, other choice"),
-    ]  # fmt: skip
-    for row in check_silicon(folder, only=only):
-        rows.append(row)
-        open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
-        cells.append((
-            row.file, row.recorded_on, row.unit, f"{row.rows:,}",
-            f"{row.equal:,}{'' if row.ok else '  FAIL'}",
-            *(str(n) if row.undecided else "" for n in open_ones),
-        ))  # fmt: skip
-        if row.note:
-            notes[f"{row.unit}: {row.note}"] = None
-    say(f"outputs in {_short(folder)}, replayed bit for bit")
-    say("\n".join(columns(cells, "<<<>>>>>")))
-    failed = [row for row in rows if not row.ok]
-    for row in failed:
-        say(f"FAIL {row.file} {row.unit}: first {row.first}")
-    say("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
-    if notes:
-        say(
-            "Undecided: results beside the others, on which two models differ and no silicon was "
-            "recorded; both choices are fields:"
-        )
-        for note in notes:
-            say(f"  {note}")
-        say(
-            "  min_exponent: models limit the largest exponent at -126, -132, -133, -139 or not "
-            "(float16: -19, -20, -21 or not)"
-        )
-    equal, total = sum(r.equal for r in rows), sum(r.rows for r in rows)
-    say(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")
-    if failed:
-        sys.exit(1)
-
-
-def _short(folder: Path) -> str:
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)

@@ -15,14 +15,17 @@ from typing import Annotated, Any
 
 import typer
 
-from numsim.commands import register
-from numsim.commands_mac import register as register_mac
-from numsim.commands_model import register as register_model
-from numsim.commands_pack import register as register_pack
-from numsim.commands_probe import register as register_probe
-from numsim.commands_quant import register as register_quant
-from numsim.commands_sweep import register as register_sweep
-from numsim.commands_train import register as register_train
+from numsim.cli.bench import register as register_bench
+from numsim.cli.calibrate import register as register_calibrate
+from numsim.cli.explain import register as register_explain
+from numsim.cli.formats import register as register_formats
+from numsim.cli.model import register as register_model
+from numsim.cli.pack import register as register_pack
+from numsim.cli.probe import register as register_probe
+from numsim.cli.sweep import register as register_sweep
+from numsim.cli.train import register as register_train
+from numsim.cli.units import register as register_units
+from numsim.cli.verify import register as register_verify
 from numsim.errors import NumsimError, printable
 from numsim.float_state import known_floats
 from numsim.kernels.cache import before_compiling
@@ -176,13 +179,13 @@ def report(
 
 
 register_sweep(app)
-register(app)
-register_mac(app)
+register_formats(app)
+register_explain(app)
+register_verify(app)
+register_bench(app)
+register_units(app)
 register_probe(app)
-register_quant(app)
+register_calibrate(app)
 register_train(app)
 register_pack(app)
 register_model(app)
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,9 @@
-"""Commands about formats: formats, cast, explain, verify, bench. Parse, call, print."""
+"""The commands about formats: formats and cast."""
 
 from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format, list_formats
 from numsim.terminal import columns, say, width
@@ -42,8 +41,7 @@ _NAMED = re.compile(rf"(?<![\w-])({_PARAMETERS})(?= is one of| is an integer| ou
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
-    for command in (formats, explain, verify, bench):
-        app.command()(command)
+    app.command()(formats)
     app.command(context_settings={"ignore_unknown_options": True})(cast)  # -0.3 is a number
 
 
@@ -76,7 +74,7 @@ def formats(
         return
     found = options.matching_formats(name)
     try:
-        f, recipe = _format_or_recipe(name)
+        f, recipe = format_or_recipe(name)
     except NumsimError:
         if not found or (out is not None and len(found) > 1):
             raise
@@ -84,7 +82,7 @@ def formats(
             say("\n".join(list_lines(found, width())))
             return
         (name,) = found
-        f, recipe = _format_or_recipe(name)
+        f, recipe = format_or_recipe(name)
     if out is not None:
         from numsim.number_line import draw_number_line
 
@@ -96,7 +94,7 @@ def formats(
         say(f"names with {name!r} in them: {', '.join(others)}")
 
 
-def _format_or_recipe(name: str) -> tuple[Format, str | None]:
+def format_or_recipe(name: str) -> tuple[Format, str | None]:
     """Return a format and None, or the elements of a recipe of blocks and its name."""
     from numsim.quant import QUANTS, recipe_name
 
@@ -162,7 +160,7 @@ def cast(
     """Round a number to a format, or a block by a recipe, in steps."""
     from numsim.explain import explain_block, explain_cast, parse_number
 
-    f, recipe = _format_or_recipe(to)
+    f, recipe = format_or_recipe(to)
     if recipe:
         if (random_bits, sr, nan) != (None, "truncate", None):
             raise NumsimError(
@@ -198,171 +196,3 @@ def _option_names() -> Iterator[None]:
 
 def _option(parameter: str) -> str:
     return "--" + parameter.replace("_", "-")
-
-
-def explain(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="Format, recipe (mxfp4_e2m1, w8a8 ...); or mma: a dot product.",
-            autocompletion=options.completes("mma", *options.FORMATS, *options.RECIPES),
-        ),
-    ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="mma: unit, or .toml file.", autocompletion=options.completes(*options.TARGETS)
-        ),
-    ] = None,
-    values: Annotated[str | None, typer.Option(help='mma: "1.5*2, -3*0.25".')] = None,
-    c: Annotated[
-        float | None,
-        typer.Option(
-            "--c", help="mma: accumulator input.", parser=options.number, metavar="NUMBER"
-        ),
-    ] = None,
-    formats: Annotated[
-        str | None,
-        typer.Option(
-            help="mma: operand format, or A,B; or nvfp4, mxfp8_e4m3.", autocompletion=_FORMAT
-        ),
-    ] = None,
-    out_format: Annotated[
-        str | None,
-        typer.Option(
-            help="mma: float32, float16.", autocompletion=options.completes(*options.FORMATS)
-        ),
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="mma: only the rule, where scales go, the kernel.")
-    ] = False,
-) -> None:  # fmt: skip
-    """Explain a format, or work a dot product as a unit does (mma)."""
-    if name == "mma":
-        from numsim.commands_mac import print_mma
-
-        print_mma(target, values, c, formats, out_format, plan)
-        return
-    if plan or (target, values, c, formats, out_format) != (None,) * 5:
-        raise NumsimError(
-            f"explain: these options are for explain mma; got {name!r}; leave them out, or "
-            "numsim explain mma --target T"
-        )
-    from numsim.explain import explain_format, explain_recipe
-    from numsim.models.named import NAMED, recipe_lines
-
-    if name in NAMED:
-        say("\n".join(recipe_lines(name)))
-        return
-    f, recipe = _format_or_recipe(name)
-    say(explain_recipe(recipe) if recipe else explain_format(f))
-
-
-def verify(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="conversions; silicon: recorded outputs of chips and models; published: figures "
-            "of the literature; probe: units probed as black boxes.",
-            autocompletion=options.completes("conversions", "silicon", "published", "probe"),
-        ),
-    ] = "conversions",
-    exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="All 2**32 float32 inputs of each format.")
-    ] = False,
-    formats: Annotated[
-        str | None,
-        typer.Option(
-            help="Formats, comma separated.", autocompletion=options.completes(*options.FORMATS)
-        ),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="silicon, published: beginning of the names.")
-    ] = None,
-    units: Annotated[
-        int | None,
-        typer.Option(
-            help="probe: units with random fields.", parser=options.whole, metavar="N"
-        ),
-    ] = None,
-) -> None:  # fmt: skip
-    """Check bits, recorded outputs, published figures."""
-    if what == "probe":
-        from numsim.commands_probe import print_probe
-
-        if exhaustive or formats is not None or only is not None:
-            raise NumsimError("verify: verify probe has --units only; leave the others out")
-        if units is not None and units < 0:
-            raise NumsimError(f"verify: --units is at least 0; got {units}")
-        print_probe(40 if units is None else units, seed=0)
-        return
-    if units is not None:
-        raise NumsimError("verify: --units is for verify probe; leave it out")
-    if what in ("silicon", "published"):
-        from numsim.commands_mac import print_silicon
-        from numsim.commands_quant import print_published
-
-        if exhaustive or formats is not None:
-            raise NumsimError(
-                "verify: --exhaustive and --formats are for verify conversions; leave them out"
-            )
-        (print_silicon if what == "silicon" else print_published)(only or "")
-        return
-    if what != "conversions":
-        raise NumsimError(f"verify: conversions, silicon, published or probe; got {what!r}")
-    if only is not None:
-        raise NumsimError("verify: --only is for verify silicon and published; leave it out")
-    from numsim.verify import check_every_float32, check_modes, checkable, formats_to_check
-
-    names = formats_to_check() if formats is None else options.split(formats)
-    if not names:
-        raise NumsimError(f"verify: --formats is names, comma separated; got {formats!r}")
-    failed = False
-    for f in [checkable(name) for name in names]:  # every name first, then the work
-        for check in check_every_float32(f) if exhaustive else (check_modes(f),):
-            failed |= check.different > 0
-            word = "FAIL" if check.different else "ok"
-            say(
-                f"{word:<4} {check.name:<34} {check.compared:>13,} compared with "
-                f"{check.reference:<14} {check.different:,} differ {check.seconds:7.1f} s"
-                + (f"; first: {check.first}" if check.first else "")
-            )
-    if failed:
-        sys.exit(1)
-
-
-def bench(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="What to time: cast, matmul, model or train.",
-            autocompletion=options.completes("cast", "matmul", "model", "train"),
-        ),
-    ] = "cast",
-) -> None:
-    """Time numsim beside the installed peers, on this machine."""
-    from numsim import bench as timers
-
-    if what not in ("cast", "matmul", "model", "train"):
-        raise NumsimError(f"bench: cast, matmul, model and train can be timed; got {what!r}")
-    if what != "cast":
-        say("numsim: timing, a few minutes; the table comes at the end", err=True)
-    if what == "matmul":
-        timers.print_matmul(timers.bench_matmul())
-        return
-    if what == "model":
-        timers.print_model(timers.bench_model())
-        return
-    if what == "train":
-        timers.print_train(timers.bench_train())
-        return
-    rows = [("task", "library", "million/s", "of copy bound", "numsim is faster by")]
-    for row in timers.bench_cast():
-        text = f"{row.ratio:.2f} x"
-        if row.library.endswith(" x2"):
-            text = f"(scales {1 / row.ratio:.2f} x)"
-        elif row.library in ("numsim", "numsim out=", "NumPy"):
-            text = ""
-        rows.append((row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}", text))
-    say("conversions, one core, median; 'x2': two threads")
-    say("\n".join(columns(rows, "<<>>>")))

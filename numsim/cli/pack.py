@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.terminal import say
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.errors import NumsimError, printable
 from numsim.terminal import say, width
 from numsim.vocabulary import ROUNDINGS
@@ -223,9 +223,9 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Run a model through formats and units; print a table."""
+    from numsim.cli.screen import FORMS, print_cases
     from numsim.files import check_apart, read_toml
     from numsim.progress import sweep_progress
-    from numsim.screen import FORMS, print_cases
     from numsim.sweep.dry import dry_lines
     from numsim.sweep.run import FailedCases
     from numsim.sweep.run import sweep as run_sweep
@@ -303,8 +303,8 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """Show ranges of tensors, and what formats lose."""
+    from numsim.cli.questions import profile_lines
     from numsim.progress import spinner
-    from numsim.questions import profile_lines
     from numsim.sweep.prepare import prepare
     from numsim.sweep.sidecars import check_table, write_table
     from numsim.sweep.spec import as_spec
@@ -360,8 +360,8 @@ def sensitivity(
     quiet: Quiet = False,
 ) -> None:
     """Show which product or layer causes the error."""
+    from numsim.cli.questions import sensitivity_lines
     from numsim.progress import sweep_progress
-    from numsim.questions import sensitivity_lines
     from numsim.sweep.sensitivity import COLUMNS, mixed_recipe
     from numsim.sweep.sensitivity import sensitivity as parts_of
     from numsim.sweep.sidecars import check_table, write_table, write_text
@@ -403,8 +403,8 @@ def accumulator(
     quiet: Quiet = False,
 ) -> None:
     """Show how wide accumulators must be, by K."""
+    from numsim.cli.questions import accumulator_lines, order_lines
     from numsim.progress import spinner
-    from numsim.questions import accumulator_lines, order_lines
     from numsim.sweep.accumulators import COLUMNS, ORDER_COLUMNS, accumulator_rows, order_rows
     from numsim.sweep.prepare import prepare
     from numsim.sweep.sidecars import check_table, write_table

@@ -1,16 +1,15 @@
-"""Commands about black boxes and pairs of units: probe, diff, verify probe. Parse, call, print."""
+"""The commands about black boxes and pairs of units: probe and diff."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.errors import NumsimError
-from numsim.terminal import columns, say
+from numsim.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -227,39 +226,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise NumsimError(f"diff: cannot read {path}: {error}; give a text in UTF-8") from None
-
-
-def print_probe(units: int, seed: int) -> None:
-    """Print how units come back from a probe: ``verify probe``."""
-    from numsim.verify.probe import Recovery, random_units, recover, table_units
-
-    rows: list[Recovery] = []
-    cells: list[tuple[str, ...]] = [
-        ("unit", "operands", "equal", "of", "calls", "rules tried", ""),
-    ]
-    for unit, machine in [*table_units(), *random_units(units, seed)]:
-        row = recover(unit, machine)
-        rows.append(row)
-        cells.append((
-            row.unit, row.operands, f"{row.equal:,}", f"{row.fresh:,}", f"{row.calls:,}",
-            f"{row.tried:,}", "" if row.ok else "FAIL",
-        ))  # fmt: skip
-        say(f"numsim: {row.unit} {row.operands} {'ok' if row.ok else 'FAIL'}", err=True)
-    say("units probed as black boxes; what was found, on sums that the probe never saw")
-    say("\n".join(columns(cells, "<<>>>><")))
-    for words, some in (
-        ("of the table", [r for r in rows if not r.unit.startswith("random ")]),
-        ("with random fields", [r for r in rows if r.unit.startswith("random ")]),
-    ):
-        if some:
-            good = sum(r.ok for r in some)
-            equal, fresh = sum(r.equal for r in some), sum(r.fresh for r in some)
-            calls = sorted(r.calls for r in some)
-            say(
-                f"{good} of {len(some)} units {words} recovered bit for bit "
-                f"({good / len(some):.1%}); "
-                f"{equal:,} of {fresh:,} results equal; calls {calls[0]} to {calls[-1]}, median "
-                f"{calls[len(calls) // 2]}"
-            )
-    if any(not r.ok for r in rows):
-        sys.exit(1)

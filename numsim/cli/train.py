@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from numsim import options
+from numsim.cli import options
 from numsim.errors import NumsimError, printable
 from numsim.terminal import say
 

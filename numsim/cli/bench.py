@@ -1,0 +1,72 @@
+"""The command bench: numsim beside the installed peers, in one run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from numsim.cli import options
+from numsim.errors import NumsimError
+from numsim.terminal import columns, say
+
+_TASKS = ("cast", "quantize", "matmul", "model", "train")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to the command line."""
+    app.command()(bench)
+
+
+def bench(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="What to time: cast, quantize, matmul, model or train.",
+            autocompletion=options.completes(*_TASKS),
+        ),
+    ] = "cast",
+) -> None:
+    """Time numsim beside the installed peers, on this machine."""
+    from numsim import bench as timers
+
+    if what not in _TASKS:
+        raise NumsimError(f"bench: {', '.join(_TASKS[:-1])} and train can be timed; got {what!r}")
+    if what != "cast":
+        say("numsim: timing, a few minutes; the table comes at the end", err=True)
+    if what == "quantize":
+        print_quantize()
+        return
+    if what == "matmul":
+        timers.print_matmul(timers.bench_matmul())
+        return
+    if what == "model":
+        timers.print_model(timers.bench_model())
+        return
+    if what == "train":
+        timers.print_train(timers.bench_train())
+        return
+    rows = [("task", "library", "million/s", "of copy bound", "numsim is faster by")]
+    for row in timers.bench_cast():
+        text = f"{row.ratio:.2f} x"
+        if row.library.endswith(" x2"):
+            text = f"(scales {1 / row.ratio:.2f} x)"
+        elif row.library in ("numsim", "numsim out=", "NumPy"):
+            text = ""
+        rows.append((row.task, row.library, f"{row.rate:,.0f}", f"{row.of_bound:.0%}", text))
+    say("conversions, one core, median; 'x2': two threads")
+    say("\n".join(columns(rows, "<<>>>")))
+
+
+def print_quantize() -> None:
+    """Print how fast every kind of scale is: ``bench quantize``."""
+    from numsim.bench.quantize import bench_gptq, bench_quantize
+
+    cells: list[tuple[str, ...]] = [("task", "million/s", "of", "share", "aim")]
+    for row in bench_quantize():
+        share = f"{row.share:.3g}" if row.of else ""
+        aim = f"{row.aim:.2g}" if row.aim else ""
+        cells.append((row.task, f"{row.rate:,.3g}", row.of, share, aim))
+    say("quantisation, one core, best of the repetitions")
+    say("\n".join(columns(cells, "<><>>")))
+    say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")
