@@ -175,11 +175,13 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
     """Print timings as a table, peers first; ratios of rates are those of rates over BLAS."""
     cells = [("task", "library", "M x N x K", "GMAC/s", "/ BLAS", "/ bound")]
     large = {(row.task, row.library): row for row in reversed(rows)}
-    for row in rows:
-        cells.append((
+    cells += [
+        (
             row.task, row.library, "x".join(map(str, row.shape)), f"{row.rate:,.2f}",
             f"{row.of_blas:.3f}", "" if math.isnan(row.of_bound) else f"{row.of_bound:.2f}",
-        ))  # fmt: skip
+        )
+        for row in rows
+    ]  # fmt: skip
     say("matrix products, one core, median, right operand packed once")
     say("\n".join(columns(cells, "<<<>>>", gap="  " if width() > 80 else " ")))
     for (task, peer), row in large.items():
