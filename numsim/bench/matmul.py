@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.bench.peers import installed
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
@@ -242,7 +242,7 @@ def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
 
 
 def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]]]:
-    torch, mmaemu = _installed("torch"), _installed("mmaemu")
+    torch, mmaemu = installed("torch"), installed("mmaemu")
     if torch is None:
         return
     torch.set_num_threads(1)
@@ -262,13 +262,6 @@ def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]
                 return mmaemu.accumulate(x, y, use_fast_accum=True, profile=profile, splitk=1)
 
             yield task, "mmaemu", small, call
-
-
-def _installed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def _read_rate(shape: Shape, repeats: int) -> float:
