@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
 NEW = ("arm.f", "intel.", "riscv.", "x86.top", "x86.tdpfp16")
 CASES = [c for c in om.CASES if c.target.startswith(NEW)]
 FP8 = [c for c in CASES if om.FORMATS[c.a].sign_bit == 128]
-WIDE = [c for c in CASES if om.FORMATS[c.a].sign_bit > 128]
+WIDE = [c for c in CASES if om.FORMATS[c.a].sign_bit > 128 and dict(c.changes).get("group") != 6]
 EVERY = np.arange(256)
 LINES = {"float32": 0xBE345678, "float16": 0x8421}  # accumulators
 
@@ -44,9 +44,9 @@ def single(case, a, b, c):
     return d
 
 
-def check(case, a, b):
+def check(case, a, b, choices=slice(None)):
     width = np.uint8 if om.FORMATS[case.a].sign_bit == 128 else np.uint16
-    for c in starts(case.out, (len(a), len(b))):
+    for c in starts(case.out, (len(a), len(b)))[choices]:
         got = multiply(case, a.astype(width)[:, None], b.astype(width)[None, :], c)
         assert_same(got, single(case, a, b, c), nan_bits=case.nan_bits)
 
@@ -81,7 +81,8 @@ def test_some_codes_of_two_bytes(case):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_every_code_of_two_bytes(case):
-    check(case, np.arange(1 << 16), partners(case))
+    check(case, np.arange(1 << 16), partners(case), slice(1))
+    check(case, np.arange(1 << 16), partners(case)[::16], slice(1, None))
 
 
 def scaled(q, fmt, axis, scale):

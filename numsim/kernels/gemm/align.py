@@ -1,10 +1,10 @@
 """Matrix products of units that align products, cut them and add exactly, for finite operands.
 
 The rules are `Fused`, `TwoStage`, `BulkNorm` and `Mme` of `numsim.targets.rules`; the modules of
-`rules` of those names define them. The left operand comes as planes of significands and exponents, packed by rows of a
-tile; the right one as such planes or as codes of at most 20 bits, packed by columns of a panel.
-Accumulators may be infinite or NaN. Proof: ``tests/targets/test_fast_units.py`` compares every bit
-with the definitions, on every path.
+`rules` of those names define them. The left operand comes as planes of significands and exponents,
+packed by rows of a tile; the right one as such planes or as codes of at most 20 bits, packed by
+columns of a panel. Accumulators may be infinite or NaN. Proof: ``tests/targets/test_fast_units.py``
+compares every bit with the definitions, on every path.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import decode
+from numsim.dispatch import float_codes
 from numsim.formats import Format
 from numsim.kernels.gemm import mac as gemm_mac
+from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.rules.exact import extent
 from numsim.kernels.rules.mac import Arithmetic
@@ -28,6 +30,7 @@ from numsim.targets.rules import Exact, exact
 from numsim.targets.rules.exact import lscale_of
 from numsim.targets.tensor import (
     batched,
+    codes_of,
     kept,
     survey,
     surveyed,
@@ -70,11 +73,20 @@ def exact_groups(
     flavour = Flavour(
         rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
     )
-    key = f"exact {rule.group}"
-    packed = kept(
-        b, key, lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree)
-    )
     rows = batched(decoded(a)).astype(np.float64) * 2.0 ** -lscale_of(rule, out)
+    how = codes_of(b) if b.fmt.kind == "float" else None
+    if isinstance(how, Fields):  # which vectors of 16-bit lanes read
+        how = float_codes(b.fmt)
+    if how is not None:
+        codes = kept(
+            b, f"exact codes {rule.group}",
+            lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
+        )  # fmt: skip
+        return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how)
+    packed = kept(
+        b, f"exact {rule.group}",
+        lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),
+    )  # fmt: skip
     return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
 
 

@@ -270,7 +270,7 @@ def _mme(x: Chain) -> Work | None:
 
 
 def _bulk_norm(x: Chain) -> Work | None:
-    """Sets of finite codes of a byte: no product leaves float32 when it is scaled to be cut."""
+    """Cover sets of finite codes of a byte: no product leaves float32, scaled to be cut."""
     a, b = x.a, x.b
     block = bulk_norm.block_of(x.rule, a.fmt, b.fmt)
     if block.align_bits > gemm_align.MOST_JAMMED or not (coded(a, 8) and coded(b, 8)):
