@@ -175,12 +175,13 @@ def _explain(rule: Exact, step: Step) -> Iterator[str]:
     lscale = rule.lscale & _HALF_SCALE if half else rule.lscale
     sums = sum((Fraction(p) * Fraction(q) * Fraction(2) ** e for p, q, e in pairs), Fraction(0))
     total = sums / 2**lscale
-    scaled = f", times 2^-{lscale}" if lscale else ""
+    if lscale:
+        yield f"sum of the products {exact_text(sums)}, times 2^-{lscale}: {exact_text(total)}"
     if rule.accumulator == "joins":
-        end = "; beyond the largest number: the largest number" if rule.osm else ""
-        yield f"exact sum {exact_text(total + before)}{scaled}, rounded once to nearest even{end}"
+        end = ", at most the largest number" if rule.osm else ""
+        yield f"exact sum {exact_text(total + before)}, rounded once to nearest even{end}"
         return
-    yield f"exact sum {exact_text(total)}{scaled}, rounded to float32, nearest even"
+    yield f"exact sum {exact_text(total)}, rounded to float32, nearest even"
     yield f"then added to the accumulator {exact_text(before)} in float32, nearest even"
     if rule.flush:
         yield "subnormal sums, accumulators and results become zero"
