@@ -154,6 +154,22 @@ def test_gaudi_places_subnormals_at_their_leading_bit():
     assert kept == want([one], [x], code)
 
 
+def test_gaudi_2_places_subnormals_as_float16_does():
+    """2^-16 is placed at 2^-14: its product with 2^15 at 2^1, which cuts 2^-24."""
+    x, y = [2.0**-16, 2.0**-12], [2.0**15, 2.0**-12]
+    assert product(x, y, "intel.gaudi2.mme", fmt=E5M2) == 0.5
+    assert product(x, y, "intel.gaudi3.mme", fmt=E5M2) == 0.5 + 2.0**-24
+
+
+def test_gaudi_2_flushes_what_stays_subnormal_when_it_is_rounded():
+    """2^-126 - 2^-150 is a tie that rounds to the least normal number."""
+    x = [2.0**-63, -(2.0**-75)]
+    d = product(x, [2.0**-63, 2.0**-75], "intel.gaudi2.mme", fmt="bfloat16")
+    assert d == 2.0**-126
+    d = product(x, [2.0**-63, 2.0**-73], "intel.gaudi2.mme", fmt="bfloat16")
+    assert d == 0
+
+
 @pytest.mark.parametrize("path", simd.PATHS)
 def test_osm_goes_on_after_an_overflow(path):
     """The largest number, less 65,504: an infinite sum would stay."""
