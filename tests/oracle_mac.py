@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from itertools import product as product_of
 
 import oracle
 
@@ -79,6 +80,7 @@ FORMATS = {
         Format("tfloat32", 8, 10, 127),
         Format("float8_e5m2", 5, 2, 15),
         Format("float8_e4m3fn", 4, 3, 7, "fn"),
+        Format("float8_e4m3", 4, 3, 7),
         Format("float8_e4m3fnuz", 4, 3, 8, "fnuz"),
         Format("float8_e5m2fnuz", 5, 2, 16, "fnuz"),
         Format("float4_e2m1fn", 2, 1, 1, "finite"),
@@ -563,6 +565,44 @@ def tdpbf16ps(a, b, c=0):
     return c
 
 
+def tdpfp16ps(a, b, c=0):
+    """SDM: as `tdpbf16ps`, but float16 subnormals are kept; DAZ and FTZ are of float32."""
+    for x, y in groups(a, b, 32):
+        if len(x) % 2:
+            x, y = next(groups(x, y, len(x) + 1, fill=True))
+        even = odd = 0
+        for k in range(0, len(x), 2):
+            even = add_ftz(product(x[k], y[k]), F32.read(flush(even)))
+            odd = add_ftz(product(x[k + 1], y[k + 1]), F32.read(flush(odd)))
+        c = add_ftz(F32.read(flush(c)), F32.read(add_ftz(F32.read(even), F32.read(odd))))
+    return c
+
+
+# ------------------------------------------------------------------------------------- x86 ACE v1
+def top2bf16ps(a, b, c=0):
+    """Two products added with one rounding, then the accumulator; DAZ and FTZ throughout."""
+    for x, y in groups(a, b, 2, fill=True):
+        p = [product(flushed(u, BF16), flushed(v, BF16)) for u, v in zip(x, y, strict=True)]
+        c = add_ftz(F32.read(flush(c)), F32.read(add_ftz(*p)))
+    return c
+
+
+def top4mx(a, b, sa, sb, c=0):
+    """Four products exactly, times the scales, one rounding; then DAZ(C) + that, FTZ."""
+    f = FORMATS["float8_e8m0fnu"]
+    for k, (x, y) in zip(range(0, len(a), 4), groups(a, b, 4), strict=True):
+        u, v = f.read(sa[k // 32]), f.read(sb[k // 32])
+        p = [product(s, t) for s, t in zip(x, y, strict=True)]
+        kind = "nan" if "nan" in (u, v) else special_sum(p)
+        if kind:
+            total = special_bits(F32, kind)
+        else:
+            n, q = total_of(p)
+            total = flush(round_bits(F32, n, q + u[2] + v[2]))
+        c = flush(add(flush(c), total))
+    return c
+
+
 def bfdot(a, b, c=0, *, ebf=0):
     """Arm BFDOT. EBF=0: every step to odd, flushed. EBF=1: a pair is one rounding, RNE, kept."""
     nan = 0x7FC00000
@@ -584,10 +624,11 @@ def bfdot(a, b, c=0, *, ebf=0):
     return c
 
 
-def fdot_fp8(a, b, c=0, *, out=F32, lscale=0):
-    """Arm FDOT: 4-way into fp32, 2-way into fp16; scaled sum and accumulator rounded once."""
+def fdot_fp8(a, b, c=0, *, out=F32, lscale=0, osm=False, ways=(4, 2)):
+    """Arm FP8: so many products into fp32 or fp16; scaled sum and accumulator rounded once."""
     nan = 0x7FC00000 if out is F32 else 0x7E00
-    for x, y in groups(a, b, 4 if out is F32 else 2, fill=True):
+    lscale = lscale % 128 if out is F32 else lscale % 16
+    for x, y in groups(a, b, ways[out is F16], fill=True):
         p = [product(u, v) for u, v in zip(x, y, strict=True)]
         p = [v if isinstance(v, str) else (v[0], v[1], v[2] - lscale, v[3]) for v in p]
         acc = out.read(c)
@@ -596,6 +637,72 @@ def fdot_fp8(a, b, c=0, *, out=F32, lscale=0):
             continue
         negative = all(v[0] for v in [*p, acc]) and not any(v[1] for v in [*p, acc])
         c = round_bits(out, *total_of([*p, acc]), zero_negative=negative)
+        if osm and c & (out.sign_bit - 1) == out.infinity:
+            c -= 1  # the largest finite number
+    return c
+
+
+# ----------------------------------------------------------------------------- RISC-V and Gaudi
+def jammed_to(v, quantum):
+    """Signed count of ``2**quantum``; what is shifted out is ORed into the magnitude's last bit."""
+    shift = v[2] - quantum
+    n = v[1] << shift if shift >= 0 else v[1] >> -shift | bool(v[1] & ((1 << -shift) - 1))
+    return -n if v[0] else n
+
+
+def bulk_norm(a, b, c=0, *, group):
+    """RISC-V bulk normalisation: sums of ``group`` products, rounded to odd at each step."""
+    nan, odd = 0x7FC00000, {"mode": "rto", "inf": True}
+    for x, y in groups(a, b, group):
+        p = [product(u, v) for u, v in zip(x, y, strict=True)]
+        total = 0
+        if kind := special_sum(p):
+            total = special_bits(F32, kind)
+        elif some := [t for t in p if t[1]]:
+            quantum = max(t[3] for t in some) - 23 - (group - 1).bit_length()
+            total = round_bits(F32, sum(jammed_to(t, quantum) for t in some), quantum, **odd)
+        c = add_values(F32.read(total), F32.read(c), nan=nan, **odd)
+    return c
+
+
+def shifted(v, n):
+    """A value times ``2**n``, as another exponent bias makes it."""
+    return v if isinstance(v, str) else (v[0], v[1], v[2] + n, v[3] + n)
+
+
+def normalised(v, least=None):
+    """The same value with the exponent of its leading bit, at least ``least``."""
+    if isinstance(v, str) or not v[1]:
+        return v
+    e = v[1].bit_length() - 1 + v[2]
+    return (*v[:3], e if least is None else max(e, least))
+
+
+def gaudi3(a, b, c=0, *, fp8=True):
+    """Groups of 8 and the accumulator, aligned to 24 bits, fp32 toward zero; E >= -132."""
+    if fp8:
+        a, b = ([normalised(v) for v in values] for values in (a, b))
+    return Block(8, 24, floor=-132)(a, b, c)
+
+
+def gaudi2(a, b, c=0, *, fp8=True):
+    """Products aligned to their largest exponent and cut; the sum and DAZ(c) are rounded once."""
+    group, bits = (16, 24) if fp8 else (8, 46)
+    if fp8:
+        a, b = ([normalised(v, -14) for v in values] for values in (a, b))
+    else:
+        a, b = ([flushed(v, BF16) for v in values] for values in (a, b))
+    for x, y in groups(a, b, group, fill=True):
+        p, acc = [product(u, v) for u, v in zip(x, y, strict=True)], F32.read(flush(c))
+        if kind := special_sum([*p, acc]):
+            c = special_bits(F32, kind)
+            continue
+        some = [t for t in p if t[1]]
+        quantum = max((t[3] for t in some), default=0) - bits
+        n = sum(truncate_to(t, quantum) for t in some)
+        minus = acc[0] and not acc[1] and all(t[0] and not t[1] for t in p)
+        c = flush(round_bits(F32, *total_of([(n < 0, abs(n), quantum, 0), acc]),
+                             zero_negative=minus))  # fmt: skip
     return c
 
 
@@ -679,6 +786,14 @@ FNUZ = [(f"{x}fnuz", f"{y}fnuz") for x in ("float8_e4m3", "float8_e5m2") for y i
 FNUZ += [(f"float8_{x}fnuz", "float8_e4m3fnuz") for x in ("e4m3", "e5m2")]
 HALF, BRAIN, TF32 = ("float16",) * 2, ("bfloat16",) * 2, ("tfloat32",) * 2
 SINGLE = ("float32",) * 2
+IEEE8 = "float8_e4m3"
+GAUDI3 = [(x, y) for x in (IEEE8, E4M3, E5M2) for y in (IEEE8, E4M3, E5M2)]
+GAUDI2 = [(IEEE8, IEEE8), (E5M2, E5M2)]
+ARM_FP8 = {
+    "arm.fdot_fp8": (4, 2), "arm.fmopa_fp8": (4, 2), "arm.fmlal_fp8": (1, 1),
+    "arm.fmmla_fp8": (8, 4),
+}  # fmt: skip
+ARM_CHANGES = ({}, {"lscale": 9}, {"lscale": 3, "osm": True})
 NO_CHANGE = ()
 
 
@@ -760,7 +875,42 @@ def _cases():
     yield from fp32("x86.vdpbf16ps", [BRAIN], vdpbf16ps)
     yield from fp32("x86.tdpbf16ps", [BRAIN], tdpbf16ps)
     yield from fp32("arm.bfdot", [BRAIN], bfdot)
-    yield from fp32("arm.fdot_fp8", FP8, fdot_fp8)
+    yield from fp32("x86.tdpfp16ps", [HALF], tdpfp16ps)
+    yield from fp32("x86.top2bf16ps", [BRAIN], top2bf16ps)
+    for name, ways in ARM_FP8.items():
+        changes = ARM_CHANGES if name == "arm.fdot_fp8" else ARM_CHANGES[-1:]
+        for (a, b), out, more in product_of(FP8, ("float32", "float16"), changes):
+
+            def dot(x, y, c=0, out=FORMATS[out], ways=ways, more=more):
+                return fdot_fp8(x, y, c, out=out, ways=ways, **more)
+
+            yield Case(name, a, b, out, dot, tuple(more.items()))
+    for name, pairs in (("riscv.zvfwdota16bf", [BRAIN]), ("riscv.zvfqwdota8f", FP8)):
+        for (a, b), group in product_of(pairs, (16, 6, 64)):
+
+            def dot(x, y, c=0, group=group):
+                return bulk_norm(x, y, c, group=group)
+
+            yield Case(name, a, b, "float32", dot, (("group", group),))
+    for name, dot, pairs, biases in (
+        ("intel.gaudi3.mme", gaudi3, GAUDI3, ((3, 15), (62, 0))),
+        ("intel.gaudi2.mme", gaudi2, GAUDI2, ((3, 11),)),
+    ):
+        for a, b in pairs:
+            yield Case(name, a, b, "float32", dot)
+            for u, v in biases if a == b == IEEE8 else ():
+
+                def biased(x, y, c=0, dot=dot, shift=(7 - u, 7 - v)):
+                    pairs = zip((x, y), shift, strict=True)
+                    x, y = ([shifted(t, n) for t in values] for values, n in pairs)
+                    return dot(x, y, c)
+
+                yield Case(name, a, b, "float32", biased, (("bias_a", u), ("bias_b", v)))
+
+        def bf16(x, y, c=0, dot=dot):
+            return dot(x, y, c, fp8=False)
+
+        yield Case(name, *BRAIN, "float32", bf16)
     yield from fp32("ideal.fp32", [*FP8[:2], FP8[3], HALF, BRAIN, TF32, SINGLE], fma_chain)
     for a, b in [*FP8[:2], FP8[3], HALF, BRAIN, TF32, SINGLE, ("float4_e2m1fn", E4M3)]:
         for out in ("float32", "float16"):
@@ -789,6 +939,7 @@ INTEGER = {
         lambda a, b, c: int_dot(a, b, c, group=2, overflow="saturate"),
     ),
     "x86.tdpbssd": ("int8", "int8", int_dot),
+    "x86.top4bssd": ("uint8", "int8", int_dot),
     "arm.sdot": ("int8", "int8", int_dot),
     "arm.smmla": ("int8", "int8", int_dot),
     "tpu.mxu_int8": ("int8", "int8", int_dot),

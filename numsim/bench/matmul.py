@@ -51,6 +51,8 @@ UNITS: tuple[tuple[str, str, dict[str, Any], str, str], ...] = (
     ("float32 chain of FP8", "ideal.fp32", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("MXINT8", "ideal.int", {}, "mxint8", "mxint8"),
     ("Arm FP8", "arm.fdot_fp8", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("RISC-V FP8", "riscv.zvfqwdota8f", {}, "float8_e4m3fn", "float8_e4m3fn"),
+    ("Gaudi 3 FP8", "intel.gaudi3.mme", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("AMX bf16", "x86.tdpbf16ps", {}, "bfloat16", "bfloat16"),
     ("Hopper wgmma fp16", "nvidia.hopper.wgmma", {}, "float16", "float16"),
     ("Ampere bf16", "nvidia.ampere.mma", {}, "bfloat16", "bfloat16"),

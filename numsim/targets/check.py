@@ -85,10 +85,12 @@ def _check_fields(name: str, item: Any, limits: Mapping[str, Limit]) -> None:
         elif limit is Format:
             _check_accumulator(f"{name}: {key}", value)
         elif isinstance(limit, frozenset):
-            if not isinstance(value, tuple) or not value or not limit.issuperset(value):
-                raise NumsimError(
-                    f"{name}: {key} is a list of {', '.join(sorted(limit))}; got {value!r}"
-                )
+            some = isinstance(value, tuple) and (value or defaults[key] == ())
+            if not some or not limit.issuperset(value):
+                words = ", ".join(map(str, sorted(limit)))
+                if 0 in limit:
+                    words = f"whole numbers from 0 to {max(limit)}"
+                raise NumsimError(f"{name}: {key} is a list of {words}; got {value!r}")
         elif isinstance(limit, tuple) and isinstance(limit[0], str):
             if value not in limit:
                 raise NumsimError(

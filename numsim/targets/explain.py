@@ -23,11 +23,13 @@ from numsim.targets.plan import plan as how
 from numsim.targets.plan import resolve
 from numsim.targets.rules import about, adds_integers
 from numsim.targets.rules.int_sum import limits
+from numsim.targets.rules.limits import is_scaled
 from numsim.targets.table import get_target, label
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import CLASSES, Target
 from numsim.targets.words import rule_words
 
+_SCALED = {"float4_e2m1fn": "mxfp4_e2m1", "q1.6": "mxint8"}  # formats of units with scales only
 _OPEN = {"float": "float8_e4m3fn", "number": "float8_e4m3fn", "integer": "int8"}
 _FLOATS = ((1.5, 2.0), (-3.0, 0.25), (0.0625, 0.01953125), (12.0, 1.25))
 _INTEGERS = ((100, 100), (-7, 3), (127, 127), (1, -128))
@@ -120,6 +122,8 @@ def _operands(
         kind, _ = unit.rules[0]
         name = kind.removeprefix("mx:").partition("->")[0]
         first = _OPEN.get(name) or CLASSES.get(name, ("uint8",))[0]
+        if is_scaled(kind):
+            first = _SCALED.get(first, "mxfp8_e4m3")
         left = left or first
         right = right or ("int8" if name == "u8s8" else first)
     scaled = [recipe_name(f) is not None for f in (left, right)]
@@ -138,9 +142,9 @@ def _operands(
             "1.5*2, -3*0.25"
         )
     found = []
-    for row, name, is_scaled, axis in ((0, left, scaled[0], -1), (1, right, scaled[1], 0)):
+    for row, name, blocks, axis in ((0, left, scaled[0], -1), (1, right, scaled[1], 0)):
         x = pairs[None, :, 0] if row == 0 else pairs[:, 1, None]
-        if is_scaled:
+        if blocks:
             found.append(quantize(x.astype(np.float32), name, axis=axis))
         else:
             fmt = get_format(name)

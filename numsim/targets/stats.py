@@ -61,7 +61,8 @@ class MacStats:
         the alignment. (`ScaledFp4`: the exact runs of 16 products are the addends.)
     exponent_gap
         Largest distance, in powers of two, between an addend and the place of alignment (`Fused`,
-        `TwoStage`, `ScaledFp4`) or between the two operands of an addition (`Mac`); else 0.
+        `TwoStage`, `ScaledFp4`, `BulkNorm`, `Mme`) or between the two operands of an addition
+        (`Mac`; the last one of the others where an accumulator comes after); else 0.
     peak_bits
         Bits of the largest value of the accumulator in units of the product quantum, sign
         included: the narrowest two's-complement register that holds all of them. `Exact`: after

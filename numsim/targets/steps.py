@@ -49,7 +49,9 @@ class Addend:
 def aligned(
     addends: list[Addend], place: int, bits: int, how: str = "truncate"
 ) -> tuple[list[Fraction], list[list[str]]]:
-    """Cut addends (`how` as in `Fused`) to `bits` bits below 2**place; return them and table rows.
+    """Cut addends to `bits` bits below 2**place; return them and rows of a table.
+
+    `how`: as in `Fused`, or ``jam``: toward zero, what is cut ORed into the last bit.
 
     Examples
     --------
@@ -60,7 +62,10 @@ def aligned(
     kept, rows = [], []
     for addend in addends:
         whole = addend.value / unit
-        kept.append((floor(whole) if how == "floor" else trunc(whole)) * unit)
+        count = floor(whole) if how == "floor" else trunc(whole)
+        if how == "jam" and count != whole and count % 2 == 0:  # ORed into the last bit
+            count += 1 if whole > 0 else -1
+        kept.append(count * unit)
         lost = addend.value - kept[-1]
         rows.append(
             [addend.name, str(addend.exponent), str(place - addend.exponent), exact_text(kept[-1]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.targets.rules.limits import OUTPUTS
 from numsim.targets.types import (
+    BulkNorm,
     Exact,
     Fused,
     IntSum,
     Mac,
     Maturity,
+    Mme,
     Rule,
     ScaledFp4,
     Target,
@@ -29,6 +31,12 @@ _MATLAB = "Khattak and Mikaitis, arXiv 2512.07004"
 _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
+_ACE = "x86 ACE v1 specification, sections 14 and 16.5, as Bochs and a Rust port cite it"
+_ACE_READ = "two public re-implementations agree"
+_ARM_FP8 = "times 2^-lscale and the accumulator, one rounding: pseudocode FP8DotAddFP"
+_RISCV = "RISC-V ldot-bdot extensions, github.com/aswaterman/riscv-misc b38069a"
+_BULK_READ = "spike 55b4658, run: 27,000 random sums; group: VLMAX of 128-bit registers"
+_GAUDI = "github.com/intel/Intel_Gaudi3_Software e6cef1c, coral-sim"
 _MODELS_DIFFER = "open: zero_products, min_exponent"
 OPEN = (
     "open: models differ on zero products and the least exponent, and no recording decides; both "
@@ -50,6 +58,14 @@ def _single(group: int, align_bits: int) -> Fused:
     """Return the rule of operands for which the unit has no float16 accumulator."""
     return Fused(group, align_bits, outputs=("float32",))
 
+
+def _arm_fp8(single: int, half: int) -> dict[str, Rule]:
+    """Return the rules for float32 and float16 results, of so many products a step."""
+    rule = Exact(single, negative_zero=True)
+    return {"fp8": rule, "fp8->float16": replace(rule, group=half, outputs=("float16",))}
+
+
+_ACE_SCALED = Exact(4, accumulator="late", flush=True)
 
 _TABLE = [
     # ideal units: definitions
@@ -148,6 +164,14 @@ _TABLE = [
             {"s8": IntSum(group=4)}),
     _target("x86.tdpbf16ps", "document", "pseudocode of the SDM (the Intrinsics Guide differs)",
             _SDM, {"bf16": Mac(order="two_chains", group=32, flush=True, tiny="unbounded")}),
+    _target("x86.tdpfp16ps", "document", "pseudocode of the SDM", _SDM,
+            {"fp16": Mac(order="two_chains", group=32, flush=True, tiny="unbounded",
+                         flush_inputs=False)}),
+    _target("x86.top4mxbf8ps", "document", _ACE_READ, _ACE, {"mx:fp8": _ACE_SCALED}),
+    _target("x86.top4mxbssps", "document", _ACE_READ, _ACE, {"mx:mxint8": _ACE_SCALED}),
+    _target("x86.top2bf16ps", "document", f"{_ACE_READ} and differ outside the normal numbers",
+            _ACE, {"bf16": Mac(order="tree", group=2, flush=True, tiny="unbounded")}),
+    _target("x86.top4bssd", "document", _ACE_READ, _ACE, {"int8": IntSum(group=4)}),
 
     # Arm
     _target("arm.sdot", "document", "integer dot product, no saturation", _ARM,
@@ -157,8 +181,27 @@ _TABLE = [
     _target("arm.bfdot", "document", "FPCR.EBF = 0: every step rounded to odd", _ARM,
             {"bf16": Mac(fused=False, rounding="rto", order="tree", group=2, flush=True,
                          overflow="inf")}),
-    _target("arm.fdot_fp8", "document", "four products and the accumulator, one rounding", _ARM,
-            {"fp8": Exact(group=4, negative_zero=True)}),
+    _target("arm.fdot_fp8", "document", f"4 products (float16: 2) {_ARM_FP8}", _ARM,
+            _arm_fp8(4, 2)),
+    _target("arm.fmlal_fp8", "document", f"1 product {_ARM_FP8}", _ARM, _arm_fp8(1, 1)),
+    _target("arm.fmmla_fp8", "document", f"8 products (float16: 4) {_ARM_FP8}", _ARM,
+            _arm_fp8(8, 4)),
+    _target("arm.fmopa_fp8", "document", f"4 products (float16: 2) {_ARM_FP8}", _ARM,
+            _arm_fp8(4, 2)),
+
+    # RISC-V
+    _target("riscv.zvfwdota16bf", "document", _BULK_READ, _RISCV, {"bf16": BulkNorm(8)}),
+    _target("riscv.zvfqwdota8f", "document", _BULK_READ, _RISCV, {"fp8": BulkNorm(16)}),
+
+    # Intel
+    _target("intel.gaudi3.mme", "model", "the vendor's C++ model, run: 43,200 random sums", _GAUDI,
+            {"fp8_gaudi": Mme(8, 24, min_exponent=-132),
+             "bf16": Mme(8, 24, subnormals="kept", min_exponent=-132)}),
+    _target("intel.gaudi2.mme", "model", "the vendor's C++ model, run: 30,000 random sums (bf16: "
+            "its plain path; a faster one normalises products first)", _GAUDI,
+            {"e4m3": Mme(16, 24, "after", "half", biases=(3, 7, 11, 15)),
+             "e5m2": Mme(16, 24, "after", "half", biases=(15,)),
+             "bf16": Mme(8, 46, "after", "flushed")}),
 
     # Google
     _target("tpu.mxu_int8", "assumed", "32-bit accumulation; the rest is not public",

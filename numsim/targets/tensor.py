@@ -151,6 +151,19 @@ def _classes(fmt: Format) -> NDArray[np.uint8]:
     return np.where(np.isnan(every), 2, np.where(np.isinf(every), 1, 0)).astype(np.uint8)
 
 
+NAN_POWER = 128  # stands for the exponent of an E8M0 scale that is NaN
+
+
+def scale_powers(q: QTensor, transposed: bool) -> NDArray[np.int32] | None:
+    """Return exponents of E8M0 scales, [batch, M, K] (b: [batch, N, K]); None without blocks."""
+    if q.block_shape is None or q.scale_codes is None:
+        return None
+    scale = batched(q.scale_codes.astype(np.int32))
+    scale = scale.transpose(0, 2, 1) if transposed else scale
+    depth = q.shape[-2 if transposed else -1]
+    return np.repeat(scale, max(q.block_shape), axis=-1)[..., :depth] - np.int32(127)
+
+
 def planes(q: QTensor, transposed: bool) -> Planes:
     """Signed significands, exponents and classes, [batch, M, K] (b: [batch, N, K]).
 
@@ -168,13 +181,10 @@ def planes(q: QTensor, transposed: bool) -> Planes:
             codes.reshape(-1), trailing, f.bits - 1 - trailing, f.bias, _classes(f),
             sig.reshape(-1), exp.reshape(-1), cls.reshape(-1),
         )  # fmt: skip
-        if q.block_shape is not None and q.scale_codes is not None:
-            scale = batched(q.scale_codes.astype(np.int32))
-            scale = scale.transpose(0, 2, 1) if transposed else scale
-            block = max(q.block_shape)
-            wide = np.repeat(scale, block, axis=-1)[..., : codes.shape[-1]]
-            exp += wide - 127
-            cls[wide == 255] = 2
+        powers = scale_powers(q, transposed)
+        if powers is not None:
+            exp += powers
+            cls[powers == NAN_POWER] = 2
         return sig, exp, cls
 
     made: Planes = kept(q, f"planes{transposed}", make)

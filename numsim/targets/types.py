@@ -14,10 +14,12 @@ from numsim.targets.check import check_unit, takes
 from numsim.targets.rules import (
     CLASSES,
     RULES,
+    BulkNorm,
     Exact,
     Fused,
     IntSum,
     Mac,
+    Mme,
     Rule,
     ScaledFp4,
     TwoStage,
@@ -26,8 +28,8 @@ from numsim.targets.toml import fields_of_unit, unit_to_toml
 from numsim.targets.words import Maturity
 
 __all__ = [
-    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Rule", "ScaledFp4",
-    "Target", "TwoStage",
+    "CLASSES", "BulkNorm", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Mme", "Rule",
+    "ScaledFp4", "Target", "TwoStage",
 ]  # fmt: skip
 
 

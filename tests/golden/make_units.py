@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 import oracle_mac as om  # noqa: E402
 
 NAMES = ("A", "B", "C", "D", "SA", "SB")
-INTEGERS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int16": 16, "int32": 32}
+INTEGERS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int16": 16, "int32": 32, "q1.6": 8}
 KINDS = ("plain", "any", "edge")
 TINY = (*KINDS, "tiny")  # products and accumulators about the least normal float32
 E4M3, E5M2, FP4 = "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"
@@ -98,6 +98,15 @@ def scaled_groups():
                 f"nvidia.{chip}", FP4, FP4, "float32", dot, 128, scale=scale, block=block,
                 kinds=kinds,
             )  # fmt: skip
+    ace = {"scale": "float8_e8m0fnu", "block": 32, "nan_bits": False}
+    for a, b in om.FP8:
+        yield Group("x86.top4mxbf8ps", a, b, "float32", om.top4mx, 96, **ace)
+
+    def fixed(a, b, sa, sb, c):
+        a, b = ([(v < 0, abs(v), -6, 0) for v in values] for values in (a, b))
+        return om.top4mx(a, b, sa, sb, c)
+
+    yield Group("x86.top4mxbssps", "q1.6", "q1.6", "float32", fixed, 96, **ace)
 
 
 def chained_groups():
@@ -150,6 +159,8 @@ def integer_groups():
         if unit in ("turing.mma", "ampere.mma", "ada.mma"):
             for a, b in (("int4", "int4"), ("uint4", "int4")):
                 yield Group(f"nvidia.{unit}", a, b, "int32", wrap, 35)
+    for a, b in (("int8", "int8"), ("int8", "uint8"), ("uint8", "uint8")):
+        yield Group("x86.top4bssd", a, b, "int32", wrap, 15)
     for chip in (1, 2, 3):
         yield Group(f"amd.cdna{chip}.mfma", "int8", "int8", "int32", wrap, 19)
     yield Group("generic.systolic", "int8", "int8", "int32", wrap, 150, kinds=("plain",))

@@ -113,6 +113,55 @@ FUSED = [
 ]
 
 
+E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
+PUBLISHED = [  # unit, formats, output, changes
+    ("riscv.zvfqwdota8f", E4M3, E4M3, None, {}),
+    ("riscv.zvfqwdota8f", E5M2, E4M3, None, {"group": 8}),
+    ("riscv.zvfqwdota8f", E5M2, E5M2, None, {"group": 32}),
+    ("riscv.zvfqwdota8f", E4M3, E5M2, None, {"group": 64}),
+    ("riscv.zvfqwdota8f", E4M3, E4M3, None, {"group": 5}),
+    ("riscv.zvfqwdota8f", E4M3, E4M3, None, {"group": 1}),
+    ("intel.gaudi3.mme", E4M3, E4M3, None, {}),
+    ("intel.gaudi3.mme", "float8_e4m3", E5M2, None, {"bias_a": 0, "bias_b": 62}),
+    ("intel.gaudi3.mme", E5M2, E5M2, None, {"bias_a": 62, "bias_b": 62}),
+    ("intel.gaudi3.mme", E5M2, E4M3, None, {"subnormals": "kept"}),
+    ("intel.gaudi3.mme", E4M3, E4M3, None, {"subnormals": "half", "min_exponent": -3}),
+    ("intel.gaudi3.mme", "bfloat16", "bfloat16", None, {}),
+    ("arm.fdot_fp8", E5M2, E4M3, None, {"lscale": 127}),
+    ("arm.fdot_fp8", E4M3, E4M3, "float16", {}),
+    ("arm.fmmla_fp8", E4M3, E4M3, None, {"lscale": 5}),
+    ("arm.fmmla_fp8", E5M2, E4M3, "float16", {"lscale": 3, "osm": True}),
+    ("arm.fmlal_fp8", E4M3, E4M3, "float16", {"osm": True}),
+    ("x86.tdpfp16ps", "float16", "float16", None, {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_units_of_published_rules(path, case):
+    name, left, right, out, changes = case
+    unit = get_target(name, **changes)
+    rng = np.random.default_rng(list(str(case).encode()))
+    with simd.force(path), counted() as calls:
+        for kind in ("normal", "codes", "sparse", "wild"):
+            for m, k, n in SHAPES:
+                a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
+                matmul(a, b, target=unit, out_format=out)
+        assert calls.total() > calls["scalar"], "no vector kernel covers them"
+        for kind in ("normal", "codes", "sparse", "wild"):
+            for m, k, n in SHAPES:
+                a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
+                same(a, b, unit, out=out)
+                for spread in (8, 40, 130):
+                    c = accumulator(rng, (m, n), out or "float32", spread)
+                    c[rng.random(c.shape) < 0.1] = -0.0
+                    same(a, b, unit, c, out)
+            same(*cancelled(a, floats(rng, (k, n), left, kind)), unit, out=out)
+        c[:] = [np.inf, -np.inf, np.nan, 3e-42, -6e4]
+        same(a, b, unit, c, out)
+
+
 HALF = ("float16", "float8_e4m3fn", "float8_e5m2")  # operands with a float16 accumulator
 
 

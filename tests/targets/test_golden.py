@@ -217,6 +217,63 @@ def run_cpu_bf16(data, g):
     same(got, D, nan_bits=False)
 
 
+# ------------------------------------------------------- units whose groups name them: golden_next
+PUBLISHED = ("rvbna", "gaudi", "arm_fp8", "x86_")
+NEXT = FOLDER.with_name("golden_next")
+NAMES = FORMAT | {
+    "e4m3ieee": "float8_e4m3", "q1.6": "q1.6", "u8": "uint8", "s8": "int8",
+}  # fmt: skip
+
+
+def run_published(data, g):
+    """A group of a unit and of changes that it names; what numsim does not have is an error."""
+    i, agree = g["id"], data.get(f"{g['id']}_agree")
+    A, B, C, D = (data[f"{i}_{x}"] for x in "ABCD")
+    scale = {"scale_format": NAMES[g["scale"]], "block": g["block_size"]} if g["scale"] else {}
+    sa, sb = ({"scale_codes": data[f"{i}_S{x}"]} if scale else {} for x in "AB")
+    integer = g["d"] == "s32"
+    got = ns.matmul(
+        ns.QTensor.from_codes(A, NAMES[g["a"]], axis=-1, **scale, **sa),
+        ns.QTensor.from_codes(B, NAMES[g["b"]], axis=-2, **scale, **sb),
+        target=ns.get_target(g["target"], **g["changes"]),
+        c=C if integer else C.view(FLOAT[g["c"]]),
+        out_format=None if integer else NAMES[g["d"]],
+    )
+    same(got, D, agree, nan_bits=g["nan"] == "bits")
+
+
+def published():
+    files = [path for path in sorted(NEXT.glob("*.npz")) if path.stem.startswith(PUBLISHED)]
+    if not files:
+        reason = f"no golden vectors in {NEXT} (set NUMSIM_GOLDEN)"
+        return [pytest.param(None, None, id="absent", marks=pytest.mark.skip(reason=reason))]
+    return [
+        pytest.param(load(path)[0], g, id=f"{path.stem}-{g['id']}")
+        for path in files
+        for g in load(path)[1]
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+@pytest.mark.parametrize(("data", "g"), published())
+def test_published_rules(data, g):
+    run_published(data, g)
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "words"),
+    [("riscv.nothing", {}, "unknown target"), ("arm.fdot_fp8", {"scale": 3}, "no field 'scale'")],
+)
+def test_an_unknown_unit_or_change_fails(target, changes, words):
+    zeros = {f"g_{x}": np.zeros((1, 1, 1), np.uint8) for x in "ABCD"}
+    g = {
+        "id": "g", "target": target, "changes": changes, "a": "e4m3", "b": "e4m3", "c": "f32",
+        "d": "f32", "scale": None, "nan": "bits",
+    }  # fmt: skip
+    with pytest.raises(ns.NumsimError, match=words):
+        run_published(zeros | {"g_C": np.zeros((1, 1, 1), np.uint32)}, g)
+
+
 # -------------------------------------------------------------------------------------- the groups
 def groups(path):
     """Every replayable group of a file: (name, unit, changes, function, arguments)."""

@@ -18,6 +18,7 @@ SCALED = [
     ("nvidia.blackwell.tcgen05", "float4_e2m1fn", "float8_e4m3fn", 16),
     ("nvidia.blackwell.tcgen05", "float4_e2m1fn", "float8_e8m0fnu", 32),
     ("nvidia.rtx_blackwell.mma", "float8_e4m3fn", "float8_e8m0fnu", 32),
+    ("x86.top4mxbf8ps", "float8_e4m3fn", "float8_e8m0fnu", 32),
 ]
 
 

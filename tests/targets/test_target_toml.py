@@ -107,7 +107,7 @@ def mac(lines, kind="fp16"):
         (HEAD + FUSED.replace("fp8", "number"), "take Exact"),
         (HEAD + FUSED.replace("fp8", "float"), "take Exact, Mac; got Fused"),
         (HEAD + FUSED + 'accumulator = "halves"\n', "name the class"),
-        (HEAD + '[rules."mx:fp8"]\nkind = "ScaledFp4"\n', "take Fused; got ScaledFp4"),
+        (HEAD + '[rules."mx:fp8"]\nkind = "ScaledFp4"\n', "take Exact, Fused; got ScaledFp4"),
         (HEAD + '[rules.fp16]\nkind = "IntSum"\n', "got IntSum"),
         (HEAD + '[rules.int8]\nkind = "IntSum"\npair_bits = 16\n', "group is odd"),
         (HEAD + '[rules.fp16]\nkind = "TwoStage"\ngroup = 8\nsum_bits = 20\n', "at least align"),

@@ -173,7 +173,9 @@ def threads():
 
 
 # ------------------------------------------------------------------------- units against the oracle
-FP8_CASES = [c for c in om.CASES if c.a.startswith("float8") and c.b.startswith("float8")]
+# units with a scale, another NaN or zeros of their own: test_every_code.py
+OWN = ("arm.", "intel.", "riscv.")
+FP8_CASES = [c for c in om.CASES if c.a.startswith("float8") and not c.target.startswith(OWN)]
 
 
 @cache

@@ -1,10 +1,10 @@
 """Matrix products of units that align products, cut them and add exactly, for finite operands.
 
-The rules are `Fused` and `TwoStage` of `numsim.targets.rules`; `rules.fused` and `rules.two_stage`
-define them. The left operand comes as planes of significands and exponents, packed by rows of a
-tile; the right one as such planes or as codes of at most 20 bits, packed by columns of a panel.
-Accumulators may be infinite or NaN. Proof: ``tests/targets/test_fast_units.py`` compares every bit
-with the definitions, on every path.
+The rules are `Fused`, `TwoStage`, `BulkNorm` and `Mme` of `numsim.targets.rules`; the modules of
+`rules` of those names define them. The left operand comes as planes of significands and exponents,
+packed by rows of a tile; the right one as such planes or as codes of at most 20 bits, packed by
+columns of a panel. Accumulators may be infinite or NaN. Proof: ``tests/targets/test_fast_units.py``
+compares every bit with the definitions, on every path.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from numsim.kernels.gemm.codes import (
 from numsim.kernels.gemm.fma import cover, run_tiles, tile_types
 from numsim.kernels.ir import align as simd_align
 from numsim.kernels.ir import simd
-from numsim.kernels.ir.align import HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
+from numsim.kernels.ir.align import BULK, HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # products of k for which a panel of b stays in the cache
+MOST_JAMMED = 29  # fraction bits of products that are jammed: below 4, so that int32 holds them
 _PARTS = (HALVES, TWO_STREAMS)  # kinds whose blocks have two separately aligned sums
 
 
@@ -57,7 +58,8 @@ class Rule(NamedTuple):
     @property
     def chunk(self) -> int:
         """Products summed in int32 before they go to float64."""
-        return 8 if -(-self.group // self.parts) % 8 == 0 else 4
+        usual = 8 if -(-self.group // self.parts) % 8 == 0 else 4
+        return min(usual, 1 << (MOST_JAMMED - self.align_bits)) if self.kind == BULK else usual
 
     @property
     def parts(self) -> int:

@@ -57,22 +57,26 @@ class Fields(NamedTuple):
     kept: np.uint32  # mask and addend that make float32 of a normal magnitude in that place:
     rebias: np.uint32  # its value, or its significand alone
     quantum: np.uint32  # float32 bits of the smallest subnormal, or of its significand
+    leading: np.uint32 = np.uint32(0)  # 1: a subnormal's exponent is that of its leading bit
 
 
-def fields(bits: int, precision: int, bias: int, signed: bool, *, whole: bool = True) -> Fields:
+def fields(
+    bits: int, precision: int, bias: int, signed: bool, *, whole: bool = True, leading: bool = False
+) -> Fields:
     """Return how codes of a float format of at most 24 bits of precision are read.
 
     Not `whole`: as significands between 0 and 2, for formats whose values or products leave the
-    normal range of float32.
+    normal range of float32. `leading`: exponents of subnormals, as values, are those of their
+    leading bits.
     """
     width, trailing = bits - signed, precision - 1
     least = 1 - bias - trailing if whole else -trailing
     numbers = (
         (1 << width) - 1, 1 << width if signed else 0, 31 - width if signed else 0, trailing,
         (1 << trailing) - 1, bias, 23 - trailing, 0x7FFFFFFF if whole else 0x7FFFFF,
-        127 - bias << 23 if whole else 0x3F800000, max(least + 127, 0) << 23,
+        127 - bias << 23 if whole else 0x3F800000, max(least + 127, 0) << 23, leading,
     )  # fmt: skip
-    return Fields(*(np.uint32(n & 0xFFFFFFFF) for n in numbers))
+    return Fields(*(np.uint32(int(n) & 0xFFFFFFFF) for n in numbers))
 
 
 @kernel

@@ -1,7 +1,8 @@
 """Matrix products as chains, or small trees, of multiply-adds rounded to nearest even.
 
 The rules are `Mac` with a small accumulator, and `Exact` with groups; `rules.mac` and `rules.exact`
-define them. Operands are float64 values, packed by rows of a tile and columns of a panel. Proof:
+define them. Operands are float64 values, packed by rows of a tile and columns of a panel; the right
+one may stay codes of 8 or 16 bits, decoded a cache-sized piece at a time. Proof:
 ``tests/kernels/test_gemm_kernels.py`` and ``tests/targets/test_fast_units.py`` compare every bit
 with fractions and with the definitions.
 """
@@ -16,12 +17,23 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from numsim.kernels.gemm.codes import (
+    PackedCodes,
+    codes_types,
+    cover_codes,
+    pack_codes,
+    run_codes,
+    scratch_words,
+    type_of,
+    values_of_floats,
+)
 from numsim.kernels.gemm.fma import PackedFma, cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm.fma import pack_b as pack_fma
+from numsim.kernels.gemm.values import Decode, values_of_bytes
 from numsim.kernels.ir import mac as simd_mac
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.mac import Flavour
-from numsim.kernels.jit import inline, kernel
+from numsim.kernels.jit import expanded, inline, kernel
 from numsim.kernels.rules.mac import Arithmetic
 
 Array = npt.NDArray[Any]
@@ -65,6 +77,58 @@ def _run_narrow(
     cover(_mac_narrow, out, a, b, steps, block, group, start, stop, (flavour, rule))
 
 
+@expanded
+def _run_codes(
+    micro: Callable[..., int], decode: Callable[..., Array], out: Array, a: Array, b: Array,
+    steps: int, block: int, group: int, start: int, stop: int, rule: Any, how: Any,
+) -> None:  # fmt: skip
+    scratch = scratch_words(2 * block * b.shape[3] * b.shape[4]).view(a.dtype)
+    cover_codes(micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how)
+
+
+@kernel
+def _bytes_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Array,
+) -> None:  # fmt: skip
+    _run_codes(
+        _mac_wide, values_of_bytes, out, a, b, steps, block, group, start, stop, (flavour, rule),
+        how,
+    )  # fmt: skip
+
+
+@kernel
+def _floats_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Any,
+) -> None:  # fmt: skip
+    _run_codes(
+        _mac_wide, values_of_floats, out, a, b, steps, block, group, start, stop, (flavour, rule),
+        how,
+    )  # fmt: skip
+
+
+@kernel
+def _floats_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Any,
+) -> None:  # fmt: skip
+    _run_codes(
+        _mac_narrow, values_of_floats, out, a, b, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+@cache
+def _codes_runner(flavour: int, codes: np.dtype[Any], how: Any, wide: bool) -> Callable[..., Any]:
+    chosen = _floats_narrow
+    if wide:
+        chosen = _bytes_wide if isinstance(how, types.Array) else _floats_wide
+    doubles = codes_types(types.float64, codes, types.float64)
+    rule = simd.contiguous(types.float64, 1)
+    return simd.compiled(chosen, *doubles, simd.literal(flavour), rule, how)
+
+
 @cache
 def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
@@ -96,13 +160,21 @@ def pack_b(b: Array, tree: int) -> PackedFma:
     return pack_fma(padded(b, 1, tree))
 
 
+def pack_b_codes(codes: Array, tree: int) -> PackedCodes:
+    """Pack the codes [1 or batch, K, N] of the right operand, floats of 8 or 16 bits."""
+    width = simd_mac.MAC_VECTORS * simd_mac.MAC_LANES
+    return pack_codes(codes, width, np.arange(tree), tree)
+
+
 def gemm_mac(
-    a: Array, b: PackedFma, c: Array, p: Arithmetic, f: Arithmetic, flavour: Flavour
-) -> Array:
+    a: Array, b: PackedFma | PackedCodes, c: Array, p: Arithmetic, f: Arithmetic, flavour: Flavour,
+    how: Decode | None = None,
+) -> Array:  # fmt: skip
     """Return the float64 accumulators [batch, M, N] of a chain over k from c.
 
     Parameters: a [batch, M, K] float64; b packed for the same tree; c [batch, M, N] float64 values
-    of the accumulator's format `f`; `p` the products' format.
+    of the accumulator's format `f`; `p` the products' format; `how` the codes of a b of codes are
+    read.
     """
     out = np.array(c, np.float64, order="C")
     if out.size:
@@ -110,10 +182,15 @@ def gemm_mac(
         batch, tiles, depth, width, _ = rows.shape
         steps = depth // flavour.tree
         rows = rows.reshape(batch, tiles, steps, width, flavour.tree)
+        rule = np.array([*format_array(f), *format_array(p)])
+        if isinstance(b, PackedCodes):
+            entry = _codes_runner(flavour.code(), b.panels.dtype, type_of(how), simd.enabled())
+            block = max(_BLOCK // flavour.tree, 1)
+            run_codes(entry, out, rows, b, block, flavour.code(), rule, how)
+            return out
         panels = b.panels.reshape(
             *b.panels.shape[:2], steps, b.panels.shape[3], flavour.tree
         )  # one step reads the numbers of `tree` consecutive k
         entry = _runner(flavour.code(), simd.enabled())
-        rule = np.array([*format_array(f), *format_array(p)])
         run_tiles(entry, out, rows, panels, _BLOCK, flavour.code(), rule)
     return out

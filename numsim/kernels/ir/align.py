@@ -30,7 +30,7 @@ from numsim.kernels.ir.simd import (
 )
 
 ALIGN_ROWS, ALIGN_COLUMNS = 4, 16
-JOINS, LATE, HALVES, TWO_STAGE, TWO_STREAMS = range(5)
+JOINS, LATE, HALVES, TWO_STAGE, TWO_STREAMS, BULK = range(6)
 NO_TERM = -4000  # exponent of a factor that takes no part, low enough in any sum
 LOWEST = -700  # stands for the largest exponent where there is no term: 2**(F + 700) is a float64
 RULE_SIZE = 10
@@ -42,13 +42,14 @@ class Flavour(NamedTuple):
     """What is compiled into a kernel: packed in one integer, a literal type."""
 
     kind: int
-    chunk: int  # products summed in int32: 4 or 8
+    chunk: int  # products summed in int32: 8, 4, 2 or 1
     direct: bool  # products of whole values are exact in float32, no need to split exponents off
     small: int  # JOINS, cut to float32: sums of products fit int32; 1: with the accumulator too
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        return self.kind * 16 + self.small * 4 + (self.chunk == 8) * 2 + self.direct
+        chunk = self.chunk.bit_length() - 1
+        return self.kind * 32 + self.small * 8 + chunk * 2 + self.direct
 
 
 class _Align:
@@ -56,8 +57,8 @@ class _Align:
 
     def __init__(self, context: Any, b: Any, sig: Any, args: Any, rows: int, flavour: int) -> None:
         self.b, self.rows = b, rows
-        self.kind, self.small = flavour >> 4, flavour >> 2 & 3
-        self.chunk, self.direct = 8 if flavour & 2 else 4, flavour & 1
+        self.kind, self.small = flavour >> 5, flavour >> 3 & 3
+        self.chunk, self.direct = 1 << (flavour >> 1 & 3), flavour & 1
         self.tile = Tile(context, b, sig.args[:-1], args[:-1], 1, VF)
         rule = self.tile.pointer(context, sig.args[-1], args[-1], ir.Constant(I64, 0))
         values = [b.load(b.gep(rule, [ir.Constant(I64, i)])) for i in range(RULE_SIZE)]
@@ -137,13 +138,23 @@ class _Align:
                     if not self.direct:
                         e = b.add(b.add(self._row(slot, 1, r), eb), above[r])
                         scale = b.bitcast(b.shl(maximum(b, e, zero), shift), VF)
-                    sums[r] = b.add(sums[r], b.fptosi(b.fmul(x, scale), V32))
+                    sums[r] = b.add(sums[r], self.cut_off(b.fmul(x, scale)))
             if self.small:
                 return [b.add(t, s) for t, s in zip(totals, sums, strict=True)]
             return [b.fadd(t, b.sitofp(s, _VD)) for t, s in zip(totals, sums, strict=True)]
 
         nothing = zero if self.small else splat(_VD, 0.0)
         return top, loop(b, self.chunks, [nothing] * self.rows, add)
+
+    def cut_off(self, units: Any) -> Any:
+        """Return float32 lanes as whole numbers: cut toward zero, or jammed into the last bit."""
+        b = self.b
+        if self.kind != BULK:
+            return b.fptosi(units, V32)
+        kind = ir.FunctionType(VF, [VF])
+        below = b.call(b.module.declare_intrinsic("llvm.floor.v16f32", (), kind), [units])
+        lost = b.zext(b.fcmp_ordered("!=", below, units), V32)
+        return b.or_(b.fptosi(below, V32), lost)  # two's complement: toward zero, made odd
 
     def exponent(self, acc: Any) -> Any:
         """Return the exponent of float32 lanes, NO_TERM for zeros."""
@@ -240,6 +251,34 @@ class _Align:
         # an infinite accumulator meets a value that may have overflowed the other way
         return self.sticky(acc, b.fptrunc(b.select(self.halves, half, single), VF), plain)
 
+    def odd_single(self, x: Any) -> Any:
+        """Round float64 lanes, normal in float32 or held by it, to odd."""
+        b = self.b
+        bits, rest = b.bitcast(x, _VL), splat(_VL, (1 << 29) - 1)
+        lost = b.icmp_signed("!=", b.and_(bits, rest), splat(_VL, 0))
+        kept = b.and_(bits, splat(_VL, ~((1 << 29) - 1)))
+        odd = b.select(lost, b.or_(kept, splat(_VL, 1 << 29)), kept)
+        return b.bitcast(odd, _VD)
+
+    def bulk(self, first: Any, acc: list[Any]) -> list[Any]:
+        """Return float32 lanes after a set of products, its sum and the accumulator to odd."""
+        b = self.b
+        new = []
+        top, total = self.products(first, [self.floor] * self.rows)
+        for e, t, old in zip(top, total, acc, strict=True):
+            x = self.odd_single(self._scaled(t, b.sub(e, self.cut)))
+            y = b.fpext(old, _VD)
+            both = b.fadd(x, y)
+            back = b.fsub(both, x)
+            error = b.fadd(b.fsub(x, b.fsub(both, back)), b.fsub(y, back))
+            raw = b.bitcast(both, _VL)
+            away = b.ashr(b.xor(b.bitcast(error, _VL), raw), splat(_VL, 63))  # rounded up: -1
+            odd = b.or_(b.add(raw, away), splat(_VL, 1))
+            lost = b.fcmp_ordered("!=", error, splat(_VD, 0.0))
+            both = self.odd_single(b.bitcast(b.select(lost, odd, raw), _VD))
+            new.append(self.sticky(old, b.fptrunc(both, VF)))
+        return new
+
     def two_stage(self, first: Any, acc: list[Any]) -> list[Any]:
         """Return float32 lanes after CDNA3's block."""
         b = self.b
@@ -277,6 +316,8 @@ class _Align:
 
         def step(g: Any, acc: list[Any]) -> list[Any]:
             first = b.mul(g, b.mul(self._width(), ir.Constant(I64, parts)))
+            if self.kind == BULK:
+                return self.bulk(first, acc)
             if self.kind >= TWO_STAGE:
                 return self.two_stage(first, acc)
             if self.small:

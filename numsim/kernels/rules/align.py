@@ -17,12 +17,13 @@ from numsim.kernels.rules.counts import CUT, GAP, OVERFLOWS, STEPS, SWAMPED
 
 FINITE, INFINITE, NOT_A_NUMBER = 0, 1, 2
 JOINS, LATE, HALVES, TWO_STAGE = range(4)
+BULK, AFTER = 5, 6  # 4 is TWO_STAGE with two streams to the vector kernels
 NO_TERM = -(1 << 30)
 NO_LIMIT = -(1 << 29)  # as the lower limit of the largest exponent: below that of any product
 
 
 class Block(NamedTuple):
-    """A rule as scalars. See `numsim.targets.types.Fused` and `TwoStage` for the words."""
+    """A rule as scalars. See `numsim.targets.types` for the words of each kind."""
 
     kind: int
     group: int

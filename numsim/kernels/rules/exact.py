@@ -8,20 +8,32 @@ in fractions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numsim.kernels.convert.round import encode_value, top_bit
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.rules.align import power_of_two
-from numsim.kernels.rules.counts import BITS, OVERFLOWS, STEPS, SWAMPED, note_peak, row
+from numsim.kernels.rules.counts import BITS, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, note_peak, row
+from numsim.kernels.rules.mac import Arithmetic, add, flushed
 
 # float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
 LOWEST = -298
 LIMBS = 20
+_SCALED_ZEROS = 16  # of the 24 bits of an operand with a scale, at least so many are zero
 _MASK32 = np.uint64(0xFFFFFFFF)
 _M32 = np.int64(0xFFFFFFFF)
+
+
+class Sums(NamedTuple):
+    """What happens to an exact sum; see `numsim.targets.rules.exact.Exact` for the words."""
+
+    signed_zero: bool  # a sum of nothing but -0 is -0
+    lscale: int
+    osm: bool
+    late: bool
+    flush: bool
 
 
 @inline
@@ -133,14 +145,14 @@ def note_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> N
 @kernel
 def matmul(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, out: np.ndarray, start: int, stop: int,
-    params: Any, signed_zero: bool, quantum: int, stride: int,
+    params: Any, how: Sums, f: Arithmetic, quantum: int, stride: int, a_power: Any, b_power: Any,
     counts: Any = None, extremes: Any = None,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K], c [M, N] float32 bits; out codes.
 
-    `signed_zero`: a sum of nothing but -0 is -0. Counts are described in
-    `numsim.kernels.rules.counts`: a partial sum follows every `stride` products, and BITS is the
-    width of the largest in units of ``2**quantum``.
+    `f`: arithmetic of late additions; `a_power`, `b_power`: exponents of the scales of a and b, or
+    None. Counts are described in `numsim.kernels.rules.counts`: a partial sum follows every
+    `stride` products, and BITS is the width of the largest in units of ``2**quantum``.
     """
     limbs, begin = np.empty(LIMBS, np.int64), np.empty(LIMBS, np.int64)
     for i in range(start, stop):
@@ -148,8 +160,8 @@ def matmul(
         for j in range(b.shape[0]):
             limbs[:] = 0
             nan = up = down = False
-            uc = c[i, j]
-            minus = signed_zero and uc == np.uint32(0x80000000)
+            uc = np.uint32(0x80000000) if how.late else c[i, j]
+            minus = how.signed_zero and uc == np.uint32(0x80000000)
             mc = uc & np.uint32(0x7FFFFFFF)
             if mc > np.uint32(0x7F800000):
                 nan = True
@@ -178,7 +190,12 @@ def matmul(
                 elif ma != 0 and mb != 0:
                     sa, ea = float32_parts(ua)
                     sb, eb = float32_parts(ub)
-                    add_term(limbs, sa * sb, ea + eb, negative)
+                    exponent = ea + eb - how.lscale
+                    if a_power is not None:
+                        sa >>= _SCALED_ZEROS
+                        sb >>= _SCALED_ZEROS
+                        exponent += a_power[i, k] + b_power[j, k] + 2 * _SCALED_ZEROS
+                    add_term(limbs, sa * sb, exponent, negative)
                 if counts is not None and (k + 1) % stride == 0:
                     note_width(limbs, np.int64(quantum), n, e)
             changed = False
@@ -186,15 +203,26 @@ def matmul(
                 carried(limbs)
                 changed = (limbs != begin).any()
             code = finish(limbs, params, nan, up, down, minus)
-            out[i, j] = code
+            finite = not (nan or up or down)
+            over = finite and (code & ~np.int64(params.sign_bit)) == params.inf
+            if how.osm and over:
+                code -= 1
+            if how.late:
+                total = flushed(np.float64(np.uint32(code).view(np.float32)), how.flush, f.emin)
+                before = flushed(np.float64(np.uint32(c[i, j]).view(np.float32)), how.flush, f.emin)
+                after = add(before, total, f, n, False)
+                out[i, j] = np.float32(after).view(np.uint32)
+                note_peak(before, e)
+                note_peak(after, e)
+            else:
+                out[i, j] = code
             if counts is not None:
                 n[STEPS] += 1
-                if not (nan or up or down):
-                    magnitude = code & ~np.int64(params.sign_bit)
-                    if params.inf >= 0 and magnitude == params.inf:
-                        n[OVERFLOWS] += 1
-                    if changed and code == finish(begin, params, False, False, False, False):
-                        n[SWAMPED] += 1
+                if over:
+                    n[SATURATIONS if how.osm else OVERFLOWS] += 1
+                same = finite and not how.late and changed
+                if same and code == finish(begin, params, False, False, False, False):
+                    n[SWAMPED] += 1
 
 
 @kernel

@@ -10,14 +10,23 @@ from numsim.targets.chain import Ways
 from numsim.targets.fast import counted
 from numsim.targets.fast.exact import EXACT
 from numsim.targets.fast.fp4 import SCALED_FP4
-from numsim.targets.fast.fused import FUSED, TWO_STAGE
+from numsim.targets.fast.fused import BULK_NORM, FUSED, MME, TWO_STAGE
 from numsim.targets.fast.integer import INTEGER
 from numsim.targets.fast.mac import MAC
-from numsim.targets.rules import Exact, Fused, IntSum, Mac, ScaledFp4, TwoStage
+from numsim.targets.rules import (
+    BulkNorm,
+    Exact,
+    Fused,
+    IntSum,
+    Mac,
+    Mme,
+    ScaledFp4,
+    TwoStage,
+)
 
 FAST: dict[type, Ways] = {
     Mac: MAC, Exact: EXACT, Fused: FUSED, TwoStage: TWO_STAGE, ScaledFp4: SCALED_FP4,
-    IntSum: INTEGER,
+    IntSum: INTEGER, BulkNorm: BULK_NORM, Mme: MME,
 }  # fmt: skip
 
 COUNTED: dict[type, Ways] = {

@@ -25,7 +25,7 @@ from numsim.quant.types import decoded
 from numsim.targets.chain import Chain, Ways, Work, item, noted, round_to, shape, start, store
 from numsim.targets.fast import fused as fast_fused
 from numsim.targets.fast.integer import largest
-from numsim.targets.rules import Mac, fused, two_stage
+from numsim.targets.rules import Exact, Mac, fused, two_stage
 from numsim.targets.rules.int_sum import check_width, wrapped
 from numsim.targets.tensor import (
     as_float64,
@@ -181,7 +181,8 @@ def _exact(x: Chain) -> Work | None:
     """Count sums of which float64 holds every part."""
     rule, a, b, out = x.rule, x.a, x.b, x.out
     wide = np.float64 in (a.fmt.value_dtype, b.fmt.value_dtype)
-    if _narrow(x) or rule.negative_zero or wide:
+    plain = Exact(rule.group, outputs=rule.outputs, nan=rule.nan)
+    if _narrow(x) or rule != plain or wide:
         return None
     begin, step = start(x, np.float64), quantum(a.fmt) * quantum(b.fmt)
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = _extent(a), _extent(b)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import decode
+from numsim.dispatch import float_codes
 from numsim.formats import Format
 from numsim.kernels.gemm import mac as gemm_mac
+from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.rules.exact import extent
 from numsim.kernels.rules.mac import Arithmetic
@@ -24,9 +26,11 @@ from numsim.targets.chain import (
     start,
 )
 from numsim.targets.fast.mac import fma
-from numsim.targets.rules import Exact
+from numsim.targets.rules import Exact, exact
+from numsim.targets.rules.exact import lscale_of
 from numsim.targets.tensor import (
     batched,
+    codes_of,
     kept,
     survey,
     surveyed,
@@ -56,7 +60,8 @@ def _in_float32(x: Chain) -> bool:
 
 def exact_groups_apply(rule: Exact, bits: int, out: Format) -> bool:
     """Whether sums of groups are exact in float64, and rounded to an IEEE format."""
-    return rule.group in (1, 2, 4, 8) and bits <= 53 and out.inf == "ieee"
+    joins = rule.accumulator == "joins" and rule.group in (1, 2, 4, 8)
+    return joins and bits <= 53 and out.inf == "ieee"
 
 
 def exact_groups(
@@ -68,21 +73,35 @@ def exact_groups(
     flavour = Flavour(
         rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
     )
-    key = f"exact {rule.group}"
+    rows = batched(decoded(a)).astype(np.float64) * 2.0 ** -lscale_of(rule, out)
+    how = codes_of(b) if b.fmt.kind == "float" else None
+    if isinstance(how, Fields):  # which vectors of 16-bit lanes read
+        how = float_codes(b.fmt)
+    if how is not None:
+        codes = kept(
+            b, f"exact codes {rule.group}",
+            lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
+        )  # fmt: skip
+        return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how)
     packed = kept(
-        b, key, lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree)
-    )
-    rows = batched(decoded(a)).astype(np.float64)
+        b, f"exact {rule.group}",
+        lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),
+    )  # fmt: skip
     return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
 
 
 def _groups(x: Chain) -> Work | None:
-    if not (_in_float32(x) and exact_groups_apply(x.rule, sum_bits(x.a, x.b), x.out)):
+    if x.a.scale_codes is not None or not _in_float32(x):
+        return None
+    if not exact_groups_apply(x.rule, sum_bits(x.a, x.b), x.out):
         return None
 
     def work() -> NDArray[Any]:
         begin = start(x, np.float64)
-        return round_to(exact_groups(x.a, x.b, begin, x.rule, x.out), x.out, x.rule)
+        sums = exact_groups(x.a, x.b, begin, x.rule, x.out)
+        if x.rule.osm and not np.isfinite(sums).all():  # infinite sums stay so, the unit's do not
+            return exact.EXACT.definition(x).run()
+        return round_to(sums, x.out, x.rule)
 
     return Work("exact groups in float64", work)
 
@@ -101,7 +120,7 @@ def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.floa
 
 
 def _sums(x: Chain) -> Work | None:
-    if x.rule.group is not None or x.rule.negative_zero or not _in_float32(x):
+    if x.rule != Exact(outputs=x.rule.outputs, nan=x.rule.nan) or not _in_float32(x):
         return None
     if sum_bits(x.a, x.b) > 53:
         return None

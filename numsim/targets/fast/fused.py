@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from numsim.formats import Format
 from numsim.kernels.convert.round import RNE, RTZ
 from numsim.kernels.gemm import align as gemm_align
+from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import double as gemm_double
 from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
 from numsim.kernels.rules.align import Block
@@ -24,8 +26,9 @@ from numsim.targets.chain import (
     one_nan,
     store,
 )
-from numsim.targets.rules import Fused, fused, two_stage
+from numsim.targets.rules import Fused, bulk_norm, fused, mme, two_stage
 from numsim.targets.tensor import (
+    Planes,
     any_of,
     batched,
     coded,
@@ -36,6 +39,7 @@ from numsim.targets.tensor import (
     short_codes,
     survey,
     survey_planes,
+    surveyed,
 )
 
 FP8 = "FP8 with 13 fraction bits"
@@ -161,11 +165,12 @@ def _double(x: Chain) -> Work | None:
     return Work("aligned sums in float64", lambda: one_nan(double(x.a, x.b, x.c, x.rule), x.rule))
 
 
-def _aligned(x: Chain, block: Block) -> Work | None:
+def _aligned(x: Chain, block: Block, own: Own | None = None) -> Work | None:
     """Blocks of finite operands; NaN and results are values, as float32.
 
     Covered: significands' products are exact in float32, cut products fit int32 and the sums
-    float64; all operands are finite, and no product is one that CDNA3 calls infinite.
+    float64; all operands are finite, and no product is one that CDNA3 calls infinite. `own`: how
+    the unit reads the operands, where that is not what their formats say.
     """
     a, b = x.a, x.b
     single = block.kind != kinds.TWO_STAGE and x.out.name == "float32"
@@ -176,8 +181,12 @@ def _aligned(x: Chain, block: Block) -> Work | None:
     if block.kind == kinds.TWO_STAGE and not block.align_bits <= block.sum_bits <= 40:
         return None
     by_code = coded(b) and not block.zero_products
-    finite_a, low_a, high_a = survey(a)[:3] if coded(a) else survey_planes(a, planes(a, False))
-    finite_b, low_b, high_b = survey(b)[:3] if by_code else survey_planes(b, planes(b, True))
+    if own is not None:
+        (low_a, high_a), (low_b, high_b) = own.exponents
+        finite_a, finite_b = survey(a).finite, survey(b).finite
+    else:
+        finite_a, low_a, high_a = survey(a)[:3] if coded(a) else survey_planes(a, planes(a, False))
+        finite_b, low_b, high_b = survey(b)[:3] if by_code else survey_planes(b, planes(b, True))
     reach = high_a + high_b + 1 < block.product_limit if block.product_limit else True
     if not (finite_a and finite_b and reach):
         return None
@@ -190,10 +199,16 @@ def _aligned(x: Chain, block: Block) -> Work | None:
         and max(high_a, high_b, high_a + high_b) <= 120
         and abs(b.fmt.bias) < 128  # its codes are read by way of 2**-bias
     )
-    return Work("aligned terms", lambda: store(_align(x, block, by_code, whole), x.out, x.rule))
+    if own is not None:
+        by_code = by_code and whole and own.how is not None
+    return Work(
+        "aligned terms", lambda: store(_align(x, block, by_code, whole, own), x.out, x.rule)
+    )
 
 
-def _align(x: Chain, block: Block, by_code: bool, whole: bool) -> NDArray[np.float32]:
+def _align(
+    x: Chain, block: Block, by_code: bool, whole: bool, own: Own | None = None
+) -> NDArray[np.float32]:
     a, b = x.a, x.b
     rule = gemm_align.Rule(
         block.kind if block.kind < kinds.TWO_STAGE else block.kind + block.streams - 1,
@@ -201,21 +216,71 @@ def _align(x: Chain, block: Block, by_code: bool, whole: bool) -> NDArray[np.flo
         block.precision - 1, block.mode == 2, block.sum_bits, block.out_precision == 11,
     )  # fmt: skip
     zeros = block.zero_products
-    left = planes(a, False)
+    left = planes(a, False) if own is None else own.left(a)
     rows = gemm_align.pack(
         left[0], left[1], a.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=False
     )
     if by_code:
         key = f"align {rule.kind} {rule.group}"
         codes = kept(b, key, lambda: gemm_align.pack_b(batched(b.codes), rule))
-        how = fields(b.fmt, whole=whole)
+        how = own.how if own is not None else fields(b.fmt, whole=whole)
         return gemm_align.gemm_align(rows, codes, rule, whole=whole, c=x.c, how=how)
-    key = f"align {rule.kind} {rule.group} {whole} {zeros}"
-    right = planes(b, True)
+    read = "" if own is None else f" {own.rule.bias_b} {own.rule.subnormals}"
+    key = f"align {rule.kind} {rule.group} {whole} {zeros}{read}"
+    right = planes(b, True) if own is None else own.right(b)
     packed = kept(b, key, lambda: gemm_align.pack(
         right[0], right[1], b.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=True,
     ))  # fmt: skip
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=x.c)
+
+
+class Own(NamedTuple):
+    """Operands as a unit reads them: `how` codes of b are read, None: by its planes.
+
+    `exponents`: least and largest one of the formats of a and b.
+    """
+
+    rule: mme.Mme
+    exponents: tuple[tuple[int, int], tuple[int, int]]
+    how: Fields | None
+
+    def left(self, q: QTensor) -> Planes:
+        """Return the planes of a."""
+        return mme.operand(q, self.rule, transposed=False)[:3]
+
+    def right(self, q: QTensor) -> Planes:
+        """Return the planes of b."""
+        return mme.operand(q, self.rule, transposed=True)[:3]
+
+
+def _mme(x: Chain) -> Work | None:
+    rule, a, b = x.rule, x.a.fmt, x.b.fmt
+    if rule.accumulator != "joins" or not (surveyed(a) and surveyed(b)):
+        return None
+    ranges = tuple(
+        mme.exponents(f, bias, rule.subnormals) for f, bias in ((a, rule.bias_a), (b, rule.bias_b))
+    )
+    bias = b.bias if rule.bias_b is None else rule.bias_b
+    how = None
+    if rule.subnormals in ("normalised", "kept"):
+        leading = rule.subnormals == "normalised"
+        how = gemm_codes.fields(b.bits, b.precision, bias, b.signed, leading=leading)
+    own = Own(rule, (ranges[0], ranges[1]), how)
+    return _aligned(x, mme.block_of(rule, a, b), own)
+
+
+def _bulk_norm(x: Chain) -> Work | None:
+    """Cover sets of finite codes of a byte: no product leaves float32, scaled to be cut."""
+    a, b = x.a, x.b
+    block = bulk_norm.block_of(x.rule, a.fmt, b.fmt)
+    if block.align_bits > gemm_align.MOST_JAMMED or not (coded(a, 8) and coded(b, 8)):
+        return None
+    (finite_a, low_a, high_a), (finite_b, low_b, high_b) = (survey(q)[:3] for q in (a, b))
+    low, high = low_a + low_b - block.fraction, high_a + high_b + 2
+    normal = low >= -100 and high <= 100 and low - high >= -100 and abs(b.fmt.bias) < 128
+    if not (finite_a and finite_b and normal):
+        return None
+    return Work("aligned terms", lambda: store(_align(x, block, True, True), x.out, x.rule))
 
 
 def _fused(x: Chain) -> Work | None:
@@ -236,3 +301,5 @@ def uncounted(x: Chain) -> NDArray[Any]:
 
 FUSED: Ways = (_fp8, _double, _fused)
 TWO_STAGE: Ways = (_two_stage,)
+BULK_NORM: Ways = (_bulk_norm,)
+MME: Ways = (_mme,)

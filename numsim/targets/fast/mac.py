@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,15 @@ def two_chains_apply(
     Sums are multiples of the least product's lowest bit, rounded or not.
     """
     group = rule.group or 0
-    if rule.steps != Mac(order="two_chains", group=group, flush=True, tiny="unbounded"):
+    plain = Mac(order="two_chains", group=group, flush=True, tiny="unbounded")
+    if replace(rule.steps, flush_inputs=True) != plain:
         return False
     if group < 2 or group % 2 or out.name != "float32" or not (coded(a, 16) and coded(b, 16)):
         return False
     if float_codes(b.fmt) is None or a.fmt.value_dtype != np.float32:
         return False
-    finite_a, low_a, _ = survey(normal(a)).extent
-    finite_b, low_b, _ = survey(normal(b)).extent
+    finite_a, low_a, _ = survey(taken(a, rule)).extent
+    finite_b, low_b, _ = survey(taken(b, rule)).extent
     if not (finite_a and finite_b and low_a + low_b >= -126):
         return False
     return c is None or bool(((c == 0) | (np.abs(c) >= _NO_TINY)).all())
@@ -99,15 +101,20 @@ def normal(q: QTensor) -> QTensor:
     return found
 
 
+def taken(q: QTensor, rule: Mac) -> QTensor:
+    """Return an operand as a unit that flushes takes it."""
+    return normal(q) if rule.flush_inputs else q
+
+
 def two_chains(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Mac) -> NDArray[np.float32]:
     """Even and odd k of a group in chains of their own."""
     assert rule.group is not None
-    group, right, how = rule.group, normal(b), float_codes(b.fmt)
+    group, right, how = rule.group, taken(b, rule), float_codes(b.fmt)
     assert how is not None
     packed = kept(
         right, f"two chains {group}", lambda: gemm_two_chains.pack_b(batched(right.codes), group)
     )
-    rows = batched(decoded(normal(a)))
+    rows = batched(decoded(taken(a, rule)))
     return gemm_two_chains.gemm_two_chains(rows, packed, how, group, c=c)
 
 
@@ -155,9 +162,9 @@ def mac(
         if odd_first:
             x = gemm_mac.padded(x, axis, 2)
             x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
-        return flushed(x, q.fmt.min_normal) if rule.flush else x
+        return flushed(x, q.fmt.min_normal) if rule.flush and rule.flush_inputs else x
 
-    key = f"mac {flavour.tree} {odd_first} {rule.flush}"
+    key = f"mac {flavour.tree} {odd_first} {rule.flush and rule.flush_inputs}"
     packed = kept(b, key, lambda: gemm_mac.pack_b(values(b, 1), flavour.tree))
     begin = flushed(c, 2.0**f.emin) if f.flush else c
     return gemm_mac.gemm_mac(values(a, 2), packed, begin, p, f, flavour)

@@ -2,18 +2,20 @@
 
 from typing import TypeGuard
 
+from numsim.targets.rules.bulk_norm import BULK_NORM, BulkNorm
 from numsim.targets.rules.exact import EXACT, Exact
 from numsim.targets.rules.fused import FUSED, Fused
 from numsim.targets.rules.int_sum import INT_SUM, IntSum
 from numsim.targets.rules.limits import CLASSES, INTEGERS, WIDE, Kind, Limit
 from numsim.targets.rules.mac import MAC, Mac
+from numsim.targets.rules.mme import MME, Mme
 from numsim.targets.rules.scaled_fp4 import SCALED_FP4, ScaledFp4
 from numsim.targets.rules.two_stage import TWO_STAGE, TwoStage
 
-Rule = Exact | Mac | IntSum | Fused | TwoStage | ScaledFp4
+Rule = Exact | Mac | IntSum | Fused | TwoStage | ScaledFp4 | BulkNorm | Mme
 
 RULES: dict[type, Kind] = {
-    kind.rule: kind for kind in (EXACT, MAC, INT_SUM, FUSED, TWO_STAGE, SCALED_FP4)
+    kind.rule: kind for kind in (EXACT, MAC, INT_SUM, FUSED, TWO_STAGE, SCALED_FP4, BULK_NORM, MME)
 }
 
 
@@ -36,6 +38,6 @@ def adds_integers(rule: Rule) -> TypeGuard[IntSum]:
 
 
 __all__ = [
-    "CLASSES", "INTEGERS", "RULES", "WIDE", "Exact", "Fused", "IntSum", "Kind", "Limit", "Mac",
-    "Rule", "ScaledFp4", "TwoStage", "about", "adds_integers",
+    "CLASSES", "INTEGERS", "RULES", "WIDE", "BulkNorm", "Exact", "Fused", "IntSum", "Kind", "Limit",
+    "Mac", "Mme", "Rule", "ScaledFp4", "TwoStage", "about", "adds_integers",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from numsim.formats import Format, get_format
 from numsim.targets.chain import Chain, Work
 from numsim.targets.steps import Step
 
-Limit = tuple[int, int] | tuple[str, ...] | frozenset[str] | type
+Limit = tuple[int, int] | tuple[str, ...] | frozenset[str] | frozenset[int] | type
 """A range of whole numbers, the words of a field, those of a list, `bool`, or `Format`."""
 
 OUTPUTS = ("float32", "float16", "bfloat16")  # formats of results, and NumPy types of them
@@ -26,16 +26,20 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bf16": ("bfloat16",),
     "fp8": _FP8,
     "fp8_fnuz": ("float8_e4m3fnuz", "float8_e5m2fnuz"),
+    "fp8_gaudi": ("float8_e4m3", *_FP8),
+    "e4m3": ("float8_e4m3",),
+    "e5m2": ("float8_e5m2",),
     "f8f6f4": (*_FP8, *_SMALL),
     "fp4": ("float4_e2m1fn",),
     "int8": ("int8", "uint8"),
     "s8": ("int8",),
     "int4": ("int4", "uint4"),
     "int16": ("int16",),
+    "mxint8": ("q1.6",),
 }
 
 WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
-INTEGERS = ("integer", "int8", "s8", "int4", "int16", "u8s8")
+INTEGERS = ("integer", "int8", "s8", "int4", "int16", "u8s8", "mxint8")
 GROUP = (1, 1 << 20)
 NANS = ("ones", "quiet")
 NAN_WORDS = "bits of NaN results: ones 0x7FFFFFFF, quiet 0x7FC00000"

@@ -62,6 +62,8 @@ class Mac:
         exactly, one rounding to the output (the rule is `Exact`).
     flush
         Subnormal inputs and results become zeros of their sign.
+    flush_inputs
+        False: subnormal operands are kept; `flush` is of accumulators and results.
     tiny
         Which results that flushes: ``stored``, those whose rounding is subnormal; ``unbounded``,
         those that an unbounded exponent would leave below the smallest normal number (x86).
@@ -89,6 +91,7 @@ class Mac:
     overflow: Literal["ieee", "inf", "saturate"] = "ieee"
     outputs: tuple[str, ...] = ("float32",)
     nan: Literal["ones", "quiet"] = "quiet"
+    flush_inputs: bool = True
 
     def __post_init__(self) -> None:  # a Format of the table by its name, one's own as it is
         for key in ("acc_format", "product_format"):
@@ -110,6 +113,8 @@ def _contradiction(rule: Mac, kind: str, given: Mapping[str, Any]) -> str:
         return f"group cuts K for tree, two_chains and exact; order is {rule.order}"
     usual = (rule.acc_format, rule.product_format, rule.rounding, rule.overflow)
     plain = usual == ("float32", None, "rne", "ieee") and not rule.flush
+    if not (rule.flush or rule.flush_inputs):
+        return "flush_inputs = false keeps operands that flush = true takes; flush is false"
     if rule.order == "exact" and (rule.group is None or not plain):
         return "order = exact has a group, float32, rne, no product_format and no flush"
     return ""
@@ -153,7 +158,7 @@ def _definition(x: Chain) -> Work:
             x.b, "columns",
             lambda: np.ascontiguousarray(as_float64(batched(decoded(x.b)).transpose(0, 2, 1))),
         )  # fmt: skip
-        if rule.flush:
+        if rule.flush and rule.flush_inputs:
             left = flushed(left, x.a.fmt.min_normal)
             right = flushed(right, x.b.fmt.min_normal)
         begin, values = start(x, np.float64), np.empty(shape(x))
@@ -174,7 +179,8 @@ def _explain(rule: Mac, step: Step) -> Iterator[str]:
     rounded = rule.product_format or ("" if rule.fused else rule.acc_format)
     yield from products(step)
     if rule.flush:
-        yield "subnormal operands and results become zero"
+        of = "operands, accumulators" if rule.flush_inputs else "accumulators"
+        yield f"subnormal {of} and results become zero"
     if rounded:
         yield f"products rounded to {rounded} ({rule.rounding})"
     after = float(step.after.item())
@@ -233,12 +239,13 @@ MAC = Kind(
         "overflow": "ieee: Inf or the largest value by the rounding; inf: always; saturate: never",
         "outputs": OUTPUT_WORDS,
         "nan": NAN_WORDS,
+        "flush_inputs": "false: flush keeps subnormal operands",
     },
     {
         "acc_format": Format, "product_format": Format, "fused": bool, "rounding": ROUNDINGS[:6],
         "order": ORDERS, "group": GROUP, "flush": bool, "tiny": ("stored", "unbounded"),
         "negative_zero": bool, "overflow": ("ieee", "inf", "saturate"),
-        "outputs": frozenset(OUTPUTS), "nan": NANS,
+        "outputs": frozenset(OUTPUTS), "nan": NANS, "flush_inputs": bool,
     },
     takes=lambda kind: not is_scaled(kind) and not has_output(kind)
     and kind not in ("integer", "number"),
