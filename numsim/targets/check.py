@@ -11,11 +11,12 @@ from typing import Any, get_args
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
 from numsim.targets.rules import CLASSES, RULES, Limit, Rule, about
+from numsim.targets.rules.limits import KINDS
 from numsim.targets.words import Maturity
 
 _UNIT_LIMITS: dict[str, Limit] = {
     "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20), "split_tile": (1, 1 << 20),
-    "split_order": ("contiguous", "serial", "pairwise"),
+    "split_order": ("contiguous", "serial", "pairwise"), "kind": tuple(KINDS),
 }  # fmt: skip
 
 
@@ -62,6 +63,11 @@ def check_unit(target: Any, said: Mapping[str, Mapping[str, Any]]) -> None:
             raise NumsimError(
                 f"{target.name}: {key} says how K is split, but split_k is 1; set both"
             )
+    if target.kind is not None and KINDS[target.kind][0] not in dict(target.rules):
+        raise NumsimError(
+            f"{target.name}: kind {target.kind!r} is a rule for {KINDS[target.kind][0]}, block "
+            "scales inside the unit; this unit has none"
+        )
     for (kind, rule), (other, second) in combinations(target.rules, 2):
         shared = _shared(kind, other)
         if shared and rule != second:

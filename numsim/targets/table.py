@@ -188,6 +188,9 @@ _TABLE = [
 
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
+# An instruction of another shape can have the rules of an older unit: Turing's mma.m8n8k4.
+_OF_GROUP = {("nvidia.turing.mma", 4): "nvidia.volta.mma"}
+
 
 @known_floats
 def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
@@ -233,7 +236,17 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
     plain = {k: v.item() if isinstance(v, np.integer | np.bool_) else v for k, v in changes.items()}
+    if "group" in plain:
+        target = _of_group(target, plain["group"])
     return target.changed(**plain) if plain else target
+
+
+def _of_group(target: Target, group: object) -> Target:
+    """Return a unit of the table with the rules that it has for products of so many k."""
+    other = _OF_GROUP.get((target.name, group)) if isinstance(group, int) else None
+    if other is None or TARGETS.get(target.name) != target:
+        return target
+    return replace(target, rules=tuple((dict(target.rules) | dict(TARGETS[other].rules)).items()))
 
 
 @lru_cache(maxsize=256)
@@ -254,6 +267,8 @@ def changes_of(target: Target) -> dict[str, Any] | None:
     base = TARGETS.get(target.name)
     if base is None or base == target:
         return None if base is None else {}
+    groups = {getattr(rule, "group", None) for _, rule in target.rules}
+    base = next((new for g in groups if (new := _of_group(base, g)) is not base), base)
     pairs: list[tuple[Any, Any]] = [(target, base)]
     pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
     changes = {

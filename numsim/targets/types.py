@@ -64,6 +64,10 @@ class Target:
         ``((p[S-1] + slot[0]) + slot[1]) + ...``.
     split_tile
         Width of those tiles in k.
+    kind
+        One kind of products with block scales, and nothing else, by its PTX name: ``mxf8f6f4``
+        (k 32; two FP4 operands, too), ``mxf4`` or ``mxf4nvf4`` (k 64). None: what the operands
+        and scales mean.
 
     Examples
     --------
@@ -81,11 +85,12 @@ class Target:
     split_k: int = 1
     split_order: Literal["contiguous", "serial", "pairwise"] = "contiguous"
     split_tile: int = 128
+    kind: Literal["mxf8f6f4", "mxf4", "mxf4nvf4"] | None = None
 
     def __hash__(self) -> int:  # plans are looked up by their unit in every small call
         known = self.__dict__.get("_hash")
         if known is None:
-            known = hash((self.name, self.rules, self.promote_every, self.split_k))
+            known = hash((self.name, self.rules, self.promote_every, self.split_k, self.kind))
             object.__setattr__(self, "_hash", known)
         return int(known)
 
@@ -213,7 +218,7 @@ class Target:
         check_unit(self, said or {})
 
 
-_CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
+_CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile", "kind"})
 
 
 def _replaced(

@@ -97,12 +97,14 @@ def pack_b(b: Array, tree: int) -> PackedFma:
 
 
 def gemm_mac(
-    a: Array, b: PackedFma, c: Array, p: Arithmetic, f: Arithmetic, flavour: Flavour
-) -> Array:
+    a: Array, b: PackedFma, c: Array, p: Arithmetic, f: Arithmetic, flavour: Flavour,
+    splitter: float = 0.0,
+) -> Array:  # fmt: skip
     """Return the float64 accumulators [batch, M, N] of a chain over k from c.
 
     Parameters: a [batch, M, K] float64; b packed for the same tree; c [batch, M, N] float64 values
-    of the accumulator's format `f`; `p` the products' format.
+    of the accumulator's format `f`; `p` the products' format; `splitter` 1.5 * 2**52 times where a
+    flavour that splits products does it.
     """
     out = np.array(c, np.float64, order="C")
     if out.size:
@@ -114,6 +116,6 @@ def gemm_mac(
             *b.panels.shape[:2], steps, b.panels.shape[3], flavour.tree
         )  # one step reads the numbers of `tree` consecutive k
         entry = _runner(flavour.code(), simd.enabled())
-        rule = np.array([*format_array(f), *format_array(p)])
+        rule = np.array([*format_array(f), *format_array(p), splitter])
         run_tiles(entry, out, rows, panels, _BLOCK, flavour.code(), rule)
     return out
