@@ -42,6 +42,7 @@ from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _ROWS, RUN = 2, STEP // RUNS
+_BLOCK = max(BLOCK // STEP, 1)  # steps of one call
 _LEAST = -300  # below the exponents of two scales and of any accumulator
 _ORDER = np.arange(STEP)
 
@@ -86,7 +87,7 @@ def _tile(
 def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
     scales, zeros, exponents, significands, twice = how
     simd_fp4.right_fp4(codes_at(b, batch, panel, k, count), count, words, twice)
-    each = RUNS * COLUMNS
+    each, most = RUNS * COLUMNS, np.int32(0)
     for step in range(count):
         line = scales[batch, panel, k + step]
         at = step * B_WORDS + B_CODES + each
@@ -94,7 +95,8 @@ def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, 
             code = line[i]
             words[at + i] = exponents[code]
             words[at + each + i] = significands[code] * np.int32(0x10001)
-        words[step * B_WORDS + B_REST] = zeros[batch, panel, k + step]
+        most = max(most, np.int32(zeros[batch, panel, k + step]))
+    words[B_REST] = most
     return words
 
 
@@ -117,7 +119,7 @@ def _left(
     planes: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words]."""
-    depth, steps, runs = codes.shape[1], planes.shape[1], scales.shape[1]
+    depth, steps, runs, most = codes.shape[1], planes.shape[1], scales.shape[1], np.int32(0)
     bytes_of = planes.view(np.uint8)
     for row in range(start, stop):
         line, own = codes[row], scales[row]
@@ -135,13 +137,14 @@ def _left(
                 e = exponents[code] if run < runs else np.int32(NO_TERM)
                 words[STEP // 4 + s] = e
                 words[STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
-            most = np.int32(0)
+            if step % _BLOCK == 0:
+                most = np.int32(0)
             for s in range(min(RUNS, runs - step * RUNS)):
-                zeros = np.int32(0)
+                zeros = np.uint8(0)
                 for j in range(s * RUN, (s + 1) * RUN):
-                    zeros += np.int32(places[j] == LIFT)
-                most = max(most, zeros)
-            words[A_WORDS - 1] = most
+                    zeros = np.uint8(zeros + np.uint8(places[j] == np.uint8(LIFT)))
+                most = max(most, np.int32(zeros))
+            planes[row // _ROWS, step - step % _BLOCK, row % _ROWS, A_WORDS - 1] = most
 
 
 @kernel
@@ -233,9 +236,8 @@ def gemm_fp4(
                 )  # fmt: skip
 
             over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
-        block = max(BLOCK // STEP, 1)
         run_codes(
-            _runner(), out, planes, b.codes, block, b.scales, b.zeros, b.exponents, b.significands,
+            _runner(), out, planes, b.codes, _BLOCK, b.scales, b.zeros, b.exponents, b.significands,
             twice, fraction, align, max(least, _LEAST),
         )  # fmt: skip
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -4,8 +4,8 @@ One lane is one output. Twice an FP4 value is an integer of at most 12, so a run
 int16: 4 products of k stand in a lane as bytes, the left ones unsigned as 12 more than they are.
 The pair sums of a run times the significands of its scales are exact in int32 and in float32, and
 so is what a power of two and a cut toward zero leave of them; float64 holds the sum of a step. A run
-whose products are all zero has no exponent. It takes 16 zeros among its factors: steps of lines
-that have fewer together need not look.
+whose products are all zero has no exponent. It takes 16 zeros among its factors: blocks of steps
+in which no run of either side has so many need not look.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from numsim.kernels.ir.simd import (
 COLUMNS, RUNS, WORDS = 8, 4, 4  # of a panel; of a step; of a run: bytes of four k each
 STEP = 16 * RUNS
 LIFT = 12  # is added to the left operand's bytes
-# Of a row and step: bytes, exponents, significands twice in a word, the most zeros of a run.
+# Of a row and step: bytes, exponents, significands twice in a word, the most zeros of a run in the
+# steps that one call does.
 A_WORDS = RUNS * (WORDS + 2) + 1
 B_CODES = RUNS * WORDS * COLUMNS  # words of a panel and step; then sums to start from,
 B_REST = B_CODES + 3 * RUNS * COLUMNS  # exponents and significands, of each run; then
@@ -106,7 +107,8 @@ def fp4_tile(
     """Chain `steps` steps of 64 products onto out[r, :], float32.
 
     `fraction` counts the fraction bits of a product of two scales' significands; terms are cut to
-    `align` fraction bits below the largest exponent, which is at least `least`.
+    `align` fraction bits below the largest exponent, which is at least `least`. The first step says
+    how many zeros a run of the rows, and of the columns, has at most.
     """
     if not isinstance(rows, types.IntegerLiteral):
         return None
@@ -140,29 +142,8 @@ def fp4_tile(
                 some = b.or_(some, b.sext(b.and_(x, y), _BYTES))
             return b.icmp_signed("==", b.bitcast(some, _V32), splat(_V32, 0))
 
-        def step(k: Any, acc: list[Any]) -> list[Any]:
-            """Return the accumulators after a step, looking for runs of zeros where some can be."""
-            zeros = b.load(b.gep(tile.panel, [tile.index(k, B_WORDS, B_REST)]))
-            room = b.sub(ir.Constant(I32, 16), zeros)
-            doubt = ir.Constant(ir.IntType(1), 0)
-            for r in range(count):
-                own = tile.scalar(k, count * A_WORDS, r * A_WORDS + A_WORDS - 1)
-                doubt = b.or_(doubt, b.icmp_signed(">=", own, room))
-            slow, fast, after = (b.append_basic_block(n) for n in ("zeros", "dense", "after"))
-            b.cbranch(doubt, slow, fast)
-            ends = []
-            for block, look in ((slow, True), (fast, False)):
-                b.position_at_end(block)
-                ends.append((added(k, acc, look), b.block))
-                b.branch(after)
-            b.position_at_end(after)
-            phis = [b.phi(_VF) for _ in acc]
-            for values, block in ends:
-                for phi, value in zip(phis, values, strict=True):
-                    phi.add_incoming(value, block)
-            return phis
-
-        def added(k: Any, acc: list[Any], look: bool) -> list[Any]:
+        def step(k: Any, acc: list[Any], look: bool) -> list[Any]:
+            """Return the accumulators after a step; `look` for runs whose products are zero."""
             tops = []
             for x in acc:
                 field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
@@ -213,7 +194,20 @@ def fp4_tile(
                 new.append(b.select(sticks, x, result))
             return new
 
-        tile.store(loop(b, tile.steps, tile.load(count), step), count)
+        first = ir.Constant(I64, 0)
+        zeros = b.load(b.gep(tile.panel, [ir.Constant(I64, B_REST)]))
+        room = b.sub(ir.Constant(I32, 16), zeros)
+        doubt = ir.Constant(ir.IntType(1), 0)
+        for r in range(count):
+            own = tile.scalar(first, count * A_WORDS, r * A_WORDS + A_WORDS - 1)
+            doubt = b.or_(doubt, b.icmp_signed(">=", own, room))
+        with b.if_else(doubt) as ways:
+            for way, look in zip(ways, (True, False), strict=True):
+                with way:
+                    new = loop(
+                        b, tile.steps, tile.load(count), lambda k, x, look=look: step(k, x, look)
+                    )
+                    tile.store(new, count)
         return context.get_dummy_value()
 
     i64 = types.int64
