@@ -11,7 +11,7 @@ import typer
 from numsim.cli import options
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
-from numsim.targets.table import OPEN, label
+from numsim.targets.table import label
 from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
 from numsim.targets.words import MATURITIES, explained, rule_words
@@ -62,8 +62,6 @@ def _print_units(names: Sequence[str]) -> None:
     found = dict.fromkeys(get_target(name).maturity for name in names)
     for word in (w for w in MATURITIES if w in found):
         say(textwrap.fill(MATURITIES[word], **_page(f"  {word:<11} ", " " * 14)))
-    if any("open:" in get_target(name).evidence for name in names):
-        say(textwrap.fill(OPEN, **_page("", "  ")))
 
 
 def _page(first: str, rest: str) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def unit_lines(names: Sequence[str], within: int) -> list[str]:
     --------
     >>> print("\n".join(unit_lines(["nvidia.volta.mma", "x86.vpdpbusd"], 80)))
     name             maturity operands                   evidence
-    nvidia.volta.mma silicon  fp16                       V100 recordings; MMA-Sim
+    nvidia.volta.mma silicon  fp16                       V100 recordings; MMA-Sim; ...
     x86.vpdpbusd     ...
     """
     rows = [("name", "maturity", "operands", "evidence")]
@@ -119,6 +117,7 @@ def target_text(unit: Target) -> str:
         split_k       parts of K that are summed apart and added afterwards
         split_order   contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise
         split_tile    width of those tiles in k
+        kind          products with block scales, by their PTX name; unset: what the operands mean
     """
     changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
     rows = [
@@ -150,4 +149,6 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
         rows.append(("promote_every", str(unit.promote_every)))
     if unit.split_k > 1:
         rows.append(("split_k", f"{unit.split_k} {unit.split_order}, tiles of {unit.split_tile}"))
+    if unit.kind is not None:
+        rows.append(("kind", unit.kind))
     return rows

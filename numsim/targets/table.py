@@ -29,7 +29,7 @@ _MATLAB = "Khattak and Mikaitis, arXiv 2512.07004"
 _PTX = "PTX ISA, mma and wgmma"
 _SDM = "Intel 64 and IA-32 SDM, volume 2"
 _ARM = "Arm Architecture Reference Manual, A1.5 and instruction pages"
-_LEAST = "least exponent: MMA-Sim, MATLAB-tensor-core, Hawkeye"  # no recording shows it
+_LEAST = "least exponent as three models (MMA-Sim, MATLAB-tensor-core, Hawkeye), not recorded"
 
 
 def _target(
