@@ -11,6 +11,7 @@ import typer
 from numsim.cli import options
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
+from numsim.targets.levels import level_words
 from numsim.targets.table import label
 from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
@@ -118,6 +119,7 @@ def target_text(unit: Target) -> str:
         split_order   contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise
         split_tile    width of those tiles in k
         kind          products with block scales, by their PTX name; unset: what the operands mean
+        levels        adders above the rule: each restarts what is below it every so many k
     """
     changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
     rows = [
@@ -149,6 +151,8 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
         rows.append(("promote_every", str(unit.promote_every)))
     if unit.split_k > 1:
         rows.append(("split_k", f"{unit.split_k} {unit.split_order}, tiles of {unit.split_tile}"))
+    if unit.levels:
+        rows.append(("levels", "; ".join(level_words(level) for level in unit.levels)))
     if unit.kind is not None:
         rows.append(("kind", unit.kind))
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numsim.decimals import exact_text
 from numsim.errors import NumsimError
@@ -73,11 +73,11 @@ def accumulator_readings(text: str) -> tuple[Reading, ...]:
     """
     bits = _width(text)
     rounding = _word(text, _ROUNDINGS) or "rne"
-    overflow = _word(text, _OVERFLOWS) or "wrap"
+    overflow: Any = _word(text, _OVERFLOWS) or "wrap"
     exponent = 8 if bits >= 12 else 5
     fraction = bits - 1 - exponent
     left = bits // 2 - 1
-    cut = "floor" if rounding == "rdn" else "truncate"
+    cut: Any = "floor" if rounding == "rdn" else "truncate"
     down = rounding in ("rtz", "rdn")
     rules: tuple[tuple[str, str, Rule], ...] = (
         (f"a {bits}-bit float: a sign, {exponent} bits of exponent, {fraction} of fraction; every "

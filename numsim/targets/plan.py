@@ -227,7 +227,8 @@ def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> t
         if kind.startswith("mx:") or (result and result != out):
             continue
         wide = found is not None and found[0] in ("float", "number")  # take integers too
-        if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
+        own = bool(result) and found is not None and "->" not in found[0]
+        if _takes(name, a, b) and (found is None or own or (wide and name == "integer")):
             found = kind, rule
     if found is None:
         has = (

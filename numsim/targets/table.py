@@ -49,16 +49,15 @@ def _single(group: int, align_bits: int) -> Fused:
 _VOLTA, _AMPERE, _HOPPER = (-131, -19), (-132, -20), (-133, -21)
 
 
-def _limited(least: tuple[int, int], rules: dict[str, Rule]) -> dict[str, Rule]:
+def _limited(least: tuple[int, int], rules: dict[str, Fused]) -> dict[str, Rule]:
     """Return NVIDIA's rules with the least exponents of an alignment, for float32 and float16."""
-    limited = dict(rules)
+    limited: dict[str, Rule] = {}
     for kind, rule in rules.items():
-        if isinstance(rule, Fused):
-            half = kind.endswith("->float16")
-            limited[kind] = replace(rule, min_exponent=least[half])
-            if "float16" in rule.outputs and not half:
-                own = replace(rule, min_exponent=least[1], outputs=("float16",))
-                limited.setdefault(f"{kind}->float16", own)
+        half = kind.endswith("->float16")
+        limited[kind] = replace(rule, min_exponent=least[half])
+        if "float16" in rule.outputs and not half:
+            own = replace(rule, min_exponent=least[1], outputs=("float16",))
+            limited.setdefault(f"{kind}->float16", own)
     return limited
 
 
@@ -85,50 +84,51 @@ _TABLE = [
             f"{_MATLAB}; {_MMASIM}",
             _limited(_VOLTA, {"fp16": Fused(4, 23)})),
     _target("nvidia.turing.mma", "model", f"MMA-Sim; {_LEAST}", _MMASIM,
-            _limited(_AMPERE, {"fp16": Fused(8, 24), "int8": _IMMA, "int4": _IMMA})),
+            _limited(_AMPERE, {"fp16": Fused(8, 24)}) | {"int8": _IMMA, "int4": _IMMA}),
     _target("nvidia.ampere.mma", "silicon", f"A100 and A2 recordings; MMA-Sim; {_LEAST}",
             f"{_MATLAB}; {_MMASIM}",
             _limited(_AMPERE, {
-                "fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
-                "int8": _IMMA, "int4": _IMMA})),
+                "fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24)})
+            | {"int8": _IMMA, "int4": _IMMA}),
     _target("nvidia.ada.mma", "silicon",
             f"L40S and RTX 1000 recordings; mmaemu (RTX 4060); MMA-Sim; {_LEAST}",
             f"{_MATLAB}; {_MMASIM}",
             _limited(_AMPERE, {
                 "fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
-                "fp8": Fused(16, 13, 13), "int8": _IMMA, "int4": _IMMA}), split_tile=64),
+                "fp8": Fused(16, 13, 13)})
+            | {"int8": _IMMA, "int4": _IMMA}, split_tile=64),
     _target("nvidia.hopper.wgmma", "silicon",
             "FP8, fp16, bf16 and tf32 recordings on H100 and H200; MMA-Sim; mmaemu (FP8 with C); "
             + _LEAST, f"{_MATLAB}; {_MMASIM}; {_PTX}",
             _limited(_HOPPER, {
                 "fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": _single(16, 25),
-                "tf32": _single(8, 25), "int8": _IMMA})),
+                "tf32": _single(8, 25)}) | {"int8": _IMMA}),
     _target("nvidia.hopper.mma", "silicon",
             "H100 and H200 recordings (FP8: float16 output; its float32 output is assumed to be "
             f"B200's); MMA-Sim; {_LEAST}", f"{_MATLAB}; {_MMASIM}; {_PTX}",
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25, accumulator="late"),
                 "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
-                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
-                "int8": _IMMA})),
+                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA}),
     _target("nvidia.blackwell.tcgen05", "model",
             f"MMA-Sim; fp16, bf16, tf32 as recorded through mma.sync on B200; {_LEAST}",
             f"{_MMASIM}; {_PTX}",
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-                "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-                "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)})),
+                "bf16": _single(16, 25), "tf32": _single(8, 25), "mx:f8f6f4": _single(32, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}),
     _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_LEAST}", _MATLAB,
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25, accumulator="late"),
                 "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
-                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
-                "int8": _IMMA})),
+                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA}),
     _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_LEAST}", _MMASIM,
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-                "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-                "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)})),
+                "bf16": _single(16, 25), "tf32": _single(8, 25), "mx:f8f6f4": _single(32, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}),
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree; not recorded",

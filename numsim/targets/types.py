@@ -11,6 +11,7 @@ from numsim.errors import NumsimError, near_names
 from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.targets.check import check_unit, takes
+from numsim.targets.levels import Level
 from numsim.targets.rules import (
     CLASSES,
     RULES,
@@ -26,7 +27,7 @@ from numsim.targets.toml import fields_of_unit, unit_to_toml
 from numsim.targets.words import Maturity
 
 __all__ = [
-    "CLASSES", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Rule", "ScaledFp4",
+    "CLASSES", "Exact", "Fused", "IntSum", "Level", "Mac", "Maturity", "Rule", "ScaledFp4",
     "Target", "TwoStage",
 ]  # fmt: skip
 
@@ -68,6 +69,10 @@ class Target:
         One kind of products with block scales, and nothing else, by its PTX name: ``mxf8f6f4``
         (k 32; two FP4 operands, too), ``mxf4`` or ``mxf4nvf4`` (k 64). None: what the operands
         and scales mean.
+    levels
+        Adders of floats above the rule's own, the innermost first (rows of a column, accumulator,
+        outer sum); c is added by the last one, to its sum. In place of `promote_every`, which
+        is one level of float32. Integers are added in `outer_bits` at every level.
 
     Examples
     --------
@@ -86,6 +91,7 @@ class Target:
     split_order: Literal["contiguous", "serial", "pairwise"] = "contiguous"
     split_tile: int = 128
     kind: Literal["mxf8f6f4", "mxf4", "mxf4nvf4"] | None = None
+    levels: tuple[Level, ...] = ()
 
     def __hash__(self) -> int:  # plans are looked up by their unit in every small call
         known = self.__dict__.get("_hash")
@@ -135,7 +141,7 @@ class Target:
         ----------
         path
             File with ``name``, ``maturity``, ``evidence``, ``source``, optionally the fields from
-            `promote_every` on, and one table ``[rules.CLASS]`` an operand class, with ``kind`` (the
+            `promote_every` on (a table ``[[levels]]`` each level), and one table ``[rules.CLASS]`` an operand class, with ``kind`` (the
             name of the rule's dataclass) and its fields.
 
         Raises
@@ -218,7 +224,9 @@ class Target:
         check_unit(self, said or {})
 
 
-_CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile", "kind"})
+_CHAIN_FIELDS = frozenset(
+    {"promote_every", "split_k", "split_order", "split_tile", "kind", "levels"}
+)
 
 
 def _replaced(

@@ -16,7 +16,7 @@ WGMMA = "nvidia.hopper.wgmma"
     ("name", "changes", "message"),
     [
         ("amd.cdna3.mfma", {"sum_bits": 10}, "sum_bits"),
-        (WGMMA, {"accumulator": "halves"}, "halves"),
+        ("nvidia.volta.mma", {"accumulator": "quarters"}, "joins, late, halves"),
         ("x86.vpmaddubsw", {"group": 3}, "odd"),
         ("ideal.mac", {"fused": True, "product_format": "float16"}, "product_format"),
         ("ideal.mac", {"group": 4}, "sequential"),
@@ -37,8 +37,10 @@ def test_a_change_goes_to_the_rules_that_have_the_word():
     assert raising.rule("integer").overflow == "raise"
     assert raising.rule("float").overflow == "ieee"
     assert ns.get_target("amd.cdna3.mfma", group=4).rule("fp32").group is None
-    halves = ns.get_target("nvidia.hopper.mma", accumulator="halves")
-    assert halves == ns.get_target("nvidia.hopper.mma")
+    for kind, rule in ns.get_target("nvidia.hopper.wgmma", accumulator="halves").rules:
+        assert getattr(rule, "accumulator", "") == {"int8": ""}.get(
+            kind, "halves" if kind.endswith("->float16") else "joins"
+        )
 
 
 def test_name_is_no_field():

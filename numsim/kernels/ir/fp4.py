@@ -194,6 +194,12 @@ def fp4_tile(
                 new.append(b.select(sticks, x, result))
             return new
 
+        def looking(k: Any, acc: list[Any]) -> list[Any]:
+            return step(k, acc, True)
+
+        def dense(k: Any, acc: list[Any]) -> list[Any]:
+            return step(k, acc, False)
+
         first = ir.Constant(I64, 0)
         zeros = b.load(b.gep(tile.panel, [ir.Constant(I64, B_REST)]))
         room = b.sub(ir.Constant(I32, 16), zeros)
@@ -202,12 +208,9 @@ def fp4_tile(
             own = tile.scalar(first, count * A_WORDS, r * A_WORDS + A_WORDS - 1)
             doubt = b.or_(doubt, b.icmp_signed(">=", own, room))
         with b.if_else(doubt) as ways:
-            for way, look in zip(ways, (True, False), strict=True):
+            for way, body in zip(ways, (looking, dense), strict=True):
                 with way:
-                    new = loop(
-                        b, tile.steps, tile.load(count), lambda k, x, look=look: step(k, x, look)
-                    )
-                    tile.store(new, count)
+                    tile.store(loop(b, tile.steps, tile.load(count), body), count)
         return context.get_dummy_value()
 
     i64 = types.int64
