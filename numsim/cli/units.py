@@ -78,10 +78,10 @@ def unit_lines(names: Sequence[str], within: int) -> list[str]:
 
     Examples
     --------
-    >>> print("\n".join(unit_lines(["nvidia.volta.mma", "x86.vpdpbusd"], 80)))
-    name             maturity operands                   evidence
-    nvidia.volta.mma silicon  fp16                       V100 recordings; MMA-Sim; ...
-    x86.vpdpbusd     ...
+    >>> print("\n".join(unit_lines(["x86.vpdpwssd", "x86.vpdpbusd"], 80)))
+    name         maturity operands evidence
+    x86.vpdpwssd silicon  int16    recorded on AMD EPYC, family 25 model 17
+    x86.vpdpbusd silicon  u8s8     recorded on AMD EPYC, family 25 model 17
     """
     rows = [("name", "maturity", "operands", "evidence")]
     for name in names:

@@ -102,7 +102,8 @@ def _check_levels(target: Any) -> None:
     only_integers = all(about(rule).integers for _, rule in target.rules)
     if only_integers and not all(level.plain for level in target.levels):
         raise NumsimError(
-            f"{target.name}: a level adds integers in outer_bits; leave out its acc_format and rounding"
+            f"{target.name}: a level adds integers in outer_bits; leave out its acc_format and "
+            "rounding"
         )
 
 

@@ -107,7 +107,7 @@ def plan(
     >>> print(plan("nvidia.hopper.wgmma", a, a.T))
     unit         nvidia.hopper.wgmma
     operands     fp8
-    rule         Fused(group=32, align_bits=13, keep_bits=13)
+    rule         Fused(group=32, align_bits=13, keep_bits=13, min_exponent=-133)
     accumulator  float32
     scales       after the unit, in float32
     kernel       FP8 with 13 fraction bits

@@ -141,8 +141,8 @@ class Target:
         ----------
         path
             File with ``name``, ``maturity``, ``evidence``, ``source``, optionally the fields from
-            `promote_every` on (a table ``[[levels]]`` each level), and one table ``[rules.CLASS]`` an operand class, with ``kind`` (the
-            name of the rule's dataclass) and its fields.
+            `promote_every` on (a table ``[[levels]]`` each level), and one table ``[rules.CLASS]``
+            an operand class, with ``kind`` (the name of the rule's dataclass) and its fields.
 
         Raises
         ------

@@ -183,13 +183,13 @@ def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros):
     if zeros == "b":
         right[:16:2] = 8
     name = "float8_e4m3fn" if e4m3 else "float8_e8m0fnu"
-    one = Quant("float4_e2m1fn", block=16, scale_format=name)
+    how = {"scale_format": name, "block": 16}
     unit = 0x38 if e4m3 else 127
     scales = np.full((3, 4), unit, np.uint8)
     scales[:, 0] = 0x80 if e4m3 else 127 + 40
-    a = replace(ns.quantize(np.ones((3, 64), np.float32), one), codes=left, scale_codes=scales)
-    b = ns.quantize(np.ones((64, 9), np.float32), one, axis=-2)
-    b = replace(b, codes=right, scale_codes=np.full((4, 9), unit, np.uint8))
+    a = QTensor.from_codes(left, "float4_e2m1fn", scale_codes=scales, axis=-1, **how)
+    ones = np.full((4, 9), unit, np.uint8)
+    b = QTensor.from_codes(right, "float4_e2m1fn", scale_codes=ones, axis=-2, **how)
     assert (same(a, b, TCGEN05) == 1).all()
     small = np.full((3, 9), 2.0**-33, np.float32)  # below 34 bits of 2**0, where 1 * 1 leaves it
     assert (same(a, b, get_target(TCGEN05, align_bits=34), small) == 1).all()

@@ -1,8 +1,8 @@
 """Golden vectors: recorded hardware and independent references, bit for bit.
 
-The folder is the one named by NUMSIM_GOLDEN, else ../shared/golden beside the repository, and beside
-it golden_next. A file with a unit or a change that numsim does not have fails. The small sample
-tests/golden/hopper_fp8.npz always runs.
+The folder is the one named by NUMSIM_GOLDEN, else ../shared/golden beside the repository, and
+golden_next beside it. A file with a unit or a change that numsim does not have fails. The small
+sample tests/golden/hopper_fp8.npz always runs.
 """
 
 from __future__ import annotations

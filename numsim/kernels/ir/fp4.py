@@ -3,9 +3,9 @@
 One lane is one output. Twice an FP4 value is an integer of at most 12, so a run of 16 products fits
 int16: 4 products of k stand in a lane as bytes, the left ones unsigned as 12 more than they are.
 The pair sums of a run times the significands of its scales are exact in int32 and in float32, and
-so is what a power of two and a cut toward zero leave of them; float64 holds the sum of a step. A run
-whose products are all zero has no exponent. It takes 16 zeros among its factors: blocks of steps
-in which no run of either side has so many need not look.
+so is what a power of two and a cut toward zero leave of them; float64 holds the sum of a step.
+A run whose products are all zero has no exponent. It takes 16 zeros among its factors: where no run
+of either side has so many, a block of steps need not look.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 One lane is one output, held in float64. Products of two operands are exact. A sum whose lost part
 is not zero is made odd in its last bit, so that rounding it again is rounding the exact sum.
 More than two products whose sum float64 does not hold are split at one power of two, so that the
-sums of their high and of their low parts are exact; how three such numbers are added and rounded once is in
-Boldo and Melquiond, Emulation of FMA and correctly rounded sums, IEEE TC 57 (2008).
+sums of their high and of their low parts are exact; how three such numbers are added and rounded
+once is in Boldo and Melquiond, Emulation of FMA and correctly rounded sums, IEEE TC 57 (2008).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Flavour(NamedTuple):
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        flags = self.split * 16 + self.signed_zero * 8 + self.plain * 4 + self.rounded * 2 + self.exact
-        return self.tree * 32 + flags
+        flags = self.split * 16 + self.signed_zero * 8 + self.plain * 4
+        return self.tree * 32 + flags + self.rounded * 2 + self.exact
 
 
 class _Format:

@@ -149,10 +149,11 @@ SCALED_FP4 = Kind(
         "blocks": BLOCK_WORDS,
     },
     {
-        "align_bits": (1, 35), "min_exponent": (-600, 127), "nan": NANS,
+        "align_bits": (1, 35), "min_exponent": (-1000, 127), "nan": NANS,
         "blocks": E8M0_BLOCKS | {name.replace("e8m0fnu", "e4m3fn") for name in E8M0_BLOCKS},
     },
     takes=lambda kind: kind == "mx:fp4",
+    changes=lambda rule, kind, key, value: value is not None,
     definition=_definition,
     explain=_explain,
     step=lambda rule, depth: kernel.STEP,

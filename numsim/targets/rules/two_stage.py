@@ -128,7 +128,7 @@ TWO_STAGE = Kind(
     {
         "group": "products in one step; longer dot products chain steps through the accumulator",
         "align_bits": "fraction bits kept below the largest exponent",
-        "sum_bits": "fraction bits of the products' sum beside the accumulator; one less is rounded",
+        "sum_bits": "fraction bits of the products' sum beside the accumulator; of all, one less",
         "streams": "2: even and odd k are aligned apart",
         "zero_products": "a product with a zero factor counts for the largest exponent",
         "nan": NAN_WORDS,
