@@ -116,8 +116,9 @@ _TABLE = [
             f"{_MMASIM}; {_PTX}",
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-                "bf16": _single(16, 25), "tf32": _single(8, 25), "mx:f8f6f4": _single(32, 25)})
-            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}),
+                "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}
+            | _limited(_HOPPER, {"mx:f8f6f4": _single(32, 25)})),
     _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_LEAST}", _MATLAB,
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25, accumulator="late"),
@@ -127,8 +128,9 @@ _TABLE = [
     _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_LEAST}", _MMASIM,
             _limited(_HOPPER, {
                 "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-                "bf16": _single(16, 25), "tf32": _single(8, 25), "mx:f8f6f4": _single(32, 25)})
-            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}),
+                "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}
+            | _limited(_HOPPER, {"mx:f8f6f4": _single(32, 25)})),
 
     # AMD
     _target("amd.cdna1.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree; not recorded",
@@ -201,7 +203,8 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     name
         One of `list_targets`, the path of a TOML file (``.toml``), or a `Target`.
     changes
-        Fields of the unit or its rules, by name; ``rows`` is ``promote_every``.
+        Fields of the unit or its rules, by name; ``rows`` is ``promote_every``. ``group=4`` of
+        ``nvidia.turing.mma`` is its m8n8k4, which has Volta's rule.
 
     Raises
     ------
