@@ -30,7 +30,6 @@ from numsim.number_line import draw_number_line
 from numsim.quant import QUANTS
 from numsim.quant.table import SOURCES
 from numsim.sweep.columns import COLUMNS
-from numsim.targets.table import OPEN
 from numsim.targets.words import MATURITIES, UNIT_FIELDS, explained
 from numsim.verify.published import stored_rows
 from numsim.vocabulary import OVERFLOWS, ROUNDINGS
@@ -189,7 +188,11 @@ def units_page() -> Iterator[str]:
             for u in units
         ],
     )
-    yield from ("", OPEN[0].upper() + OPEN[1:] + ".")
+    yield ""
+    yield (
+        "The least exponent to which NVIDIA's units align (`min_exponent`), and that products with "
+        "a zero factor have no say in it, are as three models say; no recording shows them."
+    )
     for u in units:
         yield from ("", f"## {u.name} {{ #{anchor(u.name)} }}", "")
         yield from table(

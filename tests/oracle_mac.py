@@ -319,7 +319,7 @@ def truncate_to(v, quantum):
 class Block:
     """The align-and-truncate group of hardware.md 1.
 
-    ``floor``: lower limit of the common exponent; the true value is unknown (open detail B).
+    ``floor``: lower limit of the common exponent (`LEAST`).
     ``zero_products``: a product with a zero factor takes part in the common exponent.
     """
 
@@ -363,9 +363,22 @@ def block(group, F, *, keep=None, f16=False, **more):
     return Block(group, F, None if f16 else keep, F16 if f16 else F32, **more)
 
 
+# the lower limit of the common exponent, for fp32 and fp16 results (hardware.md 1, item 8)
+LEAST = {
+    "volta": (-131, -19),
+    **dict.fromkeys(("turing", "ampere", "ada"), (-132, -20)),
+    **dict.fromkeys(("hopper", "blackwell", "rtx_blackwell"), (-133, -21)),
+}
+
+
+def least(target, out):
+    """Lower limit of the common exponent of one of NVIDIA's units, by its name in numsim."""
+    return LEAST[target.split(".")[1]][out == "float16"]
+
+
 def half_steps(a, b, c=0, *, F=25):
     """FP8 mma.sync with fp16 output on Hopper and B200 (1.2), k 32 at a time."""
-    step = Block(16, F, out=F16)
+    step = Block(16, F, out=F16, floor=-21)
     for x, y in groups(a, b, 32):
         p = [product(u, v) for u, v in zip(x, y, strict=True)]
         t = step.one([v for k, v in enumerate(p) if k // 2 % 2 == 0], 0)
@@ -377,14 +390,14 @@ def half_steps(a, b, c=0, *, F=25):
 
 def products_then_c(a, b, c=0, *, group=32, F=25):
     """FP8 mma.sync with fp32 output on B200 (1.2)."""
-    return Block(group, F, c_joins=False)(a, b, c)
+    return Block(group, F, c_joins=False, floor=-133)(a, b, c)
 
 
 # ------------------------------------------------------------------------------------ block scales
 def scaled_k32(a, b, sa, sb, c=0):
     """mxf8f6f4: one E8M0 scale per 32; its exponents add to those of the products."""
     f = FORMATS["float8_e8m0fnu"]
-    unit = Block(32, 25)
+    unit = Block(32, 25, floor=-133)
     for g, (x, y) in enumerate(groups(a, b, 32)):
         u, v = f.read(sa[g]), f.read(sb[g])
         if "nan" in (u, v):
@@ -407,18 +420,17 @@ def scaled_k64(a, b, sa, sb, c=0, *, block, scale):
             if "nan" in (u, v):
                 bad = True
                 continue
-            total, q = total_of(
-                [product(x, y) for x, y in zip(a[k : k + 16], b[k : k + 16], strict=True)]
-            )
-            e = u[3] + v[3]
+            run = [product(x, y) for x, y in zip(a[k : k + 16], b[k : k + 16], strict=True)]
+            total, q = total_of(run)
+            # a run that cancels keeps the exponent of its scales; one of zeros has the least
+            e = u[3] + v[3] if u[1] and v[1] and any(p[1] for p in run) else -139
             partials.append((total < 0, abs(total) * u[1] * v[1], q + u[2] + v[2], e))
         acc = F32.read(c)
         if bad or isinstance(acc, str):
             c = F32.sign_bit - 1 if bad or acc == "nan" else c
             continue
         terms = [*partials, acc]
-        # the exponent of a zero partial counts (its scales), that of a zero c does not
-        quantum = max([t[3] for t in partials] + [acc[3]] * bool(acc[1])) - 35
+        quantum = max([-139, *(t[3] for t in partials)] + [acc[3]] * bool(acc[1])) - 35
         total = sum(truncate_to(t, quantum) for t in terms)
         c = round_bits(F32, total, quantum, mode="rtz", inf=True)
         if c == F32.sign_bit:
@@ -437,7 +449,7 @@ def flushed(v, f):
 
 
 def pair_tree(a, b, c=0, *, group, daz=None):
-    """CDNA1 (as MMA-Sim) and, with ``daz`` the input format, CDNA2."""
+    """CDNA2, with ``daz`` the input format; without, what an older MMA-Sim had for CDNA1."""
     done = (lambda x: x) if daz is None else flush
     if daz:
         a, b = [flushed(v, daz) for v in a], [flushed(v, daz) for v in b]
@@ -452,7 +464,7 @@ def pair_tree(a, b, c=0, *, group, daz=None):
 
 
 def exact_groups(a, b, c=0, *, group):
-    """CDNA1 as the MATLAB model: exact sum of the group and ``c``, one RNE."""
+    """CDNA1: exact sum of the group and ``c``, one RNE."""
     for x, y in groups(a, b, group):
         c = exact(x, y, c)
     return c
@@ -475,14 +487,19 @@ def _aligned(products, F):
 
 
 def _join(p, acc, *, drop):
-    """(ii): product sum floored to 31, c to 24 bits below the common exponent; one RNE."""
+    """(ii): product sum floored to 32, c to 24 bits below the common exponent; (iii): one RNE."""
     if p is None:
         return round_bits(F32, signed(acc), acc[2])
-    E = max(p[3], acc[3]) if acc[1] else p[3]
+    E = max(p[3], acc[3])  # a zero c has exponent -126
     if drop and acc[1] and acc[3] < E - 25:
         acc = (False, 0, 0, 0)
-    n = floor_to(p, E - 31) + (floor_to(acc, E - 24) << 7)
-    return round_bits(F32, n, E - 31)
+    n, q = floor_to(p, E - 32) + (floor_to(acc, E - 24) << 8), E - 32
+    # (iii): normalised, not below -126, and floored to 31 fraction bits
+    own = max(abs(n).bit_length() - 1 + q, -126) - 31
+    negative = n < 0
+    if own > q:
+        n, q = n >> (own - q), own
+    return round_bits(F32, n, q, zero_negative=negative)
 
 
 def _limited(p):
@@ -496,8 +513,7 @@ def cdna3(a, b, c=0, *, group):
     for x, y in groups(a, b, group):
         p = [product(u, v) for u, v in zip(x, y, strict=True)]
         acc = F32.read(c)
-        # specials of the operands decide first, overflowing products after them
-        if kind := special_sum([*p, acc]) or special_sum([_limited(v) for v in p]):
+        if kind := special_sum([*(_limited(v) for v in p), acc]):
             c = special_bits(F32, kind)
             continue
         c = _join(_aligned(p, 24), acc, drop=False)
@@ -818,7 +834,8 @@ def _cases():
     def nvidia(target, pairs, group, F, *, keep=None, outs=("float32", "float16"), changes=()):
         for a, b in pairs:
             for out in outs:
-                unit = block(group, F, keep=keep, f16=out == "float16")
+                low = least(target, out)
+                unit = block(group, F, keep=keep, f16=out == "float16", floor=low)
                 yield Case(target, a, b, out, unit, changes)
 
     def fp32(target, pairs, unit, changes=()):
@@ -844,6 +861,10 @@ def _cases():
             yield Case(f"nvidia.{chip}.mma", a, b, "float16", half_steps)
     for a, b in FP8:
         yield Case("nvidia.blackwell.mma", a, b, "float32", products_then_c)
+    # Turing's m8n8k4 is Volta's
+    for out, low in (("float32", -131), ("float16", -19)):
+        unit = block(4, 23, f16=out == "float16", floor=low)
+        yield Case("nvidia.turing.mma", *HALF, out, unit, (("group", 4),))
     rtx = "nvidia.rtx_blackwell.mma"
     yield from nvidia(rtx, [HALF], 16, 25)
     yield from nvidia(rtx, [BRAIN], 16, 25, outs=one)
@@ -854,12 +875,14 @@ def _cases():
         for pair, n in ((HALF, 4), (BRAIN, 4), (BRAIN, 2)):
             daz = FORMATS[pair[0]] if chip == 2 else None
 
-            def tree(a, b, c=0, n=n, daz=daz):
+            def dot(a, b, c=0, n=n, daz=daz):
+                if daz is None:
+                    return exact_groups(a, b, c, group=n)
                 return pair_tree(a, b, c, group=n, daz=daz)
 
             if (chip, pair, n) != (1, BRAIN, 4):  # MI100 has groups of two only
                 changes = (("group", 2),) if n == 2 else ()
-                yield from fp32(f"amd.cdna{chip}.mfma", [pair], tree, changes)
+                yield from fp32(f"amd.cdna{chip}.mfma", [pair], dot, changes)
     for pairs, n, changes in (
         ([HALF, BRAIN], 8, ()),
         ([HALF, BRAIN], 4, (("group", 4),)),

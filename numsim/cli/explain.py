@@ -1,4 +1,4 @@
-"""The command explain: a format, a recipe, or a dot product as a unit works it (mma)."""
+"""The command explain: a format, a recipe, an accumulator in words, or a dot product (mma)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Format, recipe (mxfp4_e2m1, w8a8 ...); or mma: a dot product.",
+            metavar="NAME", help='Format, recipe, "22 bits, cut"; or mma: a dot product.',
             autocompletion=options.completes("mma", *options.FORMATS, *options.RECIPES),
         ),
     ],
@@ -57,7 +57,7 @@ def explain(
         bool, typer.Option("--plan", help="mma: only the rule, where scales go, the kernel.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Explain a format, or work a dot product as a unit does (mma)."""
+    """Explain a format, an accumulator, or a dot product of a unit (mma)."""
     if name == "mma":
         print_mma(target, values, c, formats, out_format, plan)
         return
@@ -66,11 +66,14 @@ def explain(
             f"explain: these options are for explain mma; got {name!r}; leave them out, or "
             "numsim explain mma --target T"
         )
-    from numsim.explain import explain_format, explain_recipe
+    from numsim.explain import explain_accumulator, explain_format, explain_recipe, is_accumulator
     from numsim.models.named import NAMED, recipe_lines
 
     if name in NAMED:
         say("\n".join(recipe_lines(name)))
+        return
+    if is_accumulator(name):
+        say(explain_accumulator(name))
         return
     f, recipe = format_or_recipe(name)
     say(explain_recipe(recipe) if recipe else explain_format(f))

@@ -11,7 +11,8 @@ import typer
 from numsim.cli import options
 from numsim.errors import NumsimError
 from numsim.targets import Target, get_target, list_targets
-from numsim.targets.table import OPEN, label
+from numsim.targets.levels import level_words
+from numsim.targets.table import label
 from numsim.targets.toml import unit_to_toml
 from numsim.targets.types import CLASSES
 from numsim.targets.words import MATURITIES, explained, rule_words
@@ -62,8 +63,6 @@ def _print_units(names: Sequence[str]) -> None:
     found = dict.fromkeys(get_target(name).maturity for name in names)
     for word in (w for w in MATURITIES if w in found):
         say(textwrap.fill(MATURITIES[word], **_page(f"  {word:<11} ", " " * 14)))
-    if any("open:" in get_target(name).evidence for name in names):
-        say(textwrap.fill(OPEN, **_page("", "  ")))
 
 
 def _page(first: str, rest: str) -> dict[str, Any]:
@@ -79,10 +78,10 @@ def unit_lines(names: Sequence[str], within: int) -> list[str]:
 
     Examples
     --------
-    >>> print("\n".join(unit_lines(["nvidia.volta.mma", "x86.vpdpbusd"], 80)))
-    name             maturity operands                   evidence
-    nvidia.volta.mma silicon  fp16                       V100 recordings; MMA-Sim
-    x86.vpdpbusd     ...
+    >>> print("\n".join(unit_lines(["x86.vpdpwssd", "x86.vpdpbusd"], 80)))
+    name         maturity operands evidence
+    x86.vpdpwssd silicon  int16    recorded on AMD EPYC, family 25 model 17
+    x86.vpdpbusd silicon  u8s8     recorded on AMD EPYC, family 25 model 17
     """
     rows = [("name", "maturity", "operands", "evidence")]
     for name in names:
@@ -119,6 +118,8 @@ def target_text(unit: Target) -> str:
         split_k       parts of K that are summed apart and added afterwards
         split_order   contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise
         split_tile    width of those tiles in k
+        kind          products with block scales, by their PTX name; unset: what the operands mean
+        levels        adders above the rule: each restarts what is below it every so many k
     """
     changed = "" if label(unit) == unit.name else f" (of {unit.name} without the changes)"
     rows = [
@@ -150,4 +151,8 @@ def _chain_words(unit: Target) -> list[tuple[str, str]]:
         rows.append(("promote_every", str(unit.promote_every)))
     if unit.split_k > 1:
         rows.append(("split_k", f"{unit.split_k} {unit.split_order}, tiles of {unit.split_tile}"))
+    if unit.levels:
+        rows.append(("levels", "; ".join(level_words(level) for level in unit.levels)))
+    if unit.kind is not None:
+        rows.append(("kind", unit.kind))
     return rows

@@ -87,42 +87,31 @@ def verify(
 
 
 def print_silicon(only: str) -> None:
-    """Print how outputs of hardware and of models were reproduced: ``verify silicon``."""
-    from numsim.verify.silicon import SiliconRow, check_silicon, golden_folder
+    """Print which outputs of chips, models and published rules come out: ``verify silicon``."""
+    from numsim.verify.silicon import EVIDENCE, check_silicon, golden_folder
 
     folder = golden_folder()
-    rows: list[SiliconRow] = []
-    notes: dict[str, None] = {}
-    cells: list[tuple[str, ...]] = [
-        ("file", "recorded on", "unit", "results", "equal", "undecided", "equal here",
-         "equal, other choice"),
-    ]  # fmt: skip
-    for row in check_silicon(folder, only=only):
-        rows.append(row)
-        open_ones = (row.undecided, row.undecided_equal, row.undecided_other)
-        cells.append((
-            row.file, row.recorded_on, row.unit, f"{row.rows:,}",
-            f"{row.equal:,}{'' if row.ok else '  FAIL'}",
-            *(str(n) if row.undecided else "" for n in open_ones),
-        ))  # fmt: skip
-        if row.note:
-            notes[f"{row.unit}: {row.note}"] = None
+    rows = list(check_silicon(folder, only=only))
     say(f"outputs in {_short(folder)}, replayed bit for bit")
-    say("\n".join(columns(cells, "<<<>>>>>")))
+    for kind, words in EVIDENCE.items():
+        found = [row for row in rows if row.evidence == kind]
+        if found:
+            equal, total = sum(r.equal for r in found), sum(r.rows for r in found)
+            say(f"\n{kind}: {words}; {equal:,} of {total:,} equal")
+            cells: list[tuple[str, ...]] = [("file", "unit", "results", "equal", "masked")]
+            cells += [
+                (r.file, r.unit, f"{r.rows:,}", f"{r.equal:,}{'' if r.ok else '  FAIL'}",
+                 str(r.masked or ""))
+                for r in found
+            ]  # fmt: skip
+            say("\n".join(columns(cells, "<<>>>")))
     failed = [row for row in rows if not row.ok]
     for row in failed:
         say(f"FAIL {row.file} {row.unit}: first {row.first}")
-    say("Recorded on silicon: outputs of the chip; on a model: of an independent simulator.")
-    if notes:
+    if any(row.masked for row in rows):
         say(
-            "Undecided: results beside the others, on which two models differ and no silicon was "
-            "recorded; both choices are fields:"
-        )
-        for note in notes:
-            say(f"  {note}")
-        say(
-            "  min_exponent: models limit the largest exponent at -126, -132, -133, -139 or not "
-            "(float16: -19, -20, -21 or not)"
+            "\nmasked: not compared; another version of the model differs there, or the rule "
+            "leaves it open"
         )
     equal, total = sum(r.equal for r in rows), sum(r.rows for r in rows)
     say(f"{equal:,} of {total:,} results equal; {len(failed)} of {len(rows)} units differ")

@@ -97,7 +97,7 @@ def _blocks(
     if class_of(TwoStage, machine) and single:
         for f, streams in product(_WIDTHS, (1, 2)):
             if held(min(f, 23)):
-                yield TwoStage(group, f, sum_bits=max(f, 31), streams=streams)
+                yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
 
 
 def products(rule: Rule, machine: Machine) -> Iterator[Rule]:

@@ -166,7 +166,7 @@ def _outside(search: Search, unit: Target) -> Iterator[Target]:
     """Yield a unit that adds c itself, and one after which c is added."""
     rule = rule_of(unit)
     if isinstance(rule, TwoStage):
-        for bits in (31, *(n for n in range(rule.align_bits, 41) if n != 31)):
+        for bits in (32, *(n for n in range(rule.align_bits, 41) if n != 32)):
             if bits >= rule.align_bits:
                 yield with_rule(unit, changed(rule, sum_bits=bits))
     else:

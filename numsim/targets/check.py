@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, get_args
 
 from numsim.errors import NumsimError, near_names
 from numsim.formats import Format, get_format
+from numsim.targets.levels import LEVEL_LIMITS, Level
 from numsim.targets.rules import CLASSES, RULES, Limit, Rule, about
+from numsim.targets.rules.limits import KINDS
 from numsim.targets.words import Maturity
 
 _UNIT_LIMITS: dict[str, Limit] = {
     "promote_every": (1, 1 << 30), "split_k": (1, 1 << 20), "split_tile": (1, 1 << 20),
-    "split_order": ("contiguous", "serial", "pairwise"),
+    "split_order": ("contiguous", "serial", "pairwise"), "kind": tuple(KINDS),
 }  # fmt: skip
 
 
@@ -62,6 +64,12 @@ def check_unit(target: Any, said: Mapping[str, Mapping[str, Any]]) -> None:
             raise NumsimError(
                 f"{target.name}: {key} says how K is split, but split_k is 1; set both"
             )
+    if target.kind is not None and KINDS[target.kind][0] not in dict(target.rules):
+        raise NumsimError(
+            f"{target.name}: kind {target.kind!r} is a rule for {KINDS[target.kind][0]}, block "
+            "scales inside the unit; this unit has none"
+        )
+    _check_levels(target)
     for (kind, rule), (other, second) in combinations(target.rules, 2):
         shared = _shared(kind, other)
         if shared and rule != second:
@@ -71,6 +79,32 @@ def check_unit(target: Any, said: Mapping[str, Mapping[str, Any]]) -> None:
             )
     for kind, rule in target.rules:
         _check_rule(target, kind, rule, said.get(kind, {}))
+
+
+def _check_levels(target: Any) -> None:
+    if not isinstance(target.levels, tuple) or not all(isinstance(x, Level) for x in target.levels):
+        raise NumsimError(f"{target.name}: levels is a tuple of Level; got {target.levels!r}")
+    if not target.levels:
+        return
+    for level in target.levels:
+        _check_fields(f"{target.name}: levels", level, LEVEL_LIMITS)
+    lengths = [level.every for level in target.levels]
+    if any(a >= b or b % a for a, b in pairwise(lengths)):
+        raise NumsimError(
+            f"{target.name}: levels stand from the inside out, each every a multiple of the one "
+            f"before; got {', '.join(map(str, lengths))}"
+        )
+    if target.promote_every is not None or target.split_k > 1:
+        raise NumsimError(
+            f"{target.name}: levels say how parts are added, and so do promote_every and split_k; "
+            "leave those out"
+        )
+    only_integers = all(about(rule).integers for _, rule in target.rules)
+    if only_integers and not all(level.plain for level in target.levels):
+        raise NumsimError(
+            f"{target.name}: a level adds integers in outer_bits; leave out its acc_format and "
+            "rounding"
+        )
 
 
 def _check_fields(name: str, item: Any, limits: Mapping[str, Limit]) -> None:

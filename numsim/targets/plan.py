@@ -15,7 +15,7 @@ from numsim.targets import outside, scaling
 from numsim.targets.chain import Chain
 from numsim.targets.operands import locked
 from numsim.targets.rules import CLASSES, Rule, about, adds_integers
-from numsim.targets.rules.limits import blocks_of, is_scaled
+from numsim.targets.rules.limits import KINDS, blocks_of, is_scaled, operands_of
 from numsim.targets.runs import chosen
 from numsim.targets.split_k import bare, chain_positions, k_pick, restarts
 from numsim.targets.table import get_target
@@ -107,7 +107,7 @@ def plan(
     >>> print(plan("nvidia.hopper.wgmma", a, a.T))
     unit         nvidia.hopper.wgmma
     operands     fp8
-    rule         Fused(group=32, align_bits=13, keep_bits=13)
+    rule         Fused(group=32, align_bits=13, keep_bits=13, min_exponent=-133)
     accumulator  float32
     scales       after the unit, in float32
     kernel       FP8 with 13 fraction bits
@@ -214,13 +214,21 @@ def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Ru
 
 def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> tuple[str, Rule]:
     """Return the operand class and rule of `rule_for`."""
+    if target.kind is not None:
+        formats = ", ".join(CLASSES[operands_of(KINDS[target.kind][0])])
+        raise UnsupportedError(
+            f"matmul: {target.name} with kind {target.kind!r} multiplies {formats} with scales "
+            f"{', '.join(KINDS[target.kind][1])} of both operands along K; got {a.label} by "
+            f"{b.label} with other scales or none; quantise them so, or leave kind unset"
+        )
     found = None
     for kind, rule in target.rules:
         name, _, result = kind.partition("->")
         if kind.startswith("mx:") or (result and result != out):
             continue
         wide = found is not None and found[0] in ("float", "number")  # take integers too
-        if _takes(name, a, b) and (found is None or result or (wide and name == "integer")):
+        own = bool(result) and found is not None and "->" not in found[0]
+        if _takes(name, a, b) and (found is None or own or (wide and name == "integer")):
             found = kind, rule
     if found is None:
         has = (
@@ -268,7 +276,10 @@ def inside_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | No
     ones_a, ones_b = (*a.block_shape[:-1],), (*b.block_shape[:-2], b.block_shape[-1])
     if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
         return None
+    scales, named = f"{table_name(a.scale_format)}/{block}", KINDS.get(target.kind or "")
     for kind, rule in target.rules:
+        if named is not None and not (kind == named[0] and scales in named[1]):
+            continue
         taken = is_scaled(kind) and _takes(kind[3:], a.fmt, b.fmt)
         if taken and (table_name(a.scale_format), block) in blocks_of(rule):
             return kind, rule

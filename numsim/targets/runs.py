@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from numsim.formats import Format
 from numsim.quant import QTensor
+from numsim.targets import levels
 from numsim.targets.chain import Chain, Work, new_tally, one_nan
 from numsim.targets.fast import COUNTED, FAST
 from numsim.targets.fast.integer import add_integer_parts
+from numsim.targets.levels import Level
 from numsim.targets.rules import Rule, about, adds_integers
 
 
@@ -38,10 +40,20 @@ def chosen(chain: Chain) -> Work:
     return about(chain.rule).definition(chain)
 
 
-def add_parts(parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
-    """Add chunk or split results in order: float32 nearest even, or in `outer_bits`."""
+def add_parts(
+    parts: list[NDArray[Any]], rule: Rule, level: Level | None = None, *, more: bool = False
+) -> NDArray[Any]:
+    """Add chunk or split results in order: in float32 to nearest even, in `outer_bits`, by a level.
+
+    `more`: the first part is a sum of the level itself, which the others are added to.
+    """
     if adds_integers(rule):
         return add_integer_parts(parts, rule)
+    if level is not None and not level.plain:
+        total = (
+            levels.added(parts[0], parts[1:], level) if more else levels.added(None, parts, level)
+        )
+        return one_nan(total, rule)
     with np.errstate(all="ignore"):
         total = parts[0].astype(np.float32) + np.float32(0.0)
         for part in parts[1:]:

@@ -12,6 +12,7 @@ from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
 from numsim.targets.chain import round_to
+from numsim.targets.levels import Level
 from numsim.targets.rules import Rule, about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.types import Target
@@ -25,8 +26,10 @@ class Engine(Protocol):
     ) -> NDArray[Any]:
         """Run one chain: a [..., M, K] by b [..., K, N] from c, result [count, M, N]."""
 
-    def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
-        """Add the results of promoted or split chains in order."""
+    def add_parts(
+        self, parts: list[NDArray[Any]], rule: Rule, level: Level | None = None
+    ) -> NDArray[Any]:
+        """Add the results of promoted or split chains in order, in float32 or as a level does."""
 
 
 def chained(
@@ -37,6 +40,15 @@ def chained(
     if not restarts(target):
         return engine.run(rule, a, b, c, out, target.name)
     positions = chain_positions(a.shape[-1], target)
+    if target.levels:
+        parts = [_part(rule, a, b, ks, out, target, engine) for ks in positions[0]]
+        total = _through_levels(parts, positions[0], rule, target, engine)
+        if c is not None:
+            ends = [int(positions[0][-1][-1]), 0]
+            total = _added([total, c], ends, rule, engine, target.levels[-1])
+        if adds_integers(rule) or out.name == "float32":
+            return total
+        return round_to(total, out, rule)
     sums = []
     for chains in positions:
         parts = [_part(rule, a, b, ks, out, target, engine) for ks in chains]
@@ -54,7 +66,22 @@ def chained(
 
 def restarts(target: Target) -> bool:
     """Whether a second accumulator adds the parts of K, and C."""
-    return target.promote_every is not None or target.split_k > 1
+    return target.promote_every is not None or target.split_k > 1 or bool(target.levels)
+
+
+def _through_levels(
+    parts: list[NDArray[Any]], positions: list[NDArray[np.int64]], rule: Rule, target: Target,
+    engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    """Add chains, which are cut where every level restarts, level by level."""
+    ends = [int(ks[-1]) for ks in positions]
+    for level, above in zip(target.levels, (*target.levels[1:], None), strict=True):
+        place = [0 if above is None else k // above.every for k in ends]
+        heads = [i for i, k in enumerate(place) if i == 0 or k != place[i - 1]]
+        runs = [slice(i, j) for i, j in zip(heads, [*heads[1:], len(parts)], strict=True)]
+        parts = [_added(parts[run], ends[run], rule, engine, level) for run in runs]
+        ends = [ends[run][-1] for run in runs]
+    return parts[0]
 
 
 def _part(
@@ -90,10 +117,13 @@ def _paired(
     return [last, *slots], [ends[-1], *(ends[pair[-1]] for pair in pairs)]
 
 
-def _added(parts: list[NDArray[Any]], ends: list[int], rule: Rule, engine: Engine) -> NDArray[Any]:
+def _added(
+    parts: list[NDArray[Any]], ends: list[int], rule: Rule, engine: Engine,
+    level: Level | None = None,
+) -> NDArray[Any]:  # fmt: skip
     """Add parts whose last k are `ends`."""
     try:
-        return engine.add_parts(parts, rule)
+        return engine.add_parts(parts, rule, level)
     except Overflowed as found:
         found.k = ends[found.part]
         raise
@@ -108,6 +138,9 @@ def chain_positions(k: int, target: Target) -> list[list[NDArray[np.int64]]]:
     >>> chain_positions(6, get_target("ideal.fp32", promote_every=4))
     [[array([0, 1, 2, 3]), array([4, 5])]]
     """
+    if target.levels:
+        cuts = sorted({k0 for level in target.levels for k0 in range(level.every, k, level.every)})
+        return [np.split(np.arange(k), cuts)]
     return [_promoted(part, target.promote_every) for part in _splits(k, target)]
 
 

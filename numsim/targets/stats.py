@@ -26,6 +26,7 @@ from numsim.quant import QTensor
 from numsim.targets import runs
 from numsim.targets.chain import Chain, Tally, shape
 from numsim.targets.fast.integer import outside
+from numsim.targets.levels import Level
 from numsim.targets.rules import Rule, adds_integers
 from numsim.targets.tensor import quantum, signed_bits
 
@@ -136,9 +137,11 @@ class Counter:
         self._widen(chain, chain.tally)
         return result
 
-    def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
+    def add_parts(
+        self, parts: list[NDArray[Any]], rule: Rule, level: Level | None = None
+    ) -> NDArray[Any]:
         """Add parts as `runs` does, counting every addition."""
-        found, result = self.counts, runs.add_parts(parts, rule)
+        found, result = self.counts, runs.add_parts(parts, rule, level)
         if adds_integers(rule):
             total = np.zeros(parts[0].shape, np.int64)
             for i, part in enumerate(parts):
@@ -151,9 +154,9 @@ class Counter:
                     found[STEPS] += total.size
                 total = new
         else:
-            before = runs.add_parts(parts[:1], rule)
+            before = runs.add_parts(parts[:1], rule, level)
             for part in parts[1:]:
-                after = runs.add_parts([before, part], rule)
+                after = runs.add_parts([before, part], rule, level, more=True)
                 fine = np.isfinite(before) & np.isfinite(part)
                 found[OVERFLOWS] += (fine & ~np.isfinite(after)).sum()
                 found[SWAMPED] += (fine & (part != 0) & (after == before)).sum()

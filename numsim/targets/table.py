@@ -37,12 +37,7 @@ _ARM_FP8 = "times 2^-lscale and the accumulator, one rounding: pseudocode FP8Dot
 _RISCV = "RISC-V ldot-bdot extensions, github.com/aswaterman/riscv-misc b38069a"
 _BULK_READ = "spike 55b4658, run: 27,000 random sums; group: VLMAX of 128-bit registers"
 _GAUDI = "github.com/intel/Intel_Gaudi3_Software e6cef1c, coral-sim"
-_MODELS_DIFFER = "open: zero_products, min_exponent"
-OPEN = (
-    "open: models differ on zero products and the least exponent, and no recording decides; both "
-    "are fields: zero_products, min_exponent (unset, -126, -132, -133 or -139; float16 -19, -20 or "
-    "-21)"
-)
+_LEAST = "least exponent as three models (MMA-Sim, MATLAB-tensor-core, Hawkeye), not recorded"
 
 
 def _target(
@@ -66,6 +61,20 @@ def _arm_fp8(single: int, half: int) -> dict[str, Rule]:
 
 
 _ACE_SCALED = Exact(4, accumulator="late", flush=True)
+_VOLTA, _AMPERE, _HOPPER = (-131, -19), (-132, -20), (-133, -21)
+
+
+def _limited(least: tuple[int, int], rules: dict[str, Fused]) -> dict[str, Rule]:
+    """Return NVIDIA's rules with the least exponents of an alignment, for float32 and float16."""
+    limited: dict[str, Rule] = {}
+    for kind, rule in rules.items():
+        half = kind.endswith("->float16")
+        limited[kind] = replace(rule, min_exponent=least[half])
+        if "float16" in rule.outputs and not half:
+            own = replace(rule, min_exponent=least[1], outputs=("float16",))
+            limited.setdefault(f"{kind}->float16", own)
+    return limited
+
 
 _TABLE = [
     # ideal units: definitions
@@ -86,52 +95,63 @@ _TABLE = [
             {"float": Mac(outputs=OUTPUTS), "integer": IntSum()}, promote_every=128),
 
     # NVIDIA
-    _target("nvidia.volta.mma", "silicon", "V100 recordings; MMA-Sim", f"{_MATLAB}; {_MMASIM}",
-            {"fp16": Fused(4, 23)}),
-    _target("nvidia.turing.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
-            {"fp16": Fused(8, 24), "int8": _IMMA, "int4": _IMMA}),
-    _target("nvidia.ampere.mma", "silicon", f"A100 and A2 recordings; MMA-Sim; {_MODELS_DIFFER}",
+    _target("nvidia.volta.mma", "silicon", f"V100 recordings; MMA-Sim; {_LEAST}",
             f"{_MATLAB}; {_MMASIM}",
-            {"fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
-             "int8": _IMMA, "int4": _IMMA}),
+            _limited(_VOLTA, {"fp16": Fused(4, 23)})),
+    _target("nvidia.turing.mma", "model", f"MMA-Sim; {_LEAST}", _MMASIM,
+            _limited(_AMPERE, {"fp16": Fused(8, 24)}) | {"int8": _IMMA, "int4": _IMMA}),
+    _target("nvidia.ampere.mma", "silicon", f"A100 and A2 recordings; MMA-Sim; {_LEAST}",
+            f"{_MATLAB}; {_MMASIM}",
+            _limited(_AMPERE, {
+                "fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24)})
+            | {"int8": _IMMA, "int4": _IMMA}),
     _target("nvidia.ada.mma", "silicon",
-            f"L40S and RTX 1000 recordings; mmaemu (RTX 4060); MMA-Sim; {_MODELS_DIFFER}",
+            f"L40S and RTX 1000 recordings; mmaemu (RTX 4060); MMA-Sim; {_LEAST}",
             f"{_MATLAB}; {_MMASIM}",
-            {"fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
-             "fp8": Fused(16, 13, 13), "int8": _IMMA, "int4": _IMMA}, split_tile=64),
+            _limited(_AMPERE, {
+                "fp16": Fused(8, 24), "bf16": _single(8, 24), "tf32": _single(4, 24),
+                "fp8": Fused(16, 13, 13)})
+            | {"int8": _IMMA, "int4": _IMMA}, split_tile=64),
     _target("nvidia.hopper.wgmma", "silicon",
             "FP8, fp16, bf16 and tf32 recordings on H100 and H200; MMA-Sim; mmaemu (FP8 with C); "
-            + _MODELS_DIFFER, f"{_MATLAB}; {_MMASIM}; {_PTX}",
-            {"fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": _single(16, 25),
-             "tf32": _single(8, 25), "int8": _IMMA}),
+            + _LEAST, f"{_MATLAB}; {_MMASIM}; {_PTX}",
+            _limited(_HOPPER, {
+                "fp8": Fused(32, 13, 13), "fp16": Fused(16, 25), "bf16": _single(16, 25),
+                "tf32": _single(8, 25)}) | {"int8": _IMMA}),
     _target("nvidia.hopper.mma", "silicon",
             "H100 and H200 recordings (FP8: float16 output; its float32 output is assumed to be "
-            f"B200's); MMA-Sim; {_MODELS_DIFFER}", f"{_MATLAB}; {_MMASIM}; {_PTX}",
-            {"fp8": Fused(32, 25, accumulator="late"),
-             "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
-             "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
-             "int8": _IMMA}),
+            f"B200's); MMA-Sim; {_LEAST}", f"{_MATLAB}; {_MMASIM}; {_PTX}",
+            _limited(_HOPPER, {
+                "fp8": Fused(32, 25, accumulator="late"),
+                "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
+                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA}),
     _target("nvidia.blackwell.tcgen05", "model",
-            f"MMA-Sim; fp16, bf16, tf32 as recorded through mma.sync on B200; {_MODELS_DIFFER}",
+            f"MMA-Sim; fp16, bf16, tf32 as recorded through mma.sync on B200; {_LEAST}",
             f"{_MMASIM}; {_PTX}",
-            {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-             "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
-    _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_MODELS_DIFFER}", _MATLAB,
-            {"fp8": Fused(32, 25, accumulator="late"),
-             "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
-             "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25),
-             "int8": _IMMA}),
-    _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_MODELS_DIFFER}", _MMASIM,
-            {"fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
-             "bf16": _single(16, 25), "tf32": _single(8, 25), "int8": _IMMA,
-             "mx:fp4": ScaledFp4(), "mx:f8f6f4": _single(32, 25)}),
+            _limited(_HOPPER, {
+                "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
+                "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}
+            | _limited(_HOPPER, {"mx:f8f6f4": _single(32, 25)})),
+    _target("nvidia.blackwell.mma", "silicon", f"B200 recordings; {_LEAST}", _MATLAB,
+            _limited(_HOPPER, {
+                "fp8": Fused(32, 25, accumulator="late"),
+                "fp8->float16": Fused(32, 25, accumulator="halves", outputs=("float16",)),
+                "fp16": Fused(16, 25), "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA}),
+    _target("nvidia.rtx_blackwell.mma", "model", f"MMA-Sim; {_LEAST}", _MMASIM,
+            _limited(_HOPPER, {
+                "fp8": Fused(32, 25), "f8f6f4": Fused(32, 25), "fp16": Fused(16, 25),
+                "bf16": _single(16, 25), "tf32": _single(8, 25)})
+            | {"int8": _IMMA, "mx:fp4": ScaledFp4()}
+            | _limited(_HOPPER, {"mx:f8f6f4": _single(32, 25)})),
 
     # AMD
-    _target("amd.cdna1.mfma", "model", "MMA-Sim; MATLAB-tensor-core's MI100 adds the group and C "
-            "exactly instead (order='exact'); no recording decides", f"{_MMASIM}; {_MATLAB}",
-            {"fp16": Mac(fused=False, order="tree", group=4, negative_zero=False),
-             "bf16": Mac(fused=False, order="tree", group=2, negative_zero=False),
+    _target("amd.cdna1.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree; not recorded",
+            f"{_MMASIM}; {_MATLAB}",
+            {"fp16": Mac(fused=False, order="exact", group=4, negative_zero=False),
+             "bf16": Mac(fused=False, order="exact", group=2, negative_zero=False),
              "fp32": Mac(), "s8": _IMMA}),
     _target("amd.cdna2.mfma", "model", "MMA-Sim and MATLAB-tensor-core agree",
             f"{_MMASIM}; {_MATLAB}",
@@ -140,9 +160,8 @@ _TABLE = [
              "bf16": Mac(fused=False, order="tree", group=4, flush=True,
                          negative_zero=False),
              "fp32": Mac(), "s8": _IMMA}),
-    _target("amd.cdna3.mfma", "model", "MMA-Sim; MATLAB-tensor-core, but "
-            "for products with a zero factor (4 elements; field zero_products); none decides",
-            f"{_MMASIM}; {_MATLAB}",
+    _target("amd.cdna3.mfma", "model", "MMA-Sim; MATLAB-tensor-core has the same two stages; "
+            "not recorded", f"{_MMASIM}; {_MATLAB}",
             {"fp16": TwoStage(8), "bf16": TwoStage(8), "tf32": TwoStage(4),
              "fp8_fnuz": TwoStage(16, streams=2), "fp32": Mac(), "s8": _IMMA}),
 
@@ -213,6 +232,9 @@ _TABLE = [
 
 TARGETS: dict[str, Target] = {t.name: t for t in _TABLE}
 
+# An instruction of another shape can have the rules of an older unit: Turing's mma.m8n8k4.
+_OF_GROUP = {("nvidia.turing.mma", 4): "nvidia.volta.mma"}
+
 
 @known_floats
 def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
@@ -223,7 +245,8 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     name
         One of `list_targets`, the path of a TOML file (``.toml``), or a `Target`.
     changes
-        Fields of the unit or its rules, by name; ``rows`` is ``promote_every``.
+        Fields of the unit or its rules, by name; ``rows`` is ``promote_every``. ``group=4`` of
+        ``nvidia.turing.mma`` is its m8n8k4, which has Volta's rule.
 
     Raises
     ------
@@ -258,7 +281,17 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
         changes["promote_every"] = changes.pop("rows")
     plain = {k: v.item() if isinstance(v, np.integer | np.bool_) else v for k, v in changes.items()}
+    if "group" in plain:
+        target = _of_group(target, plain["group"])
     return target.changed(**plain) if plain else target
+
+
+def _of_group(target: Target, group: object) -> Target:
+    """Return a unit of the table with the rules that it has for products of so many k."""
+    other = _OF_GROUP.get((target.name, group)) if isinstance(group, int) else None
+    if other is None or TARGETS.get(target.name) != target:
+        return target
+    return replace(target, rules=tuple((dict(target.rules) | dict(TARGETS[other].rules)).items()))
 
 
 @lru_cache(maxsize=256)
@@ -279,6 +312,8 @@ def changes_of(target: Target) -> dict[str, Any] | None:
     base = TARGETS.get(target.name)
     if base is None or base == target:
         return None if base is None else {}
+    groups = {getattr(rule, "group", None) for _, rule in target.rules}
+    base = next((new for g in groups if (new := _of_group(base, g)) is not base), base)
     pairs: list[tuple[Any, Any]] = [(target, base)]
     pairs += [(new, old) for (_, new), (_, old) in zip(target.rules, base.rules, strict=False)]
     changes = {

@@ -11,6 +11,7 @@ from numsim.errors import NumsimError, near_names
 from numsim.formats import Format
 from numsim.formats.toml import check_keys, fields_from_table, format_inline
 from numsim.targets.check import key_of
+from numsim.targets.levels import Level
 from numsim.targets.rules import CLASSES, RULES, WIDE, Rule
 from numsim.targets.words import field_words
 
@@ -29,10 +30,23 @@ def fields_of_unit(
     """
     own = {key: value for key, value in tables.items() if key != "rules"}
     check_keys("a unit", own, known)
+    if "levels" in own:
+        own["levels"] = _levels(own["levels"])
     rules = tables.get("rules")
     if not isinstance(rules, dict) or not rules:
         raise NumsimError("a unit has a table [rules.CLASS] for each operand class; none came")
     return own, tuple((kind, _rule(kind, table)) for kind, table in rules.items())
+
+
+def _levels(tables: Any) -> tuple[Level, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise NumsimError(f"levels are tables [[levels]] of every = ... ; got {tables!r}")
+    found = []
+    for table in tables:
+        check_keys("[[levels]]", table, {f.name: f.default is MISSING for f in fields(Level)})
+        given = {key: own_format(f"[[levels]]: {key}", key, v) for key, v in table.items()}
+        found.append(Level(**given))
+    return tuple(found)
 
 
 def unit_to_toml(target: Any, *, comments: bool = False) -> str:
@@ -43,9 +57,12 @@ def unit_to_toml(target: Any, *, comments: bool = False) -> str:
     lines = []
     for f in fields(target):
         value = getattr(target, f.name)
-        if f.name != "rules" and (value != f.default or comments):
+        if f.name not in ("rules", "levels") and (value != f.default or comments):
             unset = "# " if value == f.default else ""
             lines.append(unset + _line(target, f.name, value, comments))
+    for level in target.levels:
+        lines += ["", "[[levels]]"]
+        lines += [f"{f.name} = {toml_value(getattr(level, f.name))}" for f in fields(level)]
     said: set[type] = set()
     for kind, rule in target.rules:
         new = comments and type(rule) not in said

@@ -14,6 +14,7 @@ from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
 from numsim.targets import ops, runs
 from numsim.targets.chain import round_to
+from numsim.targets.levels import Level
 from numsim.targets.plan import resolve, shapes
 from numsim.targets.rules import Rule, about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
@@ -97,13 +98,13 @@ class Tracer:
             return after.astype(np.int32 if rule.acc_bits <= 32 else np.int64)
         return after if held is out or out.name == "float32" else round_to(after, out)
 
-    def add_parts(self, parts: list[NDArray[Any]], rule: Rule) -> NDArray[Any]:
+    def add_parts(
+        self, parts: list[NDArray[Any]], rule: Rule, level: Level | None = None
+    ) -> NDArray[Any]:
         """Add parts as `runs` does, keeping every partial sum."""
-        if len(parts) == 1:
-            return runs.add_parts(parts, rule)
-        total = parts[0]
+        total = runs.add_parts(parts[:1], rule, level)
         for part in parts[1:]:
-            total = runs.add_parts([total, part], rule)
+            total = runs.add_parts([total, part], rule, level, more=True)
             self.sums.append(total)
         return total
 

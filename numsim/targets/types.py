@@ -11,6 +11,7 @@ from numsim.errors import NumsimError, near_names
 from numsim.files import read_toml
 from numsim.float_state import known_floats
 from numsim.targets.check import check_unit, takes
+from numsim.targets.levels import Level
 from numsim.targets.rules import (
     CLASSES,
     RULES,
@@ -28,7 +29,7 @@ from numsim.targets.toml import fields_of_unit, unit_to_toml
 from numsim.targets.words import Maturity
 
 __all__ = [
-    "CLASSES", "BulkNorm", "Exact", "Fused", "IntSum", "Mac", "Maturity", "Mme", "Rule",
+    "CLASSES", "BulkNorm", "Exact", "Fused", "IntSum", "Level", "Mac", "Maturity", "Mme", "Rule",
     "ScaledFp4", "Target", "TwoStage",
 ]  # fmt: skip
 
@@ -66,6 +67,14 @@ class Target:
         ``((p[S-1] + slot[0]) + slot[1]) + ...``.
     split_tile
         Width of those tiles in k.
+    kind
+        One kind of products with block scales, and nothing else, by its PTX name: ``mxf8f6f4``
+        (k 32; two FP4 operands, too), ``mxf4`` or ``mxf4nvf4`` (k 64). None: what the operands
+        and scales mean.
+    levels
+        Adders of floats above the rule's own, the innermost first (rows of a column, accumulator,
+        outer sum); c is added by the last one, to its sum. In place of `promote_every`, which
+        is one level of float32. Integers are added in `outer_bits` at every level.
 
     Examples
     --------
@@ -83,11 +92,13 @@ class Target:
     split_k: int = 1
     split_order: Literal["contiguous", "serial", "pairwise"] = "contiguous"
     split_tile: int = 128
+    kind: Literal["mxf8f6f4", "mxf4", "mxf4nvf4"] | None = None
+    levels: tuple[Level, ...] = ()
 
     def __hash__(self) -> int:  # plans are looked up by their unit in every small call
         known = self.__dict__.get("_hash")
         if known is None:
-            known = hash((self.name, self.rules, self.promote_every, self.split_k))
+            known = hash((self.name, self.rules, self.promote_every, self.split_k, self.kind))
             object.__setattr__(self, "_hash", known)
         return int(known)
 
@@ -132,8 +143,8 @@ class Target:
         ----------
         path
             File with ``name``, ``maturity``, ``evidence``, ``source``, optionally the fields from
-            `promote_every` on, and one table ``[rules.CLASS]`` an operand class, with ``kind`` (the
-            name of the rule's dataclass) and its fields.
+            `promote_every` on (a table ``[[levels]]`` each level), and one table ``[rules.CLASS]``
+            an operand class, with ``kind`` (the name of the rule's dataclass) and its fields.
 
         Raises
         ------
@@ -215,7 +226,9 @@ class Target:
         check_unit(self, said or {})
 
 
-_CHAIN_FIELDS = frozenset({"promote_every", "split_k", "split_order", "split_tile"})
+_CHAIN_FIELDS = frozenset(
+    {"promote_every", "split_k", "split_order", "split_tile", "kind", "levels"}
+)
 
 
 def _replaced(

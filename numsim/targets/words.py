@@ -28,6 +28,8 @@ UNIT_FIELDS: dict[str, str] = {
     "split_k": "parts of K that are summed apart and added afterwards",
     "split_order": "contiguous runs of tiles; or tiles dealt out in turn, added serial or pairwise",
     "split_tile": "width of those tiles in k",
+    "kind": "products with block scales, by their PTX name; unset: what the operands mean",
+    "levels": "adders above the rule: each restarts what is below it every so many k",
 }
 
 
@@ -51,7 +53,7 @@ def explained(unit: Any) -> Iterator[tuple[str, str]]:
         for f in fields(kind):
             yield f"  {f.name}", field_words(kind, f.name)
     yield "Target", "fields of whole dot products"
-    for name in ("promote_every", "split_k", "split_order", "split_tile"):
+    for name in ("promote_every", "split_k", "split_order", "split_tile", "kind", "levels"):
         yield f"  {name}", UNIT_FIELDS[name]
 
 

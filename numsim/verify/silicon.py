@@ -1,4 +1,4 @@
-"""Recorded hardware and independent models, replayed bit for bit through `numsim.matmul`."""
+"""Recorded hardware, independent models and published rules, replayed through `numsim.matmul`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.quant import QTensor
 from numsim.targets import Target, epilogue, get_target, matmul
-from numsim.targets.rules import about
 
 _FORMATS = {
     "e4m3": "float8_e4m3fn", "E4M3": "float8_e4m3fn", "e5m2": "float8_e5m2", "E5M2": "float8_e5m2",
     "e4m3fnuz": "float8_e4m3fnuz", "e5m2fnuz": "float8_e5m2fnuz", "e2m1": "float4_e2m1fn",
     "fp16": "float16", "f16": "float16", "bf16": "bfloat16", "tf32": "tfloat32",
     "xf32": "tfloat32", "f32": "float32", "ue8m0": "float8_e8m0fnu", "ue4m3": "float8_e4m3fn",
+    "e3m2": "float6_e3m2fn", "e2m3": "float6_e2m3fn", "e4m3ieee": "float8_e4m3", "q1.6": "q1.6",
+    "u8": "uint8", "s8": "int8",
 }  # fmt: skip
 _UNITS = {
     ("Volta", "mma"): "nvidia.volta.mma", ("Turing", "mma"): "nvidia.turing.mma",
@@ -50,6 +51,15 @@ _BROKEN = (
 _ROWS = 40  # recorded rows are separate dot products: the diagonal of blocks of so many
 
 
+Evidence = Literal["recorded", "modelled", "documented"]
+EVIDENCE: dict[Evidence, str] = {
+    "recorded": "outputs of the chip itself",
+    "modelled": "outputs of an independent model, which others compared with the chip",
+    "documented": "outputs of a published rule, computed without numsim; no chip was at hand",
+}
+_DOCUMENTED = ("rvbna", "gaudi", "arm_fp8", "x86_")
+
+
 @dataclass
 class SiliconRow:
     """One file and one unit.
@@ -64,32 +74,26 @@ class SiliconRow:
         Results compared, each bit for bit (NaN of AMD and x86 units: whether it is NaN).
     equal
         How many are equal.
-    undecided
-        Further results on which two models differ and no recording of silicon decides.
-    undecided_equal
-        How many of those equal the file with the unit's own fields.
-    undecided_other
-        How many of those equal the file with the other model's choice.
-    note
-        What the models disagree on.
+    masked
+        Further results that are not compared: another version of the model differs there, or the
+        published rule leaves them open.
     first
-        The first difference in words; empty if there is none.
+        The first difference, or why the unit did not run, in words; empty if there is none.
     """
 
     file: str
     unit: str
     rows: int = 0
     equal: int = 0
-    undecided: int = 0
-    undecided_equal: int = 0
-    undecided_other: int = 0
-    note: str = ""
+    masked: int = 0
     first: str = ""
 
     @property
-    def recorded_on(self) -> str:
-        """What made the outputs: ``silicon``, or an independent ``model`` of it."""
-        return "silicon" if self.file.startswith(("hw_", "cpu_")) else "model"
+    def evidence(self) -> Evidence:
+        """What made the outputs; see `EVIDENCE`."""
+        if self.file.startswith(("hw_", "cpu_")):
+            return "recorded"
+        return "documented" if self.file.startswith(_DOCUMENTED) else "modelled"
 
     @property
     def ok(self) -> bool:
@@ -104,10 +108,9 @@ class _Table:
 
     def score(
         self, unit: str, got: NDArray[Any], want: NDArray[Any], *,
-        agree: NDArray[np.bool_] | None = None, other: NDArray[Any] | None = None,
-        nan_bits: bool = True, note: str = "",
+        agree: NDArray[np.bool_] | None = None, nan_bits: bool = True,
     ) -> None:  # fmt: skip
-        """Compare raw bits; `agree` False marks undecided elements, `other` the other choice."""
+        """Compare raw bits where `agree`; None: everywhere."""
         row = self.rows.setdefault(unit, SiliconRow(self.file, unit))
         bits = np.ascontiguousarray(got).view(want.dtype)
         same = bits == want
@@ -116,11 +119,7 @@ class _Table:
         scored = np.ones(want.shape, bool) if agree is None else agree
         row.rows += int(scored.sum())
         row.equal += int((same & scored).sum())
-        row.undecided += int((~scored).sum())
-        row.undecided_equal += int((same & ~scored).sum())
-        if other is not None:
-            row.note = note
-            row.undecided_other += int(((other.view(want.dtype) == want) & ~scored).sum())
+        row.masked += int((~scored).sum())
         if not row.first and not same[scored].all():
             at = tuple(int(i[0]) for i in np.nonzero(~same & scored))
             row.first = f"at {at}: got {int(bits[at]):#x}, expected {int(want[at]):#x}"
@@ -178,7 +177,8 @@ def check_silicon(folder: Path | None = None, *, only: str = "") -> Iterator[Sil
 
     Source
     ------
-    MATLAB-tensor-core (hw_*), own recordings (cpu_*), MMA-Sim (mmasim_*), mmaemu (mmaemu_*).
+    MATLAB-tensor-core (hw_*), own recordings (cpu_*), MMA-Sim (mmasim_*), mmaemu (mmaemu_*); the
+    other files name the text of their rules.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def check_silicon(folder: Path | None = None, *, only: str = "") -> Iterator[Sil
     where = golden_folder() if folder is None else folder
     kinds: dict[str, Callable[[_Table, dict[str, Any], Any], None]] = {
         "hw_": _hardware, "cpu_int8": _cpu_int8, "cpu_bf16": _cpu_bf16, "mmasim_": _mmasim,
-        "mmaemu_": _mmaemu,
+        "mmaemu_": _mmaemu, **dict.fromkeys(_DOCUMENTED, _documented),
     }  # fmt: skip
     found = False
     for file in sorted(where.glob("*.npz")):
@@ -282,7 +282,6 @@ def _mmasim(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> 
         ident, out = group["id"], _FORMATS[group["d"]]
         a, b, c, d = (data[f"{ident}_{x}"] for x in "ABCD")
         agree = data.get(f"{ident}_agree")
-        alternative, note = _other_choice(target) if agree is not None else (target, "")
         for t in range(len(a)):
             scale_a, scale_b = {}, {}
             if group["scale"] is not None:
@@ -292,26 +291,17 @@ def _mmasim(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> 
             left, right = _tensor(a[t], group["a"], **scale_a), _tensor(b[t], group["b"], **scale_b)
             start = c[t].view("f4" if group["c"] == "f32" else "f2").astype(out)
             got = matmul(left, right, target=target, c=start, out_format=out)
-            decided = None if agree is None else agree[t]
-            other = None
-            if decided is not None and not decided.all():
-                other = matmul(left, right, target=alternative, c=start, out_format=out)
             table.score(
-                target.name, got, d[t], agree=decided, other=other,
-                nan_bits=any(rule.nan == "ones" for _, rule in target.rules), note=note,
+                target.name, got, d[t], agree=None if agree is None else agree[t],
+                nan_bits=any(rule.nan == "ones" for _, rule in target.rules),
             )  # fmt: skip
-
-
-def _other_choice(target: Target) -> tuple[Target, str]:
-    """Return the unit as the other model has it, and where the two differ."""
-    if any("zero_products" in about(rule).limits for _, rule in target.rules):
-        return target.changed(zero_products=True), "here zero_products=False, other: True"
-    return get_target(target, order="exact"), "field order: here tree, other exact"
 
 
 def _mmasim_target(group: dict[str, Any]) -> Target:
     arch = group["arch"]
     name = _UNITS[arch, group["instruction"].removesuffix("_block_scale")]
+    if group["scale"] is not None and group["a"] == group["b"] == "e2m1" and group["k_instr"] == 32:
+        return get_target(name, kind="mxf8f6f4")
     small = group["a"] in ("fp16", "bf16")
     if arch in ("Hopper", "Blackwell", "RTX Blackwell") and group["scale"] is None:
         return get_target(name, group=group["k_instr"]) if group["a"] != "f32" else get_target(name)
@@ -320,6 +310,35 @@ def _mmasim_target(group: dict[str, Any]) -> Target:
     if arch in ("CDNA1", "CDNA2") and group["a"] == "bf16" and "_1k" not in group["qualifier"]:
         return get_target(name, group=2)
     return get_target(name)
+
+
+def _documented(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> None:
+    """Replay groups that name their unit and its changes."""
+    for group in meta:
+        ident, unit = group["id"], " ".join([group["target"], *group["changes"]])
+        try:
+            target = get_target(group["target"], **group["changes"])
+            for t, want in enumerate(data[f"{ident}_D"]):
+                scales: list[dict[str, Any]] = [{}, {}]
+                if group["scale"]:
+                    both = {"scale_format": _FORMATS[group["scale"]], "block": group["block_size"]}
+                    scales = [{"scale_codes": data[f"{ident}_S{x}"][t], **both} for x in "AB"]
+                left, right = (
+                    _tensor(data[f"{ident}_{x}"][t], group[x.lower()], axis=axis, **scale)
+                    for x, axis, scale in zip("AB", (1, 0), scales, strict=True)
+                )
+                c, out = data[f"{ident}_C"][t], None
+                if group["d"] != "s32":
+                    c, out = c.view("f4" if group["c"] == "f32" else "f2"), _FORMATS[group["d"]]
+                got = matmul(left, right, target=target, c=c, out_format=out)
+                agree = data.get(f"{ident}_agree")
+                table.score(
+                    unit, got, want, agree=None if agree is None else agree[t],
+                    nan_bits=group["nan"] == "bits",
+                )  # fmt: skip
+        except NumsimError as error:
+            row = table.rows.setdefault(unit, SiliconRow(table.file, unit))
+            row.first = row.first or f"group {ident}: {error}"
 
 
 def _mmaemu(table: _Table, data: dict[str, Any], meta: list[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ import oracle_mac as om  # noqa: E402
 NAMES = ("A", "B", "C", "D", "SA", "SB")
 INTEGERS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int16": 16, "int32": 32, "q1.6": 8}
 KINDS = ("plain", "any", "edge")
+# "holes": block scales of any size, and runs whose products are all zero
 TINY = (*KINDS, "tiny")  # products and accumulators about the least normal float32
 E4M3, E5M2, FP4 = "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"
 
@@ -58,20 +59,26 @@ def float_groups():
         )  # fmt: skip
     for align, mode in (("floor", "rtz"), ("truncate", "rne"), ("floor", "rne")):
         # no vector kernel covers these
-        unit = om.block(8, 24, align=align, mode=mode)
+        unit = om.block(8, 24, align=align, mode=mode, floor=-132)
         changes = (("align", align), ("rounding", mode))
         yield Group("nvidia.ampere.mma", *om.BRAIN, "float32", unit, 19, changes, kinds=TINY)
     six = ("float6_e2m3fn", "float6_e3m2fn")
     for chip in ("blackwell.tcgen05", "rtx_blackwell.mma"):
         for a, b in ((six[0], six[1]), (E4M3, FP4), (six[1], E5M2), (FP4, FP4)):
             for out in ("float32", "float16"):
-                unit = om.block(32, 25, f16=out == "float16")
+                low = om.least(f"nvidia.{chip}", out)
+                unit = om.block(32, 25, f16=out == "float16", floor=low)
                 yield Group(f"nvidia.{chip}", a, b, out, unit, 70)
     rtx = "nvidia.rtx_blackwell.mma"
-    yield Group(rtx, *om.TF32, "float32", om.block(8, 25), 19)
-    late = om.Block(32, 25, c_joins=False)
+    yield Group(rtx, *om.TF32, "float32", om.block(8, 25, floor=-133), 19, kinds=TINY)
     for a, b in om.FP8[:2]:
-        yield Group("nvidia.hopper.mma", a, b, "float32", late, 70)
+        yield Group("nvidia.hopper.mma", a, b, "float32", om.products_then_c, 70)
+    for n, pair in ((4, om.HALF), (2, om.BRAIN)):
+
+        def tree(a, b, c, n=n):
+            return om.pair_tree(a, b, c, group=n)
+
+        yield Group("amd.cdna1.mfma", *pair, "float32", tree, 19, (("order", "tree"),), False)
     for name in ("ideal.mac", "ideal.fp32"):
         yield Group(name, E4M3, FP4, "float32", om.fma_chain, 21, nan_bits=False)
     for mode in ("rne", "rna", "rtz", "rup", "rdn", "rto"):
@@ -86,14 +93,17 @@ def float_groups():
 def scaled_groups():
     for chip in ("blackwell.tcgen05", "rtx_blackwell.mma"):
         e8m0 = {"scale": "float8_e8m0fnu", "kinds": ("plain", "any")}
-        for a, b in ((E4M3, E5M2), ("float6_e2m3fn", E4M3), (FP4, "float6_e3m2fn")):
-            yield Group(f"nvidia.{chip}", a, b, "float32", om.scaled_k32, 96, block=32, **e8m0)
+        for a, b in ((E4M3, E5M2), ("float6_e2m3fn", E4M3), (FP4, "float6_e3m2fn"), (FP4, FP4)):
+            changes = (("kind", "mxf8f6f4"),) if a == b else ()
+            yield Group(
+                f"nvidia.{chip}", a, b, "float32", om.scaled_k32, 96, changes, block=32, **e8m0
+            )
         for scale, block in (("float8_e8m0fnu", 32), ("float8_e8m0fnu", 16), (E4M3, 16)):
 
             def dot(a, b, sa, sb, c, scale=scale, block=block):
                 return om.scaled_k64(a, b, sa, sb, c, block=block, scale=scale)
 
-            kinds = ("plain", "any")
+            kinds = ("plain", "any", "holes")
             yield Group(
                 f"nvidia.{chip}", FP4, FP4, "float32", dot, 128, scale=scale, block=block,
                 kinds=kinds,
@@ -271,6 +281,16 @@ def case(g, rng, kind):
         scales = rng.integers(low, high, (2, 2, g.k // g.block))
         if kind == "any":
             scales[0, 0, -1] = 0x7F if g.scale == E4M3 else 0xFF
+        if kind == "holes":
+            low, high = (0, 126) if g.scale == E4M3 else (0, 254)
+            scales = rng.integers(low, high, (2, 2, g.k // g.block))
+            for k in range(0, g.k, 16):
+                left, odd = rng.random() < 0.4, np.arange(k, min(k + 16, g.k)) % 2
+                for j, lines in enumerate(draws):
+                    hidden = (odd == j) if left else np.zeros(len(odd), bool)
+                    lines[:, k : k + 16][:, hidden] = rng.choice([0, 8], (2, int(hidden.sum())))
+            read = [[[om.FORMATS[n].read(v) for v in row] for row in lines]
+                    for n, lines in zip((g.a, g.b), draws, strict=True)]  # fmt: skip
     for i, j in np.ndindex(2, 2):
         given = (scales[0, i].tolist(), scales[1, j].tolist()) if g.block else ()
         d[i, j] = g.dot(read[0][i], read[1][j], *given, int(c[i, j]))

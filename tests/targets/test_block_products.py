@@ -168,6 +168,47 @@ def test_runs_that_cancel_still_have_the_exponent_of_their_scales():
 
 
 @vectors
+@pytest.mark.parametrize("zeros", ["a", "b", "both", "scale"])
+def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros):
+    """Under scales of 2**40 it would cut the 1 of another run away; see the test above."""
+    left, right = np.full((3, 64), 2, np.uint8), np.full((64, 9), 2, np.uint8)
+    left[:, 17:], right[17:] = 0, 8  # the second run holds one product, 1
+    e4m3 = zeros == "scale"
+    if zeros in ("a", "both"):
+        left[:, :16:2] = 8
+    if zeros in ("b", "both"):
+        right[1:16:2] = 0
+    if zeros == "a":
+        left[:, 1:16:2] = 0
+    if zeros == "b":
+        right[:16:2] = 8
+    name = "float8_e4m3fn" if e4m3 else "float8_e8m0fnu"
+    how = {"scale_format": name, "block": 16}
+    unit = 0x38 if e4m3 else 127
+    scales = np.full((3, 4), unit, np.uint8)
+    scales[:, 0] = 0x80 if e4m3 else 127 + 40
+    a = QTensor.from_codes(left, "float4_e2m1fn", scale_codes=scales, axis=-1, **how)
+    ones = np.full((4, 9), unit, np.uint8)
+    b = QTensor.from_codes(right, "float4_e2m1fn", scale_codes=ones, axis=-2, **how)
+    assert (same(a, b, TCGEN05) == 1).all()
+    small = np.full((3, 9), 2.0**-33, np.float32)  # below 34 bits of 2**0, where 1 * 1 leaves it
+    assert (same(a, b, get_target(TCGEN05, align_bits=34), small) == 1).all()
+    assert (same(a, b, TCGEN05, np.full((3, 9), 2.0**-23, np.float32)) == 1 + 2.0**-23).all()
+
+
+@vectors
+@pytest.mark.parametrize("least", [-139, -100, 3, -1000])
+def test_the_least_exponent_of_runs(least):
+    rng = np.random.default_rng(5)
+    unit = get_target(TCGEN05, min_exponent=least)
+    for scales in ((0, 70), (50, 70), (100, 130)):
+        a = coded(rng, (5, 200), -1, "float4_e2m1fn", 16, "float8_e8m0fnu", scales)
+        b = coded(rng, (200, 40), -2, "float4_e2m1fn", 16, "float8_e8m0fnu", scales)
+        same(a, b, unit)
+        same(a, b, unit, accumulator(rng, (5, 40)))
+
+
+@vectors
 @pytest.mark.parametrize(("up", "want"), [(64, np.inf), (63, 2.0**127)])
 def test_fp4_overflows_at_the_next_power_of_two(up, want):
     """1 * 1 times scales of 2**64 and 2**64 is 2**128, which float32 does not hold."""
@@ -192,7 +233,7 @@ def test_the_least_exponent_counts_with_scales():
     rng = np.random.default_rng(2)
     rule = Fused(32, 25, min_exponent=-133)
     target = replace(get_target(TCGEN05), rules=(("fp8", rule), ("mx:f8f6f4", rule)))
-    plain = get_target(TCGEN05)
+    plain = replace(target, rules=(("mx:f8f6f4", Fused(32, 25)),))
     differs = False
     for low in range(44, 60, 2):
         a = coded(rng, (6, 96), -1, "float8_e4m3fn", 32, "float8_e8m0fnu", (low, low + 4))

@@ -52,6 +52,8 @@ UNITS = [  # target, changed fields, operand format, output format
     ("ideal.mac", {"acc_format": "float16", "order": "two_chains", "group": 6}, E4, None),
     ("amd.cdna1.mfma", {}, HALF, None),
     ("amd.cdna1.mfma", {}, BF16, None),
+    ("amd.cdna1.mfma", {"order": "tree"}, HALF, None),
+    ("amd.cdna1.mfma", {"order": "tree"}, BF16, None),
     ("ideal.exact", {}, E4, None),
     ("ideal.exact", {}, E4, "float16"),
     ("ideal.exact", {}, "int8", "bfloat16"),
@@ -225,7 +227,8 @@ def test_overflow_inside_a_chain(monkeypatch):
     values[1, :40] = 1.0
     a = ns.QTensor.from_codes(ns.encode(values, BF16), BF16)
     b = tensor(np.random.default_rng(0), (64, 19), BF16, "normal")
-    for target in ("nvidia.ampere.mma", "ideal.fp32", "amd.cdna1.mfma"):
+    tree = ns.get_target("amd.cdna1.mfma", order="tree")
+    for target in ("nvidia.ampere.mma", "ideal.fp32", tree):
         assert all(both(monkeypatch, a, b, None, ns.get_target(target), None))
         assert ns.matmul(a, b, target=target, stats=True)[1].overflows
 
@@ -236,8 +239,9 @@ def test_operands_that_are_not_finite(monkeypatch):
     a, b = tensor(rng, (4, 30), HALF, "normal"), tensor(rng, (30, 5), HALF, "normal")
     a.codes[1, 7], a.codes[2, 3], b.codes[11, 2] = 0x7C00, 0x7E00, 0xFC00
     assert all(both(monkeypatch, a, b, None, ns.get_target("ideal.fp32"), None))
-    assert all(both(monkeypatch, a, b, None, ns.get_target("amd.cdna1.mfma"), None))
-    for target in ("nvidia.ampere.mma", "ideal.exact", "amd.cdna3.mfma"):
+    tree = ns.get_target("amd.cdna1.mfma", order="tree")
+    assert all(both(monkeypatch, a, b, None, tree, None))
+    for target in ("nvidia.ampere.mma", "ideal.exact", "amd.cdna1.mfma", "amd.cdna3.mfma"):
         assert not any(both(monkeypatch, a, b, None, ns.get_target(target), None))
 
 

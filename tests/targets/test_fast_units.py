@@ -55,7 +55,10 @@ def counted():
 
 
 def floats(rng, shape, name, kind):
-    """Random tensors: `normal`, `codes` (all finite codes alike), `sparse`, `wild` exponents."""
+    """Random tensors: `normal`, `codes` (all finite codes alike), `sparse`, `wild` exponents.
+
+    Products of `tiny` ones lie around the least exponents of alignments, 2**-132.
+    """
     fmt = get_format(name)
     if kind == "codes":
         codes = rng.integers(0, 1 << fmt.bits, shape).astype(fmt.code_dtype)
@@ -64,6 +67,8 @@ def floats(rng, shape, name, kind):
     values = rng.standard_normal(shape).astype(np.float32)
     if kind == "wild":
         values *= np.float32(2.0) ** rng.integers(-40, 41, shape).astype(np.float32)
+    if kind == "tiny":
+        values *= (2.0 ** rng.integers(-74, -67, shape)).astype(np.float32)
     if kind == "sparse":
         values[rng.random(shape) < 0.8] = 0
     return QTensor.from_codes(encode(values, fmt), name)
@@ -177,6 +182,82 @@ def test_aligning_units(path, unit, name, kind):
             same(a, b, unit, out=out)
             same(a, b, unit, accumulator(rng, (m, n), out or "float32"), out)
     same(*cancelled(a, b), unit)
+
+
+TINY = [(unit, name) for unit, name in FUSED if name in ("bfloat16", "tfloat32")]
+
+
+@pytest.mark.parametrize(("unit", "name"), [*TINY, ("nvidia.hopper.wgmma", "bfloat16")])
+def test_the_least_exponent_of_an_alignment(path, unit, name):
+    rng = np.random.default_rng(11)
+    for m, k, n in SHAPES:
+        a, b = floats(rng, (m, k), name, "tiny"), floats(rng, (k, n), name, "tiny")
+        c = (rng.standard_normal((m, n)) * 2.0 ** rng.integers(-149, -120, (m, n))).astype("f4")
+        same(a, b, unit)
+        same(a, b, unit, c)
+    if unit.startswith("nvidia"):  # the limit shows
+        free = get_target(unit, min_exponent=None)
+        a, b = floats(rng, (40, 64), name, "tiny"), floats(rng, (64, 40), name, "tiny")
+        x, y = (matmul(a, b, target=t) for t in (unit, free))
+        assert (x != y).any()
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("out", ["float32", "float16"])
+def test_plain_fp8_does_not_show_the_least_exponent(path, name, out):
+    rng = np.random.default_rng(12)
+    for unit in ("nvidia.ada.mma", "nvidia.hopper.wgmma", "nvidia.hopper.mma",
+                 "nvidia.blackwell.tcgen05"):  # fmt: skip
+        free = get_target(unit, min_exponent=None)
+        a, b = floats(rng, (6, 96), name, "codes"), floats(rng, (96, 33), name, "codes")
+        a.codes[:3] &= 0x87  # subnormals
+        b.codes[:, :20] &= 0x83
+        c = accumulator(rng, (6, 33), out, 30)
+        x, y = (matmul(a, b, target=t, c=c, out_format=out) for t in (unit, free))
+        np.testing.assert_array_equal(bits(x), bits(y))
+
+
+@pytest.mark.parametrize("least", [-46, -45, -44, -30])
+def test_a_least_exponent_that_fp8_shows_has_another_kernel(path, least):
+    rng = np.random.default_rng(13)
+    unit = get_target("nvidia.hopper.wgmma", min_exponent=least)
+    a, b = (floats(rng, s, "float8_e5m2", "codes") for s in ((6, 96), (96, 33)))
+    a.codes[:] &= 0x87
+    b.codes[:] &= 0x83
+    with counted() as calls:
+        same(a, b, unit)
+    assert ("FP8 with 13 fraction bits" in calls) == (least <= -45)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3fn", "float32"])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["normal", "codes", "sparse", "wild", "tiny"])
+def test_exact_groups(path, name, group, kind):
+    """Sums that float64 holds in one number, in two, or not; and sums that cancel."""
+    rng = np.random.default_rng(group)
+    unit = get_target("ideal.mac", order="exact", group=group, negative_zero=False)
+    for m, k, n in SHAPES:
+        a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+        c = accumulator(rng, (m, n), np.float32)
+        c[rng.random(c.shape) < 0.1] = rng.choice([np.inf, -np.inf, np.nan, -0.0])
+        same(a, b, unit)
+        same(a, b, unit, c)
+        same(*cancelled(a, b), unit, c)
+        ks = np.argsort(np.arange(k) % max(k // 2, 1), kind="stable")  # a product, and less it
+        x, y = cancelled(a, b)
+        x, y = (QTensor.from_codes(q, name) for q in (x.codes[:, ks], y.codes[ks]))
+        same(x, y, unit, c)
+
+
+def test_units_of_exact_groups_have_vectors(path):
+    rng = np.random.default_rng(14)
+    for name in ("float16", "bfloat16"):
+        with counted() as calls:
+            for kind in ("normal", "sparse"):
+                a, b = floats(rng, (5, 64), name, kind), floats(rng, (64, 17), name, kind)
+                same(a, b, "amd.cdna1.mfma")
+        assert calls.pop("scalar") == 2  # the definition, twice
+        assert set(calls) <= {"exact groups in float64", "exact groups in two float64"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import numpy as np
 import pytest
 
 import numsim as ns
 from numsim.targets import Target
+from numsim.targets.table import label
 from numsim.targets.types import Fused, ScaledFp4
 
 WGMMA = "nvidia.hopper.wgmma"
@@ -16,7 +19,7 @@ WGMMA = "nvidia.hopper.wgmma"
     ("name", "changes", "message"),
     [
         ("amd.cdna3.mfma", {"sum_bits": 10}, "sum_bits"),
-        (WGMMA, {"accumulator": "halves"}, "halves"),
+        ("nvidia.volta.mma", {"accumulator": "quarters"}, "joins, late, halves"),
         ("x86.vpmaddubsw", {"group": 3}, "odd"),
         ("ideal.mac", {"fused": True, "product_format": "float16"}, "product_format"),
         ("ideal.mac", {"group": 4}, "sequential"),
@@ -37,8 +40,10 @@ def test_a_change_goes_to_the_rules_that_have_the_word():
     assert raising.rule("integer").overflow == "raise"
     assert raising.rule("float").overflow == "ieee"
     assert ns.get_target("amd.cdna3.mfma", group=4).rule("fp32").group is None
-    halves = ns.get_target("nvidia.hopper.mma", accumulator="halves")
-    assert halves == ns.get_target("nvidia.hopper.mma")
+    for kind, rule in ns.get_target("nvidia.hopper.wgmma", accumulator="halves").rules:
+        assert getattr(rule, "accumulator", "") == {"int8": ""}.get(
+            kind, "halves" if kind.endswith("->float16") else "joins"
+        )
 
 
 def test_name_is_no_field():
@@ -152,3 +157,89 @@ def test_a_target_put_together_by_hand_is_checked_too():
     a = ns.QTensor.from_codes(np.full((1, 4), 0x38, np.uint8), "float8_e4m3fn")
     with pytest.raises(ns.NumsimError, match="mine"):
         ns.matmul(a, a.T, target=unit)
+
+
+def test_turings_m8n8k4_is_voltas():
+    unit = ns.get_target("nvidia.turing.mma", group=4)
+    volta = ns.get_target("nvidia.volta.mma")
+    for kind in ("fp16", "fp16->float16"):
+        assert unit.rule(kind) == volta.rule(kind)
+    assert label(unit) == "nvidia.turing.mma (group=4)"
+    assert ns.get_target(ns.get_target("nvidia.turing.mma"), group=4) == unit
+    assert ns.get_target("nvidia.turing.mma", group=4, align_bits=20).rule("fp16").align_bits == 20
+    assert ns.get_target("nvidia.turing.mma", group=16).rule("fp16").align_bits == 24
+
+
+@pytest.mark.parametrize(
+    ("unit", "float32", "float16"),
+    [
+        ("nvidia.volta.mma", -131, -19), ("nvidia.turing.mma", -132, -20),
+        ("nvidia.ampere.mma", -132, -20), ("nvidia.ada.mma", -132, -20),
+        ("nvidia.hopper.mma", -133, -21), ("nvidia.hopper.wgmma", -133, -21),
+        ("nvidia.blackwell.mma", -133, -21), ("nvidia.blackwell.tcgen05", -133, -21),
+        ("nvidia.rtx_blackwell.mma", -133, -21),
+    ],
+)  # fmt: skip
+def test_the_least_exponent_goes_by_the_result(unit, float32, float16):
+    rules = dict(ns.get_target(unit).rules)
+    fused = {kind: rule for kind, rule in rules.items() if isinstance(rule, Fused)}
+    assert {"fp16", "fp16->float16"} <= set(fused)
+    for kind, rule in fused.items():
+        assert not rule.zero_products
+        assert rule.min_exponent == (float16 if kind.endswith("->float16") else float32)
+        assert "->" in kind or "float16" not in rule.outputs or f"{kind}->float16" in fused
+    if "mx:fp4" in rules:
+        assert rules["mx:fp4"].min_exponent == -139
+
+
+FP4, E8M0 = "float4_e2m1fn", "float8_e8m0fnu"
+
+
+def scaled(fmt, scale, block, transposed=False):
+    codes = np.full((64, 2) if transposed else (2, 64), 2, np.uint8)
+    axis = 0 if transposed else 1
+    of = [2, 2]
+    of[axis] = 64 // block
+    return ns.QTensor.from_codes(
+        codes, fmt, scale_codes=np.full(of, 0x38, np.uint8), scale_format=scale, block=block,
+        axis=axis,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", ["nvidia.blackwell.tcgen05", "nvidia.rtx_blackwell.mma"])
+@pytest.mark.parametrize(
+    ("kind", "fmt", "scale", "block", "operands"),
+    [
+        (None, FP4, E8M0, 32, "mx:fp4"), ("mxf4", FP4, E8M0, 32, "mx:fp4"),
+        ("mxf4nvf4", FP4, E8M0, 32, "mx:fp4"), ("mxf4nvf4", FP4, E8M0, 16, "mx:fp4"),
+        ("mxf4nvf4", FP4, "float8_e4m3fn", 16, "mx:fp4"),
+        ("mxf8f6f4", FP4, E8M0, 32, "mx:f8f6f4"),
+        ("mxf8f6f4", "float8_e5m2", E8M0, 32, "mx:f8f6f4"),
+        ("mxf4", FP4, E8M0, 16, None), ("mxf4", FP4, "float8_e4m3fn", 16, None),
+        ("mxf8f6f4", FP4, E8M0, 16, None), ("mxf8f6f4", FP4, "float8_e4m3fn", 16, None),
+        ("mxf4", "float8_e5m2", E8M0, 32, None), ("mxf4nvf4", "float6_e3m2fn", E8M0, 32, None),
+    ],
+)  # fmt: skip
+def test_kinds_of_block_scaled_products(unit, kind, fmt, scale, block, operands):
+    target = ns.get_target(unit, kind=kind)
+    a, b = scaled(fmt, scale, block), scaled(fmt, scale, block, transposed=True)
+    if operands is None:
+        with pytest.raises(ns.UnsupportedError, match=rf"kind '{kind}' multiplies .* leave kind"):
+            ns.matmul(a, b, target=target)
+        return
+    assert ns.plan(target, a, b).operands == operands
+    again = ns.Target.from_tables(tomllib.loads(target.to_toml()))
+    assert again == target
+    np.testing.assert_array_equal(ns.matmul(a, b, target=again), ns.matmul(a, b, target=target))
+
+
+def test_a_kind_without_scales_or_without_a_unit():
+    unit = ns.get_target("nvidia.blackwell.tcgen05", kind="mxf8f6f4")
+    assert label(unit) == "nvidia.blackwell.tcgen05 (kind=mxf8f6f4)"
+    a = ns.quantize(np.ones((2, 32), np.float32), "float8_e4m3fn")
+    with pytest.raises(ns.UnsupportedError, match=r"with other scales or none"):
+        ns.matmul(a, a.T, target=unit)
+    with pytest.raises(ns.NumsimError, match="mx:fp4, block scales inside the unit"):
+        ns.get_target("nvidia.hopper.wgmma", kind="mxf4")
+    with pytest.raises(ns.NumsimError, match="one of mxf8f6f4, mxf4, mxf4nvf4"):
+        ns.get_target("nvidia.blackwell.tcgen05", kind="mxfp4")

@@ -195,8 +195,7 @@ def second_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n:
         live = abs(x) < np.inf
         largest = np.int64(top[j]) if live else np.int64(0)
         value = x if live else 0.0
-        own = exponent_of(value, r.emin)
-        own = own if value != 0.0 else np.int64(LOWEST)
+        own = exponent_of(value, r.emin)  # of a zero: the least one
         distance = abs(largest - own)
         distance = distance if (value != 0.0) & (largest > LOWEST) else np.int64(0)
         gap = max(gap, distance)
@@ -205,6 +204,8 @@ def second_row(r: Block, top: Any, total: Any, acc: Any, low: Any, high: Any, n:
         units = np.floor(value * power_of_two(cut - second)) * power_of_two(kept - cut)
         far = (r.streams == 2) & (own < second - (cut + 1))
         whole = (whole + (0.0 if far else units)) * power_of_two(second - kept)
+        place = kept - 1 - exponent_of(whole, r.emin)
+        whole = np.floor(whole * power_of_two(place)) * power_of_two(-place)
         after = rounded(whole, 24, r.emin, r.emax, False)
         after = after if live else x
         over, lost = settled(x, after, live & (total[j] != 0), j, low, high)

@@ -28,11 +28,22 @@ from numsim.kernels.gemm.codes import (
 from numsim.kernels.ir import fp4 as simd_fp4
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.align import NO_TERM
-from numsim.kernels.ir.fp4 import A_WORDS, B_CODES, B_WORDS, COLUMNS, LIFT, RUNS, STEP
+from numsim.kernels.ir.fp4 import (
+    A_WORDS,
+    B_CODES,
+    B_REST,
+    B_WORDS,
+    COLUMNS,
+    LIFT,
+    RUNS,
+    STEP,
+)
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
-_ROWS = 2
+_ROWS, RUN = 2, STEP // RUNS
+_BLOCK = max(BLOCK // STEP, 1)  # steps of one call
+_LEAST = -300  # below the exponents of two scales and of any accumulator
 _ORDER = np.arange(STEP)
 
 
@@ -48,10 +59,14 @@ class ScaleCodes(NamedTuple):
 
 
 class PackedFp4(NamedTuple):
-    """The right operand, packed once: `scales` [batch, panels, steps, runs of a step, columns]."""
+    """The right operand, packed once: `scales` [batch, panels, steps, runs of a step, columns].
+
+    `zeros` [batch, panels, steps] uint8: the most that a run of a column has.
+    """
 
     codes: PackedCodes
     scales: Array
+    zeros: Array
     exponents: Array
     significands: Array
 
@@ -61,15 +76,18 @@ def _tile(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    simd_fp4.fp4_tile(_ROWS, a, a_at, b, b_at, out, out_at, stride, steps, rule[0], rule[1])
+    fraction, align, least = rule
+    simd_fp4.fp4_tile(
+        _ROWS, a, a_at, b, b_at, out, out_at, stride, steps, fraction, align, least
+    )  # fmt: skip
     return _ROWS
 
 
 @inline
 def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
-    scales, exponents, significands, twice = how
+    scales, zeros, exponents, significands, twice = how
     simd_fp4.right_fp4(codes_at(b, batch, panel, k, count), count, words, twice)
-    each = RUNS * COLUMNS
+    each, most = RUNS * COLUMNS, np.int32(0)
     for step in range(count):
         line = scales[batch, panel, k + step]
         at = step * B_WORDS + B_CODES + each
@@ -77,19 +95,22 @@ def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, 
             code = line[i]
             words[at + i] = exponents[code]
             words[at + each + i] = significands[code] * np.int32(0x10001)
+        most = max(most, np.int32(zeros[batch, panel, k + step]))
+    words[B_REST] = most
     return words
 
 
 @kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    scales: Array, exponents: Array, significands: Array, twice: Array, fraction: int, align: int,
+    scales: Array, zeros: Array, exponents: Array, significands: Array, twice: Array,
+    fraction: int, align: int, least: int,
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * B_WORDS)
-    how = (scales, exponents, significands, twice)
+    how, rule = (scales, zeros, exponents, significands, twice), (fraction, align, least)
     cover_codes(
-        _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, (fraction, align), how
-    )
+        _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, rule, how
+    )  # fmt: skip
 
 
 @kernel
@@ -98,7 +119,7 @@ def _left(
     planes: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words]."""
-    depth, steps, runs = codes.shape[1], planes.shape[1], scales.shape[1]
+    depth, steps, runs, most = codes.shape[1], planes.shape[1], scales.shape[1], np.int32(0)
     bytes_of = planes.view(np.uint8)
     for row in range(start, stop):
         line, own = codes[row], scales[row]
@@ -116,6 +137,38 @@ def _left(
                 e = exponents[code] if run < runs else np.int32(NO_TERM)
                 words[STEP // 4 + s] = e
                 words[STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
+            if step % _BLOCK == 0:
+                most = np.int32(0)
+            for s in range(min(RUNS, runs - step * RUNS)):
+                zeros = np.uint8(0)
+                for j in range(s * RUN, (s + 1) * RUN):
+                    zeros = np.uint8(zeros + np.uint8(places[j] == np.uint8(LIFT)))
+                most = max(most, np.int32(zeros))
+            planes[row // _ROWS, step - step % _BLOCK, row % _ROWS, A_WORDS - 1] = most
+
+
+@kernel
+def _most_zeros(codes: Array, n: int, depth: int, zeros: Array) -> None:
+    """Count the zeros of packed codes [batch, panels, steps, words, columns, 4]; see `PackedFp4`.
+
+    Columns from `n` on, and runs from `depth` on, are padding, and have none.
+    """
+    for batch in range(codes.shape[0]):
+        for panel in range(codes.shape[1]):
+            for step in range(codes.shape[2]):
+                most = np.uint8(0)
+                for s in range(RUNS):
+                    if step * STEP + s * RUN >= depth:
+                        break
+                    for column in range(min(COLUMNS, n - panel * COLUMNS)):
+                        count = np.uint8(0)
+                        for word in range(s * RUN // 4, (s + 1) * RUN // 4):
+                            for j in range(4):
+                                count += np.uint8(
+                                    codes[batch, panel, step, word, column, j] & 7 == 0
+                                )
+                        most = max(most, count)
+                zeros[batch, panel, step] = most
 
 
 @cache
@@ -123,8 +176,8 @@ def _runner() -> Callable[..., Any]:
     table = simd.contiguous(types.int32, 1)
     return simd.compiled(
         _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
-        simd.contiguous(types.uint8, 4), table, table, simd.contiguous(types.int8, 1),
-        types.int64, types.int64,
+        simd.contiguous(types.uint8, 4), simd.contiguous(types.uint8, 3), table, table,
+        simd.contiguous(types.int8, 1), *(types.int64,) * 3,
     )  # fmt: skip
 
 
@@ -145,17 +198,20 @@ def pack_b(codes: Array, scales: ScaleCodes) -> PackedFp4:
     lines[:, : scales.codes.shape[1], : scales.codes.shape[2]] = scales.codes
     turned = lines.reshape(batch, panels, COLUMNS, steps, RUNS).transpose(0, 1, 3, 4, 2)
     flat = np.ascontiguousarray(turned).reshape(batch, panels, steps, RUNS * COLUMNS)
-    return PackedFp4(packed, flat, scales.exponents, scales.significands)
+    zeros = np.empty((batch, panels, steps), np.uint8)
+    words = packed.panels.view(np.uint8).reshape(batch, panels, steps, STEP // 4, COLUMNS, 4)
+    _most_zeros(words, codes.shape[2], codes.shape[1], zeros)
+    return PackedFp4(packed, flat, zeros, scales.exponents, scales.significands)
 
 
 def gemm_fp4(
     a: Array, scales: ScaleCodes, b: PackedFp4, twice: Array, fraction: int, align: int,
-    *, c: Array | None = None,
+    least: int, *, c: Array | None = None,
 ) -> Array:  # fmt: skip
     """Return the float32 accumulators [batch, M, N] of a chain over steps of 64 k, from c or +0.
 
     Parameters: a [batch, M, K] codes, `scales` of their rows; b packed, of one item or as many;
-    `twice`: twice the values of the 16 codes, int8; `fraction` and `align` as in
+    `twice`: twice the values of the 16 codes, int8; `fraction`, `align`, `least` as in
     `simd_fp4.fp4_tile`; c [batch, M, N] float32. No scale is NaN.
     """
     batch, m, depth = a.shape
@@ -180,9 +236,8 @@ def gemm_fp4(
                 )  # fmt: skip
 
             over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
-        block = max(BLOCK // STEP, 1)
         run_codes(
-            _runner(), out, planes, b.codes, block, b.scales, b.exponents, b.significands, twice,
-            fraction, align,
+            _runner(), out, planes, b.codes, _BLOCK, b.scales, b.zeros, b.exponents, b.significands,
+            twice, fraction, align, max(least, _LEAST),
         )  # fmt: skip
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -168,13 +168,13 @@ def pack_b_codes(codes: Array, tree: int) -> PackedCodes:
 
 def gemm_mac(
     a: Array, b: PackedFma | PackedCodes, c: Array, p: Arithmetic, f: Arithmetic, flavour: Flavour,
-    how: Decode | None = None,
+    how: Decode | None = None, splitter: float = 0.0,
 ) -> Array:  # fmt: skip
     """Return the float64 accumulators [batch, M, N] of a chain over k from c.
 
     Parameters: a [batch, M, K] float64; b packed for the same tree; c [batch, M, N] float64 values
     of the accumulator's format `f`; `p` the products' format; `how` the codes of a b of codes are
-    read.
+    read; `splitter` 1.5 * 2**52 times where a flavour that splits products does it.
     """
     out = np.array(c, np.float64, order="C")
     if out.size:
@@ -182,7 +182,7 @@ def gemm_mac(
         batch, tiles, depth, width, _ = rows.shape
         steps = depth // flavour.tree
         rows = rows.reshape(batch, tiles, steps, width, flavour.tree)
-        rule = np.array([*format_array(f), *format_array(p)])
+        rule = np.array([*format_array(f), *format_array(p), splitter])
         if isinstance(b, PackedCodes):
             entry = _codes_runner(flavour.code(), b.panels.dtype, type_of(how), simd.enabled())
             block = max(_BLOCK // flavour.tree, 1)

@@ -179,6 +179,24 @@ class _Align:
         infinite = b.fcmp_unordered(">=", kept, self.limit)  # infinite x made it NaN
         return self._call("copysign", b.select(infinite, splat(_VD, float("inf")), kept), x)
 
+    def floored_nearest(self, x: Any) -> Any:
+        """Floor float64 lanes to one fraction bit less than `sum_bits` of their own exponent.
+
+        Then round them to nearest even. A floor that reaches the next power of two is exact.
+        """
+        b = self.b
+        place = b.and_(b.bitcast(x, _VL), splat(_VL, 0x7FF << 52))
+        least = b.bitcast(self.least, _VL)
+        place = b.select(b.icmp_signed(">", place, least), place, least)
+        bits = b.shl(b.sext(b.sub(self.sum_bits, splat(V32, 1)), _VL), splat(_VL, 52))
+        up = b.bitcast(b.sub(b.add(bits, splat(_VL, 2046 << 52)), place), _VD)
+        whole = self._call("floor", b.fmul(x, up))
+        whole = b.fmul(whole, b.bitcast(b.sub(place, bits), _VD))
+        lift = b.fmul(b.bitcast(place, _VD), self.lift)
+        near = b.fsub(b.fadd(self._call("fabs", whole), lift), lift)
+        infinite = b.fcmp_unordered(">=", near, self.limit)
+        return self._call("copysign", b.select(infinite, splat(_VD, float("inf")), near), whole)
+
     def positive_zero(self, x: Any) -> Any:
         return self.b.fadd(x, splat(_VD, 0.0))
 
@@ -293,7 +311,7 @@ class _Align:
         new = []
         extra = b.sub(self.sum_bits, self.cut)
         for e, t, x in zip(top, total, acc, strict=True):
-            own = self.exponent(x)
+            own = maximum(b, self.exponent(x), self.emin)  # of a zero too
             second = maximum(b, e, own)
             whole = self._scaled(t, b.add(extra, b.sub(e, second)))
             whole = self._call("floor", whole)
@@ -303,7 +321,7 @@ class _Align:
                 far = b.sub(b.sub(second, self.cut), splat(V32, 1))
                 units = b.select(b.icmp_signed("<", own, far), splat(_VD, 0.0), units)
             whole = b.fadd(whole, units)
-            value = self.rounded(self._scaled(whole, b.sub(second, self.sum_bits)))
+            value = self.floored_nearest(self._scaled(whole, b.sub(second, self.sum_bits)))
             new.append(self.sticky(x, b.fptrunc(value, VF)))
         return new
 

@@ -4,6 +4,8 @@ One lane is one output. Twice an FP4 value is an integer of at most 12, so a run
 int16: 4 products of k stand in a lane as bytes, the left ones unsigned as 12 more than they are.
 The pair sums of a run times the significands of its scales are exact in int32 and in float32, and
 so is what a power of two and a cut toward zero leave of them; float64 holds the sum of a step.
+A run whose products are all zero has no exponent. It takes 16 zeros among its factors: where no run
+of either side has so many, a block of steps need not look.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from numsim.kernels.ir.simd import (
 COLUMNS, RUNS, WORDS = 8, 4, 4  # of a panel; of a step; of a run: bytes of four k each
 STEP = 16 * RUNS
 LIFT = 12  # is added to the left operand's bytes
-A_WORDS = RUNS * (WORDS + 2)  # of a row and step: bytes, exponents, significands twice in a word
+# Of a row and step: bytes, exponents, significands twice in a word, the most zeros of a run in the
+# steps that one call does.
+A_WORDS = RUNS * (WORDS + 2) + 1
 B_CODES = RUNS * WORDS * COLUMNS  # words of a panel and step; then sums to start from,
-B_WORDS = B_CODES + 3 * RUNS * COLUMNS  # exponents and significands, of each run
+B_REST = B_CODES + 3 * RUNS * COLUMNS  # exponents and significands, of each run; then
+B_WORDS = B_REST + COLUMNS  # the most zeros of a run, in the first word
 _EXPONENTS, _SIGNIFICANDS = RUNS * WORDS, RUNS * (WORDS + 1)
 
 _BYTES, _PAIRS = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
@@ -97,20 +102,22 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
 @emitted
 def fp4_tile(
     typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any, fraction: Any, align: Any,
+    stride: Any, steps: Any, fraction: Any, align: Any, least: Any,
 ) -> Any:  # fmt: skip
     """Chain `steps` steps of 64 products onto out[r, :], float32.
 
     `fraction` counts the fraction bits of a product of two scales' significands; terms are cut to
-    `align` fraction bits below the largest exponent.
+    `align` fraction bits below the largest exponent, which is at least `least`. The first step says
+    how many zeros a run of the rows, and of the columns, has at most.
     """
     if not isinstance(rows, types.IntegerLiteral):
         return None
     count = rows.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = Tile(context, b, sig.args[:-2], args[:-2], 1, _VF)
-        places = [b.trunc(x, I32) for x in args[-2:]]
+        tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
+        places = [b.trunc(x, I32) for x in args[-3:]]
+        least = broadcast(b, places[2], _V32)
         align = broadcast(b, places[1], _V32)
         above = b.sub(places[1], b.add(places[0], ir.Constant(I32, 2)))  # products are 4-fold
         ahead = broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
@@ -125,17 +132,33 @@ def fp4_tile(
         def right(k: Any, word: int, vector: Any = _V32) -> Any:
             return tile.columns(k, B_WORDS, word * COLUMNS, vector)
 
-        def step(k: Any, acc: list[Any]) -> list[Any]:
+        def nothing(k: Any, r: int, s: int) -> Any:
+            """Return the lanes in which all products of a run are zero."""
+            some = splat(_BYTES, 0)
+            for word in range(s * WORDS, (s + 1) * WORDS):
+                x, y = (b.bitcast(v, _BYTES) for v in (left(k, r, word), right(k, word)))
+                x = b.icmp_signed("!=", x, splat(_BYTES, LIFT))
+                y = b.icmp_signed("!=", y, splat(_BYTES, 0))
+                some = b.or_(some, b.sext(b.and_(x, y), _BYTES))
+            return b.icmp_signed("==", b.bitcast(some, _V32), splat(_V32, 0))
+
+        def step(k: Any, acc: list[Any], look: bool) -> list[Any]:
+            """Return the accumulators after a step; `look` for runs whose products are zero."""
             tops = []
             for x in acc:
                 field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
                 own = maximum(b, b.sub(field, splat(_V32, 127)), splat(_V32, -126))
                 zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
-                tops.append(b.select(zero, splat(_V32, NO_TERM), own))
+                tops.append(maximum(b, b.select(zero, splat(_V32, NO_TERM), own), least))
+            hidden: dict[tuple[int, int], Any] = {}
             for s in range(RUNS):
                 e = right(k, _EXPONENTS + RUNS + s)
                 for r in range(count):
-                    tops[r] = maximum(b, tops[r], b.add(left(k, r, _EXPONENTS + s), e))
+                    both = b.add(left(k, r, _EXPONENTS + s), e)
+                    if look:
+                        hidden[s, r] = nothing(k, r, s)
+                        both = b.select(hidden[s, r], splat(_V32, NO_TERM), both)
+                    tops[r] = maximum(b, tops[r], both)
             totals = [splat(_VD, 0.0)] * count
             bases = [b.sub(ahead, top) for top in tops]
             for s in range(RUNS):
@@ -150,6 +173,8 @@ def fp4_tile(
                     factor = b.mul(b.bitcast(left(k, r, _SIGNIFICANDS + s), _PAIRS), m)
                     partial = b.sitofp(b.call(multiply, [sums[r], factor]), _VF)
                     power = b.add(b.add(left(k, r, _EXPONENTS + s), e), bases[r])
+                    if look:  # a zero of any size
+                        power = b.select(hidden[s, r], splat(_V32, 1), power)
                     power = b.shl(maximum(b, power, splat(_V32, 1)), splat(_V32, 23))
                     term = b.call(cut_single, [b.fmul(partial, b.bitcast(power, _VF))])
                     totals[r] = b.fadd(totals[r], b.fpext(term, _VD))
@@ -169,8 +194,24 @@ def fp4_tile(
                 new.append(b.select(sticks, x, result))
             return new
 
-        tile.store(loop(b, tile.steps, tile.load(count), step), count)
+        def looking(k: Any, acc: list[Any]) -> list[Any]:
+            return step(k, acc, True)
+
+        def dense(k: Any, acc: list[Any]) -> list[Any]:
+            return step(k, acc, False)
+
+        first = ir.Constant(I64, 0)
+        zeros = b.load(b.gep(tile.panel, [ir.Constant(I64, B_REST)]))
+        room = b.sub(ir.Constant(I32, 16), zeros)
+        doubt = ir.Constant(ir.IntType(1), 0)
+        for r in range(count):
+            own = tile.scalar(first, count * A_WORDS, r * A_WORDS + A_WORDS - 1)
+            doubt = b.or_(doubt, b.icmp_signed(">=", own, room))
+        with b.if_else(doubt) as ways:
+            for way, body in zip(ways, (looking, dense), strict=True):
+                with way:
+                    tile.store(loop(b, tile.steps, tile.load(count), body), count)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(rows, a, i64, b, i64, out, i64, i64, i64, i64, i64), codegen
+    return types.void(rows, a, i64, b, i64, out, *(i64,) * 6), codegen

@@ -2,6 +2,9 @@
 
 One lane is one output, held in float64. Products of two operands are exact. A sum whose lost part
 is not zero is made odd in its last bit, so that rounding it again is rounding the exact sum.
+More than two products whose sum float64 does not hold are split at one power of two, so that the
+sums of their high and of their low parts are exact; how three such numbers are added and rounded
+once is in Boldo and Melquiond, Emulation of FMA and correctly rounded sums, IEEE TC 57 (2008).
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ class Flavour(NamedTuple):
     exact: bool  # float64 holds every sum
     plain: bool = False  # float64 holds sums of products, and those are not rounded
     signed_zero: bool = True  # -0 of a tree's sum reaches the accumulator
+    split: bool = False  # sums of products are exact in two numbers; the rule has the splitter
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        flags = self.signed_zero * 8 + self.plain * 4 + self.rounded * 2 + self.exact
-        return self.tree * 16 + flags
+        flags = self.split * 16 + self.signed_zero * 8 + self.plain * 4
+        return self.tree * 32 + flags + self.rounded * 2 + self.exact
 
 
 class _Format:
@@ -61,16 +65,32 @@ class _Format:
 
 def _sum(b: Any, x: Any, y: Any, exact: bool) -> Any:
     """Return x + y, exact or rounded to odd."""
-    total = b.fadd(x, y)
     if exact:
-        return total
-    back = b.fsub(total, x)
-    error = b.fadd(b.fsub(x, b.fsub(total, back)), b.fsub(y, back))
+        return b.fadd(x, y)
+    total, error = _two_sum(b, x, y)
     raw = b.bitcast(total, _VL)
     lost = b.fcmp_ordered("!=", error, splat(_VD, 0.0))  # false for infinite sums
     away = b.ashr(b.xor(b.bitcast(error, _VL), raw), splat(_VL, 63))  # -1: it was rounded up
     odd = b.or_(b.add(raw, away), splat(_VL, 1))
     return b.bitcast(b.select(lost, odd, raw), _VD)
+
+
+def _two_sum(b: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Return x + y, and what its rounding lost."""
+    total = b.fadd(x, y)
+    back = b.fsub(total, x)
+    return total, b.fadd(b.fsub(x, b.fsub(total, back)), b.fsub(y, back))
+
+
+def _three(b: Any, acc: Any, high: Any, low: Any) -> Any:
+    """Return acc + high + low rounded to odd; an accumulator that is not finite stays."""
+    high, low = _two_sum(b, high, low)
+    near, lost = _two_sum(b, acc, low)
+    total, rest = _two_sum(b, high, near)
+    value = _sum(b, total, _sum(b, lost, rest, False), False)
+    bits = b.and_(b.bitcast(acc, _VL), splat(_VL, 0x7FF << 52))
+    special = b.icmp_signed("==", bits, splat(_VL, 0x7FF << 52))
+    return b.select(special, acc, value)
 
 
 @emitted
@@ -80,19 +100,21 @@ def mac_tile(
 ) -> Any:  # fmt: skip
     """Update out[r, :] by one multiply-add, or one tree of them, a step; all float64.
 
-    `rule` holds the accumulator's format and the product's.
+    `rule` holds the accumulator's format, the product's, and what splits products.
     """
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(flavour, types.IntegerLiteral)):
         return None
     count, code = rows.literal_value, flavour.literal_value
-    tree, keeps, plain, rounds = code >> 4, code & 8, code & 4, code & 2
-    exact = bool(code & 1)
+    tree, keeps, plain, rounds = code >> 5, code & 8, code & 4, code & 2
+    exact, splits = bool(code & 1), bool(code & 16)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
         pointer = tile.pointer(context, sig.args[-1], args[-1], ir.Constant(I64, 0))
         sums, products = _Format(b, pointer, 0), _Format(b, pointer, FORMAT_SIZE)
         width = MAC_VECTORS * MAC_LANES
+        splitter = b.load(b.gep(pointer, [ir.Constant(I64, 2 * FORMAT_SIZE)]))
+        splitter = broadcast(b, splitter, _VD)
 
         def add(x: Any, y: Any) -> Any:
             return sums.rounded(_sum(b, x, y, exact))
@@ -102,10 +124,26 @@ def mac_tile(
             value = b.fmul(x, tile.columns(k, tree * width, u * width + c * MAC_LANES))
             return products.rounded(value) if rounds else value
 
+        def parts(terms: list[Any]) -> tuple[Any, Any]:
+            if tree == 2:
+                return terms[0], b.fadd(terms[1], splat(_VD, 0.0))
+            heads = [b.fsub(b.fadd(x, splitter), splitter) for x in terms]
+            tails = [b.fsub(x, head) for x, head in zip(terms, heads, strict=True)]
+            return total(heads), total(tails)
+
+        def total(values: list[Any]) -> Any:
+            while len(values) > 1:
+                pairs = zip(values[::2], values[1::2], strict=True)
+                values = [b.fadd(x, y) for x, y in pairs]
+            return values[0]
+
         def step(k: Any, acc: list[Any]) -> list[Any]:
             new = []
             for i, old in enumerate(acc):
                 terms = [term(k, u, i // MAC_VECTORS, i % MAC_VECTORS) for u in range(tree)]
+                if splits:
+                    new.append(sums.rounded(_three(b, old, *parts(terms))))
+                    continue
                 while len(terms) > 1:
                     pairs = zip(terms[::2], terms[1::2], strict=True)
                     terms = [b.fadd(x, y) if plain else add(x, y) for x, y in pairs]

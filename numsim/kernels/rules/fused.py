@@ -72,17 +72,17 @@ def halves(a: Terms, b: Terms, k0: int, k1: int, acc: Any, r: Block, n: Any) -> 
         if special:
             continue
         if value != 0:
-            exponent = parts(value, np.int64(r.emin))[1]
-            largest = max(largest, exponent)
-            if n is not None:
-                n[GAP] = max(n[GAP], largest - exponent)
+            largest = max(largest, parts(value, np.int64(r.emin))[1])
         if largest != NO_TERM:
             largest = max(largest, np.int64(r.min_exponent))
             total = total_of(a, b, k0, k1, 2, phase, largest, r, n)
             before = value
             value = joined(total, largest, value, r)
-            if n is not None and total != 0 and value == before:
-                n[SWAMPED] += 1
+            if n is not None:
+                if before != 0:
+                    n[GAP] = max(n[GAP], largest - parts(before, np.int64(r.emin))[1])
+                if total != 0 and value == before:
+                    n[SWAMPED] += 1
     after = add_rounded(value, acc, r.out_precision, r.emin, r.emax)
     if n is not None:
         note_result(acc, after, value != 0, n)

@@ -22,7 +22,7 @@ from numsim.kernels.rules.counts import (
 )
 
 RUN, STEP = 16, 64
-_NO_SCALE = -(1 << 30)
+NO_TERM = -4000  # exponent of a scale of zero: below any least one
 
 
 @kernel
@@ -31,14 +31,15 @@ def matmul(
     a_sig: np.ndarray, a_exp: np.ndarray, a_nan: np.ndarray,
     b_sig: np.ndarray, b_exp: np.ndarray, b_nan: np.ndarray,
     fraction: int, c: np.ndarray, out: np.ndarray, start: int, stop: int, align_bits: int,
-    counts: Any = None, extremes: Any = None,
+    least: int, counts: Any = None, extremes: Any = None,
 ) -> None:  # fmt: skip
     """Rows [start:stop] of D = A B + C; a [M, K], b [N, K] are twice the FP4 values, integers.
 
     Scales are split planes [M or N, K / 16]: significand, exponent, whether NaN; `fraction` counts
     the fraction bits of a product of two scale significands. c, out [M, N] float64. Every run of 16
     products is added exactly; times the scale significands it has the exponent of the scales, also
-    when it is zero; the runs and the accumulator are cut to `align_bits` and added. Counts are
+    where it cancels to zero, but none where all products are zero. The runs and the accumulator are
+    cut to `align_bits` below the largest exponent, which is at least `least`, and added. Counts are
     described in `numsim.kernels.rules.counts`; their addends are the runs.
     """
     depth = a.shape[1]
@@ -51,11 +52,15 @@ def matmul(
                 if counts is not None:
                     n[STEPS] += 1
                 first, last = k0 // RUN, (min(k0 + STEP, depth) + RUN - 1) // RUN
-                largest = np.int64(_NO_SCALE)
+                largest = np.int64(least)
                 nan = np.isnan(acc)
                 for s in range(first, last):
                     nan = nan or a_nan[i, s] or b_nan[j, s]
-                    largest = max(largest, np.int64(a_exp[i, s]) + np.int64(b_exp[j, s]))
+                    some = False
+                    for k in range(s * RUN, min((s + 1) * RUN, depth)):
+                        some |= (a[i, k] != 0) & (b[j, k] != 0)
+                    if some:
+                        largest = max(largest, np.int64(a_exp[i, s]) + np.int64(b_exp[j, s]))
                 if nan:
                     acc = np.nan
                 if not np.isfinite(acc):

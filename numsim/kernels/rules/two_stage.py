@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numsim.kernels.convert.round import top_bit
 from numsim.kernels.jit import inline, kernel
 from numsim.kernels.rules.align import (
     NO_TERM,
@@ -41,11 +42,26 @@ def beyond(a: Terms, b: Terms, k0: int, k1: int, r: Block) -> tuple[Any, Any]:
 
 
 @inline
+def normalised_floor(total: Any, scale: Any, bits: Any, emin: Any) -> tuple[Any, Any]:
+    """Floor ``total * 2**scale`` to `bits` fraction bits of its own exponent, at least `emin`."""
+    if total == 0:
+        return total, scale
+    exponent = max(top_bit(np.uint64(abs(total))) + scale, emin)
+    drop = max(exponent - bits - scale, np.int64(0))
+    return floored(total, -drop), scale + drop
+
+
+@inline
 def block(a: Terms, b: Terms, k0: int, k1: int, acc: Any, r: Block, n: Any) -> Any:
     """Return the accumulator after a block: the products' sum, then the accumulator, floored."""
     largest, nan, up, down = scan(a, b, k0, k1, 0, 0, r)
+    if r.product_limit:
+        over, under = beyond(a, b, k0, k1, r)
+        up, down = up or over, down or under
     value, special = with_special(acc, nan, up, down)
     if special:
+        if n is not None:
+            note_result(acc, value, False, n)
         return value
     total = np.int64(0)
     for phase in range(r.streams):
@@ -54,28 +70,24 @@ def block(a: Terms, b: Terms, k0: int, k1: int, acc: Any, r: Block, n: Any) -> A
         if top != NO_TERM:
             part = total_of(a, b, k0, k1, width, phase, top, r, n)
             total += floored(part, top - largest)
-    second = largest
-    sig, exponent = parts(acc, np.int64(r.emin))
-    if acc != 0:
-        second = max(second, exponent)
-    if second == NO_TERM:
+    if largest == NO_TERM and acc == 0:
         return 0.0
+    sig, exponent = parts(acc, np.int64(r.emin))  # of a zero: the least one
+    second = max(largest, exponent)
     whole = np.int64(0)
     if largest != NO_TERM:
         whole = floored(total, r.sum_bits - r.align_bits - (second - largest))
     if acc != 0 and not (r.streams == 2 and exponent < second - (r.align_bits + 1)):
         part = floored(sig, r.align_bits - 52 - (second - exponent))
         whole += part << np.int64(r.sum_bits - r.align_bits)
+    kept, scale = normalised_floor(
+        whole, second - r.sum_bits, np.int64(r.sum_bits - 1), np.int64(r.emin)
+    )
     after = round_sum(
-        whole, second - r.sum_bits, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax),
-        np.int64(r.mode),
-    )  # fmt: skip
+        kept, scale, np.int64(r.precision), np.int64(r.emin), np.int64(r.emax), np.int64(r.mode)
+    )
     if whole < 0 and after == 0:
         after = -0.0
-    if r.product_limit:
-        up, down = beyond(a, b, k0, k1, r)
-        if up or down:
-            after = np.nan if up and down else (np.inf if up else -np.inf)
     if n is not None:
         if acc != 0 and largest != NO_TERM:
             n[GAP] = max(n[GAP], abs(largest - exponent))

@@ -227,8 +227,6 @@ def _fused(x: Chain) -> Work | None:
     rule = x.rule
     if rule.align == "floor" or rule.rounding is not None:
         return None
-    if rule.accumulator == "halves" and rule.min_exponent is not None:
-        return None
     work = _aligned(x, fused.block_of(x.rule, x.a.fmt, x.b.fmt, x.out))
     if work is None or rule.accumulator == "joins":
         return work

@@ -37,8 +37,8 @@ from numsim.targets.tensor import (
 )
 
 
-def sum_bits(a: QTensor, b: QTensor) -> int:
-    """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
+def product_range(a: QTensor, b: QTensor) -> tuple[int, int] | None:
+    """Return (low, high): products are multiples of 2**low and below 2**high; None: not finite."""
 
     def look(q: QTensor) -> tuple[bool, int, int]:
         if surveyed(q.fmt):
@@ -48,9 +48,13 @@ def sum_bits(a: QTensor, b: QTensor) -> int:
         return found
 
     (finite_a, low_a, high_a), (finite_b, low_b, high_b) = (look(q) for q in (a, b))
-    if not (finite_a and finite_b):
-        return 99
-    return int(high_a + high_b - low_a - low_b + a.shape[-1].bit_length())
+    return (low_a + low_b, high_a + high_b) if finite_a and finite_b else None
+
+
+def sum_bits(a: QTensor, b: QTensor) -> int:
+    """Return bits in which every partial sum over K of products fits, 99 if not all are finite."""
+    found = product_range(a, b)
+    return 99 if found is None else found[1] - found[0] + a.shape[-1].bit_length()
 
 
 def _in_float32(x: Chain) -> bool:
@@ -58,21 +62,33 @@ def _in_float32(x: Chain) -> bool:
     return np.float64 not in (x.a.fmt.value_dtype, x.b.fmt.value_dtype)
 
 
-def exact_groups_apply(rule: Exact, bits: int, out: Format) -> bool:
-    """Whether sums of groups are exact in float64, and rounded to an IEEE format."""
-    joins = rule.accumulator == "joins" and rule.group in (1, 2, 4, 8)
-    return joins and bits <= 53 and out.inf == "ieee"
+_CARRY = 3  # bits by which a sum of at most 8 products can be longer
+
+
+def split_place(rule: Exact, low: int, high: int) -> int | None:
+    """Return the place at which products are split: sums of both parts are exact in float64.
+
+    Two products are two numbers anyway.
+    """
+    place = high + _CARRY + 1 - 53
+    fits = (rule.group == 2 or place + _CARRY - low <= 53) and low > -600 and high < 400
+    return place if fits and not rule.negative_zero else None
 
 
 def exact_groups(
-    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format, place: int | None
 ) -> NDArray[np.float64]:
-    """Exact sums of groups of products and the accumulator, rounded once a group."""
+    """Exact sums of groups of products and the accumulator, rounded once a group.
+
+    `place`: float64 holds sums of products cut there; None: whole ones.
+    """
     assert rule.group is not None
     f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
     flavour = Flavour(
-        rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero
-    )
+        rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero,
+        split=place is not None,
+    )  # fmt: skip
+    splitter = 0.0 if place is None else 1.5 * 2.0 ** (place + 52)
     rows = batched(decoded(a)).astype(np.float64) * 2.0 ** -lscale_of(rule, out)
     how = codes_of(b) if b.fmt.kind == "float" else None
     if isinstance(how, Fields):  # which vectors of 16-bit lanes read
@@ -82,28 +98,36 @@ def exact_groups(
             b, f"exact codes {rule.group}",
             lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
         )  # fmt: skip
-        return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how)
+        return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how, splitter)
     packed = kept(
         b, f"exact {rule.group}",
         lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),
     )  # fmt: skip
-    return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour)
+    return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour, None, splitter)
 
 
 def _groups(x: Chain) -> Work | None:
-    if x.a.scale_codes is not None or not _in_float32(x):
+    rule = x.rule
+    joins = rule.accumulator == "joins" and rule.group in (1, 2, 4, 8)
+    if not joins or x.a.scale_codes is not None or x.out.inf != "ieee" or not _in_float32(x):
         return None
-    if not exact_groups_apply(x.rule, sum_bits(x.a, x.b), x.out):
+    found = product_range(x.a, x.b)
+    if found is None:
+        return None
+    low, high = (edge - lscale_of(rule, x.out) for edge in found)
+    whole = rule.group == 1 or high - low + _CARRY <= 53
+    place = None if whole else split_place(rule, low, high)
+    if not whole and place is None:
         return None
 
     def work() -> NDArray[Any]:
         begin = start(x, np.float64)
-        sums = exact_groups(x.a, x.b, begin, x.rule, x.out)
-        if x.rule.osm and not np.isfinite(sums).all():  # infinite sums stay so, the unit's do not
+        sums = exact_groups(x.a, x.b, begin, rule, x.out, place)
+        if rule.osm and not np.isfinite(sums).all():  # infinite sums stay so, the unit's do not
             return exact.EXACT.definition(x).run()
-        return round_to(sums, x.out, x.rule)
+        return round_to(sums, x.out, rule)
 
-    return Work("exact groups in float64", work)
+    return Work("exact groups in float64" if whole else "exact groups in two float64", work)
 
 
 def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def fp4(
     packed, nan_columns = kept(b, "fp4", pack)
     fraction = means_a.fraction + means_b.fraction
     sums = gemm_fp4.gemm_fp4(
-        batched(a.codes), own, packed, twice, fraction, rule.align_bits, c=c
+        batched(a.codes), own, packed, twice, fraction, rule.align_bits, rule.min_exponent, c=c
     )  # fmt: skip
     nan_rows = any_of(means_a.nan[scales_a])
     if nan_rows.any() or nan_columns.any():

@@ -47,11 +47,11 @@ FP8 = "FP8 with 13 fraction bits"
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
     """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
-    if (
-        rule.steps != Fused(rule.group, 13, 13)
-        or rule.group > gemm_hopper.WIDEST
-        or out.name != "float32"
-    ):
+    plain = Fused(rule.group, 13, 13, min_exponent=rule.min_exponent)
+    if rule.steps != plain or rule.group > gemm_hopper.WIDEST or out.name != "float32":
+        return False
+    # neither a product nor an accumulator that products left lies below
+    if rule.min_exponent is not None and rule.min_exponent > 2 * gemm_hopper.LEAST - 13:
         return False
     if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
         return False
@@ -98,9 +98,7 @@ def _fp8(x: Chain) -> Work | None:
 
 def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     """Whether the float64 kernel of small formats does it: finite codes, scales by group."""
-    plain = Fused(
-        rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan
-    )  # fmt: skip
+    plain = Fused(rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan)
     few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW
     if few or rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
         return False

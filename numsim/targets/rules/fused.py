@@ -56,10 +56,10 @@ class Fused:
         ``joins`` the alignment; ``late``: is added to the rounded sum by an ordinary addition;
         ``halves``: k with (k // 2) even, then the others on top in float16, then the accumulator.
     zero_products
-        Whether a product with a zero factor takes part in the largest exponent (models differ;
-        no recording decides).
+        Whether a product with a zero factor takes part in the largest exponent.
     min_exponent
-        Lower limit of the largest exponent, None: no limit (models differ; no recording decides).
+        Lower limit of the largest exponent, None: no limit. It can differ by output: a class
+        ``fp16->float16`` has a rule of its own.
     align
         How terms are cut to the alignment: ``truncate`` toward zero, or ``floor``.
     rounding
@@ -181,9 +181,8 @@ FUSED = Kind(
         "keep_bits": "fraction bits of a float32 result: 23, or fewer",
         "accumulator": "joins the alignment; late: added to the rounded sum; halves: float16 in "
         "two",
-        "zero_products": "a product with a zero factor counts for the largest exponent (models "
-        "differ)",
-        "min_exponent": "lower limit of the largest exponent; unset: none (models differ)",
+        "zero_products": "a product with a zero factor counts for the largest exponent",
+        "min_exponent": "lower limit of the largest exponent; unset: none",
         "align": "how addends are cut: truncate toward zero, or floor",
         "rounding": "rtz or rne; unset: float32 toward zero, float16 to nearest even",
         "nan": NAN_WORDS,

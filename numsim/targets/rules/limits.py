@@ -38,6 +38,13 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "mxint8": ("q1.6",),
 }
 
+# PTX names of products with block scales -> operand class, and the scales that each takes
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "mxf8f6f4": ("mx:f8f6f4", ("float8_e8m0fnu/32",)),
+    "mxf4": ("mx:fp4", ("float8_e8m0fnu/32",)),
+    "mxf4nvf4": ("mx:fp4", ("float8_e8m0fnu/32", "float8_e8m0fnu/16", "float8_e4m3fn/16")),
+}
+
 WIDE = ("float", "number", "integer", "u8s8")  # classes beside those of CLASSES
 INTEGERS = ("integer", "int8", "s8", "int4", "int16", "u8s8", "mxint8")
 GROUP = (1, 1 << 20)

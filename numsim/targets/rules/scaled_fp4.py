@@ -34,11 +34,13 @@ from numsim.targets.tensor import batched
 class ScaledFp4:
     """Blackwell's k = 64 block-scaled FP4: exact runs of 16, scaled, aligned, truncated.
 
-    `blocks`: scales that the unit takes, as format/length, the lengths multiples of 16. `nan`: as
-    in `Fused`.
+    A run has the exponent of its two scales, also where it cancels to zero; but none where all its
+    products are zero. `min_exponent`: lower limit of the largest one. `blocks`: scales that the
+    unit takes, as format/length, the lengths multiples of 16. `nan`: as in `Fused`.
     """
 
     align_bits: int = 35
+    min_exponent: int = -139
     nan: Literal["ones", "quiet"] = "ones"
     blocks: tuple[str, ...] = ("float8_e8m0fnu/32", "float8_e8m0fnu/16", "float8_e4m3fn/16")
 
@@ -48,7 +50,7 @@ class ScaledFp4:
 class ScaleMeaning(NamedTuple):
     """What each of 256 codes of a scale means to the FP4 unit.
 
-    `significands` are integers with `fraction` fraction bits.
+    `significands` are integers with `fraction` fraction bits; the exponent of a zero is `NO_TERM`.
     """
 
     significands: NDArray[np.int32]
@@ -65,7 +67,8 @@ def _scale_meaning(e8m0: bool) -> ScaleMeaning:
     magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
     field = magnitude >> 3
     significands = np.where(field > 0, 8, 0).astype(np.int32) + (magnitude & 7)
-    return ScaleMeaning(significands, np.maximum(field, 1) - 7, magnitude == 0x7F, 3)
+    exponents = np.where(magnitude > 0, np.maximum(field, 1) - 7, kernel.NO_TERM)
+    return ScaleMeaning(significands, exponents.astype(np.int32), magnitude == 0x7F, 3)
 
 
 def scale_meaning(q: QTensor) -> ScaleMeaning:
@@ -108,7 +111,7 @@ def _definition(x: Chain) -> Work:
             lambda i, lo, hi: kernel.matmul(
                 left[i], item(right, i), *(p[i] for p in scale_a), *(item(p, i) for p in scale_b),
                 fraction_a + fraction_b, begin[i], values[i], lo, hi, x.rule.align_bits,
-                *noted(x, i),
+                x.rule.min_exponent, *noted(x, i),
             ),
             *values.shape[:2],
         )  # fmt: skip
@@ -122,16 +125,17 @@ def _explain(rule: ScaledFp4, step: Step) -> Iterator[str]:
     scale_a, scale_b = (element_scales(q) for q in (step.a, step.b))
     addends = []
     for i in range(0, len(x), 16):
-        pairs = zip(x[i : i + 16], y[i : i + 16], strict=True)
+        pairs = [*zip(x[i : i + 16], y[i : i + 16], strict=True)]
         run = sum((Fraction(p) * Fraction(q) for p, q in pairs), Fraction(0))
         sa, sb = abs(scale_a[i]), abs(scale_b[i])
         e = scale_exponent(sa, step.a) + scale_exponent(sb, step.b)
         span = f"k {step.positions[i]} to {step.positions[min(i + 15, len(x) - 1)]}"
         name = f"{span}: {exact_text(run)} * {exact_text(sa)} * {exact_text(sb)}"
-        addends.append(Addend(name, run * Fraction(sa) * Fraction(sb), e))
+        if sa and sb and any(p and q for p, q in pairs):
+            addends.append(Addend(name, run * Fraction(sa) * Fraction(sb), e))
     if before:
         addends.append(Addend("accumulator", Fraction(before), max(floor_log2(before), -126)))
-    total = yield from one_alignment(rule.align_bits, addends)
+    total = yield from one_alignment(rule.align_bits, addends, rule.min_exponent)
     yield f"sum {exact_text(total)}, truncated to 23 bits of fraction"
 
 
@@ -140,14 +144,16 @@ SCALED_FP4 = Kind(
     "block-scaled FP4: exact runs of 16, scaled, aligned, cut, rounded once",
     {
         "align_bits": "fraction bits kept below the largest exponent",
+        "min_exponent": "lower limit of the largest exponent",
         "nan": NAN_WORDS,
         "blocks": BLOCK_WORDS,
     },
     {
-        "align_bits": (1, 35), "nan": NANS,
+        "align_bits": (1, 35), "min_exponent": (-1000, 127), "nan": NANS,
         "blocks": E8M0_BLOCKS | {name.replace("e8m0fnu", "e4m3fn") for name in E8M0_BLOCKS},
     },
     takes=lambda kind: kind == "mx:fp4",
+    changes=lambda rule, kind, key, value: value is not None,
     definition=_definition,
     explain=_explain,
     step=lambda rule, depth: kernel.STEP,

@@ -29,7 +29,7 @@ from numsim.targets.rules.limits import (
     has_output,
     is_scaled,
 )
-from numsim.targets.steps import Step, one_alignment, placed
+from numsim.targets.steps import Step, floor_log2, one_alignment, placed
 from numsim.targets.tensor import planes
 
 
@@ -39,13 +39,14 @@ class TwoStage:
 
     Products are truncated to `align_bits` below their largest exponent (`streams` = 2: even and
     odd k apart, their sums floored to the larger exponent). Beside the accumulator the sum is
-    floored to `sum_bits` and the accumulator to `align_bits` fraction bits. `zero_products`, `nan`:
-    as in `Fused`.
+    floored to `sum_bits` and the accumulator to `align_bits` fraction bits; what they add up to is
+    floored once more, to one fraction bit less than `sum_bits` of its own exponent. `zero_products`
+    and `nan`: as in `Fused`.
     """
 
     group: int
     align_bits: int = 24
-    sum_bits: int = 31
+    sum_bits: int = 32
     streams: int = 1
     zero_products: bool = False
     nan: Literal["ones", "quiet"] = "quiet"
@@ -96,11 +97,9 @@ def _explain(rule: TwoStage, step: Step) -> Iterator[str]:
             unit = Fraction(2) ** (place - rule.align_bits)
             total += floor(part / unit) * unit
     yield f"sum of the products {exact_text(total)}"
-    second = max(
-        [e for e in (place, held.exponent if held else None) if e is not None], default=None
-    )
-    if second is None:
+    if place is None and held is None:
         return
+    second = max(-126 if place is None else place, held.exponent if held else -126)
     unit = Fraction(2) ** (second - rule.sum_bits)
     whole = floor(total / unit) * unit
     if held and not (rule.streams == 2 and held.exponent < second - rule.align_bits - 1):
@@ -108,8 +107,12 @@ def _explain(rule: TwoStage, step: Step) -> Iterator[str]:
         whole += floor(held.value / unit) * unit
     yield (
         f"with the accumulator, floored below 2^{second} to {rule.sum_bits} and "
-        f"{rule.align_bits} bits: {exact_text(whole)}, rounded to nearest even"
+        f"{rule.align_bits} bits: {exact_text(whole)}"
     )
+    own = max(floor_log2(float(whole)), -126) if whole else -126
+    unit = Fraction(2) ** (own - rule.sum_bits + 1)
+    kept = exact_text(floor(whole / unit) * unit)
+    yield f"floored below 2^{own} to {rule.sum_bits - 1} bits: {kept}, rounded to nearest even"
 
 
 def _contradiction(rule: TwoStage, kind: str, given: Mapping[str, Any]) -> str:
@@ -125,10 +128,9 @@ TWO_STAGE = Kind(
     {
         "group": "products in one step; longer dot products chain steps through the accumulator",
         "align_bits": "fraction bits kept below the largest exponent",
-        "sum_bits": "fraction bits of the products' sum beside the accumulator",
+        "sum_bits": "fraction bits of the products' sum beside the accumulator; of all, one less",
         "streams": "2: even and odd k are aligned apart",
-        "zero_products": "a product with a zero factor counts for the largest exponent (models "
-        "differ)",
+        "zero_products": "a product with a zero factor counts for the largest exponent",
         "nan": NAN_WORDS,
     },
     {
