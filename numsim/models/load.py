@@ -147,7 +147,9 @@ def load_model(
         check_values(weight, maps)
         release(maps[weight.parts["codes"].file])
     mapped = {our: place for our, place in places.items() if place.name in whole}
-    shapes = tensor_shapes(arch) | {"lm_head.weight": tensor_shapes(arch)["embed.weight"]}
+    shapes = tensor_shapes(arch)
+    if "embed.weight" in shapes:
+        shapes["lm_head.weight"] = shapes["embed.weight"]
     arrays = Mapped(whole, mapped, shapes)
     parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
     tensors: Mapping[str, Stored] = arrays

@@ -34,6 +34,7 @@ class Place(NamedTuple):
     groups: int = 1
     turned: bool = False
     stack: tuple[int, int] | None = None  # which of how many
+    kernel: Shape = ()  # of a convolution, stored [out, channels, ...]: its axes after the first
 
     @property
     def whole(self) -> bool:
@@ -42,7 +43,7 @@ class Place(NamedTuple):
 
     def stored_shape(self, shape: Shape) -> Shape:
         """Return the shape of the stored tensor that holds one of `shape`."""
-        whole = (self.groups * self.width, *shape[1:])
+        whole = (self.groups * self.width, *(self.kernel or shape[1:]))
         whole = whole[::-1] if self.turned else whole
         return whole if self.stack is None else (self.stack[1], *whole)
 
@@ -52,6 +53,8 @@ class Place(NamedTuple):
             stored = stored[self.stack[0]]
         if self.turned:
             stored = stored.T
+        if self.kernel:
+            return stored.reshape(len(stored), -1)
         return stored if self.whole else rows_of_groups(stored, self)
 
 
@@ -93,7 +96,9 @@ def find_place(
         has_number = len(numbers) == 2 and arch.moe is not None
         stack = (int(numbers[1]), arch.moe.experts) if has_number and arch.moe else (0, 1)
     if not at.parts:
-        return Place(name, rows, 0, rows, 1, at.turned, stack)
+        conv = next((c for c in arch.convs if parts[-2:] == [c.name, "weight"]), None)
+        kernel = () if conv is None else (conv.inputs, *conv.kernel)
+        return Place(name, rows, 0, rows, 1, at.turned, stack, kernel)
     own, parent, end = parts[-2], ".".join(parts[:-2]), parts[-1]
     sizes = [shapes[f"{parent}.{part}.{end}".lstrip(".")][0] for part in at.parts]
     groups = {"": 1, "head": arch.kv_heads, "row": rows}[at.by]

@@ -28,7 +28,7 @@ from numsim.operators.rounded import (
     total,
 )
 
-_LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 
 
 def _values(x: ArrayLike) -> Values:
@@ -107,9 +107,9 @@ def softmax(
     with np.errstate(invalid="ignore"):
         d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
     if exp != "exact":
-        e = r(_approximate_exp2(exp, r(times(d, r.constant(_LOG2_E)))))
+        e = r(_approximate_exp2(exp, r(times(d, r.constant(LOG2_E)))))
     elif str(base) == "2":
-        e = r(function("exp2", r(times(d, r.constant(_LOG2_E)))))
+        e = r(function("exp2", r(times(d, r.constant(LOG2_E)))))
     else:
         e = r(function("exp", d))
     s = total(e, sum, r, inner)[..., None]
@@ -118,14 +118,31 @@ def softmax(
 
 
 def _approximate_exp2(name: str, t: Values) -> Values:
-    kind, _, setting = name.partition(":")
-    number = int(setting) if setting.isdecimal() else 0
-    if kind == "exp2_poly" and number in EXP2_POLYNOMIALS:
-        return exp2_poly(t, degree=number)
-    if kind == "exp2_lut" and number >= 1:
-        return exp2_lut(t, entries=number)
+    kind, number = exp2_variant(name)
+    return exp2_poly(t, degree=number) if kind == "exp2_poly" else exp2_lut(t, entries=number)
+
+
+def exp2_variant(name: str) -> tuple[str, int]:
+    """Return which exponential a word names, and its degree or entries.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word, degree or size of a table.
+
+    Examples
+    --------
+    >>> exp2_variant("exp2_poly:3"), exp2_variant("exact")
+    (('exp2_poly', 3), ('exact', 0))
+    """
+    kind, _, setting = str(name).partition(":")
+    number = int(setting) if setting.isdecimal() and len(setting) < 7 else 0
+    known = kind == "exp2_poly" and number in EXP2_POLYNOMIALS
+    if name == "exact" or known or (kind == "exp2_lut" and number >= 1):
+        return kind, number
     raise NumsimError(
-        f"softmax: exp is exact, exp2_poly:DEGREE (1 to 5) or exp2_lut:ENTRIES; got {name!r}"
+        "softmax: exp is exact, exp2_poly:DEGREE (1 to 5) or exp2_lut:ENTRIES (to 999999); got "
+        f"{name!r}"
     )
 
 

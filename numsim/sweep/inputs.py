@@ -81,6 +81,11 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
     UnsupportedError
         An encoder-decoder without its head, for which there is no text task.
     """
+    if arch.reads != "tokens":
+        raise UnsupportedError(
+            f"sweep: a network reads texts; {arch.family} reads {arch.reads}; compare recipes on "
+            f"{arch.reads} of your own: model.run({arch.reads}=..., recipe=...) and numsim.metrics"
+        )
     if arch.decoder_layers and not arch.head:
         raise UnsupportedError(
             f"sweep: an encoder-decoder is scored by the tokens it predicts; this {arch.family} "
