@@ -230,6 +230,8 @@ def _match(
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
         t = stored.get(at.name)
+        if t is not None:
+            at = places[our] = at.fitted(shapes[our], t.shape)
         if isinstance(t, Packed):  # which is [out, in], however it lies in the file
             at = at._replace(turned=False)
         shape = at.stored_shape(shapes[our])
