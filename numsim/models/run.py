@@ -140,7 +140,10 @@ class Model:
         ----------
         kv_cache : bool
             Round keys and values too, by the scheme that the checkpoint declares for its cache:
-            the right operands of ``qk`` and ``pv``.
+            the right operands of ``qk`` and ``pv``, codes that meet the queries and the weights
+            in the unit, each layer by its own scale, the newest token's too. `Recipe.kv` is no
+            place for them: it has one rule for all layers, and what it keeps is widened before
+            the products.
 
         Returns
         -------
