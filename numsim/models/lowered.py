@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from numsim import operators
 from numsim.kernels.elementwise import activations
 from numsim.models.gemm import Array
-from numsim.operators.chains import LOG2_E, exp2_variant, silu
+from numsim.operators.chains import LOG2_E, exp2_by, silu
 from numsim.operators.gpu import inverse_of, rescaled, softmax_tiles
 from numsim.operators.rounded import Rounding, function, plus, rounding_to, times
 from numsim.operators.rules import VARIANTS, Op
@@ -79,10 +79,9 @@ def attention_by_tiles(
     """
     s = scores if seen is None else np.where(seen, scores, np.float32(-np.inf))
     r = rounding_to(op.out_format or "float32", op.out_rounding or "rne")
-    kind, degree = exp2_variant(op.exp or "exact")
     steps = softmax_tiles(
         s.reshape(-1, s.shape[-1]), np.float32(scale * LOG2_E), tile=op.tile or s.shape[-1],
-        degree=None if kind == "exact" else degree, threshold=op.rescale_threshold or 0.0,
+        exp2=exp2_by(op.exp or "exact"), threshold=op.rescale_threshold or 0.0,
     )  # fmt: skip
     weights = np.empty((math.prod(s.shape[:-1]), s.shape[-1]), np.float32)
     out = sums = np.zeros((len(weights), 1), np.float32)

@@ -5,7 +5,8 @@ Everything is float32 rounded half to even, fused multiply-adds where the source
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -225,7 +226,9 @@ def online_softmax(
     out = np.zeros((len(s), values.shape[1]), np.float32)
     steps = softmax_tiles(
         s, np.float32(scale_log2), tile=tile, threshold=rescale_threshold,
-        degree=None if exp2 == "exact" else int(exp2[4:]),
+        exp2=partial(function, "exp2")
+        if exp2 == "exact"
+        else partial(exp2_poly, degree=int(exp2[4:])),
     )  # fmt: skip
     row_sum = m = np.empty(0, np.float32)
     for step in steps:
@@ -246,12 +249,12 @@ class Tile(NamedTuple):
 
 
 def softmax_tiles(
-    s: Values, c: np.float32, *, tile: int, degree: int | None, threshold: float,
+    s: Values, c: np.float32, *, tile: int, exp2: Callable[[Values], ArrayLike], threshold: float,
 ) -> Iterator[Tile]:  # fmt: skip
     """Yield the tiles of an online softmax of rows [M, K]: see `online_softmax`.
 
-    `degree` of `exp2_poly`, None: 2**x rounded once. A score of -inf takes no part, and a tile that
-    has no other for a row leaves that row as it is.
+    `exp2` computes probabilities, which are then rounded to float32. A score of -inf takes no part,
+    and a tile that has no other for a row leaves that row as it is.
     """
     once = rounding_to("float32")
     m = np.full(len(s), -np.inf, np.float32)
@@ -270,7 +273,7 @@ def softmax_tiles(
         m = new
         top = np.where(none, np.float32(0), m)
         t = _single(minus(times(part, c), _single(times(top, c))[:, None]))
-        p = once(function("exp2", t)) if degree is None else exp2_poly(t, degree=degree)
+        p = once(exp2(t))
         row_sum = _single(times(row_sum, a))
         for j in range(p.shape[1]):
             row_sum = _single(plus(row_sum, p[:, j]))

@@ -54,12 +54,13 @@ class Op:
     divide, base
         Of softmax.
     exp
-        Of softmax: ``exact``, ``exp2_poly:3`` or ``exp2_lut:16``; the last two with base 2.
+        Of softmax: ``exact``, or with base 2 ``exp2_poly:3``, ``exp2_lut:16``,
+        ``ex2.approx.ftz.f32`` and its like: see `numsim.operators.softmax`.
     tile
         Of softmax: keys in a tile of `numsim.operators.online_softmax`, which attends as flash
         attention does: probabilities of a tile meet its values, in the unit of the product ``pv``,
-        before the sum is known. The steps are float32, `exp` is exact or ``exp2_poly``, and
-        `out_format` is what probabilities are rounded to before they meet the values; what `pv`
+        before the sum is known. The steps are float32, those that rescale exact, and `out_format`
+        is what probabilities are rounded to before they meet the values; what `pv`
         stores of these has scales of its tile.
     rescale_threshold
         Beside `tile`: of log2, a new maximum at most so much larger does not rescale; None: always.
@@ -119,7 +120,7 @@ class Op:
         """Refuse what a run would only find where it gets there, or would not look at."""
         if self.sum is not None:
             check_order(self.sum)
-        kind, _ = ("exact", 0) if self.exp is None else exp2_variant(self.exp)
+        kind = "exact" if self.exp is None else exp2_variant(self.exp)[0]
         if kind != "exact" and self.base is not None and str(self.base) == "e":
             raise NumsimError(f"ops: {self.exp} computes 2**x; got base 'e'; leave base out")
         for part in ("sum", "out", "weight"):
@@ -143,10 +144,10 @@ class Op:
             raise NumsimError(f"ops: rescale_threshold is 0 to 64; got {limit!r:.40}; 8 is usual")
         has = ("tile", "rescale_threshold", "exp", "out_format", "out_rounding")
         more = [key for key in self.settings() if key not in has]
-        if self.format != "float32" or self.rounding != "rne" or more or kind == "exp2_lut":
+        if self.format != "float32" or self.rounding != "rne" or more:
             raise NumsimError(
-                "ops: a softmax by tiles has float32 steps, a sequential sum, and exp exact or "
-                f"exp2_poly; got {self.table()!r:.160}; beside tile give {', '.join(has[1:])} only"
+                "ops: a softmax by tiles has float32 steps and a sequential sum; got "
+                f"{self.table()!r:.160}; beside tile give {', '.join(has[1:])} only"
             )
 
     def settings(self) -> dict[str, Any]:
