@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 
@@ -390,6 +391,7 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@lru_cache(maxsize=8)  # of thousands of experts it takes long
 def gemm_names(arch: Arch) -> tuple[str, ...]:
     """Return the names of all matrix products of the network, in the order they run."""
     names = [f"{stacks(arch)[0].prefix}{conv.name}" for conv in arch.convs]

@@ -470,7 +470,7 @@ class Model:
         """
         dtype = np.float64 if recipe is None else np.float32
         left, right = product_inputs(self.arch, self.tensors, name, x, operand, dtype)
-        rules = None if recipe is None else self._rules(recipe)
+        rules = None if recipe is None else self._rules(recipe, name)
         grouped = operand is not None and left.ndim > 2
         heads = self.arch.heads // self.arch.kv_heads if grouped else 1
         ids = token_positions(positions, left.shape[-2], heads)
@@ -479,7 +479,7 @@ class Model:
         run = make_gemm(self.tensors, self.cache, rules, seed, stored.append)
         return run(name, left, right, ids), stored[0] if stored else None
 
-    def check(self, recipe: Recipe | None) -> dict[str, Rule] | None:
+    def check(self, recipe: Recipe | None) -> Mapping[str, Rule] | None:
         """Return the rule of every product; what a run would refuse is refused without work.
 
         Raises
@@ -493,15 +493,18 @@ class Model:
             check_blocks(needs, self.cache.limit_bytes)
         return rules
 
-    def _rules(self, recipe: Recipe) -> dict[str, Rule]:
+    def _rules(self, recipe: Recipe, only: str | None = None) -> Mapping[str, Rule]:
         if not isinstance(recipe, Recipe):
             raise NumsimError(
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
         rules = fitting_rules(recipe, self.gemm_names())
+        if only is not None:
+            rules = {only: rules[only]}
         check_stored(self.tensors, rules)
-        check_tiles(lowered_operators(self.arch, recipe.ops), rules)
+        if only is None:
+            check_tiles(lowered_operators(self.arch, recipe.ops), rules)
         return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:

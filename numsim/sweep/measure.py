@@ -98,7 +98,7 @@ def _run_case(
     reference: Reference, tell: Callable[[int], None], block: Block,
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
     """Yield rows of the products, of the first batch; return the figures of the whole network."""
-    inputs = reference.inputs
+    inputs, lowered = reference.inputs, bool(recipe.ops or recipe.kv)
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, FIGURES))
     costs = Costs.of(reference.machine, rules.values())
@@ -108,7 +108,7 @@ def _run_case(
         taps = tap_names(names, ("out",)) if n == 0 else []
         run = inputs.run(model, part, recipe, taps, block)
         if n == 0:
-            touched = False
+            touched = lowered
             depth = depth_db(reference, run)
             for name in names:
                 rule = rules[name]
@@ -146,7 +146,7 @@ def _run_case(
             found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
             found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
-    if all(rule.is_plain for rule in rules.values()):
+    if not lowered and all(rule.is_plain for rule in rules.values()):
         found["sqnr_cumulative_db"] = None
     return found | costs.whole()
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from numsim import cast, operators
+from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models import Past, Recipe, Rule, bundled_model, load_model
+from numsim.metrics import kl_nats
+from numsim.models import Past, Recipe, Rule, bundled_model, load_model, load_text_tools
 from numsim.models.calibrate import calibrated
 from numsim.operators import KV, Op
 from numsim.quant import Quant
+from numsim.sweep import sweep
 
 FAMILIES = Path(__file__).parents[1] / "data" / "families"
 PLAIN = Recipe((("*", Rule()),))
@@ -232,3 +235,26 @@ def test_an_encoder_with_a_table_of_positions_has_an_end():
         model.run(ids, decoder_tokens=[[2, 3]])
     with pytest.raises(NumsimError, match="the encoder of bart has a table of"):
         model.generate(ids, max_new_tokens=1)
+
+
+# --------------------------------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_runs_operators_and_caches_of_its_recipes(model, tmp_path):
+    ops, kv = {"*norm": Op("bfloat16")}, KV(key={"format": "int4"}, value={"format": "int4"})
+    files = []
+    for name, recipe in (("plain", PLAIN), ("ops", lowered(ops)), ("kv", lowered((), kv=kv))):
+        files.append(tmp_path / f"{name}.toml")
+        files[-1].write_text(recipe.to_toml())
+    rows = sweep(recipes=files, limit_tokens=62, window=32, batch=2)
+    whole = rows[rows.layer == "all"].set_index("format")
+    tokens = load_text_tools(bundled_model_dir()).windows(bundled_text(), 32, limit=62)
+    exact = model.run(tokens).logits[:, :-1]
+    for name, recipe in (("ops", lowered(ops)), ("kv", lowered((), kv=kv))):
+        got = model.run(tokens, recipe).logits[:, :-1]
+        assert whole.kl_nats[name] == pytest.approx(kl_nats(exact, got), rel=1e-3)
+        assert whole.kl_nats[name] > 1e3 * whole.kl_nats["plain"]
+        assert whole.recipe_digest[name] == recipe.resolve(model.gemm_names()).digest()
+        assert whole.sqnr_cumulative_db[name] < 60
+    with pytest.raises(NumsimError, match="names none of"):
+        sweep(recipes=[lowered({"*.softmx": Op()})], limit_tokens=62, window=32)
