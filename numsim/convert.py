@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -143,10 +144,30 @@ def encode(
     codes = output("encode", out, values, f.code_dtype, supplied)
     refused, first = encode_array(f, values, codes, plan, supplied)
     if refused:
-        raise NumsimError(
-            f"encode: {f.name} has no NaN; {refused} of {values.size} inputs are NaN, the first at "
-            f"index {index_of(first, values.shape)}; pass nan='max' or nan='zero', or remove them"
-        )
+        raise _refused(f, refused, first, values.shape)
+    return codes
+
+
+def _refused(f: Format, count: int, first: int, shape: tuple[int, ...]) -> NumsimError:
+    return NumsimError(
+        f"encode: {f.name} has no NaN; {count} of {math.prod(shape)} inputs are NaN, the first at "
+        f"index {index_of(first, shape)}; pass nan='max' or nan='zero', or remove them"
+    )
+
+
+def encode_divided(
+    x: NDArray[np.float32], by: np.float32, fmt: Format, *, rounding: str = "rne",
+    random_bits: int | None = None, seed: int = 0, offset: int = 0, random: ArrayLike | None = None,
+) -> NDArray[Any]:  # fmt: skip
+    """Return ``encode(fp32(x / by), fmt, ...)``, without an array of the quotients."""
+    mode = choice("rounding", rounding, ROUNDINGS)
+    bits, variant, supplied = stochastic(mode, random_bits, "truncate", seed, offset, random, x)
+    plan = Plan(mode, 0, bits, variant, int(seed), int(offset), *nan_rule(fmt, None))
+    codes = np.empty(x.shape, fmt.code_dtype)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        refused, first = encode_array(fmt, x, codes, plan, supplied, by)
+    if refused:
+        raise _refused(fmt, refused, first, x.shape)
     return codes
 
 

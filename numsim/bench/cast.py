@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.bench.peers import installed
 from numsim.convert import decode, encode
 from numsim.kernels import jit
 
@@ -114,13 +114,13 @@ def _encoders(name: str, x: NDArray[np.float32]) -> dict[str, Callable[[], objec
     if hasattr(ml_dtypes, name):
         dtype = np.dtype(getattr(ml_dtypes, name))
         calls["ml_dtypes"] = lambda: x.astype(dtype)
-    torch = _installed("torch")
+    torch = installed("torch")
     if torch is not None:
         torch.set_num_threads(1)
         tensor = torch.from_numpy(x)
         calls["torch"] = lambda: tensor.to(getattr(torch, name))
-    gfloat = _installed("gfloat")
-    formats = _installed("gfloat.formats")
+    gfloat = installed("gfloat")
+    formats = installed("gfloat.formats")
     if gfloat is not None and formats is not None and name.startswith("float8"):
         info = getattr(formats, f"format_info_ocp_{'e4m3' if 'e4m3' in name else 'e5m2'}")
         calls["gfloat"] = lambda: gfloat.round_ndarray(info, x)
@@ -138,7 +138,7 @@ def _decoders(name: str, codes: NDArray[Any]) -> dict[str, Callable[[], object]]
     if hasattr(ml_dtypes, name):
         typed = codes.view(getattr(ml_dtypes, name))
         calls["ml_dtypes"] = lambda: typed.astype(np.float32)
-    torch = _installed("torch")
+    torch = installed("torch")
     if torch is not None:
         tensor = torch.from_numpy(codes)
         tensor = tensor.view(getattr(torch, name)) if name != "int8" else tensor
@@ -148,18 +148,11 @@ def _decoders(name: str, codes: NDArray[Any]) -> dict[str, Callable[[], object]]
 
 def _cpfloat(x: NDArray[np.float32], rounding: int) -> dict[str, Callable[[], object]]:
     """CPFloat's Python binding, where there is one: E4M3 values in place of codes."""
-    library = _installed("cpfloat")
+    library = installed("cpfloat")
     if library is None or not hasattr(library, "cpfloat"):
         return {}
     options = {"format": "E4M3", "round": rounding}
     return {"cpfloat": lambda: library.cpfloat(x, options)}
-
-
-def _installed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def _rate(call: Callable[[], object], elements: int, repeats: int) -> float:

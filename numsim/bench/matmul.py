@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.bench.peers import installed
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
@@ -76,7 +77,7 @@ class MatmulTiming:
     task
         What is multiplied, on which unit.
     library
-        Who multiplies; ``portable``: numsim without AVX-512.
+        Who multiplies; ``portable``: numsim without AVX-512; ``numsim x2``: on two threads.
     shape
         M, N, K.
     rate
@@ -85,6 +86,10 @@ class MatmulTiming:
     of_blas
         The rate divided by that of NumPy's float32 product of the large shape, on one thread, timed
         just before: a machine that others use is not equally fast all the time.
+    of_bound
+        Of a small or odd shape: the rate divided by the unit's own at the large shape; of one row,
+        by the rate at which NumPy adds up as many bytes, one a code, as uint64, if that is less:
+        such a product cannot avoid reading the weights. NaN for the large shape.
     """
 
     task: str
@@ -92,6 +97,7 @@ class MatmulTiming:
     shape: Shape
     rate: float
     of_blas: float
+    of_bound: float = math.nan
 
 
 def bench_matmul(
@@ -130,9 +136,11 @@ def bench_matmul(
     """
     if repeats < 1:
         raise NumsimError(f"bench matmul: repeats is a positive integer; got {repeats!r}")
-    paths = [("numsim", simd.path())]
+    paths = [("numsim", simd.path(), 1)]
     if portable and simd.enabled():
-        paths.append(("portable", "plain"))
+        paths.append(("portable", "plain", 1))
+    if (os.cpu_count() or 1) > 1:
+        paths.append(("numsim x2", simd.path(), 2))
     with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)  # how fast, not how true
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
@@ -141,7 +149,7 @@ def bench_matmul(
             rate = _rate(timed, size, repeats)
             rows.append(MatmulTiming(task, library, size, rate, rate / beside))
         for task, unit, changes, left, right in UNITS:
-            target = get_target(unit, **changes)
+            target, own = get_target(unit, **changes), math.inf
             for size in (shape, *(s for s in (odd, decode) if s)):
                 a = _operand(size[0], size[2], left, 0)
                 b = _operand(size[2], size[1], right, 1, axis=-2)
@@ -149,25 +157,31 @@ def bench_matmul(
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
                     return matmul(replace(a), b, target=target)  # replace: packed anew
 
-                for library, path in paths if size == shape else paths[:1]:
+                for library, path, threads in paths if size == shape else paths[:1]:
                     beside = blas()
-                    with simd.force(path):
+                    with simd.force(path), jit.using_threads(threads):
                         rate = _rate(call, size, repeats)
-                    rows.append(MatmulTiming(task, library, size, rate, rate / beside))
+                    own = rate if size == shape and library == "numsim" else own
+                    bound = math.nan if size == shape else own
+                    if size == decode:
+                        bound = min(own, _read_rate(size, repeats))
+                    rows.append(
+                        MatmulTiming(task, library, size, rate, rate / beside, rate / bound)
+                    )
     return rows
 
 
 def print_matmul(rows: list[MatmulTiming]) -> None:
     """Print timings as a table, peers first; ratios of rates are those of rates over BLAS."""
-    cells = [("task", "library", "M x N x K", "GMAC/s", "/ BLAS", "/ large")]
+    cells = [("task", "library", "M x N x K", "GMAC/s", "/ BLAS", "/ bound")]
     large = {(row.task, row.library): row for row in reversed(rows)}
-    for row in rows:
-        first = large[row.task, row.library]
-        share = "" if first is row else f"{row.of_blas / first.of_blas:.0%}"
-        cells.append((
+    cells += [
+        (
             row.task, row.library, "x".join(map(str, row.shape)), f"{row.rate:,.2f}",
-            f"{row.of_blas:.3f}", share,
-        ))  # fmt: skip
+            f"{row.of_blas:.3f}", "" if math.isnan(row.of_bound) else f"{row.of_bound:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
     say("matrix products, one core, median, right operand packed once")
     say("\n".join(columns(cells, "<<<>>>", gap="  " if width() > 80 else " ")))
     for (task, peer), row in large.items():
@@ -228,7 +242,7 @@ def _blas(shape: Shape, repeats: int) -> Iterator[Callable[[], float]]:
 
 
 def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]]]:
-    torch, mmaemu = _installed("torch"), _installed("mmaemu")
+    torch, mmaemu = installed("torch"), installed("mmaemu")
     if torch is None:
         return
     torch.set_num_threads(1)
@@ -250,11 +264,10 @@ def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]
             yield task, "mmaemu", small, call
 
 
-def _installed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
+def _read_rate(shape: Shape, repeats: int) -> float:
+    """Return how many billion codes of one byte a second NumPy adds up, read as uint64."""
+    words = np.ones(shape[1] * shape[2] // 8, np.uint64)
+    return _rate(words.sum, (1, shape[1], shape[2]), repeats)
 
 
 def _rate(call: Callable[[], object], shape: Shape, repeats: int) -> float:

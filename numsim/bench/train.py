@@ -16,7 +16,7 @@ from numsim import nn, train
 from numsim.errors import UnvalidatedWarning
 from numsim.kernels import jit
 from numsim.kernels.elementwise.adam import Numbers, adam
-from numsim.kernels.elementwise.derivatives import lstm_cell, lstm_cell_backward
+from numsim.kernels.elementwise.cells import lstm_cell, lstm_cell_backward
 from numsim.models import load_model
 from numsim.quant import quantize
 from numsim.targets import matmul

@@ -108,17 +108,9 @@ def train(
 ) -> None:
     """Train a classifier or a network by each recipe and seed."""
     from numsim.report.training import summary_text
-    from numsim.train.runs import (
-        CURVE_COLUMNS,
-        Plan,
-        cases,
-        check,
-        check_checkpoints,
-        check_inputs_stay,
-        check_writable,
-        runs,
-        write_csv,
-    )
+    from numsim.train.files import check_writable, write_csv
+    from numsim.train.plan import Plan, cases, check, check_checkpoints, check_inputs_stay
+    from numsim.train.runs import CURVE_COLUMNS, runs
     from numsim.train.watch import TENSOR_COLUMNS
 
     names = () if recipes is None else tuple(n.strip() for n in recipes.split(",") if n.strip())

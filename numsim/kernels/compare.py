@@ -1,4 +1,8 @@
-"""Compare two sets of logits in one pass: likelihood, divergence, agreement, squared error."""
+"""Compare two sets of logits in one pass: likelihood, divergence, agreement, squared error.
+
+Logits are [rows, vocab] in float32, rows apart; sums are float64 in a fixed order. Proof:
+``tests/test_metrics.py`` compares with NumPy's log-softmax.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Trainable layers: frozen data, pure functions, no tensor class; numsim.train trains them."""
 
+from numsim.nn.draws import hadamard
 from numsim.nn.layers import (
     GRU,
     LSTM,
@@ -21,7 +22,6 @@ from numsim.nn.layers import (
 )
 from numsim.nn.losses import loss
 from numsim.nn.network import Network, from_model
-from numsim.nn.products import hadamard
 from numsim.nn.run import backward, forward
 from numsim.nn.start import init
 from numsim.nn.tape import Tape

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
-from numsim.kernels.elementwise.derivatives import bce_range, cross_entropy_rows
+from numsim.kernels.elementwise.loss_rows import bce_range, cross_entropy_rows
 from numsim.kernels.jit import over_range
 
 LOSSES = ("mse", "cross_entropy", "bce_with_logits")

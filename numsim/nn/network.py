@@ -15,25 +15,14 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.models import Model
-from numsim.models.arch import (
-    Arch,
-    Moe,
-    Stack,
-    gemm_names,
-    has_experts,
-    layer_norms,
-    stacks,
-    tensor_shapes,
-)
+from numsim.models.arch import Arch, Stack, gemm_names, stacks, tensor_shapes
 from numsim.models.checks import check_positions
-from numsim.models.experts import route
 from numsim.models.places import Place, put_rows
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.models.weights import wide
 from numsim.nn import ops
+from numsim.nn.blocks import Ints, Pass, block, names_between, norm
 from numsim.nn.tape import Recorder
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class Network:
 
     def between(self) -> tuple[str, ...]:
         """Return the names of norms, activation functions and softmax."""
-        return _between(self.arch)
+        return names_between(self.arch)
 
     def run(self, r: Recorder, inputs: list[Any]) -> tuple[int, ...]:
         """Record a pass."""
@@ -176,204 +165,6 @@ def _check(arch: Arch) -> None:
         )
 
 
-def _linear(r: Recorder, name: str, x: int, *, bias: bool) -> int:
-    y = ops.product(r, name, x, r.param(f"{name}.weight"))
-    return ops.add_bias(r, y, r.param(f"{name}.bias")) if bias else y
-
-
-def _norm(r: Recorder, a: Arch, name: str, x: int, kind: str = "", eps: float | None = None) -> int:
-    kind, eps = kind or a.norm, a.norm_eps if eps is None else eps
-    r.owners.append((len(r.steps), name))
-    if kind == "layer":
-        y = ops.layer_norm(r, x, r.param(f"{name}.weight"), r.param(f"{name}.bias"), eps=eps)
-    elif kind == "layer_plain":
-        y = ops.layer_norm(r, x, None, None, eps=eps)
-    else:
-        offset = 1.0 if kind == "rms_plus_one" else 0.0
-        y = ops.rms_norm(r, x, r.param(f"{name}.weight"), eps=eps, offset=offset)
-    return ops.stored(r, name, y)
-
-
-def _between(a: Arch) -> tuple[str, ...]:
-    """Return the names of the operations between products, in no order that matters."""
-    names = ["embed_norm"] if a.embed_norm else []
-    for stack in stacks(a):
-        for i in range(stack.layers):
-            layer = f"{stack.prefix}layers.{i}"
-            names += [f"{layer}.{norm}" for norm in layer_norms(a, i, cross=stack.cross)]
-            names += [f"{layer}.softmax"] + [f"{layer}.cross_softmax"] * stack.cross
-            if a.moe is None or not has_experts(a, i):
-                names.append(f"{layer}.act")
-                continue
-            names += [f"{layer}.router.scores"]
-            names += [f"{layer}.experts.{e}.act" for e in range(a.moe.experts)]
-            names += [f"{layer}.shared.act"] * bool(a.moe.shared)
-        names += [f"{stack.prefix}final_norm"] * a.final_norm
-    return tuple(names)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What the layers of one stack share."""
-
-    arch: Arch
-    causal: bool
-    positions: Ints
-    turn: tuple[NDArray[np.float64], NDArray[np.float64]] | None
-    bias: int | None
-    memory: int | None = None
-
-
-def _heads(r: Recorder, x: int, heads: int) -> int:
-    """[B, T, N D] -> [B, T, N, D]."""
-    batch, steps = r.values[x].shape[:2]
-    return ops.reshape(r, x, batch, steps, heads, -1)
-
-
-def _turn(r: Recorder, p: _Pass, x: int) -> int:
-    """Heads first, turned by position where that is rotary: [B, T, N, D] -> [B, N, T, D]."""
-    if p.turn is None or p.arch.rope is None:
-        return ops.transpose(r, x, 0, 2, 1, 3)
-    return ops.rotary(r, x, *p.turn, interleaved=p.arch.rope.interleaved)
-
-
-def _qkv(r: Recorder, p: _Pass, layer: str, x: int) -> tuple[int, int, int]:
-    a = p.arch
-    q = _heads(r, _linear(r, f"{layer}.q_proj", x, bias=a.qkv_bias), a.heads)
-    k = _heads(r, _linear(r, f"{layer}.k_proj", x, bias=a.qkv_bias), a.kv_heads)
-    v = _heads(r, _linear(r, f"{layer}.v_proj", x, bias=a.qkv_bias), a.kv_heads)
-    if a.qk_norm:
-        q = _norm(r, a, f"{layer}.q_norm", q, a.qk_norm)
-        k = _norm(r, a, f"{layer}.k_norm", k, a.qk_norm)
-    return _turn(r, p, q), _turn(r, p, k), ops.transpose(r, v, 0, 2, 1, 3)
-
-
-def _latent_qkv(r: Recorder, p: _Pass, layer: str, x: int) -> tuple[int, int, int]:
-    a, m = p.arch, p.arch.mla
-    assert m is not None
-    if m.q_rank is None:
-        q = _linear(r, f"{layer}.q_proj", x, bias=False)
-    else:
-        q = _linear(r, f"{layer}.q_a_proj", x, bias=a.qkv_bias)
-        q = _norm(r, a, f"{layer}.q_a_norm", q, eps=a.latent_eps)
-        q = _linear(r, f"{layer}.q_b_proj", q, bias=False)
-    q = _heads(r, q, a.heads)
-    kv = _linear(r, f"{layer}.kv_a_proj", x, bias=a.qkv_bias)
-    latent = ops.last(r, kv, 0, m.kv_rank)
-    shared = _heads(r, ops.last(r, kv, m.kv_rank, m.kv_rank + m.rope), 1)
-    latent = _norm(r, a, f"{layer}.kv_a_norm", latent, eps=a.latent_eps)
-    kv = _heads(r, _linear(r, f"{layer}.kv_b_proj", latent, bias=False), a.heads)
-    kv = ops.transpose(r, kv, 0, 2, 1, 3)  # [B, N, T, nope + E]
-    turned = ops.repeat_heads(r, _turn(r, p, shared), a.heads)
-    k = ops.join(r, ops.last(r, kv, 0, m.nope), turned)
-    plain = ops.transpose(r, ops.last(r, q, 0, m.nope), 0, 2, 1, 3)
-    placed = _turn(r, p, ops.last(r, q, m.nope, m.nope + m.rope))
-    return ops.join(r, plain, placed), k, ops.last(r, kv, m.nope, m.nope + a.v_head_dim)
-
-
-def _merged(r: Recorder, mixed: int) -> int:
-    """[B, N, T, E] -> [B, T, N E]."""
-    batch, _, steps, _ = r.values[mixed].shape
-    return ops.reshape(r, ops.transpose(r, mixed, 0, 2, 1, 3), batch, steps, -1)
-
-
-def _attention(r: Recorder, p: _Pass, layer: str, index: int, x: int) -> int:
-    a = p.arch
-    q, k, v = (_qkv if a.mla is None else _latent_qkv)(r, p, layer, x)
-    window = a.windows[index] if a.windows else None
-    first = None if window is None else np.maximum(p.positions - (window - 1), 0)
-    mixed = ops.attend(
-        r, f"{layer}.", q, k, v, cap=a.attn_cap, bias=p.bias,
-        scale=a.attn_scale / (index + 1) if a.scale_by_layer else a.attn_scale,
-        first=first, last=p.positions + 1 if p.causal else None,
-    )  # fmt: skip
-    return _linear(r, f"{layer}.o_proj", _merged(r, mixed), bias=a.o_bias)
-
-
-def _cross_attention(r: Recorder, p: _Pass, layer: str, x: int) -> int:
-    a = p.arch
-    assert p.memory is not None
-    q = _heads(r, _linear(r, f"{layer}.cross_q_proj", x, bias=a.qkv_bias), a.heads)
-    k = _heads(r, _linear(r, f"{layer}.cross_k_proj", p.memory, bias=a.qkv_bias), a.kv_heads)
-    v = _heads(r, _linear(r, f"{layer}.cross_v_proj", p.memory, bias=a.qkv_bias), a.kv_heads)
-    q, k, v = (ops.transpose(r, s, 0, 2, 1, 3) for s in (q, k, v))
-    mixed = ops.attend(r, f"{layer}.cross_", q, k, v, scale=a.attn_scale, cap=a.attn_cap)
-    return _linear(r, f"{layer}.cross_o_proj", _merged(r, mixed), bias=a.o_bias)
-
-
-def _mlp(r: Recorder, a: Arch, name: str, x: int) -> int:
-    if a.gated:
-        gate = _linear(r, f"{name}.gate_proj", x, bias=a.mlp_bias)
-        middle = ops.stored(r, f"{name}.act", ops.activation(r, gate, a.activation))
-        middle = ops.multiply(r, middle, _linear(r, f"{name}.up_proj", x, bias=a.mlp_bias))
-    else:
-        up = _linear(r, f"{name}.up_proj", x, bias=a.mlp_bias)
-        middle = ops.stored(r, f"{name}.act", ops.activation(r, up, a.activation))
-    return _linear(r, f"{name}.down_proj", middle, bias=a.mlp_bias)
-
-
-def _mixture(r: Recorder, a: Arch, layer: str, x: int, moe: Moe) -> int:
-    """Sum of each token's experts; the choice of experts is not differentiated."""
-    shape = r.values[x].shape
-    flat = ops.reshape(r, x, -1, shape[-1])
-    logits = ops.product(r, f"{layer}.router", flat, r.param(f"{layer}.router.weight"))
-    soft = moe.score == "softmax"
-    scores = (
-        ops.softmax(r, ops.reshape(r, logits, 1, -1, moe.experts))
-        if soft
-        else (ops.activation(r, logits, "sigmoid"))
-    )
-    scores = ops.stored(r, f"{layer}.router.scores", ops.reshape(r, scores, -1, moe.experts))
-    fixed = r.array(r.param(f"{layer}.router.correction")) if moe.correction else None
-    chosen, _ = route(r.array(logits), moe, fixed)  # [R, k]
-    every = np.arange(len(chosen))[:, None]
-    weights = ops.pick(r, scores, (every, chosen))
-    if moe.normalise:
-        weights = ops.share(r, weights, 0.0 if soft else 1e-20)
-    if moe.scale != 1.0:
-        weights = ops.scale(r, weights, moe.scale)
-    total = r.put(np.zeros_like(r.array(flat)))
-    for e in range(moe.experts):
-        rows, slot = np.nonzero(chosen == e)
-        if rows.size:
-            y = _mlp(r, a, f"{layer}.experts.{e}", ops.pick(r, flat, (rows,)))
-            y = ops.weighted(r, y, ops.pick(r, weights, (rows, slot)))
-            total = ops.add_at(r, total, y, rows)
-    y = ops.reshape(r, total, *shape)
-    return ops.add(r, y, _mlp(r, a, f"{layer}.shared", x)) if moe.shared else y
-
-
-def _feed_forward(r: Recorder, a: Arch, layer: str, index: int, x: int) -> int:
-    if a.moe is not None and has_experts(a, index):
-        return _mixture(r, a, layer, x, a.moe)
-    return _mlp(r, a, layer, x)
-
-
-def _block(r: Recorder, p: _Pass, layer: str, index: int, x: int) -> int:
-    a = p.arch
-    if a.residual == "post":
-        y = ops.add(r, x, _attention(r, p, layer, index, x))
-        x = _norm(r, a, f"{layer}.attn_norm", y)
-        y = ops.add(r, x, _feed_forward(r, a, layer, index, x))
-        return _norm(r, a, f"{layer}.mlp_norm", y)
-    normed = _norm(r, a, f"{layer}.attn_norm", x)
-    y = _attention(r, p, layer, index, normed)
-    if a.residual in ("parallel", "parallel_shared"):
-        if a.residual == "parallel":
-            normed = _norm(r, a, f"{layer}.mlp_norm", x)
-        return ops.add(r, ops.add(r, y, _feed_forward(r, a, layer, index, normed)), x)
-    if a.residual == "sandwich":
-        y = _norm(r, a, f"{layer}.attn_post_norm", y)
-    x = ops.add(r, x, y)
-    if p.memory is not None:
-        normed = _norm(r, a, f"{layer}.cross_norm", x)
-        x = ops.add(r, x, _cross_attention(r, p, layer, normed))
-    y = _feed_forward(r, a, layer, index, _norm(r, a, f"{layer}.mlp_norm", x))
-    if a.residual == "sandwich":
-        y = _norm(r, a, f"{layer}.mlp_post_norm", y)
-    return ops.add(r, x, y)
-
-
 def _embed(r: Recorder, a: Arch, ids: Ints, types: Ints | None) -> int:
     x = ops.rows(r, r.param("embed.weight"), ids)
     if a.embed_dim:
@@ -387,7 +178,7 @@ def _embed(r: Recorder, a: Arch, ids: Ints, types: Ints | None) -> int:
         places = np.broadcast_to(places, ids.shape)
         x = ops.add(r, x, ops.rows(r, r.param("position.weight"), np.ascontiguousarray(places)))
     if a.embed_norm:
-        x = _norm(r, a, "embed_norm", x)
+        x = norm(r, a, "embed_norm", x)
     return x
 
 
@@ -398,12 +189,12 @@ def _stack(r: Recorder, a: Arch, stack: Stack, ids: Ints, memory: int | None) ->
         buckets = relative_buckets(a, positions, positions, causal=stack.causal)
         bias = ops.relative_bias(r, r.param(f"{stack.prefix}relative.weight"), buckets)
     turn = rotary_tables(a.rope, 0, ids.shape[1]) if a.rope else None
-    p = _Pass(a, stack.causal, positions, turn, bias, memory)
+    p = Pass(a, stack.causal, positions, turn, bias, memory)
     types = np.zeros_like(ids) if a.token_types else None
     x = _embed(r, a, ids, types)
     for i in range(stack.layers):
-        x = _block(r, p, f"{stack.prefix}layers.{i}", i, x)
-    return _norm(r, a, f"{stack.prefix}final_norm", x) if a.final_norm else x
+        x = block(r, p, f"{stack.prefix}layers.{i}", i, x)
+    return norm(r, a, f"{stack.prefix}final_norm", x) if a.final_norm else x
 
 
 def _ids(a: Arch, inputs: list[Any], at: int, what: str) -> Ints:

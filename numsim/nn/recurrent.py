@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.elementwise import derivatives as cells
+from numsim.kernels.elementwise import cells
+from numsim.kernels.elementwise.derivatives import column_sums
 from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
@@ -174,8 +175,8 @@ def _all_steps(
     else:
         dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=weights[0])
         _, dw_h = backward_product(c, saved_h, flat_h, inputs=False, weights=weights[1])
-    db_x = cells.column_sums(flat_x)
-    db_h = db_x.copy() if flat_h is flat_x else cells.column_sums(flat_h)
+    db_x = column_sums(flat_x)
+    db_h = db_x.copy() if flat_h is flat_x else column_sums(flat_h)
     dx = None if dx is None else dx.reshape(batch, steps, -1)
     return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 

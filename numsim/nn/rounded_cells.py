@@ -1,6 +1,6 @@
 """Steps of LSTM and GRU whose inside is in a format: each operation's result is stored in it.
 
-The operations of `kernels.elementwise.derivatives` in the same order, each on the whole batch; a
+The operations of `kernels.elementwise.cells` in the same order, each on the whole batch; a
 format of all float32 values gives the same bits. The way back reads what was stored, straight
 through.
 """

@@ -11,9 +11,9 @@ from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
-from numsim.kernels.elementwise.derivatives import log
+from numsim.kernels.elementwise.logarithm import log
 from numsim.nn import layers
-from numsim.nn.products import stream_key
+from numsim.nn.draws import stream_key
 
 # Peter Wichura's inverse of the normal distribution (AS 241, 1988): near the middle, and in tails.
 _MIDDLE = (

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
-from numsim.arguments import as_array, is_integer, is_word
 from numsim.errors import NotFiniteError, NumsimError, StoppedError
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
+from numsim.nn.draws import stream_key
 from numsim.nn.layers import check_layer, describe
-from numsim.nn.losses import LOSSES
-from numsim.nn.products import check_rule, stream_key
+from numsim.nn.products import check_rule
 from numsim.nn.run import where_not_finite
 from numsim.train.checkpoint import read_checkpoint, write_checkpoint
-from numsim.train.optimizers import SGD, Adam
+from numsim.train.inputs import aligned, check_data, check_finite, check_more, check_numbers
 from numsim.train.rules import Recipe
 from numsim.train.scaling import LossScale, all_finite
+from numsim.train.score import evaluate
 from numsim.train.table import recipe as named_recipe
 from numsim.train.watch import TENSOR_COLUMNS, Lost, Watcher, moved
 from numsim.version import __version__
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Params = dict[str, Any]
-DECAYS = (None, "linear")
 _LEAST_SCALE = 2.0**-64  # of the loss: below it gradients overflow for another reason than it
 STEP_COLUMNS = (
     "step", "loss", "lr", "loss_scale", "grad_elements", "grad_lost", "test_loss", "test_accuracy",
@@ -183,8 +182,8 @@ def fit(
         )
     inputs, targets = check_data(data, "data", loss)
     unseen = None if test is None else check_data(test, "test", loss)
-    _check(len(inputs), steps, batch, every, decay, optimizer, watch)
-    _check_more(seed, loss_scale, checkpoint, progress)
+    check_numbers(len(inputs), steps, batch, every, decay, optimizer, watch)
+    check_more(seed, loss_scale, checkpoint, progress)
     if recipe is not None:
         names = nn.product_names(layer)
         if names:
@@ -236,62 +235,6 @@ def fit(
     return _fit(run)
 
 
-@known_floats
-def evaluate(
-    layer: Any, params: Params, data: tuple[ArrayLike, ArrayLike], *, loss: str,
-    recipe: Recipe | str | None = None, batch: int = 256, scaling: dict[str, Any] | None = None,
-) -> tuple[float, float | None]:  # fmt: skip
-    """Return the mean loss and the accuracy on data, under the recipe.
-
-    Parameters
-    ----------
-    layer, params, data, loss, recipe
-        As `fit`.
-    batch
-        Examples that run together: scales of whole tensors cover them.
-    scaling
-        Delayed scales of training, which each batch begins with and leaves as they are.
-
-    Returns
-    -------
-    loss, accuracy
-        Accuracy of ``bce_with_logits`` at 0, of ``cross_entropy`` of the largest logit, of ``mse``
-        at one half where every target is 0 or 1; None for other targets of ``mse``.
-
-    Raises
-    ------
-    NumsimError
-        As `fit`.
-    """
-    if isinstance(recipe, str):
-        recipe = named_recipe(recipe)
-    if not is_integer(batch) or batch < 1:
-        raise NumsimError(f"train.evaluate: batch is an integer from 1; got {batch!r:.60}")
-    inputs, targets = check_data(data, "data", loss)
-    scored = loss != "mse" or bool(((targets == 0) | (targets == 1)).all())
-    total, right, count, rows = 0.0, 0, 0, 0
-    for start in range(0, len(inputs), batch):
-        part = slice(start, start + batch)
-        y, _ = nn.forward(layer, params, inputs[part], recipe=recipe, scaling=dict(scaling or {}))
-        y = y[0] if isinstance(y, tuple) else y
-        prediction, goal = aligned(y, targets[part], loss)
-        last = start + batch >= len(inputs)
-        if loss == "cross_entropy" and (goal == -100).all() and not (last and not count):
-            continue  # no row of this batch counts, but some of another
-        value, _ = nn.loss(loss, prediction, goal)
-        weight = len(goal) if loss == "cross_entropy" else goal.size
-        if loss == "cross_entropy":
-            counted = goal != -100
-            weight = int(counted.sum())
-            right += int((prediction.argmax(axis=-1) == goal)[counted].sum())
-        elif loss == "bce_with_logits":
-            right += int(((prediction > 0) == (goal > 0.5)).sum())
-        elif scored:
-            right += int(((prediction > 0.5) == (goal > 0.5)).sum())
-        total, count, rows = total + value * weight, count + weight, rows + weight
-    return total / max(count, 1), right / max(rows, 1) if scored else None
-
-
 def _step(
     run: _Run, layer: Any, inputs: Array, targets: Array, loss: str, recipe: Recipe | None,
     optimizer: Any, loss_scale: LossScale | None, steps: int, batch: int, seed: int,
@@ -319,7 +262,7 @@ def _step(
             layer, run.params, inputs[chosen], recipe=recipe, step=number,
             scaling=dict(run.scaling),
         )  # fmt: skip
-        _finite(output, number, source or "the output", "forward")
+        check_finite(output, number, source or "the output", "forward")
     prediction, goal = aligned(output, targets[chosen], loss)
     value, gradient = nn.loss(loss, prediction, goal)
     scale = 1.0 if run.loss_scale is None else float(run.loss_scale.scale)
@@ -337,7 +280,7 @@ def _step(
     if not finite and (loss_scale is None or scale < _LEAST_SCALE):
         # The way back goes from the last parameter to the first.
         name = next(n for n, g in reversed(grads.items()) if not np.isfinite(g).all())
-        _finite(grads[name], number, f"the gradient of {name}", "backward")
+        check_finite(grads[name], number, f"the gradient of {name}", "backward")
     params, optimizer_state, scale_state = run.params, run.optimizer, run.loss_scale
     if finite:
         if scale != 1.0:
@@ -357,86 +300,6 @@ def _step(
         nan if tested[1] is None else tested[1],
     ))  # fmt: skip
     run.step = number
-
-
-def _finite(x: Array, step: int, tensor: str, operator: str) -> None:
-    bad = int((~np.isfinite(x)).sum())
-    if bad:
-        first = np.unravel_index(int(np.argmax(~np.isfinite(x))), x.shape)
-        of = "" if operator == "backward" else " of the network's output"
-        raise NumsimError(
-            f"step {step}, {tensor}, {operator}: values are finite; {bad} of {x.size}{of} are not, "
-            f"the first at index {tuple(int(i) for i in first)}; a lower lr, or a loss_scale, may "
-            "help"
-        )
-
-
-def aligned(y: Array, target: Array, loss: str) -> tuple[Array, Array]:
-    """Return prediction and target as `nn.loss` takes them."""
-    if loss == "cross_entropy":
-        return y.reshape(-1, y.shape[-1]), target.reshape(-1)
-    if y.shape != target.shape and y.shape[-1:] == (1,) and y.shape[:-1] == target.shape:
-        return y.reshape(target.shape), target
-    return y, target
-
-
-def check_data(pair: Any, what: str, loss: str) -> tuple[Array, Array]:
-    """Return inputs and targets as arrays, or raise for what cannot be trained on."""
-    if not is_word(loss, LOSSES):
-        raise NumsimError(f"train: loss is one of {', '.join(LOSSES)}; got {loss!r:.60}")
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise NumsimError(f"train.fit: {what} is a pair (inputs, targets); got {pair!r:.60}")
-    inputs, targets = (as_array(f"train.fit: {what}", part) for part in pair)
-    for name, array in (("inputs", inputs), ("targets", targets)):
-        if array.dtype.kind not in "iuf" or array.ndim < 1:
-            raise NumsimError(
-                f"train.fit: {name} of {what} are a rectangular array of numbers; got "
-                f"{array.dtype} {list(array.shape)}; pad sequences to one length"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = np.argwhere(~np.isfinite(array))
-            raise NumsimError(
-                f"train.fit: {name} of {what} are finite; {len(bad)} of {array.size} are not, the "
-                f"first at index {tuple(int(i) for i in bad[0])}"
-            )
-    if len(inputs) != len(targets) or not len(inputs):
-        raise NumsimError(
-            f"train.fit: {what} has a target for each input; got {len(inputs)} and {len(targets)}"
-        )
-    if loss != "cross_entropy":
-        targets = targets.astype(np.float64)
-    return inputs, targets
-
-
-def _check(
-    count: int, steps: int, batch: int, every: int, decay: str | None, optimizer: Any,
-    watch: int | None,
-) -> None:  # fmt: skip
-    for name, value in (("steps", steps), ("batch", batch), ("every", every)):
-        if not is_integer(value) or not 1 <= value < 1 << 40:
-            raise NumsimError(f"train.fit: {name} is an integer from 1; got {value!r}")
-    if watch is not None and (not is_integer(watch) or watch < 1):
-        raise NumsimError(f"train.fit: watch is an integer from 1 or None; got {watch!r}")
-    if batch > count:
-        raise NumsimError(f"train.fit: a batch of {batch} needs so many examples; got {count}")
-    if not is_word(decay, DECAYS):
-        raise NumsimError(f"train.fit: decay is linear or None; got {decay!r}")
-    if not isinstance(optimizer, SGD | Adam):
-        raise NumsimError(
-            f"train.fit: optimizer is SGD, Adam or AdamW; got {type(optimizer).__name__}"
-        )
-
-
-def _check_more(seed: Any, loss_scale: Any, checkpoint: Any, progress: Any) -> None:
-    if not is_integer(seed) or not 0 <= seed < 1 << 64:
-        raise NumsimError(f"train.fit: seed is an integer from 0 to 2**64 - 1; got {seed!r:.60}")
-    if loss_scale is not None and not isinstance(loss_scale, LossScale):
-        raise NumsimError(f"train.fit: loss_scale is a LossScale or None; got {loss_scale!r:.60}")
-    folder = isinstance(checkpoint, str | Path) and "\0" not in str(checkpoint)
-    if checkpoint is not None and not folder:
-        raise NumsimError(f"train.fit: checkpoint is a folder or None; got {checkpoint!r:.60}")
-    if progress is not None and not callable(progress):
-        raise NumsimError(f"train.fit: progress is a function or None; got {progress!r:.60}")
 
 
 def _facts(

@@ -21,11 +21,12 @@ from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
+from numsim.nn.draws import stream_key
 from numsim.nn.layers import Activation, Embedding, Linear, Mean, Sequential
-from numsim.nn.products import stream_key
 from numsim.quant import QTensor
 from numsim.targets import Target, get_target, matmul
-from numsim.train.fit import Fit, aligned, check_data, permutation
+from numsim.train.fit import Fit, permutation
+from numsim.train.inputs import aligned, check_data
 from numsim.train.integer import LIMIT, integer_update, to_int8
 
 Codes = NDArray[np.int8]

@@ -99,7 +99,9 @@ def test_the_command_times_training_steps(monkeypatch):
 def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", terminal)
     products = [
-        MatmulTiming("blocks of 32, MXFP8 on tcgen05", who, (1, 4096, 4096), 1234.567, 12.3456)
+        MatmulTiming(
+            "blocks of 32, MXFP8 on tcgen05", who, (1, 4096, 4096), 1234.567, 12.3456, 0.416
+        )
         for who in ("NumPy BLAS", "numsim", "portable")
     ]
     timers.print_matmul(products)
@@ -108,7 +110,7 @@ def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypa
     for line, row in zip(lines[2:], products, strict=False):
         assert line.startswith("blocks of 32, MXFP8 on tcgen05 ")
         assert row.library in line
-        assert line.split()[-3:] == ["1x4096x4096", "1,234.57", "12.346"]
+        assert line.split()[-4:] == ["1x4096x4096", "1,234.57", "12.346", "0.42"]
     if terminal == "80":
         assert max(map(len, lines)) <= 80
     network = models.ModelTiming("a task", "numsim", 2, 123.456, 7.654321, 99.5, 0.25, 2e9, 3.21)

@@ -18,10 +18,10 @@ import pytest
 from oracle import philox
 
 import numsim as ns
-from numsim import dispatch
+from numsim.dispatch import branch_free, exact, halves, workers
 from numsim.formats import Format
 from numsim.kernels.convert import decode as fast_decode
-from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert import float32_stochastic as stochastic
 from numsim.kernels.convert.round import RNE, SATURATE, SPECIAL
 from numsim.kernels.ir import simd
 
@@ -49,12 +49,12 @@ def nan_of(f):
 
 def both(f, plan, x, start=3):
     """Codes of the fast worker and of the generic one, or None where there is no fast one."""
-    worker = dispatch._fast(f, plan)
+    worker = branch_free.branch_free(f, plan)
     if worker is None:
         return None
     got, want = np.empty(x.size, f.code_dtype), np.empty(x.size, f.code_dtype)
-    worker(x, got, start, dispatch._NO_RANDOM)
-    dispatch._generic(f, plan)(x, want, start, dispatch._NO_RANDOM)
+    worker(x, got, start, workers.NO_RANDOM)
+    exact.generic(f, plan)(x, want, start, workers.NO_RANDOM)
     return got, want
 
 
@@ -63,7 +63,7 @@ def both(f, plan, x, start=3):
 def test_stochastic_worker_is_the_generic_kernel(name, bits, variant):
     f, x = ns.get_format(name), patterns()[::3].copy()
     for overflow in range(3):
-        pair = both(f, dispatch.Plan(6, overflow, bits, variant, 77, 2**33 + 4, *nan_of(f)), x)
+        pair = both(f, workers.Plan(6, overflow, bits, variant, 77, 2**33 + 4, *nan_of(f)), x)
         generic = f.conversion == "p3109" or "e8m0" in name
         assert pair is not None or (name.endswith("ue") and overflow == 1) or generic
         assert pair is None or np.array_equal(*pair)
@@ -73,7 +73,7 @@ def test_stochastic_worker_is_the_generic_kernel(name, bits, variant):
 def test_deterministic_workers_are_the_generic_kernel(name):
     f, x = ns.get_format(name), patterns()
     for mode, overflow in itertools.product(range(6), range(3)):
-        pair = both(f, dispatch.Plan(mode, overflow, 64, 0, 0, 0, *nan_of(f)), x)
+        pair = both(f, workers.Plan(mode, overflow, 64, 0, 0, 0, *nan_of(f)), x)
         assert pair is None or np.array_equal(*pair), (mode, overflow)
 
 
@@ -86,17 +86,19 @@ def test_eight_bits_on_both_paths(name):
     for overflow, (mode, bits, variant) in itertools.product(
         range(2), [(0, 64, 0), (6, 64, 0), (6, 17, 0), (6, 5, 1)]
     ):
-        plan = dispatch.Plan(mode, overflow, bits, variant, 3, 5, *nan_of(f))
+        plan = workers.Plan(mode, overflow, bits, variant, 3, 5, *nan_of(f))
         for path in simd.PATHS:
             with simd.force(path):
                 for part, start in ((x, 0), (x[1:64], 7), (x[5:133], 2), (x[:2113], 1), (x[:0], 0)):
                     got, want = both(f, plan, part, start)
                     assert np.array_equal(got, want), (overflow, mode, bits, path)
-    refuses = dispatch.Plan(0, 0, 64, 0, 0, 0, -1)
+    refuses = workers.Plan(0, 0, 64, 0, 0, 0, -1)
     for size, at in [(64, 0), (128, 127), (70, 69), (1000, 500)]:
         one = np.ones(size, np.float32)
         one[at] = np.nan
-        found = dispatch._fast(f, refuses)(one, np.empty(size, np.uint8), 0, dispatch._NO_RANDOM)
+        found = branch_free.branch_free(f, refuses)(
+            one, np.empty(size, np.uint8), 0, workers.NO_RANDOM
+        )
         assert found == (1, at)
 
 
@@ -114,7 +116,7 @@ def test_every_small_format_every_worker():
         f = ns.get_format(name)
         for mode, overflow in itertools.product(range(7), range(3)):
             for bits, variant in ((64, 0), (17, 0), (5, 1)) if mode == 6 else ((64, 0),):
-                pair = both(f, dispatch.Plan(mode, overflow, bits, variant, 5, 6, *nan_of(f)), x)
+                pair = both(f, workers.Plan(mode, overflow, bits, variant, 5, 6, *nan_of(f)), x)
                 assert pair is None or np.array_equal(*pair), (name, mode, overflow, bits)
 
 
@@ -164,7 +166,7 @@ def test_the_lower_word_decides_a_tie_of_the_upper_one():
     """The one case in which the 32-bit worker hands over: built from the stream itself."""
     seed, found = 9, 0
     f = ns.get_format("float8_e4m3fn")
-    plan = dispatch.Plan(6, 0, 64, 0, seed, 0, f.nan_code)
+    plan = workers.Plan(6, 0, 64, 0, seed, 0, f.nan_code)
     x = np.zeros(20_000, np.float32)
     for n in range(x.size):
         bar = 0xFFFFFFFF - philox(n // 2, 0, seed)[n % 2]
@@ -173,11 +175,12 @@ def test_the_lower_word_decides_a_tie_of_the_upper_one():
             found += 1
     assert found > 5
     common = (
-        x.view(np.uint32), np.empty(x.size, np.uint8), dispatch._scalars(f, 6, 0, f.nan_code),
-        fast.noise(64, False, seed),
+        x.view(np.uint32), None, np.empty(x.size, np.uint8),
+        branch_free.scalars_of(f, 6, 0, f.nan_code),
+        stochastic.noise(64, False, seed),
     )  # fmt: skip
-    assert fast.float_sr(*common, np.uint64(0))[1]
-    assert fast.float_sr_narrow(*common, np.float32(2.0 ** (27 + 9)), np.uint64(0))[1]
+    assert stochastic.float_sr(*common, np.uint64(0))[1]
+    assert stochastic.float_sr_narrow(*common, np.float32(2.0 ** (27 + 9)), np.uint64(0))[1]
     got, want = both(f, plan, x, start=0)
     assert np.array_equal(got, want)
     wide = ns.encode(x.astype(np.float64), f, rounding="sr", seed=seed)
@@ -203,7 +206,7 @@ def test_bits_beyond_the_fixed_point_of_a_subnormal(name, bits):
             hit += 1
     assert hit > 100
     for variant in (0, 1) if bits < 32 else (0,):
-        pair = both(f, dispatch.Plan(6, 0, bits, variant, seed, 0, f.nan_code), x, start=0)
+        pair = both(f, workers.Plan(6, 0, bits, variant, seed, 0, f.nan_code), x, start=0)
         assert np.array_equal(*pair)
 
 
@@ -593,7 +596,7 @@ def test_float32_into_float32_keeps_every_bit(rounding, special):
     )
     x = np.append(words, [] if special is None else np.uint32(special)).astype(np.uint32)
     for overflow in (SATURATE, SPECIAL):
-        plan = dispatch.Plan(RNE, overflow, 64, 0, 0, 0, 0x7FC00000)
+        plan = workers.Plan(RNE, overflow, 64, 0, 0, 0, 0x7FC00000)
         pair = both(ns.get_format("float32"), plan, x.view(np.float32), start=0)
         np.testing.assert_array_equal(*pair)
         np.testing.assert_array_equal(pair[0][: words.size], words)
@@ -631,13 +634,13 @@ def test_float64_by_way_of_rounding_to_odd(name, mode, overflow):
     f = ns.get_format(name)
     x = doubles(f)
     for nan_code in (f.nan_code if f.has_nan else 0, -1):
-        plan = dispatch.Plan(mode, overflow, 64, 0, 0, 0, nan_code)
-        worker = dispatch._by_odd(f, plan)
+        plan = workers.Plan(mode, overflow, 64, 0, 0, 0, nan_code)
+        worker = halves.by_odd(f, plan)
         if worker is None:
             continue
         got, want = np.zeros(x.size, f.code_dtype), np.zeros(x.size, f.code_dtype)
-        found = worker(x, got, 3, dispatch._NO_RANDOM)
-        there = dispatch._generic(f, plan)(x, want, 3, dispatch._NO_RANDOM)
+        found = worker(x, got, 3, workers.NO_RANDOM)
+        there = exact.generic(f, plan)(x, want, 3, workers.NO_RANDOM)
         assert found[0] == there[0]
         assert found == there or not found[0]  # the place of no NaN says nothing
         number = ~np.isnan(x)

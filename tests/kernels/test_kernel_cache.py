@@ -25,12 +25,12 @@ PROGRAM = """
 import sys
 import numpy as np
 import numsim as ns
-from numsim import dispatch
+from numsim.dispatch import exact, workers
 from numsim.kernels.convert import codec
 x = np.array([1.0625, 1.1875, 1.3, -1.7])  # two ties of E4M3 first
 f, codes = ns.get_format("e4m3"), np.empty(4, np.uint8)
-plan = dispatch.Plan(0, 0, 64, 0, 0, 0, f.nan_code)
-dispatch._generic(f, plan)(x, codes, 0, dispatch._NO_RANDOM)  # the kernel of every format
+plan = workers.Plan(0, 0, 64, 0, 0, 0, f.nan_code)
+exact.generic(f, plan)(x, codes, 0, workers.NO_RANDOM)  # the kernel of every format
 sys.stdout.write(repr((
     ns.__file__,
     codes.tolist(),

@@ -10,6 +10,8 @@ import pytest
 import numsim as ns
 from numsim import nn, train
 from numsim.errors import NumsimError
+from numsim.kernels.jit import using_threads
+from numsim.nn.draws import stream_key
 from numsim.quant import Quant
 
 F32 = np.float32
@@ -482,3 +484,73 @@ def test_adam_in_float32_divides_by_the_root_exactly():
         by = Numbers(f(1), f(0), f(1), f(0), f(1), f(0), root, f(1e-8), f(1))
         value = adam(zeros, zeros, ones, v, None, by, decays=False)[0]
         np.testing.assert_array_equal(value, -(ones / (np.sqrt(v) / root + f(1e-8))))
+
+
+@pytest.mark.parametrize("size", [1, 63, 70_000, 140_001])
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2", "int8", "q3.4", "float4_e2m1fn"])
+@pytest.mark.parametrize("how", [{}, {"rounding": "sr", "seed": 7}, {"rounding": "sr", "seed": 7,
+                                      "offset": 11, "random_bits": 9}])  # fmt: skip
+def test_store_encodes_the_quotient(fmt, size, how):
+    rng = np.random.default_rng(size)
+    values = (rng.normal(size=size) * 2.0 ** rng.integers(-20, 4, size)).astype(np.float32)
+    scale = np.float32(0.37)
+    into = ns.QTensor.from_codes(np.zeros(size, ns.get_format(fmt).code_dtype), fmt, scale=scale)
+    want = ns.encode(values / scale, fmt, **how)
+    if fmt == "int8":
+        want = np.maximum(want, np.int8(-127))
+    assert np.array_equal(train.store(values, into, **how).codes, want)
+    with using_threads(2):
+        assert np.array_equal(train.store(values, into, **how).codes, want)
+
+
+def test_store_names_the_first_nan_of_the_whole_tensor():
+    into = ns.QTensor.from_codes(np.zeros(200_000, np.int8), "int8", scale=1.0)
+    values = np.zeros(200_000, np.float32)
+    values[131_077] = np.nan
+    with pytest.raises(ns.NumsimError, match=r"1 of 200000 .* index \(131077,\)"):
+        train.store(values, into, rounding="sr", seed=1)
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "int8"])
+def test_adam_decodes_stored_codes_on_the_way(fmt):
+    """The same bits as from the parameter's values, and the scale of the largest element."""
+    rng = np.random.default_rng(3)
+    shape = (37, 61)
+    opt = train.AdamW(0.01, weight_decay=0.1, storage=ns.Quant(fmt, "per_tensor", rounding="sr"))
+    params = opt.start({"w": rng.normal(size=shape).astype(np.float32)})
+    plain = train.AdamW(0.01, weight_decay=0.1)
+    state, by_values = opt.init(params), plain.init({"w": params["w"].dequantize()})
+    g = {"w": rng.normal(size=shape).astype(np.float32)}
+    values, _ = plain.step({"w": params["w"].dequantize()}, g, by_values)
+    made, after = opt.step(params, g, state)
+    most = np.abs(values["w"]).max()
+    scale = ns.quantize(np.reshape(most, (1, 1)), ns.Quant(fmt, "per_tensor")).scale
+    assert np.array_equal(made["w"].scale, scale)
+    assert np.array_equal(after.slots["w"]["first"], _first(plain, params, g, by_values))
+    key = stream_key(opt.seed, "w", "storage", 1)
+    assert np.array_equal(
+        made["w"].codes,
+        train.store(values["w"], made["w"], rounding="sr", seed=key).codes,
+    )
+
+
+def _first(opt, params, g, state):
+    return opt.step({"w": params["w"].dequantize()}, g, state)[1].slots["w"]["first"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_adam_names_a_step_that_is_not_finite(bad, dtype):
+    opt = train.Adam(0.1)
+    p = {"w": np.ones((3, 700), dtype)}
+    g = {"w": np.zeros((3, 700), dtype)}
+    g["w"][1, 650] = bad
+    with pytest.raises(ns.NumsimError, match=r"step 1, w, Adam.*1 of 2100"):
+        opt.step(p, g, opt.init(p))
+
+
+def test_adam_of_no_elements_and_of_minus_zero():
+    opt = train.Adam(0.1)
+    for value in (np.ones((0, 4), np.float32), np.full((2, 2), -0.0, np.float32)):
+        made, _ = opt.step({"w": value}, {"w": np.zeros_like(value)}, opt.init({"w": value}))
+        assert made["w"].shape == value.shape

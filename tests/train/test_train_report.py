@@ -13,7 +13,8 @@ from numsim.report.training import (
     summary_text,
     training_files,
 )  # fmt: skip
-from numsim.train.runs import CURVE_COLUMNS, write_csv
+from numsim.train.files import write_csv
+from numsim.train.runs import CURVE_COLUMNS
 from numsim.train.watch import TENSOR_COLUMNS
 
 

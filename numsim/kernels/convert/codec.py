@@ -1,4 +1,10 @@
-"""Arrays of values to codes and back: loops around `round.encode_value`, and table look-up."""
+"""Arrays of values to codes and back: loops around `round.encode_value`, and table look-up.
+
+What is computed: codes of flat arrays of float32 or float64 bit patterns, of integers, or of values
+between those of a table; one loop, any format, rounding and overflow. This is the definition that
+the branch-free kernels are compared with; `tests/oracle.py` states it in fractions, and
+``tests/convert`` compares all codes of all formats with it and with ml_dtypes.
+"""
 
 from __future__ import annotations
 

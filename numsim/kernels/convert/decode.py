@@ -1,4 +1,8 @@
-"""Codes of at most 16 bits to float32 without a table: shifts, one multiplication, selects."""
+"""Codes of at most 16 bits to float32 without a table: shifts, one multiplication, selects.
+
+Flat arrays in, flat arrays of float32 bit patterns out. Proof: ``tests/convert`` decodes every code
+of every format and compares with fractions and with ml_dtypes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Galois linear-feedback shift registers, as RTL builds them."""
+"""Galois linear-feedback shift registers, as RTL builds them: random integers from one state.
+
+Proof: ``tests/convert/test_convert.py`` walks whole periods.
+"""
 
 from __future__ import annotations
 

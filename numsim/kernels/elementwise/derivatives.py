@@ -1,10 +1,10 @@
-"""Derivatives of elementwise functions and of row reductions, and the cells of LSTM and GRU.
+"""Derivatives of elementwise functions and of row reductions.
 
 What is computed: for an array of any shape (elementwise) or rows [R, H], what `functions` and
 `activations` compute forward, differentiated. Float64 inside, one rounding to the type of the
 input, its exp and its eight lanes for every sum along a row; sums over rows (weights,
-biases) are float64 in the order of the rows. Cells round every operation to the type of their
-arrays. Proof: ``tests/nn`` compares each with central differences and with recorded gradients.
+biases) are float64 in the order of the rows. Proof: ``tests/nn`` compares each with central
+differences and with recorded gradients.
 """
 
 from __future__ import annotations
@@ -20,72 +20,11 @@ from numsim.kernels.elementwise.activations import (
     SQRT_TWO_OVER_PI,
     erfc_of,
     sigmoid_of,
-    tanh_of,
 )
-from numsim.kernels.elementwise.functions import GRAIN, FloatArray, combine, exp64
+from numsim.kernels.elementwise.functions import GRAIN, FloatArray, add_to_lanes, combine, exp64
 from numsim.kernels.jit import inline, kernel, over_range
 
 _INVERSE_SQRT_TWO_PI = float.fromhex("0x1.9884533d43651p-2")
-_LN2_HI = float.fromhex("0x1.62e42feep-1")
-_LN2_LO = float.fromhex("0x1.a39ef35793c76p-33")
-
-
-# ------------------------------------------------------------------------------- logarithm
-
-
-@inline
-def log64(x: float) -> float:
-    """ln(x) of a positive normal number: less than 1 ulp from the true value.
-
-    Source: fdlibm 5.3 (Sun Microsystems, ``e_log.c``).
-    """
-    bits = np.float64(x).view(np.int64)
-    k = (bits >> 52) - 1023
-    fraction = bits & 0xFFFFFFFFFFFFF
-    if fraction >= 0x6A09E667F3BCD:  # above sqrt(2): halve
-        k += 1
-        mantissa = np.int64(fraction | 0x3FE0000000000000).view(np.float64)
-    else:
-        mantissa = np.int64(fraction | 0x3FF0000000000000).view(np.float64)
-    f = mantissa - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    r = 1.479819860511658591e-01
-    r = r * z + 1.531383769920937332e-01
-    r = r * z + 1.818357216161805012e-01
-    r = r * z + 2.222219843214978396e-01
-    r = r * z + 2.857142874366239149e-01
-    r = r * z + 3.999999999940941908e-01
-    r = r * z + 6.666666666666735130e-01
-    r = r * z
-    half = 0.5 * f * f
-    n = np.float64(k)
-    return n * _LN2_HI - ((half - (s * (half + r) + n * _LN2_LO)) - f)
-
-
-@inline
-def log1p64(x: float) -> float:
-    """ln(1 + x) for x >= 0."""
-    u = 1.0 + x
-    return x if u == 1.0 else log64(u) * (x / (u - 1.0))
-
-
-@kernel
-def _log_range(x: FloatArray, out: FloatArray) -> None:
-    for i in range(out.size):
-        out[i] = log64(np.float64(x[i]))
-
-
-def log(x: FloatArray) -> FloatArray:
-    """Natural logarithm of positive normal numbers, float32 or float64 of any shape.
-
-    >>> log(np.array([1.0, 2.0]))
-    array([0.        , 0.69314718])
-    """
-    flat = np.ascontiguousarray(x).reshape(-1)
-    out = np.empty_like(flat)
-    over_range(lambda a, b: _log_range(flat[a:b], out[a:b]), flat.size, grain=GRAIN)
-    return out.reshape(x.shape)
 
 
 # ------------------------------------------------------------------------------ activations
@@ -197,17 +136,6 @@ def softcap_backward(x: FloatArray, g: FloatArray, *, scale: float, cap: float) 
 # -------------------------------------------------------------------------- rows and columns
 
 
-@inline
-def _add_to_lanes(terms: FloatArray, lanes: FloatArray) -> None:
-    """Add term j to the float64 of lane j % 8, in order."""
-    whole = terms.size // 8 * 8
-    for j in range(0, whole, 8):
-        for k in range(8):
-            lanes[k] += terms[j + k]
-    for k in range(terms.size - whole):
-        lanes[k] += terms[whole + k]
-
-
 @kernel
 def _softmax_rows(
     p: FloatArray, g: FloatArray, out: FloatArray, scale: float, start: int, stop: int
@@ -219,7 +147,7 @@ def _softmax_rows(
             lanes[k] = 0.0
         for j in range(width):
             terms[j] = np.float64(p[row, j]) * np.float64(g[row, j])
-        _add_to_lanes(terms, lanes)
+        add_to_lanes(terms, lanes)
         total = combine(lanes)
         for j in range(width):
             v = np.float64(p[row, j])
@@ -367,162 +295,3 @@ def add_rows(ids: NDArray[np.int64], g: FloatArray, rows: int) -> FloatArray:
     out = np.zeros((rows, g.shape[-1]))
     _add_rows(out, np.ascontiguousarray(ids).reshape(-1), np.ascontiguousarray(g))
     return out.astype(g.dtype, copy=False)
-
-
-# -------------------------------------------------------------------------------------- cells
-
-
-@kernel
-def lstm_cell(
-    xw: FloatArray, hw: FloatArray, bias_x: FloatArray, bias_h: FloatArray, c: FloatArray,
-    gates: FloatArray, new_c: FloatArray, squashed: FloatArray, h: FloatArray,
-    start: int, stop: int,
-) -> None:  # fmt: skip
-    """Rows start..stop of a step: products xw, hw [B, 4H] and the state c [B, H].
-
-    Fills gates i, f, g, o [B, 4H], the new state, its tanh and the output [B, H].
-    """
-    hidden = c.shape[1]
-    # A loop has vectors if its strides are 1, and tanh only if it does not write over its argument.
-    row, act = np.empty(4 * hidden, c.dtype), np.empty(4 * hidden, c.dtype)
-    state, tanh = np.empty(hidden, c.dtype), np.empty(hidden, c.dtype)
-    for b in range(start, stop):
-        for j in range(4 * hidden):
-            row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
-        for j in range(2 * hidden):
-            act[j] = sigmoid_of(np.float64(row[j]))
-        for j in range(2 * hidden, 3 * hidden):
-            act[j] = tanh_of(np.float64(row[j]))
-        for j in range(3 * hidden, 4 * hidden):
-            act[j] = sigmoid_of(np.float64(row[j]))
-        for j in range(4 * hidden):
-            gates[b, j] = act[j]
-        for j in range(hidden):
-            kept = act[hidden + j] * c[b, j]
-            state[j] = kept + act[j] * act[2 * hidden + j]
-            new_c[b, j] = state[j]
-        for j in range(hidden):
-            tanh[j] = tanh_of(np.float64(state[j]))
-        for j in range(hidden):
-            squashed[b, j] = tanh[j]
-            h[b, j] = act[3 * hidden + j] * tanh[j]
-
-
-@kernel
-def lstm_cell_backward(
-    dh: FloatArray, dc: FloatArray, gates: FloatArray, c: FloatArray, squashed: FloatArray,
-    dgates: FloatArray, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Rows start..stop: the gradient of the sums before the gates; dc becomes that of c."""
-    hidden = c.shape[1]
-    one = c.dtype.type(1.0)
-    for b in range(start, stop):
-        for j in range(hidden):
-            i, f = gates[b, j], gates[b, hidden + j]
-            g, o = gates[b, 2 * hidden + j], gates[b, 3 * hidden + j]
-            t = squashed[b, j]
-            whole = dc[b, j] + (dh[b, j] * o) * (one - t * t)
-            dgates[b, j] = (whole * g) * (i * (one - i))
-            dgates[b, hidden + j] = (whole * c[b, j]) * (f * (one - f))
-            dgates[b, 2 * hidden + j] = (whole * i) * (one - g * g)
-            dgates[b, 3 * hidden + j] = (dh[b, j] * t) * (o * (one - o))
-            dc[b, j] = whole * f
-
-
-@kernel
-def gru_cell(
-    xw: FloatArray, hw: FloatArray, bias_x: FloatArray, bias_h: FloatArray, h: FloatArray,
-    gates: FloatArray, inner: FloatArray, new_h: FloatArray, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Rows start..stop of a step: gates r, z, n [B, 3H]; inner = W_hn h + b_hn [B, H]."""
-    hidden = h.shape[1]
-    one = h.dtype.type(1.0)
-    row, act = np.empty(3 * hidden, h.dtype), np.empty(3 * hidden, h.dtype)  # as in `lstm_cell`
-    for b in range(start, stop):
-        for j in range(2 * hidden):
-            row[j] = (xw[b, j] + bias_x[j]) + (hw[b, j] + bias_h[j])
-        for j in range(2 * hidden):
-            act[j] = sigmoid_of(np.float64(row[j]))
-        for j in range(hidden):
-            at = 2 * hidden + j
-            inner[b, j] = hw[b, at] + bias_h[at]
-            row[at] = (xw[b, at] + bias_x[at]) + act[j] * inner[b, j]
-        for j in range(2 * hidden, 3 * hidden):
-            act[j] = tanh_of(np.float64(row[j]))
-        for j in range(3 * hidden):
-            gates[b, j] = act[j]
-        for j in range(hidden):
-            z = act[hidden + j]
-            new_h[b, j] = (one - z) * act[2 * hidden + j] + z * h[b, j]
-
-
-@kernel
-def gru_cell_backward(
-    dh: FloatArray, gates: FloatArray, inner: FloatArray, h: FloatArray, dx: FloatArray,
-    dhw: FloatArray, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Rows start..stop: gradients of both products [B, 3H]; dh becomes the direct part of h's."""
-    hidden = h.shape[1]
-    one = h.dtype.type(1.0)
-    for b in range(start, stop):
-        for j in range(hidden):
-            r, z, n = gates[b, j], gates[b, hidden + j], gates[b, 2 * hidden + j]
-            dn = (dh[b, j] * (one - z)) * (one - n * n)
-            dz = (dh[b, j] * (h[b, j] - n)) * (z * (one - z))
-            dr = (dn * inner[b, j]) * (r * (one - r))
-            dx[b, j], dx[b, hidden + j], dx[b, 2 * hidden + j] = dr, dz, dn
-            dhw[b, j], dhw[b, hidden + j], dhw[b, 2 * hidden + j] = dr, dz, dn * r
-            dh[b, j] = dh[b, j] * z
-
-
-# ------------------------------------------------------------------------------------- losses
-
-
-@kernel
-def cross_entropy_rows(
-    logits: FloatArray, target: NDArray[np.int64], ignore: int, losses: FloatArray,
-    gradient: FloatArray, count: float, start: int, stop: int,
-) -> None:  # fmt: skip
-    """Rows start..stop of logits [R, C]: the loss of each, and its gradient over `count`."""
-    width = logits.shape[1]
-    e, lanes = np.empty(width), np.empty(8)
-    for row in range(start, stop):
-        losses[row] = 0.0
-        if target[row] == ignore:
-            for j in range(width):
-                gradient[row, j] = 0.0
-            continue
-        for k in range(8):
-            lanes[k] = -np.inf
-        for j in range(0, width // 8 * 8, 8):
-            for k in range(8):
-                v = np.float64(logits[row, j + k])
-                lanes[k] = v if v > lanes[k] else lanes[k]
-        top = -np.inf
-        for k in range(8):
-            top = lanes[k] if lanes[k] > top else top
-            lanes[k] = 0.0
-        for j in range(width // 8 * 8, width):
-            v = np.float64(logits[row, j])
-            top = v if v > top else top
-        for j in range(width):
-            e[j] = exp64(np.float64(logits[row, j]) - top)
-        _add_to_lanes(e, lanes)
-        total = combine(lanes)
-        at = target[row]
-        losses[row] = log64(total) - (np.float64(logits[row, at]) - top)
-        for j in range(width):
-            gradient[row, j] = e[j] / total / count
-        gradient[row, at] = (e[at] / total - 1.0) / count
-
-
-@kernel
-def bce_range(
-    logits: FloatArray, target: FloatArray, losses: FloatArray, gradient: FloatArray, count: float,
-    start: int, stop: int,
-) -> None:  # fmt: skip
-    """Elements start..stop: max(x, 0) - x t + ln(1 + e**-|x|), and its gradient over `count`."""
-    for i in range(start, stop):
-        v, t = np.float64(logits[i]), np.float64(target[i])
-        losses[i] = (v if v > 0.0 else 0.0) - v * t + log1p64(exp64(-(v if v > 0.0 else -v)))
-        gradient[i] = (sigmoid_of(v) - t) / count

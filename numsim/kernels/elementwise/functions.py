@@ -346,3 +346,14 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, eps: floa
         grain=max(1, GRAIN // max(1, x.shape[-1])),
     )
     return out.reshape(x.shape)
+
+
+@inline
+def add_to_lanes(terms: FloatArray, lanes: FloatArray) -> None:
+    """Add term j to the float64 of lane j % 8, in order."""
+    whole = terms.size // 8 * 8
+    for j in range(0, whole, 8):
+        for k in range(8):
+            lanes[k] += terms[j + k]
+    for k in range(terms.size - whole):
+        lanes[k] += terms[whole + k]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.elementwise.derivatives import log64
+from numsim.kernels.elementwise.logarithm import log64
 from numsim.kernels.jit import inline
 
 Pair = tuple[float, float]

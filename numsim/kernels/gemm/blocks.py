@@ -23,18 +23,18 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
-    codes_at,
     codes_types,
     run_codes,
     scratch_words,
     uint32_tuple,
+    undecoded,
 )
 from numsim.kernels.gemm.fma import tile_rows
 from numsim.kernels.gemm.integer import int8_narrow, int8_wide
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.blocks import add_scaled
-from numsim.kernels.jit import expanded, inline, kernel
+from numsim.kernels.jit import expanded, kernel
 
 Array = npt.NDArray[Any]
 _TILES = 16  # row tiles whose results of one block stay in the first cache
@@ -108,11 +108,6 @@ def _cover(
                     )
 
 
-@inline
-def _words(b: Array, batch: int, panel: int, k: int, count: int, scratch: Array, how: Any) -> Array:
-    return codes_at(b, batch, panel, k, count)
-
-
 @expanded
 def _sums(
     micro: Callable[..., int], out: Array, a: Array, b: Array, steps: int, block: int, group: int,
@@ -120,7 +115,7 @@ def _sums(
 ) -> None:  # fmt: skip
     part = scratch_words(a.shape[3] * b.shape[3])
     _cover(
-        micro, _words, out, a, b, part, b.shape[3], part, starts, steps, span, block,
+        micro, undecoded, out, a, b, part, b.shape[3], part, starts, steps, span, block,
         group, start, stop, 0, 0, rows_scale, columns_scale, False,
     )  # fmt: skip
 

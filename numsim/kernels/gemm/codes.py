@@ -168,6 +168,14 @@ def codes_at(b: Array, batch: int, panel: int, k: int, count: int) -> Array:
 
 
 @inline
+def undecoded(
+    b: Array, batch: int, panel: int, k: int, count: int, scratch: Array, how: Any
+) -> Array:
+    """Return the words of steps of a panel for a micro-kernel that reads them as they are."""
+    return codes_at(b, batch, panel, k, count)
+
+
+@inline
 def scratch_words(count: int) -> Array:
     """Return room for `count` int32 from the start of a cache line on.
 

@@ -1,4 +1,8 @@
-"""Codes of one byte laid out the other way round: what lies side by side in memory changes."""
+"""Codes of one byte laid out the other way round: what lies side by side in memory changes.
+
+A matrix whose columns stand side by side is packed as if its rows did. Proof:
+``tests/kernels/test_gemm_kernels.py`` compares with NumPy's transposed copy.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from numsim.kernels.gemm.codes import (
     run_codes,
     scratch_words,
     type_of,
+    undecoded,
     values_of_floats,
     values_of_integers,
 )
@@ -88,13 +89,6 @@ def _bytes_wide(
 
 
 @inline
-def _codes_themselves(
-    b: Array, batch: int, panel: int, k: int, count: int, values: Array, table: Array
-) -> Array:
-    return codes_at(b, batch, panel, k, count)
-
-
-@inline
 def _one_row(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, table: Array,
@@ -118,7 +112,7 @@ def _bytes_row(
     table: Array,
 ) -> None:  # fmt: skip
     cover_codes(
-        _one_row, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group, start, stop,
+        _one_row, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop,
         table, table,
     )  # fmt: skip
 
@@ -129,7 +123,7 @@ def _doubles_row(
     table: Array,
 ) -> None:  # fmt: skip
     cover_codes(
-        _one_row_of_doubles, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group,
+        _one_row_of_doubles, undecoded, out, a, b, a.reshape(-1), steps, block, group,
         start, stop, table, table,
     )  # fmt: skip
 
@@ -149,7 +143,7 @@ def _shorts_row(
     how: Any,
 ) -> None:  # fmt: skip
     cover_codes(
-        _one_row_of_shorts, _codes_themselves, out, a, b, a.reshape(-1), steps, block, group,
+        _one_row_of_shorts, undecoded, out, a, b, a.reshape(-1), steps, block, group,
         start, stop, how, how,
     )  # fmt: skip
 

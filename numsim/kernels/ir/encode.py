@@ -1,4 +1,9 @@
-"""float32 to signed floats of eight bits, to nearest even, 64 at a time with AVX-512."""
+"""float32 to signed floats of eight bits, to nearest even, 64 at a time with AVX-512.
+
+Magnitudes are rounded by one float addition, signs and NaN come from byte tables. Proof:
+``tests/convert/test_convert_fast.py`` compares all float32 patterns of a stride, and all halves,
+with the generic kernel.
+"""
 
 from __future__ import annotations
 

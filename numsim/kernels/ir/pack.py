@@ -1,4 +1,8 @@
-"""Rows of words laid out k by k, 16 k at a time; rows of codes, 32."""
+"""Rows of words laid out k by k, 16 k at a time; rows of codes, 32.
+
+A tile's rows lie along memory and a micro-kernel wants the rows of one k side by side: a transposed
+copy in registers. Proof: ``tests/kernels/test_gemm_kernels.py`` compares with NumPy's.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Vector micro-kernels in LLVM IR, and the loop that lays them over an output.
 
-What the modules named ``simd_*`` share is here too. A micro-kernel updates a small tile of the
+What the emitters of this folder share is here too. A micro-kernel updates a small tile of the
 output in place over a run of k steps; operands are packed so that one step reads consecutive
 memory::
 

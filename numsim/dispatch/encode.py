@@ -1,0 +1,93 @@
+"""Which worker encodes an array: by its type, the format and the rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.dispatch.branch_free import branch_free, by_addition, scalars_of
+from numsim.dispatch.exact import from_integers, from_table, generic
+from numsim.dispatch.halves import (
+    LOOKUP_FROM,
+    by_code,
+    by_odd,
+    from_half,
+    kept_singles,
+    singles,
+    with_payloads,
+)
+from numsim.dispatch.workers import GRAIN, Plan, Worker, of_quotient, over_blocks
+from numsim.formats import Format
+from numsim.kernels import jit
+from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert.round import (
+    RNE,
+    SATURATE,
+    SR,
+)
+from numsim.kernels.ir import simd
+
+
+def encode_array(
+    f: Format, x: NDArray[Any], out: NDArray[Any], how: Plan, random: NDArray[Any] | None,
+    by: np.float32 | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """Encode any real array into `out` (C order); return (NaNs refused, flat index of one).
+
+    `by` divides float32 numbers first, rounded once.
+    """
+    dtype, worker = _encoder(f, x, how, random is not None)
+    if by is not None:
+        direct = how.mode == SR and random is None
+        worker = (branch_free(f, how, by) if direct else None) or of_quotient(worker, by)
+    return over_blocks(x, dtype, out.reshape(-1), worker, random)
+
+
+def encode_quotients(f: Format, x: NDArray[np.float32], by: np.float32, out: NDArray[Any]) -> bool:
+    """Write the codes of ``fp32(x / by)``, to nearest and saturated, in one pass over memory.
+
+    Returns False, with `out` undefined, where no kernel does it: arrays that are not contiguous,
+    most formats, NaN.
+    """
+    work = _of_quotients(f, simd.enabled())
+    if work is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
+        return False
+    source, codes, met = x.reshape(-1), out.reshape(-1), []
+    jit.over_range(lambda i, j: met.append(work(source[i:j], by, codes[i:j])), x.size, grain=GRAIN)
+    return not any(met)
+
+
+@cache
+def _of_quotients(f: Format, wide: bool) -> Callable[..., bool] | None:
+    if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
+        unit = 2.0**f.bias
+        limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+        return lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits)
+    if not (wide and simd.HAVE_BYTE_TABLES and f.kind == "float" and f.bits == 8 and f.zero):
+        return None
+    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
+    if scalars is None or not (by_addition(f, scalars) and fast.takes_bytes(scalars)):
+        return None
+    return lambda x, by, out: fast.quotients_to_bytes(x, by, out, scalars)
+
+
+def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:
+    dtype = x.dtype.newbyteorder("=")  # np.dtype(">f8") == np.float64 is False
+    if dtype.kind in "iu":
+        return np.dtype(np.uint64 if dtype == np.uint64 else np.int64), from_integers(f, how)
+    half = dtype in (np.float16, ml_dtypes.bfloat16)
+    if half and how.mode != SR and x.size >= LOOKUP_FROM:
+        return dtype, from_half(f, dtype, how)
+    if dtype == np.float64:
+        odd = None if supplied else by_odd(f, how)
+        return dtype, odd or from_table(f, how) or generic(f, how)
+    # plans of stochastic rounding are as many as tensors, all others few
+    worker = (singles if how.mode == SR else kept_singles)(f, how, supplied)
+    if how.nan_drop < 52 and (single := with_payloads(dtype)) is not None:
+        return dtype, by_code(single, worker)
+    return np.dtype(np.float32), worker
