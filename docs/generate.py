@@ -293,6 +293,7 @@ GALLERY = {
     "four-bits": "Scales at four bits", "minilm": "A sentence encoder",
     "fp8-makers": "FP8 units of several makers", "probes": "Libraries, probed as black boxes",
     "units-apart": "Which units can be told apart",
+    "operators": "An error budget by operator",
 }  # fmt: skip
 
 

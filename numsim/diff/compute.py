@@ -94,8 +94,8 @@ class Diff:
 
     @property
     def equal(self) -> bool:
-        """Whether all are equal bit for bit."""
-        return not any(row.differing for row in self.products)
+        """Whether products on equal inputs and whole runs are equal bit for bit."""
+        return not any(row.differing for row in (*self.products, *self.depth))
 
 
 @known_floats

@@ -86,17 +86,23 @@ def as_text(found: Diff) -> str:
         f"{found.a} against {found.b}: {differing / found.results:.2%} of {found.results:,} "
         "outputs differ on equal inputs"
     ]
-    first = next(r for r in found.products if r.first)
-    lines.append(f"the first product that differs: layer {first.layer}, {first.op} (K = {first.k})")
-    worst = sorted(found.products, key=lambda r: -r.differing)[:8]
     cells: list[tuple[str, ...]]
+    first = next((r for r in found.products if r.first), None)
+    if first is None:
+        lines.append("no product differs: operators between them do, or caches of keys and values")
+    else:
+        lines.append(
+            f"the first product that differs: layer {first.layer}, {first.op} (K = {first.k})"
+        )
+    worst = sorted(found.products, key=lambda r: -r.differing)[:8]
     cells = [("layer", "op", "K", "differing", "max ulp", "mean ulp", "SQNR dB")]
     cells += [
         (r.layer, r.op, str(r.k), f"{r.differing:.2%}", str(r.max_ulp),
          f"{r.mean_signed_ulp:+.3g}", f"{r.sqnr_db:.1f}")
         for r in worst if r.differing
     ]  # fmt: skip
-    lines += ["the products that differ most:", *columns(cells, "<<>>>>>")]
+    if first is not None:
+        lines += ["the products that differ most:", *columns(cells, "<<>>>>>")]
     if found.causes:
         cells = [("field", found.a, found.b, "changed in", "still differing", "explains")]
         cells += [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 
@@ -65,6 +67,18 @@ class Growth(NamedTuple):
     by: float
 
 
+class Conv(NamedTuple):
+    """A convolution before the layers: a product of patches [places, inputs * kernel]."""
+
+    name: str
+    inputs: int  # channels
+    outputs: int
+    kernel: tuple[int, ...]  # of each axis after the channels
+    stride: tuple[int, ...]
+    padding: int = 0
+    activation: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Arch:
     """Sizes and switches of one network."""
@@ -121,6 +135,7 @@ class Arch:
     sinks: bool = False  # one more score of each head, of no key
     clip_qkv: float | None = None
     qkv_bias: bool = False
+    key_bias: bool = True  # False: queries and values alone have one
     o_bias: bool = False
     mla: Mla | None = None
     # MLP
@@ -129,7 +144,11 @@ class Arch:
     swiglu_limit: float | None = None  # clamps gate and up, see `blocks.mlp`
     swiglu_alpha: float = 1.702
     moe: Moe | None = None
-    # both ends
+    # both ends; what the first stack reads: ids, pictures or log-mel spectra
+    reads: Literal["tokens", "pixels", "features"] = "tokens"
+    frame: tuple[int, ...] = ()  # one picture [channels, height, width], one text [bins, times]
+    convs: tuple[Conv, ...] = ()  # make tokens of it
+    class_token: bool = False  # a learned one before them
     embed_dim: int = 0  # width of the embedding where it is not `hidden`, 0: the same
     embed_scale: float = 1.0
     embed_norm: bool = False
@@ -153,6 +172,7 @@ class Arch:
     decoder_layers: int = 0  # 0: one stack
     decoder_heads: int = 0  # where other than the encoder's
     decoder_intermediate: int = 0
+    decoder_positions: int = 0
     decoder_start: int | None = None
 
 
@@ -185,14 +205,38 @@ def stack_arch(arch: Arch, stack: Stack) -> Arch:
     """Return the sizes of a stack: a decoder may have other heads and another MLP."""
     heads = arch.decoder_heads or arch.heads
     width = arch.decoder_intermediate or arch.intermediate
-    if not stack.cross or (heads, width) == (arch.heads, arch.intermediate):
+    rows = arch.decoder_positions or arch.positions
+    same = (heads, width, rows) == (arch.heads, arch.intermediate, arch.positions)
+    if not stack.cross or (same and not arch.convs):
         return arch
     each = arch.heads * arch.head_dim // heads
     scale = arch.attn_scale * (arch.head_dim / each) ** 0.5
     return replace(
         arch, heads=heads, kv_heads=heads, head_dim=each, v_head_dim=each, attn_scale=scale,
-        intermediate=width,
+        intermediate=width, positions=rows, convs=(),
     )  # fmt: skip
+
+
+def conv_sizes(arch: Arch) -> tuple[tuple[int, ...], ...]:
+    """Return how many places each convolution gives along each axis.
+
+    >>> from numsim.models.families import FAMILIES
+    >>> from numsim.models.config import read_arch
+    >>> config = {"model_type": "whisper", "vocab_size": 9, "max_source_positions": 50}
+    >>> conv_sizes(read_arch(config, FAMILIES["whisper"]))
+    ((100,), (50,))
+    """
+    sizes, found = arch.frame[1:], []
+    for conv in arch.convs:
+        each = zip(sizes, conv.kernel, conv.stride, strict=True)
+        sizes = tuple((n + 2 * conv.padding - k) // s + 1 for n, k, s in each)
+        found.append(sizes)
+    return tuple(found)
+
+
+def read_tokens(arch: Arch) -> int:
+    """Return how many tokens the first stack has where it reads no ids."""
+    return math.prod(conv_sizes(arch)[-1]) + arch.class_token
 
 
 def has_experts(arch: Arch, layer: int) -> bool:
@@ -215,7 +259,7 @@ def _attention(a: Arch, cross: str = "") -> Iterator[Product]:
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.mla is None:
         yield Product(f"{cross}q_proj", (q, h), a.qkv_bias)
-        yield Product(f"{cross}k_proj", (kv, h), a.qkv_bias)
+        yield Product(f"{cross}k_proj", (kv, h), a.qkv_bias and a.key_bias)
         yield Product(f"{cross}v_proj", (a.kv_heads * a.v_head_dim, h), a.qkv_bias)
     else:
         m = a.mla
@@ -282,7 +326,13 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """Return the tensors the network has, by our names, with their shapes ([out, in] matrices)."""
     a = arch
     width = a.embed_dim or a.hidden
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (a.vocab, width)}
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (a.vocab, width)} if a.vocab else {}
+    for conv in a.convs:
+        name = f"{stacks(a)[0].prefix}{conv.name}"
+        shapes[f"{name}.weight"] = (conv.outputs, conv.inputs * math.prod(conv.kernel))
+        shapes[f"{name}.bias"] = (conv.outputs,)
+    if a.class_token:
+        shapes["class_token.weight"] = (1, a.hidden)
 
     def norm(name: str, shape: tuple[int, ...]) -> None:
         if a.norm != "layer_plain":
@@ -294,7 +344,7 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
         shapes["token_type.weight"] = (a.token_types, a.hidden)
     for stack in stacks(a):
         if a.positions:
-            rows = a.positions + a.position_offset
+            rows = stack_arch(a, stack).positions + a.position_offset
             shapes[f"{stack.prefix}position.weight"] = (rows, a.hidden)
         if a.embed_norm:
             norm(f"{stack.prefix}embed_norm", (a.hidden,))
@@ -341,9 +391,11 @@ def tensor_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@lru_cache(maxsize=8)  # of thousands of experts it takes long
 def gemm_names(arch: Arch) -> tuple[str, ...]:
     """Return the names of all matrix products of the network, in the order they run."""
-    names = ["project_in"] if arch.embed_dim else []
+    names = [f"{stacks(arch)[0].prefix}{conv.name}" for conv in arch.convs]
+    names += ["project_in"] if arch.embed_dim else []
     for stack in stacks(arch):
         own = stack_arch(arch, stack)
         for i in range(stack.layers):

@@ -14,6 +14,7 @@ from numsim.models.arch import Growth, Rope, layer_rope
 from numsim.models.context import Bools, Context, linear, norm, remembered
 from numsim.models.gemm import Array, Ints
 from numsim.models.rope import natural_log
+from numsim.operators import Op
 
 
 def _split(x: Array, heads: int) -> Array:
@@ -39,7 +40,7 @@ def _turn(layer: str, x: Array, c: Context, rope: Rope | None) -> Array:
 def _heads(name: str, x: Array, c: Context, heads: int) -> Array:
     """Return queries or keys [B, T, N, D] with their norm."""
     a = c.arch
-    x = linear(f"{name}_proj", x, c, bias=a.qkv_bias)
+    x = linear(f"{name}_proj", x, c, bias=a.qkv_bias and (a.key_bias or not name.endswith(".k")))
     if a.qk_norm == "rms_wide":
         x = norm(f"{name}_norm", x, c, kind="rms")
     x = _split(x, heads)
@@ -125,6 +126,8 @@ def attend(
     if c.arch.attn_cap is not None:
         scores, scale = activations.softcap(scores, scale=scale, cap=c.arch.attn_cap), 1.0
     op = c.op(f"{name}softmax")
+    if op is not None and op.tile is not None:
+        return _by_tiles(name, scores, v, c, op, scale, _seen(spans, keep, seen))
     if op is None:
         weights = functions.softmax(
             scores, scale=scale, first=spans[0], last=spans[1], keep=keep, bias=bias, sinks=sinks
@@ -137,6 +140,28 @@ def attend(
     mixed = c.gemm(f"{name}pv", weights, v, c.positions)  # [B, G, N/G*T, E]
     mixed = mixed.reshape(batch, heads, steps, -1).swapaxes(1, 2)  # [B, T, N, E]
     return mixed.reshape(batch, steps, -1)  # [B, T, N*E]
+
+
+def _by_tiles(
+    name: str, scores: Array, v: Array, c: Context, op: Op, scale: float,
+    seen: NDArray[np.bool_] | None,
+) -> Array:  # fmt: skip
+    """Softmax and its product with the values, a tile of keys after the other."""
+    batch, heads, steps, _ = scores.shape
+
+    def product(p: Array, keys: slice) -> Array:
+        grouped = p.reshape(batch, v.shape[1], -1, p.shape[-1])  # [B, G, N/G*T, tile]
+        part = np.ascontiguousarray(v[:, :, keys])
+        return c.gemm(f"{name}pv", grouped, part, c.positions).reshape(batch, heads, steps, -1)
+
+    mixed, weights = lowered.attention_by_tiles(scores, op, scale=scale, seen=seen, product=product)
+    c.keep_tap(f"{name}softmax.out", weights)
+    shape = (batch, v.shape[1], -1)
+    whole = {"in": weights.reshape(*shape, weights.shape[-1]), "operand": v,
+             "out": mixed.reshape(*shape, mixed.shape[-1])}  # fmt: skip
+    for end, tensor in whole.items():  # in place of those of the last tile
+        c.keep_tap(f"{name}pv.{end}", tensor)
+    return mixed.swapaxes(1, 2).reshape(batch, steps, -1)
 
 
 def _seen(
@@ -203,13 +228,14 @@ def attention(layer: str, index: int, x: Array, c: Context) -> Array:
 def cross_attention(layer: str, x: Array, c: Context) -> Array:
     """Attention to the output of the encoder, whose keys and values are made once."""
     a, memory = c.arch, c.memory
+    key_bias = a.qkv_bias and a.key_bias
     q = _split(linear(f"{layer}.cross_q_proj", x, c, bias=a.qkv_bias), a.heads).swapaxes(1, 2)
     if c.past is not None and f"{layer}.cross" in c.past.kept:
         k, v = c.past.kept[f"{layer}.cross"]
     else:
         assert memory is not None
         there = replace(c, positions=np.arange(memory.shape[1]))
-        k = _split(linear(f"{layer}.cross_k_proj", memory, there, bias=a.qkv_bias), a.kv_heads)
+        k = _split(linear(f"{layer}.cross_k_proj", memory, there, bias=key_bias), a.kv_heads)
         v = _split(linear(f"{layer}.cross_v_proj", memory, there, bias=a.qkv_bias), a.kv_heads)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, G, S, D]
         if c.past is not None:

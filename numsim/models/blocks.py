@@ -5,17 +5,64 @@ Letters of shapes as in `context`.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from numsim.kernels.elementwise import activations
 from numsim.models import lowered
+from numsim.models.arch import Conv, conv_sizes
 from numsim.models.attention import attention, cross_attention
-from numsim.models.context import Context, norm
+from numsim.models.context import Context, linear, norm
 from numsim.models.experts import feed_forward
 from numsim.models.gemm import Array, Ints
 
 
-def embed(ids: Ints, positions: Ints, types: Ints | None, c: Context) -> Array:
-    """Rows of the tables for tokens [B, T], positions [B or 1, T] and segments [B, T]."""
+def unfold(x: Array, conv: Conv) -> Array:
+    """Return what each place of a convolution reads of x [B, C, ...]: [B, places, C * kernel].
+
+    >>> unfold(np.arange(4.0).reshape(1, 1, 4), Conv("c", 1, 1, (3,), (2,), 1)).tolist()
+    [[[0.0, 0.0, 1.0], [1.0, 2.0, 3.0]]]
+    """
+    axes = tuple(range(2, x.ndim))
+    padded = np.pad(x, [(0, 0), (0, 0), *[(conv.padding, conv.padding)] * len(axes)])
+    each = np.lib.stride_tricks.sliding_window_view(padded, conv.kernel, axes)
+    steps = [slice(None, None, s) for s in conv.stride]
+    each = each[(slice(None), slice(None), *steps)]
+    each = np.moveaxis(each, 1, 1 + len(axes))  # [B, places ..., C, kernel ...]
+    return np.ascontiguousarray(each).reshape(len(x), -1, conv.inputs * math.prod(conv.kernel))
+
+
+def convolved(x: Array, c: Context) -> Array:
+    """Tokens [B, T, H] of pictures [B, C, height, width] or of spectra [B, bins, times]."""
     a = c.arch
-    x = c.rows("embed.weight", ids)  # [B, T, H] or its narrower width
+    for conv, sizes in zip(a.convs, conv_sizes(a), strict=True):
+        name, patches = f"{c.prefix}{conv.name}", unfold(x, conv)
+        here = replace(c, positions=np.arange(patches.shape[1]))
+        y = linear(name, patches, here, bias=True)  # [B, places, outputs]
+        if conv.activation is not None:
+            op = c.op(f"{name}.act")
+            run = activations.ACTIVATIONS[conv.activation]
+            y = run(y) if op is None else lowered.act(conv.activation, y, op)
+            c.keep_tap(f"{name}.act.out", y)
+        x = y.swapaxes(1, 2).reshape(len(y), conv.outputs, *sizes)
+    if a.class_token:
+        first = np.broadcast_to(c.rows("class_token.weight", np.zeros(1, np.int64)), y[:, :1].shape)
+        y = np.concatenate([first, y], axis=1)
+    return y
+
+
+def embed(
+    ids: Ints, positions: Ints, types: Ints | None, c: Context, numbers: Array | None = None
+) -> Array:
+    """Rows of the tables for tokens [B, T], positions [B or 1, T] and segments [B, T].
+
+    `numbers`: pictures or spectra, which become tokens in place of ids.
+    """
+    a = c.arch
+    # [B, T, H] or its narrower width
+    x = c.rows("embed.weight", ids) if numbers is None else convolved(numbers, c)
     if a.embed_dim:
         x = c.gemm("project_in", x, "project_in.weight", c.positions)  # [B, T, H]
     if a.embed_scale != 1.0:
@@ -29,7 +76,7 @@ def embed(ids: Ints, positions: Ints, types: Ints | None, c: Context) -> Array:
     op = c.op(f"{c.prefix}embedding")
     if op is not None:
         x = lowered.rounding_of(op)(x)
-    c.keep_tap("embed.out", x)
+    c.keep_tap(f"{c.prefix}embed.out", x)
     return x
 
 

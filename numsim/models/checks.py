@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -17,17 +14,15 @@ from numsim.models.arch import (
     Arch,
     every_rope,
     gemm_names,
-    has_experts,
-    layer_rope,
+    read_tokens,
     stack_arch,
     stacks,
-    tensor_shapes,
 )
 from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
 from numsim.models.rope import turns_anew
 from numsim.models.weights import Stored, shape_of
-from numsim.operators.rules import Op, Ops, ops_for
+from numsim.operators import KV
 
 MOST_TOKENS = 2**20  # to generate, where no table or rotary angle ends earlier
 
@@ -78,6 +73,35 @@ def token_ids(tokens: ArrayLike, what: str, limit: int, table: str = "vocabulary
     return np.atleast_2d(ids).astype(np.int64)
 
 
+def first_input(arch: Arch, given: Mapping[str, object], dtype: type) -> tuple[Ints, Array | None]:
+    """Return the ids [B, T] that a network reads, or zeros and the pictures or spectra it reads.
+
+    `given`: by ``tokens``, ``pixels`` and ``features``, one of which is not None.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named != [arch.reads]:
+        raise NumsimError(
+            f"run: {arch.family} reads {arch.reads}, and nothing else; got "
+            f"{' and '.join(named) or 'none'}; write model.run({arch.reads}=...)"
+        )
+    if arch.reads == "tokens":
+        return token_ids(given["tokens"], "tokens", arch.vocab), None  # type: ignore[arg-type]
+    values = real_numbers(given[arch.reads], f"run: {arch.reads}", dtype)
+    values = values[None] if values.ndim == len(arch.frame) else values
+    if values.shape[1:] != arch.frame or not len(values):
+        axes = "channels, height, width" if arch.reads == "pixels" else "bins, times"
+        raise NumsimError(
+            f"run: {arch.reads} of {arch.family} must be [B, {axes}], {list(arch.frame)} each; got "
+            f"{list(values.shape)}; resize, or pad, as its processor does"
+        )
+    if not np.isfinite(values).all():
+        raise NumsimError(
+            f"run: {arch.reads} must be finite; got {np.count_nonzero(~np.isfinite(values))} NaN "
+            "or Inf; correct them"
+        )
+    return np.zeros((len(values), read_tokens(arch)), np.int64), values
+
+
 def segment_ids(arch: Arch, given: ArrayLike | None, shape: tuple[int, ...]) -> Ints | None:
     """Return segments [B, T], None for a family without."""
     if not arch.token_types:
@@ -118,113 +142,15 @@ def decoder_ids(arch: Arch, given: ArrayLike | None, batch: int) -> Ints | None:
     return ids
 
 
-def wanted_taps(arch: Arch, taps: Iterable[str]) -> set[str]:
-    """Return the names of the tensors that globs ask for."""
-    scalar = isinstance(taps, np.ndarray) and taps.ndim == 0
-    listed = isinstance(taps, Iterable) and not scalar
-    globs = (taps,) if isinstance(taps, str) else tuple(taps) if listed else ()
-    if not listed or not all(isinstance(glob, str) for glob in globs):
-        raise NumsimError(
-            f"run: taps is an iterable of names or globs, each a str; got {globs or taps!r}; "
-            "() keeps no tensor"
-        )
-    if not globs:
-        return set()
-    known = tap_names(arch)
-    names: set[str] = set()
-    for glob in globs:
-        found = [name for name in known if fnmatchcase(name, glob)]
-        if not found:
-            raise NumsimError(
-                f"run: every tap must match a tensor; {glob!r} matches none"
-                f"{near_names(glob, known)}; see taps in the documentation of Model.run"
-            )
-        names.update(found)
-    return names
-
-
-def tap_names(arch: Arch) -> list[str]:
-    """Return the names of all tensors a run can keep.
-
-    Examples
-    --------
-    >>> from numsim.data import bundled_model_dir
-    >>> from numsim.models import load_model
-    >>> tap_names(load_model(bundled_model_dir()).arch)[:2]
-    ['embed.out', 'layers.0.q_proj.in']
-    """
-    known = ["embed.out"]
-    for name in gemm_names(arch):
-        known += [f"{name}.in", f"{name}.out"]
-        if name.endswith(("qk", "pv")):
-            known.append(f"{name}.operand")
-    every_norm = tensor_shapes(replace(arch, norm="rms"))  # those without a weight, too
-    known += [
-        f"{name.removesuffix('.weight')}.out" for name in every_norm if name.endswith("norm.weight")
-    ]
-    products = set(gemm_names(arch))
-    biases = [name.removesuffix(".bias") for name in tensor_shapes(arch) if name.endswith(".bias")]
-    known += [f"{name}.biased" for name in biases if name in products]
-    for stack in stacks(arch):
-        for i in range(stack.layers):
-            layer = f"{stack.prefix}layers.{i}"
-            parts = ["attn.out", "mlp.out", "out", "softmax.out"]
-            parts += ["cross.out", "cross_softmax.out"] if stack.cross else []
-            if layer_rope(arch, i) is not None:
-                parts += ["q_rotary.out", "k_rotary.out"]
-                parts += ["q_norm.out", "k_norm.out"] if arch.qk_norm == "l2" else []
-            if arch.moe is not None and has_experts(arch, i):
-                parts += ["router.experts", "router.weights"]
-                parts += ["shared.act.out"] if arch.moe.shared else []
-                for e in range(arch.moe.experts):
-                    parts += [f"experts.{e}.rows", f"experts.{e}.act.out"]
-            else:
-                parts.append("act.out")
-            known += [f"{layer}.{part}" for part in parts]
-    if arch.head or arch.labels or arch.masked:
-        known.append("logits")
-    if arch.pooler:
-        known.append("pooled")
-    return known
-
-
-def op_names(arch: Arch) -> list[str]:
-    """Return the names of the operators outside the products, which recipes may lower.
-
-    Examples
-    --------
-    >>> from numsim.data import bundled_model_dir
-    >>> from numsim.models import load_model
-    >>> op_names(load_model(bundled_model_dir()).arch)[::8]
-    ['embedding', 'layers.1.attn_norm', 'final_norm', 'layers.2.rotary', 'logits']
-    """
-    known: list[str] = []
-    for stack in stacks(arch):
-        known.append(f"{stack.prefix}embedding")
-        known += [f"{stack.prefix}layers.{i}.residual" for i in range(stack.layers)]
-    for tap in tap_names(arch):
-        name = tap.removesuffix(".out").replace("q_rotary", "rotary")
-        if tap.endswith(("norm.out", "softmax.out", "q_rotary.out", ".act.out")):
-            known.append(name)
-    return [*known, "logits"] if arch.head or arch.masked else known
-
-
-@lru_cache(maxsize=16)
-def lowered_operators(arch: Arch, ops: Ops) -> Mapping[str, Op]:
-    """Return what a recipe says of each operator of a network that it names.
-
-    Raises
-    ------
-    NumsimError
-        For a glob that names no operator, or settings that one does not have.
-    """
-    return ops_for(ops, op_names(arch)) if ops else {}
-
-
-def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
+def padding_mask(arch: Arch, mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None:
     """Return a mask [B, T], None where all tokens count."""
     if mask is None:
         return None
+    if arch.reads != "tokens":
+        raise NumsimError(
+            f"run: attention_mask must be left out for {arch.family}, which sees all of its "
+            f"{arch.reads}; got {type(mask).__name__}"
+        )
     values = np.atleast_2d(array(mask, "run: attention_mask"))
     numeric = values.dtype.kind in "biuf"
     if values.shape != shape or not numeric or not np.isin(values, (0, 1)).all():
@@ -236,17 +162,26 @@ def padding_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> Bools | None
     return values.astype(np.bool_)
 
 
-def check_positions(arch: Arch, total: int) -> None:
-    """Raise where a sequence of `total` tokens is longer than a learned table of positions."""
-    if arch.positions and total > arch.positions:
+def check_positions(arch: Arch, total: int, *, stack: int = -1) -> None:
+    """Raise where a sequence of `total` tokens is longer than a learned table of positions.
+
+    `stack`: of the decoder, or 0 of the encoder before it.
+    """
+    rows = stack_arch(arch, stacks(arch)[stack]).positions
+    if rows and total > rows:
+        who = f"the encoder of {arch.family}" if stack == 0 and arch.decoder_layers else arch.family
         raise NumsimError(
-            f"run: {arch.family} has a table of {arch.positions} positions; got a sequence of "
-            f"{total}; cut it"
+            f"run: {who} has a table of {rows} positions; got a sequence of {total}; cut it"
         )
 
 
-def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) -> None:
-    """Raise where `past` is neither None nor a Past that so many rows and tokens can follow."""
+def check_past(
+    arch: Arch, past: object, batch: int, steps: int, dtype: type, kv: KV | None = None
+) -> None:
+    """Raise where `past` is neither None nor a Past that so many rows and tokens can follow.
+
+    `kv`: how the run keeps keys and values.
+    """
     if past is None:
         return
     if not arch.causal:
@@ -268,6 +203,11 @@ def check_past(arch: Arch, past: object, batch: int, steps: int, dtype: type) ->
         raise NumsimError(
             f"run: past must come from runs of the same model, all emulated or all reference; got "
             f"other keys and values than {arch.family} has; start with a new Past()"
+        )
+    if past.length and past.kv != kv:
+        raise NumsimError(
+            f"run: past must come from runs that keep keys and values alike; got kv {past.kv!r:.90}"
+            f" before and {kv!r:.90} now; start with a new Past()"
         )
     total = past.length + steps
     for rope in every_rope(arch):

@@ -32,7 +32,8 @@ class Past:
     kept: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     memory: Array | None = None  # output of the encoder [B, S, H]
     memory_keep: Bools | None = None
-    caches: dict[str, tuple[KVCache, ...]] = field(default_factory=dict)  # one a row, by a recipe
+    caches: dict[str, tuple[KVCache, ...]] = field(default_factory=dict)  # one a row, by `kv`
+    kv: KV | None = None  # of the recipe of its runs
 
     def __repr__(self) -> str:
         return f"Past({self.length} tokens, {len(self.kept)} pairs of keys and values)"

@@ -17,6 +17,7 @@ from numsim.models.arch import (
     Stack,
     every_rope,
     layer_products,
+    read_tokens,
     stack_arch,
     stacks,
     tensor_shapes,
@@ -129,6 +130,9 @@ def _products(arch: Arch) -> Iterator[ProductSize]:
     """Yield the kinds of products, in the order they first run."""
     width = arch.embed_dim or arch.hidden
     counts: Counter[tuple[str, int | None, int | None]] = Counter()
+    for conv in arch.convs:
+        name = f"{stacks(arch)[0].prefix}{conv.name}"
+        counts[name, conv.inputs * math.prod(conv.kernel), conv.outputs] += 1
     if arch.embed_dim:
         counts["project_in", width, arch.hidden] += 1
     for stack in stacks(arch):
@@ -193,14 +197,18 @@ def description_rows(found: Description) -> list[tuple[str, str]]:
     ('family', 'llama (LlamaForCausalLM): a decoder that predicts the next token')
     """
     a = found.arch
+    vocabulary = f", vocabulary {a.vocab:,}" if a.vocab else ""
     rows = [
         ("family", f"{a.family} ({', '.join(found.classes) or 'no class named'}): {_kind(a)}"),
         ("parameters", _count(found.parameters)),
         ("layers", _layers(a)),
-        ("width", f"{a.hidden}, vocabulary {a.vocab:,}{', head tied' if a.tied else ''}"),
+        ("width", f"{a.hidden}{vocabulary}{', head tied' if a.tied else ''}"),
         ("attention", _attention(a)),
         ("positions", _positions(a)),
     ]
+    if a.frame:
+        axes = "channels, height, width" if a.reads == "pixels" else "bins, times"
+        rows.insert(2, ("reads", f"{a.reads} [{axes}] of {list(a.frame)}: {read_tokens(a)} tokens"))
     if found.active != found.parameters:
         rows[1] = ("parameters", f"{_count(found.parameters)}, {_count(found.active)} for a token")
     if a.moe is not None:
@@ -254,6 +262,7 @@ def _positions(a: Arch) -> str:
     if a.layer_ropes and None in a.layer_ropes:
         told.append(f"none in {a.layer_ropes.count(None)} layers")
     told += [f"a table of {a.positions}"] if a.positions else []
+    told += [f"one of {a.decoder_positions} in the decoder"] if a.decoder_positions else []
     told += [f"{a.buckets} buckets of distance"] if a.buckets else []
     told += ["a linear bias (ALiBi)"] if a.alibi else []
     return "; ".join(told) or "none"

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from numsim.errors import UnsupportedError
 from numsim.kernels.elementwise import activations, functions
 from numsim.models import lowered
 from numsim.models.arch import Moe, has_experts
@@ -44,11 +43,6 @@ def mlp(name: str, x: Array, c: Context, *, bias: bool) -> Array:
 def _lowered(name: str, x: Array, c: Context, op: Op, *, bias: bool) -> Array:
     """`mlp` with its activation, and the product that gates, in low precision."""
     a = c.arch
-    if a.swiglu_limit is not None:
-        raise UnsupportedError(
-            f"ops: {name}.act is a clamped SwiGLU, which has no form in low precision; leave its "
-            "rule out"
-        )
     gate = "gate_proj" if a.gated else "up_proj"
     middle = lowered.act(a.activation, linear(f"{name}.{gate}", x, c, bias=bias), op)
     c.keep_tap(f"{name}.act.out", middle)

@@ -70,8 +70,8 @@ def with_stored_parts(
     def at(our: str, prefix: str) -> str:
         return find_place(our, names, prefix, shapes, arch).name
 
-    every = family.prefixes
-    prefix = next((p for p in every if at("embed.weight", p) in stored), every[0])
+    every, first = family.prefixes, next(iter(shapes))
+    prefix = next((p for p in every if at(first, p) in stored), every[0])
     for part in head.optional:
         without = replace(arch, **part)
         own = set(tensor_shapes(arch)) - set(tensor_shapes(without))

@@ -22,10 +22,11 @@ States = tuple[Array, ...]  # layers + 1 of [B, T, H]
 class Inputs(NamedTuple):
     """What a network is given, checked."""
 
-    ids: Ints  # [B, T], of an encoder-decoder those of the encoder
+    ids: Ints  # [B, T], of an encoder-decoder those of the encoder; zeros beside `numbers`
     keep: Bools | None  # [B, T]
     types: Ints | None  # [B, T], segments
     target: Ints | None  # [B, T'], of the decoder
+    numbers: Array | None = None  # pictures or spectra [B, ...] in place of ids
 
 
 def forward(
@@ -84,7 +85,8 @@ def _stack(
         c = replace(c, bias=alibi_bias(a.alibi, counted, steps))
     elif buckets is not None and not a.bucket_by_layer:
         c = replace(c, bias=relative_bias(f"{stack.prefix}relative", buckets, c))
-    x = embed(ids, _counted(a, keep, ids, start), given.types, c)  # [B, T, H]
+    places = _counted(a, keep, ids, start)
+    x = embed(ids, places, given.types, c, given.numbers)  # [B, T, H]
     states = [x]
     for i in range(stack.layers):
         x = block(f"{stack.prefix}layers.{i}", i, x, c)  # [B, T, H]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ Array = NDArray[Any]
 Ints = NDArray[np.int64]
 Gemm = Callable[[str, Array, "str | Array", Ints], Array]
 RAW = Quant("float32", granularity="none")  # an operand that is not quantised
+# What was found last: each product alone asks anew, of thousands of experts.
+_LAST: list[tuple[Recipe | None, Iterable[str], Mapping[str, Rule]]] = [(None, (), {})]
 
 
 @cache
@@ -46,7 +49,7 @@ def probe(rule: Rule) -> float:
     return held_bytes(b) / zeros.size
 
 
-def fitting_rules(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
+def fitting_rules(recipe: Recipe, names: Iterable[str]) -> Mapping[str, Rule]:
     """Return the rule of each of `names`, all products of a network; see `probe`.
 
     Raises
@@ -56,6 +59,14 @@ def fitting_rules(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
     UnsupportedError
         A unit does not take what its rule gives it; the message names the rule.
     """
+    before, of, rules = _LAST[0]
+    if before is not recipe or of is not names:
+        rules = MappingProxyType(_fitting(recipe, names))
+        _LAST[0] = recipe, names, rules
+    return rules
+
+
+def _fitting(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
     rules = recipe.check(names)
     first: dict[Rule, str] = {}
     for name, rule in rules.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models.arch import Arch, every_rope
-from numsim.models.checks import check_positions, new_tokens, padding_mask, token_ids
+from numsim.models.checks import check_positions, first_input, new_tokens, padding_mask
 from numsim.models.context import Past
 from numsim.models.gemm import Ints
 from numsim.models.recipe import Recipe
@@ -18,8 +18,8 @@ from numsim.models.rope import check_rope, turns_anew
 
 
 def greedy(
-    a: Arch, run: Callable[..., Any], tokens: ArrayLike, recipe: Recipe | None, count: int,
-    mask: ArrayLike | None,
+    a: Arch, run: Callable[..., Any], tokens: ArrayLike | None, recipe: Recipe | None, count: int,
+    mask: ArrayLike | None, features: ArrayLike | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Continue prompts by `count` tokens; `run` is that of the model: see ``Model.generate``."""
     count = new_tokens(count)
@@ -32,8 +32,10 @@ def greedy(
         raise NumsimError(
             "generate: config.json must name decoder_start_token_id; it does not; add it"
         )
-    ids = token_ids(tokens, "tokens", a.vocab)
-    spans = _spans(padding_mask(mask, ids.shape), ids.shape, left=not a.decoder_layers)
+    ids, numbers = first_input(a, {"tokens": tokens, "features": features}, np.float64)
+    single = features is not None and np.ndim(features) == len(a.frame)
+    single = single or (tokens is not None and np.ndim(tokens) == 1)
+    spans = _spans(padding_mask(a, mask, ids.shape), ids.shape, left=not a.decoder_layers)
     longest = 1 if a.decoder_layers else max(stop - start for start, stop in spans)
     if count:  # the last token is not fed back
         check_positions(a, longest + count - 1)
@@ -43,11 +45,12 @@ def greedy(
     for length in sorted({stop - start for start, stop in spans}):
         rows = [i for i, (start, stop) in enumerate(spans) if stop - start == length]
         prompts = np.stack([ids[i, slice(*spans[i])] for i in rows])  # [rows, length]
-        added[rows] = _continue(a, run, prompts, recipe, count)
+        read = {"tokens": prompts} if numbers is None else {"features": numbers[rows]}
+        added[rows] = _continue(a, run, prompts, read, recipe, count)
     if a.decoder_layers:
         ids = np.full((len(ids), 1), a.decoder_start, np.int64)
     whole = np.concatenate([ids, added], axis=1)
-    return whole[0] if np.ndim(tokens) == 1 else whole
+    return whole[0] if single else whole
 
 
 def _spans(
@@ -71,9 +74,10 @@ def _spans(
 
 
 def _continue(
-    a: Arch, run: Callable[..., Any], prompts: Ints, recipe: Recipe | None, count: int
-) -> Ints:
-    """Return the next `count` tokens [B, count] of prompts [B, T]."""
+    a: Arch, run: Callable[..., Any], prompts: Ints, read: Mapping[str, Any],
+    recipe: Recipe | None, count: int,
+) -> Ints:  # fmt: skip
+    """Return the next `count` tokens [B, count] of prompts [B, T]; an encoder reads `read`."""
     ids = np.full((len(prompts), 1), a.decoder_start) if a.decoder_layers else prompts
     first = ids.shape[1]
     whole = any(turns_anew(rope, first, first + count - 1) for rope in every_rope(a))
@@ -81,7 +85,7 @@ def _continue(
     fresh = ids
     for _ in range(count):
         if a.decoder_layers:
-            done = run(prompts, recipe, decoder_tokens=fresh, past=past)
+            done = run(**read, recipe=recipe, decoder_tokens=fresh, past=past)
         else:
             done = run(fresh, recipe, past=past)
         best = np.argmax(done.logits[:, -1], axis=-1)[:, None]  # [B, 1], the lowest among equals

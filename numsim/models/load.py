@@ -147,7 +147,9 @@ def load_model(
         check_values(weight, maps)
         release(maps[weight.parts["codes"].file])
     mapped = {our: place for our, place in places.items() if place.name in whole}
-    shapes = tensor_shapes(arch) | {"lm_head.weight": tensor_shapes(arch)["embed.weight"]}
+    shapes = tensor_shapes(arch)
+    if "embed.weight" in shapes:
+        shapes["lm_head.weight"] = shapes["embed.weight"]
     arrays = Mapped(whole, mapped, shapes)
     parts = {our: (packed[p.name], p) for our, p in places.items() if p.name in packed}
     tensors: Mapping[str, Stored] = arrays
@@ -228,6 +230,8 @@ def _match(
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
         t = stored.get(at.name)
+        if t is not None:
+            at = places[our] = at.fitted(shapes[our], t.shape)
         if isinstance(t, Packed):  # which is [out, in], however it lies in the file
             at = at._replace(turned=False)
         shape = at.stored_shape(shapes[our])

@@ -6,21 +6,24 @@ Without an `Op` an operator is float32, computed in float64 and rounded once; `b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numsim import operators
-from numsim.errors import UnsupportedError
 from numsim.kernels.elementwise import activations
 from numsim.models.gemm import Array
-from numsim.operators.chains import silu
+from numsim.operators.chains import LOG2_E, exp2_by, silu
+from numsim.operators.gpu import inverse_of, rescaled, softmax_tiles
 from numsim.operators.rounded import Rounding, function, plus, rounding_to, times
-from numsim.operators.rules import Op
+from numsim.operators.rules import VARIANTS, Op
 from numsim.quant.odd import product_to_odd
 
-_FUNCTIONS = {  # our activations by function: the operator that rounds them once
+# our activations by function: the operator that rounds them once
+_FUNCTIONS: dict[Callable[[Array], Array], str] = {
     activations.gelu: "gelu", activations.gelu_tanh: "gelu_tanh", activations.tanh: "tanh",
     activations.sigmoid: "sigmoid",
 }  # fmt: skip
@@ -62,13 +65,42 @@ def softmax(
     return y[..., : scores.shape[-1]]
 
 
+def attention_by_tiles(
+    scores: Array,
+    op: Op,
+    *,
+    scale: float,
+    seen: NDArray[np.bool_] | None,
+    product: Callable[[Array, slice], Array],
+) -> tuple[Array, Array]:
+    """Return what attention gives [B, N, T, E], and its weights, in the order of flash attention.
+
+    `product` multiplies probabilities [B, N, T, tile] with the values of some keys.
+    """
+    s = scores if seen is None else np.where(seen, scores, np.float32(-np.inf))
+    r = rounding_to(op.out_format or "float32", op.out_rounding or "rne")
+    steps = softmax_tiles(
+        s.reshape(-1, s.shape[-1]), np.float32(scale * LOG2_E), tile=op.tile or s.shape[-1],
+        exp2=exp2_by(op.exp or "exact"), threshold=op.rescale_threshold or 0.0,
+    )  # fmt: skip
+    weights = np.empty((math.prod(s.shape[:-1]), s.shape[-1]), np.float32)
+    out = sums = np.zeros((len(weights), 1), np.float32)
+    for step in steps:
+        p = r(step.p)
+        added = product(p.reshape(*s.shape[:-1], -1), step.keys)
+        rows = added.reshape(len(p), -1)
+        out = rescaled(np.broadcast_to(out, rows.shape), step.factor, rows)
+        weights[:, : step.keys.start] *= step.factor[:, None]
+        weights[:, step.keys], sums = p, step.row_sum
+    inverse = inverse_of(sums)[:, None]
+    return (out * inverse).reshape(added.shape), (weights * inverse).reshape(s.shape)
+
+
 def norm(x: Array, op: Op, kind: str, eps: float, weight: Any, bias: Any) -> Array:
     """Norm of rows by a kind of `Arch`; weight and bias as it has them, None where it has none."""
     r, settings = rounding_of(op), op.settings()
     ones = np.ones(x.shape[-1], np.float32)
     if kind.startswith("layer"):
-        settings.pop("weight_format", None)
-        settings.pop("weight_rounding", None)
         w = ones if weight is None else r.constant(weight)
         b = None if bias is None else r.constant(bias)
         return operators.layernorm(
@@ -81,25 +113,26 @@ def norm(x: Array, op: Op, kind: str, eps: float, weight: Any, bias: Any) -> Arr
     )  # fmt: skip
 
 
-def act(name: str, x: Array, op: Op) -> Array:
-    """Return an activation by its name in `ACTIVATIONS`.
+def act_forms(name: str) -> tuple[str, ...]:
+    """Return the variants that an activation of `ACTIVATIONS` has, ``plain`` where it has no name.
 
-    Raises
-    ------
-    UnsupportedError
-        For an activation that no operator rounds.
+    >>> act_forms("silu"), act_forms("gelu"), act_forms("quick_gelu")
+    (('silu', 'sigmoid', 'steps'), ('plain',), ())
     """
+    run = activations.ACTIVATIONS[name]
+    if run is activations.silu:
+        return VARIANTS
+    return ("plain",) if run is activations.relu or run in _FUNCTIONS else ()
+
+
+def act(name: str, x: Array, op: Op) -> Array:
+    """Return an activation by its name in `ACTIVATIONS`, one that has a form."""
     r, run = rounding_of(op), activations.ACTIVATIONS[name]
     x = r(x)
     if run is activations.silu:
         return silu(x, r, op.variant or "silu")
     if run is activations.relu:
         return r(run(x))
-    if run not in _FUNCTIONS or op.variant is not None:
-        raise UnsupportedError(
-            f"ops: the activation {name} has {'one way only' if run in _FUNCTIONS else 'no form'} "
-            "in low precision; leave its rule out"
-        )
     return r(function(_FUNCTIONS[run], x))
 
 

@@ -41,6 +41,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "qwen2_vl": Wrapper("Qwen2VLForConditionalGeneration", "qwen2", _QWEN),
     "qwen2_5_vl": Wrapper("Qwen2_5_VLForConditionalGeneration", "qwen2", _QWEN),
     "qwen3_vl": Wrapper("Qwen3VLForConditionalGeneration", "qwen3", _QWEN),
+    "qwen3_vl_moe": Wrapper("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe_text", _QWEN),
     "mistral3": Wrapper("Mistral3ForConditionalGeneration", None, _LLAVA),
     "llava": Wrapper("LlavaForConditionalGeneration", None, _LLAVA),
 }

@@ -17,7 +17,7 @@ class At(NamedTuple):
     """Where a tensor of ours is stored, {p} {i} {e} = prefix, layer, expert."""
 
     name: str
-    turned: bool = False  # stored [in, out]
+    turned: bool | None = False  # stored [in, out]; None: in either order, as its shape says
     parts: tuple[str, ...] = ()  # modules of ours stored as one, along the outputs
     # how the parts alternate: by key head with its queries, or row by row; else one after another
     by: Literal["", "head", "row"] = ""
@@ -34,6 +34,8 @@ class Place(NamedTuple):
     groups: int = 1
     turned: bool = False
     stack: tuple[int, int] | None = None  # which of how many
+    kernel: Shape = ()  # of a convolution, stored [out, channels, ...]: its axes after the first
+    either: bool = False  # whether `turned` follows from the shape
 
     @property
     def whole(self) -> bool:
@@ -42,9 +44,15 @@ class Place(NamedTuple):
 
     def stored_shape(self, shape: Shape) -> Shape:
         """Return the shape of the stored tensor that holds one of `shape`."""
-        whole = (self.groups * self.width, *shape[1:])
+        whole = (self.groups * self.width, *(self.kernel or shape[1:]))
         whole = whole[::-1] if self.turned else whole
         return whole if self.stack is None else (self.stack[1], *whole)
+
+    def fitted(self, shape: Shape, found: Shape) -> Place:
+        """Return the place in the order that the stored shape `found` shows, where both occur."""
+        other = self._replace(turned=True)
+        fits = found == self.stored_shape(shape) or found != other.stored_shape(shape)
+        return self if not self.either or fits else other
 
     def take(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Return our [out, in] part of a stored tensor, a view where it can be."""
@@ -52,6 +60,8 @@ class Place(NamedTuple):
             stored = stored[self.stack[0]]
         if self.turned:
             stored = stored.T
+        if self.kernel:
+            return stored.reshape(len(stored), -1)
         return stored if self.whole else rows_of_groups(stored, self)
 
 
@@ -93,14 +103,18 @@ def find_place(
         has_number = len(numbers) == 2 and arch.moe is not None
         stack = (int(numbers[1]), arch.moe.experts) if has_number and arch.moe else (0, 1)
     if not at.parts:
-        return Place(name, rows, 0, rows, 1, at.turned, stack)
+        conv = next((c for c in arch.convs if parts[-2:] == [c.name, "weight"]), None)
+        kernel = () if conv is None else (conv.inputs, *conv.kernel)
+        either = at.turned is None
+        return Place(name, rows, 0, rows, 1, bool(at.turned), stack, kernel, either)
     own, parent, end = parts[-2], ".".join(parts[:-2]), parts[-1]
     sizes = [shapes[f"{parent}.{part}.{end}".lstrip(".")][0] for part in at.parts]
     groups = {"": 1, "head": arch.kv_heads, "row": rows}[at.by]
     begin = sum(sizes[: at.parts.index(own)]) // groups
     return Place(
-        name, sum(sizes) // groups, begin, begin + rows // groups, groups, at.turned, stack
-    )
+        name, sum(sizes) // groups, begin, begin + rows // groups, groups, bool(at.turned), stack,
+        either=at.turned is None,
+    )  # fmt: skip
 
 
 def put_rows(out: NDArray[Any], place: Place, part: NDArray[Any]) -> None:

@@ -19,13 +19,11 @@ from numsim.models.checks import (
     check_past,
     check_positions,
     decoder_ids,
-    lowered_operators,
+    first_input,
     padding_mask,
     product_inputs,
     segment_ids,
-    token_ids,
     token_positions,
-    wanted_taps,
 )
 from numsim.models.context import Past
 from numsim.models.forward import Inputs, forward
@@ -36,6 +34,7 @@ from numsim.models.packed.recipe import check_stored, declared_recipe, stored_ot
 from numsim.models.places import Place
 from numsim.models.recipe import Recipe, Rule
 from numsim.models.score import token_losses
+from numsim.models.taps import check_tiles, lowered_operators, wanted_taps
 from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor
 
@@ -73,7 +72,9 @@ class Model:
     ``q_a_proj q_b_proj kv_a_proj kv_b_proj``), ``qk pv o_proj``, the same with ``cross_`` before
     them, ``gate_proj up_proj down_proj`` (plain MLP: ``up_proj down_proj``), with experts
     ``router``, ``experts.{e}.gate_proj`` ..., ``shared.gate_proj`` ..., ``shared_gate``; around the
-    layers ``project_in project_out pooler transform classifier lm_head``.
+    layers ``project_in project_out pooler transform classifier lm_head``; convolutions, whose K
+    is channels times kernel in this order, ``patches`` of pictures and ``encoder.conv1
+    encoder.conv2`` of spectra.
     """
 
     arch: Arch
@@ -122,10 +123,12 @@ class Model:
         NumsimError
             As `check`, but for weights that are stored in another way.
         """
-        if recipe is None or not isinstance(self.tensors, Weights):
+        if recipe is None:
+            return self
+        check_tiles(lowered_operators(self.arch, recipe.ops), recipe.check(self.gemm_names()))
+        if not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
-        lowered_operators(self.arch, recipe.ops)
         return self if stored_otherwise(self.tensors, rules) is None else self.dequantised()
 
     def recipe(self, *, kv_cache: bool = False) -> Recipe | None:
@@ -137,7 +140,10 @@ class Model:
         ----------
         kv_cache : bool
             Round keys and values too, by the scheme that the checkpoint declares for its cache:
-            the right operands of ``qk`` and ``pv``.
+            the right operands of ``qk`` and ``pv``, codes that meet the queries and the weights
+            in the unit, each layer by its own scale, the newest token's too. `Recipe.kv` is no
+            place for them: it has one rule for all layers, and what it keeps is widened before
+            the products.
 
         Returns
         -------
@@ -162,9 +168,11 @@ class Model:
 
     def run(
         self,
-        tokens: ArrayLike,
+        tokens: ArrayLike | None = None,
         recipe: Recipe | None = None,
         *,
+        pixels: ArrayLike | None = None,
+        features: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
         decoder_tokens: ArrayLike | None = None,
@@ -198,6 +206,11 @@ class Model:
             Token ids; positions count from 0, or from the length of `past`.
         recipe : Recipe, optional
             None: everything in float64. Else float32 between the products, which run as it says.
+        pixels : array [channels, height, width] or [B, channels, height, width]
+            In place of `tokens`, of a network that reads pictures (vit), as its processor makes
+            them.
+        features : array [bins, times] or [B, bins, times]
+            In place of `tokens`, of one that reads speech (whisper): log-mel spectra.
         attention_mask : 0/1 array [B, T], optional
             1 = keep. Positions still count from 0 (OPT: kept tokens only), as in transformers; a
             padding token that sees no key gets no attention output.
@@ -215,9 +228,10 @@ class Model:
             - ``<product>.in`` [B, T, K]; ``<product>.out`` [B, T, N], before the bias;
               ``<product>.biased``, after it; of ``qk`` and ``pv`` [B, key heads, queries, ...] and
               ``.operand``, the right side [..., K, N];
-            - ``embed.out``, ``layers.{i}.attn.out``, ``layers.{i}.cross.out``,
-              ``layers.{i}.mlp.out``, ``layers.{i}.out`` and ``<norm>.out``, for example
-              ``layers.{i}.attn_norm.out``, ``final_norm.out`` [B, T, H];
+            - ``embed.out`` (encoder-decoder: ``encoder.embed.out``), ``layers.{i}.attn.out``,
+              ``layers.{i}.cross.out``, ``layers.{i}.mlp.out``, ``layers.{i}.out`` and
+              ``<norm>.out``, for example ``layers.{i}.attn_norm.out``, ``final_norm.out``
+              [B, T, H];
             - ``layers.{i}.q_rotary.out``, ``layers.{i}.k_rotary.out`` [B, heads, T, D], positions
               applied; ``layers.{i}.softmax.out``, ``layers.{i}.cross_softmax.out`` [B, heads, T,
               keys], the attention weights;
@@ -242,7 +256,7 @@ class Model:
         NumsimError
             Wrong tokens, mask, tap or recipe, a memory limit below the largest block, or more
             tokens than positions where the family has a learned table of them (``arch.positions``:
-            gpt2, opt, bert). Rotary and relative positions have no such end, whatever
+            gpt2, opt, bert, bart). Rotary and relative positions have no such end, whatever
             max_position_embeddings says; rotary angles are refused from 2**20 radians on.
 
         Examples
@@ -254,14 +268,17 @@ class Model:
         ((1, 3, 2048), (1, 3, 512))
         """
         a = self.arch
-        ids = token_ids(tokens, "tokens", a.vocab)
-        keep = padding_mask(attention_mask, ids.shape)
+        dtype = np.float64 if recipe is None else np.float32
+        read = {"tokens": tokens, "pixels": pixels, "features": features}
+        ids, numbers = first_input(a, read, dtype)
+        keep = padding_mask(a, attention_mask, ids.shape)
         types = segment_ids(a, token_type_ids, ids.shape)
         target = decoder_ids(a, decoder_tokens, len(ids))
         steps = (ids if target is None else target).shape[1]
-        dtype = np.float64 if recipe is None else np.float32
-        check_past(a, past, len(ids), steps, dtype)
+        rules, kv = self.check(recipe), None if recipe is None else recipe.kv
+        check_past(a, past, len(ids), steps, dtype, kv)
         check_positions(a, (0 if past is None else past.length) + steps)
+        check_positions(a, ids.shape[1] if target is not None else 0, stack=0)
         check_chunks(a, keep)
         own, past = past, None if past is None else past.apart()
         kept: dict[str, Array] = {}
@@ -271,7 +288,6 @@ class Model:
             if name in wanted:
                 kept[name] = value
 
-        rules = self.check(recipe)
         seed = 0 if recipe is None else recipe.seed
         gemm = tapped(make_gemm(self.tensors, self.cache, rules, seed), keep_tap)
         common: dict[str, Any] = {
@@ -283,24 +299,25 @@ class Model:
             "tell": tell,
         }
         if recipe is not None:
-            common |= {"op": lowered_operators(a, recipe.ops).get, "kv": recipe.kv}
+            common |= {"op": lowered_operators(a, recipe.ops).get, "kv": kv}
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # results, not accidents
-            given = Inputs(ids, keep, types, target)
+            given = Inputs(ids, keep, types, target, numbers)
             states, encoded, (logits, pooled) = forward(a, common, given, past)
         keep_tap("logits", logits)
         if pooled is not None:
             keep_tap("pooled", pooled)
         if own is not None and past is not None:  # only a run that ends leaves its keys
-            own.update(past)
+            own.update(replace(past, kv=kv))
         resolved = None if recipe is None else replace(recipe, rules=tuple((rules or {}).items()))
         return Run(logits, states, kept, encoded, pooled, resolved)
 
     def generate(
         self,
-        tokens: ArrayLike,
+        tokens: ArrayLike | None = None,
         recipe: Recipe | None = None,
         *,
         max_new_tokens: int,
+        features: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
     ) -> NDArray[np.int64]:
         """Continue greedily: the token of the largest logit, the lowest id among equals.
@@ -318,6 +335,8 @@ class Model:
             As in `run`.
         max_new_tokens : int
             How many tokens to add, at most 2**20; an end-of-text token does not stop it.
+        features : array [bins, times] or [B, bins, times]
+            In place of `tokens`, as in `run`; no token is suppressed.
         attention_mask : 0/1 array [B, T], optional
             1 = keep. Prompts are padded on the left (an encoder's input on either side) and give
             the bits they give without padding: positions count kept tokens only, and rows of one
@@ -337,14 +356,15 @@ class Model:
         UnsupportedError
             The model has no head that predicts the next token.
         """
-        return greedy(self.arch, self.run, tokens, recipe, max_new_tokens, attention_mask)
+        return greedy(self.arch, self.run, tokens, recipe, max_new_tokens, attention_mask, features)
 
     def nll(
         self,
-        tokens: ArrayLike,
+        tokens: ArrayLike | None = None,
         recipe: Recipe | None = None,
         *,
         decoder_tokens: ArrayLike | None = None,
+        features: ArrayLike | None = None,
         batch: int = 8,
     ) -> NDArray[np.float64]:
         """Return the negative log-likelihood of each next token, in nats.
@@ -360,6 +380,8 @@ class Model:
             As in `run`.
         decoder_tokens : int array [T'] or [B, T']
             Required by encoder-decoders; what is scored.
+        features : array [bins, times] or [B, bins, times]
+            In place of `tokens`, as in `run`.
         batch : int
             How many rows run together; ``per_tensor`` activations take one scale over them.
 
@@ -390,7 +412,7 @@ class Model:
         >>> mean > 3 * stderr
         True
         """
-        return token_losses(self.arch, self.run, tokens, recipe, decoder_tokens, batch)
+        return token_losses(self.arch, self.run, tokens, recipe, decoder_tokens, features, batch)
 
     def gemm(
         self,
@@ -448,7 +470,7 @@ class Model:
         """
         dtype = np.float64 if recipe is None else np.float32
         left, right = product_inputs(self.arch, self.tensors, name, x, operand, dtype)
-        rules = None if recipe is None else self._rules(recipe)
+        rules = None if recipe is None else self._rules(recipe, name)
         grouped = operand is not None and left.ndim > 2
         heads = self.arch.heads // self.arch.kv_heads if grouped else 1
         ids = token_positions(positions, left.shape[-2], heads)
@@ -457,7 +479,7 @@ class Model:
         run = make_gemm(self.tensors, self.cache, rules, seed, stored.append)
         return run(name, left, right, ids), stored[0] if stored else None
 
-    def check(self, recipe: Recipe | None) -> dict[str, Rule] | None:
+    def check(self, recipe: Recipe | None) -> Mapping[str, Rule] | None:
         """Return the rule of every product; what a run would refuse is refused without work.
 
         Raises
@@ -471,14 +493,18 @@ class Model:
             check_blocks(needs, self.cache.limit_bytes)
         return rules
 
-    def _rules(self, recipe: Recipe) -> dict[str, Rule]:
+    def _rules(self, recipe: Recipe, only: str | None = None) -> Mapping[str, Rule]:
         if not isinstance(recipe, Recipe):
             raise NumsimError(
                 f"run: recipe is a Recipe or None; got {type(recipe).__name__}; "
                 "Recipe.uniform('int8', target='ideal.int') makes one"
             )
         rules = fitting_rules(recipe, self.gemm_names())
+        if only is not None:
+            rules = {only: rules[only]}
         check_stored(self.tensors, rules)
+        if only is None:
+            check_tiles(lowered_operators(self.arch, recipe.ops), rules)
         return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:

@@ -11,16 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from numsim import metrics
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models.arch import Arch
-from numsim.models.checks import check_positions, decoder_ids, token_ids
+from numsim.models.checks import check_positions, decoder_ids, first_input
 from numsim.models.recipe import Recipe
 
 
 def token_losses(
     a: Arch,
     run: Callable[..., Any],
-    tokens: ArrayLike,
+    tokens: ArrayLike | None,
     recipe: Recipe | None,
     decoder_tokens: ArrayLike | None,
+    features: ArrayLike | None,
     batch: int,
 ) -> NDArray[np.float64]:
     """Return the loss of each next token; `run` is that of the model: see ``Model.nll``."""
@@ -31,7 +32,7 @@ def token_losses(
         )
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise NumsimError(f"nll: batch must be an integer from 1 on; got {batch!r}; 8 is usual")
-    ids = token_ids(tokens, "tokens", a.vocab)
+    ids, numbers = first_input(a, {"tokens": tokens, "features": features}, np.float64)
     target = decoder_ids(a, decoder_tokens, len(ids))
     scored = ids if target is None else target
     if scored.shape[1] < 2:
@@ -44,6 +45,7 @@ def token_losses(
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         given = None if target is None else target[part]
-        done = run(ids[part], recipe, decoder_tokens=given)
+        read = {"tokens": ids[part]} if numbers is None else {"features": numbers[part]}
+        done = run(**read, recipe=recipe, decoder_tokens=given)
         losses[part] = metrics.token_nll(done.logits, scored[part])
     return losses

@@ -6,6 +6,9 @@ notes is rounded once; constants (eps, 1/n, log2 e) are rounded to the format ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,6 +19,7 @@ from numsim.formats import FormatLike
 from numsim.kernels.elementwise import correct
 from numsim.operators.gpu import EXP2_POLYNOMIALS, exp2_lut, exp2_poly
 from numsim.operators.rounded import (
+    Floats,
     Rounding,
     Values,
     function,
@@ -27,8 +31,9 @@ from numsim.operators.rounded import (
     times,
     total,
 )
+from numsim.operators.variants import EX2, approximate
 
-_LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 
 
 def _values(x: ArrayLike) -> Values:
@@ -76,7 +81,8 @@ def softmax(
         ``e``, or ``2``: the difference is multiplied with log2 e first, as GPUs do.
     exp
         ``exact``: rounded once; with base 2 ``exp2_poly:3`` or ``exp2_lut:16``, of the degree or
-        the entries after the colon, and then rounded.
+        the entries after the colon, or ``ex2.approx.ftz.f32`` and its like, whose errors are drawn
+        inside the documented bound (`approximate`); and then rounded.
     sum_format, sum_rounding
         Of the additions; their total is then rounded to `format`.
     out_format, out_rounding
@@ -106,10 +112,8 @@ def softmax(
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
-    if exp != "exact":
-        e = r(_approximate_exp2(exp, r(times(d, r.constant(_LOG2_E)))))
-    elif str(base) == "2":
-        e = r(function("exp2", r(times(d, r.constant(_LOG2_E)))))
+    if exp != "exact" or str(base) == "2":
+        e = r(exp2_by(exp)(r(times(d, r.constant(LOG2_E)))))
     else:
         e = r(function("exp", d))
     s = total(e, sum, r, inner)[..., None]
@@ -117,15 +121,46 @@ def softmax(
     return _last(y, out_format, out_rounding)
 
 
-def _approximate_exp2(name: str, t: Values) -> Values:
-    kind, _, setting = name.partition(":")
-    number = int(setting) if setting.isdecimal() else 0
-    if kind == "exp2_poly" and number in EXP2_POLYNOMIALS:
-        return exp2_poly(t, degree=number)
-    if kind == "exp2_lut" and number >= 1:
-        return exp2_lut(t, entries=number)
+def exp2_by(name: str) -> Callable[[ArrayLike], Values | Floats]:
+    """Return what computes 2**x of float32: float32, or of ``exact`` float64 rounded to odd.
+
+    Raises
+    ------
+    NumsimError
+        As `exp2_variant`.
+    """
+    kind, number = exp2_variant(name)
+    if kind == "exact":
+        return partial(function, "exp2")
+    if kind == "exp2_poly":
+        return partial(exp2_poly, degree=number)
+    if kind == "exp2_lut":
+        return partial(exp2_lut, entries=number)
+    narrow = rounding_to(EX2[kind], overflow="special")
+    return lambda x: approximate(kind, narrow(x))
+
+
+def exp2_variant(name: str) -> tuple[str, int]:
+    """Return which exponential a word names, and its degree or entries.
+
+    Raises
+    ------
+    NumsimError
+        For an unknown word, degree or size of a table.
+
+    Examples
+    --------
+    >>> exp2_variant("exp2_poly:3"), exp2_variant("exact")
+    (('exp2_poly', 3), ('exact', 0))
+    """
+    kind, _, setting = str(name).partition(":")
+    number = int(setting) if setting.isdecimal() and len(setting) < 7 else 0
+    known = kind == "exp2_poly" and number in EXP2_POLYNOMIALS
+    if name == "exact" or name in EX2 or known or (kind == "exp2_lut" and number >= 1):
+        return kind, number
     raise NumsimError(
-        f"softmax: exp is exact, exp2_poly:DEGREE (1 to 5) or exp2_lut:ENTRIES; got {name!r}"
+        "softmax: exp is exact, exp2_poly:DEGREE (1 to 5), exp2_lut:ENTRIES (to 999999) or one of "
+        f"{', '.join(EX2)}; got {name!r}"
     )
 
 

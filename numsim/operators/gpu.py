@@ -5,6 +5,10 @@ Everything is float32 rounded half to even, fused multiply-adds where the source
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -218,30 +222,73 @@ def online_softmax(
         raise NumsimError(f"online_softmax: tile is 1 or more; got {tile}")
     words = ("exact", *(f"poly{n}" for n in EXP2_POLYNOMIALS))
     choice("exp2", exp2, words)
-    r, c, once = rounding_to(p_format), np.float32(scale_log2), rounding_to("float32")
+    r, once = rounding_to(p_format), rounding_to("float32")
+    out = np.zeros((len(s), values.shape[1]), np.float32)
+    steps = softmax_tiles(
+        s, np.float32(scale_log2), tile=tile, threshold=rescale_threshold,
+        exp2=partial(function, "exp2")
+        if exp2 == "exact"
+        else partial(exp2_poly, degree=int(exp2[4:])),
+    )  # fmt: skip
+    row_sum = m = np.empty(0, np.float32)
+    for step in steps:
+        added = _sum_of_products(r(step.p), values[step.keys], once)
+        out, row_sum, m = rescaled(out, step.factor, added), step.row_sum, step.row_max
+    out = _single(times(out, inverse_of(row_sum)[:, None]))
+    return out.reshape(*rows, -1), row_sum.reshape(rows), m.reshape(rows)
+
+
+class Tile(NamedTuple):
+    """What one tile of keys adds to rows of an online softmax, all float32."""
+
+    keys: slice
+    p: Values  # [M, tile], not divided by the sum
+    factor: Values  # [M], of what earlier tiles have added
+    row_sum: Values  # [M], with this tile
+    row_max: Values  # [M]
+
+
+def softmax_tiles(
+    s: Values, c: np.float32, *, tile: int, exp2: Callable[[Values], ArrayLike], threshold: float,
+) -> Iterator[Tile]:  # fmt: skip
+    """Yield the tiles of an online softmax of rows [M, K]: see `online_softmax`.
+
+    `exp2` computes probabilities, which are then rounded to float32. A score of -inf takes no part,
+    and a tile that has no other for a row leaves that row as it is.
+    """
+    once = rounding_to("float32")
     m = np.full(len(s), -np.inf, np.float32)
     row_sum = np.zeros(len(s), np.float32)
-    out = np.zeros((len(s), values.shape[1]), np.float32)
     for at in range(0, s.shape[1], tile):
         part = s[:, at : at + tile]
         new = np.maximum(m, part.max(1))
+        none = np.isneginf(new)  # so far
         a = np.zeros(len(s), np.float32)
         if at:
-            z = _single(times(_single(minus(m, new)), c))
+            with np.errstate(invalid="ignore"):
+                z = _single(times(_single(minus(np.where(none, 0, m), np.where(none, 0, new))), c))
             a = once(function("exp2", z))
-            keeps = (rescale_threshold > 0) & (z >= -rescale_threshold)
+            keeps = (threshold > 0) & (z >= -threshold)
             new, a = np.where(keeps, m, new), np.where(keeps, np.float32(1), a)
         m = new
-        t = _single(minus(times(part, c), _single(times(m, c))[:, None]))
-        p = once(function("exp2", t)) if exp2 == "exact" else exp2_poly(t, degree=int(exp2[4:]))
+        top = np.where(none, np.float32(0), m)
+        t = _single(minus(times(part, c), _single(times(top, c))[:, None]))
+        p = once(exp2(t))
         row_sum = _single(times(row_sum, a))
         for j in range(p.shape[1]):
             row_sum = _single(plus(row_sum, p[:, j]))
-        added = _sum_of_products(r(p), values[at : at + tile], once)
-        out = _single(plus(_single(times(out, a[:, None])), added))
+        yield Tile(slice(at, at + tile), p, a, row_sum, m)
+
+
+def rescaled(out: Values, factor: Values, added: Values) -> Values:
+    """Return fl(fl(out factor) + added), a factor a row."""
+    return _single(plus(_single(times(out, factor[:, None])), added))
+
+
+def inverse_of(row_sum: Values) -> Values:
+    """Return fl(1 / sum) of rows, 0 of a row without a key."""
     inverse = _single(function("reciprocal", row_sum))
-    out = _single(times(out, inverse[:, None]))
-    return out.reshape(*rows, -1), row_sum.reshape(rows), m.reshape(rows)
+    return np.where(row_sum == 0, np.float32(0), inverse)
 
 
 def _sum_of_products(p: Values, v: Values, once: Rounding) -> Values:

@@ -178,15 +178,13 @@ def total(x: NDArray[Any], order: str, r: Rounding, inner: Rounding | None = Non
     ``lanes:w`` adds x_j, x_{j+w} ... in lane j, then lane j + w/2 to lane j, and so on; ``exact``
     is one rounding of the exact sum. `inner` rounds the additions, `r` the result.
     """
+    check_order(order)
     step = inner or r
     if order == "exact":
         return r(step(_exact(x)) if inner else _exact(x))
     name, _, count = order.partition(":")
     if name == "lanes":
-        width = int(count) if count.isdecimal() else 0
-        if width < 1 or width & (width - 1):
-            raise NumsimError(f"sum: lanes:w takes a power of two; got {order!r}")
-        x = _lanes(x, width, step)
+        x = _lanes(x, int(count), step)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
             x = step(plus(x[..., :half], x[..., half:]))
@@ -197,15 +195,29 @@ def total(x: NDArray[Any], order: str, r: Rounding, inner: Rounding | None = Non
             added = step(plus(x[..., 0:even:2], x[..., 1:even:2]))
             x = np.concatenate([added, x[..., even:]], -1)
         s = x[..., 0]
-    elif order == "sequential":
+    else:
         s = x[..., 0]
         for i in range(1, x.shape[-1]):
             s = step(plus(s, x[..., i]))
-    else:
+    return r(s) if inner else s
+
+
+def check_order(order: object) -> None:
+    """Refuse what is no order of a sum.
+
+    Raises
+    ------
+    NumsimError
+        It is said which there are.
+    """
+    name, _, count = str(order).partition(":")
+    width = int(count) if count.isdecimal() else 0
+    if name == "lanes" and width and not width & (width - 1):
+        return
+    if order not in ("sequential", "pairwise", "exact"):
         raise NumsimError(
             f"sum is sequential, pairwise, lanes:w (w a power of two) or exact; got {order!r}"
         )
-    return r(s) if inner else s
 
 
 def _lanes(x: NDArray[Any], width: int, step: Rounding) -> NDArray[Any]:

@@ -16,13 +16,15 @@ from numsim.arguments import choice
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
+from numsim.operators.chains import exp2_variant
 from numsim.operators.kv import KVCache, Spec
-from numsim.operators.rounded import rounding_to
+from numsim.operators.rounded import check_order, rounding_to
 from numsim.vocabulary import ROUNDINGS
 
+VARIANTS = ("silu", "sigmoid", "steps")  # of silu
 _SUM = ("sum", "sum_format", "sum_rounding", "out_format", "out_rounding")
 SETTINGS = {  # kind of operator: what it has beside format and rounding
-    "softmax": (*_SUM, "divide", "base", "exp"),
+    "softmax": (*_SUM, "divide", "base", "exp", "tile", "rescale_threshold"),
     "norm": (*_SUM, "mean", "eps_place", "inv", "weight_format", "weight_rounding"),
     "act": ("variant",),
     "rotary": ("fma",),
@@ -33,7 +35,7 @@ SETTINGS = {  # kind of operator: what it has beside format and rounding
 _WORDS = {
     "divide": ("divide", "reciprocal"), "mean": ("divide", "reciprocal"), "base": ("e", "2"),
     "eps_place": ("inside", "outside"), "inv": ("rsqrt", "sqrt_recip"),
-    "variant": ("silu", "sigmoid", "steps"),
+    "variant": VARIANTS,
 }  # fmt: skip
 _FORMATS = ("format", "sum_format", "out_format", "weight_format")
 
@@ -52,7 +54,16 @@ class Op:
     divide, base
         Of softmax.
     exp
-        Of softmax: ``exact``, ``exp2_poly:3`` or ``exp2_lut:16``; the last two with base 2.
+        Of softmax: ``exact``, or with base 2 ``exp2_poly:3``, ``exp2_lut:16``,
+        ``ex2.approx.ftz.f32`` and its like: see `numsim.operators.softmax`.
+    tile
+        Of softmax: keys in a tile of `numsim.operators.online_softmax`, which attends as flash
+        attention does: probabilities of a tile meet its values, in the unit of the product ``pv``,
+        before the sum is known. The steps are float32, those that rescale exact, and `out_format`
+        is what probabilities are rounded to before they meet the values; what `pv`
+        stores of these has scales of its tile.
+    rescale_threshold
+        Beside `tile`: of log2, a new maximum at most so much larger does not rescale; None: always.
     mean, eps_place, inv, weight_format, weight_rounding
         Of norms, see `numsim.operators.layernorm` and ``rmsnorm``.
     variant
@@ -81,6 +92,8 @@ class Op:
     divide: str | None = None
     base: str | None = None
     exp: str | None = None
+    tile: int | None = None
+    rescale_threshold: float | None = None
     mean: str | None = None
     eps_place: str | None = None
     inv: str | None = None
@@ -101,6 +114,41 @@ class Op:
         for name, words in _WORDS.items():
             if getattr(self, name) is not None:
                 choice(name, str(getattr(self, name)), words)
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Refuse what a run would only find where it gets there, or would not look at."""
+        if self.sum is not None:
+            check_order(self.sum)
+        kind = "exact" if self.exp is None else exp2_variant(self.exp)[0]
+        if kind != "exact" and self.base is not None and str(self.base) == "e":
+            raise NumsimError(f"ops: {self.exp} computes 2**x; got base 'e'; leave base out")
+        for part in ("sum", "out", "weight"):
+            given = getattr(self, f"{part}_rounding")
+            if given is not None and getattr(self, f"{part}_format") is None:
+                raise NumsimError(
+                    f"ops: {part}_rounding is of {part}_format; got {given!r} without one; give it"
+                )
+        if not isinstance(self.fma, bool | None):
+            raise NumsimError(f"ops: fma is true or false; got {self.fma!r:.40}")
+        if self.tile is None and self.rescale_threshold is None:
+            return
+        whole = isinstance(self.tile, int) and not isinstance(self.tile, bool) and self.tile >= 1
+        if not whole:
+            raise NumsimError(
+                f"ops: tile is a number of keys, 1 or more; got {self.tile!r:.40}; 128 is usual"
+            )
+        limit = self.rescale_threshold
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 <= limit <= 64):
+            raise NumsimError(f"ops: rescale_threshold is 0 to 64; got {limit!r:.40}; 8 is usual")
+        has = ("tile", "rescale_threshold", "exp", "out_format", "out_rounding")
+        more = [key for key in self.settings() if key not in has]
+        if self.format != "float32" or self.rounding != "rne" or more:
+            raise NumsimError(
+                "ops: a softmax by tiles has float32 steps and a sequential sum; got "
+                f"{self.table()!r:.160}; beside tile give {', '.join(has[1:])} only"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return what is set beside format and rounding."""

@@ -6,13 +6,14 @@ publishes only a bound is known: `approximate` draws an error inside it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from numsim.arguments import choice
 from numsim.float_state import known_floats
+from numsim.kernels.convert.philox import random_words
 from numsim.operators.rounded import Values, function, numbers, rounding_to
 
 _PTX = "NVIDIA, PTX ISA 9.1"
@@ -89,6 +90,7 @@ _WORDS = {
 _RANGES = {"sin": 2 * np.pi, "cos": 2 * np.pi}
 _POLYNOMIALS = ("3.9e-2", "2.1e-3", "8.8e-5", "3.1e-6", "1.5e-7")
 APPROXIMATE = tuple(_BOUNDS)
+EX2 = {name: bound.format for name, bound in _BOUNDS.items() if bound.function == "exp2"}
 
 
 @known_floats
@@ -144,7 +146,8 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     x
         Values of its format.
     seed
-        Of the draws: uniform between both ends of the bound.
+        Of the draws: uniform between both ends of the bound, one for each value of x, so that an
+        instruction gives equal inputs equal results, wherever they stand.
 
     Raises
     ------
@@ -175,13 +178,22 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     known = np.where(finite, y, 1.0)
     ulp = np.ldexp(1.0, np.frexp(known)[1] - r.format.precision)
     room = np.maximum(np.abs(known) * bound.relative, bound.absolute) + ulp * bound.ulps
-    draws = np.random.Generator(np.random.Philox(seed)).uniform(-1, 1, y.shape)
+    draws = _draws(x, seed)
     moved = r(np.where(finite, known + draws * np.maximum(room - 0.5 * ulp, 0), y))
     with np.errstate(invalid="ignore"):
         out = np.where(np.abs(moved - y) > room, r(y), moved)  # where steps became twice as wide
     if bound.flushes:
         out = np.where(np.abs(out) < tiny, np.copysign(np.float32(0), out), out)
     return out
+
+
+def _draws(x: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    """Return a number from -1 to 1 for each float32, which depends on its bits alone."""
+    bits = np.asarray(x, np.float32).reshape(-1).view(np.uint32).astype(np.uint64)
+    words = np.empty(bits.size, np.uint64)
+    random_words(bits, seed % 2**32, words)
+    unit: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
+    return unit.reshape(np.shape(x))
 
 
 def _known(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,17 +33,21 @@ class Inputs(NamedTuple):
     last: bool = False  # the last token of a sentence stands for it, not the mean
     types: NDArray[np.int64] | None = None  # [count, length], segments of sentences
 
-    def run(self, model: Model, part: slice, recipe: Recipe | None, taps: list[str]) -> Run:
+    def run(
+        self, model: Model, part: slice, recipe: Recipe | None, taps: list[str],
+        tell: Callable[[str, int], object] = lambda layer, layers: None,
+    ) -> Run:  # fmt: skip
         """Run the rows of `part`; sentences are cut to the longest of them."""
         tokens = self.tokens[part]
+        more: dict[str, Any] = {"taps": taps, "tell": tell}
         if self.keep is not None:
             keep = self.kept(part)
             types = None if self.types is None else self.types[part, : keep.shape[1]]
             tokens = tokens[:, : keep.shape[1]]
-            return model.run(tokens, recipe, attention_mask=keep, token_type_ids=types, taps=taps)
+            return model.run(tokens, recipe, attention_mask=keep, token_type_ids=types, **more)
         if self.source is not None:
-            return model.run(self.source[part], recipe, decoder_tokens=tokens, taps=taps)
-        return model.run(tokens, recipe, taps=taps)
+            return model.run(self.source[part], recipe, decoder_tokens=tokens, **more)
+        return model.run(tokens, recipe, **more)
 
     def kept(self, part: slice) -> NDArray[np.bool_]:
         """Return which tokens of `part` count, [B, length of the longest sentence]."""
@@ -81,6 +86,11 @@ def read_inputs(arch: Arch, tools: TextTools, spec: SweepSpec, text: Text) -> In
     UnsupportedError
         An encoder-decoder without its head, for which there is no text task.
     """
+    if arch.reads != "tokens":
+        raise UnsupportedError(
+            f"sweep: a network reads texts; {arch.family} reads {arch.reads}; compare recipes on "
+            f"{arch.reads} of your own: model.run({arch.reads}=..., recipe=...) and numsim.metrics"
+        )
     if arch.decoder_layers and not arch.head:
         raise UnsupportedError(
             f"sweep: an encoder-decoder is scored by the tokens it predicts; this {arch.family} "

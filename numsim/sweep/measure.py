@@ -29,13 +29,15 @@ from numsim.sweep.operators import (
     tap_names,
 )  # fmt: skip
 
+Block = Callable[[str, int], object]  # a layer that has run, of how many
 FIGURES = RANK + 1  # of a token, by `compare_logits`
 
 
 def run_reference(
-    model: Model, inputs: Inputs, batch: int, tell: Callable[[int], None]
-) -> Reference:
-    """Run the float64 reference over all windows."""
+    model: Model, inputs: Inputs, batch: int, tell: Callable[[int], None],
+    block: Block = lambda layer, layers: None,
+) -> Reference:  # fmt: skip
+    """Run the float64 reference over all windows; `block` is told of each layer that has run."""
     count, length = inputs.tokens.shape
     head, labels = model.arch.head, model.arch.labels
     hidden = model.arch.hidden if head or labels else model.arch.embed_dim or model.arch.hidden
@@ -49,7 +51,7 @@ def run_reference(
     )
     for n, part in enumerate(_batches(count, batch)):
         taps = tap_names(model.gemm_names(), ("in", "operand", "out")) if n == 0 else []
-        run = inputs.run(model, part, None, taps)
+        run = inputs.run(model, part, None, taps, block)
         if n == 0:
             reference.depth = [x.astype(np.float32) for x in run.hidden_states[1:]]
         if labels:
@@ -72,8 +74,9 @@ def run_reference(
 
 
 def case_rows(
-    model: Model, case: Case, reference: Reference, tell: Callable[[int], None]
-) -> Iterator[dict[str, Any]]:
+    model: Model, case: Case, reference: Reference, tell: Callable[[int], None],
+    block: Block = lambda layer, layers: None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield the rows of one case; where it fails, the last one says why in place of figures."""
     began = time.perf_counter()
     recipe = case.recipe()
@@ -84,7 +87,7 @@ def case_rows(
     whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
     whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)
     try:
-        whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell)
+        whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell, block)
     except NumsimError as error:
         whole["error"] = str(error)
     yield whole | {"seconds": round(time.perf_counter() - began, 3)}
@@ -92,19 +95,20 @@ def case_rows(
 
 def _run_case(
     model: Model, case: Case, recipe: Recipe, rules: dict[str, Rule], digest: str,
-    reference: Reference, tell: Callable[[int], None],
+    reference: Reference, tell: Callable[[int], None], block: Block,
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:  # fmt: skip
     """Yield rows of the products, of the first batch; return the figures of the whole network."""
-    inputs = reference.inputs
+    inputs, lowered = reference.inputs, bool(recipe.ops or recipe.kv)
     names = [name for name in rules if f"{name}.in" in reference.taps]
     compared = np.empty((*reference.nll.shape, FIGURES))
     costs = Costs.of(reference.machine, rules.values())
     cosines = np.empty(len(inputs.tokens))
     errors = []
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
-        run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
+        taps = tap_names(names, ("out",)) if n == 0 else []
+        run = inputs.run(model, part, recipe, taps, block)
         if n == 0:
-            touched = False
+            touched = lowered
             depth = depth_db(reference, run)
             for name in names:
                 rule = rules[name]
@@ -142,7 +146,7 @@ def _run_case(
             found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
             found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
-    if all(rule.is_plain for rule in rules.values()):
+    if not lowered and all(rule.is_plain for rule in rules.values()):
         found["sqnr_cumulative_db"] = None
     return found | costs.whole()
 

@@ -67,6 +67,9 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
                 text=path.name if path else "course.rst", text_hash=text_hash(text),
                 products=read.gemm_names(),
             )  # fmt: skip
+            for recipe in (case.recipe() for case in todo):
+                if recipe.ops:  # names and settings that the network does not have are said now
+                    read.suited(recipe)
             yield Prepared(one, read, read_inputs(read.arch, text_tools(read), one, text), todo)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from numsim.sweep.frames import Rows
 
 Progress = Callable[[str, int, int], None]
+BLOCK_EVERY = 1.0  # seconds between words about blocks
 
 
 @known_floats
@@ -56,7 +58,8 @@ def sweep(
     spec
         A `SweepSpec`, a dict of its fields, or a TOML file of them. None: the default grid.
     progress
-        Called with (what, done, total) after every batch. True: a bar on a terminal or in a
+        Called with (what, done, total) after every batch, and after a block of the network where
+        the last call is a second old. True: a bar on a terminal or in a
         notebook, lines in a log, on stderr.
     fields
         Fields of `SweepSpec`, in place of those of `spec`: ``formats=["int8"]``. Models, formats,
@@ -215,20 +218,39 @@ class _Words:
         self._tell, self._count, self._total = tell, count, total
         self._before = self._done = 0
         self._best: tuple[float, str] | None = None
+        self._words, self._steps, self._told = "", 0, time.monotonic()
 
     def begin(self, before: int, done: int) -> None:
         """Begin a model on a text, after so many cases and steps."""
         self._before, self._done = before, done
+        self._begun("float64 reference", 0)
 
     def reference(self, batches: int) -> None:
         """Say that the reference has run so many batches."""
-        self._tell("float64 reference", self._done + batches, self._total)
+        self._begun("float64 reference", batches)
+        self._say("")
 
     def case(self, number: int, label: str, batches: int) -> None:
         """Say that a case of this run has come so far; of all before it too."""
-        best = "" if self._best is None else f"; best {self._best[1]}"
-        words = f"{self._before + number} of {self._count}: {label}{best}"
-        self._tell(words, self._done + batches, self._total)
+        self.case_begins(number, label, batches)
+        self._say("")
+
+    def case_begins(self, number: int, label: str, batches: int) -> None:
+        """Take a case for the one that `block` tells of."""
+        self._begun(f"{self._before + number} of {self._count}: {label}", batches)
+
+    def block(self, layer: str, layers: int) -> None:
+        """Say which block of a batch has run, where the last words are a second old."""
+        if time.monotonic() - self._told >= BLOCK_EVERY:
+            self._say(f", {layer} of {layers}")
+
+    def _begun(self, words: str, batches: int) -> None:
+        self._words, self._steps = words, self._done + batches
+
+    def _say(self, block: str) -> None:
+        best = "" if self._best is None or "reference" in self._words else f"; best {self._best[1]}"
+        self._told = time.monotonic()
+        self._tell(f"{self._words}{block}{best}", self._steps, self._total)
 
     def note(self, row: dict[str, Any]) -> None:
         """Remember the best case: lowest KL, of an encoder the highest cosine."""
@@ -241,14 +263,15 @@ class _Words:
 
 
 def _in_turn(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str, Any]]:
-    reference = run_reference(run.model, run.inputs, run.plan.batch, words.reference)
+    reference = run_reference(run.model, run.inputs, run.plan.batch, words.reference, words.block)
     reference.machine = machine_of(run.plan)
     for i, case in enumerate(run.cases, start=1):
 
         def step(n: int, i: int = i, label: str = case.label) -> None:
             words.case(i, label, i * batches + n)
 
-        yield from case_rows(run.model, case, reference, step)
+        words.case_begins(i, case.label, i * batches)
+        yield from case_rows(run.model, case, reference, step, words.block)
 
 
 def _elsewhere(run: Prepared, batches: int, words: _Words) -> Iterator[dict[str, Any]]:

@@ -151,7 +151,7 @@ def _parts(run: Prepared, recipe: Recipe, by: str) -> dict[str, list[str]]:
 def _changed(recipe: Recipe, names: Sequence[str], *, only: bool) -> str:
     inside = set(names)
     rules = [(name, rule if (name in inside) == only else Rule()) for name, rule in recipe.rules]
-    return Recipe(tuple(rules), recipe.seed).to_toml()
+    return replace(recipe, rules=tuple(rules)).to_toml()
 
 
 def _distinct(recipes: list[NamedRecipe]) -> tuple[NamedRecipe, ...]:

@@ -81,3 +81,14 @@ def test_files(found, tmp_path):
     assert depth[-1]["name"] == "logits"
     assert float(depth[-1]["kl_nats"]) > 0
     assert (tmp_path / "diff.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_recipes_that_differ_between_the_products_are_not_called_equal():
+    plain = ns.Recipe((("*", ns.Rule()),))
+    lowered = ns.Recipe(plain.rules, ops={"*norm": ns.Op("bfloat16")})
+    found = diff(ns.bundled_model(), [5, 17, 256], plain, lowered, names=("a", "b"))
+    assert not found.equal
+    assert not any(row.differing for row in found.products)
+    text = as_text(found)
+    assert "no product differs: operators between them do, or caches" in text
+    assert "products that differ most" not in text

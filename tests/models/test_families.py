@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Past, Recipe, Rule, load_model
-from numsim.models.checks import tap_names
 from numsim.models.gemm import packed_bytes
 from numsim.models.memory import block_bytes
+from numsim.models.taps import tap_names
 from numsim.quant import Quant
 
 DATA = pathlib.Path(__file__).parents[1] / "data"

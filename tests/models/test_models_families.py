@@ -15,8 +15,8 @@ from numsim.errors import NumsimError, UnsupportedError
 from numsim.metrics import token_nll
 from numsim.models import Past, Recipe, Rule, load_model
 from numsim.models.blocks import block
-from numsim.models.checks import tap_names
 from numsim.models.rope import rotary_frequencies
+from numsim.models.taps import tap_names
 from numsim.quant import Quant
 from numsim.targets import get_target
 

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from numsim.errors import LeftOutWarning, NumsimError, UnsupportedError
 from numsim.models import describe_model, load_model, load_text_tools
@@ -14,7 +15,8 @@ from numsim.models.multimodal import text_config
 
 FOLDERS = sorted((pathlib.Path(__file__).parents[1] / "data" / "multimodal").iterdir())
 FAMILY = {"gemma3": "gemma3_text", "llama4": "llama4_text", "qwen3_vl": "qwen3", "llava": "llama",
-          "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # fmt: skip
+          "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2",
+          "qwen3_vl_moe": "qwen3_vl_moe_text"}  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
@@ -38,6 +40,20 @@ def changed(folder, into, drop=(), **changes):
     (into / "config.json").write_text(json.dumps(config))
     shutil.copy(folder / "model.safetensors", into)
     return into
+
+
+def test_experts_in_either_order(tmp_path):
+    folder = by_name("qwen3_vl_moe")
+    changed(folder, tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    turned = {n: np.swapaxes(t, 1, 2).copy() for n, t in stored.items() if ".experts." in n}
+    assert len(turned) == 4
+    save_file(stored | turned, tmp_path / "model.safetensors")
+    with pytest.warns(LeftOutWarning):
+        one, two = load_model(folder), load_model(tmp_path)
+    assert np.array_equal(one.run([[5, 6, 7]]).logits, two.run([[5, 6, 7]]).logits)
+    for name in ("layers.0.experts.3.up_proj.weight", "layers.2.experts.4.down_proj.weight"):
+        assert np.array_equal(one.tensors[name], two.tensors[name])
 
 
 def by_name(name):

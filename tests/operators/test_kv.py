@@ -144,7 +144,10 @@ def test_prefill_and_decoding_of_a_network_are_equal(model, spec):
 
 def test_toml_and_digest_hold_operators_and_caches(tmp_path):
     made = recipe(
-        ops={"*.softmax": Op("bfloat16", sum="lanes:8", exp="exp2_poly:3"), "*norm": Op("float16")},
+        ops={
+            "*.softmax": Op("bfloat16", sum="lanes:8", exp="exp2_poly:3"), "*norm": Op("float16"),
+            "layers.0.softmax": Op(tile=128, rescale_threshold=8.0, out_format="bfloat16"),
+        },
         kv=KV({"format": "uint4", "granularity": "per_channel", "group": 32, "zero": "minimum"},
               "q8_0", residual=32, rule="kivi"),
     )  # fmt: skip
@@ -162,7 +165,7 @@ def test_toml_and_digest_hold_operators_and_caches(tmp_path):
         ({"ops": {"*.act": {"fromat": "bfloat16"}}}, "unknown key 'fromat'"),
         ({"ops": {"*.act": {"format": "bfloat16", "variant": "fast"}}}, "variant"),
         ({"ops": Op()}, "ops maps globs"),
-        ({"ops": {"*.softmax": Op(exp="exp2_poly:9")}}, "DEGREE"),
+        ({"ops": {"*.softmax": {"exp": "exp2_poly:9"}}}, "DEGREE"),
         ({"kv": {"key": "q8_0"}}, "kv is a numsim.operators.KV"),
     ],
 )

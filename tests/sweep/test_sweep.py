@@ -15,6 +15,7 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.models.text import load_text_tools
 from numsim.report import write_report
 from numsim.sweep import COLUMNS
+from numsim.sweep import run as run_module
 from numsim.sweep.cases import cases
 from numsim.sweep.inputs import Inputs, windows
 from numsim.sweep.overflow import COUNTED
@@ -641,3 +642,15 @@ def test_token_ids_beyond_int64(tmp_path):
     np.save(path, np.array([2**63 + 5, 1], np.uint64))
     with pytest.raises(ns.NumsimError, match="holds 9223372036854775813"):
         ns.sweep(SMALL | {"text": path})
+
+
+def test_blocks_are_told_where_a_batch_takes_long(monkeypatch):
+    monkeypatch.setattr(run_module, "BLOCK_EVERY", 0.0)
+    seen = []
+    spec = {"formats": ["int8"], "granularities": ["per_tensor"], "limit_tokens": 40, "window": 16}
+    ns.sweep(spec, progress=lambda *what: seen.append(what))
+    assert ("float64 reference, layers.0 of 5", 0, 2) in seen
+    blocks = [(words, done) for words, done, _ in seen if ", layers.4 of 5" in words]
+    assert len(blocks) == 2
+    assert blocks[1][0].startswith("1 of 1: int8 per_tensor ideal.int, layers.4 of 5")
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)

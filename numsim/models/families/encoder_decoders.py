@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from numsim.models.arch import Arch
+from numsim.models.arch import Arch, Conv
 from numsim.models.families.shared import LAYER_NORM_MLP, NEXT, all_biases, trunk
 from numsim.models.family import Config, Family, Fields, Head, Names
 from numsim.models.keys import Key, wrong
@@ -133,6 +133,13 @@ _GATED = _T5_KEYS | {
 
 def _bart(f: Fields, config: Config) -> Fields:
     """Each side has its own table of positions, heads and MLP; norms follow the sums."""
+    _check_sides(f, config)
+    scaled = f.pop("scaled")
+    return all_biases(f) | {"embed_scale": math.sqrt(f["hidden"]) if scaled else 1.0}
+
+
+def _check_sides(f: Fields, config: Config) -> None:
+    """Raise where keys of the two sides contradict."""
     count = config.get("num_hidden_layers")
     if count not in (None, f["layers"]):
         raise wrong("num_hidden_layers", f"{f['layers']}, as encoder_layers", count)
@@ -140,8 +147,19 @@ def _bart(f: Fields, config: Config) -> Fields:
     if hidden % heads:
         raise wrong("decoder_attention_heads", f"a divisor of d_model {hidden}", heads)
     _check_start(f)
-    scaled = f.pop("scaled")
-    return all_biases(f) | {"embed_scale": math.sqrt(hidden) if scaled else 1.0}
+
+
+def _whisper(f: Fields, config: Config) -> Fields:
+    """Two convolutions over log-mel spectra, the second one halves the times."""
+    _check_sides(f, config)
+    bins, hidden = f.pop("bins"), f["hidden"]
+    return all_biases(f) | {
+        "frame": (bins, 2 * f["positions"]),
+        "convs": (
+            Conv("conv1", bins, hidden, (3,), (1,), 1, "gelu"),
+            Conv("conv2", hidden, hidden, (3,), (2,), 1, "gelu"),
+        ),
+    }
 
 
 _BART_ENDS = {
@@ -167,6 +185,14 @@ def _bart_names() -> dict[str, str | At]:
         names[f"{side}.position"] = f"{{p}}{side}.embed_positions"
         names[f"{side}.embed_norm"] = f"{{p}}{side}.layernorm_embedding"
     return names
+
+
+def _whisper_names() -> dict[str, str | At]:
+    names = _bart_names() | {"embed": "{p}decoder.embed_tokens", "lm_head": "proj_out"}
+    for side in ("encoder", "decoder"):
+        names[f"{side}.final_norm"] = f"{{p}}{side}.layer_norm"
+    convs = ("encoder.conv1", "encoder.conv2")
+    return names | {name: f"{{p}}{name}" for name in convs}
 
 
 ENCODER_DECODERS: dict[str, Family] = {
@@ -226,5 +252,42 @@ ENCODER_DECODERS: dict[str, Family] = {
         older_names={"encoder.embed_tokens.weight": "shared.weight"},
         ignored_tensors=("*encoder.embed_tokens.weight", "*decoder.embed_tokens.weight"),
         finish=_bart,
+    ),
+    "whisper": Family(
+        classes={"WhisperForConditionalGeneration": NEXT, "WhisperModel": trunk()},
+        head_tensors=("proj_out.*",),
+        keys={
+            "vocab": Key("vocab_size", int),
+            "hidden": Key("d_model", int, 384),
+            "layers": Key("encoder_layers", int, 4),
+            "decoder_layers": Key("decoder_layers", int, 4),
+            "heads": Key("encoder_attention_heads", int, 6),
+            "decoder_heads": Key("decoder_attention_heads", int, 6),
+            "intermediate": Key("encoder_ffn_dim", int, 1536),
+            "decoder_intermediate": Key("decoder_ffn_dim", int, 1536),
+            "positions": Key("max_source_positions", int, 1500),
+            "decoder_positions": Key("max_target_positions", int, 448),
+            "bins": Key("num_mel_bins", int, 80),
+            "activation": Key("activation_function", str, "gelu"),
+            "tied": Key("tie_word_embeddings", bool, True),
+            "decoder_start": Key(
+                "decoder_start_token_id",
+                int,
+                lambda f: 50257 if f["vocab"] > 50257 else None,
+                least=0,
+            ),
+        },
+        names=_whisper_names(),
+        switches=LAYER_NORM_MLP | {"norm_eps": 1e-5, "reads": "features", "key_bias": False},
+        fixed={"is_encoder_decoder": (True,), "is_decoder": (False,)},
+        # scale_embedding is read by no version of transformers; the others are of training and of
+        # the search for a text
+        ignored="scale_embedding encoder_layerdrop decoder_layerdrop use_weighted_layer_sum"
+        " classifier_proj_size apply_spec_augment mask_time_prob mask_time_length"
+        " mask_time_min_masks mask_feature_prob mask_feature_length mask_feature_min_masks"
+        " median_filter_width forced_decoder_ids alignment_heads",
+        read="num_hidden_layers",
+        prefixes=("model.", ""),
+        finish=_whisper,
     ),
 }

@@ -288,6 +288,37 @@ EXPERTS: dict[str, Family] = {
         read="mlp_only_layers decoder_sparse_step",
         finish=lambda f, config: one_bias(_qwen(_either(f), config), config),
     ),
+    "qwen3_vl_moe_text": llama_like(  # published experts are [in, out], today's are [out, in]
+        "Qwen3VLMoe",
+        classes={"Qwen3VLMoeForConditionalGeneration": NEXT, "Qwen3VLMoeTextModel": TRUNK},
+        keys=llama_keys(
+            kv_heads=Key("num_key_value_heads", int, 16, nullable=lambda f: f["heads"]),
+            qkv_bias=ATTENTION_BIAS,
+            moe_intermediate=Key("moe_intermediate_size", int, 1408),
+            experts=Key("num_experts", int, None),
+            local_experts=Key("num_local_experts", int, None),
+            top_k=Key("num_experts_per_tok", int, 4),
+        ),
+        names=llama_names()
+        | {"layers.{i}.router": f"{_MLP}.gate"}
+        | {
+            f"layers.{{i}}.experts.{{e}}.{part}.weight": At(
+                f"{_MLP}.experts.gate_up_proj", turned=None, parts=GATE_UP, stacked=True
+            )
+            for part in GATE_UP
+        }
+        | {
+            "layers.{i}.experts.{e}.down_proj.weight": At(
+                f"{_MLP}.experts.down_proj", turned=None, stacked=True
+            )
+        },
+        switches={"qk_norm": "rms", "normalise": True},
+        fixed=DECODER | {"norm_topk_prob": (True,)},  # no version reads it
+        ignored=_IGNORED,
+        read="mlp_only_layers decoder_sparse_step",
+        rope={"rope_theta": 500000.0},
+        finish=lambda f, config: one_bias(_qwen(_either(f), config), config),
+    ),
     "gpt_oss": llama_like(
         "GptOss",
         keys=llama_keys(

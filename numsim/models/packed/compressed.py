@@ -67,8 +67,8 @@ def compressed_tensors(w: Words) -> Declared:
     # names before patterns before classes of modules
     order = sorted(named, key=lambda t: (not _is_name(t), not t.startswith("re:")))
     schemes = tuple((_target(t), named[t]) for t in order)
-    cache = w.table.get("kv_cache_scheme")
-    if not isinstance(cache, Mapping):
+    cache = _table(w, "kv_cache_scheme")
+    if cache is None:
         return Declared("compressed-tensors", w.file, schemes)
     kept, static, _ = _activations(replace(w, table=cache), "kv_cache_scheme")
     return Declared("compressed-tensors", w.file, schemes, kept, static)
@@ -102,15 +102,23 @@ def _scheme(w: Words, group: Mapping[str, Any]) -> Scheme:
         raise replace(w, table=group).unread("weights", "a table of the stored weights")
     mx = str(word).startswith("mx")
     quant = _weights(replace(w, table=args), mx=mx, floats=layout not in ("words",))
-    inputs = group.get("input_activations")
+    inputs = _table(replace(w, table=group), "input_activations")
     acts: Quant | None = None
     static, unsaid = False, ""
-    if isinstance(inputs, Mapping):
+    if inputs is not None:
         acts, static, unsaid = _activations(replace(w, table=inputs), "input_activations")
     if group.get("output_activations"):
         unsaid = "output_activations"
     scattered = args.get("actorder") in ("group", "dynamic", True)
     return Scheme(layout, quant, acts, static, unsaid, scattered=scattered)
+
+
+def _table(w: Words, key: str) -> Mapping[str, Any] | None:
+    """Return a table of settings, None where there is none."""
+    value = w.table.get(key)
+    if value is not None and not (isinstance(value, Mapping) and value):
+        raise w.unread(key, "a table or null")
+    return value
 
 
 def _word(w: Words) -> str:
@@ -166,8 +174,9 @@ def _weights(w: Words, *, mx: bool, floats: bool) -> Quant:
 
 def _activations(w: Words, what: str) -> tuple[Quant | None, bool, str]:
     """Return what activations are rounded to, whether its scale is stored, and what is unsaid."""
-    word, strategy, dynamic = _word(w), _strategy(w), w.table.get("dynamic")
-    zero = w.table.get("symmetric") is False
+    word, strategy = _word(w), _strategy(w)
+    dynamic = w.one_of("dynamic", (True, False, None, "local"))
+    zero = w.one_of("symmetric", (True, False, None)) is False
     more: dict[str, Any] = {"zero_point": True} if zero else {}
     mx = "uint8" in str(w.table.get("scale_dtype"))
     if strategy == "tensor" and not (zero and not dynamic):

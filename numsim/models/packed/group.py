@@ -148,10 +148,13 @@ def _flat(
         sizes[".weight.nested_absmax"] = -(-sizes["scale"] // state["nested_blocksize"])
     for role, count in sizes.items():
         t = parts[role]
+        end = {"codes": ".weight", "scale": layout.scale}.get(role, role)
         if (t.end - t.begin if role == "codes" else math.prod(t.shape)) != count:
-            end = {"codes": ".weight", "scale": layout.scale}.get(role, role)
             rule = f"must have {count} elements for {list(shape)} in blocks of {block}"
             raise damaged(t.file, stem + end, rule, str(list(t.shape)))
+        if role != "codes" and not (t.dtype in DTYPES or (nested and role == "scale")):
+            rule = f"must be stored as {' or '.join(DTYPES)}"
+            raise damaged(t.file, stem + end, rule, t.dtype)
     quant = replace(scheme.weights, block=block)
     return replace(packed, shape=shape, scheme=replace(scheme, weights=quant))
 
@@ -176,7 +179,8 @@ def _shape(
     if "shape" not in parts:
         return (t.shape[0], t.shape[1] * width // bits)
     told = tuple(int(n) for n in view(maps, parts["shape"]).reshape(-1))
-    counts = [word_count(bits, max(told[-1], 1), padded=padded) for padded in (False, True)]
+    into = told[1] if len(told) == 2 else 0
+    counts = [word_count(bits, max(into, 1), padded=padded) for padded in (False, True)]
     if len(told) != 2 or told[0] != t.shape[0] or told[1] < 1 or t.shape[1] not in counts:
         rule = f"must be the shape of a matrix whose {stem}{layout.codes} is {list(t.shape)}"
         raise damaged(parts["shape"].file, stem + layout.shape, rule, str(list(told)))
@@ -218,7 +222,7 @@ def _check_shapes(p: Packed, stem: str) -> None:
         allowed.append(want)  # down_proj of FBGEMM
     if quant.granularity == "per_tensor" and len(p.shape) == 2:
         allowed += [(1,), (1, 1)]
-    if quant.block is None and quant.granularity != "per_tensor":
+    if quant.block is None and quant.granularity != "per_tensor" and not p.layout.turned:
         allowed += [(out,)]
     words = word_count(p.bits, out)
     whole, awq = p.layout.order == "whole", p.layout.order == "awq"

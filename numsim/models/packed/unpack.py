@@ -245,8 +245,8 @@ def _flat_scales(raw: Mapping[str, Array], state: Mapping[str, Any]) -> Array:
     """Return the scales of blocks: numbers, or codes of a table under scales of their own."""
     if raw["scale"].dtype != np.uint8:
         return raw["scale"].astype(np.float32)
-    table = raw[".weight.nested_quant_map"].astype(np.float32)
-    each = raw[".weight.nested_absmax"].astype(np.float32)
+    table = raw[".weight.nested_quant_map"].astype(np.float32).reshape(-1)
+    each = raw[".weight.nested_absmax"].astype(np.float32).reshape(-1)
     each = np.repeat(each, state["nested_blocksize"])[: raw["scale"].size]
     scale: Array = table[raw["scale"]] * each + np.float32(state.get("nested_offset", 0.0))
     return scale
@@ -271,6 +271,10 @@ def check_values(p: Packed, maps: Maps) -> None:
     if end.order == "high_first":
         with np.errstate(all="ignore"):
             bad = int(np.count_nonzero(~np.isfinite(_flat_scales(raw, state_of(p, maps)))))
+        table = raw[".weight.quant_map"].astype(np.float64)
+        if not (np.isfinite(table).all() and (table > 0).any()):
+            rule = "must hold finite numbers, some above 0"
+            raise damaged(file, f"{p.name}.quant_map", rule, f"{table.max():g}")
     elif word is not None:
         bad = _nan_count(raw["scale"].reshape(-1), get_format(word))
     else:

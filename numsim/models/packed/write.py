@@ -132,7 +132,8 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
                 "weights; got activations without weights, or keys and values; leave them out"
             )
         at = model.places.get(our)  # a tied head has none
-        own = at is not None and at.whole and not at.turned and at.name.endswith(".weight")
+        own = at is not None and at.whole and not at.turned and not at.kernel
+        own = own and at is not None and at.name.endswith(".weight")
         if at is None or not own:
             raise UnsupportedError(
                 f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own in "
@@ -314,8 +315,10 @@ def _whole(model: Model, name: str) -> NDArray[Any]:
             made = np.empty(rows if place.stack is None else (place.stack[1], *rows), part.dtype)
         put_rows(made if place.stack is None else made[place.stack[0]], place, part)
     assert made is not None
-    turned = next(iter(parts.values())).turned
-    return np.swapaxes(made, -1, -2) if turned else made
+    first = next(iter(parts.values()))
+    if first.kernel:
+        return made.reshape(len(made), *first.kernel)
+    return np.swapaxes(made, -1, -2) if first.turned else made
 
 
 def _write_tensors(path: Path, model: Model, modules: list[Written]) -> None:

@@ -105,6 +105,10 @@ SHAPES = [
     ("bnb_nf4", f"{Q}.weight", lambda t: t[1:], r"q_proj\.weight must have 2048 elements"),
     ("bnb_nf4", f"{Q}.weight.quant_map", lambda t: t[1:], r"quant_map must have 16 elements"),
     ("bnb_nf4", f"{Q}.weight.quant_state.bitsandbytes__nf4", (0, 0), r"quant_state must be JSON"),
+    ("bnb_nf4", f"{Q}.weight.nested_absmax", lambda t: t.astype(np.int32), "stored as F64 or F32"),
+    ("bnb_nf4", f"{Q}.weight.absmax", lambda t: t.astype(np.int64), "stored as F64 or F32"),
+    ("ct_w4a16_group", f"{Q}.weight_shape", lambda t: t[:0], r"weight_shape must be .*got \[\]"),
+    ("gptq_v2", f"{Q}.scales", lambda t: t.reshape(-1), r"scales must be \[1, 64\].*got \[64\]"),
 ]
 
 
@@ -126,6 +130,8 @@ VALUES = [
     ("ct_nvfp4", f"{Q}.input_global_scale", (0, np.inf), "must be finite and above 0; got inf"),
     ("fbgemm_fp8", "model.layers.0.mlp.up_proj.weight", (7, np.nan), "must hold finite weights"),
     ("bnb_nf4", f"{Q}.weight.nested_absmax", (0, np.inf), "must hold finite scales"),
+    ("bnb_nf4", f"{Q}.weight.quant_map", (3, np.nan), "quant_map must hold finite numbers"),
+    ("bnb_nf4", f"{Q}.weight.quant_map", lambda t: t * 0, "quant_map must hold .*some above 0"),
 ]
 
 
@@ -151,6 +157,7 @@ TABLES = [
     ("ct_w4a16_group", {"config_groups": []}, "config_groups must be a table of groups"),
     ("ct_w4a16_group", {"transform_config": {"a": 1}}, "transform_config must be absent or empty"),
     ("ct_w4a16_group", {"quantization_status": "frozen"}, "quantization_status must be compressed"),
+    ("ct_fp8_block", {"kv_cache_scheme": True}, "kv_cache_scheme must be a table or null; got T"),
     ("ct_fp8_block", {"quant_method": "fp8"}, r"weight_scale must be \[\], .*got \[2, 2\]"),
 ]
 
@@ -165,6 +172,22 @@ def test_targets_that_are_no_patterns(tmp_path, target):
     config, tensors = opened("ct_w4a16_group")
     config["quantization_config"]["config_groups"]["group_0"]["targets"] = [target]
     refused(save(tmp_path / "m", config, tensors), "targets must be names, classes or patterns")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("input_activations", True, "input_activations must be a table or null; got True"),
+        ("input_activations", {}, "input_activations must be a table or null; got {}"),
+        ("symmetric", 0, "symmetric must be True or False or null; got 0"),
+        ("dynamic", "yes", "dynamic must be True or False or null or local; got 'yes'"),
+    ],
+)
+def test_activations_of_other_words(tmp_path, key, value, words):
+    config, tensors = opened("ct_fp8_channel_dynamic")
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    (group if key in group else group["input_activations"])[key] = value
+    refused(save(tmp_path / "m", config, tensors), words)
 
 
 def test_two_groups_of_one_target(tmp_path):
