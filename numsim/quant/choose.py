@@ -12,9 +12,16 @@ from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
-from numsim.quant.clip import best_candidate, clipped_amax, least_squares_scale
+from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
 from numsim.quant.four_bits import four_over_six, rows_of_memory, stored_four_over_six
-from numsim.quant.rule import POW2_FORMATS, Quant, amax_bound, has_two_levels, percentile
+from numsim.quant.rule import (
+    CLIP_RULES,
+    POW2_FORMATS,
+    Quant,
+    amax_bound,
+    has_two_levels,
+    rule_name,
+)
 from numsim.quant.scales import (
     WIDE,
     amax_scale,
@@ -45,7 +52,7 @@ def choose(
     given_above: Any,
 ) -> Scales:  # fmt: skip
     """Return the scales of a tensor of float32 or float64; `sizes`: of the parts that share one."""
-    if not values.size and (rule.scale_rule in ("mse", "kl") or percentile(str(rule.scale_rule))):
+    if not values.size and rule_name(str(rule.scale_rule)) in CLIP_RULES:
         rule = replace(rule, scale_rule=None)  # there is nothing to search
     if has_two_levels(rule.scale_format):
         return _two_levels(values, amax, rule, sizes, axis, given_above)
@@ -53,7 +60,7 @@ def choose(
         return Scales(np.ones(amax.shape, np.float32))
     if rule.scale_rule == "mse":
         return _coded(_least_error(values, amax, rule, sizes), rule)
-    if rule.scale_rule == "kl" or percentile(str(rule.scale_rule)) is not None:
+    if rule_name(str(rule.scale_rule)) in THRESHOLDS:
         amax = clipped_amax(values, amax, rule, sizes)
     bound = amax_bound(str(rule.scale_rule))
     if bound is not None:
@@ -77,7 +84,7 @@ def _two_levels(
     if above is None and rule.above is not None:
         above = scale_above(amax, rule, axis)
     by = np.float64(1) if above is None else np.asarray(above, np.float64)
-    if rule.scale_rule == "kl" or percentile(str(rule.scale_rule)) is not None:
+    if rule_name(str(rule.scale_rule)) in THRESHOLDS:
         amax = clipped_amax(values, amax, rule, sizes)
     if str(rule.scale_rule).startswith("4over6"):
         if rule.rounding == "rne" and rows_of_memory(values, sizes):

@@ -21,6 +21,7 @@ every 16th threshold is tried); Kuzmin et al., arXiv 2208.09225 (search for the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from numsim.kernels.clip import clip_divergence
 from numsim.kernels.convert import block_search
 from numsim.kernels.jit import over_range
 from numsim.quant.grouped import groups
-from numsim.quant.rule import Quant, percentile
+from numsim.quant.rule import Quant, percentile, rule_name
 from numsim.quant.scales import amax_scale
 
 BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
@@ -52,7 +53,7 @@ def clipped_amax(
     amax
         The largest magnitude of every part.
     quant : Quant
-        With ``kl`` or ``percentile:P`` as its rule.
+        With a rule of `THRESHOLDS`.
     sizes
         Of a part that shares a scale, along every axis.
 
@@ -63,20 +64,24 @@ def clipped_amax(
     >>> float(clipped_amax(x, np.array([100.0]), rule, (4,))[0])
     1.5
     """
-    share = percentile(str(quant.scale_rule))
+    threshold = THRESHOLDS[rule_name(str(quant.scale_rule))]
     grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
     chosen = np.array(np.broadcast_to(amax.reshape(grid), grid), values.dtype)
     for group in groups(values, sizes):
-        magnitudes = np.abs(group.rows)
-        if share is not None:
-            rank = math.ceil(share * magnitudes.shape[1] / 100) - 1
-            found = np.partition(magnitudes, rank, axis=1)[:, rank]
-        else:
-            found = np.array([_least_divergence(row, quant) for row in magnitudes])
         part = chosen[group.scales]
-        found = found.reshape(part.shape)
+        found = threshold(np.abs(group.rows), quant).reshape(part.shape)
         part[...] = np.where(found > 0, found, part)
     return chosen.reshape(amax.shape)
+
+
+def _nearest_rank(magnitudes: NDArray[Any], quant: Quant) -> NDArray[Any]:
+    share = percentile(str(quant.scale_rule)) or 0
+    rank = math.ceil(share * magnitudes.shape[1] / 100) - 1
+    return np.asarray(np.partition(magnitudes, rank, axis=1)[:, rank])
+
+
+def _least_divergences(magnitudes: NDArray[Any], quant: Quant) -> NDArray[Any]:
+    return np.array([_least_divergence(row, quant) for row in magnitudes])
 
 
 def _least_divergence(magnitudes: NDArray[Any], quant: Quant) -> float:
@@ -97,6 +102,14 @@ def _least_divergence(magnitudes: NDArray[Any], quant: Quant) -> float:
         if divergence < found:
             found, chosen = divergence, float(threshold)
     return chosen
+
+
+# rules -> the magnitude that maps to the format's maximum, of the magnitudes [parts, values] of
+# parts that share a scale; 0 stands for their largest
+THRESHOLDS: dict[str, Callable[[NDArray[Any], Quant], NDArray[Any]]] = {
+    "kl": _least_divergences,
+    "percentile:P": _nearest_rank,
+}
 
 
 @cache

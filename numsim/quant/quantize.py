@@ -25,10 +25,11 @@ from numsim.quant.choose import Scales, choose, given_above, given_scales
 from numsim.quant.grouped import shared_by
 from numsim.quant.rule import (
     CHOICE_RULES,
+    CLIP_RULES,
     POW2_FORMATS,
-    POW2_RULES,
     Quant,
     has_two_levels,
+    rule_name,
     scale_format_name,
 )
 from numsim.quant.scales import block_amax, block_shape, over_blocks
@@ -193,8 +194,9 @@ def quantize_pieces(
         chosen = given_scales(scale, rule, amax.shape, above)
     else:
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
-        needed = rule.scale_rule not in ("amax", "amax_half", "if4", "hif4", *POW2_RULES[:-1])
-        whole = values.astype(wide, copy=False) if needed else values
+        name = rule_name(str(rule.scale_rule))
+        searches = name in CLIP_RULES or name.startswith("4over6")  # others know amax alone
+        whole = values.astype(wide, copy=False) if searches else values
         chosen = choose(whole, amax, rule, shared, axis, above)
     held = chosen.above is None or np.isfinite(chosen.above).all()
     if not (held and np.isfinite(chosen.values).all()):

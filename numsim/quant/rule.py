@@ -20,7 +20,7 @@ GRANULARITIES = ("none", "per_tensor", "per_channel", "per_token", "per_block")
 TENSOR_SCALES = (None, "per_tensor", "per_token")
 POW2_FORMATS = ("pow2", "float8_e8m0fnu")
 POW2_RULES = ("floor", "ceil", "even", "rceil", "midmax", "mse")
-CLIP_RULES = ("mse", "kl", "percentile:P")
+CLIP_RULES = ("mse", "kl", "percentile:P")  # all but mse: entries of THRESHOLDS in clip.py
 # rules that choose between two ways to store a block; their scales are E4M3
 CHOICE_RULES = ("4over6:mae", "4over6:mse", "if4")
 
@@ -145,8 +145,7 @@ class Quant:
         usual = {"float8_ue6m2": "hif4", **dict.fromkeys(POW2_FORMATS, "floor")}
         rule = self.scale_rule or usual.get(self.scale_format, "amax")
         object.__setattr__(self, "scale_rule", rule)
-        named = "percentile:P" if percentile(rule) is not None else rule
-        named = "amax:BOUND" if amax_bound(rule) is not None else named
+        named = rule_name(rule)
         for what, value, known in (
             ("granularity", granularity, GRANULARITIES),
             (f"scale_rule for {self.scale_format} scales", named, _rules(self.scale_format, fmt)),
@@ -338,6 +337,19 @@ def scale_format_name(word: Any) -> Any:
     with suppress(NumsimError):
         return format_name(word, "Quant: scale_format")
     return word
+
+
+def rule_name(rule: str) -> str:
+    """Return a scale rule as tables have it, without its number.
+
+    Examples
+    --------
+    >>> [rule_name(rule) for rule in ("percentile:99.9", "amax:1200", "kl", "percentile:0")]
+    ['percentile:P', 'amax:BOUND', 'kl', 'percentile:0']
+    """
+    if percentile(rule) is not None:
+        return "percentile:P"
+    return "amax:BOUND" if amax_bound(rule) is not None else rule
 
 
 def percentile(rule: str) -> Fraction | None:

@@ -137,11 +137,13 @@ def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray
         # adding half an ulp of the element's precision carries into the next binade or does not
         carries = fraction >= 1.0 - 2.0 ** -(fmt.precision + 1)
         result = floor + carries - fmt.emax
-    else:  # rceil: the smallest power of two with amax / scale <= max
+    elif rule in ("rceil", "midmax"):  # the smallest power of two with amax / scale <= max
         top, top_exponent = np.frexp(fmt.max)
         if rule == "midmax":  # or nearer to max than to the next power of two
             top = (top + 1.0) / 2
         result = exponent.astype(np.int64) - int(top_exponent) + (fraction > top)
+    else:
+        raise NotImplementedError(f"scale_rule {rule} of POW2_RULES has no branch here")
     return np.where(amax == 0, np.int64(-127), result)
 
 

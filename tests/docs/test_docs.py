@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import run_blocks  # noqa: E402
 
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md")
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
 GOOD = """
 ```python
 >>> x = 2
@@ -72,14 +73,18 @@ def test_verilog_is_left_out_only_where_the_simulator_is_not_there(tmp_path, cap
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_pages_name_files_that_are_there(page):
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`((?:numsim|tests|docs|examples|reports|\.ci)/[\w./]*)`", text)
+    # alone, between other words of a command, or in a block
+    named = re.findall(r"(?<![\w./-])((?:numsim|tests|docs|examples|reports|\.ci)/[\w./-]*)", text)
     named += [f"numsim/{name}" for name in re.findall(r"`((?:targets|kernels)/[\w.]+)`", text)]
-    named = [re.sub(r"/[A-Z]+(\.py)?$", "/", name) for name in named]  # RULE.py stands for a name
-    missing = [n for n in named if n != "docs/generated/" and not (ROOT / n).exists()]
-    assert not missing
+    # RULE.py and numsim-DIGEST stand for names
+    named = [re.sub(r"/[a-z-]*[A-Z]+(\.py)?$", "/", name).rstrip(".") for name in named]
+    made = ("docs/generated", "numsim/kernels/__pycache__")  # by docs/generate.py and by Numba
+    assert not [n for n in named if not n.startswith(made) and not (ROOT / n).exists()]
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    made = "generated/"  # by docs/generate.py; mkdocs --strict looks for those
-    assert not [name for name in linked if made not in name and not (page.parent / name).exists()]
+    made = ("generated/", "docs/generated/")  # mkdocs --strict looks for those
+    assert not [
+        name for name in linked if not name.startswith(made) and not (page.parent / name).exists()
+    ]
 
 
 def test_every_page_is_in_the_navigation():
@@ -98,3 +103,31 @@ def test_the_rules_of_contributing_name_what_the_code_has():
     words = set(re.findall(r"`(_?[A-Za-z][A-Za-z_0-9]{3,})`", text))
     outside = {"ruff", "mypy", "transformers", "frexp", "log2", "_nats", "vVERSION"}
     assert not {word for word in words - outside if not re.search(rf"\b{word}\b", sources)}
+
+
+def words_of_files(text):
+    """Return (word, file) of every "`a` or `b` (or `c`) of `FILE.py`" in a text."""
+    chain = r"`\w+`(?: \([^)]*\))?"
+    found = re.findall(rf"((?:{chain}(?:, | or | and ))*{chain}),? (?:of|in) `([\w./]+\.py)`", text)
+    return [(word, file) for words, file in found for word in re.findall(r"`(\w+)`", words)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_words_are_in_the_file_that_a_page_names(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    where = {file: ROOT / file for _, file in words_of_files(text)}
+    where = {k: p if p.exists() else ROOT / "numsim" / k for k, p in where.items()}
+    assert not [
+        f"{word} is not in {file}"
+        for word, file in words_of_files(text)
+        if not re.search(rf"\b{word}\b", where[file].read_text(encoding="utf-8"))
+    ]
+
+
+def test_words_of_files_are_found():
+    text = (
+        "One in `_A` of `x/y.py` (or `B`). `C` or `D`, in `z.py`; `E` and `F` (if `G`) of `w.py`."
+    )
+    assert words_of_files(text) == [
+        ("_A", "x/y.py"), ("C", "z.py"), ("D", "z.py"), ("E", "w.py"), ("F", "w.py"), ("G", "w.py"),
+    ]  # fmt: skip

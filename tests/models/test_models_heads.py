@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from numsim.errors import ConfigKeyWarning, NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, load_text_tools
 from numsim.models.families import FAMILIES
 from numsim.models.heads import last_state
+from numsim.models.places import At
 from numsim.quant import Quant
 from numsim.sweep import sweep
 from numsim.sweep.inputs import Inputs, json_texts, read_inputs
@@ -62,6 +64,25 @@ def test_every_family_has_a_trunk():
     for name, family in FAMILIES.items():
         trunks = [c for c in family.classes if c.endswith(("Model", "EncoderModel"))]
         assert trunks, name
+
+
+MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_tensors_stored_as_one_name_their_parts_in_every_family():
+    """A part that is misspelt, or is said to be elsewhere, would show as a KeyError in a load."""
+    for name, family in FAMILIES.items():
+        tables = [family.names, *(family.names | head.names for head in family.classes.values())]
+        for table in tables:
+            for ours, at in table.items():
+                stored = at.name if isinstance(at, At) else at
+                assert set(re.findall("{.*?}", stored)) <= {"{p}", "{i}", "{e}"}, (name, ours)
+                parts = at.parts if isinstance(at, At) else ()
+                own = [part for part in parts if part in ours.split(".")]
+                assert len(own) == bool(parts), (name, ours)
+                assert set(parts) <= MODULES, (name, ours)
+                for part in parts:
+                    assert table.get(ours.replace(own[0], part)) == at, (name, ours, part)
 
 
 DECODERS = sorted(p.name for p in ORACLE.iterdir() if p.name not in ("bert", "t5"))

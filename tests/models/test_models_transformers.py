@@ -6,11 +6,18 @@ Not needed otherwise: `test_models_families.py` holds its recorded tensors.
 """
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from numsim.models import load_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from make_family import make, redrawn
 
 PEERS = "the test peers are an extra: pip install -e '.[peers]'"
 torch = pytest.importorskip("torch", reason=PEERS)
@@ -125,21 +132,6 @@ CASES = {
 HEADS = {"Bert": "BertModel", "T5": "T5ForConditionalGeneration", "GPT2": "GPT2LMHeadModel"}
 
 
-def redrawn(model, seed):
-    """Draw all parameters anew: the default initialisation would hide most mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.state_dict().items():
-        noise = torch.randn(p.shape, generator=generator) if p.is_floating_point() else None
-        if noise is None or "inv_freq" in name:
-            continue
-        if "norm" in name.lower() or ".ln_" in name:
-            centre = 0.0 if "Gemma" in type(model).__name__ or "bias" in name else 1.0
-            p.copy_(centre + 0.3 * noise)
-        else:
-            p.copy_(noise * (0.3 if p.ndim < 2 else p.shape[-1] ** -0.5))
-    return model
-
-
 @pytest.mark.parametrize(
     ("family", "index"), [(f, i) for f, cases in CASES.items() for i in range(len(cases))]
 )
@@ -199,3 +191,26 @@ def test_prompts_padded_on_the_left(tmp_path, family):
         want = theirs(**given, use_cache=False).logits.numpy()
     got = load_model(tmp_path).run(ids, attention_mask=keep).logits
     assert np.abs(got[keep] - want[keep]).max() <= 1e-4 * max(1.0, np.abs(want[keep]).max())
+
+
+@pytest.mark.parametrize("family", ["phi3", "roberta", "bart"])
+def test_folders_are_made_from_their_config(tmp_path, family):
+    """A folder made anew holds what numsim computes from it, in both spellings of its config."""
+    spelt = Path(__file__).parents[1] / "data" / "families" / family / "config_v4.json"
+    folder = tmp_path / family
+    folder.mkdir()
+    shutil.copy(spelt, folder)
+    make(folder)
+    with np.load(folder / "oracle.npz") as oracle:
+        given = {name: oracle[name] for name in ("attention_mask",) if name in oracle}
+        if "decoder_input_ids" in oracle:
+            given["decoder_tokens"] = oracle["decoder_input_ids"]
+        name = "logits" if "logits" in oracle else "last_hidden_state"
+        want, ids = oracle[name], oracle["input_ids"]
+    keep = given["attention_mask"].astype(bool) if name != "logits" else ...
+    for spelling in ("config.json", "config_v4.json"):
+        if spelling != "config.json":
+            shutil.copy(folder / spelling, folder / "config.json")
+        run = load_model(folder).run(ids, **given)
+        got = run.logits if name == "logits" else run.hidden_states[-1]
+        assert np.abs(got[keep] - want[keep]).max() <= 2e-5 * max(1.0, np.abs(want).max())

@@ -11,6 +11,7 @@ import numsim as ns
 from numsim.formats import Format
 from numsim.kernels.convert import blocks
 from numsim.quant import Quant, quantize, storage_losses
+from numsim.quant.rule import CLIP_RULES, POW2_RULES
 
 RNG = np.random.default_rng(5)
 
@@ -66,15 +67,24 @@ def test_blocks():
     assert np.array_equal(tiles.T.dequantize(), tiles.dequantize().T)
 
 
-@pytest.mark.parametrize(
-    ("amax", "rule", "exponent"),
-    [(150.0, "floor", -1), (150.0, "ceil", 0), (150.0, "rceil", -1), (1.9999, "even", -7)],
-)
-def test_power_of_two_rules(amax, rule, exponent):
+POW2_CASES = {  # amax of a block of E4M3, largest 448 = 1.75 * 2**8 -> the scale's exponent
+    "floor": {256: 0, 255.99998: -1, 448: 0, 511.99997: 0, 150: -1},
+    "ceil": {256: 0, 255.99998: 0, 256.00003: 1, 448: 1, 150: 0},
+    "even": {256: 0, 255.99998: 0, 248: 0, 247.99998: -1, 448: 0, 1.9999: -7},
+    "rceil": {256: 0, 255.99998: 0, 448: 0, 448.00003: 1, 224: -1, 150: -1},
+    "midmax": {256: 0, 255.99998: 0, 448: 0, 480: 0, 480.00003: 1, 240: -1},
+}
+POW2_EDGES = {0.0: -127, 2.0**-149: -127, 2.0**-119: -127, 2.0**-118: -126, 2.0**127: 119}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in POW2_RULES if rule != "mse"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_power_of_two_rules(rule, dtype):
     quant = ns.Quant("float8_e4m3fn", block=32, scale_format="float8_e8m0fnu", scale_rule=rule)
-    x = np.zeros(32)
-    x[3] = amax
-    assert ns.quantize(x, quant).scale.tolist() == [2.0**exponent]
+    for amax, exponent in (POW2_CASES[rule] | POW2_EDGES).items():
+        x = np.zeros(32, dtype)
+        x[3] = -amax
+        assert ns.quantize(x, quant).scale.tolist() == [2.0**exponent], (amax, exponent)
 
 
 def test_the_sign_of_an_e4m3_scale_is_ignored_everywhere():
@@ -160,7 +170,7 @@ def test_kl_scale_has_the_least_divergence(name):
 
 
 def test_clipping_rules_leave_zeros_and_empty_tensors_alone():
-    for rule in ("mse", "kl", "percentile:99"):
+    for rule in (word.replace(":P", ":99") for word in CLIP_RULES):
         quant = ns.Quant("int8", "per_token", scale_rule=rule)
         assert np.array_equal(ns.quantize(np.zeros((2, 8), np.float32), quant).scale, [[1], [1]])
         assert ns.quantize(np.zeros((0, 8), np.float32), quant).shape == (0, 8)
@@ -173,9 +183,9 @@ def test_clipping_rules_leave_zeros_and_empty_tensors_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scale_rule": "percentile:0"}, "amax, mse, kl, percentile:P"),
-        ({"scale_rule": "percentile:101"}, "amax, mse, kl, percentile:P"),
-        ({"scale_rule": "percentile:x"}, "amax, mse, kl, percentile:P"),
+        ({"scale_rule": "percentile:0"}, ", ".join(("amax", *CLIP_RULES))),
+        ({"scale_rule": "percentile:101"}, ", ".join(("amax", *CLIP_RULES))),
+        ({"scale_rule": "percentile:x"}, ", ".join(("amax", *CLIP_RULES))),
         ({"scale_rule": "msee"}, "did you mean mse"),
         ({"scale_rule": "kl", "granularity": "none"}, "use amax"),
         ({"scale_rule": "mse", "overflow": "wrap"}, "use amax"),

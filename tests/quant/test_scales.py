@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import numsim as ns
 from numsim.quant import QUANTS
-from numsim.quant.rule import Quant
+from numsim.quant.clip import THRESHOLDS
+from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, POW2_RULES, Quant
 
 RNG = np.random.default_rng(17)
 
@@ -87,6 +88,33 @@ def test_equal_values_leave_their_level_together():
     x = np.repeat(np.float32([1.0, 0.3]), [1, 200_000])
     scale = ns.quantize(x, Quant("int4", scale_rule="mse")).scale
     assert scale == pytest.approx(0.15, rel=1e-5)  # 1 is 7 x 0.15 or nearly so
+
+
+def test_the_rules_that_clip_are_those_of_the_table():
+    assert set(CLIP_RULES) == {"mse", *THRESHOLDS}
+
+
+HOWS = (
+    {}, {"granularity": "per_channel"}, {"granularity": "per_token"}, {"block": 256},
+    {"block": (2, 128)}, {"scale_format": "bfloat16"}, {"scale_format": "float16", "block": 256},
+    {"scale_format": "float8_e4m3fn", "block": 256}, {"scale_format": "pow2"},
+    {"scale_format": "float8_e8m0fnu", "block": 8},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_every_word_has_scales_of_its_own(how):
+    """A word that `Quant` takes and nobody computes would be the rule of another word."""
+    powers = how.get("scale_format") in POW2_FORMATS
+    rng = np.random.default_rng(3)
+    x = rng.standard_t(3, (16, 512)) * np.exp2(rng.uniform(-4, 4, (16, 1)))
+    parts = [x] if "block" in how or "granularity" in how else x.reshape(256 if powers else 4, -1)
+    found: dict[bytes, str] = {}
+    for word in POW2_RULES if powers else ("amax", *CLIP_RULES):
+        rule = Quant("e4m3" if powers else "int4", **how, scale_rule=word.replace(":P", ":75"))
+        scales = b"".join(ns.quantize(part, rule).scale.tobytes() for part in parts)
+        assert scales not in found, f"{word} has the scales of {found[scales]}"
+        found[scales] = word
 
 
 def test_percentile_of_blocks_by_nearest_rank():
