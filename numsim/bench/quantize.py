@@ -30,6 +30,8 @@ _TASKS: tuple[tuple[str, Any, str, float], ...] = (
     ("uint8 with zero point", Quant("uint8", zero_point=True), "int8 per tensor", 0.0),
     ("int8, least squares", Quant("int8", scale_rule="mse"), "int8 per tensor", 0.01),
     ("int4, least squares", Quant("int4", scale_rule="mse"), "int8 per tensor", 0.01),
+    ("int8 of 32, least squares", Quant("int8", block=32, scale_rule="mse"), "int8 per tensor",
+     0.01),
     ("E2M1 of 32, least squares", Quant(_E2M1, block=32, scale_rule="mse"), "int8 per tensor",
      0.01),
 )  # fmt: skip

@@ -32,6 +32,8 @@ from numsim.kernels.convert.round import (
 )
 from numsim.kernels.ir import simd
 
+_LONG_ROW = 256  # elements; a row of fewer is not worth a call
+
 
 def encode_array(
     f: Format, x: NDArray[Any], out: NDArray[Any], how: Plan, random: NDArray[Any] | None,
@@ -48,32 +50,54 @@ def encode_array(
     return over_blocks(x, dtype, out.reshape(-1), worker, random)
 
 
-def encode_quotients(f: Format, x: NDArray[np.float32], by: np.float32, out: NDArray[Any]) -> bool:
+def encode_quotients(
+    f: Format, x: NDArray[np.float32], by: NDArray[np.float32], out: NDArray[Any]
+) -> bool:
     """Write the codes of ``fp32(x / by)``, to nearest and saturated, in one pass over memory.
 
-    Returns False, with `out` undefined, where no kernel does it: arrays that are not contiguous,
-    most formats, NaN.
+    `by` is of one element, or of one for each row of x along its last axis. Returns False, with
+    `out` undefined, where no kernel does it: arrays that are not contiguous, most formats, NaN.
     """
-    work = _of_quotients(f, simd.enabled())
-    if work is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
+    works = _of_quotients(f, simd.enabled())
+    if works is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
         return False
-    source, codes, met = x.reshape(-1), out.reshape(-1), []
-    jit.over_range(lambda i, j: met.append(work(source[i:j], by, codes[i:j])), x.size, grain=GRAIN)
+    met: list[bool] = []
+    if by.size == 1:
+        source, codes, one = x.reshape(-1), out.reshape(-1), np.float32(by.item())
+        jit.over_range(
+            lambda i, j: met.append(works[0](source[i:j], one, codes[i:j])), x.size, grain=GRAIN
+        )
+        return not any(met)
+    if by.shape != (*x.shape[:-1], 1) or x.shape[-1] < _LONG_ROW:
+        return False
+    rows, found, each = (array.reshape(by.size, -1) for array in (x, out, by))
+    each = np.ascontiguousarray(each[:, 0])
+    jit.over_range(
+        lambda i, j: met.append(works[1](rows[i:j], each[i:j], found[i:j])),
+        by.size, grain=max(GRAIN // max(x.shape[-1], 1), 1),
+    )  # fmt: skip
     return not any(met)
 
 
 @cache
-def _of_quotients(f: Format, wide: bool) -> Callable[..., bool] | None:
+def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[..., bool]] | None:
+    """Return the kernels of one scale and of a scale for each row."""
     if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
         unit = 2.0**f.bias
         limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
-        return lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits)
+        return (
+            lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits),
+            lambda x, by, out: fast.rows_to_integers(x, by, out, *limits),
+        )
     if not (wide and simd.HAVE_BYTE_TABLES and f.kind == "float" and f.bits == 8 and f.zero):
         return None
     scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
     if scalars is None or not (by_addition(f, scalars) and fast.takes_bytes(scalars)):
         return None
-    return lambda x, by, out: fast.quotients_to_bytes(x, by, out, scalars)
+    return (
+        lambda x, by, out: fast.quotients_to_bytes(x, by, out, scalars),
+        lambda x, by, out: fast.rows_to_bytes(x, by, out, scalars),
+    )
 
 
 def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:

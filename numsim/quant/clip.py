@@ -33,11 +33,14 @@ from numsim.errors import NumsimError
 from numsim.formats import Format
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.convert import block_search
-from numsim.kernels.jit import over_range
+from numsim.kernels.convert.least_squares import least_squares
+from numsim.kernels.convert.long_rows import least_squares_sorted
+from numsim.kernels.jit import grain_of, over_range
 from numsim.quant.grouped import groups
 from numsim.quant.rule import Quant, percentile, rule_name
 from numsim.quant.scales import amax_scale
 
+_LONG, _FEW_LEVELS = 1 << 14, 1 << 9  # rows that are sorted, for formats of few levels
 BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
 Floats = NDArray[np.float64]
 
@@ -150,21 +153,36 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
     >>> least_squares_scale(np.array([1.0, 2.0, -3.0, 10.5]), get_format("int4"), (4,))
     array([1.5])
     """
-    found = levels(fmt)
-    both = np.array_equal(found.positive, found.negative)
+    found, halves = levels(fmt), has_halves(fmt)
     grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
     chosen = np.zeros(grid)
+    few = max(found.positive.size, found.negative.size) <= _FEW_LEVELS
     for group in groups(values, sizes):
-        rows = np.sort(np.abs(group.rows) if both else group.rows, axis=1).astype(np.float64)
-        positive = rows if both else np.maximum(rows, 0.0)
-        negative = np.zeros((len(rows), 1)) if both else np.maximum(-rows[:, ::-1], 0.0)
-        scales = np.empty(len(rows))
-        over_range(
-            partial(block_search.least_squares, positive, negative, found, has_halves(fmt), scales),
-            len(rows),
-        )
+        scales = np.empty(len(group.rows))
+        if few and group.rows.shape[1] >= _LONG:
+            over_range(partial(_of_sorted, group.rows, found, halves, scales), len(scales))
+        else:
+            rows = group.rows.astype(np.float64)
+            over_range(
+                partial(least_squares, rows, found, halves, scales),
+                len(scales), grain=grain_of(len(scales), rows.size * 64),
+            )  # fmt: skip
         chosen[group.scales] = scales.reshape(group.shape)
     return chosen
+
+
+def _of_sorted(
+    rows: NDArray[Any], found: block_search.Levels, halves: bool, out: Floats, start: int, stop: int
+) -> None:
+    for i in range(start, stop):
+        if np.array_equal(found.positive, found.negative):
+            row = np.sort(np.abs(rows[i])).astype(np.float64)
+            positive, negative = row[np.searchsorted(row, 0.0, side="right") :], row[:0]
+        else:
+            row = np.sort(rows[i]).astype(np.float64)
+            positive = row[np.searchsorted(row, 0.0, side="right") :]
+            negative = -row[: np.searchsorted(row, 0.0)][::-1]
+        out[i] = least_squares_sorted(positive, np.ascontiguousarray(negative), found, halves)
 
 
 def best_candidate(

@@ -32,7 +32,7 @@ from numsim.quant.rule import (
     rule_name,
     scale_format_name,
 )
-from numsim.quant.scales import block_amax, block_shape, over_blocks
+from numsim.quant.scales import block_amax, block_shape, over_blocks, scale_above
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -190,9 +190,41 @@ def quantize_pieces(
     if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
         scale, tensor_scale = (None, rule.scale) if rule.above else (rule.scale, None)
     above = given_above(tensor_scale, rule, values.shape, axis)
-    if scale is not None:
-        chosen = given_scales(scale, rule, amax.shape, above)
-    else:
+    given = None if scale is None else given_scales(scale, rule, amax.shape, above)
+    if above is None and rule.above is not None:
+        above = scale_above(amax, rule, axis)
+    draws = (seed, offset, random)
+    if sizes is None:
+        return _stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
+    whole: QTensor | None = None
+    for part in _pieces(values.shape, sizes, _PART):
+        size = 1 if part is ... else sizes[0]
+        where = part if part is ... else slice(part.start // size, -(-part.stop // size))
+        over = above[part] if np.ndim(above) and len(above) > 1 else above
+        fixed = given
+        if given is not None:
+            kept = None if given.codes is None else given.codes[where]
+            fixed = Scales(given.values[where], kept, given.format, over)
+        q = _stored(
+            values[part], wide, amax[where], rule, sizes, axis, fixed, over,
+            _moved(draws, part, values.shape), done,
+        )  # fmt: skip
+        if q.codes.shape == values.shape:
+            return q
+        whole = _joined(whole or _room(q, values.shape, amax.shape, above), q, part, where)
+    assert whole is not None
+    return whole
+
+
+def _stored(
+    values: NDArray[Any], wide: Any, amax: NDArray[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, given: Scales | None, above: Any, draws: tuple[int, int, NDArray[Any] | None],
+    done: Callable[[], object],
+) -> QTensor:  # fmt: skip
+    """Return values under scales: given, or chosen by the rule."""
+    pieces = _pieces(values.shape, sizes)
+    chosen = given
+    if chosen is None:
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
         name = rule_name(str(rule.scale_rule))
         searches = name in CLIP_RULES or name.startswith("4over6")  # others know amax alone
@@ -231,11 +263,11 @@ def quantize_pieces(
         divisor = divisor * np.asarray(chosen.above, np.float64)
     by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
     usual = wide is np.float32 and rule.rounding == "rne" and rule.overflow == "saturate"
-    by_one = usual and divisor.ndim == 0 and divisor.dtype == np.float32
+    at_once = usual and divisor.dtype == np.float32 and not by_blocks
     for piece in pieces:
-        if by_one:
-            part = values[piece].astype(wide, copy=False)
-            if encode_quotients(rule.fmt, part, np.float32(divisor), codes[piece]):
+        if at_once:
+            part, each = values[piece].astype(wide, copy=False), divisor[piece if by_piece else ...]
+            if encode_quotients(rule.fmt, part, np.asarray(each), codes[piece]):
                 done()
                 continue
         if by_blocks:
@@ -245,11 +277,40 @@ def quantize_pieces(
             with np.errstate(over="ignore", under="ignore"):
                 by = divisor[piece if by_piece else ...]
                 quotient = values[piece].astype(wide, copy=False) / by
-        how = _draws(rule, values, piece, seed, offset, random)
+        how = _draws(rule, values, piece, *draws)
         encode(quotient, rule.fmt, overflow=rule.overflow, out=codes[piece], **how)  # type: ignore[arg-type]
         done()
     _keep_finite(q)
     return q
+
+
+def _room(q: QTensor, shape: tuple[int, ...], scales: tuple[int, ...], above: Any) -> QTensor:
+    """Return a tensor to be filled with parts such as q."""
+    kept = None if q.scale_codes is None else np.empty(scales, q.scale_codes.dtype)
+    return replace(
+        q, codes=np.empty(shape, q.codes.dtype), scale=np.empty(scales, np.float32),
+        scale_codes=kept, tensor_scale=above,
+    )  # fmt: skip
+
+
+def _joined(whole: QTensor, q: QTensor, part: Any, where: Any) -> QTensor:
+    """Fill a slice of the first axis."""
+    for filled, made, at in (
+        (whole.codes, q.codes, part), (whole.scale, q.scale, where),
+        (whole.scale_codes, q.scale_codes, where),
+    ):  # fmt: skip
+        if filled is not None:
+            filled[at] = made
+    return whole
+
+
+def _moved(
+    draws: tuple[int, int, NDArray[Any] | None], part: Any, shape: tuple[int, ...]
+) -> tuple[int, int, NDArray[Any] | None]:
+    """Return what a slice of the first axis draws."""
+    seed, offset, random = draws
+    first = 0 if part is ... else part.start * math.prod(shape[1:])
+    return seed, offset + first, None if random is None else random[part]
 
 
 def _special_blocks(
@@ -365,13 +426,16 @@ def _far_below(rule: Quant) -> bool:
 
 _FLOAT32_MAX = np.float64(np.finfo(np.float32).max)
 _PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
+_PART = 1 << 21  # those whose blocks get their scales together
 
 
-def _pieces(shape: tuple[int, ...], blocks: tuple[int, ...] | None) -> list[Any]:
+def _pieces(
+    shape: tuple[int, ...], blocks: tuple[int, ...] | None, size: int = _PIECE
+) -> list[Any]:
     """Return slices of the first axis, whole blocks each, that cover a tensor."""
     if not shape:
         return [...]
-    step = max(_PIECE // max(math.prod(shape[1:]), 1), 1)
+    step = max(size // max(math.prod(shape[1:]), 1), 1)
     if blocks is not None:
         step = -(-step // blocks[0]) * blocks[0]
     return [slice(i, min(i + step, shape[0])) for i in range(0, max(shape[0], 1), step)]
@@ -387,11 +451,19 @@ def _amax(
         done()
         part = values[piece].astype(wide, copy=False)
         if sizes is not None:
-            found.append(block_amax(part, sizes))
+            one = block_amax(part, sizes)
+            if len(pieces) == 1:
+                return one
+            if not found:  # filled in place: of small blocks there are many
+                found.append(np.empty((-(-len(values) // sizes[0]), *one.shape[1:]), one.dtype))
+            found[0][piece.start // sizes[0] :][: len(one)] = one
             continue
         along = None if rule.granularity == "per_tensor" else axis
         if along is None and wide is np.float32 and part.flags.c_contiguous and part.flags.aligned:
             found.append(np.uint32(largest(part.reshape(-1).view(np.uint32))).view(np.float32))
+            continue
+        if along is not None and blocks.covers(part, along, part.shape[along]):
+            found.append(blocks.amax(part, along, part.shape[along]))
             continue
         high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
         low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)

@@ -153,7 +153,7 @@ def scale_above(amax: NDArray[Any], quant: Quant, axis: int) -> NDArray[np.float
     It maps the largest block to the largest element times the largest scale aimed at.
     """
     along = None if quant.above == "per_tensor" or not amax.ndim else axis
-    top = np.max(np.asarray(amax, np.float64), axis=along, keepdims=along is not None, initial=0.0)
+    top = np.max(amax, axis=along, keepdims=along is not None, initial=0.0).astype(np.float64)
     most = quant.scale_max
     if most is None:
         whole = not str(quant.scale_rule).startswith("4over6")

@@ -12,6 +12,7 @@ from numsim.quant.transforms import (
     clip_search,
     gptq,
     hadamard,
+    hadamard_order,
     llm_int8,
     rotate,
     smooth,
@@ -138,3 +139,26 @@ MATRIX = np.ones((4, 8))
 def test_what_no_method_takes(call, words):
     with pytest.raises(ns.NumsimError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 8, 12, 16, 32, 64, 96, 128, 512, 2048])
+def test_a_rotation_adds_in_the_order_of_its_definition(size, dtype):
+    """Sums and differences of values 1, 2, 4 .. apart (of m: m, 2 m ..), then the matrix of m."""
+    two, m = hadamard_order(size)
+    x = np.random.default_rng(size).normal(size=(5, size)).astype(dtype)
+    want, step = x.copy(), m
+    while step < size:
+        pairs = want.reshape(5, -1, 2, step)
+        want = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        want, step = want.reshape(5, size), 2 * step
+    factor = dtype(1 / np.sqrt(np.float64(size)))
+    if m > 1:
+        signs = (hadamard(m) * np.sqrt(m)).round().astype(dtype)
+        runs, total = want.reshape(5, two, m), np.zeros((5, two, m), dtype)
+        for j in range(m):
+            total += runs[:, :, j, None] * signs[j]
+        want = total.reshape(5, size)
+    before = x.tobytes()
+    assert rotate(x).tobytes() == (want * factor).tobytes()
+    assert x.tobytes() == before

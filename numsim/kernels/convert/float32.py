@@ -170,6 +170,27 @@ def quotients_to_integers(
 
 
 @kernel
+def rows_to_bytes(x: np.ndarray, by: np.ndarray, out: np.ndarray, f: Fast) -> bool:
+    """Do `quotients_to_bytes` for rows [count, n], each by its own scale [count]."""
+    met = False
+    for row in range(x.shape[0]):
+        met |= quotients_to_bytes(x[row], by[row], out[row], f)
+    return met
+
+
+@kernel
+def rows_to_integers(
+    x: np.ndarray, by: np.ndarray, out: np.ndarray, scale: np.float32, low: np.float32,
+    high: np.float32,
+) -> bool:  # fmt: skip
+    """Do `quotients_to_integers` for rows [count, n], each by its own scale [count]."""
+    met = False
+    for row in range(x.shape[0]):
+        met |= quotients_to_integers(x[row], by[row], out[row], scale, low, high)
+    return met
+
+
+@kernel
 def largest(x: np.ndarray) -> np.uint32:
     """Return the largest magnitude among float32 bits, as bits: NaN is above Inf."""
     wide_vectors()

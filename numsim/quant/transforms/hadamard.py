@@ -150,7 +150,8 @@ def rotate(
     if array.dtype.kind not in "iufV" or not array.ndim:
         raise NumsimError(f"rotate: x is an array of real numbers; got {array.dtype}")
     plain = array.dtype == np.float64 and hasattr(x, "dtype")
-    values: NDArray[Any] = array.astype(np.float64 if plain else np.float32, order="C")  # a copy
+    values: NDArray[Any] = array.astype(np.float64 if plain else np.float32, order="C", copy=False)
+    values = np.require(values, requirements="A")
     depth = array.shape[-1]
     size = depth if block is None else block
     two, m = hadamard_order(size)
@@ -168,10 +169,10 @@ def rotate(
             )
         given = given.astype(values.dtype)
     if given is not None and not inverse:
-        np.multiply(values, given, out=values)
-    if values.size:
-        odd = signs_of(m).astype(values.dtype)
-        kernel.rotate(values.reshape(-1, size), two, odd if inverse else odd.T)
+        values = values * given
+    odd = signs_of(m).astype(values.dtype)
+    values = kernel.rotate(values.reshape(-1, size), two, odd if inverse else odd.T)
+    values = values.reshape(array.shape)
     if given is not None and inverse:
         np.multiply(values, given, out=values)
     return values
