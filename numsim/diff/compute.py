@@ -95,7 +95,8 @@ class Diff:
     @property
     def equal(self) -> bool:
         """Whether products on equal inputs and whole runs are equal bit for bit."""
-        return not any(row.differing for row in (*self.products, *self.depth))
+        shares = [*(row.differing for row in self.products), *(row.differing for row in self.depth)]
+        return not any(shares)
 
 
 @known_floats
