@@ -31,10 +31,20 @@ PAGES = {
          "ideal.int:acc_bits=14,16,18,20,24,nvidia.hopper.wgmma:promote_every=none,64,128"),
         ("accumulator",),
     ],
-    "four-bits": [
+    "ranges": [
+        ("sweep", "--formats", "int8,e4m3,int4,mxfp8_e4m3,mxfp4_e2m1,nvfp4"),
+        ("profile", "--formats", "int8,e4m3,int4,mxfp8_e4m3,mxfp4_e2m1,nvfp4"),
+    ],
+    "scale-rules": [
         ("sweep", "--formats", "e2m1,int4", "--granularity", "per_block:16,per_block:32",
          "--scale-formats", "float8_e8m0fnu,float8_e4m3fn,bfloat16", "--scale-rules",
-         "floor,even,rceil,amax,mse", "--targets", "ideal.fp32"),
+         "floor,even,rceil,amax,mse", "--exclude", "scale_format=bfloat16 scale_rule=mse",
+         "--targets", "ideal.fp32"),
+    ],
+    "two-units": [
+        ("sweep", "--formats", "e4m3", "--granularity", "per_tensor", "--targets",
+         "nvidia.hopper.wgmma,nvidia.blackwell.tcgen05"),
+        ("diff", "--targets", "nvidia.hopper.wgmma,nvidia.blackwell.tcgen05", "--out", "."),
     ],
     "fp8-units": [
         ("sweep", "--formats", "e4m3,e5m2,float8_e4m3fnuz", "--granularity", "per_tensor",
@@ -54,7 +64,8 @@ def page(name, reports, tokens):
             more = ("--model", str(encoder()), *limit) if name == "minilm" else limit
             if ran[0] != "sweep":  # these have a length of their own
                 more = ("--limit-tokens", str(min(tokens or 512, 512)))
-            command = [sys.executable, "-m", "numsim.cli", *ran, *more, "--quiet"]
+            more = () if ran[0] == "diff" else (*more, "--quiet")
+            command = [sys.executable, "-m", "numsim.cli", *ran, *more]
             subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         files = write_report(Path(folder, "results.csv"), reports / name)
     for path in files:
