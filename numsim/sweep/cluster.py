@@ -112,9 +112,7 @@ def on_cluster(
         left = set()
         for i, item in enumerate(items):
             key = f"{run}-{i}"
-            future = client.submit(
-                _work, run, __version__, start, argument, work, item, key=key
-            )
+            future = client.submit(_work, run, __version__, start, argument, work, item, key=key)
             future.add_done_callback(ended.put)
             left.add(future)
         while left:
