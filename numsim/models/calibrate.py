@@ -75,4 +75,4 @@ def calibrated(
             scale = float(seen[name].scale(wanted[name].activations.fmt))  # type: ignore[union-attr]
             each = replace(each, activation_scale=scale)
         found.append((name, each))
-    return Recipe(tuple(found), recipe.seed)
+    return replace(recipe, rules=tuple(found))

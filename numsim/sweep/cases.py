@@ -361,7 +361,7 @@ def _of_recipes(spec: SweepSpec, first: Case, names: tuple[str, ...]) -> list[Ca
         except NumsimError as error:
             raise type(error)(f"sweep: {where}: {error}") from None
         for seed in (recipe.seed,) if recipe.seed else spec.seeds:
-            whole = Recipe(tuple(rules.items()), seed)
+            whole = replace(recipe, rules=tuple(rules.items()), seed=seed)
             draws = any(
                 isinstance(quant, Quant) and quant.rounding == "sr"
                 for rule in rules.values()

@@ -104,7 +104,7 @@ def _run_case(
     for n, part in enumerate(_batches(len(inputs.tokens), case.batch)):
         run = inputs.run(model, part, recipe, tap_names(names, ("out",)) if n == 0 else [])
         if n == 0:
-            touched = False
+            touched = bool(recipe.ops or recipe.kv)
             depth = depth_db(reference, run)
             for name in names:
                 rule = rules[name]
@@ -142,8 +142,8 @@ def _run_case(
             found = _agreement(compared, reference, compared.shape[0] * model.arch.labels)
         else:
             found = _sentences(errors, cosines, _tokens(inputs) * reference.states.shape[-1])
-    if all(rule.is_plain for rule in rules.values()):
-        found["sqnr_cumulative_db"] = None
+    if not (recipe.ops or recipe.kv) and all(rule.is_plain for rule in rules.values()):
+        found["sqnr_cumulative_db"] = None  # nothing was rounded
     return found | costs.whole()
 
 

@@ -16,6 +16,7 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import ConfigKeyWarning, NumsimError
 from numsim.files import check_regular
 from numsim.models import Model, load_model
+from numsim.models.checks import lowered_operators
 from numsim.models.hub import find_folder, model_name
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
@@ -71,7 +72,16 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
                 one, model=model_called, model_hash=model_hash,
                 text=text_called, text_hash=text_hash(text), products=read.gemm_names(),
             )  # fmt: skip
+            _check_operators(read, todo)
             yield Prepared(one, read, read_inputs(read.arch, text_tools(read), one, text), todo)
+
+
+def _check_operators(model: Model, todo: Sequence[Case]) -> None:
+    for case in todo:
+        try:
+            lowered_operators(model.arch, case.recipe().ops)
+        except NumsimError as error:
+            raise type(error)(f"sweep: {case.label}: {error}") from None
 
 
 def several(value: Any) -> tuple[Any, ...]:
