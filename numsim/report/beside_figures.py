@@ -104,7 +104,8 @@ def _histogram(axes: Any, row: dict[str, Any], formats: Iterable[str]) -> None:
         axes.plot([high - normal, high], [y, y], color=colour, linewidth=3)
         axes.plot([high - least, high - normal], [y, y], color=colour, linewidth=1)
         axes.text(high + 0.6, y, fmt.name, va="center", fontsize=6.5, color=colour)
-    axes.set_title(f"{row['role']}, amax {row['amax']:.3g}", fontsize=8.5)
+    tensor = drawn_name(f"{row['layer']}.{row['op']}")
+    axes.set_title(f"{tensor} {row['role']}, amax {row['amax']:.3g}", fontsize=8.5)
     axes.set_xlim(max(edges[0], high - 40) - 1, high + 9)
     axes.set_ylim(0, top * (1.2 + 0.09 * len(known)))
 

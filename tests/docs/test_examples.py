@@ -12,6 +12,7 @@ WRITES = {
     "stall.py": ["pages"], "worked_example.py": ["page.md"],
     "gallery.py": ["pages", "255", "fp8-units"],
     "training_pages.py": ["classifier", "pages", "1", "2"],
+    "networks.py": ["page.md"],
     "four_bits.py": ["--windows", "2", "--only", "HiF4", "--out", "pages"],
 }  # fmt: skip
 
