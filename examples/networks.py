@@ -86,7 +86,8 @@ def main():
         "# A vision and two speech networks, by number format", "",
         "Networks of torch, whose products `numsim.torch` computes; weights and activations of "
         "every layer are stored in the format. SQNR in dB against torch in float32; the speech "
-        "networks hear noise, so their figures are of error, not of recognition. Made by "
+        "networks hear noise, so their figures are of error, not of recognition. `mxfp8` chooses "
+        "scales by floor, as OCP MX 1.0 does: the largest values of a block may saturate. Made by "
         "`python examples/networks.py`.",
     ]  # fmt: skip
     for title, measure in NETWORKS.items():
