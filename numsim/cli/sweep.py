@@ -390,8 +390,8 @@ def sensitivity(
     say("\n".join(sensitivity_lines(rows)))
     say(f"{len(rows)} rows in {out}", err=True)
     if budget is not None:
-        recipe, bits = mixed_recipe(plan, better, rows, budget)
-        write_text(mixed, recipe.to_toml())
+        made, bits = mixed_recipe(plan, better, rows, budget)
+        write_text(mixed, made.to_toml())
         say(f"{bits:.3f} bits for each weight; numsim sweep --recipes {mixed} runs it")
 
 
