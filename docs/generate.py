@@ -294,6 +294,9 @@ GALLERY = {
     "fp8-makers": "FP8 units of several makers", "probes": "Libraries, probed as black boxes",
     "units-apart": "Which units can be told apart",
     "operators": "An error budget by operator",
+    "operators-sweep": "Operators and caches in low precision", "ranges": "Ranges of tensors",
+    "two-units": "Two units on equal inputs", "networks": "A vision and a speech network",
+    "scale-rules": "Rules of scales at four bits",
 }  # fmt: skip
 
 

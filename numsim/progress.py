@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,13 +24,13 @@ _CASE = re.compile(r"(\d+) of (\d+): ")
 def sweep_progress(*, quiet: bool = False) -> Iterator[Tell]:
     """Show how far a sweep is, on stderr; yield the function that is told.
 
-    A terminal and a notebook get a bar with the time that is left, a log a line every ten seconds,
-    and `quiet` nothing.
+    A terminal and a notebook with ipywidgets get a bar with the time that is left, a log a line
+    every ten seconds, and `quiet` nothing.
     """
     console = Console(stderr=True)
     if quiet:
         yield lambda what, done, total: None
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
         with _bar(console) as tell:
             yield tell
     else:

@@ -10,7 +10,7 @@ from numsim.cli import options
 from numsim.errors import NumsimError
 from numsim.terminal import columns, say
 
-_TASKS = ("cast", "quantize", "matmul", "model", "train")
+_TASKS = ("cast", "quantize", "matmul", "model", "train", "report")
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to time: cast, quantize, matmul, model or train.",
+            help="What to time: cast, quantize, matmul, model, train or report.",
             autocompletion=options.completes(*_TASKS),
         ),
     ] = "cast",
@@ -31,7 +31,7 @@ def bench(
     from numsim import bench as timers
 
     if what not in _TASKS:
-        raise NumsimError(f"bench: {', '.join(_TASKS[:-1])} and train can be timed; got {what!r}")
+        raise NumsimError(f"bench: {', '.join(_TASKS[:-1])} and report can be timed; got {what!r}")
     if what != "cast":
         say("numsim: timing, a few minutes; the table comes at the end", err=True)
     if what == "quantize":
@@ -45,6 +45,9 @@ def bench(
         return
     if what == "train":
         timers.print_train(timers.bench_train())
+        return
+    if what == "report":
+        print_report()
         return
     rows = [("task", "library", "million/s", "of copy bound", "numsim is faster by")]
     for row in timers.bench_cast():
@@ -70,3 +73,17 @@ def print_quantize() -> None:
     say("quantisation, one core, best of the repetitions")
     say("\n".join(columns(cells, "<><>>")))
     say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")
+
+
+def print_report() -> None:
+    """Print how long the page of a report takes: ``bench report``."""
+    from numsim.bench.report import bench_report, chromium
+
+    cells: list[tuple[str, ...]] = [("results", "task", "took", "at most", "")]
+    for row in bench_report():
+        took, most = (f"{value:.2f} {row.unit}" for value in (row.value, row.limit))
+        cells.append((row.file, row.task, took, most, "" if row.value <= row.limit else "above"))
+    say("the page of a report")
+    say("\n".join(columns(cells, "<<>><")))
+    if chromium() is None:
+        say("loading and filtering need Chromium, and pip install 'numsim[page]'")

@@ -329,8 +329,14 @@ def sensitivity(
     model: Model = None,
     text: Text = None,
     formats: Annotated[
-        str, typer.Option("--format", help="The format to take apart.", autocompletion=_FORMATS)
-    ] = "mxfp4_e2m1",
+        str | None,
+        typer.Option(
+            "--format", help="Format to take apart; default: mxfp4_e2m1.", autocompletion=_FORMATS
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe in TOML instead, with its operators.")
+    ] = None,
     granularity: Granularity = None,
     target: Annotated[str | None, typer.Option(help="Its unit.", autocompletion=_TARGETS)] = None,
     products: Annotated[
@@ -373,7 +379,10 @@ def sensitivity(
     fields = _fields(
         model=model, text=text, formats=options.split(formats), targets=target, jobs=jobs,
         granularities=options.split(granularity), products=products, limit_tokens=limit_tokens,
+        recipes=recipe,
     )  # fmt: skip
+    if formats is None and recipe is None:
+        fields["formats"] = "mxfp4_e2m1"
     plan = as_spec(None, **fields)
     with sweep_progress(quiet=quiet) as progress:
         rows = parts_of(plan, by=by, progress=progress)
@@ -381,8 +390,8 @@ def sensitivity(
     say("\n".join(sensitivity_lines(rows)))
     say(f"{len(rows)} rows in {out}", err=True)
     if budget is not None:
-        recipe, bits = mixed_recipe(plan, better, rows, budget)
-        write_text(mixed, recipe.to_toml())
+        made, bits = mixed_recipe(plan, better, rows, budget)
+        write_text(mixed, made.to_toml())
         say(f"{bits:.3f} bits for each weight; numsim sweep --recipes {mixed} runs it")
 
 

@@ -104,7 +104,8 @@ def _histogram(axes: Any, row: dict[str, Any], formats: Iterable[str]) -> None:
         axes.plot([high - normal, high], [y, y], color=colour, linewidth=3)
         axes.plot([high - least, high - normal], [y, y], color=colour, linewidth=1)
         axes.text(high + 0.6, y, fmt.name, va="center", fontsize=6.5, color=colour)
-    axes.set_title(f"{row['role']}, amax {row['amax']:.3g}", fontsize=8.5)
+    tensor = drawn_name(f"{row['layer']}.{row['op']}")
+    axes.set_title(f"{tensor} {row['role']}, amax {row['amax']:.3g}", fontsize=8.5)
     axes.set_xlim(max(edges[0], high - 40) - 1, high + 9)
     axes.set_ylim(0, top * (1.2 + 0.09 * len(known)))
 
@@ -295,12 +296,15 @@ def _sensitivity(table: pd.DataFrame) -> Drawn:
 
 def _diff(table: pd.DataFrame) -> Drawn:
     """Draw where two units differ, and by how much."""
+    differ = table[table["differing"] > 0]
+    same = len(table) - len(differ)  # not emulated, or the same on both units
+    table = differ if len(differ) else table
     shown = table.iloc[:60]
     figure = canvas(min(WIDEST, 10.0), max(3.0, 0.6 + 0.13 * len(shown)))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     y = np.arange(len(shown))
     left.barh(y, 100 * shown["differing"], color=COLOURS[0])
-    names = (shown["layer"] + "." + shown["op"]).str.removesuffix(".")
+    names = (shown["layer"] + "." + shown["op"]).str.removesuffix(".").str.removeprefix("-.")
     left.set_yticks(y, [drawn_name(name) for name in names], fontsize=6.5)
     left.invert_yaxis()
     left.set_xlabel("outputs that differ (%)")
@@ -312,7 +316,8 @@ def _diff(table: pd.DataFrame) -> Drawn:
     right.set_xticks(range(len(mean)), words, rotation=60, ha="right", fontsize=7)
     right.set_xlabel("units in the last place")
     right.set_ylabel("outputs (%), mean over products")
-    caption = "Two units on equal inputs: outputs that differ, by product, and by how much."
+    more = f" Not drawn: {same} products without a difference." if same and len(differ) else ""
+    caption = f"Two units on equal inputs: outputs that differ, by product, and by how much.{more}"
     return save_figure(figure, caption)
 
 

@@ -11,6 +11,7 @@ from numsim.report.markup import Html, tag
 from numsim.report.sections import number, rows_table, section
 from numsim.report.tables import records
 
+FEW = 12  # rows of a table that is shown unfolded
 ROWS = 60  # of a table that the page shows; the file beside it has all
 RANGES = ("amax", "rms", "crest_row_median", "crest_16_median", "crest_32_median", "kurtosis")
 FIGURES = {
@@ -79,4 +80,4 @@ def _folded(rows: Html, count: int) -> Html:
     words = (
         f"{count} rows" if count <= ROWS else f"{ROWS} of {count} rows; the file in tables has all"
     )
-    return tag("details", tag("summary", words), rows)
+    return tag("details", tag("summary", words), rows, open=count <= FEW)

@@ -45,7 +45,7 @@ def sweep_files(results: Path, *, against: Path | None, cost: Path | None) -> di
     more = read_beside(results)
     more_drawn = draw_beside(more.tables, found)
     drawn |= more_drawn
-    images = {name: image(name, figure.svg) for name, figure in more_drawn.items()}
+    images = {name: image(name, figure.svg, figure.caption) for name, figure in more_drawn.items()}
     ranked, answers = rank(found)
     captions = {name: figure.caption for name, figure in drawn.items()}
     markdown = write_markdown(found, captions, answers, compared)

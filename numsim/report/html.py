@@ -15,7 +15,7 @@ from numsim.report.markup import Html, join, tag
 from numsim.report.payload import as_json, page_data
 from numsim.report.tables import Results
 
-SCRIPTS = ("d3.min.js", "plot.min.js", "chart.js", "page.js")
+SCRIPTS = ("d3.min.js", "plot.min.js", "chart.js", "tables.js", "page.js")
 
 
 def asset(name: str) -> str:
@@ -80,10 +80,11 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def image(name: str, svg: bytes) -> Html:
-    """Return a figure that stands in the page itself."""
+def image(name: str, svg: bytes, caption: str = "") -> Html:
+    """Return a figure that stands in the page itself, with what it shows below it."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    return tag("img", src=source, alt=f"figure {name}", class_="figure")
+    drawn = tag("img", src=source, alt=f"figure {name}", class_="figure")
+    return tag("figure", drawn, tag("figcaption", caption, class_="note")) if caption else drawn
 
 
 def _facts(results: Results) -> str:

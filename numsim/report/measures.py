@@ -88,7 +88,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("area_ge", "area", "GE per MAC", ".0f", "lower",
             "structural model in gate equivalents; within 20 % units are equal, and 4-bit block "
             "formats are not ranked", "x"),
-    Measure("energy_pj", "energy", "pJ", ".4g", "lower",
+    Measure("energy_pj", "energy of a batch", "pJ", ".4g", "lower",
             "multiplying and adding in the products of one batch, by one node and source"),
     Measure("pj_per_mac", "energy", "pJ per MAC", ".3g", "lower", "that energy over the MACs", "x"),
     Measure("dram_pj", "energy of moving", "pJ", ".4g", "lower",

@@ -1,7 +1,8 @@
-"""Cases on the workers of a dask scheduler: the results of one process, in the same order."""
+"""Cases on the workers of a dask scheduler: the results of one process, each as it is done."""
 
 from __future__ import annotations
 
+import queue
 import re
 import socket
 import threading
@@ -94,7 +95,7 @@ def on_cluster(
     start: Callable[[A], S], argument: A, work: Callable[[S, I], R], items: Sequence[I], *,
     address: str,
 ) -> Iterator[R]:  # fmt: skip
-    """Yield ``work(start(argument), item)`` in order; each worker starts once.
+    """Yield ``work(start(argument), item)``, each as soon as it is done; each worker starts once.
 
     A worker runs one item at a time, on as many threads as it has. What a lost worker ran is run
     again by another.
@@ -107,19 +108,28 @@ def on_cluster(
     """
     run = uuid4().hex
     with connected(address) as client:
-        futures = [
-            client.submit(_work, run, __version__, start, argument, work, item, key=f"{run}-{i}")
-            for i, item in enumerate(items)
-        ]
-        for future in futures:
+        ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        left = set()
+        for i, item in enumerate(items):
+            key = f"{run}-{i}"
+            future = client.submit(_work, run, __version__, start, argument, work, item, key=key)
+            future.add_done_callback(ended.put)
+            left.add(future)
+        while left:
+            try:
+                future = ended.get(timeout=CONNECT)
+            except queue.Empty:
+                _wait_for_a_worker(client, RETURN)
+                continue
             yield _result(client, future)
+            left.discard(future)  # what it holds goes from the worker
         client.run(_forget)  # a worker outlives the sweep
 
 
 def _result(client: Client, future: Future) -> Any:
     from distributed import KilledWorker
 
-    while True:
+    while True:  # the worker that holds it may be lost too
         try:
             return future.result(timeout=CONNECT)
         except NumsimError:

@@ -49,6 +49,7 @@ class Rows(pd.DataFrame):
         dropped = [name for name in left_out if name in self]
         frame = pd.DataFrame(self[chosen].drop(columns=dropped)).reset_index(drop=True)
         words = [c.name for c in COLUMNS if _repeats(c) and c.name in frame]
+        words = [name for name in words if frame[name].dtype == "string"]  # blocks are numbers
         return frame.astype(dict.fromkeys(words, "category"))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import ConfigKeyWarning, NumsimError
 from numsim.files import check_regular
 from numsim.models import Model, load_model
-from numsim.models.hub import find_folder
+from numsim.models.hub import find_folder, model_name
 from numsim.models.memory import OperandCache, as_bytes
 from numsim.models.text import TextTools, load_text_tools
 from numsim.models.weights import wide
@@ -49,28 +50,78 @@ def prepare(plan: SweepSpec) -> Iterator[Prepared]:
     NumsimError
         A model, a text, a format, a unit or a recipe that cannot be.
     """
-    models = plan.model if isinstance(plan.model, tuple) else (plan.model,)
-    texts = plan.text if isinstance(plan.text, tuple) else (plan.text,)
-    for model in models:
-        if isinstance(model, Path):
-            model = find_folder(model)
+    models = [
+        find_folder(model) if isinstance(model, Path) else model
+        for model in dict.fromkeys(several(plan.model))
+    ]
+    texts = list(dict.fromkeys(several(plan.text)))
+    called = names_apart("models", [_model_name(model) for model in models], models)
+    named = names_apart("texts", [path.name if path else "course.rst" for path in texts], texts)
+    for model, model_called in zip(models, called, strict=True):
         one = plan.model_copy(update={"model": model, "text": texts[0]})
         read, model_hash = read_model(one)
-        for path in texts:
+        read = replace(read, name=model_called)
+        for path, text_called in zip(texts, named, strict=True):
             text = read_text(path)
             recipes = tuple(r if r != DECLARED else declared_recipe(read) for r in plan.recipes)
             known: dict[str, object] = {"model": model, "text": path, "recipes": recipes}
             known |= {"ignore_keys": read.ignored_keys}  # keys that it has
             one = plan.model_copy(update=known)
             todo = cases(
-                one, model=read.name, model_hash=model_hash,
-                text=path.name if path else "course.rst", text_hash=text_hash(text),
-                products=read.gemm_names(),
+                one, model=model_called, model_hash=model_hash,
+                text=text_called, text_hash=text_hash(text), products=read.gemm_names(),
             )  # fmt: skip
-            for recipe in (case.recipe() for case in todo):
-                if recipe.ops:  # names and settings that the network does not have are said now
-                    read.suited(recipe)
+            _check_operators(read, todo)
             yield Prepared(one, read, read_inputs(read.arch, text_tools(read), one, text), todo)
+
+
+def _check_operators(model: Model, todo: Sequence[Case]) -> None:
+    """Raise for names and settings that the network does not have, before any case runs."""
+    for case in todo:
+        recipe = case.recipe()
+        try:
+            if recipe.ops:
+                model.suited(recipe)
+        except NumsimError as error:
+            raise type(error)(f"sweep: {case.label}: {error}") from None
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """Return one, or several, of a spec as a tuple."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _model_name(model: Model | Path | None) -> str:
+    return model.name if isinstance(model, Model) else model_name(model or bundled_model_dir())
+
+
+def names_apart(what: str, names: Sequence[str], places: Sequence[object]) -> list[str]:
+    """Return what results call models or texts: where two have one name, folders before it.
+
+    Raises
+    ------
+    NumsimError
+        Two have one name, and no folder to tell them apart.
+
+    Examples
+    --------
+    >>> names_apart("texts", ["a.txt", "b.txt", "a.txt"], [Path(p) for p in ("x/a.txt", "b.txt",
+    ...     "y/a.txt")])
+    ['x/a.txt', 'b.txt', 'y/a.txt']
+    """
+    found, depth = list(names), 1
+    while len(set(found)) < len(found):
+        depth += 1
+        for i in [i for i, name in enumerate(found) if found.count(name) > 1]:
+            place = places[i]
+            parts = place.absolute().parts if isinstance(place, Path) else ()
+            if len(parts) < depth:
+                raise NumsimError(
+                    f"sweep: {what} of one sweep have names of their own; got {found[i]} twice; "
+                    "rename one, a Model with dataclasses.replace(model, name=...)"
+                )
+            found[i] = "/".join(parts[-depth:])
+    return found
 
 
 def read_model(plan: SweepSpec) -> tuple[Model, str]:

@@ -31,6 +31,7 @@ from numsim.sweep.prepare import (
     prepare,
     read_again,
     read_text,
+    several,
     share,
     text_hash,
 )  # fmt: skip
@@ -106,14 +107,14 @@ def sweep(
                 "sweep: cases run in jobs here or on the workers of a scheduler; got both; "
                 "leave one out"
             )
-        if any(isinstance(model, Model) for model in _several(plan.model)):
+        if any(isinstance(model, Model) for model in several(plan.model)):
             raise NumsimError(
                 "sweep: workers of a scheduler read the model themselves; got a Model in this "
                 "process; give its folder"
             )
         with connected(plan.scheduler):
             pass  # what is missing is said before the model is read
-    read: list[tuple[str, object]] = [("text", text) for text in _several(plan.text)]
+    read: list[tuple[str, object]] = [("text", text) for text in several(plan.text)]
     read += [("format", given) for given in plan.formats or ()]
     read += [("target", given) for given in plan.targets or ()]
     read += [("recipe", given) for given in plan.recipes if given != DECLARED]
@@ -127,10 +128,6 @@ def sweep(
             return _sweep(plan, results, tell, record)
     with results:
         return _sweep(plan, results, progress or (lambda what, done, total: None), record)
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _sweep(plan: SweepSpec, results: ResultsFile, tell: Progress, record: dict[str, Any]) -> Rows:

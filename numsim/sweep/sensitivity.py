@@ -17,6 +17,7 @@ from numsim.losses import read_losses
 from numsim.metrics import paired_difference
 from numsim.models import Recipe, Rule
 from numsim.models.gemm import RAW
+from numsim.models.taps import lowered_operators
 from numsim.models.weights import shape_of
 from numsim.quant import as_quant
 from numsim.sweep.cases import cases
@@ -30,7 +31,7 @@ COLUMNS = (
     "kl_without_nats", "kl_budget_nats", "kl_budget_stderr", "share_budget",
 )  # fmt: skip
 BY = {"layer": "{stack}layers.{layer}.*", "op": "*.{op}", "product": "{name}"}
-ALL = "all"
+ALL, KV = "all", "kv"
 
 
 def sensitivity(
@@ -50,7 +51,8 @@ def sensitivity(
     list of dict
         One row a part, and a first one for the whole, ``part="all"``. `kl_only_nats`: only this
         part is emulated. `kl_budget_nats`: KL of the case minus its KL with this part left in
-        float32, paired over tokens; the budgets of parts need not add up to the whole.
+        float32, paired over tokens; the budgets of parts need not add up to the whole. Operators
+        and the cache of a recipe are parts too: ``*.softmax``, ``kv``; `products` counts names.
 
     Raises
     ------
@@ -61,7 +63,7 @@ def sensitivity(
     parts = _parts(run, recipe, by)
     whole = [NamedRecipe(name="all", toml=recipe.to_toml())]
     whole += [
-        NamedRecipe(name=f"{kind} {glob}", toml=_changed(recipe, names, only=kind == "only"))
+        NamedRecipe(name=f"{kind} {glob}", toml=_changed(run, recipe, names, only=kind == "only"))
         for glob, names in parts.items()
         for kind in ("only", "without")
     ]
@@ -85,7 +87,8 @@ def sensitivity(
 
     total = kl("all")
     mean = float(total.mean())
-    found = [_row(ALL, len(_emulated(recipe)), _values(run, _emulated(recipe)), total, None, mean)]
+    every = _emulated(run, recipe)
+    found = [_row(ALL, len(every), _values(run, every), total, None, mean)]
     for glob, names in parts.items():
         only, without = kl(f"only {glob}"), kl(f"without {glob}")
         row = _row(glob, len(names), _values(run, names), only, (total, without), mean)
@@ -131,16 +134,22 @@ def one_case(plan: SweepSpec) -> tuple[Prepared, Recipe]:
     return runs[0], recipe
 
 
-def _emulated(recipe: Recipe) -> list[str]:
+def _products(recipe: Recipe) -> list[str]:
     return [name for name, rule in recipe.rules if not rule.is_plain]
 
 
+def _emulated(run: Prepared, recipe: Recipe) -> list[str]:
+    """Return what is not float32: products, operators, and the cache of keys and values."""
+    lowered = lowered_operators(run.model.arch, recipe.ops)
+    return [*_products(recipe), *lowered, *([] if recipe.kv is None else [KV])]
+
+
 def _parts(run: Prepared, recipe: Recipe, by: str) -> dict[str, list[str]]:
-    """Return the emulated products of each part, by what matches them."""
+    """Return the names of each part, by what matches them."""
     if by not in BY:
         raise NumsimError(f"sensitivity: parts are by {', '.join(BY)}; got {by!r:.40}")
     found: dict[str, list[str]] = {}
-    for name in _emulated(recipe):
+    for name in _emulated(run, recipe):
         stack, _, rest = name.partition("layers.")
         layer, _, op = rest.partition(".")
         glob = BY[by].format(stack=stack, layer=layer, op=op, name=name) if rest else name
@@ -148,10 +157,16 @@ def _parts(run: Prepared, recipe: Recipe, by: str) -> dict[str, list[str]]:
     return found
 
 
-def _changed(recipe: Recipe, names: Sequence[str], *, only: bool) -> str:
-    inside = set(names)
-    rules = [(name, rule if (name in inside) == only else Rule()) for name, rule in recipe.rules]
-    return replace(recipe, rules=tuple(rules)).to_toml()
+def _changed(run: Prepared, recipe: Recipe, names: Sequence[str], *, only: bool) -> str:
+    """Return a recipe of these names alone, or of all others."""
+
+    def stays(name: str) -> bool:
+        return (name in names) == only
+
+    rules = tuple((name, rule if stays(name) else Rule()) for name, rule in recipe.rules)
+    lowered = lowered_operators(run.model.arch, recipe.ops).items()
+    ops = tuple((name, op) for name, op in lowered if stays(name))
+    return Recipe(rules, recipe.seed, ops, recipe.kv if stays(KV) else None).to_toml()
 
 
 def _distinct(recipes: list[NamedRecipe]) -> tuple[NamedRecipe, ...]:
@@ -169,7 +184,8 @@ def _fields(plan: SweepSpec) -> dict[str, Any]:
 
 
 def _values(run: Prepared, names: Sequence[str]) -> int:
-    return sum(math.prod(shape) for shape in _shapes(run, names).values())
+    products = set(run.model.gemm_names())
+    return sum(math.prod(s) for s in _shapes(run, (n for n in names if n in products)).values())
 
 
 def _shapes(run: Prepared, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -211,7 +227,7 @@ def mixed_recipe(
     finest = cases(asked, model="", text="", text_hash="", products=names)[-1]  # of its scales
     best = finest.recipe().resolve(names)
     rules = dict(recipe.rules)
-    weights = _shapes(run, _emulated(recipe))
+    weights = _shapes(run, _products(recipe))
     total = sum(math.prod(shape) for shape in weights.values())
     if not total:
         raise NumsimError("sensitivity: a budget is of weights; the case stores none of them")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from numsim import bench as timers
-from numsim.bench import TrainTiming, bench_cast
+from numsim.bench import TrainTiming, bench_cast, report
 from numsim.bench import cast as module
 from numsim.bench import model as models
 from numsim.bench.matmul import MatmulTiming
@@ -120,3 +121,22 @@ def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypa
     assert row.split()[2:] == [
         "numsim", "2", "123.46", "s", "7.654", "99.50", "25%", "2,000", "MB", "3.21",
     ]  # fmt: skip
+
+
+def test_report(monkeypatch):
+    found = report.bench_report(limit_tokens=16, rows=700, cases=30)
+    names = ["default sweep", "1,316 rows", "30 cases"]
+    assert list(dict.fromkeys(row.file for row in found)) == names
+    for name in names:
+        tasks = ["build", "page"]
+        if report.chromium() is not None:
+            tasks += ["first paint", "usable", "a key in the search"]
+        mine = [row for row in found if row.file == name]
+        assert [row.task for row in mine] == tasks
+        assert all(row.value > 0 for row in mine)
+    monkeypatch.setattr(report, "bench_report", lambda: found)
+    monkeypatch.setattr(report, "chromium", lambda: None)
+    result = CliRunner().invoke(app, ["bench", "report"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"30 cases +page +\d+\.\d\d MB +6\.00 MB", result.output)
+    assert "need Chromium" in result.output

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.data import bundled_model_dir
+from numsim import metrics
+from numsim.data import bundled_model_dir, bundled_text
 from numsim.losses import read_losses
+from numsim.models.text import load_text_tools
 from numsim.sweep.cases import cases
+from numsim.sweep.inputs import windows
 from numsim.sweep.spec import as_spec
 
 SMALL = {"limit_tokens": 63, "window": 64}
@@ -240,3 +243,23 @@ def test_several_models_and_texts(tmp_path):
     assert whole.text.tolist() == ["a.txt", "b.txt"]
     assert whole.case_id.nunique() == 2
     assert whole.perplexity_reference.nunique() == 2
+
+
+def test_operators_and_the_cache_of_a_recipe_are_swept(tmp_path):
+    globs = (("*", ns.Rule()), ("*_proj", ns.Rule("int8", "int8", "ideal.int")))
+    ops, kv = {"residual": ns.operators.Op("bfloat16")}, ns.operators.KV(value="mxfp4_e2m1")
+    file = tmp_path / "low.toml"
+    file.write_text(ns.Recipe(globs, 0, ops, kv).to_toml())
+    given = [ns.Recipe(globs), ns.Recipe(globs, 0, ops), ns.Recipe(globs, 0, (), kv), file]
+    found = ns.sweep(recipes=given, **SMALL).cases
+    assert found.recipe_digest.nunique() == found.kl_nats.nunique() == 4
+    model = ns.load_model(bundled_model_dir())
+    spec = as_spec(None, **SMALL)
+    tokens = windows(load_text_tools(bundled_model_dir()), spec, bundled_text())
+    want = model.run(tokens, recipe=ns.Recipe.from_toml(file)).logits
+    nll = metrics.token_nll(want, tokens)
+    assert found.perplexity.iloc[-1] == pytest.approx(metrics.perplexity(nll), rel=1e-12)
+    wrong = ns.Recipe(globs, 0, {"softmx": ns.operators.Op("bfloat16")})
+    with pytest.raises(ns.NumsimError, match=r"sweep: recipe .*'softmx' names none .*softmax"):
+        ns.sweep(recipes=wrong, out=tmp_path / "r.csv", **SMALL)
+    assert not (tmp_path / "r.csv").exists()

@@ -5,8 +5,11 @@ pip install -e '.[cluster]'
 
 import builtins
 import os
+import signal
 import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,11 @@ def begin(factor):
 def multiply(state, item):
     if item == "die":
         os._exit(1)
+    if isinstance(item, Path):  # done once the file is there
+        end = time.monotonic() + 30
+        while not item.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return item.name if item.exists() else "never"
     if item == "refuse":
         raise ns.NumsimError("refuse: in its own words")
     return state * item
@@ -78,7 +86,7 @@ def test_a_cluster_gives_the_rows_of_one_process(tmp_path, monkeypatch, schedule
 def test_a_worker_starts_once_and_errors_are_sentences(scheduler):
     address = scheduler(1)
     BEGUN.clear()
-    assert list(on_cluster(begin, 10, multiply, [3, 1, 2], address=address)) == [30, 10, 20]
+    assert sorted(on_cluster(begin, 10, multiply, [3, 1, 2], address=address)) == [10, 20, 30]
     assert BEGUN == [10]
     assert cluster._STATE == {}
     assert list(on_cluster(begin, 11, multiply, [1], address=address)) == [11]
@@ -86,6 +94,28 @@ def test_a_worker_starts_once_and_errors_are_sentences(scheduler):
         list(on_cluster(begin, 10, multiply, [1, "refuse"], address=address))
     with pytest.raises(ns.NumsimError, match="a worker could not run a case"):
         list(on_cluster(begin, 10, multiply, [None], address=address))
+
+
+def test_a_slow_case_holds_no_other_back(tmp_path, scheduler):
+    late = tmp_path / "late"
+    found = on_cluster(begin, 10, multiply, [late, 1, 2, 3], address=scheduler(2, processes=True))
+    assert {next(found) for _ in range(3)} == {10, 20, 30}
+    late.touch()
+    assert list(found) == ["late"]
+
+
+def test_a_case_of_a_lost_worker_runs_on_another(tmp_path, scheduler):
+    late = tmp_path / "late"
+    address = scheduler(2, processes=True)
+    found = on_cluster(begin, 10, multiply, [late, 1], address=address)
+    assert next(found) == 10
+    with cluster.connected(address) as client:
+        running = {w for w, keys in client.processing().items() if keys}
+        pids = client.run(os.getpid)
+        (busy,) = (pids[w] for w in running)
+        os.kill(busy, signal.SIGKILL)
+    late.touch()
+    assert list(found) == ["late"]
 
 
 def test_a_lost_worker_is_a_sentence(scheduler):

@@ -18,6 +18,7 @@ from numsim.sweep.spec import as_spec
 from numsim.sweep.tensors import lost, shape_of, tensor_rows
 
 SMALL = {"limit_tokens": 63, "window": 64}
+BFLOAT16 = ns.operators.Op("bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,35 @@ def test_error_budget_is_what_a_sweep_without_the_part_saves():
     assert part["kl_without_nats"] == pytest.approx(kl["without"], rel=1e-12)
     assert part["kl_budget_nats"] == pytest.approx(kl["whole"] - kl["without"], rel=1e-12)
     assert part["share_budget"] == pytest.approx(part["kl_budget_nats"] / kl["whole"])
+
+
+def test_operators_and_the_cache_have_budgets():
+    plain, ops = ns.Rule(), {"softmax": ns.operators.Op("float8_e5m2"), "*norm": BFLOAT16}
+    globs = (("*", plain), ("layers.1.down_proj", ns.Rule("int4", "int4", "ideal.int")))
+    kv = ns.operators.KV(key="mxfp4_e2m1")
+    rows = {r["part"]: r for r in sensitivity(as_spec(None, recipes=ns.Recipe(globs, 0, ops, kv),
+                                                      **SMALL), by="op")}  # fmt: skip
+    norms = ["*.attn_norm", "*.mlp_norm", "final_norm"]
+    assert list(rows) == ["all", "*.down_proj", "*.softmax", *norms, "kv"]
+    cases_of = {
+        ("*.softmax", "without"): ns.Recipe(globs, 0, {"*norm": BFLOAT16}, kv),
+        ("*.softmax", "only"): ns.Recipe(globs[:1], 0, {"softmax": ops["softmax"]}),
+        ("kv", "without"): ns.Recipe(globs, 0, ops),
+        ("kv", "only"): ns.Recipe(globs[:1], kv=kv),
+        ("*.down_proj", "without"): ns.Recipe(globs[:1], 0, ops, kv),
+        ("*.down_proj", "only"): ns.Recipe(globs),
+    }
+    whole = ns.sweep(recipes=ns.Recipe(globs, 0, ops, kv), **SMALL).cases.kl_nats[0]
+    for (part, kind), recipe in cases_of.items():
+        kl = ns.sweep(recipes=recipe, **SMALL).cases.iloc[0]
+        assert rows[part][f"kl_{kind}_nats"] == pytest.approx(kl.kl_nats, rel=1e-12)
+        assert kl.sqnr_cumulative_db > 0  # though no product of some is emulated
+    for part, row in rows.items():
+        if part != "all":
+            saved = whole - row["kl_without_nats"]
+            assert row["kl_budget_nats"] == pytest.approx(saved, rel=1e-9, abs=1e-15)
+    assert rows["*.softmax"]["products"] == 5
+    assert rows["*.softmax"]["values"] == rows["kv"]["values"] == 0
 
 
 def test_a_mixed_recipe_keeps_its_budget(model):

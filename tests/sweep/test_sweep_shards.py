@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 import tomllib
 import warnings
 
@@ -174,3 +175,26 @@ def test_model_of_a_manifest_is_found_again(tmp_path):
     ns.sweep(SMALL | {"model": bundled_model_dir(), "formats": ["int8"], "out": tmp_path / "r.csv"})
     text = (tmp_path / "r.manifest.toml").read_text()
     assert str(bundled_model_dir()) in tomllib.loads(text)["model"]
+
+
+def test_models_and_texts_of_one_name_are_told_apart(tmp_path):
+    for place in "ab":
+        shutil.copytree(bundled_model_dir(), tmp_path / place / "m")
+        (tmp_path / place / "t.txt").write_text(f"the words of {place} " * 60)
+    norm = tmp_path / "b" / "m" / "config.json"
+    norm.write_text(norm.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
+    models, texts = ([tmp_path / place / name for place in "aba"] for name in ("m", "t.txt"))
+    one = SMALL | {"formats": ["int8"], "granularities": ["per_tensor"], "out": tmp_path / "r.csv"}
+    cases_of = ns.sweep(one | {"model": models, "text": texts}).cases
+    both = cases_of[["model", "text"]].astype(str).to_numpy().tolist()
+    assert both == [[f"{m}/m", f"{t}/t.txt"] for m in "ab" for t in "ab"]
+    assert cases_of.kl_nats.nunique() == cases_of.case_id.nunique() == 4
+    record = tomllib.loads((tmp_path / "r.manifest.toml").read_text())["manifest"]
+    assert len(set(record["models"].values())) == len(set(record["texts"].values())) == 2
+    again = ns.sweep(tmp_path / "r.manifest.toml", out=tmp_path / "again.csv").cases
+    assert again.case_id.tolist() == cases_of.case_id.tolist()
+    norm.write_text(norm.read_text().replace("20000.0", "30000.0"))
+    with pytest.raises(ns.NumsimError, match=r"b/m with other contents"):
+        ns.sweep(one | {"model": models, "text": texts, "resume": True})
+    with pytest.raises(ns.NumsimError, match=r"got tiny_llama twice; rename one"):
+        ns.sweep(SMALL | {"model": [ns.load_model(bundled_model_dir()) for _ in range(2)]})

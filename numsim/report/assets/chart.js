@@ -63,6 +63,22 @@ const numsimChart = (() => {
       layer.append("text").attr("x", left ? box[0] + w : box[0]).attr("text-anchor", left ? "end" : "start").attr("y", box[1] + 11).attr("fill", "var(--ink)").text(text);
     }
   }
+  function frontOf(cases, X, loss, ranges) { // from left; ranges: what the model of area tells apart
+    if (ranges) {
+      const [low, high] = ranges, beaten = (c) => cases.some((o) => loss(o) < loss(c) && low(o) <= high(c));
+      return cases.filter((c) => !beaten(c)).sort((a, b) => X(a) - X(b));
+    }
+    let best = Infinity;
+    return [...cases].sort((a, b) => X(a) - X(b) || loss(a) - loss(b)).filter((i) => loss(i) < best && ((best = loss(i)), true));
+  }
   const hexagon = { draw(context, size) { const r = Math.sqrt((2 * size) / (3 * Math.sqrt(3))); for (let k = 0; k < 6; k++) context[k ? "lineTo" : "moveTo"](r * Math.sin((k * Math.PI) / 3), r * Math.cos((k * Math.PI) / 3)); context.closePath(); } };
-  return { scaleOf, spread, nameMarks, hexagon };
+  const shape = (name) => d3.symbol(d3[`symbol${name[0].toUpperCase()}${name.slice(1)}`] ?? hexagon, 60)();
+  function legendItem(name, text, stroke = "var(--soft)", fill = stroke) {
+    const svg = d3.create("svg").attr("width", 16).attr("height", 16).attr("viewBox", "-8 -8 16 16").attr("aria-hidden", "true"), item = document.createElement("span");
+    svg.append("path").attr("d", shape(name)).attr("fill", fill).attr("stroke", stroke).attr("stroke-width", 1.6);
+    item.title = text;
+    item.append(svg.node(), text.length > 40 ? `${text.slice(0, 36)}…${text.slice(-3)}` : text);
+    return item;
+  }
+  return { scaleOf, spread, frontOf, nameMarks, legendItem };
 })();

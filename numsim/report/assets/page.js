@@ -1,7 +1,8 @@
 "use strict";
 // The page of a report: filters, chart, layers, address. All names of the file are set as text.
 (() => {
-  const { scaleOf, spread, nameMarks, hexagon } = numsimChart;
+  const { scaleOf, spread, frontOf, nameMarks, legendItem } = numsimChart;
+  const { element, number, limits, heatTable, csvAddress } = numsimTables;
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.querySelector(`[data-testid="${id}"]`);
   const COLOURS = 7, SYMBOLS = ["circle", "square", "triangle", "diamond", "star", "hexagon", "wye", "cross"];
@@ -30,12 +31,6 @@
     return d3.format(m.form)(v).replace("e+", "e") + chance + (m.unit && unit ? ` ${m.unit}` : "");
   };
 
-  const element = (name, attributes = {}, ...content) => {
-    const e = document.createElement(name);
-    for (const [key, v] of Object.entries(attributes)) if (v !== null && v !== false) e.setAttribute(key, v === true ? "" : v);
-    e.append(...content.filter((c) => c !== null));
-    return e;
-  };
   const opener = (i, text = word(data.names, i)) => element("a", { href: `#case=${ids[i]}` }, text);
 
   // ------------------------------------------------------------------ the view, and its address
@@ -109,33 +104,20 @@
     download = lines;
   }
   let download = [];
-  function saveCsv(event) {
-    const cell = (t) => { const s = /^'*[=+\-@\t\r]/.test(t) && Number.isNaN(+t) ? `'${t}` : t; return /[",\n\r]/.test(s) ? `"${s.replaceAll('"', '""')}"` : s; };
-    event.currentTarget.href = `data:text/csv;charset=utf-8,${encodeURIComponent(download.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n")}`;
-  }
+  function saveCsv(event) { event.currentTarget.href = csvAddress(download); }
 
   // ------------------------------------------------------------------ chart
-  function frontOf(cases, x, y) {
-    const sign = measures.get(y).better === "higher" ? -1 : 1, found = cases.filter(exact);
-    if (x === "area_ge") { // the model tells areas apart only where their ranges do
-      const beaten = (c) => found.some((o) => sign * value(y, o) < sign * value(y, c) && value("area_low", o) <= value("area_high", c));
-      return found.filter((c) => !beaten(c)).sort((a, b) => value(x, a) - value(x, b));
-    }
-    found.sort((a, b) => value(x, a) - value(x, b) || sign * (value(y, a) - value(y, b)));
-    let best = Infinity;
-    return found.filter((i) => sign * value(y, i) < best && ((best = sign * value(y, i)), true));
-  }
   const chartBox = document.querySelector(".chart");
   function drawChart(cases) {
     const said = document.querySelector(".said"), mx = measures.get(view.x), my = measures.get(view.y);
     chartBox.replaceChildren();
     if (!mx || !my) { said.textContent = "No measure of this file has values on two axes."; return; }
     const drawn = cases.filter((i) => !data.failed[i] && Number.isFinite(value(view.x, i)) && Number.isFinite(value(view.y, i)));
-    const front = frontOf(drawn, view.x, view.y), ahead = new Set(front), rank = (i) => (ahead.has(i) ? 0 : exact(i) ? 1 : 2);
+    const X = (i) => value(view.x, i), Y = (i) => value(view.y, i), ranges = view.x === "area_ge" ? ["area_low", "area_high"].map((k) => (i) => value(k, i)) : null;
+    const front = frontOf(drawn.filter(exact), X, (i) => (my.better === "higher" ? -Y(i) : Y(i)), ranges), ahead = new Set(front), rank = (i) => (ahead.has(i) ? 0 : exact(i) ? 1 : 2);
     drawn.sort((a, b) => rank(a) - rank(b) || a - b); // who comes first keeps its place
     const width = Math.max(280, chartBox.clientWidth || 700), height = width < 500 ? 360 : 440, radius = drawn.length > 600 ? 3 : drawn.length > 150 ? 4 : 6;
     const half = (i) => (my.stderr && Number.isFinite(value(my.stderr, i)) ? 2 * value(my.stderr, i) : 0);
-    const X = (i) => value(view.x, i), Y = (i) => value(view.y, i);
     const sides = drawn.flatMap((i) => [Y(i) - half(i), Y(i) + half(i)]).filter((v) => my.scale !== "log" || v > 0);
     let moved = 0, places;
     const apart = (options) => Plot.initializer(options, (given, groups, channels, scale) => {
@@ -186,7 +168,7 @@
     nameMarks(svg, marks, width, height);
     drawLegend(drawn);
     const notes = [];
-    if (moved) notes.push(`${moved} marks stood on others and are moved sideways.`);
+    if (moved) notes.push(moved === 1 ? "1 mark stood on another and is moved sideways." : `${moved} marks stood on others and are moved sideways.`);
     if (cases.length > drawn.length) notes.push(`Not drawn: ${cases.length - drawn.length} cases without finite values on both axes.`);
     if (my.stderr) notes.push("Bars: 95 % of chance.");
     if (view.x === "area_ge") notes.push("Bars across: what the model of area can tell; where they overlap, areas are equal.");
@@ -197,16 +179,12 @@
   }
   function drawLegend(drawn) {
     const legend = document.querySelector(".legend");
-    const mark = (path, fill, stroke) => { const svg = d3.create("svg").attr("width", 16).attr("height", 16).attr("viewBox", "-8 -8 16 16").attr("aria-hidden", "true"); svg.append("path").attr("d", path).attr("fill", fill).attr("stroke", stroke).attr("stroke-width", 1.6); return svg.node(); };
-    const shape = (name) => d3.symbol(d3[`symbol${name[0].toUpperCase()}${name.slice(1)}`] ?? hexagon, 60)();
-    const cut = (t) => (t.length > 40 ? `${t.slice(0, 36)}…${t.slice(-3)}` : t);
-    const item = (node, text) => { const s = element("span", { title: text }, cut(text)); s.prepend(node); return s; };
     const there = (list, column) => list.filter((v) => drawn.some((i) => facets[column][i] === v));
     const u = there(units, "target"), s = there(scales, "scales");
     legend.replaceChildren(
-      ...u.slice(0, 24).map((v) => item(mark(shape("circle"), colour(v), colour(v)), v)),
-      ...s.slice(0, 16).map((v) => item(mark(shape(symbol(v)), "var(--soft)", "var(--soft)"), v || "no scales")),
-      ...(drawn.some((i) => !exact(i)) ? [item(mark(shape("circle"), "none", "var(--soft)"), "fake quantisation")] : []),
+      ...u.slice(0, 24).map((v) => legendItem("circle", v, colour(v))),
+      ...s.slice(0, 16).map((v) => legendItem(symbol(v), v || "no scales")),
+      ...(drawn.some((i) => !exact(i)) ? [legendItem("circle", "fake quantisation", "var(--soft)", "none")] : []),
       ...(u.length > 24 || s.length > 16 ? [element("span", {}, "and more")] : []),
     );
   }
@@ -228,21 +206,6 @@
     $("recipe").replaceChildren(element("h3", {}, title(i)), element("p", { class: "note" }, data.failed[i] ? "failed" : exact(i) ? "bit exact" : "fake quantisation"), list);
   }
   const byCase = d3.group(d3.range(data.products.case.length), (k) => data.products.case[k]);
-  const number = (v) => (v === null || v === undefined ? NaN : v === "inf" ? Infinity : v === "-inf" ? -Infinity : v);
-  const ink = (background) => { const c = d3.rgb(background), f = (u) => ((u /= 255) <= 0.03928 ? u / 12.92 : ((u + 0.055) / 1.055) ** 2.4); return 0.2126 * f(c.r) + 0.7152 * f(c.g) + 0.0722 * f(c.b) > 0.179 ? "#000" : "#fff"; };
-  const limits = (values) => { const v = values.filter(Number.isFinite).sort(d3.ascending); const [a, b] = [d3.quantile(v, 0.02) ?? 0, d3.quantile(v, 0.98) ?? 1]; return a === b ? [a - 1, b + 1] : [a, b]; };
-  function heatTable(rows, columns, at, shade, attributes) {
-    const head = element("tr", {}, element("th", { scope: "col" }, ""), ...columns.map((c) => element("th", { scope: "col", title: c }, element("span", {}, c))));
-    const body = rows.map((r) => element("tr", {}, element("th", { scope: "row", title: r }, r), ...columns.map((c) => {
-      const v = at(r, c);
-      if (v === undefined || Number.isNaN(v)) return element("td");
-      const cell = element("td", { "data-v": String(v) }, Number.isFinite(v) ? d3.format(".1f")(v) : v > 0 ? "∞" : "−∞"), ground = shade(v);
-      cell.style.background = ground;
-      cell.style.color = ink(ground);
-      return cell;
-    })));
-    return element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "table" }, element("table", { class: "heat", ...attributes }, element("thead", {}, head), element("tbody", {}, ...body)));
-  }
   function drawDetail() {
     const open = document.querySelector(".open"), first = data.answers[+view.run || 0]?.steps.at(-1);
     const i = place.get(view.case) ?? place.get(first) ?? 0;
