@@ -59,17 +59,13 @@ def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits:
     info: Any = ml_dtypes.finfo(machine.dtype)  # type: ignore[no-untyped-call]
     step = 2.0 ** (int(info.minexp) - info.nmant)
     size = np.abs(p)
-    large, tiny = size.max(1), size.sum(1) - size.max(1)
-    two = ((p != 0).sum(1) == 2) & (batch.c == 0) & (tiny < large)
     with np.errstate(invalid="ignore"):
+        large, tiny = size.max(1), size.sum(1) - size.max(1)
         answer = np.abs(d.astype(np.float64))
-        sets = (
-            ((large == step / 2) & (abs(exact) > large), 0.0),
-            (  # to nearest, to zero
-                (large == step) & (abs(exact) < large),
-                step,
-            ),
-        )
+    two = ((p != 0).sum(1) == 2) & (batch.c == 0) & (tiny < large)
+    above = (large == step / 2) & (np.abs(exact) > large)  # decides a rounding to nearest
+    below = (large == step) & (np.abs(exact) < large)  # and one toward zero
+    sets = ((above, 0.0), (below, step))
     for beside, alone in sets:
         cut = two & beside & (answer == alone)
         if cut.any() and not cut[two & beside].all():
