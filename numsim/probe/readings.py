@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +40,8 @@ def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits:
     """Return exponents below which no alignment seems to go.
 
     C alone, and a single product, keep their last bit as long as that is not below the least
-    exponent minus `align_bits`. Where all of them are kept there is nothing to see.
+    exponent minus `align_bits`. A tiny product beside half of the last step of results, or less a
+    whole one, decides where the sum goes, or is cut away.
     """
     a, b = (
         decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b))
@@ -51,10 +53,24 @@ def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits:
         known = single & np.isfinite(exact) & np.isfinite(d)
     value, got = exact[known], d[known].astype(np.float64)
     last = _last_bit(value)
-    if not value.size or (value == got).all():
-        return set()
-    lost = int(last[value != got].max())  # the last bit of something cut: below the limit
-    return {lost + 1 + align_bits + n for n in (-1, 0, 1)}
+    lost: set[int] = set()  # places of bits that were cut: below the limit
+    if value.size and (value != got).any():
+        lost.add(int(last[value != got].max()))
+    info: Any = ml_dtypes.finfo(machine.dtype)  # type: ignore[no-untyped-call]
+    step = 2.0 ** (int(info.minexp) - info.nmant)
+    size = np.abs(p)
+    with np.errstate(invalid="ignore"):
+        large, tiny = size.max(1), size.sum(1) - size.max(1)
+        answer = np.abs(d.astype(np.float64))
+    two = ((p != 0).sum(1) == 2) & (batch.c == 0) & (tiny < large)
+    above = (large == step / 2) & (np.abs(exact) > large)  # decides a rounding to nearest
+    below = (large == step) & (np.abs(exact) < large)  # and one toward zero
+    sets = ((above, 0.0), (below, step))
+    for beside, alone in sets:
+        cut = two & beside & (answer == alone)
+        if cut.any() and not cut[two & beside].all():
+            lost.add(int(np.frexp(tiny[cut].max())[1]) - 1)
+    return {place + 1 + align_bits + n for place in lost for n in (-1, 0, 1)}
 
 
 def _numbers(machine: Machine, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -223,6 +223,13 @@ def edges(machine: Machine) -> Batch:
             normal = _signed(_power(both, least), -sign)
             sheet.add([(0, *normal), (1, *pair)])
             sheet.add([(0, *normal), (2, *pair)])
+    step = least - width  # results' last one: what a tiny product beside it decides
+    for exponent in range(max(low, step - 40), step - 1):
+        for sign in _sign(machine):
+            tiny, half, whole = (_power(both, e) for e in (exponent, step - 1, step))
+            sheet.add([(0, *_signed(half, sign)), (1, *_signed(tiny, sign))])
+            if len(_sign(machine)) > 1:
+                sheet.add([(0, *_signed(whole, sign)), (1, *_signed(tiny, -sign))])
     large = both.factors(both.high)
     for sign in _sign(machine):
         for c in (0.0, float(info.max), -float(info.max), np.inf, -np.inf, np.nan):

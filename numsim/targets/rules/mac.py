@@ -202,7 +202,7 @@ def _explain(rule: Mac, step: Step) -> Iterator[str]:
 def _changes(rule: Mac, kind: str, key: str, value: object) -> bool:
     if key == "group":
         return rule.order in ("tree", "two_chains", "exact")
-    return key != "order" or value != "exact" or rule.group is not None
+    return key != "order" or value in ("sequential", "odd_first") or rule.group is not None
 
 
 def _means(rule: Mac) -> Mac | Exact:
