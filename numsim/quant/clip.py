@@ -34,7 +34,7 @@ from numsim.formats import Format
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.convert import block_search
 from numsim.kernels.convert.least_squares import least_squares
-from numsim.kernels.convert.long_rows import least_squares_sorted
+from numsim.kernels.convert.long_rows import least_squares_few, least_squares_sorted
 from numsim.kernels.jit import grain_of, over_range
 from numsim.quant.grouped import groups
 from numsim.quant.rule import Quant, percentile, rule_name
@@ -156,11 +156,20 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
     found, halves = levels(fmt), has_halves(fmt)
     grid = tuple(-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
     chosen = np.zeros(grid)
-    few = max(found.positive.size, found.negative.size) <= _FEW_LEVELS
+    most = max(found.positive_steps.size, found.negative_steps.size)
     for group in groups(values, sizes):
         scales = np.empty(len(group.rows))
-        if few and group.rows.shape[1] >= _LONG:
+        if most <= _FEW_LEVELS and group.rows.shape[1] >= _LONG:
             over_range(partial(_of_sorted, group.rows, found, halves, scales), len(scales))
+        elif most <= 8 and group.rows.shape[1] <= 128:
+            signed = not np.array_equal(found.positive, found.negative)
+            rows = np.sort(group.rows if signed else np.abs(group.rows), axis=1).astype(np.float64)
+            positive = np.maximum(rows, 0.0) if signed else rows
+            negative = np.maximum(-rows[:, ::-1], 0.0) if signed else np.zeros((len(rows), 1))
+            over_range(
+                partial(least_squares_few, positive, negative, found, halves, scales),
+                len(scales), grain=grain_of(len(scales), rows.size * 64),
+            )  # fmt: skip
         else:
             rows = group.rows.astype(np.float64)
             over_range(

@@ -1,4 +1,8 @@
-"""The scale of the least squared error of one long row, of magnitudes in rising order."""
+"""The scale of the least squared error from magnitudes in rising order.
+
+For rows so long that a search for every level is cheaper than a look at every value, and for short
+rows under few levels, where all changes of level are fewer than the scales that would be tried.
+"""
 
 from __future__ import annotations
 
@@ -198,3 +202,67 @@ def least_squares_sorted(positive: Array, negative: Array, f: Levels, halves: bo
         used += 1
     both, square = _at(x, sums_x, y, sums_y, f, chosen)
     return both / square if square > 0 else chosen
+
+
+@inline
+def _start(side: Any, levels: Any, steps: Any, scale: Any, at: Any) -> tuple[Any, Any]:
+    """Return sums of x * level and level**2 at a scale; `at`: the first x of every step."""
+    for k in range(steps.size):
+        at[k] = np.searchsorted(side, steps[k] * scale)
+    both, square = 0.0, 0.0
+    k = 0
+    for i in range(side.size):
+        while k < steps.size and i >= at[k]:
+            k += 1
+        both += side[i] * levels[k]
+        square += levels[k] * levels[k]
+    return both, square
+
+
+@kernel
+def least_squares_few(
+    positive: Array, negative: Array, f: Levels, halves: bool, out: Array, start: int, stop: int
+) -> None:
+    """Find what `least_squares` finds for short rows and few levels: every change in order.
+
+    `positive` [count, size], `negative` [count, other]: the magnitudes of numbers of one sign,
+    rising, 0 in place of others.
+    """
+    top = max(f.positive[-1], f.negative[-1])
+    count_p, count_n = f.positive_steps.size, f.negative_steps.size
+    at_p, at_n = np.zeros(count_p, np.int64), np.zeros(count_n, np.int64)
+    events = np.empty((_EVENTS, 3))
+    order, ends = np.empty(_EVENTS, np.int64), np.empty(_EVENTS + 1, np.int64)
+    room = at_p, at_n, events, order, ends
+    for row in range(start, stop):
+        x, y = positive[row], negative[row]
+        amax = max(x[x.size - 1], y[y.size - 1])
+        first = 0.0
+        if x[x.size - 1] > 0:
+            first = x[x.size - 1] / f.positive[-1]
+        if y[y.size - 1] > 0:
+            first = max(first, y[y.size - 1] / f.negative[-1])
+        out[row] = first
+        if not 0.0 < first < np.inf:
+            continue
+        both_p, square_p = _start(x, f.positive, f.positive_steps, first, at_p)
+        both_n, square_n = _start(y, f.negative, f.negative_steps, first, at_n)
+        both, square = both_p + both_n, square_p + square_n
+        whole = 0.0
+        for i in range(x.size):
+            whole += x[i] * x[i]
+        for i in range(y.size):
+            whole += y[i] * y[i]
+        best, chosen = both * both / square, both / square
+        low = max((amax - np.sqrt(max(whole - best, 0.0))) / top, first * 2.0**-30)
+        low = min(low, first) * (1 - 1e-9)
+        high = 2 * first * (1 + 1e-9)
+        if not halves:
+            least = f.positive_steps[0] if count_p else np.inf
+            least = min(least, f.negative_steps[0] if count_n else np.inf)
+            high = amax / least * (1 + 1e-9)
+        both_p, square_p = _start(x, f.positive, f.positive_steps, low, at_p)
+        both_n, square_n = _start(y, f.negative, f.negative_steps, low, at_n)
+        both, square = both_p + both_n, square_p + square_n
+        best, chosen = _sweep(x, y, f, low, high, both, square, best, chosen, SAME * whole, room)
+        out[row] = chosen
