@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ WIDEST = 12.0  # inches
 LISTED = 12  # units, and kinds of scales, that a legend names
 MOST = 40  # cases in a figure: of more the best
 LONGEST = 32  # characters of a name that is told from others by them; tables have all of it
+_KEYS = re.compile(r" (?:scale_format=(?:float\d+_)?|scale_rule=)")
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -273,6 +275,7 @@ def distinct_names(names: Iterable[str], shortest: int = LONGEST) -> dict[str, s
 
 def drawn_name(name: object, longest: int = LONGEST) -> str:
     """Return a name as it may stand in a figure: printable, not empty, not as long as a page."""
+    name = _KEYS.sub(" ", str(name))  # the words say by themselves what they set
     return shorten(name, longest).lstrip("_") or "none"  # an underscore would hide a legend entry
 
 
