@@ -8,7 +8,8 @@ from numsim.models.load import load_model
 from numsim.models.named import list_recipes, named_recipe
 from numsim.models.packed.write import pack
 from numsim.models.prepare import prepare, rotated, rounded, smoothed
-from numsim.models.recipe import Recipe, Rule
+from numsim.models.recipe import Recipe
+from numsim.models.rule import Rule
 from numsim.models.run import Model, Run
 from numsim.models.text import TextTools, load_text_tools
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError
 from numsim.kernels.gemm.fma import PackedFma, gemm_fma, pack_b
 from numsim.models.memory import OperandCache, held_bytes, release
-from numsim.models.recipe import Recipe, Rule
+from numsim.models.recipe import Recipe
+from numsim.models.rule import Rule
 from numsim.models.streams import draws, stream
 from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize

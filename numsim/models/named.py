@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
-from numsim.models.recipe import Recipe, Rule
+from numsim.models.recipe import Recipe
+from numsim.models.rule import Rule
 from numsim.quant import QUANTS, Quant
 from numsim.targets import Target
 

@@ -32,7 +32,8 @@ from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.places import Place
-from numsim.models.recipe import Recipe, Rule
+from numsim.models.recipe import Recipe
+from numsim.models.rule import Rule
 from numsim.models.score import token_losses
 from numsim.models.taps import check_tiles, lowered_operators, wanted_taps
 from numsim.models.weights import Stored, Weights, shape_of, wide

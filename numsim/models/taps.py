@@ -19,7 +19,7 @@ from numsim.models.arch import (
     tensor_shapes,
 )
 from numsim.models.lowered import act_forms
-from numsim.models.recipe import Rule
+from numsim.models.rule import Rule
 from numsim.operators import Op
 from numsim.operators.rules import Ops, kind_of, ops_for
 from numsim.quant import Quant

@@ -4,8 +4,6 @@ from numsim.operators.chains import (
     layernorm,
     residual,
     rmsnorm,
-    rotary,
-    rotary_tables,
     silu_gate,
     softmax,
 )
@@ -19,6 +17,7 @@ from numsim.operators.ibert import (
     ibert_sqrt,
 )
 from numsim.operators.kv import KVCache, Spec, Stored
+from numsim.operators.positions import rotary, rotary_tables
 from numsim.operators.rounded import elementwise
 from numsim.operators.rules import KV, Op
 from numsim.operators.runtimes import ggml_gelu_f16, ort_qlinear_softmax

@@ -10,21 +10,20 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from numsim.arguments import choice
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
-from numsim.kernels.elementwise import correct
 from numsim.operators.gpu import EXP2_POLYNOMIALS, exp2_lut, exp2_poly
 from numsim.operators.rounded import (
     Floats,
     Rounding,
     Values,
+    as_float32,
     function,
     minus,
-    numbers,
     over,
     plus,
     rounding_to,
@@ -34,10 +33,6 @@ from numsim.operators.rounded import (
 from numsim.operators.variants import EX2, approximate
 
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
-
-
-def _values(x: ArrayLike) -> Values:
-    return numbers(x).astype(np.float32)
 
 
 def _maybe(fmt: FormatLike | None, rounding: str) -> Rounding | None:
@@ -108,7 +103,7 @@ def softmax(
     choice("base", str(base), ("e", "2"))
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x = _values(x)
+    x = as_float32(x)
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
@@ -234,13 +229,13 @@ def layernorm(
     """
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x = _values(x)
+    x = as_float32(x)
     d = r(minus(x, _mean(x, sum, mean, r, inner)))
     v = _mean(r(times(d, d)), sum, mean, r, inner)
     y = r(times(d, _inverse_root(v, eps, eps_place, inv, r)))
-    y = r(times(y, _values(w)))
+    y = r(times(y, as_float32(w)))
     if b is not None:
-        y = r(plus(y, _values(b)))
+        y = r(plus(y, as_float32(b)))
     return _last(y, out_format, out_rounding)
 
 
@@ -296,7 +291,7 @@ out_rounding
     """
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x, weight = _values(x), _values(w)
+    x, weight = as_float32(x), as_float32(w)
     v = _mean(r(times(x, x)), sum, mean, r, inner)
     y = r(times(x, _inverse_root(v, eps, eps_place, inv, r)))
     if unit_offset:
@@ -344,7 +339,7 @@ def silu_gate(
     [2.1875]
     """
     r = rounding_to(format, rounding)
-    return r(times(silu(_values(gate), r, variant), _values(up)))
+    return r(times(silu(as_float32(gate), r, variant), as_float32(up)))
 
 
 def silu(g: Values, r: Rounding, variant: str = "silu") -> Values:
@@ -382,128 +377,7 @@ def residual(
     [256.0]
     """
     r = rounding_to(format, rounding)
-    total_ = _values(h)
+    total_ = as_float32(h)
     for x in xs:
-        total_ = r(plus(total_, _values(x)))
+        total_ = r(plus(total_, as_float32(x)))
     return total_
-
-
-@known_floats
-def rotary_tables(
-    positions: ArrayLike,
-    dim: int,
-    *,
-    theta: float,
-    format: FormatLike,
-    angle: str = "float32",
-) -> tuple[Values, Values]:
-    """Cosines and sines of rotary positions, rounded half to even.
-
-    Parameters
-    ----------
-    positions
-        Integers [P] of 0 or more, below 2**20.
-    dim
-        Features of a head that turn, an even number.
-    theta
-        Base of the frequencies theta**(-2i / dim).
-    format
-        Of the tables.
-    angle
-        ``exact``: of position times frequency as it is; ``float32``: the frequency is rounded to
-        float32, and its product with the position.
-
-    Returns
-    -------
-    tuple
-        cos and sin [P, dim / 2], values of the format.
-
-    Raises
-    ------
-    NumsimError
-        For an odd dim, a theta of 1 or less, positions that are no integers below 2**20.
-
-    Notes
-    -----
-    **Source**: Su et al., arXiv:2104.09864; the definition.
-
-    Examples
-    --------
-    >>> cos, sin = rotary_tables([0, 3], 4, theta=10000.0, format="bfloat16")
-    >>> cos.tolist(), sin.tolist()
-    ([[1.0, 1.0], [-0.98828125, 1.0]], [[0.0, 0.0], [0.1416015625, 0.030029296875]])
-    """
-    choice("angle", angle, ("exact", "float32"))
-    p = np.asarray(positions)
-    if p.ndim != 1 or p.dtype.kind not in "iu" or (p.size and not 0 <= p.min() <= p.max() < 2**20):
-        raise NumsimError(f"positions are integers [P] of 0 or more, below 2**20; got {p!r:.80}")
-    if dim < 2 or dim % 2:
-        raise NumsimError(f"dim is an even number of features; got {dim}")
-    if not theta > 1:
-        raise NumsimError(f"theta is above 1; got {theta}")
-    r = rounding_to(format)
-    shape = (p.size, dim // 2)
-    cos, sin, inverse = np.empty(shape), np.empty(shape), np.empty(dim // 2)
-    base = correct.logarithm(float(theta))
-    correct.angles(p.astype(np.float64), base, dim, cos, sin, inverse)
-    if angle == "float32":
-        single = rounding_to("float32")
-        turned = single(times(p[:, None], single(inverse)))
-        cos, sin = function("cos", turned), function("sin", turned)
-    return r(cos), r(sin)
-
-
-@known_floats
-def rotary(
-    x: ArrayLike,
-    cos: ArrayLike,
-    sin: ArrayLike,
-    *,
-    format: FormatLike,
-    rounding: str = "rne",
-    layout: str = "half",
-    fma: bool = False,
-) -> Values:
-    """Turn pairs of features by their positions, every intermediate rounded to a format.
-
-    Parameters
-    ----------
-    x
-        Values [..., d].
-    cos, sin
-        Tables [..., d / 2].
-    layout
-        ``half`` pairs features i and i + d/2, ``interleaved`` 2i and 2i + 1.
-    fma
-        The first product of each result stays exact: y1 -> x1 c - (-> x2 s).
-
-    Raises
-    ------
-    NumsimError
-        As in `softmax`.
-
-    Notes
-    -----
-    y1 -> (-> x1 c) - (-> x2 s); y2 -> (-> x2 c) + (-> x1 s).
-
-    **Source**: Su et al., arXiv:2104.09864; the definition.
-
-    Examples
-    --------
-    >>> rotary([[1.0, 2.0]], [[0.5]], [[0.25]], format="bfloat16").tolist()
-    [[0.0, 1.25]]
-    """
-    choice("layout", layout, ("half", "interleaved"))
-    r = rounding_to(format, rounding)
-    x, c, s = _values(x), _values(cos), _values(sin)
-    half = x.shape[-1] // 2
-    one, two = (x[..., :half], x[..., half:]) if layout == "half" else (x[..., ::2], x[..., 1::2])
-    one_c, two_c = times(one, c), times(two, c)
-    y1 = r(minus(one_c if fma else r(one_c), r(times(two, s))))
-    y2 = r(plus(two_c if fma else r(two_c), r(times(one, s))))
-    out: NDArray[np.float32] = np.empty((*y1.shape[:-1], 2 * half), np.float32)
-    if layout == "half":
-        out[..., :half], out[..., half:] = y1, y2
-    else:
-        out[..., ::2], out[..., 1::2] = y1, y2
-    return out

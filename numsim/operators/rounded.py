@@ -243,3 +243,8 @@ def _exact(x: NDArray[Any]) -> Floats:
             with np.errstate(invalid="ignore"):
                 out[i] = row.sum()
     return out.reshape(x.shape[:-1])
+
+
+def as_float32(x: ArrayLike) -> Values:
+    """Return numbers as float32."""
+    return numbers(x).astype(np.float32)

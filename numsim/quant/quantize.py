@@ -7,21 +7,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array, index_of
+from numsim.arguments import as_array
 from numsim.convert import decode, encode
 from numsim.dispatch import encode_quotients
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import Format, FormatLike
+from numsim.formats import FormatLike
 from numsim.kernels.convert import blocks
-from numsim.kernels.convert.float32 import largest
 from numsim.quant import four_bits
 from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant.choose import Scales, choose, given_above, given_scales
+from numsim.quant.extremes import (
+    PART,
+    amax_of,
+    check_finite,
+    check_signs,
+    computed_in,
+    extreme_of,
+    pieces_of,
+)
 from numsim.quant.grouped import shared_by
 from numsim.quant.rule import (
     CHOICE_RULES,
@@ -32,7 +39,7 @@ from numsim.quant.rule import (
     rule_name,
     scale_format_name,
 )
-from numsim.quant.scales import block_amax, block_shape, over_blocks, scale_above
+from numsim.quant.scales import block_shape, scale_above
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -159,7 +166,7 @@ def quantize_pieces(
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if not isinstance(axis, int | np.integer):
         raise NumsimError(f"quantize: axis is an integer; got {axis!r}")
-    wide = _computed_in(values.dtype)
+    wide = computed_in(values.dtype)
     random = None if random is None else as_array("quantize: random", random)
     if random is not None and random.shape != values.shape:
         raise NumsimError(
@@ -167,7 +174,7 @@ def quantize_pieces(
             f"{random.shape}"
         )
     if rule.fmt.min >= 0 and rule.overflow != "wrap" and not rule.zero_point:
-        _check_signs(values, rule.fmt)
+        check_signs(values, rule.fmt)
     if (scale is not None or tensor_scale is not None) and (
         rule.granularity == "none" or rule.zero_point or rule.scale_rule in ("if4", "hif4")
     ):
@@ -182,11 +189,11 @@ def quantize_pieces(
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
     sizes = block_shape(rule, values.shape, axis) if rule.granularity == "per_block" else None
-    pieces = _pieces(values.shape, sizes)
+    pieces = pieces_of(values.shape, sizes)
     if rule.zero_point:
         return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
-    amax = _amax(values, wide, pieces, rule, sizes, axis, done)
-    _check_finite(amax, values)
+    amax = amax_of(values, wide, pieces, rule, sizes, axis, done)
+    check_finite(amax, values)
     if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
         scale, tensor_scale = (None, rule.scale) if rule.above else (rule.scale, None)
     above = given_above(tensor_scale, rule, values.shape, axis)
@@ -197,7 +204,7 @@ def quantize_pieces(
     if sizes is None:
         return _stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
     whole: QTensor | None = None
-    for part in _pieces(values.shape, sizes, _PART):
+    for part in pieces_of(values.shape, sizes, PART):
         size = 1 if part is ... else sizes[0]
         where = part if part is ... else slice(part.start // size, -(-part.stop // size))
         over = above[part] if np.ndim(above) and len(above) > 1 else above
@@ -222,7 +229,7 @@ def _stored(
     done: Callable[[], object],
 ) -> QTensor:  # fmt: skip
     """Return values under scales: given, or chosen by the rule."""
-    pieces = _pieces(values.shape, sizes)
+    pieces = pieces_of(values.shape, sizes)
     chosen = given
     if chosen is None:
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
@@ -351,11 +358,11 @@ def _affine(
 ) -> QTensor:  # fmt: skip
     """Quantise with zero points."""
     low, high = (
-        _extreme(values, wide, pieces, rule, sizes, axis, done, which)
+        extreme_of(values, wide, pieces, rule, sizes, axis, done, which)
         for which in (np.minimum, np.maximum)
     )
-    _check_finite(low, values)
-    _check_finite(high, values)
+    check_finite(low, values)
+    check_finite(high, values)
     scale, zeros = scales_and_zeros(low, high, rule.fmt)
     codes = np.empty(values.shape, rule.fmt.code_dtype)
     q = QTensor(codes, rule.fmt, scale, rule, sizes, zero_point=zeros)
@@ -425,160 +432,3 @@ def _far_below(rule: Quant) -> bool:
 
 
 _FLOAT32_MAX = np.float64(np.finfo(np.float32).max)
-_PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
-_PART = 1 << 21  # those whose blocks get their scales together
-
-
-def _pieces(
-    shape: tuple[int, ...], blocks: tuple[int, ...] | None, size: int = _PIECE
-) -> list[Any]:
-    """Return slices of the first axis, whole blocks each, that cover a tensor."""
-    if not shape:
-        return [...]
-    step = max(size // max(math.prod(shape[1:]), 1), 1)
-    if blocks is not None:
-        step = -(-step // blocks[0]) * blocks[0]
-    return [slice(i, min(i + step, shape[0])) for i in range(0, max(shape[0], 1), step)]
-
-
-def _amax(
-    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
-    axis: int, done: Callable[[], object],
-) -> NDArray[Any]:  # fmt: skip
-    """Return the largest magnitude of every part that shares a scale."""
-    found: list[Any] = []
-    for piece in pieces:
-        done()
-        part = values[piece].astype(wide, copy=False)
-        if sizes is not None:
-            one = block_amax(part, sizes)
-            if len(pieces) == 1:
-                return one
-            if not found:  # filled in place: of small blocks there are many
-                found.append(np.empty((-(-len(values) // sizes[0]), *one.shape[1:]), one.dtype))
-            found[0][piece.start // sizes[0] :][: len(one)] = one
-            continue
-        along = None if rule.granularity == "per_tensor" else axis
-        if along is None and wide is np.float32 and part.flags.c_contiguous and part.flags.aligned:
-            found.append(np.uint32(largest(part.reshape(-1).view(np.uint32))).view(np.float32))
-            continue
-        if along is not None and blocks.covers(part, along, part.shape[along]):
-            found.append(blocks.amax(part, along, part.shape[along]))
-            continue
-        high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
-        low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
-        found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero
-    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
-        return np.asarray(np.maximum.reduce(found))
-    return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-def _extreme(
-    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
-    axis: int, done: Callable[[], object], which: np.ufunc,
-) -> NDArray[Any]:  # fmt: skip
-    """Return the least (np.minimum) or largest value of every part, zero included."""
-    found = []
-    for piece in pieces:
-        done()
-        part = which(values[piece].astype(wide, copy=False), wide(0))
-        if sizes is not None:
-            found.append(over_blocks(part, sizes, which))
-        else:
-            along = None if rule.granularity == "per_tensor" else axis
-            kept = along is not None
-            found.append(np.asarray(which.reduce(part, axis=along, keepdims=kept, initial=0.0)))
-    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
-        return np.asarray(which.reduce(found))
-    return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-@known_floats
-def storage_losses(
-    x: ArrayLike, quant: FormatLike | Quant, *, axis: int = -1, where: ArrayLike = True,
-    stored: QTensor | None = None,
-) -> tuple[float, float]:  # fmt: skip
-    """Return the shares of values that storage clips and that it turns to zero.
-
-    Saturated: beyond the format's range by at least half of its last step. Underflow: not zero,
-    stored as zero. Parameters and errors as `quantize`.
-
-    Parameters
-    ----------
-    where
-        Booleans that broadcast against `x`: the values that count. Scales are those of all of `x`.
-    stored
-        `x` as it was stored, where that cannot be repeated: stochastic rounding.
-
-    Raises
-    ------
-    NumsimError
-        As `quantize`.
-
-    Examples
-    --------
-    >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4")
-    (0.5, 0.25)
-    >>> storage_losses([0.01, 0.5, 9.0, -8.5], "q3.4", where=[True, True, False, False])
-    (0.0, 0.5)
-    """
-    q = quantize(x, quant, axis=axis) if stored is None else stored
-    values = as_array("storage_losses", x).astype(np.float64)
-    scale = np.asarray(q.element_scale(), np.float64)
-    if q.tensor_scale is not None:
-        scale = scale * np.asarray(q.tensor_scale, np.float64)
-    half = _last_step(q.fmt) / 2
-    clipped = (values >= (q.fmt.max + half) * scale) | (values <= (q.fmt.min - half) * scale)
-    lost = (values != 0) & (decode(q.codes, q.fmt) == 0)
-    counted = np.broadcast_to(np.asarray(where, np.bool_), values.shape)
-    if not counted.any():
-        return 0.0, 0.0
-    return float(clipped.mean(where=counted)), float(lost.mean(where=counted))
-
-
-def _last_step(fmt: Format) -> float:
-    """Return the distance of the largest finite value from the one below it."""
-    if fmt.kind == "integer":
-        return float(2.0**-fmt.bias)
-    if fmt.kind == "float":
-        return float(2.0 ** (fmt.emax - (fmt.precision - 1)))
-    finite = np.unique(fmt.values()[np.isfinite(fmt.values())])
-    return float(finite[-1] - finite[-2])
-
-
-def _computed_in(dtype: np.dtype[Any]) -> Any:
-    """Return the type that holds the numbers of another: float32, or float64."""
-    named = dtype.kind == "V" and hasattr(ml_dtypes, dtype.name)  # bfloat16 and relatives
-    if not (dtype.kind in "iuf" or named) or dtype.itemsize > 8:
-        raise NumsimError(
-            f"quantize: inputs are float16, bfloat16, float32, float64 or integers; got "
-            f"{dtype}; convert the array first"
-        )
-    return (
-        np.float64
-        if dtype == np.float64 or (dtype.kind in "iu" and dtype.itemsize > 2)
-        else (np.float32)
-    )
-
-
-def _check_signs(values: NDArray[Any], fmt: Format) -> None:
-    """Refuse negative numbers in a format that has none: they would all become its lowest."""
-    with np.errstate(invalid="ignore"):
-        wrong = np.flatnonzero(values < 0)
-    if wrong.size:
-        raise NumsimError(
-            f"quantize: {fmt.label} has no negative numbers; {wrong.size} of {values.size} values "
-            f"({100 * wrong.size / values.size:.3g} %) are negative, the first at index "
-            f"{index_of(int(wrong[0]), values.shape)}; use a signed format, or clip them first: "
-            "np.maximum(x, 0)"
-        )
-
-
-def _check_finite(amax: Any, values: NDArray[Any]) -> None:
-    if not np.isfinite(amax).all():
-        bad = ~np.isfinite(values.astype(np.float64))
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise NumsimError(
-            f"quantize: a scale needs finite values; {int(bad.sum())} of {values.size} are not, "
-            f"the first at index {index}; clip them, or use granularity='none'"
-        )

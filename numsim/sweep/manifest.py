@@ -18,7 +18,7 @@ from numsim.errors import NumsimError, SkippedWarning, printable, warn
 from numsim.files import read_toml, replace_files
 from numsim.formats import Format, get_format
 from numsim.models import Model, Recipe
-from numsim.models.recipe import inline_toml, quant_table, target_table
+from numsim.models.rule import inline_toml, quant_table, target_table
 from numsim.quant import Quant
 from numsim.sweep.csv import ResultsFile
 from numsim.sweep.prepare import Prepared

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule
-from numsim.models.recipe import recipe_from_tables, rule_from_table
+from numsim.models.recipe import recipe_from_tables
+from numsim.models.rule import rule_from_table
 from numsim.models.weights import Weights
 
 DECLARED = Path("declared")  # in place of a file: what a packed checkpoint says of itself

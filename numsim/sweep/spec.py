@@ -20,7 +20,7 @@ from numsim.files import read_toml
 from numsim.formats import Format, get_format
 from numsim.formats.toml import fields_from_table
 from numsim.models import Model, Recipe
-from numsim.models.recipe import quant_from_table, rule_from_table
+from numsim.models.rule import quant_from_table, rule_from_table
 from numsim.quant import Quant
 from numsim.sweep.grid import split_targets
 from numsim.sweep.recipes import NamedRecipe

@@ -16,7 +16,7 @@ from numsim.float_state import known_floats
 from numsim.formats import Format
 from numsim.formats.toml import fields_from_table
 from numsim.models import Rule as Product
-from numsim.models.recipe import (
+from numsim.models.rule import (
     beside,
     inline_toml,
     quant_from_table,

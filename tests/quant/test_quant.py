@@ -214,7 +214,8 @@ def test_clipping_rules_that_are_refused(change, message):
 def test_a_large_tensor_is_quantised_in_pieces(monkeypatch, shape, axis, quant):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
     want = ns.quantize(x.astype(np.float32), quant, axis=axis, seed=3, offset=5)
-    monkeypatch.setattr(sys.modules["numsim.quant.quantize"], "_PIECE", 64)
+    monkeypatch.setattr(sys.modules["numsim.quant.extremes"], "PIECE", 64)
+    monkeypatch.setattr(sys.modules["numsim.quant.quantize"], "PART", 128)
     got = ns.quantize(x, quant, axis=axis, seed=3, offset=5)
     assert np.array_equal(got.codes, want.codes)
     assert np.array_equal(got.scale, want.scale)

@@ -11,7 +11,7 @@ import pytest
 import numsim as ns
 from numsim.models.gemm import make_gemm
 from numsim.models.memory import OperandCache
-from numsim.models.recipe import Rule
+from numsim.models.rule import Rule
 
 E4M3 = "float8_e4m3fn"
 BLOCKS = ns.Quant(E4M3, "per_block", block=16)

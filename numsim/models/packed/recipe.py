@@ -11,7 +11,8 @@ import numpy as np
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models.packed.types import Packed
 from numsim.models.packed.unpack import groups_of
-from numsim.models.recipe import Recipe, Rule
+from numsim.models.recipe import Recipe
+from numsim.models.rule import Rule
 from numsim.models.stored import Maps, Tensor, view
 from numsim.models.weights import Stored, Weights
 from numsim.quant import Quant, as_quant
