@@ -14,7 +14,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 
 ROUNDINGS = ("rne", "rna", "rtz", "rup", "rdn", "rto")
 POLICIES = ("saturate", "special", "saturate_finite")
@@ -109,7 +109,7 @@ class Table:
     values: tuple
     beyond: Fraction | None = None  # where Inf stands on the number line
 
-    @property
+    @cached_property
     def nans(self):
         return [c for c in range(1 << self.bits) if self.values[c] == "nan"]
 
@@ -292,6 +292,7 @@ def spec(name):
     raise KeyError(name)
 
 
+@cache
 def posit_value(code, bits, es):
     """Value of a posit code: sign, run-length regime, ``es`` exponent bits, fraction."""
     if code == 0:

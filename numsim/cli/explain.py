@@ -57,7 +57,7 @@ def explain(
         bool, typer.Option("--plan", help="mma: only the rule, where scales go, the kernel.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Explain a format, an accumulator, or a dot product of a unit (mma)."""
+    """Explain a format, an accumulator, or a dot product (mma)."""
     if name == "mma":
         print_mma(target, values, c, formats, out_format, plan)
         return

@@ -99,20 +99,21 @@ def target_text(unit: Target) -> str:
 
     Examples
     --------
-    >>> print(target_text(get_target("arm.fdot_fp8")))
-    arm.fdot_fp8
+    >>> print(target_text(get_target("x86.tdpbssd")))
+    x86.tdpbssd
       maturity       document
-      evidence       four products and the accumulator, one rounding
-      source         Arm Architecture Reference Manual, A1.5 and instruction pages
-      fp8            Exact(group=4, negative_zero=True, outputs=('float32',), nan='quiet')
-                     float8_e4m3fn, float8_e5m2
+      evidence       pseudocode: no saturation
+      source         Intel 64 and IA-32 SDM, volume 2
+      s8             IntSum(acc_bits=32, overflow='wrap', group=4, outer_bits=32)
+                     int8
     what the words mean (numsim targets NAME --toml prints a unit to edit)
-      document        written from the vendor's text; no recording confirms it (warns once ...)
-      Exact           exact sums, rounded once to nearest even
-        group         products in one exact sum, the next takes it as its accumulator; unset: all
-        negative_zero a sum of nothing but -0 is -0; false: every zero is +0
-        outputs       formats in which the unit can return the sum; the first is usual
-        nan           bits of NaN results: ones 0x7FFFFFFF, quiet 0x7FC00000
+      document        written from the vendor's text; no recording confirms it (warns once when used)
+      IntSum          integer products added in an accumulator of acc_bits bits
+        acc_bits      bits of the accumulator, two's complement
+        overflow      wrap modulo 2**acc_bits, saturate after every step, or raise an error
+        group         products in one step; longer dot products chain steps through the accumulator
+        pair_bits     the sum of two neighbouring products saturates to so many bits; unset: no
+        outer_bits    bits of the accumulator that adds the parts of promote_every and split_k
       Target          fields of whole dot products
         promote_every restart from +0 every so many k, add the parts in an outer accumulator
         split_k       parts of K that are summed apart and added afterwards

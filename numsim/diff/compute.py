@@ -131,7 +131,7 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     ...         ("ada.mma", "hopper.wgmma")]
     >>> found = diff(bundled_model(), [5, 17, 256], *both, names=("ada", "hopper"))
     >>> found.equal, [c.field for c in found.causes]
-    (False, ['group', 'group'])
+    (False, ['group', 'group', 'min_exponent', 'min_exponent'])
     """
     every = model.gemm_names()
     rules = [recipe.check(every) for recipe in (a, b)]

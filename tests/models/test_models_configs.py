@@ -58,7 +58,8 @@ def test_counts_beyond_the_stored_tensors_are_refused_at_once(tmp_path, family, 
 def test_there_is_an_oracle_for_every_family():
     configs = ORACLE.parent.glob("*/*/config.json")
     found = {json.loads(path.read_text())["model_type"] for path in configs}
-    assert found - set(WRAPPERS) == set(FAMILIES)
+    beside = {"qwen3_vl_moe_text"}  # Qwen3-MoE under another name: test_multimodal compares them
+    assert found - set(WRAPPERS) == set(FAMILIES) - beside
 
 
 @pytest.mark.parametrize("family", NAMES)
