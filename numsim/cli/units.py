@@ -107,7 +107,7 @@ def target_text(unit: Target) -> str:
       s8             IntSum(acc_bits=32, overflow='wrap', group=4, outer_bits=32)
                      int8
     what the words mean (numsim targets NAME --toml prints a unit to edit)
-      document        written from the vendor's text; no recording confirms it (warns once when used)
+      document        written from the vendor's text; no recording confirms it (warns once ...)
       IntSum          integer products added in an accumulator of acc_bits bits
         acc_bits      bits of the accumulator, two's complement
         overflow      wrap modulo 2**acc_bits, saturate after every step, or raise an error
