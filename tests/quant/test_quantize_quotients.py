@@ -99,7 +99,7 @@ def test_parts_of_a_large_tensor_are_stored_as_the_whole(name, axis, shape, monk
         rules += [replace(rules[0], scale_rule="mse"), replace(rules[0], rounding="sr")]
     for rule in rules:
         want = ns.quantize(x, rule, axis=axis, seed=5, offset=3)
-        monkeypatch.setattr(steps, "_PART", 500)
+        monkeypatch.setattr(steps, "PART", 500)
         got = ns.quantize(x, rule, axis=axis, seed=5, offset=3)
         monkeypatch.undo()
         np.testing.assert_array_equal(got.codes, want.codes)
