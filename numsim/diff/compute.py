@@ -17,6 +17,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.metrics import kl_nats, sqnr_db
 from numsim.models import Model, Recipe, Rule
+from numsim.quant import as_quant
 from numsim.targets import Target, get_target
 
 Array = NDArray[Any]
@@ -141,7 +142,10 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     ]
     first = model.run(tokens, a, taps=taps)
     inputs = {name: first.taps[f"{name}.in"] for name in every if f"{name}.in" in first.taps}
-    parts = [name for name in inputs if rules[0][name] != rules[1][name]]
+    parts = [
+        name for name in inputs
+        if rules[0][name] != rules[1][name] or (a.seed != b.seed and _draws(rules[0][name]))
+    ]  # fmt: skip
 
     def results(name: str, recipe: Recipe) -> Array:
         return model.gemm(name, inputs[name], recipe, operand=first.taps.get(f"{name}.operand"))
@@ -167,6 +171,12 @@ def _ordered(values: Array) -> NDArray[np.int64]:
     """Return float32 numbers as integers whose steps are units of the last place."""
     bits = values.astype(np.float32).view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def _draws(rule: Rule) -> bool:
+    """Return whether an operand of a product is rounded by random integers."""
+    sides = (rule.activations, rule.weights)
+    return any(as_quant(side).rounding == "sr" for side in sides if side is not None)
 
 
 def _row(model: Model, name: str, k: int, x: Array, y: Array, unseen: bool) -> Product:

@@ -227,11 +227,12 @@ def _match(
         if find_place("lm_head.weight", names, prefix, with_head, arch).name in stored:
             shapes = with_head
     places = {our: find_place(our, names, prefix, shapes, arch) for our in shapes}
+    turned = _lie_turned(places, shapes, stored)
     problems: dict[str, None] = {}  # in order, each once: parts of one tensor share theirs
     for our, at in places.items():
         t = stored.get(at.name)
-        if t is not None:
-            at = places[our] = at.fitted(shapes[our], t.shape)
+        if at.either and turned:
+            at = places[our] = at._replace(turned=True)
         if isinstance(t, Packed):  # which is [out, in], however it lies in the file
             at = at._replace(turned=False)
         shape = at.stored_shape(shapes[our])
@@ -257,6 +258,24 @@ def _match(
             "if both are as published, this layout is not implemented, else download both again"
         )
     return arch, places
+
+
+def _lie_turned(
+    places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Tensor | Packed],
+) -> bool:  # fmt: skip
+    """Return whether tensors that occur in either order are stored the other way round.
+
+    One that is square does not tell; all of a checkpoint lie alike.
+    """
+    for our, at in places.items():
+        t = stored.get(at.name)
+        if at.either and t is not None:
+            here = t.shape == at.stored_shape(shapes[our])
+            there = t.shape == at._replace(turned=True).stored_shape(shapes[our])
+            if here != there:
+                return there
+    return False
 
 
 def _tie(

@@ -66,7 +66,7 @@ def text_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     if wrapper is None:
         return dict(config), False
     classes = config.get("architectures") or [wrapper.name]
-    if wrapper.name not in classes:
+    if not isinstance(classes, list) or wrapper.name not in classes:
         raise UnsupportedError(
             f"config.json: architectures of {config['model_type']} must be {wrapper.name}, whose "
             f"text model runs; got {shown(classes)}; other classes are not implemented"

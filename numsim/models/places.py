@@ -48,12 +48,6 @@ class Place(NamedTuple):
         whole = whole[::-1] if self.turned else whole
         return whole if self.stack is None else (self.stack[1], *whole)
 
-    def fitted(self, shape: Shape, found: Shape) -> Place:
-        """Return the place in the order that the stored shape `found` shows, where both occur."""
-        other = self._replace(turned=True)
-        fits = found == self.stored_shape(shape) or found != other.stored_shape(shape)
-        return self if not self.either or fits else other
-
     def take(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Return our [out, in] part of a stored tensor, a view where it can be."""
         if self.stack is not None:

@@ -35,6 +35,7 @@ NARROW: dict[str, Any] = {
     "I16": np.int16,
     "I32": np.int32,
     "I64": np.int64,
+    "BOOL": np.uint8,
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INDEX = "model.safetensors.index.json"

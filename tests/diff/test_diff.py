@@ -92,3 +92,12 @@ def test_recipes_that_differ_between_the_products_are_not_called_equal():
     text = as_text(found)
     assert "no product differs: operators between them do, or caches" in text
     assert "products that differ most" not in text
+
+
+def test_two_seeds_of_stochastic_rounding_differ_in_the_products():
+    drawn = ns.Quant("float8_e4m3fn", rounding="sr")
+    rules = Recipe.uniform(drawn, target="nvidia.hopper.wgmma").rules
+    one, two = (Recipe(rules, seed) for seed in (1, 2))
+    seeds = diff(bundled_model(), TOKENS, one, two, names=("1", "2"))
+    assert not seeds.equal
+    assert any(row.differing for row in seeds.products)

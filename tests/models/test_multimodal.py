@@ -56,6 +56,37 @@ def test_experts_in_either_order(tmp_path):
         assert np.array_equal(one.tensors[name], two.tensors[name])
 
 
+@pytest.mark.parametrize("wide", [16, 32])
+def test_an_expert_that_is_square_lies_as_the_other_one_shows(tmp_path, wide):
+    """gate_up_proj is square where hidden is 2 wide, down_proj where it is wide."""
+    folder, rng = by_name("qwen3_vl_moe"), np.random.default_rng(wide)
+    config = json.loads((folder / "config.json").read_text())["text_config"]
+    hidden = config["hidden_size"]
+    assert hidden == 32
+    stored = load_file(folder / "model.safetensors")
+    for name, t in stored.items():
+        if ".experts." in name:
+            last = (hidden, 2 * wide) if "gate_up" in name else (wide, hidden)
+            stored[name] = rng.normal(size=(len(t), *last)).astype(t.dtype) / 8
+    turned = {n: np.swapaxes(t, 1, 2).copy() for n, t in stored.items() if ".experts." in n}
+    models = []
+    for at, tensors in enumerate((stored, stored | turned)):
+        (tmp_path / str(at)).mkdir()
+        into = changed(folder, tmp_path / str(at),
+                       text_config=config | {"moe_intermediate_size": wide})  # fmt: skip
+        save_file(tensors, into / "model.safetensors")
+        with pytest.warns(LeftOutWarning):
+            models.append(load_model(into))
+    one, two = (model.run([[5, 6, 7]]).logits for model in models)
+    assert np.array_equal(one, two)
+
+
+def test_architectures_that_are_no_list(tmp_path):
+    changed(by_name("qwen3_vl"), tmp_path, architectures=-1)
+    with pytest.raises(UnsupportedError, match="must be Qwen3VLForConditionalGeneration"):
+        describe_model(tmp_path)
+
+
 def by_name(name):
     return next(p for p in FOLDERS if p.name == name)
 

@@ -197,8 +197,9 @@ def test_weight_format_of_rms_norms_still_counts(model):
     )
 
 
-def test_values_drawn_at_random_do_not_know_their_tile(model):
-    drawn = Rule(weights=Quant("float8_e4m3fn", "none", rounding="sr"))
+@pytest.mark.parametrize("side", ["weights", "activations"])
+def test_values_drawn_at_random_do_not_know_their_tile(model, side):
+    drawn = Rule(**{side: Quant("float8_e4m3fn", "none", rounding="sr")})
     recipe = Recipe((("*", Rule()), ("layers.1.pv", drawn)), ops={"*softmax": Op(tile=8)})
     with pytest.raises(UnsupportedError, match=r"layers\.1\.softmax has tile 8, layers\.1\.pv rou"):
         model.run(IDS, recipe)

@@ -104,7 +104,7 @@ def find_declared(
         )
     name, table, method = tables[0]
     says = f"{name} says {describe(table)}"
-    if not isinstance(table, Mapping):
+    if method not in METHODS or not isinstance(table, Mapping):
         raise _unread(folder, says)
     if not packed:
         raise NumsimError(

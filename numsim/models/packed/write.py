@@ -26,7 +26,7 @@ from numsim.models.recipe import Recipe
 from numsim.models.run import Model
 from numsim.models.stored import DTYPES, PICKLES, read_json
 from numsim.models.streams import stream
-from numsim.models.weights import wide
+from numsim.models.weights import shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 
 NAMES = {np.dtype(kind).name: word for word, kind in DTYPES.items()}
@@ -73,7 +73,8 @@ def pack(model: Model, recipe: Recipe, out: str | Path) -> tuple[str, ...]:
     NumsimError
         No rule stores weights, or `out` holds something.
     UnsupportedError
-        What compressed-tensors has no words for: the rule, and what it can say.
+        What compressed-tensors has no words for: the rule, and what it can say; a folder of which
+        only the text model is read.
 
     Examples
     --------
@@ -96,6 +97,11 @@ def pack(model: Model, recipe: Recipe, out: str | Path) -> tuple[str, ...]:
         raise NumsimError(
             "pack: the model must be read from a folder, whose config.json is written anew; got "
             "one without; use load_model"
+        )
+    if model.left_out:
+        raise UnsupportedError(
+            "pack: a folder is written whole, under its own names; of this one only the text model "
+            f"is read, without {', '.join(model.left_out)}; pack the folder of a text model"
         )
     model = model.suited(recipe)
     modules = written_modules(model, recipe)
@@ -144,7 +150,7 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
         weights = as_quant(rule.weights)
         seed = stream(recipe.seed, name, "right") if weights.rounding == "sr" else 0
         written = Written(our, at.name, weights, acts, seed)
-        _check(written, recipe.place(name))
+        _check(written, recipe.place(name), shape_of(model.tensors, our)[-1])
         made.append(written)
     if not made:
         raise NumsimError(
@@ -158,7 +164,13 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _check(m: Written, place: str) -> None:
+def _check(m: Written, place: str, depth: int) -> None:
+    block = m.weights.block if isinstance(m.weights.block, int) else 1
+    if depth % block:
+        raise UnsupportedError(
+            f"pack: {place}: compressed-tensors stores whole groups; got K = {depth} in groups of "
+            f"{block}; choose a length that divides K, or leave it out of the recipe"
+        )
     try:
         format_word(m.weights)
         weight_args(m.weights)
@@ -185,6 +197,8 @@ def _declared(model: Model, modules: list[Written]) -> dict[str, Any]:
     packed = {m.our for m in modules}
     stored = [f"{n}.weight" for n in model.gemm_names() if f"{n}.weight" in model.places]
     left = dict.fromkeys(_module(model.places[our].name) for our in stored if our not in packed)
+    if model.arch.tied:  # a module without a tensor, for which readers would seek packed codes
+        left["proj_out" if model.arch.family == "whisper" else "lm_head"] = None
     single = len(groups) == 1
     formats = {table["format"] for table, _ in groups}
     return {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import numsim as ns
 from numsim.cli import main
 from numsim.data import bundled_model_dir
-from numsim.errors import NumsimError, UnsupportedError
+from numsim.errors import LeftOutWarning, NumsimError, UnsupportedError
 from numsim.models import Recipe, Rule, load_model, pack
 from numsim.quant import Quant
 
@@ -213,3 +214,23 @@ def test_the_command_writes_a_folder_and_refuses_with_exit_2(tmp_path, capsys, m
         assert (code, said.out) == (2, "")
         assert said.err.count("\n") == 1
         assert not (tmp_path / "no").exists()
+
+
+def test_groups_that_do_not_divide_k_and_a_tied_head(bundled, tmp_path):
+    """The format's own library takes whole groups, and would seek packed codes of a tied head."""
+    ragged = Recipe.uniform(Quant("int4", block=50), target="ideal.fp32", activations=None)
+    with pytest.raises(NumsimError, match="whole groups; got K = 192 in groups of 50"):
+        pack(bundled, ragged, tmp_path / "ragged")
+    whole = Recipe.uniform(Quant("int4", block=32), target="ideal.fp32", activations=None)
+    pack(bundled, whole, tmp_path / "whole")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["quantization_config"]["ignore"] == ["lm_head"]
+
+
+def test_a_folder_that_reads_pictures_is_not_packed_in_part(tmp_path):
+    folder = Path(__file__).parents[2] / "data" / "multimodal" / "llava"
+    with pytest.warns(LeftOutWarning):
+        model = load_model(folder)
+    with pytest.raises(UnsupportedError, match="only the text model is read, without"):
+        pack(model, uniform(Quant("int8", "per_channel")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from packing import DATA, base, save
 
 from numsim.cli import main
 from numsim.errors import NumsimError, UnsupportedError
-from numsim.models import load_model
+from numsim.models import describe_model, load_model
 from numsim.models.stored import map_file, metadata, stored_tensors, view
 
 NARROW = {"F8_E4M3": ml_dtypes.float8_e4m3fn}
@@ -309,3 +309,11 @@ def test_damage_ends_a_command_with_exit_2(tmp_path, capsys, monkeypatch):
         main()
     assert ended.value.code == 2
     assert f"{Q}.scales must be stored beside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["hqq", "gguf", ""])
+def test_a_method_that_is_not_read_is_named_before_a_load(tmp_path, method):
+    folder = damaged(tmp_path, "fbgemm_fp8", quant_method=method)
+    for read in (load_model, describe_model):
+        with pytest.raises(NumsimError, match="packed weights must be of a method that is read"):
+            read(folder)
