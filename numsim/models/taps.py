@@ -151,13 +151,15 @@ def lowered_operators(arch: Arch, ops: Ops) -> Mapping[str, Op]:
 def check_tiles(found: Mapping[str, Op], rules: Mapping[str, Rule]) -> None:
     """Raise where values are drawn anew in each tile of an attention."""
     for name, op in found.items():
+        if op.tile is None:
+            continue
         values = f"{name.removesuffix('softmax')}pv"
         rule = rules[values]
         drawn = any(
             isinstance(side, Quant) and side.rounding == "sr"
             for side in (rule.weights, rule.activations)
         )
-        if op.tile is not None and drawn:
+        if drawn:
             raise UnsupportedError(
                 "Recipe: stochastic rounding draws by the place of a value among all keys, which "
                 f"tiles do not know; {name} has tile {op.tile}, {values} rounds by sr; leave one "
