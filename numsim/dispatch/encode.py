@@ -43,10 +43,13 @@ def encode_array(
 
     `by` divides float32 numbers first, rounded once.
     """
+    if by is not None and how.mode == SR and random is None:
+        divides = branch_free(f, how, by)
+        if divides is not None:
+            return over_blocks(x, np.float32, out.reshape(-1), divides)
     dtype, worker = _encoder(f, x, how, random is not None)
     if by is not None:
-        direct = how.mode == SR and random is None
-        worker = (branch_free(f, how, by) if direct else None) or of_quotient(worker, by)
+        worker = of_quotient(worker, by)
     return over_blocks(x, dtype, out.reshape(-1), worker, random)
 
 
