@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.arguments import index_of
+from numsim.dispatch.blocks import as_type
 from numsim.errors import NumsimError
 from numsim.formats import Format
 from numsim.kernels.convert import blocks
@@ -44,7 +45,7 @@ def amax_of(
     found: list[Any] = []
     for piece in pieces:
         done()
-        part = values[piece].astype(wide, copy=False)
+        part = as_type(values[piece], wide)
         if sizes is not None:
             one = block_amax(part, sizes)
             if len(pieces) == 1:
@@ -76,7 +77,7 @@ def extreme_of(
     found = []
     for piece in pieces:
         done()
-        part = which(values[piece].astype(wide, copy=False), wide(0))
+        part = which(as_type(values[piece], wide), wide(0))
         if sizes is not None:
             found.append(over_blocks(part, sizes, which))
         else:

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.arguments import as_array
 from numsim.convert import decode, encode
 from numsim.dispatch import encode_quotients
+from numsim.dispatch.blocks import as_type, covers_blocks, encode_e2m1
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.formats import FormatLike
+from numsim.formats import FormatLike, get_format
 from numsim.kernels.convert import blocks
 from numsim.quant import four_bits
 from numsim.quant.affine import affine_codes, scales_and_zeros
@@ -30,6 +31,7 @@ from numsim.quant.extremes import (
     pieces_of,
 )
 from numsim.quant.grouped import shared_by
+from numsim.quant.powers import far_below, in_one_pass
 from numsim.quant.rule import (
     CHOICE_RULES,
     CLIP_RULES,
@@ -192,6 +194,11 @@ def quantize_pieces(
     pieces = pieces_of(values.shape, sizes)
     if rule.zero_point:
         return _affine(values, wide, pieces, rule, sizes, axis, done, (seed, offset, random))
+    if sizes is not None and scale is None:
+        q = in_one_pass(values, rule, sizes, axis, done)
+        if q is not None:
+            _keep_finite(q)
+            return q
     amax = amax_of(values, wide, pieces, rule, sizes, axis, done)
     check_finite(amax, values)
     if rule.scale is not None and scale is tensor_scale is None:  # fixed by the rule itself
@@ -235,7 +242,7 @@ def _stored(
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
         name = rule_name(str(rule.scale_rule))
         searches = name in CLIP_RULES or name.startswith("4over6")  # others know amax alone
-        whole = values.astype(wide, copy=False) if searches else values
+        whole = as_type(values, wide) if searches else values
         chosen = choose(whole, amax, rule, shared, axis, above)
     held = chosen.above is None or np.isfinite(chosen.above).all()
     if not (held and np.isfinite(chosen.values).all()):
@@ -251,12 +258,17 @@ def _stored(
         )
     if rule.scale_rule in ("if4", "hif4"):
         return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
-    codes = np.empty(values.shape, rule.fmt.code_dtype)
+    wide_quotient = has_two_levels(rule.scale_format)
+    codes = _of_e2m1(values, rule, axis, chosen) if wide_quotient else None
+    made = codes is not None
+    codes = np.empty(values.shape, rule.fmt.code_dtype) if codes is None else codes
     q = QTensor(
         codes, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
     )
-    wide_quotient = has_two_levels(rule.scale_format)
-    narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and _far_below(rule)
+    if made:
+        done()
+        return q
+    narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and far_below(rule)
     by_blocks = (
         (narrow or wide_quotient)
         and wide is np.float32
@@ -273,7 +285,7 @@ def _stored(
     at_once = usual and divisor.dtype == np.float32 and not by_blocks
     for piece in pieces:
         if at_once:
-            part, each = values[piece].astype(wide, copy=False), divisor[piece if by_piece else ...]
+            part, each = as_type(values[piece], wide), divisor[piece if by_piece else ...]
             if encode_quotients(rule.fmt, part, np.asarray(each), codes[piece]):
                 done()
                 continue
@@ -283,12 +295,24 @@ def _stored(
         else:
             with np.errstate(over="ignore", under="ignore"):
                 by = divisor[piece if by_piece else ...]
-                quotient = values[piece].astype(wide, copy=False) / by
+                quotient = as_type(values[piece], wide) / by
         how = _draws(rule, values, piece, *draws)
         encode(quotient, rule.fmt, overflow=rule.overflow, out=codes[piece], **how)  # type: ignore[arg-type]
         done()
     _keep_finite(q)
     return q
+
+
+def _of_e2m1(
+    values: NDArray[Any], rule: Quant, axis: int, chosen: Scales
+) -> NDArray[np.uint8] | None:
+    """Return codes of E2M1 under narrow scales, rounded once; None: the general way does it."""
+    usual = rule.rounding == "rne" and rule.overflow == "saturate" and isinstance(rule.block, int)
+    if not usual or rule.fmt != _E2M1 or not covers_blocks(values, axis, int(str(rule.block))):
+        return None
+    above = np.asarray(1 if chosen.above is None else chosen.above, np.float64)
+    divisors = np.ascontiguousarray(chosen.values * above)
+    return encode_e2m1(values, axis, int(str(rule.block)), divisors)
 
 
 def _room(q: QTensor, shape: tuple[int, ...], scales: tuple[int, ...], above: Any) -> QTensor:
@@ -332,7 +356,7 @@ def _special_blocks(
     fmt = four_bits.HALVES if whole else four_bits.QUARTERS
     codes = np.empty(values.shape, fmt.code_dtype)
     for piece in pieces:
-        part = values[piece].astype(wide, copy=False)
+        part = as_type(values[piece], wide)
         each = piece if piece is ... else slice(piece.start // sizes[0], -(-piece.stop // sizes[0]))
         if whole:
             above = chosen.above
@@ -373,7 +397,7 @@ def _affine(
     for piece in pieces:
         at = piece if by_piece else ...
         with np.errstate(over="ignore", under="ignore"):
-            quotient = values[piece].astype(wide, copy=False) / divisor[at]
+            quotient = as_type(values[piece], wide) / divisor[at]
         how = _draws(rule, values, piece, *draws)
         affine_codes(quotient, zero[at], rule, codes[piece], how)
         done()
@@ -420,15 +444,5 @@ def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:
     return slice(piece.start // size, -(-piece.stop // size))
 
 
-def _far_below(rule: Quant) -> bool:
-    """Whether what float32 rounds of x / 2**n, below its normal numbers, cannot change a code.
-
-    Nothing there is near half of the format's least step; rounding up or down would see it. A table
-    may have a middle of two values there, and a format without zero tells what lost it from zero.
-    """
-    f = rule.fmt
-    around = rule.rounding in ("rne", "rna", "rtz") and f.kind != "table" and f.zero
-    return around and f.min_normal >= 2.0**-60 and f.bits <= 16
-
-
+_E2M1 = get_format("float4_e2m1fn")
 _FLOAT32_MAX = np.float64(np.finfo(np.float32).max)

@@ -81,7 +81,8 @@ def _divide_down(x: Array, scale: Array, block: int, out: Array, start: int, sto
                 made[j] = line[j] / by[j]
 
 
-def _folded(x: Array, axis: int) -> Array:
+def folded(x: Array, axis: int) -> Array:
+    """Return x as [outer, A, inner], A its axis `axis`."""
     axis %= x.ndim
     outer = int(np.prod(x.shape[:axis], dtype=np.int64))
     inner = int(np.prod(x.shape[axis + 1 :], dtype=np.int64))
@@ -106,7 +107,7 @@ def amax(x: Array, axis: int, block: int) -> Array:
     shape = list(x.shape)
     shape[axis] = -(-shape[axis] // block)
     out = np.empty(shape, np.float32)
-    lines, found = _folded(x, axis).view(np.uint32), _folded(out, axis).view(np.uint32)
+    lines, found = folded(x, axis).view(np.uint32), folded(out, axis).view(np.uint32)
     if lines.shape[2] == 1:
         rows, tops = lines.reshape(-1, block), found.reshape(-1)
         over_range(
@@ -132,7 +133,7 @@ def divided(x: Array, scale: Array, axis: int, block: int) -> Array:
            [ 0.5,  2. ]], dtype=float32)
     """
     out = np.empty(x.shape, scale.dtype)
-    lines, by, made = (_folded(array, axis) for array in (x, scale, out))
+    lines, by, made = (folded(array, axis) for array in (x, scale, out))
     if lines.shape[2] == 1:
         rows, to, each = lines.reshape(-1, block), made.reshape(-1, block), by.reshape(-1)
         over_range(

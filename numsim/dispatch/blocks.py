@@ -1,0 +1,131 @@
+"""Which kernel stores blocks of numbers in one pass over memory: by type, place and format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.dispatch.branch_free import by_addition, scalars_of
+from numsim.formats import Format
+from numsim.kernels.convert import block_codes as kernels
+from numsim.kernels.convert.block_codes import BRAIN, HALF, SINGLE, Integers, Power
+from numsim.kernels.convert.blocks import folded
+from numsim.kernels.convert.float32 import takes_bytes
+from numsim.kernels.convert.round import RNE, SATURATE
+from numsim.kernels.ir import simd
+from numsim.kernels.jit import grain_of, over_range
+
+Array = NDArray[Any]
+_KINDS: dict[np.dtype[Any], tuple[int, Any]] = {
+    np.dtype(np.float32): (SINGLE, np.uint32), np.dtype(np.float16): (HALF, np.uint16),
+    np.dtype(ml_dtypes.bfloat16): (BRAIN, np.uint16),
+}  # fmt: skip
+_FEW = 1 << 12  # numbers of 16 bits that NumPy converts as quickly
+
+
+class Stored(NamedTuple):
+    """What is filled: codes, in the shape of the numbers; scales and E8M0 codes, one a block."""
+
+    codes: Array
+    scales: Array
+    scale_codes: Array
+
+
+class _Kernels(NamedTuple):
+    along: Callable[..., bool]
+    down: Callable[..., bool]
+    how: Any
+
+
+def covers_blocks(x: Array, axis: int, block: int) -> bool:
+    """Whether kernels take blocks of an array: in C order, whole ones where they lie in rows."""
+    if x.dtype not in _KINDS or not (x.flags.c_contiguous and x.flags.aligned and x.size):
+        return False
+    inner = int(np.prod(x.shape[axis % x.ndim + 1 :], dtype=np.int64))
+    return inner > 1 or x.shape[axis] % block == 0
+
+
+def encode_blocks(f: Format, x: Array, axis: int, block: int, power: Power, made: Stored) -> bool:
+    """Fill codes of ``fp32(x / scale)``, to nearest even and saturated, and scales 2**n.
+
+    Returns False, with `made` undefined, where no kernel does it: for a format of its own kind,
+    numbers that are not finite, a scale beyond float32. `covers_blocks` is asked before.
+    """
+    works = _kernels_of(f, simd.enabled())
+    if works is None:
+        return False
+    kind, word = _KINDS[x.dtype]
+    lines = folded(x.view(word), axis)
+    codes, scales, bytes_ = (folded(array, axis) for array in made)
+    good: list[bool] = []
+    if lines.shape[2] == 1:
+        rows, codes = lines.reshape(-1, block), codes.reshape(-1, block)
+        scales, bytes_ = scales.reshape(-1), bytes_.reshape(-1)
+        _over(len(rows), x.size, lambda i, j: good.append(
+            works.along(rows, kind, power, works.how, scales, bytes_, codes, i, j)
+        ))  # fmt: skip
+    else:
+        _over(scales.shape[0] * scales.shape[1], x.size, lambda i, j: good.append(
+            works.down(lines, kind, block, power, works.how, scales, bytes_, codes, i, j)
+        ))  # fmt: skip
+    return all(good)
+
+
+def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
+    """Return codes of E2M1 of x / divisor, float64 of at most 28 bits, one a block.
+
+    `covers_blocks` of the array is asked before.
+    """
+    kind, word = _KINDS[x.dtype]
+    codes = np.empty(x.shape, np.uint8)
+    lines, by, made = (folded(array, axis) for array in (x.view(word), divisors, codes))
+    if lines.shape[2] == 1:
+        rows, to, each = lines.reshape(-1, block), made.reshape(-1, block), by.reshape(-1)
+        _over(each.size, x.size, lambda i, j: kernels.e2m1_along(rows, kind, each, to, i, j))
+    else:
+        _over(
+            by.shape[0] * by.shape[1], x.size,
+            lambda i, j: kernels.e2m1_down(lines, kind, block, by, made, i, j),
+        )  # fmt: skip
+    return codes
+
+
+def as_type(x: Array, dtype: Any) -> Array:
+    """Return numbers as float32 or float64, without a copy where they are; of 16 bits by a kernel.
+
+    >>> as_type(np.float16([[0.5, -2.0]]), np.float32)
+    array([[ 0.5, -2. ]], dtype=float32)
+    """
+    kind, word = _KINDS.get(x.dtype, (SINGLE, np.uint32))
+    plain = kind == SINGLE or dtype is not np.float32 or x.size < _FEW
+    if plain or not (x.flags.c_contiguous and x.flags.aligned):
+        return x.astype(dtype, copy=False)
+    out = np.empty(x.shape, np.float32)
+    source, words = x.view(word).reshape(-1), out.reshape(-1).view(np.uint32)
+    _over(x.size, x.size, lambda i, j: kernels.widen(source, kind, words, i, j))
+    return out
+
+
+def _over(pieces: int, size: int, work: Callable[[int, int], object]) -> None:
+    over_range(work, pieces, grain=grain_of(pieces, size))
+
+
+@cache
+def _kernels_of(f: Format, wide: bool) -> _Kernels | None:
+    if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
+        unit = 2.0**f.bias
+        limits = Integers(np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+        return _Kernels(kernels.integers_along, kernels.integers_down, limits)
+    if f.kind != "float" or f.bits > 16 or not (f.zero and f.signed):
+        return None
+    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
+    if scalars is None or not by_addition(f, scalars):
+        return None
+    if wide and simd.HAVE_BYTE_TABLES and f.bits == 8 and takes_bytes(scalars):
+        return _Kernels(kernels.bytes_along, kernels.bytes_down, scalars)
+    return _Kernels(kernels.floats_along, kernels.floats_down, scalars)
