@@ -34,6 +34,7 @@ from numsim.kernels.ir.fp4 import (
     B_REST,
     B_WORDS,
     COLUMNS,
+    FEW_WORDS,
     LIFT,
     RUNS,
     STEP,
@@ -42,6 +43,8 @@ from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _ROWS, RUN = 2, STEP // RUNS
+FEW = 3  # rows up to which it pays to read codes for each anew
+_LONG = 64  # steps of one call for few rows
 _BLOCK = max(BLOCK // STEP, 1)  # steps of one call
 _LEAST = -300  # below the exponents of two scales and of any accumulator
 _ORDER = np.arange(STEP)
@@ -59,16 +62,15 @@ class ScaleCodes(NamedTuple):
 
 
 class PackedFp4(NamedTuple):
-    """The right operand, packed once: `scales` [batch, panels, steps, runs of a step, columns].
+    """The right operand, packed once: `scales` [batch, panels, steps, runs x columns] int32.
 
-    `zeros` [batch, panels, steps] uint8: the most that a run of a column has.
+    A scale is its exponent in the lower 16 bits and its significand in the upper. `zeros` [batch,
+    panels, steps] uint8: the most that a run of a column has.
     """
 
     codes: PackedCodes
     scales: Array
     zeros: Array
-    exponents: Array
-    significands: Array
 
 
 @inline
@@ -84,67 +86,123 @@ def _tile(
 
 
 @inline
+def _most(zeros: Array, k: int, count: int) -> np.int32:
+    most = np.int32(0)
+    for step in range(k, k + count):
+        most = max(most, np.int32(zeros[step]))
+    return most
+
+
+@inline
 def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
-    scales, zeros, exponents, significands, twice = how
+    scales, zeros, twice = how
     simd_fp4.right_fp4(codes_at(b, batch, panel, k, count), count, words, twice)
-    each, most = RUNS * COLUMNS, np.int32(0)
+    each = RUNS * COLUMNS
     for step in range(count):
-        line = scales[batch, panel, k + step]
-        at = step * B_WORDS + B_CODES + each
+        line, at = scales[batch, panel, k + step], step * B_WORDS + B_CODES + each
         for i in range(each):
-            code = line[i]
-            words[at + i] = exponents[code]
-            words[at + each + i] = significands[code] * np.int32(0x10001)
-        most = max(most, np.int32(zeros[batch, panel, k + step]))
-    words[B_REST] = most
+            scale = line[i]
+            words[at + i] = np.int32(np.int16(scale))
+            words[at + each + i] = np.int32(scale >> np.int32(16)) * np.int32(0x10001)
+    words[B_REST] = _most(zeros[batch, panel], k, count)
     return words
+
+
+@inline
+def _row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, scales, zeros = b
+    fraction, align, least, lifted = rule
+    simd_fp4.fp4_row(
+        lifted, scales, 0, zeros, a, a_at, codes, b_at, out, out_at, stride, steps, fraction,
+        align, least,
+    )  # fmt: skip
+    return 1
+
+
+@inline
+def _as_they_are(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Any:
+    scales, zeros = how
+    codes = codes_at(b, batch, panel, k, count).view(np.int32)
+    return codes, scales[batch, panel, k:].reshape(-1), _most(zeros[batch, panel], k, count)
 
 
 @kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    scales: Array, zeros: Array, exponents: Array, significands: Array, twice: Array,
-    fraction: int, align: int, least: int,
+    scales: Array, zeros: Array, twice: Array, fraction: int, align: int, least: int,
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * B_WORDS)
-    how, rule = (scales, zeros, exponents, significands, twice), (fraction, align, least)
+    how, rule = (scales, zeros, twice), (fraction, align, least)
     cover_codes(
         _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, rule, how
     )  # fmt: skip
 
 
 @kernel
+def _run_few(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    scales: Array, zeros: Array, twice: Array, fraction: int, align: int, least: int,
+) -> None:  # fmt: skip
+    lifted = np.empty(16, np.int8)
+    for code in range(16):
+        lifted[code] = twice[code] + np.int8(LIFT)
+    rule = (fraction, align, least, lifted)
+    cover_codes(
+        _row, _as_they_are, out, a, b, np.empty(0, np.int32), steps, block, group, start, stop,
+        rule, (scales, zeros),
+    )  # fmt: skip
+
+
+@kernel
 def _left(
     codes: Array, scales: Array, exponents: Array, significands: Array, twice: Array,
-    planes: Array, start: int, stop: int,
+    planes: Array, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words]."""
+    """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words].
+
+    `twice`: the bytes of the 16 codes. Rows whose words are `FEW_WORDS` get their sums too.
+    """
     depth, steps, runs, most = codes.shape[1], planes.shape[1], scales.shape[1], np.int32(0)
-    bytes_of = planes.view(np.uint8)
+    tile, size = planes.shape[2], planes.shape[3]
+    bytes_of, zero = planes.view(np.uint8), twice[0]
     for row in range(start, stop):
         line, own = codes[row], scales[row]
         for step in range(steps):
-            words = planes[row // _ROWS, step, row % _ROWS]
-            places = bytes_of[row // _ROWS, step, row % _ROWS]
+            words = planes[row // tile, step, row % tile]
+            places = bytes_of[row // tile, step, row % tile]
             first = step * STEP
             for j in range(min(STEP, depth - first)):
                 places[j] = twice[line[first + j] & 15]
             for j in range(max(depth - first, 0), STEP):
-                places[j] = np.uint8(LIFT)
+                places[j] = zero
             for s in range(RUNS):
                 run = step * RUNS + s
                 code = own[min(run, runs - 1)]
                 e = exponents[code] if run < runs else np.int32(NO_TERM)
                 words[STEP // 4 + s] = e
                 words[STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
-            if step % _BLOCK == 0:
+            if size == FEW_WORDS:
+                for s in range(RUNS):
+                    low, high = np.int32(0), np.int32(0)
+                    for j in range(s * RUN, (s + 1) * RUN, 4):
+                        low -= np.int32(np.int8(places[j])) + np.int32(np.int8(places[j + 1]))
+                        high -= np.int32(np.int8(places[j + 2])) + np.int32(np.int8(places[j + 3]))
+                    low, high = np.int32(low * LIFT), np.int32(high * LIFT)
+                    both = np.int32(high << np.int32(16)) | np.int32(low & np.int32(0xFFFF))
+                    words[STEP // 4 + 2 * RUNS + s] = both
+            if step % block == 0:
                 most = np.int32(0)
             for s in range(min(RUNS, runs - step * RUNS)):
                 zeros = np.uint8(0)
                 for j in range(s * RUN, (s + 1) * RUN):
-                    zeros = np.uint8(zeros + np.uint8(places[j] == np.uint8(LIFT)))
+                    zeros = np.uint8(zeros + np.uint8(places[j] == zero))
                 most = max(most, np.int32(zeros))
-            planes[row // _ROWS, step - step % _BLOCK, row % _ROWS, A_WORDS - 1] = most
+            planes[row // tile, step - step % block, row % tile, size - 1] = most
 
 
 @kernel
@@ -172,11 +230,10 @@ def _most_zeros(codes: Array, n: int, depth: int, zeros: Array) -> None:
 
 
 @cache
-def _runner() -> Callable[..., Any]:
-    table = simd.contiguous(types.int32, 1)
+def _runner(few: bool) -> Callable[..., Any]:
     return simd.compiled(
-        _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
-        simd.contiguous(types.uint8, 4), simd.contiguous(types.uint8, 3), table, table,
+        _run_few if few else _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
+        simd.contiguous(types.int32, 4), simd.contiguous(types.uint8, 3),
         simd.contiguous(types.int8, 1), *(types.int64,) * 3,
     )  # fmt: skip
 
@@ -186,7 +243,7 @@ def _left_packer() -> Callable[..., Any]:
     table, codes = simd.contiguous(types.int32, 1), simd.strided(types.uint8, 2)
     return simd.compiled(
         _left, codes, codes, table, table, simd.contiguous(types.uint8, 1),
-        simd.contiguous(types.int32, 4), types.int64, types.int64,
+        simd.contiguous(types.int32, 4), *(types.int64,) * 3,
     )  # fmt: skip
 
 
@@ -197,11 +254,12 @@ def pack_b(codes: Array, scales: ScaleCodes) -> PackedFp4:
     lines = np.zeros((batch, panels * COLUMNS, steps * RUNS), np.uint8)
     lines[:, : scales.codes.shape[1], : scales.codes.shape[2]] = scales.codes
     turned = lines.reshape(batch, panels, COLUMNS, steps, RUNS).transpose(0, 1, 3, 4, 2)
-    flat = np.ascontiguousarray(turned).reshape(batch, panels, steps, RUNS * COLUMNS)
+    flat = turned.reshape(batch, panels, steps, RUNS * COLUMNS)
+    words_of = scales.significands << 16 | scales.exponents & 0xFFFF
     zeros = np.empty((batch, panels, steps), np.uint8)
     words = packed.panels.view(np.uint8).reshape(batch, panels, steps, STEP // 4, COLUMNS, 4)
     _most_zeros(words, codes.shape[2], codes.shape[1], zeros)
-    return PackedFp4(packed, flat, zeros, scales.exponents, scales.significands)
+    return PackedFp4(packed, words_of.astype(np.int32)[flat], zeros)
 
 
 def gemm_fp4(
@@ -217,27 +275,29 @@ def gemm_fp4(
     batch, m, depth = a.shape
     n, steps = b.codes.lines, b.codes.panels.shape[2]
     shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
-    tiles = -(-shape[1] // _ROWS)
-    out = np.zeros((shape[0], tiles * _ROWS, n), np.float32)  # whole tiles of rows
+    few = shape[1] <= FEW
+    rows_of, words, block = (1, FEW_WORDS, min(steps, _LONG)) if few else (_ROWS, A_WORDS, _BLOCK)
+    tiles = -(-shape[1] // rows_of)
+    out = np.zeros((shape[0], tiles * rows_of, n), np.float32)  # whole tiles of rows
     if c is not None:
         out[:, : shape[1]] = c.reshape(shape)
     if out.size:
         lines = a.view(np.uint8).reshape(*shape[:2], depth)
         own = scales.codes.reshape(*shape[:2], -1)
-        planes = np.zeros((shape[0], tiles, steps, _ROWS, A_WORDS), np.int32)
-        lifted = (twice.astype(np.int16) + LIFT).astype(np.uint8)
+        planes = np.zeros((shape[0], tiles, steps, rows_of, words), np.int32)
+        bytes_ = (twice.astype(np.int16) + (0 if few else LIFT)).astype(np.uint8)
         pack = _left_packer()
         for i in range(shape[0]):
 
             def rows(start: int, stop: int, i: int = i) -> object:
                 return pack(
-                    lines[i], own[i], scales.exponents, scales.significands, lifted, planes[i],
-                    start, stop,
+                    lines[i], own[i], scales.exponents, scales.significands, bytes_, planes[i],
+                    block, start, stop,
                 )  # fmt: skip
 
             over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
         run_codes(
-            _runner(), out, planes, b.codes, _BLOCK, b.scales, b.zeros, b.exponents, b.significands,
-            twice, fraction, align, max(least, _LEAST),
+            _runner(few), out, planes, b.codes, block, b.scales, b.zeros, twice, fraction, align,
+            max(least, _LEAST),
         )  # fmt: skip
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -36,6 +36,9 @@ LIFT = 12  # is added to the left operand's bytes
 # Of a row and step: bytes, exponents, significands twice in a word, the most zeros of a run in the
 # steps that one call does.
 A_WORDS = RUNS * (WORDS + 2) + 1
+# Of one row: its bytes are not lifted, those of the columns are; before the most zeros stands what
+# the sums of each run start from, -12 times those of the row's own pairs.
+FEW_WORDS = RUNS * (WORDS + 3) + 1
 B_CODES = RUNS * WORDS * COLUMNS  # words of a panel and step; then sums to start from,
 B_REST = B_CODES + 3 * RUNS * COLUMNS  # exponents and significands, of each run; then
 B_WORDS = B_REST + COLUMNS  # the most zeros of a run, in the first word
@@ -99,6 +102,175 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
     return types.void(codes, types.int64, planes, twice), codegen
 
 
+class _Planes:
+    """What the arithmetic reads of a step: both operands as planes, the left bytes lifted."""
+
+    zero_left, zero_right = LIFT, 0  # bytes of zeros
+
+    def __init__(self, b: Any, tile: Tile, count: int) -> None:
+        self.b, self.tile, self.count = b, tile, count
+
+    def _left(self, k: Any, r: int, word: int) -> Any:
+        return broadcast(
+            self.b, self.tile.scalar(k, self.count * A_WORDS, r * A_WORDS + word), _V32
+        )
+
+    def _right(self, k: Any, word: int, vector: Any = _V32) -> Any:
+        return self.tile.columns(k, B_WORDS, word * COLUMNS, vector)
+
+    def left(self, k: Any, r: int, word: int) -> Any:
+        """Return four k of a row in every lane."""
+        return self._left(k, r, word)
+
+    def right(self, k: Any, word: int) -> Any:
+        """Return four k of every column."""
+        return self._right(k, word)
+
+    def products(self, left: Any, right: Any) -> Any:
+        return _pair_products(self.b, left, right)
+
+    def sums(self, k: Any, s: int) -> list[Any]:
+        """Return what the pair sums of a run start from, a vector a row."""
+        return [self._right(k, _EXPONENTS + s, _PAIRS)] * self.count
+
+    def left_scale(self, k: Any, r: int, s: int) -> tuple[Any, Any]:
+        """Return exponent and significand, twice in a word, of a run of a row."""
+        pairs = self.b.bitcast(self._left(k, r, _SIGNIFICANDS + s), _PAIRS)
+        return self._left(k, r, _EXPONENTS + s), pairs
+
+    def right_scale(self, k: Any, s: int) -> tuple[Any, Any]:
+        """Return exponents and significands, twice in a word, of a run of all columns."""
+        pairs = self._right(k, _EXPONENTS + 2 * RUNS + s, _PAIRS)
+        return self._right(k, _EXPONENTS + RUNS + s), pairs
+
+
+class _Codes(_Planes):
+    """The same of one row and of codes as they are packed, which are lifted as they are read."""
+
+    zero_left, zero_right = 0, LIFT
+
+    def __init__(self, b: Any, tile: Tile, table: Any, scales: Any) -> None:
+        super().__init__(b, tile, 1)
+        self.table, self.scales = table, scales
+        self.look_up = declared(b, "llvm.x86.avx2.pshuf.b", _BYTES, _BYTES, _BYTES)
+
+    def left(self, k: Any, r: int, word: int) -> Any:
+        return broadcast(self.b, self.tile.scalar(k, FEW_WORDS, word), _V32)
+
+    def right(self, k: Any, word: int) -> Any:
+        b = self.b
+        code = b.and_(self.tile.columns(k, B_CODES, word * COLUMNS, _BYTES), splat(_BYTES, 15))
+        return b.call(self.look_up, [self.table, code])
+
+    def products(self, left: Any, right: Any) -> Any:
+        return _pair_products(self.b, right, left)
+
+    def sums(self, k: Any, s: int) -> list[Any]:
+        return [self.b.bitcast(self.left(k, 0, _SIGNIFICANDS + RUNS + s), _PAIRS)]
+
+    def left_scale(self, k: Any, r: int, s: int) -> tuple[Any, Any]:
+        pairs = self.b.bitcast(self.left(k, r, _SIGNIFICANDS + s), _PAIRS)
+        return self.left(k, r, _EXPONENTS + s), pairs
+
+    def right_scale(self, k: Any, s: int) -> tuple[Any, Any]:
+        b, half = self.b, splat(_V32, 16)
+        at = b.gep(self.scales, [self.tile.index(k, RUNS * COLUMNS, s * COLUMNS)])
+        word = b.load(b.bitcast(at, _V32.as_pointer()), align=4)
+        above = b.and_(word, splat(_V32, -(1 << 16)))
+        pairs = b.bitcast(b.or_(above, b.lshr(word, half)), _PAIRS)
+        return b.ashr(b.shl(word, half), half), pairs
+
+
+class _Arithmetic:
+    """A chain of steps of 64 products, float32; `fraction`, `align`, `least` as in `fp4_tile`."""
+
+    def __init__(self, b: Any, read: _Planes, fraction: Any, align: Any, least: Any) -> None:
+        self.b, self.read, self.count = b, read, read.count
+        fraction, one, least = (b.trunc(x, I32) for x in (fraction, align, least))
+        self.least, self.align = broadcast(b, least, _V32), broadcast(b, one, _V32)
+        above = b.sub(one, b.add(fraction, ir.Constant(I32, 2)))  # products are 4-fold
+        self.ahead = broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
+        self.cut_single = declared(b, "llvm.trunc.v8f32", _VF, _VF)
+        self.cut = declared(b, "llvm.trunc.v8f64", _VD, _VD)
+        self.multiply = declared(b, "llvm.x86.avx2.pmadd.wd", _V32, _PAIRS, _PAIRS)
+
+    def _nothing(self, k: Any, r: int, s: int) -> Any:
+        """Return the lanes in which all products of a run are zero."""
+        b, read, some = self.b, self.read, splat(_BYTES, 0)
+        for word in range(s * WORDS, (s + 1) * WORDS):
+            x, y = (b.bitcast(v, _BYTES) for v in (read.left(k, r, word), read.right(k, word)))
+            x = b.icmp_signed("!=", x, splat(_BYTES, read.zero_left))
+            y = b.icmp_signed("!=", y, splat(_BYTES, read.zero_right))
+            some = b.or_(some, b.sext(b.and_(x, y), _BYTES))
+        return b.icmp_signed("==", b.bitcast(some, _V32), splat(_V32, 0))
+
+    def step(self, k: Any, acc: list[Any], look: bool) -> list[Any]:
+        """Return the accumulators after a step; `look` for runs whose products are zero."""
+        b, read, count = self.b, self.read, self.count
+        tops = []
+        for x in acc:
+            field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
+            own = maximum(b, b.sub(field, splat(_V32, 127)), splat(_V32, -126))
+            zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
+            tops.append(maximum(b, b.select(zero, splat(_V32, NO_TERM), own), self.least))
+        hidden: dict[tuple[int, int], Any] = {}
+        for s in range(RUNS):
+            e, _ = read.right_scale(k, s)
+            for r in range(count):
+                both = b.add(read.left_scale(k, r, s)[0], e)
+                if look:
+                    hidden[s, r] = self._nothing(k, r, s)
+                    both = b.select(hidden[s, r], splat(_V32, NO_TERM), both)
+                tops[r] = maximum(b, tops[r], both)
+        totals = [splat(_VD, 0.0)] * count
+        bases = [b.sub(self.ahead, top) for top in tops]
+        for s in range(RUNS):
+            sums = read.sums(k, s)
+            for word in range(s * WORDS, (s + 1) * WORDS):
+                y = read.right(k, word)
+                for r in range(count):
+                    sums[r] = b.add(sums[r], read.products(read.left(k, r, word), y))
+            e, m = read.right_scale(k, s)
+            for r in range(count):
+                own, significand = read.left_scale(k, r, s)
+                factor = b.mul(significand, m)
+                partial = b.sitofp(b.call(self.multiply, [sums[r], factor]), _VF)
+                power = b.add(b.add(own, e), bases[r])
+                if look:  # a zero of any size
+                    power = b.select(hidden[s, r], splat(_V32, 1), power)
+                power = b.shl(maximum(b, power, splat(_V32, 1)), splat(_V32, 23))
+                term = b.call(self.cut_single, [b.fmul(partial, b.bitcast(power, _VF))])
+                totals[r] = b.fadd(totals[r], b.fpext(term, _VD))
+        return [self._cut(*each) for each in zip(totals, tops, acc, strict=True)]
+
+    def _cut(self, total: Any, top: Any, x: Any) -> Any:
+        """Return the accumulator x plus a total in units of the last bit that is kept."""
+        b, special = self.b, splat(_V32, 0x7F800000)
+        unit = b.sub(top, self.align)
+        up = _power(b, b.sub(splat(_V32, 0), unit))
+        own = b.call(self.cut, [b.fmul(b.fpext(x, _VD), up)])
+        value = b.fmul(b.fadd(total, own), _power(b, unit))
+        # toward zero to 24 bits, and to float32's last place: subnormals have fewer
+        bits = b.and_(b.bitcast(value, _VL), splat(_VL, -(1 << 29)))
+        value = b.fmul(b.bitcast(bits, _VD), splat(_VD, 2.0**149))
+        value = b.fmul(b.call(self.cut, [value]), splat(_VD, 2.0**-149))
+        value = b.fadd(value, splat(_VD, 0.0))  # zeros are positive
+        result = b.fptrunc(value, _VF)  # exact, or infinite
+        sticks = b.icmp_signed("==", b.and_(b.bitcast(x, _V32), special), special)
+        return b.select(sticks, x, result)
+
+    def run(self, tile: Tile, doubt: Any) -> None:
+        """Emit all steps of a tile; `doubt`: whether there may be runs of zeros."""
+        with self.b.if_else(doubt) as ways:
+            for way, look in zip(ways, (True, False), strict=True):
+
+                def body(k: Any, acc: list[Any], look: bool = look) -> list[Any]:
+                    return self.step(k, acc, look)
+
+                with way:
+                    tile.store(loop(self.b, tile.steps, tile.load(self.count), body), self.count)
+
+
 @emitted
 def fp4_tile(
     typing: Any, rows: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
@@ -116,102 +288,43 @@ def fp4_tile(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
-        places = [b.trunc(x, I32) for x in args[-3:]]
-        least = broadcast(b, places[2], _V32)
-        align = broadcast(b, places[1], _V32)
-        above = b.sub(places[1], b.add(places[0], ir.Constant(I32, 2)))  # products are 4-fold
-        ahead = broadcast(b, b.add(above, ir.Constant(I32, 127)), _V32)
-        cut_single = declared(b, "llvm.trunc.v8f32", _VF, _VF)
-        cut = declared(b, "llvm.trunc.v8f64", _VD, _VD)
-        multiply = declared(b, "llvm.x86.avx2.pmadd.wd", _V32, _PAIRS, _PAIRS)
-        special = splat(_V32, 0x7F800000)
-
-        def left(k: Any, r: int, word: int) -> Any:
-            return broadcast(b, tile.scalar(k, count * A_WORDS, r * A_WORDS + word), _V32)
-
-        def right(k: Any, word: int, vector: Any = _V32) -> Any:
-            return tile.columns(k, B_WORDS, word * COLUMNS, vector)
-
-        def nothing(k: Any, r: int, s: int) -> Any:
-            """Return the lanes in which all products of a run are zero."""
-            some = splat(_BYTES, 0)
-            for word in range(s * WORDS, (s + 1) * WORDS):
-                x, y = (b.bitcast(v, _BYTES) for v in (left(k, r, word), right(k, word)))
-                x = b.icmp_signed("!=", x, splat(_BYTES, LIFT))
-                y = b.icmp_signed("!=", y, splat(_BYTES, 0))
-                some = b.or_(some, b.sext(b.and_(x, y), _BYTES))
-            return b.icmp_signed("==", b.bitcast(some, _V32), splat(_V32, 0))
-
-        def step(k: Any, acc: list[Any], look: bool) -> list[Any]:
-            """Return the accumulators after a step; `look` for runs whose products are zero."""
-            tops = []
-            for x in acc:
-                field = b.and_(b.lshr(b.bitcast(x, _V32), splat(_V32, 23)), splat(_V32, 255))
-                own = maximum(b, b.sub(field, splat(_V32, 127)), splat(_V32, -126))
-                zero = b.fcmp_ordered("==", x, splat(_VF, 0.0))
-                tops.append(maximum(b, b.select(zero, splat(_V32, NO_TERM), own), least))
-            hidden: dict[tuple[int, int], Any] = {}
-            for s in range(RUNS):
-                e = right(k, _EXPONENTS + RUNS + s)
-                for r in range(count):
-                    both = b.add(left(k, r, _EXPONENTS + s), e)
-                    if look:
-                        hidden[s, r] = nothing(k, r, s)
-                        both = b.select(hidden[s, r], splat(_V32, NO_TERM), both)
-                    tops[r] = maximum(b, tops[r], both)
-            totals = [splat(_VD, 0.0)] * count
-            bases = [b.sub(ahead, top) for top in tops]
-            for s in range(RUNS):
-                sums = [right(k, _EXPONENTS + s, _PAIRS)] * count
-                for word in range(WORDS):
-                    y = right(k, s * WORDS + word)
-                    for r in range(count):
-                        products = _pair_products(b, left(k, r, s * WORDS + word), y)
-                        sums[r] = b.add(sums[r], products)
-                e, m = right(k, _EXPONENTS + RUNS + s), right(k, _EXPONENTS + 2 * RUNS + s, _PAIRS)
-                for r in range(count):
-                    factor = b.mul(b.bitcast(left(k, r, _SIGNIFICANDS + s), _PAIRS), m)
-                    partial = b.sitofp(b.call(multiply, [sums[r], factor]), _VF)
-                    power = b.add(b.add(left(k, r, _EXPONENTS + s), e), bases[r])
-                    if look:  # a zero of any size
-                        power = b.select(hidden[s, r], splat(_V32, 1), power)
-                    power = b.shl(maximum(b, power, splat(_V32, 1)), splat(_V32, 23))
-                    term = b.call(cut_single, [b.fmul(partial, b.bitcast(power, _VF))])
-                    totals[r] = b.fadd(totals[r], b.fpext(term, _VD))
-            new = []
-            for total, top, x in zip(totals, tops, acc, strict=True):
-                unit = b.sub(top, align)
-                up = _power(b, b.sub(splat(_V32, 0), unit))
-                own = b.call(cut, [b.fmul(b.fpext(x, _VD), up)])
-                value = b.fmul(b.fadd(total, own), _power(b, unit))
-                # toward zero to 24 bits, and to float32's last place: subnormals have fewer
-                bits = b.and_(b.bitcast(value, _VL), splat(_VL, -(1 << 29)))
-                value = b.fmul(b.bitcast(bits, _VD), splat(_VD, 2.0**149))
-                value = b.fmul(b.call(cut, [value]), splat(_VD, 2.0**-149))
-                value = b.fadd(value, splat(_VD, 0.0))  # zeros are positive
-                result = b.fptrunc(value, _VF)  # exact, or infinite
-                sticks = b.icmp_signed("==", b.and_(b.bitcast(x, _V32), special), special)
-                new.append(b.select(sticks, x, result))
-            return new
-
-        def looking(k: Any, acc: list[Any]) -> list[Any]:
-            return step(k, acc, True)
-
-        def dense(k: Any, acc: list[Any]) -> list[Any]:
-            return step(k, acc, False)
-
-        first = ir.Constant(I64, 0)
+        first, doubt = ir.Constant(I64, 0), ir.Constant(ir.IntType(1), 0)
         zeros = b.load(b.gep(tile.panel, [ir.Constant(I64, B_REST)]))
-        room = b.sub(ir.Constant(I32, 16), zeros)
-        doubt = ir.Constant(ir.IntType(1), 0)
         for r in range(count):
             own = tile.scalar(first, count * A_WORDS, r * A_WORDS + A_WORDS - 1)
-            doubt = b.or_(doubt, b.icmp_signed(">=", own, room))
-        with b.if_else(doubt) as ways:
-            for way, body in zip(ways, (looking, dense), strict=True):
-                with way:
-                    tile.store(loop(b, tile.steps, tile.load(count), body), count)
+            doubt = b.or_(doubt, b.icmp_signed(">=", own, b.sub(ir.Constant(I32, 16), zeros)))
+        _Arithmetic(b, _Planes(b, tile, count), *args[-3:]).run(tile, doubt)
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(rows, a, i64, b, i64, out, *(i64,) * 6), codegen
+
+
+@emitted
+def fp4_row(
+    typing: Any, lifted: Any, scales: Any, scales_at: Any, zeros: Any, a: Any, a_at: Any, b: Any,
+    b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, fraction: Any, align: Any,
+    least: Any,
+) -> Any:  # fmt: skip
+    """Do `fp4_tile` for one row and codes as they are packed.
+
+    `lifted`: 12 more than twice the value of each of 16 codes; `scales`: exponent and significand,
+    16 bits each, of every run and column; `zeros`: the most that a run of a column has.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
+        small = ir.VectorType(I8, 16)
+        table = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
+        table = b.load(b.bitcast(table, small.as_pointer()), align=1)
+        both = ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2)
+        table = b.shuffle_vector(table, table, both)
+        words = pointer_at(context, b, sig.args[1], args[1], args[2])
+        own = tile.scalar(ir.Constant(I64, 0), FEW_WORDS, FEW_WORDS - 1)
+        room = b.sub(ir.Constant(I32, 16), b.trunc(args[3], I32))
+        doubt = b.icmp_signed(">=", own, room)
+        _Arithmetic(b, _Codes(b, tile, table, words), *args[-3:]).run(tile, doubt)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(lifted, scales, i64, i64, a, i64, b, i64, out, *(i64,) * 6), codegen
