@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,25 +14,50 @@ from numsim.quant import Quant, quantize
 from numsim.quant.transforms import gptq, rotate
 
 _E2M1 = "float4_e2m1fn"
-# what is timed, what it is compared with, and the share of that rate that is aimed at
-_TASKS: tuple[tuple[str, Any, str, float], ...] = (
-    ("int8 per tensor", "int8", "", 0.0),
-    ("int8 per token", Quant("int8", "per_token"), "int8 per tensor", 0.6),
-    ("E4M3 per tensor", "float8_e4m3fn", "", 0.0),
-    ("E4M3 per token", Quant("float8_e4m3fn", "per_token"), "E4M3 per tensor", 0.6),
-    ("nvfp4", "nvfp4", "", 0.0),
-    ("nvfp4_4over6", "nvfp4_4over6", "nvfp4", 1 / 3),
-    ("if4", "if4", "nvfp4", 1 / 3),
-    ("hif4", "hif4", "nvfp4", 1 / 3),
-    ("amdfp4", "amdfp4", "nvfp4", 1 / 3),
-    ("mxfp4_e2m1", "mxfp4_e2m1", "", 0.0),
-    ("uint8 with zero point", Quant("uint8", zero_point=True), "int8 per tensor", 0.0),
-    ("int8, least squares", Quant("int8", scale_rule="mse"), "int8 per tensor", 0.01),
-    ("int4, least squares", Quant("int4", scale_rule="mse"), "int8 per tensor", 0.01),
-    ("int8 of 32, least squares", Quant("int8", block=32, scale_rule="mse"), "int8 per tensor",
-     0.01),
-    ("E2M1 of 32, least squares", Quant(_E2M1, block=32, scale_rule="mse"), "int8 per tensor",
-     0.01),
+_FP8 = "E4M3 per tensor"
+LONG, TURNED, HALF = "float32 by rows", "float32 down columns", "float16 by rows"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is timed, what it is compared with, and the share of that rate that is aimed at."""
+
+    name: str
+    quant: Any
+    of: str = ""
+    aim: float = 0.0
+    layout: str = LONG
+    threads: int = 1
+
+
+def _blocks(name: str, aim: float) -> tuple[Task, ...]:
+    """Return a format of blocks in each layout, and on two threads; the aim is that of float32."""
+    return (
+        Task(name, name, _FP8, aim),
+        Task(f"{name} {TURNED}", name, _FP8, aim, TURNED),
+        Task(f"{name} {HALF}", name, _FP8, 0.0, HALF),
+        Task(f"{name} x2", name, _FP8, 0.0, LONG, 2),
+    )
+
+
+TASKS: tuple[Task, ...] = (
+    Task("int8 per tensor", "int8"),
+    Task("int8 per token", Quant("int8", "per_token"), "int8 per tensor", 0.6),
+    Task(_FP8, "float8_e4m3fn"),
+    Task(f"{_FP8} {HALF}", "float8_e4m3fn", _FP8, 0.0, HALF),
+    Task(f"{_FP8} x2", "float8_e4m3fn", _FP8, 0.0, LONG, 2),
+    Task("E4M3 per token", Quant("float8_e4m3fn", "per_token"), _FP8, 0.6),
+    *_blocks("mxfp8_e4m3", 0.38), *_blocks("mxfp4_e2m1", 0.32), *_blocks("nvfp4", 0.32),
+    *_blocks("mxint8", 0.38),
+    Task("nvfp4_4over6", "nvfp4_4over6", "nvfp4", 1 / 3), Task("if4", "if4", "nvfp4", 1 / 3),
+    Task("hif4", "hif4", "nvfp4", 1 / 3), Task("amdfp4", "amdfp4", "nvfp4", 1 / 3),
+    Task("uint8 with zero point", Quant("uint8", zero_point=True), "int8 per tensor"),
+    *(
+        Task(f"{name}, least squares", Quant(fmt, block=block, scale_rule="mse"),
+             "int8 per tensor", 0.01)
+        for name, fmt, block in (("int8", "int8", None), ("int4", "int4", None),
+                                 ("int8 of 32", "int8", 32), ("E2M1 of 32", _E2M1, 32))
+    ),
 )  # fmt: skip
 
 
@@ -46,7 +70,10 @@ class QuantizeTiming:
     task, rate
         What is timed, and its best rate in million values a second.
     of, share, aim
-        The task it is compared with, its share of that rate, and the share aimed at, 0: none.
+        The task it is compared with, its share of that rate, and the share aimed at, 0: none. Both
+        are timed by turns, so that what else the machine does meets both.
+    of_copy
+        Its share of the rate at which NumPy copies float32.
     """
 
     task: str
@@ -54,10 +81,13 @@ class QuantizeTiming:
     of: str
     share: float
     aim: float
+    of_copy: float
 
 
-def bench_quantize(*, side: int = 2048, repeats: int = 7) -> list[QuantizeTiming]:
-    """Time `quantize` of a float32 matrix, rotation beside a copy, and GPTQ, on one thread.
+def bench_quantize(
+    *, side: int = 2048, repeats: int = 7, tasks: tuple[Task, ...] = TASKS
+) -> list[QuantizeTiming]:
+    """Time `quantize` of a matrix, and rotation beside a copy.
 
     Parameters
     ----------
@@ -65,6 +95,8 @@ def bench_quantize(*, side: int = 2048, repeats: int = 7) -> list[QuantizeTiming
         Rows and columns of the matrix, a multiple of 128.
     repeats
         Calls of which the best counts, after one that does not.
+    tasks
+        What is timed; what a task is compared with stands before it.
 
     Returns
     -------
@@ -77,16 +109,28 @@ def bench_quantize(*, side: int = 2048, repeats: int = 7) -> list[QuantizeTiming
     ('int8 per tensor', 'int8 per tensor')
     """
     x = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    arrays: dict[str, Any] = {LONG: x, TURNED: x, HALF: x.astype(np.float16)}
     target = np.empty_like(x)
-    rates: dict[str, float] = {}
+
+    def call(task: Task) -> Callable[[], object]:
+        axis = -2 if task.layout == TURNED else -1
+
+        def work() -> None:
+            with jit.using_threads(task.threads):
+                quantize(arrays[task.layout], task.quant, axis=axis)
+
+        return work
+
+    calls: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(target, x)}
     rows = []
     with jit.using_threads(1):
-        for task, quant, of, aim in _TASKS:
-            rates[task] = _rate(partial(quantize, x, quant), x.size, repeats)
-            rows.append(_row(task, rates, of, aim))
-        rates["copy"] = _rate(lambda: np.copyto(target, x), x.size, repeats)
-        rates["Hadamard of 128"] = _rate(lambda: rotate(x, block=128), x.size, repeats)
-        rows += [_row("copy", rates, "", 0.0), _row("Hadamard of 128", rates, "copy", 0.3)]
+        copy = _rates([calls["copy"]], x.size, repeats)[0]
+        for task in tasks:
+            calls[task.name] = call(task)
+            rows.append(_row(task.name, task.of, task.aim, calls, x.size, repeats, copy))
+        calls["Hadamard of 128"] = lambda: rotate(x, block=128)
+        for name, of, aim in (("copy", "", 0.0), ("Hadamard of 128", "copy", 0.3)):
+            rows.append(_row(name, of, aim, calls, x.size, repeats, copy))
     return rows
 
 
@@ -103,16 +147,22 @@ def bench_gptq(side: int = 4096) -> float:
     return time.perf_counter() - start
 
 
-def _row(task: str, rates: dict[str, float], of: str, aim: float) -> QuantizeTiming:
-    share = rates[task] / rates[of] if of else float("nan")
-    return QuantizeTiming(task, rates[task], of, share, aim)
+def _row(
+    name: str, of: str, aim: float, calls: dict[str, Callable[[], object]], count: int,
+    repeats: int, copy: float,
+) -> QuantizeTiming:  # fmt: skip
+    rate, *other = _rates([calls[name], *([calls[of]] if of else [])], count, repeats)
+    share = rate / other[0] if other else float("nan")
+    return QuantizeTiming(name, rate, of, share, aim, rate / copy)
 
 
-def _rate(call: Callable[[], object], count: int, repeats: int) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return count / min(times) / 1e6
+def _rates(calls: list[Callable[[], object]], count: int, repeats: int) -> list[float]:
+    """Return the best rates of calls that take turns, in million values a second."""
+    best = [float("inf")] * len(calls)
+    for turn in range(repeats + 1):
+        for i, one in enumerate(calls):
+            start = time.perf_counter()
+            one()
+            if turn:
+                best[i] = min(best[i], time.perf_counter() - start)
+    return [count / seconds / 1e6 for seconds in best]

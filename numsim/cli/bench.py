@@ -65,13 +65,13 @@ def print_quantize() -> None:
     """Print how fast every kind of scale is: ``bench quantize``."""
     from numsim.bench.quantize import bench_gptq, bench_quantize
 
-    cells: list[tuple[str, ...]] = [("task", "million/s", "of", "share", "aim")]
+    cells: list[tuple[str, ...]] = [("task", "million/s", "/ copy", "of", "share", "aim")]
     for row in bench_quantize():
         share = f"{row.share:.3g}" if row.of else ""
         aim = f"{row.aim:.2g}" if row.aim else ""
-        cells.append((row.task, f"{row.rate:,.3g}", row.of, share, aim))
-    say("quantisation, one core, best of the repetitions")
-    say("\n".join(columns(cells, "<><>>")))
+        cells.append((row.task, f"{row.rate:,.3g}", f"{row.of_copy:.2f}", row.of, share, aim))
+    say("quantisation, one core (x2: two), best of the repetitions")
+    say("\n".join(columns(cells, "<>><>>")))
     say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")
 
 

@@ -15,6 +15,7 @@ from numsim.bench import TrainTiming, bench_cast, report
 from numsim.bench import cast as module
 from numsim.bench import model as models
 from numsim.bench.matmul import MatmulTiming
+from numsim.bench.quantize import TASKS, bench_quantize
 from numsim.cli import app
 from numsim.models import load_model
 
@@ -140,3 +141,15 @@ def test_report(monkeypatch):
     assert result.exit_code == 0, result.output
     assert re.search(r"30 cases +page +\d+\.\d\d MB +6\.00 MB", result.output)
     assert "need Chromium" in result.output
+
+
+def test_quantisation_is_compared_with_what_was_timed_before():
+    known = set()
+    for task in TASKS:
+        assert task.of in known | {""}, task
+        known.add(task.name)
+    rows = bench_quantize(side=128, repeats=1, tasks=TASKS[:3])
+    assert [row.task for row in rows] == [
+        *(task.name for task in TASKS[:3]), "copy", "Hadamard of 128"
+    ]  # fmt: skip
+    assert all(row.rate > 0 and row.of_copy > 0 for row in rows)
