@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
+from numsim.kernels.elementwise.times import times
 from numsim.quant import QTensor
 from numsim.targets import zeros
 from numsim.targets.chain import DTYPES, one_nan, round_to
 from numsim.targets.rules import Rule, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.split_k import bare, k_slice
+
+_SINGLE = (np.int32, np.float32)  # accumulators that one pass scales
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -214,9 +217,12 @@ def scaled(
     the only rounding after ``fp32(acc)`` is that of the product. A float64 `scale` is exact.
     """
     with np.errstate(all="ignore"):
+        factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
+        if _is_one_number(factor) and acc.dtype in _SINGLE and acc.flags.c_contiguous:
+            once, nan = times(acc, np.float32(factor.item()), in_place=in_place)
+            return one_nan(once, rule) if nan else once
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
-        factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
         if factor is None:
             exact = single.astype(np.float64) * np.asarray(scale, np.float64)
             product = np.ldexp(exact, -(a.fmt.bias + b.fmt.bias)).astype(np.float32)
@@ -230,6 +236,11 @@ def scaled(
         return result
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == acc.dtype)
     return round_to(result, get_format(name), rule)
+
+
+def _is_one_number(factor: Any) -> bool:
+    one = isinstance(factor, np.ndarray | np.float32)
+    return one and factor.size == 1 and factor.dtype == np.float32
 
 
 def _in_quanta(scale: Any, a: QTensor, b: QTensor) -> Any:

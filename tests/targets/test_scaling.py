@@ -9,6 +9,7 @@ import oracle_mac as om
 import pytest
 
 import numsim as ns
+from numsim.kernels.elementwise.times import times
 from numsim.models.gemm import make_gemm
 from numsim.models.memory import OperandCache
 from numsim.models.rule import Rule
@@ -334,3 +335,22 @@ def test_split_tiles_shorter_than_scale_blocks_keep_their_scales():
     assert len(set(a.scale_codes.ravel().tolist())) > 1
     unit = ns.get_target("nvidia.blackwell.tcgen05", split_k=2, split_order="serial", split_tile=16)
     same(ns.matmul(a, b, target=unit), (x.astype(np.float64) @ x.T).astype(np.float32))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_one_scale_in_one_pass_is_numpy_s_product(dtype, in_place):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(2**31), 2**31, 70_001).astype(dtype)
+    x[:5] = [0, 1, -1, 2**24 + 1, -(2**31)]
+    if dtype is np.float32:
+        x[5:9] = [-0.0, np.inf, 2.0**-149, -np.inf]
+    for by in (np.float32(0.1), np.float32(2.0**-149), np.float32(3e38)):
+        with np.errstate(over="ignore", under="ignore"):
+            want = x.astype(np.float32) * by
+        got, nan = times(x.copy(), by, in_place=in_place)
+        np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+        assert got.dtype == np.float32
+        assert not nan
+    if dtype is np.float32:
+        assert times(x.copy(), np.float32(np.inf), in_place=in_place)[1]  # 0 x Inf
