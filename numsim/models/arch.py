@@ -118,7 +118,7 @@ class Arch:
     position_offset: int = 0
     # which tokens positions count: kept by attention_mask, or no `pad`
     position_count: Literal["all", "kept", "not_pad"] = "all"
-    alibi: tuple[float, ...] = ()  # slope of each head, empty: none
+    alibi: float = 0.0  # what the slopes of ALiBi are multiplied by, 0: none
     buckets: int = 0  # of a relative position bias, 0: none
     bucket_rows: int = 0  # of its table where more than buckets
     bucket_distance: int = 0

@@ -30,7 +30,7 @@ from numsim.models.families.shared import (
 )
 from numsim.models.family import Config, Family, Fields
 from numsim.models.keys import Key, wrong
-from numsim.models.layers import rotary_layers
+from numsim.models.layers import has_rotary, rotary_layers
 from numsim.models.places import At
 from numsim.models.rope_keys import ORIGINAL, rope_settings, yarn_growth
 
@@ -168,10 +168,6 @@ def _llama4(f: Fields, config: Config) -> Fields:
         "windows": (),
         "rotary_layers": rotary_layers(config, f["layers"]),
     }
-
-
-def _llama4_chunk(config: Config, layer: int) -> bool:
-    return rotary_layers(config, layer + 1)[layer]
 
 
 _EXPERTS = {
@@ -484,7 +480,7 @@ EXPERTS: dict[str, Family] = {
         switches={"interleaved": True},
         ignored=f"{_IGNORED} for_llm_compressor",
         rope={"rope_theta": 5e5},
-        windows=_llama4_chunk,
+        windows=has_rotary,
         window_key="attention_chunk_size",
         window_default=8192,
         read="no_rope_layers no_rope_layer_interval moe_layers interleave_moe_layer_step",
