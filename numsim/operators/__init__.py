@@ -16,7 +16,8 @@ from numsim.operators.ibert import (
     ibert_softmax,
     ibert_sqrt,
 )
-from numsim.operators.kv import KVCache, Spec, Stored
+from numsim.operators.kv import KVCache
+from numsim.operators.kv_spec import Spec, Stored
 from numsim.operators.positions import rotary, rotary_tables
 from numsim.operators.rounded import elementwise
 from numsim.operators.rules import KV, Op

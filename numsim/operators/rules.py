@@ -17,7 +17,8 @@ from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
 from numsim.operators.chains import exp2_variant
-from numsim.operators.kv import KVCache, Spec
+from numsim.operators.kv import KVCache
+from numsim.operators.kv_spec import Spec
 from numsim.operators.rounded import check_order, rounding_to
 from numsim.vocabulary import ROUNDINGS
 
