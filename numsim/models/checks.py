@@ -175,6 +175,20 @@ def check_positions(arch: Arch, total: int, *, stack: int = -1) -> None:
         )
 
 
+def check_cache(arch: Arch, kv: KV | None) -> None:
+    """Raise where a cache does not take the heads of a network."""
+    for stack in stacks(arch) if kv is not None else ():
+        a = stack_arch(arch, stack)
+        one = [np.zeros((1, 1, n), np.float32) for n in (a.head_dim, a.v_head_dim)]
+        try:
+            kv.through(*one)  # type: ignore[union-attr]  # None gives no stack
+        except NumsimError as error:
+            raise type(error)(
+                f"kv: {error}; heads of {arch.family} have {a.head_dim} features of keys and "
+                f"{a.v_head_dim} of values; {kv} does not fit them"
+            ) from None
+
+
 def check_past(
     arch: Arch, past: object, batch: int, steps: int, dtype: type, kv: KV | None = None
 ) -> None:

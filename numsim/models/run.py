@@ -15,6 +15,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.models.arch import Arch, gemm_names
 from numsim.models.checks import (
+    check_cache,
     check_chunks,
     check_past,
     check_positions,
@@ -127,6 +128,7 @@ class Model:
         if recipe is None:
             return self
         check_tiles(lowered_operators(self.arch, recipe.ops), recipe.check(self.gemm_names()))
+        check_cache(self.arch, recipe.kv)
         if not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
@@ -506,6 +508,7 @@ class Model:
         check_stored(self.tensors, rules)
         if only is None:
             check_tiles(lowered_operators(self.arch, recipe.ops), rules)
+            check_cache(self.arch, recipe.kv)
         return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:

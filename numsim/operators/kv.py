@@ -12,7 +12,7 @@ from numsim.arguments import choice
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.elementwise import functions
-from numsim.operators.kv_spec import Spec, Stored, quantised, spec_of
+from numsim.operators.kv_spec import Spec, Stored, needs_all_tokens, quantised, spec_of
 from numsim.operators.rounded import Values, numbers
 
 RULES = ("last", "kivi")
@@ -25,7 +25,7 @@ class KVCache:
     Parameters
     ----------
     key, value
-        `Spec`, its fields as a dict, a recipe's name, or None for float32.
+        `Spec`, its fields as a dict, the name of a recipe or format, or None for float32.
     residual
         Newest tokens that stay unquantised.
     rule
@@ -72,12 +72,14 @@ class KVCache:
         scale: ArrayLike | None = None,
     ) -> None:
         choice("rule", rule, RULES)
-        if residual < 0 or (rule == "kivi" and residual == 0):
+        whole = isinstance(residual, int | np.integer) and not isinstance(residual, bool)
+        if not whole or residual < (rule == "kivi"):
             raise NumsimError(
-                f"residual is 0 tokens or more (kivi: 1 or more, a run of keys); got {residual}"
+                "residual is 0 tokens or more (kivi: 1 or more, a run of keys); got "
+                f"{residual!r:.40}"
             )
         self.specs = (spec_of(key, "key"), spec_of(value, "value"))
-        self._residual, self._rule = residual, rule
+        self._residual, self._rule = int(residual), rule
         self._given = None if scale is None else np.asarray(scale, np.float32)
         for spec in self.specs:
             if spec is not None and spec.static and self._given is None:
@@ -140,10 +142,7 @@ class KVCache:
         if spec is None:
             return None
         count = tokens.shape[1]
-        if self._rule == "kivi" and which == 0:
-            until = count // self._residual * self._residual
-        else:
-            until = max(count - self._residual, 0)
+        until = narrow_tokens(count, self._residual, self._rule, keys=which == 0)
         done = 0 if before is None else before.codes.shape[1]
         if until <= done:
             return before
@@ -197,15 +196,21 @@ class KVCache:
         return tokens
 
 
+def narrow_tokens(count: int, residual: int, rule: str, *, keys: bool) -> int:
+    """Return how many of `count` tokens are quantised, from the first.
+
+    >>> narrow_tokens(70, 32, "kivi", keys=True), narrow_tokens(70, 32, "kivi", keys=False)
+    (64, 38)
+    """
+    if keys and rule == "kivi":
+        return count // residual * residual
+    return max(count - residual, 0)
+
+
 def _refuse_later(spec: Spec, done: int, name: str) -> None:
     """Refuse tokens that would change scales of tokens that are quantised."""
-    why = ""
-    if spec.recipe is not None:
-        if spec.recipe.startswith("nvfp4") and spec.tensor_scale is None:
-            why = "the tensor scale is taken from all tokens; give tensor_scale"
-    elif spec.granularity in ("per_tensor", "per_head") and not spec.static:
-        why = f"{spec.granularity} scales are taken from all tokens; make them static"
-    elif spec.granularity == "per_channel" and done % (spec.group or 1):
+    why = needs_all_tokens(spec)
+    if not why and spec.granularity == "per_channel" and done % (spec.group or 1):
         why = (
             f"a run of {spec.group} tokens is quantised with {done % (spec.group or 1)} of them; "
             "append whole runs, or keep a residual by the rule kivi"

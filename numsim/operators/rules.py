@@ -12,14 +12,17 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from numsim.arguments import choice
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
 from numsim.operators.chains import exp2_variant
-from numsim.operators.kv import KVCache
-from numsim.operators.kv_spec import Spec
-from numsim.operators.rounded import check_order, rounding_to
+from numsim.operators.kv import KVCache, narrow_tokens
+from numsim.operators.kv_spec import Spec, spec_words, stored_bits
+from numsim.operators.rounded import Floats, check_order, rounding_to
 from numsim.vocabulary import ROUNDINGS
 
 VARIANTS = ("silu", "sigmoid", "steps")  # of silu
@@ -220,7 +223,8 @@ class KV:
     Parameters
     ----------
     key, value
-        A `numsim.operators.Spec`, its fields as a dict, a recipe's name, or None: float32.
+        A `numsim.operators.Spec`, its fields as a dict, the name of a recipe or format, or None:
+        float32.
     residual, rule
         As in `numsim.operators.KVCache`.
 
@@ -250,10 +254,51 @@ class KV:
     def __post_init__(self) -> None:
         for name, spec in zip(("key", "value"), self.cache().specs, strict=True):
             object.__setattr__(self, name, spec)
+        object.__setattr__(self, "residual", int(self.residual))
 
     def cache(self) -> KVCache:
         """Return an empty cache."""
         return KVCache(self.key, self.value, residual=self.residual, rule=self.rule)
+
+    def __str__(self) -> str:
+        both: list[Any] = [self.key, self.value]
+        words = "+".join(dict.fromkeys(map(spec_words, both)))
+        more = f" {self.rule}" if self.rule != "last" else ""
+        return f"{words}{more} residual={self.residual}" if self.residual else words
+
+    def through(self, keys: NDArray[Any], values: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Return keys and values [heads, tokens, dim] as attention reads them after one `append`.
+
+        Raises
+        ------
+        NumsimError
+            For shapes that a spec does not take.
+
+        Examples
+        --------
+        >>> x = np.float32([[[1.0, 0.3]]])
+        >>> [part.round(4).tolist() for part in KV(key="int4").through(x, x)]
+        [[[[1.0, 0.2857]]], [[[1.0, 0.3]]]]
+        """
+        cache = self.cache()
+        cache.append(keys, values)
+        return cache.seen()
+
+    def stored_bits(self, name: str, heads: int, tokens: int, dim: int) -> float:
+        """Return the bits of [heads, tokens, dim], of ``key`` or ``value``.
+
+        Examples
+        --------
+        >>> KV(key="int4", residual=16).stored_bits("key", 1, 64, 32) / 64
+        376.0
+        """
+        keys = name == "key"
+        narrow = narrow_tokens(tokens, self.residual, self.rule, keys=keys)
+        spec: Any = getattr(self, name)
+        if spec is None or narrow == 0:
+            narrow, spec = 0, None
+        wide = 32.0 * heads * (tokens - narrow) * dim
+        return wide + (stored_bits(spec, heads, narrow, dim) if narrow else 0.0)
 
     def table(self) -> dict[str, Any]:
         """Return the tables of a TOML file that `kv_from_table` reads back."""
