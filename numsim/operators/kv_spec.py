@@ -199,7 +199,7 @@ def _of_format(spec: Spec, name: str) -> Spec:
         )
     grouped = spec.granularity == "per_channel" or spec.zero is not None
     whole = isinstance(spec.group, int) and not isinstance(spec.group, bool)
-    if grouped and not (whole and 1 <= (spec.group or 0)):
+    if grouped and not (whole and (spec.group or 0) >= 1):
         raise NumsimError(
             f"{name}: {spec.granularity} runs have a group of 1 or more; got {spec.group!r:.40}"
         )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from numsim.arguments import choice

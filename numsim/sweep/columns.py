@@ -122,8 +122,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "emulated",
         "",
-        "False: the product stays float32 in this case, or all of them; no cache stores its keys or "
-        "values narrower either",
+        "False: the product stays float32 in this case, or all of them, its keys and values too",
         bool,
     ),
     Column("kl_stderr", "nats", "standard error of kl_nats (over tokens)"),

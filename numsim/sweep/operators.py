@@ -16,8 +16,8 @@ from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
 from numsim.models.gemm import RAW
 from numsim.models.weights import Stored, shape_of
-from numsim.quant import QUANTS, Quant, as_quant, storage_losses
 from numsim.operators.kv_spec import Spec
+from numsim.quant import QUANTS, Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
 from numsim.sweep.costs import Machine

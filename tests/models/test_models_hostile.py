@@ -310,5 +310,5 @@ def test_a_list_of_layers_is_read_once(tmp_path):
     config = {k: v for k, v in (config | many).items() if v != "absent"}
     arch = read_arch(config, FAMILIES["llama4_text"])
     assert arch.chunks[:3] == (arch.chunks[0], None, arch.chunks[0])
-    with pytest.raises(NumsimError, match="no_rope_layers must be a 1 .* for each of 19000"):
+    with pytest.raises(NumsimError, match=r"no_rope_layers must be a 1 .* for each of 19000"):
         read_arch(config | {"no_rope_layers": [1, 0]}, FAMILIES["llama4_text"])

@@ -266,7 +266,7 @@ def test_a_cache_that_does_not_fit_the_heads_is_refused_before_a_run(tmp_path):
     recipe = lowered((), kv=KV("q8_0"))
     with pytest.raises(NumsimError, match="multiple of 32; got 16; heads of qwen3_moe have 16 f"):
         small.check(recipe)
-    with pytest.raises(NumsimError, match="sweep: recipe .*kv: q8_0: features of a head"):
+    with pytest.raises(NumsimError, match=r"sweep: recipe .*kv: q8_0: features of a head"):
         sweep(model=small, text=np_file(tmp_path), recipes=recipe, window=8)
 
 

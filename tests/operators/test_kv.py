@@ -111,7 +111,7 @@ def test_refusals(made, message):
         ({"format": "int8", "static": 1}, "static is False or True"),
         ({"format": "int8", "granularity": "per_channel", "group": True}, "a group of 1 or more"),
         ({"format": "int4", "zero": "minimum", "granularity": "per_token", "group": 8}, "uint1 to"),
-        ({"format": "uint16", "granularity": "per_token", "group": 8}, "uint1 to uint8; got uint16"),
+        ({"format": "uint16", "granularity": "per_token", "group": 8}, "to uint8; got uint16"),
         ({"format": "uint4"}, "per_channel .runs of tokens. or per_token"),
         ({"format": "bfloat16", "granularity": "per_head"}, "float32's range, and no scale"),
     ],

@@ -275,7 +275,7 @@ def test_rows_say_how_the_cache_of_a_recipe_stores_keys_and_values():
         qk, pv, whole = at.loc["qk"].iloc[0], at.loc["pv"].iloc[0], case.iloc[-1]
         assert (qk.weight_format, qk.granularity) == ("int4", "per_token_head+none")
         assert (pv.weight_format, pv.block, pv.scale_format) == ("uint2", "8", "float32")
-        assert qk.emulated and pv.emulated and whole.emulated
+        assert (qk.emulated, pv.emulated, whole.emulated) == (True, True, True)
         assert set(case.kv_format) == {"int4 per_token_head+uint2 per_token:8"}
         assert qk.bytes_kv == 64 * 2 * (32 * 4 + 32) / 8
         assert pv.bytes_kv == 64 * 2 * (32 * 2 + 4 * 2 * 32) / 8  # a scale and a minimum of eight
