@@ -53,7 +53,8 @@ def real_numbers(given: object, what: str, dtype: type) -> NDArray[Any]:
             f"{what} must be a rectangular array of real numbers of 64 bits at most; got {name}; "
             "convert it first"
         )
-    return values.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # Inf, which whoever wants numbers refuses
+        return values.astype(dtype, copy=False)
 
 
 def token_ids(tokens: ArrayLike, what: str, limit: int, table: str = "vocabulary") -> Ints:
@@ -96,8 +97,8 @@ def first_input(arch: Arch, given: Mapping[str, object], dtype: type) -> tuple[I
         )
     if not np.isfinite(values).all():
         raise NumsimError(
-            f"run: {arch.reads} must be finite; got {np.count_nonzero(~np.isfinite(values))} NaN "
-            "or Inf; correct them"
+            f"run: {arch.reads} must be finite in {np.dtype(dtype)}; got "
+            f"{np.count_nonzero(~np.isfinite(values))} that are not; correct them"
         )
     return np.zeros((len(values), read_tokens(arch)), np.int64), values
 
