@@ -10,16 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
-from numsim.models.arch import (
-    Arch,
-    every_rope,
-    gemm_names,
-    read_tokens,
-    stack_arch,
-    stacks,
-)
+from numsim.models.arch import Arch, every_rope, read_tokens, stack_arch, stacks
 from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
+from numsim.models.products import gemm_names
 from numsim.models.rope import turns_anew
 from numsim.models.weights import Stored, shape_of
 from numsim.operators import KV

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.models.arch import Arch, gemm_names
+from numsim.models.arch import Arch
 from numsim.models.checks import (
     check_cache,
     check_chunks,
@@ -33,6 +33,7 @@ from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.places import Place
+from numsim.models.products import gemm_names
 from numsim.models.recipe import Recipe
 from numsim.models.rule import Rule
 from numsim.models.score import token_losses
