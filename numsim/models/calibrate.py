@@ -66,7 +66,7 @@ def calibrated(
         )
     seen = {name: Calibration(rule, momentum=momentum) for name in wanted}
     for tokens in windows:
-        given = dict(tokens) if isinstance(tokens, Mapping) else {"tokens": tokens}
+        given: dict[str, Any] = dict(tokens) if isinstance(tokens, Mapping) else {"tokens": tokens}
         run = model.run(**given, taps=[f"{name}.in" for name in wanted])
         for name, stream in seen.items():
             if f"{name}.in" in run.taps:  # of experts, those that were chosen
