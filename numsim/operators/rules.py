@@ -331,7 +331,10 @@ def kv_from_table(table: Mapping[str, Any]) -> KV:
             raise NumsimError(
                 f"kv: unknown key {key!r}{near_names(str(key), known)}; known: {', '.join(known)}"
             )
-    return KV(**table)
+    try:
+        return KV(**table)
+    except NumsimError as error:
+        raise type(error)(f"[kv]: {error}") from None
 
 
 Ops = tuple[tuple[str, Op], ...]

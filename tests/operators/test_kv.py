@@ -236,3 +236,10 @@ def test_toml_and_digest_hold_operators_and_caches(tmp_path):
 def test_refusals_of_recipes(model, fields, message):
     with pytest.raises(ns.NumsimError, match=message):
         model.run(IDS, recipe(**fields))
+
+
+def test_a_message_about_a_recipe_names_the_table(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[[rule]]\nmatch = "*"\n[kv.key]\nformat = "int8"\ngroup = 4\n')
+    with pytest.raises(ns.NumsimError, match=r"r.toml: \[kv\]: key: group is of runs"):
+        ns.Recipe.from_toml(path)
