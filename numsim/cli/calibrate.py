@@ -77,8 +77,9 @@ def _check_place(out: Path, *, force: bool) -> None:
 
 def _counted(pieces: list[Any]) -> str:
     """Return how many windows of how many tokens, or rows of what, were looked at."""
-    if len(pieces) and "tokens" not in pieces[0]:
-        return f"{len(pieces)} rows of {' and '.join(pieces[0])}"
+    if "tokens" not in pieces[0]:
+        rows = f"{len(pieces)} row{'s' if len(pieces) > 1 else ''}"
+        return f"{rows} of {' and '.join(pieces[0])}"
     sizes = {sum(np.size(v) for k, v in one.items() if k.endswith("tokens")) for one in pieces}
     words = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     return f"{len(pieces)} window{'s' if len(pieces) > 1 else ''} of {words} tokens"

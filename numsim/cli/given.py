@@ -38,9 +38,11 @@ def read(who: str, path: Path) -> Any:
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
-            return found
+            return _ids(who, path, found)
         with found:
             arrays = {key: found[key] for key in found.files}
+    except NumsimError:
+        raise
     except Exception as error:  # a damaged header raises whatever its parts make of it
         raise NumsimError(f"{who}: cannot read the arrays of {path}: {error}") from None
     unknown = sorted(set(arrays) - set(ARRAYS))
@@ -50,6 +52,29 @@ def read(who: str, path: Path) -> Any:
             f"{', '.join(unknown) or 'none'}"
         )
     return arrays
+
+
+def _ids(who: str, path: Path, found: Any) -> Any:
+    if found.dtype.kind in "iu" and found.ndim in (1, 2) and found.size:
+        return found
+    raise NumsimError(
+        f"{who}: {path} must hold token ids, integers [tokens] or [B, tokens]; got {found.dtype} "
+        f"{list(found.shape)}; arrays of other inputs go into .npz, by their names"
+    )
+
+
+def _rows(who: str, network: Model, given: Given) -> Given:
+    """Return arrays with a row for each input, as many of each."""
+    frame = len(network.arch.frame)
+    one = {name: frame if name in ("pixels", "features") else 1 for name in given}
+    rows = {k: v[None] if v.ndim == one[k] else v for k, v in given.items()}
+    counts = {k: len(v) if v.ndim else 0 for k, v in rows.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise NumsimError(
+            f"{who}: arrays of inputs have a row for each input, as many of each; got "
+            f"{', '.join(f'{k} {list(v.shape)}' for k, v in given.items())}"
+        )
+    return rows
 
 
 def _check_reads(who: str, network: Model, given: Any) -> None:
@@ -71,7 +96,7 @@ def some_tokens(who: str, network: Model, tools: TextTools, given: Any, count: i
     """
     _check_reads(who, network, given)
     if isinstance(given, dict):
-        return given
+        return _rows(who, network, given)
     if isinstance(given, str):
         ids = tools.ids(given, limit=count)[:count]
         if len(ids) == 0:
@@ -91,9 +116,11 @@ def windows(
     """
     _check_reads(who, network, given)
     if isinstance(given, dict):
-        rows = min(map(len, given.values()))
-        return [{k: v[i : i + 1] for k, v in given.items()} for i in range(min(rows, count))]
-    start = "none" if tools.begin is None else "bos"
+        rows = _rows(who, network, given)
+        each = range(min(len(next(iter(rows.values()))), count))
+        return [{k: v[i : i + 1] for k, v in rows.items()} for i in each]
+    own = tools.begin is None or network.arch.decoder_layers  # where the decoder begins alone
+    start = "none" if own else "bos"
     if isinstance(given, str) or given.ndim == 1:
         cut = tools.windows(given, length, limit=length * count, start=start)
     else:

@@ -114,12 +114,16 @@ def test_calibrate_says_what_it_read_and_replaces_nothing_unasked(tmp_path):
         (["-o", "{}/t.txt", "--force"], "out would replace the text"),
         (["-o", "{}/r.toml", "--length", "1"], "--length is 2 or more"),
         (["-o", "{}/r.toml", "--text", "{}/n.npz"], "cannot read"),
+        (["-o", "{}/r.toml", "--text", "{}/f.npy"], r"must hold token ids.*got float64 \[3\]"),
+        (["-o", "{}/r.toml", "--text", "{}/r.npz"], r"got tokens \[2, 3\], attention_mask \[3, "),
         (["-o", "{}/r.toml", "--text", "{}/x.npz"], "of tokens, pixels, .*; got zzz"),
     ],
 )
 def test_calibrate_refuses_before_the_network_runs(tmp_path, monkeypatch, more, message):
     (tmp_path / "t.txt").write_text("one two three")
     np.savez(tmp_path / "x.npz", zzz=np.ones(3))
+    np.save(tmp_path / "f.npy", np.ones(3))
+    np.savez(tmp_path / "r.npz", tokens=np.ones((2, 3), int), attention_mask=np.ones((3, 3), int))
     (tmp_path / "n.npz").write_bytes(b"PK nothing")
     monkeypatch.setattr(ns.Model, "run", None)
     words = [word.format(tmp_path) for word in more]
@@ -147,11 +151,14 @@ def test_pictures_and_speech_calibrate_on_arrays(tmp_path, name):
     with np.load(folder / "oracle.npz") as o:
         given = {k: o[k] for k in ("pixels", "features", "decoder_tokens") if k in o.files}
     np.savez(tmp_path / "in.npz", **given)
+    np.savez(tmp_path / "one.npz", **{k: v[0] for k, v in given.items()})
     recipe = tmp_path / "fp8.toml"
     recipe.write_text(ns.Recipe.uniform("float8_e4m3fn", target="ideal.fp32").to_toml())
     more = (folder, "-o", out, "--recipe", recipe)
     done = calibrate(*more, "--text", tmp_path / "in.npz")
     assert done.exit_code == 0, done.exception
+    other = (folder, "-o", tmp_path / "one.toml", "--recipe", recipe)
+    assert "1 row of" in calibrate(*other, "--text", tmp_path / "one.npz").output
     rows = len(next(iter(given.values())))
     assert f"{rows} rows of {' and '.join(given)}" in done.output
     model, found = ns.load_model(folder), ns.Recipe.from_toml(out)
