@@ -76,6 +76,7 @@ class KV:
 
         Examples
         --------
+        >>> import numpy as np
         >>> x = np.float32([[[1.0, 0.3]]])
         >>> [part.round(4).tolist() for part in KV(key="int4").through(x, x)]
         [[[[1.0, 0.2857]]], [[[1.0, 0.3]]]]
