@@ -20,9 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the network.")],
-    text: Annotated[
-        Path, typer.Option(help="Text, token ids in .npy, or arrays of inputs in .npz.")
-    ],
+    text: Annotated[Path, typer.Option(help="Text, ids in .npy, or inputs in .npz.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write, .toml.")],
     recipe: Annotated[
         str, typer.Option(help="Recipe by name, or .toml: its activations with one scale a tensor.")

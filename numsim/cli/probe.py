@@ -179,7 +179,7 @@ def diff(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="Text, ids in .npy, inputs in .npz; default: the bundled text."),
+        typer.Option(help="Text, ids in .npy, inputs in .npz; default: bundled."),
     ] = None,
     tokens: Annotated[
         int, typer.Option(help="Tokens of the text.", parser=options.whole, metavar="N")
