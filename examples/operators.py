@@ -74,11 +74,11 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A case on one network: mean and standard error, or None where it has no such operator."""
+    """A case on one network: the mean, None where it has no such operator, and its error."""
 
     case: Case
     mean: float | None
-    stderr: float | None
+    stderr: float | None  # of two windows or more
 
 
 def lowered(**more: object) -> ns.Recipe:
@@ -111,9 +111,9 @@ def measured(
             found.append(Measured(case, None, None))
             continue
         each = distance(lowered(ops=ops, kv=case.recipe.kv))
-        mean, stderr = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-        found.append(Measured(case, mean, stderr))
-        print(f"{case.group:18} {case.name:36} {mean:.3g} +- {stderr:.1g}", flush=True)
+        spread = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
+        found.append(Measured(case, float(each.mean()), spread))
+        print(f"{case.group:18} {case.name:36} {told(found[-1])}", flush=True)
     return found
 
 
@@ -152,9 +152,9 @@ def sentences(folder: Path, count: int) -> list[Measured]:
 
 # %%
 def told(row: Measured | None) -> str:
-    if row is None or row.mean is None or row.stderr is None:
+    if row is None or row.mean is None:
         return "-"
-    return f"{row.mean:.2e} ± {row.stderr:.0e}"
+    return f"{row.mean:.2e}" + (f" ± {row.stderr:.0e}" if row.stderr is not None else "")
 
 
 def tables(networks: dict[str, list[Measured]]) -> Iterator[str]:
@@ -186,7 +186,7 @@ def draw(networks: dict[str, list[Measured]], path: Path) -> None:
             own = [r for r in rows if r.case.name == name and r.mean is not None]
             own = [r for r in own if r.case.group in groups]
             y = [groups.index(r.case.group) + (at - 1) * 0.22 for r in own]
-            x, spread = [r.mean for r in own], [r.stderr for r in own]
+            x, spread = [r.mean for r in own], [r.stderr or 0.0 for r in own]
             axes.errorbar(x, y, xerr=spread, fmt="o", markersize=5, label=name,
                           color=("#4477aa", "#ee6677", "#aa3377")[at])  # fmt: skip
         axes.set_xscale("log")
@@ -207,9 +207,10 @@ def write(networks: dict[str, list[Measured]], folder: Path) -> None:
         out.writerow(("network", "operator", "case", "distance", "stderr", "recipe_digest"))
         for title, rows in networks.items():
             for case, mean, stderr in rows:
-                if mean is not None and stderr is not None:
+                if mean is not None:
+                    spread = "" if stderr is None else f"{stderr:.3g}"
                     out.writerow((title.split(":")[0], case.group, case.name, f"{mean:.6g}",
-                                  f"{stderr:.3g}", case.recipe.digest()))  # fmt: skip
+                                  spread, case.recipe.digest()))  # fmt: skip
     told_first = (__doc__ or "").split("\n\n", 2)[2].strip()
     head = ["# An error budget by operator", "", told_first, "", "![Budget](operators.png)", ""]
     (folder / "report.md").write_text("\n".join([*head, *tables(networks)]), encoding="utf-8")
@@ -225,6 +226,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--only", default="", help="operators whose names begin so")
     args = parser.parse_args()
+    if args.windows < 1:
+        parser.error(f"--windows is 1 or more; got {args.windows}")
     ONLY = args.only
     title = f"The bundled language model: KL in nats, {args.windows} windows of 256 tokens"
     networks = {title: language(args.windows)}

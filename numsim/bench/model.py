@@ -28,10 +28,11 @@ from safetensors.numpy import save_file
 
 from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule, load_model
-from numsim.models.arch import Arch, tensor_shapes
+from numsim.models.arch import Arch
 from numsim.models.config import read_arch
 from numsim.models.families import get_family
 from numsim.models.places import find_place
+from numsim.models.products import tensor_shapes
 from numsim.models.weights import wide
 from numsim.targets import matmul
 from numsim.terminal import columns, say, width

@@ -1,10 +1,11 @@
 """A network of experts larger than memory: write one of random weights, run a text through it.
 
-    python -m numsim.bench.scale FOLDER            # 16.6 GB, 31 B parameters; run, then remove it
+    python -m numsim.bench.scale FOLDER            # 16.8 GB, 31 B parameters; run, then remove it
     python -m numsim.bench.scale FOLDER --layers 2 # a small one
 
 Weights are MXFP4 as compressed-tensors stores them. A run maps the files, reads an expert when a
-token is routed to it, and keeps what `memory_limit` allows.
+token is routed to it, and keeps what `memory_limit` allows: 256 tokens by the recipe that the
+folder declares took 4.01 GB at most with a limit of 3 GB, and 141 s beside other work on two cores.
 """
 
 from __future__ import annotations

@@ -177,7 +177,10 @@ def diff(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a model; default: the bundled one.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text file; default: the bundled one.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text, ids in .npy, inputs in .npz; default: bundled."),
+    ] = None,
     tokens: Annotated[
         int, typer.Option(help="Tokens of the text.", parser=options.whole, metavar="N")
     ] = 64,
@@ -186,6 +189,7 @@ def diff(
     ] = None,
 ) -> None:  # fmt: skip
     """Show where two units or recipes part, and why."""
+    from numsim.cli.given import read, some_tokens
     from numsim.data import bundled_model_dir, bundled_text
     from numsim.diff import as_text, write_diff
     from numsim.diff import diff as compare
@@ -208,21 +212,10 @@ def diff(
     else:
         sides = tuple(Recipe.from_toml(name) for name in names)
     folder = model or bundled_model_dir()
-    words = bundled_text() if text is None else _text(text)
-    ids = load_text_tools(folder).ids(words, limit=tokens)[:tokens]
-    if len(ids) == 0:
-        raise NumsimError(f"diff: a text has at least one token; {text} has none")
-    found = compare(load_model(folder), ids, sides[0], sides[1], names=(names[0], names[1]))
+    words = bundled_text() if text is None else read("diff", text)
+    network = load_model(folder)
+    inputs = some_tokens("diff", network, load_text_tools(folder), words, tokens)
+    found = compare(network, inputs, sides[0], sides[1], names=(names[0], names[1]))
     say(as_text(found))
     for file in write_diff(found, out) if out is not None else ():
         say(file)
-
-
-def _text(path: Path) -> str:
-    from numsim.files import check_regular
-
-    check_regular(path, "diff")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise NumsimError(f"diff: cannot read {path}: {error}; give a text in UTF-8") from None

@@ -24,6 +24,9 @@ Array = NDArray[Any]
 _POWERS = [2**n for n in range(1, 17)]
 ULPS = ("0", "1", "2", *(f"{n + 1}-{2 * n}" for n in _POWERS), f"{2 * _POWERS[-1] + 1}-")
 _EDGES = np.array([1, 2, *(n + 1 for n in _POWERS), 2 * _POWERS[-1] + 1])
+_STORAGE = (
+    "activations", "weights", "out_format", "activation_scale", "rotate", "outliers",
+)  # fmt: skip
 _CHAIN = ("promote_every", "split_k", "split_order", "split_tile")
 
 
@@ -101,7 +104,10 @@ class Diff:
 
 
 @known_floats
-def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[str, str]) -> Diff:
+def diff(
+    model: Model, tokens: ArrayLike | Mapping[str, ArrayLike], a: Recipe, b: Recipe, *,
+    names: tuple[str, str],
+) -> Diff:  # fmt: skip
     """Compare two recipes on one network, product by product.
 
     Parameters
@@ -109,7 +115,7 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     model
         The network.
     tokens
-        Token ids [T] or [B, T].
+        Token ids [T] or [B, T]; or arguments of `Model.run`, ``{"pixels": ...}``.
     a, b
         The recipes.
     names
@@ -140,7 +146,8 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
     taps = [
         t for t in taps if t.endswith(".in") or t.rpartition(".")[0].rpartition(".")[2] in _HEADS
     ]
-    first = model.run(tokens, a, taps=taps)
+    given: dict[str, Any] = dict(tokens) if isinstance(tokens, Mapping) else {"tokens": tokens}
+    first = model.run(**given, recipe=a, taps=taps)
     inputs = {name: first.taps[f"{name}.in"] for name in every if f"{name}.in" in first.taps}
     parts = [
         name for name in inputs
@@ -160,7 +167,7 @@ def diff(model: Model, tokens: ArrayLike, a: Recipe, b: Recipe, *, names: tuple[
         if name in parts:
             own[name], other[name] = x, y
     causes = tuple(_causes(results, rules, parts, own, other, (a.seed, b.seed))) if seen else ()
-    second = model.run(tokens, b)
+    second = model.run(**given, recipe=b)
     return Diff(*names, tuple(rows), causes, tuple(_depth(first, second)))
 
 
@@ -228,8 +235,14 @@ def _causes(
                     now = _differ(got, goal[name])
                     restored += int((differed[name] & ~now).sum())
             remain += int(now.sum())
-        x, y = (" or ".join(sorted(side)) for side in words[field])
+        x, y = (_listed(side) for side in words[field])
         yield Cause(field, x, y, in_first, remain / max(total, 1), restored / max(lost, 1))
+
+
+def _listed(words: set[str]) -> str:
+    """Return what products have in a field: all of it, or of many values the ends."""
+    found = sorted(words)
+    return " or ".join(found) if len(found) <= 3 else f"{len(found)} values, {found[0]} ..."
 
 
 def _differ(x: Array, y: Array) -> NDArray[np.bool_]:
@@ -240,11 +253,7 @@ def _differ(x: Array, y: Array) -> NDArray[np.bool_]:
 
 def _swaps(mine: Rule, its: Rule) -> Iterator[tuple[str, str, str, Rule, Rule]]:
     """Yield (field, its words, first with the second's value, second with the first's)."""
-    for name in ("activations", "weights", "out_format"):
-        x, y = getattr(mine, name), getattr(its, name)
-        if x != y:
-            words = _stored(x, y), _stored(y, x)
-            yield name, *words, replace(mine, **{name: y}), replace(its, **{name: x})
+    yield from _storage_swaps(mine, its)
     a, b = get_target(mine.target), get_target(its.target)
     for field, x, y, one, two in _target_swaps(a, b, mine, its):
         try:
@@ -253,8 +262,35 @@ def _swaps(mine: Rule, its: Rule) -> Iterator[tuple[str, str, str, Rule, Rule]]:
             continue
 
 
+def _storage_swaps(mine: Rule, its: Rule) -> Iterator[tuple[str, str, str, Rule, Rule]]:
+    """Yield swaps of what a rule says beside its unit; fields that cannot differ alone together."""
+    differ = [name for name in _STORAGE if getattr(mine, name) != getattr(its, name)]
+    bound = []
+    for name in differ:
+        try:
+            yield _swapped(mine, its, [name])
+        except NumsimError:  # a static scale without its storage, outliers beside another
+            bound.append(name)
+    if bound:
+        try:
+            yield _swapped(mine, its, bound)
+        except NumsimError:
+            yield _swapped(mine, its, differ)
+
+
+def _swapped(mine: Rule, its: Rule, names: list[str]) -> tuple[str, str, str, Rule, Rule]:
+    x, y = ({name: getattr(rule, name) for name in names} for rule in (mine, its))
+    one, two = (
+        " ".join(_stored(side[name], other[name]) for name in names)
+        for side, other in ((x, y), (y, x))
+    )
+    return "+".join(names), one, two, replace(mine, **y), replace(its, **x)
+
+
 def _stored(quant: Any, other: Any) -> str:
     """Return how an operand is stored: its format, and what is otherwise beside another's."""
+    if isinstance(quant, int | float) or isinstance(other, int | float):
+        return "none" if quant is None else f"{quant:.6g}"
     if quant is None or isinstance(quant, str):
         return quant or "float32"
     fmt = getattr(quant.format, "name", quant.format)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -18,8 +18,8 @@ from numsim.quant.calibrate import Calibration
 
 @known_floats
 def calibrated(
-    model: Model, recipe: Recipe, windows: Iterable[NDArray[Any]], *, rule: str = "amax",
-    momentum: float = 0.9,
+    model: Model, recipe: Recipe, windows: Iterable[ArrayLike | Mapping[str, ArrayLike]], *,
+    rule: str = "amax", momentum: float = 0.9,
 ) -> Recipe:  # fmt: skip
     """Return a recipe whose activations have static scales, found on windows of tokens.
 
@@ -31,9 +31,9 @@ def calibrated(
         The network.
     recipe
         Its rules; those of stored matrices whose activations have one scale a tensor get a static
-        one.
+        one. An expert that no token reaches keeps its rule.
     windows
-        Token ids, each [T] or [B, T].
+        Token ids, each [T] or [B, T]; or arguments of `Model.run`, ``{"pixels": ...}``.
     rule, momentum
         As `numsim.quant.calibrate.Calibration`.
 
@@ -66,12 +66,16 @@ def calibrated(
         )
     seen = {name: Calibration(rule, momentum=momentum) for name in wanted}
     for tokens in windows:
-        run = model.run(tokens, taps=[f"{name}.in" for name in wanted])
+        given: dict[str, Any] = dict(tokens) if isinstance(tokens, Mapping) else {"tokens": tokens}
+        run = model.run(**given, taps=[f"{name}.in" for name in wanted])
         for name, stream in seen.items():
-            stream.update(run.taps[f"{name}.in"])
+            if f"{name}.in" in run.taps:  # of experts, those that were chosen
+                stream.update(run.taps[f"{name}.in"])
+    if not any(stream.tensors for stream in seen.values()):
+        raise NumsimError("calibrate: scales come from windows; none came; give at least one")
     found: list[Any] = []
     for name, each in rules.items():
-        if name in wanted:
+        if name in wanted and seen[name].tensors:
             scale = float(seen[name].scale(wanted[name].activations.fmt))  # type: ignore[union-attr]
             each = replace(each, activation_scale=scale)
         found.append((name, each))

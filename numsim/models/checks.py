@@ -10,16 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
-from numsim.models.arch import (
-    Arch,
-    every_rope,
-    gemm_names,
-    read_tokens,
-    stack_arch,
-    stacks,
-)
+from numsim.models.arch import Arch, every_rope, read_tokens, stack_arch, stacks
 from numsim.models.context import Bools, Past
 from numsim.models.gemm import Array, Ints
+from numsim.models.products import gemm_names
 from numsim.models.rope import turns_anew
 from numsim.models.weights import Stored, shape_of
 from numsim.operators import KV
@@ -53,7 +47,8 @@ def real_numbers(given: object, what: str, dtype: type) -> NDArray[Any]:
             f"{what} must be a rectangular array of real numbers of 64 bits at most; got {name}; "
             "convert it first"
         )
-    return values.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # Inf, which whoever wants numbers refuses
+        return values.astype(dtype, copy=False)
 
 
 def token_ids(tokens: ArrayLike, what: str, limit: int, table: str = "vocabulary") -> Ints:
@@ -96,8 +91,8 @@ def first_input(arch: Arch, given: Mapping[str, object], dtype: type) -> tuple[I
         )
     if not np.isfinite(values).all():
         raise NumsimError(
-            f"run: {arch.reads} must be finite; got {np.count_nonzero(~np.isfinite(values))} NaN "
-            "or Inf; correct them"
+            f"run: {arch.reads} must be finite in {np.dtype(dtype)}; got "
+            f"{np.count_nonzero(~np.isfinite(values))} that are not; correct them"
         )
     return np.zeros((len(values), read_tokens(arch)), np.int64), values
 
@@ -173,6 +168,20 @@ def check_positions(arch: Arch, total: int, *, stack: int = -1) -> None:
         raise NumsimError(
             f"run: {who} has a table of {rows} positions; got a sequence of {total}; cut it"
         )
+
+
+def check_cache(arch: Arch, kv: KV | None) -> None:
+    """Raise where a cache does not take the heads of a network."""
+    for stack in stacks(arch) if kv is not None else ():
+        a = stack_arch(arch, stack)
+        one = [np.zeros((1, 1, n), np.float32) for n in (a.head_dim, a.v_head_dim)]
+        try:
+            kv.through(*one)  # type: ignore[union-attr]  # None gives no stack
+        except NumsimError as error:
+            raise type(error)(
+                f"kv: {error}; heads of {arch.family} have {a.head_dim} features of keys and "
+                f"{a.v_head_dim} of values; {kv} does not fit them"
+            ) from None
 
 
 def check_past(

@@ -16,11 +16,9 @@ from numsim.models.arch import (
     Rope,
     Stack,
     every_rope,
-    layer_products,
     read_tokens,
     stack_arch,
     stacks,
-    tensor_shapes,
 )
 from numsim.models.config import head_of, read_arch, unused_keys
 from numsim.models.families import get_family
@@ -29,6 +27,7 @@ from numsim.models.hub import find_folder, model_name
 from numsim.models.multimodal import text_config, text_names
 from numsim.models.packed import Declared, find_declared
 from numsim.models.packed.declared import CONFIG_KEYS
+from numsim.models.products import layer_products, tensor_shapes
 from numsim.models.stored import DTYPES, Tensor, metadata, read_json, stored_tensors
 from numsim.quant import Quant
 

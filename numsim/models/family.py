@@ -6,9 +6,10 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from numsim.models.arch import Arch, tensor_shapes
+from numsim.models.arch import Arch
 from numsim.models.keys import Key
 from numsim.models.places import At, find_place
+from numsim.models.products import tensor_shapes
 from numsim.models.rope_keys import TypeRope
 
 Fields = dict[str, Any]

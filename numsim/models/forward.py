@@ -14,7 +14,7 @@ from numsim.models.blocks import block, embed
 from numsim.models.context import Bools, Context, Past, norm
 from numsim.models.gemm import Array, Ints
 from numsim.models.heads import Ends, ends
-from numsim.models.rope import alibi_bias, relative_buckets, rotary_tables
+from numsim.models.rope import alibi_bias, alibi_slopes, relative_buckets, rotary_tables
 
 States = tuple[Array, ...]  # layers + 1 of [B, T, H]
 
@@ -82,7 +82,8 @@ def _stack(
     if a.alibi:
         told = keep is not None and a.position_count == "kept"
         counted = _counted(a, keep, ids) if told else keys
-        c = replace(c, bias=alibi_bias(a.alibi, counted, steps))
+        slopes = tuple(slope * a.alibi for slope in alibi_slopes(a.heads))
+        c = replace(c, bias=alibi_bias(slopes, counted, steps))
     elif buckets is not None and not a.bucket_by_layer:
         c = replace(c, bias=relative_bias(f"{stack.prefix}relative", buckets, c))
     places = _counted(a, keep, ids, start)

@@ -87,11 +87,16 @@ def rotary_layers(config: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     >>> rotary_layers({"no_rope_layer_interval": 2}, 3)
     (True, False, True)
     """
-    listed = config.get("no_rope_layers")
-    if listed is None or listed == []:
-        every = Key("no_rope_layer_interval", int, 4).read(config, {})
-        return tuple((i + 1) % every != 0 for i in range(layers))
+    listed = config.get("no_rope_layers") or []
     numbers = isinstance(listed, list) and all(type(x) in (int, bool) for x in listed)
-    if not numbers or len(listed) < layers or set(listed) - {0, 1}:
+    if not numbers or 0 < len(listed) < layers or set(listed) - {0, 1}:
         raise wrong("no_rope_layers", f"a 1 (with rotary) or 0 for each of {layers} layers", listed)
-    return tuple(bool(x) for x in listed[:layers])
+    return tuple(has_rotary(config, i) for i in range(layers))
+
+
+def has_rotary(config: Mapping[str, Any], layer: int) -> bool:
+    """Return whether one layer has rotary positions, of a list that `rotary_layers` checks."""
+    listed = config.get("no_rope_layers") or []
+    if listed:
+        return isinstance(listed, list) and layer < len(listed) and listed[layer] == 1
+    return bool((layer + 1) % Key("no_rope_layer_interval", int, 4).read(config, {}) != 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from numsim.errors import ConfigKeyWarning, LeftOutWarning, NumsimError, UnsupportedError, warn
 from numsim.float_state import known_floats
-from numsim.models.arch import Arch, tensor_shapes
+from numsim.models.arch import Arch
 from numsim.models.config import head_of, read_arch, unused_keys, used_keys
 from numsim.models.families import current_name, get_family
 from numsim.models.family import Family, Head, names_of, with_stored_parts
@@ -24,6 +24,7 @@ from numsim.models.multimodal import say_left_out, text_config, text_names
 from numsim.models.packed import Declared, Packed, check_values, find_declared, unpacked_names
 from numsim.models.packed.declared import CONFIG_KEYS, check_method
 from numsim.models.places import Place, find_place
+from numsim.models.products import tensor_shapes
 from numsim.models.rope_keys import choose_readings, keys_in_tables
 from numsim.models.run import Model
 from numsim.models.stored import (

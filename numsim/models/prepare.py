@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
-from numsim.models.arch import Arch, has_experts, layer_products
+from numsim.models.arch import Arch, has_experts
 from numsim.models.memory import OperandCache
+from numsim.models.products import layer_products
 from numsim.models.run import Model
 from numsim.models.weights import wide
 from numsim.quant import Quant

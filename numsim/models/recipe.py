@@ -23,7 +23,8 @@ from numsim.models.rule import (
     rule_from_table,
     rule_text,
 )
-from numsim.operators.rules import KV, Ops, kv_from_table, ops_of
+from numsim.operators.kv_rules import KV, kv_from_table
+from numsim.operators.rules import Ops, ops_of
 from numsim.targets import Target
 
 

@@ -110,6 +110,7 @@ def natural_log(value: int) -> float:
         return float(Decimal(value).ln())
 
 
+@cache
 def alibi_slopes(heads: int) -> tuple[float, ...]:
     """Return the slope of the linear bias of each head.
 

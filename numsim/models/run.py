@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
-from numsim.models.arch import Arch, gemm_names
+from numsim.models.arch import Arch
 from numsim.models.checks import (
+    check_cache,
     check_chunks,
     check_past,
     check_positions,
@@ -32,6 +33,7 @@ from numsim.models.generate import greedy
 from numsim.models.memory import OperandCache, check_blocks, rows_of
 from numsim.models.packed.recipe import check_stored, declared_recipe, stored_otherwise
 from numsim.models.places import Place
+from numsim.models.products import gemm_names
 from numsim.models.recipe import Recipe
 from numsim.models.rule import Rule
 from numsim.models.score import token_losses
@@ -127,6 +129,7 @@ class Model:
         if recipe is None:
             return self
         check_tiles(lowered_operators(self.arch, recipe.ops), recipe.check(self.gemm_names()))
+        check_cache(self.arch, recipe.kv)
         if not isinstance(self.tensors, Weights):
             return self
         rules = fitting_rules(recipe, self.gemm_names())
@@ -506,6 +509,7 @@ class Model:
         check_stored(self.tensors, rules)
         if only is None:
             check_tiles(lowered_operators(self.arch, recipe.ops), rules)
+            check_cache(self.arch, recipe.kv)
         return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:

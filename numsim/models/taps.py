@@ -10,15 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 from numsim.errors import NumsimError, UnsupportedError, near_names
-from numsim.models.arch import (
-    Arch,
-    gemm_names,
-    has_experts,
-    layer_rope,
-    stacks,
-    tensor_shapes,
-)
+from numsim.models.arch import Arch, has_experts, layer_rope, stacks
 from numsim.models.lowered import act_forms
+from numsim.models.products import gemm_names, tensor_shapes
 from numsim.models.rule import Rule
 from numsim.operators import Op
 from numsim.operators.rules import Ops, kind_of, ops_for

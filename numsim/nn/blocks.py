@@ -7,14 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.models.arch import (
-    Arch,
-    Moe,
-    has_experts,
-    layer_norms,
-    stacks,
-)
+from numsim.models.arch import Arch, Moe, has_experts, stacks
 from numsim.models.experts import route
+from numsim.models.products import layer_norms
 from numsim.nn import ops
 from numsim.nn.tape import Recorder
 

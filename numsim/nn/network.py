@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
 from numsim.models import Model
-from numsim.models.arch import Arch, Stack, gemm_names, stacks, tensor_shapes
+from numsim.models.arch import Arch, Stack, stacks
 from numsim.models.checks import check_positions
 from numsim.models.places import Place, put_rows
+from numsim.models.products import gemm_names, tensor_shapes
 from numsim.models.rope import relative_buckets, rotary_tables
 from numsim.models.weights import wide
 from numsim.nn import ops

@@ -16,10 +16,12 @@ from numsim.operators.ibert import (
     ibert_softmax,
     ibert_sqrt,
 )
-from numsim.operators.kv import KVCache, Spec, Stored
+from numsim.operators.kv import KVCache
+from numsim.operators.kv_rules import KV
+from numsim.operators.kv_spec import Spec, Stored
 from numsim.operators.positions import rotary, rotary_tables
 from numsim.operators.rounded import elementwise
-from numsim.operators.rules import KV, Op
+from numsim.operators.rules import Op
 from numsim.operators.runtimes import ggml_gelu_f16, ort_qlinear_softmax
 from numsim.operators.tflite import (
     tflite_logistic8,

@@ -1,4 +1,4 @@
-"""What a recipe says of operators and caches: frozen data, checked when it is made.
+"""What a recipe says of operators: frozen data, checked when it is made.
 
 An operator's name is ``layers.0.softmax``, ``layers.3.attn_norm``, ``layers.1.act``,
 ``layers.0.rotary``, ``layers.0.residual``, ``embedding`` or ``logits``. Its kind is what the last
@@ -17,7 +17,6 @@ from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
 from numsim.operators.chains import exp2_variant
-from numsim.operators.kv import KVCache, Spec
 from numsim.operators.rounded import check_order, rounding_to
 from numsim.vocabulary import ROUNDINGS
 
@@ -209,84 +208,6 @@ def check_op(glob: str, name: str, op: Op) -> None:
             f"ops {glob!r}: {name} is of kind {kind}, which has format, rounding"
             f"{''.join(', ' + key for key in SETTINGS[kind])}; got {', '.join(wrong)}"
         )
-
-
-@known_floats
-@dataclass(frozen=True, slots=True)
-class KV:
-    """How a run keeps keys and values of self-attention.
-
-    Parameters
-    ----------
-    key, value
-        A `numsim.operators.Spec`, its fields as a dict, a recipe's name, or None: float32.
-    residual, rule
-        As in `numsim.operators.KVCache`.
-
-    Raises
-    ------
-    NumsimError
-        As KVCache.
-
-    Notes
-    -----
-    Within one run every query reads the cache as it is at the end of that run. With a residual of 0
-    and scales of single tokens, prefill and decoding give the same bits; with a residual a token of
-    a prefill reads keys that were still unquantised in decoding, and the other way round.
-
-    Examples
-    --------
-    >>> KV(key={"format": "int8"}, value="q8_0").cache().key
-    Traceback (most recent call last):
-    numsim.errors.NumsimError: nothing in this cache is quantised yet
-    """
-
-    key: Spec | Mapping[str, Any] | str | None = None
-    value: Spec | Mapping[str, Any] | str | None = None
-    residual: int = 0
-    rule: str = "last"
-
-    def __post_init__(self) -> None:
-        for name, spec in zip(("key", "value"), self.cache().specs, strict=True):
-            object.__setattr__(self, name, spec)
-
-    def cache(self) -> KVCache:
-        """Return an empty cache."""
-        return KVCache(self.key, self.value, residual=self.residual, rule=self.rule)
-
-    def table(self) -> dict[str, Any]:
-        """Return the tables of a TOML file that `kv_from_table` reads back."""
-        made: dict[str, Any] = {}
-        if self.residual:
-            made["residual"] = self.residual
-        if self.rule != "last":
-            made["rule"] = self.rule
-        for name in ("key", "value"):
-            spec = getattr(self, name)
-            if spec is not None:
-                made[name] = {
-                    f.name: getattr(spec, f.name)
-                    for f in fields(spec)
-                    if getattr(spec, f.name) != f.default
-                }
-        return made
-
-
-def kv_from_table(table: Mapping[str, Any]) -> KV:
-    """Return the `KV` of a table.
-
-    Raises
-    ------
-    NumsimError
-        For an unknown key, and a value that it cannot take.
-    """
-    known = tuple(f.name for f in fields(KV))
-    for key in table:
-        if key not in known:
-            raise NumsimError(
-                f"kv: unknown key {key!r}{near_names(str(key), known)}; known: {', '.join(known)}"
-            )
-    return KV(**table)
 
 
 Ops = tuple[tuple[str, Op], ...]

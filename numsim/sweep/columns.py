@@ -119,7 +119,12 @@ COLUMNS: tuple[Column, ...] = (
         "what the case was asked for: a format, a storage rule such as nvfp4, or a recipe's name",
         str,
     ),
-    Column("emulated", "", "False: the product stays float32 in this case, or all of them", bool),
+    Column(
+        "emulated",
+        "",
+        "False: the product stays float32 in this case, or all of them, its keys and values too",
+        bool,
+    ),
     Column("kl_stderr", "nats", "standard error of kl_nats (over tokens)"),
     Column("embedding_cosine_stderr", "", "standard error of embedding_cosine (over sentences)"),
     Column("kl_p99_nats", "nats", "KL divergence that one token in a hundred exceeds"),

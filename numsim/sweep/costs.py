@@ -66,10 +66,11 @@ class Costs:
         kinds = dict.fromkeys(rules)
         return cls(machine, price(machine.rows, (_kinds(r) for r in kinds if not _is_fake(r))))
 
-    def product(self, rule: Rule, row: dict[str, Any]) -> dict[str, Any]:
+    def product(self, rule: Rule, row: dict[str, Any], *, emulated: bool) -> dict[str, Any]:
         """Return the columns of one product, whose sizes and stored bits are in `row`.
 
-        Takes ``right_values`` out of it, how many values the right operand has.
+        Takes ``right_values`` out of it, how many values the right operand has. `emulated`: by its
+        rule, or since a cache stores its right operand.
         """
         m, n, k = row["M"], row["N"], row["K"]
         macs, out_values, right = m * n * k, m * n, row.pop("right_values")
@@ -100,7 +101,8 @@ class Costs:
             "roofline_seconds": self.machine.seconds(macs, total, (a, b)),
         }  # fmt: skip
         own |= _speedup(own["roofline_seconds"], self.machine.seconds(macs, wide, ("float16",)))
-        self.rows.append({**own, "emulated": not rule.is_plain, "wide": wide, "total": total})
+        more = {"emulated": emulated, "plain": rule.is_plain, "wide": wide, "total": total}
+        self.rows.append(own | more)
         return own
 
     def whole(self) -> dict[str, Any]:
@@ -124,8 +126,9 @@ class Costs:
             for name in ("energy_node", "cost_source"):
                 found[name] = self.rows[0][name]  # one for all
             found["cost_mark"] = max((r["cost_mark"] for r in self.rows), key="VSMU".index)
-        area = _sum(None if r["area_ge"] is None else r["area_ge"] * r["macs"] for r in emulated)
-        found["area_ge"] = None if area is None else area / macs
+        units = [row for row in emulated if not row["plain"]]
+        area = _sum(None if r["area_ge"] is None else r["area_ge"] * r["macs"] for r in units)
+        found["area_ge"] = None if area is None else area / sum(row["macs"] for row in units)
         found["roofline_seconds"] = _sum(row["roofline_seconds"] for row in emulated)
         sixteen = _sum(
             self.machine.seconds(row["macs"], row["wide"], ("float16",)) for row in emulated

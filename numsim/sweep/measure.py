@@ -23,6 +23,7 @@ from numsim.sweep.operators import (
     depth_db,
     describe,
     figures,
+    is_emulated,
     operator_row,
     ratio_db,
     stored_bits,
@@ -83,9 +84,9 @@ def case_rows(
     model = model.suited(recipe)
     rules = recipe.check(model.gemm_names())
     digest = recipe.resolve(model.gemm_names()).digest()
-    emulated = [rule for rule in rules.values() if not rule.is_plain]
-    whole = describe(case, digest, emulated or list(rules.values())) | {"layer": "all"}
-    whole |= stored_bits(model, rules, reference) | _of_the_run(model, case, reference)
+    emulated = {name: rule for name, rule in rules.items() if is_emulated(recipe, name, rule)}
+    whole = describe(case, digest, emulated or rules) | {"layer": "all"}
+    whole |= stored_bits(model, recipe, rules, reference) | _of_the_run(model, case, reference)
     try:
         whole |= yield from _run_case(model, case, recipe, rules, digest, reference, tell, block)
     except NumsimError as error:
@@ -123,9 +124,9 @@ def _run_case(
                     touched=touched,
                     stats=case.stats,
                 )
-                row |= costs.product(rule, row)
+                row |= costs.product(rule, row, emulated=is_emulated(recipe, name, rule))
                 row["sqnr_depth_db"] = depth.get(row["layer"]) if touched else None
-                yield describe(case, digest, [rule]) | row
+                yield describe(case, digest, {name: rule}) | row
         if model.arch.head:
             targets = inputs.tokens[part, 1:]
             compared[part] = _compare(reference.logits[part], run.logits[:, :-1], targets)

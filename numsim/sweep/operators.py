@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from numsim.kernels.jit import over_range
 from numsim.models import Model, Recipe, Rule, Run
 from numsim.models.gemm import RAW
 from numsim.models.weights import Stored, shape_of
-from numsim.quant import Quant, as_quant, storage_losses
+from numsim.operators.kv_spec import Spec
+from numsim.quant import QUANTS, Quant, as_quant, storage_losses
 from numsim.sweep.cases import Case
 from numsim.sweep.columns import NAMES
 from numsim.sweep.costs import Machine
@@ -62,6 +63,34 @@ def operands(rule: Rule) -> tuple[Quant, Quant]:
     return as_quant(rule.weights or RAW), as_quant(rule.activations or RAW)
 
 
+def kept_as(recipe: Recipe, name: str) -> Spec | None:
+    """Return how a cache of the recipe keeps the right operand of a product, None: it does not."""
+    part = _KEPT.get(name.rpartition(".")[2], "")
+    return getattr(recipe.kv, part, None)
+
+
+_KEPT = {"qk": "key", "pv": "value"}  # right operands of self-attention, by its products
+
+
+def _right_bits(recipe: Recipe, name: str, rule: Rule, shape: tuple[int, ...], k: int) -> float:
+    """Return the stored bits of a right operand [..., K, N], or of a stored matrix of a shape."""
+    if recipe.kv is None or kept_as(recipe, name) is None:
+        return operands(rule)[0].stored_bits(math.prod(shape) // k, k)
+    batch, heads, rows, columns = shape
+    part = _KEPT[name.rpartition(".")[2]]
+    tokens, dim = (columns, rows) if part == "key" else (rows, columns)
+    return batch * recipe.kv.stored_bits(part, heads, tokens, dim)
+
+
+def _kept(recipe: Recipe, name: str, operand: NDArray[Any]) -> NDArray[Any]:
+    """Return a right operand as the cache gives it back."""
+    assert recipe.kv is not None
+    at = list(_KEPT).index(name.rpartition(".")[2])
+    tokens = operand.swapaxes(2, 3) if at == 0 else operand  # [B, G, tokens, dim]
+    seen = np.stack([recipe.kv.through(*[one] * 2)[at] for one in tokens]).astype(operand.dtype)
+    return seen.swapaxes(2, 3) if at == 0 else seen
+
+
 def operator_row(
     model: Model, recipe: Recipe, rule: Rule, reference: Reference, name: str, taps: Taps, *,
     touched: bool, stats: bool = False,
@@ -72,7 +101,8 @@ def operator_row(
     `stats`: count what the accumulator loses. `touched`: it or a product before it is emulated;
     elsewhere there is no quantisation noise.
     """
-    key = (name, rule, recipe.seed if "sr" in {q.rounding for q in operands(rule)} else 0)
+    seed = recipe.seed if "sr" in {q.rounding for q in operands(rule)} else 0
+    key = (name, rule, seed, kept_as(recipe, name) and recipe.kv)
     if key not in reference.local:  # products that stay float32 are the same in every case
         reference.local[key] = _local(model, recipe, rule, reference, name, stats=stats)
     _, outputs = _counted(reference, name)
@@ -99,15 +129,17 @@ def _local(
     x, want = reference.taps[f"{name}.in"], reference.taps[f"{name}.out"]
     operand = reference.taps.get(f"{name}.operand")
     rows, outputs = _counted(reference, name)
-    weights, activations = operands(rule)
+    _, activations = operands(rule)
     losses, sqnr_db, bias = (0.0, 0.0), None, None
-    if not rule.is_plain:
+    kept = kept_as(recipe, name) is not None
+    if not rule.is_plain or kept:
         positions = None
+        right = _kept(recipe, name, operand) if kept and operand is not None else operand
         if ".experts." in name:  # stochastic rounding draws for the token, wherever it went
             layer, expert = name.partition(".experts.")[0], name.rpartition(".")[0]
             length = reference.taps[f"{layer}.router.in"].shape[1]
             positions = reference.taps[f"{expert}.rows"] % length
-        got, left = model.product(name, x, recipe, operand=operand, positions=positions)
+        got, left = model.product(name, x, recipe, operand=right, positions=positions)
         error = figures(want[outputs], got[outputs])
         sqnr_db = ratio_db(error[0], error[1])
         bias = signed_error(error, want[outputs].size)
@@ -120,12 +152,13 @@ def _local(
     k, n = x.shape[-1], want.shape[-1]
     m = x[rows].size // k
     stored = None if operand is not None else model.tensors[f"{name}.weight"]
-    right = n if operand is None else operand.size // k  # of qk and pv all heads have one tensor
+    shape = (n, k) if operand is None else operand.shape  # of qk and pv all heads have one tensor
+    bits, values = _right_bits(recipe, name, rule, shape, k), math.prod(shape)
     return {
         "M": m,
         "N": n,
         "K": k,
-        "bits_per_weight": weights.stored_bits(right, k) / (right * k),
+        "bits_per_weight": bits / values,
         "bits_per_act": activations.stored_bits(m, k) / (m * k),
         "sqnr_local_db": sqnr_db,
         "saturation_rate": losses[0],
@@ -133,7 +166,7 @@ def _local(
         "acc_overflow_rate": overflow_rate(rule, x, operand, stored),
         "mean_signed_error": bias,
         **(_lost(rule, x, stored) if stats and not rule.is_plain else {}),
-        "right_values": right * k,  # no column: for what they cost
+        "right_values": values,  # no column: for what they cost
     }
 
 
@@ -145,7 +178,9 @@ def _lost(rule: Rule, x: NDArray[Any], stored: Stored | None) -> dict[str, Any]:
     return {"acc_swamp_rate": rate, "acc_peak_bits": found.peak_bits}
 
 
-def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> dict[str, float]:
+def stored_bits(
+    model: Model, recipe: Recipe, rules: dict[str, Rule], reference: Reference
+) -> dict[str, float]:
     """Return stored bits for each value of the right and of the left operands of a case.
 
     Over the linears of the blocks; where all of them stay float32, over ``qk`` and ``pv``, whose
@@ -155,11 +190,8 @@ def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> d
     ran = {n: r for n, r in rules.items() if f"{n}.in" in reference.taps}
     linears = {n: r for n, r in ran.items() if n.endswith("_proj")}
     cache = {n: r for n, r in ran.items() if n.endswith(("qk", "pv"))}
-    rest = {n: r for n, r in ran.items() if not r.is_plain}
-    counted = next(
-        (some for some in (linears, cache, rest) if not all(r.is_plain for r in some.values())),
-        linears,
-    )
+    rest = {n: r for n, r in ran.items() if is_emulated(recipe, n, r)}
+    counted = next((some for some in (linears, cache, rest) if set(some) & set(rest)), linears)
     bits = np.zeros(2)
     values = np.zeros(2)
     for name, rule in counted.items():
@@ -167,19 +199,26 @@ def stored_bits(model: Model, rules: dict[str, Rule], reference: Reference) -> d
         k = x.shape[-1]
         shape = shape_of(model.tensors, f"{name}.weight") if operand is None else operand.shape
         size = math.prod(shape)
-        right, left = operands(rule)
-        bits += right.stored_bits(size // k, k), left.stored_bits(x.size // k, k)
+        stored = _right_bits(recipe, name, rule, tuple(shape), k)
+        bits += stored, operands(rule)[1].stored_bits(x.size // k, k)
         values += size, x.size
     per_weight, per_act = (bits / values).tolist()
     return {"bits_per_weight": per_weight, "bits_per_act": per_act}
 
 
-def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
+def is_emulated(recipe: Recipe, name: str, rule: Rule) -> bool:
+    """Return whether a product is none of float32 numbers, added as fused multiply-adds do."""
+    return not rule.is_plain or kept_as(recipe, name) is not None
+
+
+def describe(case: Case, digest: str, rules: Mapping[str, Rule]) -> dict[str, Any]:
     """Return a row with the columns that say what ran; where `rules` differ: ``mixed``.
 
-    `digest`: of the recipe of the case, resolved.
+    `digest`: of the recipe of the case, resolved; `rules` by their products.
     """
-    described = [_words(case, rule) for rule in rules]
+    recipe = case.recipe()
+    kinds = dict.fromkeys((rule, kept_as(recipe, name)) for name, rule in rules.items())
+    described = [_words(case, *kind) for kind in kinds]
     row: dict[str, Any] = dict.fromkeys(NAMES)
     for key in described[0]:
         values = {words[key] for words in described}
@@ -189,7 +228,7 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
     return row | {
         "case_id": case.case_id,
         "model": case.model,
-        "seed": case.recipe().seed,
+        "seed": recipe.seed,
         "numsim_version": __version__,
         "text": case.text,
         "recipe": case.recipe_name or None,
@@ -197,13 +236,17 @@ def describe(case: Case, digest: str, rules: Sequence[Rule]) -> dict[str, Any]:
         "ignored_keys": " ".join(case.ignored_keys) or None,
         "format": case.called,
         "products": asked.get("products", None if case.recipe_name else "linears"),
-        "kv_format": asked.get("kv"),
-        "emulated": not all(rule.is_plain for rule in rules),
+        "kv_format": asked.get("kv", None if recipe.kv is None else str(recipe.kv)),
+        "emulated": any(is_emulated(recipe, name, rule) for name, rule in rules.items()),
     }
 
 
-def _words(case: Case, rule: Rule) -> dict[str, Any]:
+def _words(case: Case, rule: Rule, kept: Spec | None) -> dict[str, Any]:
     weights, activations = operands(rule)
+    if kept is not None and kept.recipe in QUANTS:
+        weights = QUANTS[kept.recipe]
+    elif kept is not None:
+        return _words_of_cache(case, rule, kept)
     sides = dict.fromkeys([str(weights.granularity), str(activations.granularity)])
     scaled = weights if weights.granularity != "none" else activations
     asked = not rule.is_plain and case.own == get_target(rule.target)  # by the user's word for it
@@ -217,6 +260,23 @@ def _words(case: Case, rule: Rule) -> dict[str, Any]:
         "rounding": weights.rounding,
         "target": case.target if asked else _target_name(rule),
         "exact": _target_name(rule) != FAKE_QUANT,
+    }
+
+
+def _words_of_cache(case: Case, rule: Rule, kept: Spec) -> dict[str, Any]:
+    """Return what `_words` does where a cache of its own layout has the right operand."""
+    found = _words(case, rule, None)
+    ggml = kept.recipe is not None  # blocks of 32 with a float16 scale
+    own = "per_block" if ggml else kept.granularity
+    scales = "float16" if ggml else kept.scale_format
+    sides = dict.fromkeys([own, str(operands(rule)[1].granularity)])
+    return found | {
+        "weight_format": kept.recipe or kept.format,
+        "granularity": "+".join(sides),
+        "block": 32 if ggml else kept.group,
+        "scale_format": None if own == "none" else scales,
+        "scale_rule": None if own == "none" else "amax",
+        "rounding": "rne",
     }
 
 

@@ -80,7 +80,7 @@ def _check_operators(model: Model, todo: Sequence[Case]) -> None:
     for case in todo:
         recipe = case.recipe()
         try:
-            if recipe.ops:
+            if recipe.ops or recipe.kv:
                 model.suited(recipe)
         except NumsimError as error:
             raise type(error)(f"sweep: {case.label}: {error}") from None

@@ -1,14 +1,18 @@
 """Where two recipes part on one network, and which field is why."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import numsim as ns
+from numsim.cli import app
 from numsim.diff import ULPS, as_text, diff, write_diff
 from numsim.models import Recipe, bundled_model
 
+DATA = Path(__file__).parents[1] / "data"
 TOKENS = [5, 17, 256, 1024]
 
 
@@ -101,3 +105,70 @@ def test_two_seeds_of_stochastic_rounding_differ_in_the_products():
     seeds = diff(bundled_model(), TOKENS, one, two, names=("1", "2"))
     assert not seeds.equal
     assert any(row.differing for row in seeds.products)
+
+
+def storage(**fields):
+    fp8 = ns.Quant("float8_e4m3fn", "per_tensor")
+    fields = {"activations": fp8, "weights": fp8} | fields
+    return Recipe((("*", ns.Rule()), ("*_proj", ns.Rule(**fields))))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "cause"),
+    [
+        ({}, {"activation_scale": 0.25}, ("activation_scale", "none", "0.25")),
+        ({"rotate": 64}, {"rotate": 32}, ("rotate", "64", "32")),
+        (
+            {"activations": None, "weights": None, "outliers": 4.0},
+            {"activations": "int8", "weights": "int8"},
+            ("activations+weights+outliers", "float32 float32 4", "int8 int8 none"),
+        ),
+        (
+            {"activation_scale": 0.5},
+            {"activations": ns.Quant("float8_e4m3fn", "per_token")},
+            ("activations+activation_scale", "float8_e4m3fn granularity=per_tensor 0.5",
+             "float8_e4m3fn granularity=per_token none"),
+        ),
+    ],
+)  # fmt: skip
+def test_every_field_of_a_rule_is_a_cause(a, b, cause):
+    """One that cannot differ alone, with those that it stands beside."""
+    found = diff(bundled_model(), TOKENS, storage(**a), storage(**b), names=("a", "b"))
+    assert [(c.field, c.a, c.b) for c in found.causes] == [cause] * 2
+    assert all(c.explains == 1.0 and c.differing == 0.0 for c in found.causes)
+
+
+def test_values_of_many_products_are_counted():
+    names = bundled_model().linear_names()
+    fp8 = ns.Quant("float8_e4m3fn", "per_tensor")
+    rules = [(n, ns.Rule(fp8, fp8, activation_scale=2.0**-i)) for i, n in enumerate(names)]
+    found = diff(bundled_model(), TOKENS, storage(), Recipe((("*", ns.Rule()), *rules)),
+                 names=("a", "b"))  # fmt: skip
+    assert found.causes[0].b.startswith(f"{len(names)} values, ")
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_classifier", "whisper", "bart"])
+def test_networks_that_read_no_text_and_those_of_two_stacks(tmp_path, name):
+    folder = DATA / ("families" if name == "bart" else "fronts") / name
+    with np.load(folder / "oracle.npz") as o:
+        kinds = ("pixels", "features", "decoder_tokens")
+        given = {k: o[k] for k in kinds if k in o.files}
+    if name == "bart":
+        np.save(tmp_path / "ids.npy", np.arange(3, 15))
+    else:
+        np.savez(tmp_path / "in.npz", **given)
+    recipes = [tmp_path / "a.toml", tmp_path / "b.toml"]
+    for path, fmt in zip(recipes, ("float8_e4m3fn", "float8_e5m2"), strict=True):
+        path.write_text(Recipe.uniform(fmt, target="ideal.fp32").to_toml())
+    words = ["diff", "--model", folder, "--recipes", ",".join(map(str, recipes)), "--text"]
+    file = "ids.npy" if name == "bart" else "in.npz"
+    done = CliRunner().invoke(app, [*map(str, words), str(tmp_path / file)])
+    assert done.exit_code == 0, done.exception
+    out = done.output
+    assert "one field set to the other's value" in out
+    assert "first product that differs: layer " in out
+    if name != "bart":
+        (tmp_path / "t.txt").write_text("some words")
+        failed = CliRunner().invoke(app, [*map(str, words), str(tmp_path / "t.txt")])
+        reads = next(iter(given))
+        assert f"reads {reads}, not a text; give --text INPUTS.npz" in str(failed.exception)

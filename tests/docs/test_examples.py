@@ -29,3 +29,12 @@ def test_example(path, capsys, monkeypatch, tmp_path):
         code = done.code
     assert not code
     assert capsys.readouterr().out
+
+
+def test_one_window_has_no_standard_error(capsys, monkeypatch):
+    path = next(p for p in EXAMPLES if p.name == "operators.py")
+    monkeypatch.setattr(sys, "argv", [str(path), "--windows", "1", "--only", "rotary"])
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert not any("nan" in line or "±" in line for line in lines)

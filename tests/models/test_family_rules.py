@@ -342,7 +342,7 @@ def test_missing_experts_and_layers_are_listed(tmp_path):
 def test_a_table_of_mpt_says_what_is_computed(tmp_path):
     table = {"alibi": True, "clip_qkv": 0.5, "softmax_scale": 0.25, "alibi_bias_max": 16}
     arch = read("mpt", attn_config=table)
-    assert (arch.clip_qkv, arch.attn_scale, arch.alibi) == (0.5, 0.25, alibi_slopes(4))
+    assert (arch.clip_qkv, arch.attn_scale, arch.alibi) == (0.5, 0.25, 1.0)
     assert read("mpt", attn_config=table | {"clip_qkv": 0}).clip_qkv is None
     for key, value in (("alibi", False), ("qk_ln", True), ("prefix_lm", True)):
         with pytest.raises(UnsupportedError, match=f"attn_config.{key} must be"):

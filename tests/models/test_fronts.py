@@ -331,7 +331,7 @@ WRONG = [
     ("vit", {}, "vit reads pixels, and nothing else; got none"),
     ("vit", {"pixels": np.zeros((3, 16, 15))}, r"\[B, channels, height, width\], \[3, 16, 16\]"),
     ("vit", {"pixels": np.zeros((0, 3, 16, 16))}, r"got \[0, 3, 16, 16\]"),
-    ("vit", {"pixels": np.full((3, 16, 16), np.nan)}, "must be finite; got 768 NaN or Inf"),
+    ("vit", {"pixels": np.full((3, 16, 16), np.nan)}, "must be finite in float64; got 768 that"),
     ("vit", {"pixels": "cat.png"}, "must be a rectangular array of real numbers"),
     ("vit", {"pixels": np.zeros((3, 16, 16)), "attention_mask": [[1]]}, "attention_mask must"),
     ("vit", {"pixels": np.zeros((3, 16, 16)), "past": Past()}, "past must be left out for vit"),
@@ -347,6 +347,18 @@ def test_other_inputs_are_refused_in_a_sentence(name, given, words):
     with pytest.raises(NumsimError, match=words) as caught:
         load_model(DATA / name).run(**given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit", "whisper"])
+def test_numbers_beyond_float32_are_refused_in_an_emulation_alone(name, recwarn):
+    model, given = load_model(DATA / name), inputs(oracle(name))
+    reads = model.arch.reads
+    given[reads] = given[reads].astype(np.float64)
+    given[reads].flat[7] = 1e39
+    assert np.isfinite(model.run(**given).hidden_states[0]).all()
+    with pytest.raises(NumsimError, match=f"{reads} must be finite in float32; got 1 that"):
+        model.run(**given, recipe=PLAIN)
+    assert not recwarn.list
 
 
 CONFIGS = [

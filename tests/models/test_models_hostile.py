@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError
 from numsim.models import load_model, load_text_tools, tokens
+from numsim.models.config import read_arch
+from numsim.models.families import FAMILIES
 from numsim.models.tokenizer_process import _answer, _encode
 
 BUNDLED = bundled_model_dir()
+PUBLISHED = Path(__file__).parents[1] / "data" / "families"
 CONFIG = (BUNDLED / "config.json").read_text()
 
 
@@ -283,3 +287,28 @@ def test_a_wrong_number_of_tokens_is_not_the_tokenizers_fault(count):
         tools.ids(5)
     assert tools.batch(["a b c d"], np.int64(3))["tokens"].shape == (1, 3)
     assert tools.ids("a b c d", limit=np.int32(2)).size == 2
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon_rw", "mpt"])
+def test_heads_are_compared_with_tensors_before_a_number_is_made_for_each(tmp_path, name):
+    """Slopes of 10**8 heads take hours."""
+    folder = PUBLISHED / name
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size", "n_head", "num_attention_heads", "d_model", "n_heads"} & set(config)
+    many = dict.fromkeys(sizes | {"hidden_size"} & set(config), 10**8)
+    (tmp_path / "config.json").write_text(json.dumps(config | many))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(NumsimError, match=r"expected \[\d+, 100000000\]"):
+        load_model(tmp_path)
+
+
+def test_a_list_of_layers_is_read_once(tmp_path):
+    """Not once for each of them, which takes a minute for 19,000."""
+    config = json.loads((PUBLISHED / "llama4_text" / "config.json").read_text())
+    many = {"num_hidden_layers": 19_000, "no_rope_layers": [1, 0] * 9500, "num_local_experts": 1}
+    many |= {"layer_types": "absent", "moe_layers": [], "num_experts_per_tok": 1}
+    config = {k: v for k, v in (config | many).items() if v != "absent"}
+    arch = read_arch(config, FAMILIES["llama4_text"])
+    assert arch.chunks[:3] == (arch.chunks[0], None, arch.chunks[0])
+    with pytest.raises(NumsimError, match=r"no_rope_layers must be a 1 .* for each of 19000"):
+        read_arch(config | {"no_rope_layers": [1, 0]}, FAMILIES["llama4_text"])

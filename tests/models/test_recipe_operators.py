@@ -259,3 +259,17 @@ def test_a_sweep_runs_operators_and_caches_of_its_recipes(model, tmp_path):
         assert whole.sqnr_cumulative_db[name] < 60
     with pytest.raises(NumsimError, match="names none of"):
         sweep(recipes=[lowered({"*.softmx": Op()})], limit_tokens=62, window=32)
+
+
+def test_a_cache_that_does_not_fit_the_heads_is_refused_before_a_run(tmp_path):
+    small = load_model(FAMILIES / "qwen3_moe")
+    recipe = lowered((), kv=KV("q8_0"))
+    with pytest.raises(NumsimError, match="multiple of 32; got 16; heads of qwen3_moe have 16 f"):
+        small.check(recipe)
+    with pytest.raises(NumsimError, match=r"sweep: recipe .*kv: q8_0: features of a head"):
+        sweep(model=small, text=np_file(tmp_path), recipes=recipe, window=8)
+
+
+def np_file(folder):
+    np.save(folder / "ids.npy", np.arange(16) % 60)
+    return folder / "ids.npy"

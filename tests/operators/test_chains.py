@@ -179,7 +179,8 @@ def test_a_drawn_error_stays_within_the_documented_bound(name):
     fmt = ns.get_format(bound.format)
     codes = np.arange(0, 1 << fmt.bits, 1 if fmt.bits == 16 else 9973).astype(fmt.code_dtype)
     x = np.asarray(ns.decode(codes, fmt), np.float32)
-    x = x[np.isfinite(x) & (np.abs(x) < 6)]
+    made_for = next(v for v in operators.list_variants() if v.name == name)
+    x = x[(x >= made_for.low) & (x <= made_for.high)]  # all of them, of a format of 16 bits
     got = operators.approximate(name, x, seed=3).astype(np.float64)
     x = np.where((np.abs(x) < fmt.min_normal) & bound.flushes, np.copysign(0, x), x)
     with np.errstate(all="ignore"):
@@ -191,5 +192,5 @@ def test_a_drawn_error_stays_within_the_documented_bound(name):
         allowed = np.maximum(np.abs(right) * bound.relative, bound.absolute) + bound.ulps * ulp
         normal = np.isfinite(right) & (np.abs(right) >= fmt.min_normal) & (np.abs(right) < fmt.max)
     assert (np.abs(got[normal] - right[normal]) <= (allowed * (1 + 1e-6))[normal]).all()
-    assert (operators.approximate(name, x, seed=4) != got).mean() > 0.05
+    assert (operators.approximate(name, x, seed=4) != got)[normal].mean() > 0.05
     np.testing.assert_array_equal(operators.approximate(name, x, seed=3), got)

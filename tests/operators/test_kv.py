@@ -97,6 +97,70 @@ def test_refusals(made, message):
         made()
 
 
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (3, "key is a Spec, its fields, the name of a recipe or format"),
+        ({"recipe": "int8"}, "recipe is one of q8_0.*a format stands under format"),
+        ({"recipe": "mxfp4_e2m1", "granularity": "per_head"}, "got granularity beside mxfp4_e2m1"),
+        ({"recipe": "mxfp4_e2m1", "tensor_scale": 1.0}, "tensor_scale is a positive .*mxfp4_e2m1"),
+        ({"recipe": "nvfp4", "tensor_scale": -1.0}, "tensor_scale is a positive number"),
+        ({"format": "int8", "group": 4}, "group is of runs; got 4 beside int8"),
+        ({"format": "int8", "tensor_scale": 2.0}, "tensor_scale is of a recipe"),
+        ({"format": "int8", "scale_format": "float16"}, "without zero = 'minimum'"),
+        ({"format": "int8", "static": 1}, "static is False or True"),
+        ({"format": "int8", "granularity": "per_channel", "group": True}, "a group of 1 or more"),
+        ({"format": "int4", "zero": "minimum", "granularity": "per_token", "group": 8}, "uint1 to"),
+        ({"format": "uint16", "granularity": "per_token", "group": 8}, "to uint8; got uint16"),
+        ({"format": "uint4"}, "per_channel .runs of tokens. or per_token"),
+        ({"format": "bfloat16", "granularity": "per_head"}, "float32's range, and no scale"),
+    ],
+)
+def test_a_spec_is_checked_when_it_is_made(spec, message):
+    with pytest.raises(ns.NumsimError, match=message):
+        KV(key=spec)
+
+
+@pytest.mark.parametrize("residual", [-1, 1.5, "3", True])
+def test_a_residual_counts_tokens(residual):
+    with pytest.raises(ns.NumsimError, match="residual is 0 tokens or more"):
+        KV(residual=residual)
+
+
+def test_a_wide_format_has_no_scale_and_a_name_alone_may_be_a_format():
+    x = np.float32([[[1.003, -3.0e38]], [[0.1, 7.0]]])
+    keys, values = KV("bfloat16", "int8").through(x, x)
+    np.testing.assert_array_equal(keys, ns.cast(x, "bfloat16").astype(np.float64))
+    same, _ = KV({"format": "int8"}).through(x, x)
+    np.testing.assert_array_equal(values, same)
+    fp8, _ = KV({"format": "float8_e4m3fn", "granularity": "none"}).through(x, x)
+    np.testing.assert_array_equal(fp8, ns.cast(x, "float8_e4m3fn").astype(np.float64))
+
+
+def test_an_unsigned_format_counts_from_the_minimum():
+    given = {"format": "uint4", "granularity": "per_channel", "group": 32}
+    assert KV(given) == KV(given | {"zero": "minimum"})
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "nvfp4_4over6", "if4"])
+def test_recipes_with_a_scale_of_all_tokens_are_not_decoded(recipe):
+    x = np.ones((1, 2, 32), np.float32)
+    cache = KVCache(recipe, recipe)
+    cache.append(x, x)
+    with pytest.raises(ns.NumsimError, match="tensor scale is taken from all tokens"):
+        cache.append(x, x)
+
+
+def test_bits_of_a_cache_count_scales_minima_and_the_residual():
+    whole = {"format": "uint2", "granularity": "per_channel", "group": 32}
+    kv = KV(whole | {"scale_format": "float16"}, "q4_0", residual=32, rule="kivi")
+    keys = 64 * 2 * 8 * 2 + 2 * 2 * 8 * 2 * 16  # two runs of 32 of 70 tokens, two heads of eight
+    assert kv.stored_bits("key", 2, 70, 8) == keys + 6 * 2 * 8 * 32
+    assert kv.stored_bits("value", 2, 70, 32) == 38 * 2 * (32 * 4 + 16) + 32 * 2 * 32 * 32
+    assert KV().stored_bits("key", 2, 3, 4) == 2 * 3 * 4 * 32
+    assert str(kv) == "uint2 per_channel:32+q4_0 kivi residual=32"
+
+
 # ------------------------------------------------------------------------------- in a network
 
 
@@ -172,3 +236,10 @@ def test_toml_and_digest_hold_operators_and_caches(tmp_path):
 def test_refusals_of_recipes(model, fields, message):
     with pytest.raises(ns.NumsimError, match=message):
         model.run(IDS, recipe(**fields))
+
+
+def test_a_message_about_a_recipe_names_the_table(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[[rule]]\nmatch = "*"\n[kv.key]\nformat = "int8"\ngroup = 4\n')
+    with pytest.raises(ns.NumsimError, match=r"r.toml: \[kv\]: key: group is of runs"):
+        ns.Recipe.from_toml(path)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +14,10 @@ from typer.testing import CliRunner
 import numsim as ns
 from numsim.cli import app
 from numsim.data import bundled_model_dir
+from numsim.models.calibrate import calibrated
 from numsim.quant.calibrate import Calibration
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def filled(rule, tensors, **how):
@@ -75,6 +83,118 @@ def test_calibrate_writes_a_recipe_that_runs(tmp_path):
     assert np.isfinite(model.run(np.arange(5), recipe).logits).all()
     again = CliRunner().invoke(
         app, ["calibrate", str(bundled_model_dir()), "--text", str(text), "-o", str(out),
-              "--recipe", "w8a8"],
+              "--recipe", "w8a8", "--force"],
     )  # fmt: skip
     assert "one scale a tensor" in str(again.exception)
+
+
+def calibrate(*words):
+    return CliRunner().invoke(app, ["calibrate", *map(str, words)])
+
+
+def test_calibrate_says_what_it_read_and_replaces_nothing_unasked(tmp_path):
+    text, out = tmp_path / "t.txt", tmp_path / "r.toml"
+    text.write_text("one two three four five six seven")
+    given = (bundled_model_dir(), "--text", text, "-o", out)
+    done = calibrate(*given, "--windows", 40, "--length", 6)
+    count = int(done.output.split(" of ")[1].split()[0])
+    assert 1 < count < 40
+    assert "windows of 6 tokens" in done.output
+    assert "exists; name another file, or --force" in str(calibrate(*given).exception)
+    kept = out.read_bytes()
+    assert "1 window of " in calibrate(*given, "--force").output  # shorter than 128 tokens
+    assert out.read_bytes() != kept
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-o", "{}/none/r.toml"], "the folder of .*none/r.toml is missing"),
+        (["-o", "{}"], "is not a file"),
+        (["-o", "{}/t.txt", "--force"], "out would replace the text"),
+        (["-o", "{}/r.toml", "--length", "1"], "--length is 2 or more"),
+        (["-o", "{}/r.toml", "--text", "{}/n.npz"], "cannot read"),
+        (["-o", "{}/r.toml", "--text", "{}/f.npy"], r"must hold token ids.*got float64 \[3\]"),
+        (["-o", "{}/r.toml", "--text", "{}/r.npz"], r"got tokens \[2, 3\], attention_mask \[3, "),
+        (["-o", "{}/r.toml", "--text", "{}/x.npz"], "of tokens, pixels, .*; got zzz"),
+    ],
+)
+def test_calibrate_refuses_before_the_network_runs(tmp_path, monkeypatch, more, message):
+    (tmp_path / "t.txt").write_text("one two three")
+    np.savez(tmp_path / "x.npz", zzz=np.ones(3))
+    np.save(tmp_path / "f.npy", np.ones(3))
+    np.savez(tmp_path / "r.npz", tokens=np.ones((2, 3), int), attention_mask=np.ones((3, 3), int))
+    (tmp_path / "n.npz").write_bytes(b"PK nothing")
+    monkeypatch.setattr(ns.Model, "run", None)
+    words = [word.format(tmp_path) for word in more]
+    failed = calibrate(bundled_model_dir(), "--text", tmp_path / "t.txt", *words)
+    assert re.search(message, str(failed.exception)), failed.exception
+    assert isinstance(failed.exception, ns.NumsimError)
+
+
+def test_a_folder_without_a_token_to_begin_with_calibrates(tmp_path):
+    folder = shutil.copytree(bundled_model_dir(), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
+    ids, out = tmp_path / "ids.npy", tmp_path / "r.toml"
+    np.save(ids, np.arange(20))
+    done = calibrate(folder, "--text", ids, "-o", out, "--length", 8)
+    assert "2 windows of 8 tokens" in done.output
+    windows = np.arange(16).reshape(2, 8)
+    want = calibrated(ns.bundled_model(), ns.models.named_recipe("te_delayed"), windows)
+    assert ns.Recipe.from_toml(out) == want
+
+
+@pytest.mark.parametrize("name", ["vit_classifier", "whisper"])
+def test_pictures_and_speech_calibrate_on_arrays(tmp_path, name):
+    folder, out = DATA / "fronts" / name, tmp_path / "r.toml"
+    with np.load(folder / "oracle.npz") as o:
+        given = {k: o[k] for k in ("pixels", "features", "decoder_tokens") if k in o.files}
+    np.savez(tmp_path / "in.npz", **given)
+    np.savez(tmp_path / "one.npz", **{k: v[0] for k, v in given.items()})
+    recipe = tmp_path / "fp8.toml"
+    recipe.write_text(ns.Recipe.uniform("float8_e4m3fn", target="ideal.fp32").to_toml())
+    more = (folder, "-o", out, "--recipe", recipe)
+    done = calibrate(*more, "--text", tmp_path / "in.npz")
+    assert done.exit_code == 0, done.exception
+    other = (folder, "-o", tmp_path / "one.toml", "--recipe", recipe)
+    assert "1 row of" in calibrate(*other, "--text", tmp_path / "one.npz").output
+    rows = len(next(iter(given.values())))
+    assert f"{rows} rows of {' and '.join(given)}" in done.output
+    model, found = ns.load_model(folder), ns.Recipe.from_toml(out)
+    for scaled in ("layers.1.down_proj", "encoder.layers.1.q_proj"):
+        if scaled in model.gemm_names():
+            x = model.run(**given, taps=[f"{scaled}.in"]).taps[f"{scaled}.in"]
+            want = np.float32(np.abs(x).max()) / np.float32(448)
+            assert found.rule(scaled).activation_scale == pytest.approx(want, rel=1e-6)
+    (tmp_path / "t.txt").write_text("some words")
+    reads = "pixels" if "pixels" in given else "features"
+    failed = calibrate(*more, "--text", tmp_path / "t.txt", "--force")
+    assert f"reads {reads}, not a text; give --text INPUTS.npz" in str(failed.exception)
+
+
+def test_an_expert_that_no_token_reaches_keeps_its_rule():
+    model = ns.load_model(DATA / "families" / "qwen3_moe")
+    recipe = ns.Recipe.uniform("float8_e4m3fn", target="ideal.fp32")
+    found = calibrated(model, recipe, [[5]])
+    scales = {n: found.rule(n).activation_scale for n in model.linear_names()}
+    idle = [n for n, scale in scales.items() if scale is None]
+    assert {".experts." in n for n in idle} == {True}
+    assert sum(".experts." in n for n in scales) > len(idle)
+    assert found.rule(idle[0]) == recipe.rule(idle[0])
+    with pytest.raises(ns.NumsimError, match="none came"):
+        calibrated(model, recipe, [])
+
+
+def test_an_encoder_decoder_calibrates_on_both_halves_of_a_window(tmp_path):
+    out = tmp_path / "r.toml"
+    np.save(tmp_path / "ids.npy", np.arange(3, 23))
+    recipe = tmp_path / "fp8.toml"
+    recipe.write_text(ns.Recipe.uniform("float8_e4m3fn", target="ideal.fp32").to_toml())
+    folder = DATA / "families" / "bart"
+    done = calibrate(
+        folder, "--text", tmp_path / "ids.npy", "-o", out, "--recipe", recipe, "--length", 8
+    )
+    assert done.exit_code == 0, done.exception
+    found = ns.Recipe.from_toml(out)
+    assert all(found.rule(n).activation_scale > 0 for n in ns.load_model(folder).linear_names())

@@ -263,3 +263,36 @@ def test_operators_and_the_cache_of_a_recipe_are_swept(tmp_path):
     with pytest.raises(ns.NumsimError, match=r"sweep: recipe .*'softmx' names none .*softmax"):
         ns.sweep(recipes=wrong, out=tmp_path / "r.csv", **SMALL)
     assert not (tmp_path / "r.csv").exists()
+
+
+def test_rows_say_how_the_cache_of_a_recipe_stores_keys_and_values():
+    """Two heads of 32, one window of 64 tokens: bytes by hand, and the error of storing alone."""
+    kv = ns.KV(key="int4", value={"format": "uint2", "granularity": "per_token", "group": 8})
+    globs = (("*", ns.Rule()), ("*_proj", ns.Rule("int8", "int8", "ideal.int")))
+    rows = ns.sweep(recipes=[ns.Recipe(globs[:1], kv=kv), ns.Recipe(globs, kv=kv)], **SMALL)
+    for _, case in rows.groupby("case_id", sort=False):
+        at = case.set_index("op")
+        qk, pv, whole = at.loc["qk"].iloc[0], at.loc["pv"].iloc[0], case.iloc[-1]
+        assert (qk.weight_format, qk.granularity) == ("int4", "per_token_head+none")
+        assert (pv.weight_format, pv.block, pv.scale_format) == ("uint2", "8", "float32")
+        assert (qk.emulated, pv.emulated, whole.emulated) == (True, True, True)
+        assert set(case.kv_format) == {"int4 per_token_head+uint2 per_token:8"}
+        assert qk.bytes_kv == 64 * 2 * (32 * 4 + 32) / 8
+        assert pv.bytes_kv == 64 * 2 * (32 * 2 + 4 * 2 * 32) / 8  # a scale and a minimum of eight
+        assert whole.bytes_kv == 5 * (qk.bytes_kv + pv.bytes_kv)
+        assert (qk.bits_per_weight, pv.bits_per_weight) == (5, 10)
+    plain, linears = rows[rows.layer == "all"].itertuples()
+    assert plain.bits_per_weight == 7.5
+    assert linears.bits_per_weight < 8.1  # of the linears
+    assert linears.area_ge > 0
+    model = ns.bundled_model()
+    spec = as_spec(None, **SMALL)
+    tokens = windows(load_text_tools(bundled_model_dir()), spec, bundled_text())
+    names = [f"layers.0.qk.{end}" for end in ("in", "operand", "out")]
+    x, keys, want = (model.run(tokens, taps=names).taps[n].astype(np.float32) for n in names)
+    stored = np.stack([kv.through(k, k)[0].swapaxes(1, 2) for k in keys.swapaxes(2, 3)])
+    got = model.gemm("layers.0.qk", x, ns.Recipe(globs[:1]), operand=stored.astype(np.float32))
+    noise = np.square(got.astype(np.float64) - want).sum()
+    signal = np.square(want.astype(np.float64)).sum()
+    first = rows[rows.op == "qk"].iloc[0]
+    assert first.sqnr_local_db == pytest.approx(10 * np.log10(signal / noise), rel=1e-6)

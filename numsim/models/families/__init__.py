@@ -10,11 +10,15 @@ from numsim.models.families.decoders import DECODERS
 from numsim.models.families.encoder_decoders import ENCODER_DECODERS
 from numsim.models.families.encoders import ENCODERS
 from numsim.models.families.experts import EXPERTS
+from numsim.models.families.latent import LATENT
+from numsim.models.families.pictures import PICTURES
+from numsim.models.families.plain_decoders import PLAIN_DECODERS
 from numsim.models.family import Family
 from numsim.models.keys import shown
 from numsim.models.multimodal import WRAPPERS
 
-FAMILIES: dict[str, Family] = DECODERS | EXPERTS | ALIBI | ENCODERS | ENCODER_DECODERS
+_CAUSAL = DECODERS | PLAIN_DECODERS | EXPERTS | LATENT | ALIBI
+FAMILIES: dict[str, Family] = _CAUSAL | ENCODERS | PICTURES | ENCODER_DECODERS
 
 
 def get_family(model_type: object, classes: object = None) -> Family:
@@ -40,7 +44,7 @@ def get_family(model_type: object, classes: object = None) -> Family:
 
 
 _KINDS = {  # ends of classes -> the families that have such
-    ("ForCausalLM", "LMHeadModel"): (*DECODERS, *EXPERTS, *ALIBI),
+    ("ForCausalLM", "LMHeadModel"): tuple(_CAUSAL),
     ("ForMaskedLM", "ForPreTraining"): tuple(ENCODERS),
     ("ForConditionalGeneration",): (*ENCODER_DECODERS, *WRAPPERS),
 }

@@ -20,7 +20,6 @@ from numsim.models.families.shared import (
 )
 from numsim.models.family import Config, Family, Fields, Names
 from numsim.models.keys import COMMON_KEYS, Key, listing, shown, wrong
-from numsim.models.rope import alibi_slopes
 
 
 def _falcon(f: Fields, config: Config) -> Fields:
@@ -39,7 +38,7 @@ def _falcon(f: Fields, config: Config) -> Fields:
     return f | {
         "residual": residual,
         # the bias is added before the scores are scaled
-        "alibi": tuple(s * scale for s in alibi_slopes(f["heads"])) if alibi else (),
+        "alibi": scale if alibi else 0.0,
         **dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), biased),
     }
 
@@ -58,7 +57,7 @@ def _bloom(f: Fields, config: Config) -> Fields:
     return all_biases(f) | {
         "residual": residual,
         "intermediate": 4 * f["hidden"],
-        "alibi": alibi_slopes(f["heads"]),
+        "alibi": 1.0,
     }
 
 
@@ -91,7 +90,7 @@ def _mpt(f: Fields, config: Config) -> Fields:
     clip = table.get("clip_qkv") or None  # 0 clips nothing
     return f | {
         "intermediate": 4 * f["hidden"],
-        "alibi": alibi_slopes(f["heads"]),
+        "alibi": 1.0,
         "clip_qkv": Key("clip_qkv", float, None).read({"clip_qkv": clip}, {}),
         **({} if scale is None else {"attn_scale": scale}),
     }

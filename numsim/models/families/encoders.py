@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from numsim.models.arch import Arch, Conv
+from numsim.models.arch import Arch
 from numsim.models.families.shared import (
+    ENCODER,
     GATE_UP,
     LAYER_NORM_MLP,
+    NO_POOLER,
     QKV,
     all_biases,
     as_one,
@@ -22,13 +23,9 @@ from numsim.models.keys import Key, wrong
 from numsim.models.places import At
 from numsim.models.rope_keys import TypeRope
 
-_NO_POOLER = {"pooler": None}
 _NO_HEAD = {"masked": False, "transform": None, "head_bias": False, "tied": False}
 _ENCODER: dict[str, Any] = {
     "residual": "post", "final_norm": False, "embed_norm": True, "causal": False, "head": False,
-}  # fmt: skip
-_FIXED: dict[str, tuple[object, ...]] = {
-    "is_encoder_decoder": (False,), "is_decoder": (False,),
 }  # fmt: skip
 _ABSOLUTE: dict[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
 _BERT_NAMES: dict[str, str | At] = {
@@ -72,7 +69,7 @@ def _masked(names: dict[str, str | At], act: str = "", pooler: str | None = "tan
         return f | {"transform": act or f["activation"]}
 
     switches = {"masked": True, "head_bias": True, "pooler": pooler}
-    return Head(switches, names, (_NO_HEAD, _NO_POOLER), finish=finish)
+    return Head(switches, names, (_NO_HEAD, NO_POOLER), finish=finish)
 
 
 _BERT_HEAD: dict[str, str | At] = {
@@ -111,7 +108,7 @@ def _roberta(f: Fields, config: Config) -> Fields:
 def _roberta_family(stem: str) -> Family:
     return Family(
         classes={
-            f"{stem}Model": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
+            f"{stem}Model": Head(trunk(pooler="tanh").switches, optional=(NO_POOLER,)),
             f"{stem}ForMaskedLM": _masked(_LM_HEAD, "gelu"),
             f"{stem}ForSequenceClassification": classifier(_DENSE_OUT, pooler="tanh"),
         },
@@ -125,7 +122,7 @@ def _roberta_family(stem: str) -> Family:
         ),
         names=_BERT_NAMES,
         switches=LAYER_NORM_MLP | _ENCODER,
-        fixed=_FIXED | _ABSOLUTE,
+        fixed=ENCODER | _ABSOLUTE,
         prefixes=("", "roberta."),
         older_names=_OLDER_NORMS,
         ignored_tensors=(_POSITION_IDS, *_BIASES),
@@ -168,31 +165,6 @@ def _modernbert_scores(f: Fields, config: Config) -> Fields:
     return _modernbert_head(f, config) | {"pooling": pooling[word]}
 
 
-def _sides(config: Config, key: str, default: int) -> tuple[int, int]:
-    """Return height and width, which one number may give."""
-    value = config.get(key, default)
-    both = value if isinstance(value, list) else [value, value]
-    if len(both) != 2 or not all(type(n) is int and 0 < n < 1 << 20 for n in both):
-        raise wrong(key, "one or two numbers above 0", value)
-    return both[0], both[1]
-
-
-def _vit(f: Fields, config: Config) -> Fields:
-    """Squares of a picture become tokens, one learned token stands before them."""
-    channels, hidden = f.pop("channels"), f["hidden"]
-    picture, patch = _sides(config, "image_size", 224), _sides(config, "patch_size", 16)
-    if any(p > n for p, n in zip(patch, picture, strict=True)):
-        raise wrong("patch_size", f"at most image_size {list(picture)}", list(patch))
-    width = f.pop("pooled")
-    if width not in (None, 0, hidden):
-        raise wrong("pooler_output_size", f"hidden_size {hidden}", width)
-    return f | {
-        "frame": (channels, *picture),
-        "convs": (Conv("patches", channels, hidden, patch, patch),),
-        "positions": 1 + math.prod(n // p for n, p in zip(picture, patch, strict=True)),
-    }
-
-
 _MODERN_HEAD: dict[str, str | At] = {
     "transform": "head.dense", "transform_norm": "head.norm", "lm_head": "decoder",
     "classifier": "classifier",
@@ -201,7 +173,7 @@ _MODERN_HEAD: dict[str, str | At] = {
 ENCODERS: dict[str, Family] = {
     "bert": Family(
         classes={
-            "BertModel": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
+            "BertModel": Head(trunk(pooler="tanh").switches, optional=(NO_POOLER,)),
             "BertForMaskedLM": _masked(_BERT_HEAD),
             "BertForPreTraining": _masked(_BERT_HEAD),
             "BertForSequenceClassification": classifier(pooler="tanh"),
@@ -216,7 +188,7 @@ ENCODERS: dict[str, Family] = {
         ),
         names=_BERT_NAMES,
         switches=LAYER_NORM_MLP | _ENCODER,
-        fixed=_FIXED | _ABSOLUTE,
+        fixed=ENCODER | _ABSOLUTE,
         ignored="directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
         "pooler_size_per_head pooler_type",
         prefixes=("", "bert."),
@@ -268,7 +240,7 @@ ENCODERS: dict[str, Family] = {
             "classifier": "classifier",
         },
         switches=LAYER_NORM_MLP | _ENCODER | {"norm_eps": 1e-12},
-        fixed=_FIXED,
+        fixed=ENCODER,
         # a sine table is stored like any other; ties are tie_word_embeddings
         ignored="sinusoidal_pos_embds tie_weights_ qa_dropout seq_classif_dropout",
         prefixes=("", "distilbert."),
@@ -277,7 +249,7 @@ ENCODERS: dict[str, Family] = {
     ),
     "mpnet": Family(
         classes={
-            "MPNetModel": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
+            "MPNetModel": Head(trunk(pooler="tanh").switches, optional=(NO_POOLER,)),
             "MPNetForMaskedLM": _masked(_LM_HEAD, "gelu"),
             "MPNetForSequenceClassification": classifier(_DENSE_OUT, pooler="tanh"),
         },
@@ -299,60 +271,11 @@ ENCODERS: dict[str, Family] = {
         },
         # padding is 1, whatever pad_token_id says
         switches=LAYER_NORM_MLP | _ENCODER | {"buckets": 32, "bucket_distance": 128, "pad": 1},
-        fixed=_FIXED,
+        fixed=ENCODER,
         prefixes=("", "mpnet."),
         ignored_tensors=(_POSITION_IDS, *_BIASES),
         renamed=_roberta_bias,
         finish=_mpnet,
-    ),
-    "vit": Family(
-        classes={
-            "ViTModel": Head(trunk(pooler="tanh").switches, optional=(_NO_POOLER,)),
-            "ViTForImageClassification": classifier(pooling="first"),
-        },
-        keys={
-            "hidden": Key("hidden_size", int, 768),
-            "layers": Key("num_hidden_layers", int, 12),
-            "heads": Key("num_attention_heads", int, 12),
-            "intermediate": Key("intermediate_size", int, 3072),
-            "activation": Key("hidden_act", str, "gelu"),
-            "norm_eps": Key("layer_norm_eps", float, 1e-12),
-            "qkv_bias": Key("qkv_bias", bool, True),
-            "channels": Key("num_channels", int, 3),
-            "pooled": Key("pooler_output_size", int, None, least=0),
-        },
-        names={
-            "class_token.weight": At("{p}embeddings.cls_token", stacked=True),
-            "position.weight": At("{p}embeddings.position_embeddings", stacked=True),
-            "patches": "{p}embeddings.patch_embeddings.projection",
-            "layers.{i}.attn_norm": "{p}encoder.layer.{i}.layernorm_before",
-            "layers.{i}.q_proj": "{p}encoder.layer.{i}.attention.attention.query",
-            "layers.{i}.k_proj": "{p}encoder.layer.{i}.attention.attention.key",
-            "layers.{i}.v_proj": "{p}encoder.layer.{i}.attention.attention.value",
-            "layers.{i}.o_proj": "{p}encoder.layer.{i}.attention.output.dense",
-            "layers.{i}.mlp_norm": "{p}encoder.layer.{i}.layernorm_after",
-            "layers.{i}.up_proj": "{p}encoder.layer.{i}.intermediate.dense",
-            "layers.{i}.down_proj": "{p}encoder.layer.{i}.output.dense",
-            "final_norm": "{p}layernorm",
-            "pooler": "{p}pooler.dense",
-            "classifier": "classifier",
-        },
-        switches=LAYER_NORM_MLP
-        | {
-            "vocab": 0,
-            "reads": "pixels",
-            "class_token": True,
-            "causal": False,
-            "head": False,
-            "o_bias": True,
-            "mlp_bias": True,
-        },
-        fixed=_FIXED | {"pooler_act": ("tanh",)},
-        ignored="encoder_stride",
-        read="image_size patch_size",
-        prefixes=("", "vit."),
-        ignored_tensors=("*embeddings.mask_token",),
-        finish=_vit,
     ),
     "modernbert": Family(
         classes={
@@ -385,7 +308,7 @@ ENCODERS: dict[str, Family] = {
             "final_norm": "{p}final_norm",
         },
         switches=_ENCODER | {"residual": "pre", "final_norm": True, "first_attn_norm": False},
-        fixed=_FIXED,
+        fixed=ENCODER,
         ignored="layer_norm_eps deterministic_flash_attn embedding_dropout mlp_dropout"
         " position_embedding_type initializer_cutoff_factor sparse_prediction"
         " sparse_pred_ignore_index reference_compile repad_logits_with_grad",

@@ -12,9 +12,16 @@ from numsim.models.places import At
 DECODER: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,), "is_decoder": (False, True), "is_causal": (True, None),
 }  # fmt: skip
+ENCODER: dict[str, tuple[object, ...]] = {
+    "is_encoder_decoder": (False,), "is_decoder": (False,),
+}  # fmt: skip
 ROTARY_BUFFERS = ("*rotary_emb.inv_freq",)  # recomputed from the config
 SLICES = "pretraining_tp"  # sums in slices: the same function
 ROUTER_TRAINING = "output_router_logits router_aux_loss_coef router_jitter_noise"
+EXPERTS_IGNORED = f"{SLICES} {ROUTER_TRAINING}"
+MLP = "{p}layers.{i}.mlp"
+CORRECTION = {"layers.{i}.router.correction": f"{MLP}.gate.e_score_correction_bias"}
+NEXT_TOKENS = ("model.layers.{layers}.*", "layers.{layers}.*")  # predict a second token
 ATTENTION_BIAS = Key("attention_bias", bool, False)
 GRANITE_KEYS = {
     "embed_scale": Key("embedding_multiplier", float, 1.0),
@@ -27,6 +34,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
 LAYER_NORM_MLP: dict[str, Any] = {"norm": "layer", "gated": False}
 
+NO_POOLER = {"pooler": None}
 NEXT = Head()  # logits of the next token
 _BARE: dict[str, Any] = {
     "head": False, "masked": False, "tied": False, "head_bias": False, "head_scale": 1.0,
@@ -162,6 +170,28 @@ def checked(moe: Moe) -> Moe:
     if moe.top_k > moe.top_groups * per_group:
         raise wrong("num_experts_per_tok", f"at most {moe.top_groups * per_group}", moe.top_k)
     return moe
+
+
+def expert_sizes(f: Fields) -> dict[str, Any]:
+    """Take how many experts there are, how many a token goes to, and their width."""
+    width = f.pop("moe_intermediate", f["intermediate"])
+    return {"experts": f.pop("experts"), "top_k": f.pop("top_k"), "intermediate": width}
+
+
+def first_dense(f: Fields) -> tuple[int, ...]:
+    """Take the first layers, which keep an MLP."""
+    return tuple(range(min(f.pop("first"), f["layers"])))
+
+
+def corrected(f: Fields) -> Moe:
+    """Return experts as DeepSeek-V3 chooses them: sigmoids with a learned correction."""
+    sizes = expert_sizes(f)
+    moe = Moe(
+        **sizes, score="sigmoid", normalise=f.pop("normalise"), scale=f.pop("scale"),
+        groups=f.pop("groups"), top_groups=f.pop("top_groups"), correction=True,
+        shared=sizes["intermediate"] * f.pop("shared"), dense=first_dense(f),
+    )  # fmt: skip
+    return checked(moe)
 
 
 def llama_like(stem: str, **changes: Any) -> Family:

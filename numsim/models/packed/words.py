@@ -33,12 +33,14 @@ def format_word(quant: Quant) -> str:
     mx["float4_e2m1fn"] = "mxfp4-pack-quantized"
     if scales == "float8_e8m0fnu" and block == 32 and name in mx:
         return mx[name]
-    if (name, scales, block) == ("float4_e2m1fn", "float8_e4m3fn", 16):
+    usual = quant.above == "per_tensor" and quant.scale_rule != "if4"  # of two formats
+    if (name, scales, block) == ("float4_e2m1fn", "float8_e4m3fn", 16) and usual:
         return "nvfp4-pack-quantized"
     raise UnsupportedError(
         "compressed-tensors stores int2 to int8, float8_e4m3fn, float6_e2m3fn and float4_e2m1fn "
-        "with blocks of 32 and E8M0 scales, and NVFP4; got "
-        f"{quant.fmt.label} {quant.granularity}, block={block}, scale_format={scales!r}"
+        "with blocks of 32 and E8M0 scales, and NVFP4 with one scale a tensor above them; got "
+        f"{quant.fmt.label} {quant.granularity}, block={block}, scale_format={scales!r}, "
+        f"scale_rule={quant.scale_rule!r}, tensor_scale={quant.above!r}"
     )
 
 
@@ -94,6 +96,7 @@ def input_args(quant: Quant) -> dict[str, Any]:
     plain = quant.scale_format == "float32" and quant.scale_rule == "amax"
     mx = quant.scale_format == "float8_e8m0fnu" and quant.scale_rule == "even"
     two = quant.scale_format == "float8_e4m3fn" and quant.block == 16
+    two = two and quant.above == "per_tensor" and quant.scale_rule == "amax"
     usual = quant.rounding == "rne" and quant.overflow == "saturate"
     if known and usual:
         args = _number_args(quant) | _scale_args(quant)

@@ -113,7 +113,7 @@ def pack(model: Model, recipe: Recipe, out: str | Path) -> tuple[str, ...]:
     _copy_beside(source, folder)
     _write_tensors(folder / "model.safetensors", model, modules)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return tuple(_module(m.their) for m in modules)
+    return tuple(dict.fromkeys(_module(m.their) for m in modules))
 
 
 def written_modules(model: Model, recipe: Recipe) -> list[Written]:
@@ -138,13 +138,12 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
                 "weights; got activations without weights, or keys and values; leave them out"
             )
         at = model.places.get(our)  # a tied head has none
-        own = at is not None and at.whole and not at.turned and not at.kernel
-        own = own and at is not None and at.name.endswith(".weight")
-        if at is None or not own:
+        other = at is None or at.turned or at.kernel or at.stack or not at.name.endswith(".weight")
+        if at is None or other:
             raise UnsupportedError(
-                f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own in "
-                f"the file; got {'a tied one' if at is None else at.name}, which is not; leave it "
-                "out of the recipe"
+                f"pack: {recipe.place(name)}: a weight must be one matrix [out, in] of its own, or "
+                f"rows of one, in the file; got {'a tied one' if at is None else at.name}, which "
+                "is not; leave it out of the recipe"
             )
         acts = None if rule.activations is None else as_quant(rule.activations)
         weights = as_quant(rule.weights)
@@ -157,7 +156,24 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
             "pack: a recipe must store some weights; got none; give weights to a rule, as in "
             "Recipe.uniform('int8', target='ideal.int')"
         )
+    for m in made:
+        if not model.places[m.our].whole:
+            _check_shared(model, m, made, recipe)
     return made
+
+
+def _check_shared(model: Model, m: Written, made: list[Written], recipe: Recipe) -> None:
+    """Refuse a matrix that several products have rows of, unless one rule scales rows apart."""
+    parts = [our for our, at in model.places.items() if at.name == m.their]
+    same = [o.our for o in made if (o.their, o.weights, o.activations) == (m.their, *m[2:4])]
+    rows = m.weights.granularity in ("per_channel", "per_token", "per_block")
+    if same == parts and rows and not isinstance(m.weights.block, tuple) and not m.weights.above:
+        return
+    raise UnsupportedError(
+        f"pack: {recipe.place(_module(m.our))}: {m.their} holds {', '.join(parts)}, which are "
+        "written together, by one rule that scales rows apart: per_channel, or blocks along K; got "
+        f"{'others' if same != parts else m.weights}; change the rules, or leave them all out"
+    )
 
 
 def _module(name: str) -> str:
@@ -193,7 +209,8 @@ def _declared(model: Model, modules: list[Written]) -> dict[str, Any]:
         same = next((names for table, names in groups if table == args), None)
         if same is None:
             groups.append((args, same := []))
-        same.append(_module(m.their))
+        if _module(m.their) not in same[-1:]:
+            same.append(_module(m.their))
     packed = {m.our for m in modules}
     stored = [f"{n}.weight" for n in model.gemm_names() if f"{n}.weight" in model.places]
     left = dict.fromkeys(_module(model.places[our].name) for our in stored if our not in packed)
@@ -229,6 +246,28 @@ def _stored(model: Model, m: Written) -> QTensor:
     if scale == made.tensor_scale:
         return made
     return quantize(numbers, replace(m.weights, scale=float(scale)), seed=m.seed)
+
+
+def _stacked(model: Model, parts: list[Written]) -> QTensor:
+    """Return codes and scales of a matrix of the file from those of its rows."""
+    made = [_stored(model, m) for m in parts]
+    if len(made) == 1:
+        return made[0]
+    places = [model.places[m.our] for m in parts]
+
+    def rows(name: str) -> Any:
+        arrays = [getattr(q, name) for q in made]
+        if arrays[0] is None:
+            return None
+        whole = np.empty(
+            (places[0].groups * places[0].width, *arrays[0].shape[1:]), arrays[0].dtype
+        )
+        for place, array in zip(places, arrays, strict=True):
+            put_rows(whole, place, array)
+        return whole
+
+    names = ("codes", "scale", "scale_codes", "zero_point")
+    return replace(made[0], **{name: rows(name) for name in names})
 
 
 def reciprocal(scale: np.float32) -> np.float32:
@@ -309,11 +348,14 @@ def _tensors(model: Model, modules: list[Written]) -> Iterator[tuple[str, str, N
     packed = {m.our: m for m in modules}
     seen: set[str] = set()
     for our, at in model.places.items():
+        if at.name in seen:
+            continue
+        seen.add(at.name)
         if our in packed:
-            for end, (dtype, array) in parts_of(packed[our], _stored(model, packed[our])).items():
+            some = [packed[o] for o, place in model.places.items() if place.name == at.name]
+            for end, (dtype, array) in parts_of(packed[our], _stacked(model, some)).items():
                 yield _module(at.name) + end, dtype, array
-        elif at.name not in seen:
-            seen.add(at.name)
+        else:
             array = _whole(model, at.name)
             yield at.name, NAMES[array.dtype.name], array
 

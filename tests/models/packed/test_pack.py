@@ -16,6 +16,7 @@ from numsim.models import Recipe, Rule, load_model, pack
 from numsim.quant import Quant
 
 FP8, FP4 = "float8_e4m3fn", "float4_e2m1fn"
+FAMILIES = Path(__file__).parents[2] / "data" / "families"
 IDS = (np.arange(24)[None] * 7) % 2048
 MX = {"block": 32, "scale_format": "float8_e8m0fnu"}
 NVFP4 = Quant(FP4, block=16, scale_format=FP8)
@@ -136,6 +137,9 @@ REFUSED = [
     (uniform("uint4"), "stores int2 to int8"),
     (uniform("q3.4"), "stores int2 to int8"),
     (uniform(Quant(FP4, block=16)), "blocks of 32 and E8M0 scales, and NVFP4"),
+    (uniform("nvfp4_row"), "NVFP4 with one scale a tensor .*tensor_scale='per_token'"),
+    (uniform("if4"), "NVFP4 with one scale a tensor .*scale_rule='if4'"),
+    (uniform("nvfp4", "nvfp4_4over6"), "or to NVFP4, to nearest"),
     (uniform("int8", Quant(FP4, **MX)), "to MX by the scale rule 'even'"),
     (uniform("int8", Quant("int8", "per_token", rounding="rtz")), "to nearest even"),
     (uniform("int8", Quant("int8", block=(8, 8))), "by tensor, token or group"),
@@ -234,3 +238,48 @@ def test_a_folder_that_reads_pictures_is_not_packed_in_part(tmp_path):
     with pytest.raises(UnsupportedError, match="only the text model is read, without"):
         pack(model, uniform(Quant("int8", "per_channel")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+INT4_ROWS = Quant("int4", block=16, zero_point=True)
+
+
+@pytest.mark.parametrize("family", ["phi3", "falcon_40b", "modernbert"])
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [(INT4_ROWS, None), (Quant("int8", "per_channel"), Quant("int8", "per_token")),
+     ("mxfp8_e4m3", None)],
+)  # fmt: skip
+def test_rows_of_one_matrix_are_packed_together(tmp_path, family, weights, activations):
+    """Queries, keys and values, one after the other or head by head."""
+    model = load_model(FAMILIES / family)
+    recipe = Recipe((("*", Rule()), ("*q_proj", Rule(activations, weights)),
+                     ("*k_proj", Rule(activations, weights)),
+                     ("*v_proj", Rule(activations, weights))))  # fmt: skip
+    names = pack(model, recipe, tmp_path / "m")
+    assert len(names) == model.arch.layers  # each once
+    again = load_model(tmp_path / "m")
+    own = again.recipe() or recipe
+    assert own.rule("layers.0.v_proj").weights == recipe.rule("layers.0.v_proj").weights
+    ids = np.arange(7)[None] + 4
+    for name in ("layers.0.q_proj.weight", "layers.1.v_proj.weight"):
+        want = ns.quantize(np.asarray(model.tensors[name], np.float32), weights)
+        assert np.array_equal(again.tensors[name].codes, want.codes)
+    got, want = again.run(ids, own), model.run(ids, recipe)
+    assert np.array_equal(got.hidden_states[-1], want.hidden_states[-1])
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"*q_proj": "int8"}, r"holds layers.0.q_proj.weight, .*v_proj.weight, .*; got others"),
+        ({"*[qk]_proj": Quant("int8", "per_channel"), "*v_proj": INT4_ROWS}, "got others"),
+        ({"*[qkv]_proj": Quant("int8")}, r"scales rows apart.*granularity='per_tensor'"),
+        ({"*[qkv]_proj": Quant(FP8, block=(16, 16))}, "scales rows apart"),
+        ({"*[qkv]_proj": "nvfp4"}, "scales rows apart"),
+    ],
+)
+def test_rows_of_one_matrix_by_rules_that_differ_are_refused(tmp_path, rules, words):
+    recipe = Recipe((("*", Rule()), *((glob, Rule(None, quant)) for glob, quant in rules.items())))
+    with pytest.raises(UnsupportedError, match=words):
+        pack(load_model(FAMILIES / "phi3"), recipe, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
