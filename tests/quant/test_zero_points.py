@@ -138,7 +138,22 @@ def test_an_epilogue_of_integers_is_onnx_quantize_linear():
         ns.epilogue(np.float32([1, np.nan]), alpha=1.0, out_format="int8")
 
 
-def test_a_trace_has_no_zero_points():
-    q = ns.quantize(np.ones((1, 4), np.float32), "uint8", zero_point=True)
-    with pytest.raises(ns.UnsupportedError, match="trace the bare codes"):
-        ns.export_vectors("unused", q, q.T, target="ideal.int")
+def test_the_outer_accumulator_of_parts_holds_their_zero_points():
+    """Sums beyond 32 bits in an outer accumulator of 48 keep their upper bits."""
+    a = ns.QTensor.from_codes(np.full((1, 1 << 17), 255), "uint8", zero_point=1)
+    b = ns.QTensor.from_codes(np.full((1 << 17, 1), 255), "uint8", zero_point=0)
+    unit = ns.get_target("ideal.int", promote_every=1 << 10, outer_bits=48)
+    assert ns.matmul(a, b, target=unit)[0, 0] == (1 << 17) * 254 * 255
+
+
+def test_stats_count_terms_that_leave_the_accumulator():
+    a = ns.QTensor.from_codes(np.full((1, 1 << 15), 255), "uint8", zero_point=255)
+    b = ns.QTensor.from_codes(np.full((1 << 15, 1), 255), "uint8", zero_point=0)
+    d, stats = ns.matmul(a, b, target="ideal.int", stats=True)
+    assert d[0, 0] == 0  # 2130739200 less as much: nothing leaves int32
+    assert stats.wraps == 0
+    b = ns.QTensor.from_codes(np.full((1 << 15, 1), -128), "int8", zero_point=127)
+    assert ns.matmul(a, b, target="ideal.int", stats=True)[1].wraps == 0
+    b = ns.QTensor.from_codes(np.full((1 << 16, 1), -128), "int8", zero_point=127)
+    a = ns.QTensor.from_codes(np.full((1, 1 << 16), 255), "uint8", zero_point=0)
+    assert ns.matmul(a, b, target="ideal.int", stats=True)[1].wraps == 1
