@@ -73,12 +73,9 @@ def language(count: int, length: int = 128) -> list[list[str]]:
     rows = []
     for name, quant in FORMATS.items():
         cells = [divergence(model, recipe(quant, turn)) for turn in (None, TURN)]
-        if name in ("IF4", "HiF4") or "4over6" in name:
-            cells += ["a block is chosen at once"] * 2
-        else:
-            for turn in (None, TURN):
-                of_weights = rounded(model, seen, quant, rotate_by=turn)
-                cells.append(divergence(of_weights, recipe(quant, turn, weights=False)))
+        for turn in (None, TURN):
+            of_weights = rounded(model, seen, quant, rotate_by=turn)
+            cells.append(divergence(of_weights, recipe(quant, turn, weights=False)))
         rows.append([name, f"{bits(quant):g}", *cells])
         print("  ".join(rows[-1]), flush=True)
     return rows

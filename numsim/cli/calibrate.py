@@ -44,5 +44,5 @@ def calibrate(
     pieces = load_text_tools(model).windows(words, length)[:windows]
     found = calibrated(network, rules, pieces, rule=rule)
     out.write_text(found.to_toml(), encoding="utf-8")
-    count = sum(each.activation_scale is not None for _, each in found.rules)
+    count = sum(getattr(each.activations, "scale", None) is not None for _, each in found.rules)
     say(f"{out}: {count} static scales by {rule} of {len(pieces)} windows of {length} tokens")

@@ -245,6 +245,18 @@ class Quant:
         single = self.scale_rule == "hif4" or not has_two_levels(self.scale_format)
         return None if single else self.tensor_scale
 
+    @property
+    def has_one_scale(self) -> bool:
+        """Whether a float32 scale is the tensor's alone, so that `scale` can fix it.
+
+        Examples
+        --------
+        >>> [Quant("int8", how).has_one_scale for how in ("per_tensor", "per_token")]
+        [True, False]
+        """
+        plain = self.granularity == "per_tensor" and self.scale_format == "float32"
+        return not self.zero_point and (plain or self.above == "per_tensor")
+
     def stored_bits(self, rows: int, columns: int) -> float:
         """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
 
@@ -280,13 +292,12 @@ def _fixed_scale(quant: Quant) -> float:
         value = float(np.float32(given)) if one and given is not None else 0.0
     if not 0 < value < math.inf:
         raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
-    plain = quant.granularity == "per_tensor" and quant.scale_format == "float32"
-    if quant.zero_point or not (plain or quant.above == "per_tensor"):
+    if not quant.has_one_scale:
         raise NumsimError(
             "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
             f"narrow block scales; got granularity={quant.granularity!r}, scale_format="
             f"{quant.scale_format!r}, tensor_scale={quant.tensor_scale!r}, zero_point="
-            f"{quant.zero_point}; scales of parts go to quantize(..., scale=...)"
+            f"{quant.zero_point}; scales of parts are given to quantize(..., scale=...)"
         )
     return value
 

@@ -77,11 +77,11 @@ def block_words(q: QTensor) -> BlockWords:
     level_2 = eights >= 16
     fours = magnitude.reshape(*scales.shape, 16, 4).max(-1)
     level_3 = fours >= 8 << np.repeat(level_2, 2, -1)
-    doubled = np.repeat(np.repeat(level_2, 2, -1) + 1 * level_3, 4, -1)
-    found = (magnitude >> doubled) | np.where(blocks < 0, 8, 0)
-    return BlockWords(
-        _elements(found, codes.shape), scales, _bits(level_2, np.uint8), _bits(level_3, np.uint16)
+    words = BlockWords(
+        np.empty(0, np.uint8), scales, _bits(level_2, np.uint8), _bits(level_3, np.uint16)
     )
+    found = (magnitude >> doubled(words)) | np.where(blocks < 0, 8, 0)
+    return words._replace(elements=_elements(found, codes.shape))
 
 
 @known_floats
@@ -134,12 +134,7 @@ def from_block_words(words: BlockWords, recipe: str, *, tensor_scale: Any = None
         fmt, above = HALVES, np.float32(1.0 if tensor_scale is None else tensor_scale)
     else:
         integers, fmt, above = np.zeros(scales.shape, np.bool_), QUARTERS, None
-        two, three = (
-            (np.asarray(x, np.int64)[..., None] >> np.arange(n)) & 1
-            for x, n in zip(levels, (8, 16), strict=True)
-        )
-        doubled = np.repeat(np.repeat(two, 2, -1) + three, 4, -1)
-        found = np.where(blocks & 8, -(blocks & 7), blocks & 7) << doubled
+        found = np.where(blocks & 8, -(blocks & 7), blocks & 7) << doubled(words)
     scale = decode(kept, quant.scale_format).astype(np.float64)
     if not np.isfinite(scale).all():
         raise NumsimError(
@@ -149,6 +144,19 @@ def from_block_words(words: BlockWords, recipe: str, *, tensor_scale: Any = None
     codes = _elements(found, elements.shape).view(np.int8).astype(fmt.code_dtype)
     shape = (*[1] * (elements.ndim - 1), size)
     return QTensor(codes, fmt, stored, quant, shape, scales, get_format(quant.scale_format), above)
+
+
+def doubled(words: BlockWords) -> NDArray[np.int64]:
+    """Return how often the levels of HiF4 double each element, [..., blocks, 64].
+
+    >>> doubled(BlockWords(np.zeros(64), np.zeros(1), np.uint8([1]), np.uint16([3])))[0, ::4]
+    array([2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    """
+    two, three = (
+        (np.asarray(x, np.int64)[..., None] >> np.arange(n)) & 1
+        for x, n in ((words.level_2, 8), (words.level_3, 16))
+    )
+    return np.asarray(np.repeat(np.repeat(two, 2, -1) + three, 4, -1))
 
 
 def block_axis(q: QTensor) -> tuple[int, int]:

@@ -125,6 +125,46 @@ def test_zero_points_where_there_can_be_none():
         ns.matmul(q, q.T, target="ideal.int")
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("how", [{}, {"granularity": "per_token"}, {"block": 24}], ids=str)
+def test_given_zero_points_are_onnx_quantize_linear(fmt, how):
+    """saturate(round(x / scale) + zero point), in Python's numbers; and those of a first call."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(0.5, 2, (3, 60)).astype(np.float32)
+    q = ns.quantize(x, ns.Quant(fmt, zero_point=True, **how))
+    again = ns.quantize(x, ns.Quant(fmt, **how), scale=q.scale, zero_point=q.zero_point)
+    np.testing.assert_array_equal(again.codes, q.codes)
+    f = ns.get_format(fmt)
+    low, high = int(f.min), int(f.max)
+    scale = rng.uniform(0.05, 0.5, q.scale.shape).astype(np.float32)
+    zeros = rng.integers(low, high + 1, q.scale.shape)
+    got = ns.quantize(x, fmt, scale=scale, zero_point=zeros, **how)
+    each, zero = (np.broadcast_to(v, x.shape)
+                  for v in (got.element_scale(), got.element_zero_point()))  # fmt: skip
+    want = [min(max(round(float(v / s)) + int(z), low), high)
+            for v, s, z in zip(x.ravel(), each.ravel(), zero.ravel(), strict=True)]  # fmt: skip
+    assert got.codes.ravel().tolist() == want
+    assert got.quant.zero_point
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"zero_point": 3}, "go together; got only zero points"),
+        ({"zero_point": True, "scale": 1.0}, "go together; got only scales"),
+        ({"zero_point": 300, "scale": 1.0}, "codes of uint8, 0 to 255; 1 of 1 are not"),
+        ({"zero_point": 1.5, "scale": 1.0}, r"integers of the shape \(\)"),
+        ({"zero_point": [1, 2], "scale": 1.0}, r"integers of the shape \(\)"),
+        ({"zero_point": 1, "scale": np.nan}, "positive and finite"),
+        ({"zero_point": 1, "scale": 3e38}, "leaves float32"),
+        ({"zero_point": 1, "scale": 1.0, "tensor_scale": 1.0}, "this Quant has none"),
+    ],
+)
+def test_given_zero_points_that_cannot_be(given, words):
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.quantize([1.0, 2.0], "uint8", **given)
+
+
 def test_an_epilogue_of_integers_is_onnx_quantize_linear():
     acc = np.int32([-300, 5, 7, 999, 1000])
     got = ns.epilogue(acc, alpha=0.5, out_format="uint8", scale_result=0.5, zero_point=3)

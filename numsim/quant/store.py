@@ -1,0 +1,212 @@
+"""The codes of a tensor under its scales: values divided, rounded, stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numsim.convert import decode, encode
+from numsim.dispatch import encode_quotients
+from numsim.errors import NumsimError
+from numsim.kernels.convert import blocks
+from numsim.quant import four_bits
+from numsim.quant.affine import affine_codes, scales_and_zeros
+from numsim.quant.choose import Scales, choose
+from numsim.quant.extremes import check_finite, extreme_of, pieces_of
+from numsim.quant.grouped import shared_by
+from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, Quant, has_two_levels, rule_name
+from numsim.quant.types import QTensor
+
+_FLOAT32_MAX = np.float64(np.finfo(np.float32).max)
+
+
+def stored(
+    values: NDArray[Any], wide: Any, amax: NDArray[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, given: Scales | None, above: Any, draws: tuple[int, int, NDArray[Any] | None],
+    done: Callable[[], object],
+) -> QTensor:  # fmt: skip
+    """Return values under scales: given, or chosen by the rule."""
+    pieces = pieces_of(values.shape, sizes)
+    chosen = given
+    if chosen is None:
+        shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
+        name = rule_name(str(rule.scale_rule))
+        searches = name in CLIP_RULES or name.startswith("4over6")  # others know amax alone
+        whole = values.astype(wide, copy=False) if searches else values
+        chosen = choose(whole, amax, rule, shared, axis, above)
+    held = chosen.above is None or np.isfinite(chosen.above).all()
+    if not (held and np.isfinite(chosen.values).all()):
+        raise NumsimError(
+            f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
+            "beyond float32; divide the tensor by a constant first"
+        )
+    fast = chosen.elements
+    if fast is not None:
+        done()
+        return QTensor(
+            fast, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
+        )
+    if rule.scale_rule in ("if4", "hif4"):
+        return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
+    codes = np.empty(values.shape, rule.fmt.code_dtype)
+    q = QTensor(
+        codes, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
+    )
+    wide_quotient = has_two_levels(rule.scale_format)
+    narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and _far_below(rule)
+    by_blocks = (
+        (narrow or wide_quotient)
+        and wide is np.float32
+        and isinstance(rule.block, int)
+        and blocks.covers(values, axis, rule.block)
+    )
+    divisor: Any = chosen.values if by_blocks else q.element_scale()
+    if wide_quotient or (rule.scale_format in POW2_FORMATS and not narrow):
+        divisor = np.asarray(divisor, np.float64)  # of powers of two: subnormal quotients too
+    if chosen.above is not None:
+        divisor = divisor * np.asarray(chosen.above, np.float64)
+    by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    usual = wide is np.float32 and rule.rounding == "rne" and rule.overflow == "saturate"
+    at_once = usual and divisor.dtype == np.float32 and not by_blocks
+    for piece in pieces:
+        if at_once:
+            part, each = values[piece].astype(wide, copy=False), divisor[piece if by_piece else ...]
+            if encode_quotients(rule.fmt, part, np.asarray(each), codes[piece]):
+                done()
+                continue
+        if by_blocks:
+            part, each = values[piece], divisor[_blocks_of(piece, rule, axis % values.ndim)]
+            quotient = blocks.divided(part, each, axis, int(str(rule.block)))
+        else:
+            with np.errstate(over="ignore", under="ignore"):
+                by = divisor[piece if by_piece else ...]
+                quotient = values[piece].astype(wide, copy=False) / by
+        how = draws_of(rule, values, piece, *draws)
+        encode(quotient, rule.fmt, overflow=rule.overflow, out=codes[piece], **how)  # type: ignore[arg-type]
+        done()
+    _keep_finite(q)
+    return q
+
+
+def _special_blocks(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    chosen: Scales, done: Callable[[], object],
+) -> QTensor:  # fmt: skip
+    """Quantise blocks of IF4 and HiF4."""
+    assert sizes is not None
+    assert chosen.codes is not None
+    scale_codes = chosen.codes.copy()
+    whole = rule.scale_rule == "if4"
+    fmt = four_bits.HALVES if whole else four_bits.QUARTERS
+    codes = np.empty(values.shape, fmt.code_dtype)
+    for piece in pieces:
+        part = values[piece].astype(wide, copy=False)
+        each = piece if piece is ... else slice(piece.start // sizes[0], -(-piece.stop // sizes[0]))
+        if whole:
+            above = chosen.above
+            if above is not None and np.ndim(above):
+                above = above[each]
+            found = four_bits.if4(part, scale_codes[each], above, rule, sizes, codes[piece])
+            scale_codes[each] |= np.where(found, four_bits.INTEGERS, 0).astype(np.uint8)
+        else:
+            four_bits.hif4(part, sizes, scale_codes[each], codes[piece])
+        done()
+    scale = chosen.values
+    if whole:
+        sixths = (scale.astype(np.float64) * 6 / 7).astype(np.float32)
+        scale = np.where(scale_codes & four_bits.INTEGERS, sixths, scale)
+    else:
+        scale = decode(scale_codes, "float8_ue6m2").astype(np.float32)
+    return QTensor(codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above)
+
+
+def affine_scales(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    axis: int, done: Callable[[], object],
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:  # fmt: skip
+    """Return the scales and zero points of the ranges of finite values."""
+    low, high = (
+        extreme_of(values, wide, pieces, rule, sizes, axis, done, which)
+        for which in (np.minimum, np.maximum)
+    )
+    check_finite(low, values)
+    check_finite(high, values)
+    return scales_and_zeros(low, high, rule.fmt)
+
+
+def affine_stored(
+    values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
+    found: tuple[NDArray[np.float32], NDArray[np.int32]], done: Callable[[], object],
+    draws: tuple[int, int, NDArray[Any] | None],
+) -> QTensor:  # fmt: skip
+    """Quantise under scales with zero points."""
+    scale, zeros = found
+    codes = np.empty(values.shape, rule.fmt.code_dtype)
+    q = QTensor(codes, rule.fmt, scale, rule, sizes, zero_point=zeros)
+    divisor, zero = q.element_scale(), q.element_zero_point()
+    assert divisor is not None
+    assert zero is not None
+    by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    for piece in pieces:
+        at = piece if by_piece else ...
+        with np.errstate(over="ignore", under="ignore"):
+            quotient = values[piece].astype(wide, copy=False) / divisor[at]
+        how = draws_of(rule, values, piece, *draws)
+        affine_codes(quotient, zero[at], rule, codes[piece], how)
+        done()
+    _keep_finite(q)
+    return q
+
+
+def _keep_finite(q: QTensor) -> None:
+    """Move integer codes whose value leaves float32 to the next that does not.
+
+    Only the largest numbers of float32 come there: -2**128, which is -128 of MXINT8's largest
+    scale, or the ends of a range that float32 does not hold.
+    """
+    largest = max(q.fmt.max, -q.fmt.min) * (2 if q.zero_point is not None else 1)
+    if q.fmt.kind != "integer" or q.scale is None or not q.scale.size:
+        return
+    if largest * float(q.scale.max()) < float(_FLOAT32_MAX):
+        return
+    scale = np.asarray(q.element_scale(), np.float64) * 2.0**-q.fmt.bias
+    most = np.broadcast_to(np.minimum(np.floor(_FLOAT32_MAX / scale), 2.0**40), q.shape)
+    zero: Any = 0 if q.zero_point is None else q.element_zero_point()
+    np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
+
+
+def draws_of(
+    rule: Quant, values: NDArray[Any], piece: Any, seed: int, offset: int,
+    random: NDArray[Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return how `encode` rounds a slice of the first axis, and what it draws."""
+    how: dict[str, Any] = {"rounding": rule.rounding}
+    if random is not None:
+        return how | {"random": random[piece]}
+    if rule.rounding != "sr":
+        return how
+    first = 0 if piece is ... else piece.start * math.prod(values.shape[1:])
+    return how | {"seed": seed, "offset": offset + first}
+
+
+def _blocks_of(piece: Any, rule: Quant, axis: int) -> Any:
+    """Return the blocks of a slice of the first axis: whole ones, if they run along it."""
+    if axis or piece is ...:
+        return piece
+    size = int(str(rule.block))
+    return slice(piece.start // size, -(-piece.stop // size))
+
+
+def _far_below(rule: Quant) -> bool:
+    """Whether what float32 rounds of x / 2**n, below its normal numbers, cannot change a code.
+
+    Nothing there is near half of the format's least step; rounding up or down would see it. A table
+    may have a middle of two values there, and a format without zero tells what lost it from zero.
+    """
+    f = rule.fmt
+    around = rule.rounding in ("rne", "rna", "rtz") and f.kind != "table" and f.zero
+    return around and f.min_normal >= 2.0**-60 and f.bits <= 16
