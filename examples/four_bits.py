@@ -39,8 +39,8 @@ FORMATS: dict[str, str | ns.Quant] = {
     "AMD FP4": "amdfp4",
     "IF4": "if4",
     "HiF4": "hif4",
-    "INT4, bfloat16 scales": ns.Quant("int4", block=32, scale_format="bfloat16"),
-    "NF4, bfloat16 scales": ns.Quant("nf4", block=32, scale_format="bfloat16"),
+    "INT4 of 32, bfloat16 scales": ns.Quant("int4", block=32, scale_format="bfloat16"),
+    "NF4 of 32, bfloat16 scales": ns.Quant("nf4", block=32, scale_format="bfloat16"),
 }  # fmt: skip
 TURN = 64  # divides every K of both networks
 

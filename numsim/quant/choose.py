@@ -93,6 +93,10 @@ def _two_levels(
         with np.errstate(over="ignore"):
             wanted = np.asarray(amax, np.float64) / rule.fmt.max / by
         codes = narrow_codes(wanted, rule.scale_format)
+        if rule.scale_rule == "if4":  # whose largest element float32 is to hold; others move it
+            with np.errstate(over="ignore"):
+                largest = decode(codes, f).astype(np.float64) * by * rule.fmt.max
+                codes = codes - np.isinf(largest.astype(np.float32))
     if rule.scale_rule == "mse":
         least, most = int(f.zero), f.max_code
         candidates = decode(np.arange(least, most + 1, dtype=f.code_dtype), f).astype(np.float64)

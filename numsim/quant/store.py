@@ -19,6 +19,7 @@ from numsim.quant.choose import Scales, choose
 from numsim.quant.extremes import check_finite, extreme_of, pieces_of
 from numsim.quant.grouped import shared_by
 from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, Quant, has_two_levels, rule_name
+from numsim.quant.scales import WIDE
 from numsim.quant.types import QTensor
 
 _FLOAT32_MAX = np.float64(np.finfo(np.float32).max)
@@ -47,9 +48,11 @@ def stored(
     fast = chosen.elements
     if fast is not None:
         done()
-        return QTensor(
+        q = QTensor(
             fast, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
         )
+        _keep_finite(q)
+        return q
     if rule.scale_rule in ("if4", "hif4"):
         return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
     codes = np.empty(values.shape, rule.fmt.code_dtype)
@@ -163,20 +166,33 @@ def affine_stored(
 
 
 def _keep_finite(q: QTensor) -> None:
-    """Move integer codes whose value leaves float32 to the next that does not.
+    """Move codes whose value leaves float32 to the next that does not.
 
-    Only the largest numbers of float32 come there: -2**128, which is -128 of MXINT8's largest
-    scale, or the ends of a range that float32 does not hold.
+    Only the largest numbers of float32 come there: under scales that are rounded up, or at the ends
+    of a range that float32 does not hold. Floats under powers of two stay: of all scale rules but
+    floor 2**128 comes from the last half step before it, which is an element of MX like others.
     """
-    largest = max(q.fmt.max, -q.fmt.min) * (2 if q.zero_point is not None else 1)
-    if q.fmt.kind != "integer" or q.scale is None or not q.scale.size:
+    f = q.fmt
+    if q.scale is None or not q.scale.size or f.emax >= WIDE:
         return
-    if largest * float(q.scale.max()) < float(_FLOAT32_MAX):
+    if f.kind != "integer" and q.quant is not None and q.quant.scale_format in POW2_FORMATS:
         return
-    scale = np.asarray(q.element_scale(), np.float64) * 2.0**-q.fmt.bias
-    most = np.broadcast_to(np.minimum(np.floor(_FLOAT32_MAX / scale), 2.0**40), q.shape)
-    zero: Any = 0 if q.zero_point is None else q.element_zero_point()
-    np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
+    above = 1.0 if q.tensor_scale is None else np.asarray(q.tensor_scale, np.float64)
+    reach = max(f.max, -f.min) * (2 if q.zero_point is not None else 1)
+    if reach * float(q.scale.max()) * float(np.max(above)) <= float(_FLOAT32_MAX):
+        return
+    scale = np.asarray(q.element_scale(), np.float64) * above
+    if f.kind == "integer":
+        most = np.minimum(np.floor(_FLOAT32_MAX / (scale * 2.0**-f.bias)), 2.0**40)
+        zero: Any = 0 if q.zero_point is None else q.element_zero_point()
+        np.copyto(q.codes, np.clip(q.codes - zero, -most, most) + zero, casting="unsafe")
+        return
+    values = decode(q.codes, f).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond = np.isinf((values * scale).astype(np.float32)) & np.isfinite(values)
+    if beyond.any():
+        most = np.broadcast_to(_FLOAT32_MAX / scale, values.shape)[beyond]
+        q.codes[beyond] = encode(np.copysign(most, values[beyond]), f, rounding="rtz")
 
 
 def draws_of(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import numsim as ns
-from numsim.quant import QUANTS
 from numsim.quant.clip import THRESHOLDS
 from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, POW2_RULES, Quant
 
@@ -212,34 +209,6 @@ def test_quants_that_cannot_be(fields, words):
 def test_a_scale_beyond_its_format_is_said():
     with pytest.raises(ns.NumsimError, match="beyond float16"):
         ns.quantize([1e9], Quant("int8", scale_format="float16"))
-
-
-# Quantising what was dequantised again: which recipes come to the same values, and why others not
-ONCE_MORE = {
-    "nvfp4_4over6": "a block whose scale maps 4 to its amax may choose 6 the second time",
-    "if4": "a block of integers dequantised is rounded to float32, and its amax is 7 x 6/7",
-    "hif4": "the scale of a block comes from amax / 7 in bfloat16, which moves where amax did",
-    "mxint8": "",
-}
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(-8, 10), st.sampled_from(sorted(QUANTS)))
-def test_every_value_is_finite_near_and_zero_stays(seed, power, name):
-    # beyond 49152 x 7 HiF4 saturates, below 2**-14 x 6 the scales of AMD FP4 are coarse
-    rng = np.random.default_rng(seed)
-    x = np.ldexp(rng.standard_t(3, (3, 128)), power).astype(np.float32)
-    x[0, :64] = 0
-    q = ns.quantize(x, name)
-    back = q.dequantize()
-    assert np.isfinite(back).all()
-    assert (back[0, :64] == 0).all()
-    assert (back[x == 0] == 0).all()
-    # no element is further off than the coarsest step of its block, or what clipping costs
-    amax = np.abs(x).reshape(3, -1, 16).max(-1).max()
-    assert np.abs(back - x).max() <= amax / 3
-    if name not in ONCE_MORE:
-        np.testing.assert_array_equal(ns.quantize(back, name).dequantize(), back)
 
 
 def test_if4_holds_integers_where_they_fit_better():

@@ -42,6 +42,23 @@ def test_products_are_those_of_codes_less_zero_points(seed, left, right, rows, c
         np.testing.assert_array_equal(ns.matmul(a, b, target=target), exact.astype(np.float32))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(FORMATS), st.sampled_from(FORMATS),
+    st.sampled_from(("per_tensor", "per_token")), st.sampled_from(("per_tensor", "per_token")),
+    st.integers(1, 40),
+)  # fmt: skip
+def test_the_sum_is_an_integer_scaled_by_one_product(seed, left, right, rows, columns, depth):
+    """D = fp32(acc * fp32(sa * sb)), acc in Python's integers, any scales."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.normal(rng.normal(), 2, s).astype(np.float32) for s in ((3, depth), (depth, 4)))
+    a = ns.quantize(x, ns.Quant(left, rows, zero_point=True))
+    b = ns.quantize(y, ns.Quant(right, columns, zero_point=True), axis=0)
+    whole = (a.codes.astype(object) - a.zero_point) @ (b.codes.astype(object) - b.zero_point)
+    want = whole.astype(np.int32).astype(np.float32) * (a.scale * b.scale).astype(np.float32)
+    np.testing.assert_array_equal(ns.matmul(a, b, target="ideal.int"), want.astype(np.float32))
+
+
 def test_the_int32_sum_is_exact_and_scaled_once():
     rng = np.random.default_rng(1)
     qa, qb = rng.integers(0, 256, (4, 100)), rng.integers(-128, 128, (100, 3))
