@@ -25,7 +25,15 @@ from numsim.quant.extremes import (
     pieces_of,
 )
 from numsim.quant.given import given_above, given_affine, given_scales, static_scales
-from numsim.quant.rule import CHOICE_RULES, POW2_FORMATS, Quant, scale_format_name
+from numsim.quant.grouped import shared_by
+from numsim.quant.rule import (
+    CHOICE_RULES,
+    CLIP_RULES,
+    POW2_FORMATS,
+    Quant,
+    rule_name,
+    scale_format_name,
+)
 from numsim.quant.scales import block_shape, scale_above
 from numsim.quant.store import affine_scales, affine_stored, draws_of, stored
 from numsim.quant.table import as_quant
@@ -179,6 +187,18 @@ def quantize_pieces(
     if rule.granularity != "per_tensor" and not -values.ndim <= axis < values.ndim:
         raise NumsimError(f"quantize: axis {axis} is not an axis of shape {values.shape}")
     sizes = block_shape(rule, values.shape, axis) if rule.granularity == "per_block" else None
+    if _one_first(values, rule, axis) and scale is tensor_scale is None:
+        inner = axis if axis < 0 else axis - 1
+        drawn = None if random is None else random[0]
+        try:
+            return _led(
+                quantize_pieces(
+                    values[0], rule, axis=inner, seed=seed, offset=offset, random=drawn, done=done
+                )
+            )
+        except NumsimError:
+            check_finite(np.abs(values).max(), values)  # whose index has all axes
+            raise
     pieces = pieces_of(values.shape, sizes)
     if rule.zero_point:
         found = affine_scales(values, wide, pieces, rule, sizes, axis, done)
@@ -192,12 +212,16 @@ def quantize_pieces(
     if above is None and rule.above is not None:
         above = scale_above(amax, rule, axis)
     draws = (seed, offset, random)
-    if sizes is None:
+    shared = sizes
+    if rule_name(str(rule.scale_rule)) in CLIP_RULES:  # what a search makes is large
+        shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
+    parts = [...] if shared is None else pieces_of(values.shape, shared, PART)
+    if len(parts) == 1:
         return stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
     whole: QTensor | None = None
-    for part in pieces_of(values.shape, sizes, PART):
-        size = 1 if part is ... else sizes[0]
-        where = part if part is ... else slice(part.start // size, -(-part.stop // size))
+    for part in parts:
+        size = shared[0] if shared is not None else 1
+        where = slice(part.start // size, -(-part.stop // size))
         over = above[part] if np.ndim(above) and len(above) > 1 else above
         fixed = given
         if given is not None:
@@ -207,11 +231,28 @@ def quantize_pieces(
             values[part], wide, amax[where], rule, sizes, axis, fixed, over,
             _moved(draws, part, values.shape), done,
         )  # fmt: skip
-        if q.codes.shape == values.shape:
-            return q
         whole = _joined(whole or _room(q, values.shape, amax.shape, above), q, part, where)
     assert whole is not None
     return whole
+
+
+def _one_first(values: NDArray[Any], rule: Quant, axis: int) -> bool:
+    """Whether a large tensor has a first axis of one, along which no piece can be cut."""
+    plain = rule.granularity == "per_tensor" or axis % values.ndim != 0
+    tiles = isinstance(rule.block, tuple) and values.ndim == 2
+    return values.ndim > 1 and len(values) == 1 and values.size > PART and plain and not tiles
+
+
+def _led(q: QTensor) -> QTensor:
+    """Return a tensor with a first axis of one more."""
+    scale, kept, zeros, above = (
+        x[None] if np.ndim(x) else x for x in (q.scale, q.scale_codes, q.zero_point, q.tensor_scale)
+    )
+    blocks = None if q.block_shape is None else (1, *q.block_shape)
+    return replace(
+        q, codes=q.codes[None], scale=scale, scale_codes=kept, zero_point=zeros,
+        tensor_scale=above, block_shape=blocks,
+    )  # fmt: skip
 
 
 def _room(q: QTensor, shape: tuple[int, ...], scales: tuple[int, ...], above: Any) -> QTensor:

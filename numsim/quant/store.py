@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _special_blocks(
     codes = np.empty(values.shape, fmt.code_dtype)
     for piece in pieces:
         part = values[piece].astype(wide, copy=False)
-        each = piece if piece is ... else slice(piece.start // sizes[0], -(-piece.stop // sizes[0]))
+        each = _scales_at(piece, sizes)
         if whole:
             above = chosen.above
             if above is not None and np.ndim(above):
@@ -150,16 +151,15 @@ def affine_stored(
     scale, zeros = found
     codes = np.empty(values.shape, rule.fmt.code_dtype)
     q = QTensor(codes, rule.fmt, scale, rule, sizes, zero_point=zeros)
-    divisor, zero = q.element_scale(), q.element_zero_point()
-    assert divisor is not None
-    assert zero is not None
-    by_piece = divisor.ndim == values.ndim > 0 and len(divisor) > 1
+    by_piece = scale.ndim == values.ndim > 0 and len(scale) > 1
     for piece in pieces:
-        at = piece if by_piece else ...
+        at = _scales_at(piece, sizes) if by_piece else ...
+        part = replace(q, codes=codes[piece], scale=scale[at], zero_point=zeros[at])
+        divisor, zero = part.element_scale(), part.element_zero_point()
         with np.errstate(over="ignore", under="ignore"):
-            quotient = values[piece].astype(wide, copy=False) / divisor[at]
+            quotient = values[piece].astype(wide, copy=False) / divisor
         how = draws_of(rule, values, piece, *draws)
-        affine_codes(quotient, zero[at], rule, codes[piece], how)
+        affine_codes(quotient, zero, rule, codes[piece], how)
         done()
     _keep_finite(q)
     return q
@@ -193,6 +193,13 @@ def _keep_finite(q: QTensor) -> None:
     if beyond.any():
         most = np.broadcast_to(_FLOAT32_MAX / scale, values.shape)[beyond]
         q.codes[beyond] = encode(np.copysign(most, values[beyond]), f, rounding="rtz")
+
+
+def _scales_at(piece: Any, sizes: tuple[int, ...] | None) -> Any:
+    """Return where the scales of a slice of the first axis are."""
+    if piece is ... or sizes is None:
+        return piece
+    return slice(piece.start // sizes[0], -(-piece.stop // sizes[0]))
 
 
 def draws_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import numsim as ns
 from numsim.explain import explain_recipe
 from numsim.models.named import NAMED, recipe_lines
-from numsim.quant import QUANTS, Quant
+from numsim.quant import QUANTS, Quant, extremes
 from numsim.quant.table import quantised_again
 
 MOST = np.finfo(np.float32).max
@@ -194,3 +195,39 @@ def test_the_reasons_stand_where_a_recipe_is_explained():
         assert f"quantised again      {quantised_again(quant) or 'the same values'}" in text
     assert "keys and values quantised again: the range" in "\n".join(recipe_lines("kv4"))
     assert quantised_again(replace(QUANTS["mxfp4_e2m1"], rounding="sr")) == "rounding is sr"
+
+
+def same(one, other):
+    assert one.block_shape == other.block_shape
+    for part in ("codes", "scale", "scale_codes", "zero_point", "tensor_scale"):
+        got, want = getattr(one, part), getattr(other, part)
+        assert (got is None) == (want is None), part
+        if want is not None:
+            assert np.shape(got) == np.shape(want), part
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("rounding", ["rne", "sr"])
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_pieces_of_any_size_are_the_whole(name, rounding, monkeypatch):
+    """Large tensors are quantised part by part: here parts of 300 values and of all."""
+    quant = EVERY[name]
+    if rounding == "sr":
+        if quant.scale_rule in ("if4", "hif4"):
+            pytest.skip("rounds to nearest")
+        quant = replace(quant, rounding="sr")
+    rng = np.random.default_rng(9)
+    for shape, axis in (((1, 3, 160), -1), ((1, 1, 700), 2), ((40, 48), 1), ((40, 48), 0)):
+        x = np.abs(rng.standard_t(3, shape)) if quant.fmt.min >= 0 else rng.standard_t(3, shape)
+        x = x.astype(np.float32)
+        if isinstance(quant.block, tuple) and axis != len(shape) - 1:
+            continue
+        want = ns.quantize(x, quant, axis=axis, seed=5)
+        with monkeypatch.context() as small:
+            small.setattr(sys.modules["numsim.quant.quantize"], "PART", 300)
+            small.setattr(extremes, "PIECE", 100)
+            same(ns.quantize(x, quant, axis=axis, seed=5), want)
+            if quant.granularity != "none":
+                x[(0,) * (len(shape) - 1) + (7,)] = np.nan
+                with pytest.raises(ns.NumsimError, match=r"index \(0, .*7\)"):
+                    ns.quantize(x, quant, axis=axis)
