@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array
+from numsim.arguments import as_array, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -167,7 +167,7 @@ def quantize_pieces(
         raise NumsimError("quantize: a masked array would lose its mask; pass x.filled(value)")
     values = as_array("quantize", x.data if isinstance(x, np.ma.MaskedArray) else x)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if not isinstance(axis, int | np.integer):
+    if not is_integer(axis):
         raise NumsimError(f"quantize: axis is an integer; got {axis!r}")
     wide = computed_in(values.dtype)
     random = None if random is None else as_array("quantize: random", random)
@@ -197,7 +197,7 @@ def quantize_pieces(
                 )
             )
         except NumsimError:
-            check_finite(np.abs(values).max(), values)  # whose index has all axes
+            check_finite(np.abs(values).max(), values, rule)  # whose index has all axes
             raise
     pieces = pieces_of(values.shape, sizes)
     if rule.zero_point:
@@ -206,7 +206,7 @@ def quantize_pieces(
             found = given_affine(scale, zero_point, rule, found[0].shape)
         return affine_stored(values, wide, pieces, rule, sizes, found, done, (seed, offset, random))
     amax = amax_of(values, wide, pieces, rule, sizes, axis, done)
-    check_finite(amax, values)
+    check_finite(amax, values, rule)
     above = given_above(tensor_scale, rule, values.shape, axis)
     given = None if scale is None else given_scales(scale, rule, amax.shape, above)
     if above is None and rule.above is not None:
@@ -215,7 +215,7 @@ def quantize_pieces(
     shared = sizes
     if rule_name(str(rule.scale_rule)) in CLIP_RULES:  # what a search makes is large
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
-    parts = [...] if shared is None else pieces_of(values.shape, shared, PART)
+    parts: list[Any] = [...] if shared is None else pieces_of(values.shape, shared, PART)
     if len(parts) == 1:
         return stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
     whole: QTensor | None = None
@@ -245,9 +245,8 @@ def _one_first(values: NDArray[Any], rule: Quant, axis: int) -> bool:
 
 def _led(q: QTensor) -> QTensor:
     """Return a tensor with a first axis of one more."""
-    scale, kept, zeros, above = (
-        x[None] if np.ndim(x) else x for x in (q.scale, q.scale_codes, q.zero_point, q.tensor_scale)
-    )
+    each: tuple[Any, ...] = (q.scale, q.scale_codes, q.zero_point, q.tensor_scale)
+    scale, kept, zeros, above = (x[None] if np.ndim(x) else x for x in each)
     blocks = None if q.block_shape is None else (1, *q.block_shape)
     return replace(
         q, codes=q.codes[None], scale=scale, scale_codes=kept, zero_point=zeros,

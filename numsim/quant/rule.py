@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.arguments import is_integer
+from numsim.arguments import P3109, is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
@@ -75,7 +75,7 @@ class Quant:
         than to the next power of two), ``mse``. E2M1 under E4M3 scales: ``4over6:mae``,
         ``4over6:mse``, ``if4`` (see `numsim.quant.four_bits`). ``hif4``: that format's own.
     rounding, overflow
-        As in `numsim.encode`. Searches for scales round to nearest.
+        As in `numsim.encode`, under P3109's names too. Searches for scales round to nearest.
     zero_point
         Integers: the range of the values, not their largest magnitude, maps to the codes, and
         value = (code - zero point) x scale, see `numsim.quant.affine`.
@@ -129,6 +129,8 @@ class Quant:
         ):  # fmt: skip
             if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
                 raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
+        if isinstance(self.overflow, str):
+            object.__setattr__(self, "overflow", P3109.get(self.overflow, self.overflow))
         if self.tensor_scale == "none":  # as TOML says it
             object.__setattr__(self, "tensor_scale", None)
         fmt = get_format(self.format)

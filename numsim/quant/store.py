@@ -137,8 +137,8 @@ def affine_scales(
         extreme_of(values, wide, pieces, rule, sizes, axis, done, which)
         for which in (np.minimum, np.maximum)
     )
-    check_finite(low, values)
-    check_finite(high, values)
+    check_finite(low, values, rule)
+    check_finite(high, values, rule)
     return scales_and_zeros(low, high, rule.fmt)
 
 

@@ -62,6 +62,18 @@ def list_recipes() -> tuple[str, ...]:
     return tuple(QUANTS)
 
 
+def quant_words(quant: Quant) -> str:
+    """Return the name of a storage rule, or its element and what shares a scale.
+
+    >>> quant_words(QUANTS["nvfp4"]), quant_words(Quant("int8", block=32))
+    ('nvfp4', 'int8 in blocks of 32')
+    """
+    named = next((name for name, other in QUANTS.items() if other == quant), None)
+    shared = str(quant.granularity).replace("_", " ")
+    parts = f"in blocks of {quant.block}" if quant.block is not None else shared
+    return named or f"{quant.fmt.label} {parts}"
+
+
 def recipe_name(word: object) -> str | None:
     """Return the name of the storage rule that a word stands for, None for every other word.
 
@@ -162,7 +174,7 @@ def _found(quant: FormatLike) -> Quant:
     if name is not None:
         return QUANTS[name]
     try:
-        return _of_format(get_format(quant))
+        fmt = get_format(quant)
     except NumsimError:
         plain = isinstance(quant, str) and not quant.endswith(".toml")
         near = near_words(str(quant), QUANTS) if plain and not is_ambiguous(str(quant)) else []
@@ -172,3 +184,4 @@ def _found(quant: FormatLike) -> Quant:
                 f"unknown storage rule or format {quant!r}; did you mean {hints}"
             ) from None
         raise
+    return _of_format(fmt)

@@ -230,3 +230,38 @@ def test_products_of_new_blocks_are_those_of_their_values(name):
     exact = q.dequantize().astype(np.float64) @ q.dequantize().astype(np.float64).T
     got = ns.matmul(q, q.T, target="ideal.fp32")
     np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("quant", "words"),
+    [
+        ("if4", "the scales of if4 need"), ("nvfp4", "the scales of nvfp4 need"),
+        ("int8", "the scales of int8 per tensor need"),
+        (Quant("e4m3", block=(2, 8)), r"float8_e4m3fn in blocks of \(2, 8\) need"),
+        (Quant("uint8", "per_token", zero_point=True), "uint8 per token need"),
+        (Quant("int8", scale=1.0), "int8 per tensor need"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_finite_are_counted_and_found(quant, words):
+    x = np.ones((4, 64), np.float32)
+    x[2, 5], x[3, 0] = np.nan, -np.inf
+    with pytest.raises(ns.NumsimError, match=words) as found:
+        ns.quantize(x, quant)
+    assert "2 of 256 are not, the first at index (2, 5)" in str(found.value)
+
+
+def test_a_format_that_nothing_scales_to_is_known():
+    """int1 is a format: its largest value is the trouble, not its name."""
+    with pytest.raises(ns.NumsimError, match="the largest value of int1 is 0"):
+        ns.quantize([1.0], "int1")
+
+
+def test_words_of_p3109_name_the_overflow_of_a_rule():
+    for word, ours in (("SatFinite", "saturate"), ("SatPropagate", "saturate_finite"),
+                       ("SatNone", "special")):  # fmt: skip
+        assert Quant("p3109_k8p4se", overflow=word) == Quant("p3109_k8p4se", overflow=ours)
+
+
+def test_an_axis_is_no_truth_value():
+    with pytest.raises(ns.NumsimError, match="axis is an integer; got True"):
+        ns.quantize(np.ones((2, 16)), "nvfp4", axis=True)

@@ -133,6 +133,7 @@ MATRIX = np.ones((4, 8))
     [
         (lambda: hadamard(22), "use 20 or 24"),
         (lambda: hadamard(0), "sizes are 2"),
+        (lambda: hadamard(1 << 40), r"rotate\(x, block=1099511627776\) needs none"),
         (lambda: rotate(np.ones(10), block=4), "4 does not divide 10"),
         (lambda: rotate(np.ones(8), signs=np.zeros(8)), "signs are"),
         (lambda: gptq(MATRIX, MATRIX, "int4", damp=0), "singular at column"),
