@@ -265,3 +265,16 @@ def test_words_of_p3109_name_the_overflow_of_a_rule():
 def test_an_axis_is_no_truth_value():
     with pytest.raises(ns.NumsimError, match="axis is an integer; got True"):
         ns.quantize(np.ones((2, 16)), "nvfp4", axis=True)
+
+
+@pytest.mark.parametrize("rule", POW2_RULES)
+def test_integers_of_mx_hold_their_scale_at_the_largest_power(rule):
+    """Its exponent is at most 127: 2**128 is no code of E8M0."""
+    most = np.finfo(np.float32).max
+    q = ns.quantize(np.float32([[most, -most, 0, most / 2]]),
+                    Quant("q1.6", block=4, scale_format="e8m0", scale_rule=rule))  # fmt: skip
+    assert q.scale_codes.tolist() == [[254]]
+    assert q.codes.tolist() == [[127, -127, 0, 64]]
+    with pytest.raises(ns.NumsimError, match="divide the tensor by a constant"):
+        ns.quantize(np.array([[1e39]]), Quant("q1.6", block=1, scale_format="e8m0",
+                                              scale_rule="floor"))  # fmt: skip
