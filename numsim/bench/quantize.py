@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from numsim.bench.peers import installed
 from numsim.kernels import jit
 from numsim.quant import Quant, quantize
 from numsim.quant.transforms import gptq, rotate
@@ -87,7 +90,7 @@ class QuantizeTiming:
 def bench_quantize(
     *, side: int = 2048, repeats: int = 7, tasks: tuple[Task, ...] = TASKS
 ) -> list[QuantizeTiming]:
-    """Time `quantize` of a matrix, and rotation beside a copy.
+    """Time `quantize` of a matrix, rotation beside a copy, and torchao where it is installed.
 
     Parameters
     ----------
@@ -131,7 +134,40 @@ def bench_quantize(
         calls["Hadamard of 128"] = lambda: rotate(x, block=128)
         for name, of, aim in (("copy", "", 0.0), ("Hadamard of 128", "copy", 0.3)):
             rows.append(_row(name, of, aim, calls, x.size, repeats, copy))
+        for name, work in _torchao(x):
+            if name in calls:
+                calls[f"torchao {name}"] = work
+                rows.append(_row(f"torchao {name}", name, 0.0, calls, x.size, repeats, copy))
     return rows
+
+
+def _torchao(x: NDArray[np.float32]) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what torchao, where it is installed, does of the same tasks, on one thread."""
+    torch, torchao = installed("torch"), installed("torchao")
+    if torch is None or torchao is None:
+        return
+    mx = importlib.import_module("torchao.prototype.mx_formats.mx_tensor")
+    nv = importlib.import_module("torchao.prototype.mx_formats.nvfp4_tensor")
+    plain = importlib.import_module("torchao.quantization.quant_primitives")
+    tensor, threads = torch.from_numpy(x), torch.get_num_threads()
+    block = (1, x.shape[1])
+
+    def int8() -> object:
+        scale, zero = plain.choose_qparams_affine(
+            tensor, plain.MappingType.SYMMETRIC, block, torch.int8
+        )
+        return plain.quantize_affine(tensor, block, scale, zero, torch.int8)
+
+    def nvfp4() -> object:
+        return nv.nvfp4_quantize(tensor, 16, tensor.abs().max() / (6 * 448))
+
+    torch.set_num_threads(1)
+    try:
+        yield "int8 per token", int8
+        yield "nvfp4", nvfp4
+        yield "mxfp4_e2m1", lambda: mx.to_mx(tensor, torch.float4_e2m1fn_x2, 32)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def bench_gptq(side: int = 4096) -> float:

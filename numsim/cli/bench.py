@@ -69,7 +69,8 @@ def print_quantize() -> None:
     for row in bench_quantize():
         share = f"{row.share:.3g}" if row.of else ""
         aim = f"{row.aim:.2g}" if row.aim else ""
-        cells.append((row.task, f"{row.rate:,.3g}", f"{row.of_copy:.2f}", row.of, share, aim))
+        rate = f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.3g}"
+        cells.append((row.task, rate, f"{row.of_copy:.2f}", row.of, share, aim))
     say("quantisation, one core (x2: two), best of the repetitions")
     say("\n".join(columns(cells, "<>><>>")))
     say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")

@@ -59,7 +59,7 @@ def calibrate(
         replace_files({out: found.to_toml().encode()})
     except OSError as error:
         raise NumsimError(f"calibrate: cannot write {out}: {error.strerror}") from None
-    count = sum(each.activation_scale is not None for _, each in found.rules)
+    count = sum(getattr(each.activations, "scale", None) is not None for _, each in found.rules)
     say(f"{out}: {count} static scales by {rule} of {_counted(pieces)}")
 
 

@@ -25,7 +25,7 @@ _POWERS = [2**n for n in range(1, 17)]
 ULPS = ("0", "1", "2", *(f"{n + 1}-{2 * n}" for n in _POWERS), f"{2 * _POWERS[-1] + 1}-")
 _EDGES = np.array([1, 2, *(n + 1 for n in _POWERS), 2 * _POWERS[-1] + 1])
 _STORAGE = (
-    "activations", "weights", "out_format", "activation_scale", "rotate", "outliers",
+    "activations", "weights", "out_format", "rotate", "outliers",
 )  # fmt: skip
 _CHAIN = ("promote_every", "split_k", "split_order", "split_tile")
 

@@ -13,6 +13,7 @@ from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
+from numsim.quant.table import quantised_again
 
 _RULES = {  # of scales; {most}: the largest block scale aimed at
     "floor": "floor: 2**(floor(log2 amax) - {emax}); quotients stay below 2**{above}, those beyond "
@@ -82,6 +83,7 @@ def explain_recipe(name: str) -> str:
             text.format(emax=f.emax, above=f.emax + 1, max=exact_text(f.max), over=over),
         ),
         ("rounding, overflow", f"{rule.rounding}, {rule.overflow}"),
+        ("quantised again", quantised_again(rule) or "the same values"),
         ("bits per value", f"{exact_text(_bits(rule))}{above[rule.above]}"),
     ]
     lines = [f"{recipe_title(name)}, from {SOURCES[name]}"]

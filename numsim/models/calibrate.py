@@ -30,8 +30,9 @@ def calibrated(
     model
         The network.
     recipe
-        Its rules; those of stored matrices whose activations have one scale a tensor get a static
-        one. An expert that no token reaches keeps its rule.
+        Its rules; in those of stored matrices whose activations have a float32 scale of the tensor,
+        alone or above narrow ones (NVFP4), `Quant.scale` fixes it. An expert that no token reaches
+        keeps its rule.
     windows
         Token ids, each [T] or [B, T]; or arguments of `Model.run`, ``{"pixels": ...}``.
     rule, momentum
@@ -47,22 +48,22 @@ def calibrated(
     >>> from numsim.models import bundled_model, named_recipe
     >>> import numpy as np
     >>> found = calibrated(bundled_model(), named_recipe("te_delayed"), [np.arange(8)])
-    >>> found.rule("layers.0.q_proj").activation_scale > 0
+    >>> found.rule("layers.0.q_proj").activations.scale > 0
     True
     """
     rules = recipe.check(model.gemm_names())
     wanted = {
-        name: each
+        name: each.activations
         for name, each in rules.items()
         if isinstance(each.activations, Quant)
-        and each.activations.granularity == "per_tensor"
-        and not each.activations.zero_point
+        and each.activations.has_one_scale
         and f"{name}.weight" in model.tensors
     }
     if not wanted:
         raise NumsimError(
-            "calibrate: static scales are for activations with one scale a tensor; this recipe "
-            "stores none so; use te_delayed, or Recipe.uniform('int8', target=...)"
+            "calibrate: static scales are for activations with one float32 scale a tensor and no "
+            "zero point; this recipe stores none so; use te_delayed, nvfp4, or "
+            "Recipe.uniform('int8', target=...)"
         )
     seen = {name: Calibration(rule, momentum=momentum) for name in wanted}
     for tokens in windows:
@@ -76,7 +77,7 @@ def calibrated(
     found: list[Any] = []
     for name, each in rules.items():
         if name in wanted and seen[name].tensors:
-            scale = float(seen[name].scale(wanted[name].activations.fmt))  # type: ignore[union-attr]
-            each = replace(each, activation_scale=scale)
+            scale = float(seen[name].scale(wanted[name]))
+            each = replace(each, activations=replace(wanted[name], scale=scale))
         found.append((name, each))
     return replace(recipe, rules=tuple(found))

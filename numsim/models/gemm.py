@@ -173,13 +173,12 @@ def make_gemm(
     def stored_left(
         name: str, rule: Rule, quant: Quant, x: Array, shape: tuple[int, ...], ids: Ints
     ) -> Any:
-        scale = rule.activation_scale
         if quant.rounding != "sr":
-            key = quant, rule.rotate, scale
+            key = quant, rule.rotate
             if key not in recent or recent[key][0] is not x:
                 recent.clear()
                 turned = _rotated(x, rule, -1).reshape(shape)
-                recent[key] = (x, quantize(turned, quant, axis=-1, scale=scale))
+                recent[key] = (x, quantize(turned, quant, axis=-1))
             return recent[key][1]
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
         random = draws(
@@ -188,7 +187,7 @@ def make_gemm(
         )  # fmt: skip
         random = np.broadcast_to(random if len(shape) > 2 else random[0], x.shape).reshape(shape)
         turned = _rotated(x, rule, -1).reshape(shape)
-        return quantize(turned, quant, axis=-1, random=random, scale=scale)
+        return quantize(turned, quant, axis=-1, random=random)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
         if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]

@@ -9,6 +9,7 @@ from numsim.float_state import known_floats
 from numsim.models.recipe import Recipe
 from numsim.models.rule import Rule
 from numsim.quant import QUANTS, Quant
+from numsim.quant.table import quantised_again
 from numsim.targets import Target
 
 _HOPPER, _BLACKWELL = "nvidia.hopper.wgmma", "nvidia.blackwell.tcgen05"
@@ -164,5 +165,9 @@ def recipe_lines(name: str) -> list[str]:
     lines += [f"  first: {steps[step]} (numsim.models.prepare)" for step in entry.prepare]
     if entry.calibrate:
         lines.append("  static scales of activations: numsim calibrate writes them")
+    sides = {**entry.linears, "keys and values": entry.keys}
+    for side in ("activations", "weights", "keys and values"):
+        why = "" if sides.get(side) is None else quantised_again(sides[side])
+        lines += [f"  {side} quantised again: {why}"] if why else []
     lines += [f"  {line}" for line in named_recipe(name).to_toml().splitlines()]
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numsim.errors import NumsimError, near_names
-from numsim.files import read_toml
+from numsim.files import digest_of, read_toml
 from numsim.float_state import known_floats
 from numsim.models.rule import (
     QuantLike,
@@ -196,7 +195,7 @@ class Recipe:
         >>> recipe.digest()
         'ab00c5fb265b793e'
         """
-        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:16]
+        return digest_of(self.to_toml())
 
     @classmethod
     def uniform(

@@ -22,7 +22,7 @@ from numsim.targets.table import changes_of
 from numsim.targets.toml import own_format, toml_value
 
 QuantLike = Quant | FormatLike | None
-_STEPS = ("activation_scale", "rotate", "outliers")  # fields of a rule that are numbers
+_STEPS = ("rotate", "outliers")  # fields of a rule that are numbers
 
 
 @known_floats
@@ -40,8 +40,6 @@ class Rule:
         The unit.
     out_format : str
         Format of the unit's output; it is widened to float32 for what follows.
-    activation_scale : float, optional
-        A static scale of activations that have one scale a tensor (`numsim calibrate` finds them).
     rotate : int, optional
         Both operands are rotated along K in blocks of so many before they are stored
         (`numsim.quant.transforms.rotate`): their product stays, outliers spread.
@@ -59,7 +57,6 @@ class Rule:
     weights: QuantLike = None
     target: Target | str = "ideal.fp32"
     out_format: str = "float32"
-    activation_scale: float | None = None
     rotate: int | None = None
     outliers: float | None = None
 
@@ -73,18 +70,10 @@ class Rule:
         self._check_steps()
 
     def _check_steps(self) -> None:
-        for name in ("activation_scale", "outliers"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < np.inf):
-                raise NumsimError(f"Rule: {name} is a positive number; got {value!r:.40}")
-        left = self.activations
-        whole = isinstance(left, Quant) and left.granularity == "per_tensor" and not left.zero_point
-        if self.activation_scale is not None and not whole:
-            raise NumsimError(
-                "Rule: activation_scale is for activations with one scale a tensor and no zero "
-                f"point; got {left!r:.120}"
-            )
+        value = self.outliers
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < np.inf):
+            raise NumsimError(f"Rule: outliers is a positive number; got {value!r:.40}")
         if self.rotate is not None:
             hadamard_order(self.rotate)
         stored = self.activations is not None or self.weights is not None

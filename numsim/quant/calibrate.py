@@ -18,8 +18,9 @@ from numsim.convert import cast
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
-from numsim.quant.rule import percentile
-from numsim.quant.scales import amax_scale
+from numsim.quant.rule import Quant, percentile
+from numsim.quant.scales import scale_above, scales_from_amax
+from numsim.quant.table import as_quant
 
 CALIBRATIONS = ("amax", "moving", "percentile:P", "mse")
 _SHIFT = 15  # of the 23 fraction bits, those below the sketch's
@@ -126,13 +127,13 @@ class Calibration:
             return self._least_error(fmt)
         return self._average if self.rule == "moving" else self._most
 
-    def scale(self, fmt: FormatLike) -> np.float32:
-        """Return the float32 scale for a format, what ``numsim.quantize(..., scale=)`` takes.
+    def scale(self, quant: FormatLike | Quant) -> np.float32:
+        """Return the float32 scale of a tensor, what ``Quant(..., scale=)`` fixes.
 
         Raises
         ------
         NumsimError
-            Where no tensor came.
+            Where no tensor came, and for a `Quant` whose float32 scales are not the tensor's.
 
         Examples
         --------
@@ -141,8 +142,16 @@ class Calibration:
         >>> seen.scale("int8")
         np.float32(2.0)
         """
-        amax = np.asarray(self.amax(fmt), np.float32)
-        return np.float32(amax_scale(amax, get_format(fmt).max))
+        rule = as_quant(quant)
+        if not rule.has_one_scale or (self.rule == "mse" and rule.above is not None):
+            raise NumsimError(
+                f"calibrate: {self.rule} finds one float32 scale of a tensor"
+                f"{', with none below it' if self.rule == 'mse' else ''}; got {rule!r:.200}"
+            )
+        amax = np.asarray(self.amax(rule.fmt), np.float32)
+        if rule.above is not None:
+            return np.float32(scale_above(amax, rule, -1))
+        return np.float32(scales_from_amax(amax, rule))
 
     def _least_error(self, fmt: FormatLike) -> float:
         f = get_format(fmt)

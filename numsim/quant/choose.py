@@ -1,4 +1,4 @@
-"""The scales of a tensor: given, or by the rule of its `Quant`."""
+"""The scales of a tensor by the rule of its `Quant`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from numsim.arguments import as_array, index_of
 from numsim.convert import decode, encode
-from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
 from numsim.quant.four_bits import four_over_six, rows_of_memory, stored_four_over_six
@@ -95,6 +93,10 @@ def _two_levels(
         with np.errstate(over="ignore"):
             wanted = np.asarray(amax, np.float64) / rule.fmt.max / by
         codes = narrow_codes(wanted, rule.scale_format)
+        if rule.scale_rule == "if4":  # whose largest element float32 is to hold; others move it
+            with np.errstate(over="ignore"):
+                largest = decode(codes, f).astype(np.float64) * by * rule.fmt.max
+                codes = codes - np.isinf(largest.astype(np.float32))
     if rule.scale_rule == "mse":
         least, most = int(f.zero), f.max_code
         candidates = decode(np.arange(least, most + 1, dtype=f.code_dtype), f).astype(np.float64)
@@ -130,90 +132,3 @@ def _least_error(
     chosen = candidates[place].reshape(amax.shape)
     empty = 2.0**-127 if rule.scale_format in POW2_FORMATS else 1.0
     return np.where(zero, empty, chosen).astype(np.float32)
-
-
-def given_scales(scale: ArrayLike, rule: Quant, shape: tuple[int, ...], above: Any) -> Scales:
-    """Return scales from outside, of the shape that `QTensor.scale` has.
-
-    Raises
-    ------
-    NumsimError
-        For scales of another shape, that are not positive and finite, that their format does not
-        hold, or under which the largest element leaves float32.
-    """
-    values = _positive(scale, "scale", shape)
-    f = None
-    if rule.scale_format in POW2_FORMATS:
-        f = get_format("float8_e8m0fnu")
-    elif rule.scale_format != "float32":
-        f = get_format(rule.scale_format)
-    codes = None
-    if f is not None:
-        codes = encode(values, f)
-        differ = np.flatnonzero(decode(codes, f) != values)
-        if differ.size:
-            raise NumsimError(
-                f"quantize: scales of {rule.scale_format} are values of it; {differ.size} of "
-                f"{values.size} are not, the first is {values.flat[differ[0]]!s}; round them "
-                f"first: numsim.cast(scale, {rule.scale_format!r})"
-            )
-    if has_two_levels(rule.scale_format) and rule.above is not None and above is None:
-        raise NumsimError(
-            "quantize: given block scales stand under a tensor scale; give tensor_scale too, or "
-            "use a Quant of tensor_scale=None"
-        )
-    with np.errstate(over="ignore"):
-        most = float(np.max(values, initial=0.0)) * rule.fmt.max
-        most *= 1.0 if above is None else float(np.max(above))
-        beyond = np.isinf(np.float32(most))
-    if beyond:
-        raise NumsimError(
-            f"quantize: under the scale {float(np.max(values)):.3g} the largest value of "
-            f"{rule.fmt.label} leaves float32; give a smaller scale"
-        )
-    keeps_codes = has_two_levels(rule.scale_format) or rule.scale_format == "float8_e8m0fnu"
-    return Scales(values, codes, f, above) if keeps_codes else Scales(values)
-
-
-def given_above(
-    tensor_scale: ArrayLike | None, rule: Quant, shape: tuple[int, ...], axis: int
-) -> Any:
-    """Return the float32 scale of a tensor or of its rows from outside; None: none is given.
-
-    Raises
-    ------
-    NumsimError
-        As `given_scales`, and for a rule that has no such scale.
-    """
-    if tensor_scale is None:
-        return None
-    if rule.above is None:
-        raise NumsimError(
-            "quantize: tensor_scale stands above narrow block scales; this Quant has none "
-            f"(scale_format={rule.scale_format!r}, tensor_scale={rule.tensor_scale!r})"
-        )
-    want: tuple[int, ...] = ()
-    if rule.above == "per_token":
-        want = tuple(1 if i == axis % len(shape) else n for i, n in enumerate(shape))
-    values = _positive(tensor_scale, "tensor_scale", want)
-    return values if want else np.float32(values)
-
-
-def _positive(given: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = as_array(f"quantize: {name}", given)
-    if array.dtype.kind not in "iuf":
-        raise NumsimError(f"quantize: {name} holds positive numbers; got {array.dtype}")
-    if array.shape != shape and not (array.size == 1 and shape == ()):
-        raise NumsimError(
-            f"quantize: {name} has the shape {shape}, that of QTensor.{name}; got {array.shape}"
-        )
-    with np.errstate(over="ignore", under="ignore"):
-        values = array.reshape(shape).astype(np.float32)
-    wrong = np.flatnonzero(~((values > 0) & np.isfinite(values)))
-    if wrong.size:
-        raise NumsimError(
-            f"quantize: {name} is positive and finite in float32; {wrong.size} of {values.size} "
-            f"are not, the first is {array.flat[wrong[0]]!s} at index "
-            f"{index_of(int(wrong[0]), values.shape)}; a tensor of zeros has the scale 1"
-        )
-    return values

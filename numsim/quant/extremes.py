@@ -16,10 +16,9 @@ from numsim.errors import NumsimError
 from numsim.formats import Format
 from numsim.kernels.convert import blocks
 from numsim.kernels.convert.float32 import largest
-from numsim.quant.rule import (
-    Quant,
-)
+from numsim.quant.rule import Quant
 from numsim.quant.scales import block_amax, over_blocks
+from numsim.quant.table import quant_words
 
 PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
 PART = 1 << 21  # those whose blocks get their scales together
@@ -117,12 +116,13 @@ def check_signs(values: NDArray[Any], fmt: Format) -> None:
         )
 
 
-def check_finite(amax: Any, values: NDArray[Any]) -> None:
-    """Raise NumsimError where a largest magnitude is not finite: how many, and the first index."""
+def check_finite(amax: Any, values: NDArray[Any], rule: Quant) -> None:
+    """Raise NumsimError where a largest magnitude is not finite: how many, where, of which rule."""
     if not np.isfinite(amax).all():
         bad = ~np.isfinite(values.astype(np.float64))
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise NumsimError(
-            f"quantize: a scale needs finite values; {int(bad.sum())} of {values.size} are not, "
-            f"the first at index {index}; clip them, or use granularity='none'"
+            f"quantize: the scales of {quant_words(rule)} need finite values; {int(bad.sum())} of "
+            f"{values.size} are not, the first at index {index}; clip them, or use "
+            "granularity='none'"
         )

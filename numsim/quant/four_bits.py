@@ -119,6 +119,33 @@ def if4(
     return integers
 
 
+def halves(
+    values: NDArray[np.float64], scale_codes: NDArray[Any], above: Any, quant: Quant
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Return half steps of IF4 under known scales, [rows] each, and what they stand for."""
+    integers = (scale_codes & INTEGERS) != 0
+    kept = np.asarray(scale_codes & 0x7F, np.uint8)
+    scale = _scale(kept, 1.0 if above is None else np.ravel(above), quant)
+    whole = np.clip(np.rint(values / scale * 7 / 6), -7, 7)
+    steps = np.where(integers, whole, cast(values / scale, _E2M1).astype(np.float64))
+    found = steps * np.where(integers, scale * 6 / 7, scale)
+    return (steps * 2).astype(np.int8), found
+
+
+def quarters(
+    values: NDArray[np.float64], scale: NDArray[np.float64], doubled: NDArray[np.int64]
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Return quarters of HiF4 under known scales and levels, and what they stand for.
+
+    >>> [part.tolist() for part in quarters(np.array([3.4]), np.array([1.0]), np.array([1]))]
+    [[14], [3.5]]
+    """
+    inverse = cast(1.0 / scale, "bfloat16").astype(np.float64)
+    elements = np.minimum(np.floor(np.ldexp(np.abs(values) * inverse, 2 - doubled) + 0.5), 7)
+    found = np.copysign(np.ldexp(elements, doubled), values)
+    return found.astype(np.int8), found / 4 * scale
+
+
 def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> NDArray[np.float32]:
     """Return fp32(code / 2 * scale * above), 6/7 of it where a block holds integers.
 
@@ -171,8 +198,7 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     level_3 = (np.ldexp(quotient, -twice) >= 2).astype(np.int64)
     doubled = np.repeat(twice + level_3, 4, axis=1)
     elements = np.minimum(np.floor(np.ldexp(magnitude * inverse, 2 - doubled) + 0.5), 7)
-    quarters = np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
-    return scale_codes, quarters
+    return scale_codes, np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
 
 
 def _hif4_scales(amax: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.arguments import is_integer
+from numsim.arguments import P3109, is_integer
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, format_name, get_format, kept_format
@@ -75,7 +75,7 @@ class Quant:
         than to the next power of two), ``mse``. E2M1 under E4M3 scales: ``4over6:mae``,
         ``4over6:mse``, ``if4`` (see `numsim.quant.four_bits`). ``hif4``: that format's own.
     rounding, overflow
-        As in `numsim.encode`. Searches for scales round to nearest.
+        As in `numsim.encode`, under P3109's names too. Searches for scales round to nearest.
     zero_point
         Integers: the range of the values, not their largest magnitude, maps to the codes, and
         value = (code - zero point) x scale, see `numsim.quant.affine`.
@@ -129,6 +129,8 @@ class Quant:
         ):  # fmt: skip
             if isinstance(word := getattr(self, name), np.ndarray):  # has no truth value
                 raise NumsimError(f"Quant: {name} is a word; got an array {list(word.shape)}")
+        if isinstance(self.overflow, str):
+            object.__setattr__(self, "overflow", P3109.get(self.overflow, self.overflow))
         if self.tensor_scale == "none":  # as TOML says it
             object.__setattr__(self, "tensor_scale", None)
         fmt = get_format(self.format)
@@ -245,6 +247,18 @@ class Quant:
         single = self.scale_rule == "hif4" or not has_two_levels(self.scale_format)
         return None if single else self.tensor_scale
 
+    @property
+    def has_one_scale(self) -> bool:
+        """Whether a float32 scale is the tensor's alone, so that `scale` can fix it.
+
+        Examples
+        --------
+        >>> [Quant("int8", how).has_one_scale for how in ("per_tensor", "per_token")]
+        [True, False]
+        """
+        plain = self.granularity == "per_tensor" and self.scale_format == "float32"
+        return not self.zero_point and (plain or self.above == "per_tensor")
+
     def stored_bits(self, rows: int, columns: int) -> float:
         """Return the bits that a [rows, columns] matrix takes, quantised along its columns.
 
@@ -280,13 +294,12 @@ def _fixed_scale(quant: Quant) -> float:
         value = float(np.float32(given)) if one and given is not None else 0.0
     if not 0 < value < math.inf:
         raise NumsimError(f"Quant: scale is a number above 0 that float32 has; got {given!r:.60}")
-    plain = quant.granularity == "per_tensor" and quant.scale_format == "float32"
-    if quant.zero_point or not (plain or quant.above == "per_tensor"):
+    if not quant.has_one_scale:
         raise NumsimError(
             "Quant: a fixed scale is that of a tensor, granularity per_tensor, or the one above "
             f"narrow block scales; got granularity={quant.granularity!r}, scale_format="
             f"{quant.scale_format!r}, tensor_scale={quant.tensor_scale!r}, zero_point="
-            f"{quant.zero_point}; scales of parts go to quantize(..., scale=...)"
+            f"{quant.zero_point}; scales of parts are given to quantize(..., scale=...)"
         )
     return value
 

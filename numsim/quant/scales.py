@@ -126,7 +126,10 @@ def stored_scale(
 
 
 def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray[np.int64]:
-    """Return the scale's exponent; -127 for a block of zeros."""
+    """Return the scale's exponent; -127 for a block of zeros.
+
+    At most 127 for an amax of float32, which then saturates.
+    """
     fraction, exponent = np.frexp(amax)  # amax = fraction * 2**exponent, 0.5 <= fraction < 1
     floor = exponent.astype(np.int64) - 1
     if rule == "floor":
@@ -144,6 +147,7 @@ def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray
         result = exponent.astype(np.int64) - int(top_exponent) + (fraction > top)
     else:
         raise NotImplementedError(f"scale_rule {rule} of POW2_RULES has no branch here")
+    result = np.where(floor <= 127, np.minimum(result, 127), result)
     return np.where(amax == 0, np.int64(-127), result)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+
+from numsim.convert import cast
 from numsim.decimals import short_text
 from numsim.errors import NumsimError, near_words
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format, is_ambiguous, near_formats
-from numsim.quant.rule import Quant
+from numsim.quant.rule import POW2_FORMATS, Quant, has_two_levels
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
 
@@ -59,6 +62,18 @@ def list_recipes() -> tuple[str, ...]:
     return tuple(QUANTS)
 
 
+def quant_words(quant: Quant) -> str:
+    """Return the name of a storage rule, or its element and what shares a scale.
+
+    >>> quant_words(QUANTS["nvfp4"]), quant_words(Quant("int8", block=32))
+    ('nvfp4', 'int8 in blocks of 32')
+    """
+    named = next((name for name, other in QUANTS.items() if other == quant), None)
+    shared = str(quant.granularity).replace("_", " ")
+    parts = f"in blocks of {quant.block}" if quant.block is not None else shared
+    return named or f"{quant.fmt.label} {parts}"
+
+
 def recipe_name(word: object) -> str | None:
     """Return the name of the storage rule that a word stands for, None for every other word.
 
@@ -80,6 +95,43 @@ def recipe_name(word: object) -> str | None:
         raise NumsimError(f"{word!r} is the name of several storage rules: {', '.join(known)}")
     key = ALIASES.get(key, key)
     return key if key in QUANTS else None
+
+
+_SUBNORMAL = "blocks whose scale is subnormal, of few bits, may take another scale and clip"
+_AGAIN: dict[str, str] = {
+    "hif4": "amax / 7 in bfloat16 moves where the amax was rounded",
+    "kl": "what was clipped counts in another bin",
+    "amax_half": "the amax comes back half a step smaller",
+}
+
+
+def quantised_again(quant: Quant) -> str:
+    """Return why dequantised values, quantised again, may change; nothing where they do not.
+
+    That is so of nearest rounding where scales are normal numbers of float32.
+
+    >>> quantised_again(Quant("int8", "per_token")), quantised_again(QUANTS["mxint8"])
+    ('', 'an element of -128 has twice the scale the next time')
+    """
+    fmt, rule = quant.fmt, str(quant.scale_rule)
+    powers, two = quant.scale_format in POW2_FORMATS, has_two_levels(quant.scale_format)
+    middle = np.float64((fmt.max / 2.0**fmt.emax + 2) / 2)
+    if quant.granularity == "none" or quant.scale is not None:
+        return ""
+    if quant.rounding != "rne":
+        return f"rounding is {quant.rounding}"
+    if quant.zero_point:
+        return "the range begins and ends at codes the next time, which its zero point moved"
+    if rule in _AGAIN:
+        return _AGAIN[rule]
+    if rule == "mse" and (two or quant.scale_format == "float32"):
+        return "values rounded to float32 may fit another scale as well"
+    if powers and rule == "floor" and fmt.kind == "integer":
+        least = int(fmt.min * 2**fmt.bias)
+        return f"an element of {least} has twice the scale the next time"
+    if rule == "midmax" and cast(middle, fmt) == middle:
+        return f"an amax rounded to {float(middle):g} of a power takes half the scale, and clips"
+    return _SUBNORMAL if two else ""
 
 
 @known_floats
@@ -122,7 +174,7 @@ def _found(quant: FormatLike) -> Quant:
     if name is not None:
         return QUANTS[name]
     try:
-        return _of_format(get_format(quant))
+        fmt = get_format(quant)
     except NumsimError:
         plain = isinstance(quant, str) and not quant.endswith(".toml")
         near = near_words(str(quant), QUANTS) if plain and not is_ambiguous(str(quant)) else []
@@ -132,3 +184,4 @@ def _found(quant: FormatLike) -> Quant:
                 f"unknown storage rule or format {quant!r}; did you mean {hints}"
             ) from None
         raise
+    return _of_format(fmt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from numsim.errors import NumsimError, SkippedWarning, UnsupportedError, near_names, warn
+from numsim.files import digest_of
 from numsim.formats import Format, get_format, table_name
 from numsim.models import Recipe, Rule
 from numsim.models.gemm import probe
@@ -148,7 +148,7 @@ def units_of(targets: Iterable[str | Target]) -> list[tuple[str, str, Target]]:
     units = [(given, *one) for given in targets for one in with_fields(given)]
     found = []
     for given, called, unit in dict.fromkeys(units):
-        digest = hashlib.sha256(unit.to_toml().encode()).hexdigest()[:16]
+        digest = digest_of(unit.to_toml())
         if any(name == called and other != unit for _, name, other in units):
             called = given if isinstance(given, str) else f"{called} {digest[:8]}"
         found.append((called, "" if label(unit) in list_targets() else digest, unit))

@@ -156,25 +156,30 @@ def _result(
 ) -> NDArray[Any]:
     """Return D [count, M, N]."""
     unit, rule, out, block = plan.target, plan.rule, plan.out, plan.block
-    if block is not None:
 
-        def chain(x: QTensor, y: QTensor) -> NDArray[Any]:
-            return chained(rule, x, y, None, out, unit, engine)
+    def summed(x: QTensor, y: QTensor, k0: int, start: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the sums of codes without scales, from k0 on, less their zero points."""
+        acc = chained(rule, x, y, start, out, unit, engine)
+        if not adds_integers(rule) or not zeros.has_zero_point(a, b):
+            return acc
+        found = zeros.terms(x, y, zeros.at(a, -1, k0), zeros.at(b, -2, k0))
+        bits = max(rule.outer_bits if restarts(unit) else rule.acc_bits, 32)
+        return engine.add_terms(acc, found.reshape(acc.shape), rule, bits, x.shape[-1])
+
+    if block is not None:
 
         def at_once(total: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
             plain = engine is runs and not restarts(unit)  # others watch every chain
             return outside.add_blocks(rule, a, b, block, out, total) if plain else None
 
-        total = scaling.blockwise(rule, a, b, block, chain, c, at_once)
+        total = scaling.blockwise(rule, a, b, block, summed, c, at_once)
         return total if out.name in ("float32", "int32") else round_to(total, out, rule)
     scale: Any = None
     if plan.inside:
         acc = chained(rule, a, b, c, out, unit, engine)
     else:
         scale = scaling.constant_scales(a, b)
-        acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
-        if adds_integers(rule) and zeros.has_zero_point(a, b):
-            acc = zeros.corrected(acc, bare(a), bare(b), zeros.at(a, -1), zeros.at(b, -2), rule)
+        acc = summed(bare(a), bare(b), 0, c)
     above = scaling.tensor_scale(a, b)
     if above is not None:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -13,6 +13,7 @@ from numsim.targets import levels
 from numsim.targets.chain import Chain, Work, new_tally, one_nan
 from numsim.targets.fast import COUNTED, FAST
 from numsim.targets.fast.integer import add_integer_parts
+from numsim.targets.fast.integer import add_terms as add_terms
 from numsim.targets.levels import Level
 from numsim.targets.rules import Rule, about, adds_integers
 

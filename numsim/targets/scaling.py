@@ -13,7 +13,6 @@ from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.kernels.elementwise.times import times
 from numsim.quant import QTensor
-from numsim.targets import zeros
 from numsim.targets.chain import DTYPES, one_nan, round_to
 from numsim.targets.rules import Rule, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
@@ -125,11 +124,12 @@ def _scale(q: QTensor, axis: int, k: int = 0) -> NDArray[np.float32]:
 
 def blockwise(
     rule: Rule, a: QTensor, b: QTensor, block: int,
-    chain: Callable[[QTensor, QTensor], NDArray[Any]], c: NDArray[Any] | None,
+    chain: Callable[[QTensor, QTensor, int], NDArray[Any]], c: NDArray[Any] | None,
     at_once: Callable[[NDArray[np.float32] | None], NDArray[np.float32] | None],
 ) -> NDArray[np.float32]:  # fmt: skip
     """Every block of K a chain from +0, scaled and added in float32 in K order; [count, M, N].
 
+    `chain` gives the sums of the operands of a block that begins at a k.
     `c` starts the sum, or comes last where a scale of the whole tensor follows the blocks.
     `at_once` adds all blocks to the start of the sum, or returns None.
     """
@@ -147,7 +147,7 @@ def blockwise(
 
 def _one_by_one(
     rule: Rule, a: QTensor, b: QTensor, block: int,
-    chain: Callable[[QTensor, QTensor], NDArray[Any]], total: NDArray[np.float32] | None,
+    chain: Callable[[QTensor, QTensor, int], NDArray[Any]], total: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:  # fmt: skip
     k, lead = a.shape[-1], a.shape[:-2]
     codes_a, codes_b = bare(a), bare(b)
@@ -157,10 +157,7 @@ def _one_by_one(
             scale = _block_scale(_scale(a, -1, k0), _scale(b, -2, k0))
             try:
                 left, right = k_slice(codes_a, -1, k0, stop), k_slice(codes_b, -2, k0, stop)
-                acc = chain(left, right)
-                if adds_integers(rule) and zeros.has_zero_point(a, b):
-                    at_a, at_b = zeros.at(a, -1, k0), zeros.at(b, -2, k0)
-                    acc = zeros.corrected(acc, left, right, at_a, at_b, rule)
+                acc = chain(left, right, k0)
             except Overflowed as found:
                 found.k += k0
                 raise

@@ -13,7 +13,7 @@ from numsim.formats import Format
 from numsim.quant import QTensor
 from numsim.targets.chain import round_to
 from numsim.targets.levels import Level
-from numsim.targets.rules import Rule, about, adds_integers
+from numsim.targets.rules import IntSum, Rule, about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.types import Target
 
@@ -30,6 +30,11 @@ class Engine(Protocol):
         self, parts: list[NDArray[Any]], rule: Rule, level: Level | None = None
     ) -> NDArray[Any]:
         """Add the results of promoted or split chains in order, in float32 or as a level does."""
+
+    def add_terms(
+        self, acc: NDArray[Any], terms: NDArray[np.int64], rule: IntSum, bits: int, depth: int
+    ) -> NDArray[Any]:
+        """Add the terms of zero points to sums of codes."""
 
 
 def chained(

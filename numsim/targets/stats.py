@@ -27,7 +27,7 @@ from numsim.targets import runs
 from numsim.targets.chain import Chain, Tally, shape
 from numsim.targets.fast.integer import outside
 from numsim.targets.levels import Level
-from numsim.targets.rules import Rule, adds_integers
+from numsim.targets.rules import IntSum, Rule, adds_integers
 from numsim.targets.tensor import quantum, signed_bits
 
 
@@ -163,6 +163,15 @@ class Counter:
                 found[STEPS] += before.size
                 before = after
         return result
+
+    def add_terms(
+        self, acc: NDArray[Any], terms: NDArray[np.int64], rule: IntSum, bits: int, depth: int
+    ) -> NDArray[Any]:
+        """Add the terms of zero points as `runs` does, counting sums that leave the accumulator."""
+        _, above, below = outside(acc.astype(np.int64), terms, bits)
+        saturate = rule.overflow == "saturate"
+        self.counts[SATURATIONS if saturate else WRAPS] += (above | below).sum()
+        return runs.add_terms(acc, terms, rule, bits, depth)
 
     def stats(self) -> MacStats:
         """Return what was counted so far."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.errors import UnsupportedError
 from numsim.float_state import known_floats
 from numsim.formats import Format, format_name, get_format, kept_format
 from numsim.quant import QTensor
@@ -16,13 +15,12 @@ from numsim.targets import ops, runs
 from numsim.targets.chain import round_to
 from numsim.targets.levels import Level
 from numsim.targets.plan import resolve, shapes
-from numsim.targets.rules import Rule, about, adds_integers
+from numsim.targets.rules import IntSum, Rule, about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.split_k import chain_positions, cut_out, step_length
 from numsim.targets.steps import Step
 from numsim.targets.table import get_target
 from numsim.targets.types import Target
-from numsim.targets.zeros import has_zero_point
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +37,8 @@ class Trace:
         The steps of every chain that started from +0 or C.
     sums
         The outer accumulator after each addition of promoted or split parts.
+    corrected
+        The integer sum of every block of K, without blocks of all K, less its zero points.
     d
         What `matmul` returns.
     """
@@ -49,6 +49,7 @@ class Trace:
     bits: int
     chains: tuple[tuple[Step, ...], ...]
     sums: tuple[NDArray[Any], ...]
+    corrected: tuple[NDArray[Any], ...]
     d: NDArray[Any]
 
 
@@ -59,6 +60,7 @@ class Tracer:
         self.positions = positions
         self.chains: list[tuple[Step, ...]] = []
         self.sums: list[NDArray[Any]] = []
+        self.corrected: list[NDArray[Any]] = []
         self.rule: Rule | None = None
         self.accumulator: str | Format = ""
         self.bits = 0
@@ -108,6 +110,13 @@ class Tracer:
             self.sums.append(total)
         return total
 
+    def add_terms(
+        self, acc: NDArray[Any], terms: NDArray[np.int64], rule: IntSum, bits: int, depth: int
+    ) -> NDArray[Any]:
+        """Add the terms of zero points as `runs` does, keeping the sums."""
+        self.corrected.append(runs.add_terms(acc, terms, rule, bits, depth))
+        return self.corrected[-1]
+
 
 @known_floats
 def trace(
@@ -116,12 +125,13 @@ def trace(
 ) -> Trace:  # fmt: skip
     """Multiply as `matmul` does and keep the accumulator after every step.
 
+    A unit of integers adds codes: its steps are theirs, and `Trace.corrected` has the sums less
+    their zero points. The steps of a unit of floats have codes less zero points.
+
     Raises
     ------
     NumsimError
         As `matmul`.
-    UnsupportedError
-        For zero points.
 
     Examples
     --------
@@ -132,11 +142,6 @@ def trace(
     """
     unit = get_target(target)
     shapes(a, b)
-    if has_zero_point(a, b):
-        raise UnsupportedError(
-            "trace: the steps of a unit have no zero points, whose terms follow its sum; trace the "
-            "bare codes: QTensor.from_codes(q.codes, q.fmt)"
-        )
     wanted = None if out_format is None else format_name(out_format, "trace: out_format")
     block = resolve(unit, a, b, wanted).block
     depth = a.shape[-1]
@@ -152,5 +157,5 @@ def trace(
     assert tracer.rule is not None
     return Trace(
         unit, tracer.rule, tracer.accumulator, tracer.bits, tuple(tracer.chains),
-        tuple(tracer.sums), d,
+        tuple(tracer.sums), tuple(tracer.corrected), d,
     )  # fmt: skip

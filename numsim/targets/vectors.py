@@ -16,6 +16,7 @@ from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
+from numsim.quant.words import block_axis, block_words
 from numsim.targets.rules import adds_integers
 from numsim.targets.trace import Trace, trace
 from numsim.targets.types import Target
@@ -42,13 +43,18 @@ def export_vectors(
     ==================== ==========================================================================
     file                 words
     ==================== ==========================================================================
-    ``a``, ``b``         codes [..., M, K] and [..., K, N]
+    ``a``, ``b``         codes [..., M, K] and [..., K, N]; of IF4 and HiF4 `numsim.quant.words`
     ``scale_a/b``        scales where there are any: codes of their format, else float32
     ``tensor_scale_a/b`` float32 scale of the whole tensor on top (NVFP4), where there is one
+    ``zero_point_a/b``   zero points where there are any, 32 bits; a unit of floats takes codes less
+                         these
+    ``levels_a/b``       levels 2 (the low 8 bits) and 3 of the blocks of HiF4
     ``c``                accumulator input [..., M, N], where one is given
     ``accumulator``      [steps, batch, M, N]: after every step of every chain, in order
     ``sums``             [sums, batch, M, N]: the outer accumulator after every addition of
                          promoted or split parts, where there are any
+    ``corrected``        [blocks of K, batch, M, N]: integer sums less zero points, where there are
+                         any
     ``d``                what `numsim.matmul` returns [..., M, N]
     ==================== ==========================================================================
 
@@ -140,18 +146,43 @@ def _arrays(a: QTensor, b: QTensor, c: ArrayLike | None, found: Trace) -> dict[s
     accumulator = (
         _integer_words(steps, width) if integers else _float_words(steps, found.accumulator)
     )
-    return {
-        "a": _code_words(a), "b": _code_words(b), "scale_a": _scale_words(a),
-        "scale_b": _scale_words(b),
-        "tensor_scale_a": _tensor_scale(a), "tensor_scale_b": _tensor_scale(b),
+    operands: dict[str, _Words | None] = {}
+    for name, q in (("a", a), ("b", b)):
+        codes, levels = _code_words(q)
+        operands |= {
+            name: codes, f"scale_{name}": _scale_words(q), f"tensor_scale_{name}": _tensor_scale(q),
+            f"zero_point_{name}": None if q.zero_point is None
+            else _integer_words(np.atleast_1d(q.zero_point).astype(np.int64), 32),
+            f"levels_{name}": levels,
+        }  # fmt: skip
+    return operands | {
         "c": None if c is None else _result_words(np.asarray(c), width),
         "accumulator": accumulator,
         "sums": _result_words(np.stack(found.sums), outer) if found.sums else None,
+        "corrected": _result_words(np.stack(found.corrected), 0) if found.corrected else None,
         "d": _result_words(found.d, 0),
     }  # fmt: skip
 
 
-def _code_words(q: QTensor) -> _Words:
+def _code_words(q: QTensor) -> tuple[_Words, _Words | None]:
+    if q.quant is not None and q.quant.scale_rule in ("if4", "hif4"):
+        return _block_words(q)
+    return _plain_codes(q), None
+
+
+def _block_words(q: QTensor) -> tuple[_Words, _Words | None]:
+    """Words of IF4 and HiF4: elements, and the levels of the latter."""
+    found, (axis, _) = block_words(q), block_axis(q)
+    assert q.quant is not None
+    elements = np.ascontiguousarray(np.moveaxis(found.elements, -1, axis))
+    words = str(q.quant.scale_rule), 4, elements
+    if found.level_2 is None or found.level_3 is None:
+        return words, None
+    levels = found.level_2.astype(np.uint32) | (found.level_3.astype(np.uint32) << 8)
+    return words, ("levels", 24, np.ascontiguousarray(np.moveaxis(levels, -1, axis)))
+
+
+def _plain_codes(q: QTensor) -> _Words:
     if q.fmt.kind == "integer":
         return (q.fmt.label, *_integer_words(q.codes.astype(np.int64), q.fmt.bits)[1:])
     return q.fmt.label, q.fmt.bits, np.ascontiguousarray(q.codes)

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
-from numsim.targets.fast.integer import outside
-from numsim.targets.rules import IntSum
-from numsim.targets.rules.int_sum import Overflowed, limits, wrapped
+from numsim.targets.rules.int_sum import limits
 from numsim.targets.tensor import batched, kept
 
 Zero = NDArray[np.int64] | None
@@ -81,35 +79,22 @@ def at(q: QTensor, axis: int, k: int = 0) -> Zero:
     return zeros.astype(np.int64)
 
 
-def corrected(
-    acc: NDArray[Any], a: QTensor, b: QTensor, zero_a: Zero, zero_b: Zero, rule: IntSum
-) -> NDArray[Any]:
-    """Return sums of codes of a [..., M, K] and b [..., K, N] with the terms of zero points.
+def terms(a: QTensor, b: QTensor, zero_a: Zero, zero_b: Zero) -> NDArray[np.int64]:
+    """Return what zero points add to the sums of codes a [..., M, K] by b [..., K, N].
 
-    Raises
-    ------
-    Overflowed
-        For a sum beyond the accumulator that must not overflow.
+    >>> a = QTensor.from_codes([[5, 6]], "uint8")
+    >>> terms(a, a.T, np.array([[2]]), None).tolist()
+    [[[-22]]]
     """
     depth = a.shape[-1]
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    terms: Any = np.int64(0)
+    found: Any = np.int64(0)
     if zero_a is not None:  # b may be a stored weight: its sums are kept
         columns = kept(b, "sums of columns", lambda: b.codes.sum(-2, dtype=np.int64, keepdims=True))
-        terms = terms - zero_a * columns
+        found = found - zero_a * columns
     if zero_b is not None:
         rows = kept(a, "sums of rows", lambda: a.codes.sum(-1, dtype=np.int64, keepdims=True))
-        terms = terms - zero_b * rows
+        found = found - zero_b * rows
     if zero_a is not None and zero_b is not None:
-        terms = terms + zero_a * zero_b * depth
-    shape = (*lead, a.shape[-2], b.shape[-1])
-    added = batched(np.broadcast_to(terms, shape)).reshape(acc.shape)
-    bits = max(rule.acc_bits, 32)
-    total, above, below = outside(acc.astype(np.int64), added, bits)
-    if rule.overflow == "saturate":
-        low, high = limits(bits)
-        total = np.where(above, high, np.where(below, low, total))
-    elif rule.overflow == "raise" and (above | below).any():
-        item, row, column = (int(v) for v in np.argwhere(above | below)[0])
-        raise Overflowed("sum with its zero points", (item, row, column), depth - 1)
-    return wrapped(total, bits)
+        found = found + zero_a * zero_b * depth
+    return batched(np.broadcast_to(found, (*lead, a.shape[-2], b.shape[-1])))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
 from numsim.errors import NotFiniteError, NumsimError, StoppedError
+from numsim.files import digest_of
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
 from numsim.nn.draws import stream_key
@@ -308,7 +309,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     """Return what decides the numbers of a run, as text."""
     return {
-        "model": hashlib.sha256(describe(layer).encode()).hexdigest()[:16],
+        "model": digest_of(describe(layer)),
         "recipe": "float64" if recipe is None else recipe.digest(),
         "optimizer": repr(optimizer), "loss": loss, "steps": int(steps), "batch": int(batch),
         "seed": int(seed), "decay": decay, "loss_scale": repr(loss_scale),

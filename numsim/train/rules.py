@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from typing import Any
 
 from numsim.arguments import is_integer, is_word
 from numsim.errors import NumsimError, near_names
-from numsim.files import read_toml
+from numsim.files import digest_of, read_toml
 from numsim.float_state import known_floats
 from numsim.formats import Format
 from numsim.formats.toml import fields_from_table
@@ -222,7 +221,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of `to_toml`."""
-        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:16]
+        return digest_of(self.to_toml())
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:

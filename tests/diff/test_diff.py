@@ -116,18 +116,16 @@ def storage(**fields):
 @pytest.mark.parametrize(
     ("a", "b", "cause"),
     [
-        ({}, {"activation_scale": 0.25}, ("activation_scale", "none", "0.25")),
+        (
+            {},
+            {"activations": ns.Quant("float8_e4m3fn", "per_tensor", scale=0.25)},
+            ("activations", "float8_e4m3fn scale=None", "float8_e4m3fn scale=0.25"),
+        ),
         ({"rotate": 64}, {"rotate": 32}, ("rotate", "64", "32")),
         (
             {"activations": None, "weights": None, "outliers": 4.0},
             {"activations": "int8", "weights": "int8"},
             ("activations+weights+outliers", "float32 float32 4", "int8 int8 none"),
-        ),
-        (
-            {"activation_scale": 0.5},
-            {"activations": ns.Quant("float8_e4m3fn", "per_token")},
-            ("activations+activation_scale", "float8_e4m3fn granularity=per_tensor 0.5",
-             "float8_e4m3fn granularity=per_token none"),
         ),
     ],
 )  # fmt: skip
@@ -141,7 +139,8 @@ def test_every_field_of_a_rule_is_a_cause(a, b, cause):
 def test_values_of_many_products_are_counted():
     names = bundled_model().linear_names()
     fp8 = ns.Quant("float8_e4m3fn", "per_tensor")
-    rules = [(n, ns.Rule(fp8, fp8, activation_scale=2.0**-i)) for i, n in enumerate(names)]
+    scaled = [ns.Quant("float8_e4m3fn", "per_tensor", scale=2.0**-i) for i in range(len(names))]
+    rules = [(n, ns.Rule(own, fp8)) for n, own in zip(names, scaled, strict=True)]
     found = diff(bundled_model(), TOKENS, storage(), Recipe((("*", ns.Rule()), *rules)),
                  names=("a", "b"))  # fmt: skip
     assert found.causes[0].b.startswith(f"{len(names)} values, ")

@@ -81,9 +81,9 @@ def test_list_recipes_run_and_are_their_toml(name):
 
 
 def test_a_static_scale_is_used_and_part_of_the_text():
-    rule = ns.Rule("int8", "int8", "ideal.int", activation_scale=0.5)
+    rule = ns.Rule(ns.Quant("int8", scale=0.5), "int8", "ideal.int")
     recipe = ns.Recipe((("*", ns.Rule()), ("*_proj", rule)))
-    assert "activation_scale = 0.5" in recipe.to_toml()
+    assert 'activations = {format = "int8", scale = 0.5}' in recipe.to_toml()
     assert recipe_from_tables(tomllib.loads(recipe.to_toml()), "text") == recipe
     model = load_model(ORACLE / "llama")
     one = model.run(TOKENS, recipe).logits
@@ -95,9 +95,6 @@ def test_a_static_scale_is_used_and_part_of_the_text():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"activation_scale": 1.0}, "one scale a tensor"),
-        ({"activations": "int8", "activation_scale": 0}, "positive number"),
-        ({"activations": ns.Quant("int8", "per_token"), "activation_scale": 1.0}, "a tensor"),
         ({"rotate": 22}, "use 20 or 24"),
         ({"outliers": 6.0, "weights": "int8"}, "its own int8 storage"),
         ({"outliers": -1}, "positive number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -57,6 +58,34 @@ def test_the_least_error_clips_what_int4_should():
     assert filled("amax", [x]).scale("int4") == np.float32(40 / 7)
 
 
+@pytest.mark.parametrize(
+    "quant", ["int8", "e4m3", "bfloat16", "nvfp4", "nvfp4_4over6", "if4",
+              ns.Quant("int4", scale_rule="amax_half")], ids=str,
+)  # fmt: skip
+def test_the_scale_of_one_tensor_is_that_of_its_quantize(quant):
+    """An amax of one tensor: fixed, its scale gives the codes that it gives by itself."""
+    x = np.random.default_rng(4).standard_t(3, (4, 64)).astype(np.float32)
+    want = ns.quantize(x, quant)
+    rule = ns.quant.as_quant(quant)
+    fixed = dataclasses.replace(rule, scale=float(filled("amax", [x]).scale(quant)))
+    got = ns.quantize(x, fixed)
+    for name in ("codes", "scale", "scale_codes", "tensor_scale"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    beside = {"scale": fixed.scale} if rule.above is None else {"tensor_scale": fixed.scale}
+    np.testing.assert_array_equal(ns.quantize(x, quant, **beside).codes, want.codes)
+    with pytest.raises(ns.NumsimError, match="fixes its scale"):
+        ns.quantize(x, fixed, **beside)
+
+
+def test_scales_that_no_stream_finds():
+    for quant in ("nvfp4_row", "mxfp4", ns.Quant("int8", "per_token"),
+                  ns.Quant("int8", zero_point=True)):  # fmt: skip
+        with pytest.raises(ns.NumsimError, match="one float32 scale of a tensor"):
+            filled("amax", [[1.0]]).scale(quant)
+    with pytest.raises(ns.NumsimError, match="none below it"):
+        filled("mse", [[1.0]]).scale("nvfp4")
+
+
 def test_streams_that_say_nothing():
     with pytest.raises(ns.NumsimError, match="none came"):
         Calibration().amax("int8")
@@ -78,14 +107,14 @@ def test_calibrate_writes_a_recipe_that_runs(tmp_path):
     assert done.exit_code == 0, done.output
     recipe = ns.Recipe.from_toml(out)
     model = ns.bundled_model()
-    scales = [recipe.rule(n).activation_scale for n in model.linear_names()]
+    scales = [recipe.rule(n).activations.scale for n in model.linear_names()]
     assert all(s > 0 for s in scales)
     assert np.isfinite(model.run(np.arange(5), recipe).logits).all()
     again = CliRunner().invoke(
         app, ["calibrate", str(bundled_model_dir()), "--text", str(text), "-o", str(out),
               "--recipe", "w8a8", "--force"],
     )  # fmt: skip
-    assert "one scale a tensor" in str(again.exception)
+    assert "one float32 scale a tensor" in str(again.exception)
 
 
 def calibrate(*words):
@@ -166,7 +195,7 @@ def test_pictures_and_speech_calibrate_on_arrays(tmp_path, name):
         if scaled in model.gemm_names():
             x = model.run(**given, taps=[f"{scaled}.in"]).taps[f"{scaled}.in"]
             want = np.float32(np.abs(x).max()) / np.float32(448)
-            assert found.rule(scaled).activation_scale == pytest.approx(want, rel=1e-6)
+            assert found.rule(scaled).activations.scale == pytest.approx(want, rel=1e-6)
     (tmp_path / "t.txt").write_text("some words")
     reads = "pixels" if "pixels" in given else "features"
     failed = calibrate(*more, "--text", tmp_path / "t.txt", "--force")
@@ -177,7 +206,7 @@ def test_an_expert_that_no_token_reaches_keeps_its_rule():
     model = ns.load_model(DATA / "families" / "qwen3_moe")
     recipe = ns.Recipe.uniform("float8_e4m3fn", target="ideal.fp32")
     found = calibrated(model, recipe, [[5]])
-    scales = {n: found.rule(n).activation_scale for n in model.linear_names()}
+    scales = {n: found.rule(n).activations.scale for n in model.linear_names()}
     idle = [n for n, scale in scales.items() if scale is None]
     assert {".experts." in n for n in idle} == {True}
     assert sum(".experts." in n for n in scales) > len(idle)
@@ -197,4 +226,4 @@ def test_an_encoder_decoder_calibrates_on_both_halves_of_a_window(tmp_path):
     )
     assert done.exit_code == 0, done.exception
     found = ns.Recipe.from_toml(out)
-    assert all(found.rule(n).activation_scale > 0 for n in ns.load_model(folder).linear_names())
+    assert all(found.rule(n).activations.scale > 0 for n in ns.load_model(folder).linear_names())

@@ -62,7 +62,9 @@ def test_gptq_solves_what_remains_at_every_column(depth, group):
 @pytest.mark.parametrize(
     "quant",
     ["nvfp4", "mxfp4_e2m1", "int4", ns.Quant("nf4", block=32), ns.Quant("e4m3", "per_channel"),
-     ns.Quant("uint4", block=32, zero_point=True), "nvfp4_row", "amdfp4"],
+     ns.Quant("uint4", block=32, zero_point=True), "nvfp4_row", "amdfp4", "nvfp4_4over6", "if4",
+     "hif4", ns.Quant("int8", scale=0.04),
+     ns.Quant("e2m1", block=16, scale_format="e4m3", scale=0.002)],
     ids=str,
 )  # fmt: skip
 def test_gptq_of_any_format_is_nearer_in_the_output(quant):
@@ -76,6 +78,17 @@ def test_gptq_of_any_format_is_nearer_in_the_output(quant):
         losses.append(float(((x @ (w - q.dequantize()).T) ** 2).mean()))
     assert losses[1] < losses[0]
     assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("quant", [*ns.quant.QUANTS, "int4", "nf4"])
+def test_gptq_of_inputs_that_are_apart_is_plain_rounding(quant, act_order):
+    """Under a diagonal H no column makes up for another, whatever a block decides at once."""
+    w = np.random.default_rng(4).standard_t(3, (6, 200))
+    x = np.diag(np.random.default_rng(5).permutation(np.linspace(0.5, 2, 200)))
+    got, want = gptq(w, x, quant, act_order=act_order), ns.quantize(w, quant)
+    for name in ("codes", "scale", "scale_codes"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
 def test_a_dead_column_becomes_zero():
@@ -120,11 +133,12 @@ MATRIX = np.ones((4, 8))
     [
         (lambda: hadamard(22), "use 20 or 24"),
         (lambda: hadamard(0), "sizes are 2"),
+        (lambda: hadamard(1 << 40), r"rotate\(x, block=1099511627776\) needs none"),
         (lambda: rotate(np.ones(10), block=4), "4 does not divide 10"),
         (lambda: rotate(np.ones(8), signs=np.zeros(8)), "signs are"),
         (lambda: gptq(MATRIX, MATRIX, "int4", damp=0), "singular at column"),
         (lambda: gptq(MATRIX, np.ones((4, 7)), "int4"), r"x is \[rows, K\]"),
-        (lambda: gptq(MATRIX, MATRIX, "hif4"), "one column after another"),
+        (lambda: gptq(MATRIX, MATRIX, ns.Quant("int4", block=(2, 2))), "one column after another"),
         (lambda: gptq(np.full((2, 2), np.nan), np.eye(2), "int4"), r"4 of 4 .* index \(0, 0\)"),
         (lambda: awq(MATRIX, MATRIX, "int4", grid=0), "grid is an integer"),
         (lambda: clip_search(MATRIX, MATRIX, "int4"), "clips rows"),

@@ -42,6 +42,23 @@ def test_products_are_those_of_codes_less_zero_points(seed, left, right, rows, c
         np.testing.assert_array_equal(ns.matmul(a, b, target=target), exact.astype(np.float32))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(FORMATS), st.sampled_from(FORMATS),
+    st.sampled_from(("per_tensor", "per_token")), st.sampled_from(("per_tensor", "per_token")),
+    st.integers(1, 40),
+)  # fmt: skip
+def test_the_sum_is_an_integer_scaled_by_one_product(seed, left, right, rows, columns, depth):
+    """D = fp32(acc * fp32(sa * sb)), acc in Python's integers, any scales."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.normal(rng.normal(), 2, s).astype(np.float32) for s in ((3, depth), (depth, 4)))
+    a = ns.quantize(x, ns.Quant(left, rows, zero_point=True))
+    b = ns.quantize(y, ns.Quant(right, columns, zero_point=True), axis=0)
+    whole = (a.codes.astype(object) - a.zero_point) @ (b.codes.astype(object) - b.zero_point)
+    want = whole.astype(np.int32).astype(np.float32) * (a.scale * b.scale).astype(np.float32)
+    np.testing.assert_array_equal(ns.matmul(a, b, target="ideal.int"), want.astype(np.float32))
+
+
 def test_the_int32_sum_is_exact_and_scaled_once():
     rng = np.random.default_rng(1)
     qa, qb = rng.integers(0, 256, (4, 100)), rng.integers(-128, 128, (100, 3))
@@ -125,6 +142,46 @@ def test_zero_points_where_there_can_be_none():
         ns.matmul(q, q.T, target="ideal.int")
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("how", [{}, {"granularity": "per_token"}, {"block": 24}], ids=str)
+def test_given_zero_points_are_onnx_quantize_linear(fmt, how):
+    """saturate(round(x / scale) + zero point), in Python's numbers; and those of a first call."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(0.5, 2, (3, 60)).astype(np.float32)
+    q = ns.quantize(x, ns.Quant(fmt, zero_point=True, **how))
+    again = ns.quantize(x, ns.Quant(fmt, **how), scale=q.scale, zero_point=q.zero_point)
+    np.testing.assert_array_equal(again.codes, q.codes)
+    f = ns.get_format(fmt)
+    low, high = int(f.min), int(f.max)
+    scale = rng.uniform(0.05, 0.5, q.scale.shape).astype(np.float32)
+    zeros = rng.integers(low, high + 1, q.scale.shape)
+    got = ns.quantize(x, fmt, scale=scale, zero_point=zeros, **how)
+    each, zero = (np.broadcast_to(v, x.shape)
+                  for v in (got.element_scale(), got.element_zero_point()))  # fmt: skip
+    want = [min(max(round(float(v / s)) + int(z), low), high)
+            for v, s, z in zip(x.ravel(), each.ravel(), zero.ravel(), strict=True)]  # fmt: skip
+    assert got.codes.ravel().tolist() == want
+    assert got.quant.zero_point
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"zero_point": 3}, "go together; got only zero points"),
+        ({"zero_point": True, "scale": 1.0}, "go together; got only scales"),
+        ({"zero_point": 300, "scale": 1.0}, "codes of uint8, 0 to 255; 1 of 1 are not"),
+        ({"zero_point": 1.5, "scale": 1.0}, r"integers of the shape \(\)"),
+        ({"zero_point": [1, 2], "scale": 1.0}, r"integers of the shape \(\)"),
+        ({"zero_point": 1, "scale": np.nan}, "positive and finite"),
+        ({"zero_point": 1, "scale": 3e38}, "leaves float32"),
+        ({"zero_point": 1, "scale": 1.0, "tensor_scale": 1.0}, "this Quant has none"),
+    ],
+)
+def test_given_zero_points_that_cannot_be(given, words):
+    with pytest.raises(ns.NumsimError, match=words):
+        ns.quantize([1.0, 2.0], "uint8", **given)
+
+
 def test_an_epilogue_of_integers_is_onnx_quantize_linear():
     acc = np.int32([-300, 5, 7, 999, 1000])
     got = ns.epilogue(acc, alpha=0.5, out_format="uint8", scale_result=0.5, zero_point=3)
@@ -138,7 +195,22 @@ def test_an_epilogue_of_integers_is_onnx_quantize_linear():
         ns.epilogue(np.float32([1, np.nan]), alpha=1.0, out_format="int8")
 
 
-def test_a_trace_has_no_zero_points():
-    q = ns.quantize(np.ones((1, 4), np.float32), "uint8", zero_point=True)
-    with pytest.raises(ns.UnsupportedError, match="trace the bare codes"):
-        ns.export_vectors("unused", q, q.T, target="ideal.int")
+def test_the_outer_accumulator_of_parts_holds_their_zero_points():
+    """Sums beyond 32 bits in an outer accumulator of 48 keep their upper bits."""
+    a = ns.QTensor.from_codes(np.full((1, 1 << 17), 255), "uint8", zero_point=1)
+    b = ns.QTensor.from_codes(np.full((1 << 17, 1), 255), "uint8", zero_point=0)
+    unit = ns.get_target("ideal.int", promote_every=1 << 10, outer_bits=48)
+    assert ns.matmul(a, b, target=unit)[0, 0] == (1 << 17) * 254 * 255
+
+
+def test_stats_count_terms_that_leave_the_accumulator():
+    a = ns.QTensor.from_codes(np.full((1, 1 << 15), 255), "uint8", zero_point=255)
+    b = ns.QTensor.from_codes(np.full((1 << 15, 1), 255), "uint8", zero_point=0)
+    d, stats = ns.matmul(a, b, target="ideal.int", stats=True)
+    assert d[0, 0] == 0  # 2130739200 less as much: nothing leaves int32
+    assert stats.wraps == 0
+    b = ns.QTensor.from_codes(np.full((1 << 15, 1), -128), "int8", zero_point=127)
+    assert ns.matmul(a, b, target="ideal.int", stats=True)[1].wraps == 0
+    b = ns.QTensor.from_codes(np.full((1 << 16, 1), -128), "int8", zero_point=127)
+    a = ns.QTensor.from_codes(np.full((1, 1 << 16), 255), "uint8", zero_point=0)
+    assert ns.matmul(a, b, target="ideal.int", stats=True)[1].wraps == 1

@@ -11,6 +11,7 @@ import pytest
 from every_rule import every_rule, random_codes
 
 import numsim as ns
+from numsim.quant.words import BlockWords, from_block_words
 from numsim.targets.types import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -129,6 +130,76 @@ def test_block_scales(target, quant, changes, tmp_path):
     assert read["scale_a"][0] == a.scale_format.name
     np.testing.assert_array_equal(read["scale_a"][2], a.scale_codes)
     assert sorted(k for step in meta["steps"] for k in step["k"]) == list(range(128))
+
+
+def signed(words, bits):
+    words = words.astype(np.int64)
+    return words - ((words >> (bits - 1)) << bits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"promote_every": 16}, {"split_k": 2}])
+@pytest.mark.parametrize("how", [{}, {"granularity": "per_token"}, {"block": 32}], ids=str)
+def test_zero_points_of_an_integer_unit(how, changes, tmp_path):
+    """Steps add codes; what follows takes the zero points away, here in Python's integers."""
+    rng = np.random.default_rng(3)
+    a = ns.quantize(rng.normal(1, 2, (2, 96)), ns.Quant("uint8", zero_point=True, **how))
+    b = ns.quantize(rng.normal(-1, 1, (96, 3)), ns.Quant("int8", zero_point=True, **how), axis=0)
+    unit = ns.get_target("ideal.int", **changes)
+    read, meta = exported(tmp_path, a, b, target=unit)
+    np.testing.assert_array_equal(read["d"][2], bits_of(ns.matmul(a, b, target=unit)))
+    for name, q in (("zero_point_a", a), ("zero_point_b", b)):
+        assert read[name][:2] == ("int32", 32)
+        np.testing.assert_array_equal(signed(read[name][2], 32).ravel(), q.zero_point.ravel())
+    qa, qb = a.codes.astype(object), b.codes.astype(object)
+    za = np.broadcast_to(a.element_zero_point(), a.shape).astype(object)
+    zb = np.broadcast_to(b.element_zero_point(), b.shape).astype(object)
+    size = how.get("block", 96)
+    want = [(qa - za)[:, k : k + size] @ (qb - zb)[k : k + size] for k in range(0, 96, size)]
+    assert read["corrected"][:2] == ("int32", 32)
+    np.testing.assert_array_equal(signed(read["corrected"][2], 32)[:, 0], np.array(want, int))
+    steps, totals = signed(read["accumulator"][2], 32), {}
+    for step, after in zip(meta["steps"], steps, strict=True):
+        before = totals.get(step["chain"], 0)
+        totals[step["chain"]] = before + qa[:, step["k"]] @ qb[step["k"]]
+        np.testing.assert_array_equal(after[0], totals[step["chain"]].astype(int))
+    if "block" not in how:
+        scale = np.asarray(a.scale * b.scale, np.float32)
+        last = signed(read["corrected"][2], 32)[0, 0].astype(np.float32)
+        np.testing.assert_array_equal(read["d"][2], bits_of((last * scale).astype(np.float32)))
+
+
+def test_zero_points_of_a_unit_of_floats(tmp_path):
+    """It takes codes less zero points; the files have both."""
+    a = ns.QTensor.from_codes([[3, 200, 7]], "uint8", zero_point=5, scale=0.5)
+    b = ns.QTensor.from_codes([[1], [-2], [3]], "int8", zero_point=[[1]])
+    read, _ = exported(tmp_path, a, b, target="ideal.fp32")
+    assert read["a"][2].tolist() == [[3, 200, 7]]
+    assert read["zero_point_a"][2].tolist() == [5]
+    assert "corrected" not in read
+    steps = read["accumulator"][2].astype("u4").view("f4").ravel()
+    assert steps.tolist() == [0, -585, -581]  # -2 * 0, 195 * -3, 2 * 2
+    assert read["d"][2].astype("u4").view("f4").item() == -290.5
+
+
+@pytest.mark.parametrize("recipe", ["if4", "hif4"])
+def test_blocks_of_two_kinds_are_stored_words(recipe, tmp_path):
+    rng = np.random.default_rng(7)
+    a = ns.quantize(rng.standard_t(3, (2, 192)), recipe)
+    b = ns.quantize(rng.standard_t(3, (192, 3)), recipe, axis=0)
+    read, _ = exported(tmp_path, a, b, target="ideal.fp32")
+    np.testing.assert_array_equal(read["d"][2], bits_of(ns.matmul(a, b, target="ideal.fp32")))
+    for name, q in (("a", a), ("b", b.T)):
+        kind, bits, elements = read[name]
+        assert (kind, bits) == (recipe, 4)
+        turned = (lambda x: x) if name == "a" else np.transpose
+        scales = turned(read[f"scale_{name}"][2]).astype(np.uint8)
+        words = BlockWords(turned(elements).astype(np.uint8), scales)
+        if recipe == "hif4":
+            levels = turned(read[f"levels_{name}"][2])
+            assert read[f"levels_{name}"][:2] == ("levels", 24)
+            words = words._replace(level_2=levels & 0xFF, level_3=levels >> 8)
+        back = from_block_words(words, recipe, tensor_scale=q.tensor_scale)
+        np.testing.assert_array_equal(back.dequantize(), q.dequantize())
 
 
 def test_bad_input_writes_nothing(tmp_path):

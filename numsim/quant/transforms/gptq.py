@@ -15,11 +15,13 @@ from numsim.formats import FormatLike
 from numsim.kernels.gemm.cholesky import cholesky, inverse_of_lower
 from numsim.kernels.gemm.fma import gemm_fma
 from numsim.quant.affine import affine_codes
+from numsim.quant.four_bits import halves, quarters
 from numsim.quant.quantize import quantize
-from numsim.quant.rule import CHOICE_RULES, Quant
+from numsim.quant.rule import Quant
 from numsim.quant.table import as_quant
 from numsim.quant.transforms.smooth import matrix
 from numsim.quant.types import QTensor
+from numsim.quant.words import block_words, doubled
 
 _BLOCK = 128  # columns whose errors reach the others at once
 Floats = NDArray[np.float64]
@@ -35,7 +37,7 @@ def gptq(
     ``H = 2 x^T x / rows + damp mean(diag H) I``; a column with H_ii = 0 becomes 0. Columns are
     rounded in order, each error spread over the columns that follow by the upper Cholesky factor of
     the inverse of H. The scales of a group are those of the weights as they are when its first
-    column is reached.
+    column is reached, and so are the choices of 4over6, IF4 and HiF4 for a block.
 
     Parameters
     ----------
@@ -58,8 +60,7 @@ def gptq(
     ------
     NumsimError
         For matrices that do not match or are not finite, an H that is singular (raise `damp`), and
-        storage rules that decide for a whole block at once (tiles, 4over6, IF4, HiF4) or round at
-        random.
+        storage rules of tiles, or that round at random.
 
     Source
     ------
@@ -95,7 +96,7 @@ def gptq(
                     ahead = np.ascontiguousarray(upper[at:i, end : i + group].T)
                     part[end - i :] -= gemm_fma(ahead[None], lost[None, : i - at])[0]
                 scales.renew(place // group, part.T)
-            code, value = scales.rounded(columns[i], place // group)
+            code, value = scales.rounded(columns[i], place, place // group)
             codes[:, place] = code
             error = (columns[i] - value) / upper[i, i]
             lost[i - at] = error
@@ -107,8 +108,7 @@ def gptq(
 
 
 def _checked(rule: Quant) -> Quant:
-    special = rule.scale_rule in (*CHOICE_RULES, "hif4") or isinstance(rule.block, tuple)
-    if special or rule.rounding == "sr" or rule.granularity == "none":
+    if isinstance(rule.block, tuple) or rule.rounding == "sr" or rule.granularity == "none":
         raise NumsimError(
             "gptq: rounds one column after another under scales of rows or blocks along them; got "
             f"granularity={rule.granularity!r}, block={rule.block!r}, "
@@ -148,6 +148,8 @@ def _spread_of(
 class _Scales:
     """Scales by group, and codes of columns under them."""
 
+    levels: NDArray[np.int64] | None = None  # how often HiF4 doubles each element, [N, K]
+
     def __init__(self, whole: QTensor, rule: Quant) -> None:
         self.rule, self.whole = rule, whole
         assert whole.scale is not None
@@ -155,12 +157,14 @@ class _Scales:
         self.codes = None if whole.scale_codes is None else whole.scale_codes.copy()
         zeros = whole.zero_point
         self.zeros = None if zeros is None else _of_rows(zeros, len(whole.codes))
+        if rule.scale_rule == "hif4":
+            self.levels = _levels(whole)
 
     def renew(self, group: int, part: Floats) -> None:
         """Choose the scales of a group again, from its columns as they are now."""
-        above = self.whole.tensor_scale
+        above = None if self.rule.scale is not None else self.whole.tensor_scale
         given: Any = {} if above is None else {"tensor_scale": above}
-        found = quantize(part, replace(self.rule, block=part.shape[1]), axis=-1, **given)
+        found = quantize(part, self.rule, axis=-1, **given)
         assert found.scale is not None
         self.scale[:, group] = found.scale[:, 0]
         if self.codes is not None and found.scale_codes is not None:
@@ -168,10 +172,19 @@ class _Scales:
         if self.zeros is not None and found.zero_point is not None:
             self.zeros[:, group] = found.zero_point[:, 0]
 
-    def rounded(self, column: Floats, group: int) -> tuple[NDArray[Any], Floats]:
+        if self.levels is not None:
+            first = group * int(str(self.rule.block))
+            self.levels[:, first : first + part.shape[1]] = _levels(found)
+
+    def rounded(self, column: Floats, place: int, group: int) -> tuple[NDArray[Any], Floats]:
         """Return the codes and values of one column."""
         f = self.rule.fmt
         scale = self.scale[:, group].astype(np.float64)
+        if self.levels is not None:
+            return quarters(column, scale, self.levels[:, place])
+        if self.rule.scale_rule == "if4":
+            assert self.codes is not None
+            return halves(column, self.codes[:, group], self.whole.tensor_scale, self.rule)
         if self.whole.tensor_scale is not None:
             scale = scale * np.asarray(self.whole.tensor_scale, np.float64).reshape(-1)
         if self.zeros is not None:
@@ -192,6 +205,11 @@ class _Scales:
         return replace(
             whole, codes=codes, scale=self.scale, scale_codes=self.codes, zero_point=self.zeros
         )  # fmt: skip
+
+
+def _levels(q: QTensor) -> NDArray[np.int64]:
+    words = block_words(q)
+    return doubled(words).reshape(len(q.codes), -1)[:, : q.shape[1]].copy()
 
 
 def _of_rows(scales: NDArray[Any], rows: int) -> NDArray[Any]:

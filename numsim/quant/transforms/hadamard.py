@@ -64,7 +64,7 @@ def hadamard(n: int) -> NDArray[np.float64]:
     Raises
     ------
     NumsimError
-        For another order.
+        For another order, and one whose matrix takes more than 2 GiB.
 
     Source
     ------
@@ -79,6 +79,11 @@ def hadamard(n: int) -> NDArray[np.float64]:
            [ 1., -1., -1.,  1.]])
     """
     two, m = hadamard_order(n)
+    if n > 1 << 14:
+        raise NumsimError(
+            f"hadamard: a matrix of order {n} takes {8 * n * n / 2**30:.3g} GiB; rotate(x, "
+            f"block={n}) needs none"
+        )
     whole = np.ones((1, 1), np.int8)
     while len(whole) < two:
         whole = np.block([[whole, whole], [whole, -whole]])

@@ -45,6 +45,26 @@ def outside(
     return wide, np.where(lost, part > 0, wide > high), np.where(lost, part < 0, wide < low)
 
 
+def add_terms(
+    acc: NDArray[Any], terms: NDArray[np.int64], rule: IntSum, bits: int, depth: int
+) -> NDArray[Any]:
+    """Add the terms of zero points to the sums of `depth` products in an accumulator of `bits`.
+
+    Raises
+    ------
+    Overflowed
+        For a sum beyond an accumulator that must not overflow.
+    """
+    total, above, below = outside(acc.astype(np.int64), terms, bits)
+    if rule.overflow == "saturate":
+        low, high = limits(bits)
+        total = np.where(above, high, np.where(below, low, total))
+    elif rule.overflow == "raise" and (above | below).any():
+        item, row, column = (int(v) for v in np.argwhere(above | below)[0])
+        raise Overflowed("sum with its zero points", (item, row, column), depth - 1)
+    return wrapped(total, bits)
+
+
 def add_integer_parts(parts: list[NDArray[Any]], rule: IntSum) -> NDArray[Any]:
     """Add the results of chains in order in `outer_bits`, the first to zero."""
     low, high = limits(rule.outer_bits)
