@@ -329,7 +329,8 @@ def _depth(results: Results) -> dict[str, Drawn]:
         return {}
     figure = canvas(8.4, 3.8)
     axes = figure.subplots()
-    order = [name for name in cases["case_id"] if name in set(found["case_id"])]
+    measured = set(found["case_id"])
+    order = [name for name in cases["case_id"] if name in measured]
     names = cases.set_index("case_id")
     for i, case in enumerate(order[: 2 * LINES]):
         name, unit = (

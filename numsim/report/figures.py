@@ -303,8 +303,9 @@ def save_figure(figure: Figure, caption: str) -> Drawn:
     png, svg = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)  # it has found the places; "none" would draw once more
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.set_layout_engine("none")  # it has found the places
         figure.savefig(
             svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None}
         )

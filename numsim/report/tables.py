@@ -93,7 +93,8 @@ def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
 def _read_rows(path: Path) -> pd.DataFrame:
     numbers_here = (*NUMBERS, *LATER_NUMBERS)
     lines = read_table(path, COLUMNS, {*numbers_here, *RANGES})
-    names = dict.fromkeys(name for line in lines for name in line.cells)
+    heads = dict.fromkeys(tuple(line.cells) for line in lines)  # one, or of files put together
+    names = dict.fromkeys(name for head in heads for name in head)
     rows = pd.DataFrame([line.cells for line in lines], columns=list(names or COLUMNS), dtype=str)
     rows = rows.fillna("")  # of two files, one may have more columns
     for name in (*LATER_NUMBERS, *LATER_WORDS):
