@@ -21,7 +21,7 @@ from numsim.targets.table import label
 
 DEFAULT_FORMATS = (
     "float8_e4m3fn", "float8_e5m2", "int8", "int4", "q3.4", "bfloat16",
-    "mxfp8_e4m3", "mxint8", "mxfp4_e2m1", "nvfp4",
+    "mxfp8_e4m3", "mxint8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1", "nvfp4",
 )  # fmt: skip
 DEFAULT_GRANULARITIES = ("per_tensor", "per_channel+per_token")
 FAKE_QUANT = "ideal.fp32"  # the target whose rows are fake quantisation
