@@ -177,6 +177,11 @@ def cases(
                 f"sweep: exclude: {glob!r} excludes none of the cases{near_names(glob, labels)}; "
                 f"they are called like {labels[0] if labels else 'nothing'}"
             )
+        if not left:
+            raise NumsimError(
+                f"sweep: exclude: {glob!r} excludes all of the cases left, {len(found)}; leave it "
+                "out, or name fewer"
+            )
         found = left
     if not found:
         raise NumsimError("sweep: the grid is empty; give at least one format and one target")

@@ -22,7 +22,7 @@ from numsim.formats.toml import fields_from_table
 from numsim.models import Model, Recipe
 from numsim.models.rule import quant_from_table, rule_from_table
 from numsim.quant import Quant
-from numsim.sweep.grid import split_targets
+from numsim.sweep.grid import Entry, split_targets, units_of
 from numsim.sweep.recipes import NamedRecipe
 from numsim.targets import Target
 from numsim.words import shorten
@@ -317,11 +317,26 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
             "fields go by name, as in sweep(formats=[...])"
         )
+    file = spec if isinstance(spec, str | Path) else None
     try:
-        return SweepSpec.model_validate(fields | more)
+        plan = SweepSpec.model_validate(fields | more)
     except ValidationError as error:
-        file = spec if isinstance(spec, str | Path) else None
         raise NumsimError(_sentence(error, file, more)) from None
+    if file is not None:
+        _check_names(plan, file, more)
+    return plan
+
+
+def _check_names(plan: SweepSpec, file: str | Path, more: Mapping[str, Any]) -> None:
+    """Raise the error of a name in a file that is none, with the file and the key before it."""
+    of_formats = dict.fromkeys(("formats", "weights", "activations", "kv"), Entry.of)
+    for key, look in (*of_formats.items(), ("targets", lambda given: units_of((given,)))):
+        for given in () if key in more else getattr(plan, key) or ():
+            try:
+                look(given)
+            except NumsimError as error:
+                words = str(error).removeprefix("sweep: ").removeprefix(f"{key}: ")
+                raise type(error)(f"sweep: {file}: {key}: {words}") from None
 
 
 def _sentence(error: ValidationError, file: str | Path | None, more: Mapping[str, Any]) -> str:
