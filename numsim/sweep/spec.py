@@ -48,7 +48,7 @@ class SweepSpec(BaseModel):
     formats
         Element formats of weights and activations (names, TOML files of `numsim.Format`, or
         `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
-        and rounding of their own. None: ten formats, or none where there are `recipes`.
+        and rounding of their own. None: twelve formats, or none where there are `recipes`.
     weights, activations
         The same apart: every pair of them is a case; ``float32`` is an operand as it is. One pair
         among `formats` is ``int4+int8``, weights first.
