@@ -343,7 +343,7 @@ def _depth(results: Results) -> dict[str, Drawn]:
     one = drawn["target"].nunique() == 1
     labels = distinct_names(drawn["name"], 40 if one else 28)
     for i, case in enumerate(drawn.index):
-        label = labels[names.at[case, "name"]]
+        label = labels[str(names.at[case, "name"])]
         if not one:
             label += f", {drawn_name(names.at[case, 'target'], 20)}"
         own = found[found["case_id"] == case].groupby("layer", sort=False)["sqnr_depth_db"].last()

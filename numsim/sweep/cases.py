@@ -26,10 +26,10 @@ from numsim.sweep.grid import (
     Storage,
     check_granularities,
     takes,
-    units_of,
 )  # fmt: skip
 from numsim.sweep.recipes import NamedRecipe
 from numsim.sweep.spec import SweepSpec
+from numsim.sweep.units import units_of
 from numsim.targets import Target
 from numsim.version import __version__
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +22,9 @@ from numsim.formats.toml import fields_from_table
 from numsim.models import Model, Recipe
 from numsim.models.rule import quant_from_table, rule_from_table
 from numsim.quant import Quant
-from numsim.sweep.grid import Entry, split_targets, units_of
+from numsim.sweep.grid import Entry
 from numsim.sweep.recipes import NamedRecipe
+from numsim.sweep.units import split_targets, units_of
 from numsim.targets import Target
 from numsim.words import shorten
 
@@ -329,8 +330,11 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
 
 def _check_names(plan: SweepSpec, file: str | Path, more: Mapping[str, Any]) -> None:
     """Raise the error of a name in a file that is none, with the file and the key before it."""
-    of_formats = dict.fromkeys(("formats", "weights", "activations", "kv"), Entry.of)
-    for key, look in (*of_formats.items(), ("targets", lambda given: units_of((given,)))):
+    looks: dict[str, Callable[[Any], object]] = {
+        **dict.fromkeys(("formats", "weights", "activations", "kv"), Entry.of),
+        "targets": lambda given: units_of((given,)),
+    }
+    for key, look in looks.items():
         for given in () if key in more else getattr(plan, key) or ():
             try:
                 look(given)
