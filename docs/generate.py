@@ -296,7 +296,7 @@ GALLERY = {
     "operators": "An error budget by operator",
     "operators-sweep": "Operators and caches in low precision", "ranges": "Ranges of tensors",
     "two-units": "Two units on equal inputs", "networks": "A vision and a speech network",
-    "scale-rules": "Rules of scales at four bits",
+    "scale-rules": "Rules of scales at four bits", "vectors": "Vectors for a test bench",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Make everything in reports/ again: one command.
 
-    python examples/gallery.py                          # all of it, 2040 tokens; hours
+    python examples/gallery.py                          # all of it, 2040 tokens
     python examples/gallery.py reports 2040 fp8-units   # a folder, tokens, pages
 
 A page is the report of one sweep and of what other commands wrote beside its results. Kept are
@@ -9,6 +9,7 @@ written by scripts of its own, into reports/ of this checkout: SCRIPTS. Only rep
 made again: it is about the libraries and the processor of one machine.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,13 @@ FP8_UNITS = (
     "nvidia.ada.mma,nvidia.hopper.wgmma,nvidia.hopper.mma,nvidia.blackwell.tcgen05,"
     "nvidia.blackwell.mma,nvidia.rtx_blackwell.mma,amd.cdna3.mfma,arm.fdot_fp8,ideal.fp32"
 )
-LOW = str(Path(__file__).with_name("operators.toml"))
+LOW = "operators.toml"  # of this folder
+MINILM = "all-MiniLM-L6-v2"
 # Page -> commands; those after the first write beside its results.
 PAGES = {
     "tiny-llama": [
-        ("sweep",),
+        ("sweep", "--bandwidth-gb-s", "3350",
+         "--peak-tmac-s", "float16=495,bfloat16=495,float8_e4m3fn=989,int8=989"),
         ("sensitivity", "--format", "mxfp4_e2m1"),
     ],
     "accumulator": [
@@ -42,7 +45,7 @@ PAGES = {
         ("sweep", "--formats", "e2m1,int4", "--granularity", "per_block:16,per_block:32",
          "--scale-formats", "float8_e8m0fnu,float8_e4m3fn,bfloat16", "--scale-rules",
          "floor,even,rceil,amax,mse", "--exclude", "scale_format=bfloat16 scale_rule=mse",
-         "--targets", "ideal.fp32"),
+         "--targets", "ideal.mac"),
     ],
     "operators-sweep": [
         ("sweep", "--recipes", LOW, "--formats", "mxfp8_e4m3", "--kv", "int8,mxfp8_e4m3",
@@ -66,6 +69,7 @@ PAGES = {
 SCRIPTS = {
     "four-bits": [("examples/four_bits.py", "--out", "reports/four-bits")],
     "networks": [("examples/networks.py",)],
+    "vectors": [("examples/vectors.py",)],
     "fp8-makers": [("reports/fp8-makers/compare.py",)],
     "training": [("examples/stall.py",), ("examples/worked_example.py",),
                  ("examples/training_pages.py", "classifier"),
@@ -79,8 +83,12 @@ def page(name, reports, tokens):
     """Measure in a folder of its own, then write the page."""
     limit = ("--limit-tokens", str(tokens)) if tokens else ()
     with tempfile.TemporaryDirectory() as folder:
+        # by these names the page's commands are the same on every machine
+        shutil.copy(Path(__file__).with_name(LOW), folder)
+        if name == "minilm":
+            Path(folder, MINILM).symlink_to(encoder())
         for ran in PAGES[name]:
-            more = ("--model", str(encoder()), *limit) if name == "minilm" else limit
+            more = ("--model", MINILM, *limit) if name == "minilm" else limit
             if ran[0] != "sweep":  # these have a length of their own
                 more = ("--limit-tokens", str(min(tokens or 512, 512)))
             more = () if ran[0] == "diff" else (*more, "--quiet")

@@ -44,7 +44,7 @@ Formats = Annotated[
     str | None,
     typer.Option(
         help="Formats, comma separated: e4m3,int8,q3.4,nvfp4,mine.toml; int4+int8: weights and "
-        "activations; default: ten.",
+        "activations; default: twelve.",
         autocompletion=_FORMATS,
     ),
 ]

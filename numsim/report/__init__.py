@@ -18,6 +18,7 @@ from numsim.report.notebook import Page, report
 from numsim.report.training import is_training, training_files
 
 __all__ = ["Page", "report", "write_report"]
+HEADS = (b"# Number formats on ", b"# Training by number format")  # of every report.md
 FILES = (".csv", ".htm", ".html", ".json", ".md", ".pdf", ".png", ".svg", ".txt", ".xlsx", ".zip")
 
 
@@ -90,11 +91,35 @@ def write_report(
     return _save(sweep_files(results, against=against, cost=cost), out)
 
 
+def _check_own(out: Path) -> None:
+    """Raise NumsimError where a page in the folder is none that numsim wrote: it is not replaced.
+
+    Raises
+    ------
+    NumsimError
+        So, or it cannot be read.
+    """
+    page = out / "report.md"
+    if not page.is_file():
+        return
+    try:
+        with page.open("rb") as file:
+            first = file.readline(200)
+    except OSError as error:
+        raise NumsimError(f"report: cannot read {page}: {error.strerror}") from None
+    if first.strip() and not first.startswith(HEADS):
+        raise NumsimError(
+            f"report: {page} is no report of numsim, and is not replaced; name another folder, or "
+            "move it away"
+        )
+
+
 def _save(files: dict[str, bytes], out: Path) -> list[Path]:
     """Write every file beside its place first, then move all of them there."""
     found = {out / name: data for name, data in files.items()}
     if out.exists() and not out.is_dir():
         raise NumsimError(f"report: the output is a folder, and {out} is a file; name another")
+    _check_own(out)
     for path in found:
         check_regular(path, "report")
         if path.is_dir():

@@ -18,6 +18,7 @@ from numsim.report.figures import (
     Drawn,
     best_cases,
     canvas,
+    distinct_names,
     drawn_name,
     save_figure,
     style,
@@ -143,18 +144,24 @@ def _crest(tensors: pd.DataFrame) -> dict[str, Drawn]:
         axes.plot(xs, middle, color=colour, linewidth=1.4, label=drawn_name(name))
     low, high = axes.get_xlim()
     there = " ".join(blocks["format"].unique())
-    for word, x in CROSSOVERS.items():
-        if low < x < high and all(part in there for part in word.split(" / ")):
-            axes.axvline(x, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
-            axes.text(x, axes.get_ylim()[1], f" {word} {x:g}", fontsize=6.5, va="top", rotation=90)
+    crossed = [
+        (word, x)
+        for word, x in CROSSOVERS.items()
+        if low < x < high and all(part in there for part in word.split(" / "))
+    ]
+    for word, x in crossed:
+        axes.axvline(x, color="#777777", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.text(x, axes.get_ylim()[1], f" {word} {x:g}", fontsize=6.5, va="top", rotation=90)
     axes.set_xlabel("crest factor of a block, median over the tensor")
     axes.set_ylabel("SQNR of the stored tensor (dB)")
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside right upper", frameon=False)
     caption = (
         "Error of stored tensors over the crest factor of their blocks: a point a tensor, a line "
-        "the running median. Dashed: where an integer and a float format are known to cross."
+        "the running median."
     )
+    if crossed:
+        caption += " Dashed: where an integer and a float format are known to cross."
     return {"crest": save_figure(figure, caption)}
 
 
@@ -211,7 +218,7 @@ def _promotion(table: pd.DataFrame) -> dict[str, Drawn]:
     spread = (lines.max(axis=1) - lines.min(axis=1)).sort_values(ascending=False, kind="stable")
     figure = canvas(8.4, 3.6)
     axes = figure.subplots()
-    for i, key in enumerate(spread.index[:LINES]):
+    for i, key in enumerate(sorted(spread.index[:LINES])):
         fmt, unit, k = key
         line = lines.loc[key].dropna()
         axes.plot(line.index, line, "o-", color=COLOURS[i % len(COLOURS)], markersize=4,
@@ -329,18 +336,21 @@ def _depth(results: Results) -> dict[str, Drawn]:
         return {}
     figure = canvas(8.4, 3.8)
     axes = figure.subplots()
-    order = [name for name in cases["case_id"] if name in set(found["case_id"])]
+    measured = set(found["case_id"])
+    order = [name for name in cases["case_id"] if name in measured]
     names = cases.set_index("case_id")
-    for i, case in enumerate(order[: 2 * LINES]):
-        name, unit = (
-            drawn_name(names.at[case, "name"], 28),
-            drawn_name(names.at[case, "target"], 20),
-        )
+    drawn = names.loc[order[: 2 * LINES]]
+    one = drawn["target"].nunique() == 1
+    labels = distinct_names(drawn["name"], 40 if one else 28)
+    for i, case in enumerate(drawn.index):
+        label = labels[str(names.at[case, "name"])]
+        if not one:
+            label += f", {drawn_name(names.at[case, 'target'], 20)}"
         own = found[found["case_id"] == case].groupby("layer", sort=False)["sqnr_depth_db"].last()
         axes.plot(
             range(len(own)), own, color=COLOURS[i % len(COLOURS)], marker="o", markersize=3,
             linestyle="-" if i < LINES else (0, (4, 2)), linewidth=1.2,
-            label=f"{name}, {unit}",
+            label=label,
         )  # fmt: skip
         axes.set_xticks(range(len(own)), [drawn_name(layer) for layer in own.index])
     axes.set_xlabel("after layer")
@@ -348,4 +358,6 @@ def _depth(results: Results) -> dict[str, Drawn]:
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside right upper", frameon=False, fontsize=7)
     more = f" {2 * LINES} of {len(order)} cases." if len(order) > 2 * LINES else ""
+    if one and order:
+        more += f" Unit: {drawn_name(drawn['target'].iloc[0])}."
     return {"depth": save_figure(figure, f"How the error grows with depth.{more}")}

@@ -29,11 +29,9 @@ def beside_sections(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Ht
             figure for key, figure in figures.items() if key.startswith(FIGURES.get(name, ("\0",)))
         ]
         body = _tensors(frame) if name == "tensors" else _rows(frame, kind)
-        made.append(
-            section(
-                f"beside-{name}", kind.title, tag("p", kind.meaning, class_="note"), *shown, body
-            )
-        )
+        verdict = _verdicts(frame) if name == "orders" else None
+        note = tag("p", kind.meaning, class_="note")
+        made.append(section(f"beside-{name}", kind.title, note, verdict, *shown, body))
     return made
 
 
@@ -46,6 +44,23 @@ def _rows(frame: pd.DataFrame, kind: Beside) -> Html:
     ]
     head = tag("tr", *(tag("th", name, scope="col") for name in names))
     return _folded(rows_table(head, body), len(frame))
+
+
+def _verdicts(orders: pd.DataFrame) -> Html:
+    """Return a row for each unit and order: whether its sums have the same bits in it."""
+    body = []
+    for (fmt, unit, order), own in orders.groupby(["format", "target", "order"], sort=False):
+        moved = int((own["differing"] > 0).sum())
+        cells = [
+            tag("th", f"{fmt}, {unit}", scope="row"), tag("td", str(order)),
+            tag("td", f"other bits in {moved} of {len(own)} products" if moved else
+                f"the same bits in all {len(own)} products"),
+            tag("td", number(100 * float(own["differing"].max()), ".3g"), class_="n"),
+            tag("td", number(float(own["max_abs_rms"].max()), ".3g"), class_="n"),
+        ]  # fmt: skip
+        body.append(tag("tr", *cells))
+    heads = ("unit", "order", "verdict", "most outputs differ, %", "largest, of rms")
+    return rows_table(tag("tr", *(tag("th", word, scope="col") for word in heads)), body)
 
 
 def _tensors(frame: pd.DataFrame) -> Html:

@@ -76,6 +76,19 @@ def candidates(cases: pd.DataFrame) -> pd.DataFrame:
     return ordered
 
 
+def why_none(cases: pd.DataFrame) -> str:
+    """Return why none of the cases is recommended, and what to do about it."""
+    if cases["exact"].any():
+        return "No recommendation: no bit-exact case has figures."
+    units = ", ".join(dict.fromkeys(cases["target"]))
+    return (
+        f"No recommendation: all cases are fake quantisation ({units}), rounded values added in "
+        "float32, which says nothing about a unit. Sweep them with --targets and the unit that is "
+        "to be built, or ideal.mac for float32 sums with their roundings. The cases below still "
+        "rank the formats."
+    )
+
+
 def front(cases: pd.DataFrame, x: str, y: str) -> list[str]:
     """Return the cases that no other beats in both measures, in order of `x`.
 
@@ -126,6 +139,7 @@ class Answers:
 
     def __init__(self, results: Results, cases: pd.DataFrame) -> None:
         self.cases = candidates(cases)
+        self.why_none = why_none(cases) if self.cases.empty else ""
         self.key = judged_by(cases)
         ties = Ties(results.source if losses_folder(results.source).is_dir() else None)
         self.steps = front(self.cases, "bits_per_weight", self.key)

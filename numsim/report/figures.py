@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
 from numsim.report.decide import SIGNED, judged_by
 from numsim.report.measures import BY_KEY
-from numsim.report.tables import Results, what_has_noise
+from numsim.report.tables import Results, what_has_noise, without_keys
 from numsim.words import shorten
 
 # Colours of Okabe and Ito, told apart by the colour-blind: one a target, in order of the CSV file.
@@ -31,7 +30,7 @@ WIDEST = 12.0  # inches
 LISTED = 12  # units, and kinds of scales, that a legend names
 MOST = 40  # cases in a figure: of more the best
 LONGEST = 32  # characters of a name that is told from others by them; tables have all of it
-_KEYS = re.compile(r" (?:scale_format=(?:float\d+_)?|scale_rule=)")
+NARROW = 8  # lanes: beside fewer, a line of words is wider than the axes
 ZOOM = 0.05  # a second panel shows the cases within this share of the lowest perplexity
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -135,7 +134,7 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
         whole.set_yscale("log")
         whole.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if values.max() < 1000 * values.min():
-            whole.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+            whole.yaxis.set_minor_formatter(_PlainLog(minor_thresholds=(1, 0.4)))
         else:
             whole.yaxis.set_minor_formatter(NullFormatter())
         whole.set_ylabel(f"{measure.axis}, log scale")
@@ -156,6 +155,13 @@ def _lanes_figure(cases: pd.DataFrame, measure: Measure) -> Drawn:
         note = f" Below: the cases within {ZOOM:.0%} of the lowest {measure.axis}.{note}"
     mark_legend(figure, cases)
     return save_figure(figure, measure.caption + note)
+
+
+class _PlainLog(LogFormatter):
+    """Numbers between the powers of ten, where there is room, without powers of their own."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _lanes(cases: pd.DataFrame) -> list[tuple[int, str]]:
@@ -205,7 +211,8 @@ def _name_lanes(figure: Figure, top: Axes, bottom: Axes, lanes: list[tuple[int, 
         range(len(lanes)), [labels[name] for _, name in lanes],
         rotation=30 if len(lanes) <= 14 else 60, ha="right", rotation_mode="anchor",
     )  # fmt: skip
-    bottom.set_xlabel("format, in order of bits per weight (scales included, nearest whole bit)")
+    words = "format, in order of bits per weight", "(scales included, nearest whole bit)"
+    bottom.set_xlabel(("\n" if len(lanes) < NARROW else " ").join(words))
     for axes in figure.axes:
         axes.tick_params(axis="x", length=0)
         for i in range(1, len(lanes)):
@@ -275,8 +282,8 @@ def distinct_names(names: Iterable[str], shortest: int = LONGEST) -> dict[str, s
 
 def drawn_name(name: object, longest: int = LONGEST) -> str:
     """Return a name as it may stand in a figure: printable, not empty, not as long as a page."""
-    name = _KEYS.sub(" ", str(name))  # the words say by themselves what they set
-    return shorten(name, longest).lstrip("_") or "none"  # an underscore would hide a legend entry
+    short = shorten(without_keys(str(name)), longest)
+    return short.lstrip("_") or "none"  # an underscore would hide a legend entry
 
 
 def _note(count: int, log: bool) -> str:
@@ -303,8 +310,9 @@ def save_figure(figure: Figure, caption: str) -> Drawn:
     png, svg = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter the font lacks: a box
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)  # it has found the places; "none" would draw once more
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.set_layout_engine("none")  # it has found the places
         figure.savefig(
             svg, format="svg", metadata={"Title": caption, "Date": None, "Creator": None}
         )

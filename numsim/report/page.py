@@ -78,6 +78,8 @@ def write_markdown(
 
 def _answer(found: Answers, rows: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return which case to build for each budget: bit-exact ones alone."""
+    if found.why_none:
+        return ["## Answer", "", text(found.why_none), ""]
     body = []
     key = "dnll" if found.cases["dnll"].notna().any() else found.key
     measure = BY_KEY[key]

@@ -84,10 +84,13 @@ def _panel(axes: Axes, cases: pd.DataFrame, every: pd.DataFrame, x: str, y: str)
     named = front_rows(real, x, y)
     axes.plot(named[x], named[y], color="#555555", linestyle=(0, (5, 3)), linewidth=1,
               drawstyle="steps-post", zorder=1)  # fmt: skip
+    low, high = axes.get_xlim()
     for i, (_, case) in enumerate(named.iterrows()):
+        room = case[x] - low > 0.4 * (high - low)  # below and left of a front nothing stands
         axes.annotate(
-            drawn_name(case["format"], 24), (case[x], case[y]), fontsize=7.5, zorder=5,
-            xytext=(7, 7 if i % 2 == 0 else -13), textcoords="offset points",
+            drawn_name(case["format"], 30), (case[x], case[y]), fontsize=7.5, zorder=5,
+            xytext=(-6, -12) if room else (7, 7 if i % 2 == 0 else -13),
+            ha="right" if room else "left", textcoords="offset points",
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "lw": 0},
         )  # fmt: skip
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)

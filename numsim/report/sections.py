@@ -17,6 +17,7 @@ from numsim.report.tables import Results, emulated_lengths, local_sqnr, records
 from numsim.words import k_tested
 
 WITHOUT_SCRIPT = 40  # columns of the table of products in a page that runs no script
+NONE = "No bit-exact case is within it."  # page.js says the same
 NAMED = 3  # cases of a tie that are named; the rest are counted
 
 
@@ -51,7 +52,11 @@ def answer(results: Results, answers: Sequence[Answers]) -> Html:
     cards = (
         tag(
             "div",
-            *(_card(choice, rows, found.key) for choice in found.choices()),
+            *(
+                [tag("p", found.why_none)]
+                if found.why_none
+                else [_card(choice, rows, found.key) for choice in found.choices()]
+            ),
             class_="cards",
             data_run=run,
             hidden=run > 0,
@@ -59,20 +64,18 @@ def answer(results: Results, answers: Sequence[Answers]) -> Html:
         for run, found in enumerate(answers)
     )
     return section(
-        "answer", "Answer", _ranked_by(answers[0]), *cards,
+        "answer", "Answer", None if answers[0].why_none else _ranked_by(answers[0]), *cards,
+        None if all(found.why_none for found in answers) else
         tag("p", *edges, tag("label", f"{label} ", _number_input("tolerance", TOLERANCE, 0.1)),
             class_="controls scripted"),
     )  # fmt: skip
 
 
 def _ranked_by(found: Answers) -> Html:
-    if found.cases.empty:
-        words = "No case of this file is bit exact and has figures: nothing to recommend."
-    else:
-        words = (
-            f"The best bit-exact case within each budget, by {BY_KEY[found.key].title}; fake "
-            "quantisation and failed cases never stand here. ± is 95 % of chance."
-        )
+    words = (
+        f"The best bit-exact case within each budget, by {BY_KEY[found.key].title}; fake "
+        "quantisation and failed cases never stand here. ± is 95 % of chance."
+    )
     return tag("p", words, class_="note")
 
 
@@ -82,7 +85,7 @@ def _number_input(name: str, value: float, step: float) -> Html:
 
 def _card(choice: Choice, rows: Mapping[str, Mapping[str, Any]], key: str) -> Html:
     if choice.case is None:
-        words = tag("p", "No bit-exact case of this file.", class_="note")
+        words = tag("p", NONE, class_="note")
         return tag("article", tag("h3", choice.question), words, class_="card")
     case = rows[choice.case]
     facts = [f"{number(case['bits_per_weight'], '.2f')} bits", case["target"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ LATER_NUMBERS = tuple(
 )  # fmt: skip
 LATER_WORDS = ("error", "recipe_digest", "accumulator", "energy_node", "cost_source", "cost_mark")
 WHOLE = ("block", "tokens", "seed")
+_KEYS = re.compile(r" (?:scale_format=(?:float\d+_)?|scale_rule=)")
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 
 
@@ -93,7 +95,8 @@ def read_results(path: Path, costs: Iterable[Row] | None = None) -> Results:
 def _read_rows(path: Path) -> pd.DataFrame:
     numbers_here = (*NUMBERS, *LATER_NUMBERS)
     lines = read_table(path, COLUMNS, {*numbers_here, *RANGES})
-    names = dict.fromkeys(name for line in lines for name in line.cells)
+    heads = dict.fromkeys(tuple(line.cells) for line in lines)  # one, or of files put together
+    names = dict.fromkeys(name for head in heads for name in head)
     rows = pd.DataFrame([line.cells for line in lines], columns=list(names or COLUMNS), dtype=str)
     rows = rows.fillna("")  # of two files, one may have more columns
     for name in (*LATER_NUMBERS, *LATER_WORDS):
@@ -154,10 +157,20 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     cases["short_format"] = cases["format"]
     cases["format"] += suffix
     plain = cases["scales"].isin(["", "none"])
-    cases["name"] = cases["format"] + (", " + cases["scales"]).mask(plain, "")
+    cases["name"] = [without_keys(name) for name in cases["format"]]
+    cases["name"] += (", " + cases["scales"]).mask(plain, "")
     cases["kind"] = cases["exact"].map({True: "exact", False: "fake"})
     cases["bits"] = cases.groupby(["format", "scales"])["bits_per_weight"].transform("first")
     return cases
+
+
+def without_keys(name: str) -> str:
+    """Return the name of a case without the keys of words that say by themselves what they set.
+
+    >>> without_keys("int4 scale_format=float8_e8m0fnu scale_rule=floor seed=1")
+    'int4 e8m0fnu floor seed=1'
+    """
+    return _KEYS.sub(" ", name)
 
 
 def _with_derived(cases: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:

@@ -15,9 +15,10 @@ from numsim.errors import NumsimError
 from numsim.models import Model
 from numsim.models.weights import wide
 from numsim.quant import QTensor, Quant, quantize
-from numsim.sweep.grid import Entry, units_of
+from numsim.sweep.grid import Entry
 from numsim.sweep.inputs import Inputs, split_name
 from numsim.sweep.operators import ratio_db, tap_names
+from numsim.sweep.units import units_of
 from numsim.targets import Target, accumulator_bits, get_target, matmul
 from numsim.targets.rules import adds_integers
 

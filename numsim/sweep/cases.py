@@ -26,10 +26,10 @@ from numsim.sweep.grid import (
     Storage,
     check_granularities,
     takes,
-    units_of,
 )  # fmt: skip
 from numsim.sweep.recipes import NamedRecipe
 from numsim.sweep.spec import SweepSpec
+from numsim.sweep.units import units_of
 from numsim.targets import Target
 from numsim.version import __version__
 
@@ -176,6 +176,11 @@ def cases(
             raise NumsimError(
                 f"sweep: exclude: {glob!r} excludes none of the cases{near_names(glob, labels)}; "
                 f"they are called like {labels[0] if labels else 'nothing'}"
+            )
+        if not left:
+            raise NumsimError(
+                f"sweep: exclude: {glob!r} excludes all of the cases left, {len(found)}; leave it "
+                "out, or name fewer"
             )
         found = left
     if not found:

@@ -14,7 +14,7 @@ from numsim.models import Rule
 from numsim.models.gemm import RAW
 from numsim.models.weights import shape_of
 from numsim.quant import as_quant, quantize
-from numsim.sweep.cases import Case
+from numsim.sweep.cases import Case, machine_of
 from numsim.sweep.prepare import Prepared, prepare
 from numsim.sweep.spec import SweepSpec, as_spec
 from numsim.targets import matmul
@@ -35,6 +35,7 @@ def dry_lines(spec: SweepSpec | dict[str, Any] | Path | None, **fields: Any) -> 
         As the sweep itself.
     """
     plan = as_spec(spec, **fields)
+    machine_of(plan)  # rows of cost that are wrong
     known: dict[Rule, float] = {}
     lines = []
     macs_of_all, seconds_of_all, count = 0.0, 0.0, 0

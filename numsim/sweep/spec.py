@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +22,9 @@ from numsim.formats.toml import fields_from_table
 from numsim.models import Model, Recipe
 from numsim.models.rule import quant_from_table, rule_from_table
 from numsim.quant import Quant
-from numsim.sweep.grid import split_targets
+from numsim.sweep.grid import Entry
 from numsim.sweep.recipes import NamedRecipe
+from numsim.sweep.units import split_targets, units_of
 from numsim.targets import Target
 from numsim.words import shorten
 
@@ -48,7 +49,7 @@ class SweepSpec(BaseModel):
     formats
         Element formats of weights and activations (names, TOML files of `numsim.Format`, or
         `Format`), and storage rules: named ones (``mxfp4_e2m1``) and `Quant`, which bring scales
-        and rounding of their own. None: ten formats, or none where there are `recipes`.
+        and rounding of their own. None: twelve formats, or none where there are `recipes`.
     weights, activations
         The same apart: every pair of them is a case; ``float32`` is an operand as it is. One pair
         among `formats` is ``int4+int8``, weights first.
@@ -317,11 +318,29 @@ def as_spec(spec: SweepSpec | dict[str, Any] | str | Path | None, **more: Any) -
             f"sweep: a spec is a SweepSpec, a dict or a TOML path; got {type(spec).__name__}; "
             "fields go by name, as in sweep(formats=[...])"
         )
+    file = spec if isinstance(spec, str | Path) else None
     try:
-        return SweepSpec.model_validate(fields | more)
+        plan = SweepSpec.model_validate(fields | more)
     except ValidationError as error:
-        file = spec if isinstance(spec, str | Path) else None
         raise NumsimError(_sentence(error, file, more)) from None
+    if file is not None:
+        _check_names(plan, file, more)
+    return plan
+
+
+def _check_names(plan: SweepSpec, file: str | Path, more: Mapping[str, Any]) -> None:
+    """Raise the error of a name in a file that is none, with the file and the key before it."""
+    looks: dict[str, Callable[[Any], object]] = {
+        **dict.fromkeys(("formats", "weights", "activations", "kv"), Entry.of),
+        "targets": lambda given: units_of((given,)),
+    }
+    for key, look in looks.items():
+        for given in () if key in more else getattr(plan, key) or ():
+            try:
+                look(given)
+            except NumsimError as error:
+                words = str(error).removeprefix("sweep: ").removeprefix(f"{key}: ")
+                raise type(error)(f"sweep: {file}: {key}: {words}") from None
 
 
 def _sentence(error: ValidationError, file: str | Path | None, more: Mapping[str, Any]) -> str:

@@ -83,7 +83,9 @@ def test_questions_write_tables_once(words, tmp_path):
         ("formats = [", "is not TOML"),
         ('formts = ["int8"]', "s.toml: 'formts' is no field"),
         ("window = 1", "s.toml: window: must be greater"),
-        ('formats = ["int8"]\nexclude = ["int8"]', "the grid is empty"),
+        ('formats = ["int8"]\nexclude = ["int8"]', "excludes all of the cases"),
+        ('formats = ["imt8"]', "s.toml: formats: unknown format 'imt8'"),
+        ('targets = ["ideal.itn"]', "s.toml: targets: unknown target 'ideal.itn'"),
         ('formats = ["int8x"]', "int8x"),
         ('[[recipes]]\nname = "x"\nbass = 1', "s.toml: recipes.0: 'bass' is no field"),
     ],
@@ -93,6 +95,12 @@ def test_wrong_settings_are_a_sentence_and_leave_nothing(text, words, tmp_path):
     line = refused(numsim("sweep", "--config", "s.toml", cwd=tmp_path))
     assert words in line
     assert [path.name for path in tmp_path.iterdir()] == ["s.toml"]
+
+
+def test_a_dry_run_reads_the_rows_of_cost(tmp_path):
+    (tmp_path / "c.toml").write_text('[[row]]\nid = "x"\n')
+    said = refused(numsim("sweep", "--dry-run", "--cost", "c.toml", cwd=tmp_path))
+    assert "cost: c.toml: row 'x'" in said
 
 
 @pytest.mark.parametrize(

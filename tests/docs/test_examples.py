@@ -13,7 +13,7 @@ WRITES = {
     "gallery.py": ["pages", "255", "fp8-units"],
     "training_pages.py": ["classifier", "pages", "1", "2"],
     "operators.py": ["--windows", "2", "--only", "rotary", "--out", "pages"],
-    "networks.py": ["page.md"],
+    "networks.py": ["page.md"], "vectors.py": ["pages"],
     "four_bits.py": ["--windows", "2", "--only", "HiF4", "--out", "pages"],
 }  # fmt: skip
 

@@ -62,6 +62,26 @@ def test_answers_are_exact_within_the_budget_and_say_when_nothing_is_gained(tmp_
     assert choices(path, edges=[4.4])[0].case is None
 
 
+@pytest.mark.parametrize(
+    ("cases", "words"),
+    [
+        ([case("a", "int4", 4.5, 0.5, exact=False, target="ideal.fp32")],
+         "all cases are fake quantisation (ideal.fp32)"),
+        ([case("a", "int4", 4.5, 0.5, error="broken")], "no bit-exact case has figures"),
+    ],
+)  # fmt: skip
+def test_a_file_without_an_answer_says_why_once_and_shows_no_cards(tmp_path, cases, words):
+    path = save(tmp_path / "r.csv", *cases)
+    write_report(path, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    section = page[page.index('data-testid="answer"') : page.index('data-testid="tradeoff"')]
+    assert section.count(words) == 1
+    assert "<article" not in section
+    assert "edge 1" not in section
+    assert words in (tmp_path / "out" / "report.md").read_text()
+    assert "| none |" not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_ties_are_judged_in_pairs_where_the_losses_stand_beside_the_file(tmp_path):
     """Means 0.10 and 0.11 with errors of 0.02: tied alone, apart in pairs that differ alike."""
     a, b = case("aaaaaaaaaaa1", "int8", 8.0, 0.10), case("aaaaaaaaaaa2", "int7", 8.0, 0.11)
@@ -192,6 +212,22 @@ def test_tables_beside_the_results_become_sections_and_figures(tmp_path):
     (tmp_path / "sensitivity.csv").write_text("part\nx\n")
     with pytest.raises(NumsimError, match=r"sensitivity.csv does not; write it again with"):
         write_report(path, tmp_path / "again")
+
+
+def test_the_orders_of_sums_are_a_verdict_for_each_unit(tmp_path):
+    path = save(tmp_path / "results.csv", case("a", "int8", 8.0, 0.1))
+    rows = [
+        "0,q,64,int8,ideal.int,reversed,0.0,0.0", "1,q,64,int8,ideal.int,reversed,0.0,0.0",
+        "0,q,64,e4m3,wgmma,reversed,0.25,0.5", "1,q,64,e4m3,wgmma,reversed,0,0",
+    ]  # fmt: skip
+    head = "layer,op,K,format,target,order,differing,max_abs_rms"
+    (tmp_path / "orders.csv").write_text("\n".join([head, *rows]) + "\n")
+    write_report(path, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    verdicts = page[page.index('data-testid="beside-orders"') :].partition("<details")[0]
+    assert "the same bits in all 2 products" in verdicts
+    assert "other bits in 1 of 2 products" in verdicts
+    assert ">25<" in verdicts
 
 
 def test_every_figure_is_also_svg_with_outlines_and_a_title(tmp_path):

@@ -588,6 +588,15 @@ def test_tested_lengths_are_said(tmp_path):
     assert "- K tested: 192, 512. The error of an accumulator grows with K: longer" in page
 
 
+def test_a_page_of_another_program_is_not_replaced(csv, tmp_path):
+    page = tmp_path / "report.md"
+    page.write_text("# My chip\n")
+    with pytest.raises(NumsimError, match=r"report.md is no report of numsim"):
+        write_report(csv, tmp_path)
+    assert page.read_text() == "# My chip\n"
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_the_default_folder_and_names_of_files(csv, tmp_path):
     assert write_report(csv)[0] == tmp_path / "results-report" / "report.md"
     for name in ("z.html", "z.PNG", "z.md"):

@@ -34,6 +34,8 @@ def test_default_grid_has_every_case_once_on_its_exact_unit():
         ("bfloat16", "none", hopper),
         ("mxfp8_e4m3", "per_block", blackwell),
         ("mxint8", "per_block", integers),
+        ("mxfp6_e2m3", "per_block", blackwell),
+        ("mxfp6_e3m2", "per_block", blackwell),
         ("mxfp4_e2m1", "per_block", blackwell),
         ("nvfp4", "per_block", blackwell),
     ]

@@ -3,12 +3,19 @@
 const numsimChart = (() => {
   const LABEL = 30; // letters of a name
 
-  function tickMarks(m, low, high) { // of a symmetric log scale: zero and powers of ten on both sides
+  function tickMarks(m, low, high) { // of a symmetric log scale: zero and powers of ten on both sides, 2 and 5 times them where few fit
+    const ticks = tenths(m, low, high, [1]);
+    if (ticks.length > 2) return ticks;
+    const more = tenths(m, low, high, [1, 2, 5]);
+    return more.length > 1 ? more : d3.ticks(low, high, 4);
+  }
+  function tenths(m, low, high, steps) {
     const ticks = low <= 0 && high >= 0 ? [0] : [];
     for (let p = Math.floor(Math.log10(m.linear)); p <= Math.ceil(Math.log10(Math.max(Math.abs(low), Math.abs(high), m.linear))); p++) {
-      const t = +`1e${p}`;
-      if (t >= low && t <= high) ticks.push(t);
-      if (-t >= low && -t <= high) ticks.push(-t);
+      for (const t of steps.map((s) => +`${s}e${p}`)) {
+        if (t >= low && t <= high) ticks.push(t);
+        if (-t >= low && -t <= high) ticks.push(-t);
+      }
     }
     const far = ticks.filter((t) => Math.abs(t) >= m.linear || t === 0);
     return far.length > 8 ? far.filter((t) => t === 0 || Math.round(Math.log10(Math.abs(t))) % 2 === 0) : far;

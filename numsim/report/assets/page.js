@@ -269,7 +269,7 @@
   // ------------------------------------------------------------------ answer and comparison, redrawn when edited
   const stated = (i, key) => { const m = measures.get(key), v = value(key, i), e = m?.stderr ? value(m.stderr, i) : NaN; return !m || Number.isNaN(v) ? "" : written(key, v, Number.isFinite(e) && m.unit !== "%" ? ` ± ${d3.format(".1~g")(2 * e).replace("e+", "e")}` : "", false); };
   function card(question, id, key, notes) {
-    if (id === undefined) return element("article", { class: "card" }, element("h3", {}, question), element("p", { class: "note" }, "No bit-exact case of this file."));
+    if (id === undefined) return element("article", { class: "card" }, element("h3", {}, question), element("p", { class: "note" }, "No bit-exact case is within it."));
     const i = place.get(id);
     return element("article", { class: "card" }, element("h3", {}, question), element("p", { class: "pick" }, opener(i)),
       element("p", {}, `${d3.format(".2f")(value("bits_per_weight", i))} bits · ${facets.target[i]}`),
@@ -286,6 +286,7 @@
   function drawAnswers() {
     const tolerance = +view.tol;
     data.answers.forEach((found, run) => {
+      if (!found.steps.length) return; // the page says why there is no answer
       const bits = (id) => value("bits_per_weight", place.get(id)), cards = [], cosine = found.judged === "embedding_cosine";
       let before;
       for (const edge of view.edges.split(",").map(Number)) {
