@@ -159,7 +159,7 @@ def double_tile(
                 field = b.lshr(b.shl(pair, splat(shorts, 1)), splat(shorts, 8))
                 low, high = (right(panel, group, quarter * j, words) for j in (i, i + 2))
                 column = b.bitcast(halves(b, b.shl(high, away), low, 0xFFFF0000), shorts)
-                e = b.add(maximum(b, field, splat(shorts, 1)), b.sub(power, column))
+                e = b.add(field, b.sub(power, column))  # below all products, if subnormal
                 most = splat(shorts, FAR + 1)
                 e = maximum(b, b.select(b.icmp_signed("<", e, most), e, most), splat(shorts, 0))
                 found.append(b.bitcast(e, words))
