@@ -249,6 +249,35 @@ def test_exact_groups(path, name, group, kind):
         same(x, y, unit, c)
 
 
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("group", [1, 4, 8])
+@pytest.mark.parametrize("negative_zero", [True, False])
+def test_groups_of_codes_that_float64_holds(path, group, negative_zero):
+    """Sums of E4M3 that float64 holds whole, accumulators too; one bit more, and it does not."""
+    rng = np.random.default_rng(3)
+    unit = get_target("ideal.exact", group=group, negative_zero=negative_zero)
+    name, short = "float8_e4m3fn", "exact groups in float64, rounded to float32"
+    with simd.force(path):
+        for m, k, n in [*SHAPES, (30, 41, 33)]:
+            for kind in ("normal", "codes", "sparse"):
+                a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+                a.codes[0, 0] = b.codes[0, 0] = 0x7E  # 448: products below 2**18
+                least = np.float32(2.0) ** (18 + (k + 1).bit_length() + 1 - 53)
+                for low, fits in ((least, True), (least / 2, False)):
+                    c = rng.standard_normal((m, n)).astype(np.float32)
+                    c = np.round(c * 2**7) * (low if low < 1 else 1) * rng.choice([1, 64], c.shape)
+                    c[rng.random(c.shape) < 0.2] = -0.0
+                    c[0, 0] = low
+                    with counted() as calls:
+                        same(a, b, unit, c.astype(np.float32))
+                    assert (short in calls) == fits
+                same(*cancelled(a, b), unit, np.full((m, n), -0.0, np.float32))
+                minus = QTensor.from_codes(np.full((m, k), 0x80, np.uint8), name)
+                zeros = QTensor.from_codes(np.zeros((k, n), np.uint8), name)
+                same(minus, zeros, unit, np.full((m, n), -0.0, np.float32))
+                same(a, b, unit)
+
+
 def test_units_of_exact_groups_have_vectors(path):
     rng = np.random.default_rng(14)
     for name in ("float16", "bfloat16"):
@@ -257,7 +286,8 @@ def test_units_of_exact_groups_have_vectors(path):
                 a, b = floats(rng, (5, 64), name, kind), floats(rng, (64, 17), name, kind)
                 same(a, b, "amd.cdna1.mfma")
         assert calls.pop("scalar") == 2  # the definition, twice
-        assert set(calls) <= {"exact groups in float64", "exact groups in two float64"}
+        kinds = ("float64, rounded to float32", "float64", "two float64")
+        assert set(calls) <= {f"exact groups in {kind}" for kind in kinds}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""FP8, FP6 and FP4 products aligned to up to 25 fraction bits, with E8M0 scales or without: AVX2.
+"""FP8, FP6 and FP4 products aligned to up to 25 fraction bits, with E8M0 scales or without.
 
 The rule is `Fused` with an accumulator that joins and a float32 result, cut toward zero; the
 operands are finite and have few bits (`covers`). They are codes, a by rows of a tile and b by
@@ -29,23 +29,16 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
 )
 from numsim.kernels.ir import double as simd_double
-from numsim.kernels.ir import simd
-from numsim.kernels.ir.double import (
-    A_REST,
-    A_STEP,
-    B_REST,
-    B_STEP,
-    COLUMNS,
-    MOST_BITS,
-    NOTHING,
-    ROWS,
-    UNROLL,
-)
+from numsim.kernels.ir import double_planes, simd
+from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
+from numsim.kernels.ir.double_planes import A_REST, A_STEP, COLUMNS, b_words, order
 from numsim.kernels.ir.fp8 import LEAST, MOST
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
+_ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
 WIDEST = 128  # products of a group, counted in a byte
+LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators without scales
 FEW = 2  # rows up to which `gemm.align`, which reads its codes faster, is quicker without scales
 
 
@@ -70,17 +63,46 @@ def covers(
     return fits and low >= LEAST and high <= MOST and simd.path() != "plain"
 
 
+_WIDE, _HALF = COLUMNS["avx512"], COLUMNS["avx2"]
+_WIDE_WORDS, _HALF_WORDS = b_words(_WIDE), b_words(_HALF)
+
+
 @inline
-def _tile(
+def _wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    group, a_step, align, least, bounded = rule
     simd_double.double_tile(
-        a, a_at, b, b_at, out, out_at, stride, steps, left // ROWS, group, a_step, align, least,
-        bounded,
+        _WIDE, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, left // ROWS, rule[1],
+        rule[2], rule[3], rule[4],
     )  # fmt: skip
     return left
+
+
+@inline
+def _half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    simd_double.double_tile(
+        _HALF, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, left // ROWS, rule[1],
+        rule[2], rule[3], rule[4],
+    )  # fmt: skip
+    return left
+
+
+def kind_of(low: int, high: int, least: int | None, c: Array | None, *, scaled: bool) -> int:
+    """Return what the kernel must expect: `PLAIN`, `NORMAL` or `ANY`.
+
+    Parameters: products and the sums of all lie from ``2**low`` to below ``2**high``; `least`: that
+    the largest exponent is at least; c, the accumulators' first values.
+    """
+    size = np.zeros(1, np.float32) if c is None else np.abs(c)
+    plain = high <= 116 and (least is None or least <= 2 * LEAST - 1) and not scaled
+    if plain and ((size == 0) | ((size >= LOW) & (size <= HIGH))).all():
+        return PLAIN
+    normal = low >= -120 and high < 126 and (least is None or least <= -126)
+    return NORMAL if normal and (size < 2.0**126).all() else ANY
 
 
 @inline
@@ -89,29 +111,73 @@ def _power(exponent: np.int32) -> Any:
 
 
 @inline
-def _planes(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
+def _scales(words: Array, line: Array, at: int) -> None:
+    """Write a group's exponents from word `at` on, then their powers of two."""
+    numbers = words.view(np.float64)
+    for i in range(line.size):
+        words[at + i] = line[i]
+        numbers[(at + line.size) // 2 + i] = _power(line[i])
+
+
+@inline
+def _wide_planes(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
     powers, f = how
     codes, group = codes_at(b, batch, panel, k, count), b.shape[4]
-    numbers, each = words.view(np.float64), group * B_STEP + B_REST
-    for step in range(count):
-        simd_double.right_double(codes[step * group * COLUMNS :], group, words[step * each :], f)
-        at, line = step * each + group * B_STEP, powers[batch, panel, k + step]
-        for i in range(COLUMNS):
-            words[at + i] = line[i]
-            numbers[at // 2 + 16 + i] = _power(line[i])
+    each = group * _WIDE_WORDS[0] + _WIDE_WORDS[1]
+    for s in range(count):
+        double_planes.right_double(_WIDE, codes[s * group * _WIDE :], group, words[s * each :], f)
+        _scales(words, powers[batch, panel, k + s], s * each + group * _WIDE_WORDS[0])
     return words
 
 
-@kernel
+@inline
+def _half_planes(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    powers, f = how
+    codes, group = codes_at(b, batch, panel, k, count), b.shape[4]
+    each = group * _HALF_WORDS[0] + _HALF_WORDS[1]
+    for s in range(count):
+        double_planes.right_double(_HALF, codes[s * group * _HALF :], group, words[s * each :], f)
+        _scales(words, powers[batch, panel, k + s], s * each + group * _HALF_WORDS[0])
+    return words
+
+
+@expanded
 def _run(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    powers: Array, f: Fields, align: int, least: int, bounded: int,
+    micro: Callable[..., int], decode: Callable[..., Array], words: tuple[int, int], out: Array,
+    a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int, kind: int,
+    powers: Array, f: Fields, align: int, least: int,
 ) -> None:  # fmt: skip
-    scratch = scratch_words(block * (b.shape[4] * B_STEP + B_REST))
-    rule = (b.shape[4], block * a.shape[4], align, least, bounded)
+    scratch = scratch_words(block * (b.shape[4] * words[0] + words[1]))
+    rule = (kind, b.shape[4], block * a.shape[4], align, least)
     cover_codes(
-        _tile, _planes, out, a, b, scratch, steps, block, group, start, stop, rule, (powers, f),
+        micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, (powers, f),
         True,
+    )  # fmt: skip
+
+
+@kernel
+def _run_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    _run(
+        _wide, _wide_planes, _WIDE_WORDS, out, a, b, steps, block, group, start, stop, kind,
+        powers, f, align, least,
+    )  # fmt: skip
+
+
+@kernel
+def _run_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    _run(
+        _half, _half_planes, _HALF_WORDS, out, a, b, steps, block, group, start, stop, kind,
+        powers, f, align, least,
     )  # fmt: skip
 
 
@@ -123,17 +189,18 @@ def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, sto
     for row in range(start, stop):
         for g in range(codes.shape[1]):
             words = planes[g // block, row, g % block]
-            simd_double.left_double(codes[row, g], places // UNROLL, words, f)
+            double_planes.left_double(codes[row, g], places // UNROLL, words, f)
             words[A_STEP * places] = powers[row, g]
             at = A_STEP // 2 * places + 1
             numbers[g // block, row, g % block, at] = _power(powers[row, g])
 
 
 @cache
-def _runner() -> Callable[..., Any]:
+def _runner(path: str, kind: int) -> Callable[..., Any]:
     return simd.compiled(
-        _run, *codes_types(types.int32, np.dtype(np.uint8), types.float32),
-        simd.contiguous(types.int32, 4), uint32_tuple(Fields), *(types.int64,) * 3,
+        _run_wide if path == "avx512" else _run_half,
+        *codes_types(types.int32, np.dtype(np.uint8), types.float32), simd.literal(kind),
+        simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
 
 
@@ -149,11 +216,12 @@ def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
     """Pack codes [1 or batch, K, N] of one byte; `powers` [1 or batch, N, groups] of scales."""
     slots = np.full(-(-group // UNROLL) * UNROLL, -1)
     slots[:group] = np.arange(group)
-    packed = pack_codes(codes, COLUMNS, slots, group)
+    width = COLUMNS[simd.path()]
+    packed = pack_codes(codes, width, slots, group, order=order(width))
     batch, panels, groups = packed.panels.shape[:3]
-    lines = np.zeros((batch, panels * COLUMNS, groups), np.int32)
+    lines = np.zeros((batch, panels * width, groups), np.int32)
     lines[:, : powers.shape[1]] = powers
-    turned = lines.reshape(batch, panels, COLUMNS, groups).swapaxes(2, 3)
+    turned = lines.reshape(batch, panels, width, groups).swapaxes(2, 3)
     return PackedDouble(packed, np.ascontiguousarray(turned))
 
 
@@ -170,40 +238,58 @@ def _groups(codes: Array, group: int, places: int) -> Array:
     return whole
 
 
+def left_planes(
+    codes: Array, powers: Array, how: Fields, sizes: tuple[int, int], block: int, rows: int
+) -> Array:
+    """Return what `ir.double_planes` makes of codes [batch, M, K] of one byte.
+
+    Shape [batch, groups / block, rows, block, words], of at least M rows. `sizes`: products of a
+    group, and places for them; `powers` [batch, M, groups] int32: exponents of the codes' scales.
+    """
+    batch, m, depth = codes.shape
+    group, places = sizes
+    groups = -(-depth // group)
+    lines = _groups(codes.view(np.uint8), group, places)
+    own = np.ascontiguousarray(powers, np.int32).reshape(batch, m, groups)
+    words = A_STEP * places + A_REST
+    planes = np.empty((batch, groups // block, rows, block, words), np.int32)
+    planes[:, :, m:] = 0
+    pack = _left_packer()
+    for i in range(batch):
+
+        def piece(start: int, stop: int, i: int = i) -> object:
+            return pack(lines[i], own[i], planes[i], how, start, stop)
+
+        over_range(piece, m, grain=grain_of(m, PACKED * lines[i].size))
+    return planes
+
+
 def gemm_double(
     a: Array, powers: Array, how_a: Fields, b: PackedDouble, how_b: Fields, group: int, align: int,
-    least: int | None, *, bounded: bool, c: Array | None = None,
+    least: int | None, kind: int, c: Array | None = None,
 ) -> Array:  # fmt: skip
     """Return the float32 accumulators [batch, M, N] of a chain over groups of k, from c or +0.
 
     Parameters: a [batch, M, K] codes of one byte; `powers` [batch, M, groups] int32: exponents of
     its scales; b packed for the same group, of one item or as many as a; how their codes are read;
-    `align` fraction bits; `least` that the largest exponent is at least; `bounded`: no sum can
-    leave float32; c [batch, M, N] float32.
+    `align` fraction bits; `least` that the largest exponent is at least; `kind`: of `kind_of`;
+    c [batch, M, N] float32.
     """
     batch, m, depth = a.shape
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
     shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
-    tiles = -(-shape[1] // ROWS)
-    out = np.zeros((shape[0], tiles * ROWS, n), np.float32)  # whole tiles of rows
+    tiles, whole = -(-shape[1] // _ROWS), -(-shape[1] // ROWS) * ROWS
+    out = np.zeros((shape[0], whole, n), np.float32)
     if c is not None:
-        out[:, : shape[1]] = c.reshape(shape)
+        start = c.reshape(shape)
+        out[:, : shape[1]] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
-        lines = _groups(a.view(np.uint8).reshape(*shape[:2], depth), group, places)
-        own = np.ascontiguousarray(powers, np.int32).reshape(*shape[:2], groups)
-        words = A_STEP * places + A_REST
-        block = 2 - groups % 2  # accumulators are read and written once for two groups
-        rows_of = tiles * ROWS
-        planes = np.empty((shape[0], groups // block, rows_of, block, words), np.int32)
-        planes[:, :, shape[1] :] = 0
-        pack = _left_packer()
-        for i in range(shape[0]):
-
-            def rows(start: int, stop: int, i: int = i) -> object:
-                return pack(lines[i], own[i], planes[i], how_a, start, stop)
-
-            over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
-        laid = planes.reshape(shape[0], tiles, groups, ROWS, words)
+        block = 1 if simd.enabled() else 2 - groups % 2  # accumulators are read once for two groups
+        planes = left_planes(
+            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * _ROWS
+        )
+        laid = planes.reshape(shape[0], tiles, groups, _ROWS, -1)
         floor = NOTHING if least is None else max(least, NOTHING)
-        run_codes(_runner(), out, laid, b.codes, block, b.powers, how_b, align, floor, int(bounded))
+        entry = _runner(simd.path(), kind)
+        run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -33,6 +33,7 @@ from numsim.kernels.gemm.values import Decode, values_of_bytes
 from numsim.kernels.ir import mac as simd_mac
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.mac import Flavour
+from numsim.kernels.ir.simd import FMA_ROWS
 from numsim.kernels.jit import expanded, inline, kernel
 from numsim.kernels.rules.mac import Arithmetic
 
@@ -48,6 +49,30 @@ def _mac_wide(
     if left >= 4:
         simd_mac.mac_tile(4, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
         return 4
+    simd_mac.mac_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    return 1
+
+
+@inline
+def _single_wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    """Do what `_mac_wide` does where little happens in a step."""
+    if left >= FMA_ROWS:
+        simd_mac.mac_tile(FMA_ROWS, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+        return FMA_ROWS
+    return _mac_wide(a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+
+
+@inline
+def _single_narrow(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    if left >= 2:
+        simd_mac.mac_tile(2, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+        return 2
     simd_mac.mac_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
     return 1
 
@@ -119,14 +144,54 @@ def _floats_narrow(
     )  # fmt: skip
 
 
+@kernel
+def _single_bytes_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Array,
+) -> None:  # fmt: skip
+    _run_codes(
+        _single_wide, values_of_bytes, out, a, b, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+@kernel
+def _single_floats_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Any,
+) -> None:  # fmt: skip
+    _run_codes(
+        _single_wide, values_of_floats, out, a, b, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+@kernel
+def _single_floats_narrow(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    flavour: int, rule: Array, how: Any,
+) -> None:  # fmt: skip
+    _run_codes(
+        _single_narrow, values_of_floats, out, a, b, steps, block, group, start, stop,
+        (flavour, rule), how,
+    )  # fmt: skip
+
+
+_CODES = {  # by whether there is AVX-512, whether codes are looked up, and `Flavour.single`
+    (True, True, False): _bytes_wide, (True, True, True): _single_bytes_wide,
+    (True, False, False): _floats_wide, (True, False, True): _single_floats_wide,
+    (False, False, False): _floats_narrow, (False, False, True): _single_floats_narrow,
+}  # fmt: skip
+
+
 @cache
-def _codes_runner(flavour: int, codes: np.dtype[Any], how: Any, wide: bool) -> Callable[..., Any]:
-    chosen = _floats_narrow
-    if wide:
-        chosen = _bytes_wide if isinstance(how, types.Array) else _floats_wide
+def _codes_runner(
+    flavour: Flavour, codes: np.dtype[Any], how: Any, wide: bool
+) -> Callable[..., Any]:
+    chosen = _CODES[wide, wide and isinstance(how, types.Array), flavour.single]
     doubles = codes_types(types.float64, codes, types.float64)
     rule = simd.contiguous(types.float64, 1)
-    return simd.compiled(chosen, *doubles, simd.literal(flavour), rule, how)
+    return simd.compiled(chosen, *doubles, simd.literal(flavour.code()), rule, how)
 
 
 @cache
@@ -184,7 +249,7 @@ def gemm_mac(
         rows = rows.reshape(batch, tiles, steps, width, flavour.tree)
         rule = np.array([*format_array(f), *format_array(p), splitter])
         if isinstance(b, PackedCodes):
-            entry = _codes_runner(flavour.code(), b.panels.dtype, type_of(how), simd.enabled())
+            entry = _codes_runner(flavour, b.panels.dtype, type_of(how), simd.enabled())
             block = max(_BLOCK // flavour.tree, 1)
             run_codes(entry, out, rows, b, block, flavour.code(), rule, how)
             return out

@@ -159,7 +159,7 @@ def float_tile(
             for r in range(count):
                 own = acc[vectors * r : vectors * (r + 1)]
                 field = top(
-                    b, peaks[r], b.add(_exponents(b, v, own), splat(v.bytes, 23 - FRACTION))
+                    b, peaks[r], b.add(exponents_of(b, v, own), splat(v.bytes, 23 - FRACTION))
                 )
                 limit = b.call(less, [field, splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
                 limit = bottom(b, limit, splat(v.bytes, PLACES))
@@ -216,7 +216,7 @@ def float_tile(
     ), codegen
 
 
-def _exponents(b: Any, v: Lanes, values: list[Any]) -> Any:
+def exponents_of(b: Any, v: Lanes, values: list[Any]) -> Any:
     """Return the exponent fields of four vectors of float32, byte i of a word that of vector i."""
     bits = [b.bitcast(value, v.words) for value in values]
     pairs = [

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
+from numsim.kernels.ir.fp8 import declared
 from numsim.kernels.ir.simd import FMA_ROWS, I64, Tile, broadcast, emitted, loop, splat
 
 MAC_VECTORS, MAC_LANES = 2, 8
@@ -30,11 +31,12 @@ class Flavour(NamedTuple):
     plain: bool = False  # float64 holds sums of products, and those are not rounded
     signed_zero: bool = True  # -0 of a tree's sum reaches the accumulator
     split: bool = False  # sums of products are exact in two numbers; the rule has the splitter
+    single: bool = False  # float64 holds sums of products and accumulators, float32 the results
 
     def code(self) -> int:
         """Return the flavour as one number."""
-        flags = self.split * 16 + self.signed_zero * 8 + self.plain * 4
-        return self.tree * 32 + flags + self.rounded * 2 + self.exact
+        flags = self.single * 32 + self.split * 16 + self.signed_zero * 8 + self.plain * 4
+        return self.tree * 64 + flags + self.rounded * 2 + self.exact
 
 
 class _Format:
@@ -105,8 +107,8 @@ def mac_tile(
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(flavour, types.IntegerLiteral)):
         return None
     count, code = rows.literal_value, flavour.literal_value
-    tree, keeps, plain, rounds = code >> 5, code & 8, code & 4, code & 2
-    exact, splits = bool(code & 1), bool(code & 16)
+    tree, keeps, plain, rounds = code >> 6, code & 8, code & 4, code & 2
+    exact, splits, single = bool(code & 1), bool(code & 16), bool(code & 32)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-1], args[:-1], MAC_VECTORS, _VD)
@@ -137,7 +139,26 @@ def mac_tile(
                 values = [b.fadd(x, y) for x, y in pairs]
             return values[0]
 
+        fma = declared(b, f"llvm.fma.v{MAC_LANES}f64", _VD, _VD, _VD, _VD)
+        floats = ir.VectorType(ir.FloatType(), MAC_LANES)
+
+        def exact_step(k: Any, acc: list[Any]) -> list[Any]:
+            """Add exact products to exact sums, which the processor rounds to float32."""
+            for u in range(tree):
+                columns = [
+                    tile.columns(k, tree * width, u * width + c * MAC_LANES)
+                    for c in range(MAC_VECTORS)
+                ]
+                for r in range(count):
+                    x = broadcast(b, tile.scalar(k, tree * FMA_ROWS, u * FMA_ROWS + r), _VD)
+                    for c, column in enumerate(columns):
+                        i = MAC_VECTORS * r + c
+                        acc[i] = b.call(fma, [x, column, acc[i]])
+            return [b.fpext(b.fptrunc(x, floats), _VD) for x in acc]
+
         def step(k: Any, acc: list[Any]) -> list[Any]:
+            if single:
+                return exact_step(k, list(acc))
             new = []
             for i, old in enumerate(acc):
                 terms = [term(k, u, i // MAC_VECTORS, i % MAC_VECTORS) for u in range(tree)]

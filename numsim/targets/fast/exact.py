@@ -75,20 +75,42 @@ def split_place(rule: Exact, low: int, high: int) -> int | None:
     return place if fits and not rule.negative_zero else None
 
 
+def in_double(x: Chain, low: int, high: int) -> bool:
+    """Whether float64 holds every sum of a chain, and float32, its format, every rounded one.
+
+    All numbers are multiples of one power of two, which rounding keeps, and stay finite.
+    """
+    if x.out.name != "float32":
+        return False
+    if x.c is not None:
+        bits = np.ascontiguousarray(x.c, np.float32).reshape(-1).view(np.uint32)
+        finite, low_c, high_c = extent(bits)
+        if not finite:
+            return False
+        if low_c < high_c:
+            low, high = min(low, low_c), max(high, high_c)
+    depth = x.a.shape[-1] + 1
+    top = high + depth.bit_length() + 1  # roundings add one part in 2**24 each
+    return top - low <= 53 and top < 128 and depth < 1 << 24
+
+
 def exact_groups(
-    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format, place: int | None
-) -> NDArray[np.float64]:
+    a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format, place: int | None,
+    *, single: bool = False,
+) -> NDArray[np.float64]:  # fmt: skip
     """Exact sums of groups of products and the accumulator, rounded once a group.
 
-    `place`: float64 holds sums of products cut there; None: whole ones.
+    `place`: float64 holds sums of products cut there; None: whole ones. `single`: as `in_double`.
     """
     assert rule.group is not None
     f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
     flavour = Flavour(
         rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero,
-        split=place is not None,
+        split=place is not None, single=single,
     )  # fmt: skip
     splitter = 0.0 if place is None else 1.5 * 2.0 ** (place + 52)
+    if single and not rule.negative_zero:
+        c = c + 0.0
     rows = batched(decoded(a)).astype(np.float64) * 2.0 ** -lscale_of(rule, out)
     how = codes_of(b) if b.fmt.kind == "float" else None
     if isinstance(how, Fields):  # which vectors of 16-bit lanes read
@@ -115,19 +137,23 @@ def _groups(x: Chain) -> Work | None:
     if found is None:
         return None
     low, high = (edge - lscale_of(rule, x.out) for edge in found)
-    whole = rule.group == 1 or high - low + _CARRY <= 53
+    single = in_double(x, low, high)
+    whole = single or rule.group == 1 or high - low + _CARRY <= 53
     place = None if whole else split_place(rule, low, high)
     if not whole and place is None:
         return None
 
     def work() -> NDArray[Any]:
         begin = start(x, np.float64)
-        sums = exact_groups(x.a, x.b, begin, rule, x.out, place)
+        sums = exact_groups(x.a, x.b, begin, rule, x.out, place, single=single)
+        if single:
+            return sums.astype(np.float32)
         if rule.osm and not np.isfinite(sums).all():  # infinite sums stay so, the unit's do not
             return exact.EXACT.definition(x).run()
         return round_to(sums, x.out, rule)
 
-    return Work("exact groups in float64" if whole else "exact groups in two float64", work)
+    name = "in float64, rounded to float32" if single else "in float64"
+    return Work(f"exact groups {name if whole else 'in two float64'}", work)
 
 
 def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from numsim.kernels.gemm import align as gemm_align
 from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import double as gemm_double
 from numsim.kernels.gemm import hopper as gemm_hopper
+from numsim.kernels.gemm import two_streams as gemm_two_streams
 from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
@@ -139,18 +140,20 @@ def double(
 ) -> NDArray[np.float32]:
     """Small formats on units that keep many fraction bits; a NaN scale makes its line NaN."""
 
-    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_], int]:
+    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_], tuple[int, int]]:
         powers, nan = _powers(b, rule.group, transposed=True)
-        most = int(powers.max())
-        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan, most
+        ends = int(powers.min()), int(powers.max())
+        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan, ends
 
-    packed, nan_columns, most = kept(b, f"double {rule.group}", pack)
+    packed, nan_columns, (least, most) = kept(b, f"double {rule.group} {simd.path()}", pack)
     powers, nan_rows = _powers(a, rule.group, transposed=False)
+    low = a.fmt.emin + b.fmt.emin + int(powers.min()) + least
     high = a.fmt.emax + b.fmt.emax + 2 + int(powers.max()) + most + a.shape[-1].bit_length()
-    bounded = high < 126 and (c is None or (np.abs(c) < 2.0**126).all())
+    scaled = a.scale_codes is not None or b.scale_codes is not None
+    kind = gemm_double.kind_of(low, high, rule.min_exponent, c, scaled=scaled)
     sums = gemm_double.gemm_double(
         batched(a.codes), powers, fields(a.fmt), packed, fields(b.fmt),
-        rule.group, rule.align_bits, rule.min_exponent, bounded=bool(bounded), c=c,
+        rule.group, rule.align_bits, rule.min_exponent, kind, c,
     )  # fmt: skip
     if nan_rows.any() or nan_columns.any():
         sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
@@ -289,6 +292,38 @@ def _two_stage(x: Chain) -> Work | None:
     return _aligned(x, two_stage.block_of(x.rule, x.a.fmt, x.b.fmt))
 
 
+def two_streams_apply(x: Chain) -> bool:
+    """Whether the kernel of CDNA3's FP8 rule does it: finite codes of a byte, moderate C."""
+    a, b, rule = x.a, x.b, x.rule
+    few = math.prod(a.shape[:-1]) <= gemm_two_streams.FEW
+    if few or rule.streams != 2 or rule.zero_products or not (a.codes.size and b.codes.size):
+        return False
+    if not (short_codes(a.fmt) and short_codes(b.fmt)):
+        return False
+    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
+    precision = max(a.fmt.precision, b.fmt.precision)
+    covered = gemm_two_streams.covers(
+        rule.group, rule.align_bits, rule.sum_bits, low, high, precision, x.c
+    )
+    return covered and finite(a) and finite(b)
+
+
+def _two_streams(x: Chain) -> Work | None:
+    if not two_streams_apply(x):
+        return None
+
+    def work() -> NDArray[Any]:
+        a, b, group = x.a, x.b, x.rule.group
+        key = f"two streams {group} {simd.path()}"
+        packed = kept(b, key, lambda: gemm_two_streams.pack_b(batched(b.codes), group))
+        sums: NDArray[np.float32] = gemm_two_streams.gemm_two_streams(
+            batched(a.codes), fields(a.fmt), packed, fields(b.fmt), group, x.c
+        )
+        return sums
+
+    return Work("two streams in float64", work)
+
+
 def uncounted(x: Chain) -> NDArray[Any]:
     """Run a chain of `Fused` without counts."""
     plain = x._replace(tally=None)
@@ -298,6 +333,6 @@ def uncounted(x: Chain) -> NDArray[Any]:
 
 
 FUSED: Ways = (_fp8, _double, _fused)
-TWO_STAGE: Ways = (_two_stage,)
+TWO_STAGE: Ways = (_two_streams, _two_stage)
 BULK_NORM: Ways = (_bulk_norm,)
 MME: Ways = (_mme,)

@@ -1,0 +1,170 @@
+"""FP8 products by CDNA3's rule, of finite operands and accumulators: AVX-512 and AVX2.
+
+The rule is `TwoStage` with two streams, 24 fraction bits of terms and 32 of their sum. Operands are
+codes, a by rows of a tile and b by columns of a panel, group by group of k, as in `gemm.double`.
+Proof: ``tests/targets/test_fast_units.py`` compares every bit with the definition,
+`rules.two_stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from numsim.kernels.gemm.codes import (
+    Fields,
+    PackedCodes,
+    codes_at,
+    codes_types,
+    cover_codes,
+    pack_codes,
+    run_codes,
+    scratch_words,
+    uint32_tuple,
+)
+from numsim.kernels.gemm.double import HIGH, LOW, left_planes
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.double_planes import COLUMNS, b_words, order, right_double
+from numsim.kernels.ir.fp8 import LEAST, MOST
+from numsim.kernels.ir.two_streams import UNROLL, two_streams_tile
+from numsim.kernels.jit import expanded, inline, kernel
+
+Array = npt.NDArray[Any]
+_ROWS = 4  # of a tile
+FEW = 4  # rows up to which `gemm.align`, which reads its codes faster, is quicker
+_MOST = 128  # products of a group, counted in a byte
+_WIDE, _HALF = COLUMNS["avx512"], COLUMNS["avx2"]
+_WIDE_WORDS, _HALF_WORDS = b_words(_WIDE)[0], b_words(_HALF)[0]
+
+
+def covers(
+    group: int, align_bits: int, sum_bits: int, low: int, high: int, precision: int,
+    c: Array | None,
+) -> bool:  # fmt: skip
+    """Whether the kernel does groups of so many products of finite codes of at most 8 bits.
+
+    Parameters: those of the rule; the least and largest exponents of both operands, subnormals at
+    the format's least, and the larger precision; c, the accumulators' first values.
+    """
+    if simd.path() == "plain" or not 1 <= group <= _MOST or precision > 4:
+        return False
+    if (align_bits, sum_bits) != (24, 32) or low < LEAST or high > MOST:
+        return False
+    size = np.zeros(1, np.float32) if c is None else np.abs(c)
+    return bool(((size == 0) | ((size >= LOW) & (size <= HIGH))).all())
+
+
+@inline
+def _wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, a_step = rule
+    two_streams_tile(_WIDE, a, a_at, b, b_at, out, out_at, stride, steps, left, group, a_step)
+    return left
+
+
+@inline
+def _half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, a_step = rule
+    two_streams_tile(_HALF, a, a_at, b, b_at, out, out_at, stride, steps, left, group, a_step)
+    return left
+
+
+@inline
+def _wide_planes(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
+) -> Array:
+    right_double(_WIDE, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
+    return words
+
+
+@inline
+def _half_planes(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
+) -> Array:
+    right_double(_HALF, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
+    return words
+
+
+@expanded
+def _run(
+    micro: Callable[..., int], decode: Callable[..., Array], words: int, out: Array, a: Array,
+    b: Array, steps: int, block: int, group: int, start: int, stop: int, how: Fields,
+) -> None:  # fmt: skip
+    scratch = scratch_words(block * b.shape[4] * words)
+    rule = (b.shape[4], block * a.shape[4])
+    cover_codes(
+        micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how, True
+    )
+
+
+@kernel
+def _run_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run(
+        _wide, _wide_planes, _WIDE_WORDS, out, a, b, steps, block, group, start, stop, how
+    )  # fmt: skip
+
+
+@kernel
+def _run_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run(
+        _half, _half_planes, _HALF_WORDS, out, a, b, steps, block, group, start, stop, how
+    )  # fmt: skip
+
+
+@cache
+def _runner(path: str) -> Callable[..., Any]:
+    return simd.compiled(
+        _run_wide if path == "avx512" else _run_half,
+        *codes_types(types.int32, np.dtype(np.uint8), types.float32), uint32_tuple(Fields),
+    )  # fmt: skip
+
+
+def pack_b(codes: Array, group: int) -> PackedCodes:
+    """Pack codes [1 or batch, K, N] of one byte."""
+    slots = np.full(-(-group // UNROLL) * UNROLL, -1)
+    slots[:group] = np.arange(group)
+    width = COLUMNS[simd.path()]
+    return pack_codes(codes, width, slots, group, order=order(width))
+
+
+def gemm_two_streams(
+    a: Array, how_a: Fields, b: PackedCodes, how_b: Fields, group: int, c: Array | None = None
+) -> Array:
+    """Return the float32 accumulators [batch, M, N] of a chain over groups of k, from c or +0.
+
+    Parameters: a [batch, M, K] codes of one byte; b packed for the same group, of one item or as
+    many as a; how their codes are read; c [batch, M, N] float32 as `covers` wants it.
+    """
+    batch, m, depth = a.shape
+    n, groups, places = b.lines, *b.panels.shape[2::2]
+    shape = (1, batch * m, n) if len(b.panels) == 1 else (batch, m, n)
+    out = np.zeros(shape, np.float32)
+    if c is not None:
+        start = c.reshape(shape)
+        out[...] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
+    if out.size:
+        tiles = -(-shape[1] // _ROWS)
+        block = 2 - groups % 2  # accumulators are read and written once for two groups
+        powers = np.zeros((*shape[:2], groups), np.int32)
+        planes = left_planes(
+            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * _ROWS
+        )
+        laid = planes.reshape(shape[0], tiles, groups, _ROWS, -1)
+        run_codes(_runner(simd.path()), out, laid, b, block, how_b)
+    return out.reshape(batch, m, n)
