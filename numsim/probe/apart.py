@@ -23,7 +23,7 @@ from numsim.quant import QTensor
 from numsim.targets import Target, export_vectors, get_target, rule_for
 
 FORMATS = (
-    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16",
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16",
     "tfloat32", "float32", "float6_e3m2fn", "float4_e2m1fn", "int8", "uint8", "int16", "int4",
 )  # fmt: skip
 _MIXED = (("uint8", "int8"), ("float8_e4m3fn", "float8_e5m2"))

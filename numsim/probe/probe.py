@@ -198,7 +198,7 @@ def stopped(
         search.learn(batch, d)
     try:
         known = infer(search) if search.batches else Found([], message, 0)
-    except (StopIteration, IndexError):  # not even the first question has its answers
+    except (StopIteration, IndexError, KeyError):  # not even the first question has its answers
         known = Found([], message, 0)
     kept = summary(search, known, {})
     return ProbeError(message, replace(kept, calls=calls, failed=message))

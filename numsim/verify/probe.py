@@ -12,7 +12,7 @@ from numsim.probe import integers, probe, stimuli
 from numsim.probe.apart import results, shared
 from numsim.probe.machine import Batch, Machine, as_machine, bits_of, unit_of
 from numsim.probe.probe import machine_for
-from numsim.probe.rules import accumulators
+from numsim.probe.kinds import accumulators
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.rules import RULES
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
