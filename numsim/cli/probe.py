@@ -49,6 +49,9 @@ def probe(
         bool, typer.Option("--c/--no-c", help="The machine adds to an accumulator input.")
     ] = True,
     depths: Annotated[str, typer.Option(help="K of the stimuli, and of the long ones.")] = "64,512",
+    blocks: Annotated[
+        str | None, typer.Option(help="Block scales inside, as in float8_e8m0fnu/32.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for unit, evidence and vectors.")
     ] = None,
@@ -64,11 +67,15 @@ def probe(
         )
     if answers is not None and formats is not None:
         raise NumsimError("probe: --answers reads the formats from the folder; leave --formats out")
+    if answers is not None and blocks is not None:
+        raise NumsimError("probe: --answers reads the blocks from the folder; leave --blocks out")
     if answers is None and apart is None and formats is None:
         raise NumsimError(
             "probe: give the operand format with --formats; numsim formats lists them"
         )
-    how: dict[str, Any] = {"out_format": out_format, "c": c, "depths": _depths(depths)}
+    how: dict[str, Any] = {
+        "out_format": out_format, "c": c, "depths": _depths(depths), "blocks": blocks,
+    }  # fmt: skip
     try:
         if emit is not None:
             _say_asked(emit, _emitted(emit, formats, how))
@@ -77,7 +84,7 @@ def probe(
         elif target is not None:
             _probe_unit(target, formats, how, out)
         else:
-            _apart(str(apart), formats, out_format, out)
+            _apart(str(apart), formats, {"out_format": out_format, "blocks": blocks}, out)
     except ProbeError as error:
         from numsim.probe.words import as_text
 
@@ -131,7 +138,7 @@ def _probe_unit(name: str, formats: str | None, how: dict[str, Any], out: Path |
     from numsim.probe.probe import machine_for
     from numsim.targets import get_target
 
-    machine = machine_for(_pair(formats), how["out_format"], how["c"], how["depths"])
+    machine = machine_for(_pair(formats), **how)
     found = run_probe(as_machine(get_target(name), machine), formats=_pair(formats), **how)
     say(str(found))
     if out is not None:
@@ -145,15 +152,13 @@ def _save(found: Any, folder: Path) -> None:
         say(file)
 
 
-def _apart(both: str, formats: str | None, out_format: str | None, out: Path | None) -> None:
+def _apart(both: str, formats: str | None, how: dict[str, Any], out: Path | None) -> None:
     from numsim.probe import tell_apart
 
     names = options.split(both) or ()
     if len(names) != 2:
         raise NumsimError(f"probe: --apart is two units, A,B; got {both!r}")
-    found = tell_apart(
-        names[0], names[1], formats=_pair(formats) if formats else None, out_format=out_format
-    )
+    found = tell_apart(names[0], names[1], formats=_pair(formats) if formats else None, **how)
     if found is None:
         say(f"{names[0]} and {names[1]}: no product was found on which they differ")
         return

@@ -205,7 +205,9 @@ def _mac_meetings(rule: Mac, machine: Machine) -> Iterator[Rule]:
 
 
 def _mac_ends(rule: Mac, _: Seen) -> Iterator[Rule]:
-    for tiny, minus, over in product(_FLUSHES, (True, False), ("ieee", "inf", "saturate")):
+    reads = [{"flush_inputs": False, **tiny} for tiny in _FLUSHES[1:]]
+    ways = [*_FLUSHES, *reads]
+    for tiny, minus, over in product(ways, (True, False), ("ieee", "inf", "saturate")):
         yield changed(rule, negative_zero=minus, overflow=over, **tiny)
 
 

@@ -81,7 +81,8 @@ class Batch(NamedTuple):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what it holds by name."""
-        return {name: x for name, x in zip(self._fields[1:], self[1:], strict=True) if x is not None}
+        every = zip(self._fields[1:], self[1:], strict=True)
+        return {name: x for name, x in every if x is not None}
 
     def rows(self, which: Any) -> Batch:
         """Return some of the dot products."""
@@ -129,8 +130,9 @@ def plain_nan(values: NDArray[Any]) -> NDArray[Any]:
 def tiles(batch: Batch, size: int) -> Iterator[tuple[NDArray[np.int64], tuple[Any, ...]]]:
     """Yield (which dot products, (a [size, K], b [K, size], c [size, size])), each twice.
 
-    With block scales those of a [size, K / block] and b [K / block, size] come after c. The dot products stand on the diagonal. The second time they come in the opposite order, so at
-    another place: a machine that answers twice alike does not look at the place.
+    With block scales those of a [size, K / block] and b [K / block, size] come after c. The dot
+    products stand on the diagonal. The second time they come in the opposite order, so at another
+    place: a machine that answers twice alike does not look at the place.
     """
     count = len(batch.a)
     order = np.arange(count)

@@ -48,8 +48,9 @@ def exact_bits(
     for anchor in set(anchors.tolist()):
         here = anchors == anchor
         wrong = gaps[here][~right[here]]
-        bits = int(wrong.min()) - 1 if wrong.size else int(gaps[here].max())
-        if bits > best:
+        kept = gaps[here & right & (gaps < (wrong.min() if wrong.size else np.inf))]
+        bits = int(kept.max(initial=0))
+        if bits > best or (bits == best and wrong.size):
             best, complete = bits, not wrong.size
     return best, complete
 
@@ -71,11 +72,13 @@ def least_exponents(
         known = single & np.isfinite(exact) & np.isfinite(d)
     value, got = exact[known], d[known].astype(np.float64)
     last = _last_bit(value)
-    lost: set[int] = set()  # places of bits that were cut: below the limit
-    if value.size and (value != got).any():
-        lost.add(int(last[value != got].max()))
     info: Any = ml_dtypes.finfo(machine.dtype)  # type: ignore[no-untyped-call]
-    step = 2.0 ** (int(info.minexp) - info.nmant)
+    place = int(info.minexp) - info.nmant
+    step = 2.0**place
+    lost: set[int] = set()  # places of bits that were cut: below the limit
+    cut = (value != got) & (last >= place)  # results hold no bits below
+    if cut.any():
+        lost.add(int(last[cut].max()))
     size = np.abs(p)
     with np.errstate(invalid="ignore"):
         large, tiny = size.max(1), size.sum(1) - size.max(1)
@@ -86,8 +89,10 @@ def least_exponents(
     sets = ((above, 0.0), (below, step))
     for beside, alone in sets:
         cut = two & beside & (answer == alone)
-        if cut.any() and not cut[two & beside].all():
+        kept = two & beside & ~cut
+        if cut.any() and kept.any():  # the two differ where terms meet in several ways
             lost.add(int(np.frexp(tiny[cut].max())[1]) - 1)
+            lost.add(int(np.frexp(tiny[kept].min())[1]) - 2)
     return {place + 1 + align_bits + n for place in lost for n in (-1, 0, 1)}
 
 

@@ -10,7 +10,8 @@ import numsim as ns
 from numsim.probe import ProbeError, order_of, probe
 from numsim.probe.apart import results
 from numsim.probe.machine import as_machine, bits_of, laid_out, unit_of
-from numsim.probe.probe import first_round, machine_for
+from numsim.probe.inputs import first_round
+from numsim.probe.probe import machine_for
 from numsim.probe.readings import exact_bits
 from numsim.probe.stimuli import exact, random
 from numsim.targets import Target
