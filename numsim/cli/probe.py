@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,6 +169,10 @@ def _apart(both: str, formats: str | None, how: dict[str, Any], out: Path | None
 
 
 def diff(
+    results: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two files of results, or FILE.csv:CASE_ID.", show_default=False),
+    ] = None,
     targets: Annotated[
         str | None,
         typer.Option(help="Two units or .toml files, A,B.", autocompletion=_TARGETS),
@@ -199,28 +204,51 @@ def diff(
     from numsim.models.text import load_text_tools
 
     given = [options.split(x) or () for x in (targets, recipes) if x is not None]
+    given += [results] if results else []
     if len(given) != 1 or len(given[0]) != 2:
         raise NumsimError(
-            "diff: two sides, --targets A,B or --recipes A.toml,B.toml; got "
+            "diff: two sides, --targets A,B, --recipes A.toml,B.toml or two result files; got "
             + (", ".join(" ".join(g) for g in given) or "none")
         )
     if tokens < 1:
         raise NumsimError(f"diff: --tokens is at least 1; got {tokens}")
     names = given[0]
-    if targets is not None:
-        sides = tuple(of_units(names, formats, out_format).values())
-        sides = sides if len(sides) == 2 else (sides[0], sides[0])
+    if results:
+        if model is not None or text is not None:
+            raise NumsimError("diff: files of results name their model and text; leave them out")
+        found = _of_results(names, tokens)
     else:
-        sides = tuple(Recipe.from_toml(name) for name in names)
-    folder = model or bundled_model_dir()
-    words = bundled_text() if text is None else _text(text)
-    ids = load_text_tools(folder).ids(words, limit=tokens)[:tokens]
-    if len(ids) == 0:
-        raise NumsimError(f"diff: a text has at least one token; {text} has none")
-    found = compare(load_model(folder), ids, sides[0], sides[1], names=(names[0], names[1]))
+        if targets is not None:
+            sides = tuple(of_units(names, formats, out_format).values())
+            sides = sides if len(sides) == 2 else (sides[0], sides[0])
+        else:
+            sides = tuple(Recipe.from_toml(name) for name in names)
+        folder = model or bundled_model_dir()
+        words = bundled_text() if text is None else _text(text)
+        ids = load_text_tools(folder).ids(words, limit=tokens)[:tokens]
+        if len(ids) == 0:
+            raise NumsimError(f"diff: a text has at least one token; {text} has none")
+        found = compare(load_model(folder), ids, sides[0], sides[1], names=(names[0], names[1]))
     say(as_text(found))
     for file in write_diff(found, out) if out is not None else ():
         say(file)
+
+
+def _of_results(names: Sequence[str], tokens: int) -> Any:
+    """Compare a case of each of two files on the first window of their text."""
+    from numsim.diff import diff as compare
+    from numsim.sweep.again import read_case
+
+    a, b = (read_case(name) for name in names)
+    one, two = ((x.case.model_hash, x.case.text_hash) for x in (a, b))
+    if one != two:
+        raise NumsimError(
+            f"diff: two files of results of one model and text; {names[0]} is of {a.case.model} on "
+            f"{a.case.text}, {names[1]} of {b.case.model} on {b.case.text}"
+        )
+    labels = [x.case.label for x in (a, b)]
+    shown = (labels[0], labels[1]) if labels[0] != labels[1] else (names[0], names[1])
+    return compare(a.model, a.tokens[:tokens], a.recipe, b.recipe, names=shown)
 
 
 def _text(path: Path) -> str:
