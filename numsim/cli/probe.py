@@ -204,7 +204,7 @@ def diff(
     from numsim.models.text import load_text_tools
 
     given = [options.split(x) or () for x in (targets, recipes) if x is not None]
-    given += [results] if results else []
+    given += [tuple(results)] if results else []
     if len(given) != 1 or len(given[0]) != 2:
         raise NumsimError(
             "diff: two sides, --targets A,B, --recipes A.toml,B.toml or two result files; got "

@@ -15,7 +15,9 @@ def random_sums(machine: Machine, depth: int, count: int, seed: int) -> Batch:
     """Return random sums of many kinds that a machine takes."""
     if machine.scale is not None:
         return scaled.random(machine, depth, count, seed)
-    return (integers if machine.integer else stimuli).random(machine, depth, count, seed)
+    if machine.integer:
+        return integers.random(machine, depth, count, seed)
+    return stimuli.random(machine, depth, count, seed)
 
 
 def first_round(machine: Machine) -> list[Batch]:

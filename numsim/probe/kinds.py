@@ -70,6 +70,16 @@ class Seen(NamedTuple):
         return bits == self.bits or (bits > self.bits and self.complete)
 
 
+def _first_groups(machine: Machine, align_bits: int, kept_bits: int) -> tuple[int, ...]:
+    """Return groups to begin with: all of K, and where that shows, one with others behind it.
+
+    An accumulator that joins each alignment is cut again by groups of zeros, where they keep fewer
+    bits than it has.
+    """
+    depth = machine.depths[0]
+    return (depth, 4) if align_bits < kept_bits and depth > 4 else (depth,)
+
+
 def _itself(rule: Any, _: Any) -> Iterator[Any]:
     yield rule
 
@@ -216,17 +226,16 @@ def _mac_ends(rule: Mac, _: Seen) -> Iterator[Rule]:
 
 def _fused(seen: Seen) -> Iterator[Rule]:
     single, wide = seen.machine.out == "float32", seen.machine.width
-    keeps: Iterable[int] = (
-        (23,) if not single else (23, 13) if seen.complete else range(23, 0, -1)
-    )
+    keeps: Iterable[int] = (23,) if not single else (23, 13) if seen.complete else range(23, 0, -1)
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
-    for group in (seen.machine.depths[0], 1):  # 1: two products do not meet
-        for f, keep in product(_WIDTHS, keeps):
-            if not seen.held(min(f, keep, wide)):
-                continue
-            for join, cut, mode in product(
-                joins if group > 1 else ("late",), ("truncate", "floor"), ("rtz", "rne")
-            ):
+    depth = seen.machine.depths[0]
+    for f, keep in product(_WIDTHS, keeps):
+        if not seen.held(min(f, keep, wide)):
+            continue
+        groups: dict[str, tuple[int, ...]] = dict.fromkeys(joins, (depth,))
+        groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
+        for join, cut, mode in product(joins, ("truncate", "floor"), ("rtz", "rne")):
+            for group in groups[join]:  # 1: two products do not meet
                 yield changed(
                     Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
                 )
@@ -241,10 +250,11 @@ def _fused_ends(rule: Fused, seen: Seen) -> Iterator[Rule]:
 def _two_stage(seen: Seen) -> Iterator[Rule]:
     if seen.machine.out != "float32":
         return
-    for group in (seen.machine.depths[0], 1):
-        for f, streams in product(_WIDTHS, (1, 2)):
-            if seen.held(min(f, 23)):
-                yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
+    for f, streams in product(_WIDTHS, (1, 2)):
+        if not seen.held(min(f, 23)):
+            continue
+        for group in (*_first_groups(seen.machine, f, 23), 1):
+            yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
 
 
 def _two_stage_joining(rule: TwoStage, _: Machine) -> Iterator[Rule]:
@@ -288,12 +298,11 @@ def _mme(seen: Seen) -> Iterator[Rule]:
     widths = (24, 46, *(n for n in (*_WIDTHS, *range(36, 46)) if n != 24))
     depth = seen.machine.depths[0]
     for join, small in product(("joins", "after"), ("normalised", "half", "kept", "flushed")):
-        for group in (depth, 1) if join == "after" else (depth,):
-            for biases in _biases(seen, every=small == "half"):
-                for f in widths:
-                    if seen.held(min(f, 23)):
-                        least = min(group, 1 << (51 - f)) if join == "after" else group
-                        yield changed(Mme(least, f), accumulator=join, subnormals=small, **biases)
+        for biases in _biases(seen, every=small == "half"):
+            for f in (n for n in widths if seen.held(min(n, 23))):
+                after = (min(depth, 1 << (51 - f)), 1)  # as many as its sums have room for
+                for group in after if join == "after" else _first_groups(seen.machine, f, 23):
+                    yield changed(Mme(group, f), accumulator=join, subnormals=small, **biases)
 
 
 def _biases(seen: Seen, *, every: bool) -> Iterator[dict[str, int]]:

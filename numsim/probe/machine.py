@@ -86,14 +86,16 @@ class Batch(NamedTuple):
 
     def rows(self, which: Any) -> Batch:
         """Return some of the dot products."""
-        return self._replace(**{name: x[which] for name, x in self.arrays().items()})
+        arrays: dict[str, Any] = {name: x[which] for name, x in self.arrays().items()}
+        return self._replace(**arrays)
 
 
 def joined(batches: Iterable[Batch]) -> Batch:
     """Return all dot products of batches of one K as one, under the name of the first."""
     parts = list(batches)
     names = parts[0].arrays()
-    return parts[0]._replace(**{n: np.concatenate([p.arrays()[n] for p in parts]) for n in names})
+    arrays: dict[str, Any] = {n: np.concatenate([p.arrays()[n] for p in parts]) for n in names}
+    return parts[0]._replace(**arrays)
 
 
 def factors_of(machine: Machine, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -349,7 +351,8 @@ class Laid(NamedTuple):
 def laid_out(machine: Machine, batch: Batch) -> Laid:
     """Return the dot products of a batch as small matrix products."""
     count, depth = batch.a.shape
-    size = next(n for n in (1, 4, 8, 32) if n * depth >= min(count, 512 if depth > 4 else 128))
+    least = min(count, 512 if depth > 8 else 128)
+    size = next((n for n in (1, 4, 8) if n * depth >= least), 32)
     rows = np.resize(np.arange(count), -(-count // size) * size)
     x = {n: v[rows].reshape(-1, size, *v.shape[1:]) for n, v in batch.arrays().items()}
     b, sb = (None if y is None else np.ascontiguousarray(y.transpose(0, 2, 1))

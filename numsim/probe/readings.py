@@ -26,9 +26,7 @@ def power_of(machine: Machine, batch: Batch, d: NDArray[Any]) -> int:
     return int(values[best]) if counts[best] * 2 > known.sum() else 0
 
 
-def exact_bits(
-    machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0
-) -> tuple[int, bool]:
+def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0) -> tuple[int, bool]:
     """Return the most bits below the larger of two terms that a sum held, and if all did.
 
     The sums of two powers of two in `exact` are exact as long as the gap is no wider. `power`: a

@@ -31,7 +31,7 @@ from numsim.targets import Target
 from numsim.targets.rules import RULES
 from numsim.targets.types import Rule
 
-_SHORT = 4  # K that holds all terms of the batches below, the rest is +0
+_SHORT = 8  # K that holds all terms of the batches below, and a group of +0 as the rest is
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
