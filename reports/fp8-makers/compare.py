@@ -46,7 +46,8 @@ def main() -> None:
         write_diff(found, here / unit)
         share = sum(r.differing * r.results for r in found.products) / found.results
         best = max(found.causes, key=lambda c: c.explains, default=None)
-        why = "" if best is None else f"{best.field} {best.a} / {best.b}"
+        alone = best is not None and best.explains >= 0.001
+        why = f"{best.field} {best.a} / {best.b}" if best and alone else "no field alone"
         rows.append(
             (unit, fmt, f"{share:.6f}", why, f"{best.explains:.4f}" if best else "",
              f"{found.depth[-1].sqnr_db:.2f}", f"{found.depth[-1].kl_nats:.3e}")
