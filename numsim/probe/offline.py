@@ -75,7 +75,7 @@ def emit(
     ...     emit(name, formats="int8", depths=(16,)).files
     ('start', 'exact', 'steps', 'edges', 'random')
     """
-    machine = machine_for(formats, out_format, c, depths)
+    machine = machine_for(formats, out_format, c, depths, blocks)
     place = Path(folder)
     head = _head(machine)
     written = place / _HEAD
