@@ -48,6 +48,14 @@ class Piece:
     name: str
     sums: Laid
     d: NDArray[Any]
+    full: Laid | None = None  # where `sums` are cut short: the whole K
+
+    def of(self, unit: Target, depth: int) -> Laid:
+        """Return the stimuli for a unit: those cut short have a group of +0 behind the terms."""
+        group = getattr(rule_of(unit), "group", None)
+        if self.full is not None and group is not None and _SHORT <= group < depth:
+            return self.full
+        return self.sums
 
 
 @dataclass
@@ -69,9 +77,11 @@ class Search:
         for rows in (slice(0, _FIRST), slice(_FIRST, None)):
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
             if len(part.a):
+                full = None
                 if k and self.machine.scale is None:
+                    full = laid_out(self.machine, part)
                     part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
-                piece = Piece(batch.name, laid_out(self.machine, part), d[rows])
+                piece = Piece(batch.name, laid_out(self.machine, part), d[rows], full)
                 self.pieces.setdefault(batch.name, []).append(piece)
 
     @cached_property
@@ -98,7 +108,7 @@ class Search:
 
     def right(self, unit: Target, piece: Piece, nan: bool = False) -> NDArray[np.bool_]:
         """Return which answers of a unit are the machine's; `nan`: in the bits of NaN too."""
-        found = self.predicted(unit, piece.sums)
+        found = self.predicted(unit, piece.of(unit, self.machine.depths[0]))
         if found is None or found.dtype != piece.d.dtype:
             return np.zeros(len(piece.d), bool)
         see = bits_of if nan else plain_nan
@@ -132,7 +142,7 @@ class Search:
                     telling &= self.right(unit, piece)
                 if telling.any():
                     row = int(np.argmax(telling))
-                    found = self.predicted(other, piece.sums)
+                    found = self.predicted(other, piece.of(other, self.machine.depths[0]))
                     instead = "none" if found is None else hex(int(bits_of(found)[row]))
                     return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
                 start += len(piece.d)

@@ -324,9 +324,10 @@ def test_few_terms_pass_the_groups_behind_them():
     search = Search(machine)
     for batch in first_round(machine)[:2]:
         search.learn(batch, results(unit, machine, batch))
-    whole, some = (unit_of(Fused(n, 20), machine) for n in (16, 4))
+    whole, some, own = (unit_of(Fused(n, 20), machine) for n in (16, 4, 8))
     assert not search.fits(whole, ("exact", "rich"))
     assert search.fits(some, ("exact", "rich"))
+    assert search.fits(own, ("exact", "rich"))
 
 
 @pytest.mark.parametrize("depth", [4, 5, 9, 15])
