@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,9 @@ def probe(
         bool, typer.Option("--c/--no-c", help="The machine adds to an accumulator input.")
     ] = True,
     depths: Annotated[str, typer.Option(help="K of the stimuli, and of the long ones.")] = "64,512",
+    blocks: Annotated[
+        str | None, typer.Option(help="Block scales inside, as in float8_e8m0fnu/32.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for unit, evidence and vectors.")
     ] = None,
@@ -64,11 +68,15 @@ def probe(
         )
     if answers is not None and formats is not None:
         raise NumsimError("probe: --answers reads the formats from the folder; leave --formats out")
+    if answers is not None and blocks is not None:
+        raise NumsimError("probe: --answers reads the blocks from the folder; leave --blocks out")
     if answers is None and apart is None and formats is None:
         raise NumsimError(
             "probe: give the operand format with --formats; numsim formats lists them"
         )
-    how: dict[str, Any] = {"out_format": out_format, "c": c, "depths": _depths(depths)}
+    how: dict[str, Any] = {
+        "out_format": out_format, "c": c, "depths": _depths(depths), "blocks": blocks,
+    }  # fmt: skip
     try:
         if emit is not None:
             _say_asked(emit, _emitted(emit, formats, how))
@@ -77,7 +85,7 @@ def probe(
         elif target is not None:
             _probe_unit(target, formats, how, out)
         else:
-            _apart(str(apart), formats, out_format, out)
+            _apart(str(apart), formats, {"out_format": out_format, "blocks": blocks}, out)
     except ProbeError as error:
         from numsim.probe.words import as_text
 
@@ -131,7 +139,7 @@ def _probe_unit(name: str, formats: str | None, how: dict[str, Any], out: Path |
     from numsim.probe.probe import machine_for
     from numsim.targets import get_target
 
-    machine = machine_for(_pair(formats), how["out_format"], how["c"], how["depths"])
+    machine = machine_for(_pair(formats), **how)
     found = run_probe(as_machine(get_target(name), machine), formats=_pair(formats), **how)
     say(str(found))
     if out is not None:
@@ -145,15 +153,13 @@ def _save(found: Any, folder: Path) -> None:
         say(file)
 
 
-def _apart(both: str, formats: str | None, out_format: str | None, out: Path | None) -> None:
+def _apart(both: str, formats: str | None, how: dict[str, Any], out: Path | None) -> None:
     from numsim.probe import tell_apart
 
     names = options.split(both) or ()
     if len(names) != 2:
         raise NumsimError(f"probe: --apart is two units, A,B; got {both!r}")
-    found = tell_apart(
-        names[0], names[1], formats=_pair(formats) if formats else None, out_format=out_format
-    )
+    found = tell_apart(names[0], names[1], formats=_pair(formats) if formats else None, **how)
     if found is None:
         say(f"{names[0]} and {names[1]}: no product was found on which they differ")
         return
@@ -163,6 +169,10 @@ def _apart(both: str, formats: str | None, out_format: str | None, out: Path | N
 
 
 def diff(
+    results: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two files of results, or FILE.csv:CASE_ID.", show_default=False),
+    ] = None,
     targets: Annotated[
         str | None,
         typer.Option(help="Two units or .toml files, A,B.", autocompletion=_TARGETS),
@@ -198,24 +208,47 @@ def diff(
     from numsim.models.text import load_text_tools
 
     given = [options.split(x) or () for x in (targets, recipes) if x is not None]
+    given += [tuple(results)] if results else []
     if len(given) != 1 or len(given[0]) != 2:
         raise NumsimError(
-            "diff: two sides, --targets A,B or --recipes A.toml,B.toml; got "
+            "diff: two sides, --targets A,B, --recipes A.toml,B.toml or two result files; got "
             + (", ".join(" ".join(g) for g in given) or "none")
         )
     if tokens < 1:
         raise NumsimError(f"diff: --tokens is at least 1; got {tokens}")
     names = given[0]
-    if targets is not None:
-        sides = tuple(of_units(names, formats, out_format).values())
-        sides = sides if len(sides) == 2 else (sides[0], sides[0])
+    if results:
+        if model is not None or text is not None:
+            raise NumsimError("diff: files of results name their model and text; leave them out")
+        found = _of_results(names, tokens)
     else:
-        sides = tuple(Recipe.from_toml(name) for name in names)
-    folder = model or bundled_model_dir()
-    words = bundled_text() if text is None else read("diff", text)
-    network = load_model(folder)
-    inputs = some_tokens("diff", network, load_text_tools(folder), words, tokens)
-    found = compare(network, inputs, sides[0], sides[1], names=(names[0], names[1]))
+        if targets is not None:
+            sides = tuple(of_units(names, formats, out_format).values())
+            sides = sides if len(sides) == 2 else (sides[0], sides[0])
+        else:
+            sides = tuple(Recipe.from_toml(name) for name in names)
+        folder = model or bundled_model_dir()
+        words = bundled_text() if text is None else read("diff", text)
+        network = load_model(folder)
+        inputs = some_tokens("diff", network, load_text_tools(folder), words, tokens)
+        found = compare(network, inputs, sides[0], sides[1], names=(names[0], names[1]))
     say(as_text(found))
     for file in write_diff(found, out) if out is not None else ():
         say(file)
+
+
+def _of_results(names: Sequence[str], tokens: int) -> Any:
+    """Compare a case of each of two files on the first window of their text."""
+    from numsim.diff import diff as compare
+    from numsim.sweep.again import read_case
+
+    a, b = (read_case(name) for name in names)
+    one, two = ((x.case.model_hash, x.case.text_hash) for x in (a, b))
+    if one != two:
+        raise NumsimError(
+            f"diff: two files of results of one model and text; {names[0]} is of {a.case.model} on "
+            f"{a.case.text}, {names[1]} of {b.case.model} on {b.case.text}"
+        )
+    labels = [x.case.label for x in (a, b)]
+    shown = (labels[0], labels[1]) if labels[0] != labels[1] else (names[0], names[1])
+    return compare(a.model, a.tokens[:tokens], a.recipe, b.recipe, names=shown)

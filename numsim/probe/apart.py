@@ -12,21 +12,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import decode
+from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
-from numsim.probe import integers, stimuli
-from numsim.probe.machine import Batch, Machine, answers, bits_of, held, laid_out, plain_nan
-from numsim.probe.probe import first_round, machine_for
+from numsim.probe.inputs import first_round, random_sums
+from numsim.probe.machine import (
+    Batch,
+    Machine,
+    bits_of,
+    factors_of,
+    held,
+    laid_out,
+    operand,
+    plain_nan,
+    rule_in,
+)
+from numsim.probe.probe import machine_for
 from numsim.quant import QTensor
-from numsim.targets import Target, export_vectors, get_target, rule_for
+from numsim.targets import Target, export_vectors, get_target
 
 FORMATS = (
-    "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16",
-    "tfloat32", "float32", "float6_e3m2fn", "float4_e2m1fn", "int8", "uint8", "int16", "int4",
+    "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e4m3fnuz", "float8_e5m2fnuz",
+    "float16", "bfloat16", "tfloat32", "float32", "float6_e3m2fn", "float4_e2m1fn",
+    "int8", "uint8", "int16", "int4",
 )  # fmt: skip
 _MIXED = (("uint8", "int8"), ("float8_e4m3fn", "float8_e5m2"))
+_SCALED = (
+    *((f, "float8_e8m0fnu/32") for f in (
+        "float8_e4m3fn", "float8_e5m2", "float6_e3m2fn", "float4_e2m1fn", "q1.6")),
+    ("float4_e2m1fn", "float8_e8m0fnu/16"), ("float4_e2m1fn", "float8_e4m3fn/16"),
+)  # fmt: skip
 _DEPTHS = (64, 512)
 
 
@@ -58,7 +74,7 @@ class Apart:
     nan: bool
 
     def __str__(self) -> str:
-        left, right = (decode(q.codes, q.fmt).ravel() for q in (self.a, self.b))
+        left, right = (q.dequantize().ravel() for q in (self.a, self.b))
         terms = [
             f"{float(x)!r}*{float(y)!r}"
             for x, y in zip(left, right, strict=True)
@@ -81,7 +97,7 @@ class Apart:
         machine = _machine(self)
         files: list[Path] = []
         for name, unit in zip("ab", self.units, strict=True):
-            rule = rule_for(unit, self.a.fmt, self.b.fmt, _named(machine))
+            rule = rule_in(unit, machine)
             files += export_vectors(
                 Path(folder) / name, self.a, self.b, target=unit, c=held(self.c, unit, rule),
                 out_format=_named(machine),
@@ -96,6 +112,7 @@ def tell_apart(
     *,
     formats: FormatLike | tuple[FormatLike, FormatLike] | None = None,
     out_format: FormatLike | None = None,
+    blocks: str | None = None,
 ) -> Apart | None:
     """Return the fewest products found on which two units differ, None where none was.
 
@@ -103,7 +120,7 @@ def tell_apart(
     ----------
     a, b
         Two units.
-    formats, out_format
+    formats, out_format, blocks
         Of operands and result, as for `probe`. None: each that both units take, until one tells.
 
     Raises
@@ -126,7 +143,7 @@ def tell_apart(
     units = get_target(a), get_target(b)
     machines = list(shared(*units)) if formats is None else []
     if formats is not None:
-        machines = [machine_for(formats, out_format, True, _DEPTHS)]
+        machines = [machine_for(formats, out_format, True, _DEPTHS, blocks)]
     if not machines:
         raise NumsimError(
             f"tell_apart: two units that multiply the same formats; {units[0].name} and "
@@ -152,18 +169,27 @@ def shared(first: Target, second: Target) -> Iterator[Machine]:
         machine = machine_for(pair, out, True, _DEPTHS)
         if takes(first, machine) and takes(second, machine):
             yield machine
+    for fmt, blocks in _SCALED:
+        machine = machine_for(fmt, None, True, _DEPTHS, blocks)
+        if takes(first, machine) and takes(second, machine):
+            yield machine
 
 
 def takes(unit: Target, machine: Machine) -> bool:
     """Whether a unit multiplies a machine's formats into its result."""
     try:
-        rule = rule_for(unit, machine.a, machine.b, _named(machine))
-        one = QTensor.from_codes(np.zeros((1, 1), machine.a.code_dtype), machine.a)
-        other = QTensor.from_codes(np.zeros((1, 1), machine.b.code_dtype), machine.b)
-        found = answers(unit, machine, one, other, np.zeros((1, 1), machine.dtype))
+        rule_in(unit, machine)
+        zeros = np.zeros((1, _DEPTHS[0]))
+        blocks = None if machine.scale is None else np.ones((1, _DEPTHS[0] // machine.block))
+        ones = None if blocks is None or machine.scale is None else encode(blocks, machine.scale)
+        batch = Batch(
+            "", encode(zeros, machine.a), encode(zeros, machine.b), np.zeros(1, machine.dtype),
+            ones, ones,
+        )  # fmt: skip
+        found = results(unit, machine, batch)
     except NumsimError:
         return False
-    return rule is not None and found.dtype == machine.dtype
+    return found.dtype == machine.dtype
 
 
 def _named(machine: Machine) -> str | None:
@@ -171,15 +197,17 @@ def _named(machine: Machine) -> str | None:
 
 
 def _machine(found: Apart) -> Machine:
-    out = found.d[0].dtype.name
-    return Machine(found.a.fmt, found.b.fmt, out, True, _DEPTHS)
+    scale, shape = found.a.scale_format, found.a.block_shape
+    block = 0 if shape is None else shape[-1]
+    return Machine(
+        found.a.fmt, found.b.fmt, found.d[0].dtype.name, True, _DEPTHS, scale, block
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)
 def pool(machine: Machine) -> tuple[Batch, ...]:
     """Return the sums on which two units are compared: those of few products first."""
-    make = (integers if machine.integer else stimuli).random
-    batches = [*first_round(machine), make(machine, machine.depths[0], 500, 77)]
+    batches = [*first_round(machine), random_sums(machine, machine.depths[0], 500, 77)]
     return tuple(batches)
 
 
@@ -214,15 +242,17 @@ def _in(machine: Machine, units: tuple[Target, Target]) -> Apart | None:
     if best is None:
         return None
     nan, size, batch = best
-    a, b = QTensor.from_codes(batch.a, machine.a), QTensor.from_codes(batch.b.T.copy(), machine.b)
+    sb = None if batch.sb is None else batch.sb.T.copy()
+    a = operand(batch.a, machine.a, batch.sa, machine)
+    b = operand(batch.b.T.copy(), machine.b, sb, machine, axis=-2)
     d = tuple(results(unit, machine, batch).reshape(1, 1) for unit in units)
     return Apart(units, a, b, batch.c.reshape(1, 1), (d[0], d[1]), size, nan)
 
 
 def _products(machine: Machine, batch: Batch) -> NDArray[np.bool_]:
     """Return which products of a batch are not zero."""
-    found = (decode(batch.a, machine.a) != 0) & (decode(batch.b, machine.b) != 0)
-    return np.asarray(found)
+    a, b = factors_of(machine, batch)
+    return np.asarray((a != 0) & (b != 0))
 
 
 def _smallest(
@@ -241,24 +271,28 @@ def _smallest(
     ]
     part = 1 << max(0, int(batch.a.shape[1] - 1).bit_length() - 1)
     while part:
-        size = batch.a.shape[1]
         used = np.flatnonzero((batch.a[0] != zero[0]) | (batch.b[0] != zero[1]))
         runs = [used[i : i + part] for i in range(0, len(used), part)]
         removed = False
         for run in runs:
             a, b = batch.a.copy(), batch.b.copy()
             a[0, run], b[0, run] = zero
-            trial = Batch(batch.name, a, b, batch.c)
+            trial = batch._replace(a=a, b=b)
             if len(run) and differ(trial)[0]:
                 batch, removed = trial, True
         part = part if removed and part == 1 else part // 2
-        del size
     without = batch._replace(c=np.zeros_like(batch.c))
     if differ(without)[0]:
         batch = without
     used = np.flatnonzero((batch.a[0] != zero[0]) | (batch.b[0] != zero[1]))
-    for size in range(int(used[-1]) + 1 if used.size else 1, batch.a.shape[1]):
-        trial = Batch(batch.name, batch.a[:, :size], batch.b[:, :size], batch.c)
+    step = machine.block or 1
+    for size in range((int(used[-1]) + 1 if used.size else 1), batch.a.shape[1]):
+        if size % step:
+            continue
+        trial = batch._replace(a=batch.a[:, :size], b=batch.b[:, :size])
+        if batch.sa is not None and batch.sb is not None:
+            n = size // step
+            trial = trial._replace(sa=batch.sa[:, :n], sb=batch.sb[:, :n])
         if differ(trial)[0]:
             return trial
     return batch

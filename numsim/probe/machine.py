@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import cast
+from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.quant import QTensor
@@ -18,7 +18,7 @@ from numsim.targets import Target, matmul
 from numsim.targets.rules import CLASSES, RULES, Rule, about, adds_integers
 
 Answers = NDArray[Any]
-Run = Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], Any]
+Run = Callable[..., Any]  # (a, b, c) -> d; with block scales (a, b, c, scale_a, scale_b) -> d
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -32,7 +32,8 @@ WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # bytes of a result -> its b
 class Machine(NamedTuple):
     """What is known of a machine before it is asked.
 
-    `depths`: K of a usual stimulus, and of the long ones that show how long sums are cut.
+    `depths`: K of a usual stimulus, and of the long ones that show how long sums are cut. `scale`,
+    `block`: format and length of block scales that it takes; None and 0 where it takes none.
     """
 
     a: Format
@@ -40,6 +41,13 @@ class Machine(NamedTuple):
     out: str
     has_c: bool
     depths: tuple[int, ...]
+    scale: Format | None = None
+    block: int = 0
+
+    @property
+    def blocks(self) -> str:
+        """Its block scales as a rule names them, format/length; "" for none."""
+        return "" if self.scale is None else f"{self.scale.name}/{self.block}"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -59,24 +67,47 @@ class Machine(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Dot products: codes a, b [S, K], accumulator inputs c [S]; `name` says what they are for."""
+    """Dot products: codes a, b [S, K], accumulator inputs c [S]; `name` says what they are for.
+
+    `sa`, `sb`: codes of block scales [S, K / block], where the machine takes such.
+    """
 
     name: str
     a: NDArray[Any]
     b: NDArray[Any]
     c: NDArray[Any]
+    sa: NDArray[Any] | None = None
+    sb: NDArray[Any] | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what it holds by name."""
+        every = zip(self._fields[1:], self[1:], strict=True)
+        return {name: x for name, x in every if x is not None}
 
     def rows(self, which: Any) -> Batch:
         """Return some of the dot products."""
-        return Batch(self.name, self.a[which], self.b[which], self.c[which])
+        arrays: dict[str, Any] = {name: x[which] for name, x in self.arrays().items()}
+        return self._replace(**arrays)
 
 
 def joined(batches: Iterable[Batch]) -> Batch:
-    """Return all dot products of batches of one K as one."""
+    """Return all dot products of batches of one K as one, under the name of the first."""
     parts = list(batches)
-    return Batch(
-        parts[0].name, *(np.concatenate([getattr(p, key) for p in parts]) for key in "abc")
-    )
+    names = parts[0].arrays()
+    arrays: dict[str, Any] = {n: np.concatenate([p.arrays()[n] for p in parts]) for n in names}
+    return parts[0]._replace(**arrays)
+
+
+def factors_of(machine: Machine, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the numbers that the operands of a batch mean, with their scales, [S, K]."""
+    found = []
+    for codes, fmt, scales in ((batch.a, machine.a, batch.sa), (batch.b, machine.b, batch.sb)):
+        values = decode(codes, fmt).astype(np.float64)
+        if scales is not None and machine.scale is not None:
+            many = np.abs(decode(scales, machine.scale).astype(np.float64))
+            values = values * np.repeat(many, machine.block, axis=1)
+        found.append(values)
+    return found[0], found[1]
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -98,11 +129,12 @@ def plain_nan(values: NDArray[Any]) -> NDArray[Any]:
     return bits
 
 
-def tiles(batch: Batch, size: int) -> Iterator[tuple[NDArray[np.int64], tuple[Any, Any, Any]]]:
+def tiles(batch: Batch, size: int) -> Iterator[tuple[NDArray[np.int64], tuple[Any, ...]]]:
     """Yield (which dot products, (a [size, K], b [K, size], c [size, size])), each twice.
 
-    The dot products stand on the diagonal. The second time they come in the opposite order, so at
-    another place: a machine that answers twice alike does not look at the place.
+    With block scales those of a [size, K / block] and b [K / block, size] come after c. The dot
+    products stand on the diagonal. The second time they come in the opposite order, so at another
+    place: a machine that answers twice alike does not look at the place.
     """
     count = len(batch.a)
     order = np.arange(count)
@@ -111,7 +143,9 @@ def tiles(batch: Batch, size: int) -> Iterator[tuple[NDArray[np.int64], tuple[An
         which = order[start : start + size]
         full = np.resize(which, size)  # the last tile is filled with some of its own
         c = np.repeat(batch.c[full][:, None], size, axis=1)
-        tile = batch.a[full], np.ascontiguousarray(batch.b[full].T), c
+        tile: tuple[Any, ...] = (batch.a[full], np.ascontiguousarray(batch.b[full].T), c)
+        if batch.sa is not None and batch.sb is not None:
+            tile += (batch.sa[full], np.ascontiguousarray(batch.sb[full].T))
         yield which, tile
 
 
@@ -178,8 +212,8 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
 
     def put() -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
         pieces = []
-        for which, (a, b, c) in tiles(batch, size):
-            found = run(a, b, c if machine.has_c else None)
+        for which, (a, b, c, *scales) in tiles(batch, size):
+            found = run(a, b, c if machine.has_c else None, *scales)
             d = checked(found, (size, size), machine.dtype, f"stimulus {batch.name} {which[0]}")
             pieces.append((which, np.diagonal(d)[: len(which)].copy()))
         return pieces
@@ -207,6 +241,8 @@ def class_of(rule: type, machine: Machine) -> str | None:
     fits += ["integer"] if machine.a.kind == machine.b.kind == "integer" else []
     floats = [f.value_dtype == np.float32 for f in (machine.a, machine.b)]
     fits += ["float"] if all(floats) else []
+    if machine.scale is not None:
+        fits = [f"mx:{kind}" for kind in fits if kind in CLASSES]
     for kind in fits:
         if RULES[rule].takes(kind + half):
             return kind + half
@@ -226,6 +262,8 @@ def unit_of(rule: Rule, machine: Machine, **chain: Any) -> Target | None:
     own = {f.name for f in fields(rule)}
     if "outputs" in own:
         rule = changed(rule, outputs=(machine.out,))
+    if "blocks" in own and machine.scale is not None:
+        rule = changed(rule, blocks=(machine.blocks,))
     return Target("probed", ((kind, rule),), "model", "a probe", "its answers", **chain)
 
 
@@ -250,14 +288,46 @@ def held(c: NDArray[Any], unit: Target, rule: Any) -> NDArray[Any]:
     return c
 
 
+def rule_in(unit: Target, machine: Machine) -> Rule:
+    """Return the rule by which a unit multiplies what a machine takes.
+
+    Raises
+    ------
+    UnsupportedError
+        Where the unit has no such operands, scales or results.
+    """
+    from numsim.targets import rule_for
+    from numsim.targets.plan import resolve
+
+    if machine.scale is None:
+        return rule_for(unit, machine.a, machine.b, None if machine.integer else machine.out)
+    depth = machine.depths[0]
+    zero, one = np.zeros((1, depth)), np.ones((1, depth // machine.block))
+    one = encode(one, machine.scale)
+    a = operand(encode(zero, machine.a), machine.a, one, machine)
+    b = operand(encode(zero.T, machine.b), machine.b, one.T, machine, axis=-2)
+    found = resolve(unit, a, b, machine.out)
+    if not found.inside:
+        raise NumsimError(f"probe: {unit.name} applies no scales {machine.blocks} itself")
+    return found.rule
+
+
+def operand(
+    codes: NDArray[Any], fmt: Format, scales: NDArray[Any] | None, machine: Machine, axis: int = -1
+) -> QTensor:
+    """Return codes as an operand, with block scales along `axis` where the machine takes such."""
+    if scales is None or machine.scale is None:
+        return QTensor.from_codes(codes, fmt)
+    return QTensor.from_codes(
+        codes, fmt, scale_codes=scales, scale_format=machine.scale, block=machine.block, axis=axis
+    )
+
+
 def answers(unit: Target, machine: Machine, a: QTensor, b: QTensor, c: NDArray[Any]) -> Answers:
     """Return what a unit of ours computes for a [..., M, K], b [..., K, N], c [..., M, N]."""
-    from numsim.targets import rule_for
-
     if unit.maturity in ("document", "assumed"):  # it is compared, not used: no warning
         unit = replace(unit, maturity="model")
-    rule = rule_for(unit, machine.a, machine.b, machine.out if not machine.integer else None)
-    start = held(c, unit, rule) if machine.has_c else None
+    start = held(c, unit, rule_in(unit, machine)) if machine.has_c else None
     out = None if machine.integer else machine.out
     found: Answers = matmul(a, b, target=unit, c=start, out_format=out)
     return found
@@ -281,19 +351,27 @@ class Laid(NamedTuple):
 def laid_out(machine: Machine, batch: Batch) -> Laid:
     """Return the dot products of a batch as small matrix products."""
     count, depth = batch.a.shape
-    size = next(n for n in (1, 4, 8, 32) if n * depth >= min(count, 512 if depth > 4 else 128))
+    least = min(count, 512 if depth > 8 else 128)
+    size = next((n for n in (1, 4, 8) if n * depth >= least), 32)
     rows = np.resize(np.arange(count), -(-count // size) * size)
-    a, b, c = (array[rows].reshape(-1, size, *array.shape[1:]) for array in batch[1:])
-    left = QTensor.from_codes(a, machine.a)
-    right = QTensor.from_codes(np.ascontiguousarray(b.transpose(0, 2, 1)), machine.b)
-    return Laid(left, right, np.repeat(c[:, :, None], size, axis=2), count)
+    x = {n: v[rows].reshape(-1, size, *v.shape[1:]) for n, v in batch.arrays().items()}
+    b, sb = (None if y is None else np.ascontiguousarray(y.transpose(0, 2, 1))
+             for y in (x["b"], x.get("sb")))  # fmt: skip
+    assert b is not None
+    left = operand(x["a"], machine.a, x.get("sa"), machine)
+    right = operand(b, machine.b, sb, machine, axis=-2)
+    return Laid(left, right, np.repeat(x["c"][:, :, None], size, axis=2), count)
 
 
 def as_machine(unit: Target, machine: Machine) -> Run:
     """Return one of our units as a black box."""
 
-    def run(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any] | None) -> Answers:
-        left, right = QTensor.from_codes(a, machine.a), QTensor.from_codes(b, machine.b)
+    def run(
+        a: NDArray[Any], b: NDArray[Any], c: NDArray[Any] | None, scale_a: Any = None,
+        scale_b: Any = None,
+    ) -> Answers:  # fmt: skip
+        left = operand(a, machine.a, scale_a, machine)
+        right = operand(b, machine.b, scale_b, machine, axis=-2)
         start = np.zeros((len(a), b.shape[1]), machine.dtype) if c is None else c
         return answers(unit, machine, left, right, start)
 

@@ -23,7 +23,9 @@ def pairs() -> Iterator[tuple[str, str, Apart | None, str]]:
         machines = list(shared(get_target(a), get_target(b)))
         if machines:
             names = dict.fromkeys(
-                m.a.label if m.a == m.b else f"{m.a.label} by {m.b.label}" for m in machines
+                (m.a.label if m.a == m.b else f"{m.a.label} by {m.b.label}")
+                + (f" with {m.blocks}" if m.blocks else "")
+                for m in machines
             )
             yield a, b, tell_apart(a, b), ", ".join(names)
 

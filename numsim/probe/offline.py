@@ -16,9 +16,11 @@ from numsim.errors import NumsimError
 from numsim.files import check_regular, replace_files
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
+from numsim.probe.found import Probe
 from numsim.probe.machine import WORDS, Answers, Batch, Doubt, Machine, bits_of, merged
-from numsim.probe.probe import Probe, check_answers, conversation, machine_for, stopped
+from numsim.probe.probe import machine_for
 from numsim.probe.search import Search
+from numsim.probe.talk import check_answers, conversation, stopped
 
 _HEAD = "probe.json"
 _KINDS = (".npz", ".hex", ".csv")
@@ -40,20 +42,21 @@ def emit(
     out_format: FormatLike | None = None,
     c: bool = True,
     depths: tuple[int, ...] = (64, 512),
+    blocks: str | None = None,
 ) -> Asked:
     """Write the first round of stimuli for a machine that cannot be called.
 
     Each ``NAME`` of ``round1`` is a table of dot products: ``NAME.npz`` (a, b [S, K] codes, c [S]
     words), the same as ``NAME_a.hex``, ``NAME_b.hex``, ``NAME_c.hex`` for ``$readmemh``, and
-    ``NAME.csv``. Every dot product comes twice, the second time in opposite order. The machine's
-    results, one word each in that order, go beside them as ``NAME.d.npz`` (array d), ``NAME.d.hex``
-    or ``NAME.d.csv``.
+    ``NAME.csv``; with block scales also their codes sa, sb [S, K / block]. Every dot product comes
+    twice, the second time in opposite order. The machine's results, one word each in that order, go
+    beside them as ``NAME.d.npz`` (array d), ``NAME.d.hex`` or ``NAME.d.csv``.
 
     Parameters
     ----------
     folder
         Folder to write to; made if it does not exist.
-    formats, out_format, c, depths
+    formats, out_format, c, depths, blocks
         As for `probe`.
 
     Raises
@@ -72,7 +75,7 @@ def emit(
     ...     emit(name, formats="int8", depths=(16,)).files
     ('start', 'exact', 'steps', 'edges', 'random')
     """
-    machine = machine_for(formats, out_format, c, depths)
+    machine = machine_for(formats, out_format, c, depths, blocks)
     place = Path(folder)
     head = _head(machine)
     written = place / _HEAD
@@ -112,8 +115,9 @@ def read_answers(folder: str | Path) -> Probe | Asked:
     place = Path(folder)
     head = _read_head(place)
     machine = machine_for(
-        tuple(head["formats"]), head["out_format"], head["c"], tuple(head["depths"])
-    )
+        tuple(head["formats"]), head["out_format"], head["c"], tuple(head["depths"]),
+        head.get("blocks"),
+    )  # fmt: skip
     search, number = Search(machine), 1
     talk = conversation(search)
     batches = next(talk)
@@ -145,7 +149,7 @@ def _head(machine: Machine) -> str:
     names = [f.name for f in (machine.a, machine.b)]
     table = {
         "formats": names, "out_format": machine.out, "c": machine.has_c,
-        "depths": list(machine.depths),
+        "depths": list(machine.depths), "blocks": machine.blocks or None,
     }  # fmt: skip
     return json.dumps(table, indent=1) + "\n"
 
@@ -181,27 +185,28 @@ def _write(
 
 
 def _files(where: Path, machine: Machine, batch: Batch) -> Iterator[tuple[Path, bytes]]:
+    scale = 0 if machine.scale is None else machine.scale.bits
+    bits = {"a": machine.a.bits, "b": machine.b.bits, "sa": scale, "sb": scale}
     words = {
-        "a": (batch.a.view(f"u{batch.a.itemsize}"), machine.a.bits),
-        "b": (batch.b.view(f"u{batch.b.itemsize}"), machine.b.bits),
-        "c": (bits_of(batch.c),
-              8 * batch.c.itemsize),
-    }  # fmt: skip
+        name: (array.view(f"u{array.itemsize}"), bits.get(name, 8 * array.itemsize))
+        for name, array in batch.arrays().items()
+    }
     packed = io.BytesIO()
     arrays: dict[str, Any] = {name: array for name, (array, _) in words.items()}
     np.savez_compressed(packed, **arrays)
     yield where / f"{batch.name}.npz", packed.getvalue()
-    for name, (array, bits) in words.items():
+    for name, (array, width) in words.items():
         shape = " x ".join(map(str, array.shape))
-        mask, digits = (1 << bits) - 1, -(-bits // 4)
+        mask, digits = (1 << width) - 1, -(-width // 4)
         lines = [f"{word & mask:0{digits}x}" for word in array.ravel().tolist()]
-        head = f"// {name}: {bits} bits, shape {shape}, row-major\n"
+        head = f"// {name}: {width} bits, shape {shape}, row-major\n"
         yield where / f"{batch.name}_{name}.hex", (head + "\n".join(lines) + "\n").encode()
-    depth = batch.a.shape[1]
-    names = [f"{x}{k}" for x in "ab" for k in range(depth)]
+    tables = [name for name in words if name != "c"]
+    names = [f"{x}{k}" for x in tables for k in range(words[x][0].shape[1])]
     rows = [",".join(["row", "c", *names])]
-    for n, (a, b, c) in enumerate(zip(*(words[x][0].tolist() for x in "abc"), strict=True)):
-        rows.append(",".join([str(n), hex(c), *map(hex, a), *map(hex, b)]))
+    for n, c in enumerate(words["c"][0].tolist()):
+        cells = (word for x in tables for word in words[x][0][n].tolist())
+        rows.append(",".join([str(n), hex(c), *map(hex, cells)]))
     yield where / f"{batch.name}.csv", ("\n".join(rows) + "\n").encode()
 
 

@@ -8,56 +8,75 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import decode
-from numsim.probe.machine import Batch, Machine
+from numsim.probe.machine import Batch, Machine, factors_of
 
 
-def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any]) -> tuple[int, bool]:
+def power_of(machine: Machine, batch: Batch, d: NDArray[Any]) -> int:
+    """Return the n for which most single products in `span` count 2**n times; 0 for none."""
+    x, y = factors_of(machine, batch)
+    with np.errstate(all="ignore"):
+        p, got = (x * y).sum(1), d.astype(np.float64)
+        m, e = np.frexp(got / p)
+    known = (p != 0) & np.isfinite(got) & (got != 0) & (batch.c == 0)
+    found = e[known & (m == 0.5)] - 1
+    if found.size * 2 <= known.sum() or not found.size:
+        return 0
+    values, counts = np.unique(found, return_counts=True)
+    best = int(np.argmax(counts))
+    return int(values[best]) if counts[best] * 2 > known.sum() else 0
+
+
+def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0) -> tuple[int, bool]:
     """Return the most bits below the larger of two terms that a sum held, and if all did.
 
-    The sums of two powers of two in `exact` are exact as long as the gap is no wider.
+    The sums of two powers of two in `exact` are exact as long as the gap is no wider. `power`: a
+    product counts 2**power times.
     """
-    a, b = (
-        decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b))
-    )
-    p = a[:, :2] * b[:, :2]
+    x, y = factors_of(machine, batch)
+    every = x * y
+    order = np.argsort(every == 0, axis=1, kind="stable")[:, :2]  # the terms first
+    p = np.take_along_axis(every, order, 1)
     with np.errstate(divide="ignore"):
         m, e = np.frexp(p)
     powers = (m == 0.5).all(1) & (p > 0).all(1) & (batch.c == 0)
-    gaps, right = (e[:, 0] - e[:, 1])[powers], (p.sum(1) == d.astype(np.float64))[powers]
+    sums = p.sum(1) * 2.0**power
+    gaps, right = (e[:, 0] - e[:, 1])[powers], (sums == d.astype(np.float64))[powers]
     anchors = e[:, 0][powers]
     best, complete = 0, False
     for anchor in set(anchors.tolist()):
         here = anchors == anchor
         wrong = gaps[here][~right[here]]
-        bits = int(wrong.min()) - 1 if wrong.size else int(gaps[here].max())
-        if bits > best:
+        kept = gaps[here & right & (gaps < (wrong.min() if wrong.size else np.inf))]
+        bits = int(kept.max(initial=0))
+        if bits > best or (bits == best and wrong.size):
             best, complete = bits, not wrong.size
     return best, complete
 
 
-def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits: int) -> set[int]:
+def least_exponents(
+    machine: Machine, batch: Batch, d: NDArray[Any], align_bits: int, power: int = 0
+) -> set[int]:
     """Return exponents below which no alignment seems to go.
 
     C alone, and a single product, keep their last bit as long as that is not below the least
     exponent minus `align_bits`. A tiny product beside half of the last step of results, or less a
-    whole one, decides where the sum goes, or is cut away.
+    whole one, decides where the sum goes, or is cut away. `power`: a product counts 2**power times.
     """
-    a, b = (
-        decode(x, f).astype(np.float64) for x, f in ((batch.a, machine.a), (batch.b, machine.b))
-    )
+    a, b = factors_of(machine, batch)
     with np.errstate(all="ignore"):
-        p = a * b
+        p = a * b * 2.0**power
         exact = p.sum(1) + batch.c.astype(np.float64)
         single = ((p != 0).sum(1) + (batch.c != 0)) == 1
         known = single & np.isfinite(exact) & np.isfinite(d)
     value, got = exact[known], d[known].astype(np.float64)
     last = _last_bit(value)
-    lost: set[int] = set()  # places of bits that were cut: below the limit
-    if value.size and (value != got).any():
-        lost.add(int(last[value != got].max()))
     info: Any = ml_dtypes.finfo(machine.dtype)  # type: ignore[no-untyped-call]
-    step = 2.0 ** (int(info.minexp) - info.nmant)
+    place = int(info.minexp) - info.nmant
+    step = 2.0**place
+    lost: set[int] = set()  # places of bits that were cut: below the limit
+    cut = (value != got) & (last >= place)  # results hold no bits below
+    if cut.any():
+        lost.add(int(last[cut].max()))
     size = np.abs(p)
     with np.errstate(invalid="ignore"):
         large, tiny = size.max(1), size.sum(1) - size.max(1)
@@ -68,15 +87,11 @@ def least_exponents(machine: Machine, batch: Batch, d: NDArray[Any], align_bits:
     sets = ((above, 0.0), (below, step))
     for beside, alone in sets:
         cut = two & beside & (answer == alone)
-        if cut.any() and not cut[two & beside].all():
+        kept = two & beside & ~cut
+        if cut.any() and kept.any():  # the two differ where terms meet in several ways
             lost.add(int(np.frexp(tiny[cut].max())[1]) - 1)
+            lost.add(int(np.frexp(tiny[kept].min())[1]) - 2)
     return {place + 1 + align_bits + n for place in lost for n in (-1, 0, 1)}
-
-
-def _numbers(machine: Machine, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    both = ((batch.a, machine.a), (batch.b, machine.b))
-    a, b = (decode(codes, fmt).astype(np.float64) for codes, fmt in both)
-    return a, b
 
 
 def _last_bit(values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -11,29 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
-from numsim.formats import get_format
-from numsim.probe import rules as rules_of
+from numsim.probe.kinds import WAYS, Seen, Ways
 from numsim.probe.machine import (
     Batch,
     Laid,
     Machine,
     bits_of,
     changed,
+    class_of,
     is_float,
     laid_out,
     plain_nan,
     restarts,
     unit_of,
 )
-from numsim.probe.readings import exact_bits, least_exponents
+from numsim.probe.readings import exact_bits, least_exponents, power_of
 from numsim.targets import Target
-from numsim.targets.types import Fused, Mac, Rule, TwoStage
+from numsim.targets.rules import RULES
+from numsim.targets.types import Rule
 
-_SHORT = 4  # K that holds all terms of the batches below, the rest is +0
+_SHORT = 8  # K that holds all terms of the batches below, and a group of +0 as the rest is
 _TERMS = ("exact", "rich", "span", "start")
 _FIRST = 40  # answers that a hypothesis must give before it is asked for the others
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
-_PATIENCE = 8_000  # hypotheses that are tried, beside those of how two products add
+_USUAL = 4
+_PATIENCE = 12_000  # hypotheses that are tried, beside those of how two products add
+_QUIET = {0x7FC00000, 0x7E00, 0x7FC0}  # the usual NaN of float32, float16, bfloat16
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
 
 
@@ -44,6 +48,14 @@ class Piece:
     name: str
     sums: Laid
     d: NDArray[Any]
+    full: Laid | None = None  # where `sums` are cut short: the whole K
+
+    def of(self, unit: Target, depth: int) -> Laid:
+        """Return the stimuli for a unit: those cut short have a group of +0 behind the terms."""
+        group = getattr(rule_of(unit), "group", None)
+        if self.full is not None and group is not None and _SHORT <= group < depth:
+            return self.full
+        return self.sums
 
 
 @dataclass
@@ -65,9 +77,26 @@ class Search:
         for rows in (slice(0, _FIRST), slice(_FIRST, None)):
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
             if len(part.a):
-                part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
-                piece = Piece(batch.name, laid_out(self.machine, part), d[rows])
+                full = None
+                if k and self.machine.scale is None:
+                    full = laid_out(self.machine, part)
+                    part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
+                piece = Piece(batch.name, laid_out(self.machine, part), d[rows], full)
                 self.pieces.setdefault(batch.name, []).append(piece)
+
+    @cached_property
+    def seen(self) -> Seen:
+        """What was read from the answers to the first stimuli."""
+        m, known = self.machine, {batch.name: (batch, d) for batch, d in reversed(self.batches)}
+        if m.integer:
+            return Seen(m, m.width, True, 0, lambda bits: ())
+        power = power_of(m, *known["span"]) if "span" in known else 0
+        ends = [known[name] for name in ("edges", "span") if name in known]
+
+        def limits(bits: int) -> set[int]:
+            return set().union(*(least_exponents(m, *pair, bits, power) for pair in ends))
+
+        return Seen(m, *exact_bits(m, *known["exact"], power), power, limits)
 
     def predicted(self, unit: Target, sums: Laid) -> NDArray[Any] | None:
         """Return what a unit answers; None where it cannot be."""
@@ -79,7 +108,7 @@ class Search:
 
     def right(self, unit: Target, piece: Piece, nan: bool = False) -> NDArray[np.bool_]:
         """Return which answers of a unit are the machine's; `nan`: in the bits of NaN too."""
-        found = self.predicted(unit, piece.sums)
+        found = self.predicted(unit, piece.of(unit, self.machine.depths[0]))
         if found is None or found.dtype != piece.d.dtype:
             return np.zeros(len(piece.d), bool)
         see = bits_of if nan else plain_nan
@@ -113,7 +142,7 @@ class Search:
                     telling &= self.right(unit, piece)
                 if telling.any():
                     row = int(np.argmax(telling))
-                    found = self.predicted(other, piece.sums)
+                    found = self.predicted(other, piece.of(other, self.machine.depths[0]))
                     instead = "none" if found is None else hex(int(bits_of(found)[row]))
                     return f"{name} {start + row}", hex(int(bits_of(piece.d)[row])), instead
                 start += len(piece.d)
@@ -139,54 +168,56 @@ def with_rule(unit: Target, rule: Rule, **chain: Any) -> Target:
 Step = Callable[["Search", Target], Iterator[Target]]
 
 
+def _ways(unit: Target) -> Ways:
+    return WAYS[type(rule_of(unit))]
+
+
 def _adding(search: Search, _: Target) -> Iterator[Target]:
-    """Yield units by how they add two products."""
+    """Yield units by how they add two products, or c and one."""
     m = search.machine
-    batch, d = next((b, d) for b, d in search.batches if b.name == "exact")
-    for rule in rules_of.adding(m, *exact_bits(m, batch, d)):
-        unit = unit_of(rule, m)
-        if unit is None:
+    for kind, ways in WAYS.items():
+        if RULES[kind].integers != m.integer or class_of(kind, m) is None:
             continue
-        yield unit
-        if isinstance(rule, Mac) and get_format(rule.acc_format).emax < 70:
-            yield replace(unit, promote_every=UNSEEN)  # an outer sum makes +0 of its -0
+        for rule in ways.adding(search.seen):
+            unit = unit_of(rule, m)
+            if unit is None:
+                continue
+            yield unit
+            if m.integer or ways.outer(rule):  # an outer sum makes +0 of its -0
+                yield replace(unit, promote_every=UNSEEN)
 
 
-def _by_rule(step: Callable[[Rule, Machine], Iterator[Rule]]) -> Step:
-    def units(search: Search, unit: Target) -> Iterator[Target]:
-        for rule in step(rule_of(unit), search.machine):
-            new = _with_class(search, unit, rule)
-            if new is not None:
-                yield new
-
-    return units
+def _products(search: Search, unit: Target) -> Iterator[Target]:
+    yield from _all(search, unit, _ways(unit).products(rule_of(unit), search.machine))
 
 
-def _outside(search: Search, unit: Target) -> Iterator[Target]:
-    """Yield a unit that adds c itself, and one after which c is added."""
-    rule = rule_of(unit)
-    if isinstance(rule, TwoStage):
-        for bits in (32, *(n for n in range(rule.align_bits, 41) if n != 32)):
-            if bits >= rule.align_bits:
-                yield with_rule(unit, changed(rule, sum_bits=bits))
-    else:
-        yield unit
+def _joining(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit that adds c itself, in every way, and one after which c is added."""
+    yield from _all(search, unit, _ways(unit).joining(rule_of(unit), search.machine))
     if not restarts(unit):
         yield replace(unit, promote_every=UNSEEN)
+
+
+def _all(search: Search, unit: Target, rules: Iterable[Rule]) -> Iterator[Target]:
+    for rule in rules:
+        new = _with_class(search, unit, rule)
+        if new is not None:
+            yield new
 
 
 def _meeting(search: Search, unit: Target) -> Iterator[Target]:
     """Yield a unit with every grouping and order.
 
-    All are tried for the first unit of a kind; its sisters of other widths have those alone that
-    came nearest.
+    All are tried for the first unit of a kind; its sisters of other widths have those that came
+    nearest, and the usual ones.
     """
     kind = _kind(unit)[:4]
     ranks = search.ranks.setdefault(kind, {})
-    tried = list(rules_of.meetings(rule_of(unit), search.machine))
+    tried = list(_ways(unit).meetings(rule_of(unit), search.machine))
     if ranks:
+        usual = tried[:_USUAL]
         tried.sort(key=lambda rule: -ranks.get(_grouping(rule), 0))
-        tried = tried[:_NEAR]
+        tried = [*tried[:_NEAR], *(rule for rule in usual if rule not in tried[:_NEAR])]
     for rule in tried:
         new = _with_class(search, unit, rule)
         if new is None:
@@ -200,7 +231,7 @@ def _meeting(search: Search, unit: Target) -> Iterator[Target]:
 
 
 def _grouping(rule: Any) -> tuple[Any, Any]:
-    return getattr(rule, "order", None), rule.group
+    return getattr(rule, "order", None), getattr(rule, "group", None)
 
 
 def _with_class(search: Search, unit: Target, rule: Rule) -> Target | None:
@@ -208,32 +239,20 @@ def _with_class(search: Search, unit: Target, rule: Rule) -> Target | None:
 
 
 def _ends(search: Search, unit: Target) -> Iterator[Target]:
-    """Yield a unit with every treatment of zeros, small numbers, and NaN."""
-    rule = rule_of(unit)
-    if isinstance(rule, Fused):
-        limits: set[int] = set()
-        for batch, d in search.batches:
-            if batch.name in ("edges", "span"):
-                limits |= least_exponents(search.machine, batch, d, rule.align_bits)
-        nan = "quiet" if 0x7FC00000 in search.nans or 0x7E00 in search.nans else "ones"
-        for limit in (None, *sorted(limits)):
-            for zeros in (False, True):
-                new = changed(rule, zero_products=zeros, min_exponent=limit, nan=nan)
-                yield with_rule(unit, new)
-        return
-    for new_rule in rules_of.ends(rule, search.machine):
-        yield with_rule(unit, new_rule)
+    """Yield a unit with every treatment of zeros, small numbers, and NaN as it came."""
+    own = {f.name for f in fields(rule_of(unit))}
+    quiet = bool(search.nans & _QUIET)
+    for rule in _ways(unit).ends(rule_of(unit), search.seen):
+        named = "nan" in own and search.nans
+        yield with_rule(unit, changed(rule, nan="quiet" if quiet else "ones") if named else rule)
 
 
 def _cuts(search: Search, unit: Target) -> Iterator[Target]:
     """Yield a unit with every way of cutting a long K."""
-    rule, m = rule_of(unit), search.machine
-    group, depth = getattr(rule, "group", 0), m.depths[-1]
-    groups = [group]
-    if group == m.depths[0]:
-        groups += range(group + 32, depth + 1, 32)
-    for g in groups:
-        base = with_rule(unit, changed(rule, group=g)) if g != group else unit
+    m = search.machine
+    depth = m.depths[-1]
+    for rule in _ways(unit).longer(rule_of(unit), m):
+        base = with_rule(unit, rule)
         yield base
         if restarts(unit) or m.integer or not m.has_c:
             for every in range(8, depth, 8):
@@ -251,12 +270,8 @@ def _same(search: Search, unit: Target) -> Iterator[Target]:
     yield unit
 
 
-def _integers(search: Search, _: Target) -> Iterator[Target]:
-    for chain in ({}, {"promote_every": UNSEEN}):
-        for rule in rules_of.integers(search.machine):
-            unit = unit_of(rule, search.machine, **chain)
-            if unit is not None:
-                yield unit
+def _all_meetings(search: Search, unit: Target) -> Iterator[Target]:
+    yield from _all(search, unit, _ways(unit).meetings(rule_of(unit), search.machine))
 
 
 class Stage(NamedTuple):
@@ -269,17 +284,17 @@ class Stage(NamedTuple):
 
 _FLOATS = (
     Stage("how two products add", _adding, ("exact",)),
-    Stage("how products are rounded", _by_rule(rules_of.products), ("rich",)),
-    Stage("where c joins", _outside, ("start",)),
+    Stage("how products are rounded", _products, ("rich",)),
+    Stage("where c joins", _joining, ("start",)),
     Stage("which products meet before a rounding", _meeting, ("steps",)),
     Stage("zeros, small and large numbers, NaN", _ends, ("span", "edges")),
     Stage("how a long K is cut", _cuts, ("long",)),
     Stage("random sums", _same, ("random",)),
 )
 _INTEGERS = (
-    Stage("width of the accumulator", _integers, ("start",)),
-    Stage("limit of a pair of products", _by_rule(rules_of.pairs), ("exact",)),
-    Stage("which products meet before the limit", _by_rule(rules_of.integer_meetings), ("steps",)),
+    Stage("width of the accumulator", _adding, ("start",)),
+    Stage("limit of a pair of products", _products, ("exact",)),
+    Stage("which products meet before the limit", _all_meetings, ("steps",)),
     Stage("ends of the range", _same, ("edges",)),
     Stage("how a long K is cut", _cuts, ("long",)),
     Stage("random sums", _same, ("random",)),
@@ -288,7 +303,7 @@ _INTEGERS = (
 
 def _kind(unit: Target) -> tuple[Any, ...]:
     rule = rule_of(unit)
-    words = ("accumulator", "rounding", "align", "streams", "fused", "order")
+    words = ("accumulator", "rounding", "align", "streams", "fused", "order", "subnormals")
     return (type(rule).__name__, *(getattr(rule, word, None) for word in words), restarts(unit))
 
 
@@ -312,9 +327,7 @@ class Found:
 
 def _all_of(stage: Stage, search: Search, unit: Target) -> Iterator[Target]:
     """Yield what a stage makes of a unit, whether it fits or not."""
-    if stage.step is _meeting:
-        return _by_rule(rules_of.meetings)(search, unit)
-    return stage.step(search, unit)
+    return (_all_meetings if stage.step is _meeting else stage.step)(search, unit)
 
 
 def infer(search: Search) -> Found:

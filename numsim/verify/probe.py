@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from numsim.probe import integers, probe, stimuli
+from numsim.probe import probe
 from numsim.probe.apart import results, shared
-from numsim.probe.machine import Batch, Machine, as_machine, bits_of, unit_of
+from numsim.probe.inputs import random_sums
+from numsim.probe.kinds import accumulators
+from numsim.probe.machine import Batch, Machine, as_machine, bits_of, rule_in, unit_of
 from numsim.probe.probe import machine_for
-from numsim.probe.rules import accumulators
 from numsim.targets import Target, get_target, list_targets
 from numsim.targets.rules import RULES
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Rule, TwoStage
@@ -49,7 +50,7 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
     """Probe a unit of ours as a black box, and compare what was found on new sums."""
     found = probe(
         as_machine(unit, machine), formats=(machine.a, machine.b), out_format=machine.out,
-        depths=machine.depths,
+        depths=machine.depths, blocks=machine.blocks or None,
     )  # fmt: skip
     equal, total = 0, 0
     for batch in _fresh(machine, fresh) if found.target is not None else ():
@@ -58,6 +59,7 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
         equal += int((bits_of(results(found.target, machine, batch)) == own).sum())
         total += len(own)
     label = machine.a.label if machine.a == machine.b else f"{machine.a.label} {machine.b.label}"
+    label += f" with {machine.blocks}" if machine.blocks else ""
     rule = "" if found.target is None else str(found.target.rules[0][1])
     return Recovery(
         unit.name, f"{label} -> {machine.out}", equal, total, found.calls, found.tried, rule,
@@ -66,29 +68,22 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
 
 
 def _fresh(machine: Machine, count: int) -> Iterator[Batch]:
-    make = (integers if machine.integer else stimuli).random
     long = count // 20
-    yield make(machine, machine.depths[0], count - long, 4242)
+    yield random_sums(machine, machine.depths[0], count - long, 4242)
     if long:
-        yield make(machine, machine.depths[-1], long, 4243)
+        yield random_sums(machine, machine.depths[-1], long, 4243)
 
 
 def table_units() -> Iterator[tuple[Target, Machine]]:
     """Yield every unit of the table with the operands and results that stimuli are made for."""
     for name in list_targets():
         unit = get_target(name)
-        seen: set[tuple[Any, str]] = set()
+        seen: set[tuple[Any, ...]] = set()
         for machine in shared(unit, unit):
-            key = (_rule(unit, machine), machine.out)
+            key = (rule_in(unit, machine), machine.out, machine.blocks)
             if key not in seen:
                 seen.add(key)
                 yield unit, machine
-
-
-def _rule(unit: Target, machine: Machine) -> Rule:
-    from numsim.targets import rule_for
-
-    return rule_for(unit, machine.a, machine.b, None if machine.integer else machine.out)
 
 
 def random_units(count: int, seed: int = 0) -> Iterator[tuple[Target, Machine]]:

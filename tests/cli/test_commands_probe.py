@@ -64,9 +64,57 @@ def test_diff_prints_and_writes(tmp_path):
     }
 
 
+def test_diff_runs_the_cases_of_two_files_of_results(tmp_path):
+    import numsim as ns
+
+    one = {"formats": ["e4m3"], "granularities": ["per_tensor"], "limit_tokens": 32}
+    for name, target in (("a", "nvidia.ada.mma"), ("b", "nvidia.hopper.wgmma")):
+        ns.sweep(**one, targets=[target], out=tmp_path / f"{name}.csv")
+    ns.sweep(
+        **one, targets=["nvidia.ada.mma", "nvidia.hopper.wgmma"], out=tmp_path / "both.csv"
+    )  # fmt: skip
+    a, b, both = (str(tmp_path / f"{name}.csv") for name in ("a", "b", "both"))
+    said = run("diff", a, b, "--tokens", "8", "-o", str(tmp_path / "out"))
+    assert "outputs differ on equal inputs" in said
+    cause = (tmp_path / "out" / "cause.csv").read_text()
+    assert cause.splitlines()[1].startswith("group,16,32,")
+    assert "bit for bit equal" in run("diff", a, a, "--tokens", "8")
+    with pytest.raises(NumsimError, match="name one case") as caught:
+        run("diff", a, both)
+    case = str(caught.value).rpartition(" has ")[2].split(" ")[0]  # the first: Ada's
+    assert "bit for bit equal" in run("diff", a, f"{both}:{case}", "--tokens", "8")
+    with pytest.raises(NumsimError, match="leave them out"):
+        run("diff", a, b, "--text", "x.txt")
+    (tmp_path / "b.manifest.toml").unlink()
+    with pytest.raises(NumsimError, match=r"there is no .*b\.manifest\.toml"):
+        run("diff", a, b)
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_a_unit_with_block_scales_is_probed_and_told_apart(tmp_path):
+    said = run(
+        "probe", "--target", "nvidia.blackwell.tcgen05", "--formats", "float4_e2m1fn", "--blocks",
+        "float8_e4m3fn/16", "--depths", "64", "-o", str(tmp_path),
+    )  # fmt: skip
+    assert "ScaledFp4(align_bits=35, min_exponent=-139" in said
+    with np.load(tmp_path / "vectors.npz") as npz:
+        assert npz["exact_sa"].shape == (npz["exact_a"].shape[0], 4)
+    said = run(
+        "probe", "--apart", "nvidia.blackwell.tcgen05,x86.top4mxbf8ps", "-o", str(tmp_path / "v")
+    )  # fmt: skip
+    assert "against" in said
+    assert (tmp_path / "v" / "a" / "d.hex").read_text() != (
+        tmp_path / "v" / "b" / "d.hex"
+    ).read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("diff", "a.csv", "b.csv"), "there is no a.csv"),
+        (("diff", "a.csv"), "two sides"),
+        (("probe", "--target", "ideal.int", "--formats", "int8", "--blocks", "x"), "blocks is"),
+        (("probe", "--answers", "x", "--blocks", "float8_e8m0fnu/32"), "leave --blocks out"),
         (("probe",), "one of --emit"),
         (("probe", "--target", "ideal.int"), "--formats"),
         (("probe", "--target", "ideal.int", "--formats", "int8", "--depths", "x"), "--depths"),

@@ -108,3 +108,35 @@ def test_a_folder_of_another_machine_is_not_overwritten(tmp_path):
         emit(tmp_path, formats="int16", depths=(16,))
     with pytest.raises(NumsimError, match="holds no stimuli"):
         read_answers(tmp_path / "round1")
+
+
+def test_block_scales_lie_beside_the_codes(tmp_path):
+    import numsim as ns
+    from numsim.probe.machine import Batch, laid_out
+    from numsim.probe.probe import machine_for
+
+    scales = {"blocks": "float8_e4m3fn/16", "depths": (64,)}
+    asked = emit(tmp_path, formats="float4_e2m1fn", **scales)
+    seen = machine_for("float4_e2m1fn", None, True, (64,), scales["blocks"])
+    unit = ns.get_target("nvidia.blackwell.tcgen05")
+    where = tmp_path / "round1"
+    assert (where / "steps_sa.hex").read_text().startswith("// sa: 8 bits, shape ")
+    head = (where / "steps.csv").read_text().split("\n", 1)[0].split(",")
+    assert len(head) == 2 + 2 * 64 + 2 * 4
+    assert head[-1] == "sb3"
+    for _ in range(6):
+        where = tmp_path / f"round{asked.round}"
+        for name in asked.files:
+            with np.load(where / f"{name}.npz") as npz:
+                x = {key: npz[key] for key in npz.files}
+            c = x.pop("c").view(np.float32)
+            d = laid_out(seen, Batch(name, c=c, **x)).answers(unit, seen)
+            np.savez(where / f"{name}.d.npz", d=d)
+        found = read_answers(tmp_path)
+        if not isinstance(found, Asked):
+            break
+        asked = found
+    assert found.target.rules[0][1].align_bits == 35
+    assert found.right == found.asked
+    with pytest.raises(NumsimError, match="another machine"):
+        emit(tmp_path, formats="float4_e2m1fn", depths=(64,))

@@ -1,0 +1,369 @@
+"""What is tried of each kind of rule, in the order in which stimuli can show it: one table.
+
+A hypothesis is a rule with every field filled in. Its fields are found in stages, each with stimuli
+that do not depend on the fields of later stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+from numsim.formats import Format, get_format
+from numsim.probe.machine import Machine, changed
+from numsim.targets.types import (
+    BulkNorm,
+    Exact,
+    Fused,
+    IntSum,
+    Mac,
+    Mme,
+    Rule,
+    ScaledFp4,
+    TwoStage,
+)
+
+_MODES = ("rne", "rtz", "rna", "rup", "rdn", "rto")
+_USUAL = (
+    "float32", "float16", "bfloat16", "tfloat32", "float8_e4m3fn", "float8_e5m2", "float8_e4m3",
+    "float8_e4m3fnuz", "float8_e5m2fnuz",
+)  # fmt: skip
+_WIDTHS = (25, 24, 23, 13, 35, *(n for n in range(1, 35) if n not in (13, 23, 24, 25)))
+_ORDERS: tuple[dict[str, Any], ...] = (
+    {"order": "sequential"}, {"order": "two_chains", "group": 2}, {"order": "tree", "group": 2},
+    {"order": "odd_first"},
+)  # fmt: skip
+_GROUPS = (16, 8, 4, 32, 2, 64, 1)  # the usual ones first
+_FLUSHES: tuple[dict[str, Any], ...] = (
+    {"flush": False}, {"flush": True, "tiny": "stored"}, {"flush": True, "tiny": "unbounded"},
+)  # fmt: skip
+_NEAR = 70  # exponents of an accumulator format whose ends products reach
+
+
+class Seen(NamedTuple):
+    """What was read from answers before any rule is tried.
+
+    Parameters
+    ----------
+    machine
+        What is known of it.
+    bits
+        The most bits below the larger of two products that a sum held.
+    complete
+        It held every gap that was tried, so it may hold more.
+    power
+        A single product counts times ``2**power``.
+    limits
+        Fraction bits of an alignment -> lower limits of its exponent that answers speak for.
+    """
+
+    machine: Machine
+    bits: int
+    complete: bool
+    power: int
+    limits: Callable[[int], Iterable[int]]
+
+    def held(self, bits: int) -> bool:
+        """Whether sums may hold so many bits."""
+        return bits == self.bits or (bits > self.bits and self.complete)
+
+
+def _first_groups(machine: Machine, align_bits: int, kept_bits: int) -> tuple[int, ...]:
+    """Return groups to begin with: all of K, and where that shows, one with others behind it.
+
+    An accumulator that joins each alignment is cut again by groups of zeros, where they keep fewer
+    bits than it has.
+    """
+    depth = machine.depths[0]
+    return (depth, 4) if align_bits < kept_bits and depth > 4 else (depth,)
+
+
+def _itself(rule: Any, _: Any) -> Iterator[Any]:
+    yield rule
+
+
+def _groups(machine: Machine) -> list[int]:
+    depth = machine.depths[0]
+    groups = [n for n in _GROUPS if n <= depth]
+    return groups + [n for n in range(3, depth + 1) if n not in groups]
+
+
+def _by_group(rule: Any, machine: Machine) -> Iterator[Any]:
+    for n in _groups(machine):
+        yield changed(rule, group=n)
+
+
+def _longer(rule: Any, machine: Machine) -> Iterator[Any]:
+    """Yield a rule whose group is all of a short K with wider ones, as a long K shows them."""
+    yield rule
+    if getattr(rule, "group", 0) == machine.depths[0]:
+        for n in range(machine.depths[0] + 32, machine.depths[-1] + 1, 32):
+            yield changed(rule, group=n)
+
+
+class Ways(NamedTuple):
+    """What is tried of one kind of rule.
+
+    Parameters
+    ----------
+    adding
+        Rules by how two products add.
+    products
+        A rule with every way of rounding its products.
+    joining
+        A rule with every way in which the accumulator joins.
+    meetings
+        A rule with every grouping and order.
+    ends
+        A rule with every treatment of zeros, small and large numbers.
+    longer
+        A rule with the groups that only a long K shows.
+    outer
+        Whether an adder outside is told apart by two products: it makes +0 of a -0.
+    """
+
+    adding: Callable[[Seen], Iterator[Rule]]
+    products: Callable[[Any, Machine], Iterator[Rule]] = _itself
+    joining: Callable[[Any, Machine], Iterator[Rule]] = _itself
+    meetings: Callable[[Any, Machine], Iterator[Rule]] = _by_group
+    ends: Callable[[Any, Seen], Iterator[Rule]] = _itself
+    longer: Callable[[Any, Machine], Iterator[Rule]] = _longer
+    outer: Callable[[Any], bool] = lambda rule: False
+
+
+# ideal sums ------------------------------------------------------------------------------------
+
+
+def _exact(seen: Seen) -> Iterator[Rule]:
+    if seen.held(seen.machine.width) and -127 <= seen.power <= 0:
+        yield Exact(group=seen.machine.depths[0], lscale=-seen.power)
+
+
+def _exact_joining(rule: Exact, machine: Machine) -> Iterator[Rule]:
+    yield rule
+    if machine.out == "float32":
+        for flush in (False, True):
+            yield changed(rule, accumulator="late", flush=flush)
+
+
+def _exact_ends(rule: Exact, _: Seen) -> Iterator[Rule]:
+    for minus, osm in product((False, True), (False, True)):
+        if not (osm and rule.accumulator == "late"):
+            yield changed(rule, negative_zero=minus, osm=osm)
+
+
+# multiply-adds, one rounding a step ------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def accumulators() -> tuple[str, ...]:
+    """Return the formats in which a multiply-add may add, the usual ones first."""
+    floats = [f"float_e{e}m{m}" for e in range(8, 1, -1) for m in range(23, 0, -1)]
+    fixed = [f"q{i}.{f}" for i in range(1, 19) for f in range(20) if 3 <= i + f <= 22]
+    seen: dict[Any, str] = {}
+    for name in (*_USUAL, *floats, *fixed):
+        fmt = get_format(name)
+        seen.setdefault((fmt.kind, fmt.precision, fmt.bias, fmt.max, fmt.inf, fmt.nan), name)
+    return tuple(seen.values())
+
+
+def _is_near(fmt: Format) -> bool:
+    """Whether the ends of a format are within reach of products."""
+    return fmt.emax < _NEAR
+
+
+def _mac(seen: Seen) -> Iterator[Rule]:
+    out_bits = seen.machine.width
+    for name in accumulators():
+        fmt = get_format(name)
+        wide = name in _USUAL and seen.held(out_bits) and fmt.precision - 1 > out_bits
+        usual = name in _USUAL and seen.held(fmt.precision - 1)
+        if not (fmt.precision - 1 == seen.bits or usual or wide):
+            continue
+        near = _is_near(fmt)
+        overs = ("ieee", "inf", "saturate") if near else ("ieee",)
+        flushes = _FLUSHES if near else _FLUSHES[:1]
+        orders, fuses = (
+            (_ORDERS, (True, False)) if near and not seen.complete else (_ORDERS[:1], (True,))
+        )
+        for fused, how, mode, over, tiny in product(fuses, orders, _MODES, overs, flushes):
+            known_ones = {"rounding": mode, "overflow": over, "fused": fused}
+            yield changed(Mac(acc_format=name), **known_ones, **how, **tiny)
+
+
+def _mac_products(rule: Mac, machine: Machine) -> Iterator[Rule]:
+    yield rule
+    if not rule.fused:
+        return
+    yield changed(rule, fused=False)
+    full = machine.a.precision + machine.b.precision
+    for name in accumulators():
+        fmt = get_format(name)
+        if fmt.precision <= full and fmt.kind == "float" and name != rule.acc_format:
+            yield changed(rule, fused=False, product_format=name)
+
+
+def _mac_meetings(rule: Mac, machine: Machine) -> Iterator[Rule]:
+    yield changed(rule, order="sequential", group=None)
+    yield changed(rule, order="odd_first", group=None)
+    for order in ("tree", "two_chains"):
+        for n in _groups(machine):
+            if n % 2 == 0 or (n > 1 and order == "tree"):
+                yield changed(rule, order=order, group=n)
+
+
+def _mac_ends(rule: Mac, _: Seen) -> Iterator[Rule]:
+    reads = [{"flush_inputs": False, **tiny} for tiny in _FLUSHES[1:]]
+    ways = [*_FLUSHES, *reads]
+    for tiny, minus, over in product(ways, (True, False), ("ieee", "inf", "saturate")):
+        yield changed(rule, negative_zero=minus, overflow=over, **tiny)
+
+
+# aligned sums ----------------------------------------------------------------------------------
+
+
+def _fused(seen: Seen) -> Iterator[Rule]:
+    single, wide = seen.machine.out == "float32", seen.machine.width
+    keeps: Iterable[int] = (23,) if not single else (23, 13) if seen.complete else range(23, 0, -1)
+    joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
+    depth = seen.machine.depths[0]
+    for f, keep in product(_WIDTHS, keeps):
+        if not seen.held(min(f, keep, wide)):
+            continue
+        groups: dict[str, tuple[int, ...]] = dict.fromkeys(joins, (depth,))
+        groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
+        for join, cut, mode in product(joins, ("truncate", "floor"), ("rtz", "rne")):
+            for group in groups[join]:  # 1: two products do not meet
+                yield changed(
+                    Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
+                )
+
+
+def _fused_ends(rule: Fused, seen: Seen) -> Iterator[Rule]:
+    for limit in (None, *sorted(set(seen.limits(rule.align_bits)))):
+        for zeros in (False, True):
+            yield changed(rule, zero_products=zeros, min_exponent=limit)
+
+
+def _two_stage(seen: Seen) -> Iterator[Rule]:
+    if seen.machine.out != "float32":
+        return
+    for f, streams in product(_WIDTHS, (1, 2)):
+        if not seen.held(min(f, 23)):
+            continue
+        for group in (*_first_groups(seen.machine, f, 23), 1):
+            yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
+
+
+def _two_stage_joining(rule: TwoStage, _: Machine) -> Iterator[Rule]:
+    for bits in (32, *(n for n in range(rule.align_bits, 41) if n != 32)):
+        if bits >= rule.align_bits:
+            yield changed(rule, sum_bits=bits)
+
+
+def _two_stage_ends(rule: TwoStage, _: Seen) -> Iterator[Rule]:
+    for zeros in (False, True):
+        yield changed(rule, zero_products=zeros)
+
+
+def _bulk_norm(seen: Seen) -> Iterator[Rule]:
+    if seen.machine.out == "float32" and seen.held(23):
+        yield BulkNorm(seen.machine.depths[0])
+
+
+def _bulk_norm_meetings(rule: BulkNorm, machine: Machine) -> Iterator[Rule]:
+    """Yield every set of a short K, and wider ones: the bits kept grow with them."""
+    yield from _by_group(rule, machine)
+    wide = 1 << (machine.depths[0] - 1).bit_length()
+    for n in range(1, 11):
+        if wide << n <= 1 << 16:
+            yield changed(rule, group=wide << n)
+
+
+def _bulk_norm_longer(rule: BulkNorm, machine: Machine) -> Iterator[Rule]:
+    yield rule
+    if rule.group >= machine.depths[0]:
+        bits = (rule.group - 1).bit_length()
+        first = max(machine.depths[0], (1 << bits >> 1) + 1)
+        for n in range(first, min(1 << bits, machine.depths[-1] + 1)):
+            yield changed(rule, group=n)
+
+
+def _mme(seen: Seen) -> Iterator[Rule]:
+    """Yield Gaudi's rules; one that keeps subnormals in place, unbiased, is a `Fused` too."""
+    if seen.machine.out != "float32":
+        return
+    widths = (24, 46, *(n for n in (*_WIDTHS, *range(36, 46)) if n != 24))
+    depth = seen.machine.depths[0]
+    for join, small in product(("joins", "after"), ("normalised", "half", "kept", "flushed")):
+        for biases in _biases(seen, every=small == "half"):
+            for f in (n for n in widths if seen.held(min(n, 23))):
+                after = (min(depth, 1 << (51 - f)), 1)  # as many as its sums have room for
+                for group in after if join == "after" else _first_groups(seen.machine, f, 23):
+                    yield changed(Mme(group, f), accumulator=join, subnormals=small, **biases)
+
+
+def _biases(seen: Seen, *, every: bool) -> Iterator[dict[str, int]]:
+    """Yield biases that make products ``2**power`` times as large; `every`: in every split."""
+    a, b = seen.machine.a, seen.machine.b
+    if not seen.power or max(a.bits, b.bits) > 8:
+        yield {}
+        return
+    total = a.bias + b.bias - seen.power
+    splits = [x for x in range(63) if 0 <= total - x <= 62]
+    splits.sort(key=lambda x: abs(x - (total - x)))
+    for x in splits if every else splits[:1]:
+        yield {"bias_a": x, "bias_b": total - x}
+
+
+def _mme_ends(rule: Mme, seen: Seen) -> Iterator[Rule]:
+    for limit in (None, *sorted(set(seen.limits(rule.align_bits)))):
+        yield changed(rule, min_exponent=limit)
+
+
+def _scaled_fp4(seen: Seen) -> Iterator[Rule]:
+    for f in _WIDTHS:
+        if seen.held(min(f, 23)):
+            yield ScaledFp4(f)
+
+
+def _scaled_fp4_ends(rule: ScaledFp4, seen: Seen) -> Iterator[Rule]:
+    for limit in (rule.min_exponent, *sorted(set(seen.limits(rule.align_bits)))):
+        yield changed(rule, min_exponent=limit)
+
+
+# integers --------------------------------------------------------------------------------------
+
+
+def _int_sum(seen: Seen) -> Iterator[Rule]:
+    for bits, over in product(range(32, 7, -1), ("wrap", "saturate")):
+        yield changed(IntSum(), acc_bits=bits, overflow=over)
+
+
+def _int_products(rule: IntSum, machine: Machine) -> Iterator[Rule]:
+    yield rule
+    for bits in range(8, 34):
+        yield changed(rule, pair_bits=bits, group=2)
+
+
+def _int_meetings(rule: IntSum, machine: Machine) -> Iterator[Rule]:
+    step = 2 if rule.pair_bits else 1
+    for n in range(step, machine.depths[0] + 1, step):
+        yield changed(rule, group=n)
+
+
+WAYS: Mapping[type, Ways] = {
+    Exact: Ways(_exact, joining=_exact_joining, ends=_exact_ends),
+    Mac: Ways(
+        _mac, _mac_products, meetings=_mac_meetings, ends=_mac_ends,
+        outer=lambda rule: _is_near(get_format(rule.acc_format)),
+    ),
+    Fused: Ways(_fused, ends=_fused_ends),
+    TwoStage: Ways(_two_stage, joining=_two_stage_joining, ends=_two_stage_ends),
+    BulkNorm: Ways(_bulk_norm, meetings=_bulk_norm_meetings, longer=_bulk_norm_longer),
+    Mme: Ways(_mme, ends=_mme_ends),
+    ScaledFp4: Ways(_scaled_fp4, meetings=_itself, ends=_scaled_fp4_ends),
+    IntSum: Ways(_int_sum, _int_products, meetings=_int_meetings),
+}  # fmt: skip

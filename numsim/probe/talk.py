@@ -1,0 +1,190 @@
+"""The conversation with a machine: rounds of stimuli, and what their answers leave."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import fields, replace
+
+import numpy as np
+
+from numsim.probe import rules as rules_of
+from numsim.probe.found import Probe, ProbeError, Witness
+from numsim.probe.inputs import first_round, random_sums
+from numsim.probe.machine import Answers, Batch, Doubt, is_float, joined, restarts
+from numsim.probe.search import UNSEEN, Found, Search, infer, rule_of, with_rule
+from numsim.targets import Target
+
+Talk = Generator[list[Batch], list[Answers], Probe]
+
+_ROUNDS = 4  # after the first: stimuli on which hypotheses that fit so far differ
+_WITNESSES = 6  # stimuli for two such hypotheses
+
+
+def conversation(search: Search) -> Talk:
+    """Yield rounds of stimuli, take their answers into `search`, return what was found."""
+    machine = search.machine
+    batches = first_round(machine)
+    for batch, d in zip(batches, (yield batches), strict=True):
+        search.learn(batch, d)
+    found = infer(search)
+    open_ones: dict[str, str] = {}
+    for number in range(_ROUNDS if not found.failed else 0):
+        rivals = found.units[1:] + [unit for _, unit in neighbours(search, found.units[0])]
+        telling, equal = witnesses(search, found.units[0], rivals, number)
+        open_ones = _ranges(found.units[0], equal)
+        if telling is None:
+            break
+        (d,) = yield [telling]
+        search.learn(telling, d)
+        names = tuple(search.pieces)
+        left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
+        if not left:
+            found = infer(search)
+            if found.failed:
+                break
+        else:
+            found = Found([left[0], *(u for u in left[1:] if u in found.units)], "", search.tried)
+    return summary(search, found, open_ones)
+
+
+def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
+    """Return (field, unit) with one field changed, for all that fit every answer so far."""
+    found, dead = [], set()
+    names = tuple(search.pieces)
+    for name, rule in rules_of.nearby(rule_of(unit), search.machine):
+        key, side = name, rules_of.side(rule_of(unit), rule, name)
+        if (key, side) in dead:
+            continue  # beyond a number that does not fit, none does
+        new = with_rule(unit, rule)
+        if name == "nan" and search.nans:
+            continue  # read from the answers
+        if search.fits(new, names):
+            found.append((name, new))
+        elif side:
+            dead.add((key, side))
+    return found
+
+
+def witnesses(
+    search: Search, unit: Target, rivals: list[Target], seed: int
+) -> tuple[Batch | None, list[Target]]:
+    """Return stimuli on which a unit and its rivals differ, and the rivals that never did."""
+    m, kept, equal = search.machine, [], []
+    pool = [random_sums(m, m.depths[0], 500, 1000 + 10 * seed + n) for n in range(2)]
+    own = [search.answer(unit, batch) for batch in pool]
+    for rival in rivals:
+        differs = False
+        for batch, mine in zip(pool, own, strict=True):
+            other = search.answer(rival, batch)
+            if mine is None or other is None:
+                continue
+            rows = np.flatnonzero(mine != other)[:_WITNESSES]
+            if rows.size:
+                kept.append(batch.rows(rows))
+                differs = True
+                break
+        if not differs:
+            equal.append(rival)
+    if not kept:
+        return None, equal
+    return joined(kept)._replace(name=f"apart{seed}"), equal
+
+
+def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
+    """Return in words what the fields of a unit may be besides."""
+    others: dict[str, list[str]] = {}
+    for rival in equal:
+        mine, its = rule_of(unit), rule_of(rival)
+        if type(mine) is not type(its):
+            others.setdefault("kind", []).append(type(its).__name__)
+            continue
+        for f in fields(mine):
+            if getattr(mine, f.name) != getattr(its, f.name):
+                others.setdefault(f.name, []).append(str(getattr(its, f.name)))
+    return {
+        name: f"{_listed(values)} gave the same bits on all stimuli and on 1,000 random sums"
+        for name, values in others.items()
+    }
+
+
+def _listed(values: list[str]) -> str:
+    """Return values as a list, many numbers as a range."""
+    if len(values) > 3 and all(v.lstrip("-").isdigit() for v in values):
+        numbers = sorted(map(int, values))
+        return f"{len(numbers)} others tried from {numbers[0]} to {numbers[-1]}"
+    return ", ".join(dict.fromkeys(values))
+
+
+def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
+    """Return what was found, with the evidence for each field."""
+    unit = found.units[0] if found.units else None
+    right, asked = (0, sum(len(d) for _, d in search.batches))
+    evidence: dict[str, tuple[Witness, ...]] = {}
+    if unit is not None:
+        right, asked = search.share(unit)
+        evidence = _evidence(search, unit)
+        if restarts(unit) and unit.promote_every == UNSEEN:
+            open_ones = open_ones | {
+                "promote_every": f"c is added after the sum; no restart within K = "
+                f"{search.machine.depths[-1]}"
+            }
+        unit = replace(
+            unit,
+            evidence=f"a probe: {right} of {asked} answers"
+            + (f"; {found.failed}" if found.failed else ""),
+            source="numsim probe",
+        )
+    vectors = {}
+    for batch, d in search.batches:
+        for key, array in (batch.arrays() | {"d": d}).items():
+            vectors[f"{batch.name}_{key}"] = array
+    near_on = ("random",) if "random" in search.pieces else tuple(search.pieces)
+    near = sorted(
+        ((name, search.share(known, near_on)) for name, known in rules_of.known(search.machine)),
+        key=lambda item: -item[1][0],
+    )
+    nearest = tuple((name, r / n if n else 0.0) for name, (r, n) in near)
+    return Probe(
+        unit, evidence, open_ones, found.failed, right, asked, nearest, 0, search.tried, vectors
+    )
+
+
+def _evidence(search: Search, unit: Target) -> dict[str, tuple[Witness, ...]]:
+    """Return for each field the first stimuli on which its neighbours give another result."""
+    found: dict[str, list[Witness]] = {}
+    seen: set[tuple[str, int]] = set()
+    for name, rule in rules_of.nearby(rule_of(unit), search.machine):
+        side = rules_of.side(rule_of(unit), rule, name)
+        if side and (name, side) in seen:
+            continue
+        witness = search.first_difference(unit, with_rule(unit, rule))
+        if witness is not None:
+            seen.add((name, side))
+            other = str(getattr(rule, name))
+            found.setdefault(name, []).append(Witness(name, other, *witness))
+    return {name: tuple(items) for name, items in found.items()}
+
+
+def stopped(
+    message: str, search: Search, batches: list[Batch], found: list[Answers], calls: int
+) -> ProbeError:
+    """Return the error for a probe that ends early, with what was learned."""
+    for batch, d in zip(batches, found, strict=False):
+        search.learn(batch, d)
+    try:
+        known = infer(search) if search.batches else Found([], message, 0)
+    except (StopIteration, IndexError, KeyError):  # not even the first question has its answers
+        known = Found([], message, 0)
+    kept = summary(search, known, {})
+    return ProbeError(message, replace(kept, calls=calls, failed=message))
+
+
+def check_answers(batch: Batch, d: Answers) -> None:
+    """Raise Doubt for sums of two finite numbers that are all NaN."""
+    if batch.name != "exact":
+        return  # a narrow accumulator may make NaN of infinities
+    if is_float(d.dtype) and d.size and np.isnan(d).all():
+        raise Doubt(
+            f"probe: stimulus {batch.name} 0: a machine adds finite numbers; all {d.size} results "
+            f"of {batch.name} are NaN; look at the formats of the operands and of the result"
+        )
