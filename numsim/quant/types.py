@@ -15,6 +15,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.quant.four_bits import if4_values
+from numsim.quant.kept import Key, has, kept
 from numsim.quant.odd import product_to_odd
 from numsim.quant.rule import Quant, scale_bits
 from numsim.quant.slices import cut
@@ -44,7 +45,7 @@ class QTensor:
     scale_format: Format | None = None
     tensor_scale: Any = None  # float32, or an array of one for each row
     zero_point: NDArray[np.int32] | None = None
-    packed: dict[str, Any] = field(default_factory=dict)
+    packed: dict[Key, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:  # dataclasses.replace hands on what belongs to other codes
         object.__setattr__(self, "packed", {})
@@ -106,7 +107,7 @@ class QTensor:
             self, codes=shown, scale=scale, scale_codes=kept, zero_point=zeros, block_shape=blocks,
             tensor_scale=above,
         )  # fmt: skip
-        part.packed["codes"] = [codes]
+        part.packed[Key("codes")] = [codes]
         return part
 
     @property
@@ -243,15 +244,15 @@ class QTensor:
             scale_codes=_shown(kept), zero_point=_shown(zeros),
             tensor_scale=above,
         )  # fmt: skip
-        turned.packed["codes"] = [codes]
-        if "locked" in self.packed:  # what is known of codes that stay
-            for key in {"survey", "finite"} & self.packed.keys():
+        turned.packed[Key("codes")] = [codes]
+        if has(self, "locked"):  # what is known of codes that stay
+            for key in {Key("survey"), Key("finite")} & self.packed.keys():
                 turned.packed[key] = self.packed[key]
         return turned
 
     def values(self) -> NDArray[Any]:
         """Return the decoded codes, less their zero points, without the scale; read-only."""
-        used = "locked" in self.packed  # by a product: they cannot change
+        used = has(self, "locked")  # by a product: they cannot change
         values: NDArray[Any] = decoded(self) if used else decode(self.codes, self.fmt)
         if self.zero_point is not None:
             values = values - np.asarray(self.element_zero_point(), values.dtype)
@@ -379,18 +380,19 @@ def readable(q: QTensor) -> NDArray[Any]:
     A list in `packed` holds the view that was made before the codes became read-only: its memory
     is that of the codes and counts once.
     """
-    codes: NDArray[Any] = q.packed.get("codes", [q.codes])[0]
+    codes: NDArray[Any] = q.packed.get(Key("codes"), [q.codes])[0]
     return codes
 
 
 def decoded(q: QTensor) -> NDArray[Any]:
     """Return the values of the codes without the scale, kept: weights are decoded once."""
-    if "values" not in q.packed:
+
+    def made() -> NDArray[Any]:
         codes = readable(q)
         turned = codes.ndim > 1 and codes.swapaxes(-1, -2).flags.c_contiguous
         if turned:  # decoded as they lie in memory
-            q.packed["values"] = decode(codes.swapaxes(-1, -2), q.fmt).swapaxes(-1, -2)
-        else:
-            q.packed["values"] = decode(codes, q.fmt)
-    kept: NDArray[Any] = q.packed["values"]
-    return kept
+            return decode(codes.swapaxes(-1, -2), q.fmt).swapaxes(-1, -2)
+        return decode(codes, q.fmt)
+
+    values: NDArray[Any] = kept(q, "values", made)
+    return values

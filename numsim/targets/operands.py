@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.quant import QTensor
+from numsim.quant.kept import Key, has
 from numsim.quant.types import readable
 
 
@@ -34,11 +35,11 @@ def locked(q: QTensor) -> QTensor:
     >>> locked(q).codes is q.codes, q.codes.flags.writeable
     (False, False)
     """
-    if "locked" not in q.packed:
+    if not has(q, "locked"):
         codes = readable(q)
         view = codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))
-        q.packed["codes"] = [view]
-        q.packed["locked"] = True
+        q.packed[Key("codes")] = [view]
+        q.packed[Key("locked")] = True
         for array in (q.codes, q.scale, q.scale_codes, q.zero_point):
             while isinstance(array, np.ndarray):
                 array.flags.writeable = False

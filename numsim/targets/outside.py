@@ -15,13 +15,15 @@ from numsim.kernels.gemm import chains as gemm_chains
 from numsim.kernels.gemm import hopper as gemm_hopper
 from numsim.kernels.gemm import integer as gemm_int
 from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.ir import simd
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.fast.fused import fp8_applies
 from numsim.targets.fast.integer import integer_plan
 from numsim.targets.rules import Fused, IntSum, Mac, Rule, adds_integers
 from numsim.targets.scaling import powers_leave_float32
 from numsim.targets.split_k import bare
-from numsim.targets.tensor import batched, codes_of, fields, kept
+from numsim.targets.tensor import batched, codes_of, fields
 
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
 
@@ -83,7 +85,7 @@ def _integers(rule: IntSum, a: QTensor, b: QTensor, block: int, out: Format) -> 
 
     def add(sums: NDArray[np.float32], scales: gemm_blocks.Scales) -> None:
         packed = kept(b, "int8", lambda: gemm_int.pack_b(batched(b.codes)))
-        starts = kept(b, f"starts {block}", lambda: gemm_int.starts(packed, block // 4))
+        starts = kept(b, "starts", lambda: gemm_int.starts(packed, block // 4), block)
         gemm_blocks.sums(sums, _lines(a, sums), packed, starts, block, scales)
 
     return add
@@ -96,7 +98,12 @@ def _multiply_adds(rule: Mac, a: QTensor, b: QTensor, block: int, out: Format) -
         return None
 
     def add(sums: NDArray[np.float32], scales: gemm_blocks.Scales) -> None:
-        codes = kept(b, "codes float32", lambda: gemm_values.pack_b(batched(b.codes), np.float32))
+        codes = kept(
+            b,
+            "code panels",
+            lambda: gemm_values.pack_b(batched(b.codes), np.float32),
+            np.dtype(np.float32),
+        )
         values = batched(decode(a.codes, a.fmt)).reshape(*sums.shape[:2], -1)
         gemm_chains.chains(sums, values, codes, how, block, scales)
 
@@ -114,7 +121,11 @@ def _fp8(rule: Fused, a: QTensor, b: QTensor, block: int, out: Format) -> Add | 
         span, how, codes = block // group, fields(b.fmt), batched(b.codes)
         lines = _lines(a, sums)
         packed = kept(
-            b, f"fp8 copied {group}", lambda: gemm_hopper.pack_b(codes, group, in_place=False)
+            b,
+            "fp8 copied",
+            lambda: gemm_hopper.pack_b(codes, group, in_place=False),
+            group,
+            simd.path(),
         )
         for i in range(len(sums)):
             one = slice(i, i + 1)
@@ -137,7 +148,7 @@ def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scale
     it products of powers of two are exact, also beyond float32.
     """
     rows = _of_blocks(a, -1, block)
-    columns = kept(b, f"scales of {block}", lambda: _of_blocks(b, -2, block))
+    columns = kept(b, "scales of blocks", lambda: _of_blocks(b, -2, block), block)
     if power:
         sizes = [x[x != 0] for x in (rows, columns)]
         if not all(np.isfinite(x).all() for x in sizes):

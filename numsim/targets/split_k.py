@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.chain import round_to
 from numsim.targets.levels import Level
 from numsim.targets.rules import IntSum, Rule, about, adds_integers
@@ -183,20 +184,19 @@ def bare(q: QTensor) -> QTensor:
     """Return the codes without scales, kept with the tensor so that they are packed once."""
     if q.scale is None and q.zero_point is None:
         return q
-    if "bare" not in q.packed:
-        q.packed["bare"] = QTensor(q.codes, q.fmt)
-    kept: QTensor = q.packed["bare"]
-    return kept
+    made: QTensor = kept(q, "bare", lambda: QTensor(q.codes, q.fmt))
+    return made
 
 
 def k_slice(q: QTensor, axis: int, start: int, stop: int, run: int = 1) -> QTensor:
     """Return one run of k with its scale codes, kept with the tensor so that it is packed once."""
     if (start, stop) == (0, q.shape[axis]):
         return q
-    key = f"slice{start}:{stop} of axis {axis}"  # one tensor may be a and b
-    if key not in q.packed:
-        q.packed[key] = cut_out(q, axis, np.arange(start, stop), slice(start, stop), run)
-    part: QTensor = q.packed[key]
+
+    def cut() -> QTensor:
+        return cut_out(q, axis, np.arange(start, stop), slice(start, stop), run)
+
+    part: QTensor = kept(q, "slice", cut, start, stop, axis)  # one tensor may be a and b
     return part
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,15 +20,9 @@ from numsim.kernels.ir import simd
 from numsim.kernels.rules import align as align_kernel
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
+from numsim.quant.kept import has, kept
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-
-
-def kept(q: QTensor, key: str, make: Callable[[], Any]) -> Any:
-    """Return ``q.packed[key]``, made once."""
-    if key not in q.packed:
-        q.packed[key] = make()
-    return q.packed[key]
 
 
 def batched(array: NDArray[Any]) -> NDArray[Any]:
@@ -83,7 +76,7 @@ def survey(q: QTensor) -> Survey:
 
 def finite(q: QTensor) -> bool:
     """Return what `survey` says of it first, of codes of a byte sooner."""
-    if "survey" in q.packed or q.codes.itemsize > 1:
+    if has(q, "survey") or q.codes.itemsize > 1:
         return survey(q).finite
 
     def look() -> bool:
@@ -187,14 +180,14 @@ def planes(q: QTensor, transposed: bool) -> Planes:
             cls[powers == NAN_POWER] = 2
         return sig, exp, cls
 
-    made: Planes = kept(q, f"planes{transposed}", make)
+    made: Planes = kept(q, "planes", make, transposed)
     return made
 
 
 def survey_planes(q: QTensor, planes: Planes) -> tuple[bool, int, int]:
     """Return what `survey` says first, of a tensor of many codes by its planes."""
     found: tuple[bool, int, int] = kept(
-        q, "survey planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
+        q, "survey of planes", lambda: gemm_align.survey(*(p.reshape(-1) for p in planes))
     )
     return found
 

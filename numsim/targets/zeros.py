@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import get_format
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.rules.int_sum import limits
-from numsim.targets.tensor import batched, kept
+from numsim.targets.tensor import batched
 
 Zero = NDArray[np.int64] | None
 

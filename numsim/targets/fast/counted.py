@@ -21,6 +21,7 @@ from numsim.kernels.rules import counts, mac
 from numsim.kernels.rules.align import Block
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.quant.types import decoded
 from numsim.targets.chain import Chain, Ways, Work, item, noted, round_to, shape, start, store
 from numsim.targets.fast import fused as fast_fused
@@ -30,7 +31,6 @@ from numsim.targets.rules.int_sum import check_width, wrapped
 from numsim.targets.tensor import (
     as_float64,
     batched,
-    kept,
     planes,
     quantum,
     signed_bits,

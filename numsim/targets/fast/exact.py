@@ -16,6 +16,7 @@ from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.rules.exact import extent
 from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.quant.odd import to_odd
 from numsim.quant.types import decoded
 from numsim.targets.chain import (
@@ -31,7 +32,6 @@ from numsim.targets.rules.exact import lscale_of
 from numsim.targets.tensor import (
     batched,
     codes_of,
-    kept,
     survey,
     surveyed,
 )
@@ -117,13 +117,13 @@ def exact_groups(
         how = float_codes(b.fmt)
     if how is not None:
         codes = kept(
-            b, f"exact codes {rule.group}",
-            lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
+            b, "exact codes", lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
+            rule.group,
         )  # fmt: skip
         return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how, splitter)
     packed = kept(
-        b, f"exact {rule.group}",
-        lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),
+        b, "exact", lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),
+        rule.group,
     )  # fmt: skip
     return gemm_mac.gemm_mac(rows, packed, c, f, f, flavour, None, splitter)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from numsim.kernels.gemm import fp4 as gemm_fp4
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.chain import (
     Chain,
     Ways,
@@ -19,7 +20,6 @@ from numsim.targets.rules.scaled_fp4 import run_scales, scale_meaning
 from numsim.targets.tensor import (
     any_of,
     batched,
-    kept,
 )
 
 

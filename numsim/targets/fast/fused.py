@@ -20,6 +20,7 @@ from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
 from numsim.kernels.rules.align import Block
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.chain import (
     Chain,
     Ways,
@@ -35,7 +36,6 @@ from numsim.targets.tensor import (
     coded,
     fields,
     finite,
-    kept,
     planes,
     short_codes,
     survey,
@@ -72,8 +72,7 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
     left, right = batched(a.codes), batched(b.codes)
-    key = f"fp8 {rule.group} {simd.path()}"
-    packed = kept(b, key, lambda: gemm_hopper.pack_b(right, rule.group))
+    packed = kept(b, "fp8", lambda: gemm_hopper.pack_b(right, rule.group), rule.group, simd.path())
 
     def item(i: int) -> NDArray[np.float32]:
         at = min(i, len(right) - 1)
@@ -145,7 +144,7 @@ def double(
         ends = int(powers.min()), int(powers.max())
         return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan, ends
 
-    packed, nan_columns, (least, most) = kept(b, f"double {rule.group} {simd.path()}", pack)
+    packed, nan_columns, (least, most) = kept(b, "double", pack, rule.group, simd.path())
     powers, nan_rows = _powers(a, rule.group, transposed=False)
     low = a.fmt.emin + b.fmt.emin + int(powers.min()) + least
     high = a.fmt.emax + b.fmt.emax + 2 + int(powers.max()) + most + a.shape[-1].bit_length()
@@ -222,16 +221,17 @@ def _align(
         left[0], left[1], a.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=False
     )
     if by_code:
-        key = f"align {rule.kind} {rule.group}"
-        codes = kept(b, key, lambda: gemm_align.pack_b(batched(b.codes), rule))
+        codes = kept(
+            b, "align codes", lambda: gemm_align.pack_b(batched(b.codes), rule), rule.kind,
+            rule.group,
+        )  # fmt: skip
         how = own.how if own is not None else fields(b.fmt, whole=whole)
         return gemm_align.gemm_align(rows, codes, rule, whole=whole, c=x.c, how=how)
-    read = "" if own is None else f" {own.rule.bias_b} {own.rule.subnormals}"
-    key = f"align {rule.kind} {rule.group} {whole} {zeros}{read}"
+    read = () if own is None else (own.rule.bias_b, own.rule.subnormals)
     right = planes(b, True) if own is None else own.right(b)
-    packed = kept(b, key, lambda: gemm_align.pack(
+    packed = kept(b, "align", lambda: gemm_align.pack(
         right[0], right[1], b.fmt.precision - 1, rule, whole=whole, zeros=zeros, right=True,
-    ))  # fmt: skip
+    ), rule.kind, rule.group, whole, zeros, read)  # fmt: skip
     return gemm_align.gemm_align(rows, packed, rule, whole=whole, c=x.c)
 
 
@@ -314,8 +314,10 @@ def _two_streams(x: Chain) -> Work | None:
 
     def work() -> NDArray[Any]:
         a, b, group = x.a, x.b, x.rule.group
-        key = f"two streams {group} {simd.path()}"
-        packed = kept(b, key, lambda: gemm_two_streams.pack_b(batched(b.codes), group))
+        packed = kept(
+            b, "two streams", lambda: gemm_two_streams.pack_b(batched(b.codes), group), group,
+            simd.path(),
+        )  # fmt: skip
         sums: NDArray[np.float32] = gemm_two_streams.gemm_two_streams(
             batched(a.codes), fields(a.fmt), packed, fields(b.fmt), group, x.c
         )

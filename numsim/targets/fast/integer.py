@@ -15,6 +15,7 @@ from numsim.kernels.gemm import integer as gemm_int
 from numsim.kernels.gemm import saturate as gemm_saturate
 from numsim.kernels.ir import integer as simd_int
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.chain import (
     Chain,
     Ways,
@@ -24,7 +25,6 @@ from numsim.targets.rules import IntSum
 from numsim.targets.rules.int_sum import Overflowed, check_width, limits, wrapped
 from numsim.targets.tensor import (
     batched,
-    kept,
 )
 
 
@@ -140,8 +140,10 @@ def integer(
     bits = rule.pair_bits if plan == "pairs" else rule.acc_bits
     assert bits is not None
     high = (1 << (bits - 1)) - 1
-    key = f"saturate {rule.group} {left.dtype}"
-    words = kept(b, key, lambda: gemm_saturate.pack_b(right, rule.group, left.dtype))
+    words = kept(
+        b, "saturate", lambda: gemm_saturate.pack_b(right, rule.group, left.dtype), rule.group,
+        left.dtype,
+    )  # fmt: skip
     shape = (len(left), left.shape[1], right.shape[-1])
     begin = np.zeros(shape, np.int32) if c is None else c.astype(np.int32)
     return gemm_saturate.gemm_saturate(left, words, begin, kind, rule.group, -high - 1, high)

@@ -18,6 +18,7 @@ from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.quant.types import decoded
 from numsim.targets.chain import (
     Chain,
@@ -34,7 +35,6 @@ from numsim.targets.tensor import (
     batched,
     coded,
     codes_of,
-    kept,
     survey,
 )
 
@@ -45,12 +45,15 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
     """Chains of fused multiply-adds in the type of a [batch, M, K], float32 or float64."""
     how = codes_of(b)
     if how is not None:
-        codes = kept(b, f"codes {a.dtype}", lambda: gemm_values.pack_b(batched(b.codes), a.dtype))
+        codes = kept(
+            b, "code panels", lambda: gemm_values.pack_b(batched(b.codes), a.dtype), a.dtype
+        )
         return gemm_values.gemm_values(a, codes, how, c=c)
     values = kept(
         b,
-        f"values {a.dtype}",
+        "value panels",
         lambda: gemm_fma.pack_b(batched(decode(b.codes, b.fmt)).astype(a.dtype)),
+        a.dtype,
     )
     return gemm_fma.gemm_fma(a, values, c=c)
 
@@ -112,7 +115,7 @@ def two_chains(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Mac) -> NDA
     group, right, how = rule.group, taken(b, rule), float_codes(b.fmt)
     assert how is not None
     packed = kept(
-        right, f"two chains {group}", lambda: gemm_two_chains.pack_b(batched(right.codes), group)
+        right, "two chains", lambda: gemm_two_chains.pack_b(batched(right.codes), group), group
     )
     rows = batched(decoded(taken(a, rule)))
     return gemm_two_chains.gemm_two_chains(rows, packed, how, group, c=c)
@@ -164,8 +167,10 @@ def mac(
             x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
         return flushed(x, q.fmt.min_normal) if rule.flush and rule.flush_inputs else x
 
-    key = f"mac {flavour.tree} {odd_first} {rule.flush and rule.flush_inputs}"
-    packed = kept(b, key, lambda: gemm_mac.pack_b(values(b, 1), flavour.tree))
+    packed = kept(
+        b, "mac", lambda: gemm_mac.pack_b(values(b, 1), flavour.tree), flavour.tree, odd_first,
+        rule.flush and rule.flush_inputs,
+    )  # fmt: skip
     begin = flushed(c, 2.0**f.emin) if f.flush else c
     return gemm_mac.gemm_mac(values(a, 2), packed, begin, p, f, flavour)
 

@@ -17,6 +17,7 @@ from numsim.errors import NumsimError
 from numsim.formats import Format, get_format, kept_format
 from numsim.kernels.jit import over_items
 from numsim.kernels.rules import mac as kernel
+from numsim.quant.kept import kept
 from numsim.quant.types import decoded
 from numsim.targets.chain import Chain, Work, item, mode, noted, round_to, shape, start
 from numsim.targets.rules.exact import Exact
@@ -32,7 +33,7 @@ from numsim.targets.rules.limits import (
     is_scaled,
 )
 from numsim.targets.steps import Step, products, values_of
-from numsim.targets.tensor import as_float64, batched, kept
+from numsim.targets.tensor import as_float64, batched
 from numsim.vocabulary import ROUNDINGS
 
 ORDERS = ("sequential", "tree", "odd_first", "two_chains", "exact")

@@ -18,6 +18,7 @@ from numsim.kernels.rules import align
 from numsim.kernels.rules import mme as kernel
 from numsim.kernels.rules.mac import Arithmetic
 from numsim.quant import QTensor
+from numsim.quant.kept import kept
 from numsim.targets.chain import Chain, Work, item, mode, noted, shape, start, store
 from numsim.targets.rules.limits import (
     CLASSES,
@@ -32,7 +33,7 @@ from numsim.targets.rules.limits import (
     is_scaled,
 )
 from numsim.targets.steps import Addend, Step, floor_log2, one_alignment, values_of
-from numsim.targets.tensor import batched, kept, planes
+from numsim.targets.tensor import batched, planes
 
 _LEAST_HALF = -14  # exponent of float16's subnormals
 
@@ -133,7 +134,7 @@ def operand(q: QTensor, rule: Mme, *, transposed: bool) -> Signs:
             meaning.sig[codes], meaning.exp[codes], meaning.cls[codes], meaning.negative[codes]
         )
 
-    found: Signs = kept(q, f"mme {transposed} {bias} {rule.subnormals}", look)
+    found: Signs = kept(q, "signs", look, transposed, bias, rule.subnormals)
     return found
 
 
