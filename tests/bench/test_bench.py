@@ -125,8 +125,8 @@ def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypa
 
 
 def test_report(monkeypatch):
-    found = report.bench_report(limit_tokens=16, rows=700, cases=30)
-    names = ["default sweep", "1,316 rows", "30 cases"]
+    found = report.bench_report(limit_tokens=16, rows=800, cases=30)
+    names = ["default sweep", "1,504 rows", "30 cases"]
     assert list(dict.fromkeys(row.file for row in found)) == names
     for name in names:
         tasks = ["build", "page"]
