@@ -50,10 +50,12 @@ def over_blocks(values: NDArray[Any], sizes: tuple[int, ...], which: np.ufunc) -
     >>> over_blocks(np.array([1, 5, 2, 4, 3]), (2,), np.maximum)
     array([5, 4, 3])
     """
+    if not values.size:
+        grid = (-(-n // size) for n, size in zip(values.shape, sizes, strict=True))
+        return np.empty(tuple(grid), values.dtype)
     for axis, size in enumerate(sizes):
         if size > 1:
-            starts = np.arange(0, values.shape[axis], size)
-            values = which.reduceat(values, starts, axis=axis) if values.size else values
+            values = which.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
     return values
 
 

@@ -172,3 +172,12 @@ def test_what_kernels_leave_to_the_general_way() -> None:
     ):
         sizes = block_shape(rule, x.shape, 1)
         assert in_one_pass(x, rule, sizes, 1, lambda: None) is None
+
+
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "nvfp4", "mxint8"])
+def test_a_tensor_without_rows_has_blocks_of_its_columns(name: str) -> None:
+    rule = as_quant(name)
+    for shape, axis, grid in (((0, 70), 1, (0, -(-70 // rule.block))), ((70, 0), 1, (70, 0))):
+        q = quantize(np.ones(shape, np.float32), rule, axis=axis)
+        assert q.scale.shape == grid
+        assert q.dequantize().shape == shape
