@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import choice
+from numsim.arguments import choice, is_integer
+from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
 from numsim.operators.rounded import Values, function, numbers, rounding_to
@@ -168,6 +169,8 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     [True, True]
     """
     bound = _BOUNDS[_known(name)]
+    if not is_integer(seed):
+        raise NumsimError(f"approximate: seed is an integer; got {seed!r:.40}")
     r = rounding_to(bound.format, overflow="special")
     tiny = float(r.format.min_normal)
     x = numbers(x)
