@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -172,11 +173,14 @@ def check_positions(arch: Arch, total: int, *, stack: int = -1) -> None:
 
 def check_cache(arch: Arch, kv: KV | None) -> None:
     """Raise where a cache does not take the heads of a network."""
-    for stack in stacks(arch) if kv is not None else ():
+    if kv is None:
+        return
+    stored = replace(kv, residual=0, rule="last")  # the first token too
+    for stack in stacks(arch):
         a = stack_arch(arch, stack)
         one = [np.zeros((1, 1, n), np.float32) for n in (a.head_dim, a.v_head_dim)]
         try:
-            kv.through(*one)  # type: ignore[union-attr]  # None gives no stack
+            stored.through(*one)
         except NumsimError as error:
             raise type(error)(
                 f"kv: {error}; heads of {arch.family} have {a.head_dim} features of keys and "

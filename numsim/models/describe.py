@@ -24,6 +24,7 @@ from numsim.models.config import head_of, read_arch, unused_keys
 from numsim.models.families import get_family
 from numsim.models.family import with_stored_parts
 from numsim.models.hub import find_folder, model_name
+from numsim.models.load import check_counts
 from numsim.models.multimodal import text_config, text_names
 from numsim.models.packed import Declared, find_declared
 from numsim.models.packed.declared import CONFIG_KEYS
@@ -97,6 +98,7 @@ def describe_model(directory: str | Path) -> Description:
     config, is_part = text_config(whole)
     family = get_family(config.get("model_type"), config.get("architectures"))
     network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    check_counts(network, family, folder)
     arch = read_arch(network, family)
     stored = stored_tensors(folder)
     dtypes = {name: tensor.dtype for name, tensor in stored.items()}

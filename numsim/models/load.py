@@ -118,7 +118,7 @@ def load_model(
     config, ignored = set_aside(config, asked, used)
     check_method(config, folder)
     network = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
-    _check_counts(network, family, folder)
+    check_counts(network, family, folder)
     arch = read_arch(network, family)
     maps = {file: map_file(file) for file in {t.file for t in stored_tensors(folder).values()}}
     as_stored, declared, cache_scales = _unpacked(config, folder, maps)
@@ -194,10 +194,15 @@ def _unpacked(
     return made, declared, cache_scales
 
 
-def _check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
+def check_counts(config: Mapping[str, Any], family: Family, folder: Path) -> None:
     """Raise where a config counts more layers or experts than tensors are stored.
 
     Later steps make lists of that length, so only usual counts go on unseen.
+
+    Raises
+    ------
+    NumsimError
+        With the key, its count, and how many tensors there are.
     """
     keys = {name: family.keys[name].name for name in COUNTS if name in family.keys}
     given = {key: config.get(key) for key in keys.values()}

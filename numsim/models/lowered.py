@@ -46,7 +46,7 @@ def softmax(
     """Softmax over the keys of scores [B, N, T, S]; `seen` [B or 1, 1, T or 1, S] masks keys.
 
     The scaled score is rounded, then its sum with the rounded bias; what `operators.softmax` does
-    follows.
+    follows, a sink the last of its columns.
     """
     r = rounding_of(op)
     wide = scores.astype(np.float64)
@@ -60,7 +60,9 @@ def softmax(
         x = np.concatenate([x, more], -1)
     nothing = np.isneginf(x.max(-1))
     x[nothing] = 0
-    y = operators.softmax(x, format=op.format, rounding=op.rounding, **op.settings())
+    y = operators.softmax(
+        x, format=op.format, rounding=op.rounding, sink=sinks is not None, **op.settings()
+    )
     y[nothing] = 0
     return y[..., : scores.shape[-1]]
 

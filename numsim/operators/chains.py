@@ -35,6 +35,26 @@ from numsim.operators.variants import EX2, approximate
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 
 
+def rows_of(name: str, x: ArrayLike) -> Values:
+    """Return rows [..., n] as float32; without a number there is nothing to add."""
+    rows = as_float32(x)
+    if rows.ndim == 0 or rows.shape[-1] == 0:
+        raise NumsimError(f"{name}: rows hold at least one number, [..., n]; got {rows.shape}")
+    return rows
+
+
+def beside(name: str, x: Values, y: ArrayLike) -> Values:
+    """Return what meets `x` element by element, of its shape or one that is repeated to it."""
+    other = as_float32(y)
+    try:
+        fits = np.broadcast_shapes(x.shape, other.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise NumsimError(f"{name}: shapes must fit; got {x.shape} and {other.shape}")
+    return other
+
+
 def _maybe(fmt: FormatLike | None, rounding: str) -> Rounding | None:
     return None if fmt is None else rounding_to(fmt, rounding)
 
@@ -59,6 +79,7 @@ def softmax(
     sum_rounding: str = "rne",
     out_format: FormatLike | None = None,
     out_rounding: str = "rne",
+    sink: bool = False,
 ) -> Values:
     """Softmax of rows, every intermediate rounded to a format.
 
@@ -82,11 +103,14 @@ def softmax(
         Of the additions; their total is then rounded to `format`.
     out_format, out_rounding
         Of the results, after their rounding to `format`.
+    sink
+        The last score is of no key (gpt-oss): it is added when the sum of the others, in any order,
+        is there, so that its place does not depend on how many they are.
 
     Raises
     ------
     NumsimError
-        For an unknown word or a format that operators do not round to.
+        For an unknown word, a format that operators do not round to, or shapes that do not fit.
 
     Notes
     -----
@@ -103,7 +127,7 @@ def softmax(
     choice("base", str(base), ("e", "2"))
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x = as_float32(x)
+    x = rows_of("softmax", x)
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         d = r(np.where(np.isneginf(x), -np.inf, minus(x, top)))
@@ -111,7 +135,11 @@ def softmax(
         e = r(exp2_by(exp)(r(times(d, r.constant(LOG2_E)))))
     else:
         e = r(function("exp", d))
-    s = total(e, sum, r, inner)[..., None]
+    if sink and sum != "exact":
+        step = inner or r
+        s = r(step(plus(total(e[..., :-1], sum, step), e[..., -1])))[..., None]
+    else:
+        s = total(e, sum, r, inner)[..., None]
     y = r(over(e, s)) if divide == "divide" else r(times(e, r(over(1.0, s))))
     return _last(y, out_format, out_rounding)
 
@@ -169,6 +197,9 @@ def _mean(x: Values, order: str, how: str, r: Rounding, inner: Rounding | None) 
 def _inverse_root(v: Values, eps: float, place: str, how: str, r: Rounding) -> Values:
     choice("eps_place", place, ("inside", "outside"))
     choice("inv", how, ("rsqrt", "sqrt_recip"))
+    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
+    if not (number and 0 <= eps < np.inf):
+        raise NumsimError(f"eps is a number of 0 or more; got {eps!r:.40}")
     e = r.constant(eps)
     if place == "outside":
         return r(over(1.0, r(plus(r(function("sqrt", v)), e))))
@@ -229,13 +260,15 @@ def layernorm(
     """
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x = as_float32(x)
+    x = rows_of("layernorm", x)
+    weight = beside("layernorm", x, w)
+    bias = None if b is None else beside("layernorm", x, b)
     d = r(minus(x, _mean(x, sum, mean, r, inner)))
     v = _mean(r(times(d, d)), sum, mean, r, inner)
     y = r(times(d, _inverse_root(v, eps, eps_place, inv, r)))
-    y = r(times(y, as_float32(w)))
-    if b is not None:
-        y = r(plus(y, as_float32(b)))
+    y = r(times(y, weight))
+    if bias is not None:
+        y = r(plus(y, bias))
     return _last(y, out_format, out_rounding)
 
 
@@ -291,7 +324,8 @@ out_rounding
     """
     r = rounding_to(format, rounding)
     inner = _maybe(sum_format, sum_rounding)
-    x, weight = as_float32(x), as_float32(w)
+    x = rows_of("rmsnorm", x)
+    weight = beside("rmsnorm", x, w)
     v = _mean(r(times(x, x)), sum, mean, r, inner)
     y = r(times(x, _inverse_root(v, eps, eps_place, inv, r)))
     if unit_offset:
@@ -339,7 +373,8 @@ def silu_gate(
     [2.1875]
     """
     r = rounding_to(format, rounding)
-    return r(times(silu(as_float32(gate), r, variant), as_float32(up)))
+    g = as_float32(gate)
+    return r(times(silu(g, r, variant), beside("silu_gate", g, up)))
 
 
 def silu(g: Values, r: Rounding, variant: str = "silu") -> Values:
@@ -379,5 +414,5 @@ def residual(
     r = rounding_to(format, rounding)
     total_ = as_float32(h)
     for x in xs:
-        total_ = r(plus(total_, as_float32(x)))
+        total_ = r(plus(total_, beside("residual", total_, x)))
     return total_

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from numsim.arguments import choice
+from numsim.arguments import choice, is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
@@ -27,6 +27,7 @@ from numsim.operators.rounded import (
     times,
     total,
 )
+from numsim.quant.odd import product_to_odd
 
 EXP2_POLYNOMIALS = {  # degree: coefficients, the constant one first
     1: (1.0, 0.922497093677520751953125),
@@ -76,7 +77,7 @@ def exp2_poly(x: ArrayLike, *, degree: int = 3) -> Values:
     >>> exp2_poly([-1.0, -0.5, -200.0]).tolist()
     [0.5, 0.7070519924163818, 0.0]
     """
-    if degree not in EXP2_POLYNOMIALS:
+    if not is_integer(degree) or degree not in EXP2_POLYNOMIALS:
         raise NumsimError(f"exp2_poly: degree is 1 to 5; got {degree!r}")
     x = numbers(x).astype(np.float32)
     if (x > 127).any():
@@ -114,7 +115,7 @@ def exp2_lut(
     x
         Values of a format.
     entries
-        Steps of the table from 1 to 2.
+        Steps of the table from 1 to 2, 2**20 at most.
     interpolation
         ``none``: the entry below; ``linear``: between it and the next one, exactly.
     table_format
@@ -125,7 +126,7 @@ def exp2_lut(
     Raises
     ------
     NumsimError
-        For fewer than one entry, or an unknown word or format.
+        For no entry or more than 2**20, or an unknown word or format.
 
     Notes
     -----
@@ -137,19 +138,21 @@ def exp2_lut(
     [0.70703125, 9.5]
     """
     choice("interpolation", interpolation, ("none", "linear"))
-    if entries < 1:
-        raise NumsimError(f"exp2_lut: entries is 1 or more; got {entries}")
+    if not is_integer(entries) or not 1 <= entries <= 2**20:
+        raise NumsimError(f"exp2_lut: entries is 1 or more, to 2**20; got {entries!r:.40}")
     r, table_rounding = rounding_to(format, rounding), rounding_to(table_format)
-    table = table_rounding(function("exp2", np.arange(entries + 1) / entries))
+    table = table_rounding(function("exp2", np.arange(entries + 1) / entries)).astype(np.float64)
     x = numbers(x)
-    finite = np.where(np.isfinite(x), x, 0.0)
-    k = np.floor(finite)
-    place = (finite - k) * entries
-    i = np.minimum(np.floor(place).astype(np.int64), entries - 1)
-    y = table[i].astype(np.float64)
+    place = np.clip(np.where(np.isfinite(x), x, 0.0), -900, 900) * entries  # exact
+    step = np.floor(place)
+    k, i = np.divmod(step.astype(np.int64), entries)
+    y = table[i]
     if interpolation == "linear":
-        y = plus(y, times(place - i, table[i + 1].astype(np.float64) - y))
-    y = np.ldexp(y, np.clip(k, -900, 900).astype(np.int64))
+        # from the entry above, where a place below 0 is closer to it than float64 can say from -1
+        above = (place > -1) & (place < 0)
+        start, part = np.where(above, table[i + 1], y), np.where(above, place, place - step)
+        y = plus(start, product_to_odd(part, table[i + 1] - y))
+    y = np.ldexp(y, k)
     y = np.where(np.isfinite(x), y, np.where(np.isneginf(x), 0.0, x))
     return r(y)
 
@@ -212,14 +215,19 @@ def online_softmax(
     (2.575, [2.0])
     """
     s, values = numbers(scores).astype(np.float32), numbers(v).astype(np.float32)
-    if s.ndim not in (1, 2) or values.ndim != 2 or s.shape[-1] != values.shape[0]:
+    fits = s.ndim in (1, 2) and values.ndim == 2 and s.shape[-1] == values.shape[0] > 0
+    if not fits:
         raise NumsimError(
-            f"online_softmax: scores are [M, K] or [K], and v [K, D]; got {s.shape} and "
+            f"online_softmax: scores are [M, K] or [K], and v [K, D], K > 0; got {s.shape} and "
             f"{values.shape}"
         )
     rows, s = s.shape[:-1], s.reshape(-1, s.shape[-1])
-    if tile < 1:
-        raise NumsimError(f"online_softmax: tile is 1 or more; got {tile}")
+    if not is_integer(tile) or tile < 1:
+        raise NumsimError(f"online_softmax: tile is 1 or more; got {tile!r:.40}")
+    for name, given in (("scale_log2", scale_log2), ("rescale_threshold", rescale_threshold)):
+        number = isinstance(given, int | float | np.floating) and not isinstance(given, bool)
+        if not (number and np.isfinite(given)):
+            raise NumsimError(f"online_softmax: {name} is a finite number; got {given!r:.40}")
     words = ("exact", *(f"poly{n}" for n in EXP2_POLYNOMIALS))
     choice("exp2", exp2, words)
     r, once = rounding_to(p_format), rounding_to("float32")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.operators.integers import Ints, integers, positive
@@ -53,7 +54,7 @@ def ibert_exp(x: ArrayLike, *, scale: float) -> NDArray[Any]:
     >>> ibert_exp([-20, 0], scale=0.05).tolist()
     [444529115136, 1198295875584]
     """
-    a = integers(x, "ibert_exp")
+    a = integers(x, "ibert_exp", 64)
     if (a > 0).any():
         raise NumsimError(f"ibert_exp takes integers of 0 or less; got {a.max()}")
     s = _rational(scale)
@@ -83,7 +84,7 @@ def ibert_gelu(x: ArrayLike, *, scale: float) -> Ints:
     Raises
     ------
     NumsimError
-        For values that are no integers, or a scale of 0 or below.
+        For values that are no integers, a scale of 0 or below, or results beyond 64 bits.
 
     Notes
     -----
@@ -100,6 +101,13 @@ def ibert_gelu(x: ArrayLike, *, scale: float) -> Ints:
     b, c = math.floor(Fraction("-1.769") / s), math.floor(1 / factor / s**2)
     out_scale = s**2 * factor * 2**14
     shift = math.floor(1 / out_scale)
+    most = b * b + abs(c)
+    widest = int(np.abs(a).max()) * ((most >> 14) + abs(shift) + 1)
+    if max(most, widest) >= 1 << 63:
+        raise NumsimError(
+            f"ibert_gelu: results are integers of 64 bits; got {int(np.abs(a).max())} at scale "
+            f"{scale}; use a larger scale"
+        )
     y = (np.minimum(np.abs(a), -b) + b) ** 2 + c
     return a * (((np.sign(a) * y) >> 14) + shift)
 
@@ -161,7 +169,7 @@ def ibert_sqrt(x: ArrayLike) -> Ints:
     >>> ibert_sqrt([15, 16]).tolist()
     [3, 4]
     """
-    a = integers(x, "ibert_sqrt")
+    a = integers(x, "ibert_sqrt", 64)
     if (a < 0).any():
         raise NumsimError(f"ibert_sqrt takes integers of 0 or more; got {a.min()}")
     return np.array([math.isqrt(v) for v in a.ravel().tolist()], np.int64).reshape(a.shape)
@@ -186,7 +194,7 @@ def ibert_norm(x: ArrayLike, *, shift: int = 0) -> Ints:
     Raises
     ------
     NumsimError
-        For values that are no integers, or a negative shift.
+        For values that are no integers, a negative shift, or a sum of squares beyond 64 bits.
 
     Notes
     -----
@@ -198,10 +206,17 @@ def ibert_norm(x: ArrayLike, *, shift: int = 0) -> Ints:
     [[-732096698, -244032233, 244032232, 732096697]]
     """
     a = integers(x, "ibert_norm")
-    if shift < 0:
-        raise NumsimError(f"ibert_norm: shift is 0 or more; got {shift}")
+    if not is_integer(shift) or shift < 0 or a.ndim == 0:
+        raise NumsimError(
+            f"ibert_norm: rows [..., n] and a shift of 0 or more; got {a.shape} and {shift!r:.40}"
+        )
     n = a.shape[-1]
     means = [round(Fraction(int(v), n)) for v in a.sum(-1).ravel()]
     y = a - np.array(means, np.int64).reshape(*a.shape[:-1], 1)
+    if n * (int(np.abs(y).max()) >> shift) ** 2 >= 1 << 63:
+        raise NumsimError(
+            "ibert_norm: the sum of squares is an integer of 64 bits; got up to "
+            f"{int(np.abs(y).max())} in rows of {n} at shift {shift}; use a larger shift"
+        )
     std = ibert_sqrt(((y >> shift) ** 2).sum(-1, keepdims=True)) << shift
     return (y * ((1 << 31) // np.maximum(std, 1))) >> 1

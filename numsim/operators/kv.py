@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import choice
+from numsim.arguments import choice, real_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.elementwise import functions
@@ -80,12 +80,13 @@ class KVCache:
             )
         self.specs = (spec_of(key, "key"), spec_of(value, "value"))
         self._residual, self._rule = int(residual), rule
-        self._given = None if scale is None else np.asarray(scale, np.float32)
-        for spec in self.specs:
-            if spec is not None and spec.static and self._given is None:
-                raise NumsimError("a static cache needs scale, [heads, 1, 1] or one number")
-        if self._given is not None and not (np.isfinite(self._given) & (self._given > 0)).all():
-            raise NumsimError("scale: given scales are positive, finite numbers")
+        static = any(spec is not None and spec.static for spec in self.specs)
+        self._given = None if scale is None else _given_scales(scale)
+        if static != (self._given is not None):
+            raise NumsimError(
+                "a static cache needs scale, [heads, 1, 1] or one number, and others take none; "
+                f"got scale {scale!r:.40} {'with' if static else 'without'} a static spec"
+            )
         self._tokens: list[Values] = []  # all keys, all values, unquantised
         self._stored: list[Stored | None] = [None, None]
 
@@ -116,10 +117,11 @@ class KVCache:
             tokens which come after others were quantised.
         """
         new = [numbers(x).astype(np.float32) for x in (k, v)]
-        if new[0].ndim != 3 or new[0].shape[:2] != new[1].shape[:2] or new[1].ndim != 3:
+        shapes = [x.shape for x in new]
+        if shapes[0][:2] != shapes[1][:2] or any(len(s) != 3 or 0 in s for s in shapes):
             raise NumsimError(
-                f"append: keys and values are [heads, tokens, dim]; got {new[0].shape} and "
-                f"{new[1].shape}"
+                "append: keys and values are [heads, tokens, dim], of one number or more; got "
+                f"{shapes[0]} and {shapes[1]}"
             )
         for x, name in zip(new, ("keys", "values"), strict=True):
             if not np.isfinite(x).all():
@@ -127,6 +129,11 @@ class KVCache:
                     f"append: {name} hold {np.count_nonzero(~np.isfinite(x))} numbers "
                     "that are not finite; they have no code"
                 )
+        if self._given is not None and self._given.size not in (1, new[0].shape[0]):
+            raise NumsimError(
+                f"append: scale is one number, or one of each head; got {self._given.size} beside "
+                f"{new[0].shape[0]} heads"
+            )
         if self._tokens:
             old = [t.shape[::2] for t in self._tokens]
             if old != [x.shape[::2] for x in new]:
@@ -173,8 +180,13 @@ class KVCache:
         if not self._tokens:
             raise NumsimError("attention: the cache is empty; append tokens first")
         k, v = self.seen()
-        query = np.asarray(q, np.float64)
-        if query.ndim != 2 or query.shape[0] % k.shape[0] or query.shape[1] != k.shape[2]:
+        query = real_array("attention: q", q, np.float64)
+        if (
+            query.ndim != 2
+            or not query.size
+            or query.shape[0] % k.shape[0]
+            or query.shape[1] != k.shape[2]
+        ):
             raise NumsimError(
                 f"attention: q is [n * {k.shape[0]} heads, {k.shape[2]}]; got {query.shape}"
             )
@@ -196,6 +208,20 @@ class KVCache:
         return tokens
 
 
+def _given_scales(scale: ArrayLike) -> NDArray[np.float32]:
+    """Return given scales as one number or [heads, 1, 1]."""
+    try:
+        with np.errstate(over="ignore"):
+            given = np.asarray(scale, np.float32)
+    except (TypeError, ValueError):
+        raise NumsimError(f"scale: given scales are numbers; got {scale!r:.60}") from None
+    if given.size != 1 and given.shape != (given.size, 1, 1):
+        raise NumsimError(f"scale: one number, or [heads, 1, 1]; got shape {given.shape}")
+    if given.size == 0 or not (np.isfinite(given) & (given > 0)).all():
+        raise NumsimError("scale: given scales are positive, finite numbers of float32")
+    return given
+
+
 def narrow_tokens(count: int, residual: int, rule: str, *, keys: bool) -> int:
     """Return how many of `count` tokens are quantised, from the first.
 
@@ -210,7 +236,8 @@ def narrow_tokens(count: int, residual: int, rule: str, *, keys: bool) -> int:
 def _refuse_later(spec: Spec, done: int, name: str) -> None:
     """Refuse tokens that would change scales of tokens that are quantised."""
     why = needs_all_tokens(spec)
-    if not why and spec.granularity == "per_channel" and done % (spec.group or 1):
+    runs = spec.granularity == "per_channel" and not spec.static
+    if not why and runs and done % (spec.group or 1):
         why = (
             f"a run of {spec.group} tokens is quantised with {done % (spec.group or 1)} of them; "
             "append whole runs, or keep a residual by the rule kivi"
@@ -220,7 +247,7 @@ def _refuse_later(spec: Spec, done: int, name: str) -> None:
 
 
 def _joined(a: Stored, b: Stored, spec: Spec) -> Stored:
-    shared = spec.recipe is None and spec.granularity in ("per_tensor", "per_head")
+    shared = spec.static or spec.granularity in ("per_tensor", "per_head")
     fields = []
     for name in ("codes", "scale", "scale_codes", "minimum", "values"):
         one, two = getattr(a, name), getattr(b, name)

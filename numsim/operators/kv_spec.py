@@ -190,8 +190,11 @@ def _of_format(spec: Spec, name: str) -> Spec:
             f"{name}: minima stand per_channel (runs of tokens) or per_token (runs of features); "
             f"got {fmt} {spec.granularity}"
         )
-    if spec.static and spec.granularity == "none":
-        raise NumsimError(f"{name}: static scales are of a granularity; got static beside none")
+    if spec.static and (spec.granularity == "none" or spec.zero is not None):
+        raise NumsimError(
+            f"{name}: static scales are of signed formats with a granularity; got static beside "
+            f"{fmt} {spec.granularity}"
+        )
     if spec.zero is None and narrow != "float32":
         raise NumsimError(
             f"{name}: scale_format is of scales beside minima, others are float32; got {narrow} "
@@ -293,7 +296,8 @@ def _symmetric(x: Values, spec: Spec, given: NDArray[np.float32] | None) -> Stor
         else:
             axes = {"per_tensor": (0, 1, 2), "per_head": (1, 2), "per_token": (0, 2)}
             amax = size.max(axes.get(spec.granularity, (2,)), keepdims=True)
-        scale = np.where(amax == 0, np.float32(1), amax / np.float32(f.max))
+        least = np.float32(2.0**-149)  # as `quantize`, where amax / max underflows
+        scale = np.where(amax == 0, np.float32(1), np.maximum(amax / np.float32(f.max), least))
         each = (
             np.repeat(scale, spec.group or 1, 1)[:, : x.shape[1]]
             if spec.granularity == "per_channel"
@@ -335,7 +339,12 @@ def _ggml(x: Values, recipe: str) -> Stored:
     with np.errstate(divide="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     steps = blocks * inverse
-    d = scale.astype(np.float16)
+    with np.errstate(over="ignore"):
+        d = scale.astype(np.float16)
+    if np.isinf(d).any():
+        raise NumsimError(
+            f"{recipe}: scales are float16; got {float(np.abs(x).max()):.6g}, whose scale is beyond"
+        )
     if recipe == "q8_0":
         codes = np.copysign(np.floor(np.abs(steps) + np.float32(0.5)), steps).astype(np.int8)
         values = codes.astype(np.float32) * d.astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import choice
+from numsim.arguments import choice, is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike
@@ -70,10 +70,11 @@ def rotary_tables(
     p = np.asarray(positions)
     if p.ndim != 1 or p.dtype.kind not in "iu" or (p.size and not 0 <= p.min() <= p.max() < 2**20):
         raise NumsimError(f"positions are integers [P] of 0 or more, below 2**20; got {p!r:.80}")
-    if dim < 2 or dim % 2:
-        raise NumsimError(f"dim is an even number of features; got {dim}")
-    if not theta > 1:
-        raise NumsimError(f"theta is above 1; got {theta}")
+    if not is_integer(dim) or dim < 2 or dim % 2:
+        raise NumsimError(f"dim is an even number of features; got {dim!r:.40}")
+    number = isinstance(theta, int | float | np.floating) and not isinstance(theta, bool)
+    if not (number and 1 < theta < np.inf):
+        raise NumsimError(f"theta is a number above 1; got {theta!r:.40}")
     r = rounding_to(format)
     shape = (p.size, dim // 2)
     cos, sin, inverse = np.empty(shape), np.empty(shape), np.empty(dim // 2)
@@ -129,7 +130,17 @@ def rotary(
     choice("layout", layout, ("half", "interleaved"))
     r = rounding_to(format, rounding)
     x, c, s = as_float32(x), as_float32(cos), as_float32(sin)
+    if x.ndim == 0 or x.shape[-1] % 2:
+        raise NumsimError(f"rotary: features of a head are [..., an even number]; got {x.shape}")
     half = x.shape[-1] // 2
+    try:
+        fits = np.broadcast_shapes((*x.shape[:-1], half), c.shape, s.shape)[-1] == half
+    except ValueError:
+        fits = False
+    if not fits:
+        raise NumsimError(
+            f"rotary: tables are [..., {half}] and fit {x.shape}; got {c.shape} and {s.shape}"
+        )
     one, two = (x[..., :half], x[..., half:]) if layout == "half" else (x[..., ::2], x[..., 1::2])
     one_c, two_c = times(one, c), times(two, c)
     y1 = r(minus(one_c if fma else r(one_c), r(times(two, s))))

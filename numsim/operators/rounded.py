@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import choice
+from numsim.arguments import choice, real_array
 from numsim.convert import cast
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -156,8 +156,8 @@ def elementwise(
 
 def numbers(x: ArrayLike) -> Floats:
     """Return values as float64; refuse what float32 does not hold."""
+    wide = real_array("operators", x, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is lost
-        wide = np.asarray(x, np.float64)
         lost = ~((wide.astype(np.float32) == wide) | np.isnan(wide))
     if lost.any():
         at = int(np.flatnonzero(lost.ravel())[0])

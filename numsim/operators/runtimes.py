@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import real_array
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.operators.integers import positive
@@ -43,8 +44,10 @@ def ort_qlinear_softmax(
     [[23, 63, 170]]
     """
     a = np.asarray(x)
-    if a.dtype not in (np.int8, np.uint8):
-        raise NumsimError(f"ort_qlinear_softmax takes int8 or uint8; got {a.dtype}")
+    if a.dtype not in (np.int8, np.uint8) or a.ndim == 0 or a.shape[-1] == 0:
+        raise NumsimError(
+            f"ort_qlinear_softmax takes rows of int8 or uint8; got {a.dtype} {list(a.shape)}"
+        )
     s, n = float(np.float32(positive(x_scale, "x_scale"))), a.shape[-1]
     largest = float(np.finfo(np.float32).max) / n
     shift = max(0.0, math.log(largest) - 5) / s
@@ -69,6 +72,11 @@ def ggml_gelu_f16(x: ArrayLike) -> NDArray[np.float32]:
     x
         Values of float16.
 
+    Raises
+    ------
+    NumsimError
+        For what are no real numbers.
+
     Notes
     -----
     0.5 x (1 + tanh(0.79788456 x (1 + 0.044715 x x))), tanh rounded once, no fused multiply-adds.
@@ -81,7 +89,7 @@ def ggml_gelu_f16(x: ArrayLike) -> NDArray[np.float32]:
     [-0.1588134765625, 0.345703125]
     """
     single, one = rounding_to("float32", overflow="special"), np.float32
-    v = np.asarray(x, np.float16).astype(np.float32)
+    v = real_array("ggml_gelu_f16", x, np.float16).astype(np.float32)
     inner = single(times(single(times(one(0.044715), v)), v))
     inner = single(times(single(times(one(0.79788456), v)), single(plus(one(1), inner))))
     t = single(plus(one(1), single(function("tanh", inner))))

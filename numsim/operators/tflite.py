@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from numsim.arguments import is_integer
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.operators.fixed_point import (
@@ -85,7 +86,7 @@ def tflite_softmax_int8(
     """
     if out_bits not in (8, 16):
         raise NumsimError(f"tflite_softmax_int8: out_bits is 8 or 16; got {out_bits!r}")
-    a = integers(x, "tflite_softmax_int8")
+    a = integers(x, "tflite_softmax_int8", 8)
     real = min(positive(input_scale, "input_scale") * 2.0**26, 2.0**31 - 1)
     m = _multiplier(real)
     least = -_radius(5, m.shift)
@@ -109,7 +110,9 @@ def _leading_zeros(x: Ints) -> Ints:
 
 
 def _curve8(x: ArrayLike, input_scale: float, zero_point: int, name: str) -> tuple[Ints, Ints, int]:
-    a = integers(x, name) - zero_point
+    if not is_integer(zero_point) or not -128 <= zero_point <= 127:
+        raise NumsimError(f"{name}: zero_point is an int8; got {zero_point!r:.40}")
+    a = integers(x, name, 8) - zero_point
     m = _multiplier(positive(input_scale, "input_scale") * 2.0**27)
     return a, _rescaled(a, m), _radius(4, m.shift)
 
@@ -121,7 +124,7 @@ def tflite_tanh8(x: ArrayLike, *, input_scale: float, zero_point: int = 0) -> ND
     Raises
     ------
     NumsimError
-        For values that are no integers, or a scale of 0 or below.
+        For values outside int8, or a scale of 0 or below.
 
     Notes
     -----
@@ -144,7 +147,7 @@ def tflite_logistic8(x: ArrayLike, *, input_scale: float, zero_point: int = 0) -
     Raises
     ------
     NumsimError
-        For values that are no integers, or a scale of 0 or below.
+        For values outside int8, or a scale of 0 or below.
 
     Notes
     -----
@@ -232,7 +235,7 @@ def tflite_softmax_int16(x: ArrayLike, *, input_scale: float) -> NDArray[np.int1
     Raises
     ------
     NumsimError
-        For values that are no integers, or a scale of 0 or below.
+        For values outside int16, or a scale of 0 or below.
 
     Notes
     -----
@@ -243,7 +246,7 @@ def tflite_softmax_int16(x: ArrayLike, *, input_scale: float) -> NDArray[np.int1
     >>> tflite_softmax_int16([[0, 1000, 2000]], input_scale=0.001).tolist()
     [[2950, 8019, 21799]]
     """
-    a = integers(x, "tflite_softmax_int16")
+    a = integers(x, "tflite_softmax_int16", 16)
     m = _multiplier(positive(input_scale, "input_scale") / (10.0 / 65535.0))
     exp, inverse = tflite_lut16()
     scaled = _rescaled(a - a.max(-1, keepdims=True), m)

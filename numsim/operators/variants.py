@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import choice
+from numsim.arguments import choice, is_integer
+from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.kernels.convert.philox import random_words
 from numsim.operators.rounded import Values, function, numbers, rounding_to
@@ -119,8 +120,9 @@ def list_variants() -> tuple[Variant, ...]:
         Variant("gemmlowp_logistic", "sigmoid", True, "about 2**-28", -_INF, _INF, _TFLITE),
         Variant("ort_qlinear_softmax", "softmax", True, "1 step of y_scale", -128, 255,
                 "onnxruntime 1.32.0, qlinear_softmax.cc"),
-        Variant("ibert_exp", "e**x", True, "1.9e-3 absolute", -_INF, 0, _IBERT),
-        Variant("ibert_gelu", "gelu", True, "1.8e-2 absolute", -_INF, _INF, _IBERT),
+        Variant("ibert_exp", "e**x", True, "2e-3 absolute at scales to 1e-3", -_INF, 0, _IBERT),
+        Variant("ibert_gelu", "gelu", True, "1.9e-2 absolute at scales to 1e-4", -_INF, _INF,
+                _IBERT),
         Variant("ibert_softmax", "softmax", True, "some steps of 2**-8", -_INF, _INF, _IBERT),
         Variant("ibert_sqrt", "sqrt", True, "floor", 0, _INF, _IBERT),
         Variant("ibert_norm", "layernorm without weights", True, "by shift", -_INF, _INF, _IBERT),
@@ -168,6 +170,8 @@ def approximate(name: str, x: ArrayLike, *, seed: int = 0) -> Values:
     [True, True]
     """
     bound = _BOUNDS[_known(name)]
+    if not is_integer(seed):
+        raise NumsimError(f"approximate: seed is an integer; got {seed!r:.40}")
     r = rounding_to(bound.format, overflow="special")
     tiny = float(r.format.min_normal)
     x = numbers(x)

@@ -93,3 +93,16 @@ def test_a_hint_names_families_of_the_same_kind_or_none(tmp_path, name, classes,
     said = str(error.value)
     assert hint in said
     assert ("near names" in said or "is a class of" in said) == bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("phi3", "num_hidden_layers"), ("qwen3_moe", "num_experts")]
+)
+def test_more_layers_or_experts_than_tensors_are_refused_at_once(tmp_path, name, key):
+    """Names were made for each of them, until memory ended; `load_model` refused."""
+    config = json.loads((DATA / "families" / name / "config_v4.json").read_text()) | {key: 2**31}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(DATA / "families" / name / "model.safetensors", tmp_path)
+    for read in (describe_model, load_model):
+        with pytest.raises(NumsimError, match=f"config.json says {key} 2147483648"):
+            read(tmp_path)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import numsim as ns
 from numsim.operators import KV, KVCache, Op
+
+FAMILIES = Path(__file__).parents[1] / "data" / "families"
 
 
 @pytest.fixture
@@ -77,6 +81,31 @@ def test_given_scales_saturate(tokens):
     assert np.abs(cache.key.values[0]).max() == np.float32(448) * np.float32(1e-3)
 
 
+STATIC = {"format": "int8", "static": True}
+ONE = np.ones((1, 1, 32), np.float32)
+
+
+@pytest.mark.parametrize("granularity", ["per_head", "per_token", "per_token_head", "per_channel"])
+def test_given_scales_are_those_of_heads_however_tokens_come(tokens, granularity):
+    group = {"group": 4} if granularity == "per_channel" else {}
+    spec = {"format": "int8", "granularity": granularity, "static": True} | group
+    whole, step = (KVCache(spec, None, scale=np.float32([[[0.5]], [[0.25]]])) for _ in range(2))
+    whole.append(*tokens)
+    for t in range(tokens.shape[2]):
+        step.append(*(x[:, t : t + 1] for x in tokens))
+    assert whole.key.scale.shape == step.key.scale.shape == (2, 1, 1)
+    np.testing.assert_array_equal(whole.key.values, step.key.values)
+
+
+def test_a_scale_that_underflows_is_the_least_one_as_in_quantize():
+    x = np.float32([[[2**-149, -(2**-148), 0]]])
+    cache = KVCache("int8", None)
+    cache.append(x, x)
+    same = ns.quantize(x[0], ns.Quant("int8", "per_token"))
+    np.testing.assert_array_equal(cache.key.codes[0], same.codes)
+    np.testing.assert_array_equal(cache.key.values, x)
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -90,6 +119,13 @@ def test_given_scales_saturate(tokens):
         (lambda: KVCache("q8_0").append(np.ones((1, 8)), np.ones((1, 8))), "heads, tokens, dim"),
         (lambda: KVCache().append(np.full((1, 1, 2), np.nan), np.ones((1, 1, 2))), "keys hold 2"),
         (lambda: KVCache().attention(np.ones((1, 2))), "cache is empty"),
+        (lambda: KVCache("int8", scale=2.0), "without a static spec"),
+        (lambda: KVCache(STATIC, scale="a"), "given scales are numbers"),
+        (lambda: KVCache(STATIC, scale=1e-60), "positive, finite numbers of float32"),
+        (lambda: KVCache(STATIC, scale=np.ones((1, 2, 1))), r"or \[heads, 1, 1\]; got shape"),
+        (lambda: KVCache(STATIC, scale=np.ones((3, 1, 1))).append(ONE, ONE), "got 3 beside 1"),
+        (lambda: KVCache("int8").append(ONE[..., :0], ONE[..., :0]), "of one number or more"),
+        (lambda: KVCache("q8_0").append(ONE * 1e9, ONE), "scales are float16; got 1e.09"),
     ],
 )  # fmt: skip
 def test_refusals(made, message):
@@ -109,6 +145,7 @@ def test_refusals(made, message):
         ({"format": "int8", "tensor_scale": 2.0}, "tensor_scale is of a recipe"),
         ({"format": "int8", "scale_format": "float16"}, "without zero = 'minimum'"),
         ({"format": "int8", "static": 1}, "static is False or True"),
+        ({"format": "uint4", "granularity": "per_token", "group": 4, "static": True}, "of signed"),
         ({"format": "int8", "granularity": "per_channel", "group": True}, "a group of 1 or more"),
         ({"format": "int4", "zero": "minimum", "granularity": "per_token", "group": 8}, "uint1 to"),
         ({"format": "uint16", "granularity": "per_token", "group": 8}, "to uint8; got uint16"),
@@ -204,6 +241,25 @@ def test_prefill_and_decoding_of_a_network_are_equal(model, spec):
     steps = [model.run(IDS[:, t : t + 1], made, past=past).logits for t in range(IDS.shape[1])]
     np.testing.assert_array_equal(np.concatenate(steps, 1), whole)
     assert np.abs(whole - model.run(IDS, recipe()).logits).max() > 1e-3
+
+
+def test_heads_that_do_not_fit_are_refused_before_a_run_whatever_stays_wide():
+    """A residual let the first tokens pass, and the run ended in its middle."""
+    model = ns.load_model(FAMILIES / "phi3")
+    for fields in ({"residual": 64}, {"residual": 64, "rule": "kivi"}):
+        with pytest.raises(ns.NumsimError, match=r"heads of phi3 have .* does not fit them"):
+            model.run([1, 2], recipe(kv=KV("q8_0", **fields)))
+
+
+@pytest.mark.parametrize("order", ["sequential", "pairwise", "lanes:4"])
+def test_a_sink_is_added_last_whatever_the_order_and_the_number_of_keys(order):
+    """In a lane of its place it met other keys in a prefill than in decoding."""
+    model = ns.load_model(FAMILIES / "gpt_oss")
+    made = recipe(ops={"softmax": Op("bfloat16", sum=order)})
+    ids = (np.arange(12)[None] * 5 + 3) % model.arch.vocab
+    past = ns.models.Past()
+    steps = [model.run(ids[:, t : t + 1], made, past=past).logits for t in range(12)]
+    np.testing.assert_array_equal(np.concatenate(steps, 1), model.run(ids, made).logits)
 
 
 def test_toml_and_digest_hold_operators_and_caches(tmp_path):

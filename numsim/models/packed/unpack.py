@@ -230,7 +230,7 @@ def _flat(p: Packed, raw: Mapping[str, Array], maps: Maps) -> QTensor:
     out, into = p.shape
     bytes_ = np.ascontiguousarray(raw["codes"]).view(np.uint8).reshape(-1)
     codes = np.stack([bytes_ >> 4, bytes_ & 15], axis=-1).reshape(-1)[: out * into]
-    scale = _flat_scales(raw, state)
+    scale: Array = _flat_scales(raw, state).reshape(-1)
     block, blocks = state["blocksize"], None
     if into % block == 0:
         scale, blocks = scale.reshape(out, into // block), (1, block)
@@ -248,7 +248,9 @@ def _flat_scales(raw: Mapping[str, Array], state: Mapping[str, Any]) -> Array:
     table = raw[".weight.nested_quant_map"].astype(np.float32).reshape(-1)
     each = raw[".weight.nested_absmax"].astype(np.float32).reshape(-1)
     each = np.repeat(each, state["nested_blocksize"])[: raw["scale"].size]
-    scale: Array = table[raw["scale"]] * each + np.float32(state.get("nested_offset", 0.0))
+    scale: Array = table[raw["scale"].reshape(-1)] * each + np.float32(
+        state.get("nested_offset", 0.0)
+    )
     return scale
 
 

@@ -59,7 +59,8 @@ def pack(model: Model, recipe: Recipe, out: str | Path) -> tuple[str, ...]:
     model : Model
         From `load_model`; a folder it was read from.
     recipe : Recipe
-        Rules with `weights` are written, their activations declared; units and outputs are not.
+        Rules with `weights` are written, their activations declared; units, outputs and `ops`
+        are not.
     out : str or Path
         A folder that does not exist, or is empty.
 
@@ -127,9 +128,21 @@ def written_modules(model: Model, recipe: Recipe) -> list[Written]:
         A tensor or rule that compressed-tensors has no words for.
     """
     rules = recipe.check(model.gemm_names())
+    if recipe.kv is not None:
+        raise UnsupportedError(
+            "pack: a file of weights says nothing of how keys and values are kept; got kv = "
+            f"{recipe.kv}; leave it out, and run what is packed by a recipe with it"
+        )
     made = []
     for name, rule in rules.items():
         our = f"{name}.weight"
+        for step in ("rotate", "outliers"):
+            if getattr(rule, step) is not None:
+                raise UnsupportedError(
+                    f"pack: {recipe.place(name)}: compressed-tensors stores weights as they are "
+                    f"multiplied; got {step} = {getattr(rule, step)}, a step of each product; "
+                    "leave it out"
+                )
         if rule.weights is None and rule.activations is None:
             continue
         if rule.weights is None or our not in model.tensors:

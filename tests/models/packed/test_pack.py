@@ -283,3 +283,24 @@ def test_rows_of_one_matrix_by_rules_that_differ_are_refused(tmp_path, rules, wo
     with pytest.raises(UnsupportedError, match=words):
         pack(load_model(FAMILIES / "phi3"), recipe, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+STEPS = [
+    (Recipe((("*", Rule()), ("*_proj", Rule(None, "int8", rotate=64)))), "got rotate = 64"),
+    (
+        Recipe((("*", Rule()), ("*_proj", Rule(None, "int8")), ("*o_proj", Rule(outliers=6.0)))),
+        "for layers.0.o_proj: .* got outliers = 6.0",
+    ),
+    (
+        Recipe((("*", Rule()), ("*_proj", Rule(None, "int8"))), kv=ns.KV(key="int8")),
+        "how keys and values are kept; got kv = int8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "words"), STEPS)
+def test_steps_and_caches_that_a_file_cannot_say_are_refused(bundled, tmp_path, recipe, words):
+    """They were left out without a word: what was packed was another network than the recipe's."""
+    with pytest.raises(UnsupportedError, match=words):
+        pack(bundled, recipe, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

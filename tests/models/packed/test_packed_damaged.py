@@ -117,6 +117,13 @@ def test_parts_that_do_not_fit_each_other(tmp_path, kind, name, change, words):
     refused(damaged(tmp_path, kind, write(name, change)), rf"model\.safetensors: .*{words}")
 
 
+def test_scales_of_nf4_are_read_in_any_shape(tmp_path):
+    """A column of them was a traceback."""
+    plain = load_model(DATA / "bnb_nf4").tensors[f"{Q}.weight"].dequantize()
+    folder = damaged(tmp_path, "bnb_nf4", write(f"{Q}.weight.absmax", lambda t: t[:, None]))
+    assert np.array_equal(load_model(folder).tensors[f"{Q}.weight"].dequantize(), plain)
+
+
 VALUES = [
     ("gptq", f"{Q}.qzeros", (0, -1), r"qzeros must hold zero points from 0 to 15; got 16 \(8 such"),
     ("gptq_act_order", f"{Q}.g_idx", (0, 1), r"g_idx must put 32 columns into each of 2 groups"),
