@@ -142,6 +142,18 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def check_truths(who: str, **values: object) -> None:
+    """Raise for what is neither True nor False, by its name: a word like "no" would count as True.
+
+    >>> check_truths("SGD", master="no")
+    Traceback (most recent call last):
+    numsim.errors.NumsimError: SGD: master is True or False; got 'no'
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise NumsimError(f"{who}: {name} is True or False; got {value!r:.60}")
+
+
 def choice(what: str, value: object, known: tuple[str, ...]) -> int:
     """Return the place of a word among the known ones; `P3109` has other words for some."""
     value = P3109.get(value, value) if isinstance(value, str) else value

@@ -13,14 +13,16 @@ from numsim.float_state import known_floats
 from numsim.kernels.elementwise.activations import ACTIVATIONS
 
 Shapes = dict[str, tuple[int, ...]]
+MOST = 1 << 30  # of a size: what no memory holds is refused where it is written
 
 
 def _sizes(layer: Any, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(layer, name)
-        if not is_integer(value) or value < least:
+        if not is_integer(value) or not least <= value <= MOST:
             raise NumsimError(
-                f"nn.{type(layer).__name__}: {name} is an integer from {least}; got {value!r}"
+                f"nn.{type(layer).__name__}: {name} is an integer from {least} to 2**30; got "
+                f"{value!r:.60}"
             )
 
 

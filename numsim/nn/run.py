@@ -82,6 +82,12 @@ def forward(
         )
     if not is_integer(step) or step < 0:
         raise NumsimError(f"nn.forward: step is an integer from 0; got {step!r}")
+    if scaling is not None and not isinstance(scaling, dict):
+        raise NumsimError(
+            f"nn.forward: scaling is a dict of delayed scales or None; got {type(scaling).__name__}"
+        )
+    if watch is not None and not callable(watch):
+        raise NumsimError(f"nn.forward: watch is a function or None; got {watch!r:.60}")
     keep_freed()
     r, slots, outputs = _recorded(layer, params, inputs, recipe, int(step), scaling, watch)
     y = tuple(r.array(slot) for slot in outputs)

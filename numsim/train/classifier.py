@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim import nn
+from numsim.arguments import is_word
 from numsim.data import bundled_messages
-from numsim.errors import NumsimError
+from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.models.text import TextTools
+from numsim.nn.losses import LOSSES
 from numsim.train.fit import Fit, fit
 from numsim.train.optimizers import SGD, Adam
 from numsim.train.rules import Recipe
@@ -226,8 +228,13 @@ def classify(
     """
     if isinstance(recipe, str):
         recipe = named_recipe(recipe, target=target, seed=seed)
-    if optimizer not in OPTIMIZERS:
-        raise NumsimError(f"classify: optimizer is adam or sgd; got {optimizer!r}")
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise NumsimError(f"classify: optimizer is adam or sgd; got {optimizer!r:.60}")
+    if not is_word(loss, LOSSES):
+        raise NumsimError(
+            f"classify: loss is one of {', '.join(LOSSES)}; got {loss!r:.60}"
+            f"{near_names(str(loss), LOSSES)}"
+        )
     data = read_corpus(train_file, test_file) if texts is None else texts
     if loss != "cross_entropy" and data.classes > 2:
         raise NumsimError(

@@ -184,7 +184,7 @@ def fit(
     inputs, targets = check_data(data, "data", loss)
     unseen = None if test is None else check_data(test, "test", loss)
     check_numbers(len(inputs), steps, batch, every, decay, optimizer, watch)
-    check_more(seed, loss_scale, checkpoint, progress)
+    check_more(seed, loss_scale, checkpoint, progress, resume)
     if recipe is not None:
         names = nn.product_names(layer)
         if names:

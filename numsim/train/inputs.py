@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.arguments import as_array, is_integer, is_word
+from numsim.arguments import as_array, check_truths, is_integer, is_word
 from numsim.errors import NumsimError
 from numsim.nn.losses import LOSSES
 from numsim.train.optimizers import SGD, Adam
@@ -90,8 +90,11 @@ def check_numbers(
         )
 
 
-def check_more(seed: Any, loss_scale: Any, checkpoint: Any, progress: Any) -> None:
+def check_more(
+    seed: Any, loss_scale: Any, checkpoint: Any, progress: Any, resume: Any
+) -> None:  # fmt: skip
     """Raise NumsimError for other arguments of `fit` that are none."""
+    check_truths("train.fit", resume=resume)
     if not is_integer(seed) or not 0 <= seed < 1 << 64:
         raise NumsimError(f"train.fit: seed is an integer from 0 to 2**64 - 1; got {seed!r:.60}")
     if loss_scale is not None and not isinstance(loss_scale, LossScale):

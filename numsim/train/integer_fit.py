@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from numsim import nn
-from numsim.arguments import is_integer
+from numsim.arguments import check_truths, is_integer
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.float_state import known_floats
@@ -133,6 +133,7 @@ def integer_fit(
     import pandas as pd
 
     parts = _parts(layer)
+    check_truths("integer_fit", fixed_point=fixed_point)
     unit = get_target(target)
     inputs, targets = check_data(data, "data", loss)
     if loss == "mse":

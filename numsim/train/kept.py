@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import is_integer, real_array
+from numsim.arguments import as_array, check_truths, is_integer, is_word, real_array
 from numsim.convert import encode, encode_divided
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -79,7 +79,7 @@ def store(
         raise NumsimError("store: the tensor has one scale, or one that broadcasts; got blocks")
     scale = np.float32(1) if into.scale is None else into.scale
     how: dict[str, Any] = {"rounding": rounding}
-    if rounding == "sr":
+    if is_word(rounding, ("sr",)):
         how |= {"random_bits": random_bits, "seed": seed, "offset": offset, "random": random}
         how = {key: v for key, v in how.items() if v is not None}
     if new.dtype == np.float32 and np.size(scale) == 1:
@@ -125,6 +125,12 @@ class Kept:
     def _check(self) -> None:
         who = type(self).__name__
         own: Any = self
+        switches = (
+            "keep_scale",
+            "master",
+            *(n for n in ("nesterov", "amsgrad") if hasattr(own, n)),
+        )
+        check_truths(who, **{name: getattr(own, name) for name in switches})
         check_number(who, "lr", own.lr, 0.0, open_=True, high=math.inf)
         check_number(who, "weight_decay", own.weight_decay, 0.0, open_=False, high=math.inf)
         for name in ("storage", "moments"):
@@ -173,12 +179,12 @@ class Kept:
         if own.storage is None:
             return params
         nearest = _nearest(own.storage)
-        return {
-            name: p
-            if isinstance(p, QTensor) or np.ndim(p) < 2
-            else quantize(np.asarray(p, np.float32), nearest)
-            for name, p in params.items()
-        }
+        kept: Params = {}
+        for name, p in params.items():
+            few = isinstance(p, QTensor) or as_array(f"the parameter {name}", p).ndim < 2
+            wide = p if few else real_array(f"the parameter {name}", p)
+            kept[name] = p if few else quantize(wide, nearest)
+        return kept
 
     def step(
         self, params: Params, grads: Params, state: State, *,
@@ -331,6 +337,6 @@ def value_of(value: Any) -> Array:
         with np.errstate(over="ignore", under="ignore"):
             product: Array = codes * value.scale  # rounded once, as `dequantize` does by float64
         return product
-    array = np.asarray(value)
+    array = as_array("a parameter", value)
     double = array.dtype.kind == "f" and array.dtype.itemsize == 8  # of either byte order
     return real_array("a parameter", array, np.float64 if double else np.float32)

@@ -19,6 +19,10 @@ CLASSIFIER_RECIPES = (
     "fp8_stored_rne", "fp8_stored_sr", "int8_stored_rne", "int8_stored_sr", "q3.4_stored_rne",
     "q3.4_stored_sr",
 )  # fmt: skip
+CLEANING = (
+    ("--keep-case", "lower"), ("--marks", "marks"), ("--numbers", "numbers"),
+    ("--drop-stop-words", "stop_words"),
+)  # fmt: skip
 LANGUAGE_RECIPES = ("float32", "fp8_hybrid", "int8", "fp8_stored_rne", "fp8_stored_sr")
 
 
@@ -126,6 +130,29 @@ def check(plan: Plan) -> None:
         raise NumsimError("train: --text is for a network, --model; messages are --data")
     if plan.scratch and not plan.language:
         raise NumsimError("train: --scratch is for a network, --model")
+    if plan.language and plan.loss not in (Plan.loss, "cross_entropy"):
+        raise NumsimError(
+            f"train: a network learns the next token, by cross_entropy; got --loss {plan.loss}; "
+            "leave it out"
+        )
+    _check_cleaning(plan)
+
+
+def _check_cleaning(plan: Plan) -> None:
+    """Raise for options of messages that would change nothing."""
+    given = [
+        option for option, name in CLEANING if getattr(plan, name) != getattr(Plan, name)
+    ]  # fmt: skip
+    if plan.language and (given or plan.tokens != Plan.tokens):
+        raise NumsimError(
+            f"train: {(given or ['--tokens'])[0]} is for messages; a network reads --text by its "
+            "own tokenizer; leave it out"
+        )
+    if given and plan.tokens == "subwords":
+        raise NumsimError(
+            f"train: {given[0]} cleans words; sub-words are those of the text as it is; leave it "
+            "out, or take --tokens words"
+        )
 
 
 def cases(plan: Plan) -> list[tuple[str, int]]:

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from numsim.arguments import is_integer, is_word
 from numsim.errors import NumsimError, near_names
 from numsim.files import digest_of, read_toml
@@ -169,6 +171,8 @@ class Recipe:
         NumsimError
             No glob matches.
         """
+        if not isinstance(name, str):
+            raise NumsimError(f"train.Recipe: a product is a name, a str; got {name!r:.60}")
         for glob, rule in reversed(self.rules):
             if fnmatchcase(name, glob):
                 return rule
@@ -191,10 +195,10 @@ class Recipe:
         Raises
         ------
         NumsimError
-            A product without a rule, a glob without a product or operation, or `pointwise` in
-            rules that name no operation between products.
+            A product without a rule, a glob without a product or operation, `pointwise` in
+            rules that name no operation between products, or names that are no collection of str.
         """
-        known, between = tuple(names), tuple(pointwise)
+        known, between = _names("names", names), _names("pointwise", pointwise)
         for glob, _ in self.rules:
             if not any(fnmatchcase(name, glob) for name in (*known, *between)):
                 raise NumsimError(
@@ -258,6 +262,17 @@ class Recipe:
             return cls(tuple(rules), seed, _quant(storage))
         except NumsimError as error:
             raise NumsimError(f"train.Recipe.from_toml: {path}: {error}") from None
+
+
+def _names(what: str, names: Iterable[str]) -> tuple[str, ...]:
+    several = isinstance(names, Iterable) and not isinstance(names, str | bytes | np.ndarray)
+    found = tuple(names) if several else (None,)
+    if not all(isinstance(name, str) for name in found):
+        raise NumsimError(
+            f"train.Recipe: {what} of resolve is a collection of names; got {names!r:.60}; "
+            "numsim.nn.product_names(layer) returns one"
+        )
+    return found  # type: ignore[return-value]
 
 
 def _quant(value: Any) -> Quant | None:

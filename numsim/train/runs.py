@@ -107,7 +107,8 @@ def _prepare(plan: Plan) -> Any:
     model = load_model(folder)
     if model.arch.decoder_layers or not model.arch.head:
         raise NumsimError(
-            f"train: --model is a decoder with a head; {model.name} is a {model.arch.family}"
+            "train: --model is a decoder that ends in logits of the next token; "
+            f"{model.name} ({model.arch.family}) is none; name another folder"
         )
     layer, params = nn.from_model(model)
     if plan.text is None:
@@ -118,7 +119,18 @@ def _prepare(plan: Plan) -> Any:
             text = plan.text.read_bytes().decode("utf-8")
         except (OSError, ValueError) as error:
             raise NumsimError(f"train: cannot read the text {plan.text}: {error}") from None
-    windows = load_text_tools(folder).windows(text, WINDOW)
+    tools = load_text_tools(folder)
+    if tools.tokenizer is None:
+        raise NumsimError(
+            f"train: {model.name} has no tokenizer.json, which cuts the text into tokens; add it "
+            "(in transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it)"
+        )
+    if tools.begin is None:
+        raise NumsimError(
+            f"train: config.json of {model.name} names no bos_token_id, which begins every window "
+            "of the text; add it, with the token that the network was trained with"
+        )
+    windows = tools.windows(text, WINDOW)
     unseen = np.arange(len(windows)) % UNSEEN == UNSEEN - 1
     if not unseen.any():
         raise NumsimError(

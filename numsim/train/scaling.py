@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import is_integer, is_word, real_array
+from numsim.arguments import check_truths, is_integer, is_word, real_array
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -214,6 +214,12 @@ class LossScale:
 
     def update(self, state: LossScaleState, *, finite: bool) -> LossScaleState:
         """Return the state after a step whose gradients were finite or not."""
+        check_truths("LossScale", finite=finite)
+        if not isinstance(state, LossScaleState):
+            raise NumsimError(
+                "LossScale: the state is that of init or of the update before; got "
+                f"{type(state).__name__}"
+            )
         if not finite:
             return LossScaleState(np.float32(state.scale * np.float32(self.backoff)), 0)
         if state.finite_steps + 1 >= self.interval:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ def clean(
     numbers
         Keep runs of digits as words.
     stop_words
-        True drops `STOP_WORDS`; a collection of words drops those.
+        True drops `STOP_WORDS`; a collection of words drops those, in either case.
 
     Returns
     -------
@@ -93,15 +93,21 @@ def clean(
         return words
     if stop_words is True:
         stop_words = STOP_WORDS
-    if isinstance(stop_words, str) or not isinstance(stop_words, Iterable):
+    if not _collection(stop_words):
         raise NumsimError(
             f"clean: stop_words is True, False or a collection of words; got {stop_words!r:.60}"
         )
     words_out = list(stop_words)
     if not all(isinstance(word, str) for word in words_out):
         raise NumsimError(f"clean: stop_words are words; got {words_out!r:.60}")
-    dropped = frozenset(words_out)
+    dropped = {word.lower() for word in words_out}
     return [word for word in words if word.lower() not in dropped]
+
+
+def _collection(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be gone through: no text, and no array without an axis."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return several and getattr(value, "ndim", 1) != 0
 
 
 def _pattern(marks: str, numbers: bool) -> re.Pattern[str]:
@@ -147,15 +153,20 @@ class Vocabulary:
         Raises
         ------
         NumsimError
-            For a size below 3 or texts without a word.
+            For a size below 3, texts without a word, or `never` that is no collection of words.
         """
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 3:
             raise NumsimError(
                 f"Vocabulary.build: size is an integer from 3 (padding, unknown, a word); got "
                 f"{size!r}"
             )
+        unknown: list[Any] = list(never) if _collection(never) else [None]
+        if not all(isinstance(word, str) for word in unknown):
+            raise NumsimError(
+                f"Vocabulary.build: never is a collection of words; got {never!r:.60}"
+            )
         counts = Counter(word for text in _texts(texts) for word in _words(text))
-        for word in never:
+        for word in unknown:
             counts.pop(word, None)
         if not counts:
             raise NumsimError(
@@ -190,7 +201,7 @@ class Vocabulary:
 
 
 def _texts(texts: Any) -> Iterable[str | Sequence[str]]:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if not _collection(texts):
         raise NumsimError(
             f"Vocabulary: texts are a list of texts; got {texts!r:.60}; put one text into a list"
         )

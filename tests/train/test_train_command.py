@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from numsim.cli import app
+from numsim.data import bundled_model_dir
 from numsim.errors import NumsimError
 
 pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
@@ -210,6 +212,39 @@ def test_wrong_input_is_one_sentence_before_any_file_is_written(here, more):
     said = str(made.exception)
     assert "\n" not in said
     assert sorted(here.iterdir()) == before
+
+
+LANGUAGE = ("--model", "tiny_llama", "--steps", "1")
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ((*LANGUAGE, "--loss", "mse"), "cross_entropy; got --loss mse"),
+    ((*LANGUAGE, "--tokens", "subwords"), "--tokens is for messages"),
+    ((*LANGUAGE, "--keep-case"), "--keep-case is for messages"),
+    ((*LANGUAGE, "--marks", ""), "--marks is for messages"),
+    ((*SMALL, "--tokens", "subwords", "--numbers"), "--numbers cleans words"),
+    ((*SMALL, "--tokens", "subwords", "--drop-stop-words"), "--drop-stop-words cleans words"),
+])  # fmt: skip
+def test_options_that_would_change_nothing_are_refused(here, given, said):
+    made = run(*given, "--recipes", "int8")
+    assert isinstance(made.exception, NumsimError), (made.output, made.exception)
+    assert said in str(made.exception)
+
+
+@pytest.mark.parametrize(("lacks", "said"), [
+    ("tokenizer.json", "no tokenizer.json"), ("bos_token_id", "no bos_token_id"),
+])  # fmt: skip
+def test_a_network_that_cannot_read_the_text_is_told_what_to_add(here, lacks, said):
+    shutil.copytree(bundled_model_dir(), here / "net")
+    if lacks == "bos_token_id":
+        config = json.loads((here / "net/config.json").read_text())
+        (here / "net/config.json").write_text(json.dumps(config | {lacks: None}))
+    else:
+        (here / "net" / lacks).unlink()
+    made = run("--model", "net", "--steps", "1", "--recipes", "int8")
+    assert isinstance(made.exception, NumsimError), (made.output, made.exception)
+    assert said in str(made.exception)
+    assert "--window-start" not in str(made.exception)
 
 
 def test_labels_that_are_words_give_the_rows_of_numbers_and_are_said(here):

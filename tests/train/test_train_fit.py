@@ -477,6 +477,9 @@ BAD = {
     "loss array": {"loss": X}, "seed": {"seed": 1.5}, "negative seed": {"seed": -1},
     "seed word": {"seed": "a"}, "loss scale": {"loss_scale": 1024.0},
     "checkpoint": {"checkpoint": 5}, "NUL": {"checkpoint": "a\0b"}, "progress": {"progress": True},
+    "resume": {"resume": "no"}, "ragged weight": {
+        "params": nn.init(MLP) | {"b.weight": [[1.0], [1.0, 2.0]]},
+        "optimizer": train.SGD(0.1, storage="e4m3")},
     "target shape": {"loss": "mse", "data": (X, np.ones((64, 2)))},
 }  # fmt: skip
 
@@ -530,6 +533,12 @@ LSTM = nn.LSTM(2, 3)
     lambda: train.evaluate(MLP, nn.init(MLP), (X, T), loss="mse", batch=0),
     lambda: train.integer_fit(nn.Sequential(a=nn.Linear(2, 1, bias=False)), ([[1, 2]], [1]),
                               steps=1, batch=1, bits=4),
+    lambda: train.integer_fit(nn.Sequential(a=nn.Linear(2, 1, bias=False)), ([[1, 2]], [1]),
+                              steps=1, batch=1, fixed_point="no"),
+    lambda: linear(np.ones((1, 2)), scaling=5), lambda: linear(np.ones((1, 2)), watch=5),
+    lambda: nn.init(nn.LSTM(2, 1 << 70)), lambda: nn.Embedding(1 << 70, 2),
+    lambda: train.classify(loss=np.ones(2), steps=1), lambda: train.classify(loss="l1", steps=1),
+    lambda: train.classify(optimizer=np.ones(2), steps=1),
 ])  # fmt: skip
 def test_bad_input_of_layers(bad):
     with pytest.raises(NumsimError) as caught:
@@ -537,8 +546,8 @@ def test_bad_input_of_layers(bad):
     assert "\n" not in str(caught.value)
 
 
-def linear(weight, x=((1.0, 2.0),), up=((1.0,),)):
+def linear(weight, x=((1.0, 2.0),), up=((1.0,),), **how):
     for recipe in ("fp8_hybrid", None):
         _, tape = nn.forward(nn.Linear(2, 1, bias=False), {"weight": weight}, x,
-                             recipe=None if recipe is None else train.recipe(recipe))  # fmt: skip
+                             recipe=recipe and train.recipe(recipe), **how)  # fmt: skip
         nn.backward(tape, up)

@@ -8,6 +8,7 @@ import pytest
 from numsim import nn, train
 from numsim.errors import NumsimError
 from numsim.kernels.convert.philox import random_words
+from numsim.train.classifier import read_corpus
 from numsim.train.fit import permutation
 
 
@@ -125,3 +126,29 @@ def test_bad_input(what):
     layer, inputs, more, message = BAD[what]
     with pytest.raises(NumsimError, match=message):
         train.integer_fit(layer, (inputs, [0, 1]), **({"steps": 2, "batch": 2} | more))
+
+
+@pytest.mark.exhaustive
+def test_int8_alone_stays_within_three_points_of_float32_on_the_messages():
+    data = read_corpus()
+    bags = [np.zeros((len(ids), data.rows), np.int64) for ids in (data.inputs, data.test_inputs)]
+    for bag, ids in zip(bags, (data.inputs, data.test_inputs), strict=True):
+        for row, words in zip(bag, ids, strict=True):
+            np.add.at(row, words[words > 1], 1)
+    tail = {"head": nn.Linear(32, 1, bias=False)}
+    table = nn.Sequential(e=nn.Embedding(data.rows, 32), m=nn.Mean(), **tail)
+    relu = nn.Activation("relu")
+    perceptron = nn.Sequential(a=nn.Linear(data.rows, 32, bias=False), r=relu, **tail)
+    for net, (x, unseen) in ((table, (data.inputs, data.test_inputs)), (perceptron, bags)):
+        how = {"steps": 240, "batch": 32, "test": (unseen, data.test_labels)}
+        gaps = []
+        for seed in range(5):
+            whole = train.integer_fit(net, (x, data.labels), seed=seed, **how)
+            given, scored = (x, unseen) if net is table else (x * 1.0, unseen * 1.0)
+            usual = train.fit(
+                net, nn.init(net, seed=seed), (given, data.labels), loss="bce_with_logits",
+                recipe="float32", optimizer=train.Adam(4e-3), decay="linear", seed=seed, every=240,
+                **(how | {"test": (scored, data.test_labels)}),
+            )  # fmt: skip
+            gaps.append(usual.test_accuracy - whole.test_accuracy)
+        assert np.mean(gaps) < 0.03

@@ -446,6 +446,15 @@ W = {"w": np.ones((2, 3), np.float32)}
     lambda: train.DelayedScaling("e4m3", reduce=np.ones(2)), lambda: train.LossScale(init=np.inf),
     lambda: train.hadamard([[1.0, 2.0], [3.0]], [1, 1]), lambda: train.recipe(np.ones(2)),
     lambda: train.Rule(source=np.ones(2)),
+    lambda: train.SGD(0.1, storage="int8", master="no"), lambda: train.SGD(0.1, keep_scale=2),
+    lambda: train.SGD(0.1, momentum=0.9, nesterov=np.ones(2)), lambda: train.Adam(amsgrad="no"),
+    lambda: train.LossScale().update(None, finite=True),
+    lambda: train.LossScale().update(train.LossScale().init(), finite=np.ones(2)),
+    lambda: train.store([1.0, 2.0], ns.quantize(np.ones(2), "int8"), rounding=np.ones(2)),
+    lambda: train.Adam(storage="e4m3").start({"w": [[1.0], [1.0, 2.0]]}),
+    lambda: OPT.init({"w": [[1.0], [1.0, 2.0]]}),
+    lambda: train.Adam(storage="e4m3").start({"w": [["a", "b"]]}),
+    lambda: train.Adam(storage="e4m3").start({"w": np.ones((2, 2), complex)}),
 ])  # fmt: skip
 def test_wrong_types_are_one_sentence(wrong):
     with pytest.raises(NumsimError) as caught:

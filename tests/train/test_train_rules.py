@@ -93,6 +93,9 @@ def test_bad_toml(tmp_path, text):
     lambda: train.Recipe(()), lambda: train.Recipe("x"), lambda: train.Recipe((("*", 5),)),
     lambda: train.Recipe((("*", ns.Rule()),)), lambda: train.Rule(forward="int8"),
     lambda: train.Rule(delayed="e4m3"), lambda: train.Rule(hadamard=2.0),
+    lambda: train.recipe("int8").rule(5), lambda: train.recipe("int8").resolve(None),
+    lambda: train.recipe("int8").resolve("head"), lambda: train.recipe("int8").resolve(["a", 5]),
+    lambda: train.recipe("int8").resolve(["a"], 2),
     lambda: train.Recipe.from_toml(5), lambda: train.Recipe.from_toml("none.toml"),
 ])  # fmt: skip
 def test_bad_recipes(bad):

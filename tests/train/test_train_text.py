@@ -51,6 +51,13 @@ def test_a_cleaned_text_comes_back_unchanged(text, lower, numbers, stop):
     assert train.clean(" ".join(once), **how) == once
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_stop_words_are_dropped_in_either_case(lower):
+    assert train.clean("The WIN is the Thing", lower=lower, stop_words=["The", "win", "THING"]) == [
+        "is"
+    ]
+
+
 def test_a_letter_that_is_two_in_lower_case():
     once = train.clean("İstanbul")
     assert train.clean(" ".join(once)) == once
@@ -179,6 +186,11 @@ def test_other_bad_files(tmp_path):
     lambda: train.clean("the", stop_words="the"), lambda: train.clean("a", stop_words=5),
     lambda: train.Vocabulary.build("abc", 5), lambda: train.Vocabulary.build(None, 5),
     lambda: train.Vocabulary.build([5], 5), lambda: train.Vocabulary.build([[5]], 5),
+    lambda: train.clean("a", stop_words=np.array("a")),
+    lambda: train.Vocabulary.build(np.array("a"), 5),
+    lambda: train.Vocabulary.build(["a"], 5, never=None),
+    lambda: train.Vocabulary.build(["a"], 5, never="a"),
+    lambda: train.Vocabulary.build(["a"], 5, never=[["a"]]),
     lambda: train.Vocabulary.build(["a"], 2), lambda: train.Vocabulary.build(["unk"], 5),
     lambda: train.Vocabulary.build(["a"], 5).encode(["a"], 0),
     lambda: train.Vocabulary.build(["a"], 5).encode([""], 3),
