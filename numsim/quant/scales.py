@@ -52,8 +52,11 @@ def over_blocks(values: NDArray[Any], sizes: tuple[int, ...], which: np.ufunc) -
     """
     for axis, size in enumerate(sizes):
         if size > 1:
+            if not values.size:  # no numbers, and still so many blocks
+                values = values[(slice(None),) * axis + (slice(None, None, size),)]
+                continue
             starts = np.arange(0, values.shape[axis], size)
-            values = which.reduceat(values, starts, axis=axis) if values.size else values
+            values = which.reduceat(values, starts, axis=axis)
     return values
 
 

@@ -227,3 +227,12 @@ def test_an_encoder_decoder_calibrates_on_both_halves_of_a_window(tmp_path):
     assert done.exit_code == 0, done.exception
     found = ns.Recipe.from_toml(out)
     assert all(found.rule(n).activations.scale > 0 for n in ns.load_model(folder).linear_names())
+
+
+def test_a_stream_is_of_numbers_that_float32_holds():
+    seen = Calibration()
+    with pytest.raises(ns.NumsimError, match=r"finite in float32; 1 of 3 are not, .* index \(1,\)"):
+        seen.update([1.0, -1e300, 2.0])
+    with pytest.raises(ns.NumsimError, match="real numbers; got"):
+        seen.update(np.zeros(3, [("a", "f4")]))
+    assert seen.tensors == 0
