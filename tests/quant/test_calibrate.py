@@ -250,3 +250,8 @@ def test_a_stream_is_of_numbers_that_float32_holds():
     with pytest.raises(ns.NumsimError, match="real numbers; got"):
         seen.update(np.zeros(3, [("a", "f4")]))
     assert seen.tensors == 0
+
+
+def test_delayed_scales_are_of_formats_to_which_something_scales():
+    with pytest.raises(ns.NumsimError, match="the largest value of int1 is 0"):
+        ns.DelayedScale("int1")
