@@ -282,8 +282,9 @@ def test_integers_of_mx_hold_their_scale_at_the_largest_power(rule):
                                               scale_rule="floor"))  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", [Quant("int8", "per_channel"),
-                                  Quant("int8", "per_channel", zero_point=True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "rule", [Quant("int8", "per_channel", zero_point=zeros) for zeros in (False, True)], ids=str
+)
 def test_scales_of_the_columns_of_a_wide_tensor_take_no_more_room(rule):
     """At most 1.3 times the output, also where a row of the tensor is as large as a piece."""
     x = np.tile(np.float16(RNG.standard_normal((8, 1 << 16))), (64, 1))
