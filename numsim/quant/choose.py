@@ -96,10 +96,10 @@ def _two_levels(
             return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
         inner = down(values, sizes)
         if rule.rounding == "rne" and inner is not None:
-            rows = (turned(x, inner) for x in (values, amax, by))
+            rows, most, over = (turned(x, inner) for x in (values, amax, by))
             codes, elements = (
                 np.ascontiguousarray(np.moveaxis(x, -1, inner))
-                for x in stored_four_over_six(*rows, rule)
+                for x in stored_four_over_six(rows, most, over, rule)
             )
             return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
         codes = four_over_six(values, amax, by, rule, sizes)
