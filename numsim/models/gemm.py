@@ -114,8 +114,8 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
 def rotated_by(x: Array, rule: Rule, axis: int) -> Array:
     """Return an operand rotated along K, where the rule says so.
 
-    >>> rotated_by(np.float32([[1, 1]]), Rule(rotate=2), -1).round(6).tolist()
-    [[1.414214, 0.0]]
+    >>> rotated_by(np.ones((1, 4), np.float32), Rule(rotate=4), -1).tolist()
+    [[2.0, 0.0, 0.0, 0.0]]
     """
     if rule.rotate is None:
         return x
