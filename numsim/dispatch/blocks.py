@@ -70,6 +70,7 @@ def encode_blocks(f: Format, x: Array, axis: int, block: int, power: Power, made
             works.along(rows, kind, power, works.how, scales, bytes_, codes, i, j)
         ))  # fmt: skip
     else:
+        block = min(block, lines.shape[1])  # room for a whole one is made
         _over(scales.shape[0] * scales.shape[1], x.size, lambda i, j: good.append(
             works.down(lines, kind, block, power, works.how, scales, bytes_, codes, i, j)
         ))  # fmt: skip
@@ -88,6 +89,7 @@ def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
         rows, to, each = lines.reshape(-1, block), made.reshape(-1, block), by.reshape(-1)
         _over(each.size, x.size, lambda i, j: kernels.e2m1_along(rows, kind, each, to, i, j))
     else:
+        block = min(block, lines.shape[1])
         _over(
             by.shape[0] * by.shape[1], x.size,
             lambda i, j: kernels.e2m1_down(lines, kind, block, by, made, i, j),

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
+from numsim.models.gemm import rotated_by
 from numsim.models.recipe import Recipe
 from numsim.models.run import Model
 from numsim.quant import Quant
@@ -31,8 +33,8 @@ def calibrated(
         The network.
     recipe
         Its rules; in those of stored matrices whose activations have a float32 scale of the tensor,
-        alone or above narrow ones (NVFP4), `Quant.scale` fixes it. An expert that no token reaches
-        keeps its rule.
+        alone or above narrow ones (NVFP4), `Quant.scale` fixes it: of rotated activations, where a
+        rule rotates them. An expert that no token reaches keeps its rule.
     windows
         Token ids, each [T] or [B, T]; or arguments of `Model.run`, ``{"pixels": ...}``.
     rule, momentum
@@ -71,7 +73,7 @@ def calibrated(
         run = model.run(**given, taps=[f"{name}.in" for name in wanted])
         for name, stream in seen.items():
             if f"{name}.in" in run.taps:  # of experts, those that were chosen
-                stream.update(run.taps[f"{name}.in"])
+                stream.update(rotated_by(np.asarray(run.taps[f"{name}.in"]), rules[name], -1))
     if not any(stream.tensors for stream in seen.values()):
         raise NumsimError("calibrate: scales come from windows; none came; give at least one")
     found: list[Any] = []

@@ -111,8 +111,12 @@ def tapped(gemm: Gemm, keep_tap: Callable[[str, Array], None]) -> Gemm:
     return run
 
 
-def _rotated(x: Array, rule: Rule, axis: int) -> Array:
-    """Return an operand rotated along K, where the rule says so."""
+def rotated_by(x: Array, rule: Rule, axis: int) -> Array:
+    """Return an operand rotated along K, where the rule says so.
+
+    >>> rotated_by(np.ones((1, 4), np.float32), Rule(rotate=4), -1).tolist()
+    [[2.0, 0.0, 0.0, 0.0]]
+    """
     if rule.rotate is None:
         return x
     depth = x.shape[axis]
@@ -177,7 +181,7 @@ def make_gemm(
             key = quant, rule.rotate
             if key not in recent or recent[key][0] is not x:
                 recent.clear()
-                turned = _rotated(x, rule, -1).reshape(shape)
+                turned = rotated_by(x, rule, -1).reshape(shape)
                 recent[key] = (x, quantize(turned, quant, axis=-1))
             return recent[key][1]
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
@@ -186,7 +190,7 @@ def make_gemm(
             groups=groups, heads=x.shape[-2] // max(len(ids), 1),
         )  # fmt: skip
         random = np.broadcast_to(random if len(shape) > 2 else random[0], x.shape).reshape(shape)
-        turned = _rotated(x, rule, -1).reshape(shape)
+        turned = rotated_by(x, rule, -1).reshape(shape)
         return quantize(turned, quant, axis=-1, random=random)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
@@ -221,7 +225,7 @@ def make_gemm(
                     return stored.T  # as it was stored: `check_stored` has seen that it is so
                 tensor = wide(stored)
                 narrow = tensor if tensor.itemsize <= 4 else tensor.astype(np.float32)
-                narrow = _rotated(narrow, rule, -1)
+                narrow = rotated_by(narrow, rule, -1)
                 made = quantize_pieces(
                     narrow, right, axis=-1, seed=key, done=lambda: release(tensor)
                 )
@@ -232,7 +236,7 @@ def make_gemm(
             kept = operand, right, key, as_stored, rule.rotate
             b = cache.get(kept, size, store)
         else:
-            shape, b = x.shape, stored_right(name, right, _rotated(operand, rule, -2))
+            shape, b = x.shape, stored_right(name, right, rotated_by(operand, rule, -2))
         try:
             a = stored_left(name, rule, left, x, shape, positions)
         except NumsimError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -81,21 +82,24 @@ class Calibration:
         Raises
         ------
         NumsimError
-            For NaN or Inf, with the count and the first index.
+            For NaN, Inf and what is beyond float32, with the count and the first index.
         """
         array = as_array("calibrate", x)
-        if array.dtype.kind not in "iufV":
+        if array.dtype.kind not in "iuf" and not hasattr(ml_dtypes, array.dtype.name):
             raise NumsimError(f"calibrate: tensors hold real numbers; got {array.dtype}")
         flat = array.reshape(-1)
         most = 0.0
         for at in range(0, flat.size, _PIECE):
-            part = np.abs(flat[at : at + _PIECE].astype(np.float32))
+            with np.errstate(over="ignore"):
+                part = np.abs(flat[at : at + _PIECE].astype(np.float32))
             top = float(part.max())
             if not math.isfinite(top):
-                bad = ~np.isfinite(array.astype(np.float64))
+                with np.errstate(over="ignore"):
+                    bad = ~np.isfinite(array.astype(np.float32))
+                first = index_of(int(np.argmax(bad)), array.shape)
                 raise NumsimError(
-                    f"calibrate: magnitudes are finite; {int(bad.sum())} of {array.size} are not, "
-                    f"the first at index {index_of(int(np.argmax(bad)), array.shape)}"
+                    f"calibrate: magnitudes are finite in float32; {int(bad.sum())} of "
+                    f"{array.size} are not, the first at index {first}"
                 )
             most = max(most, top)
             self._counts += np.bincount(part.view(np.uint32) >> _SHIFT, minlength=_BINS)

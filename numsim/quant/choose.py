@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from numsim.convert import decode, encode
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
-from numsim.quant.four_bits import four_over_six, rows_of_memory, stored_four_over_six
+from numsim.quant.four_bits import (
+    down,
+    four_over_six,
+    rows_of_memory,
+    stored_four_over_six,
+    turned,
+)
 from numsim.quant.rule import (
     CLIP_RULES,
     POW2_FORMATS,
@@ -87,6 +93,14 @@ def _two_levels(
     if str(rule.scale_rule).startswith("4over6"):
         if rule.rounding == "rne" and rows_of_memory(values, sizes):
             codes, elements = stored_four_over_six(values, amax, by, rule)
+            return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
+        inner = down(values, sizes)
+        if rule.rounding == "rne" and inner is not None:
+            rows, most, over = (turned(x, inner) for x in (values, amax, by))
+            codes, elements = (
+                np.ascontiguousarray(np.moveaxis(x, -1, inner))
+                for x in stored_four_over_six(rows, most, over, rule)
+            )
             return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
         codes = four_over_six(values, amax, by, rule, sizes)
     else:

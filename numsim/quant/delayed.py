@@ -56,7 +56,7 @@ class DelayedScale:
     Raises
     ------
     NumsimError
-        For a history below 1 or an unknown word.
+        For a history below 1, an unknown word, or a format without a number above 0.
 
     Source
     ------
@@ -78,6 +78,11 @@ class DelayedScale:
         zero_amax: str = "keep",
     ) -> None:  # fmt: skip
         self.format = get_format(format)
+        if self.format.max <= 0:
+            raise NumsimError(
+                f"DelayedScale: the largest value of {self.format.label} is "
+                f"{self.format.max:g}, to which nothing scales; use another format"
+            )
         if not is_integer(history) or not 1 <= history <= 1 << 20:
             raise NumsimError(
                 f"DelayedScale: history is an integer from 1 to 2**20; got {history!r:.40}"

@@ -42,8 +42,11 @@ def amax_of(
 ) -> NDArray[Any]:  # fmt: skip
     """Return the largest magnitude of every part that shares a scale."""
     found: list[Any] = []
+    joins = rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0)
     for piece in pieces:
         done()
+        if joins:
+            found = _joined(found, np.maximum)
         part = as_type(values[piece], wide)
         if sizes is not None:
             one = block_amax(part, sizes)
@@ -63,8 +66,8 @@ def amax_of(
         high = np.max(part, axis=along, keepdims=along is not None, initial=0.0)
         low = np.min(part, axis=along, keepdims=along is not None, initial=0.0)
         found.append(np.abs(np.maximum(high, -low)))  # without the sign of a zero
-    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
-        return np.asarray(np.maximum.reduce(found))
+    if joins:
+        return np.asarray(_joined(found, np.maximum)[0])
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
@@ -73,9 +76,12 @@ def extreme_of(
     axis: int, done: Callable[[], object], which: np.ufunc,
 ) -> NDArray[Any]:  # fmt: skip
     """Return the least (np.minimum) or largest value of every part, zero included."""
-    found = []
+    found: list[Any] = []
+    joins = rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0)
     for piece in pieces:
         done()
+        if joins:
+            found = _joined(found, which)
         part = which(as_type(values[piece], wide), wide(0))
         if sizes is not None:
             found.append(over_blocks(part, sizes, which))
@@ -83,9 +89,14 @@ def extreme_of(
             along = None if rule.granularity == "per_tensor" else axis
             kept = along is not None
             found.append(np.asarray(which.reduce(part, axis=along, keepdims=kept, initial=0.0)))
-    if rule.granularity == "per_tensor" or (sizes is None and axis % values.ndim == 0):
-        return np.asarray(which.reduce(found))
+    if joins:
+        return np.asarray(_joined(found, which)[0])
     return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _joined(found: list[Any], which: np.ufunc) -> list[Any]:
+    """Return extremes of the same parts as one: of a wide tensor each is large."""
+    return [which(*found)] if len(found) == 2 else found
 
 
 def computed_in(dtype: np.dtype[Any]) -> Any:

@@ -63,6 +63,23 @@ def rows_of_memory(values: NDArray[Any], sizes: tuple[int, ...]) -> bool:
     return bool(along and plain and values.shape[-1] % sizes[-1] == 0)
 
 
+def down(values: NDArray[Any], sizes: tuple[int, ...]) -> int | None:
+    """Return the axis down which whole blocks of float32 lie, None for others.
+
+    >>> down(np.zeros((32, 3), np.float32), (16, 1)), down(np.zeros((3, 32), np.float32), (1, 16))
+    (0, None)
+    """
+    along = [axis for axis, size in enumerate(sizes[:-1]) if size > 1]
+    if len(along) != 1 or sizes[-1] > 1 or values.dtype != np.float32 or not values.size:
+        return None
+    return along[0] if values.shape[along[0]] % sizes[along[0]] == 0 else None
+
+
+def turned(x: Any, axis: int) -> Any:
+    """Return an array in whose rows of memory an axis lies; one number stays."""
+    return np.ascontiguousarray(np.moveaxis(x, axis, -1)) if np.ndim(x) else x
+
+
 def stored_four_over_six(
     values: NDArray[np.float32], amax: NDArray[Any], above: Any, quant: Quant
 ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -94,7 +111,14 @@ def if4(
     sizes: tuple[int, ...], codes: NDArray[Any],
 ) -> NDArray[Any]:  # fmt: skip
     """Fill `codes` with half steps under given scales; return which blocks hold integers."""
-    scale = _scale(scale_codes, above, quant)
+    axis = down(values, sizes)
+    if axis is not None:
+        rows, each, over = (turned(x, axis) for x in (values, scale_codes, above))
+        made, moved = np.empty(rows.shape, codes.dtype), (*[1] * (rows.ndim - 1), sizes[axis])
+        whole_blocks = if4(rows, each, over, quant, moved, made)
+        codes[...] = np.moveaxis(made, -1, axis)
+        return np.moveaxis(whole_blocks, -1, axis)
+    scale = _scale(scale_codes, 1.0 if above is None else above, quant)
     if rows_of_memory(values, sizes):
         count = scale_codes.size
         found = np.empty(count, np.bool_)
@@ -162,6 +186,13 @@ def hif4(
     values: NDArray[Any], sizes: tuple[int, ...], scale_codes: NDArray[Any], codes: NDArray[Any]
 ) -> None:
     """Fill the codes of scales and of elements, in quarters, of blocks of 64 under HiF4."""
+    axis = down(values, sizes)
+    if axis is not None:
+        rows, kept = turned(values, axis), turned(scale_codes, axis)
+        made = np.empty(rows.shape, codes.dtype)
+        hif4(rows, (*[1] * (rows.ndim - 1), 64), kept, made)
+        codes[...], scale_codes[...] = (np.moveaxis(x, -1, axis) for x in (made, kept))
+        return
     if rows_of_memory(values, sizes):
         count = scale_codes.size
         amax = blocks.amax(values, -1, 64).reshape(-1)

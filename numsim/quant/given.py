@@ -80,7 +80,7 @@ def given_scales(scale: ArrayLike, rule: Quant, shape: tuple[int, ...], above: A
             raise NumsimError(
                 f"quantize: scales of {rule.scale_format} are values of it; {differ.size} of "
                 f"{values.size} are not, the first is {values.flat[differ[0]]!s}; round them "
-                f"first: numsim.cast(scale, {rule.scale_format!r})"
+                f"first: numsim.cast(scale, {f.name!r})"
             )
     if has_two_levels(rule.scale_format) and rule.above is not None and above is None:
         raise NumsimError(
@@ -130,8 +130,9 @@ def given_affine(
 
 
 def given_above(
-    tensor_scale: ArrayLike | None, rule: Quant, shape: tuple[int, ...], axis: int
-) -> Any:
+    tensor_scale: ArrayLike | None, rule: Quant, shape: tuple[int, ...], axis: int,
+    who: str = "quantize",
+) -> Any:  # fmt: skip
     """Return the float32 scale of a tensor or of its rows from outside; None: none is given.
 
     Raises
@@ -144,24 +145,26 @@ def given_above(
     want: tuple[int, ...] = ()
     if rule.above == "per_token":
         want = tuple(1 if i == axis % len(shape) else n for i, n in enumerate(shape))
-    values = _positive(tensor_scale, "tensor_scale", want)
+    values = _positive(tensor_scale, "tensor_scale", want, who)
     return values if want else np.float32(values)
 
 
-def _positive(given: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = as_array(f"quantize: {name}", given)
+def _positive(
+    given: ArrayLike, name: str, shape: tuple[int, ...], who: str = "quantize"
+) -> NDArray[np.float32]:
+    array = as_array(f"{who}: {name}", given)
     if array.dtype.kind not in "iuf":
-        raise NumsimError(f"quantize: {name} holds positive numbers; got {array.dtype}")
+        raise NumsimError(f"{who}: {name} holds positive numbers; got {array.dtype}")
     if array.shape != shape and not (array.size == 1 and shape == ()):
         raise NumsimError(
-            f"quantize: {name} has the shape {shape}, that of QTensor.{name}; got {array.shape}"
+            f"{who}: {name} has the shape {shape}, that of QTensor.{name}; got {array.shape}"
         )
     with np.errstate(over="ignore", under="ignore"):
         values = array.reshape(shape).astype(np.float32)
     wrong = np.flatnonzero(~((values > 0) & np.isfinite(values)))
     if wrong.size:
         raise NumsimError(
-            f"quantize: {name} is positive and finite in float32; {wrong.size} of {values.size} "
+            f"{who}: {name} is positive and finite in float32; {wrong.size} of {values.size} "
             f"are not, the first is {array.flat[wrong[0]]!s} at index "
             f"{index_of(int(wrong[0]), values.shape)}; a tensor of zeros has the scale 1"
         )

@@ -122,7 +122,7 @@ def _special_blocks(
         each = _scales_at(piece, sizes)
         if whole:
             above = chosen.above
-            if above is not None and np.ndim(above):
+            if np.ndim(above) and len(above) > 1:  # of rows, not of columns
                 above = above[each]
             found = four_bits.if4(part, scale_codes[each], above, rule, sizes, codes[piece])
             scale_codes[each] |= np.where(found, four_bits.INTEGERS, 0).astype(np.uint8)

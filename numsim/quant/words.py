@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import checked_codes, decode, encode
+from numsim.arguments import as_array
+from numsim.convert import decode, encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant.four_bits import HALVES, INTEGERS, QUARTERS
+from numsim.quant.given import given_above
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -93,14 +96,16 @@ def from_block_words(words: BlockWords, recipe: str, *, tensor_scale: Any = None
     words
         As `block_words` returns them.
     recipe
-        ``if4`` or ``hif4``.
+        ``if4`` or ``hif4``, or a `Quant` of one of these rules.
     tensor_scale
-        Of IF4, the float32 scale above its blocks; None: 1.
+        Of IF4, the float32 scale above its blocks, one a row [..., 1] where the `Quant` says
+        per_token; None: 1.
 
     Raises
     ------
     NumsimError
-        For another recipe, words of other shapes, and codes of scales that are NaN.
+        For another recipe, words of other shapes or with bits that they do not have, codes of
+        scales that are NaN, and a tensor scale that is not positive or that HiF4 has not.
 
     Examples
     --------
@@ -113,16 +118,22 @@ def from_block_words(words: BlockWords, recipe: str, *, tensor_scale: Any = None
     rule, size = quant.scale_rule, quant.block
     if rule not in ("if4", "hif4") or not isinstance(size, int):
         raise NumsimError(f"from_block_words: recipe is if4 or hif4; got {recipe!r:.60}")
-    elements = checked_codes(np.asarray(words.elements), get_format("uint4")).astype(np.int64)
-    scales = np.asarray(words.scales, np.uint8)
+    elements = _words("elements", words.elements, "uint4").astype(np.int64)
+    scales = _words("scales", words.scales, "uint8")
     want = (*elements.shape[:-1], -(-elements.shape[-1] // size)) if elements.ndim else None
-    levels = [x for x in (words.level_2, words.level_3) if x is not None]
+    given = (("level_2", words.level_2, "uint8"), ("level_3", words.level_3, "uint16"))
+    levels = [_words(name, x, fmt) for name, x, fmt in given if x is not None]
     if scales.shape != want or len(levels) != 2 * (rule == "hif4") or any(
         x.shape != want for x in levels
     ):  # fmt: skip
         raise NumsimError(
             f"from_block_words: elements {elements.shape} of {recipe} have scales of shape {want}"
             f"{', and levels 2 and 3' if rule == 'hif4' else ', no levels'}; got {scales.shape}"
+        )
+    if tensor_scale is not None and quant.above is None:
+        raise NumsimError(
+            f"from_block_words: no scale stands above the blocks of {rule} here; got tensor_scale="
+            f"{tensor_scale!r:.60}; leave it out"
         )
     blocks = _in_blocks(elements, size)
     kept: NDArray[Any] = scales
@@ -131,10 +142,12 @@ def from_block_words(words: BlockWords, recipe: str, *, tensor_scale: Any = None
         integers = (scales & INTEGERS) != 0
         halves = decode(blocks.astype(np.uint8), _E2M1) * 2
         found: Any = np.where(integers[..., None], ((blocks ^ 8) - 8) * 2, halves)
-        fmt, above = HALVES, np.float32(1.0 if tensor_scale is None else tensor_scale)
+        over = given_above(tensor_scale, quant, elements.shape, -1, "from_block_words")
+        fmt, above = HALVES, np.float32(1.0) if over is None else over
     else:
         integers, fmt, above = np.zeros(scales.shape, np.bool_), QUARTERS, None
-        found = np.where(blocks & 8, -(blocks & 7), blocks & 7) << doubled(words)
+        made = BlockWords(words.elements, scales, *levels)
+        found = np.where(blocks & 8, -(blocks & 7), blocks & 7) << doubled(made)
     scale = decode(kept, quant.scale_format).astype(np.float64)
     if not np.isfinite(scale).all():
         raise NumsimError(
@@ -167,25 +180,39 @@ def block_axis(q: QTensor) -> tuple[int, int]:
     NumsimError
         As `block_words`.
     """
-    rule = None if q.quant is None else q.quant.scale_rule
+    rule = q.quant.scale_rule if isinstance(q, QTensor) and q.quant is not None else None
     if rule not in ("if4", "hif4") or q.block_shape is None:
         raise NumsimError(
             "block_words: words are of IF4 and HiF4; got "
-            f"{q!r}; its codes and scale_codes are its words"
+            f"{q!r:.200}; codes and scale_codes of other tensors are their words"
         )
-    axis = int(np.argmax(q.block_shape))
-    return axis, q.block_shape[axis]
+    size = max(q.block_shape)
+    axis = max(i for i, n in enumerate(q.block_shape) if n == size)  # of blocks of one: the last
+    return axis, size
+
+
+def _words(name: str, given: Any, fmt: str) -> NDArray[Any]:
+    """Return words as the unsigned integers of so many bits that they are."""
+    f, array = get_format(fmt), as_array(f"from_block_words: {name}", given)
+    if array.size:
+        whole = array.dtype.kind in "iu"
+        if not whole or array.min() < 0 or array.max() > f.max:
+            raise NumsimError(
+                f"from_block_words: {name} are integers of {f.bits} bits, without a sign; got "
+                + (f"{array.min()} to {array.max()}" if whole else str(array.dtype))
+            )
+    return array.astype(f.code_dtype)
 
 
 def _in_blocks(x: NDArray[Any], size: int) -> NDArray[Any]:
     """Return [..., blocks, size], the last block filled with zeros."""
     missing = -x.shape[-1] % size
     whole = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
-    return whole.reshape(*x.shape[:-1], -1, size)
+    return whole.reshape(*x.shape[:-1], whole.shape[-1] // size, size)
 
 
 def _elements(blocks: NDArray[Any], shape: tuple[int, ...]) -> Bytes:
-    flat = blocks.reshape(*shape[:-1], -1)[..., : shape[-1]]
+    flat = blocks.reshape(*shape[:-1], math.prod(blocks.shape[-2:]))[..., : shape[-1]]
     return np.ascontiguousarray(flat.astype(np.int64).astype(np.uint8))
 
 

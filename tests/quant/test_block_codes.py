@@ -77,6 +77,17 @@ def test_blocks_of_any_size(block: int, axis: int) -> None:
     assert q.scale_codes is None
 
 
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxint8", "nvfp4"])
+def test_a_block_far_longer_than_its_axis_takes_no_room(name: str) -> None:
+    x = numbers((4, 64), np.float32)
+    for axis in (0, 1):
+        long, short = (
+            quantize(x, name, axis=axis, block=b) for b in ((1 << 31) - 1, x.shape[axis])
+        )
+        np.testing.assert_array_equal(long.codes, short.codes)
+        np.testing.assert_array_equal(long.scale, short.scale)
+
+
 def test_the_ends_of_the_range() -> None:
     tiny, top = np.float32(2.0**-149), np.finfo(np.float32).max
     x = np.zeros((6, 32), np.float32)

@@ -16,7 +16,9 @@ import numsim as ns
 from numsim.cli import app
 from numsim.data import bundled_model_dir
 from numsim.models.calibrate import calibrated
+from numsim.models.rule import Rule
 from numsim.quant.calibrate import Calibration
+from numsim.quant.transforms import rotate
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -227,3 +229,29 @@ def test_an_encoder_decoder_calibrates_on_both_halves_of_a_window(tmp_path):
     assert done.exit_code == 0, done.exception
     found = ns.Recipe.from_toml(out)
     assert all(found.rule(n).activations.scale > 0 for n in ns.load_model(folder).linear_names())
+
+
+def test_static_scales_are_of_what_is_stored_rotated():
+    """Rotated activations have another amax: half of it in the first layer of the bundled model."""
+    model, ids, name = ns.bundled_model(), np.arange(5, 69), "layers.0.q_proj"
+    int8 = {"activations": "int8", "weights": "int8", "target": "ideal.int"}
+    rules = (("*", Rule()), ("*_proj", Rule(**int8, rotate=64)))
+    found = calibrated(model, ns.Recipe(rules), [ids])
+    x = model.run(ids, taps=[f"{name}.in"]).taps[f"{name}.in"]
+    want = np.abs(rotate(x, block=64)).max() / 127
+    np.testing.assert_allclose(found.rule(name).activations.scale, want, rtol=1e-6)
+    assert found.rule(name).activations.scale < 0.6 * np.abs(x).max() / 127
+
+
+def test_a_stream_is_of_numbers_that_float32_holds():
+    seen = Calibration()
+    with pytest.raises(ns.NumsimError, match=r"finite in float32; 1 of 3 are not, .* index \(1,\)"):
+        seen.update([1.0, -1e300, 2.0])
+    with pytest.raises(ns.NumsimError, match="real numbers; got"):
+        seen.update(np.zeros(3, [("a", "f4")]))
+    assert seen.tensors == 0
+
+
+def test_delayed_scales_are_of_formats_to_which_something_scales():
+    with pytest.raises(ns.NumsimError, match="the largest value of int1 is 0"):
+        ns.DelayedScale("int1")

@@ -70,3 +70,14 @@ def test_a_bound_of_the_amax(bound):
 def test_fixed_scales_that_cannot_be(fields, words):
     with pytest.raises(NumsimError, match=words):
         Quant(**fields)
+
+
+@pytest.mark.parametrize("scales", ["pow2", "float8_e8m0fnu", "bfloat16"])
+def test_scales_of_no_format_are_rounded_as_the_message_says(scales):
+    x, scale = np.ones((2, 32), np.float32), np.full((2, 1), 3.3)
+    rule = ns.Quant("e4m3", block=32, scale_format=scales)
+    with pytest.raises(ns.NumsimError, match=r"2 of 2 are not, the first is 3\.3") as told:
+        ns.quantize(x, rule, scale=scale)
+    remedy = str(told.value).rpartition(": ")[2]
+    kept = eval(remedy, {"numsim": ns, "scale": scale})
+    np.testing.assert_array_equal(ns.quantize(x, rule, scale=kept).scale, kept)

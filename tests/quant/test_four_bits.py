@@ -30,6 +30,7 @@ def hard(rng):
         ns.Quant("e2m1", block=8, scale_format="e4m3", scale_rule="4over6:mse", tensor_scale=None),
         ns.Quant("e2m1", block=32, scale_format="e4m3", scale_rule="if4",
                  tensor_scale="per_token"),
+        ns.Quant("e2m1", block=16, scale_format="e4m3", scale_rule="if4", tensor_scale=None),
     ],
     ids=str,
 )  # fmt: skip
@@ -41,3 +42,28 @@ def test_runs_of_memory_are_as_any_other_blocks(quant, seed):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
     down = ns.quantize(np.ascontiguousarray(x.T), quant, axis=0)
     np.testing.assert_array_equal(down.dequantize().T, fast.dequantize())
+    general = ns.quantize(x.T.astype(np.float64), quant, axis=0)  # float32 is turned into rows
+    for name in ("codes", "scale_codes", "scale"):
+        np.testing.assert_array_equal(getattr(down, name), getattr(general, name))
+
+
+def test_if4_without_a_tensor_scale_is_under_its_block_scales_alone():
+    """In [-6, 6] with an amax of 6 the scale is 1: steps of E2M1, or of 6/7 where these are off."""
+    rule = ns.Quant("e2m1", block=16, scale_format="e4m3", scale_rule="if4", tensor_scale=None)
+    floats = np.float32([6, 4, 3, 2, 1.5, 1, 0.5, 0, -6, -4, -3, -2, -1.5, -1, -0.5, 0])
+    sevens = np.float32([7, 6, 5, 4, 3, 2, 1, 0, -7, -6, -5, -4, -3, -2, -1, 0])
+    integers = sevens * np.float32(6 / 7)
+    for x in (np.stack([floats, integers]), np.stack([floats[:7], integers[:7]])):
+        q = ns.quantize(x, rule)
+        assert (q.scale_codes >> 7).ravel().tolist() == [0, 1]
+        np.testing.assert_allclose(q.dequantize(), x, rtol=2e-7)
+
+
+def test_if4_under_scales_of_columns_in_pieces():
+    rule = ns.Quant(
+        "e2m1", block=16, scale_format="e4m3", scale_rule="if4", tensor_scale="per_token"
+    )
+    x = np.random.default_rng(0).standard_t(3, (4096, 128)).astype(np.float32)
+    q, rows = ns.quantize(x, rule, axis=0), ns.quantize(np.ascontiguousarray(x.T), rule)
+    np.testing.assert_array_equal(q.codes.T, rows.codes)
+    np.testing.assert_array_equal(q.tensor_scale.T, rows.tensor_scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -278,3 +280,21 @@ def test_integers_of_mx_hold_their_scale_at_the_largest_power(rule):
     with pytest.raises(ns.NumsimError, match="divide the tensor by a constant"):
         ns.quantize(np.array([[1e39]]), Quant("q1.6", block=1, scale_format="e8m0",
                                               scale_rule="floor"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rule", [Quant("int8", "per_channel", zero_point=zeros) for zeros in (False, True)], ids=str
+)
+def test_scales_of_the_columns_of_a_wide_tensor_take_no_more_room(rule):
+    """At most 1.3 times the output, also where a row of the tensor is as large as a piece."""
+    x = np.tile(np.float16(RNG.standard_normal((8, 1 << 16))), (64, 1))
+    ns.quantize(x[:2], rule, axis=0)
+    tracemalloc.start()
+    q = ns.quantize(x, rule, axis=0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    spare = 3 << 21  # what one piece of numbers takes on the way
+    assert most < 1.3 * (q.codes.nbytes + q.scale.nbytes) + spare
+    wide = np.abs(x.astype(np.float32))
+    if not rule.zero_point:
+        np.testing.assert_array_equal(q.scale, wide.max(0, keepdims=True) / np.float32(127))

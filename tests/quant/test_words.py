@@ -111,3 +111,62 @@ def test_every_set_of_levels_is_told_from_the_codes():
 def test_words_that_cannot_be(call, words):
     with pytest.raises(ns.NumsimError, match=words):
         call()
+
+
+@pytest.mark.parametrize("recipe", ["if4", "hif4"])
+def test_words_of_no_rows_and_of_no_columns(recipe):
+    for shape in ((0, 64), (3, 0), (0, 0)):
+        q = ns.quantize(np.zeros(shape, np.float32), recipe)
+        assert q.scale.shape == (shape[0], -(-shape[1] // q.block_shape[1]))
+        words = block_words(q)
+        assert words.elements.shape == shape
+        assert from_block_words(words, recipe).shape == shape
+
+
+def test_words_of_blocks_of_one_stay_where_they_are():
+    rule = ns.Quant(
+        "e2m1", block=1, scale_format="e4m3", scale_rule="if4", tensor_scale="per_token"
+    )
+    q = ns.quantize(numbers(5, 7), rule)
+    words = block_words(q)
+    assert words.elements.shape == words.scales.shape == (2, 7)
+    back = from_block_words(words, rule, tensor_scale=q.tensor_scale)
+    np.testing.assert_array_equal(back.dequantize(), q.dequantize())
+
+
+IF4, HIF4 = (block_words(ns.quantize(numbers(1, 64), name)) for name in ("if4", "hif4"))
+WIDE = {name: getattr(HIF4, name).astype(np.int64) for name in ("scales", "level_2", "level_3")}
+
+
+@pytest.mark.parametrize(("words", "recipe"), [
+    (HIF4._replace(**{name: words + beyond}), "hif4")
+    for name, words in WIDE.items() for beyond in (1 << 16, -(1 << 16), 0.5)
+] + [
+    (IF4._replace(elements=IF4.elements + np.uint8(16)), "if4"),
+    (IF4._replace(scales="abc"), "if4"),
+])  # fmt: skip
+def test_words_with_bits_that_they_have_not_are_refused(words, recipe):
+    with pytest.raises(ns.NumsimError, match="bits, without a sign; got"):
+        from_block_words(words, recipe)
+
+
+def test_words_may_be_lists():
+    lists = BlockWords(*(x.tolist() for x in HIF4))
+    back = from_block_words(lists, "hif4")
+    np.testing.assert_array_equal(back.codes, from_block_words(HIF4, "hif4").codes)
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, np.nan, np.inf, 1e60, "x", 1j, [1, 2], np.ones((2, 1))])
+def test_a_tensor_scale_of_words_is_one_positive_number(scale):
+    with pytest.raises(ns.NumsimError, match=r"^from_block_words: tensor_scale"):
+        from_block_words(IF4, "if4", tensor_scale=scale)
+
+
+def test_hif4_has_no_tensor_scale():
+    with pytest.raises(ns.NumsimError, match="no scale stands above the blocks of hif4"):
+        from_block_words(HIF4, "hif4", tensor_scale=2.0)
+
+
+def test_words_are_of_tensors():
+    with pytest.raises(ns.NumsimError, match="words are of IF4 and HiF4"):
+        block_words(np.ones(4))
