@@ -246,7 +246,7 @@ def describe(case: Case, digest: str, rules: Mapping[str, Rule]) -> dict[str, An
 def _scales_asked(case: Case, rules: Mapping[str, Rule]) -> dict[str, Any]:
     """Return what a case of a grid says of scales: those of its formats, not of its cache."""
     rule = next((rule for _, rule in case.recipe().rules if not rule.is_plain), None)
-    if rule not in rules.values():
+    if rule is None or rule not in rules.values():
         return {}
     words = _words(case, rule, None)
     return {name: words[name] for name in ("granularity", "block", "scale_format", "scale_rule")}
