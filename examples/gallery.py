@@ -69,6 +69,7 @@ PAGES = {
 SCRIPTS = {
     "four-bits": [("examples/four_bits.py", "--out", "reports/four-bits")],
     "networks": [("examples/networks.py",)],
+    "operators": [("examples/operators.py", "--windows", "8", "--out", "reports/operators")],
     "vectors": [("examples/vectors.py",)],
     "fp8-makers": [("reports/fp8-makers/compare.py",)],
     "training": [("examples/stall.py",), ("examples/worked_example.py",),

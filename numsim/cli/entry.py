@@ -22,6 +22,7 @@ from numsim.cli.formats import register as register_formats
 from numsim.cli.model import register as register_model
 from numsim.cli.pack import register as register_pack
 from numsim.cli.probe import register as register_probe
+from numsim.cli.questions import register as register_questions
 from numsim.cli.sweep import register as register_sweep
 from numsim.cli.train import register as register_train
 from numsim.cli.units import register as register_units
@@ -179,6 +180,7 @@ def report(
 
 
 register_sweep(app)
+register_questions(app)
 register_formats(app)
 register_explain(app)
 register_verify(app)

@@ -1,9 +1,10 @@
-"""What the command line takes: numbers that say what is wrong with them, and names to complete."""
+"""Numbers that say what is wrong with them, names to complete, and options of several commands."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import typer
 
@@ -115,3 +116,55 @@ def completes(*names: str) -> Callable[[str], list[str]]:
         return [done + comma + name for name in names if name.startswith(word.lower())]
 
     return complete
+
+
+ANY_FORMAT = completes(*FORMATS, *RECIPES)
+ANY_TARGET = completes(*TARGETS)
+_GRANULARITIES = completes(
+    "per_tensor", "per_channel+per_token", "none", "per_block:", "per_block:128x128"
+)
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Hugging Face folder, or ORG/NAME in its cache, or several, comma separated; default: "
+        "the bundled tiny Llama."
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
+        "tokens]; of an encoder or classifier .jsonl too, a text or a pair in each line; T5 "
+        "reads half of each window and is scored on the rest; default: the bundled course."
+    ),
+]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        help="Formats, comma separated: e4m3,int8,q3.4,nvfp4,mine.toml; int4+int8: weights and "
+        "activations; default: twelve.",
+        autocompletion=ANY_FORMAT,
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma,mine.toml; fields: "
+        "ideal.int:acc_bits=16,20; default: the exact unit of each format.",
+        autocompletion=ANY_TARGET,
+    ),
+]
+Granularity = Annotated[
+    str | None,
+    typer.Option(
+        help="Scales, comma separated: per_tensor,per_channel+per_token,none,per_block:128,"
+        "per_block:128x128; default: the first two; none for bfloat16 and fixed point.",
+        autocompletion=_GRANULARITIES,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Use only the first tokens of the text.", parser=whole, metavar="N"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

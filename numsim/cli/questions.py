@@ -1,12 +1,16 @@
-"""Tables on screen of the commands profile, sensitivity and accumulator."""
+"""The commands profile, sensitivity and accumulator: parse, call, print a table."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from numsim.terminal import columns
+import typer
+
+from numsim.cli import options
+from numsim.terminal import columns, say, width
 from numsim.words import with_error
 
 PROMOTED = 128  # the interval that the table shows; the file has others
@@ -15,7 +19,170 @@ MOST = 40  # lines of a table; the file has them all
 Rows = Sequence[dict[str, Any]]
 
 
-def profile_lines(rows: Rows, within: int) -> list[str]:
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the command line."""
+    for command in (profile, sensitivity, accumulator):
+        app.command()(command)
+
+
+def profile(
+    model: options.Model = None,
+    text: options.Text = None,
+    formats: options.Formats = None,
+    limit_tokens: options.Limit = 2048,
+    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("tensors.csv"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show ranges of tensors, and what formats lose."""
+    from numsim.progress import spinner
+    from numsim.sweep.prepare import prepare
+    from numsim.sweep.sidecars import check_table, write_table
+    from numsim.sweep.spec import as_spec
+    from numsim.sweep.stats import entries_of
+    from numsim.sweep.tensors import COLUMNS, tensor_rows
+
+    check_table(out, force=force)
+    fields = _fields(
+        model=model, text=text, formats=options.split(formats), limit_tokens=limit_tokens
+    )
+    plan = as_spec(None, **fields)
+    rows: list[dict[str, Any]] = []
+    with spinner("measuring tensors", quiet=quiet):
+        for run in prepare(plan):
+            rows += tensor_rows(run.model, run.inputs, entries_of(plan), plan.batch)
+    write_table(out, COLUMNS, rows, force=force)
+    say("\n".join(_profile_lines(rows, width())))
+    say(f"{len(rows)} rows in {out}", err=True)
+
+
+def sensitivity(
+    model: options.Model = None,
+    text: options.Text = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Format to take apart; default: mxfp4_e2m1.",
+            autocompletion=options.ANY_FORMAT,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe in TOML instead, with its operators.")
+    ] = None,
+    granularity: options.Granularity = None,
+    target: Annotated[
+        str | None, typer.Option(help="Its unit.", autocompletion=options.ANY_TARGET)
+    ] = None,
+    products: Annotated[
+        str | None, typer.Option(help="What is emulated: linears (default), all-lm_head ...")
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Parts: layer, op (a product in all layers) or product.",
+            autocompletion=options.completes("layer", "op", "product"),
+        ),
+    ] = "op",
+    better: Annotated[
+        str,
+        typer.Option(
+            help="Format of a mixed recipe's worst parts.", autocompletion=options.ANY_FORMAT
+        ),
+    ] = "mxfp8_e4m3",
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Bits for each weight of a mixed recipe, which goes into mixed.toml."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the runs.", parser=options.whole, metavar="N"),
+    ] = None,
+    limit_tokens: options.Limit = 2040,
+    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("sensitivity.csv"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show which product or layer causes the error."""
+    from numsim.progress import sweep_progress
+    from numsim.sweep.sensitivity import COLUMNS, mixed_recipe
+    from numsim.sweep.sensitivity import sensitivity as parts_of
+    from numsim.sweep.sidecars import check_table, write_table, write_text
+    from numsim.sweep.spec import as_spec
+
+    mixed = out.with_name("mixed.toml")
+    for path in (out, *([mixed] if budget is not None else [])):
+        check_table(path, force=force)
+    fields = _fields(
+        model=model, text=text, formats=options.split(formats), targets=target, jobs=jobs,
+        granularities=options.split(granularity), products=products, limit_tokens=limit_tokens,
+        recipes=recipe,
+    )  # fmt: skip
+    if formats is None and recipe is None:
+        fields["formats"] = "mxfp4_e2m1"
+    plan = as_spec(None, **fields)
+    with sweep_progress(quiet=quiet) as progress:
+        rows = parts_of(plan, by=by, progress=progress)
+    write_table(out, COLUMNS, rows, force=force)
+    say("\n".join(_sensitivity_lines(rows)))
+    say(f"{len(rows)} rows in {out}", err=True)
+    if budget is not None:
+        made, bits = mixed_recipe(plan, better, rows, budget)
+        write_text(mixed, made.to_toml())
+        say(f"{bits:.3f} bits for each weight; numsim sweep --recipes {mixed} runs it")
+
+
+def accumulator(
+    model: options.Model = None,
+    text: options.Text = None,
+    formats: options.Formats = "int8,float8_e4m3fn",
+    targets: options.Targets = None,
+    limit_tokens: options.Limit = 512,
+    longest_k: Annotated[
+        int,
+        typer.Option(
+            help="Of synthetic sums, normally distributed.", parser=options.whole, metavar="K"
+        ),
+    ] = 65536,
+    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("accumulators.csv"),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show how wide accumulators must be, by K."""
+    from numsim.progress import spinner
+    from numsim.sweep.accumulators import COLUMNS, ORDER_COLUMNS, accumulator_rows, order_rows
+    from numsim.sweep.prepare import prepare
+    from numsim.sweep.sidecars import check_table, write_table
+    from numsim.sweep.spec import as_spec
+    from numsim.sweep.stats import entries_of
+
+    orders = out.with_name("orders.csv")
+    for path in (out, orders):
+        check_table(path, force=force)
+    fields = _fields(
+        model=model, text=text, formats=options.split(formats), targets=targets,
+        limit_tokens=limit_tokens,
+    )  # fmt: skip
+    plan = as_spec(None, **fields)
+    rows: list[dict[str, Any]] = []
+    turned: list[dict[str, Any]] = []
+    with spinner("adding on each unit", quiet=quiet):
+        entries = entries_of(plan)
+        for run in prepare(plan):
+            given = run.model, run.inputs, entries, plan.targets, plan.batch
+            rows += accumulator_rows(*given, longest_k)
+            turned += order_rows(*given)
+    write_table(out, COLUMNS, rows, force=force)
+    write_table(orders, ORDER_COLUMNS, turned, force=force)
+    say("\n".join([*_accumulator_lines(rows, width()), "", *_order_lines(turned)]))
+    say(f"{len(rows)} rows in {out}, {len(turned)} in {orders}", err=True)
+
+
+def _fields(**given: Any) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _profile_lines(rows: Rows, within: int) -> list[str]:
     """Return the tensors that lose most in any format, lowest SQNR first."""
     worst: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
@@ -44,7 +211,7 @@ def profile_lines(rows: Rows, within: int) -> list[str]:
     ]
 
 
-def sensitivity_lines(rows: Rows) -> list[str]:
+def _sensitivity_lines(rows: Rows) -> list[str]:
     """Return the parts of a network, largest share of the error first."""
     whole = next(row for row in rows if row["part"] == "all")
     parts = sorted(
@@ -61,7 +228,7 @@ def sensitivity_lines(rows: Rows) -> list[str]:
     return [title, *columns(cells, "<>>>>>"), *_rest(parts)]
 
 
-def accumulator_lines(rows: Rows, within: int) -> list[str]:
+def _accumulator_lines(rows: Rows, within: int) -> list[str]:
     """Return widths and errors by K: of the network the worst product of each K, and synthetic."""
     head = ("K", "of", "format", "unit", "bound", "l1", "peak", "wrap", "clamp", "VRR", "swamped",
             "SQNR dB", "promoted", "bias")  # fmt: skip
@@ -106,7 +273,7 @@ def _needed(rows: Rows, how: str) -> int | None:
     return min(fine, default=None)
 
 
-def order_lines(rows: Rows) -> list[str]:
+def _order_lines(rows: Rows) -> list[str]:
     """Return, of each unit, whether another order of a sum gives the same bits."""
     units: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:

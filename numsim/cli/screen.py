@@ -141,7 +141,7 @@ def _names(records: list[dict[str, Any]]) -> tuple[list[Column], dict[str, str]]
     }
     unusual = {name for row in records for name in unusual_settings(row)}
     for name in SETTINGS:
-        cells = [str(row.get(name)) for row in records]
+        cells = ["" if row.get(name) is None else str(row[name]) for row in records]
         alike = set(zip(*columns.values(), strict=True))  # until no two cases have one name
         apart = set(zip(*columns.values(), cells, strict=True))
         if name in unusual or len(apart) > len(alike):

@@ -1,4 +1,4 @@
-"""Commands that run networks: sweep, profile, sensitivity, accumulator. Parse, call, print."""
+"""The command sweep: parse, call, print."""
 
 from __future__ import annotations
 
@@ -10,84 +10,34 @@ import typer
 
 from numsim.cli import options
 from numsim.errors import NumsimError, printable
-from numsim.terminal import say, width
+from numsim.terminal import say
 from numsim.vocabulary import ROUNDINGS
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module to the command line."""
-    for command in (sweep, profile, sensitivity, accumulator):
-        app.command()(command)
-
-
-_FORMATS = options.completes(*options.FORMATS, *options.RECIPES)
-_TARGETS = options.completes(*options.TARGETS)
-_GRANULARITIES = options.completes(
-    "per_tensor", "per_channel+per_token", "none", "per_block:", "per_block:128x128"
-)
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Hugging Face folder, or ORG/NAME in its cache, or several, comma separated; default: "
-        "the bundled tiny Llama."
-    ),
-]
-Text = Annotated[
-    str | None,
-    typer.Option(
-        help="UTF-8 text, or token ids in .npy, integers [tokens], of an encoder [sentences, "
-        "tokens]; of an encoder or classifier .jsonl too, a text or a pair in each line; T5 "
-        "reads half of each window and is scored on the rest; default: the bundled course."
-    ),
-]
-Formats = Annotated[
-    str | None,
-    typer.Option(
-        help="Formats, comma separated: e4m3,int8,q3.4,nvfp4,mine.toml; int4+int8: weights and "
-        "activations; default: twelve.",
-        autocompletion=_FORMATS,
-    ),
-]
-Targets = Annotated[
-    str | None,
-    typer.Option(
-        help="Units, comma separated: ideal.fp32,nvidia.hopper.wgmma,mine.toml; fields: "
-        "ideal.int:acc_bits=16,20; default: the exact unit of each format.",
-        autocompletion=_TARGETS,
-    ),
-]
-Granularity = Annotated[
-    str | None,
-    typer.Option(
-        help="Scales, comma separated: per_tensor,per_channel+per_token,none,per_block:128,"
-        "per_block:128x128; default: the first two; none for bfloat16 and fixed point.",
-        autocompletion=_GRANULARITIES,
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(help="Use only the first tokens of the text.", parser=options.whole, metavar="N"),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+    """Add the command of this module to the command line."""
+    app.command()(sweep)
 
 
 def sweep(
-    model: Model = None,
-    text: Text = None,
-    formats: Formats = None,
+    model: options.Model = None,
+    text: options.Text = None,
+    formats: options.Formats = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Formats of weights, each with each of --activations.", autocompletion=_FORMATS
+            help="Formats of weights, each with each of --activations.",
+            autocompletion=options.ANY_FORMAT,
         ),
     ] = None,
     activations: Annotated[
         str | None,
-        typer.Option(help="Formats of activations; default: float32.", autocompletion=_FORMATS),
+        typer.Option(
+            help="Formats of activations; default: float32.", autocompletion=options.ANY_FORMAT
+        ),
     ] = None,
-    targets: Targets = None,
-    granularity: Granularity = None,
+    targets: options.Targets = None,
+    granularity: options.Granularity = None,
     scale_formats: Annotated[
         str | None, typer.Option(help="Formats of scales: float32,bfloat16,float8_e8m0fnu ...")
     ] = None,
@@ -112,7 +62,7 @@ def sweep(
     ] = None,
     kv: Annotated[
         str | None,
-        typer.Option("--kv", help="Formats of keys and values.", autocompletion=_FORMATS),
+        typer.Option("--kv", help="Formats of keys and values.", autocompletion=options.ANY_FORMAT),
     ] = None,
     recipes: Annotated[
         str | None,
@@ -161,7 +111,7 @@ def sweep(
         str | None,
         typer.Option(help="In place of jobs: tcp://HOST:PORT of a dask scheduler."),
     ] = None,
-    limit_tokens: Limit = None,
+    limit_tokens: options.Limit = None,
     seed: Annotated[
         str | None, typer.Option(help="Seeds of stochastic rounding, comma separated.")
     ] = None,
@@ -220,7 +170,7 @@ def sweep(
             autocompletion=options.completes("table", "csv", "json", "md"),
         ),
     ] = "table",
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run a model through formats and units; print a table."""
     from numsim.cli.screen import FORMS, print_cases
@@ -287,156 +237,3 @@ def _state(path: Path) -> tuple[int, ...] | None:
     except (OSError, ValueError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _fields(**given: Any) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def profile(
-    model: Model = None,
-    text: Text = None,
-    formats: Formats = None,
-    limit_tokens: Limit = 2048,
-    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("tensors.csv"),
-    force: Force = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show ranges of tensors, and what formats lose."""
-    from numsim.cli.questions import profile_lines
-    from numsim.progress import spinner
-    from numsim.sweep.prepare import prepare
-    from numsim.sweep.sidecars import check_table, write_table
-    from numsim.sweep.spec import as_spec
-    from numsim.sweep.stats import entries_of
-    from numsim.sweep.tensors import COLUMNS, tensor_rows
-
-    check_table(out, force=force)
-    fields = _fields(
-        model=model, text=text, formats=options.split(formats), limit_tokens=limit_tokens
-    )
-    plan = as_spec(None, **fields)
-    rows: list[dict[str, Any]] = []
-    with spinner("measuring tensors", quiet=quiet):
-        for run in prepare(plan):
-            rows += tensor_rows(run.model, run.inputs, entries_of(plan), plan.batch)
-    write_table(out, COLUMNS, rows, force=force)
-    say("\n".join(profile_lines(rows, width())))
-    say(f"{len(rows)} rows in {out}", err=True)
-
-
-def sensitivity(
-    model: Model = None,
-    text: Text = None,
-    formats: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="Format to take apart; default: mxfp4_e2m1.", autocompletion=_FORMATS
-        ),
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="Recipe in TOML instead, with its operators.")
-    ] = None,
-    granularity: Granularity = None,
-    target: Annotated[str | None, typer.Option(help="Its unit.", autocompletion=_TARGETS)] = None,
-    products: Annotated[
-        str | None, typer.Option(help="What is emulated: linears (default), all-lm_head ...")
-    ] = None,
-    by: Annotated[
-        str,
-        typer.Option(
-            help="Parts: layer, op (a product in all layers) or product.",
-            autocompletion=options.completes("layer", "op", "product"),
-        ),
-    ] = "op",
-    better: Annotated[
-        str, typer.Option(help="Format of a mixed recipe's worst parts.", autocompletion=_FORMATS)
-    ] = "mxfp8_e4m3",
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Bits for each weight of a mixed recipe, which goes into mixed.toml."),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Processes that share the runs.", parser=options.whole, metavar="N"),
-    ] = None,
-    limit_tokens: Limit = 2040,
-    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("sensitivity.csv"),
-    force: Force = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show which product or layer causes the error."""
-    from numsim.cli.questions import sensitivity_lines
-    from numsim.progress import sweep_progress
-    from numsim.sweep.sensitivity import COLUMNS, mixed_recipe
-    from numsim.sweep.sensitivity import sensitivity as parts_of
-    from numsim.sweep.sidecars import check_table, write_table, write_text
-    from numsim.sweep.spec import as_spec
-
-    mixed = out.with_name("mixed.toml")
-    for path in (out, *([mixed] if budget is not None else [])):
-        check_table(path, force=force)
-    fields = _fields(
-        model=model, text=text, formats=options.split(formats), targets=target, jobs=jobs,
-        granularities=options.split(granularity), products=products, limit_tokens=limit_tokens,
-        recipes=recipe,
-    )  # fmt: skip
-    if formats is None and recipe is None:
-        fields["formats"] = "mxfp4_e2m1"
-    plan = as_spec(None, **fields)
-    with sweep_progress(quiet=quiet) as progress:
-        rows = parts_of(plan, by=by, progress=progress)
-    write_table(out, COLUMNS, rows, force=force)
-    say("\n".join(sensitivity_lines(rows)))
-    say(f"{len(rows)} rows in {out}", err=True)
-    if budget is not None:
-        made, bits = mixed_recipe(plan, better, rows, budget)
-        write_text(mixed, made.to_toml())
-        say(f"{bits:.3f} bits for each weight; numsim sweep --recipes {mixed} runs it")
-
-
-def accumulator(
-    model: Model = None,
-    text: Text = None,
-    formats: Formats = "int8,float8_e4m3fn",
-    targets: Targets = None,
-    limit_tokens: Limit = 512,
-    longest_k: Annotated[
-        int,
-        typer.Option(
-            help="Of synthetic sums, normally distributed.", parser=options.whole, metavar="K"
-        ),
-    ] = 65536,
-    out: Annotated[Path, typer.Option(help="CSV file.")] = Path("accumulators.csv"),
-    force: Force = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show how wide accumulators must be, by K."""
-    from numsim.cli.questions import accumulator_lines, order_lines
-    from numsim.progress import spinner
-    from numsim.sweep.accumulators import COLUMNS, ORDER_COLUMNS, accumulator_rows, order_rows
-    from numsim.sweep.prepare import prepare
-    from numsim.sweep.sidecars import check_table, write_table
-    from numsim.sweep.spec import as_spec
-    from numsim.sweep.stats import entries_of
-
-    orders = out.with_name("orders.csv")
-    for path in (out, orders):
-        check_table(path, force=force)
-    fields = _fields(
-        model=model, text=text, formats=options.split(formats), targets=targets,
-        limit_tokens=limit_tokens,
-    )  # fmt: skip
-    plan = as_spec(None, **fields)
-    rows: list[dict[str, Any]] = []
-    turned: list[dict[str, Any]] = []
-    with spinner("adding on each unit", quiet=quiet):
-        entries = entries_of(plan)
-        for run in prepare(plan):
-            given = run.model, run.inputs, entries, plan.targets, plan.batch
-            rows += accumulator_rows(*given, longest_k)
-            turned += order_rows(*given)
-    write_table(out, COLUMNS, rows, force=force)
-    write_table(orders, ORDER_COLUMNS, turned, force=force)
-    say("\n".join([*accumulator_lines(rows, width()), "", *order_lines(turned)]))
-    say(f"{len(rows)} rows in {out}, {len(turned)} in {orders}", err=True)

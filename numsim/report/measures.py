@@ -102,7 +102,8 @@ SETTINGS: dict[str, str] = {
     "case_id": "case", "recipe": "recipe", "format": "format", "weight_format": "weights",
     "act_format": "activations", "granularity": "granularity", "block": "block",
     "scale_format": "scale format", "scale_rule": "scale rule", "rounding": "rounding",
-    "target": "unit", "seed": "seed", "recipe_digest": "recipe digest", "model": "model",
+    "target": "unit", "products": "products", "kv_format": "keys and values", "seed": "seed",
+    "recipe_digest": "recipe digest", "model": "model",
     "text": "text", "tokens": "tokens", "accumulator": "accumulator", "energy_node": "energy: node",
     "cost_source": "cost: source", "cost_mark": "cost: mark",
 }  # fmt: skip

@@ -38,9 +38,12 @@ LATER_NUMBERS = tuple(
         *(m.key for m in MEASURES if m.key not in (*NUMBERS, *DERIVED)),
     ))
 )  # fmt: skip
-LATER_WORDS = ("error", "recipe_digest", "accumulator", "energy_node", "cost_source", "cost_mark")
+ASKED = ("products", "kv_format")  # settings that say by themselves what they set
+LATER_WORDS = (
+    "error", "recipe_digest", "accumulator", "energy_node", "cost_source", "cost_mark", *ASKED,
+)  # fmt: skip
 WHOLE = ("block", "tokens", "seed")
-_KEYS = re.compile(r" (?:scale_format=(?:float\d+_)?|scale_rule=)")
+_KEYS = re.compile(r" (?:scale_format=(?:float\d+_)?|scale_rule=|products=(?=\w))")
 RUN = ("model", "text", "tokens")  # cases that agree in these can be ranked
 
 
@@ -146,9 +149,12 @@ def _with_labels(cases: pd.DataFrame) -> pd.DataFrame:
     keys = ["format", "scales", "target"]
     suffix = pd.Series("", index=cases.index)
     unusual = [unusual_settings(dict(row)) for _, row in cases.iterrows()]
-    for name in SETTINGS:
+    for name in (*ASKED, *SETTINGS):
         unlike = name in RUN and cases[name].nunique() > 1  # figures of two runs do not compare
-        said = f" {name}=" + cases[name].mask(cases[name] == "", "none")
+        empty = cases[name] == ""
+        said = f" {name}=" + cases[name].mask(empty, "none")
+        if name in ASKED:
+            said = said.mask(empty, "")
         if unlike or (cases.groupby(keys)[name].nunique() > 1).any():
             keys.append(name)
             suffix += said

@@ -6,6 +6,7 @@ Read from the file that ``numsim train --watch`` writes beside the curves.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ DRAWN = (
     (INSIDE,),
 )  # columns: the first there is
 PANELS = 6  # recipes that the figure of histograms draws, a row each
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000")
+# Two families of colours, light to dark, would hide which line is which: every recipe gets a
+# colour of its own and, beyond eight, a dash of its own (Okabe and Ito's colours).
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
 def read_tensors(curves: Path, recipes: set[str]) -> pd.DataFrame | None:
@@ -125,6 +129,14 @@ def draw_tensors(tensors: pd.DataFrame) -> dict[str, Drawn]:
     return drawn
 
 
+def line_styles(recipes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return how the line of each recipe is drawn, the same in every figure of a report."""
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % 3]}
+        for i, name in enumerate(dict.fromkeys(recipes))
+    }
+
+
 def _histograms(table: pd.DataFrame) -> Drawn | None:
     limited = table[table["limit"].notna()]
     names = list(dict.fromkeys(limited["recipe"]))
@@ -182,13 +194,18 @@ def _moved(parameters: pd.DataFrame) -> Drawn:
     values = 100 * parameters.groupby(["recipe", "step"], sort=False)["moved_rate"].mean()
     figure = canvas(8.4, 3.6)
     axes = figure.subplots()
-    for at, name in enumerate(dict.fromkeys(parameters["recipe"])):
+    for name, style in line_styles(parameters["recipe"]).items():
         line = values.loc[name].sort_index()
-        style = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[at // len(COLOURS) % 3]
+        # at 0, where a run stalls, the axis does not hide it
         axes.plot(
-            line.index, line, label=drawn_name(name), color=COLOURS[at % len(COLOURS)],
-            linestyle=style, linewidth=1.4,
-        )  # fmt: skip
+            line.index,
+            line,
+            label=drawn_name(name),
+            linewidth=1.6,
+            clip_on=False,
+            zorder=3,
+            **style,
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("values or codes that moved (%)")
     axes.set_yscale("symlog", linthresh=0.1)  # 0 is a stall

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from numsim.files import separator_of
 from numsim.report.csv import CURVES, number_columns, read_table
 from numsim.report.figures import STYLE, Drawn, canvas, drawn_name, save_figure
 from numsim.report.page import code, table_lines, text
-from numsim.report.tensors import draw_tensors, read_tensors, tensor_lines
+from numsim.report.tensors import draw_tensors, line_styles, read_tensors, tensor_lines
 
 KEYS = ("recipe", "seed", "step", "loss")  # what makes a CSV file one of curves
 NUMBERS = (
@@ -32,11 +31,6 @@ WORSE = 1.2  # times the loss of float32 on unseen data: beyond, a recipe suffer
 LEARNED = 0.9  # of the first training loss: a run that ends above it has not learned
 COST = 2.0  # points of accuracy that are worth a sentence
 CLEAR = 2.0  # standard errors from which a difference is called one
-
-# Two families of colours, light to dark, would hide which line is which: every recipe gets a
-# colour of its own and, beyond eight, a dash of its own (Okabe and Ito's colours).
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
 def is_training(path: Path) -> bool:
@@ -321,13 +315,6 @@ def draw_curves(curves: pd.DataFrame) -> dict[str, Drawn]:
     return drawn
 
 
-def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % 3]}
-        for i, name in enumerate(dict.fromkeys(names))
-    }
-
-
 def _loss(curves: pd.DataFrame) -> Drawn:
     width = SMOOTH if curves["step"].max() >= 5 * SMOOTH else 1
     at = ((curves["step"] - 1) // width + 1) * width
@@ -378,7 +365,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def _draw(axes: Axes, values: pd.Series) -> None:
     """Draw the mean over seeds of values indexed by (recipe, at, seed), and their spread."""
     names = list(dict.fromkeys(values.index.get_level_values("recipe")))
-    for name, style in _styles(names).items():
+    for name, style in line_styles(names).items():
         by_seed = values.loc[name].unstack("seed").sort_index()
         x, mean = by_seed.index.to_numpy(float), by_seed.mean(axis=1).to_numpy()
         spread = by_seed.std(axis=1, ddof=1).fillna(0.0).to_numpy()

@@ -182,7 +182,7 @@ def _rows(
             bits = next((r.acc_bits for _, r in one.rules if adds_integers(r)), None)
             words = "".join(f":{key}={value}" for key, value in changes.items())
             yield head | {
-                "target": f"{called}{words}", "swamp_rate": stats.swamped / max(stats.steps, 1),
+                "target": f"{called}{words}", "swamp_rate": stats.swamped / max(stats.products, 1),
                 "overflow_rate": lost / max(stats.steps, 1), "acc_bits": bits,
                 "overflow": changes.get("overflow"), "promote_every": one.promote_every,
                 "sqnr_db": ratio_db(signal, float(((got - exact) ** 2).sum())),

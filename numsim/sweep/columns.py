@@ -151,8 +151,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "acc_swamp_rate",
         "",
-        "share of accumulation steps whose nonzero addend was lost whole; counted on the first "
-        "rows, with --stats",
+        "nonzero addends that were lost whole, for each product of two numbers; counted on the "
+        "first rows, with --stats",
     ),
     Column(
         "acc_peak_bits",

@@ -1,38 +1,29 @@
 """results.csv: one writer at a time, rows appended as they are made, finished cases kept.
 
-Every record is one line. The last row of a case (``layer="all"``) carries a digest of the others:
-a case is finished where its lines give that digest, so none is missing, doubled or changed. What a
-resumed sweep does not keep is removed by a new file that takes the place of the old one in a
-single step; until then the old one stays as it was.
+What a resumed sweep does not keep is removed by a new file that takes the place of the old one in
+a single step; until then the old one stays as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from numsim.errors import DamagedFileWarning, NumsimError, printable
-from numsim.files import SEPARATORS, check_regular, escape_cell, plain_cell, separator_of
+from numsim.errors import DamagedFileWarning, NumsimError
+from numsim.files import check_regular
 from numsim.losses import join_losses
-from numsim.sweep.columns import COLUMNS, NAMES
+from numsim.sweep.columns import NAMES
+from numsim.sweep.lines import add_to, cell, check_header, finished, line_of, printed, ranges
 from numsim.sweep.lock import Lock
-from numsim.version import __version__
 
-_CASE_ID = re.compile(r"[0-9a-f]{12}")
-_NAMES_OF_IT = ("case_id", "model", "text")  # the same in all rows of a case
-_NOT_COUNTED = {"seconds", "check", *_NAMES_OF_IT}  # the digest is that of the figures
 _APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
-_SHOWN = 6  # ranges of lines in a message
 
 
 class ResultsFile:
@@ -73,7 +64,7 @@ class ResultsFile:
         self._path, self._resume, self._force = path, resume, force
         self.others, self._joined = others, dict[Path, list[str]]()
         self._digests: dict[str, Any] = {}
-        self._content = [_line(NAMES)]  # what the file is to hold before the first new row
+        self._content = [line_of(NAMES)]  # what the file is to hold before the first new row
         self._as_it_is = False  # the file holds just that
         self._damaged = False
         self._file = -1
@@ -101,10 +92,10 @@ class ResultsFile:
         unknown = row.keys() - set(NAMES)
         if unknown:
             raise KeyError(f"no column of a results file: {sorted(unknown)}")
-        row = {name: _value(row.get(name)) for name in NAMES}
+        row = {name: printed(row.get(name)) for name in NAMES}
         last = row["layer"] == "all"
         digest = self._digests.setdefault(row["case_id"], hashlib.sha256())
-        _add(digest, (_text(row[name]) for name in NAMES))
+        add_to(digest, (cell(row[name]) for name in NAMES))
         if last:
             row["check"] = self._digests.pop(row["case_id"]).hexdigest()[:12]
         if self._path is not None:
@@ -112,7 +103,7 @@ class ResultsFile:
                 if self._file < 0:
                     self.before_first()
                     self._open()
-                self._append(_line(_text(value) for value in row.values()))
+                self._append(line_of(cell(value) for value in row.values()))
                 if last:
                     os.fsync(self._file)
             except OSError as error:
@@ -184,8 +175,8 @@ class ResultsFile:
         lines = path.read_bytes().split(b"\n")
         if not any(line.strip() for line in lines):
             return
-        _check_header(path, lines)
-        content, kept, _ = _finished(self._content[0], lines)
+        check_header(path, lines)
+        content, kept, _ = finished(self._content[0], lines)
         known = {row["case_id"] for row in self.kept}
         self.kept += [row for row in kept if row["case_id"] not in known]
         new = [line for line in content[1:] if line.partition(b",")[0].decode() not in known]
@@ -200,13 +191,13 @@ class ResultsFile:
                 "keep its finished cases, --force (force=True) to replace it, or another file"
             )
         lines = data.split(b"\n")
-        _check_header(path, lines)
-        self._content, self.kept, bad = _finished(self._content[0], lines)
+        check_header(path, lines)
+        self._content, self.kept, bad = finished(self._content[0], lines)
         self._as_it_is = b"".join(self._content) == data
         if bad:
             self._damaged = True
             warnings.warn(
-                f"sweep: {path}: {_ranges(bad)} damaged, doubled or foreign, and not kept; cases "
+                f"sweep: {path}: {ranges(bad)} damaged, doubled or foreign, and not kept; cases "
                 "of this sweep among them are computed again; the file as it is now becomes "
                 f"{path}.damaged",
                 DamagedFileWarning,
@@ -269,20 +260,6 @@ def _in_order(cases: Sequence[str], place: Mapping[str, int]) -> list[int]:
     return found
 
 
-def parse(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row read from a file with the types of a row just computed."""
-    values: dict[str, Any] = {}
-    for column in COLUMNS:
-        text = row[column.name]
-        if text in ("", None):
-            values[column.name] = None
-        elif column.type is bool:
-            values[column.name] = text == "True"
-        else:
-            values[column.name] = plain_cell(text) if column.type is str else column.type(text)
-    return values
-
-
 def _check_place(path: Path) -> None:
     """Raise NumsimError unless `path` can be written, and replaced; nothing is touched."""
     if "\0" in str(path):
@@ -304,124 +281,6 @@ def _check_place(path: Path) -> None:
             f"sweep: cannot write {path}: permission denied for the folder {place.parent}, in "
             "which results are written beside and moved into place"
         )
-
-
-def _check_header(path: Path, lines: list[bytes]) -> None:
-    """Raise NumsimError unless the first line has the columns of this version."""
-    first = lines[0].decode("utf-8-sig", "replace").rstrip("\r")
-    if first == ",".join(NAMES):
-        return
-    words, names = "", first.split(",")
-    separator = separator_of(first)
-    if separator != "," and set(NAMES) & set(first.replace('"', "").split(separator)):
-        words = (
-            f"is separated by {SEPARATORS[separator]}, as spreadsheets write it, who may have "
-            "rounded its numbers; resume needs the file that numsim wrote"
-        )
-    elif {"case_id", "numsim_version"} <= set(names):
-        version = "another version of numsim"
-        with contextlib.suppress(csv.Error, UnicodeDecodeError, IndexError):
-            version = f"numsim {next(_cells(lines[1]))[names.index('numsim_version')]}"
-        unlike = [*(n for n in NAMES if n not in names), *(n for n in names if n not in NAMES)]
-        words = (
-            f"was written by {printable(version)}, or changed since: its columns differ "
-            f"({printable(', '.join(unlike[:_SHOWN]) or 'their order')}); this is numsim "
-            f"{__version__}, which does not mix the two"
-        )
-    else:
-        words = "does not have the columns of a results file; resume needs one"
-    raise NumsimError(f"sweep: {path} {words}; name another file, or --force replaces it")
-
-
-def _finished(
-    header: bytes, lines: list[bytes]
-) -> tuple[list[bytes], list[dict[str, Any]], list[int]]:
-    """Return the lines that stay, their rows, and the numbers of lines that are not a sweep's.
-
-    What a kill leaves, an unfinished case and a last line without its end, is no damage.
-    """
-    found: dict[str, list[tuple[int, list[str]]]] = {}
-    bad = []
-    for number, raw in enumerate(lines[1:], start=2):
-        if not raw.strip() or raw.rstrip(b"\r") == header.rstrip(b"\n"):
-            continue  # a second header: of a file put after another
-        try:
-            cells = next(_cells(raw))
-        except (csv.Error, UnicodeDecodeError, StopIteration):
-            cells = []
-        if len(cells) == len(NAMES) and _CASE_ID.fullmatch(cells[NAMES.index("case_id")]):
-            found.setdefault(cells[NAMES.index("case_id")], []).append((number, cells))
-        elif number < len(lines):  # the last has no end: it is cut, or empty
-            bad.append(number)
-    content, kept = [header], []
-    for rows in found.values():
-        cells_of = [cells for _, cells in rows]
-        layers = [cells[NAMES.index("layer")] for cells in cells_of]
-        if "all" not in layers:
-            continue  # unfinished
-        parsed = _intact(cells_of) if layers.index("all") == len(layers) - 1 else None
-        if parsed is None:
-            bad += [number for number, _ in rows]
-            continue
-        kept += parsed
-        content += [lines[number - 1].rstrip(b"\r") + b"\n" for number, _ in rows]
-    return content, kept, sorted(bad)
-
-
-def _intact(rows: list[list[str]]) -> list[dict[str, Any]] | None:
-    """Return the rows of a case if they give the digest in the last of them."""
-    digest = hashlib.sha256()
-    for cells in rows:
-        _add(digest, cells)
-    one = all(len({cells[NAMES.index(name)] for cells in rows}) == 1 for name in _NAMES_OF_IT)
-    if not one or rows[-1][NAMES.index("check")] != digest.hexdigest()[:12]:
-        return None
-    try:
-        return [parse(dict(zip(NAMES, cells, strict=True))) for cells in rows]
-    except ValueError:  # in `seconds`, which the digest does not cover
-        return None
-
-
-def _add(digest: Any, cells: Iterable[str]) -> None:
-    counted = (c for name, c in zip(NAMES, cells, strict=True) if name not in _NOT_COUNTED)
-    digest.update(_line(counted))
-
-
-def _value(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return escape_cell(value) if isinstance(value, str) else str(value)
-
-
-def _line(cells: Iterable[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _cells(raw: bytes) -> Any:
-    return csv.reader([raw.decode().rstrip("\r")], strict=True)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Return ``lines 3 and 7 to 9 are``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    words = [f"{low}" if low == high else f"{low} to {high}" for low, high in runs]
-    if len(words) > _SHOWN:
-        words = [*words[:_SHOWN], f"{len(words) - _SHOWN} more places"]
-    last = words.pop()
-    if not words and last.isdigit():
-        return f"line {last} is"
-    return f"lines {', '.join(words)}{' and ' if words else ''}{last} are"
 
 
 def _write(file: int, data: bytes) -> None:

@@ -174,7 +174,7 @@ def _lost(rule: Rule, x: NDArray[Any], stored: Stored | None) -> dict[str, Any]:
     found = counted(rule, x, stored)
     if found is None:
         return {}
-    rate = found.swamped / max(found.steps, 1)
+    rate = found.swamped / max(found.products, 1)
     return {"acc_swamp_rate": rate, "acc_peak_bits": found.peak_bits}
 
 
@@ -224,6 +224,8 @@ def describe(case: Case, digest: str, rules: Mapping[str, Rule]) -> dict[str, An
         values = {words[key] for words in described}
         row[key] = values.pop() if len(values) == 1 else "mixed"
     asked = dict(case.settings)
+    if "kv" in asked and len(rules) > 1:  # kv_format says how those are stored
+        row |= _scales_asked(case, rules)
     row["exact"] = all(words["exact"] for words in described)
     return row | {
         "case_id": case.case_id,
@@ -239,6 +241,15 @@ def describe(case: Case, digest: str, rules: Mapping[str, Rule]) -> dict[str, An
         "kv_format": asked.get("kv", None if recipe.kv is None else str(recipe.kv)),
         "emulated": any(is_emulated(recipe, name, rule) for name, rule in rules.items()),
     }
+
+
+def _scales_asked(case: Case, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return what a case of a grid says of scales: those of its formats, not of its cache."""
+    rule = next((rule for _, rule in case.recipe().rules if not rule.is_plain), None)
+    if rule is None or rule not in rules.values():
+        return {}
+    words = _words(case, rule, None)
+    return {name: words[name] for name in ("granularity", "block", "scale_format", "scale_rule")}
 
 
 def _words(case: Case, rule: Rule, kept: Spec | None) -> dict[str, Any]:

@@ -68,6 +68,13 @@ def test_numbers_are_never_cut_and_columns_never_empty(width):
         assert any("left out, the terminal is too narrow" in line for line in table)
 
 
+def test_a_recipe_has_no_word_for_the_products_of_a_grid():
+    grid = language(1, 0.003, products="linears+qk+pv", kv_format="int8")
+    table = lines([grid, language(2, 0.004, format="mine", recipe="mine")], 140)
+    assert any("linears+qk+pv" in line for line in table)
+    assert not any("None" in line for line in table)
+
+
 def test_the_narrowest_terminals_keep_the_measure():
     """A table of 40 columns was 43 wide, and each of its lines broke."""
     for rows in (MANY, [case | {"bits_per_weight": 8.0} for case in MANY]):  # in the title

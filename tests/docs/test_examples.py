@@ -38,3 +38,12 @@ def test_one_window_has_no_standard_error(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert not any("nan" in line or "±" in line for line in lines)
+
+
+def test_the_gallery_makes_every_folder_of_reports():
+    path = next(p for p in EXAMPLES if p.name == "gallery.py")
+    found = runpy.run_path(str(path))
+    made = set(found["PAGES"]) | set(found["SCRIPTS"])
+    folders = {p.name for p in found["REPORTS"].iterdir() if p.is_dir()}
+    assert folders - made == {"probes"}
+    assert "Only reports/probes" in found["__doc__"]

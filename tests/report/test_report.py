@@ -66,6 +66,24 @@ def csv(tmp_path, rows):
     return save(tmp_path / "results.csv", rows)
 
 
+def test_products_and_caches_are_in_the_names_of_cases(tmp_path):
+    local = {("0", "q_proj"): 30.0}
+    plain = case("a", "int8", "per_tensor", "ideal.int", 41.5, local, products="linears")
+    more = case("b", "int8", "per_tensor", "ideal.int", 42.5, local, products="linears+qk+pv")
+    cache = case("c", "int8", "per_tensor", "mixed", 43.5, local, products="linears",
+                 kv_format="int4", weight_format="mixed")  # fmt: skip
+    recipe = case("d", "mine", "per_tensor", "mixed", 44.5, local, recipe="mine")
+    found = read_results(save(tmp_path / "r.csv", [*plain, *more, *cache, *recipe])).cases
+    assert found["name"].tolist() == [
+        "int8 linears, per_tensor", "int8 linears+qk+pv, per_tensor",
+        "int8 linears kv_format=int4, per_tensor", "mine, per_tensor",
+    ]  # fmt: skip
+    # other products are no other unit: they do not stand in one line of a table
+    assert len(pivot(read_results(tmp_path / "r.csv"), "kl_nats")) == 4
+    alone = read_results(save(tmp_path / "r.csv", plain)).cases
+    assert alone["name"].tolist() == ["int8, per_tensor"]
+
+
 def test_pivot_has_every_case_once_and_formats_together(csv):
     table = pivot(read_results(csv), "perplexity")
     assert table.columns.tolist() == ["ideal.fp32", "ideal.int"]

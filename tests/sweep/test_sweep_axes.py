@@ -190,6 +190,9 @@ def test_rows_of_new_axes_say_what_ran(tmp_path):
     )  # fmt: skip
     whole, linear = rows.iloc[-1], rows[rows.op == "q_proj"].iloc[0]
     assert whole.format == "int4+int8"
+    # not mixed: kv_format says how keys and values are stored
+    assert (whole.granularity, whole.kv_format) == ("per_channel+per_token", "int8")
+    assert (whole.scale_format, whole.target, whole.exact) == ("float32", "mixed", False)
     assert (linear.weight_format, linear.act_format) == ("int4", "int8")
     assert linear.target == "ideal.int:acc_bits=24"
     assert linear.accumulator == "int24"

@@ -99,6 +99,26 @@ def test_accumulators_are_intact_from_the_measured_peak_on(model, inputs):
     assert worst["sqnr_db"] < 20 < one["sqnr_db"]
 
 
+@pytest.mark.parametrize("target", ["nvidia.hopper.wgmma", "nvidia.volta.mma", "ideal.fp32"])
+def test_no_more_addends_are_swamped_than_there_are_products(target):
+    # tiny products beside a large one: every group of wgmma loses all of its 32 but that one
+    a = np.full((4, 256), 2.0**-9, np.float32)
+    a[:, ::32] = 448.0
+    fmt = "float16" if "volta" in target else "e4m3"
+    q = ns.quantize(a, fmt, granularity="none")
+    b = ns.quantize(np.abs(a[:1].T), fmt, granularity="none")
+    stats = ns.matmul(q, b, target=target, stats=True)[1]
+    assert stats.swamped <= stats.products
+    if "hopper" in target:
+        assert stats.swamped > stats.steps  # so that a rate is for each product, not each step
+
+
+def test_a_rate_of_swamping_is_for_each_product(model, inputs):
+    rows = list(accumulator_rows(model, inputs, [Entry.of("e4m3")], None, 8, 4096))
+    assert max(row["swamp_rate"] for row in rows) < 0.1  # of steps it is above 1
+    assert any(row["swamp_rate"] > 0 for row in rows)
+
+
 def test_other_orders_change_truncating_sums_and_no_integer(model, inputs):
     targets = ["ideal.int", "nvidia.hopper.wgmma"]
     rows = list(order_rows(model, inputs, [Entry.of("int8")], targets[:1], 8))

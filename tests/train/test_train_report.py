@@ -5,6 +5,7 @@ import math
 import pytest
 
 from numsim.errors import NumsimError, printable
+from numsim.report import tensors, training
 from numsim.report.training import (
     findings,
     is_training,
@@ -165,6 +166,31 @@ def test_watched_tensors_are_drawn_with_the_one_that_loses_most(tmp_path):
     assert "gone" not in page
     assert "nan" not in page
     assert training_files(path) == files
+
+
+def test_a_recipe_is_drawn_alike_in_every_figure(tmp_path, monkeypatch):
+    path = file_of(tmp_path, rows("float32", [0.9]), rows("int8", [0.9]))
+    made = [
+        tensor(recipe, step, "w", "parameter", "float32", moved=0.0)
+        for recipe in ("float32", "int8") for step in (1, 2)
+    ]  # fmt: skip
+    write_csv(path.with_suffix(".tensors.csv"), made, TENSORS)
+    drawn = []
+    for module in (training, tensors):
+        save = module.save_figure
+        monkeypatch.setattr(
+            module, "save_figure", lambda f, c, save=save: (drawn.append(f), save(f, c))[1]
+        )
+    training_files(path)
+    looks = {
+        (line.get_label(), line.get_color(), line.get_linestyle())
+        for figure in drawn for axes in figure.axes for line in axes.lines
+    }  # fmt: skip
+    assert len(drawn) == 3  # loss, accuracy, moved
+    assert len(looks) == 2
+    stalled = [line for line in drawn[-1].axes[0].lines if not any(line.get_ydata())]
+    assert stalled
+    assert not any(line.get_clip_on() for line in stalled)  # seen on the axis
 
 
 @pytest.mark.parametrize(("change", "said"), [
