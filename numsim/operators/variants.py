@@ -108,11 +108,13 @@ def list_variants() -> tuple[Variant, ...]:
             Variant(f"exp2_poly:{degree}", "2**x", True, f"{error} relative", -126.0, 127.0, _FLASH)
             for degree, error in enumerate(_POLYNOMIALS, 1)
         ),
-        Variant("exp2_lut", "2**x", True, "by entries and table_format", -_INF, _INF, "definition"),
+        Variant("exp2_lut", "2**x", True, "0.0616 / entries**2 + 2**-p relative, p of "
+                "table_format; without interpolation 2**(1 / entries) - 1 + 2**-p", -126.0, 127.0,
+                "definition"),
         Variant("online_softmax", "softmax(s) v", True, "by p_format", -_INF, _INF, _FLASH),
         Variant("tflite_softmax_int8", "softmax", True, "1 step of 8 bits", -128, 127, _TFLITE),
-        Variant("tflite_softmax_int16", "softmax", True, "some steps of 2**-15", -32768, 32767,
-                _TFLITE),
+        Variant("tflite_softmax_int16", "softmax", True, "2 n steps of 2**-15 in a row of n: its "
+                "least exponential is e**-10", -32768, 32767, _TFLITE),
         Variant("tflite_tanh8", "tanh", True, "1 step of 2**-7", -128, 127, _TFLITE),
         Variant("tflite_logistic8", "sigmoid", True, "1 step of 2**-8", -128, 127, _TFLITE),
         Variant("gemmlowp_exp", "e**x", True, "about 2**-28", -_INF, 0, _TFLITE),
@@ -123,7 +125,8 @@ def list_variants() -> tuple[Variant, ...]:
         Variant("ibert_exp", "e**x", True, "2e-3 absolute at scales to 1e-3", -_INF, 0, _IBERT),
         Variant("ibert_gelu", "gelu", True, "1.9e-2 absolute at scales to 1e-4", -_INF, _INF,
                 _IBERT),
-        Variant("ibert_softmax", "softmax", True, "some steps of 2**-8", -_INF, _INF, _IBERT),
+        Variant("ibert_softmax", "softmax", True, "2 steps of 2**-8 at scales to 1e-3", -_INF, _INF,
+                _IBERT),
         Variant("ibert_sqrt", "sqrt", True, "floor", 0, _INF, _IBERT),
         Variant("ibert_norm", "layernorm without weights", True, "by shift", -_INF, _INF, _IBERT),
         Variant("ggml_gelu_f16", "gelu_tanh", True, "1 ulp of float16", -65504, 65504, "ggml"),

@@ -160,15 +160,56 @@ def test_the_published_share_of_wrong_bfloat16_values():
     assert wrong[4] == pytest.approx(0.03, abs=0.02)
 
 
+def inputs_of(fmt, low=-126.0, high=127.0):
+    """Return every number of a format of 16 bits in a range."""
+    x = np.asarray(ns.decode(np.arange(1 << 16, dtype=np.uint16), fmt), np.float32)
+    return x[(x >= low) & (x <= high)]
+
+
+@pytest.mark.parametrize("fmt", ["float16", "bfloat16"])
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
-def test_every_16_bit_input_of_a_polynomial_stays_within_its_bound(degree):
-    codes = np.arange(1 << 16, dtype=np.uint16)
-    x = ns.decode(codes, "bfloat16")
-    x = x[(x >= -126) & (x <= 127)]
+def test_every_16_bit_input_of_a_polynomial_stays_within_its_bound(degree, fmt):
+    x = inputs_of(fmt)
     bound = next(v for v in operators.list_variants() if v.name == f"exp2_poly:{degree}").error
     got = operators.exp2_poly(x, degree=degree).astype(np.float64)
     error = np.abs(got / np.exp2(x.astype(np.float64)) - 1).max()
     assert error <= float(bound.partition(" ")[0]) * 1.01 + 2.0**-23
+
+
+@pytest.mark.parametrize("fmt", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("table", "p"), [("float16", 11), ("bfloat16", 8), ("float32", 24)])
+@pytest.mark.parametrize("entries", [1, 3, 16, 64, 256])
+def test_every_16_bit_input_of_a_table_stays_within_its_bound(entries, table, p, fmt):
+    x = inputs_of(fmt)
+    said = next(v for v in operators.list_variants() if v.name == "exp2_lut").error
+    linear = float(said.partition(" ")[0]) / entries**2
+    for interpolation, bound in (("linear", linear), ("none", 2 ** (1 / entries) - 1)):
+        got = operators.exp2_lut(
+            x, entries=entries, table_format=table, interpolation=interpolation
+        )
+        error = np.abs(got.astype(float) / np.exp2(x.astype(float)) - 1).max()
+        most = bound + 2.0**-p + 2.0**-24  # the result is float32
+        assert error <= most
+        assert error > most / 8
+
+
+def test_softmax_of_integers_stays_within_its_steps():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 8, 64, 500):
+        x = rng.integers(-32768, 32768, (200, n))
+        for scale in (3e-4, 1e-3, 1e-2, 1.0):
+            want = float_softmax(x * float(np.float32(scale)))
+            steps = np.abs(operators.tflite_softmax_int16(x, input_scale=scale) - want * 2**15)
+            assert steps.max() <= 2 * n
+        x = np.round(rng.normal(size=(200, n)) * 1500).astype(int)
+        for scale in (1e-5, 1e-4, 1e-3):
+            want = float_softmax(x * float(np.float32(scale)))
+            assert np.abs(operators.ibert_softmax(x, scale=scale) - want * 2**8).max() <= 2
+
+
+def float_softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", [v.name for v in operators.list_variants() if not v.bit_exact])
