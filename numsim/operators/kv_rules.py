@@ -52,6 +52,13 @@ class KV:
     rule: str = "last"
 
     def __post_init__(self) -> None:
+        for given in (self.key, self.value):
+            fixed = given.get("static") if isinstance(given, Mapping) else given
+            if fixed is True or (isinstance(fixed, Spec) and fixed.static):
+                raise NumsimError(
+                    "kv: a recipe gives its cache no scales, which a static one needs; leave "
+                    "static out, or use numsim.operators.KVCache(scale=)"
+                )
         for name, spec in zip(("key", "value"), self.cache().specs, strict=True):
             object.__setattr__(self, name, spec)
         object.__setattr__(self, "residual", int(self.residual))

@@ -145,7 +145,6 @@ def test_refusals(made, message):
         ({"format": "int8", "tensor_scale": 2.0}, "tensor_scale is of a recipe"),
         ({"format": "int8", "scale_format": "float16"}, "without zero = 'minimum'"),
         ({"format": "int8", "static": 1}, "static is False or True"),
-        ({"format": "uint4", "granularity": "per_token", "group": 4, "static": True}, "of signed"),
         ({"format": "int8", "granularity": "per_channel", "group": True}, "a group of 1 or more"),
         ({"format": "int4", "zero": "minimum", "granularity": "per_token", "group": 8}, "uint1 to"),
         ({"format": "uint16", "granularity": "per_token", "group": 8}, "to uint8; got uint16"),
@@ -299,3 +298,13 @@ def test_a_message_about_a_recipe_names_the_table(tmp_path):
     path.write_text('[[rule]]\nmatch = "*"\n[kv.key]\nformat = "int8"\ngroup = 4\n')
     with pytest.raises(ns.NumsimError, match=r"r.toml: \[kv\]: key: group is of runs"):
         ns.Recipe.from_toml(path)
+
+
+@pytest.mark.parametrize("key", [{"format": "int8", "static": True}, "spec"])
+def test_a_recipe_has_no_scales_for_a_static_cache(key):
+    spec = ns.operators.Spec("int8", granularity="per_head", static=True) if key == "spec" else key
+    with pytest.raises(ns.NumsimError, match="leave static out, or use"):
+        KV(key=spec)
+    unsigned = {"format": "uint4", "granularity": "per_token", "group": 4, "static": True}
+    with pytest.raises(ns.NumsimError, match="of signed"):
+        KVCache(unsigned, scale=1.0)
