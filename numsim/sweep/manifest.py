@@ -100,9 +100,15 @@ class Manifest:
                 if called not in self.record[what]:
                     raise _other(results.path, name, called, ", ".join(self.record[what]))
         for path in (results.path, *results.others):
-            place = None if path is None else manifest_path(path)
-            if place is not None and place.is_file():
-                self._check_record(path, record_of(place))
+            if path is None or not path.is_file():
+                continue
+            place = manifest_path(path)
+            if not place.is_file():
+                raise NumsimError(
+                    f"sweep: {path} is kept by what its manifest says was measured, and there is "
+                    f"no {place.name} beside it; put it back, or --force starts again"
+                )
+            self._check_record(path, record_of(place))
 
     def _check_record(self, path: Path | None, found: dict[str, Any]) -> None:
         for what, name in _NAMED:

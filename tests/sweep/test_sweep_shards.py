@@ -89,6 +89,14 @@ def test_a_manifest_repeats_its_run(tmp_path, whole):
     assert {"models", "texts", "code_hash", "processor", "seeds", "libraries"} <= set(record)
 
 
+def test_rows_without_their_manifest_take_no_more(tmp_path, whole):
+    out = shutil.copy(whole, tmp_path / "r.csv")
+    before = out.read_bytes()
+    with pytest.raises(ns.NumsimError, match=r"no r\.manifest\.toml beside it; put it back"):
+        ns.sweep(SMALL | {"out": out, "resume": True})
+    assert out.read_bytes() == before
+
+
 def test_a_manifest_has_recipes_and_units_inside(tmp_path):
     unit, recipe = tmp_path / "narrow.toml", tmp_path / "mine.toml"
     unit.write_text(ns.get_target("ideal.int", acc_bits=20).to_toml())
