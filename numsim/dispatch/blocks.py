@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.dispatch.branch_free import by_addition, scalars_of
+from numsim.dispatch.branch_free import by_addition, integer_limits, scalars_of
 from numsim.formats import Format
 from numsim.kernels.convert import block_codes as kernels
 from numsim.kernels.convert.block_codes import BRAIN, HALF, SINGLE, Integers, Power
-from numsim.kernels.convert.blocks import folded
+from numsim.kernels.convert.blocks import covers, folded
 from numsim.kernels.convert.float32 import takes_bytes
 from numsim.kernels.convert.round import RNE, SATURATE
 from numsim.kernels.ir import simd
@@ -44,10 +44,7 @@ class _Kernels(NamedTuple):
 
 def covers_blocks(x: Array, axis: int, block: int) -> bool:
     """Whether kernels take blocks of an array: in C order, whole ones where they lie in rows."""
-    if x.dtype not in _KINDS or not (x.flags.c_contiguous and x.flags.aligned and x.size):
-        return False
-    inner = int(np.prod(x.shape[axis % x.ndim + 1 :], dtype=np.int64))
-    return inner > 1 or x.shape[axis] % block == 0
+    return x.flags.aligned and covers(x, axis, block, _KINDS)
 
 
 def encode_blocks(f: Format, x: Array, axis: int, block: int, power: Power, made: Stored) -> bool:
@@ -119,10 +116,9 @@ def _over(pieces: int, size: int, work: Callable[[int, int], object]) -> None:
 
 @cache
 def _kernels_of(f: Format, wide: bool) -> _Kernels | None:
-    if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
-        unit = 2.0**f.bias
-        limits = Integers(np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
-        return _Kernels(kernels.integers_along, kernels.integers_down, limits)
+    limits = integer_limits(f)
+    if limits is not None:
+        return _Kernels(kernels.integers_along, kernels.integers_down, Integers(*limits))
     if f.kind != "float" or f.bits > 16 or not (f.zero and f.signed):
         return None
     scalars = scalars_of(f, RNE, SATURATE, f.nan_code)

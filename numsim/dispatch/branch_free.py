@@ -31,6 +31,14 @@ def by_addition(f: Format, scalars: fast.Fast) -> bool:
     return nearest and int(scalars.clamp >> np.uint32(23)) + 24 - f.precision < 255
 
 
+def integer_limits(f: Format) -> tuple[np.float32, np.float32, np.float32] | None:
+    """Return what `integer_rne` multiplies by and its limits, None for a format that it leaves."""
+    if f.kind != "integer" or f.bits > 16 or f.bias > 120:
+        return None
+    unit = 2.0**f.bias
+    return np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit)
+
+
 def branch_free(f: Format, how: Plan, by: np.float32 | None = None) -> Worker | None:
     """Return a branch-free worker from float32 where one applies; `by` divides (stochastic)."""
     if f == get_format("float32"):
@@ -38,9 +46,8 @@ def branch_free(f: Format, how: Plan, by: np.float32 | None = None) -> Worker | 
     if f.bits > 16 or f.kind == "table" or how.overflow == WRAP:
         return None
     again = generic(f, how) if by is None else of_quotient(generic(f, how), by)
-    if f.kind == "integer" and how.mode == RNE and f.bias <= 120:
-        unit = 2.0**f.bias
-        limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+    limits = integer_limits(f)
+    if limits is not None and how.mode == RNE:
 
         def integer(
             x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]

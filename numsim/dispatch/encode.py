@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.dispatch.branch_free import branch_free, by_addition, scalars_of
+from numsim.dispatch.branch_free import branch_free, by_addition, integer_limits, scalars_of
 from numsim.dispatch.exact import from_integers, from_table, generic
 from numsim.dispatch.halves import (
     LOOKUP_FROM,
@@ -85,9 +85,8 @@ def encode_quotients(
 @cache
 def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[..., bool]] | None:
     """Return the kernels of one scale and of a scale for each row."""
-    if f.kind == "integer" and f.bits <= 16 and f.bias <= 120:
-        unit = 2.0**f.bias
-        limits = (np.float32(unit), np.float32(f.min * unit), np.float32(f.max * unit))
+    limits = integer_limits(f)
+    if limits is not None:
         return (
             lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits),
             lambda x, by, out: fast.rows_to_integers(x, by, out, *limits),

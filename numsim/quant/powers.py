@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,28 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.dispatch.blocks import Stored, covers_blocks, encode_blocks
-from numsim.formats import Format, get_format
-from numsim.kernels.convert.block_codes import Power
+from numsim.formats import get_format
 from numsim.quant.extremes import PART, pieces_of
 from numsim.quant.rule import POW2_FORMATS, Quant
+from numsim.quant.scales import power_of
 from numsim.quant.types import QTensor
-
-
-def power_of(fmt: Format, scale_rule: str) -> Power | None:
-    """Return a rule of power-of-two scales as kernels take it, None for one that searches.
-
-    >>> power_of(get_format("float4_e2m1fn"), "floor").more
-    -2
-    """
-    top, exponent = math.frexp(fmt.max)
-    return {
-        "floor": Power(2.0, -fmt.emax),  # no significand is above 2
-        "ceil": Power(1.0, -fmt.emax),
-        # rounded to the element's precision it carries into the next binade
-        "even": Power(math.nextafter(2.0 - 2.0**-fmt.precision, 0.0), -fmt.emax),
-        "rceil": Power(2 * top, 1 - exponent),  # the smallest with amax / scale <= max
-        "midmax": Power(top + 1.0, 1 - exponent),  # or nearer to max than to the next power
-    }.get(scale_rule)
 
 
 def far_below(rule: Quant) -> bool:

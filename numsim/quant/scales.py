@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numsim.convert import cast, decode, encode
 from numsim.errors import NumsimError
 from numsim.formats import Format, get_format
 from numsim.kernels.convert import blocks
+from numsim.kernels.convert.block_codes import Power
 from numsim.quant.odd import quotient_to_odd
 from numsim.quant.rule import POW2_FORMATS, Quant
 
@@ -127,28 +129,34 @@ def stored_scale(
     return np.asarray(kept, np.float32)
 
 
+def power_of(fmt: Format, scale_rule: str) -> Power | None:
+    """Return a rule of power-of-two scales by amax, None for one that searches.
+
+    >>> power_of(get_format("float4_e2m1fn"), "floor").more
+    -2
+    """
+    top, exponent = math.frexp(fmt.max)
+    return {
+        "floor": Power(2.0, -fmt.emax),  # no significand is above 2
+        "ceil": Power(1.0, -fmt.emax),
+        # rounded to the element's precision it carries into the next binade
+        "even": Power(math.nextafter(2.0 - 2.0**-fmt.precision, 0.0), -fmt.emax),
+        "rceil": Power(2 * top, 1 - exponent),  # the smallest with amax / scale <= max
+        "midmax": Power(top + 1.0, 1 - exponent),  # or nearer to max than to the next power
+    }.get(scale_rule)
+
+
 def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray[np.int64]:
     """Return the scale's exponent; -127 for a block of zeros.
 
     At most 127 for an amax of float32, which then saturates.
     """
-    fraction, exponent = np.frexp(amax)  # amax = fraction * 2**exponent, 0.5 <= fraction < 1
-    floor = exponent.astype(np.int64) - 1
-    if rule == "floor":
-        result = floor - fmt.emax
-    elif rule == "ceil":
-        result = floor + (fraction > 0.5) - fmt.emax
-    elif rule == "even":
-        # adding half an ulp of the element's precision carries into the next binade or does not
-        carries = fraction >= 1.0 - 2.0 ** -(fmt.precision + 1)
-        result = floor + carries - fmt.emax
-    elif rule in ("rceil", "midmax"):  # the smallest power of two with amax / scale <= max
-        top, top_exponent = np.frexp(fmt.max)
-        if rule == "midmax":  # or nearer to max than to the next power of two
-            top = (top + 1.0) / 2
-        result = exponent.astype(np.int64) - int(top_exponent) + (fraction > top)
-    else:
+    power = power_of(fmt, rule)
+    if power is None:
         raise NotImplementedError(f"scale_rule {rule} of POW2_RULES has no branch here")
+    half, exponent = np.frexp(amax)  # amax = 2 half * 2**(exponent - 1), 1 <= 2 half < 2
+    floor = exponent.astype(np.int64) - 1
+    result = floor + power.more + (2 * half > power.above)
     result = np.where(floor <= 127, np.minimum(result, 127), result)
     return np.where(amax == 0, np.int64(-127), result)
 

@@ -8,6 +8,7 @@ both with NumPy's.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,9 @@ def folded(x: Array, axis: int) -> Array:
     return x.reshape(outer, x.shape[axis], inner)
 
 
-def covers(x: Array, axis: int, block: int) -> bool:
-    """Whether the kernels take blocks: of float32 in C order, whole ones where they lie in rows."""
-    if x.dtype != np.float32 or not x.flags.c_contiguous or not x.size:
+def covers(x: Array, axis: int, block: int, dtypes: Collection[Any] = (np.float32,)) -> bool:
+    """Whether the kernels take blocks: of such numbers in C order, whole where they lie in rows."""
+    if x.dtype not in dtypes or not (x.flags.c_contiguous and x.size):
         return False
     inner = int(np.prod(x.shape[axis % x.ndim + 1 :], dtype=np.int64))
     return inner > 1 or x.shape[axis] % block == 0

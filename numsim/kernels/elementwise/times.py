@@ -11,9 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels.instructions import wide_vectors
-from numsim.kernels.jit import kernel, over_range
+from numsim.kernels.jit import expanded, kernel, over_range
 
 _GRAIN = 1 << 15  # elements a thread takes at least
+
+
+@expanded
+def _product(x: NDArray[Any], by: np.float32, out: NDArray[np.float32]) -> bool:
+    met = np.int32(0)
+    for i in range(x.size):
+        v = np.float32(np.float32(x[i]) * by)
+        met = np.int32(met | (np.int32(1) if v != v else np.int32(0)))
+        out[i] = v
+    return bool(met != np.int32(0))
 
 
 @kernel
@@ -21,24 +31,14 @@ def _times(
     x: NDArray[Any], by: np.float32, out: NDArray[np.float32], start: int, stop: int
 ) -> bool:
     wide_vectors()
-    x, out, met = x[start:stop], out[start:stop], np.int32(0)
-    for i in range(x.size):
-        v = np.float32(np.float32(x[i]) * by)
-        met = np.int32(met | (np.int32(1) if v != v else np.int32(0)))
-        out[i] = v
-    return bool(met != np.int32(0))
+    return _product(x[start:stop], by, out[start:stop])
 
 
 @kernel
 def _times_here(x: NDArray[Any], by: np.float32, start: int, stop: int) -> bool:
     wide_vectors()
-    x, met = x[start:stop], np.int32(0)
-    out = x.view(np.float32)  # seen here, LLVM knows that the places are the same
-    for i in range(x.size):
-        v = np.float32(np.float32(x[i]) * by)
-        met = np.int32(met | (np.int32(1) if v != v else np.int32(0)))
-        out[i] = v
-    return bool(met != np.int32(0))
+    part = x[start:stop]
+    return _product(part, by, part.view(np.float32))  # LLVM sees that the places are the same
 
 
 def times(x: NDArray[Any], by: np.float32, *, in_place: bool) -> tuple[NDArray[np.float32], bool]:
