@@ -5,6 +5,7 @@ a release.
 """
 
 from collections import defaultdict
+from typing import IO
 
 import pytest
 
@@ -39,3 +40,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if id(item) not in kept]
     items[:] = [item for item in items if id(item) in kept]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture
+def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say what stands in each figure in place of its pixels: rendering is most of a report's time.
+
+    A test that is marked ``rendered`` looks at pixels or outlines.
+    """
+    if request.node.get_closest_marker("rendered") is not None:
+        return
+    from matplotlib.collections import Collection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+    shown = ((Text, "get_text"), (Line2D, "get_xydata"), (Collection, "get_offsets"))
+
+    def save(figure: Figure, out: IO[bytes], **_: object) -> None:
+        for kind, name in shown:
+            for artist in figure.findobj(kind):
+                out.write(f"{getattr(artist, name)()}\n".encode())
+
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
+    monkeypatch.setattr(Figure, "savefig", save)

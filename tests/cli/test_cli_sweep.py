@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import numsim as ns
+from numsim.cli.entry import main
 
 pytestmark = pytest.mark.slow  # processes
 SMALL = ("--limit-tokens", "63", "--formats", "int8", "--granularity", "per_tensor")
@@ -22,6 +24,21 @@ def numsim(*words, cwd, **env):
     )  # fmt: skip
 
 
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, which has loaded what it needs, in the folder of the test."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["numsim", *words])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+            main()
+        out, errors = capsys.readouterr()
+        return subprocess.CompletedProcess(words, stop.value.code or 0, out, errors)
+
+    return run
+
+
 def refused(done):
     lines = [line for line in done.stderr.splitlines() if "compiling" not in line]
     assert done.returncode == 2, done.stderr
@@ -30,9 +47,9 @@ def refused(done):
     return lines[0]
 
 
-def test_forms_of_the_output(tmp_path):
+def test_forms_of_the_output(here, tmp_path):
     out = {
-        form: numsim("sweep", *SMALL, "--format", form, "--out", f"{form}.csv", cwd=tmp_path)
+        form: here("sweep", *SMALL, "--format", form, "--out", f"{form}.csv")
         for form in ("table", "csv", "json", "md")
     }
     assert all(done.returncode == 0 for done in out.values())
@@ -45,10 +62,8 @@ def test_forms_of_the_output(tmp_path):
     assert "error versus bit format" in out["table"].stdout
 
 
-def test_a_dry_run_lists_cases_and_writes_nothing(tmp_path):
-    done = numsim(
-        "sweep", *SMALL, "--targets", "ideal.int:acc_bits=16,20", "--dry-run", cwd=tmp_path
-    )
+def test_a_dry_run_lists_cases_and_writes_nothing(here, tmp_path):
+    done = here("sweep", *SMALL, "--targets", "ideal.int:acc_bits=16,20", "--dry-run")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split("s  ", 1)[1] for line in lines] == [
@@ -90,16 +105,16 @@ def test_questions_write_tables_once(words, tmp_path):
         ('[[recipes]]\nname = "x"\nbass = 1', "s.toml: recipes.0: 'bass' is no field"),
     ],
 )
-def test_wrong_settings_are_a_sentence_and_leave_nothing(text, words, tmp_path):
+def test_wrong_settings_are_a_sentence_and_leave_nothing(text, words, here, tmp_path):
     (tmp_path / "s.toml").write_text(text)
-    line = refused(numsim("sweep", "--config", "s.toml", cwd=tmp_path))
+    line = refused(here("sweep", "--config", "s.toml"))
     assert words in line
     assert [path.name for path in tmp_path.iterdir()] == ["s.toml"]
 
 
-def test_a_dry_run_reads_the_rows_of_cost(tmp_path):
+def test_a_dry_run_reads_the_rows_of_cost(here, tmp_path):
     (tmp_path / "c.toml").write_text('[[row]]\nid = "x"\n')
-    said = refused(numsim("sweep", "--dry-run", "--cost", "c.toml", cwd=tmp_path))
+    said = refused(here("sweep", "--dry-run", "--cost", "c.toml"))
     assert "cost: c.toml: row 'x'" in said
 
 
@@ -121,8 +136,8 @@ def test_a_dry_run_reads_the_rows_of_cost(tmp_path):
         (("profile", "--formats", "e4m4x"), "e4m4x"),
     ],
 )
-def test_wrong_words_are_a_sentence_and_leave_nothing(words, message, tmp_path):
-    assert message in refused(numsim(*words, cwd=tmp_path))
+def test_wrong_words_are_a_sentence_and_leave_nothing(words, message, here, tmp_path):
+    assert message in refused(here(*words))
     assert list(tmp_path.iterdir()) == []
 
 

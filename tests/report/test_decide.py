@@ -20,6 +20,8 @@ from numsim.report.prices import repriced
 from numsim.report.tables import read_results
 from numsim.sweep.columns import NAMES
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def case(name, fmt, bits, kl, **more):
     """Rows of one case: one product, and the network."""
@@ -230,6 +232,7 @@ def test_the_orders_of_sums_are_a_verdict_for_each_unit(tmp_path):
     assert ">25<" in verdicts
 
 
+@pytest.mark.rendered
 def test_every_figure_is_also_svg_with_outlines_and_a_title(tmp_path):
     path = save(tmp_path / "r.csv", case("a", "int8", 8.0, 0.1), case("b", "int4", 4.0, 0.3))
     files = write_report(path, tmp_path / "out")
@@ -242,6 +245,7 @@ def test_every_figure_is_also_svg_with_outlines_and_a_title(tmp_path):
         assert svg.with_suffix(".png").read_bytes().find(b"pHYs") > 0
 
 
+@pytest.mark.rendered
 def test_figures_of_hundreds_of_cases_stay_printable_and_name_what_is_left_out(tmp_path):
     from numsim.report.figures import best_cases
 

@@ -14,7 +14,7 @@ from numsim.report import figures, write_report
 from numsim.report.tables import local_sqnr, pivot, read_results
 from numsim.sweep.columns import NAMES
 
-pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unrendered")]
 
 
 def files_of(*figures, tables=("cases", "products")):
@@ -104,6 +104,7 @@ def test_local_sqnr_is_the_lowest_over_targets(csv):
     assert math.isnan(table.loc["1.down_proj", ("int8", "per_token")])
 
 
+@pytest.mark.rendered
 def test_page(csv, tmp_path):
     files = write_report(csv, tmp_path / "deep" / "report")
     assert [file.name for file in files] == files_of(*FIGURES, "units")
@@ -132,6 +133,7 @@ def test_page(csv, tmp_path):
     assert "unfinished" not in page
 
 
+@pytest.mark.rendered
 def test_same_bytes_twice_and_whatever_the_style(csv, tmp_path):
     import matplotlib as mpl
 
@@ -550,6 +552,7 @@ def test_long_names_stay_apart_in_figures(tmp_path, monkeypatch, length):
     assert len({word for word in words if word.startswith("unit_")}) == 2
 
 
+@pytest.mark.rendered
 def test_names_are_text_in_markdown_and_figures(tmp_path):
     """No name of the CSV file becomes a tag, a cell, a heading or an image."""
     rows = case("a", EVIL, EVIL, EVIL, 5.0, {(EVIL, EVIL): 3.0})

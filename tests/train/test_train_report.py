@@ -18,6 +18,8 @@ from numsim.train.files import write_csv
 from numsim.train.runs import CURVE_COLUMNS
 from numsim.train.watch import TENSOR_COLUMNS
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def rows(recipe, accuracies, *, loss=0.5, lost=0, perplexity="", error=""):
     """Return two steps of a run of each seed; the last one is scored."""
@@ -146,6 +148,7 @@ def tensor(recipe, step, name, role, fmt="int8", *, lost=0.0, moved=math.nan, bi
     return dict(zip(TENSORS, values, strict=True))
 
 
+@pytest.mark.rendered
 def test_watched_tensors_are_drawn_with_the_one_that_loses_most(tmp_path):
     path = file_of(tmp_path, rows("float32", [0.9]), rows("int8", [0.9]), rows("a|b", [0.9]))
     made = [
@@ -228,6 +231,7 @@ def test_networks_are_judged_by_perplexity(tmp_path):
     assert "17.25" in summary_text(path)
 
 
+@pytest.mark.rendered
 def test_odd_names_and_errors_stay_what_they_are(tmp_path):
     odd = "a|b`c\n# <b>*d*"
     out = "x`` <img src=y> ``z"  # two backticks end a code span of two
