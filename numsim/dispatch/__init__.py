@@ -7,8 +7,11 @@ and of the right type are views; of any other array, small copies.
 """
 
 from numsim.dispatch.decode import decode_array, float_codes
-from numsim.dispatch.encode import encode_array, encode_quotients
+from numsim.dispatch.encode import encode_array, encode_by_amax, encode_quotients
 from numsim.dispatch.exact import draw
 from numsim.dispatch.workers import Plan
 
-__all__ = ["Plan", "decode_array", "draw", "encode_array", "encode_quotients", "float_codes"]
+__all__ = [
+    "Plan", "decode_array", "draw", "encode_array", "encode_by_amax", "encode_quotients",
+    "float_codes",
+]  # fmt: skip

@@ -82,6 +82,34 @@ def encode_quotients(
     return not any(met)
 
 
+def encode_by_amax(
+    f: Format, x: NDArray[np.float32], top: np.float32, out: NDArray[Any]
+) -> np.float32 | None:
+    """Write the codes of ``fp32(x / scale)``, to nearest and saturated; return the scale.
+
+    It is fp32(amax / top), 1 where amax or `top` is 0. Returns None, with `out` undefined, where no
+    kernel does it: as `encode_quotients`, and where a number is not finite or the scale unusual.
+    """
+    found = _of_amax(f, simd.enabled())
+    if found is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
+        return None
+    kernel, how = found
+    scale = kernel(x.reshape(-1), top, out.reshape(-1), how)
+    return None if scale < 0 else np.float32(scale)
+
+
+@cache
+def _of_amax(f: Format, wide: bool) -> tuple[Callable[..., np.float32], Any] | None:
+    """Return the kernel of one scale by amax, and how it encodes."""
+    limits = integer_limits(f)
+    if limits is not None:
+        return fast.by_amax(np.dtype(f.code_dtype), True), limits
+    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
+    if _of_quotients(f, wide) is None or scalars is None:
+        return None
+    return fast.by_amax(np.dtype(f.code_dtype), False), scalars
+
+
 @cache
 def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[..., bool]] | None:
     """Return the kernels of one scale and of a scale for each row."""

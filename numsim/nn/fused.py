@@ -7,12 +7,13 @@ scale for the tensor or none; rounding to nearest even. Weights are rounded and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.formats import Format, get_format
+from numsim.formats import Format
 from numsim.kernels.gemm import fma as gemm_fma
 from numsim.kernels.gemm import hopper as gemm_hopper
 from numsim.kernels.gemm.steps import (
@@ -27,16 +28,14 @@ from numsim.kernels.gemm.steps import (
 )
 from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
+from numsim.nn.direct import group_of
 from numsim.nn.products import ONE_SCALE, Context, Operands
-from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.targets.chain import Chain as ChainOf
-from numsim.targets.fast.fused import FP8
+from numsim.quant import QTensor, Quant, as_quant
 from numsim.targets.operands import locked
 from numsim.targets.plan import class_for
 from numsim.targets.rules import about
-from numsim.targets.runs import chosen
 from numsim.targets.split_k import restarts
-from numsim.targets.tensor import batched, fields
+from numsim.targets.tensor import batched, fields, finite
 
 Step = Callable[[NDArray[np.float32]], NDArray[np.float32] | None]
 _NOTHING = np.float32(0)
@@ -112,12 +111,11 @@ def _call(
 
 def _fp8(target: Any, left: Format, right: QTensor) -> Fp8 | None:
     """Return weights of the 13-bit FP8 sums, None where the unit has others."""
-    _, sums = class_for(target, left, right.fmt)
-    zeros = quantize(np.zeros((1, right.shape[0]), np.float32), left)
+    group = group_of(target, left, right.fmt, right.shape[0])
     right = locked(right)  # what is kept of its codes stays true
-    alike = ChainOf(sums, zeros, right, None, get_format("float32"), target.name)
-    group = about(sums).step(sums, right.shape[0])
-    if simd.path() == "plain" or chosen(alike).kernel != FP8 or group % 16:
+    if simd.path() == "plain" or group is None or group % 16 or left.bits != 8:
+        return None
+    if not finite(right):
         return None
     packed = gemm_hopper.pack_b(batched(right.codes), group, in_place=False)
     return Fp8(packed.panels, right.shape[0], fields(left), fields(right.fmt))
@@ -145,6 +143,7 @@ def _operand(
     return left.fmt, kept if gradient else kept.T, how, scale
 
 
+@lru_cache(maxsize=256)
 def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     """Return whether a chain of fused multiply-adds in float32 gives the unit's sums."""
     _, rule = class_for(target, a, b)
@@ -152,6 +151,7 @@ def _chain(target: Any, a: Format, b: Format, depth: int) -> bool:
     return about(rule).is_float32_chain(rule, largest)
 
 
+@lru_cache(maxsize=256)
 def _rounding(quant: Quant, before: np.float32) -> Rounding | None:
     f, scaled = quant.fmt, quant.granularity == "per_tensor"
     if quant == RAW:

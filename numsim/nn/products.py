@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from numsim.errors import NotFiniteError, NumsimError
 from numsim.kernels.gemm.fma import gemm_fma, pack_b
 from numsim.models.gemm import RAW, probe
+from numsim.nn import direct
 from numsim.nn.draws import hadamard, random_signs, stream_key
 from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.quant.quick import quick
 from numsim.targets import matmul
 
 Array = NDArray[Any]
@@ -48,6 +50,7 @@ class Context:
     scaling: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
     between: Callable[[str], Any] | None = None
+    checked: dict[str, Any] = field(default_factory=dict)  # rules of products, by name
 
     def pointwise(self, name: str) -> Any:
         """Return the rule of an operation between products; None: its result is not stored."""
@@ -74,8 +77,8 @@ class Context:
 
     def rule(self, name: str) -> Any:
         """Return the rule of a product, checked; None in float64."""
-        if self.rules is None:
-            return None
+        if self.rules is None or name in self.checked:
+            return self.checked.get(name)
         rule = self.rules(name)
         for product in PRODUCTS:
             if not hasattr(rule, product):
@@ -85,6 +88,7 @@ class Context:
                     "numsim.train.recipe"
                 )
         check_rule(name, rule)
+        self.checked[name] = rule
         return rule
 
 
@@ -170,7 +174,9 @@ class Operands:
         key = quant, None if _for_both_axes(quant) else axis, scale
         if key not in codes:
             scaled = source if scale == 1 else source * scale
-            q = quantize(scaled, quant, axis=axis, **self._random(tensor, quant, axis))
+            made = quick(scaled, quant)
+            how = self._random(tensor, quant, axis)
+            q = quantize(scaled, quant, axis=axis, **how) if made is None else made
             if scale != 1:
                 given = np.float32(1) if q.scale is None else q.scale
                 q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
@@ -212,24 +218,67 @@ def _role(tensor: str) -> str:
 
 def forward_product(
     context: Context, name: str, x: Array, w: Any, weights: Codes | None = None,
-    at: tuple[object, ...] = (), *, inputs: Codes | None = None,
+    at: tuple[object, ...] = (), *, inputs: Codes | None = None, small: bool = False,
+    turned: tuple[int, ...] | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
     """Return y = x W^T [..., M, N], and what `backward_product` needs.
 
     `weights` keeps the codes of W for further products with the same W, which `at` tells apart:
     each has random bits of its own. `inputs` keeps those of x for products with the same x.
+    `small`: what asks before a product takes as long as it (`direct`). `turned`: the rows of x are
+    [B, T], and y is [T, B, N].
     """
     rule = context.rule(name)
     if not x.size:  # no row: nothing to quantise, and no gradient
-        return np.zeros((*x.shape[:-1], w.shape[-2]), context.dtype), (x, w)
+        y = np.zeros((*x.shape[:-1], w.shape[-2]), context.dtype)
+        return (y if turned is None else _by_steps(y, turned)), (x, w)
     if rule is None:
-        return chains(x, np.swapaxes(w, -1, -2)), (x, w)
+        y = chains(x, np.swapaxes(w, -1, -2))
+        return (y if turned is None else _by_steps(y, turned)), (x, w)
     kept = {} if weights is None else weights
     shared = {} if inputs is None else {"x": inputs}
     operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at, shared=shared)
     one = rule.forward
     left = operands.get("x", one.activations, -1)
-    return _multiply(left, operands.turned_weight(one.weights), one), (operands,)
+    right = operands.turned_weight(one.weights)
+    if turned is None:
+        return _multiply(left, right, one, small), (operands,)
+    if left.scale is None or left.scale.ndim or left.block_shape:
+        return _by_steps(_multiply(left, right, one, small), turned), (operands,)
+    y = _multiply(_rows_turned(left, turned), right, one, small)  # of codes, not of sums
+    return y.reshape(*turned[::-1], -1), (operands,)
+
+
+def _by_steps(y: Array, shape: tuple[int, ...]) -> Array:
+    return np.ascontiguousarray(y.reshape(*shape, -1).swapaxes(0, 1))
+
+
+def _rows_turned(q: QTensor, shape: tuple[int, ...]) -> QTensor:
+    """Return a tensor of one scale whose rows [A, B] stand as [B, A]."""
+    return QTensor(_by_steps(q.codes, shape).reshape(q.shape), q.fmt, q.scale, q.quant)
+
+
+def codes_by_rows(steps: Array, quants: Sequence[Any]) -> Codes | None:
+    """Return the codes of rows [B T, N] of values [T, B, N] as `Operands` share them.
+
+    None where a rule is not of one scale and to nearest, or does not store the values.
+    """
+    codes: Codes = {}
+    flat = steps.reshape(-1, steps.shape[-1])
+    for one in quants:
+        quant = RAW if one is None else as_quant(one)
+        if quant == RAW or quant.granularity not in ONE_SCALE or quant.rounding != "rne":
+            return None
+        key = quant, None, np.float32(1)
+        if key in codes or not steps.size:
+            continue
+        try:
+            made = quick(flat, quant)
+            q = quantize(flat, quant) if made is None else made
+        except NumsimError:
+            return None
+        codes[key] = _rows_turned(q, steps.shape[:2])
+    return codes
 
 
 def backward_product(
@@ -242,22 +291,23 @@ def backward_product(
 
 def backward_products(
     context: Context, products: Sequence[tuple[Any, ...]], g: Array, *, inputs: bool,
-    weights: Sequence[bool],
+    weights: Sequence[bool], small: bool = False, codes: Codes | None = None,
 ) -> tuple[Array | None, list[Array | None]]:  # fmt: skip
     """Return dx = g W of the first of several products with one g, and dW = g^T x of each.
 
     They share codes of g where none draws its own. One product gives all dW where each x has one
-    scale: columns of x stand side by side, and the sums of one do not depend on the others.
+    scale: columns of x stand side by side, and the sums of one do not depend on the others. `codes`
+    are those of g that are there.
     """
-    codes: Codes = {}
+    codes = {} if codes is None else codes
     each = [
         _with_gradient(context, p[0], g, codes) if len(p) == 1 else p for p in products
     ]  # a tape may be read again, and then with another gradient
     if len(each) > 1 and all(weights) and _fit_side_by_side(each):
-        dx, _ = _backward(context, each[0], g, inputs, False)
-        return dx, _side_by_side(each)
+        dx, _ = _backward(context, each[0], g, inputs, False, small)
+        return dx, _side_by_side(each, small)
     found = [
-        _backward(context, p, g, inputs and p is each[0], wanted)
+        _backward(context, p, g, inputs and p is each[0], wanted, small)
         for p, wanted in zip(each, weights, strict=True)
     ]
     return found[0][0], [dw for _, dw in found]
@@ -271,8 +321,9 @@ def _with_gradient(context: Context, kept: Operands, g: Array, codes: Codes) -> 
 
 
 def _backward(
-    context: Context, product: Operands | tuple[Any, ...], g: Array, inputs: bool, weights: bool
-) -> tuple[Array | None, Array | None]:
+    context: Context, product: Operands | tuple[Any, ...], g: Array, inputs: bool, weights: bool,
+    small: bool,
+) -> tuple[Array | None, Array | None]:  # fmt: skip
     if not isinstance(product, Operands):
         x, w = product
         if not x.size:
@@ -284,7 +335,7 @@ def _backward(
     if inputs:
         one = rule.dgrad
         right = product.get("w", one.weights, -2)
-        dx = _multiply(product.get("g", one.activations, -1), right, one)
+        dx = _multiply(product.get("g", one.activations, -1), right, one, small)
         if rule.clip_gradient:
             dx = clipped(dx, sources["x"], product.get("x", rule.forward.activations, -1))
     if weights:
@@ -308,10 +359,13 @@ def _fit_side_by_side(products: Sequence[Operands | tuple[Any, ...]]) -> bool:
     return not own and right.granularity in ONE_SCALE and all(other == rule for other in rules)
 
 
-def _side_by_side(products: Sequence[Any]) -> list[Array | None]:
+def _side_by_side(products: Sequence[Any], small: bool) -> list[Array | None]:
     one = products[0].rule.wgrad
     gs = [p.get("g", one.activations, -2) for p in products]  # one tensor, told each watch
     xs = [p.get("x", one.weights, -2) for p in products]
+    made = direct.products(gs[0].T, xs, one) if small else None
+    if made is not None:
+        return [*made]
     widths = [x.shape[-1] for x in xs]
     scales = np.repeat(np.array([x.scale for x in xs], np.float32).reshape(-1), widths)
     joined = QTensor(np.concatenate([x.codes for x in xs], axis=-1), xs[0].fmt, scales[None])
@@ -342,7 +396,10 @@ def _weight_gradient(operands: Operands) -> Array:
     return _multiply(left, own.get("x", one.weights, -1).T, one)
 
 
-def _multiply(a: QTensor, b: QTensor, rule: Any) -> Array:
+def _multiply(a: QTensor, b: QTensor, rule: Any, small: bool = False) -> Array:
+    made = direct.products(a, [b], rule) if small else None
+    if made is not None:
+        return made[0]
     y = matmul(a, b, target=rule.target, out_format=rule.out_format)
     return np.asarray(y, np.float32)
 

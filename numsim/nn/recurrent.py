@@ -2,7 +2,7 @@
 
 Both weight gradients are one product over all steps each. Gates, states and biases are float32
 (float64 without a recipe), each operation rounded once, or to the format of the cell's rule
-(`rounded_cells`).
+(`rounded_cells`). What is kept of the steps is [T, B, ...]: a step lies in one piece of memory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels.elementwise import cells
-from numsim.kernels.elementwise.derivatives import column_sums
+from numsim.kernels.elementwise.derivatives import sums_of_steps
 from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
 from numsim.nn.products import (
+    Codes,
     Context,
     Operands,
     backward_product,
     backward_products,
+    codes_by_rows,
     forward_product,
 )
 from numsim.nn.tape import Recorder
@@ -45,7 +47,7 @@ def _threads(batch: int, weight_h: Any) -> Any:
 def _begin(
     r: Recorder, prefix: str, x: Array, params: list[int]
 ) -> tuple[Array, tuple[Any, ...], Any, Array, Array]:
-    """Return the input product of all steps [B, T, rows], what its way back needs, and the rest.
+    """Return the input product of all steps [T, B, rows], what its way back needs, and the rest.
 
     The rest: the recurrent weight and both biases, zeros where the cell has none.
     """
@@ -53,8 +55,10 @@ def _begin(
     zeros = np.zeros(weight_h.shape[0], r.context.dtype)
     bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
     flat = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    xw, saved = forward_product(r.context, f"{prefix}input", flat, weight_x)
-    return xw.reshape(*x.shape[:2], -1), saved, weight_h, bias_x, bias_h
+    xw, saved = forward_product(
+        r.context, f"{prefix}input", flat, weight_x, small=True, turned=x.shape[:2]
+    )
+    return xw, saved, weight_h, bias_x, bias_h
 
 
 def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) -> tuple[int, ...]:
@@ -66,9 +70,9 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
     batch, steps, _ = values.shape
     xw, saved_x, weight_h, bias_x, bias_h = _begin(r, prefix, values, params)
     hidden = weight_h.shape[1]
-    shape = (batch, steps, hidden)
-    h, before_c, before_h, squashed = (np.empty(shape, c.dtype) for _ in range(4))
-    gates = np.empty((batch, steps, 4 * hidden), c.dtype)
+    h = np.empty((batch, steps, hidden), c.dtype)
+    before_c, before_h, squashed = (np.empty((steps, batch, hidden), c.dtype) for _ in range(3))
+    gates = xw  # in the same memory: of each step all is read before it is written
     last_h, last_c = (np.array(r.array(i), order="C") for i in (h0, c0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
@@ -88,9 +92,9 @@ def lstm(r: Recorder, prefix: str, x: int, h0: int, c0: int, params: list[int]) 
         for t in range(done, steps):
             hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
-            before_h[:, t], before_c[:, t] = last_h, last_c
+            before_h[t], before_c[t] = last_h, last_c
             new_c, new_h = np.empty_like(last_c), np.empty_like(last_h)
-            each = (xw[:, t], hw, bias_x, bias_h, last_c, gates[:, t], new_c, squashed[:, t], new_h)
+            each = (xw[t], hw, bias_x, bias_h, last_c, gates[t], new_c, squashed[t], new_h)
             if rounded is None:
                 cells.lstm_cell(*each, 0, batch)
             else:
@@ -107,7 +111,7 @@ def _lstm_back(
     c: Context, saved: Any, dy: Array, dh_last: Array, dc_last: Array, *, wanted: tuple[bool, ...]
 ) -> Any:
     saved_x, recurrent, gates, before_c, before_h, squashed, weight_h, prefix, count, codes = saved
-    batch, steps, _ = gates.shape
+    steps, batch, _ = gates.shape
     dgates = np.empty_like(gates)
     dh, dc = (np.array(g, order="C") for g in (dh_last, dc_last))
     name = f"{prefix}recurrent"
@@ -124,10 +128,9 @@ def _lstm_back(
         for t in reversed(range(steps - done)):
             dh = dh + dy[:, t]
             cells.lstm_cell_backward(
-                dh, dc, gates[:, t], before_c[:, t], squashed[:, t], dgates[:, t], 0, batch
+                dh, dc, gates[t], before_c[t], squashed[t], dgates[t], 0, batch
             )
-            here = np.ascontiguousarray(dgates[:, t])
-            dh = _through(c, name, None, t, recurrent[t], before_h[:, t], weight_h, codes, here)
+            dh = _through(c, name, None, t, recurrent[t], before_h[t], weight_h, codes, dgates[t])
     return _all_steps(c, saved_x, before_h, weight_h, dgates, dgates, prefix, count, wanted, dh, dc)
 
 
@@ -161,30 +164,63 @@ def _all_steps(
     prefix: str, count: int, wanted: tuple[bool, ...], *states: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Gradients of x, the states, both weights and both biases, from those of all steps."""
-    batch, steps, width = dx_gates.shape
-    flat_x = dx_gates.reshape(-1, width)
     first = 1 + len(states)  # among the inputs: x, states, weight_ih, weight_hh, biases
-    flat_h = flat_x if dh_gates is dx_gates else dh_gates.reshape(-1, width)
-    all_h = before_h.reshape(-1, before_h.shape[-1])
-    saved_h = _all_states(c, f"{prefix}recurrent", all_h, weight_h)
     weights = wanted[first : first + 2]
-    if flat_h is flat_x:
+    name, alike = f"{prefix}recurrent", dh_gates is dx_gates
+    of_g, of_h = _codes_of_steps(c, f"{prefix}input", name, dx_gates, before_h) if alike else (
+        None, None
+    )  # fmt: skip
+    flat_x = dx_gates if of_g else _rows(dx_gates)
+    all_h = before_h if of_h else _rows(before_h)  # arrays whose codes are there are not read
+    saved_h = _all_states(c, name, all_h, weight_h, of_h)
+    if alike:
         dx, (dw_x, dw_h) = backward_products(
-            c, [saved_x, saved_h], flat_x, inputs=wanted[0], weights=weights
+            c, [saved_x, saved_h], flat_x, inputs=wanted[0], weights=weights, small=True, codes=of_g
         )
     else:
+        flat_h = _rows(dh_gates)
         dx, dw_x = backward_product(c, saved_x, flat_x, inputs=wanted[0], weights=weights[0])
         _, dw_h = backward_product(c, saved_h, flat_h, inputs=False, weights=weights[1])
-    db_x = column_sums(flat_x)
-    db_h = db_x.copy() if flat_h is flat_x else column_sums(flat_h)
-    dx = None if dx is None else dx.reshape(batch, steps, -1)
+    db_x = sums_of_steps(dx_gates)
+    db_h = db_x.copy() if alike else sums_of_steps(dh_gates)
+    dx = None if dx is None else dx.reshape(*before_h.shape[1::-1], -1)
     return dx, *states, *(dw_x, dw_h, db_x, db_h)[:count]
 
 
-def _all_states(c: Context, name: str, h: Array, w: Any) -> tuple[Any, ...]:
+def _rows(steps: Array) -> Array:
+    """Return [T, B, N] as rows [B T, N]: the order in which sums over all steps run."""
+    return np.ascontiguousarray(steps.swapaxes(0, 1)).reshape(-1, steps.shape[-1])
+
+
+def _codes_of_steps(
+    c: Context, name_x: str, name_h: str, g: Array, h: Array
+) -> tuple[Codes | None, Codes | None]:
+    """Return the codes of all rows of gradients and states for the products of all steps.
+
+    (None, None) where a rule asks for more than the codes of one scale each, to nearest.
+    """
+    rules = c.rule(name_x), c.rule(name_h)
+    if None in rules or c.watch is not None:
+        return None, None
+    for rule in rules:
+        more = rule.delayed or rule.hadamard or rule.clip_gradient or rule.source == "requantise"
+        if more or rule.gradient_scale != 1:
+            return None, None
+    one, other = rules
+    of_g = codes_by_rows(g, (one.dgrad.activations, one.wgrad.activations, other.wgrad.activations))
+    of_h = codes_by_rows(h, (other.wgrad.weights,)) if of_g else None
+    return (of_g, of_h) if of_h else (None, None)
+
+
+def _all_states(
+    c: Context, name: str, h: Array, w: Any, codes: Codes | None = None
+) -> tuple[Any, ...]:
     """Return what the weights' gradient needs: all states under one scale, not one a step."""
     rule = c.rule(name)
-    return (h, w) if rule is None else (Operands(c, name, rule, {"x": h, "w": w}),)
+    if rule is None:
+        return h, w
+    shared = {} if codes is None else {"x": codes}
+    return (Operands(c, name, rule, {"x": h, "w": w}, shared=shared),)
 
 
 def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[int, ...]:
@@ -198,8 +234,9 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     batch, steps, _ = values.shape
     xw, saved_x, weight_h, bias_x, bias_h = _begin(r, prefix, values, params)
     hidden = weight_h.shape[1]
-    h, before_h, inner = (np.empty((batch, steps, hidden), c.dtype) for _ in range(3))
-    gates = np.empty((batch, steps, 3 * hidden), c.dtype)
+    h = np.empty((batch, steps, hidden), c.dtype)
+    before_h, inner = (np.empty((steps, batch, hidden), c.dtype) for _ in range(2))
+    gates = np.empty((steps, batch, 3 * hidden), c.dtype)
     last_h = np.array(r.array(h0))
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
@@ -211,9 +248,9 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
         for t in range(steps):
             hw, saved = _forward(c, name, step, t, last_h, weight_h, codes)
             recurrent.append(saved)
-            before_h[:, t] = last_h
+            before_h[t] = last_h
             new_h = np.empty_like(last_h)
-            each = (xw[:, t], hw, bias_x, bias_h, last_h, gates[:, t], inner[:, t], new_h)
+            each = (xw[t], hw, bias_x, bias_h, last_h, gates[t], inner[t], new_h)
             if rounded is None:
                 cells.gru_cell(*each, 0, batch)
             else:
@@ -227,7 +264,7 @@ def _gru_back(
     c: Context, saved: Any, dy: Array, dh_last: Array, *, wanted: tuple[bool, ...]
 ) -> Any:
     saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count, codes = saved
-    batch, steps, _ = gates.shape
+    steps, batch, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
     dh = np.array(dh_last)
     name, lost = f"{prefix}recurrent", np.zeros(2, np.int64)
@@ -237,18 +274,10 @@ def _gru_back(
         for t in reversed(range(steps)):
             dh = dh + dy[:, t]
             cells.gru_cell_backward(
-                dh,
-                gates[:, t],
-                inner[:, t],
-                before_h[:, t],
-                dx_gates[:, t],
-                dh_gates[:, t],
-                0,
-                batch,
+                dh, gates[t], inner[t], before_h[t], dx_gates[t], dh_gates[t], 0, batch
             )
-            here = np.ascontiguousarray(dh_gates[:, t])
             dh = dh + _through(
-                c, name, step, t, recurrent[t], before_h[:, t], weight_h, codes, here
+                c, name, step, t, recurrent[t], before_h[t], weight_h, codes, dh_gates[t]
             )
     fused.count(c, lost)
     return _all_steps(c, saved_x, before_h, weight_h, dx_gates, dh_gates, prefix, count, wanted, dh)

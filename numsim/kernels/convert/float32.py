@@ -7,12 +7,17 @@ take signed floats, unsigned floats (not under ``special``) and integers of at m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 from numsim.kernels.convert.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
 from numsim.kernels.instructions import shl, shr, wide_vectors
+from numsim.kernels.ir import simd
 from numsim.kernels.ir.encode import byte_codes
 from numsim.kernels.jit import inline, kernel
 
@@ -167,6 +172,58 @@ def quotients_to_integers(
             quotients[i] = part[i] / by
         met |= integer_rne(quotients[: part.size], to, scale, low, high)
     return met
+
+
+@inline
+def _scale_of(x: np.ndarray, top: np.float32) -> np.float32:
+    """Return fp32(amax / top), 1 where amax is 0 or `top` is; -1: x or the scale is unusual."""
+    most = _ZERO
+    bits = x.view(np.uint32)
+    for i in range(bits.size):
+        most = max(most, np.uint32(bits[i] & _MAGNITUDE))
+    amax = np.uint32(most).view(np.float32)
+    if most >= _INFINITY:
+        return np.float32(-1.0)
+    if most == _ZERO or top == np.float32(0.0):
+        return np.float32(1.0)
+    scale = np.float32(amax / top)
+    usual = scale >= np.float32(2.0**-100) and scale <= np.float32(2.0**100)
+    return scale if usual else np.float32(-1.0)
+
+
+@kernel
+def _amax_to_bytes(x: np.ndarray, top: np.float32, out: np.ndarray, f: Fast) -> np.float32:
+    wide_vectors()
+    scale = _scale_of(x, top)
+    if scale > np.float32(0.0):
+        quotients_to_bytes(x, scale, out, f)
+    return scale
+
+
+@kernel
+def _amax_to_integers(
+    x: np.ndarray, top: np.float32, out: np.ndarray, limits: tuple[np.float32, ...]
+) -> np.float32:
+    wide_vectors()
+    scale = _scale_of(x, top)
+    if scale > np.float32(0.0):
+        quotients_to_integers(x, scale, out, limits[0], limits[1], limits[2])
+    return scale
+
+
+@cache
+def by_amax(code: np.dtype[Any], integers: bool) -> Callable[..., np.float32]:
+    """Return the kernel (x, top, out, how) of codes under fp32(amax / top), which it returns.
+
+    It is 1 where amax or `top` is 0, and -1 with nothing written where x is not finite or it lies
+    beyond 2**100 or 2**-100. `how`: what `integer_rne` takes as a tuple, or `Fast`.
+    """
+    make: Any = types.UniTuple if integers else types.NamedUniTuple
+    how = make(types.float32, 3) if integers else make(types.uint32, len(Fast._fields), Fast)
+    given = types.Array(types.float32, 1, "C", readonly=True)
+    out = simd.contiguous(from_dtype(code), 1)
+    entry = _amax_to_integers if integers else _amax_to_bytes
+    return simd.compiled(entry, given, types.float32, out, how)
 
 
 @kernel

@@ -278,6 +278,36 @@ def column_sums(x: FloatArray) -> FloatArray:
 
 
 @kernel
+def _sums_of_steps(x: FloatArray, out: FloatArray, start: int, stop: int) -> None:
+    n, steps = stop - start, x.shape[0]
+    total, to = np.zeros(n), out[start:stop]
+    fours = steps // 4 * 4
+    for b in range(x.shape[1]):
+        for t in range(0, fours, 4):
+            one, two = x[t, b, start:stop], x[t + 1, b, start:stop]
+            three, four = x[t + 2, b, start:stop], x[t + 3, b, start:stop]
+            for j in range(n):
+                total[j] = total[j] + one[j] + two[j] + three[j] + four[j]
+        for t in range(fours, steps):
+            one = x[t, b, start:stop]
+            for j in range(n):
+                total[j] += one[j]
+    for j in range(n):
+        to[j] = total[j]
+
+
+def sums_of_steps(x: FloatArray) -> FloatArray:
+    """Return the `column_sums` of [B, T, H] for x [T, B, H].
+
+    >>> sums_of_steps(np.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    array([4., 6.])
+    """
+    out = np.empty(x.shape[-1], x.dtype)
+    over_range(lambda a, b: _sums_of_steps(x, out, a, b), x.shape[-1], grain=256)
+    return out
+
+
+@kernel
 def _add_rows(out: FloatArray, ids: NDArray[np.int64], g: FloatArray) -> None:
     for row in range(ids.size):
         for j in range(out.shape[1]):

@@ -288,6 +288,20 @@ def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
                 panel[k, i] = low | high << np.uint32(16)
 
 
+@inline
+def left_tables(how: Fields) -> Array:
+    """Return what `ir.fp8.looked_up_left` reads."""
+    codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)
+    simd_fp8.left_codes(16, codes, 8, 0, words, how)
+    planes = words.view(np.uint8).reshape(8, 3, simd_fp8.ROWS, simd_fp8.RUN, 4)
+    tables = np.empty((4, 128), np.uint8)
+    for code in range(128):
+        run, place = code // simd_fp8.RUN, code % simd_fp8.RUN
+        tables[0, code], tables[1, code] = planes[run, 0, 0, place, 0], planes[run, 1, 0, place, 0]
+        tables[2, code], tables[3, code] = planes[run, 2, 0, place, 3], planes[run, 2, 0, place, 2]
+    return tables.reshape(-1)
+
+
 @expanded
 def _left_codes(
     words: int, rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int
@@ -305,9 +319,34 @@ def _left_codes(
                 simd_fp8.left_codes(words, codes, some, row, planes[at:], how)
 
 
+@inline
+def planes_wide(
+    rows: Array, planes: Array, runs: int, how: Fields, tables: Array, start: int, stop: int
+) -> None:
+    """Do `_left_codes` with AVX-512; `tables` are those of `left_tables`."""
+    tiles, each, depth = rows.shape
+    fours = depth // simd_fp8.RUN // 4
+    whole = depth % (4 * simd_fp8.RUN) == 0 and runs % 4 == 0
+    if simd.HAVE_BYTE_TABLES and how.magnitude < 128 and whole:
+        flat = rows.reshape(-1)
+        simd_fp8.looked_up_left(
+            flat, start * each, stop * each, fours, runs // 4, tiles, planes, tables
+        )
+    else:
+        _left_codes(16, rows, planes, runs, how, start, stop)
+
+
+@inline
+def planes_half(
+    rows: Array, planes: Array, runs: int, how: Fields, tables: Array, start: int, stop: int
+) -> None:
+    """Do `_left_codes` with AVX2."""
+    _left_codes(8, rows, planes, runs, how, start, stop)
+
+
 @kernel
 def _left_wide(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
-    _left_codes(16, rows, planes, runs, how, start, stop)
+    planes_wide(rows, planes, runs, how, left_tables(how), start, stop)
 
 
 @kernel

@@ -13,25 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.elementwise.gates import sigmoids, tanhs
+from numsim.kernels.elementwise.activations import sigmoid_of, tanh_of
 from numsim.kernels.gemm.steps import (
     Weights,
     room_chain,
-    room_fp8,
+    room_half,
+    room_wide,
     step_chain,
     step_half,
     step_wide,
 )
+from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.ir.gates import LANES, lstm_gates, lstm_outputs
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = NDArray[Any]
-_PLACE = (0, 1, 3, 2)  # of gates i, f, g, o in scratch: those of the sigmoid first
 
 
 class Forward(NamedTuple):
-    """Arrays of the steps forward: xw [B, T, 4H]; h, c [B, H] end as the last states.
+    """Arrays of the steps forward: xw [T, B, 4H]; h, c [B, H] end as the last states.
 
-    The others are filled, [B, T, H] and gates [B, T, 4H].
+    The others are filled, [T, B, H] but y [B, T, H], and gates [T, B, 4H], whose memory may be that
+    of xw. What a step reads and writes stands together: rows a power of two apart would share a few
+    places of the caches.
     """
 
     xw: Array
@@ -49,7 +53,8 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     """Arrays of the steps backward: dh, dc [B, H] end as the gradients of the first states.
 
-    `dgates` [B, T, 4H] is filled. `lost` [2]: non-zero elements of it, and those that became 0.
+    gates [T, B, 4H], before_c and squashed [T, B, H] are those of `Forward`, dy [B, T, H].
+    `dgates` [T, B, 4H] is filled. `lost` [2]: non-zero elements of it, and those that became 0.
     """
 
     dy: Array
@@ -63,131 +68,146 @@ class Backward(NamedTuple):
 
 
 @inline
-def _cells(s: Forward, t: int, hw: Array, sums: Array, act: Array) -> None:
-    """Do all but the product of step t; `sums` and `act` [4, B, H], by the gate, are scratch."""
+def _gates(s: Forward, b: int, t: int, j: int) -> None:
+    """Do the gates of one cell, whose sums stand there, and the new c by the definition."""
+    hidden, gates = s.c.shape[1], s.gates[t, b]
+    for n in range(4):
+        k = n * hidden + j
+        total = np.float64(gates[k])
+        gates[k] = tanh_of(total) if n == 2 else sigmoid_of(total)
+    kept = np.float32(gates[hidden + j] * s.before_c[t, b, j])
+    s.c[b, j] = kept + np.float32(gates[j] * gates[2 * hidden + j])
+
+
+@inline
+def _outputs(s: Forward, b: int, t: int, j: int) -> None:
+    """Do tanh(c) and h of one cell by the definition."""
+    s.squashed[t, b, j] = tanh_of(np.float64(s.c[b, j]))
+    h = np.float32(s.gates[t, b, 3 * s.c.shape[1] + j] * s.squashed[t, b, j])
+    s.h[b, j], s.y[b, t, j] = h, h
+
+
+@inline
+def _cells(s: Forward, t: int, hw: Array) -> None:
+    """Do all but the product of step t: whole vectors of cells, those that are not sure again."""
     batch, hidden = s.c.shape
-    one = batch * hidden
+    steps, whole = s.xw.shape[0], hidden // LANES * LANES
     for b in range(batch):
-        x, product = s.xw[b, t], hw[b]
-        for n in range(4):
-            to, first = sums[_PLACE[n], b], n * hidden
-            for j in range(hidden):
-                k = first + j
-                to[j] = np.float32(x[k] + s.bias_x[k]) + np.float32(product[k] + s.bias_h[k])
-    flat, out = sums.reshape(-1), act.reshape(-1)
-    sigmoids(flat[: 3 * one], out[: 3 * one])
-    tanhs(flat[3 * one :], out[3 * one :])
-    state, tanh = sums[0], sums[1]
-    for b in range(batch):
-        gates, h, c = s.gates[b, t], s.h[b], s.c[b]
-        before_h, before_c = s.before_h[b, t], s.before_c[b, t]
-        for n in range(4):
-            given, first = act[_PLACE[n], b], n * hidden
-            for j in range(hidden):
-                gates[first + j] = given[j]
-        for j in range(hidden):
-            before_h[j] = h[j]
-            before_c[j] = c[j]
-        i, f, g = act[0, b], act[1, b], act[3, b]
-        for j in range(hidden):
-            kept = np.float32(f[j] * c[j])
-            state[b, j] = kept + np.float32(i[j] * g[j])
-    tanhs(flat[:one], flat[one : 2 * one])
-    for b in range(batch):
-        h, c, y, squashed, o = s.h[b], s.c[b], s.y[b, t], s.squashed[b, t], act[2, b]
-        for j in range(hidden):
-            c[j] = state[b, j]
-            squashed[j] = tanh[b, j]
-            h[j] = o[j] * tanh[b, j]
-            y[j] = h[j]
+        now, kept = b * hidden, (t * batch + b) * hidden
+        first, out = 4 * kept, (b * steps + t) * hidden
+        for j in range(0, whole, LANES):
+            doubtful = lstm_gates(s, hw, first + j, 4 * now + j, j, kept + j, now + j, hidden)
+            for lane in range(LANES if doubtful else 0):
+                if doubtful >> lane & 1:
+                    _gates(s, b, t, j + lane)
+        for j in range(whole, hidden):
+            s.before_h[t, b, j], s.before_c[t, b, j] = s.h[b, j], s.c[b, j]
+            for k in range(j, 4 * hidden, hidden):
+                x = np.float32(s.xw[t, b, k] + s.bias_x[k])
+                s.gates[t, b, k] = x + np.float32(hw[b, k] + s.bias_h[k])
+            _gates(s, b, t, j)
+        for j in range(0, whole, LANES):
+            doubtful = lstm_outputs(s, hw, first + 3 * hidden + j, kept + j, now + j, out + j)
+            for lane in range(LANES if doubtful else 0):
+                if doubtful >> lane & 1:
+                    _outputs(s, b, t, j + lane)
+        for j in range(whole, hidden):
+            _outputs(s, b, t, j)
 
 
 @expanded
 def _forward(
     make_room: Callable[..., Any], step: Callable[..., bool], w: Weights, s: Forward
 ) -> int:
-    batch, steps, width = s.xw.shape
+    steps, batch, width = s.xw.shape
     hw, lost = np.empty((batch, width), np.float32), np.zeros(2, np.int64)
-    sums, act = np.empty((4, *s.c.shape), np.float32), np.empty((4, *s.c.shape), np.float32)
     room = make_room(batch, w)
     done = steps
     for t in range(steps):
         if not step(s.h, w, room, lost, hw):
             done = t
             break
-        _cells(s, t, hw, sums, act)
+        _cells(s, t, hw)
     return int(done)
 
 
 @inline
-def _cells_backward(s: Backward, t: int, here: Array, before: Array) -> None:
-    """Fill step t's gradients of the sums before the gates [B, 4H], and of the state before it."""
+def _cells_backward(s: Backward, t: int, dc: Array, before: Array) -> None:
+    """Fill step t's gradients of the sums before the gates, and of the c before it: `before`."""
     batch, hidden = s.dc.shape
     one = np.float32(1.0)
     for b in range(batch):
+        gates, to = s.gates[t, b], s.dgates[t, b]
+        i, f = gates[:hidden], gates[hidden : 2 * hidden]
+        g, o = gates[2 * hidden : 3 * hidden], gates[3 * hidden :]
+        di, df = to[:hidden], to[hidden : 2 * hidden]
+        dg, do = to[2 * hidden : 3 * hidden], to[3 * hidden :]
+        dh, dy, now, old = s.dh[b], s.dy[b, t], dc[b], before[b]
+        squashed, before_c = s.squashed[t, b], s.before_c[t, b]
         for j in range(hidden):
-            up = np.float32(s.dh[b, j] + s.dy[b, t, j])
-            i, f = s.gates[b, t, j], s.gates[b, t, hidden + j]
-            g, o = s.gates[b, t, 2 * hidden + j], s.gates[b, t, 3 * hidden + j]
-            q = s.squashed[b, t, j]
-            through = np.float32(np.float32(up * o) * np.float32(one - np.float32(q * q)))
-            whole = np.float32(s.dc[b, j] + through)
-            here[b, j] = np.float32(whole * g) * np.float32(i * np.float32(one - i))
-            here[b, hidden + j] = np.float32(whole * s.before_c[b, t, j]) * np.float32(
-                f * np.float32(one - f)
-            )
-            here[b, 2 * hidden + j] = np.float32(whole * i) * np.float32(one - np.float32(g * g))
-            here[b, 3 * hidden + j] = np.float32(up * q) * np.float32(o * np.float32(one - o))
-            before[b, j] = whole * f
-        for j in range(4 * hidden):
-            s.dgates[b, t, j] = here[b, j]
+            up, q = np.float32(dh[j] + dy[j]), squashed[j]
+            through = np.float32(np.float32(up * o[j]) * np.float32(one - np.float32(q * q)))
+            whole = np.float32(now[j] + through)
+            di[j] = np.float32(whole * g[j]) * np.float32(i[j] * np.float32(one - i[j]))
+            df[j] = np.float32(whole * before_c[j]) * np.float32(f[j] * np.float32(one - f[j]))
+            dg[j] = np.float32(whole * i[j]) * np.float32(one - np.float32(g[j] * g[j]))
+            do[j] = np.float32(up * q) * np.float32(o[j] * np.float32(one - o[j]))
+            old[j] = whole * f[j]
 
 
 @expanded
 def _backward(
     make_room: Callable[..., Any], step: Callable[..., bool], w: Weights, s: Backward
 ) -> int:
-    batch, steps, width = s.gates.shape
-    here, before = np.empty((batch, width), np.float32), np.empty(s.dc.shape, np.float32)
+    steps, batch = s.gates.shape[:2]
+    dc, before = s.dc.copy(), np.empty(s.dc.shape, np.float32)
     room = make_room(batch, w)
     done = steps
     for back in range(steps):
-        _cells_backward(s, steps - 1 - back, here, before)
-        if not step(here, w, room, s.lost, s.dh):
+        t = steps - 1 - back
+        _cells_backward(s, t, dc, before)
+        if not step(s.dgates[t], w, room, s.lost, s.dh):
             done = back
             break
-        s.dc[:, :] = before
+        dc, before = before, dc
+    s.dc[:, :] = dc
     return int(done)
 
 
 @kernel
 def _forward_chain(w: Weights, s: Forward) -> int:
+    wide_vectors()
     return _forward(room_chain, step_chain, w, s)
 
 
 @kernel
 def _forward_wide(w: Weights, s: Forward) -> int:
-    return _forward(room_fp8, step_wide, w, s)
+    wide_vectors()
+    return _forward(room_wide, step_wide, w, s)
 
 
 @kernel
 def _forward_half(w: Weights, s: Forward) -> int:
-    return _forward(room_fp8, step_half, w, s)
+    wide_vectors()
+    return _forward(room_half, step_half, w, s)
 
 
 @kernel
 def _backward_chain(w: Weights, s: Backward) -> int:
+    wide_vectors()
     return _backward(room_chain, step_chain, w, s)
 
 
 @kernel
 def _backward_wide(w: Weights, s: Backward) -> int:
-    return _backward(room_fp8, step_wide, w, s)
+    wide_vectors()
+    return _backward(room_wide, step_wide, w, s)
 
 
 @kernel
 def _backward_half(w: Weights, s: Backward) -> int:
-    return _backward(room_fp8, step_half, w, s)
+    wide_vectors()
+    return _backward(room_half, step_half, w, s)
 
 
 # By the unit's sums, and for FP8 the path: (weights, arrays) -> how many steps were done, fewer

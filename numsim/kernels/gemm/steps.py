@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from numsim.kernels.gemm import hopper_paths
 from numsim.kernels.gemm.codes import GROUP, Fields
 from numsim.kernels.gemm.fma import pack_rows_of_words, run_narrow, run_wide
+from numsim.kernels.instructions import shl, shr, wide_vectors
 from numsim.kernels.ir import fp8
 from numsim.kernels.ir.simd import FMA_ROWS
 from numsim.kernels.jit import expanded, inline, kernel
@@ -32,7 +33,6 @@ FLOAT, INTEGER, AS_IT_IS = 0, 1, 2
 _ORDINARY = (np.float32(2.0**-100), np.float32(2.0**100))  # scales that divide without surprises
 _RUN_WIDE = hopper_paths.RUN["avx512", False, False]
 _RUN_HALF = hopper_paths.RUN["avx2", False, False]
-_LEFT_WIDE, _LEFT_HALF = hopper_paths.LEFT["avx512"], hopper_paths.LEFT["avx2"]
 
 
 class Rounding(NamedTuple):
@@ -130,7 +130,7 @@ def rounded(x: Array, out: Array, how: Rounding) -> tuple[np.float32, int, int]:
         sign = word & np.uint32(0x80000000)
         a = word & np.uint32(0x7FFFFFFF)
         magnitude = np.uint32(a).view(np.float32)
-        odd = np.uint32(a >> how.shift) & np.uint32(1)
+        odd = np.uint32(shr(a, how.shift) & np.uint32(1))
         normal = np.uint32(np.uint32(a + half + odd) & mask).view(np.float32)
         small = np.float32(np.float32(magnitude + how.magic) - how.magic)
         m = normal if magnitude >= how.least_normal else small
@@ -141,26 +141,58 @@ def rounded(x: Array, out: Array, how: Rounding) -> tuple[np.float32, int, int]:
 
 
 @inline
-def codes_of(values: Array, how: Rounding, codes: Array) -> None:
-    """Fill `codes` [at least B, at least K] with 8-bit floats of values [B, K] of the format."""
-    least = np.float32(how.least_normal).view(np.uint32)
-    first = np.uint32(1) << (np.uint32(23) - how.shift)  # the code of the least normal value
-    whole = np.float32(how.magic).view(np.uint32)
-    for b in range(values.shape[0]):
-        words, bytes_ = values[b].view(np.uint32), codes[b]
-        for i in range(words.size):
-            a = words[i] & np.uint32(0x7FFFFFFF)
-            normal = np.uint32((a - least) >> how.shift) + first
-            magnitude = np.uint32(a).view(np.float32)
-            small = np.float32(magnitude + how.magic).view(np.uint32) - whole
-            code = normal if a >= least else small
-            bytes_[i] = np.uint8(code | (words[i] >> np.uint32(24)) & np.uint32(0x80))
+def codes_of(x: Array, codes: Array, how: Rounding) -> tuple[np.float32, int, int]:
+    """Fill `codes` [at least B, at least K] with 8-bit floats of x [B, K]; else as `rounded`.
+
+    What is behind the codes of a row stays.
+    """
+    top, zeros, left = np.uint32(0), np.int32(0), np.int32(0)
+    bits = x.reshape(-1).view(np.uint32)
+    for i in range(bits.size):
+        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
+        top = magnitude if magnitude > top else top
+        zeros = np.int32(zeros + np.int32(1 if magnitude == np.uint32(0) else 0))
+    if top >= np.uint32(0x7F800000):
+        return np.float32(-1.0), 0, 0
+    scale = np.float32(1.0)
+    if how.scaled:
+        amax = np.uint32(top).view(np.float32)
+        if amax != np.float32(0.0):
+            scale = np.float32(amax / how.top)
+            if not (scale >= _ORDINARY[0] and scale <= _ORDINARY[1]):
+                return np.float32(-1.0), 0, 0
+    if codes.shape[1] == x.shape[1]:
+        left = _codes(x.reshape(-1), scale, codes.reshape(-1), how)
+    else:
+        for b in range(x.shape[0]):
+            left = np.int32(left + _codes(x[b], scale, codes[b], how))
+    return scale, int(zeros), int(left)
 
 
 @inline
-def _values_of(x: Array, w: Weights, values: Array, lost: Array) -> np.float32:
+def _codes(x: Array, scale: np.float32, codes: Array, how: Rounding) -> np.int32:
+    """Encode numbers over a scale, as `convert.float32.float_rne`; return how many are 0 then."""
+    least, cut = np.float32(how.least_normal).view(np.uint32), how.shift
+    magic = shl(cut, np.uint32(23))
+    base = np.uint32(magic + shr(least, cut))
+    clamp = np.float32(how.top).view(np.uint32)
+    left = np.int32(0)
+    for i in range(x.size):
+        v = np.float32(np.float32(x[i] * how.before) / scale)
+        word = np.float32(v).view(np.uint32)
+        c = min(np.uint32(word & np.uint32(0x7FFFFFFF)), clamp)
+        e = max(np.uint32(c & np.uint32(0x7F800000)), least)
+        s = np.float32(np.uint32(c).view(np.float32) + np.uint32(e + magic).view(np.float32))
+        q = np.uint32(np.uint32(np.uint32(s.view(np.uint32) - e) + shr(e, cut)) - base)
+        left = np.int32(left + np.int32(1 if q == np.uint32(0) else 0))
+        codes[i] = np.uint8(q | np.uint32(shr(word, np.uint32(24)) & np.uint32(0x80)))
+    return left
+
+
+@inline
+def _counted(found: tuple[np.float32, int, int], x: Array, w: Weights, lost: Array) -> np.float32:
     """Return the scale of x, -1 for an unusual one; count elements that are not 0 and lost ones."""
-    scale, zeros, left = rounded(x, values, w.how)
+    scale, zeros, left = found
     if scale >= np.float32(0.0) and w.how.kind != AS_IT_IS:
         lost[0] += x.size - zeros
         lost[1] += left - zeros
@@ -196,7 +228,7 @@ def room_chain(batch: int, w: Weights) -> tuple[Array, Array, Array]:
 def step_chain(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
     """Sum by fused multiply-adds."""
     values, rows, sums = room
-    scale = _values_of(x, w, values, lost)
+    scale = _counted(rounded(x, values, w.how), x, w, lost)
     if scale < np.float32(0.0):
         return False
     panels, wide = w.packed
@@ -214,39 +246,51 @@ def step_chain(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool
 
 
 @inline
-def room_fp8(batch: int, w: Weights) -> tuple[Array, Array, Array, Array]:
-    """Return room for values, codes, planes of codes and whole panels of sums."""
-    count, groups, columns, group = w.packed.panels.shape[1:]
-    tiles, block = -(-batch // fp8.ROWS), _block(group)
-    whole, words = -(-groups // block) * block, group // fp8.RUN * fp8.A_WORDS // fp8.ROWS
-    return (
-        np.empty((batch, w.packed.depth), np.float32),
-        np.zeros((tiles, fp8.ROWS, groups * group), np.uint8),  # rows and k that are not: zero
-        np.empty((1, tiles, whole, fp8.ROWS, words), np.int32),
-        np.empty((1, batch, count * columns), np.float32),
-    )
-
-
-@inline
 def _block(group: int) -> int:
     """Return for how many groups the planes of a panel stay in the first cache."""
     return max(fp8.TURNED // group, 1)
 
 
+@inline
+def _room_fp8(batch: int, w: Weights, tables: Array) -> tuple[Array, Array, Array, Array]:
+    """Return room for codes, planes of codes and whole panels of sums; what reads the codes."""
+    count, groups, columns, group = w.packed.panels.shape[1:]
+    tiles, block = -(-batch // fp8.ROWS), _block(group)
+    whole, words = -(-groups // block) * block, group // fp8.RUN * fp8.A_WORDS // fp8.ROWS
+    return (
+        np.zeros((tiles, fp8.ROWS, groups * group), np.uint8),  # rows and k that are not: zero
+        np.empty((1, tiles, whole, fp8.ROWS, words), np.int32),
+        np.empty((1, batch, count * columns), np.float32),
+        tables,
+    )
+
+
+@inline
+def room_wide(batch: int, w: Weights) -> tuple[Array, Array, Array, Array]:
+    """Return what `step_wide` needs."""
+    return _room_fp8(batch, w, hopper_paths.left_tables(w.packed.left))
+
+
+@inline
+def room_half(batch: int, w: Weights) -> tuple[Array, Array, Array, Array]:
+    """Return what `step_half` needs."""
+    return _room_fp8(batch, w, np.empty(0, np.uint8))
+
+
 @expanded
 def _step_fp8(
-    pack: Callable[..., None], run: Callable[..., None], x: Array, w: Weights, room: Any,
+    write: Callable[..., None], run: Callable[..., None], x: Array, w: Weights, room: Any,
     lost: Array, out: Array,
 ) -> bool:  # fmt: skip
-    values, codes, planes, sums = room
-    scale = _values_of(x, w, values, lost)
+    codes, planes, sums, tables = room
+    scale = _counted(codes_of(x, codes.reshape(-1, codes.shape[2]), w.how), x, w, lost)
     ordinary = bool(scale >= np.float32(0.0))
     if ordinary:
         panels, left, right = w.packed.panels, w.packed.left, w.packed.right
         tiles, groups, runs = codes.shape[0], panels.shape[2], panels.shape[4] // fp8.RUN
         block = _block(panels.shape[4])
-        codes_of(values, w.how, codes.reshape(-1, codes.shape[2]))
-        pack(codes, planes.reshape(-1), block * runs, left, 0, tiles)
+        flat = planes.reshape(-1)
+        write(codes, flat, block * runs, left, tables, 0, tiles)
         sums[...] = np.float32(0.0)
         rows = -(-tiles // -(-tiles // GROUP))
         pieces = -(-tiles // rows) * panels.shape[1]
@@ -258,13 +302,13 @@ def _step_fp8(
 @inline
 def step_wide(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
     """Sum as Hopper and Ada do, with AVX-512."""
-    return _step_fp8(_LEFT_WIDE, _RUN_WIDE, x, w, room, lost, out)
+    return _step_fp8(hopper_paths.planes_wide, _RUN_WIDE, x, w, room, lost, out)
 
 
 @inline
 def step_half(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
     """Sum as Hopper and Ada do, with AVX2."""
-    return _step_fp8(_LEFT_HALF, _RUN_HALF, x, w, room, lost, out)
+    return _step_fp8(hopper_paths.planes_half, _RUN_HALF, x, w, room, lost, out)
 
 
 # ---------------------------------------------------------------- one step as an entry point
@@ -272,17 +316,20 @@ def step_half(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
 
 @kernel
 def _product_chain(x: Array, w: Weights, lost: Array, out: Array) -> bool:
+    wide_vectors()
     return step_chain(x, w, room_chain(x.shape[0], w), lost, out)
 
 
 @kernel
 def _product_wide(x: Array, w: Weights, lost: Array, out: Array) -> bool:
-    return step_wide(x, w, room_fp8(x.shape[0], w), lost, out)
+    wide_vectors()
+    return step_wide(x, w, room_wide(x.shape[0], w), lost, out)
 
 
 @kernel
 def _product_half(x: Array, w: Weights, lost: Array, out: Array) -> bool:
-    return step_half(x, w, room_fp8(x.shape[0], w), lost, out)
+    wide_vectors()
+    return step_half(x, w, room_half(x.shape[0], w), lost, out)
 
 
 # By the unit's sums, and for FP8 the path: (x [B, K], weights, lost [2], out [B, N]) -> whether the

@@ -1,0 +1,96 @@
+"""What is stored with fewer questions asked is what `quantize` stores, or left to it."""
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.kernels.ir import simd
+from numsim.kernels.jit import using_threads
+from numsim.quant import Quant
+from numsim.quant.quick import quick
+
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "int8", "int4", "int16", "q3.4",
+           "float6_e3m2fn", "bfloat16", "float32", "uint8")  # fmt: skip
+
+
+def numbers(size, rng):
+    x = rng.normal(size=size) * 2.0 ** rng.integers(-30, 9, size)
+    x[::7], x[3::11] = 0.0, -0.0
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("granularity", ["none", "per_tensor"])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_codes_and_scale_are_those_of_quantize(fmt, granularity, path):
+    rule, rng, taken = Quant(fmt, granularity), np.random.default_rng(0), 0
+    with simd.force(path):
+        for size in (1, 63, 64, 65, 1025, 40000):
+            for by in (1.0, 0.0, 1e-25, 1e-36, 1e30, 1e37):
+                with np.errstate(over="ignore"):
+                    x = numbers(size, rng) * np.float32(by)
+                x = x.reshape(-1, 5) if size % 5 == 0 else x
+                with using_threads(1):
+                    q = quick(x, rule)
+                if q is None:
+                    continue
+                taken += 1
+                want = ns.quantize(x, rule)
+                np.testing.assert_array_equal(q.codes, want.codes)
+                assert q.codes.dtype == want.codes.dtype
+                assert q.codes.shape == want.codes.shape
+                assert q.scale.tobytes() == want.scale.tobytes()
+                assert (q.scale.shape, q.scale.dtype) == (want.scale.shape, want.scale.dtype)
+                assert (q.fmt, q.quant, q.block_shape, q.tensor_scale, q.zero_point) == (
+                    want.fmt, want.quant, want.block_shape, want.tensor_scale, want.zero_point,
+                )  # fmt: skip
+    vectors = path == "avx512" and simd.HAVE_BYTE_TABLES
+    if fmt in ("int8", "int4", "int16", "q3.4") or (fmt in FORMATS[:2] and vectors):
+        assert taken > 20
+    elif fmt in ("bfloat16", "float32", "uint8"):
+        assert not taken
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "int8"])
+def test_every_value_and_middle_of_a_format(fmt):
+    values = ns.get_format(fmt).values()
+    values = np.unique(values[np.isfinite(values)])
+    middle = (values[1:] + values[:-1]) / 2
+    up, down = (np.nextafter(middle.astype(np.float32), np.float32(s)) for s in (1e9, -1e9))
+    x = np.concatenate([values, middle, up, down, [-0.0]]).astype(np.float32)
+    for rule in (Quant(fmt, "none"), Quant(fmt)):
+        q, want = quick(x, rule), ns.quantize(x, rule)
+        assert q is None or np.array_equal(q.codes, want.codes)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_left(bad):
+    x = np.ones((3, 4), np.float32)
+    x[2, 1] = bad
+    for fmt in ("float8_e5m2", "int8"):
+        assert quick(x, Quant(fmt)) is None
+        assert quick(x, Quant(fmt, "none")) is None
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Quant("int8", "per_token"), Quant("int8", block=32), Quant("int8", rounding="sr"),
+     Quant("int8", rounding="rtz"), Quant("int8", overflow="wrap"), Quant("int8", scale=0.5),
+     Quant("int8", scale_rule="mse"), Quant("int8", scale_rule="amax_half"),
+     Quant("int8", scale_rule="amax:1"), Quant("int8", zero_point=True),
+     Quant("int8", scale_format="bfloat16"), Quant("int8", scale_format="float8_e8m0fnu")],
+)  # fmt: skip
+def test_other_rules_are_left(rule):
+    assert quick(np.ones((2, 64), np.float32), rule) is None
+
+
+def test_other_arrays_are_left():
+    rule = Quant("int8")
+    assert quick(np.ones((4, 4), np.float64), rule) is None
+    assert quick(np.ones((4, 4), np.float32)[:, ::2], rule) is None
+    assert quick(np.ones((0, 4), np.float32), rule) is None
+    fixed = np.ones((2, 2), np.float32)
+    fixed.flags.writeable = False
+    assert quick(fixed, rule).codes.tolist() == [[127, 127], [127, 127]]
+    with using_threads(2) as possible:
+        assert not possible or quick(np.ones(40000, np.float32), rule) is None
