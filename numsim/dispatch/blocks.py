@@ -95,9 +95,7 @@ def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
     return codes
 
 
-def choose_four(
-    x: Array, axis: int, block: int, six: Array, four: Array, absolute: bool
-) -> Array:
+def choose_four(x: Array, axis: int, block: int, six: Array, four: Array, absolute: bool) -> Array:
     """Return which blocks of E2M1 have the smaller error under the second of two scales, float64.
 
     Errors are squares, or `absolute`. `covers_blocks` of the array is asked before.

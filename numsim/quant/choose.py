@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from numsim.convert import decode, encode
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
-from numsim.quant.four_bits import four_over_six
+from numsim.quant.four_bits import four_over_six, hif4_scales
 from numsim.quant.rule import (
     CLIP_RULES,
     POW2_FORMATS,
@@ -30,6 +30,7 @@ from numsim.quant.scales import (
 )
 
 _TINY = np.float32(2.0**-149)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Scales(NamedTuple):
@@ -85,11 +86,15 @@ def _two_levels(
         amax = clipped_amax(values, amax, rule, sizes)
     if str(rule.scale_rule).startswith("4over6"):
         codes = four_over_six(values, amax, by, rule, sizes)
+    elif rule.scale_rule == "hif4":
+        codes = hif4_scales(amax)
     else:
         with np.errstate(over="ignore"):
             wanted = np.asarray(amax, np.float64) / rule.fmt.max / by
         codes = narrow_codes(wanted, rule.scale_format)
-        if rule.scale_rule == "if4":  # whose largest element float32 is to hold; others move it
+        most = float(np.max(by, initial=0.0)) * f.max * rule.fmt.max
+        if rule.scale_rule == "if4" and most > _FLOAT32_MAX:
+            # whose largest element float32 is to hold; others move it
             with np.errstate(over="ignore"):
                 largest = decode(codes, f).astype(np.float64) * by * rule.fmt.max
                 codes = codes - np.isinf(largest.astype(np.float32))

@@ -191,9 +191,7 @@ def _is_near(fmt: Format) -> bool:
     return bool(found.grid.known and fine <= _FINE and top <= 2.0**20 and least >= 2.0**-20)
 
 
-def _one_by_one(
-    rows: NDArray[Any], found: block_search.Levels, halves: bool, most: int
-) -> Floats:
+def _one_by_one(rows: NDArray[Any], found: block_search.Levels, halves: bool, most: int) -> Floats:
     """Return scales of rows by ways that take any format."""
     scales = np.empty(len(rows))
     if most <= 8 and rows.shape[1] <= 128:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import cast, decode
-from numsim.dispatch.blocks import as_type, choose_four, covers_blocks, encode_hif4, encode_if4
+from numsim.dispatch.blocks import choose_four, covers_blocks, encode_hif4, encode_if4
 from numsim.formats import get_format
 from numsim.kernels.convert import block_search
 from numsim.kernels.jit import over_range
@@ -35,7 +35,7 @@ from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
 from numsim.quant.odd import quotient_to_odd
 from numsim.quant.rule import Quant
-from numsim.quant.scales import block_amax, narrow_codes
+from numsim.quant.scales import narrow_codes
 
 _SEVENTH = np.float64(0.142578125)  # 1/7 in bfloat16
 _E2M1 = get_format("float4_e2m1fn")
@@ -77,20 +77,17 @@ def _axis_of_blocks(values: NDArray[Any], sizes: tuple[int, ...]) -> int | None:
 
 
 def if4(
-    values: NDArray[Any], scale_codes: NDArray[Any], above: Any, quant: Quant,
-    sizes: tuple[int, ...], codes: NDArray[Any],
-) -> NDArray[Any]:  # fmt: skip
-    """Fill `codes` with half steps under given scales; return which blocks hold integers."""
-    scale = _scale(scale_codes, 1.0 if above is None else above, quant)
+    values: NDArray[Any], scale: NDArray[np.float64], sizes: tuple[int, ...], codes: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Fill `codes` with half steps under scales, one a block; return which blocks hold integers."""
     axis = _axis_of_blocks(values, sizes)
     if axis is not None:
-        each = np.ascontiguousarray(np.broadcast_to(scale, scale_codes.shape))
-        return encode_if4(values, axis, sizes[axis], each, codes)
+        return encode_if4(values, axis, sizes[axis], np.ascontiguousarray(scale), codes)
     floats = _errors(values, scale, sizes, levels(_E2M1), False)
     whole = _errors(values, scale * 6 / 7, sizes, _INTEGER_LEVELS, False)
     integers: NDArray[np.bool_] = whole < floats
     for group in groups(values, sizes):
-        each = np.broadcast_to(scale, integers.shape)[group.scales].reshape(-1, 1)
+        each = scale[group.scales].reshape(-1, 1)
         quotient = group.rows.astype(np.float64) / each
         halves = cast(quotient, _E2M1) * 2
         counts = np.clip(np.rint(quotient * 7 / 6), -7, 7) * 2
@@ -126,6 +123,17 @@ def quarters(
     return found.astype(np.int8), found / 4 * scale
 
 
+def if4_scales(scale_codes: NDArray[Any], scale_format: str) -> NDArray[np.float32]:
+    """Return the scales of blocks by their codes, 6/7 of it where a block holds integers.
+
+    >>> if4_scales(np.uint8([0x38, 0xB8]), "float8_e4m3fn").tolist()
+    [1.0, 0.8571428656578064]
+    """
+    plain = decode(np.arange(INTEGERS, dtype=np.uint8), scale_format).astype(np.float64)
+    table = np.concatenate([plain, plain * 6 / 7]).astype(np.float32)
+    return np.asarray(table[scale_codes])
+
+
 def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> NDArray[np.float32]:
     """Return fp32(code / 2 * scale * above), 6/7 of it where a block holds integers.
 
@@ -139,21 +147,17 @@ def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> ND
 
 
 def hif4(
-    values: NDArray[Any], sizes: tuple[int, ...], scale_codes: NDArray[Any], codes: NDArray[Any]
+    values: NDArray[Any], sizes: tuple[int, ...], scale: NDArray[np.float32], codes: NDArray[Any]
 ) -> None:
-    """Fill the codes of scales and of elements, in quarters, of blocks of 64 under HiF4."""
+    """Fill codes in quarters of blocks of 64 under HiF4 and scales of `hif4_scales`."""
     axis = _axis_of_blocks(values, sizes)
     if axis is not None and values.shape[axis] % 64 == 0:
-        amax = block_amax(as_type(values, np.float32), sizes)
-        found, inverse = _hif4_scales(amax.astype(np.float64))
-        scale_codes[...] = found
-        encode_hif4(values, axis, inverse, codes)
+        encode_hif4(values, axis, _bfloat16(1.0 / scale.astype(np.float64)), codes)
         return
     for group in groups(values, sizes):
         rows = np.zeros((len(group.rows), 64))
         rows[:, : group.rows.shape[1]] = group.rows
-        found, elements = hif4_blocks(rows)
-        scale_codes[group.scales] = found.reshape(group.shape)
+        _, elements = hif4_blocks(rows)
         group.put(elements[:, : group.rows.shape[1]], codes)
 
 
@@ -165,8 +169,9 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     (192, 28)
     """
     magnitude = np.abs(rows)
-    scale_codes, inverse = _hif4_scales(magnitude.max(axis=1))
-    inverse = inverse[:, None]
+    scale_codes = hif4_scales(magnitude.max(axis=1))
+    scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
+    inverse = _bfloat16(1.0 / scale)[:, None]
     level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
     twice = np.repeat(level_2, 2, axis=1)
     quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
@@ -176,15 +181,21 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     return scale_codes, np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
 
 
-def _hif4_scales(amax: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the codes of first scales, and what elements are multiplied by, a bfloat16."""
+def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the codes of first scales.
+
+    >>> hif4_scales(np.float32([7.0, 0.0]))
+    array([192,   0], dtype=uint8)
+    """
     # the product of float32 and bfloat16 is exact in float64
-    wanted = np.clip(cast(amax * _SEVENTH, "bfloat16").astype(np.float64), 2.0**-48, 49152.0)
+    wanted = np.clip(_bfloat16(amax.astype(np.float64) * _SEVENTH), 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
-    scale_codes = ((exponent + 47) * 4 + eighths - 4).astype(np.uint8)
-    scale = np.ldexp(eighths, exponent - 3)
-    return scale_codes, cast(1.0 / scale, "bfloat16").astype(np.float64)
+    return np.asarray((exponent + 47) * 4 + eighths - 4, np.uint8)
+
+
+def _bfloat16(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return cast(x, "bfloat16").astype(np.float64)
 
 
 def _scale(codes: NDArray[Any], above: Any, quant: Quant) -> NDArray[np.float64]:

@@ -107,7 +107,7 @@ def _special_blocks(
     """Quantise blocks of IF4 and HiF4."""
     assert sizes is not None
     assert chosen.codes is not None
-    scale_codes = chosen.codes.copy()
+    scale, scale_codes = chosen.values, chosen.codes
     whole = rule.scale_rule == "if4"
     fmt = four_bits.HALVES if whole else four_bits.QUARTERS
     codes = np.empty(values.shape, fmt.code_dtype)
@@ -117,20 +117,16 @@ def _special_blocks(
             part = as_type(part, wide)
         each = _scales_at(piece, sizes)
         if whole:
-            above = chosen.above
-            if np.ndim(above) and len(above) > 1:  # of rows, not of columns
+            above = np.asarray(1 if chosen.above is None else chosen.above, np.float64)
+            if above.ndim and len(above) > 1:  # of rows, not of columns
                 above = above[each]
-            found = four_bits.if4(part, scale_codes[each], above, rule, sizes, codes[piece])
-            scale_codes[each] |= np.where(found, four_bits.INTEGERS, 0).astype(np.uint8)
+            found = four_bits.if4(part, scale[each] * above, sizes, codes[piece])
+            scale_codes[each] |= found.view(np.uint8) * np.uint8(four_bits.INTEGERS)
         else:
-            four_bits.hif4(part, sizes, scale_codes[each], codes[piece])
+            four_bits.hif4(part, sizes, scale[each], codes[piece])
         done()
-    scale = chosen.values
     if whole:
-        sixths = (scale.astype(np.float64) * 6 / 7).astype(np.float32)
-        scale = np.where(scale_codes & four_bits.INTEGERS, sixths, scale)
-    else:
-        scale = decode(scale_codes, "float8_ue6m2").astype(np.float32)
+        scale = four_bits.if4_scales(scale_codes, rule.scale_format)
     return QTensor(codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above)
 
 

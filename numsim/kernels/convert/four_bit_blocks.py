@@ -277,7 +277,9 @@ def _half_steps(tile: Array, least: Array, integers: Array, codes: Array) -> Non
 
 
 @inline
-def _if4(tile: Array, scales: Array, integers: Array, codes: Array, least: Array, room: Any) -> None:
+def _if4(
+    tile: Array, scales: Array, integers: Array, codes: Array, least: Array, room: Any
+) -> None:
     """Note which blocks are better as integers, and fill the codes of all."""
     width = scales.size
     seventh = room[1]

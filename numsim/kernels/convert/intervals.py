@@ -27,7 +27,15 @@ import numpy as np
 from numsim.kernels.convert.block_search import Grid, Levels, on_grid, quantised_on_grid, split
 from numsim.kernels.convert.least_squares import ordered
 from numsim.kernels.instructions import top_bit, wide_vectors
-from numsim.kernels.ir.trials import PART, TRIALS, errors_grid, errors_octaves, errors_uniform, marked, products
+from numsim.kernels.ir.trials import (
+    PART,
+    TRIALS,
+    errors_grid,
+    errors_octaves,
+    errors_uniform,
+    marked,
+    products,
+)
 from numsim.kernels.jit import inline, kernel
 
 Array = Any
@@ -37,7 +45,7 @@ _LEAST = np.float32(1e-6)  # of x.x: smaller errors are not told apart
 _SAME = 1e-12  # of x.x: two sums of float64 that are no further apart may be equal
 _DENSE = np.float32(0.45)  # of the distance at which an interval of the average error is ruled out
 _BELOW = np.float32(0.3)  # what the best scale saves of the average error
-_UNITS = 12  # of trials, from the largest scale that may clip too much to the last
+_UNITS, _DOWN = 13, 2  # of trials at most, and of those below the first
 _CHANGES = 1024  # of level that are put in order in an interval; half of them may be expected,
 _EXPECTED, _EIGHTH = np.float32(4), np.float32(0.125)  # or as many, or one of an eighth of values
 _ONE_BY_ONE = 16  # are put in order so
@@ -58,14 +66,16 @@ def _largest(m: Array, cap: Array, sign: float) -> float:
 
 
 @inline
-def _errors(near: Array, most: Array, scales: Array, at: int, g: Grid, out: Array) -> Any:
+def _errors(
+    near: Array, most: Array, scales: Array, at: int, g: Grid, octaves: bool, out: Array
+) -> Any:
     """Fill errors under 32 scales from an index on; return the least."""
     shifter, bound = np.float32(g.shifter * 2.0**-29), np.float32(g.octaves_from)
     if g.octaves_from == np.inf:
         return errors_uniform(near, most, near.size, scales, out, at, shifter)
     half = np.int32((1 << 23) / g.fine)
     kept = np.int32(-2 * half)
-    if g.octaves_from < most[0] * _TINY:
+    if octaves:
         return errors_octaves(near, most, near.size, scales, out, at, half, kept)
     return errors_grid(near, most, near.size, scales, out, at, half, kept, shifter, bound)
 
@@ -157,38 +167,50 @@ def _settled(
 
 
 @inline
-def _tried(
-    near: Array, most: Array, g: Grid, whole: Any, lost: Any, scales: Array, found: Array
-) -> tuple[int, int, int]:
-    """Fill trials from the first scale that need not clip too much to twice the first that does not.
+def _cut(near: Array, most: Array, s: Any) -> Any:
+    """Return the error of what a scale clips: smaller scales clip more."""
+    total = 0.0
+    for i in range(near.size):
+        over = np.float64(max(near[i] - most[i] * s, np.float32(0)))
+        total += over * over
+    return np.float32(total * 0.999)
 
-    That one is 1. Returns where trials begin and end, and where the best of them is; it begins at
-    -1 where there would be too many. `lost`: the error that is to be expected of 1.
+
+@inline
+def _tried(
+    near: Array, most: Array, g: Grid, octaves: bool, top: Any, whole: Any, lost: Any,
+    scales: Array, found: Array,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Fill trials from a scale below which clipping alone costs too much to twice the first.
+
+    The first scale that clips nothing is 1. Returns where trials begin and end, and where the best
+    of them is; -1 where there would be too many, or an error is too small. `lost`: the error that
+    is to be expected of 1; `top`: the largest level, of the sign that has fewer.
     """
-    one, top = np.float32(1), most.max()
-    clipped = np.float32(1.001) / top  # sqrt(E) for each (1 - s) at least
+    one = np.float32(1)
+    clipped = np.float32(1.001) / top  # sqrt(E) is top (1 - s) at least
     s = one - min(np.float32(1.15) * np.sqrt(lost) * clipped, np.float32(0.9))
     width = _DENSE * np.float32(2) * np.sqrt(lost * _BELOW / whole)
+    at, end = _DOWN * TRIALS, (_DOWN + 1) * TRIALS
     for j in range(TRIALS):
-        scales[TRIALS + j] = s + width * np.float32(j)
-    at, end, unit = TRIALS, 2 * TRIALS, TRIALS
-    best = _errors(near, most, scales, at, g, found)
-    while at > 0 and scales[at] > one - np.sqrt(best) * clipped:
+        scales[at + j] = s + width * np.float32(j)
+    unit, best = at, _errors(near, most, scales, at, g, octaves, found)
+    while scales[at] > one - np.sqrt(best) * clipped and _cut(near, most, scales[at]) < best:
+        if at == 0:
+            return -1, end, unit
         for j in range(TRIALS):
             s = scales[at] - width * np.float32(TRIALS - j)
             scales[at - TRIALS + j] = max(s, np.float32(1e-3))
         at -= TRIALS
-        least = _errors(near, most, scales, at, g, found)
+        least = _errors(near, most, scales, at, g, octaves, found)
         if least < best:
             best, unit = least, at
-    if scales[at] > one - np.sqrt(best) * clipped:
-        return -1, end, unit
     average = np.float32(0)
-    for j in range(TRIALS, 2 * TRIALS, 4):
+    for j in range(_DOWN * TRIALS, (_DOWN + 1) * TRIALS, 4):
         average += found[j] / (scales[j] * scales[j]) * np.float32(4.0 / TRIALS)
     high = np.float32(2.000001)
     while scales[end - 1] < high:
-        if end == scales.size:
+        if end == scales.size or not best > _LEAST * whole:
             return -1, end, unit
         s = scales[end - 1]
         middle = s + width * np.float32(TRIALS // 2)
@@ -196,7 +218,7 @@ def _tried(
         width = _DENSE * np.float32(2) * s * np.sqrt(over / whole)
         for j in range(TRIALS):
             scales[end + j] = min(s + width * np.float32(j + 1), high)
-        least = _errors(near, most, scales, end, g, found)
+        least = _errors(near, most, scales, end, g, octaves, found)
         if least < best:
             best, unit = least, end
         end += TRIALS
@@ -269,8 +291,9 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
     few = max(_EXPECTED, min(np.float32(size) * _EIGHTH, np.float32(_CHANGES // 2)))
     uniform = f.grid.octaves_from == np.inf
     relative = 0.0 if uniform else 0.15 / f.grid.fine**2
-    fine = f.grid.octaves_from < max(top_p, top_n) * _TINY
-    unseen = np.float32(size * step * step if fine else 0.0)
+    octaves = f.grid.octaves_from < max(top_p, top_n) * _TINY
+    unseen = np.float32(size * step * step if octaves else 0.0)
+    top = np.float32(min(top_p, top_n) if min(top_p, top_n) > 0 else max(top_p, top_n))
     for row in range(start, stop):
         split(rows[row], f, m[:size], cap[:size])
         first = _largest(m, cap, 1.0) / top_p
@@ -288,7 +311,9 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
         for i in range(filled):
             near[i], most[i] = np.float32(m[i] * by), np.float32(abs(cap[i]))
         lost = np.float32(size * step * step / 12 + relative * whole)
-        at, end, best = _tried(near, most, f.grid, whole, lost, scales, found)
+        at, end, best = _tried(
+            near, most, f.grid, octaves, top, whole, lost, scales, found
+        )  # fmt: skip
         if at < 0:
             continue
         floor = _FLOOR * whole + unseen
@@ -306,8 +331,8 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
                     break
                 turn = 1
                 used = _staying(
-                    scales[at:end], found[at:end], whole, limit, share, flags, stack, best - at, used,
-                    narrow,
+                    scales[at:end], found[at:end], whole, limit, share, flags, stack, best - at,
+                    used, narrow,
                 )  # fmt: skip
                 continue
             used -= 1
@@ -336,7 +361,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
             for j in range(_PART):
                 parts[j] = a + by_one * np.float32(j + 1)
                 parts[_PART + j] = other + by_two * np.float32(j + 1)
-            least = _errors(near, most, parts, 0, f.grid, errors)
+            least = _errors(near, most, parts, 0, f.grid, octaves, errors)
             limit = min(limit, least * (np.float32(1) + share) + _FLOOR * whole)
             _begin(parts, a, other, ends[0])
             _begin(errors, e_a, e_other, ends[1])
