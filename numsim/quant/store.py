@@ -67,7 +67,7 @@ def stored(
         return q
     narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and far_below(rule)
     by_blocks = (
-        (narrow or wide_quotient)
+        (narrow or wide_quotient or rule.scale_format == "float32")
         and wide is np.float32
         and isinstance(rule.block, int)
         and blocks.covers(values, axis, rule.block)
