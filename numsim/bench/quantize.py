@@ -43,6 +43,33 @@ def _blocks(name: str, aim: float) -> tuple[Task, ...]:
     )
 
 
+def _choices(name: str) -> tuple[Task, ...]:
+    """Return a format of four bits in each layout, beside NVFP4 there."""
+    return tuple(
+        Task(f"{name}{place}", name, f"nvfp4{place}", 1 / 3, layout)
+        for place, layout in (("", LONG), (f" {TURNED}", TURNED), (f" {HALF}", HALF))
+    )
+
+
+def _searches() -> tuple[Task, ...]:
+    """Return exact least squares: of every granularity in float32, of blocks in narrow scales."""
+    formats = {"int8": "int8", "int4": "int4", "E4M3": "float8_e4m3fn", "E2M1": _E2M1}
+    kinds: dict[str, dict[str, Any]] = {
+        "": {}, " per token": {"granularity": "per_token"},
+        **{f" of {size}": {"block": size} for size in (16, 32, 128)},
+    }  # fmt: skip
+    scales = {"powers of two": "pow2", "E4M3": "float8_e4m3fn", "UE5M3": "float8_ue5m3"}
+    found = [
+        (f"{name}{kind}, least squares", Quant(fmt, scale_rule="mse", **how))
+        for name, fmt in formats.items() for kind, how in kinds.items()
+    ] + [
+        (f"{name} of 16, least squares, {label}",
+         Quant(fmt, block=16, scale_format=scale, scale_rule="mse"))
+        for name, fmt in formats.items() for label, scale in scales.items()
+    ]  # fmt: skip
+    return tuple(Task(name, quant, _FP8, 0.01) for name, quant in found)
+
+
 TASKS: tuple[Task, ...] = (
     Task("int8 per tensor", "int8"),
     Task("int8 per token", Quant("int8", "per_token"), "int8 per tensor", 0.6),
@@ -52,15 +79,9 @@ TASKS: tuple[Task, ...] = (
     Task("E4M3 per token", Quant("float8_e4m3fn", "per_token"), _FP8, 0.6),
     *_blocks("mxfp8_e4m3", 0.38), *_blocks("mxfp4_e2m1", 0.32), *_blocks("nvfp4", 0.32),
     *_blocks("mxint8", 0.38),
-    Task("nvfp4_4over6", "nvfp4_4over6", "nvfp4", 1 / 3), Task("if4", "if4", "nvfp4", 1 / 3),
-    Task("hif4", "hif4", "nvfp4", 1 / 3), Task("amdfp4", "amdfp4", "nvfp4", 1 / 3),
+    *_choices("nvfp4_4over6"), *_choices("if4"), *_choices("hif4"), *_choices("amdfp4"),
     Task("uint8 with zero point", Quant("uint8", zero_point=True), "int8 per tensor"),
-    *(
-        Task(f"{name}, least squares", Quant(fmt, block=block, scale_rule="mse"),
-             "int8 per tensor", 0.01)
-        for name, fmt, block in (("int8", "int8", None), ("int4", "int4", None),
-                                 ("int8 of 32", "int8", 32), ("E2M1 of 32", _E2M1, 32))
-    ),
+    *_searches(),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from numsim.dispatch.branch_free import by_addition, integer_limits, scalars_of
 from numsim.formats import Format
 from numsim.kernels.convert import block_codes as kernels
+from numsim.kernels.convert import four_bit_blocks as four_bits
 from numsim.kernels.convert.block_codes import BRAIN, HALF, SINGLE, Integers, Power
 from numsim.kernels.convert.blocks import covers, folded
 from numsim.kernels.convert.float32 import takes_bytes
@@ -92,6 +93,67 @@ def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
             lambda i, j: kernels.e2m1_down(lines, kind, block, by, made, i, j),
         )  # fmt: skip
     return codes
+
+
+def choose_four(x: Array, axis: int, block: int, six: Array, four: Array, absolute: bool) -> Array:
+    """Return which blocks of E2M1 have the smaller error under the second of two scales, float64.
+
+    Errors are squares, or `absolute`. `covers_blocks` of the array is asked before.
+    """
+    kind, word = _KINDS[x.dtype]
+    chosen = np.empty(six.shape, np.bool_)
+    lines, one, other, out = (folded(array, axis) for array in (x.view(word), six, four, chosen))
+    if lines.shape[2] == 1:
+        rows, one, other, out = (
+            lines.reshape(-1, block), one.reshape(-1), other.reshape(-1), out.reshape(-1)
+        )  # fmt: skip
+        _over(one.size, x.size, lambda i, j: four_bits.four_over_six_along(
+            rows, kind, one, other, absolute, out, i, j
+        ))  # fmt: skip
+    else:
+        block = min(block, lines.shape[1])
+        _over(one.shape[0] * one.shape[1], x.size, lambda i, j: four_bits.four_over_six_down(
+            lines, kind, block, one, other, absolute, out, i, j
+        ))  # fmt: skip
+    return chosen
+
+
+def encode_if4(x: Array, axis: int, block: int, scales: Array, codes: Array) -> Array:
+    """Fill codes of IF4 in half steps under scales, float64; return which blocks hold integers.
+
+    `covers_blocks` of the array is asked before; codes are in C order.
+    """
+    kind, word = _KINDS[x.dtype]
+    found = np.empty(scales.shape, np.bool_)
+    lines, by, made, out = (folded(array, axis) for array in (x.view(word), scales, codes, found))
+    if lines.shape[2] == 1:
+        rows, to = lines.reshape(-1, block), made.reshape(-1, block)
+        each, which = by.reshape(-1), out.reshape(-1)
+        _over(each.size, x.size, lambda i, j: four_bits.if4_along(
+            rows, kind, each, which, to, i, j
+        ))  # fmt: skip
+    else:
+        block = min(block, lines.shape[1])
+        _over(by.shape[0] * by.shape[1], x.size, lambda i, j: four_bits.if4_down(
+            lines, kind, block, by, out, made, i, j
+        ))  # fmt: skip
+    return found
+
+
+def encode_hif4(x: Array, axis: int, inverse: Array, codes: Array) -> None:
+    """Fill codes of HiF4 in quarters; `inverse` is what whole blocks of 64 are multiplied by.
+
+    `covers_blocks` of the array is asked before; codes are in C order.
+    """
+    kind, word = _KINDS[x.dtype]
+    lines, by, made = (folded(array, axis) for array in (x.view(word), inverse, codes))
+    if lines.shape[2] == 1:
+        rows, to, each = lines.reshape(-1, 64), made.reshape(-1, 64), by.reshape(-1)
+        _over(each.size, x.size, lambda i, j: four_bits.hif4_along(rows, kind, each, to, i, j))
+    else:
+        _over(by.shape[0] * by.shape[1], x.size, lambda i, j: four_bits.hif4_down(
+            lines, kind, by, made, i, j
+        ))  # fmt: skip
 
 
 def as_type(x: Array, dtype: Any) -> Array:

@@ -11,13 +11,7 @@ from numpy.typing import NDArray
 from numsim.convert import decode, encode
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
-from numsim.quant.four_bits import (
-    down,
-    four_over_six,
-    rows_of_memory,
-    stored_four_over_six,
-    turned,
-)
+from numsim.quant.four_bits import four_over_six, hif4_scales
 from numsim.quant.rule import (
     CLIP_RULES,
     POW2_FORMATS,
@@ -36,26 +30,26 @@ from numsim.quant.scales import (
 )
 
 _TINY = np.float32(2.0**-149)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Scales(NamedTuple):
-    """Stored scales: their values, codes and format where they have one, and what stands above.
-
-    `elements`: the codes of the values, where the choice of scales has made them.
-    """
+    """Stored scales: their values, codes and format where they have one, and what stands above."""
 
     values: NDArray[np.float32]
     codes: NDArray[Any] | None = None
     format: Format | None = None
     above: Any = None
-    elements: NDArray[Any] | None = None
 
 
 def choose(
     values: NDArray[Any], amax: NDArray[Any], rule: Quant, sizes: tuple[int, ...], axis: int,
     given_above: Any,
 ) -> Scales:  # fmt: skip
-    """Return the scales of a tensor of float32 or float64; `sizes`: of the parts that share one."""
+    """Return the scales of a tensor; `sizes`: of the parts that share one.
+
+    Rules that search have it as float32 or float64.
+    """
     if not values.size and rule_name(str(rule.scale_rule)) in CLIP_RULES:
         rule = replace(rule, scale_rule=None)  # there is nothing to search
     if has_two_levels(rule.scale_format):
@@ -91,23 +85,16 @@ def _two_levels(
     if rule_name(str(rule.scale_rule)) in THRESHOLDS:
         amax = clipped_amax(values, amax, rule, sizes)
     if str(rule.scale_rule).startswith("4over6"):
-        if rule.rounding == "rne" and rows_of_memory(values, sizes):
-            codes, elements = stored_four_over_six(values, amax, by, rule)
-            return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
-        inner = down(values, sizes)
-        if rule.rounding == "rne" and inner is not None:
-            rows, most, over = (turned(x, inner) for x in (values, amax, by))
-            codes, elements = (
-                np.ascontiguousarray(np.moveaxis(x, -1, inner))
-                for x in stored_four_over_six(rows, most, over, rule)
-            )
-            return Scales(decode(codes, f).astype(np.float32), codes, f, above, elements)
         codes = four_over_six(values, amax, by, rule, sizes)
+    elif rule.scale_rule == "hif4":
+        codes = hif4_scales(amax)
     else:
         with np.errstate(over="ignore"):
             wanted = np.asarray(amax, np.float64) / rule.fmt.max / by
         codes = narrow_codes(wanted, rule.scale_format)
-        if rule.scale_rule == "if4":  # whose largest element float32 is to hold; others move it
+        most = float(np.max(by, initial=0.0)) * f.max * rule.fmt.max
+        if rule.scale_rule == "if4" and most > _FLOAT32_MAX:
+            # whose largest element float32 is to hold; others move it
             with np.errstate(over="ignore"):
                 largest = decode(codes, f).astype(np.float64) * by * rule.fmt.max
                 codes = codes - np.isinf(largest.astype(np.float32))

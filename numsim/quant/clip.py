@@ -33,6 +33,7 @@ from numsim.errors import NumsimError
 from numsim.formats import Format
 from numsim.kernels.clip import clip_divergence
 from numsim.kernels.convert import block_search
+from numsim.kernels.convert.intervals import UNDECIDED, least_squares_near
 from numsim.kernels.convert.least_squares import least_squares
 from numsim.kernels.convert.long_rows import least_squares_few, least_squares_sorted
 from numsim.kernels.jit import grain_of, over_range
@@ -41,6 +42,7 @@ from numsim.quant.rule import Quant, percentile, rule_name
 from numsim.quant.scales import amax_scale
 
 _LONG, _FEW_LEVELS = 1 << 14, 1 << 9  # rows that are sorted, for formats of few levels
+_FINE = 256  # steps, or steps an octave
 BINS, FIRST_BIN, BIN_STEP = 2048, 128, 16  # of the search by divergence
 Floats = NDArray[np.float64]
 
@@ -158,26 +160,50 @@ def least_squares_scale(values: NDArray[Any], fmt: Format, sizes: tuple[int, ...
     chosen = np.zeros(grid)
     most = max(found.positive_steps.size, found.negative_steps.size)
     for group in groups(values, sizes):
-        scales = np.empty(len(group.rows))
-        if most <= _FEW_LEVELS and group.rows.shape[1] >= _LONG:
-            over_range(partial(_of_sorted, group.rows, found, halves, scales), len(scales))
-        elif most <= 8 and group.rows.shape[1] <= 128:
-            signed = not np.array_equal(found.positive, found.negative)
-            rows = np.sort(group.rows if signed else np.abs(group.rows), axis=1).astype(np.float64)
-            positive = np.maximum(rows, 0.0) if signed else rows
-            negative = np.maximum(-rows[:, ::-1], 0.0) if signed else np.zeros((len(rows), 1))
+        rows, scales = group.rows, np.full(len(group.rows), UNDECIDED)
+        if most <= _FEW_LEVELS and rows.shape[1] >= _LONG:
+            over_range(partial(_of_sorted, rows, found, halves, scales), len(scales))
+        elif halves and _is_near(fmt):
             over_range(
-                partial(least_squares_few, positive, negative, found, halves, scales),
-                len(scales), grain=grain_of(len(scales), rows.size * 64),
+                partial(least_squares_near, rows, found, scales), len(scales),
+                grain=grain_of(len(scales), rows.size * 32),
             )  # fmt: skip
-        else:
-            rows = group.rows.astype(np.float64)
-            over_range(
-                partial(least_squares, rows, found, halves, scales),
-                len(scales), grain=grain_of(len(scales), rows.size * 64),
-            )  # fmt: skip
+        left = scales == UNDECIDED
+        if left.any():
+            scales[left] = _one_by_one(rows if left.all() else rows[left], found, halves, most)
         chosen[group.scales] = scales.reshape(group.shape)
     return chosen
+
+
+@cache
+def _is_near(fmt: Format) -> bool:
+    """Whether float32 tells errors of a format apart: its levels are a grid that is not too fine.
+
+    >>> from numsim.formats import get_format
+    >>> [_is_near(get_format(name)) for name in ("int8", "float8_e4m3fn", "int16")]
+    [True, True, False]
+    """
+    found = levels(fmt)
+    top = max(found.positive[-1], found.negative[-1])
+    sides = (found.positive_steps, found.negative_steps)
+    least = 2 * min(steps[0] for steps in sides if steps.size)
+    fine = top / least if np.isinf(found.grid.octaves_from) else found.grid.fine
+    return bool(found.grid.known and fine <= _FINE and top <= 2.0**20 and least >= 2.0**-20)
+
+
+def _one_by_one(rows: NDArray[Any], found: block_search.Levels, halves: bool, most: int) -> Floats:
+    """Return scales of rows by ways that take any format."""
+    scales = np.empty(len(rows))
+    if most <= 8 and rows.shape[1] <= 128:
+        signed = not np.array_equal(found.positive, found.negative)
+        rows = np.sort(rows if signed else np.abs(rows), axis=1).astype(np.float64)
+        positive = np.maximum(rows, 0.0) if signed else rows
+        negative = np.maximum(-rows[:, ::-1], 0.0) if signed else np.zeros((len(rows), 1))
+        work = partial(least_squares_few, positive, negative, found, halves, scales)
+    else:
+        work = partial(least_squares, rows.astype(np.float64), found, halves, scales)
+    over_range(work, len(scales), grain=grain_of(len(scales), rows.size * 64))
+    return scales
 
 
 def _of_sorted(

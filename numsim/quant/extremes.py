@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,7 @@ from numsim.quant.table import quant_words
 
 PIECE = 1 << 18  # elements: what is made of a large tensor on the way stays small
 PART = 1 << 21  # those whose blocks get their scales together
+WIDE_ROW = 1 << 20  # from here on a row of blocks is cut across
 
 
 def pieces_of(
@@ -34,6 +36,37 @@ def pieces_of(
     if blocks is not None:
         step = -(-step // blocks[0]) * blocks[0]
     return [slice(i, min(i + step, shape[0])) for i in range(0, max(shape[0], 1), step)]
+
+
+class Panel(NamedTuple):
+    """Slices of every axis of a tensor, and those of its scales."""
+
+    where: tuple[slice, ...]
+    scales: tuple[slice, ...]
+
+
+def panels_of(shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[Panel]:
+    """Cut a tensor in all axes into parts of whole blocks, of about 2 `PIECE` elements.
+
+    >>> panels_of((2, 1 << 20), (2, 16))[1].where
+    (slice(0, 2, None), slice(262144, 524288, None))
+    """
+    blocks = [(-(-n // size), min(n, size)) for n, size in zip(shape, sizes, strict=True)]
+    left = 2 * PIECE // max(math.prod(size for _, size in blocks), 1)
+    cuts: list[list[tuple[slice, slice]]] = []
+    for n, size, (count, _) in reversed(list(zip(shape, sizes, blocks, strict=True))):
+        step = max(min(left, count), 1)
+        left //= step
+        starts = range(0, max(count, 1), step)
+        ends = [min(i + step, count) for i in starts]
+        cuts.append(
+            [
+                (slice(i * size, min(j * size, n)), slice(i, j))
+                for i, j in zip(starts, ends, strict=True)
+            ]
+        )
+    parts = itertools.product(*reversed(cuts))
+    return [Panel(*(tuple(x) for x in zip(*part, strict=True))) for part in parts]
 
 
 def amax_of(

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.convert import cast, decode
+from numsim.dispatch.blocks import choose_four, covers_blocks, encode_hif4, encode_if4
 from numsim.formats import get_format
-from numsim.kernels.convert import block_search, blocks, four_bit_blocks
-from numsim.kernels.jit import grain_of, over_range
+from numsim.kernels.convert import block_search
+from numsim.kernels.jit import over_range
 from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
 from numsim.quant.odd import quotient_to_odd
@@ -47,8 +48,15 @@ def four_over_six(
     values: NDArray[Any], amax: NDArray[Any], above: Any, quant: Quant, sizes: tuple[int, ...]
 ) -> NDArray[Any]:
     """Return the codes of block scales, each the better one of two."""
-    six, four = _candidates(amax, above, quant)
+    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
+    six = narrow_codes(wanted, quant.scale_format)
+    four = narrow_codes(1.5 * wanted, quant.scale_format)
     absolute = str(quant.scale_rule).endswith("mae")
+    axis = _axis_of_blocks(values, sizes)
+    if axis is not None:
+        scales = [_scale(codes, above, quant) for codes in (six, four)]
+        better = choose_four(values, axis, sizes[axis], *scales, absolute)
+        return np.where(better, four, six)
     both = [
         _errors(values, _scale(codes, above, quant), sizes, levels(_E2M1), absolute)
         for codes in (six, four)
@@ -56,85 +64,30 @@ def four_over_six(
     return np.where(both[1] < both[0], four, six)
 
 
-def rows_of_memory(values: NDArray[Any], sizes: tuple[int, ...]) -> bool:
-    """Whether blocks are runs of memory, whole ones, of float32: kernels take those."""
-    along = sizes[-1] > 1 and all(n == 1 for n in sizes[:-1])
-    plain = values.dtype == np.float32 and values.flags.c_contiguous and values.size
-    return bool(along and plain and values.shape[-1] % sizes[-1] == 0)
+def _axis_of_blocks(values: NDArray[Any], sizes: tuple[int, ...]) -> int | None:
+    """Return the axis along which blocks lie that kernels take, None for others.
 
-
-def down(values: NDArray[Any], sizes: tuple[int, ...]) -> int | None:
-    """Return the axis down which whole blocks of float32 lie, None for others.
-
-    >>> down(np.zeros((32, 3), np.float32), (16, 1)), down(np.zeros((3, 32), np.float32), (1, 16))
-    (0, None)
+    >>> _axis_of_blocks(np.zeros((32, 3), np.float32), (16, 1))
+    0
     """
-    along = [axis for axis, size in enumerate(sizes[:-1]) if size > 1]
-    if len(along) != 1 or sizes[-1] > 1 or values.dtype != np.float32 or not values.size:
+    along = [axis for axis, size in enumerate(sizes) if size > 1]
+    if len(along) != 1 or not covers_blocks(values, along[0], sizes[along[0]]):
         return None
-    return along[0] if values.shape[along[0]] % sizes[along[0]] == 0 else None
-
-
-def turned(x: Any, axis: int) -> Any:
-    """Return an array in whose rows of memory an axis lies; one number stays."""
-    return np.ascontiguousarray(np.moveaxis(x, axis, -1)) if np.ndim(x) else x
-
-
-def stored_four_over_six(
-    values: NDArray[np.float32], amax: NDArray[Any], above: Any, quant: Quant
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Return the codes of scales and of elements, of blocks that are runs of memory."""
-    six, four = _candidates(amax, above, quant)
-    scales = [_flat(_scale(codes, above, quant), six.shape) for codes in (six, four)]
-    rows = values.reshape(six.size, -1)
-    better, codes = np.empty(six.size, np.bool_), np.empty(rows.shape, np.uint8)
-    absolute = str(quant.scale_rule).endswith("mae")
-    over_range(
-        partial(four_bit_blocks.four_over_six, rows, *scales, absolute, better, codes), six.size,
-        grain=grain_of(six.size, values.size * 8),
-    )  # fmt: skip
-    return np.where(better.reshape(six.shape), four, six), codes.reshape(values.shape)
-
-
-def _candidates(amax: NDArray[Any], above: Any, quant: Quant) -> tuple[NDArray[Any], NDArray[Any]]:
-    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
-    six = narrow_codes(wanted, quant.scale_format)
-    return six, narrow_codes(1.5 * wanted, quant.scale_format)
-
-
-def _flat(scale: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    return np.ascontiguousarray(np.broadcast_to(scale, shape)).reshape(-1)
+    return along[0]
 
 
 def if4(
-    values: NDArray[Any], scale_codes: NDArray[Any], above: Any, quant: Quant,
-    sizes: tuple[int, ...], codes: NDArray[Any],
-) -> NDArray[Any]:  # fmt: skip
-    """Fill `codes` with half steps under given scales; return which blocks hold integers."""
-    axis = down(values, sizes)
+    values: NDArray[Any], scale: NDArray[np.float64], sizes: tuple[int, ...], codes: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Fill `codes` with half steps under scales, one a block; return which blocks hold integers."""
+    axis = _axis_of_blocks(values, sizes)
     if axis is not None:
-        rows, each, over = (turned(x, axis) for x in (values, scale_codes, above))
-        made, moved = np.empty(rows.shape, codes.dtype), (*[1] * (rows.ndim - 1), sizes[axis])
-        whole_blocks = if4(rows, each, over, quant, moved, made)
-        codes[...] = np.moveaxis(made, -1, axis)
-        return np.moveaxis(whole_blocks, -1, axis)
-    scale = _scale(scale_codes, 1.0 if above is None else above, quant)
-    if rows_of_memory(values, sizes):
-        count = scale_codes.size
-        found = np.empty(count, np.bool_)
-        over_range(
-            partial(
-                four_bit_blocks.if4, values.reshape(count, -1), _flat(scale, scale_codes.shape),
-                found, codes.reshape(count, -1),
-            ),
-            count, grain=grain_of(count, values.size * 8),
-        )  # fmt: skip
-        return found.reshape(scale_codes.shape)
+        return encode_if4(values, axis, sizes[axis], np.ascontiguousarray(scale), codes)
     floats = _errors(values, scale, sizes, levels(_E2M1), False)
     whole = _errors(values, scale * 6 / 7, sizes, _INTEGER_LEVELS, False)
     integers: NDArray[np.bool_] = whole < floats
     for group in groups(values, sizes):
-        each = np.broadcast_to(scale, integers.shape)[group.scales].reshape(-1, 1)
+        each = scale[group.scales].reshape(-1, 1)
         quotient = group.rows.astype(np.float64) / each
         halves = cast(quotient, _E2M1) * 2
         counts = np.clip(np.rint(quotient * 7 / 6), -7, 7) * 2
@@ -170,6 +123,17 @@ def quarters(
     return found.astype(np.int8), found / 4 * scale
 
 
+def if4_scales(scale_codes: NDArray[Any], scale_format: str) -> NDArray[np.float32]:
+    """Return the scales of blocks by their codes, 6/7 of it where a block holds integers.
+
+    >>> if4_scales(np.uint8([0x38, 0xB8]), "float8_e4m3fn").tolist()
+    [1.0, 0.8571428656578064]
+    """
+    plain = decode(np.arange(INTEGERS, dtype=np.uint8), scale_format).astype(np.float64)
+    table = np.concatenate([plain, plain * 6 / 7]).astype(np.float32)
+    return np.asarray(table[scale_codes])
+
+
 def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> NDArray[np.float32]:
     """Return fp32(code / 2 * scale * above), 6/7 of it where a block holds integers.
 
@@ -183,33 +147,17 @@ def if4_values(codes: NDArray[Any], scale: Any, above: Any, integers: Any) -> ND
 
 
 def hif4(
-    values: NDArray[Any], sizes: tuple[int, ...], scale_codes: NDArray[Any], codes: NDArray[Any]
+    values: NDArray[Any], sizes: tuple[int, ...], scale: NDArray[np.float32], codes: NDArray[Any]
 ) -> None:
-    """Fill the codes of scales and of elements, in quarters, of blocks of 64 under HiF4."""
-    axis = down(values, sizes)
-    if axis is not None:
-        rows, kept = turned(values, axis), turned(scale_codes, axis)
-        made = np.empty(rows.shape, codes.dtype)
-        hif4(rows, (*[1] * (rows.ndim - 1), 64), kept, made)
-        codes[...], scale_codes[...] = (np.moveaxis(x, -1, axis) for x in (made, kept))
-        return
-    if rows_of_memory(values, sizes):
-        count = scale_codes.size
-        amax = blocks.amax(values, -1, 64).reshape(-1)
-        found, inverse = _hif4_scales(amax.astype(np.float64))
-        scale_codes[...] = found.reshape(scale_codes.shape)
-        over_range(
-            partial(
-                four_bit_blocks.hif4, values.reshape(count, -1), inverse, codes.reshape(count, -1)
-            ),
-            count, grain=grain_of(count, values.size * 8),
-        )  # fmt: skip
+    """Fill codes in quarters of blocks of 64 under HiF4 and scales of `hif4_scales`."""
+    axis = _axis_of_blocks(values, sizes)
+    if axis is not None and values.shape[axis] % 64 == 0:
+        encode_hif4(values, axis, _bfloat16(1.0 / scale.astype(np.float64)), codes)
         return
     for group in groups(values, sizes):
         rows = np.zeros((len(group.rows), 64))
         rows[:, : group.rows.shape[1]] = group.rows
-        found, elements = hif4_blocks(rows)
-        scale_codes[group.scales] = found.reshape(group.shape)
+        _, elements = hif4_blocks(rows)
         group.put(elements[:, : group.rows.shape[1]], codes)
 
 
@@ -221,8 +169,9 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     (192, 28)
     """
     magnitude = np.abs(rows)
-    scale_codes, inverse = _hif4_scales(magnitude.max(axis=1))
-    inverse = inverse[:, None]
+    scale_codes = hif4_scales(magnitude.max(axis=1))
+    scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
+    inverse = _bfloat16(1.0 / scale)[:, None]
     level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
     twice = np.repeat(level_2, 2, axis=1)
     quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
@@ -232,15 +181,21 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     return scale_codes, np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
 
 
-def _hif4_scales(amax: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the codes of first scales, and what elements are multiplied by, a bfloat16."""
+def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the codes of first scales.
+
+    >>> hif4_scales(np.float32([7.0, 0.0]))
+    array([192,   0], dtype=uint8)
+    """
     # the product of float32 and bfloat16 is exact in float64
-    wanted = np.clip(cast(amax * _SEVENTH, "bfloat16").astype(np.float64), 2.0**-48, 49152.0)
+    wanted = np.clip(_bfloat16(amax.astype(np.float64) * _SEVENTH), 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
-    scale_codes = ((exponent + 47) * 4 + eighths - 4).astype(np.uint8)
-    scale = np.ldexp(eighths, exponent - 3)
-    return scale_codes, cast(1.0 / scale, "bfloat16").astype(np.float64)
+    return np.asarray((exponent + 47) * 4 + eighths - 4, np.uint8)
+
+
+def _bfloat16(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return cast(x, "bfloat16").astype(np.float64)
 
 
 def _scale(codes: NDArray[Any], above: Any, quant: Quant) -> NDArray[np.float64]:

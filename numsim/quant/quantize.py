@@ -18,10 +18,14 @@ from numsim.formats import FormatLike
 from numsim.quant.choose import Scales
 from numsim.quant.extremes import (
     PART,
+    PIECE,
+    WIDE_ROW,
+    Panel,
     amax_of,
     check_finite,
     check_signs,
     computed_in,
+    panels_of,
     pieces_of,
 )
 from numsim.quant.given import given_above, given_affine, given_scales, static_scales
@@ -201,6 +205,14 @@ def quantize_pieces(
             check_finite(np.abs(values).max(), values, rule)  # whose index has all axes
             raise
     pieces = pieces_of(values.shape, sizes)
+    panels = _panels(values.shape, rule, sizes, axis)
+    if len(panels) > 1 and scale is random is None and rule.rounding != "sr":
+        q = None if sizes is None else in_one_pass(values, rule, sizes, axis, done)
+        if q is None:
+            above = given_above(tensor_scale, rule, values.shape, axis)
+            return _by_panels(values, wide, rule, panels, axis, above, done)
+        keep_finite(q)
+        return q
     if rule.zero_point:
         found = affine_scales(values, wide, pieces, rule, sizes, axis, done)
         if scale is not None and zero_point is not None:
@@ -221,7 +233,8 @@ def quantize_pieces(
     shared = sizes
     if rule_name(str(rule.scale_rule)) in CLIP_RULES:  # what a search makes is large
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
-    parts: list[Any] = [...] if shared is None else pieces_of(values.shape, shared, PART)
+    size = PIECE if isinstance(rule.block, tuple) else PART  # of tiles every value has its scale
+    parts: list[Any] = [...] if shared is None else pieces_of(values.shape, shared, size)
     if len(parts) == 1:
         return stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
     whole: QTensor | None = None
@@ -238,6 +251,55 @@ def quantize_pieces(
             _moved(draws, part, values.shape), done,
         )  # fmt: skip
         whole = _joined(whole or _room(q, values.shape, amax.shape, above), q, part, where)
+    assert whole is not None
+    return whole
+
+
+def _panels(
+    shape: tuple[int, ...], rule: Quant, sizes: tuple[int, ...] | None, axis: int
+) -> list[Panel]:
+    """Return parts of a tensor whose rows are so long that pieces of the first axis are large."""
+    row, shared = math.prod(shape[1:]), sizes
+    if sizes is not None:
+        row *= sizes[0]
+    elif rule.granularity in ("per_token", "per_channel") and axis % len(shape) == 0:
+        shared = shared_by(shape, rule.granularity, None, axis)
+    if shared is None or len(shape) < 2 or row <= WIDE_ROW or shape[0] > PIECE:
+        return []
+    return panels_of(shape, shared)
+
+
+def _by_panels(
+    values: NDArray[Any], wide: Any, rule: Quant, panels: list[Panel], axis: int, above: Any,
+    done: Callable[[], object],
+) -> QTensor:  # fmt: skip
+    """Quantise a wide tensor, a copy of some whole blocks at a time."""
+    grid = tuple(place.stop for place in panels[-1].scales)
+    if above is None and rule.above is not None and rule.scale is None:
+        amax = np.empty(grid, wide)
+        for panel in panels:
+            part = np.ascontiguousarray(values[panel.where])
+            sizes = block_shape(rule, part.shape, axis)
+            amax[panel.scales] = amax_of(part, wide, [...], rule, sizes, axis, done)
+        check_finite(amax, values, rule)
+        above = scale_above(amax, rule, axis)
+    whole: QTensor | None = None
+    for panel in panels:
+        over = above
+        if np.ndim(above):
+            each = zip(panel.where, above.shape, strict=True)
+            over = above[tuple(part if n > 1 else slice(None) for part, n in each)]
+        try:
+            q = quantize_pieces(
+                np.ascontiguousarray(values[panel.where]), rule, axis=axis, done=done,
+                tensor_scale=None if rule.scale is not None else over,
+            )  # fmt: skip
+        except NumsimError:
+            check_finite(np.abs(values).max(), values, rule)  # whose count and index are of all
+            raise
+        if whole is None:
+            whole = _room(q, values.shape, grid, q.tensor_scale if above is None else above)
+        whole = _joined(whole, q, panel.where, panel.scales)
     assert whole is not None
     return whole
 
@@ -262,10 +324,12 @@ def _led(q: QTensor) -> QTensor:
 
 def _room(q: QTensor, shape: tuple[int, ...], scales: tuple[int, ...], above: Any) -> QTensor:
     """Return a tensor to be filled with parts such as q."""
-    kept = None if q.scale_codes is None else np.empty(scales, q.scale_codes.dtype)
+    kept, zeros = (
+        None if x is None else np.empty(scales, x.dtype) for x in (q.scale_codes, q.zero_point)
+    )
     return replace(
         q, codes=np.empty(shape, q.codes.dtype), scale=np.empty(scales, np.float32),
-        scale_codes=kept, tensor_scale=above,
+        scale_codes=kept, zero_point=zeros, tensor_scale=above,
     )  # fmt: skip
 
 
@@ -273,7 +337,7 @@ def _joined(whole: QTensor, q: QTensor, part: Any, where: Any) -> QTensor:
     """Fill a slice of the first axis."""
     for filled, made, at in (
         (whole.codes, q.codes, part), (whole.scale, q.scale, where),
-        (whole.scale_codes, q.scale_codes, where),
+        (whole.scale_codes, q.scale_codes, where), (whole.zero_point, q.zero_point, where),
     ):  # fmt: skip
         if filled is not None:
             filled[at] = made

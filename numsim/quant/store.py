@@ -41,7 +41,9 @@ def stored(
     if chosen is None:
         shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
         name = rule_name(str(rule.scale_rule))
-        searches = name in CLIP_RULES or name.startswith("4over6")  # others know amax alone
+        searches = name in CLIP_RULES or (  # others know amax alone
+            name.startswith("4over6") and not covers_blocks(values, axis, int(str(rule.block)))
+        )
         whole = as_type(values, wide) if searches else values
         chosen = choose(whole, amax, rule, shared, axis, above)
     held = chosen.above is None or np.isfinite(chosen.above).all()
@@ -50,16 +52,8 @@ def stored(
             f"quantize: the scale of values up to {float(np.max(amax)):.3g} in {rule.fmt.label} is "
             "beyond float32; divide the tensor by a constant first"
         )
-    fast = chosen.elements
-    if fast is not None:
-        done()
-        q = QTensor(
-            fast, rule.fmt, chosen.values, rule, sizes, chosen.codes, chosen.format, chosen.above
-        )
-        keep_finite(q)
-        return q
     if rule.scale_rule in ("if4", "hif4"):
-        return _special_blocks(values, wide, pieces, rule, sizes, chosen, done)
+        return _special_blocks(values, wide, pieces, rule, sizes, axis, chosen, done)
     wide_quotient = has_two_levels(rule.scale_format)
     codes = _of_e2m1(values, rule, axis, chosen) if wide_quotient else None
     made = codes is not None
@@ -73,7 +67,7 @@ def stored(
         return q
     narrow = rule.scale_format in POW2_FORMATS and wide is np.float32 and far_below(rule)
     by_blocks = (
-        (narrow or wide_quotient)
+        (narrow or wide_quotient or rule.scale_format == "float32")
         and wide is np.float32
         and isinstance(rule.block, int)
         and blocks.covers(values, axis, rule.block)
@@ -108,33 +102,31 @@ def stored(
 
 def _special_blocks(
     values: NDArray[Any], wide: Any, pieces: list[Any], rule: Quant, sizes: tuple[int, ...] | None,
-    chosen: Scales, done: Callable[[], object],
+    axis: int, chosen: Scales, done: Callable[[], object],
 ) -> QTensor:  # fmt: skip
     """Quantise blocks of IF4 and HiF4."""
     assert sizes is not None
     assert chosen.codes is not None
-    scale_codes = chosen.codes.copy()
+    scale, scale_codes = chosen.values, chosen.codes
     whole = rule.scale_rule == "if4"
     fmt = four_bits.HALVES if whole else four_bits.QUARTERS
     codes = np.empty(values.shape, fmt.code_dtype)
     for piece in pieces:
-        part = as_type(values[piece], wide)
+        part = values[piece]
+        if not covers_blocks(part, axis, int(str(rule.block))):
+            part = as_type(part, wide)
         each = _scales_at(piece, sizes)
         if whole:
-            above = chosen.above
-            if np.ndim(above) and len(above) > 1:  # of rows, not of columns
+            above = np.asarray(1 if chosen.above is None else chosen.above, np.float64)
+            if above.ndim and len(above) > 1:  # of rows, not of columns
                 above = above[each]
-            found = four_bits.if4(part, scale_codes[each], above, rule, sizes, codes[piece])
-            scale_codes[each] |= np.where(found, four_bits.INTEGERS, 0).astype(np.uint8)
+            found = four_bits.if4(part, scale[each] * above, sizes, codes[piece])
+            scale_codes[each] |= found.view(np.uint8) * np.uint8(four_bits.INTEGERS)
         else:
-            four_bits.hif4(part, sizes, scale_codes[each], codes[piece])
+            four_bits.hif4(part, sizes, scale[each], codes[piece])
         done()
-    scale = chosen.values
     if whole:
-        sixths = (scale.astype(np.float64) * 6 / 7).astype(np.float32)
-        scale = np.where(scale_codes & four_bits.INTEGERS, sixths, scale)
-    else:
-        scale = decode(scale_codes, "float8_ue6m2").astype(np.float32)
+        scale = four_bits.if4_scales(scale_codes, rule.scale_format)
     return QTensor(codes, fmt, scale, rule, sizes, scale_codes, chosen.format, chosen.above)
 
 

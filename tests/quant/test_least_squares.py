@@ -6,9 +6,12 @@ import pytest
 import numsim as ns
 from numsim.formats import get_format
 from numsim.kernels.convert.block_search import levels_of, quantised, split
+from numsim.kernels.convert.intervals import UNDECIDED, least_squares_near
+from numsim.kernels.convert.least_squares import least_squares
+from numsim.kernels.ir import simd
 from numsim.kernels.jit import inline, using_threads
 from numsim.quant import Quant, clip
-from numsim.quant.clip import least_squares_scale
+from numsim.quant.clip import least_squares_scale, levels
 
 FORMATS = ("int8", "int4", "int2", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn",
            "float4_e3m0fn", "float6_e3m2fn", "hifloat8", "uint4", "float8_ue4m3")  # fmt: skip
@@ -122,3 +125,67 @@ def test_every_candidate_was_tried(scale_format):
             errors = np.array([error(row, s, values) for s in candidates])
             best = candidates[np.flatnonzero(errors <= errors.min() * (1 + 1e-13))]
             assert scale in best.astype(np.float32)
+
+
+def special_rows(size):
+    """Rows at the ends of float32, of equal values, of few values, of ties and of zeros."""
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=(14, size)).astype(np.float32)
+    x[0] = 0
+    x[1] = -0.0
+    x[2] = 1.5
+    x[3] = np.where(rng.random(size) < 0.5, -3, 3)
+    x[4] *= np.float32(2.0**-140)  # subnormal numbers
+    x[5] = np.float32(2.0**-149) * rng.integers(-9, 10, size)
+    x[6, 0] = np.finfo(np.float32).max
+    x[7] = np.finfo(np.float32).max * rng.uniform(-1, 1, size)
+    x[8] = rng.integers(-6, 7, size) * 0.37
+    x[9] = np.where(rng.random(size) < 0.8, 0, x[9])
+    x[10] = -np.abs(x[10])
+    x[11] = np.float32(2.0) ** rng.integers(-20, 20, size)
+    x[12] = x[12, 0] * np.sign(x[12]) * (1 + np.arange(size) * np.float32(2.0**-23))
+    x[13] = rng.integers(-254, 255, size) / 2  # ties of int8 under the first scale
+    return x
+
+
+GRIDS = ("int8", "int4", "int2", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn",
+         "float6_e3m2fn", "float6_e2m3fn", "float8_e4m3fnuz")  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 32, 33, 300, 1100])
+@pytest.mark.parametrize("fmt", GRIDS)
+def test_float32_rules_out_no_interval_of_the_best_scale(fmt, size):
+    """What it decides has the bits of the way that looks at every interval in float64."""
+    rows = np.concatenate([special_rows(size), rows_of(fmt, size, 6, seed=size)])
+    f = levels(get_format(fmt))
+    got, want = np.empty(len(rows)), np.empty(len(rows))
+    least_squares_near(rows, f, got, 0, len(rows))
+    least_squares(rows.astype(np.float64), f, True, want, 0, len(rows))
+    decided = got != UNDECIDED
+    np.testing.assert_array_equal(got[decided], want[decided])
+    assert size < 16 or decided[14:32].mean() > 0.7  # of plain rows; halved levels may tie
+    wide = np.empty(len(rows))
+    least_squares_near(rows.astype(np.float64), f, wide, 0, len(rows))
+    np.testing.assert_array_equal(wide, got)
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_paths_and_threads_change_no_scale(path):
+    x = np.concatenate([special_rows(32)[:6], rows_of("int8", 32, 60, seed=7)])
+    for fmt in ("int8", "float8_e4m3fn", "float4_e2m1fn"):
+        quant = Quant(fmt, block=16, scale_rule="mse")
+        want = ns.quantize(x, quant)
+        with simd.force(path), using_threads(2) as possible:
+            got = ns.quantize(np.tile(x, (200, 1)), quant) if possible else want
+        np.testing.assert_array_equal(got.scale[: len(x)], want.scale)
+        np.testing.assert_array_equal(got.codes[-len(x) :], want.codes)
+
+
+def test_two_scales_that_fit_equally_well_are_left_to_the_search_one_by_one():
+    x = np.float32([[1, 2, 3, 4, 5, 6, 7, 6, 5, 4, 3, 2, 1, 2, 3, 4]]) * np.float32(0.37)
+    found = np.empty(1)
+    least_squares_near(x, levels(get_format("int8")), found, 0, 1)
+    assert found[0] == UNDECIDED
+    scale = ns.quantize(x, Quant("int8", block=16, scale_rule="mse")).scale
+    values = np.arange(-128.0, 128.0)
+    assert error(x[0].astype(np.float64), float(scale[0, 0]), values) < 1e-10

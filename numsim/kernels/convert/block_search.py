@@ -108,13 +108,14 @@ def split(row: Any, f: Any, m: Any, cap: Any) -> Any:
 def quantised(m: Any, cap: Any, scale: Any, f: Any, out: Any) -> None:
     """Fill the levels of magnitudes under a scale."""
     if f.grid.known:
-        _quantised_on_grid(m, cap, 1.0 / scale, f.grid, out)
+        quantised_on_grid(m, cap, 1.0 / scale, f.grid, out)
     else:
         _quantised_by_list(m, cap, 1.0 / scale, f, out)
 
 
 @inline
-def _quantised_on_grid(m: Any, cap: Any, by: Any, g: Any, out: Any) -> None:
+def quantised_on_grid(m: Any, cap: Any, by: Any, g: Any, out: Any) -> None:
+    """Do `quantised` for a grid; `by` is one over the scale."""
     wide_vectors()
     for i in range(m.size):
         out[i] = on_grid(min(m[i] * by, abs(cap[i])), g)

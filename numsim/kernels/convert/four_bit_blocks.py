@@ -1,10 +1,13 @@
-"""Blocks of float32 in rows of memory, stored in four bits in one of two ways.
+"""Blocks stored in four bits in one of two ways, or under scales of three levels: one pass each.
 
-A magnitude is compared with the steps of E2M1 times its scale, which float64 holds exactly (3 by 28
-bits); a quotient of 24 by 28 bits is never so close to a step that its rounding would tell. Many
-blocks pass each loop together, for loops as short as a block fill no vectors.
-Proof: ``tests/quant/test_four_bits.py`` compares with the general
-way of `numsim.quant.four_bits`.
+Blocks stand side by side, one a lane: a tile is the words of `width` blocks, line by line. Columns
+of memory are copied there, rows of it are turned. Which of two ways is better float32 tells, where
+the two sums of errors lie further apart than all its roundings; else the sums of the definition in
+float64, one value after the other, do. Codes come from comparisons alone: a code's threshold is the
+least float32 number that has it, found in float64, which holds a step times a scale (3 or 6 bits by
+28).
+
+Proof: ``tests/quant/test_four_bits.py`` compares with the general way of `numsim.quant.four_bits`.
 """
 
 from __future__ import annotations
@@ -13,146 +16,390 @@ from typing import Any
 
 import numpy as np
 
+from numsim.kernels.convert.block_codes import columns_of, singles
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import inline, kernel
 
 Array = Any
-_PART = 2048  # values that pass the loops together
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # steps of E2M1, in scales
+_SIXTHS = tuple(3.0 * (2 * k + 1) for k in range(7))  # steps of integers, in sevenths of scales
+# whether x / s * 7 / 6, rounded each time, passes a step that x meets exactly
+_PASSED = tuple(bool(np.rint(np.float64(c) / 7 * 7 / 6) > k) for k, c in enumerate(_SIXTHS))
+_ROUNDINGS = np.float32(2.0**-19)  # 8 units of a quotient up to 7, twice: squares
+_HALF_UP, _TWO_BITS = np.uint32(1 << 21), np.uint32(0xFFC00000)
+_HALVES = np.float32(1.5 * 2.0**22)  # adding it leaves multiples of 1/2
+_WHOLE = np.float32(1.5 * 2.0**23)
 
 
 @inline
-def _spread(scales: Any, size: Any, out: Any) -> None:
-    """Repeat the scale of every block for its values."""
-    for block in range(scales.size):
-        scale = scales[block]
-        for i in range(block * size, (block + 1) * size):
-            out[i] = scale
+def _together(size: int) -> int:
+    """Return how many blocks of `size` numbers stand side by side in the first cache."""
+    return int(max(min(4096 // size, 128), 16))
 
 
 @inline
-def _e2m1(x: Any, scale: Any, halves: Any, errors: Any, absolute: bool) -> None:
-    """Fill the half steps of E2M1 of values under their scales, and the errors."""
-    x, scale, halves, errors = x[:], scale[: x.size], halves[: x.size], errors[: x.size]
-    for i in range(x.size):
-        m, s = abs(np.float64(x[i])), scale[i]
-        steps = (1.0 if m > 0.25 * s else 0.0) + (1.0 if m >= 0.75 * s else 0.0)
-        steps += (1.0 if m > 1.25 * s else 0.0) + (1.0 if m >= 1.75 * s else 0.0)
-        steps += (2.0 if m > 2.5 * s else 0.0) + (2.0 if m >= 3.5 * s else 0.0)
-        steps += 4.0 if m > 5.0 * s else 0.0
-        halves[i] = steps
-        errors[i] = m - steps * 0.5 * s
-    if absolute:
-        for i in range(x.size):
-            errors[i] = abs(errors[i])
-    else:
-        for i in range(x.size):
-            errors[i] *= errors[i]
+def _turned(rows: Array, size: int, tile: Array) -> None:
+    """Copy blocks of `size` words that follow each other to lines of as many as there are."""
+    width = rows.size // size
+    for block in range(width):
+        for i in range(size):
+            tile[i * width + block] = rows[block * size + i]
 
 
 @inline
-def _integers(x: Any, scale: Any, halves: Any, errors: Any) -> None:
-    """Fill twice the integers 0 .. 7 of values under 6/7 of their scales, and squared errors."""
-    for i in range(x.size):
-        m, s = abs(np.float64(x[i])), scale[i]
-        q = min(np.rint(m / s * 7.0 / 6.0), 7.0)
-        halves[i] = q * 2.0
-        rest = m - q * (s * 6.0 / 7.0)
-        errors[i] = rest * rest
+def _turned_back(codes: Array, out: Array) -> None:
+    """Copy a tile of codes to blocks [width, size]."""
+    width, size = out.shape
+    for block in range(width):
+        for i in range(size):
+            out[block, i] = codes[i * width + block]
 
 
 @inline
-def _better(first: Any, second: Any, size: Any, chosen: Any, one: Any, other: Any) -> None:
-    """Note the blocks whose second errors are the smaller sum, and copy `other` to `one` there."""
-    for block in range(chosen.size):
-        at = block * size
-        total, rest = 0.0, 0.0
-        for i in range(at, at + size):
-            total += first[i]
-            rest += second[i]
-        chosen[block] = rest < total
-        if rest < total:
-            for i in range(at, at + size):
-                one[i] = other[i]
+def _taken(x: Array, kind: int, at: int, width: int, tile: Array) -> None:
+    """Copy columns at:at + width of x [size, inner] to a tile."""
+    for row in range(x.shape[0]):
+        singles(x[row, at : at + width], kind, tile[row * width : (row + 1) * width])
+
+
+@inline
+def _given(codes: Array, out: Array, at: int, width: int) -> None:
+    for row in range(out.shape[0]):
+        out[row, at : at + width] = codes[row * width : (row + 1) * width]
+
+
+@inline
+def _off_e2m1(v: Any) -> Any:
+    """Return how far a float32 magnitude lies from the nearest of E2M1, in either direction."""
+    word = np.float32(v).view(np.uint32)
+    even = np.float32(np.float32(v + _HALVES) - _HALVES)
+    octave = np.uint32(np.uint32(word + _HALF_UP) & _TWO_BITS).view(np.float32)
+    q = even if v < np.float32(1) else octave
+    return np.float32(v - min(q, np.float32(6)))
+
+
+@inline
+def _off_integers(v: Any) -> Any:
+    return np.float32(v - min(np.float32(np.float32(v + _WHOLE) - _WHOLE), np.float32(7)))
+
+
+@inline
+def _magnitude(word: Any) -> Any:
+    return np.uint32(word & _MAGNITUDE).view(np.float32)
+
+
+@inline
+def _sums(tile: Array, one: Array, other: Array, whole: bool, absolute: bool, sums: Array) -> None:
+    """Sum the errors of blocks under two inverse scales, each in units of its scale.
+
+    The second way is E2M1 too, or integers if `whole`; errors are squares, or `absolute`.
+    """
+    width = one.size
+    first, second = sums[0, :width], sums[1, :width]
+    for j in range(width):
+        first[j] = second[j] = np.float32(0)
+    for row in range(tile.size // width):
+        line = tile[row * width : (row + 1) * width]
+        if absolute:
+            for j in range(width):
+                a = _magnitude(line[j])
+                first[j] += abs(_off_e2m1(np.float32(a * one[j])))
+                second[j] += abs(_off_e2m1(np.float32(a * other[j])))
+        elif whole:
+            for j in range(width):
+                a = _magnitude(line[j])
+                e = _off_e2m1(np.float32(a * one[j]))
+                g = _off_integers(np.float32(a * other[j]))
+                first[j] += np.float32(e * e)
+                second[j] += np.float32(g * g)
+        else:
+            for j in range(width):
+                a = _magnitude(line[j])
+                e = _off_e2m1(np.float32(a * one[j]))
+                g = _off_e2m1(np.float32(a * other[j]))
+                first[j] += np.float32(e * e)
+                second[j] += np.float32(g * g)
+
+
+@inline
+def _better(
+    tile: Array, one: Array, other: Array, whole: bool, absolute: bool, chosen: Array, room: Any
+) -> None:
+    """Note the blocks whose errors under the second scale are the smaller sum.
+
+    A quotient v is off by 2**-23 v, and so is its error e; v is at most 7 or 7 e. Squares of n
+    values are then off by 7 * 2**-22 (sqrt(n sum e**2) + sum e**2), magnitudes by half of
+    7 * 2**-22 (n + sum e), and sums of float32 by n + 8 units in the last place, counted twice.
+    """
+    sums, inverse, ratio, unsure = room
+    width = one.size
+    size = tile.size // width
+    first, second = inverse[0, :width], inverse[1, :width]
+    for j in range(width):
+        first[j], second[j] = np.float32(1.0 / one[j]), np.float32(1.0 / other[j])
+        ratio[j] = np.float32(other[j] / one[j])
+    _sums(tile, first, second, whole, absolute, sums)
+    last = np.float32((size + 8) * 2.0**-23)
+    n = np.float32(size)
+    for j in range(width):
+        r = ratio[j]
+        by = r if absolute else np.float32(r * r)
+        total, rest = sums[0, j], np.float32(sums[1, j] * by)
+        both = np.float32(total + rest)
+        spread = n if absolute else np.sqrt(np.float32(n * both))
+        spread = np.float32(np.float32(np.float32(1) + r) * spread)
+        off = np.float32(_ROUNDINGS * np.float32(spread + both) + np.float32(last * both))
+        chosen[j] = rest < total
+        unsure[j] = np.uint8(0 if abs(np.float32(total - rest)) > off else 1)
+    for j in range(width):
+        if unsure[j]:
+            chosen[j] = _smaller(tile, width, j, one[j], other[j], whole, absolute)
+
+
+@inline
+def _error_e2m1(m: Any, s: Any) -> Any:
+    steps = (1.0 if m > 0.25 * s else 0.0) + (1.0 if m >= 0.75 * s else 0.0)
+    steps += (1.0 if m > 1.25 * s else 0.0) + (1.0 if m >= 1.75 * s else 0.0)
+    steps += (2.0 if m > 2.5 * s else 0.0) + (2.0 if m >= 3.5 * s else 0.0)
+    steps += 4.0 if m > 5.0 * s else 0.0
+    return m - steps * 0.5 * s
+
+
+@inline
+def _smaller(
+    tile: Array, width: int, block: int, one: float, other: float, whole: bool, absolute: bool
+) -> bool:
+    """Whether the errors of a block under the second scale are the smaller sum, in float64."""
+    total, rest, most = 0.0, 0.0, np.uint32(0)
+    for row in range(tile.size // width):
+        most = max(most, np.uint32(tile[row * width + block] & _MAGNITUDE))
+    if most == np.uint32(0):
+        return False
+    for row in range(tile.size // width):
+        m = np.float64(_magnitude(tile[row * width + block]))
+        e = _error_e2m1(m, one)
+        if whole:  # the second scale is 6/7 of the first
+            g = m - min(np.rint(m / one * 7.0 / 6.0), 7.0) * (one * 6.0 / 7.0)
+        else:
+            g = _error_e2m1(m, other)
+        total += abs(e) if absolute else e * e
+        rest += abs(g) if absolute else g * g
+    return bool(rest < total)
+
+
+@inline
+def _room(width: int) -> Any:
+    sums, inverse = np.empty((2, width), np.float32), np.empty((2, width), np.float32)
+    return sums, inverse, np.empty(width, np.float32), np.empty(width, np.uint8)
 
 
 @kernel
-def four_over_six(
-    x: Array, six: Array, four: Array, absolute: bool, chosen: Array, codes: Array, start: int,
+def four_over_six_along(
+    x: Array, kind: int, six: Array, four: Array, absolute: bool, chosen: Array, start: int,
     stop: int,
 ) -> None:  # fmt: skip
-    """Store rows [blocks, size] under the better of two scales; codes are those of E2M1."""
+    """Note which rows start:stop of x [blocks, size] are better under the second scale."""
     wide_vectors()
     size = x.shape[1]
-    part = max(_PART // size, 1)
-    one, other = np.empty(part * size, np.float32), np.empty(part * size, np.float32)
-    scale = np.empty(part * size)
-    first, second = np.empty(part * size), np.empty(part * size)
-    for at in range(start, stop, part):
-        end = min(at + part, stop)
+    most = _together(size)
+    bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
+    room = _room(most)
+    for at in range(start, stop, most):
+        end = min(at + most, stop)
         n = (end - at) * size
-        row, out = x[at:end].reshape(-1), codes[at:end].reshape(-1)
-        _spread(six[at:end], size, scale)
-        _e2m1(row, scale[:n], one[:n], first[:n], absolute)
-        _spread(four[at:end], size, scale)
-        _e2m1(row, scale[:n], other[:n], second[:n], absolute)
-        _better(first, second, size, chosen[at:end], one, other)
-        bits, halves = row.view(np.uint32), one[:n]
-        for i in range(n):  # half steps 0 1 2 3 4 6 8 12 are the codes 0 .. 7
-            h = np.uint32(np.int32(halves[i]))
-            code = h - np.uint32(h > np.uint32(4)) - np.uint32(h > np.uint32(6))
-            code -= np.uint32(h > np.uint32(8)) * np.uint32(3)
-            out[i] = code | (bits[i] >> np.uint32(31) << np.uint32(3))
+        singles(x[at:end].reshape(-1), kind, bits[:n])
+        _turned(bits[:n], size, tile)
+        _better(tile[:n], six[at:end], four[at:end], False, absolute, chosen[at:end], room)
 
 
 @kernel
-def if4(x: Array, scales: Array, integers: Array, codes: Array, start: int, stop: int) -> None:
-    """Store rows [blocks, size] as E2M1 or integers, in half steps."""
+def four_over_six_down(
+    x: Array, kind: int, block: int, six: Array, four: Array, absolute: bool, chosen: Array,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """Do `four_over_six_along` for blocks start:stop down the axis A of x [outer, A, inner]."""
     wide_vectors()
-    size = x.shape[1]
-    part = max(_PART // size, 1)
-    one, other = np.empty(part * size, np.float32), np.empty(part * size, np.float32)
-    scale = np.empty(part * size)
-    first, second = np.empty(part * size), np.empty(part * size)
-    for at in range(start, stop, part):
-        end = min(at + part, stop)
-        n = (end - at) * size
-        row, out = x[at:end].reshape(-1), codes[at:end].reshape(-1)
-        _spread(scales[at:end], size, scale)
-        _e2m1(row, scale[:n], one[:n], first[:n], False)
-        _integers(row, scale[:n], other[:n], second[:n])
-        _better(first, second, size, integers[at:end], one, other)
-        halves = one[:n]
-        for i in range(n):
-            h = np.int32(halves[i])
-            out[i] = -h if row[i] < np.float32(0) else h
+    depth, inner, count = x.shape[1], x.shape[2], six.shape[1]
+    most = columns_of(block)
+    tile, room = np.empty(block * most, np.uint32), _room(most)
+    for piece in range(start, stop):
+        plane, which = piece // count, piece % count
+        lines = x[plane, which * block : min(which * block + block, depth)]
+        for at in range(0, inner, most):
+            width = min(most, inner - at)
+            part = tile[: lines.shape[0] * width]
+            _taken(lines, kind, at, width, part)
+            _better(
+                part, six[plane, which, at : at + width], four[plane, which, at : at + width],
+                False, absolute, chosen[plane, which, at : at + width], room,
+            )  # fmt: skip
+
+
+@inline
+def _thresholds(scales: Array, integers: Array, least: Array) -> None:
+    """Fill least [7, n]: float32 bits from which a magnitude has passed a step of its block."""
+    for step in range(7):
+        line, middle, sevenths = least[step], _MIDDLES[step], _SIXTHS[step]
+        even, passed = step % 2 == 1, _PASSED[step]
+        for j in range(scales.size):
+            whole = integers[j]
+            exact = scales[j] * (sevenths if whole else middle)
+            parts = 7.0 if whole else 1.0
+            near = np.float32(exact / parts)
+            word, back = near.view(np.uint32), np.float64(near) * parts
+            at_tie = passed if whole else even
+            above = np.uint32(word + np.uint32(1 if back < exact else 0))
+            below = np.uint32(word - np.uint32(1 if back > exact else 0))
+            line[j] = above if at_tie else np.uint32(below + np.uint32(1))
+
+
+@inline
+def _half_steps(tile: Array, least: Array, integers: Array, codes: Array) -> None:
+    """Fill codes: half steps of E2M1 0 1 2 3 4 6 8 12, or of integers 0 2 .. 14, with signs."""
+    width = integers.size
+    s0, s1, s2, s3 = least[0, :width], least[1, :width], least[2, :width], least[3, :width]
+    s4, s5, s6 = least[4, :width], least[5, :width], least[6, :width]
+    for row in range(tile.size // width):
+        line, out = tile[row * width : (row + 1) * width], codes[row * width : (row + 1) * width]
+        for j in range(width):
+            a = np.uint32(line[j] & _MAGNITUDE)
+            low = np.uint32(a >= s0[j]) + np.uint32(a >= s1[j]) + np.uint32(a >= s2[j])
+            low = np.uint32(low + np.uint32(a >= s3[j]))
+            five, six, seven = (
+                np.uint32(a >= s4[j]), np.uint32(a >= s5[j]), np.uint32(a >= s6[j])
+            )  # fmt: skip
+            count = np.uint32(np.uint32(low + five) + np.uint32(six + seven))
+            extra = np.uint32(np.uint32(five + six) + np.uint32(seven * np.uint32(3)))
+            extra = count if integers[j] else extra
+            h = np.int32(np.uint32(count + extra))
+            out[j] = -h if np.int32(line[j]) < np.int32(0) else h
+
+
+@inline
+def _if4(
+    tile: Array, scales: Array, integers: Array, codes: Array, least: Array, room: Any
+) -> None:
+    """Note which blocks are better as integers, and fill the codes of all."""
+    width = scales.size
+    seventh = room[1]
+    for j in range(width):
+        seventh[j] = scales[j] * 6.0 / 7.0
+    _better(tile, scales, seventh[:width], True, False, integers, room[0])
+    _thresholds(scales, integers, least)
+    _half_steps(tile, least, integers, codes)
 
 
 @kernel
-def hif4(x: Array, inverse: Array, codes: Array, start: int, stop: int) -> None:
-    """Store rows [blocks, 64] in quarters under three levels of scales, the first given."""
+def if4_along(
+    x: Array, kind: int, scales: Array, integers: Array, codes: Array, start: int, stop: int
+) -> None:
+    """Store rows start:stop of x [blocks, size] as E2M1 or integers, in half steps."""
     wide_vectors()
-    part = _PART // 64
-    quotient, scale = np.empty(_PART), np.empty(_PART)
-    up, back = np.empty(_PART, np.float64), np.empty(_PART, np.float64)
-    most = np.empty(_PART // 4)
-    for at in range(start, stop, part):
-        end = min(at + part, stop)
-        n = (end - at) * 64
-        row, out = x[at:end].reshape(-1), codes[at:end].reshape(-1)
-        _spread(inverse[at:end], 64, scale)
-        for i in range(n):
-            quotient[i] = abs(np.float64(row[i])) * scale[i]
-        for j in range(n // 4):
-            a = max(quotient[4 * j], quotient[4 * j + 1])
-            b = max(quotient[4 * j + 2], quotient[4 * j + 3])
-            most[j] = max(a, b)
-        for j in range(n // 4):
-            eight = max(most[j & -2], most[j | 1])
+    size = x.shape[1]
+    most = _together(size)
+    bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
+    made, least = np.empty(most * size, codes.dtype), np.empty((7, most), np.uint32)
+    room = _room(most), np.empty(most)
+    for at in range(start, stop, most):
+        end = min(at + most, stop)
+        n = (end - at) * size
+        singles(x[at:end].reshape(-1), kind, bits[:n])
+        _turned(bits[:n], size, tile)
+        _if4(tile[:n], scales[at:end], integers[at:end], made[:n], least, room)
+        _turned_back(made[:n], codes[at:end])
+
+
+@kernel
+def if4_down(
+    x: Array, kind: int, block: int, scales: Array, integers: Array, codes: Array, start: int,
+    stop: int,
+) -> None:  # fmt: skip
+    """Do `if4_along` for blocks start:stop down the axis A of x [outer, A, inner]."""
+    wide_vectors()
+    depth, inner, count = x.shape[1], x.shape[2], scales.shape[1]
+    most = columns_of(block)
+    tile, made = np.empty(block * most, np.uint32), np.empty(block * most, codes.dtype)
+    least, room = np.empty((7, most), np.uint32), (_room(most), np.empty(most))
+    for piece in range(start, stop):
+        plane, which = piece // count, piece % count
+        first, last = which * block, min(which * block + block, depth)
+        for at in range(0, inner, most):
+            width = min(most, inner - at)
+            n = (last - first) * width
+            _taken(x[plane, first:last], kind, at, width, tile[:n])
+            _if4(
+                tile[:n], scales[plane, which, at : at + width],
+                integers[plane, which, at : at + width], made[:n], least, room,
+            )  # fmt: skip
+            _given(made[:n], codes[plane, first:last], at, width)
+
+
+@inline
+def _hif4(tile: Array, inverse: Array, codes: Array, room: Any) -> None:
+    """Store 64 lines of blocks in quarters under three levels of scales, the first given."""
+    width = inverse.size
+    tops, up, down = room
+    for four in range(16):
+        line = tops[four, :width]
+        part = tile[4 * four * width : 4 * (four + 1) * width]
+        a, b = part[:width], part[width : 2 * width]
+        c, d = part[2 * width : 3 * width], part[3 * width :]
+        for j in range(width):
+            one = max(np.uint32(a[j] & _MAGNITUDE), np.uint32(b[j] & _MAGNITUDE))
+            other = max(np.uint32(c[j] & _MAGNITUDE), np.uint32(d[j] & _MAGNITUDE))
+            line[j] = max(one, other)
+    for four in range(16):
+        own, beside = tops[four, :width], tops[four ^ 1, :width]
+        for j in range(width):
+            both = np.uint32(max(own[j], beside[j]))
+            eight = np.float64(both.view(np.float32)) * inverse[j]
             level = 2.0 if eight >= 4.0 else 1.0
-            factor = level * (2.0 if most[j] >= 2.0 * level else 1.0)
-            for i in range(4):
-                up[4 * j + i], back[4 * j + i] = 4.0 / factor, factor
-        whole, growth, shrink = quotient[:n], up[:n], back[:n]
-        for i in range(n):
-            q = min(np.floor(whole[i] * growth[i] + 0.5), 7.0) * shrink[i]
-            out[i] = np.int32(-q if row[i] < np.float32(0) else q)
+            most = np.float64(np.uint32(own[j]).view(np.float32)) * inverse[j]
+            factor = level * (2.0 if most >= 2.0 * level else 1.0)
+            up[j], down[j] = inverse[j] * (4.0 / factor), factor  # a power of two: exact
+        for i in range(4):
+            line = tile[(4 * four + i) * width : (4 * four + i + 1) * width]
+            out = codes[(4 * four + i) * width : (4 * four + i + 1) * width]
+            for j in range(width):
+                m = np.float64(_magnitude(line[j]))
+                q = np.int32(min(np.floor(m * up[j] + 0.5), 7.0) * down[j])
+                out[j] = -q if np.int32(line[j]) < np.int32(0) else q
+
+
+@inline
+def _hif4_room(width: int) -> Any:
+    return np.empty((16, width), np.uint32), np.empty(width), np.empty(width)
+
+
+@kernel
+def hif4_along(x: Array, kind: int, inverse: Array, codes: Array, start: int, stop: int) -> None:
+    """Store rows start:stop of x [blocks, 64] in quarters."""
+    wide_vectors()
+    most = _together(64)
+    bits, tile = np.empty(most * 64, np.uint32), np.empty(most * 64, np.uint32)
+    made, room = np.empty(most * 64, codes.dtype), _hif4_room(most)
+    for at in range(start, stop, most):
+        end = min(at + most, stop)
+        n = (end - at) * 64
+        singles(x[at:end].reshape(-1), kind, bits[:n])
+        _turned(bits[:n], 64, tile)
+        _hif4(tile[:n], inverse[at:end], made[:n], room)
+        _turned_back(made[:n], codes[at:end])
+
+
+@kernel
+def hif4_down(x: Array, kind: int, inverse: Array, codes: Array, start: int, stop: int) -> None:
+    """Do `hif4_along` for blocks start:stop down the axis A of x [outer, A, inner]."""
+    wide_vectors()
+    inner, count, most = x.shape[2], inverse.shape[1], columns_of(64)
+    tile, made = np.empty(64 * most, np.uint32), np.empty(64 * most, codes.dtype)
+    room = _hif4_room(most)
+    for piece in range(start, stop):
+        plane, first = piece // count, piece % count * 64
+        for at in range(0, inner, most):
+            width = min(most, inner - at)
+            _taken(x[plane, first : first + 64], kind, at, width, tile[: 64 * width])
+            by = inverse[plane, piece % count, at : at + width]
+            _hif4(tile[: 64 * width], by, made[: 64 * width], room)
+            _given(made[: 64 * width], codes[plane, first : first + 64], at, width)
