@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,29 +13,29 @@ from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
 from numsim.probe.kinds import WAYS, Seen, Ways
+from numsim.probe.lines import Lines
 from numsim.probe.machine import (
     Batch,
-    Laid,
     Machine,
     bits_of,
     changed,
     class_of,
     is_float,
-    laid_out,
     plain_nan,
     restarts,
     unit_of,
 )
 from numsim.probe.readings import exact_bits, least_exponents, power_of
-from numsim.targets import Target
+from numsim.targets import Target, get_target
 from numsim.targets.rules import RULES
 from numsim.targets.types import Rule
 
 _SHORT = 8  # K that holds all terms of the batches below, and a group of +0 as the rest is
 _TERMS = ("exact", "rich", "span", "start")
-_FIRST = 40  # answers that a hypothesis must give before it is asked for the others
+_TURNS = (0, 8, 40, None)  # a hypothesis gives the first 8 answers to be asked for more, then 40
 _NEAR = 6  # groupings tried for a unit whose sister was tried with all
 _USUAL = 4
+_NEAR_CUTS = 8  # ways to cut K, likewise
 _PATIENCE = 12_000  # hypotheses that are tried, beside those of how two products add
 _QUIET = {0x7FC00000, 0x7E00, 0x7FC0}  # the usual NaN of float32, float16, bfloat16
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
@@ -46,11 +46,17 @@ class Piece:
     """Answers of a machine, with the stimuli as our units take them."""
 
     name: str
-    sums: Laid
+    turn: int  # those of the first are asked for first, whatever their batch
+    sums: Lines
     d: NDArray[Any]
-    full: Laid | None = None  # where `sums` are cut short: the whole K
+    full: Lines | None = None  # where `sums` are cut short: the whole K
 
-    def of(self, unit: Target, depth: int) -> Laid:
+    @cached_property
+    def bits(self) -> NDArray[Any]:
+        """The answers' bits, one pattern for every NaN."""
+        return plain_nan(self.d)
+
+    def of(self, unit: Target, depth: int) -> Lines:
         """Return the stimuli for a unit: those cut short have a group of +0 behind the terms."""
         group = getattr(rule_of(unit), "group", None)
         if self.full is not None and group is not None and _SHORT <= group < depth:
@@ -67,21 +73,24 @@ class Search:
     batches: list[tuple[Batch, NDArray[Any]]] = field(default_factory=list)
     nans: set[int] = field(default_factory=set)  # bit patterns of NaN that came
     tried: int = 0
+    known: dict[Target, dict[int, bool]] = field(default_factory=dict)  # by piece: whether it fits
     ranks: dict[tuple[Any, ...], dict[tuple[Any, Any], int]] = field(default_factory=dict)
+    thorough: bool = False  # nothing was found near what came nearest: all is tried
 
     def learn(self, batch: Batch, d: NDArray[Any]) -> None:
         """Keep the answers to a batch."""
         self.batches.append((batch, d))
         if is_float(d.dtype):
             self.nans |= {int(x) for x in bits_of(d[np.isnan(d)])}
-        for rows in (slice(0, _FIRST), slice(_FIRST, None)):
+        for turn, ends in enumerate(pairwise(_TURNS)):
+            rows = slice(*ends)
             part, k = batch.rows(rows), _SHORT if batch.name in _TERMS else None
             if len(part.a):
                 full = None
                 if k and self.machine.scale is None:
-                    full = laid_out(self.machine, part)
+                    full = Lines(self.machine, part)
                     part = part._replace(a=part.a[:, :k], b=part.b[:, :k])
-                piece = Piece(batch.name, laid_out(self.machine, part), d[rows], full)
+                piece = Piece(batch.name, turn, Lines(self.machine, part), d[rows], full)
                 self.pieces.setdefault(batch.name, []).append(piece)
 
     @cached_property
@@ -98,38 +107,52 @@ class Search:
 
         return Seen(m, *exact_bits(m, *known["exact"], power), power, limits)
 
-    def predicted(self, unit: Target, sums: Laid) -> NDArray[Any] | None:
-        """Return what a unit answers; None where it cannot be."""
+    def predicted(
+        self, unit: Target, sums: Lines, *, unchecked: bool = False
+    ) -> NDArray[Any] | None:
+        """Return what a unit answers; None where it cannot be.
+
+        `unchecked`: whether it can be is asked later, if the answers are right.
+        """
         try:
+            if not unchecked:
+                get_target(unit)
             with np.errstate(all="ignore"):
-                return sums.answers(unit, self.machine)
+                return sums.answers(unit)
         except NumsimError:
             return None
 
-    def right(self, unit: Target, piece: Piece, nan: bool = False) -> NDArray[np.bool_]:
-        """Return which answers of a unit are the machine's; `nan`: in the bits of NaN too."""
-        found = self.predicted(unit, piece.of(unit, self.machine.depths[0]))
+    def right(self, unit: Target, piece: Piece, *, unchecked: bool = False) -> NDArray[np.bool_]:
+        """Return which answers of a unit are the machine's."""
+        sums = piece.of(unit, self.machine.depths[0])
+        found = self.predicted(unit, sums, unchecked=unchecked)
         if found is None or found.dtype != piece.d.dtype:
             return np.zeros(len(piece.d), bool)
-        see = bits_of if nan else plain_nan
-        return see(found) == see(piece.d)  # type: ignore[no-any-return]
+        return plain_nan(found) == piece.bits  # type: ignore[no-any-return]
 
-    def fits(self, unit: Target | None, names: Iterable[str], nan: bool = False) -> bool:
+    def fits(self, unit: Target | None, names: Iterable[str]) -> bool:
         """Whether a unit gives every answer to the named batches."""
         if unit is None:
             return False
         self.tried += 1
-        parts = [self.pieces.get(name, []) for name in names]
-        return all(
-            self.right(unit, piece, nan).all()
-            for n in (0, 1)
-            for part in parts
-            for piece in (part[0::2], part[1::2])[n]
-        )
+        known = self.known.setdefault(unit, {})
+        pieces = [piece for name in names for piece in self.pieces.get(name, [])]
+        for piece in sorted(pieces, key=lambda piece: piece.turn):
+            fit = known.get(id(piece))
+            if fit is None:
+                fit = bool(self.right(unit, piece, unchecked=True).all())
+                known[id(piece)] = fit
+            if not fit:
+                return False
+        try:
+            get_target(unit)
+        except NumsimError:
+            return False
+        return True
 
-    def answer(self, unit: Target, batch: Batch) -> NDArray[Any] | None:
-        """Return the bits that a unit answers to a batch that was not asked."""
-        found = self.predicted(unit, laid_out(self.machine, batch))
+    def answer(self, unit: Target, sums: Lines) -> NDArray[Any] | None:
+        """Return the bits that a unit answers to stimuli that were not asked."""
+        found = self.predicted(unit, sums)
         return None if found is None else plain_nan(found)
 
     def first_difference(self, unit: Target, other: Target) -> tuple[str, str, str] | None:
@@ -214,7 +237,7 @@ def _meeting(search: Search, unit: Target) -> Iterator[Target]:
     kind = _kind(unit)[:4]
     ranks = search.ranks.setdefault(kind, {})
     tried = list(_ways(unit).meetings(rule_of(unit), search.machine))
-    if ranks:
+    if ranks and not search.thorough:
         usual = tried[:_USUAL]
         tried.sort(key=lambda rule: -ranks.get(_grouping(rule), 0))
         tried = [*tried[:_NEAR], *(rule for rule in usual if rule not in tried[:_NEAR])]
@@ -223,8 +246,8 @@ def _meeting(search: Search, unit: Target) -> Iterator[Target]:
         if new is None:
             continue
         search.tried += 1
-        piece = search.pieces["steps"][0]
-        right = search.right(new, piece)
+        some = [piece for piece in search.pieces["steps"] if piece.turn < 2]
+        right = np.concatenate([search.right(new, piece, unchecked=True) for piece in some])
         ranks[_grouping(rule)] = max(ranks.get(_grouping(rule), 0), int(right.sum()))
         if right.all():
             yield new
@@ -247,7 +270,7 @@ def _ends(search: Search, unit: Target) -> Iterator[Target]:
         yield with_rule(unit, changed(rule, nan="quiet" if quiet else "ones") if named else rule)
 
 
-def _cuts(search: Search, unit: Target) -> Iterator[Target]:
+def cuts(search: Search, unit: Target) -> Iterator[Target]:
     """Yield a unit with every way of cutting a long K."""
     m = search.machine
     depth = m.depths[-1]
@@ -266,6 +289,34 @@ def _cuts(search: Search, unit: Target) -> Iterator[Target]:
                         )  # fmt: skip
 
 
+def cut_of(unit: Target) -> tuple[Any, ...]:
+    """Return how a unit cuts a long K."""
+    split = (unit.split_k, unit.split_tile, unit.split_order) if unit.split_k > 1 else ()
+    return (unit.promote_every, *split)
+
+
+def _cuts(search: Search, unit: Target) -> Iterator[Target]:
+    """Yield a unit with the ways of cutting a long K that its answers may be of.
+
+    All are tried for the first unit of a kind; the next ones have those that came nearest, until
+    nothing is left but to try all.
+    """
+    ranks = search.ranks.setdefault(("cuts", type(rule_of(unit)), restarts(unit)), {})
+    near = sorted(ranks, key=lambda key: -ranks[key])[:_NEAR_CUTS]
+    some = [piece for piece in search.pieces.get("long", []) if piece.turn < 2]
+    for new in cuts(search, unit):
+        key = (cut_of(new), getattr(rule_of(new), "group", None))
+        usual = new.promote_every in (None, UNSEEN) and new.split_k == 1
+        if near and not search.thorough and key not in near and not usual:
+            continue
+        if key not in ranks and some:
+            count = sum(int(search.right(new, piece, unchecked=True).sum()) for piece in some)
+            ranks[key] = count
+            if count < sum(len(piece.d) for piece in some):
+                continue
+        yield new
+
+
 def _same(search: Search, unit: Target) -> Iterator[Target]:
     yield unit
 
@@ -279,7 +330,7 @@ class Stage(NamedTuple):
 
     words: str
     step: Step
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # none: all
 
 
 _FLOATS = (
@@ -289,7 +340,7 @@ _FLOATS = (
     Stage("which products meet before a rounding", _meeting, ("steps",)),
     Stage("zeros, small and large numbers, NaN", _ends, ("span", "edges")),
     Stage("how a long K is cut", _cuts, ("long",)),
-    Stage("random sums", _same, ("random",)),
+    Stage("random sums", _same, ()),
 )
 _INTEGERS = (
     Stage("width of the accumulator", _adding, ("start",)),
@@ -297,7 +348,7 @@ _INTEGERS = (
     Stage("which products meet before the limit", _all_meetings, ("steps",)),
     Stage("ends of the range", _same, ("edges",)),
     Stage("how a long K is cut", _cuts, ("long",)),
-    Stage("random sums", _same, ("random",)),
+    Stage("random sums", _same, ()),
 )
 
 
@@ -343,8 +394,9 @@ def infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         stage = stages[n]
+        names = stage.names or tuple(search.pieces)
         units = stage.step(search, unit)  # type: ignore[arg-type]  # the first stage has none
-        fit = (new for new in units if search.fits(new, stage.names))
+        fit = (new for new in units if search.fits(new, names))
         hopeful = False
         some = fit if n > 1 else _in_turn(list(fit))
         if n == 0:
@@ -362,12 +414,17 @@ def infer(search: Search) -> Found:
         return False
 
     deeper(None, 0)
+    if not whole and not search.thorough:
+        search.thorough = True
+        spent.clear()
+        arrived = [[] for _ in stages]
+        deeper(None, 0)
     if whole:
         return Found(list(whole.values()), "", search.tried)
     last = max((n for n, units in enumerate(arrived) if units), default=0)
     near = [new for unit in arrived[last][:8] for new in _all_of(stages[last], search, unit)]
     if not near:
         return Found([], stages[0].words, search.tried)
-    near.sort(key=lambda u: -search.share(u, stages[last].names)[0])
+    near.sort(key=lambda u: -search.share(u, stages[last].names or None)[0])
     best = max(near[:12], key=lambda u: search.share(u)[0])
     return Found([best], stages[last].words, search.tried)
