@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from numsim.formats import get_format
@@ -20,7 +21,7 @@ from numsim.probe.machine import (
     rule_in,
 )
 from numsim.targets import Target
-from numsim.targets.dots import Dots, results
+from numsim.targets.dots import Dots, chain, results
 from numsim.targets.rules import about, adds_integers
 
 
@@ -53,6 +54,13 @@ class Lines:
         if key not in self._starts:
             self._starts[key] = held(self.batch.c, unit, rule)
         return self._starts[key]
+
+    def from_zero(self, rule: Any) -> Answers | None:
+        """Return what a rule makes of the products alone, [S]; None where c or the rule bars it."""
+        c = self.batch.c
+        if c.any() or np.signbit(c).any():
+            return None
+        return chain(self._dots, rule, self.out)
 
     def answers(self, unit: Target) -> Answers:
         """Return what a unit computes, [S].
