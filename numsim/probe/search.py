@@ -39,6 +39,7 @@ _NEAR = 6  # groupings tried for a unit whose sister was tried with all
 _USUAL = 4
 _NEAR_CUTS = 8  # ways to cut K, likewise
 _STARTS = 24  # of the nearest units, whose answers are all counted
+_KINDS = 4  # of rules that fit every answer are enough to be told apart
 _PATIENCE = 4_000  # hypotheses of a kind that are tried once it is known how two products add
 _QUIET = {0x7FC00000, 0x7E00, 0x7FC0}  # the usual NaN of float32, float16, bfloat16
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
@@ -262,9 +263,10 @@ def _products(search: Search, unit: Target) -> Iterator[Target]:
 
 def _joining(search: Search, unit: Target) -> Iterator[Target]:
     """Yield a unit that adds c itself, in every way, and one after which c is added."""
-    yield from _all(search, unit, _ways(unit).joining(rule_of(unit), search.machine))
-    if not restarts(unit):
-        yield replace(unit, promote_every=UNSEEN)
+    for new in _all(search, unit, _ways(unit).joining(rule_of(unit), search.machine)):
+        yield new
+        if not restarts(unit):
+            yield replace(new, promote_every=UNSEEN)
 
 
 def _all(search: Search, unit: Target, rules: Iterable[Rule]) -> Iterator[Target]:
@@ -476,9 +478,12 @@ def _climbed(search: Search, found: Found) -> Found:
     for unit in found.units:
         best, score = unit, search.share(unit)[0]
         while score < asked:
-            tried = [(search.share(new)[0], n, new) for n, new in enumerate(_steps(search, best))]
-            search.tried += len(tried)
-            top = max(tried, key=lambda item: (item[0], -item[1]), default=(0, 0, best))
+            for ways in (_steps, cuts):
+                tried = [(search.share(new)[0], -n, new) for n, new in enumerate(ways(search, best))]
+                search.tried += len(tried)
+                top = max(tried, key=lambda item: item[:2], default=(0, 0, best))
+                if top[0] > score:
+                    break
             if top[0] <= score:
                 break
             score, _, best = top
@@ -524,7 +529,7 @@ def _infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         for new in fitting(unit, n):
-            if search.tried - spent > (_PATIENCE if not whole else _PATIENCE // 4):
+            if search.tried - spent > (_PATIENCE if not whole else _PATIENCE // 8):
                 return False
             if deeper(new, n + 1):
                 return True
@@ -536,6 +541,8 @@ def _infer(search: Search) -> Found:
         units = [new for unit in units for new in fitting(unit, n)]
     spent, kind = search.tried, None
     for unit in _in_turn(units) if search.machine.integer else _promising(search, units):
+        if len(whole) >= _KINDS:
+            break
         if kind != _kind(unit)[:4]:
             spent, kind = search.tried, _kind(unit)[:4]
         if any(_kind(unit)[:4] == known[:4] for known in whole):
@@ -545,7 +552,8 @@ def _infer(search: Search) -> Found:
     if whole:
         return Found(list(whole.values()), "", search.tried)
     last = max((n for n, units in enumerate(arrived) if units), default=0)
-    near = [new for unit in arrived[last][:8] for new in _all_of(stages[last], search, unit)]
+    first = {_kind(unit)[:4]: unit for unit in reversed(arrived[last])}
+    near = [new for unit in first.values() for new in _all_of(stages[last], search, unit)]
     if not near:
         return Found([], stages[0].words, search.tried)
     near.sort(key=lambda u: -search.share(u, stages[last].names or None)[0])
