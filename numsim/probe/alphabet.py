@@ -80,13 +80,14 @@ class Words(NamedTuple):
     def rich(self, exponent: int) -> tuple[float, float]:
         """Return two numbers of that exponent (or the next below) with all significand bits set."""
         x, y = self.factors(exponent)
+        return _full(x, self.a.fmt), _full(y, self.b.fmt)
 
-        def full(value: float, letters: Alphabet) -> float:
-            wide = value * (2.0 - 2.0 ** (1 - letters.fmt.precision))
-            back = decode(encode(np.array([wide]), letters.fmt), letters.fmt)
-            return float(back[0]) if abs(float(back[0])) < np.inf else value
 
-        return full(x, self.a), full(y, self.b)
+@lru_cache(maxsize=4096)
+def _full(value: float, fmt: Format) -> float:
+    wide = value * (2.0 - 2.0 ** (1 - fmt.precision))
+    back = decode(encode(np.array([wide]), fmt), fmt)
+    return float(back[0]) if abs(float(back[0])) < np.inf else value
 
 
 @lru_cache(maxsize=64)

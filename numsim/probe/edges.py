@@ -41,6 +41,13 @@ def edges(machine: Machine) -> Batch:
             sheet.add([(0, *signed(small, sign))], -sign * small[0] * small[1])
             sheet.add([(0, *small), (1, *signed(small, sign)), (3, *both.factors(exponent))])
             sheet.add([(0, *signed(small, sign)), (1, 2.0 ** both.a.powers[-1], 0.0)])
+    for n, gap in enumerate((*range(48), *range(48))):  # two products that cancel: c's last bits
+        anchor = (min(both.high, 12), max(both.low, -4))[n // 48]
+        fraction = 1 + int(rng.integers(1 << width)) * 2.0**-width
+        if machine.a.signed and least <= anchor - gap < most:
+            pair = both.factors(anchor)
+            terms = [(0, *pair), (1 + n % 3, *signed(pair, -1.0))]
+            sheet.add(terms, (1 - 2 * (n % 2)) * fraction * 2.0 ** (anchor - gap))
     for c in (0.0, -0.0):
         for sign in signs(machine):
             sheet.add([(k, sign * 0.0, 1.0) for k in range(depth)], c)

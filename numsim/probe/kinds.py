@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from numsim.formats import Format, get_format
 from numsim.probe.machine import Machine, changed
 from numsim.targets.types import (
@@ -30,6 +32,7 @@ _USUAL = (
     "float32", "float16", "bfloat16", "tfloat32", "float8_e4m3fn", "float8_e5m2", "float8_e4m3",
     "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
+_NARROW = ("float16", "float8_e5m2", "float8_e4m3", "float8_e4m3fn")  # products may leave them
 _WIDTHS = (25, 24, 23, 13, 35, *(n for n in range(1, 35) if n not in (13, 23, 24, 25)))
 _ORDERS: tuple[dict[str, Any], ...] = (
     {"order": "sequential"}, {"order": "two_chains", "group": 2}, {"order": "tree", "group": 2},
@@ -53,17 +56,23 @@ class Seen(NamedTuple):
         The most bits below the larger of two products that a sum held.
     complete
         It held every gap that was tried, so it may hold more.
+    place
+        Exponent of the larger of those two.
     power
         A single product counts times ``2**power``.
     limits
         Fraction bits of an alignment -> lower limits of its exponent that answers speak for.
+    thorough
+        Nothing was found of what is usual: all is tried.
     """
 
     machine: Machine
     bits: int
     complete: bool
+    place: int
     power: int
     limits: Callable[[int], Iterable[int]]
+    thorough: bool = False
 
     def held(self, bits: int) -> bool:
         """Whether sums may hold so many bits."""
@@ -77,7 +86,7 @@ def _first_groups(machine: Machine, align_bits: int, kept_bits: int) -> tuple[in
     bits than it has.
     """
     depth = machine.depths[0]
-    return (depth, 4) if align_bits < kept_bits and depth > 4 else (depth,)
+    return (depth, 4, 1) if align_bits < kept_bits and depth > 4 else (depth,)
 
 
 def _itself(rule: Any, _: Any) -> Iterator[Any]:
@@ -174,13 +183,20 @@ def _is_near(fmt: Format) -> bool:
     return fmt.emax < _NEAR
 
 
+def _held_at(fmt: Format, place: int) -> int:
+    """Return how many bits below 2**place a format holds."""
+    least = int(np.frexp(float(fmt.min_subnormal))[1]) - 1
+    bits = place - least
+    return bits if fmt.kind == "integer" else min(fmt.precision - 1, bits)
+
+
 def _mac(seen: Seen) -> Iterator[Rule]:
     out_bits = seen.machine.width
     for name in accumulators():
         fmt = get_format(name)
         wide = name in _USUAL and seen.held(out_bits) and fmt.precision - 1 > out_bits
         usual = name in _USUAL and seen.held(fmt.precision - 1)
-        if not (fmt.precision - 1 == seen.bits or usual or wide):
+        if not (_held_at(fmt, seen.place) == seen.bits or usual or wide):
             continue
         near = _is_near(fmt)
         overs = ("ieee", "inf", "saturate") if near else ("ieee",)
@@ -188,8 +204,11 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         orders, fuses = (
             (_ORDERS, (True, False)) if near and not seen.complete else (_ORDERS[:1], (True,))
         )
-        for fused, how, mode, over, tiny in product(fuses, orders, _MODES, overs, flushes):
-            known_ones = {"rounding": mode, "overflow": over, "fused": fused}
+        products: tuple[dict[str, Any], ...] = tuple({"fused": fused} for fused in fuses)
+        if seen.thorough:  # products that leave a narrow format are seen here already
+            products += tuple({"fused": False, "product_format": p} for p in _NARROW)
+        for many, how, mode, over, tiny in product(products, orders, _MODES, overs, flushes):
+            known_ones = {"rounding": mode, "overflow": over, **many}
             yield changed(Mac(acc_format=name), **known_ones, **how, **tiny)
 
 
@@ -235,7 +254,7 @@ def _fused(seen: Seen) -> Iterator[Rule]:
         groups: dict[str, tuple[int, ...]] = dict.fromkeys(joins, (depth,))
         groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
         for join, cut, mode in product(joins, ("truncate", "floor"), ("rtz", "rne")):
-            for group in groups[join]:  # 1: two products do not meet
+            for group in groups[join]:  # of late, 1: two products do not meet
                 yield changed(
                     Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
                 )
@@ -253,7 +272,7 @@ def _two_stage(seen: Seen) -> Iterator[Rule]:
     for f, streams in product(_WIDTHS, (1, 2)):
         if not seen.held(min(f, 23)):
             continue
-        for group in (*_first_groups(seen.machine, f, 23), 1):
+        for group in dict.fromkeys((*_first_groups(seen.machine, f, 23), 1)):
             yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
 
 
@@ -343,9 +362,12 @@ def _int_sum(seen: Seen) -> Iterator[Rule]:
 
 
 def _int_products(rule: IntSum, machine: Machine) -> Iterator[Rule]:
-    yield rule
-    for bits in range(8, 34):
-        yield changed(rule, pair_bits=bits, group=2)
+    groups = dict.fromkeys((1, 2, 4, machine.depths[0]))
+    for n in groups if rule.overflow == "saturate" else (1,):
+        yield changed(rule, group=n)
+    for bits, n in product(range(8, 34), (n for n in groups if n % 2 == 0)):
+        if n == 2 or rule.overflow == "saturate":
+            yield changed(rule, pair_bits=bits, group=n)
 
 
 def _int_meetings(rule: IntSum, machine: Machine) -> Iterator[Rule]:

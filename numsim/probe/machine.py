@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -232,6 +233,7 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
         raise Doubt(f"{doubt}{why}") from None
 
 
+@lru_cache(maxsize=256)
 def class_of(rule: type, machine: Machine) -> str | None:
     """Return the operand class under which a unit has a rule for a machine's formats."""
     names = machine.a.name, machine.b.name

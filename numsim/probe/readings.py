@@ -26,8 +26,10 @@ def power_of(machine: Machine, batch: Batch, d: NDArray[Any]) -> int:
     return int(values[best]) if counts[best] * 2 > known.sum() else 0
 
 
-def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0) -> tuple[int, bool]:
-    """Return the most bits below the larger of two terms that a sum held, and if all did.
+def exact_bits(
+    machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0
+) -> tuple[int, bool, int]:
+    """Return the most bits below the larger of two terms that a sum held, if all did, and where.
 
     The sums of two powers of two in `exact` are exact as long as the gap is no wider. `power`: a
     product counts 2**power times.
@@ -42,15 +44,15 @@ def exact_bits(machine: Machine, batch: Batch, d: NDArray[Any], power: int = 0) 
     sums = p.sum(1) * 2.0**power
     gaps, right = (e[:, 0] - e[:, 1])[powers], (sums == d.astype(np.float64))[powers]
     anchors = e[:, 0][powers]
-    best, complete = 0, False
-    for anchor in set(anchors.tolist()):
+    best, complete, place = 0, False, 0
+    for anchor in sorted(set(anchors.tolist()), reverse=True):
         here = anchors == anchor
         wrong = gaps[here][~right[here]]
         kept = gaps[here & right & (gaps < (wrong.min() if wrong.size else np.inf))]
         bits = int(kept.max(initial=0))
         if bits > best or (bits == best and wrong.size):
-            best, complete = bits, not wrong.size
-    return best, complete
+            best, complete, place = bits, not wrong.size, anchor - 1 + power
+    return best, complete, place
 
 
 def least_exponents(

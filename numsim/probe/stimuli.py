@@ -191,7 +191,8 @@ def long(machine: Machine) -> Batch:
                 sheet.add([*terms, (i, *one), (j, *signed(one, -1.0))])
     fixed = sheet.batch("long")
     rng.shuffle(ends)
-    return shuffled(joined([fixed, random(machine, depth, 60, 10, quiet=True)]), 11)
+    more = random(machine, depth, 60, 10, quiet=True), moderate(machine, depth, 60, 12)
+    return shuffled(joined([fixed, *more]), 11)
 
 
 def values_of(codes: NDArray[Any], fmt: Any) -> NDArray[np.float64]:
@@ -227,6 +228,26 @@ def random(
             rare = rng.random(count) < 0.03
             if letters.special.size and rare.any():
                 codes[rare, rng.integers(depth)] = rng.choice(letters.special, int(rare.sum()))
+    return Batch("random", a, b, c)
+
+
+def moderate(machine: Machine, depth: int, count: int, seed: int) -> Batch:
+    """Return random sums of products below a limit that varies: some fit any narrow accumulator."""
+    both, rng = words(machine.a, machine.b), np.random.default_rng([seed, depth, 5])
+    top = rng.integers(max(both.low, -16), min(both.high, 6) + 1, (count, 1))
+    reach = rng.choice([6, 14, 24], (count, 1))
+    size = np.maximum(top - np.floor(reach * rng.random((count, depth)) ** 2), both.low)
+    first, second = both.a.powers, both.b.powers
+    middle = (size + first[0] + first[-1] - second[0] - second[-1]) // 2
+    ea = np.clip(middle + rng.integers(-2, 3, size.shape), first[0], first[-1])
+    ea = np.clip(ea, size - second[-1], size - second[0])
+    a = _within(both.a, ea, ea + 1, rng)
+    b = _within(both.b, size - ea, size - ea + 1, rng)
+    _cancel(machine, a, b, rng)
+    c = np.ldexp(rng.normal(size=count), top[:, 0]).astype(machine.dtype)
+    c[rng.random(count) < 0.5] = 0
+    if not machine.has_c:
+        c[:] = 0
     return Batch("random", a, b, c)
 
 

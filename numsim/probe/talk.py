@@ -9,9 +9,10 @@ import numpy as np
 
 from numsim.probe import rules as rules_of
 from numsim.probe.found import Probe, ProbeError, Witness
-from numsim.probe.inputs import first_round, random_sums
+from numsim.probe.inputs import first_round, moderate_sums, random_sums
+from numsim.probe.lines import Lines
 from numsim.probe.machine import Answers, Batch, Doubt, is_float, joined, restarts
-from numsim.probe.search import UNSEEN, Found, Search, infer, rule_of, with_rule
+from numsim.probe.search import UNSEEN, Found, Search, cut_of, cuts, infer, rule_of, with_rule
 from numsim.targets import Target
 
 Talk = Generator[list[Batch], list[Answers], Probe]
@@ -23,19 +24,23 @@ _WITNESSES = 6  # stimuli for two such hypotheses
 def conversation(search: Search) -> Talk:
     """Yield rounds of stimuli, take their answers into `search`, return what was found."""
     machine = search.machine
-    batches = first_round(machine)
+    batches = list(first_round(machine))
     for batch, d in zip(batches, (yield batches), strict=True):
         search.learn(batch, d)
     found = infer(search)
     open_ones: dict[str, str] = {}
     for number in range(_ROUNDS if not found.failed else 0):
         rivals = found.units[1:] + [unit for _, unit in neighbours(search, found.units[0])]
-        telling, equal = witnesses(search, found.units[0], rivals, number)
-        open_ones = _ranges(found.units[0], equal)
-        if telling is None:
+        short, equal = witnesses(search, found.units[0], rivals, number)
+        others = other_cuts(search, found.units[0])
+        long, same = witnesses(search, found.units[0], others, number, long=True)
+        open_ones = _ranges(found.units[0], equal + same)
+        telling = [batch for batch in (short, long) if batch is not None]
+        if not telling:
             break
-        (d,) = yield [telling]
-        search.learn(telling, d)
+        for batch, d in zip(telling, (yield telling), strict=True):
+            search.learn(batch, d)
+        rivals += others
         names = tuple(search.pieces)
         left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
         if not left:
@@ -65,17 +70,37 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
     return found
 
 
+def other_cuts(search: Search, unit: Target) -> list[Target]:
+    """Return a unit with other ways of cutting a long K that fit every answer to a long sum."""
+    m = search.machine
+    if len(m.depths) < 2 or not (restarts(unit) or m.integer or not m.has_c):
+        return []
+    names = tuple(name for name in search.pieces if name == "long" or name.startswith("long"))
+    mine = (rule_of(unit), cut_of(unit))
+    return [new for new in cuts(search, unit)
+            if (rule_of(new), cut_of(new)) != mine and search.fits(new, names)]  # fmt: skip
+
+
 def witnesses(
-    search: Search, unit: Target, rivals: list[Target], seed: int
+    search: Search, unit: Target, rivals: list[Target], seed: int, *, long: bool = False
 ) -> tuple[Batch | None, list[Target]]:
-    """Return stimuli on which a unit and its rivals differ, and the rivals that never did."""
+    """Return stimuli on which a unit and its rivals differ, and the rivals that never did.
+
+    `long`: sums over the longest K.
+    """
     m, kept, equal = search.machine, [], []
-    pool = [random_sums(m, m.depths[0], 500, 1000 + 10 * seed + n) for n in range(2)]
-    own = [search.answer(unit, batch) for batch in pool]
+    if not rivals:
+        return None, []
+    depth, first = m.depths[-1 if long else 0], 1000 + 10 * seed
+    count = 200 if long else 500
+    pool = [random_sums(m, depth, count, first), random_sums(m, depth, count, first + 1)]
+    pool.append(moderate_sums(m, depth, count, first + 2))
+    sums = [Lines(m, batch) for batch in pool]
+    own = [search.answer(unit, some) for some in sums]
     for rival in rivals:
         differs = False
-        for batch, mine in zip(pool, own, strict=True):
-            other = search.answer(rival, batch)
+        for batch, some, mine in zip(pool, sums, own, strict=True):
+            other = search.answer(rival, some)
             if mine is None or other is None:
                 continue
             rows = np.flatnonzero(mine != other)[:_WITNESSES]
@@ -87,7 +112,7 @@ def witnesses(
             equal.append(rival)
     if not kept:
         return None, equal
-    return joined(kept)._replace(name=f"apart{seed}"), equal
+    return joined(kept)._replace(name=f"{'long' if long else 'apart'}{seed}"), equal
 
 
 def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
@@ -98,11 +123,14 @@ def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
         if type(mine) is not type(its):
             others.setdefault("kind", []).append(type(its).__name__)
             continue
+        if cut_of(unit) != cut_of(rival):
+            cut = ", ".join(map(str, cut_of(rival)))
+            others.setdefault("promote_every", []).append(cut)
         for f in fields(mine):
             if getattr(mine, f.name) != getattr(its, f.name):
                 others.setdefault(f.name, []).append(str(getattr(its, f.name)))
     return {
-        name: f"{_listed(values)} gave the same bits on all stimuli and on 1,000 random sums"
+        name: f"{_listed(values)} gave the same bits on all stimuli and on many random sums"
         for name, values in others.items()
     }
 

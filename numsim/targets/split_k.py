@@ -46,19 +46,27 @@ def chained(
     if not restarts(target):
         return engine.run(rule, a, b, c, out, target.name)
     positions = chain_positions(a.shape[-1], target)
+    parts = [[_part(rule, a, b, ks, out, target, engine) for ks in chains] for chains in positions]
+    return added_up(parts, positions, rule, c, out, target, engine)
+
+
+def added_up(
+    parts: list[list[NDArray[Any]]], positions: list[list[NDArray[np.int64]]], rule: Rule,
+    c: NDArray[Any] | None, out: Format, target: Target, engine: Engine,
+) -> NDArray[Any]:  # fmt: skip
+    """Add the results of chains at `positions` of K (`chain_positions`), and c."""
     if target.levels:
-        parts = [_part(rule, a, b, ks, out, target, engine) for ks in positions[0]]
-        total = _through_levels(parts, positions[0], rule, target, engine)
+        total = _through_levels(parts[0], positions[0], rule, target, engine)
         if c is not None:
             ends = [int(positions[0][-1][-1]), 0]
             total = _added([total, c], ends, rule, engine, target.levels[-1])
         if adds_integers(rule) or out.name == "float32":
             return total
         return round_to(total, out, rule)
-    sums = []
-    for chains in positions:
-        parts = [_part(rule, a, b, ks, out, target, engine) for ks in chains]
-        sums.append(_added(parts, [int(ks[-1]) for ks in chains], rule, engine))
+    sums = [
+        _added(some, [int(ks[-1]) for ks in chains], rule, engine)
+        for some, chains in zip(parts, positions, strict=True)
+    ]
     ends = [int(chains[-1][-1]) for chains in positions]
     if target.split_order == "pairwise":
         sums, ends = _paired(sums, ends, rule, engine)

@@ -12,6 +12,7 @@ from numsim.probe import probe
 from numsim.probe.apart import results, shared
 from numsim.probe.inputs import random_sums
 from numsim.probe.kinds import accumulators
+from numsim.probe.lines import Lines
 from numsim.probe.machine import Batch, Machine, as_machine, bits_of, rule_in, unit_of
 from numsim.probe.probe import machine_for
 from numsim.targets import Target, get_target, list_targets
@@ -56,7 +57,7 @@ def recover(unit: Target, machine: Machine, *, fresh: int = FRESH) -> Recovery:
     for batch in _fresh(machine, fresh) if found.target is not None else ():
         own = bits_of(results(unit, machine, batch))
         assert found.target is not None
-        equal += int((bits_of(results(found.target, machine, batch)) == own).sum())
+        equal += int((bits_of(Lines(machine, batch).answers(found.target)) == own).sum())
         total += len(own)
     label = machine.a.label if machine.a == machine.b else f"{machine.a.label} {machine.b.label}"
     label += f" with {machine.blocks}" if machine.blocks else ""

@@ -52,7 +52,7 @@ class BulkNorm:
 
 _TO_ODD = mode("rto")
 _LARGEST = (2 - 2.0**-23) * 2.0**127
-_ADDITION = Arithmetic(24, -126, 127, _TO_ODD, False, True, _LARGEST, _LARGEST)
+ADDITION = Arithmetic(24, -126, 127, _TO_ODD, False, True, _LARGEST, _LARGEST)
 
 
 def align_bits(rule: BulkNorm) -> int:
@@ -82,7 +82,7 @@ def _definition(x: Chain) -> Work:
         over_items(
             lambda i, lo, hi: kernel.matmul(
                 *(p[i] for p in left), *(item(p, i) for p in right), begin[i], values[i], lo, hi,
-                block, _ADDITION, *noted(x, i),
+                block, ADDITION, *noted(x, i),
             ),
             *values.shape[:2],
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -123,15 +123,24 @@ def _contradiction(rule: Mac, kind: str, given: Mapping[str, Any]) -> str:
 
 def arithmetic(rule: Mac, fmt: Format) -> kernel.Arithmetic:
     """Return how a rule rounds to a format."""
+    return _arithmetic(
+        fmt, rule.rounding, rule.overflow, rule.flush, rule.tiny, rule.negative_zero
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _arithmetic(
+    fmt: Format, rounding: str, overflow: str, flush: bool, tiny: str, negative_zero: bool
+) -> kernel.Arithmetic:
     parameters, beyond = fmt.params, kernel.INFINITE
-    if rule.overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
+    if overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
         beyond = kernel.LARGEST
     elif not fmt.has_inf:
         beyond = kernel.NOT_A_NUMBER
     return kernel.Arithmetic(
-        parameters.p, parameters.emin, fmt.emax, mode(rule.rounding), rule.flush,
-        rule.overflow == "inf", float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero,
-        rule.tiny == "unbounded", rule.negative_zero,
+        parameters.p, parameters.emin, fmt.emax, mode(rounding), flush, overflow == "inf",
+        float(fmt.max), -float(fmt.min), beyond, fmt.has_negative_zero, tiny == "unbounded",
+        negative_zero,
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Mme:
 
 
 _LARGEST = (2 - 2.0**-23) * 2.0**127
-_AFTER = Arithmetic(24, -126, 127, mode("rne"), True, False, _LARGEST, _LARGEST)
+AFTER = Arithmetic(24, -126, 127, mode("rne"), True, False, _LARGEST, _LARGEST)
 
 
 def block_of(rule: Mme, a: Format, b: Format) -> align.Block:
@@ -157,7 +157,7 @@ def _definition(x: Chain) -> Work:
         over_items(
             lambda i, lo, hi: kernel.matmul(
                 *(p[i] for p in left), *(item(p, i) for p in right), begin[i], values[i], lo, hi,
-                block, _AFTER, *noted(x, i),
+                block, AFTER, *noted(x, i),
             ),
             *values.shape[:2],
         )  # fmt: skip
