@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from numsim.kernels.gemm import hopper_paths
 from numsim.kernels.gemm.codes import GROUP, Fields
 from numsim.kernels.gemm.fma import pack_rows_of_words, run_narrow, run_wide
+from numsim.kernels.gemm.hopper_left import LEFT
 from numsim.kernels.ir import fp8
 from numsim.kernels.ir.simd import FMA_ROWS
 from numsim.kernels.jit import expanded, inline, kernel
@@ -32,7 +33,7 @@ FLOAT, INTEGER, AS_IT_IS = 0, 1, 2
 _ORDINARY = (np.float32(2.0**-100), np.float32(2.0**100))  # scales that divide without surprises
 _RUN_WIDE = hopper_paths.RUN["avx512", False, False]
 _RUN_HALF = hopper_paths.RUN["avx2", False, False]
-_LEFT_WIDE, _LEFT_HALF = hopper_paths.LEFT["avx512"], hopper_paths.LEFT["avx2"]
+_LEFT_WIDE, _LEFT_HALF = LEFT["avx512"], LEFT["avx2"]
 
 
 class Rounding(NamedTuple):
