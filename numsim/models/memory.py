@@ -66,13 +66,14 @@ def half_of_memory() -> int:
 class OperandCache:
     """Weights converted, packed or quantised; the least recently used make room.
 
+    `items`: value, bytes, and what a tensor kept when they were counted, -1 if they were not.
     `limit_bytes`: what they may take together; None: half of the machine's memory, and one block
     may take more.
     """
 
     limit_bytes: int | None = None
     used_bytes: int = 0
-    items: OrderedDict[object, tuple[Any, int]] = field(default_factory=OrderedDict)
+    items: OrderedDict[object, tuple[Any, int, int]] = field(default_factory=OrderedDict)
 
     def get(self, key: object, size: int, make: Callable[[], Any]) -> Any:
         """Return what `make` returned for `key`; it will take about `size` bytes."""
@@ -80,22 +81,23 @@ class OperandCache:
             self.items.move_to_end(key)
             return self.items[key][0]
         self._make_room(size)
-        self.items[key] = (make(), size)
+        self.items[key] = (make(), size, -1)
         self.used_bytes += size
         return self.items[key][0]
 
     def measure(self, key: object) -> None:
         """Count what `key` takes now that it has been used, and so packed."""
-        value, before = self.items.pop(key)
-        now = held_bytes(value)
+        value, before, parts = self.items.pop(key)
+        found = len(value.packed) if isinstance(value, QTensor) else -1
+        now = before if found == parts >= 0 else held_bytes(value)  # nothing more is kept since
         self.used_bytes += now - before
-        self.items[key] = (value, now)
+        self.items[key] = (value, now, found)
         self._make_room(0, spare=1)
 
     def _make_room(self, size: int, *, spare: int = 0) -> None:
         limit = half_of_memory() if self.limit_bytes is None else self.limit_bytes
         while self.used_bytes + size > limit and len(self.items) > spare:
-            _, (_, freed) = self.items.popitem(last=False)
+            _, (_, freed, _) = self.items.popitem(last=False)
             self.used_bytes -= freed
 
 

@@ -22,6 +22,7 @@ from numsim.kernels.gemm.integer import pack_b as pack_int8
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.fp8_codes import looked_up_codes
 from numsim.kernels.jit import over_range
 
 PATHS = simd.PATHS
@@ -348,7 +349,7 @@ def test_tables_hold_what_arithmetic_reads(path, name):
 @numba.njit
 def planes_both_ways(codes, want, got, how):
     simd_fp8.right_codes(16, codes, 4, want, how)
-    simd_fp8.looked_up_codes(codes, 4, got, hopper_paths.tables_of(how))
+    looked_up_codes(codes, 4, got, hopper_paths.tables_of(how))
 
 
 @pytest.mark.parametrize("path", PATHS[-1:], indirect=True)
@@ -356,6 +357,7 @@ def test_arithmetic_reads_the_right_operand_where_there_are_no_tables(path, tmp_
     script = """
 import numpy as np
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.fp8_codes import looked_up_codes
 simd.HAVE_BYTE_TABLES = False
 from numsim.kernels.gemm.codes import fields
 from numsim.kernels.gemm.hopper import gemm_hopper_fp8, pack_a, pack_b

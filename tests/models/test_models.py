@@ -311,11 +311,11 @@ def test_the_cache_counts_what_it_holds(bundled):
     """FP8 weights take one byte, a code as stored, or another one as the unit reads it."""
     model = load_model(bundled_model_dir())
     model.run([0, 5, 9], Recipe.uniform("float8_e4m3fn", target="nvidia.hopper.wgmma"))
-    for key, (value, size) in model.cache.items.items():
+    for key, (value, size, _) in model.cache.items.items():
         if isinstance(value, QTensor):
             weights = model.tensors[key[0]].size
             assert weights <= size == held_bytes(value) <= 2 * weights + 4096
-    assert model.cache.used_bytes == sum(size for _, size in model.cache.items.values())
+    assert model.cache.used_bytes == sum(size for _, size, _ in model.cache.items.values())
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 2.5, "4 TB", "many", "", "0.1"])

@@ -8,8 +8,8 @@ import pytest
 from test_fast_units import SHAPES, accumulator, bits, cancelled, counted, floats, same
 
 from numsim.convert import encode
+from numsim.formats import get_format
 from numsim.kernels.gemm import double as gemm_double
-from numsim.kernels.gemm import two_streams as gemm_two_streams
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double import ANY, NORMAL, PLAIN
 from numsim.quant import QTensor, Quant, quantize
@@ -46,7 +46,7 @@ def test_two_streams(path, name, kind):
                 c = accumulator(rng, (m, n), np.float32, spread)
                 same(a, b, CDNA3, moderate(c))
                 same(*cancelled(a, b), CDNA3, moderate(c))
-        assert ("two streams in float64" in calls) == (m > gemm_two_streams.FEW)
+        assert "two streams in float64" in calls
         same(a, b, CDNA3, c)
         c[0, 0], c[-1, -1] = np.inf, np.nan
         same(a, b, CDNA3, c)
@@ -110,6 +110,59 @@ def test_sums_without_scales(path, name, kind, align_bits):
             c[0, 0] = edge
             same(a, b, unit, c)
             same(*cancelled(a, b), unit, c)
+
+
+HOPPER = "nvidia.hopper.wgmma"
+
+
+@pytest.mark.parametrize(("unit", "name"), [
+    (HOPPER, "float8_e4m3fn"), (HOPPER, "float8_e5m2"), (TCGEN05, "float8_e4m3fn"),
+    (TCGEN05, "float8_e5m2"), (CDNA3, "float8_e4m3fnuz"), (CDNA3, "float8_e5m2fnuz"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["normal", "codes", "sparse", "wild"])
+def test_few_rows(path, unit, name, kind):
+    """One row and a few, whose kernels read codes as they are: blocks of k, parts of a panel."""
+    rng = np.random.default_rng(6)
+    for m, k, n in [(1, 300, 70), (2, 129, 64), (3, 64, 130), (4, 33, 5)]:
+        a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
+        c = moderate(accumulator(rng, (m, n), np.float32, 20))
+        same(a, b, unit)
+        same(a, b, unit, c)
+        same(*cancelled(a, b), unit, c)
+        turned = QTensor.from_codes(np.ascontiguousarray(b.codes.T).T, b.fmt)
+        same(a, turned, unit, c)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_largest_exponents_of_few_rows(path, name):
+    """Columns of zeros and subnormals beside rows of few or many exponents: no sum tells less."""
+    rng = np.random.default_rng(8)
+    fmt, k, n = get_format(name), 64, 70
+    sizes = 1 << fmt.precision - 1  # of subnormals, with zero
+    for low, high in ((0, 1), (0, sizes), (1, sizes + 1), (0, sizes + 3), (sizes, 2 * sizes)):
+        for of_a in ((1, 3), (sizes, 1 << fmt.bits - 2), (0, sizes), (0, 1 << fmt.bits - 2)):
+            for m in (1, 2, 3):
+                x = rng.integers(*of_a, (m, k)) | rng.integers(0, 2, (m, k)) << fmt.bits - 1
+                y = rng.integers(low, high, (k, n)) | rng.integers(0, 2, (k, n)) << fmt.bits - 1
+                y[:, 3] = rng.integers(0, 1 << fmt.bits - 2, k)
+                a, b = (QTensor.from_codes(v.astype(np.uint8), fmt) for v in (x, y))
+                same(a, b, HOPPER)
+                same(a, b, HOPPER, moderate(accumulator(rng, (m, n), np.float32, 12)))
+
+
+@pytest.mark.parametrize(("unit", "name"), [
+    (HOPPER, "mxfp8_e4m3"), (HOPPER, "mxfp8_e5m2"), (TCGEN05, "mxfp8_e4m3"),
+    (TCGEN05, "mxfp8_e5m2"), ("ideal.fp32", "mxfp8_e4m3"), ("ideal.fp32", "nvfp4"),
+])  # fmt: skip
+def test_few_rows_of_blocks(path, unit, name):
+    rng = np.random.default_rng(9)
+    for m, k, n in [(1, 320, 70), (1, 96, 33), (2, 288, 64), (3, 64, 130), (4, 1024, 5)]:
+        x = rng.standard_normal((m, k)).astype(np.float32) * np.float32(2) ** rng.integers(-9, 9, k)
+        y = rng.standard_normal((k, n)).astype(np.float32)
+        y[:, ::3] *= (np.float32(2) ** rng.integers(-9, 9, k))[:, None]
+        a, b = quantize(x.astype(np.float32), name), quantize(y, name, axis=-2)
+        same(a, b, unit)
+        same(a, b, unit, rng.standard_normal((m, n)).astype(np.float32))
 
 
 def test_kinds_of_sums():

@@ -23,18 +23,22 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    codes_at,
     codes_types,
+    cover_codes,
     run_codes,
     scratch_words,
     uint32_tuple,
     undecoded,
 )
 from numsim.kernels.gemm.fma import tile_rows
+from numsim.kernels.gemm.hopper_left import exponents_below
 from numsim.kernels.gemm.integer import int8_narrow, int8_wide
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.blocks import add_scaled
-from numsim.kernels.jit import expanded, kernel
+from numsim.kernels.ir.hopper import float_tile
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _TILES = 16  # row tiles whose results of one block stay in the first cache
@@ -161,7 +165,8 @@ def _fp8_wide(
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
     tables = hopper_paths.tables_of(how)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables)
+    nothing = np.empty(0, np.uint32)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing)
     _fp8(
         hopper_paths.hopper_wide, hopper_paths.codes_wide, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
         b, steps, block, group, start, stop, span, runs, rule, (tables, how), rows, columns,
@@ -173,10 +178,65 @@ def _fp8_half(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    rule = (runs, block * a.shape[3] * a.shape[4], np.empty(0, np.uint8))
+    nothing = np.empty(0, np.uint32)
+    rule = (
+        runs, block * a.shape[3] * a.shape[4], np.empty(0, np.uint8), how, nothing, nothing
+    )  # fmt: skip
     _fp8(
         hopper_paths.hopper_half, hopper_paths.codes_half, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
         b, steps, block, group, start, stop, span, runs, rule, how, rows, columns,
+    )  # fmt: skip
+
+
+@inline
+def _scaled_few(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    runs, tile, tables, how, below, bases, rows, blocks, columns, span = rule
+    pairs, row, words = left // 2, out_at // stride, codes.view(np.int32)
+    scales = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
+    float_tile(
+        16, 2, 1, tables, how, below, bases, scales, pairs, runs, a, a_at, words, b_at, out, out_at,
+        stride, steps, tile,
+    )  # fmt: skip
+    if left % 2:
+        a_at, out_at, row = a_at + pairs * tile, out_at + 2 * pairs * stride, row + 2 * pairs
+        last = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
+        float_tile(
+            16, 1, 1, tables, how, below, bases, last, 1, runs, a, a_at, words, b_at, out, out_at,
+            stride, steps, tile,
+        )  # fmt: skip
+    return left
+
+
+@inline
+def codes_with_scales(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Any:
+    """Return codes, and where the scales of their columns and of the first of their blocks are."""
+    span, blocks, n = how
+    at_block = k // span
+    at = (batch * blocks + at_block) * n + panel * b.shape[3]
+    return codes_at(b, batch, panel, k, count), at, at_block
+
+
+@kernel
+def _fp8_few(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, runs: int, how: Fields, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    tables = hopper_paths.tables_of(how)
+    below, bases = exponents_below(a, runs, how)
+    blocks = columns.shape[1]
+    rule = (
+        runs, block * a.shape[3] * a.shape[4], tables, how, below, bases, rows.reshape(-1), blocks,
+        columns.reshape(-1), span,
+    )  # fmt: skip
+    cover_codes(
+        _scaled_few, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
+        start, stop, rule, (span, blocks, columns.shape[2]), True,
     )  # fmt: skip
 
 
@@ -197,10 +257,15 @@ def _sum_runner(wide: bool) -> Callable[..., Any]:
 
 
 @cache
-def _fp8_runner(path: str) -> Callable[..., Any]:
+def _fp8_runner(path: str, few: bool) -> Callable[..., Any]:
     arguments = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     return simd.compiled(
-        _FP8[path], *arguments, types.int64, types.int64, uint32_tuple(Fields), *scale_types()
+        _fp8_few if few else _FP8[path],
+        *arguments,
+        types.int64,
+        types.int64,
+        uint32_tuple(Fields),
+        *scale_types(),
     )
 
 
@@ -243,5 +308,7 @@ def fp8(
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
     columns = padded(scales.columns, b.panels.shape[3])
-    entry = _fp8_runner(simd.path())
+    few = a.lines <= gemm_hopper.FEW["avx512"] and gemm_hopper.reads_codes(how)
+    few = few and simd.enabled()  # with AVX2 a thread that cuts toward zero cannot scale
+    entry = _fp8_runner(simd.path(), few)
     run_codes(entry, out, a.planes, b, a.block, span, runs, how, scales.rows, columns)

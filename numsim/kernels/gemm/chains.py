@@ -18,12 +18,19 @@ from numba import types
 
 from numsim.kernels.convert.decode import Codes
 from numsim.kernels.gemm import values as gemm_values
-from numsim.kernels.gemm.blocks import Scales, padded, scale_types, whole_blocks
+from numsim.kernels.gemm.blocks import (
+    Scales,
+    codes_with_scales,
+    padded,
+    scale_types,
+    whole_blocks,
+)
 from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
     codes_types,
+    cover_codes,
     run_codes,
     scratch_words,
     type_of,
@@ -32,7 +39,7 @@ from numsim.kernels.gemm.codes import (
 )
 from numsim.kernels.gemm.fma import pack_rows
 from numsim.kernels.ir import simd
-from numsim.kernels.ir.blocks import scaled_fma_tile
+from numsim.kernels.ir.blocks import scaled_chain_of_codes, scaled_fma_tile
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
@@ -183,9 +190,39 @@ def _integers_narrow(
     )  # fmt: skip
 
 
+@inline
+def _one_row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    table, rows, blocks, columns, span = rule
+    row = out_at // stride * blocks + at_block
+    scales = (rows, row, blocks, columns, columns_at, stride, span)
+    scaled_chain_of_codes(table, scales, a, a_at, codes, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _bytes_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, table: Array, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    blocks = columns.shape[1]
+    rule = (table, rows.reshape(-1), blocks, columns.reshape(-1), span)
+    cover_codes(
+        _one_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group, start,
+        stop, rule, (span, blocks, columns.shape[2]),
+    )  # fmt: skip
+
+
 @cache
-def _chain_runner(codes: np.dtype[Any], how: Any, kind: Any, wide: bool) -> Callable[..., Any]:
-    if kind is Codes:
+def _chain_runner(
+    codes: np.dtype[Any], how: Any, kind: Any, wide: bool, row: bool
+) -> Callable[..., Any]:
+    if row:
+        chosen = _bytes_row
+    elif kind is Codes:
         chosen = _floats_wide if wide else _floats_narrow
     elif kind is tuple:
         chosen = _integers_wide if wide else _integers_narrow
@@ -204,7 +241,10 @@ def chains(
     or as many as a; `how` its codes are read.
     """
     kind: Any = type(how)
-    entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled())
+    depth = a.shape[2]
+    row = kind is np.ndarray and out.shape[1] == 1 and span % 2 == depth % 2 == 0
+    entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), row)
     columns = padded(scales.columns, b.panels.shape[3])
-    block = whole_blocks(BLOCK // 2, span)
-    run_codes(entry, out, pack_rows(a), b, block, span, how, scales.rows, columns)
+    block = whole_blocks(depth if row else BLOCK // 2, span)
+    rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
+    run_codes(entry, out, rows, b, block, span, how, scales.rows, columns)

@@ -39,7 +39,8 @@ Array = npt.NDArray[Any]
 _ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
 WIDEST = 128  # products of a group, counted in a byte
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators without scales
-FEW = 2  # rows up to which `gemm.align`, which reads its codes faster, is quicker without scales
+# Rows up to which it pays to read codes for each anew, by path
+FEW = {"avx512": 4, "avx2": 2, "plain": 0}
 
 
 class PackedDouble(NamedTuple):
@@ -103,6 +104,27 @@ def kind_of(low: int, high: int, least: int | None, c: Array | None, *, scaled: 
         return PLAIN
     normal = low >= -120 and high < 126 and (least is None or least <= -126)
     return NORMAL if normal and (size < 2.0**126).all() else ANY
+
+
+@inline
+def _row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, scales, how = b
+    simd_double.double_row(
+        rule[0], how, scales, 0, a, a_at, codes, b_at, out, out_at, stride, steps, left, rule[1],
+        rule[2], rule[3], rule[4],
+    )  # fmt: skip
+    return left
+
+
+@inline
+def _as_they_are(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Any:
+    powers, read = how
+    return codes_at(b, batch, panel, k, count), powers[batch, panel, k:].reshape(-1), read
 
 
 @inline
@@ -181,6 +203,58 @@ def _run_half(
     )  # fmt: skip
 
 
+@expanded
+def _run_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, read: Any, align: int, least: int,
+) -> None:  # fmt: skip
+    rule = (kind, b.shape[4], block * a.shape[4], align, least)
+    cover_codes(
+        _row, _as_they_are, out, a, b, np.empty(0, np.int32), steps, block, group, start, stop,
+        rule, (powers, read), True,
+    )  # fmt: skip
+
+
+@kernel
+def _run_wide_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    tables = tables_of(f)
+    _run_rows(
+        out, a, b, steps, block, group, start, stop, kind, powers, tables, align, least
+    )  # fmt: skip
+
+
+@kernel
+def _run_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    _run_rows(out, a, b, steps, block, group, start, stop, kind, powers, f, align, least)
+
+
+@inline
+def tables_of(how: Fields) -> Array:
+    """Return what `ir.fp8.ByTables` reads, of float64 values."""
+    codes, each = np.arange(128).astype(np.uint8), _WIDE_WORDS[0]
+    words = np.empty(2 * each, np.int32)
+    double_planes.right_double(_WIDE, codes, 2, words, how)
+    tables = np.empty((4, 128), np.uint8)
+    planes = words.view(np.uint8)
+    for code in range(128):
+        at, place = code // 64 * 4 * each, code % 64
+        value = at + 128 + 8 * (16 * (place % 4) + place // 4)
+        tables[0, code], tables[1, code] = planes[at + place], planes[at + 64 + place]
+        tables[2, code], tables[3, code] = planes[value + 7], planes[value + 6]
+    return tables.reshape(-1)
+
+
+def reads_codes(how: Fields) -> bool:
+    """Whether kernels of few rows read such codes as they are, on this path."""
+    return bool(simd.path() == "avx2" or (simd.HAVE_BYTE_TABLES and how.magnitude < 128))
+
+
 @kernel
 def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int) -> None:
     """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
@@ -195,10 +269,16 @@ def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, sto
             numbers[g // block, row, g % block, at] = _power(powers[row, g])
 
 
+_RUN = {
+    ("avx512", False): _run_wide, ("avx512", True): _run_wide_rows,
+    ("avx2", False): _run_half, ("avx2", True): _run_half_rows,
+}  # fmt: skip
+
+
 @cache
-def _runner(path: str, kind: int) -> Callable[..., Any]:
+def _runner(path: str, few: bool, kind: int) -> Callable[..., Any]:
     return simd.compiled(
-        _run_wide if path == "avx512" else _run_half,
+        _RUN[path, few],
         *codes_types(types.int32, np.dtype(np.uint8), types.float32), simd.literal(kind),
         simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
@@ -278,18 +358,20 @@ def gemm_double(
     batch, m, depth = a.shape
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
     shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
-    tiles, whole = -(-shape[1] // _ROWS), -(-shape[1] // ROWS) * ROWS
+    few = shape[1] <= FEW[simd.path()] and reads_codes(how_b)
+    tile, whole = (1, shape[1]) if few else (_ROWS, -(-shape[1] // ROWS) * ROWS)
+    tiles = -(-shape[1] // tile)
     out = np.zeros((shape[0], whole, n), np.float32)
     if c is not None:
         start = c.reshape(shape)
         out[:, : shape[1]] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
-        block = 1 if simd.enabled() else 2 - groups % 2  # accumulators are read once for two groups
+        block = groups if few else 1 if simd.enabled() else 2 - groups % 2
         planes = left_planes(
-            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * _ROWS
+            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
         )
-        laid = planes.reshape(shape[0], tiles, groups, _ROWS, -1)
+        laid = planes.reshape(shape[0], tiles, groups, tile, -1)
         floor = NOTHING if least is None else max(least, NOTHING)
-        entry = _runner(simd.path(), kind)
+        entry = _runner(simd.path(), few, kind)
         run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)
     return out[:, : shape[1]].reshape(batch, m, n)

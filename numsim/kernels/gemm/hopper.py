@@ -28,7 +28,8 @@ from numsim.kernels.gemm.codes import (
     run_codes,
     uint32_tuple,
 )
-from numsim.kernels.gemm.hopper_paths import PAIR, SHORT_RUN
+from numsim.kernels.gemm.hopper_left import LEFT, PAIR
+from numsim.kernels.gemm.hopper_paths import SHORT_RUN
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
@@ -37,7 +38,8 @@ from numsim.kernels.memory import zeros
 
 Array = npt.NDArray[Any]
 _BLOCK = simd_fp8.TURNED  # k of a panel whose planes stay in the first cache; of fewer bytes, BLOCK
-FEW = 8  # rows up to which it pays to read codes for each pair anew
+# Rows up to which it pays to read codes for each pair anew, by path
+FEW = {"avx512": 4, "avx2": 2, "plain": 0}
 WIDEST = simd_fp8.WIDEST  # products of a group
 LEAST, MOST = simd_fp8.LEAST, simd_fp8.MOST  # exponents of the operands' values
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators
@@ -60,7 +62,7 @@ class PackedFp8(NamedTuple):
 def _packer(path: str) -> Callable[..., Any]:
     planes, rest = simd.contiguous(types.int32, 1), (types.int64, types.int64)
     how = uint32_tuple(Fields)
-    packer = hopper_paths.LEFT[path]
+    packer = LEFT[path]
     if path == "plain":
         return simd.compiled(packer, simd.contiguous(types.uint8, 4), planes, how, *rest)
     return simd.compiled(packer, simd.contiguous(types.uint8, 3), planes, types.int64, how, *rest)
@@ -143,7 +145,7 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
-    near = BLOCK if lines <= FEW and path == "avx512" else _BLOCK
+    near = BLOCK if lines <= FEW[path] else _BLOCK
     block = max(near // (runs * simd_fp8.RUN) // span, 1) * span
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
@@ -178,6 +180,17 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
     return _packed(codes, simd.HOPPER_COLUMNS, group, PAIR, SHORT_RUN)
 
 
+def reads_codes(how: Fields) -> bool:
+    """Whether kernels of few rows read such codes as they are, on this path.
+
+    With AVX2 they are eight bits that float16 holds but for its bias.
+    """
+    if simd.path() != "avx2":
+        return bool(simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128)
+    finite = how.bias == 15 or how.magnitude >> how.trailing < 31
+    return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
+
+
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:
     """Return the float32 accumulators [M, N] of a chain over the groups of k, from c or +0.
 
@@ -189,7 +202,7 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     if out.size:
         path = simd.path()
         runs = b.panels.shape[4] // (SHORT_RUN if path == "plain" else simd_fp8.RUN)
-        few = a.lines <= FEW and simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128
+        few = a.lines <= FEW[path] and reads_codes(how)
         runner = _runner(path, bool(few), b.in_place)
         run_codes(runner, out, a.planes, b, a.block, runs, how)
     return out.reshape(shape[1:])

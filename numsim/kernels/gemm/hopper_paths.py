@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_words
+from numsim.kernels.gemm.hopper_left import PAIR, exponents_below
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
+from numsim.kernels.ir.fp8_codes import looked_up_codes
 from numsim.kernels.ir.hopper import float_tile
 from numsim.kernels.ir.pack import turned_quads
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
-PAIR = 2  # products whose planes stand together for the portable kernel
 SHORT_RUN = 8  # a packed group is a multiple of this many products for the portable kernel
 QUADS = simd_fp8.COLUMNS // 4  # words of the codes of one k
 
@@ -31,16 +32,18 @@ def _tiles(
     words: int, coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int,
     stride: int, steps: int, left: int, rule: Any,
 ) -> None:  # fmt: skip
-    runs, tile, tables = rule
+    runs, tile, tables, how, below, bases = rule
     pairs = left // 2
     float_tile(
-        words, 2, coded, tables, pairs, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile
-    )
+        words, 2, coded, tables, how, below, bases, 0, pairs, runs, a, a_at, b, b_at, out, out_at,
+        stride, steps, tile,
+    )  # fmt: skip
     if left % 2:
         a_at, out_at = a_at + pairs * tile, out_at + 2 * pairs * stride
         float_tile(
-            words, 1, coded, tables, 1, runs, a, a_at, b, b_at, out, out_at, stride, steps, tile
-        )
+            words, 1, coded, tables, how, below, bases, 0, 1, runs, a, a_at, b, b_at, out, out_at,
+            stride, steps, tile,
+        )  # fmt: skip
 
 
 @inline
@@ -73,6 +76,15 @@ def _hopper_few(
 
 
 @inline
+def _hopper_few_half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    _tiles(8, 1, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    return left
+
+
+@inline
 def _hopper_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
@@ -83,7 +95,7 @@ def _hopper_narrow(
 
 @inline
 def tables_of(how: Fields) -> Array:
-    """Return what `ir.fp8.looked_up_codes` reads."""
+    """Return what `ir.fp8_codes.ByTables` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
     simd_fp8.right_codes(16, codes, 2, words, how)
     tables = np.empty((4, 128), np.uint8)
@@ -101,7 +113,7 @@ def _planes(codes: Array, words: Array, how: Any) -> None:
     tables, f = how
     count = codes.size // simd_fp8.COLUMNS
     if simd.HAVE_BYTE_TABLES and f.magnitude < 128:
-        simd_fp8.looked_up_codes(codes, count, words, tables)
+        looked_up_codes(codes, count, words, tables)
     else:
         simd_fp8.right_codes(16, codes, count, words, f)
 
@@ -145,13 +157,21 @@ def codes_half(
 
 
 @inline
+def _turned_half(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Array:
+    step = simd_fp8.TURNED // b.shape[4]
+    for i in range(0, count, step):
+        turned_quads(b[batch, panel, k + i], words[i * b.shape[4] * QUADS :])
+    return words
+
+
+@inline
 def _rows_half(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
     turned = scratch_words(count * b.shape[4] * QUADS)
-    step = simd_fp8.TURNED // b.shape[4]
-    for i in range(0, count, step):
-        turned_quads(b[batch, panel, k + i], turned[i * b.shape[4] * QUADS :])
+    _turned_half(b, batch, panel, k, count, turned, how)
     return _planes_half(turned.view(np.uint8), words, how)
 
 
@@ -173,11 +193,12 @@ def _pairs(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f
 def _run(
     micro: Callable[..., int], decode: Callable[..., Array], words: int, out: Array, a: Array,
     b: Array, steps: int, block: int, group: int, start: int, stop: int, runs: int, read: Any,
-    tables: Array,
+    tables: Array, how: Fields,
 ) -> None:  # fmt: skip
     """Cover the output; `decode` makes `words` of the codes of one k of a panel."""
     scratch = scratch_words(block * runs * simd_fp8.RUN * words)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables)
+    nothing = np.empty(0, np.uint32)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing)
     cover_codes(
         micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, read, True
     )
@@ -191,7 +212,7 @@ def _run_wide(
     tables = tables_of(how)
     _run(
         hopper_wide, codes_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
-        runs, (tables, how), tables,
+        runs, (tables, how), tables, how,
     )  # fmt: skip
 
 
@@ -203,8 +224,23 @@ def _run_wide_rows(
     tables = tables_of(how)
     _run(
         hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
-        (tables, how), tables,
+        (tables, how), tables, how,
     )  # fmt: skip
+
+
+@expanded
+def _run_coded(
+    micro: Callable[..., int], decode: Callable[..., Array], words: int, out: Array, a: Array,
+    b: Array, steps: int, block: int, group: int, start: int, stop: int, runs: int,
+    tables: Array, how: Fields,
+) -> None:  # fmt: skip
+    """Cover the output; `decode` returns codes, or puts them in order into so many `words`."""
+    scratch = scratch_words(block * runs * simd_fp8.RUN * words)
+    below, bases = exponents_below(a, runs, how)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, below, bases)
+    cover_codes(
+        micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how, True
+    )
 
 
 @kernel
@@ -212,10 +248,9 @@ def _run_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = tables_of(how)
-    _run(
+    _run_coded(
         _hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
-        (tables, how), tables,
+        tables_of(how), how,
     )  # fmt: skip
 
 
@@ -224,10 +259,9 @@ def _run_few_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
-    tables = tables_of(how)
-    _run(
+    _run_coded(
         _hopper_few, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
-        (tables, how), tables,
+        tables_of(how), how,
     )  # fmt: skip
 
 
@@ -238,7 +272,7 @@ def _run_half(
 ) -> None:  # fmt: skip
     _run(
         hopper_half, codes_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
-        runs, how, np.empty(0, np.uint8),
+        runs, how, np.empty(0, np.uint8), how,
     )  # fmt: skip
 
 
@@ -249,7 +283,29 @@ def _run_half_rows(
 ) -> None:  # fmt: skip
     _run(
         hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
-        runs, how, np.empty(0, np.uint8),
+        runs, how, np.empty(0, np.uint8), how,
+    )  # fmt: skip
+
+
+@kernel
+def _run_few_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_few_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how,
+    )  # fmt: skip
+
+
+@kernel
+def _run_few_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_few_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how,
     )  # fmt: skip
 
 
@@ -288,87 +344,10 @@ def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
                 panel[k, i] = low | high << np.uint32(16)
 
 
-@inline
-def left_tables(how: Fields) -> Array:
-    """Return what `ir.fp8.looked_up_left` reads."""
-    codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)
-    simd_fp8.left_codes(16, codes, 8, 0, words, how)
-    planes = words.view(np.uint8).reshape(8, 3, simd_fp8.ROWS, simd_fp8.RUN, 4)
-    tables = np.empty((4, 128), np.uint8)
-    for code in range(128):
-        run, place = code // simd_fp8.RUN, code % simd_fp8.RUN
-        tables[0, code], tables[1, code] = planes[run, 0, 0, place, 0], planes[run, 1, 0, place, 0]
-        tables[2, code], tables[3, code] = planes[run, 2, 0, place, 3], planes[run, 2, 0, place, 2]
-    return tables.reshape(-1)
-
-
-@expanded
-def _left_codes(
-    words: int, rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int
-) -> None:
-    """Write the planes of codes [tiles, lines per tile, k] as [blocks, tiles, `runs`, words]."""
-    tiles, count = rows.shape[0], rows.shape[2] // simd_fp8.RUN
-    flat = rows.reshape(-1)
-    for tile in range(start, stop):
-        for row in range(rows.shape[1]):
-            line = (tile * rows.shape[1] + row) * rows.shape[2]
-            for first in range(0, count, runs):
-                at = (first * tiles + tile * runs) * simd_fp8.A_WORDS
-                some = min(runs, count - first)
-                codes = flat[line + first * simd_fp8.RUN :]
-                simd_fp8.left_codes(words, codes, some, row, planes[at:], how)
-
-
-@inline
-def planes_wide(
-    rows: Array, planes: Array, runs: int, how: Fields, tables: Array, start: int, stop: int
-) -> None:
-    """Do `_left_codes` with AVX-512; `tables` are those of `left_tables`."""
-    tiles, each, depth = rows.shape
-    fours = depth // simd_fp8.RUN // 4
-    whole = depth % (4 * simd_fp8.RUN) == 0 and runs % 4 == 0
-    if simd.HAVE_BYTE_TABLES and how.magnitude < 128 and whole:
-        flat = rows.reshape(-1)
-        simd_fp8.looked_up_left(
-            flat, start * each, stop * each, fours, runs // 4, tiles, planes, tables
-        )
-    else:
-        _left_codes(16, rows, planes, runs, how, start, stop)
-
-
-@inline
-def planes_half(
-    rows: Array, planes: Array, runs: int, how: Fields, tables: Array, start: int, stop: int
-) -> None:
-    """Do `_left_codes` with AVX2."""
-    _left_codes(8, rows, planes, runs, how, start, stop)
-
-
-@kernel
-def _left_wide(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
-    planes_wide(rows, planes, runs, how, left_tables(how), start, stop)
-
-
-@kernel
-def _left_half(rows: Array, planes: Array, runs: int, how: Fields, start: int, stop: int) -> None:
-    _left_codes(8, rows, planes, runs, how, start, stop)
-
-
-@kernel
-def _left_pairs(source: Array, planes: Array, how: Fields, start: int, stop: int) -> None:
-    """Write the planes of codes [tiles, pairs, lines per tile, 2]."""
-    step = 2 * simd.HOPPER_ROWS
-    pairs = source.shape[1]
-    codes = source.reshape(-1)
-    for tile in range(start, stop):
-        words = planes[tile * pairs * 3 * step // 2 :]
-        fp8_planes(1, codes, tile * pairs * step, pairs, words, how)
-
-
-LEFT = {"avx512": _left_wide, "avx2": _left_half, "plain": _left_pairs}
 RUN = {  # by the path, whether there are few rows, and whether b's codes stand in place
     ("avx512", False, False): _run_wide, ("avx512", False, True): _run_wide_rows,
     ("avx512", True, False): _run_few, ("avx512", True, True): _run_few_rows,
     ("avx2", False, False): _run_half, ("avx2", False, True): _run_half_rows,
+    ("avx2", True, False): _run_few_half, ("avx2", True, True): _run_few_half_rows,
     ("plain", False, False): _run_narrow,
 }  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm import hopper_left, hopper_paths
 from numsim.kernels.gemm.codes import GROUP, Fields
 from numsim.kernels.gemm.fma import pack_rows_of_words, run_narrow, run_wide
 from numsim.kernels.instructions import shl, shr, wide_vectors
@@ -268,7 +268,7 @@ def _room_fp8(batch: int, w: Weights, tables: Array) -> tuple[Array, Array, Arra
 @inline
 def room_wide(batch: int, w: Weights) -> tuple[Array, Array, Array, Array]:
     """Return what `step_wide` needs."""
-    return _room_fp8(batch, w, hopper_paths.left_tables(w.packed.left))
+    return _room_fp8(batch, w, hopper_left.left_tables(w.packed.left))
 
 
 @inline
@@ -302,13 +302,13 @@ def _step_fp8(
 @inline
 def step_wide(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
     """Sum as Hopper and Ada do, with AVX-512."""
-    return _step_fp8(hopper_paths.planes_wide, _RUN_WIDE, x, w, room, lost, out)
+    return _step_fp8(hopper_left.planes_wide, _RUN_WIDE, x, w, room, lost, out)
 
 
 @inline
 def step_half(x: Array, w: Weights, room: Any, lost: Array, out: Array) -> bool:
     """Sum as Hopper and Ada do, with AVX2."""
-    return _step_fp8(hopper_paths.planes_half, _RUN_HALF, x, w, room, lost, out)
+    return _step_fp8(hopper_left.planes_half, _RUN_HALF, x, w, room, lost, out)
 
 
 # ---------------------------------------------------------------- one step as an entry point

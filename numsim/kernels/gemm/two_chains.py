@@ -22,15 +22,18 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     PackedCodes,
     codes_types,
+    cover_codes,
     pack_codes,
     run_codes,
     scratch_words,
     type_of,
+    undecoded,
     values_of_floats,
 )
 from numsim.kernels.gemm.fma import fma_narrow, fma_wide, pack_rows, tile_rows
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import expanded, kernel
+from numsim.kernels.ir.blocks import two_chains_of_words
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 
@@ -92,10 +95,30 @@ def _run_narrow(
     _cover(fma_narrow, out, a, b, steps, block, group, start, stop, half, how)
 
 
+@inline
+def _one_row(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, half: int,
+) -> int:  # fmt: skip
+    two_chains_of_words(half, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _run_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    half: int, how: Any,
+) -> None:  # fmt: skip
+    cover_codes(
+        _one_row, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop, half, how
+    )
+
+
 @cache
-def _runner(codes: np.dtype[Any], how: Any, wide: bool) -> Callable[..., Any]:
+def _runner(codes: np.dtype[Any], how: Any, wide: bool, row: bool) -> Callable[..., Any]:
     arguments = codes_types(types.float32, codes, types.float32)
-    return simd.compiled(_run_wide if wide else _run_narrow, *arguments, types.int64, how)
+    chosen = _run_row if row else _run_wide if wide else _run_narrow
+    return simd.compiled(chosen, *arguments, types.int64, how)
 
 
 def _places(group: int) -> Array:
@@ -128,8 +151,11 @@ def gemm_two_chains(
         whole = np.zeros((batch, m, steps), np.float32)
         whole[..., :depth] = a
         turned = whole.reshape(*shape[:2], steps // group, group)[..., _places(group)]
-        rows = pack_rows(np.ascontiguousarray(turned).reshape(*shape[:2], steps))
-        entry = _runner(b.panels.dtype, type_of(how), simd.enabled())
-        block = max(BLOCK // 2 // group, 1) * group
+        lines = np.ascontiguousarray(turned).reshape(*shape[:2], steps)
+        high = (how.sign_up, how.up, how.rebias) == (16, 16, 0)  # halves of float32
+        row = shape[1] == 1 and high and b.panels.itemsize == 2
+        rows = lines.reshape(len(lines), 1, steps, 1, 1) if row else pack_rows(lines)
+        entry = _runner(b.panels.dtype, type_of(how), simd.enabled(), row)
+        block = steps if row else max(BLOCK // 2 // group, 1) * group
         run_codes(entry, out, rows, b, block, group // 2, how)
     return out.reshape(batch, m, b.lines)

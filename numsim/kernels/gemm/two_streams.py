@@ -27,16 +27,17 @@ from numsim.kernels.gemm.codes import (
     scratch_words,
     uint32_tuple,
 )
-from numsim.kernels.gemm.double import HIGH, LOW, left_planes
+from numsim.kernels.gemm.double import HIGH, LOW, left_planes, reads_codes, tables_of
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double_planes import COLUMNS, b_words, order, right_double
 from numsim.kernels.ir.fp8 import LEAST, MOST
-from numsim.kernels.ir.two_streams import UNROLL, two_streams_tile
+from numsim.kernels.ir.two_streams import UNROLL, two_streams_row, two_streams_tile
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _ROWS = 4  # of a tile
-FEW = 4  # rows up to which `gemm.align`, which reads its codes faster, is quicker
+# Rows up to which it pays to read codes for each anew, by path
+FEW = {"avx512": 3, "avx2": 1, "plain": 0}
 _MOST = 128  # products of a group, counted in a byte
 _WIDE, _HALF = COLUMNS["avx512"], COLUMNS["avx2"]
 _WIDE_WORDS, _HALF_WORDS = b_words(_WIDE)[0], b_words(_HALF)[0]
@@ -77,6 +78,24 @@ def _half(
     group, a_step = rule
     two_streams_tile(_HALF, a, a_at, b, b_at, out, out_at, stride, steps, left, group, a_step)
     return left
+
+
+@inline
+def _row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, a_step = rule
+    codes, how = b
+    two_streams_row(how, a, a_at, codes, b_at, out, out_at, stride, steps, left, group, a_step)
+    return left
+
+
+@inline
+def _as_they_are(
+    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
+) -> Any:
+    return codes_at(b, batch, panel, k, count), how
 
 
 @inline
@@ -127,10 +146,44 @@ def _run_half(
     )  # fmt: skip
 
 
+@expanded
+def _run_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Any,
+) -> None:  # fmt: skip
+    rule = (b.shape[4], block * a.shape[4])
+    cover_codes(
+        _row, _as_they_are, out, a, b, np.empty(0, np.int32), steps, block, group, start, stop,
+        rule, how, True,
+    )  # fmt: skip
+
+
+@kernel
+def _run_wide_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run_rows(out, a, b, steps, block, group, start, stop, tables_of(how))
+
+
+@kernel
+def _run_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run_rows(out, a, b, steps, block, group, start, stop, how)
+
+
+_RUN = {
+    ("avx512", False): _run_wide, ("avx512", True): _run_wide_rows,
+    ("avx2", False): _run_half, ("avx2", True): _run_half_rows,
+}  # fmt: skip
+
+
 @cache
-def _runner(path: str) -> Callable[..., Any]:
+def _runner(path: str, few: bool) -> Callable[..., Any]:
     return simd.compiled(
-        _run_wide if path == "avx512" else _run_half,
+        _RUN[path, few],
         *codes_types(types.int32, np.dtype(np.uint8), types.float32), uint32_tuple(Fields),
     )  # fmt: skip
 
@@ -159,12 +212,13 @@ def gemm_two_streams(
         start = c.reshape(shape)
         out[...] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
-        tiles = -(-shape[1] // _ROWS)
-        block = 2 - groups % 2  # accumulators are read and written once for two groups
+        few = shape[1] <= FEW[simd.path()] and reads_codes(how_b)
+        tile, block = (1, groups) if few else (_ROWS, 2 - groups % 2)
+        tiles = -(-shape[1] // tile)
         powers = np.zeros((*shape[:2], groups), np.int32)
         planes = left_planes(
-            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * _ROWS
+            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
         )
-        laid = planes.reshape(shape[0], tiles, groups, _ROWS, -1)
-        run_codes(_runner(simd.path()), out, laid, b, block, how_b)
+        laid = planes.reshape(shape[0], tiles, groups, tile, -1)
+        run_codes(_runner(simd.path(), few), out, laid, b, block, how_b)
     return out.reshape(batch, m, n)

@@ -12,17 +12,22 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.ir.fp8 import declared
+from numsim.kernels.ir.codes import singles_by_table
+from numsim.kernels.ir.fp8 import V8, declared
 from numsim.kernels.ir.simd import (
     FMA_ROWS,
+    I16,
     I64,
+    PAGE,
     V32,
     VF,
     Tile,
     broadcast,
     emitted,
+    fetch,
     loop,
     pointer_at,
+    splat,
 )
 
 
@@ -71,6 +76,129 @@ def scaled_fma_tile(
     return types.void(
         rows, a, i64, b, i64, out, i64, i64, i64, row_scales, i64, i64, columns, i64
     ), codegen
+
+
+@emitted
+def scaled_chain_of_codes(
+    typing: Any, table: Any, scales: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Do `scaled_fma_tile` for one row, all its blocks and codes of one byte, of 32 columns.
+
+    `table`: of `ir.codes.looked_up_values`; `scales`: see `Scales`. Blocks and steps are even.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args, args, 2, VF)
+        of = Scales(context, b, sig.args[1], args[1])
+        fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
+        read = singles_by_table(context, b, sig.args[0], args[0])
+
+        def block(i: Any, totals: list[Any]) -> list[Any]:
+            first, count = of.block(i, tile.steps)
+
+            def pair(n: Any, acc: list[Any]) -> list[Any]:
+                k = b.add(first, b.mul(n, ir.Constant(I64, 2)))
+                at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
+                fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
+                values = read(b.load(b.bitcast(at, V8.as_pointer()), align=1))
+                for j in range(2):
+                    x = broadcast(b, tile.scalar(k, 1, j), VF)
+                    for c in range(2):
+                        order = [16 * c + m for m in range(16)]
+                        y = b.shuffle_vector(values[j], values[j], ir.Constant(V32, order))
+                        acc = [*acc[:c], b.call(fma, [x, y, acc[c]]), *acc[c + 1 :]]
+                return acc
+
+            pairs = b.lshr(count, ir.Constant(I64, 1))
+            acc = loop(b, pairs, [ir.Constant(VF, None)] * 2, pair)
+            return [of.added(totals[c], acc[c], i, ir.Constant(I64, 0), c) for c in range(2)]
+
+        tile.store(loop(b, of.blocks(tile.steps), tile.load(1), block), 1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(table, scales, a, i64, b, i64, out, i64, i64, i64), codegen
+
+
+@emitted
+def two_chains_of_words(
+    typing: Any, half: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any,
+) -> Any:  # fmt: skip
+    """Add two chains of `half` steps each, from zero, to out[:], group by group of one row.
+
+    Codes of 16 bits, of 32 columns, are the high halves of their float32 values. The steps of one
+    chain stand before those of the other.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile, half = Tile(context, b, sig.args, args, 2, VF), args[0]
+        fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
+        shorts = ir.VectorType(I16, 16)
+
+        def values(k: Any) -> list[Any]:
+            at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
+            fetch(b, b.gep(at, [ir.Constant(I64, PAGE // 2)]))
+            places = [b.gep(at, [ir.Constant(I64, 16 * c)]) for c in range(2)]
+            codes = [b.load(b.bitcast(x, shorts.as_pointer()), align=2) for x in places]
+            return [b.bitcast(b.shl(b.zext(x, V32), splat(V32, 16)), VF) for x in codes]
+
+        def group(g: Any, totals: list[Any]) -> list[Any]:
+            first = b.mul(g, b.shl(half, ir.Constant(I64, 1)))
+
+            def step(n: Any, acc: list[Any]) -> list[Any]:
+                new = []
+                for i, k in enumerate((b.add(first, n), b.add(b.add(first, n), half))):
+                    x = broadcast(b, tile.scalar(k, 1, 0), VF)
+                    both = zip(values(k), acc[2 * i : 2 * i + 2], strict=True)
+                    new += [b.call(fma, [x, y, z]) for y, z in both]
+                return new
+
+            acc = loop(b, half, [ir.Constant(VF, None)] * 4, step)
+            return [b.fadd(totals[c], b.fadd(acc[c], acc[2 + c])) for c in range(2)]
+
+        groups = b.sdiv(tile.steps, b.shl(half, ir.Constant(I64, 1)))
+        tile.store(loop(b, groups, tile.load(1), group), 1)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(half, a, i64, b, i64, out, i64, i64, i64), codegen
+
+
+class Scales:
+    """Scales of blocks of a row and of columns, a tuple of what a kernel is given.
+
+    Those of rows, float32: where the first row's stand, how far rows are apart; those of columns,
+    likewise, how far blocks are apart; steps of a block.
+    """
+
+    def __init__(self, context: Any, b: Any, kind: Any, value: Any) -> None:
+        self.b = b
+        parts = [b.extract_value(value, i) for i in range(len(kind))]
+        self.rows = pointer_at(context, b, kind[0], parts[0], parts[1])
+        self.columns = pointer_at(context, b, kind[3], parts[3], parts[4])
+        self.row_stride, self.column_stride, self.span = parts[2], parts[5], parts[6]
+
+    def blocks(self, steps: Any) -> Any:
+        """Return how many blocks there are in so many steps."""
+        more = self.b.add(steps, self.b.sub(self.span, ir.Constant(I64, 1)))
+        return self.b.sdiv(more, self.span)
+
+    def block(self, i: Any, steps: Any) -> tuple[Any, Any]:
+        """Return the first step of a block, and how many it has."""
+        b, first = self.b, self.b.mul(i, self.span)
+        left = b.sub(steps, first)
+        return first, b.select(b.icmp_signed("<", left, self.span), left, self.span)
+
+    def added(self, total: Any, value: Any, i: Any, row: Any, c: int) -> Any:
+        """Return a total plus block i's scaled value, of 16 columns from 16 c on."""
+        b = self.b
+        at = b.gep(self.rows, [b.add(b.mul(row, self.row_stride), i)])
+        place = b.add(b.mul(i, self.column_stride), ir.Constant(I64, 16 * c))
+        column = b.bitcast(b.gep(self.columns, [place]), VF.as_pointer())
+        factor = b.fmul(broadcast(b, b.load(at), VF), b.load(column, align=4))
+        return b.fadd(total, b.fmul(value, factor))
 
 
 @emitted

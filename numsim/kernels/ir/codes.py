@@ -57,7 +57,7 @@ def _bytes_by_table(context: Any, b: Any, kind: Any, table: Any, first: int) -> 
     return read
 
 
-def _singles_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[Any], list[Any]]:
+def singles_by_table(context: Any, b: Any, kind: Any, table: Any) -> Callable[[Any], list[Any]]:
     """Return how 64 codes become two vectors of 32 float32, by the table of `looked_up_values`."""
     read = _bytes_by_table(context, b, kind, table, 0)
     words, whole = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
@@ -88,7 +88,7 @@ def looked_up_values(typing: Any, codes: Any, runs: Any, values: Any, table: Any
         vector = ir.VectorType(ir.DoubleType() if wide else ir.FloatType(), 32)
         source = vectors_of(context, b, sig.args[0], args[0], V8)
         target = vectors_of(context, b, sig.args[2], args[2], vector)
-        read = _singles_by_table(context, b, sig.args[3], args[3])
+        read = singles_by_table(context, b, sig.args[3], args[3])
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             fetch(b, b.gep(source, [b.add(i, ir.Constant(I64, PAGE // 64))]))
@@ -219,7 +219,7 @@ def chain_of_codes(
         reader = (
             _bytes_by_table(context, b, sig.args[1], args[1], 512)
             if direct
-            else _singles_by_table(context, b, sig.args[1], args[1])
+            else singles_by_table(context, b, sig.args[1], args[1])
         )
         highest = ir.Constant(ir.VectorType(ir.IntType(1), 64), [n % 8 > 5 for n in range(64)])
 

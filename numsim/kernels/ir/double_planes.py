@@ -1,6 +1,7 @@
-"""Codes of eight bits to the planes that the kernel of `ir.double` reads.
+"""What the kernels of `ir.double` and `ir.two_streams` read of codes of eight bits.
 
-Exponents and places of the lowest bits that are set, as in `ir.fp8`, and float64 values.
+Exponents and places of the lowest bits that are set, as in `ir.fp8`, and float64 values: from
+planes, written once for many rows of the left operand, or from the codes themselves.
 """
 
 from __future__ import annotations
@@ -23,11 +24,24 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     planes_reader,
 )
-from numsim.kernels.ir.simd import I32, I64, emitted, loop, pointer_at, splat, vectors_of
+from numsim.kernels.ir.fp8_codes import ByTables
+from numsim.kernels.ir.simd import (
+    I16,
+    I32,
+    I64,
+    PAGE,
+    emitted,
+    fetch,
+    loop,
+    pointer_at,
+    splat,
+    vectors_of,
+)
 
 COLUMNS = {"avx512": 64, "avx2": 32}  # of a panel, by path
 A_STEP, A_REST = 4, 4  # words of a product: exponent, lowest bit, value; of a group: its scale
 _V32, _VL = ir.VectorType(I32, 8), ir.VectorType(I64, 8)
+_VD = ir.VectorType(ir.DoubleType(), 8)
 
 
 def order(columns: int) -> tuple[int, ...]:
@@ -38,6 +52,140 @@ def order(columns: int) -> tuple[int, ...]:
 def b_words(columns: int) -> tuple[int, int]:
     """Return the words of a product's columns, and of a group's: exponents and powers."""
     return 5 * columns // 2, 3 * columns
+
+
+def _doubled(b: Any, code: Any, i: int) -> Any:
+    """Return bytes 2 i and 2 i + 1 of all words of codes, each twice, in turn of columns."""
+    width = code.type.count
+    at = [n // 2 % (width // 4) * 4 + 2 * i + n // (width // 2) for n in range(width)]
+    return b.shuffle_vector(code, code, ir.Constant(ir.VectorType(I32, width), at))
+
+
+def _spread(b: Any, halves: Any, at: list[int]) -> Any:
+    """Return the float64 values whose two high bytes are some elements of `halves`."""
+    some = b.shuffle_vector(halves, halves, ir.Constant(ir.VectorType(I32, 8), at))
+    return b.shl(b.zext(some, _VL), splat(_VL, 48))
+
+
+class Planes:
+    """The planes of a panel of `width` columns, as `right_double` writes them.
+
+    `panel` points at words, and a group of so many products has `group_words` of them: at its end
+    stand the exponents of its scales and their powers of two, if there are any.
+    """
+
+    def __init__(self, b: Any, panel: Any, width: int, group: Any, group_words: Any) -> None:
+        self.b, self.panel, self.width = b, panel, width
+        self.group, self.group_words = group, group_words
+
+    def start(self, g: Any) -> Any:
+        """Return where group g begins."""
+        return self.b.mul(g, self.group_words)
+
+    def _at(self, first: Any, k: Any, word: int, vector: Any) -> Any:
+        b = self.b
+        k = b.mul(k, ir.Constant(I64, b_words(self.width)[0]))
+        at = b.gep(self.panel, [b.add(b.add(first, k), ir.Constant(I64, word))])
+        return b.load(b.bitcast(at, vector.as_pointer()), align=4)
+
+    def exponents(self, first: Any, k: Any) -> Any:
+        """Return the exponents' bytes of product k of a group."""
+        return self._at(first, k, 0, lanes(self.width // 4).bytes)
+
+    def lowest(self, first: Any, k: Any) -> Any:
+        """Return the bytes of its lowest bits' places."""
+        return self._at(first, k, self.width // 4, lanes(self.width // 4).bytes)
+
+    def values(self, first: Any, k: Any, qs: range) -> list[Any]:
+        """Return its values, of eight columns for each q."""
+        return [self._at(first, k, self.width // 2 + 16 * q, _VD) for q in qs]
+
+    def scale_exponents(self, first: Any, j: int) -> Any:
+        """Return the exponents of a group's scales, of a quarter of the columns."""
+        return self._at(first, self.group, self.width // 4 * j, lanes(self.width // 4).words)
+
+    def powers(self, first: Any, q: int) -> Any:
+        """Return the powers of two of the scales of eight columns."""
+        return self._at(first, self.group, self.width + 16 * q, _VD)
+
+
+class Coded:
+    """The same of codes as they are packed: `scales` points at their exponents, a line a group.
+
+    `how` is `gemm_codes.Fields`, or for AVX-512 the tables of `ir.fp8.ByTables`, of float64.
+    """
+
+    def __init__(
+        self, context: Any, b: Any, kind: Any, how: Any, panel: Any, scales: Any, group: Any
+    ) -> None:
+        self.b, self.panel, self.scales, self.group = b, panel, scales, group
+        self.tables = ByTables(context, b, kind, how) if isinstance(kind, types.Array) else None
+        self.width = COLUMNS["avx512" if self.tables else "avx2"]
+        self.v = lanes(self.width // 4)
+        if not self.tables:
+            self.bytes_of, _ = planes_reader(b, self.v, how, RIGHT, LOWEST - SIGN, NO_RIGHT)
+            self.halves_of = half_reader(b, self.v, how, double=True)
+
+    def start(self, g: Any) -> Any:
+        """Return where group g begins."""
+        return self.b.mul(g, self.group), g
+
+    def _codes(self, first: Any, k: Any) -> Any:
+        b = self.b
+        at = b.mul(b.add(first[0], k), ir.Constant(I64, self.width))
+        return b.bitcast(b.gep(self.panel, [at]), self.v.bytes.as_pointer())
+
+    def exponents(self, first: Any, k: Any) -> Any:
+        """Return the exponents' bytes of product k of a group."""
+        b, at = self.b, self._codes(first, k)
+        fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
+        code = b.load(at, align=1)
+        if self.tables:
+            return self.tables.exponents(code)
+        return self.bytes_of(b.bitcast(code, self.v.words))[0]
+
+    def lowest(self, first: Any, k: Any) -> Any:
+        """Return the bytes of its lowest bits' places."""
+        code = self.b.load(self._codes(first, k), align=1)
+        if self.tables:
+            return self.tables.lowest(code)
+        return self.bytes_of(self.b.bitcast(code, self.v.words))[1]
+
+    def values(self, first: Any, k: Any, qs: range) -> list[Any]:
+        """Return its values, of eight columns for each q."""
+        b, shorts = self.b, ir.VectorType(I16, self.width // 2)
+        code = b.load(self._codes(first, k), align=1)
+        if self.tables:  # columns 8 q ... have byte q // 2 of the words
+            parts = self.tables.high_halves(code)
+            return [self._placed(b.bitcast(parts[q // 2 % 2], shorts), q) for q in qs]
+        halves = {i: self.halves_of(_doubled(b, code, i)) for i in {q // 2 for q in qs}}
+        parts = [b.bitcast(halves[q // 2], shorts) for q in qs]
+        at = [[8 * (q % 2) + n for n in range(8)] for q in qs]
+        return [b.bitcast(_spread(b, *each), _VD) for each in zip(parts, at, strict=True)]
+
+    def _placed(self, shorts: Any, q: int) -> Any:
+        """Return values by one exchange that leaves zeros; LLVM takes two or three instead."""
+        b, every = self.b, shorts.type
+        kind = ir.FunctionType(every, [I32, every, every])
+        exchange = ir.InlineAsm(kind, "vpermw $3, $2, $0 {$1} {z}", "=v,^Yk,v,v", side_effect=False)
+        at = [2 * (8 * (q % 2) + n // 4) + q // 4 for n in range(32)]
+        last = ir.Constant(I32, 0x88888888 - (1 << 32))  # of every four
+        return b.bitcast(b.call(exchange, [last, ir.Constant(every, at), shorts]), _VD)
+
+    def _scale(self, first: Any, column: int, vector: Any) -> Any:
+        b = self.b
+        at = b.add(b.mul(first[1], ir.Constant(I64, self.width)), ir.Constant(I64, column))
+        return b.load(b.bitcast(b.gep(self.scales, [at]), vector.as_pointer()), align=4)
+
+    def scale_exponents(self, first: Any, j: int) -> Any:
+        """Return the exponents of a group's scales, of a quarter of the columns."""
+        return self._scale(first, self.width // 4 * j, self.v.words)
+
+    def powers(self, first: Any, q: int) -> Any:
+        """Return the powers of two of the scales of eight columns."""
+        b = self.b
+        wide = b.add(b.sext(self._scale(first, 8 * q, _V32), _VL), splat(_VL, 1023))
+        return b.bitcast(b.shl(wide, splat(_VL, 52)), _VD)
 
 
 @emitted
@@ -52,7 +200,7 @@ def right_double(
     if not isinstance(columns, types.IntegerLiteral):
         return None
     width = columns.literal_value
-    v, eight = lanes(width // 4), ir.VectorType(I32, 8)
+    v = lanes(width // 4)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         source = vectors_of(context, b, sig.args[1], args[1], v.bytes)
@@ -71,14 +219,11 @@ def right_double(
             code = b.load(b.gep(source, [k]), align=1)
             for i, plane in enumerate(bytes_of(b.bitcast(code, v.words))):
                 put(width // 4 * i, plane)
-            for i in range(2):  # bytes 2 i and 2 i + 1 of all words
-                at = [n // 2 % (width // 4) * 4 + 2 * i + n // half for n in range(width)]
-                twice = b.shuffle_vector(code, code, ir.Constant(ir.VectorType(I32, width), at))
-                high = halves_of(twice)
+            for i in range(2):
+                high = halves_of(_doubled(b, code, i))
                 for q in range(half // 8):
-                    at = ir.Constant(eight, [8 * q + n for n in range(8)])
-                    value = b.zext(b.shuffle_vector(high, high, at), _VL)
-                    put(half + half * i * 2 + 16 * q, b.shl(value, splat(_VL, 48)))
+                    value = _spread(b, high, [8 * q + n for n in range(8)])
+                    put(half + half * i * 2 + 16 * q, value)
             return carried
 
         loop(b, args[2], [], step)

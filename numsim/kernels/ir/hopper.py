@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
+from numsim.kernels.ir.blocks import Scales
 from numsim.kernels.ir.control import toward_zero
 from numsim.kernels.ir.fp8 import (
     A_WORDS,
@@ -33,10 +34,22 @@ from numsim.kernels.ir.fp8 import (
     declared,
     halves,
     lanes,
-    reader_by_tables,
     top,
 )
-from numsim.kernels.ir.simd import FRACTION, I32, I64, Tile, broadcast, emitted, fetch, loop, splat
+from numsim.kernels.ir.fp8_codes import ByFields, ByTables, apart, together
+from numsim.kernels.ir.peaks import Peaks
+from numsim.kernels.ir.simd import (
+    FRACTION,
+    I32,
+    I64,
+    Tile,
+    broadcast,
+    emitted,
+    fetch,
+    loop,
+    pointer_at,
+    splat,
+)
 
 _TOWARD_ZERO = 11  # of an instruction, without exceptions; for the sums, all positive, it is down
 
@@ -77,15 +90,18 @@ def _of_the_thread(b: Any, v: Lanes) -> _Rounding:
 
 @emitted
 def float_tile(
-    typing: Any, words: Any, rows: Any, coded: Any, tables: Any, tiles: Any, runs: Any, a: Any,
-    a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
+    typing: Any, words: Any, rows: Any, coded: Any, tables: Any, fields: Any, below: Any,
+    bases: Any, scales: Any, tiles: Any, runs: Any, a: Any, a_at: Any, b: Any, b_at: Any,
+    out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
 ) -> Any:  # fmt: skip
     """Chain groups of 16 `runs` products onto out[r, :]: align, cut to 13 fraction bits, add.
 
     `tiles` of `rows` rows each follow one another, `a_step` words apart in a. One call for all of
     them keeps what is constant in the first cache. `words`: of a vector, 16 for AVX-512 or 8 for
-    AVX2. `coded`: b holds codes, not their planes, and `tables` says what they are
-    (`ir.fp8.looked_up_codes`); this pays for few rows.
+    AVX2. `coded`: b holds codes, not their planes, and `fields`, with AVX-512 `tables` too, say
+    what they are (`ir.fp8_codes`), and `below` and `bases` what `ir.peaks` needs to know of rows,
+    for each word of a plane of a, and for each run and row; this pays for few rows. `scales`, with
+    AVX-512 and codes, of blocks that are chains of their own: `ir.blocks.Scales`; otherwise 0.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
         return None
@@ -96,7 +112,8 @@ def float_tile(
         v = lanes(width)
         tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
         tile.apart = COLUMNS // 4
-        (tiles, runs), a_step, a, out, panel = args[4:6], args[-1], tile.a, tile.out, tile.panel
+        (tiles, runs), a_step, a, out, panel = args[8:10], args[-1], tile.a, tile.out, tile.panel
+        first_run = b.udiv(args[11], ir.Constant(I64, A_WORDS))
         fma, plus, add_byte = (_of_instructions if width == 16 else _of_the_thread)(b, v)
         less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
         compare = b.icmp_signed if TURN[width] else b.icmp_unsigned
@@ -126,26 +143,42 @@ def float_tile(
             return b.bitcast(broadcast(b, b.load(b.gep(tile.a, [at])), v.words), vector)
 
         words = COLUMNS // 4 if by_code else B_WORDS
-        exponents, rest = (
-            reader_by_tables(context, b, sig.args[3], args[3]) if by_code else (None, None)
-        )
+        read: ByTables | ByFields | None = None
+        if by_code:
+            wide = width == 16
+            read = ByTables(context, b, sig.args[3], args[3]) if wide else ByFields(b, args[4])
+        tops = Peaks(b, v, args[4]) if by_code else None
+        scaled = isinstance(sig.args[7], types.BaseTuple)
+        of = Scales(context, b, sig.args[7], args[7]) if scaled else None
 
-        def right(run: Any, k: Any, word: int, vector: Any) -> Any:
+        def told(which: int, run: Any, each: int, plus: list[Any]) -> list[Any]:
+            """Return bytes of `below` or `bases`, whose runs and rows have so many words."""
+            at = b.mul(b.add(tile.run, run), ir.Constant(I64, ROWS * each))
+            first = pointer_at(context, b, sig.args[which], args[which], at)
+            assert tops is not None
+            return [tops.bytes_of(b.load(b.gep(first, [x]))) for x in plus]
+
+        def right(run: Any, k: Any, word: int, vector: Any, ask: bool = False) -> Any:
+            if ask:
+                later = tile.index(b.add(tile.index(run, RUN, AHEAD), k), words, 0)
+                fetch(b, b.gep(tile.panel, [later]))
             return tile.columns(b.add(tile.index(run, RUN, 0), k), words, word, vector)
 
         def right_exponents(run: Any, k: Any) -> Any:
             first = right(run, k, 0, v.bytes)
-            if not exponents:
-                return first
-            later = tile.index(b.add(tile.index(run, RUN, AHEAD), k), words, 0)
-            fetch(b, b.gep(tile.panel, [later]))
-            return exponents(first)
+            return read.exponents(first) if read else first
 
         def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
-            if rest:
-                lowest, values = rest(right(run, k, 0, v.bytes))
-                return lowest, lambda i: b.bitcast(values[i], v.floats)
+            if read:
+                code = right(run, k, 0, v.bytes, ask=True)
+                wide = isinstance(read, ByTables)
+                values = read.singles_apart(code) if wide else read.singles(code)
+                return read.lowest(code), lambda i: b.bitcast(values[i], v.floats)
             return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
+
+        def of_each_row(change: Callable[..., list[Any]], values: list[Any]) -> list[Any]:
+            rows = [values[vectors * r : vectors * (r + 1)] for r in range(count)]
+            return [value for row in rows for value in change(b, row)]
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
             first = b.mul(g, runs)
@@ -154,13 +187,34 @@ def float_tile(
                 eb = right_exponents(run, k)
                 return [top(b, peaks[r], b.add(left(run, k, r, v.bytes), eb)) for r in range(count)]
 
-            peaks = over_runs(first, [splat(v.bytes, FLOOR)] * count, peak)
-            binades, starts, limits = [], [], []
+            floors, binades, starts, limits = [], [], [], []
             for r in range(count):
+                own = exponents_of(b, v, acc[vectors * r : vectors * (r + 1)])
+                own = b.add(own, splat(v.bytes, 23 - FRACTION))
+                floors.append(top(b, own, splat(v.bytes, FLOOR)))
+            if tops:
+
+                def quick(run: Any, k: Any, peaks: list[Any]) -> list[Any]:
+                    code = right(run, k, 0, v.bytes)
+                    rows = [b.add(k, ir.Constant(I64, r * RUN)) for r in range(count)]
+                    return tops.body(code, told(5, run, RUN, rows), peaks)
+
+                rows = [ir.Constant(I64, r) for r in range(count)]
+                bases = told(6, first, 1, rows)
+                peaks = over_runs(first, [splat(v.bytes, 0)] * count, quick)
+                peaks = tops.fields(peaks, bases, floors)
+                doubt, before = tops.doubtful(peaks, bases), b.block
+                with b.if_then(doubt):
+                    exact, inside = over_runs(first, floors, peak), b.block
+                chosen = [b.phi(v.bytes) for _ in range(count)]
+                for phi, x, y in zip(chosen, peaks, exact, strict=True):
+                    phi.add_incoming(x, before)
+                    phi.add_incoming(y, inside)
+                peaks = chosen
+            else:
+                peaks = over_runs(first, floors, peak)
+            for r, field in enumerate(peaks):
                 own = acc[vectors * r : vectors * (r + 1)]
-                field = top(
-                    b, peaks[r], b.add(exponents_of(b, v, own), splat(v.bytes, 23 - FRACTION))
-                )
                 limit = b.call(less, [field, splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
                 limit = bottom(b, limit, splat(v.bytes, PLACES))
                 limits.append(b.xor(limit, splat(v.bytes, TURN[width])))
@@ -180,6 +234,8 @@ def float_tile(
                     short = compare("<", lowest, limits[r])
                     counts[r] = b.select(short, b.add(counts[r], one), counts[r])
                 a_values = [left(run, k, 2 * ROWS + r, v.floats) for r in range(count)]
+                if isinstance(read, ByFields):
+                    a_values = [b.fmul(x, read.scale) for x in a_values]
                 for i in range(vectors):  # this order keeps a vector of b for the shortest time
                     column = b_value(i)
                     for r in range(count):
@@ -187,7 +243,11 @@ def float_tile(
                         sums[s] = fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            ends = over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add)
+            if isinstance(read, ByTables):
+                starts = of_each_row(apart, starts)
+            ends = list(over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add))
+            if isinstance(read, ByTables):
+                ends[: len(acc)] = of_each_row(together, ends[: len(acc)])
             results = []
             for s, binade in enumerate(binades):
                 counts = b.bitcast(ends[len(acc) + s // vectors], v.words)
@@ -197,13 +257,33 @@ def float_tile(
                 results.append(b.bitcast(kept, v.floats))
             return results
 
+        def block(i: Any, totals: list[Any]) -> list[Any]:
+            assert of is not None
+            first, some = of.block(i, tile.steps)
+
+            def next_group(g: Any, acc: list[Any]) -> list[Any]:
+                return group(b.add(first, g), acc)
+
+            acc = loop(b, some, [ir.Constant(v.floats, None)] * len(totals), next_group)
+            places = [(r, c) for r in range(count) for c in range(vectors)]
+            rows = [b.add(tile.row, ir.Constant(I64, r)) for r in range(count)]
+            return [
+                of.added(total, x, i, rows[r], c)
+                for total, x, (r, c) in zip(totals, acc, places, strict=True)
+            ]
+
         def whole(t: Any, carried: list[Any]) -> list[Any]:
+            tile.row = tile.index(t, count, 0)
             tile.a = b.gep(a, [b.mul(t, a_step)])
+            tile.run = b.add(first_run, b.udiv(b.mul(t, a_step), ir.Constant(I64, A_WORDS)))
             first = b.gep(out, [b.mul(tile.index(t, count, 0), tile.stride)])
             for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
                 at = [ir.Constant(I64, width * piece)]
                 tile.out, tile.panel = b.gep(first, at), b.gep(panel, at)
-                tile.store(loop(b, tile.steps, tile.load(count), group), count)
+                if of:
+                    tile.store(loop(b, of.blocks(tile.steps), tile.load(count), block), count)
+                else:
+                    tile.store(loop(b, tile.steps, tile.load(count), group), count)
             return carried
 
         with nullcontext() if width == 16 else toward_zero(b):
@@ -212,8 +292,9 @@ def float_tile(
 
     i64 = types.int64
     return types.void(
-        words, rows, coded, tables, i64, i64, a, i64, b, i64, out, i64, i64, i64, i64
-    ), codegen
+        words, rows, coded, tables, fields, below, bases, scales, i64, i64, a, i64, b, i64, out,
+        i64, i64, i64, i64,
+    ), codegen  # fmt: skip
 
 
 def exponents_of(b: Any, v: Lanes, values: list[Any]) -> Any:

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 
 from numsim.kernels.ir.control import toward_zero
-from numsim.kernels.ir.double_planes import A_REST, A_STEP, b_words
+from numsim.kernels.ir.double_planes import A_REST, A_STEP, Coded, Planes, b_words
 from numsim.kernels.ir.fp8 import (
     FIELD,
     FLOOR,
@@ -39,6 +39,178 @@ _FIELD = splat(_VL, 0x7FF << 52)
 _NEAREST = 8  # of an instruction, without exceptions
 
 
+def _emit(b: Any, tile: Tile, read: Planes | Coded, rule: Any) -> None:
+    """Emit one call; `read` says what the columns are."""
+    lines, group, a_step = rule
+    a, out = tile.a, tile.out
+    width = read.width
+    quarter, count = width // 4, width // 8
+    v = lanes(quarter)
+    vb, words = v.bytes, v.words
+    fma = declared(b, "llvm.fma.v8f64", _VD, _VD, _VD, _VD)
+    less = declared(b, f"llvm.usub.sat.v{width}i8", vb, vb, vb)
+    middle = splat(_VL, (1023 + 52 - FIELD - _ALIGN << 52) + (1 << 51))
+    one, nothing, floors = splat(vb, 1), splat(vb, 0), splat(vb, FLOOR)
+    if width == 64:  # see `ir.hopper`
+        kind = ir.FunctionType(vb, [vb])
+        one = b.call(ir.InlineAsm(kind, "", "=v,0", side_effect=False), [one])
+    a_group = b.add(b.mul(group, ir.Constant(I64, A_STEP)), ir.Constant(I64, A_REST))
+    make: Any = cgutils.alloca_once
+    bytes_of, sums_of = ir.ArrayType(I8, width), ir.ArrayType(ir.DoubleType(), width)
+    fields, streams = make(b, bytes_of), [make(b, bytes_of) for _ in range(4)]
+    results = make(b, sums_of)
+    pieces = b.sdiv(group, ir.Constant(I64, UNROLL))
+
+    def left(first: Any, k: Any, word: int) -> Any:
+        at = b.add(b.add(first, b.mul(k, ir.Constant(I64, A_STEP))), ir.Constant(I64, word))
+        return b.gep(tile.a, [at])
+
+    def both(row: Any, panel: Any, k: Any, plane: int) -> Any:
+        """Return the bytes of products: exponents, or places of lowest bits."""
+        x = b.bitcast(broadcast(b, b.load(left(row, k, plane)), words), vb)
+        return b.add(x, (read.lowest if plane else read.exponents)(panel, k))
+
+    def over(carried: list[Any], body: Any, parts: tuple[int, ...] = (0, 1)) -> Any:
+        """Emit `body` (k, carried, part) for even k, part 0, and odd ones, part 1."""
+
+        def some(i: Any, carried: list[Any]) -> list[Any]:
+            for u in range(UNROLL):
+                if u % 2 in parts:
+                    carried = body(tile.index(i, UNROLL, u), carried, u % 2)
+            return carried
+
+        return loop(b, pieces, carried, some)
+
+    def keep(array: Any, value: Any) -> None:
+        b.store(value, b.bitcast(array, vb.as_pointer()), align=1)
+
+    def kept(array: Any, q: int) -> Any:
+        """Return the words, as int64, whose byte `8 q // quarter` is of eight columns."""
+        at = b.gep(array, [ir.Constant(I32, 0), ir.Constant(I32, 32 * q % width)])
+        return b.zext(b.load(b.bitcast(at, _V32.as_pointer()), align=1), _VL)
+
+    def binade(array: Any, q: int) -> Any:
+        away = 52 - 8 * (8 * q // quarter)
+        e = b.and_(b.shl(kept(array, q), splat(_VL, away)), splat(_VL, 255 << 52))
+        return b.bitcast(b.add(e, middle), _VD)
+
+    def sums(row: Any, panel: Any, begin: list[Any], parts: tuple[int, ...]) -> list[Any]:
+        def add(k: Any, sums: list[Any], part: int) -> list[Any]:
+            x = b.load(b.bitcast(left(row, k, 2), ir.DoubleType().as_pointer()), align=4)
+            x = broadcast(b, x, _VD)
+            values = read.values(panel, k, range(count))
+            return [b.call(fma, [x, y, z]) for y, z in zip(values, sums, strict=True)]
+
+        return list(over(begin, add, parts))
+
+    def result_at(q: int) -> Any:
+        at = b.gep(results, [ir.Constant(I32, 0), ir.Constant(I32, 8 * q)])
+        return b.bitcast(at, _VD.as_pointer())
+
+    def cut_apart(row: Any, panel: Any, peaks: list[Any]) -> None:
+        """Write the sums, each stream's products cut below its own largest exponent."""
+        limits = []
+        for array, peak in zip(streams, peaks, strict=False):
+            field = top(b, peak, floors)
+            keep(array, field)
+            first = splat(vb, FIELD + _ALIGN - 2 * LOWEST)
+            limit = bottom(b, b.call(less, [field, first]), splat(vb, PLACES))
+            limits.append(b.xor(limit, splat(vb, TURN[8])))
+
+        def count_short(k: Any, counts: list[Any], part: int) -> list[Any]:
+            short = b.icmp_signed("<", both(row, panel, k, 1), limits[part])
+            counts = list(counts)
+            counts[part] = b.select(short, b.add(counts[part], one), counts[part])
+            return counts
+
+        counts = over([nothing, nothing], count_short)
+        for array, value in zip(streams[2:], counts, strict=True):
+            keep(array, value)
+        for part in range(2):
+            begin = [binade(streams[part], q) for q in range(count)]
+            for q, total in enumerate(sums(row, panel, begin, (part,))):
+                byte = splat(_VL, 8 * (8 * q // quarter))
+                lost = b.and_(b.lshr(kept(streams[2 + part], q), byte), splat(_VL, 255))
+                units = b.bitcast(b.add(b.bitcast(total, _VL), lost), _VD)
+                units = b.fsub(units, binade(streams[part], q))  # exact
+                before = b.load(result_at(q), align=8) if part else binade(fields, q)
+                b.store(b.fadd(before, units), result_at(q), align=8)  # floored
+
+    def step(g: Any, carried: list[Any]) -> list[Any]:
+        row, panel = b.mul(g, a_group), read.start(g)
+
+        def peak(k: Any, found: list[Any], part: int) -> list[Any]:
+            e, found = both(row, panel, k, 0), list(found)
+            found[part] = top(b, found[part], e)
+            # those of zero factors are below the floor, and wrap
+            found[2] = bottom(b, found[2], b.sub(e, floors))
+            return found
+
+        *peaks, least = over([nothing, nothing, splat(vb, -1)], peak)
+        field = top(b, top(b, *peaks), floors)
+        keep(fields, field)
+        below = b.call(less, [field, splat(vb, FLOOR + _ALIGN - _LOST)])
+        short = b.icmp_unsigned("<", least, below)
+        any_short = b.icmp_unsigned(
+            "!=", b.bitcast(short, ir.IntType(width)), ir.Constant(ir.IntType(width), 0)
+        )
+        with b.if_else(any_short) as (then, otherwise):
+            with then:
+                cut_apart(row, panel, peaks)
+            with otherwise:
+                begin = [binade(fields, q) for q in range(count)]
+                for q, total in enumerate(sums(row, panel, begin, (0, 1))):
+                    b.store(total, result_at(q), align=8)
+        for q in range(count):
+            finish(q)
+        return carried
+
+    def finish(q: int) -> None:
+        """Add the accumulators to a group's sums, both floored, and round to nearest even."""
+        begin = binade(fields, q)
+        units = b.fsub(b.load(result_at(q), align=8), begin)  # exact
+        at = b.gep(tile.out, [ir.Constant(I64, 8 * q)])
+        place = b.bitcast(at, _VF.as_pointer())
+        wide = b.fpext(b.load(place, align=4), _VD)
+        scale = 2.0 ** (52 - _ALIGN)  # exponents are so much higher than they should be
+        own = b.and_(b.bitcast(b.fmul(wide, splat(_VD, scale)), _VL), _FIELD)
+        own, largest = (b.bitcast(x, _VD) for x in (own, b.and_(b.bitcast(begin, _VL), _FIELD)))
+        second = b.select(b.fcmp_ordered(">", own, largest), own, largest)
+        middle = b.fmul(second, splat(_VD, 1.5))
+        low = b.fmul(second, splat(_VD, 1.5 * 2.0 ** (_ALIGN - _SUM)))
+        part = b.fsub(b.fadd(wide, middle), middle)
+        far = b.fcmp_ordered("<", own, b.fmul(second, splat(_VD, 2.0 ** -(_ALIGN + 1))))
+        part = b.select(far, splat(_VD, 0.0), part)
+        whole = b.fadd(b.fsub(b.fadd(units, low), low), part)  # exact, but for the floor
+        # floored to 31 bits of its own exponent: away from zero where it is negative
+        bits, rest = b.bitcast(whole, _VL), splat(_VL, (1 << 52 - _SUM + 1) - 1)
+        minus = b.and_(b.ashr(bits, splat(_VL, 63)), rest)
+        bits = b.and_(b.add(bits, minus), b.xor(rest, splat(_VL, -1)))
+        b.store(nearest(bits), place, align=4)
+
+    def nearest(bits: Any) -> Any:
+        """Round float64 to float32, nearest even."""
+        if width == 64:
+            mask = ir.IntType(8)
+            cut = declared(
+                b, "llvm.x86.avx512.mask.cvtpd2ps.512", _VF, _VD, _VF, mask, I32
+            )  # fmt: skip
+            how = [ir.Constant(_VF, None), ir.Constant(mask, -1), ir.Constant(I32, _NEAREST)]
+            return b.call(cut, [b.bitcast(bits, _VD), *how])
+        odd = b.and_(b.lshr(bits, splat(_VL, 29)), splat(_VL, 1))
+        bits = b.add(bits, b.add(odd, splat(_VL, (1 << 28) - 1)))
+        return b.fptrunc(b.bitcast(bits, _VD), _VF)
+
+    def line(r: Any, carried: list[Any]) -> list[Any]:
+        tile.a = b.gep(a, [b.mul(r, a_step)])
+        tile.out = b.gep(out, [b.mul(r, tile.stride)])
+        loop(b, tile.steps, [], step)
+        return carried
+
+    with toward_zero(b):
+        loop(b, lines, [], line)
+
+
 @emitted
 def two_streams_tile(
     typing: Any, columns: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
@@ -52,183 +224,29 @@ def two_streams_tile(
     if not isinstance(columns, types.IntegerLiteral):
         return None
     width = columns.literal_value
-    product, quarter, count = b_words(width)[0], width // 4, width // 8
-    v = lanes(quarter)
-    vb, words = v.bytes, v.words
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
-        lines, group, a_step = args[-3:]
-        a, out = tile.a, tile.out
-        fma = declared(b, "llvm.fma.v8f64", _VD, _VD, _VD, _VD)
-        less = declared(b, f"llvm.usub.sat.v{width}i8", vb, vb, vb)
-        middle = splat(_VL, (1023 + 52 - FIELD - _ALIGN << 52) + (1 << 51))
-        one, nothing, floors = splat(vb, 1), splat(vb, 0), splat(vb, FLOOR)
-        if width == 64:  # see `ir.hopper`
-            kind = ir.FunctionType(vb, [vb])
-            one = b.call(ir.InlineAsm(kind, "", "=v,0", side_effect=False), [one])
-        a_group = b.add(b.mul(group, ir.Constant(I64, A_STEP)), ir.Constant(I64, A_REST))
-        b_group = b.mul(group, ir.Constant(I64, product))
-        make: Any = cgutils.alloca_once
-        bytes_of, sums_of = ir.ArrayType(I8, width), ir.ArrayType(ir.DoubleType(), width)
-        fields, streams = make(b, bytes_of), [make(b, bytes_of) for _ in range(4)]
-        results = make(b, sums_of)
-        pieces = b.sdiv(group, ir.Constant(I64, UNROLL))
-
-        def left(first: Any, k: Any, word: int) -> Any:
-            at = b.add(b.add(first, b.mul(k, ir.Constant(I64, A_STEP))), ir.Constant(I64, word))
-            return b.gep(tile.a, [at])
-
-        def right(first: Any, k: Any, word: int, vector: Any) -> Any:
-            at = b.add(b.add(first, b.mul(k, ir.Constant(I64, product))), ir.Constant(I64, word))
-            at = b.bitcast(b.gep(tile.panel, [at]), vector.as_pointer())
-            return b.load(at, align=4)
-
-        def both(row: Any, panel: Any, k: Any, plane: int) -> Any:
-            """Return the bytes of products: exponents, or places of lowest bits."""
-            x = b.bitcast(broadcast(b, b.load(left(row, k, plane)), words), vb)
-            return b.add(x, right(panel, k, quarter * plane, vb))
-
-        def over(carried: list[Any], body: Any, parts: tuple[int, ...] = (0, 1)) -> Any:
-            """Emit `body` (k, carried, part) for even k, part 0, and odd ones, part 1."""
-
-            def some(i: Any, carried: list[Any]) -> list[Any]:
-                for u in range(UNROLL):
-                    if u % 2 in parts:
-                        carried = body(tile.index(i, UNROLL, u), carried, u % 2)
-                return carried
-
-            return loop(b, pieces, carried, some)
-
-        def keep(array: Any, value: Any) -> None:
-            b.store(value, b.bitcast(array, vb.as_pointer()), align=1)
-
-        def kept(array: Any, q: int) -> Any:
-            """Return the words, as int64, whose byte `8 q // quarter` is of eight columns."""
-            at = b.gep(array, [ir.Constant(I32, 0), ir.Constant(I32, 32 * q % width)])
-            return b.zext(b.load(b.bitcast(at, _V32.as_pointer()), align=1), _VL)
-
-        def binade(array: Any, q: int) -> Any:
-            away = 52 - 8 * (8 * q // quarter)
-            e = b.and_(b.shl(kept(array, q), splat(_VL, away)), splat(_VL, 255 << 52))
-            return b.bitcast(b.add(e, middle), _VD)
-
-        def sums(row: Any, panel: Any, begin: list[Any], parts: tuple[int, ...]) -> list[Any]:
-            def add(k: Any, sums: list[Any], part: int) -> list[Any]:
-                x = b.load(b.bitcast(left(row, k, 2), ir.DoubleType().as_pointer()), align=4)
-                x = broadcast(b, x, _VD)
-                values = [right(panel, k, width // 2 + 16 * q, _VD) for q in range(count)]
-                return [b.call(fma, [x, y, z]) for y, z in zip(values, sums, strict=True)]
-
-            return list(over(begin, add, parts))
-
-        def result_at(q: int) -> Any:
-            at = b.gep(results, [ir.Constant(I32, 0), ir.Constant(I32, 8 * q)])
-            return b.bitcast(at, _VD.as_pointer())
-
-        def cut_apart(row: Any, panel: Any, peaks: list[Any]) -> None:
-            """Write the sums, each stream's products cut below its own largest exponent."""
-            limits = []
-            for array, peak in zip(streams, peaks, strict=False):
-                field = top(b, peak, floors)
-                keep(array, field)
-                first = splat(vb, FIELD + _ALIGN - 2 * LOWEST)
-                limit = bottom(b, b.call(less, [field, first]), splat(vb, PLACES))
-                limits.append(b.xor(limit, splat(vb, TURN[8])))
-
-            def count_short(k: Any, counts: list[Any], part: int) -> list[Any]:
-                short = b.icmp_signed("<", both(row, panel, k, 1), limits[part])
-                counts = list(counts)
-                counts[part] = b.select(short, b.add(counts[part], one), counts[part])
-                return counts
-
-            counts = over([nothing, nothing], count_short)
-            for array, value in zip(streams[2:], counts, strict=True):
-                keep(array, value)
-            for part in range(2):
-                begin = [binade(streams[part], q) for q in range(count)]
-                for q, total in enumerate(sums(row, panel, begin, (part,))):
-                    byte = splat(_VL, 8 * (8 * q // quarter))
-                    lost = b.and_(b.lshr(kept(streams[2 + part], q), byte), splat(_VL, 255))
-                    units = b.bitcast(b.add(b.bitcast(total, _VL), lost), _VD)
-                    units = b.fsub(units, binade(streams[part], q))  # exact
-                    before = b.load(result_at(q), align=8) if part else binade(fields, q)
-                    b.store(b.fadd(before, units), result_at(q), align=8)  # floored
-
-        def step(g: Any, carried: list[Any]) -> list[Any]:
-            row, panel = b.mul(g, a_group), b.mul(g, b_group)
-
-            def peak(k: Any, found: list[Any], part: int) -> list[Any]:
-                e, found = both(row, panel, k, 0), list(found)
-                found[part] = top(b, found[part], e)
-                # those of zero factors are below the floor, and wrap
-                found[2] = bottom(b, found[2], b.sub(e, floors))
-                return found
-
-            *peaks, least = over([nothing, nothing, splat(vb, -1)], peak)
-            field = top(b, top(b, *peaks), floors)
-            keep(fields, field)
-            below = b.call(less, [field, splat(vb, FLOOR + _ALIGN - _LOST)])
-            short = b.icmp_unsigned("<", least, below)
-            any_short = b.icmp_unsigned(
-                "!=", b.bitcast(short, ir.IntType(width)), ir.Constant(ir.IntType(width), 0)
-            )
-            with b.if_else(any_short) as (then, otherwise):
-                with then:
-                    cut_apart(row, panel, peaks)
-                with otherwise:
-                    begin = [binade(fields, q) for q in range(count)]
-                    for q, total in enumerate(sums(row, panel, begin, (0, 1))):
-                        b.store(total, result_at(q), align=8)
-            for q in range(count):
-                finish(q)
-            return carried
-
-        def finish(q: int) -> None:
-            """Add the accumulators to a group's sums, both floored, and round to nearest even."""
-            begin = binade(fields, q)
-            units = b.fsub(b.load(result_at(q), align=8), begin)  # exact
-            at = b.gep(tile.out, [ir.Constant(I64, 8 * q)])
-            place = b.bitcast(at, _VF.as_pointer())
-            wide = b.fpext(b.load(place, align=4), _VD)
-            scale = 2.0 ** (52 - _ALIGN)  # exponents are so much higher than they should be
-            own = b.and_(b.bitcast(b.fmul(wide, splat(_VD, scale)), _VL), _FIELD)
-            own, largest = (b.bitcast(x, _VD) for x in (own, b.and_(b.bitcast(begin, _VL), _FIELD)))
-            second = b.select(b.fcmp_ordered(">", own, largest), own, largest)
-            middle = b.fmul(second, splat(_VD, 1.5))
-            low = b.fmul(second, splat(_VD, 1.5 * 2.0 ** (_ALIGN - _SUM)))
-            part = b.fsub(b.fadd(wide, middle), middle)
-            far = b.fcmp_ordered("<", own, b.fmul(second, splat(_VD, 2.0 ** -(_ALIGN + 1))))
-            part = b.select(far, splat(_VD, 0.0), part)
-            whole = b.fadd(b.fsub(b.fadd(units, low), low), part)  # exact, but for the floor
-            # floored to 31 bits of its own exponent: away from zero where it is negative
-            bits, rest = b.bitcast(whole, _VL), splat(_VL, (1 << 52 - _SUM + 1) - 1)
-            minus = b.and_(b.ashr(bits, splat(_VL, 63)), rest)
-            bits = b.and_(b.add(bits, minus), b.xor(rest, splat(_VL, -1)))
-            b.store(nearest(bits), place, align=4)
-
-        def nearest(bits: Any) -> Any:
-            """Round float64 to float32, nearest even."""
-            if width == 64:
-                mask = ir.IntType(8)
-                cut = declared(
-                    b, "llvm.x86.avx512.mask.cvtpd2ps.512", _VF, _VD, _VF, mask, I32
-                )  # fmt: skip
-                how = [ir.Constant(_VF, None), ir.Constant(mask, -1), ir.Constant(I32, _NEAREST)]
-                return b.call(cut, [b.bitcast(bits, _VD), *how])
-            odd = b.and_(b.lshr(bits, splat(_VL, 29)), splat(_VL, 1))
-            bits = b.add(bits, b.add(odd, splat(_VL, (1 << 28) - 1)))
-            return b.fptrunc(b.bitcast(bits, _VD), _VF)
-
-        def line(r: Any, carried: list[Any]) -> list[Any]:
-            tile.a = b.gep(a, [b.mul(r, a_step)])
-            tile.out = b.gep(out, [b.mul(r, tile.stride)])
-            loop(b, tile.steps, [], step)
-            return carried
-
-        with toward_zero(b):
-            loop(b, lines, [], line)
+        tile, group = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF), args[-2]
+        step = b.mul(group, ir.Constant(I64, b_words(width)[0]))
+        _emit(b, tile, Planes(b, tile.panel, width, group, step), args[-3:])
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(columns, a, i64, b, i64, out, *(i64,) * 6), codegen
+
+
+@emitted
+def two_streams_row(
+    typing: Any, codes: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any, lines: Any, group: Any, a_step: Any,
+) -> Any:  # fmt: skip
+    """Do `two_streams_tile` for codes as they are packed; `codes`: as in `ir.double.double_row`."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
+        read = Coded(context, b, sig.args[0], args[0], tile.panel, None, args[-2])
+        _emit(b, tile, read, args[-3:])
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(codes, a, i64, b, i64, out, *(i64,) * 6), codegen

@@ -99,8 +99,10 @@ def _fp8(x: Chain) -> Work | None:
 def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     """Whether the float64 kernel of small formats does it: finite codes, scales by group."""
     plain = Fused(rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan)
-    few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW
-    if few or rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+    few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW[simd.path()]
+    if few and not gemm_double.reads_codes(fields(b.fmt)):
+        return False
+    if rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
         return False
     if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
         return False
@@ -295,8 +297,10 @@ def _two_stage(x: Chain) -> Work | None:
 def two_streams_apply(x: Chain) -> bool:
     """Whether the kernel of CDNA3's FP8 rule does it: finite codes of a byte, moderate C."""
     a, b, rule = x.a, x.b, x.rule
-    few = math.prod(a.shape[:-1]) <= gemm_two_streams.FEW
-    if few or rule.streams != 2 or rule.zero_products or not (a.codes.size and b.codes.size):
+    few = math.prod(a.shape[:-1]) <= gemm_two_streams.FEW[simd.path()]
+    if few and not gemm_double.reads_codes(fields(b.fmt)):
+        return False
+    if rule.streams != 2 or rule.zero_products or not (a.codes.size and b.codes.size):
         return False
     if not (short_codes(a.fmt) and short_codes(b.fmt)):
         return False

@@ -1,0 +1,255 @@
+"""Codes of eight bits as vectors of their exponents, lowest bits and values, without planes.
+
+By tables of 128 bytes for AVX-512, 64 codes at a time; by arithmetic for AVX2, 32 at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from numsim.kernels.ir.fp8 import (
+    A_WORDS,
+    AHEAD,
+    B_WORDS,
+    COLUMNS,
+    LOWEST,
+    NO_RIGHT,
+    PICK,
+    RIGHT,
+    ROWS,
+    RUN,
+    SIGN,
+    V8,
+    declared,
+    field_of,
+    halves,
+    lanes,
+    planes_reader,
+    storing,
+)
+from numsim.kernels.ir.simd import (
+    BIAS,
+    I16,
+    I32,
+    I64,
+    PICKS_FROM_TWO,
+    V32,
+    broadcast,
+    emitted,
+    fetch,
+    loop,
+    pointer_at,
+    splat,
+    vectors_of,
+)
+
+
+@emitted
+def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any) -> Any:
+    """Do what `right_codes` does, by `tables` of codes 0 to 127, a byte for each.
+
+    They are exponents, lowest bits, and the two high bytes of values (the others are 0). The sign
+    of formats of eight bits is not in them.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = vectors_of(context, b, sig.args[0], args[0], V8)
+        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        read = ByTables(context, b, sig.args[3], args[3])
+
+        def step(k: Any, carried: list[Any]) -> list[Any]:
+            put = storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
+            fetch(b, b.gep(source, [b.add(k, ir.Constant(I64, AHEAD))]))
+            code = b.load(b.gep(source, [k]), align=1)
+            planes = (read.exponents(code), read.lowest(code), *read.singles(code))
+            for plane, value in enumerate(planes):
+                put(COLUMNS // 4 * plane, value)
+            return carried
+
+        loop(b, args[1], [], step)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.int64, words, tables), codegen
+
+
+@emitted
+def looked_up_left(
+    typing: Any, codes: Any, first: Any, last: Any, fours: Any, block: Any, tiles: Any,
+    planes: Any, tables: Any,
+) -> Any:  # fmt: skip
+    """Do what `left_codes` does with AVX-512, for all codes of the rows from `first` to `last`.
+
+    A row of codes, of all tiles, holds `fours` times four runs, a block of planes `block` times
+    four. `tables` are of bytes, as for `looked_up_codes`. One call keeps them in registers.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        _, first, last, fours, block, tiles = args[:6]
+        source = vectors_of(context, b, sig.args[0], args[0], V8)
+        target = pointer_at(context, b, sig.args[6], args[6], ir.Constant(I64, 0))
+        read = ByTables(context, b, sig.args[7], args[7])
+        zero, sign, high = splat(V8, 0), splat(V8, -128), splat(V32, -(1 << 16))
+
+        def times(x: Any, y: int) -> Any:
+            return b.mul(x, ir.Constant(I64, y))
+
+        def line(i: Any, carried: list[Any]) -> list[Any]:
+            row = b.add(first, i)
+            tile, place = b.udiv(row, ir.Constant(I64, ROWS)), b.urem(row, ir.Constant(I64, ROWS))
+
+            def four(n: Any, carried: list[Any]) -> list[Any]:
+                code = b.load(b.gep(source, [b.add(b.mul(row, fours), n)]), align=1)
+                negative = b.icmp_unsigned(">", code, sign)
+                lowest = b.add(read.looked_up(1, code), b.select(negative, splat(V8, SIGN), zero))
+                upper, lower = read.upper(code), read.looked_up(3, code)
+                exponents = read.exponents(code)
+                of_tile = b.add(b.mul(b.udiv(n, block), tiles), tile)
+                at = times(b.add(b.mul(of_tile, block), b.urem(n, block)), 4 * A_WORDS)
+                put = storing(b, b.gep(target, [b.add(at, times(place, RUN))]))
+                for r in range(4):
+                    each = [16 * r + k // 4 for k in range(64)]
+                    order = ir.Constant(ir.VectorType(I32, 64), each)
+                    pairs = ir.Constant(order.type, [k + 64 * (i % 2) for i, k in enumerate(each)])
+                    both = b.bitcast(b.shuffle_vector(lower, upper, pairs), V32)
+                    for plane, words in enumerate((exponents, lowest)):
+                        spread = b.shuffle_vector(words, zero, order)
+                        put(A_WORDS * r + plane * ROWS * RUN, b.bitcast(spread, V32))
+                    put(A_WORDS * r + 2 * ROWS * RUN, b.and_(both, high))
+                return carried
+
+            loop(b, fours, [], four)
+            return carried
+
+        loop(b, b.sub(last, first), [], line)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(codes, i64, i64, i64, i64, i64, planes, tables), codegen
+
+
+class ByTables:
+    """Reads 64 codes by four tables of 128 bytes.
+
+    They are exponents, lowest bits, and the two high bytes of values; see `looked_up_codes`.
+    """
+
+    def __init__(self, context: Any, b: Any, kind: Any, tables: Any) -> None:
+        first = vectors_of(context, b, kind, tables, V8)
+        self.b = b
+        self.parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
+
+    def looked_up(self, table: int, code: Any) -> Any:
+        """Return the byte of a table for each code, whose sign does not count."""
+        b, parts = self.b, self.parts[2 * table : 2 * table + 2]
+        if PICKS_FROM_TWO:
+            return b.call(declared(b, PICK, V8, V8, V8, V8), [parts[0], code, parts[1]])
+        one = declared(b, "llvm.x86.avx512.permvar.qi.512", V8, V8, V8)
+        low, high = (b.call(one, [part, code]) for part in parts)
+        upper = b.icmp_signed("!=", b.and_(code, splat(V8, 64)), splat(V8, 0))
+        return b.select(upper, high, low)
+
+    def exponents(self, code: Any) -> Any:
+        """Return a byte for each code."""
+        return self.looked_up(0, code)
+
+    def lowest(self, code: Any) -> Any:
+        """Return the place of the lowest bit that is set, a byte for each code."""
+        b, found = self.b, self.looked_up(1, code)
+        negative = b.icmp_signed("<", code, splat(V8, 0))
+        return b.select(negative, b.add(found, splat(V8, SIGN)), found)
+
+    def upper(self, code: Any) -> Any:
+        """Return the highest byte of each value."""
+        b = self.b
+        return b.or_(self.looked_up(2, code), b.and_(code, splat(V8, -128)))
+
+    def high_halves(self, code: Any) -> tuple[Any, Any]:
+        """Return the two high bytes of values, of even codes and of odd ones, 16 bits each."""
+        b, eight = self.b, splat(V32, 8)
+        upper = b.bitcast(self.upper(code), V32)
+        lower = b.bitcast(self.looked_up(3, code), V32)
+        even = halves(b, b.shl(upper, eight), lower, 0xFF00FF00)
+        return even, halves(b, upper, b.lshr(lower, eight), 0xFF00FF00)
+
+    def singles(self, code: Any) -> list[Any]:
+        """Return the float32 values of byte 0 of each word of codes, of byte 1, 2 and 3."""
+        b, pairs = self.b, self.high_halves(code)
+        low = [b.shl(pair, splat(V32, 16)) for pair in pairs]
+        return low + [b.and_(pair, splat(V32, -(1 << 16))) for pair in pairs]
+
+    def singles_apart(self, code: Any) -> list[Any]:
+        """Return them in an order that takes less: `apart` brings other vectors into it."""
+        b, found = self.b, []
+        upper, lower = self.upper(code), self.looked_up(3, code)
+        for high in (0, 1):
+            at = [16 * lane + 8 * high + n for lane in range(4) for n in range(8)]
+            order = ir.Constant(ir.VectorType(I32, 64), [m for n in at for m in (n, 64 + n)])
+            pairs = b.bitcast(b.shuffle_vector(lower, upper, order), V32)
+            found += [b.shl(pairs, splat(V32, 16)), b.and_(pairs, splat(V32, -(1 << 16)))]
+        return found
+
+
+def apart(b: Any, vectors: list[Any]) -> list[Any]:
+    """Return four vectors, of bytes 0, 1, 2 and 3 of words, in the order of `singles_apart`."""
+    found = []
+    for high in (0, 1):
+        at = [4 * lane + 2 * high + n for lane in range(4) for n in range(2)]
+        order = ir.Constant(V32, [m for n in at for m in (n, 16 + n)])
+        found += [b.shuffle_vector(vectors[i], vectors[i + 2], order) for i in range(2)]
+    return found
+
+
+def together(b: Any, vectors: list[Any]) -> list[Any]:
+    """Return what `apart` took apart."""
+    found = []
+    for second in (0, 1):
+        at = [4 * lane + second + n for lane in range(4) for n in (0, 2)]
+        halves_of = [at[2 * lane : 2 * lane + 2] for lane in range(4)]
+        order = ir.Constant(V32, [m for x in halves_of for m in (*x, 16 + x[0], 16 + x[1])])
+        found += [b.shuffle_vector(vectors[i], vectors[i + 2], order) for i in range(2)]
+    return found
+
+
+class ByFields:
+    """Reads 32 codes of eight bits by arithmetic, with AVX2, as `ByTables` reads 64.
+
+    `singles` are `scale` times too small: they are made of halves, whose bias is another. See
+    `reads_by_fields`.
+    """
+
+    def __init__(self, b: Any, fields: Any) -> None:
+        self.b, v = b, lanes(8)
+        self.bytes_of, _ = planes_reader(b, v, fields, RIGHT, LOWEST - SIGN, NO_RIGHT)
+        pairs = ir.VectorType(I16, 16)
+        self.right = b.sub(field_of(b, fields, 3, pairs), splat(pairs, 2))
+        sign = splat(pairs, -(1 << 15))
+        self.kept = b.or_(sign, b.lshr(b.shl(field_of(b, fields, 0, pairs), splat(pairs, 8)),
+                                       self.right))  # fmt: skip
+        field = b.sub(ir.Constant(I32, BIAS + 15), b.extract_value(fields, 5))
+        self.scale = b.bitcast(b.shl(broadcast(b, field, v.words), splat(v.words, 23)), v.floats)
+
+    def exponents(self, code: Any) -> Any:
+        """Return a byte for each code."""
+        return self.bytes_of(code)[0]
+
+    def lowest(self, code: Any) -> Any:
+        """Return the place of the lowest bit that is set, a byte for each code."""
+        return self.bytes_of(code)[1]
+
+    def singles(self, code: Any) -> list[Any]:
+        """Return the float32 values of byte 0 of each word of codes, of byte 1, 2 and 3."""
+        b, found = self.b, []
+        half = ir.VectorType(ir.HalfType(), 16)
+        for i in range(2):
+            at = [4 * (n % 8) + 2 * i + n // 8 for n in range(16)]
+            order = ir.Constant(ir.VectorType(I32, 32), [m for n in at for m in (32, n)])
+            high = b.shuffle_vector(code, splat(code.type, 0), order)
+            bits = b.and_(b.ashr(b.bitcast(high, self.kept.type), self.right), self.kept)
+            for first in (0, 8):
+                at = ir.Constant(ir.VectorType(I32, 8), [first + n for n in range(8)])
+                some = b.shuffle_vector(b.bitcast(bits, half), b.bitcast(bits, half), at)
+                found.append(b.fpext(some, lanes(8).floats))
+        return found
