@@ -284,4 +284,5 @@ def products(typing: Any, m: Any, q: Any, count: Any) -> Any:
         found = [b.call(add, [zero, v], fastmath=("reassoc",)) for v in sums]
         return context.make_tuple(b, sig.return_type, found)
 
-    return types.UniTuple(types.float64, 2)(m, q, types.int64), codegen
+    pair: Any = types.UniTuple
+    return pair(types.float64, 2)(m, q, types.int64), codegen
