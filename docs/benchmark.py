@@ -21,9 +21,7 @@ PAGE = Path(__file__).with_name("benchmarks.md")
 TIMERS = {
     "cast": "Conversions of arrays in memory, beside NumPy and ml_dtypes where installed.",
     "quantize": "Quantisation with every kind of scale, as a share of another rate of the run, "
-    "beside torchao where installed. The exact scale of least squared error of int8 in blocks "
-    "stays below its aim: of a block of 32 about a hundred scales are tried, and in the ten "
-    "intervals that may hold a better one 75 changes of level, one by one.",
+    "beside torchao where installed.",
     "matmul": "Products by the rules of units, on one core, beside float32 BLAS.",
 }
 

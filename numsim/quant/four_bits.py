@@ -54,8 +54,8 @@ def four_over_six(
     absolute = str(quant.scale_rule).endswith("mae")
     axis = _axis_of_blocks(values, sizes)
     if axis is not None:
-        scales = [_scale(codes, above, quant) for codes in (six, four)]
-        better = choose_four(values, axis, sizes[axis], *scales, absolute)
+        one, other = (_scale(codes, above, quant) for codes in (six, four))
+        better = choose_four(values, axis, sizes[axis], one, other, absolute)
         return np.where(better, four, six)
     both = [
         _errors(values, _scale(codes, above, quant), sizes, levels(_E2M1), absolute)

@@ -335,10 +335,11 @@ def _room(q: QTensor, shape: tuple[int, ...], scales: tuple[int, ...], above: An
 
 def _joined(whole: QTensor, q: QTensor, part: Any, where: Any) -> QTensor:
     """Fill a slice of the first axis."""
-    for filled, made, at in (
+    pairs: Any = (
         (whole.codes, q.codes, part), (whole.scale, q.scale, where),
         (whole.scale_codes, q.scale_codes, where), (whole.zero_point, q.zero_point, where),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for filled, made, at in pairs:
         if filled is not None:
             filled[at] = made
     return whole

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.ir.trials import squares_of_row
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = Any
 LANES = 32  # scales that are tried together
+_SIDE_BY_SIDE = 8  # scales from which they fill vectors
 _FEW = 8  # steps are compared one by one; more are searched
 
 
@@ -108,14 +110,13 @@ def split(row: Any, f: Any, m: Any, cap: Any) -> Any:
 def quantised(m: Any, cap: Any, scale: Any, f: Any, out: Any) -> None:
     """Fill the levels of magnitudes under a scale."""
     if f.grid.known:
-        quantised_on_grid(m, cap, 1.0 / scale, f.grid, out)
+        _quantised_on_grid(m, cap, 1.0 / scale, f.grid, out)
     else:
         _quantised_by_list(m, cap, 1.0 / scale, f, out)
 
 
 @inline
-def quantised_on_grid(m: Any, cap: Any, by: Any, g: Any, out: Any) -> None:
-    """Do `quantised` for a grid; `by` is one over the scale."""
+def _quantised_on_grid(m: Any, cap: Any, by: Any, g: Any, out: Any) -> None:
     wide_vectors()
     for i in range(m.size):
         out[i] = on_grid(min(m[i] * by, abs(cap[i])), g)
@@ -158,9 +159,27 @@ def _errors_by_list(m: Any, cap: Any, inverse: Any, scales: Any, f: Any, out: An
             out[j] += rest * rest
 
 
+@inline
+def _errors_of_few(
+    m: Any, cap: Any, inverse: Any, scales: Any, g: Any, squares: Any, out: Any
+) -> None:
+    """Do `_errors_on_grid` for few scales: values side by side, and then one after the other."""
+    for j in range(out.size):
+        squares_of_row(
+            m, cap, squares, m.size // 8, inverse[j], scales[j], g.shifter, g.octaves_from,
+            g.splitter,
+        )  # fmt: skip
+        total = 0.0
+        for i in range(m.size):
+            total += squares[i]
+        out[j] = total
+
+
 @expanded
-def _errors_at(m: Any, cap: Any, inverse: Any, scales: Any, f: Any, out: Any) -> None:
-    if f.grid.known:
+def _errors_at(m: Any, cap: Any, inverse: Any, scales: Any, f: Any, squares: Any, out: Any) -> None:
+    if f.grid.known and out.size < _SIDE_BY_SIDE:
+        _errors_of_few(m, cap, inverse, scales, f.grid, squares, out)
+    elif f.grid.known:
         _errors_on_grid(m, cap, inverse, scales, f.grid, out)
     else:
         _errors_by_list(m, cap, inverse, scales, f, out)
@@ -204,10 +223,11 @@ def best_of(
     wide_vectors()
     size = rows.shape[1]
     top = max(f.positive[-1], f.negative[-1])
-    m, cap = np.empty(size), np.empty(size)
+    filled = -(-size // 8) * 8  # whole vectors: zeros have no error
+    m, cap, squares = np.zeros(filled), np.zeros(filled), np.zeros(filled)
     scales, inverse, found = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     for i in range(start, stop):
-        split(rows[i], f, m, cap)
+        split(rows[i], f, m[:size], cap[:size])
         amax = m.max()
         place = first[i]
         chosen, least = place, np.inf
@@ -220,7 +240,7 @@ def best_of(
             for j in range(n):
                 scales[j] = candidates[c + j] * above[i]
                 inverse[j] = 1.0 / scales[j]
-            _errors_at(m, cap, inverse, scales, f, found[:n])
+            _errors_at(m, cap, inverse, scales, f, squares, found[:n])
             for j in range(n):
                 if candidates[c + j] > octave and candidates[c + j] >= halved_from:
                     if not better:
@@ -241,7 +261,7 @@ def best_of(
                     break
                 inverse[n] = 1.0 / scales[n]
                 n += 1
-            _errors_at(m, cap, inverse, scales, f, found[:n])
+            _errors_at(m, cap, inverse, scales, f, squares, found[:n])
             lost = 0.0  # what the last one clips: all below it lose more
             for j in range(n):
                 if found[j] < least:

@@ -24,19 +24,21 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.convert.block_search import Grid, Levels, on_grid, quantised_on_grid, split
+from numsim.kernels.convert.block_search import Grid, Levels, on_grid, split
 from numsim.kernels.convert.least_squares import ordered
 from numsim.kernels.instructions import top_bit, wide_vectors
 from numsim.kernels.ir.trials import (
     PART,
     TRIALS,
+    changed,
     errors_grid,
     errors_octaves,
     errors_uniform,
+    levels_of_row,
     marked,
     products,
 )
-from numsim.kernels.jit import inline, kernel
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = Any
 UNDECIDED = -1.0
@@ -45,6 +47,7 @@ _LEAST = np.float32(1e-6)  # of x.x: smaller errors are not told apart
 _SAME = 1e-12  # of x.x: two sums of float64 that are no further apart may be equal
 _DENSE = np.float32(0.45)  # of the distance at which an interval of the average error is ruled out
 _BELOW = np.float32(0.3)  # what the best scale saves of the average error
+_HIGH = np.float32(2.000001)  # scales from here on tell no more apart than their halves
 _UNITS, _DOWN = 13, 2  # of trials at most, and of those below the first
 _CHANGES = 1024  # of level that are put in order in an interval; half of them may be expected,
 _EXPECTED, _EIGHTH = np.float32(4), np.float32(0.125)  # or as many, or one of an eighth of values
@@ -66,18 +69,43 @@ def _largest(m: Array, cap: Array, sign: float) -> float:
 
 
 @inline
+def _levels(m: Array, cap: Array, by: float, g: Grid, out: Array) -> None:
+    levels_of_row(m, cap, out, m.size // 8, by, by, g.shifter, g.octaves_from, g.splitter)
+
+
+@expanded
 def _errors(
-    near: Array, most: Array, scales: Array, at: int, g: Grid, octaves: bool, out: Array
-) -> Any:
-    """Fill errors under 32 scales from an index on; return the least."""
-    shifter, bound = np.float32(g.shifter * 2.0**-29), np.float32(g.octaves_from)
-    if g.octaves_from == np.inf:
-        return errors_uniform(near, most, near.size, scales, out, at, shifter)
+    near: Array, most: Array, one: Any, apart: Any, other: Any, apart_too: Any, g: Grid,
+    octaves: bool, scales: Array, out: Array, at: int,
+) -> Any:  # fmt: skip
+    """Fill 16 scales above one and 16 above another, and their errors; return the least."""
+    shifter, high, n = np.float32(g.shifter * 2.0**-29), _HIGH, near.size
     half = np.int32((1 << 23) / g.fine)
     kept = np.int32(-2 * half)
-    if octaves:
-        return errors_octaves(near, most, near.size, scales, out, at, half, kept)
-    return errors_grid(near, most, near.size, scales, out, at, half, kept, shifter, bound)
+    if g.octaves_from == np.inf:
+        least = errors_uniform(
+            near, most, n, one, apart, other, apart_too, high, scales, out, at, shifter
+        )  # fmt: skip
+    elif octaves:
+        least = errors_octaves(
+            near, most, n, one, apart, other, apart_too, high, scales, out, at, half, kept
+        )  # fmt: skip
+    else:
+        least = errors_grid(
+            near, most, n, one, apart, other, apart_too, high, scales, out, at, half, kept, shifter,
+            np.float32(g.octaves_from),
+        )  # fmt: skip
+    return least
+
+
+@expanded
+def _unit(
+    near: Array, most: Array, s: Any, width: Any, g: Grid, octaves: bool, scales: Array,
+    out: Array, at: int,
+) -> Any:  # fmt: skip
+    """Fill 32 scales above one, and their errors; return the least."""
+    other = s + width * np.float32(_PART)
+    return _errors(near, most, s, width, other, width, g, octaves, scales, out, at)
 
 
 @inline
@@ -124,38 +152,33 @@ def _settled(
     m: Array, cap: Array, g: Grid, a: float, b: float, total: float, state: Array, room: Any
 ) -> bool:
     """Try every set of levels between two scales; False where that would be too many."""
-    upper, lower, places, order, starts, flags = room
-    quantised_on_grid(m, cap, 1.0 / a, g, upper)
-    quantised_on_grid(m, cap, 1.0 / b, g, lower)
-    count, used = 0, 0
-    for i in range(m.size):
-        changes = np.int32(1 if upper[i] != lower[i] else 0)
-        flags[i] = changes
-        count += changes
-    if count > _CHANGES:
-        return False
-    for part in range(0, m.size if count else 0, _LANES):
-        bits = marked(flags, part)
+    upper, lower, places, order, starts = room
+    _levels(m, cap, 1.0 / a, g, upper)
+    _levels(m, cap, 1.0 / b, g, lower)
+    used = 0
+    for part in range(0, m.size, _LANES):
+        bits = changed(upper, lower, part)
         while bits:
             bit = top_bit(bits)
             bits ^= np.uint64(1) << np.uint64(bit)
             i = part + bit
             middle = (upper[i] + lower[i]) / 2
             nearest = on_grid(middle, g)
-            if nearest != upper[i] and nearest != lower[i]:
-                return False  # two levels at once
-            place, at = m[i] / middle, used
-            places[used, 0] = place
+            if used == _CHANGES or (nearest != upper[i] and nearest != lower[i]):
+                return False  # too many, or two levels at once
+            places[used, 0] = m[i] / middle
             places[used, 1] = m[i] * (upper[i] - lower[i])
             places[used, 2] = upper[i] * upper[i] - lower[i] * lower[i]
-            if count <= _ONE_BY_ONE:
-                while at > 0 and places[order[at - 1], 0] > place:
-                    order[at] = order[at - 1]
-                    at -= 1
-                order[at] = used
             used += 1
-    if count > _ONE_BY_ONE:
-        ordered(places, count, a, b, starts, order)
+    if used > _ONE_BY_ONE:
+        ordered(places, used, a, b, starts, order)
+    else:
+        for i in range(used):
+            at = i
+            while at > 0 and places[order[at - 1], 0] > places[i, 0]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = i
     both, square = products(m, upper, m.size // 8)
     for i in range(used + 1):
         if i:
@@ -192,33 +215,27 @@ def _tried(
     s = one - min(np.float32(1.15) * np.sqrt(lost) * clipped, np.float32(0.9))
     width = _DENSE * np.float32(2) * np.sqrt(lost * _BELOW / whole)
     at, end = _DOWN * TRIALS, (_DOWN + 1) * TRIALS
-    for j in range(TRIALS):
-        scales[at + j] = s + width * np.float32(j)
-    unit, best = at, _errors(near, most, scales, at, g, octaves, found)
+    unit, best = at, _unit(near, most, s, width, g, octaves, scales, found, at)
     while scales[at] > one - np.sqrt(best) * clipped and _cut(near, most, scales[at]) < best:
-        if at == 0:
+        if at == 0 or scales[at] <= np.float32(1e-3):
             return -1, end, unit
-        for j in range(TRIALS):
-            s = scales[at] - width * np.float32(TRIALS - j)
-            scales[at - TRIALS + j] = max(s, np.float32(1e-3))
+        down = min(width, (scales[at] - np.float32(5e-4)) / np.float32(TRIALS + 1))
+        s = scales[at] - down * np.float32(TRIALS + 1)
         at -= TRIALS
-        least = _errors(near, most, scales, at, g, octaves, found)
+        least = _unit(near, most, s, down, g, octaves, scales, found, at)
         if least < best:
             best, unit = least, at
     average = np.float32(0)
     for j in range(_DOWN * TRIALS, (_DOWN + 1) * TRIALS, 4):
         average += found[j] / (scales[j] * scales[j]) * np.float32(4.0 / TRIALS)
-    high = np.float32(2.000001)
-    while scales[end - 1] < high:
+    while scales[end - 1] < _HIGH:
         if end == scales.size or not best > _LEAST * whole:
             return -1, end, unit
         s = scales[end - 1]
         middle = s + width * np.float32(TRIALS // 2)
         over = max(average * middle * middle - best, _BELOW * best)
         width = _DENSE * np.float32(2) * s * np.sqrt(over / whole)
-        for j in range(TRIALS):
-            scales[end + j] = min(s + width * np.float32(j + 1), high)
-        least = _errors(near, most, scales, end, g, octaves, found)
+        least = _unit(near, most, s, width, g, octaves, scales, found, end)
         if least < best:
             best, unit = least, end
         end += TRIALS
@@ -262,8 +279,9 @@ def _staying(
 @inline
 def _begin(ends: Array, first: Any, second: Any, out: Array) -> None:
     """Fill where the parts of two intervals begin, given where they end."""
-    for j in range(1, TRIALS):
-        out[j] = ends[j - 1]
+    inner, own = out[1:], ends[:-1]
+    for j in range(inner.size):
+        inner[j] = own[j]
     out[0], out[_PART] = first, second
 
 
@@ -282,9 +300,9 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
     scales, found = np.zeros(count, np.float32), np.zeros(count, np.float32)
     parts, errors = np.zeros(TRIALS, np.float32), np.zeros(TRIALS, np.float32)
     ends = np.zeros(TRIALS, np.float32), np.zeros(TRIALS, np.float32)
-    flags, stack = np.zeros(max(count, filled), np.int32), np.zeros((_ROOM, 4), np.float32)
+    flags, stack = np.zeros(count, np.int32), np.zeros((_ROOM, 4), np.float32)
     order, starts = np.zeros(_CHANGES, np.int64), np.zeros(_CHANGES + 1, np.int64)
-    room, state = (upper, lower, np.zeros((_CHANGES, 3)), order, starts, flags), np.zeros(4)
+    room, state = (upper, lower, np.zeros((_CHANGES, 3)), order, starts), np.zeros(4)
     top_p, top_n = f.positive[-1], f.negative[-1]
     step = 2 * (f.positive_steps[0] if f.positive_steps.size else f.negative_steps[0])
     share = _SHARE + np.float32((min(size, PART) + size / PART + 8) * 2.0**-23)
@@ -358,10 +376,9 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
                 other, e_other = stack[used, 0], stack[used, 1]
                 last = stack[used, 2]
             by_one, by_two = wide / np.float32(_PART), (last - other) / np.float32(_PART)
-            for j in range(_PART):
-                parts[j] = a + by_one * np.float32(j + 1)
-                parts[_PART + j] = other + by_two * np.float32(j + 1)
-            least = _errors(near, most, parts, 0, f.grid, octaves, errors)
+            least = _errors(
+                near, most, a, by_one, other, by_two, f.grid, octaves, parts, errors, 0
+            )  # fmt: skip
             limit = min(limit, least * (np.float32(1) + share) + _FLOOR * whole)
             _begin(parts, a, other, ends[0])
             _begin(errors, e_a, e_other, ends[1])
@@ -382,9 +399,9 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
         gain, scale = state[0], state[1]
         if not (good and total - gain > _LEAST * total and gain - state[2] > _SAME * total):
             continue
-        quantised_on_grid(m, cap, 1.0 / scale, f.grid, upper)
+        _levels(m, cap, 1.0 / scale, f.grid, upper)
         if state[3] > 0:  # all levels halved: the smaller scale comes first
-            quantised_on_grid(m, cap, 0.5 / scale, f.grid, lower)
+            _levels(m, cap, 0.5 / scale, f.grid, lower)
             halves = 0
             for i in range(filled):
                 halves += 1 if upper[i] != 2 * lower[i] else 0

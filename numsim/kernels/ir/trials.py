@@ -86,15 +86,21 @@ def _sums(rounding: Any, grid: int) -> Any:
     """Return the emitter for a grid that so many numbers describe."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        m, most, scales, target = (
-            pointer_at(context, b, sig.args[k], args[k], ir.Constant(I64, 0)) for k in (0, 1, 3, 4)
+        m, most = (
+            pointer_at(context, b, sig.args[k], args[k], ir.Constant(I64, 0)) for k in (0, 1)
         )
-        lanes = [b.add(args[5], ir.Constant(I64, VF.count * j)) for j in range(_VECTORS)]
-        at = [b.bitcast(b.gep(scales, [j]), VF.as_pointer()) for j in lanes]
-        to = [b.bitcast(b.gep(target, [j]), VF.as_pointer()) for j in lanes]
-        s = [b.load(pointer, align=4) for pointer in at]
+        one_by_one = ir.Constant(VF, [float(n + 1) for n in range(VF.count)])
+        high = broadcast(b, args[7], VF)
+        s, to = [], []
+        for j in range(_VECTORS):
+            first, apart = (broadcast(b, args[3 + 2 * j + k], VF) for k in (0, 1))
+            s.append(_least(b, b.fadd(first, b.fmul(apart, one_by_one)), high))
+            at = b.add(args[10], ir.Constant(I64, VF.count * j))
+            scales, out = (pointer_at(context, b, sig.args[k], args[k], at) for k in (8, 9))
+            b.store(s[j], b.bitcast(scales, VF.as_pointer()), align=4)
+            to.append(b.bitcast(out, VF.as_pointer()))
         inverse, minus = [b.fdiv(splat(VF, 1.0), v) for v in s], [b.fneg(v) for v in s]
-        multiply_add, rounded = _either(b), rounding(b, args[6 : 6 + grid])
+        multiply_add, rounded = _either(b), rounding(b, args[11 : 11 + grid])
 
         def part(k: Any, totals: list[Any]) -> list[Any]:
             first = b.mul(k, ir.Constant(I64, PART))
@@ -126,32 +132,125 @@ def _sums(rounding: Any, grid: int) -> Any:
 
 @emitted
 def errors_uniform(
-    typing: Any, m: Any, most: Any, count: Any, scales: Any, out: Any, at: Any, shifter: Any
-) -> Any:
-    """Sum (m - s q)**2 over `count` magnitudes for 32 scales from `at` on; return the least.
+    typing: Any, m: Any, most: Any, count: Any, one: Any, apart: Any, other: Any, apart_too: Any,
+    high: Any, scales: Any, out: Any, at: Any, shifter: Any,
+) -> Any:  # fmt: skip
+    """Sum (m - s q)**2 over `count` magnitudes for 32 scales; return the least.
 
-    q is m / s, at most `most` [count], rounded to equal steps. All arrays are contiguous.
+    Scales begin above `one` and above `other`, 16 each so far apart, up to `high`; they and their
+    sums are written from `at` on. q is m / s, at most `most` [count], rounded to equal steps. All
+    arrays are contiguous, all numbers float32.
     """
-    return types.float32(m, most, count, scales, out, types.int64, shifter), _sums(_uniform, 1)
+    kinds = _kinds(m, most, scales, out)
+    return types.float32(*kinds, types.float32), _sums(_uniform, 1)
+
+
+def _kinds(m: Any, most: Any, scales: Any, out: Any) -> Any:
+    return m, most, types.int64, *[types.float32] * 5, scales, out, types.int64
 
 
 @emitted
 def errors_octaves(
-    typing: Any, m: Any, most: Any, count: Any, scales: Any, out: Any, at: Any, half: Any, kept: Any
-) -> Any:
+    typing: Any, m: Any, most: Any, count: Any, one: Any, apart: Any, other: Any, apart_too: Any,
+    high: Any, scales: Any, out: Any, at: Any, half: Any, kept: Any,
+) -> Any:  # fmt: skip
     """Do `errors_uniform` for steps that grow by octaves; `kept`: int32 of the bits of a level."""
-    kinds = m, most, count, scales, out, types.int64, types.int32, types.int32
-    return types.float32(*kinds), _sums(_octaves, 2)
+    kinds = _kinds(m, most, scales, out)
+    return types.float32(*kinds, types.int32, types.int32), _sums(_octaves, 2)
 
 
 @emitted
 def errors_grid(
-    typing: Any, m: Any, most: Any, count: Any, scales: Any, out: Any, at: Any, half: Any,
-    kept: Any, shifter: Any, bound: Any,
+    typing: Any, m: Any, most: Any, count: Any, one: Any, apart: Any, other: Any, apart_too: Any,
+    high: Any, scales: Any, out: Any, at: Any, half: Any, kept: Any, shifter: Any, bound: Any,
 ) -> Any:  # fmt: skip
     """Do `errors_uniform` for equal steps up to a bound, which grow by octaves beyond it."""
-    kinds = m, most, count, scales, out, types.int64, types.int32, types.int32, shifter, bound
-    return types.float32(*kinds), _sums(_grid, 4)
+    kinds = *_kinds(m, most, scales, out), types.int32, types.int32
+    return types.float32(*kinds, types.float32, types.float32), _sums(_grid, 4)
+
+
+@emitted
+def changed(typing: Any, one: Any, other: Any, at: Any) -> Any:
+    """Return which of 16 float64 from an index on differ in two arrays, as bits."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        bits = ir.Constant(I64, 0)
+        for half in range(2):
+            first = b.add(args[2], ir.Constant(I64, 8 * half))
+            x, y = (
+                b.load(
+                    b.bitcast(
+                        pointer_at(context, b, sig.args[k], args[k], first), _VD.as_pointer()
+                    ),
+                    align=8,
+                )
+                for k in (0, 1)
+            )
+            found = b.zext(b.bitcast(b.fcmp_unordered("!=", x, y), ir.IntType(8)), I64)
+            bits = b.or_(bits, b.shl(found, ir.Constant(I64, 8 * half)))
+        return bits
+
+    return types.uint64(one, other, types.int64), codegen
+
+
+def _to_grid(b: Any, args: Any) -> Any:
+    """Return `block_search.on_grid` of eight: the same operations, so the same numbers."""
+    shifter, bound, splitter = (broadcast(b, value, _VD) for value in args)
+
+    def rounded(m: Any, by: Any, most: Any) -> Any:
+        v = _least(b, b.fmul(m, by), most)
+        wide = b.fmul(v, splitter)
+        even, octave = b.fsub(b.fadd(v, shifter), shifter), b.fsub(wide, b.fsub(wide, v))
+        return b.select(b.fcmp_ordered("<", v, bound), even, octave)
+
+    return rounded
+
+
+def _by_eight(finish: Any) -> Any:
+    """Return the emitter of a pass over m, cap and out; `finish` is given m, q and the scale."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        m, cap, out = (vectors_of(context, b, sig.args[k], args[k], _VD) for k in (0, 1, 2))
+        by, scale = (broadcast(b, args[k], _VD) for k in (4, 5))
+        kind = ir.FunctionType(_VD, [_VD])
+        size = b.module.declare_intrinsic("llvm.fabs.v8f64", (), kind)
+        rounded = _to_grid(b, args[6:9])
+
+        def step(i: Any, carried: list[Any]) -> list[Any]:
+            x, most = (b.load(b.gep(pointer, [i]), align=8) for pointer in (m, cap))
+            q = rounded(x, by, b.call(size, [most]))
+            b.store(finish(b, x, q, scale), b.gep(out, [i]), align=8)
+            return carried
+
+        loop(b, args[3], [], step)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _square(b: Any, x: Any, q: Any, scale: Any) -> Any:
+    rest = b.fsub(x, b.fmul(scale, q))
+    return b.fmul(rest, rest)
+
+
+@emitted
+def levels_of_row(
+    typing: Any, m: Any, cap: Any, out: Any, count: Any, by: Any, scale: Any, shifter: Any,
+    bound: Any, splitter: Any,
+) -> Any:  # fmt: skip
+    """Fill the levels of 8 `count` magnitudes times `by`, at most the size of `cap`; float64."""
+    kinds = m, cap, out, types.int64, *[types.float64] * 5
+    return types.void(*kinds), _by_eight(lambda b, x, q, scale: q)
+
+
+@emitted
+def squares_of_row(
+    typing: Any, m: Any, cap: Any, out: Any, count: Any, by: Any, scale: Any, shifter: Any,
+    bound: Any, splitter: Any,
+) -> Any:  # fmt: skip
+    """Fill (m - scale q)**2 of those levels q."""
+    kinds = m, cap, out, types.int64, *[types.float64] * 5
+    return types.void(*kinds), _by_eight(_square)
 
 
 @emitted
@@ -185,4 +284,5 @@ def products(typing: Any, m: Any, q: Any, count: Any) -> Any:
         found = [b.call(add, [zero, v], fastmath=("reassoc",)) for v in sums]
         return context.make_tuple(b, sig.return_type, found)
 
-    return types.UniTuple(types.float64, 2)(m, q, types.int64), codegen
+    pair: Any = types.UniTuple
+    return pair(types.float64, 2)(m, q, types.int64), codegen
