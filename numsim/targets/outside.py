@@ -141,6 +141,26 @@ def _fp8(rule: Fused, a: QTensor, b: QTensor, block: int, out: Format) -> Add | 
 _WAYS: dict[type, Way] = {IntSum: _integers, Mac: _multiply_adds, Fused: _fp8}
 
 
+class _Ends(NamedTuple):
+    """Of scales: whether all that are not 0 are finite, the least of these, the largest, or 1.
+
+    `held`: all are numbers whose products with others such float32 holds.
+    """
+
+    finite: bool
+    least: float
+    most: float
+    held: bool
+
+
+def _ends(scales: NDArray[np.float32]) -> _Ends:
+    sizes = scales[scales != 0]
+    finite = bool(np.isfinite(sizes).all())
+    least, most = float(sizes.min(initial=np.inf)), float(sizes.max(initial=1.0))
+    held = finite and sizes.size == scales.size and least >= 2.0**-60 and most <= 2.0**60
+    return _Ends(finite, least, most, held)
+
+
 def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scales | None:
     """Return the scales of blocks, rows times 2**power; None where a product may not be held.
 
@@ -148,16 +168,18 @@ def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scale
     it products of powers of two are exact, also beyond float32.
     """
     rows = _of_blocks(a, -1, block)
-    columns = kept(b, "scales of blocks", lambda: _of_blocks(b, -2, block), block)
+
+    def measured() -> tuple[NDArray[np.float32], _Ends]:
+        scales = _of_blocks(b, -2, block)
+        return scales, _ends(scales)
+
+    columns, other = kept(b, "scales of blocks", measured, block)
+    own = _ends(rows)
     if power:
-        sizes = [x[x != 0] for x in (rows, columns)]
-        if not all(np.isfinite(x).all() for x in sizes):
+        if not (own.finite and other.finite):
             return None
-        low, high = (
-            float(np.prod([limit(x, initial=1.0) for x in sizes], dtype=np.float64))
-            for limit in (np.min, np.max)
-        )
-        least = min(low, float(min((x.min() for x in sizes if x.size), default=1.0)))
+        low, high = min(own.least, 1.0) * min(other.least, 1.0), own.most * other.most
+        least = min(low, own.least, other.least)
         if not (
             low > 0
             and min(least, least * 2.0**power) >= _LEAST
@@ -165,7 +187,7 @@ def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scale
         ):
             return None
         rows = rows * np.float32(2.0**power)
-    elif powers_leave_float32(rows, columns):
+    elif not (own.held and other.held) and powers_leave_float32(rows, columns):
         return None
     if len(columns) == 1:
         return gemm_blocks.Scales(np.ascontiguousarray(rows), columns)

@@ -309,6 +309,8 @@ def test_hopper_paths_agree(path, left, right):
     def codes(shape, width):
         drawn = rng.integers(0, 1 << width, shape)
         drawn[rng.random(shape) < 0.2] = rng.choice([0, 1 << width - 1])
+        if "e5m2" in (left, right):
+            drawn[drawn & 0x7C == 0x7C] ^= 4  # those of E5M2 are no numbers
         return drawn.astype(np.uint8)
 
     for m, k, n, group in [

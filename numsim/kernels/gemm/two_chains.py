@@ -152,7 +152,11 @@ def gemm_two_chains(
         whole[..., :depth] = a
         turned = whole.reshape(*shape[:2], steps // group, group)[..., _places(group)]
         lines = np.ascontiguousarray(turned).reshape(*shape[:2], steps)
-        high = (how.sign_up, how.up, how.rebias) == (16, 16, 0)  # halves of float32
+        high = [int(x) for x in (how.sign_up, how.up, how.rebias)] == [
+            16,
+            16,
+            0,
+        ]  # halves of float32
         row = shape[1] == 1 and high and b.panels.itemsize == 2
         rows = lines.reshape(len(lines), 1, steps, 1, 1) if row else pack_rows(lines)
         entry = _runner(b.panels.dtype, type_of(how), simd.enabled(), row)

@@ -156,8 +156,8 @@ class Coded:
         b, shorts = self.b, ir.VectorType(I16, self.width // 2)
         code = b.load(self._codes(first, k), align=1)
         if self.tables:  # columns 8 q ... have byte q // 2 of the words
-            parts = self.tables.high_halves(code)
-            return [self._placed(b.bitcast(parts[q // 2 % 2], shorts), q) for q in qs]
+            pairs = self.tables.high_halves(code)
+            return [self._placed(b.bitcast(pairs[q // 2 % 2], shorts), q) for q in qs]
         halves = {i: self.halves_of(_doubled(b, code, i)) for i in {q // 2 for q in qs}}
         parts = [b.bitcast(halves[q // 2], shorts) for q in qs]
         at = [[8 * (q % 2) + n for n in range(8)] for q in qs]

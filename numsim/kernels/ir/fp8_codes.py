@@ -35,7 +35,6 @@ from numsim.kernels.ir.simd import (
     I16,
     I32,
     I64,
-    PICKS_FROM_TWO,
     V32,
     broadcast,
     emitted,
@@ -138,18 +137,12 @@ class ByTables:
 
     def __init__(self, context: Any, b: Any, kind: Any, tables: Any) -> None:
         first = vectors_of(context, b, kind, tables, V8)
-        self.b = b
+        self.b, self.pick = b, declared(b, PICK, V8, V8, V8, V8)
         self.parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
 
     def looked_up(self, table: int, code: Any) -> Any:
         """Return the byte of a table for each code, whose sign does not count."""
-        b, parts = self.b, self.parts[2 * table : 2 * table + 2]
-        if PICKS_FROM_TWO:
-            return b.call(declared(b, PICK, V8, V8, V8, V8), [parts[0], code, parts[1]])
-        one = declared(b, "llvm.x86.avx512.permvar.qi.512", V8, V8, V8)
-        low, high = (b.call(one, [part, code]) for part in parts)
-        upper = b.icmp_signed("!=", b.and_(code, splat(V8, 64)), splat(V8, 0))
-        return b.select(upper, high, low)
+        return self.b.call(self.pick, [self.parts[2 * table], code, self.parts[2 * table + 1]])
 
     def exponents(self, code: Any) -> Any:
         """Return a byte for each code."""
@@ -216,8 +209,8 @@ def together(b: Any, vectors: list[Any]) -> list[Any]:
 class ByFields:
     """Reads 32 codes of eight bits by arithmetic, with AVX2, as `ByTables` reads 64.
 
-    `singles` are `scale` times too small: they are made of halves, whose bias is another. See
-    `reads_by_fields`.
+    `singles` are `scale` times too small: they are made of halves, whose bias is another.
+    `gemm.hopper.reads_codes` says of which formats.
     """
 
     def __init__(self, b: Any, fields: Any) -> None:

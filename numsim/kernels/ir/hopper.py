@@ -113,6 +113,7 @@ def float_tile(
         tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
         tile.apart = COLUMNS // 4
         (tiles, runs), a_step, a, out, panel = args[8:10], args[-1], tile.a, tile.out, tile.panel
+        place: dict[str, Any] = {}  # the first run and row of the tile
         first_run = b.udiv(args[11], ir.Constant(I64, A_WORDS))
         fma, plus, add_byte = (_of_instructions if width == 16 else _of_the_thread)(b, v)
         less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
@@ -153,7 +154,7 @@ def float_tile(
 
         def told(which: int, run: Any, each: int, plus: list[Any]) -> list[Any]:
             """Return bytes of `below` or `bases`, whose runs and rows have so many words."""
-            at = b.mul(b.add(tile.run, run), ir.Constant(I64, ROWS * each))
+            at = b.mul(b.add(place["run"], run), ir.Constant(I64, ROWS * each))
             first = pointer_at(context, b, sig.args[which], args[which], at)
             assert tops is not None
             return [tops.bytes_of(b.load(b.gep(first, [x]))) for x in plus]
@@ -171,8 +172,9 @@ def float_tile(
         def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
             if read:
                 code = right(run, k, 0, v.bytes, ask=True)
-                wide = isinstance(read, ByTables)
-                values = read.singles_apart(code) if wide else read.singles(code)
+                values = (
+                    read.singles_apart(code) if isinstance(read, ByTables) else read.singles(code)
+                )
                 return read.lowest(code), lambda i: b.bitcast(values[i], v.floats)
             return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
 
@@ -266,16 +268,16 @@ def float_tile(
 
             acc = loop(b, some, [ir.Constant(v.floats, None)] * len(totals), next_group)
             places = [(r, c) for r in range(count) for c in range(vectors)]
-            rows = [b.add(tile.row, ir.Constant(I64, r)) for r in range(count)]
+            rows = [b.add(place["row"], ir.Constant(I64, r)) for r in range(count)]
             return [
                 of.added(total, x, i, rows[r], c)
                 for total, x, (r, c) in zip(totals, acc, places, strict=True)
             ]
 
         def whole(t: Any, carried: list[Any]) -> list[Any]:
-            tile.row = tile.index(t, count, 0)
+            place["row"] = tile.index(t, count, 0)
             tile.a = b.gep(a, [b.mul(t, a_step)])
-            tile.run = b.add(first_run, b.udiv(b.mul(t, a_step), ir.Constant(I64, A_WORDS)))
+            place["run"] = b.add(first_run, b.udiv(b.mul(t, a_step), ir.Constant(I64, A_WORDS)))
             first = b.gep(out, [b.mul(tile.index(t, count, 0), tile.stride)])
             for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
                 at = [ir.Constant(I64, width * piece)]

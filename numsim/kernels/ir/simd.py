@@ -53,8 +53,6 @@ def _host_has(*names: str) -> bool:
 
 HAVE_AVX512_VNNI = _host_has("avx512f", "avx512bw", "avx512vnni")
 HAVE_BYTE_TABLES = HAVE_AVX512_VNNI and _host_has("avx512vbmi")
-# A look-up of bytes in two registers is one operation for AMD's processors, three for Intel's
-PICKS_FROM_TWO = llvmlite.binding.get_host_cpu_name().startswith("znver")
 # What kernels this host can run, the fastest last
 PATHS = ("plain",) + ("avx2",) * _host_has("avx2", "fma", "f16c") + ("avx512",) * HAVE_AVX512_VNNI
 _path = PATHS[-1]
