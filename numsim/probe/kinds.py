@@ -371,6 +371,9 @@ def _int_products(rule: IntSum, machine: Machine) -> Iterator[Rule]:
 
 
 def _int_meetings(rule: IntSum, machine: Machine) -> Iterator[Rule]:
+    if rule.overflow == "wrap" and not rule.pair_bits:
+        yield changed(rule, group=1)  # any grouping wraps to the same bits
+        return
     step = 2 if rule.pair_bits else 1
     for n in range(step, machine.depths[0] + 1, step):
         yield changed(rule, group=n)

@@ -479,7 +479,8 @@ def _climbed(search: Search, found: Found) -> Found:
         best, score = unit, search.share(unit)[0]
         while score < asked:
             for ways in (_steps, cuts):
-                tried = [(search.share(new)[0], -n, new) for n, new in enumerate(ways(search, best))]
+                some = enumerate(ways(search, best))
+                tried = [(search.share(new)[0], -n, new) for n, new in some]
                 search.tried += len(tried)
                 top = max(tried, key=lambda item: item[:2], default=(0, 0, best))
                 if top[0] > score:
@@ -529,12 +530,13 @@ def _infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         for new in fitting(unit, n):
-            if search.tried - spent > (_PATIENCE if not whole else _PATIENCE // 8):
+            if search.tried - spent > (patience if not whole else patience // 8):
                 return False
             if deeper(new, n + 1):
                 return True
         return False
 
+    patience = _PATIENCE * (5 if search.machine.integer else 1)  # of sums that are soon asked
     alone = 1 if search.machine.integer else 3  # stages that do not know which products meet
     units: list[Any] = [None]
     for n in range(alone):
@@ -547,7 +549,7 @@ def _infer(search: Search) -> Found:
             spent, kind = search.tried, _kind(unit)[:4]
         if any(_kind(unit)[:4] == known[:4] for known in whole):
             continue  # another width of a kind that fits: found by its neighbours
-        if search.tried - spent <= _PATIENCE:
+        if search.tried - spent <= patience:
             deeper(unit, alone)
     if whole:
         return Found(list(whole.values()), "", search.tried)
