@@ -40,6 +40,7 @@ _USUAL = 4
 _NEAR_CUTS = 8  # ways to cut K, likewise
 _STARTS = 24  # of the nearest units, whose answers are all counted
 _KINDS = 4  # of rules that fit every answer are enough to be told apart
+_MORE = 200  # where another kind fits already
 _PATIENCE = 4_000  # hypotheses of a kind that are tried once it is known how two products add
 _QUIET = {0x7FC00000, 0x7E00, 0x7FC0}  # the usual NaN of float32, float16, bfloat16
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
@@ -530,7 +531,7 @@ def _infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         for new in fitting(unit, n):
-            if search.tried - spent > (patience if not whole else patience // 8):
+            if search.tried - spent > (patience if not whole else _MORE):
                 return False
             if deeper(new, n + 1):
                 return True
@@ -542,14 +543,18 @@ def _infer(search: Search) -> Found:
     for n in range(alone):
         units = [new for unit in units for new in fitting(unit, n)]
     spent, kind = search.tried, None
-    for unit in _in_turn(units) if search.machine.integer else _promising(search, units):
+    scores: dict[tuple[Any, ...], int] = {}
+    ordered = _in_turn(units) if search.machine.integer else _promising(search, units, scores)
+    for unit in ordered:
+        if whole and scores and scores[_kind(unit)[:4]] < max(scores.values()):
+            break  # another kind does better
         if len(whole) >= _KINDS:
             break
         if kind != _kind(unit)[:4]:
             spent, kind = search.tried, _kind(unit)[:4]
         if any(_kind(unit)[:4] == known[:4] for known in whole):
             continue  # another width of a kind that fits: found by its neighbours
-        if search.tried - spent <= patience:
+        if search.tried - spent <= (patience if not whole else _MORE):
             deeper(unit, alone)
     if whole:
         return Found(list(whole.values()), "", search.tried)
@@ -565,12 +570,13 @@ def _infer(search: Search) -> Found:
     return Found(best[:3], stages[last].words, search.tried)
 
 
-def _promising(search: Search, units: list[Target]) -> list[Target]:
-    """Return units, first those of kinds that come nearest in which products meet."""
+def _promising(
+    search: Search, units: list[Target], scores: dict[tuple[Any, ...], int]
+) -> list[Target]:
+    """Return units, first those of kinds that come nearest in which products meet: `scores`."""
     kinds: dict[tuple[Any, ...], list[Target]] = {}
     for unit in units:
         kinds.setdefault(_kind(unit)[:4], []).append(unit)
-    scores = {}
     for kind, some in kinds.items():
         for _ in _meeting(search, some[0]):
             pass
