@@ -165,19 +165,16 @@ def print_probe(units: int, seed: int) -> None:
     from numsim.verify.probe import Recovery, random_units, recover, table_units
 
     rows: list[Recovery] = []
-    cells: list[tuple[str, ...]] = [
-        ("unit", "operands", "equal", "of", "calls", "rules tried", ""),
-    ]
-    for unit, machine in [*table_units(), *random_units(units, seed)]:
+    form = "{:<28} {:<44} {:>7} {:>7} {:>6} {:>12}  {}"
+    say("units probed as black boxes; what was found, on sums that the probe never saw")
+    say(form.format("unit", "operands", "equal", "of", "calls", "rules tried", "").rstrip())
+    for unit, machine in [*table_units(), *random_units(units, seed)]:  # hours: each as it comes
         row = recover(unit, machine)
         rows.append(row)
-        cells.append((
+        say(form.format(
             row.unit, row.operands, f"{row.equal:,}", f"{row.fresh:,}", f"{row.calls:,}",
             f"{row.tried:,}", "" if row.ok else "FAIL",
-        ))  # fmt: skip
-        say(f"numsim: {row.unit} {row.operands} {'ok' if row.ok else 'FAIL'}", err=True)
-    say("units probed as black boxes; what was found, on sums that the probe never saw")
-    say("\n".join(columns(cells, "<<>>>><")))
+        ).rstrip())  # fmt: skip
     for words, some in (
         ("of the table", [r for r in rows if not r.unit.startswith("random ")]),
         ("with random fields", [r for r in rows if r.unit.startswith("random ")]),

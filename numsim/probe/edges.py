@@ -48,6 +48,9 @@ def edges(machine: Machine) -> Batch:
             pair = both.factors(anchor)
             terms = [(0, *pair), (1 + n % 3, *signed(pair, -1.0))]
             sheet.add(terms, (1 - 2 * (n % 2)) * fraction * 2.0 ** (anchor - gap))
+        if machine.a.signed and anchor - gap >= both.low:  # and those of a third product
+            pair, small = both.factors(anchor), signed(both.rich(anchor - gap), 1 - 2.0 * (n % 2))
+            sheet.add([(0, *pair), (1, *signed(pair, -1.0)), (2, *small)])
     for c in (0.0, -0.0):
         for sign in signs(machine):
             sheet.add([(k, sign * 0.0, 1.0) for k in range(depth)], c)

@@ -221,7 +221,16 @@ def _mac_products(rule: Mac, machine: Machine) -> Iterator[Rule]:
     for name in accumulators():
         fmt = get_format(name)
         if fmt.precision <= full and fmt.kind == "float" and name != rule.acc_format:
+            if fmt.precision == full and _holds_products(fmt, machine):
+                continue  # rounds nothing
             yield changed(rule, fused=False, product_format=name)
+
+
+def _holds_products(fmt: Format, machine: Machine) -> bool:
+    """Whether the exponents of every product lie within a format's."""
+    a, b = machine.a, machine.b
+    least = a.emin - a.precision + b.emin - b.precision + 2
+    return fmt.emin - fmt.precision + 1 <= least and a.emax + b.emax + 1 <= fmt.emax
 
 
 def _mac_meetings(rule: Mac, machine: Machine) -> Iterator[Rule]:
@@ -359,18 +368,24 @@ def _scaled_fp4_ends(rule: ScaledFp4, seen: Seen) -> Iterator[Rule]:
 def _int_sum(seen: Seen) -> Iterator[Rule]:
     for bits, over in product(range(32, 7, -1), ("wrap", "saturate")):
         yield changed(IntSum(), acc_bits=bits, overflow=over)
+        for pair in range(8, 34) if seen.thorough else ():  # so few that one product shows them
+            yield changed(IntSum(), acc_bits=bits, overflow=over, pair_bits=pair, group=2)
 
 
 def _int_products(rule: IntSum, machine: Machine) -> Iterator[Rule]:
     groups = dict.fromkeys((1, 2, 4, machine.depths[0]))
-    for n in groups if rule.overflow == "saturate" else (1,):
-        yield changed(rule, group=n)
+    for n in groups if rule.overflow == "saturate" else (rule.group,):
+        if not (rule.pair_bits and n % 2):
+            yield changed(rule, group=n)
     for bits, n in product(range(8, 34), (n for n in groups if n % 2 == 0)):
         if n == 2 or rule.overflow == "saturate":
             yield changed(rule, pair_bits=bits, group=n)
 
 
 def _int_meetings(rule: IntSum, machine: Machine) -> Iterator[Rule]:
+    if rule.overflow == "wrap" and not rule.pair_bits:
+        yield changed(rule, group=1)  # any grouping wraps to the same bits
+        return
     step = 2 if rule.pair_bits else 1
     for n in range(step, machine.depths[0] + 1, step):
         yield changed(rule, group=n)

@@ -234,7 +234,7 @@ def ask(run: Run, machine: Machine, batch: Batch, size: int) -> tuple[Answers, i
 
 
 @lru_cache(maxsize=256)
-def class_of(rule: type, machine: Machine) -> str | None:
+def class_of(rule: Any, machine: Machine) -> str | None:
     """Return the operand class under which a unit has a rule for a machine's formats."""
     names = machine.a.name, machine.b.name
     half = "->float16" if machine.out == "float16" and rule.__name__ == "Fused" else ""

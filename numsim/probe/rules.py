@@ -59,7 +59,7 @@ def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any
         yield from (word for word in limit if word not in ("raise", "exact"))  # exact: a rule
     elif isinstance(limit, tuple) and value is None:
         if name == "min_exponent":
-            yield from (-126, -133, -139)
+            yield from (-126, -133, -139, *range(-112, 0, 16))
         elif name in ("bias_a", "bias_b"):
             own = (machine.a if name == "bias_a" else machine.b).bias
             yield from (own + n for n in (1, -1) if 0 <= own + n <= 62)

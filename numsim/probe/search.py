@@ -40,6 +40,7 @@ _USUAL = 4
 _NEAR_CUTS = 8  # ways to cut K, likewise
 _STARTS = 24  # of the nearest units, whose answers are all counted
 _KINDS = 4  # of rules that fit every answer are enough to be told apart
+_MORE = 200  # where another kind fits already
 _PATIENCE = 4_000  # hypotheses of a kind that are tried once it is known how two products add
 _QUIET = {0x7FC00000, 0x7E00, 0x7FC0}  # the usual NaN of float32, float16, bfloat16
 UNSEEN = 1 << 20  # promote_every of a unit that adds c at the end, and is not seen to restart
@@ -479,7 +480,8 @@ def _climbed(search: Search, found: Found) -> Found:
         best, score = unit, search.share(unit)[0]
         while score < asked:
             for ways in (_steps, cuts):
-                tried = [(search.share(new)[0], -n, new) for n, new in enumerate(ways(search, best))]
+                some = enumerate(ways(search, best))
+                tried = [(search.share(new)[0], -n, new) for n, new in some]
                 search.tried += len(tried)
                 top = max(tried, key=lambda item: item[:2], default=(0, 0, best))
                 if top[0] > score:
@@ -529,25 +531,30 @@ def _infer(search: Search) -> Found:
             whole.setdefault(_kind(unit), unit)
             return True
         for new in fitting(unit, n):
-            if search.tried - spent > (_PATIENCE if not whole else _PATIENCE // 8):
+            if search.tried - spent > (patience if not whole else _MORE):
                 return False
             if deeper(new, n + 1):
                 return True
         return False
 
+    patience = _PATIENCE * (5 if search.machine.integer else 1)  # of sums that are soon asked
     alone = 1 if search.machine.integer else 3  # stages that do not know which products meet
     units: list[Any] = [None]
     for n in range(alone):
         units = [new for unit in units for new in fitting(unit, n)]
     spent, kind = search.tried, None
-    for unit in _in_turn(units) if search.machine.integer else _promising(search, units):
+    scores: dict[tuple[Any, ...], int] = {}
+    ordered = _in_turn(units) if search.machine.integer else _promising(search, units, scores)
+    for unit in ordered:
+        if whole and scores and scores[_kind(unit)[:4]] < max(scores.values()):
+            break  # another kind does better
         if len(whole) >= _KINDS:
             break
         if kind != _kind(unit)[:4]:
             spent, kind = search.tried, _kind(unit)[:4]
         if any(_kind(unit)[:4] == known[:4] for known in whole):
             continue  # another width of a kind that fits: found by its neighbours
-        if search.tried - spent <= _PATIENCE:
+        if search.tried - spent <= (patience if not whole else _MORE):
             deeper(unit, alone)
     if whole:
         return Found(list(whole.values()), "", search.tried)
@@ -563,12 +570,13 @@ def _infer(search: Search) -> Found:
     return Found(best[:3], stages[last].words, search.tried)
 
 
-def _promising(search: Search, units: list[Target]) -> list[Target]:
-    """Return units, first those of kinds that come nearest in which products meet."""
+def _promising(
+    search: Search, units: list[Target], scores: dict[tuple[Any, ...], int]
+) -> list[Target]:
+    """Return units, first those of kinds that come nearest in which products meet: `scores`."""
     kinds: dict[tuple[Any, ...], list[Target]] = {}
     for unit in units:
         kinds.setdefault(_kind(unit)[:4], []).append(unit)
-    scores = {}
     for kind, some in kinds.items():
         for _ in _meeting(search, some[0]):
             pass

@@ -13,7 +13,7 @@ Made = Literal[
     # of the tensor: a view of its codes that kernels take, whether it is read-only, its values
     "codes", "locked", "values",
     # facts about its values
-    "finite", "survey", "extent", "largest", "survey of planes", "planes", "signs",
+    "finite", "survey", "extent", "squares", "largest", "survey of planes", "planes", "signs",
     # other tensors of the same codes
     "bare", "slice", "normal", "without zero points",
     # sums of codes, for zero points and signed bytes

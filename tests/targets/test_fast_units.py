@@ -250,6 +250,54 @@ def test_exact_groups(path, name, group, kind):
         same(x, y, unit, c)
 
 
+def squares(q, axis):
+    total = np.square(q.dequantize().astype(np.float64)).sum(axis).max()
+    return int(np.frexp(total * (1 + 2.0**-20))[1])
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+def test_sums_of_wide_codes_that_their_norms_bound(path):
+    # multiples of 2**-32 up to 2**12, K = 512: 55 bits by the largest product, fewer by the norms
+    rng = np.random.default_rng(15)
+    unit, short = get_target("arm.fdot_fp8"), "exact groups in float64, rounded to float32"
+    x, y = (np.clip(rng.standard_normal(s), -7, 7) for s in ((6, 512), (512, 20)))
+    x[:, ::7], y[::5] = 2.0**-16, 2.0**-16
+    x[:, 1], y[2] = 48, 48
+    a, b = (QTensor.from_codes(encode(v, E5M2), E5M2) for v in (x, y))
+    with counted() as calls:
+        same(a, b, unit)
+        same(*cancelled(a, b), unit)
+    assert calls[short] >= 2
+    x[0], y[:, 0] = 48, 48  # here they are as large as can be
+    a, b = (QTensor.from_codes(encode(v, E5M2), E5M2) for v in (x, y))
+    with counted() as calls:
+        same(a, b, unit)
+    assert short not in calls
+
+
+@pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("gap", [0, 19, 20, 21, 22, 23, 24, 30])
+@pytest.mark.parametrize("name", [E4M3, E5M2])
+def test_products_that_are_jammed_or_not(path, gap, name):
+    """One row and one column with a product so far below the others that its bits are cut."""
+    rng, unit = np.random.default_rng(gap), get_target("riscv.zvfqwdota8f")
+    fmt = get_format(name)
+    for m, k, n in [(4, 32, 16), (5, 33, 19), (1, 48, 3)]:
+        x, y = (1 + rng.integers(0, 4, s) / 4 for s in ((m, k), (k, n)))
+        x *= rng.choice([-1, 1], x.shape)
+        high = min(fmt.emax - 1, gap // 2)
+        x, y = x * 2.0**high, y * 2.0 ** (gap - gap // 2 - 2)
+        x[m // 2, 3 : k : 16] *= 2.0 ** max(-gap // 2 - high, fmt.emin - high)
+        y[3::16, n // 2] *= 2.0 ** -(gap - gap // 2)
+        x[:, 7], y[9] = 0, 0
+        a, b = (QTensor.from_codes(encode(v, fmt), name) for v in (x, y))
+        with simd.force(path), counted() as calls:
+            same(a, b, unit)
+            same(a, b, unit, accumulator(rng, (m, n), "float32"))
+        assert calls["aligned terms"] >= 2
+
+
 @pytest.mark.parametrize("path", simd.PATHS)
 @pytest.mark.parametrize("group", [1, 4, 8])
 @pytest.mark.parametrize("negative_zero", [True, False])
@@ -263,7 +311,9 @@ def test_groups_of_codes_that_float64_holds(path, group, negative_zero):
             for kind in ("normal", "codes", "sparse"):
                 a, b = floats(rng, (m, k), name, kind), floats(rng, (k, n), name, kind)
                 a.codes[0, 0] = b.codes[0, 0] = 0x7E  # 448: products below 2**18
-                least = np.float32(2.0) ** (18 + (k + 1).bit_length() + 1 - 53)
+                norms = squares(a, -1) + squares(b, -2)  # no sum of products leaves this
+                top = max(min(18 + (k + 1).bit_length(), (norms + 1) // 2 + 1), 18) + 1
+                least = np.float32(2.0) ** (top - 53)
                 for low, fits in ((least, True), (least / 2, False)):
                     c = rng.standard_normal((m, n)).astype(np.float32)
                     c = np.round(c * 2**7) * (low if low < 1 else 1) * rng.choice([1, 64], c.shape)

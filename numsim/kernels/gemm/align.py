@@ -54,6 +54,7 @@ class Rule(NamedTuple):
     truncates: bool  # the rounding of a block: toward zero, or nearest even
     sum_bits: int
     half: bool  # the late addition rounds to float16, not to float32
+    fraction: int  # fraction bits of a product
 
     @property
     def chunk(self) -> int:
@@ -95,7 +96,7 @@ class Rule(NamedTuple):
         chunks = len(self.slots()) // self.parts // self.chunk
         return np.array(
             [chunks, self.align_bits, max(self.least, LOWEST), self.emin, self.keep_bits,
-             self.truncates, 2.0 ** (self.emax + 1), self.sum_bits, self.half, 0.0]
+             self.truncates, 2.0 ** (self.emax + 1), self.sum_bits, self.half, self.fraction]
         )  # fmt: skip
 
 
@@ -280,7 +281,7 @@ def gemm_align(
     if c is not None:
         out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
-        small = rule.small if simd.path() == "avx2" else 0
+        small = 0 if simd.path() == "plain" else rule.small
         flavour = Flavour(rule.kind, rule.chunk, whole, small).code()
         if isinstance(b, PackedCodes):
             codes = _codes_runner(flavour, b.panels.dtype, simd.enabled())

@@ -3,8 +3,8 @@
 One lane is one output. A product of two significands is exact in float32; scaled so that one unit
 is the last kept bit, its conversion to int32 is the cut toward zero. A few such integers fit int32,
 then they go to float64, where the rest of the block is exact: at most 53 bits are ever in use.
-With AVX2 the products of a whole block, if their sum fits int32, stay there, and the conversion to
-float32 cuts it.
+With vectors the products of a whole block, if their sum fits int32, stay there, and the conversion
+to float32 cuts it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.ir.control import toward_zero
+from numsim.kernels.ir.control import any_lane, either, toward_zero
 from numsim.kernels.ir.simd import (
     I32,
     I64,
@@ -36,6 +36,15 @@ LOWEST = -700  # stands for the largest exponent where there is no term: 2**(F +
 RULE_SIZE = 10
 
 _VD, _VL = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(I64, 16)
+
+
+_LIFT = 1000  # makes exponents of terms positive, and leaves NO_TERM negative
+
+
+def _least(b: Any, least: Any, exponent: Any) -> Any:
+    """Return the least of unsigned lanes and an exponent, lifted; where there is no term, huge."""
+    lifted = b.add(exponent, splat(exponent.type, _LIFT))
+    return b.select(b.icmp_unsigned("<", lifted, least), lifted, least)
 
 
 class Flavour(NamedTuple):
@@ -73,6 +82,7 @@ class _Align:
         self.truncates = self._spread(values[5], _VD)  # 1.0: toward zero, 0.0: to nearest even
         self.limit = self._spread(values[6], _VD)  # 2**(emax + 1)
         self.least = self._power(b.sext(self.emin, _VL))
+        self.room = b.sub(self.cut, self._lanes(values[9]))  # an exponent so far below cuts nothing
         self.halves = b.fcmp_ordered("!=", self._spread(values[8], _VD), splat(_VD, 0.0))
 
     def _spread(self, scalar: Any, vector: Any) -> Any:
@@ -112,13 +122,20 @@ class _Align:
             start = b.add(first, b.mul(c, ir.Constant(I64, self.chunk)))
             return [b.add(start, ir.Constant(I64, u)) for u in range(self.chunk)]
 
-        def peak(c: Any, top: list[Any]) -> list[Any]:
+        def peak(c: Any, found: list[Any]) -> list[Any]:
+            top, least = found[: self.rows], found[self.rows :]
             for slot in slots(c):
                 eb = self._column(slot, 1)
                 top = [maximum(b, t, b.add(self._row(slot, 1, r), eb)) for r, t in enumerate(top)]
-            return top
+                if least:
+                    lines = (self.tile.rows(slot, 2 * ALIGN_ROWS, ALIGN_ROWS, few), eb)
+                    least = [_least(b, x, y) for x, y in zip(least, lines, strict=True)]
+            return top + least
 
-        top = loop(b, self.chunks, top, peak)
+        few = ir.VectorType(I32, self.rows)
+        bounds = [splat(few, -1), splat(V32, -1)] if self.kind == BULK else []
+        found = loop(b, self.chunks, top + bounds, peak)
+        top, least = found[: self.rows], found[self.rows :]
         ahead = b.add(self.cut, splat(V32, 127))
         above = [b.sub(ahead, t) for t in top]  # + the product's exponent: its scale's, biased
         zero, last, shift = splat(V32, 0), splat(V32, 254), splat(V32, 23)
@@ -127,7 +144,7 @@ class _Align:
             for x in above
         ]
 
-        def add(c: Any, totals: list[Any]) -> list[Any]:
+        def add(c: Any, totals: list[Any], jams: bool = False) -> list[Any]:
             sums = [zero] * self.rows
             for slot in slots(c):
                 mb = b.bitcast(self._column(slot, 0), VF)
@@ -138,18 +155,29 @@ class _Align:
                     if not self.direct:
                         e = b.add(b.add(self._row(slot, 1, r), eb), above[r])
                         scale = b.bitcast(b.shl(maximum(b, e, zero), shift), VF)
-                    sums[r] = b.add(sums[r], self.cut_off(b.fmul(x, scale)))
+                    sums[r] = b.add(sums[r], self.cut_off(b.fmul(x, scale), jams))
             if self.small:
                 return [b.add(t, s) for t, s in zip(totals, sums, strict=True)]
             return [b.fadd(t, b.sitofp(s, _VD)) for t, s in zip(totals, sums, strict=True)]
 
-        nothing = zero if self.small else splat(_VD, 0.0)
-        return top, loop(b, self.chunks, [nothing] * self.rows, add)
+        nothing = [zero if self.small else splat(_VD, 0.0)] * self.rows
+        if self.kind != BULK:
+            return top, loop(b, self.chunks, nothing, add)
+        lost = splat(V32, 0)  # the least product that there may be of each row lies too low
+        for r, t in enumerate(top):
+            x = self._spread(b.extract_element(least[0], ir.Constant(I32, r)), V32)
+            low = b.sub(b.add(x, least[1]), splat(V32, 2 * _LIFT))
+            lost = b.or_(lost, b.sext(b.icmp_signed(">", b.sub(t, low), self.room), V32))
+        return top, either(
+            b, any_lane(b, lost),
+            lambda: loop(b, self.chunks, nothing, lambda c, x: add(c, x, jams=True)),
+            lambda: loop(b, self.chunks, nothing, add),
+        )  # fmt: skip
 
-    def cut_off(self, units: Any) -> Any:
+    def cut_off(self, units: Any, jams: bool) -> Any:
         """Return float32 lanes as whole numbers: cut toward zero, or jammed into the last bit."""
         b = self.b
-        if self.kind != BULK:
+        if not jams:
             return b.fptosi(units, V32)
         kind = ir.FunctionType(VF, [VF])
         below = b.call(b.module.declare_intrinsic("llvm.floor.v16f32", (), kind), [units])

@@ -1,8 +1,8 @@
-"""The rounding of a thread's float instructions, on processors where it is not their own."""
+"""The rounding of a thread's float instructions where it is not their own, and two ways to go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,3 +34,32 @@ def toward_zero(b: Any) -> Iterator[None]:
     b.call(load, [b.bitcast(new, byte)])
     yield
     b.call(load, [b.bitcast(before, byte)])
+
+
+def any_lane(b: Any, lanes: Any) -> Any:
+    """Return whether any lane of an int32 vector is not zero."""
+    some = b.icmp_signed("!=", lanes, ir.Constant(lanes.type, [0] * lanes.type.count))
+    word = ir.IntType(lanes.type.count)
+    return b.icmp_unsigned("!=", b.bitcast(some, word), ir.Constant(word, 0))
+
+
+def either(
+    b: Any, condition: Any, first: Callable[[], list[Any]], second: Callable[[], list[Any]]
+) -> list[Any]:
+    """Emit ``first() if condition else second()``: values of the same types."""
+    places = [b.append_basic_block(name) for name in ("first", "second", "both")]
+    b.cbranch(condition, *places[:2])
+    made = []
+    for place, emit in zip(places[:2], (first, second), strict=True):
+        b.position_at_end(place)
+        values = emit()
+        made.append((b.block, values))
+        b.branch(places[2])
+    b.position_at_end(places[2])
+    phis = []
+    for pair in zip(made[0][1], made[1][1], strict=True):
+        phi = b.phi(pair[0].type)
+        for value, (block, _) in zip(pair, made, strict=True):
+            phi.add_incoming(value, block)
+        phis.append(phi)
+    return phis

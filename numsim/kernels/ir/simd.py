@@ -219,6 +219,11 @@ class Tile:
         """Return the element ``i * times + plus`` of the left operand."""
         return self.b.load(self.b.gep(self.a, [self.index(i, times, plus)]))
 
+    def rows(self, i: Any, times: int, plus: int, vector: Any) -> Any:
+        """Return the vector that begins at ``i * times + plus`` of the left operand."""
+        at = self.b.gep(self.a, [self.index(i, times, plus)])
+        return self.b.load(self.b.bitcast(at, vector.as_pointer()), align=4)
+
     def columns(self, i: Any, times: int, plus: int, vector: Any = None) -> Any:
         """Return the vector that begins at ``i * times + plus`` of the right operand's panel."""
         at = self.b.gep(self.panel, [self.index(i, times, plus)])

@@ -75,10 +75,28 @@ def split_place(rule: Exact, low: int, high: int) -> int | None:
     return place if fits and not rule.negative_zero else None
 
 
-def in_double(x: Chain, low: int, high: int) -> bool:
+def _squares(q: QTensor, axis: int) -> int:
+    """Return e: the squares of every line along an axis add up to less than 2**e."""
+
+    def look() -> int:
+        values = batched(decoded(q)).astype(np.float64)
+        most = float(np.square(values).sum(axis).max(initial=0.0))
+        return int(np.frexp(most * (1 + 2.0**-20))[1])  # more than the sum's own roundings
+
+    return int(kept(q, "squares", look, axis))
+
+
+def reach(x: Chain) -> int:
+    """Return e: no products of a line of a and one of b add up to 2**e, some left out or not."""
+    both = _squares(x.a, -1) + _squares(x.b, -2)  # Cauchy and Schwarz
+    return (both + 1) // 2
+
+
+def in_double(x: Chain, low: int, high: int, reach: int = 1 << 20) -> bool:
     """Whether float64 holds every sum of a chain, and float32, its format, every rounded one.
 
-    All numbers are multiples of one power of two, which rounding keeps, and stay finite.
+    All numbers are multiples of one power of two, which rounding keeps, and stay finite. `reach`:
+    sums of products lie below 2**reach.
     """
     if x.out.name != "float32":
         return False
@@ -89,8 +107,10 @@ def in_double(x: Chain, low: int, high: int) -> bool:
             return False
         if low_c < high_c:
             low, high = min(low, low_c), max(high, high_c)
+        reach = max(reach, high_c) + 1
     depth = x.a.shape[-1] + 1
-    top = high + depth.bit_length() + 1  # roundings add one part in 2**24 each
+    # roundings add one part in 2**24 each
+    top = max(min(high + depth.bit_length(), reach), high) + 1
     return top - low <= 53 and top < 128 and depth < 1 << 24
 
 
@@ -137,7 +157,9 @@ def _groups(x: Chain) -> Work | None:
     if found is None:
         return None
     low, high = (edge - lscale_of(rule, x.out) for edge in found)
-    single = in_double(x, low, high)
+    single = in_double(x, low, high) or (
+        high - low <= 53 and in_double(x, low, high, reach(x) - lscale_of(rule, x.out))
+    )  # fmt: skip
     whole = single or rule.group == 1 or high - low + _CARRY <= 53
     place = None if whole else split_place(rule, low, high)
     if not whole and place is None:

@@ -216,6 +216,7 @@ def _align(
         block.kind if block.kind < kinds.TWO_STAGE else block.kind + block.streams - 1,
         block.group, block.align_bits, block.min_exponent, block.emin, block.emax,
         block.precision - 1, block.mode == 2, block.sum_bits, block.out_precision == 11,
+        block.fraction,
     )  # fmt: skip
     zeros = block.zero_products
     left = planes(a, False) if own is None else own.left(a)
