@@ -16,6 +16,7 @@ from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_wor
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
+from numsim.kernels.ir.fp8_left import looked_up_left
 from numsim.kernels.ir.hopper import float_tile
 from numsim.kernels.ir.pack import turned_quads
 from numsim.kernels.jit import expanded, inline, kernel
@@ -290,7 +291,7 @@ def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
 
 @inline
 def left_tables(how: Fields) -> Array:
-    """Return what `ir.fp8.looked_up_left` reads."""
+    """Return what `ir.fp8_left` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)
     simd_fp8.left_codes(16, codes, 8, 0, words, how)
     planes = words.view(np.uint8).reshape(8, 3, simd_fp8.ROWS, simd_fp8.RUN, 4)
@@ -329,9 +330,7 @@ def planes_wide(
     whole = depth % (4 * simd_fp8.RUN) == 0 and runs % 4 == 0
     if simd.HAVE_BYTE_TABLES and how.magnitude < 128 and whole:
         flat = rows.reshape(-1)
-        simd_fp8.looked_up_left(
-            flat, start * each, stop * each, fours, runs // 4, tiles, planes, tables
-        )
+        looked_up_left(flat, start * each, stop * each, fours, runs // 4, tiles, planes, tables)
     else:
         _left_codes(16, rows, planes, runs, how, start, stop)
 

@@ -206,7 +206,7 @@ def planes_reader(
     return bytes_of, values
 
 
-def _storing(b: Any, first: Any) -> Any:
+def storing(b: Any, first: Any) -> Any:
     """Return a function that stores a vector from word `at` on behind `first`."""
 
     def put(at: int, value: Any) -> None:
@@ -239,7 +239,7 @@ def left_codes(
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             at = b.add(b.mul(i, ir.Constant(I64, A_WORDS)), b.mul(args[3], ir.Constant(I64, RUN)))
-            put = _storing(b, b.gep(target, [at]))
+            put = storing(b, b.gep(target, [at]))
             for piece in range(pieces):
                 code = b.gep(
                     source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))]
@@ -253,61 +253,6 @@ def left_codes(
         return context.get_dummy_value()
 
     return types.void(words, codes, types.int64, types.int64, planes, fields), codegen
-
-
-@emitted
-def looked_up_left(
-    typing: Any, codes: Any, first: Any, last: Any, fours: Any, block: Any, tiles: Any,
-    planes: Any, tables: Any,
-) -> Any:  # fmt: skip
-    """Do what `left_codes` does with AVX-512, for all codes of the rows from `first` to `last`.
-
-    A row of codes, of all tiles, holds `fours` times four runs, a block of planes `block` times
-    four. `tables` are of bytes, as for `looked_up_codes`. One call keeps them in registers.
-    """
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        _, first, last, fours, block, tiles = args[:6]
-        source = vectors_of(context, b, sig.args[0], args[0], V8)
-        target = pointer_at(context, b, sig.args[6], args[6], ir.Constant(I64, 0))
-        look_up = _tables_of(context, b, sig.args[7], args[7])
-        zero, sign, high = splat(V8, 0), splat(V8, -128), splat(V32, -(1 << 16))
-
-        def times(x: Any, y: int) -> Any:
-            return b.mul(x, ir.Constant(I64, y))
-
-        def line(i: Any, carried: list[Any]) -> list[Any]:
-            row = b.add(first, i)
-            tile, place = b.udiv(row, ir.Constant(I64, ROWS)), b.urem(row, ir.Constant(I64, ROWS))
-
-            def four(n: Any, carried: list[Any]) -> list[Any]:
-                code = b.load(b.gep(source, [b.add(b.mul(row, fours), n)]), align=1)
-                negative = b.icmp_unsigned(">", code, sign)
-                lowest = b.add(look_up(1, code), b.select(negative, splat(V8, SIGN), zero))
-                upper, lower = b.or_(look_up(2, code), b.and_(code, sign)), look_up(3, code)
-                exponents = look_up(0, code)
-                of_tile = b.add(b.mul(b.udiv(n, block), tiles), tile)
-                at = times(b.add(b.mul(of_tile, block), b.urem(n, block)), 4 * A_WORDS)
-                put = _storing(b, b.gep(target, [b.add(at, times(place, RUN))]))
-                for r in range(4):
-                    each = [16 * r + k // 4 for k in range(64)]
-                    order = ir.Constant(ir.VectorType(I32, 64), each)
-                    pairs = ir.Constant(order.type, [k + 64 * (i % 2) for i, k in enumerate(each)])
-                    both = b.bitcast(b.shuffle_vector(lower, upper, pairs), V32)
-                    for plane, words in enumerate((exponents, lowest)):
-                        spread = b.shuffle_vector(words, zero, order)
-                        put(A_WORDS * r + plane * ROWS * RUN, b.bitcast(spread, V32))
-                    put(A_WORDS * r + 2 * ROWS * RUN, b.and_(both, high))
-                return carried
-
-            loop(b, fours, [], four)
-            return carried
-
-        loop(b, b.sub(last, first), [], line)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-    return types.void(codes, i64, i64, i64, i64, i64, planes, tables), codegen
 
 
 @emitted
@@ -325,7 +270,7 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
         pieces = COLUMNS // 4 // width
 
         def step(k: Any, carried: list[Any]) -> list[Any]:
-            put = _storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
+            put = storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
             first = b.mul(k, ir.Constant(I64, pieces))
             fetch(b, b.gep(source, [b.add(first, ir.Constant(I64, AHEAD * pieces))]))
             for piece in range(pieces):
@@ -356,7 +301,7 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
         exponents, rest = reader_by_tables(context, b, sig.args[3], args[3])
 
         def step(k: Any, carried: list[Any]) -> list[Any]:
-            put = _storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
+            put = storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
             fetch(b, b.gep(source, [b.add(k, ir.Constant(I64, AHEAD))]))
             code = b.load(b.gep(source, [k]), align=1)
             lowest, values = rest(code)
@@ -370,7 +315,7 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
     return types.void(codes, types.int64, words, tables), codegen
 
 
-def _tables_of(context: Any, b: Any, kind: Any, tables: Any) -> Callable[[int, Any], Any]:
+def byte_tables(context: Any, b: Any, kind: Any, tables: Any) -> Callable[[int, Any], Any]:
     """Return how the bytes of one of four tables are found for codes, whose signs do not count."""
     first = vectors_of(context, b, kind, tables, V8)
     parts = [b.load(b.gep(first, [ir.Constant(I64, i)]), align=1) for i in range(8)]
@@ -380,7 +325,7 @@ def _tables_of(context: Any, b: Any, kind: Any, tables: Any) -> Callable[[int, A
 
 def reader_by_tables(context: Any, b: Any, kind: Any, tables: Any) -> tuple[Any, Any]:
     """Return how 64 codes are read: their exponents; their lowest bits and four vectors' values."""
-    looked_up = _tables_of(context, b, kind, tables)
+    looked_up = byte_tables(context, b, kind, tables)
     sign8, eight, high = splat(V8, -128), splat(V32, 8), splat(V32, -(1 << 16))
 
     def rest(code: Any) -> tuple[Any, list[Any]]:
@@ -406,7 +351,7 @@ def turned_codes(typing: Any, rows: Any, words: Any) -> Any:
         source = make(sig.args[0])(context, b, args[0])
         stride = b.extract_value(source.strides, 0)
         first = pointer_at(context, b, sig.args[1], args[1], ir.Constant(I64, 0))
-        put, target = _storing(b, first), b.bitcast(first, V32.as_pointer())
+        put, target = storing(b, first), b.bitcast(first, V32.as_pointer())
         for i in range(4):
             lines = []
             for r in range(16):
