@@ -29,7 +29,8 @@ from numsim.kernels.gemm.steps import (
 from numsim.kernels.ir import simd
 from numsim.models.gemm import RAW
 from numsim.nn.direct import group_of
-from numsim.nn.products import ONE_SCALE, Context, Operands
+from numsim.nn.products import Context, Operands
+from numsim.nn.rows import ONE_SCALE
 from numsim.quant import QTensor, Quant, as_quant
 from numsim.targets.operands import locked
 from numsim.targets.plan import class_for

@@ -21,15 +21,13 @@ from numsim.kernels.gemm.fma import gemm_fma, pack_b
 from numsim.models.gemm import RAW, probe
 from numsim.nn import direct
 from numsim.nn.draws import hadamard, random_signs, stream_key
+from numsim.nn.rows import ONE_SCALE, Codes, by_steps, quickly, rows_turned
 from numsim.quant import QTensor, Quant, as_quant, quantize
-from numsim.quant.quick import quick
 from numsim.targets import matmul
 
 Array = NDArray[Any]
 Watch = Callable[[str, str, Array, QTensor], object]
-Codes = dict[Any, QTensor]  # of one tensor, by how it is stored
 PRODUCTS = ("forward", "dgrad", "wgrad")
-ONE_SCALE = ("none", "per_tensor")
 
 
 @dataclass
@@ -174,7 +172,7 @@ class Operands:
         key = quant, None if _for_both_axes(quant) else axis, scale
         if key not in codes:
             scaled = source if scale == 1 else source * scale
-            made = quick(scaled, quant)
+            made = quickly(scaled, quant)
             how = self._random(tensor, quant, axis)
             q = quantize(scaled, quant, axis=axis, **how) if made is None else made
             if scale != 1:
@@ -231,10 +229,10 @@ def forward_product(
     rule = context.rule(name)
     if not x.size:  # no row: nothing to quantise, and no gradient
         y = np.zeros((*x.shape[:-1], w.shape[-2]), context.dtype)
-        return (y if turned is None else _by_steps(y, turned)), (x, w)
+        return (y if turned is None else by_steps(y, turned)), (x, w)
     if rule is None:
         y = chains(x, np.swapaxes(w, -1, -2))
-        return (y if turned is None else _by_steps(y, turned)), (x, w)
+        return (y if turned is None else by_steps(y, turned)), (x, w)
     kept = {} if weights is None else weights
     shared = {} if inputs is None else {"x": inputs}
     operands = Operands(context, name, rule, {"x": x, "w": w}, kept, at=at, shared=shared)
@@ -244,41 +242,9 @@ def forward_product(
     if turned is None:
         return _multiply(left, right, one, small), (operands,)
     if left.scale is None or left.scale.ndim or left.block_shape:
-        return _by_steps(_multiply(left, right, one, small), turned), (operands,)
-    y = _multiply(_rows_turned(left, turned), right, one, small)  # of codes, not of sums
+        return by_steps(_multiply(left, right, one, small), turned), (operands,)
+    y = _multiply(rows_turned(left, turned), right, one, small)  # of codes, not of sums
     return y.reshape(*turned[::-1], -1), (operands,)
-
-
-def _by_steps(y: Array, shape: tuple[int, ...]) -> Array:
-    return np.ascontiguousarray(y.reshape(*shape, -1).swapaxes(0, 1))
-
-
-def _rows_turned(q: QTensor, shape: tuple[int, ...]) -> QTensor:
-    """Return a tensor of one scale whose rows [A, B] stand as [B, A]."""
-    return QTensor(_by_steps(q.codes, shape).reshape(q.shape), q.fmt, q.scale, q.quant)
-
-
-def codes_by_rows(steps: Array, quants: Sequence[Any]) -> Codes | None:
-    """Return the codes of rows [B T, N] of values [T, B, N] as `Operands` share them.
-
-    None where a rule is not of one scale and to nearest, or does not store the values.
-    """
-    codes: Codes = {}
-    flat = steps.reshape(-1, steps.shape[-1])
-    for one in quants:
-        quant = RAW if one is None else as_quant(one)
-        if quant == RAW or quant.granularity not in ONE_SCALE or quant.rounding != "rne":
-            return None
-        key = quant, None, np.float32(1)
-        if key in codes or not steps.size:
-            continue
-        try:
-            made = quick(flat, quant)
-            q = quantize(flat, quant) if made is None else made
-        except NumsimError:
-            return None
-        codes[key] = _rows_turned(q, steps.shape[:2])
-    return codes
 
 
 def backward_product(

@@ -18,14 +18,13 @@ from numsim.kernels.gemm import recurrent as kernel
 from numsim.kernels.jit import threads, using_threads
 from numsim.nn import fused, rounded_cells
 from numsim.nn.products import (
-    Codes,
     Context,
     Operands,
     backward_product,
     backward_products,
-    codes_by_rows,
     forward_product,
 )
+from numsim.nn.rows import Codes, codes_by_rows
 from numsim.nn.tape import Recorder
 from numsim.quant import QTensor
 

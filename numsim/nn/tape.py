@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from numsim.arguments import as_array
 from numsim.errors import NumsimError
-from numsim.nn.products import Codes, Context
+from numsim.nn.products import Context
+from numsim.nn.rows import Codes
 from numsim.quant import QTensor
 
 Array = NDArray[Any]

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
-from numsim.quant.kept import kept
+from numsim.quant.kept import Key, kept
 from numsim.targets.chain import round_to
 from numsim.targets.levels import Level
 from numsim.targets.rules import IntSum, Rule, about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.types import Target
+
+_FINITE = Key("finite")
 
 
 class Engine(Protocol):
@@ -192,7 +194,14 @@ def bare(q: QTensor) -> QTensor:
     """Return the codes without scales, kept with the tensor so that they are packed once."""
     if q.scale is None and q.zero_point is None:
         return q
-    made: QTensor = kept(q, "bare", lambda: QTensor(q.codes, q.fmt))
+
+    def make() -> QTensor:
+        codes = QTensor(q.codes, q.fmt)
+        if _FINITE in q.packed:
+            codes.packed[_FINITE] = q.packed[_FINITE]
+        return codes
+
+    made: QTensor = kept(q, "bare", make)
     return made
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels.elementwise.functions import FloatArray, elementwise, exp64
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import expanded, inline, kernel
 
 SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
@@ -89,6 +90,7 @@ def _sigmoid_range(x: FloatArray, out: FloatArray) -> None:
 
 @kernel
 def _silu_range(x: FloatArray, out: FloatArray) -> None:
+    wide_vectors()
     for i in range(out.size):
         v = np.float64(x[i])
         out[i] = v / (1.0 + exp64(-v))

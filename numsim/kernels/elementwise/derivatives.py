@@ -22,6 +22,7 @@ from numsim.kernels.elementwise.activations import (
     sigmoid_of,
 )
 from numsim.kernels.elementwise.functions import GRAIN, FloatArray, add_to_lanes, combine, exp64
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import inline, kernel, over_range
 
 _INVERSE_SQRT_TWO_PI = float.fromhex("0x1.9884533d43651p-2")
@@ -39,6 +40,7 @@ def _slope(s: float, v: float, by: float) -> float:
 
 @kernel
 def _silu(x: FloatArray, g: FloatArray, out: FloatArray) -> None:
+    wide_vectors()
     for i in range(out.size):
         v = np.float64(x[i])
         out[i] = np.float64(g[i]) * _slope(sigmoid_of(v), v, 1.0)
@@ -140,6 +142,7 @@ def softcap_backward(x: FloatArray, g: FloatArray, *, scale: float, cap: float) 
 def _softmax_rows(
     p: FloatArray, g: FloatArray, out: FloatArray, scale: float, start: int, stop: int
 ) -> None:
+    wide_vectors()
     width = p.shape[1]
     terms, lanes = np.empty(width), np.empty(8)
     for row in range(start, stop):
@@ -175,36 +178,42 @@ def _norm_rows(
     inverses: FloatArray, eps: float, offset: float, centre: bool, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Rows start..stop of dx; their mean (0 for RMS) and 1 / root are kept for the columns."""
+    wide_vectors()
     width = x.shape[1]
     lanes, along = np.empty(8), np.empty(8)
+    terms, normed = np.empty(width), np.empty(width)
     for row in range(start, stop):
-        mean = 0.0
+        mean, values, up = 0.0, x[row], g[row]
         if centre:
             for k in range(8):
                 lanes[k] = 0.0
             for j in range(width):
-                lanes[j % 8] += np.float64(x[row, j])
+                terms[j] = np.float64(values[j])
+            add_to_lanes(terms, lanes)
             mean = combine(lanes) / width
         for k in range(8):
             lanes[k] = 0.0
         for j in range(width):
-            v = np.float64(x[row, j]) - mean
-            lanes[j % 8] += v * v
+            v = np.float64(values[j]) - mean
+            terms[j] = v * v
+        add_to_lanes(terms, lanes)
         inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         means[row], inverses[row] = mean, inverse
         for k in range(8):
             lanes[k] = 0.0
             along[k] = 0.0
         for j in range(width):
-            u = np.float64(g[row, j]) * (offset + np.float64(weight[j]))
-            lanes[j % 8] += u
-            along[j % 8] += u * ((np.float64(x[row, j]) - mean) * inverse)
+            u = np.float64(up[j]) * (offset + np.float64(weight[j]))
+            terms[j] = u
+            normed[j] = u * ((np.float64(values[j]) - mean) * inverse)
+        add_to_lanes(terms, lanes)
+        add_to_lanes(normed, along)
         shift = combine(lanes) / width if centre else 0.0
         slope = combine(along) / width
+        to = out[row]
         for j in range(width):
-            u = np.float64(g[row, j]) * (offset + np.float64(weight[j]))
-            normed = (np.float64(x[row, j]) - mean) * inverse
-            out[row, j] = ((u - shift) - normed * slope) * inverse
+            at = (np.float64(values[j]) - mean) * inverse
+            to[j] = ((terms[j] - shift) - at * slope) * inverse
 
 
 @kernel
@@ -212,14 +221,18 @@ def _norm_columns(
     x: FloatArray, g: FloatArray, means: FloatArray, inverses: FloatArray, dweight: FloatArray,
     dbias: FloatArray, start: int, stop: int,
 ) -> None:  # fmt: skip
-    for j in range(start, stop):
-        weight, bias = 0.0, 0.0
-        for row in range(x.shape[0]):
-            up = np.float64(g[row, j])
-            weight += up * ((np.float64(x[row, j]) - means[row]) * inverses[row])
-            bias += up
-        dweight[j] = weight
-        dbias[j] = bias
+    wide_vectors()
+    n = stop - start
+    weight, bias = np.zeros(n), np.zeros(n)
+    for row in range(x.shape[0]):
+        values, up = x[row, start:stop], g[row, start:stop]
+        mean, inverse = means[row], inverses[row]
+        for j in range(n):
+            u = np.float64(up[j])
+            weight[j] += u * ((np.float64(values[j]) - mean) * inverse)
+            bias[j] += u
+    for j in range(n):
+        dweight[start + j], dbias[start + j] = weight[j], bias[j]
 
 
 def norm_backward(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import inline, kernel, over_range
 
 FloatArray = NDArray[Any]
@@ -94,6 +95,7 @@ def _softmax_rows(
 
     `bias` [heads, T, S] is added to the scaled scores; no heads: none. `sinks` [heads] likewise.
     """
+    wide_vectors()
     steps, width = x.shape[1], x.shape[2]
     per_keep = x.shape[0] // keep.shape[0]
     heads = bias.shape[0]
@@ -159,6 +161,7 @@ def _rms_norm_rows(
     stop: int,
 ) -> None:
     """Rows start..stop of x [R, H]."""
+    wide_vectors()
     width = x.shape[1]
     whole = width // 8 * 8
     lanes = np.empty(8)

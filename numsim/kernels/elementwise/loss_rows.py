@@ -14,6 +14,7 @@ from numsim.kernels.elementwise.activations import (
 )
 from numsim.kernels.elementwise.functions import FloatArray, add_to_lanes, combine, exp64
 from numsim.kernels.elementwise.logarithm import log1p64, log64
+from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import kernel
 
 
@@ -23,6 +24,7 @@ def cross_entropy_rows(
     gradient: FloatArray, count: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Rows start..stop of logits [R, C]: the loss of each, and its gradient over `count`."""
+    wide_vectors()
     width = logits.shape[1]
     e, lanes = np.empty(width), np.empty(8)
     for row in range(start, stop):

@@ -14,7 +14,7 @@ from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
-from numsim.kernels.ir.fp8_codes import looked_up_left
+from numsim.kernels.ir.fp8_left import looked_up_left
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ def exponents_below(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
 
 @inline
 def left_tables(how: Fields) -> Array:
-    """Return what `ir.fp8_codes.looked_up_left` reads."""
+    """Return what `ir.fp8_left` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)
     simd_fp8.left_codes(16, codes, 8, 0, words, how)
     planes = words.view(np.uint8).reshape(8, 3, simd_fp8.ROWS, simd_fp8.RUN, 4)
