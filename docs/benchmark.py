@@ -25,6 +25,8 @@ TIMERS = {
     "matmul": "Products by the rules of units, on one core, beside float32 BLAS.",
 }
 
+BY_HAND = "\n## One row"  # from there on the page is measured by hand, with what limits it
+
 
 def processor() -> str:
     """Return the name of the processor."""
@@ -72,6 +74,7 @@ def page() -> list[str]:
         f"| Python | {platform.python_version()} |",
         f"| packages | numsim {version('numsim')}, {packages} |",
         *(line for what in TIMERS for line in measured(what)),
+        *("\n" + BY_HAND + PAGE.read_text(encoding="utf-8").partition(BY_HAND)[2]).splitlines()[1:],
     ]  # fmt: skip
 
 
