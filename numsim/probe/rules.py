@@ -39,6 +39,8 @@ def nearby(rule: Rule, machine: Machine) -> Iterator[tuple[str, Rule]]:
             if f.name == "order":  # which says whether there is a group
                 grouped = other in ("tree", "two_chains")
                 change["group"] = (getattr(rule, "group", None) or 2) if grouped else None
+            if f.name == "pair_bits" and value is None:  # pairs fill a group
+                change["group"] = 2 * -(-getattr(rule, "group", 2) // 2)
             yield f.name, changed(rule, **change)
 
 
@@ -60,6 +62,8 @@ def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any
     elif isinstance(limit, tuple) and value is None:
         if name == "min_exponent":
             yield from (-126, -133, -139, *range(-112, 0, 16))
+        elif name == "pair_bits":
+            yield from (8, 10, 12, 14, 16, 17, 18, 20, 24, 32)
         elif name in ("bias_a", "bias_b"):
             own = (machine.a if name == "bias_a" else machine.b).bias
             yield from (own + n for n in (1, -1) if 0 <= own + n <= 62)

@@ -9,11 +9,12 @@ import pytest
 import numsim as ns
 from numsim.probe import ProbeError, order_of, probe
 from numsim.probe.apart import results
-from numsim.probe.inputs import first_round, random_sums
+from numsim.probe.inputs import first_round, moderate_sums, random_sums
+from numsim.probe.kinds import WAYS
 from numsim.probe.machine import as_machine, bits_of, laid_out, rule_in, unit_of
 from numsim.probe.probe import machine_for
 from numsim.probe.readings import exact_bits, power_of
-from numsim.probe.search import Search
+from numsim.probe.search import UNSEEN, Search
 from numsim.probe.stimuli import exact, random, span
 from numsim.targets import Target
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Mme, TwoStage
@@ -53,6 +54,8 @@ def recovered(rule, formats, out=None, depths=SHORT, **chain):
         (Mac(order="odd_first", flush=True, tiny="unbounded"), "bfloat16", None),
         (Mac(fused=False, rounding="rto", order="tree", group=4), "bfloat16", None),
         (Mac(acc_format="float16"), "float8_e4m3fn", None),
+        (Mac("q1.6", "bfloat16", False, "rup", overflow="inf"), "float6_e3m2fn", None),
+        (TwoStage(4, 31, 32), "float6_e3m2fn", None),
     ],
     ids=str,
 )  # fmt: skip
@@ -73,6 +76,7 @@ def test_a_unit_is_found_again_from_outside(rule, formats, out):
         (IntSum(acc_bits=24, overflow="saturate", group=4), "int8"),
         (IntSum(group=4, pair_bits=16), ("uint8", "int8")),
         (IntSum(overflow="saturate", group=2), "int16"),
+        (IntSum(31, "saturate", 16, pair_bits=12), "int16"),  # one product shows the pair
     ],
     ids=str,
 )
@@ -90,6 +94,58 @@ def test_an_integer_unit_is_found_again(rule, formats):
 def test_where_a_long_sum_is_cut_is_found():
     found, _ = recovered(IntSum(acc_bits=16, overflow="saturate"), "int8", promote_every=32)
     assert found.target.promote_every == 32
+
+
+def test_parts_of_a_long_sum_are_told_from_others():
+    split = {"split_k": 2, "split_tile": 16, "split_order": "serial"}
+    found, same = recovered(IntSum(acc_bits=18), "int8", **split)
+    assert same
+    machine = machine_for("int8", None, True, SHORT)
+    unit = unit_of(IntSum(acc_bits=18), machine, **split)
+    batch = random_sums(machine, SHORT[-1], 1000, 98)
+    both = [bits_of(results(x, machine, batch)) for x in (unit, found.target)]
+    np.testing.assert_array_equal(*both)
+
+
+def test_what_no_operand_reaches_is_undecided():
+    # two products of int4 are 128 at most: no limit of 9 bits and more is ever met
+    found, same = recovered(IntSum(26, "saturate", 2, pair_bits=12), "int4", depths=(16,))
+    assert same
+    assert found.target.rules[0][1].group == 2
+    assert "10" in found.undecided["pair_bits"]
+
+
+def asked(unit, machine):
+    """Return what a unit answers to the first stimuli."""
+    search = Search(machine)
+    for batch in first_round(machine):
+        search.learn(batch, results(unit, machine, batch))
+    return search
+
+
+@pytest.mark.parametrize("rule", [Mac("float_e3m12", rounding="rup"), Fused(4, 20)], ids=str)
+def test_a_rule_that_may_not_fit_does_not(rule):
+    machine = machine_for("float8_e5m2", None, True, SHORT)
+    search = asked(unit_of(rule, machine), machine)
+    dropped = 0
+    for kind in (Mac, Fused):
+        for other in [*WAYS[kind].adding(search.seen)][::17]:
+            if not search.may_fit(other, "exact"):
+                unit = unit_of(other, machine)
+                assert not search.fits(unit, ("exact",))
+                assert not search.fits(replace(unit, promote_every=UNSEEN), ("exact",))
+                dropped += 1
+    assert dropped > 20
+
+
+def test_sums_below_a_limit_fit_a_narrow_accumulator():
+    # a q1.6 accumulator ends at 2: more than half of usual random sums leave it, few of these do
+    machine = machine_for("float8_e5m2", None, True, SHORT)
+    codes = moderate_sums(machine, 64, 400, 1)[1:3]
+    a, b = (ns.decode(x, "float8_e5m2").astype(float) for x in codes)
+    size = np.abs(a * b).sum(1)
+    assert (size < 2).mean() > 0.25
+    assert (size > 64).any()
 
 
 def test_the_toml_of_a_probe_reads_back_and_names_its_evidence(tmp_path):
