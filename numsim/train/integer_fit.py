@@ -32,7 +32,7 @@ from numsim.train.integer import LIMIT, integer_update, to_int8
 Codes = NDArray[np.int8]
 FIXED_POINT = -4  # exponent of q3.4
 # Bits of the largest change of a weight, over equal parts of a run.
-BITS, FIXED_POINT_BITS = (6, 4, 2), (5, 3, 1)
+BITS, FIXED_POINT_BITS = (6, 4, 2), (3, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def integer_fit(
         The unit of the products: one that multiplies int8 and returns int32.
     bits
         Of the largest change of a weight in a step, a number for each equal part of the run: the
-        learning rate of this scheme. None: 6, 4, 2; in q3.4 5, 3, 1.
+        learning rate of this scheme. None: 6, 4, 2; in q3.4 3, 2, 1.
     fixed_point
         True: weights and activations are q3.4, whose exponent is fixed; gradients keep a block
         exponent.
