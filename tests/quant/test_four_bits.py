@@ -67,3 +67,25 @@ def test_if4_under_scales_of_columns_in_pieces():
     q, rows = ns.quantize(x, rule, axis=0), ns.quantize(np.ascontiguousarray(x.T), rule)
     np.testing.assert_array_equal(q.codes.T, rows.codes)
     np.testing.assert_array_equal(q.tensor_scale.T, rows.tensor_scale)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("quant", ["hif4", "if4", "nvfp4_4over6"])
+def test_words_of_16_bits_are_stored_as_their_float32_numbers(quant, dtype):
+    x = hard(np.random.default_rng(5)).astype(ns.cast(np.zeros(1), dtype).dtype)
+    for values, axis in ((x, -1), (np.ascontiguousarray(x.T), 0)):
+        got = ns.quantize(values, quant, axis=axis)
+        want = ns.quantize(values.astype(np.float64), quant, axis=axis)
+        for name in ("codes", "scale_codes", "scale"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+def test_sums_of_errors_that_are_equal_keep_the_first_way():
+    """Blocks of zeros and of 6: neither scale has an error, and that which maps to 6 stays."""
+    x = np.zeros((4, 16), np.float32)
+    x[0, 0], x[1, :2], x[2], x[3] = 6.0, [6.0, 1.0], 6.0, 4.0
+    rule = ns.Quant("e2m1", block=16, scale_format="e4m3", scale_rule="4over6:mse",
+                    tensor_scale=None)  # fmt: skip
+    fast, slow = ns.quantize(x, rule), ns.quantize(x.astype(np.float64), rule)
+    np.testing.assert_array_equal(fast.scale_codes, slow.scale_codes)
+    np.testing.assert_array_equal(fast.scale.ravel()[:3], [1.0, 1.0, 1.0])
