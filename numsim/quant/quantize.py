@@ -230,10 +230,11 @@ def quantize_pieces(
     if above is None and rule.above is not None:
         above = scale_above(amax, rule, axis)
     draws = (seed, offset, random)
-    shared = sizes
+    shared, size = sizes, PART
     if rule_name(str(rule.scale_rule)) in CLIP_RULES:  # what a search makes is large
-        shared = shared_by(values.shape, str(rule.granularity), sizes, axis)
-    size = PIECE if isinstance(rule.block, tuple) else PART  # of tiles every value has its scale
+        shared, size = shared_by(values.shape, str(rule.granularity), sizes, axis), PIECE
+    if isinstance(rule.block, tuple):  # every value of a tile has a copy of its scale
+        size = PIECE
     parts: list[Any] = [...] if shared is None else pieces_of(values.shape, shared, size)
     if len(parts) == 1:
         return stored(values, wide, amax, rule, sizes, axis, given, above, draws, done)
