@@ -86,7 +86,7 @@ def _first_groups(machine: Machine, align_bits: int, kept_bits: int) -> tuple[in
     bits than it has.
     """
     depth = machine.depths[0]
-    return (depth, 4, 1) if align_bits < kept_bits and depth > 4 else (depth,)
+    return (depth, 4, 1) if align_bits < kept_bits and depth > 4 else (depth, 1)
 
 
 def _itself(rule: Any, _: Any) -> Iterator[Any]:
@@ -196,20 +196,28 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         fmt = get_format(name)
         wide = name in _USUAL and seen.held(out_bits) and fmt.precision - 1 > out_bits
         usual = name in _USUAL and seen.held(fmt.precision - 1)
-        if not (_held_at(fmt, seen.place) == seen.bits or usual or wide):
+        held = _held_at(fmt, seen.place)
+        more = seen.thorough and seen.complete and held > seen.bits and _is_near(fmt)
+        if not (held == seen.bits or usual or wide or more):
             continue
         near = _is_near(fmt)
         overs = ("ieee", "inf", "saturate") if near else ("ieee",)
         flushes = _FLUSHES if near else _FLUSHES[:1]
         orders, fuses = (
-            (_ORDERS, (True, False)) if near and not seen.complete else (_ORDERS[:1], (True,))
+            (_ORDERS, (True, False))
+            if near and (more or not seen.complete)
+            else (_ORDERS[:1], (True,))
         )
         products: tuple[dict[str, Any], ...] = tuple({"fused": fused} for fused in fuses)
         if seen.thorough:  # products that leave a narrow format are seen here already
             products += tuple({"fused": False, "product_format": p} for p in _NARROW)
-        for many, how, mode, over, tiny in product(products, orders, _MODES, overs, flushes):
+        modes = _MODES[:2] if more else _MODES  # nothing is rounded
+        for many, how, mode, over, tiny in product(products, orders, modes, overs, flushes):
             known_ones = {"rounding": mode, "overflow": over, **many}
-            yield changed(Mac(acc_format=name), **known_ones, **how, **tiny)
+            rule = changed(Mac(acc_format=name), **known_ones, **how, **tiny)
+            yield rule
+            if seen.thorough and rule.order == "tree":
+                yield changed(rule, negative_zero=False)
 
 
 def _mac_products(rule: Mac, machine: Machine) -> Iterator[Rule]:

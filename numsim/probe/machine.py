@@ -258,7 +258,8 @@ def changed(rule: Any, **values: Any) -> Any:
 
 def unit_of(rule: Rule, machine: Machine, **chain: Any) -> Target | None:
     """Return a unit with one rule for a machine's formats, None where no rule is such."""
-    kind = class_of(type(rule), machine)
+    own_kind: Any = type(rule)
+    kind = class_of(own_kind, machine)
     if kind is None:
         return None
     own = {f.name for f in fields(rule)}

@@ -9,10 +9,12 @@ import numpy as np
 
 from numsim.probe import rules as rules_of
 from numsim.probe.found import Probe, ProbeError, Witness
+from numsim.probe.infer import Found, infer
 from numsim.probe.inputs import first_round, moderate_sums, random_sums
 from numsim.probe.lines import Lines
 from numsim.probe.machine import Answers, Batch, Doubt, is_float, joined, restarts
-from numsim.probe.search import UNSEEN, Found, Search, cut_of, cuts, infer, rule_of, with_rule
+from numsim.probe.search import Search, rule_of, with_rule
+from numsim.probe.stages import UNSEEN, cut_of, cuts
 from numsim.targets import Target
 
 Talk = Generator[list[Batch], list[Answers], Probe]

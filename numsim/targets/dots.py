@@ -37,6 +37,7 @@ from numsim.targets.rules import (
     Rule,
     TwoStage,
     about,
+    adds_integers,
     bulk_norm,
     fused,
     mme,
@@ -73,7 +74,7 @@ class Dots:
     def lines(self, rule: Rule) -> Lines | None:
         """Return the products as a rule reads them; None: its kernel takes no products."""
         way = _WAYS.get(type(rule))
-        if way is None or not (self.floats or type(rule) is IntSum):
+        if way is None or not (self.floats or adds_integers(rule)):
             return None
         key = (type(rule), *way.reads(rule))
         if key not in self.kept:
@@ -98,7 +99,7 @@ def results(dots: Dots, rule: Rule, c: NDArray[Any] | None, out: Format, unit: T
     lines = dots.lines(rule)
     if lines is None:
         return None
-    if isinstance(rule, IntSum):
+    if adds_integers(rule):
         check_width(Chain(rule, dots.a, dots.b, None, out, unit.name))
     if not restarts(unit):
         return _chain(dots, rule, lines, c, out)
@@ -108,7 +109,7 @@ def results(dots: Dots, rule: Rule, c: NDArray[Any] | None, out: Format, unit: T
     else:
         parts = _parts(dots, rule, lines, positions, out)
     start = c
-    if c is not None and isinstance(rule, IntSum):
+    if c is not None and adds_integers(rule):
         start = c.astype(np.int64)
     return added_up(parts, positions, rule, start, out, unit, runs)
 
@@ -225,9 +226,19 @@ def _joined_planes(left: Any, right: Any) -> Lines:
     return sig.astype(kind), (left[1] + right[1]).astype(np.int32), cls.astype(np.uint8)
 
 
-def _plane_lines(dots: Dots, _: Any) -> Lines:
+_CODED = 20  # bits of the widest format whose codes have a table of their meaning
+
+
+def _plane_lines(dots: Dots, _: Any) -> Lines | None:
+    if max(dots.a.fmt.bits, dots.b.fmt.bits) > _CODED:
+        return None  # float32, which no unit aligns
     left, right = ([p[0] for p in planes(q, False)] for q in (dots.a, dots.b))
     return _joined_planes(left, right)
+
+
+def _any_result(block_of: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what gives the blocks of a rule that has one format of results."""
+    return lambda rule, a, b, _: block_of(rule, a, b)
 
 
 def _aligned(kernel: Callable[..., None], block_of: Callable[..., Any], *more: Any) -> Call:
@@ -239,10 +250,7 @@ def _aligned(kernel: Callable[..., None], block_of: Callable[..., Any], *more: A
         count, length = lines[0].shape
         ones = _ones_planes(length, lines[0].dtype)[: len(lines)]
         values = np.empty((count, 1))
-        formats = (dots.a.fmt, dots.b.fmt, out) if isinstance(rule, Fused) else (
-            dots.a.fmt, dots.b.fmt
-        )  # fmt: skip
-        block = block_of(rule, *formats)
+        block = block_of(rule, dots.a.fmt, dots.b.fmt, out)
         kernel(*lines, *ones, _begin(c, count, np.float64), values, 0, count, block, *more)
         return store(values[:, 0], out, rule)
 
@@ -253,7 +261,9 @@ def _mme_reads(rule: Mme) -> tuple[Any, ...]:
     return rule.bias_a, rule.bias_b, rule.subnormals
 
 
-def _mme_lines(dots: Dots, rule: Mme) -> Lines:
+def _mme_lines(dots: Dots, rule: Mme) -> Lines | None:
+    if max(dots.a.fmt.bits, dots.b.fmt.bits) > _CODED:
+        return None
     as_left = replace(rule, bias_a=rule.bias_b)  # both operands lie by lines
     pairs = ((dots.a, rule), (dots.b, as_left))
     left, right = ([p[0] for p in mme.operand(q, r, transposed=False)] for q, r in pairs)
@@ -311,12 +321,18 @@ def _exact(
 _WAYS: dict[type, _Way] = {
     Mac: _Way(_mac_reads, _mac_lines, _mac),
     Fused: _Way(_nothing, _plane_lines, _aligned(fused_kernel.matmul, fused.block_of)),
-    TwoStage: _Way(_nothing, _plane_lines, _aligned(two_stage_kernel.matmul, two_stage.block_of)),
+    TwoStage: _Way(
+        _nothing, _plane_lines,
+        _aligned(two_stage_kernel.matmul, _any_result(two_stage.block_of)),
+    ),
     BulkNorm: _Way(
         _nothing, _plane_lines,
-        _aligned(bulk_norm_kernel.matmul, bulk_norm.block_of, bulk_norm.ADDITION),
+        _aligned(bulk_norm_kernel.matmul, _any_result(bulk_norm.block_of), bulk_norm.ADDITION),
     ),
-    Mme: _Way(_mme_reads, _mme_lines, _aligned(mme_kernel.matmul, mme.block_of, mme.AFTER)),
+    Mme: _Way(
+        _mme_reads, _mme_lines,
+        _aligned(mme_kernel.matmul, _any_result(mme.block_of), mme.AFTER),
+    ),
     IntSum: _Way(_nothing, _int_lines, _int_sum),
     Exact: _Way(_nothing, _exact_lines, _exact),
 }  # fmt: skip

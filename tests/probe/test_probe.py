@@ -14,7 +14,8 @@ from numsim.probe.kinds import WAYS
 from numsim.probe.machine import as_machine, bits_of, laid_out, rule_in, unit_of
 from numsim.probe.probe import machine_for
 from numsim.probe.readings import exact_bits, power_of
-from numsim.probe.search import UNSEEN, Search
+from numsim.probe.search import Search
+from numsim.probe.stages import UNSEEN
 from numsim.probe.stimuli import exact, random, span
 from numsim.targets import Target
 from numsim.targets.types import Exact, Fused, IntSum, Mac, Mme, TwoStage

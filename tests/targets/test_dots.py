@@ -71,6 +71,13 @@ def test_dots_with_block_scales(fmt):
         np.testing.assert_array_equal(bits_of(found), bits_of(want), err_msg=batch.name)
 
 
+def test_float32_has_no_table_of_codes():
+    q = QTensor.from_codes(np.array([[1, 2]], np.uint32), "float32")
+    for rule in (Fused(4, 20), TwoStage(4), BulkNorm(4), Mme(4, 24)):
+        assert Dots(q, q).lines(rule) is None
+    assert Dots(q, q).lines(Mac()) is not None
+
+
 def test_sums_from_zero_are_asked_once():
     q = QTensor.from_codes(np.array([[0x38, 0xB8, 0x40]], np.uint8), "float8_e4m3fn")
     single, unit = get_format("float32"), get_target("ideal.fp32")

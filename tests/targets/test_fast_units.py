@@ -280,16 +280,18 @@ def test_sums_of_wide_codes_that_their_norms_bound(path):
 @pytest.mark.parametrize("gap", [0, 19, 20, 21, 22, 23, 24, 30])
 @pytest.mark.parametrize("name", [E4M3, E5M2])
 def test_products_that_are_jammed_or_not(path, gap, name):
-    """One row and one column with a product so far below the others that its bits are cut."""
+    """One row and one column with two products whose last bit alone is cut or not: it shows."""
     rng, unit = np.random.default_rng(gap), get_target("riscv.zvfqwdota8f")
     fmt = get_format(name)
+    whole = 1 << (fmt.precision - 1)
     for m, k, n in [(4, 32, 16), (5, 33, 19), (1, 48, 3)]:
-        x, y = (1 + rng.integers(0, 4, s) / 4 for s in ((m, k), (k, n)))
-        x *= rng.choice([-1, 1], x.shape)
-        high = min(fmt.emax - 1, gap // 2)
-        x, y = x * 2.0**high, y * 2.0 ** (gap - gap // 2 - 2)
-        x[m // 2, 3 : k : 16] *= 2.0 ** max(-gap // 2 - high, fmt.emin - high)
-        y[3::16, n // 2] *= 2.0 ** -(gap - gap // 2)
+        x, y = np.ones((m, k)), np.ones((k, n))
+        x *= rng.choice([-1, 1, 2], x.shape)
+        low = -(gap // 2), -(gap - gap // 2)  # (w + 1)**2 less (w + 2) w is one
+        up = max(0, fmt.emin - low[0], fmt.emin - low[1])
+        x[m // 2, 3:5] = np.array([whole + 1, whole + 2]) / whole * 2.0 ** low[0]
+        y[3:5, n // 2] = np.array([whole + 1, -whole]) / whole * 2.0 ** low[1]
+        x, y = x * 2.0**up, y * 2.0**up
         x[:, 7], y[9] = 0, 0
         a, b = (QTensor.from_codes(encode(v, fmt), name) for v in (x, y))
         with simd.force(path), counted() as calls:
