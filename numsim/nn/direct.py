@@ -1,7 +1,7 @@
 """Products of FP8 codes on Ada and Hopper by their kernel, without what `matmul` asks before.
 
 A step of a small recurrent layer has three products that take as long as the questions. The kernel
-and the scales are those of `matmul`: `tests/nn/test_nn_products.py` compares every bit.
+and the scales are those of `matmul`: `tests/nn/test_direct.py` compares every bit.
 """
 
 from __future__ import annotations

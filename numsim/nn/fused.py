@@ -138,6 +138,8 @@ def _operand(
     kept = Operands(c, name, rule, {"w": w}, codes).get("w", right, -1 if not gradient else -2)
     if kept.scale is not None and kept.scale.size != 1:
         return None
+    if kept.zero_point is not None or kept.tensor_scale is not None:
+        return None
     scale = np.float32(1) if kept.scale is None else np.float32(kept.scale.reshape(-1)[0])
     # A scaled gradient stores 1 / before as its scale: two factors, each of them float32.
     scale = np.float32(np.float32(1) / before) * scale
@@ -160,9 +162,8 @@ def _rounding(quant: Quant, before: np.float32) -> Rounding | None:
         return None if before != one else Rounding(
             AS_IT_IS, False, _NOTHING, _NOTHING, one, np.uint32(0), _NOTHING, _NOTHING, one
         )  # fmt: skip
-    usual = quant.rounding == "rne" and quant.overflow == "saturate" and quant.scale_rule == "amax"
-    if not usual or quant.granularity not in ONE_SCALE or quant.scale_format != "float32":
-        return None
+    if quant.granularity not in ONE_SCALE or quant != Quant(quant.format, quant.granularity):
+        return None  # a zero point, a scale of its own: all that is not said is usual
     if f.bits > 8 or not f.signed or (scaled and before != 1):
         return None
     if f.kind == "integer":

@@ -241,7 +241,7 @@ def forward_product(
     right = operands.turned_weight(one.weights)
     if turned is None:
         return _multiply(left, right, one, small), (operands,)
-    if left.scale is None or left.scale.ndim or left.block_shape:
+    if left.scale is None or left.scale.ndim or left.block_shape or np.ndim(left.tensor_scale):
         return by_steps(_multiply(left, right, one, small), turned), (operands,)
     y = _multiply(rows_turned(left, turned), right, one, small)  # of codes, not of sums
     return y.reshape(*turned[::-1], -1), (operands,)
@@ -322,7 +322,9 @@ def _fit_side_by_side(products: Sequence[Operands | tuple[Any, ...]]) -> bool:
         RAW if q is None else as_quant(q) for q in (rule.wgrad.activations, rule.wgrad.weights)
     )
     own = rule.hadamard or rule.clip_gradient or rule.delayed or left.rounding == "sr"
-    return not own and right.granularity in ONE_SCALE and all(other == rule for other in rules)
+    more = right.zero_point or right.above is not None  # than one scale
+    one = right.granularity in ONE_SCALE and not more
+    return not own and one and all(other == rule for other in rules)
 
 
 def _side_by_side(products: Sequence[Any], small: bool) -> list[Array | None]:

@@ -52,7 +52,11 @@ def _begin(
     """
     weight_x, weight_h = (r.values[p] for p in params[:2])
     zeros = np.zeros(weight_h.shape[0], r.context.dtype)
-    bias_x, bias_h = (r.array(p) for p in params[2:]) if len(params) == 4 else (zeros, zeros)
+    bias_x, bias_h = (
+        (np.ascontiguousarray(r.array(p), r.context.dtype) for p in params[2:])
+        if len(params) == 4
+        else (zeros, zeros)
+    )  # a kernel reads them as memory
     flat = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     xw, saved = forward_product(
         r.context, f"{prefix}input", flat, weight_x, small=True, turned=x.shape[:2]
@@ -236,7 +240,7 @@ def gru(r: Recorder, prefix: str, x: int, h0: int, params: list[int]) -> tuple[i
     h = np.empty((batch, steps, hidden), c.dtype)
     before_h, inner = (np.empty((steps, batch, hidden), c.dtype) for _ in range(2))
     gates = np.empty((steps, batch, 3 * hidden), c.dtype)
-    last_h = np.array(r.array(h0))
+    last_h = np.array(r.array(h0), order="C")
     recurrent: list[Any] = []
     codes: dict[Any, QTensor] = {}  # of weight_h: made once for all steps
     name = f"{prefix}recurrent"
@@ -265,7 +269,7 @@ def _gru_back(
     saved_x, recurrent, gates, before_h, inner, weight_h, prefix, count, codes = saved
     steps, batch, _ = gates.shape
     dx_gates, dh_gates = np.empty_like(gates), np.empty_like(gates)
-    dh = np.array(dh_last)
+    dh = np.array(dh_last, order="C")
     name, lost = f"{prefix}recurrent", np.zeros(2, np.int64)
     call = fused.backward(c, name, weight_h, codes) if _alone(batch, weight_h) else None
     step = fused.one_step(call, dh.shape[1], lost)

@@ -7,6 +7,7 @@ all of them run over the rows [B T, N].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,21 @@ def by_steps(y: Array, shape: tuple[int, ...]) -> Array:
 
 def rows_turned(q: QTensor, shape: tuple[int, ...]) -> QTensor:
     """Return a tensor of one scale whose rows [A, B] stand as [B, A]."""
-    return QTensor(by_steps(q.codes, shape).reshape(q.shape), q.fmt, q.scale, q.quant)
+    return replace(q, codes=by_steps(q.codes, shape).reshape(q.shape))
 
 
 def codes_by_rows(steps: Array, quants: Sequence[Any]) -> Codes | None:
     """Return the codes of rows [B T, N] of values [T, B, N] as `products.Operands` share them.
 
-    None where a rule is not of one scale and to nearest, or does not store the values.
+    None where a rule is not of one scale by amax and to nearest (sums of a search would run over
+    the values in another order), or does not store the values.
     """
     codes: Codes = {}
     flat = steps.reshape(-1, steps.shape[-1])
     for one in quants:
         quant = RAW if one is None else as_quant(one)
-        if quant == RAW or quant.granularity not in ONE_SCALE or quant.rounding != "rne":
+        plain = quant.rounding == "rne" and quant.scale_rule == "amax"
+        if quant == RAW or quant.granularity not in ONE_SCALE or not plain:
             return None
         key = quant, None, np.float32(1)
         if key in codes or not steps.size:

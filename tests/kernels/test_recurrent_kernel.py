@@ -264,6 +264,31 @@ def test_stored_parameters(storage):
     both(layer, stored, x, states, up, train.recipe(name))
 
 
+def spread(x):
+    """Return an equal array whose neighbours do not lie side by side."""
+    room = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.float32(np.nan))[..., ::-2]
+    room[...] = x
+    return room
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("name", ["float32", "fp8_hybrid", "int8", "mxfp8"])
+def test_how_arrays_lie_in_memory_changes_no_bit(name, cell):
+    layer, params, x, states, up = case(3, 4, 9, 24, cell=cell)
+    recipe = train.recipe(name)
+    want = pass_of(layer, params, x, states, up, recipe)
+    strided = {key: spread(p) for key, p in params.items()}
+    columns = [np.asfortranarray(s) for s in states]
+    given = spread(x), columns, [np.asfortranarray(spread(u)) for u in up]
+    found = pass_of(layer, strided, *given, recipe)
+    same(found[0], want[0])
+    assert found[1] == want[1]
+    of_one = {key: np.broadcast_to(p[:1], p.shape) if p.ndim == 1 else p
+              for key, p in params.items()}  # fmt: skip
+    alike = {key: np.array(p) for key, p in of_one.items()}
+    same(*(pass_of(layer, p, x, states, up, recipe)[0] for p in (of_one, alike)))
+
+
 @pytest.mark.parametrize("name", [*FUSED, *GENERAL])
 def test_threads_and_paths_change_no_bit(name):
     given = (*case(3, 4, 17, 33), train.recipe(name))
