@@ -379,7 +379,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
             least = _errors(
                 near, most, a, by_one, other, by_two, f.grid, octaves, parts, errors, 0
             )  # fmt: skip
-            limit = min(limit, least * (np.float32(1) + share) + _FLOOR * whole)
+            limit = min(limit, least * (np.float32(1) + share) + floor)
             _begin(parts, a, other, ends[0])
             _begin(errors, e_a, e_other, ends[1])
             for j in range(TRIALS):
