@@ -310,6 +310,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
     uniform = f.grid.octaves_from == np.inf
     relative = 0.0 if uniform else 0.15 / f.grid.fine**2
     octaves = f.grid.octaves_from < max(top_p, top_n) * _TINY
+    # octaves alone err less than the format: by half a step at most, of scales up to 2
     unseen = np.float32(size * step * step if octaves else 0.0)
     top = np.float32(min(top_p, top_n) if min(top_p, top_n) > 0 else max(top_p, top_n))
     for row in range(start, stop):
