@@ -200,3 +200,13 @@ def test_trials_that_round_too_finely_rule_out_no_better_scale():
     scale = ns.quantize(row, Quant("float8_e4m3fn", "per_token", scale_rule="mse")).scale
     assert scale.reshape(-1) == want.astype(np.float32)
     assert 1.27 < want[0] < 1.28
+
+
+def test_parts_of_an_interval_of_many_changes_do_not_become_that_interval_again():
+    row = np.random.default_rng(0).standard_normal((1, 16383))
+    row[0, 0] = 53
+    got, want = np.empty(1), np.empty(1)
+    f = levels(get_format("float4_e1m2fn"))
+    least_squares_near(row, f, got, 0, 1)
+    least_squares(row, f, True, want, 0, 1)
+    assert got[0] in (UNDECIDED, want[0])

@@ -381,6 +381,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
                 near, most, a, by_one, other, by_two, f.grid, octaves, parts, errors, 0
             )  # fmt: skip
             limit = min(limit, least * (np.float32(1) + share) + floor)
+            less = min(narrow, np.float32(0.5) * min(wide / a, (last - other) / other))  # or no end
             _begin(parts, a, other, ends[0])
             _begin(errors, e_a, e_other, ends[1])
             for j in range(TRIALS):
@@ -395,7 +396,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
                     bits ^= np.uint64(1) << np.uint64(i)
                     i += j
                     used = _waits(
-                        stack, used, ends[0][i], ends[1][i], parts[i], errors[i], narrow
+                        stack, used, ends[0][i], ends[1][i], parts[i], errors[i], less
                     )  # fmt: skip
         gain, scale = state[0], state[1]
         if not (good and total - gain > _LEAST * total and gain - state[2] > _SAME * total):
