@@ -83,8 +83,9 @@ def if4(
     axis = _axis_of_blocks(values, sizes)
     if axis is not None:
         return encode_if4(values, axis, sizes[axis], np.ascontiguousarray(scale), codes)
-    floats = _errors(values, scale, sizes, levels(_E2M1), False)
-    whole = _errors(values, scale * 6 / 7, sizes, _INTEGER_LEVELS, False)
+    sevenths = values.astype(np.float64) * 7  # of which both scales are whole: equal errors are
+    floats = _errors(sevenths, scale * 7, sizes, levels(_E2M1), False)
+    whole = _errors(sevenths, scale * 6, sizes, _INTEGER_LEVELS, False)
     integers: NDArray[np.bool_] = whole < floats
     for group in groups(values, sizes):
         each = scale[group.scales].reshape(-1, 1)

@@ -89,3 +89,19 @@ def test_sums_of_errors_that_are_equal_keep_the_first_way():
     fast, slow = ns.quantize(x, rule), ns.quantize(x.astype(np.float64), rule)
     np.testing.assert_array_equal(fast.scale_codes, slow.scale_codes)
     np.testing.assert_array_equal(fast.scale.ravel()[:3], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_if4_holds_no_integers_where_both_ways_err_alike(dtype, axis):
+    """A number alone comes near 6 scales, which is 7 times 6/7 of one: equal errors, exactly."""
+    rng = np.random.default_rng(4)
+    x = np.zeros((600, 32), dtype)
+    x[:, 3] = np.float32(rng.uniform(1, 30, 600)) * rng.choice([-1, 1], 600)
+    x[::2, 7] = -x[::2, 3]
+    x[:, 16] = np.float32(rng.uniform(30, 60, 600))  # whose row has a scale of its own
+    rule = ns.Quant(
+        "e2m1", block=16, scale_format="e4m3", scale_rule="if4", tensor_scale="per_token"
+    )
+    q = ns.quantize(x if axis else np.ascontiguousarray(x.T), rule, axis=axis)
+    assert not (q.scale_codes & 0x80).any()

@@ -178,11 +178,11 @@ def _smaller(
         return False
     for row in range(tile.size // width):
         m = np.float64(_magnitude(tile[row * width + block]))
-        e = _error_e2m1(m, one)
-        if whole:  # the second scale is 6/7 of the first
-            g = m - min(np.rint(m / one * 7.0 / 6.0), 7.0) * (one * 6.0 / 7.0)
+        if whole:  # the second scale is 6/7 of the first: both errors in sevenths, exact
+            e = _error_e2m1(7.0 * m, 7.0 * one)
+            g = 7.0 * m - min(np.rint(7.0 * m / (6.0 * one)), 7.0) * (6.0 * one)
         else:
-            g = _error_e2m1(m, other)
+            e, g = _error_e2m1(m, one), _error_e2m1(m, other)
         total += abs(e) if absolute else e * e
         rest += abs(g) if absolute else g * g
     return bool(rest < total)

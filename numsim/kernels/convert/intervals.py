@@ -310,6 +310,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
     uniform = f.grid.octaves_from == np.inf
     relative = 0.0 if uniform else 0.15 / f.grid.fine**2
     octaves = f.grid.octaves_from < max(top_p, top_n) * _TINY
+    # octaves alone err less than the format: by half a step at most, of scales up to 2
     unseen = np.float32(size * step * step if octaves else 0.0)
     top = np.float32(min(top_p, top_n) if min(top_p, top_n) > 0 else max(top_p, top_n))
     for row in range(start, stop):
@@ -379,7 +380,8 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
             least = _errors(
                 near, most, a, by_one, other, by_two, f.grid, octaves, parts, errors, 0
             )  # fmt: skip
-            limit = min(limit, least * (np.float32(1) + share) + _FLOOR * whole)
+            limit = min(limit, least * (np.float32(1) + share) + floor)
+            less = min(narrow, np.float32(0.5) * min(wide / a, (last - other) / other))  # or no end
             _begin(parts, a, other, ends[0])
             _begin(errors, e_a, e_other, ends[1])
             for j in range(TRIALS):
@@ -394,7 +396,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
                     bits ^= np.uint64(1) << np.uint64(i)
                     i += j
                     used = _waits(
-                        stack, used, ends[0][i], ends[1][i], parts[i], errors[i], narrow
+                        stack, used, ends[0][i], ends[1][i], parts[i], errors[i], less
                     )  # fmt: skip
         gain, scale = state[0], state[1]
         if not (good and total - gain > _LEAST * total and gain - state[2] > _SAME * total):
