@@ -40,6 +40,7 @@ def test_a_full_disk_leaves_the_vectors_that_were_there(tmp_path, full, file):
     one, other = (
         [ns.quantize(np.full((2, 2), x), "int8", axis=axis) for axis in (-1, 0)] for x in (1.0, -2)
     )
+    ns.export_vectors(tmp_path / "first", *one, target="ideal.int")  # kernels are files too
     full(file)
     with pytest.raises(ns.NumsimError, match="No space left on device"):
         ns.export_vectors(tmp_path / "new", *one, target="ideal.int")
