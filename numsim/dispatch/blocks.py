@@ -57,20 +57,15 @@ def encode_blocks(f: Format, x: Array, axis: int, block: int, power: Power, made
     works = _kernels_of(f, simd.enabled())
     if works is None:
         return False
-    kind, word = _KINDS[x.dtype]
-    lines = folded(x.view(word), axis)
-    codes, scales, bytes_ = (folded(array, axis) for array in made)
+    kind, lines, (scales, bytes_), (codes,), size, count = _laid(x, axis, block, made[1:], made[:1])
     good: list[bool] = []
-    if lines.shape[2] == 1:
-        rows, codes = lines.reshape(-1, block), codes.reshape(-1, block)
-        scales, bytes_ = scales.reshape(-1), bytes_.reshape(-1)
-        _over(len(rows), x.size, lambda i, j: good.append(
-            works.along(rows, kind, power, works.how, scales, bytes_, codes, i, j)
+    if lines.ndim == 2:
+        _over(count, x.size, lambda i, j: good.append(
+            works.along(lines, kind, power, works.how, scales, bytes_, codes, i, j)
         ))  # fmt: skip
     else:
-        block = min(block, lines.shape[1])  # room for a whole one is made
-        _over(scales.shape[0] * scales.shape[1], x.size, lambda i, j: good.append(
-            works.down(lines, kind, block, power, works.how, scales, bytes_, codes, i, j)
+        _over(count, x.size, lambda i, j: good.append(
+            works.down(lines, kind, size, power, works.how, scales, bytes_, codes, i, j)
         ))  # fmt: skip
     return all(good)
 
@@ -80,19 +75,13 @@ def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
 
     `covers_blocks` of the array is asked before.
     """
-    kind, word = _KINDS[x.dtype]
-    codes = np.empty(x.shape, np.uint8)
-    lines, by, made = (folded(array, axis) for array in (x.view(word), divisors, codes))
-    if lines.shape[2] == 1:
-        rows, to, each = lines.reshape(-1, block), made.reshape(-1, block), by.reshape(-1)
-        _over(each.size, x.size, lambda i, j: kernels.e2m1_along(rows, kind, each, to, i, j))
+    made = np.empty(x.shape, np.uint8)
+    kind, lines, (by,), (codes,), size, count = _laid(x, axis, block, (divisors,), (made,))
+    if lines.ndim == 2:
+        _over(count, x.size, lambda i, j: kernels.e2m1_along(lines, kind, by, codes, i, j))
     else:
-        block = min(block, lines.shape[1])
-        _over(
-            by.shape[0] * by.shape[1], x.size,
-            lambda i, j: kernels.e2m1_down(lines, kind, block, by, made, i, j),
-        )  # fmt: skip
-    return codes
+        _over(count, x.size, lambda i, j: kernels.e2m1_down(lines, kind, size, by, codes, i, j))
+    return made
 
 
 def choose_four(x: Array, axis: int, block: int, six: Array, four: Array, absolute: bool) -> Array:
@@ -100,20 +89,15 @@ def choose_four(x: Array, axis: int, block: int, six: Array, four: Array, absolu
 
     Errors are squares, or `absolute`. `covers_blocks` of the array is asked before.
     """
-    kind, word = _KINDS[x.dtype]
     chosen = np.empty(six.shape, np.bool_)
-    lines, one, other, out = (folded(array, axis) for array in (x.view(word), six, four, chosen))
-    if lines.shape[2] == 1:
-        rows, one, other, out = (
-            lines.reshape(-1, block), one.reshape(-1), other.reshape(-1), out.reshape(-1)
-        )  # fmt: skip
-        _over(one.size, x.size, lambda i, j: four_bits.four_over_six_along(
-            rows, kind, one, other, absolute, out, i, j
+    kind, lines, (one, other, out), _, size, count = _laid(x, axis, block, (six, four, chosen))
+    if lines.ndim == 2:
+        _over(count, x.size, lambda i, j: four_bits.four_over_six_along(
+            lines, kind, one, other, absolute, out, i, j
         ))  # fmt: skip
     else:
-        block = min(block, lines.shape[1])
-        _over(one.shape[0] * one.shape[1], x.size, lambda i, j: four_bits.four_over_six_down(
-            lines, kind, block, one, other, absolute, out, i, j
+        _over(count, x.size, lambda i, j: four_bits.four_over_six_down(
+            lines, kind, size, one, other, absolute, out, i, j
         ))  # fmt: skip
     return chosen
 
@@ -123,19 +107,13 @@ def encode_if4(x: Array, axis: int, block: int, scales: Array, codes: Array) -> 
 
     `covers_blocks` of the array is asked before; codes are in C order.
     """
-    kind, word = _KINDS[x.dtype]
     found = np.empty(scales.shape, np.bool_)
-    lines, by, made, out = (folded(array, axis) for array in (x.view(word), scales, codes, found))
-    if lines.shape[2] == 1:
-        rows, to = lines.reshape(-1, block), made.reshape(-1, block)
-        each, which = by.reshape(-1), out.reshape(-1)
-        _over(each.size, x.size, lambda i, j: four_bits.if4_along(
-            rows, kind, each, which, to, i, j
-        ))  # fmt: skip
+    kind, lines, (by, out), (made,), size, count = _laid(x, axis, block, (scales, found), (codes,))
+    if lines.ndim == 2:
+        _over(count, x.size, lambda i, j: four_bits.if4_along(lines, kind, by, out, made, i, j))
     else:
-        block = min(block, lines.shape[1])
-        _over(by.shape[0] * by.shape[1], x.size, lambda i, j: four_bits.if4_down(
-            lines, kind, block, by, out, made, i, j
+        _over(count, x.size, lambda i, j: four_bits.if4_down(
+            lines, kind, size, by, out, made, i, j
         ))  # fmt: skip
     return found
 
@@ -145,15 +123,29 @@ def encode_hif4(x: Array, axis: int, inverse: Array, codes: Array) -> None:
 
     `covers_blocks` of the array is asked before; codes are in C order.
     """
-    kind, word = _KINDS[x.dtype]
-    lines, by, made = (folded(array, axis) for array in (x.view(word), inverse, codes))
-    if lines.shape[2] == 1:
-        rows, to, each = lines.reshape(-1, 64), made.reshape(-1, 64), by.reshape(-1)
-        _over(each.size, x.size, lambda i, j: four_bits.hif4_along(rows, kind, each, to, i, j))
+    kind, lines, (by,), (made,), _, count = _laid(x, axis, 64, (inverse,), (codes,))
+    if lines.ndim == 2:
+        _over(count, x.size, lambda i, j: four_bits.hif4_along(lines, kind, by, made, i, j))
     else:
-        _over(by.shape[0] * by.shape[1], x.size, lambda i, j: four_bits.hif4_down(
-            lines, kind, by, made, i, j
-        ))  # fmt: skip
+        _over(count, x.size, lambda i, j: four_bits.hif4_down(lines, kind, by, made, i, j))
+
+
+def _laid(
+    x: Array, axis: int, block: int, of_blocks: tuple[Array, ...], of_values: tuple[Array, ...] = ()
+) -> tuple[int, Array, list[Array], list[Array], int, int]:
+    """Return the kind of x, then arrays as kernels of blocks take them, a block's size, pieces.
+
+    Blocks in rows: x and what each value has as [blocks, size], what each block has as [blocks].
+    Blocks down columns: all as [outer, A, inner]; room for a whole block is made.
+    """
+    kind, word = _KINDS[x.dtype]
+    lines, *values = (folded(array, axis) for array in (x.view(word), *of_values))
+    each = [folded(array, axis) for array in of_blocks]
+    if lines.shape[2] == 1:
+        lines, *values = (array.reshape(-1, block) for array in (lines, *values))
+        return kind, lines, [array.reshape(-1) for array in each], values, block, len(lines)
+    pieces = each[0].shape[0] * each[0].shape[1]
+    return kind, lines, each, values, min(block, lines.shape[1]), pieces
 
 
 def as_type(x: Array, dtype: Any) -> Array:
