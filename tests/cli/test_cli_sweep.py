@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 
 import pytest
+from test_cli import called
 
 import numsim as ns
-from numsim.cli.entry import main
 
 pytestmark = pytest.mark.slow  # processes
 SMALL = ("--limit-tokens", "63", "--formats", "int8", "--granularity", "per_tensor")
@@ -30,11 +29,7 @@ def here(monkeypatch, capsys, tmp_path):
 
     def run(*words):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["numsim", *words])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            main()
-        out, errors = capsys.readouterr()
-        return subprocess.CompletedProcess(words, stop.value.code or 0, out, errors)
+        return subprocess.CompletedProcess(words, *called(monkeypatch, capsys, *words))
 
     return run
 
