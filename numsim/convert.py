@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,19 +134,36 @@ def encode(
     """
     f = get_format(fmt)
     values = numbers(x)
-    mode = choice("rounding", rounding, ROUNDINGS)
-    policy = choice("overflow", overflow, OVERFLOWS)
-    if overflow == "wrap":
-        check_wrap(f, values)
-    if isinstance(sr, str) and sr in STOCHASTIC:
-        random_bits, sr = hardware(f, mode, random_bits, sr)
-    bits, variant, supplied = stochastic(mode, random_bits, sr, seed, offset, random, values)
-    plan = Plan(mode, policy, bits, variant, int(seed), int(offset), *nan_rule(f, nan))
+    plan, supplied = None, None
+    if random is None and random_bits is None and nan is None and type(seed) is type(offset) is int:
+        words = all(type(word) is str for word in (rounding, overflow, sr))
+        if words and sr == "truncate" and seed == offset == 0:
+            plan = _usual(f, rounding, overflow)
+    if plan is None:
+        mode = choice("rounding", rounding, ROUNDINGS)
+        policy = choice("overflow", overflow, OVERFLOWS)
+        if overflow == "wrap":
+            check_wrap(f, values)
+        if isinstance(sr, str) and sr in STOCHASTIC:
+            random_bits, sr = hardware(f, mode, random_bits, sr)
+        bits, variant, supplied = stochastic(mode, random_bits, sr, seed, offset, random, values)
+        plan = Plan(mode, policy, bits, variant, int(seed), int(offset), *nan_rule(f, nan))
     codes = output("encode", out, values, f.code_dtype, supplied)
     refused, first = encode_array(f, values, codes, plan, supplied)
     if refused:
         raise _refused(f, refused, first, values.shape)
     return codes
+
+
+@lru_cache(maxsize=256)
+def _usual(f: Format, rounding: str, overflow: str) -> Plan | None:
+    """Return the plan of a call without further options, None where words or inputs are checked."""
+    if rounding == "sr" or rounding not in ROUNDINGS:
+        return None
+    if overflow == "wrap" or overflow not in OVERFLOWS:
+        return None
+    mode, policy = ROUNDINGS.index(rounding), OVERFLOWS.index(overflow)
+    return Plan(mode, policy, 64, 0, 0, 0, *nan_rule(f, None))
 
 
 def _refused(f: Format, count: int, first: int, shape: tuple[int, ...]) -> NumsimError:

@@ -71,9 +71,8 @@ def branch_free(f: Format, how: Plan, by: np.float32 | None = None) -> Worker | 
     def work(
         x: NDArray[Any], out: NDArray[Any], start: int, random: NDArray[np.uint64]
     ) -> tuple[int, int]:
-        met = (fast.byte_rne if eight and simd.enabled() else kernel)(
-            x.view(np.uint32), out, scalars
-        )
+        entry = fast.byte_rne if eight and simd.enabled() else kernel
+        met = entry(x.view(np.uint32), out, scalars)
         return again(x, out, start, random) if met and slow_nan else NONE
 
     return work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +32,7 @@ from numsim.kernels.convert.round import (
 )
 from numsim.kernels.ir import simd
 
+_SINGLE = np.dtype(np.float32)
 _LONG_ROW = 256  # elements; a row of fewer is not worth a call
 
 
@@ -88,7 +89,8 @@ def encode_by_amax(
     """Write the codes of ``fp32(x / scale)``, to nearest and saturated; return the scale.
 
     It is fp32(amax / top), 1 where amax or `top` is 0. Returns None, with `out` undefined, where no
-    kernel does it: as `encode_quotients`, and where a number is not finite or the scale unusual.
+    kernel does it: arrays that are not contiguous, formats that no float addition rounds into,
+    numbers that are not finite, unusual scales.
     """
     found = _of_amax(f, simd.enabled())
     if found is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
@@ -103,11 +105,14 @@ def _of_amax(f: Format, wide: bool) -> tuple[Callable[..., np.float32], Any] | N
     """Return the kernel of one scale by amax, and how it encodes."""
     limits = integer_limits(f)
     if limits is not None:
-        return fast.by_amax(np.dtype(f.code_dtype), True), limits
-    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
-    if _of_quotients(f, wide) is None or scalars is None:
+        return fast.by_amax(np.dtype(f.code_dtype), "integers"), limits
+    if f.kind != "float" or f.bits > 16:
         return None
-    return fast.by_amax(np.dtype(f.code_dtype), False), scalars
+    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
+    if scalars is None or not by_addition(f, scalars):
+        return None
+    to: Literal["bytes", "floats"] = "floats" if _of_quotients(f, wide) is None else "bytes"
+    return fast.by_amax(np.dtype(f.code_dtype), to), scalars
 
 
 @cache
@@ -131,6 +136,8 @@ def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[
 
 
 def _encoder(f: Format, x: NDArray[Any], how: Plan, supplied: bool) -> tuple[np.dtype[Any], Worker]:
+    if x.dtype is _SINGLE and how.nan_drop == 52 and how.mode != SR:  # most small calls
+        return _SINGLE, kept_singles(f, how, supplied)
     dtype = x.dtype.newbyteorder("=")  # np.dtype(">f8") == np.float64 is False
     if dtype.kind in "iu":
         return np.dtype(np.uint64 if dtype == np.uint64 else np.int64), from_integers(f, how)

@@ -53,6 +53,8 @@ def over_blocks(
     found: list[tuple[int, int]] = []
     if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and random is None:
         flat = x.reshape(-1)
+        if 0 < x.size <= GRAIN:
+            return worker(flat, out, 0, NO_RANDOM)
         jit.over_range(
             lambda i, j: found.append(worker(flat[i:j], out[i:j], i, NO_RANDOM)),
             x.size, grain=GRAIN,

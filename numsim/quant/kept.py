@@ -19,8 +19,9 @@ Made = Literal[
     # sums of codes, for zero points and signed bytes
     "sums of rows", "sums of columns", "starts", "scales of blocks", "columns",
     # operands packed for a kernel
-    "int8", "saturate", "float64", "code panels", "value panels", "mac", "two chains", "exact",
-    "exact codes", "fp8", "fp8 copied", "double", "two streams", "align codes", "align", "fp4",
+    "int8", "int8 rows", "saturate", "float64", "code panels", "value panels", "mac", "two chains",
+    "exact", "exact codes", "fp8", "fp8 rows", "fp8 copied", "double", "two streams", "align codes",
+    "align", "fp4",
 ]  # fmt: skip
 
 
@@ -49,12 +50,20 @@ def kept(q: Keeps, made: Made, make: Callable[[], Any], *of: Hashable) -> Any:
     >>> kept(q, "largest", lambda: 2), kept(q, "largest", lambda: 3)
     (2, 2)
     """
-    key = Key(made, of)
-    if key not in q.packed:
-        q.packed[key] = make()
-    return q.packed[key]
+    store: dict[Any, Any] = q.packed
+    try:
+        return store[made, of]  # equals the key, and is sooner made
+    except KeyError:
+        pass
+    return store.setdefault(Key(made, of), make())
 
 
 def has(q: Keeps, made: Made) -> bool:
     """Return whether something that depends on nothing else is kept."""
-    return Key(made) in q.packed
+    return known(q, made) is not None
+
+
+def known(q: Keeps, made: Made) -> Any:
+    """Return what is kept and depends on nothing else, None where nothing is."""
+    store: dict[Any, Any] = q.packed
+    return store.get((made, ()))

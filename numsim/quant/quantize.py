@@ -31,6 +31,7 @@ from numsim.quant.extremes import (
 from numsim.quant.given import given_above, given_affine, given_scales, static_scales
 from numsim.quant.grouped import shared_by
 from numsim.quant.powers import in_one_pass
+from numsim.quant.quick import SMALL, quick
 from numsim.quant.rule import (
     CHOICE_RULES,
     CLIP_RULES,
@@ -131,6 +132,11 @@ def quantize(
         "zero_point": zero_point,
     }  # fmt: skip
     rule = _changed(as_quant(quant), {key: v for key, v in given.items() if v is not None})
+    usual = scale is None and tensor_scale is None and zeros is None and random is None
+    if usual and type(x) is np.ndarray and x.size <= SMALL and type(axis) is int:
+        q = quick(x, rule)
+        if q is not None:
+            return q
     return quantize_pieces(
         x, rule, axis=axis, seed=seed, offset=offset, random=random, scale=scale,
         tensor_scale=tensor_scale, zero_point=zeros,

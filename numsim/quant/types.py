@@ -15,7 +15,7 @@ from numsim.errors import NumsimError
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format
 from numsim.quant.four_bits import if4_values
-from numsim.quant.kept import Key, has, kept
+from numsim.quant.kept import Key, has, kept, known
 from numsim.quant.odd import product_to_odd
 from numsim.quant.rule import Quant, scale_bits
 from numsim.quant.slices import cut
@@ -380,7 +380,8 @@ def readable(q: QTensor) -> NDArray[Any]:
     A list in `packed` holds the view that was made before the codes became read-only: its memory
     is that of the codes and counts once.
     """
-    codes: NDArray[Any] = q.packed.get(Key("codes"), [q.codes])[0]
+    seen = known(q, "codes")
+    codes: NDArray[Any] = q.codes if seen is None else seen[0]
     return codes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.quant import QTensor
-from numsim.quant.kept import Key, has
+from numsim.quant.kept import Key, known
 from numsim.quant.types import readable
 
 
@@ -35,15 +35,15 @@ def locked(q: QTensor) -> QTensor:
     >>> locked(q).codes is q.codes, q.codes.flags.writeable
     (False, False)
     """
-    if not has(q, "locked"):
+    seen = known(q, "locked")
+    if seen is None:
         codes = readable(q)
-        view = codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))
-        q.packed[Key("codes")] = [view]
-        q.packed[Key("locked")] = True
+        seen = [codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))]
+        q.packed[Key("codes")] = q.packed[Key("locked")] = seen
         for array in (q.codes, q.scale, q.scale_codes, q.zero_point):
             while isinstance(array, np.ndarray):
                 array.flags.writeable = False
                 array = array.base
     read = object.__new__(QTensor)  # one tensor: what is packed for it is packed once
-    read.__dict__.update(q.__dict__, codes=readable(q))
+    read.__dict__.update(q.__dict__, codes=seen[0])
     return read

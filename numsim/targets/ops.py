@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,7 +22,7 @@ from numsim.targets.rules import about, adds_integers
 from numsim.targets.rules.int_sum import Overflowed, limits
 from numsim.targets.split_k import Engine, bare, chained, restarts
 from numsim.targets.stats import Counter, MacStats
-from numsim.targets.table import get_target
+from numsim.targets.table import checked, get_target
 from numsim.targets.types import Target
 
 _WARNED: set[str] = set()
@@ -122,33 +123,32 @@ def multiply(
     out_format: FormatLike | None, engine: Engine,
 ) -> NDArray[Any]:  # fmt: skip
     """Do `matmul` with chains run by `engine`."""
-    unit = get_target(target)
+    unit = checked(target) if isinstance(target, Target) else get_target(target)
     batch, m, n = shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     plan = resolve(unit, a, b, wanted)
-    if zeros.has_zero_point(a, b) and not adds_integers(plan.rule):
+    if (a.zero_point is not None or b.zero_point is not None) and not adds_integers(plan.rule):
         a, b = zeros.shifted(a), zeros.shifted(b)
         plan = resolve(unit, a, b, wanted)
-    rule = plan.rule
-    start = _accumulator(c, plan, (*batch, m, n))
+    rule, count = plan.rule, math.prod(batch) if batch else 1
+    begin = None if c is None else _accumulator(c, plan, (*batch, m, n)).reshape(count, m, n)
     _warn(unit)
-    a, b = locked(a), locked(b)
-    count = int(np.prod(batch, dtype=np.int64))
-    begin = None if start is None else start.reshape(count, m, n)
-    left = a if a.shape[:-2] == batch else scaling.spread(a, batch)
-    right = b if b.ndim == 2 or b.shape[:-2] == batch else scaling.spread(b, batch)
+    left, right = locked(a), locked(b)
+    if batch or left.codes.ndim > 2:
+        left = left if left.shape[:-2] == batch else scaling.spread(left, batch)
+        right = right if right.shape[:-2] in ((), batch) else scaling.spread(right, batch)
     try:
         d = _result(plan, left, right, begin, engine)
     except Overflowed as found:
         raise found.error(unit.name, count) from None
-    if adds_integers(rule) and wanted is not None and d.dtype != wanted:
+    if wanted is not None and adds_integers(rule) and d.dtype != wanted:
         if wanted == "int32":
             raise UnsupportedError(
                 f"matmul: this product is {d.dtype} (scales, or acc_bits beyond 32); leave "
                 "out_format='int32' out"
             )
         d = d.astype(np.float32)
-    return d.reshape(*batch, m, n)
+    return d.reshape((*batch, m, n)) if batch or d.ndim != 3 else d[0]
 
 
 def _result(
@@ -174,26 +174,27 @@ def _result(
 
         total = scaling.blockwise(rule, a, b, block, summed, c, at_once)
         return total if out.name in ("float32", "int32") else round_to(total, out, rule)
-    scale: Any = None
+    scale: Any = None if plan.inside else scaling.constant_scales(a, b)
     if plan.inside:
         acc = chained(rule, a, b, c, out, unit, engine)
-    else:
-        scale = scaling.constant_scales(a, b)
+    elif a.zero_point is not None or b.zero_point is not None:
         acc = summed(bare(a), bare(b), 0, c)
+    else:
+        acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
     above = scaling.tensor_scale(a, b)
     if above is not None:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             scale = above if scale is None else scale * above
     if scale is None:
         return acc
-    shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
     own = c is None and engine is runs  # nobody else holds the accumulators
-    return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
+    if scale.ndim > 1:
+        shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
+        return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
+    return scaling.scaled(acc, scale, rule, a, b, in_place=own)
 
 
-def _accumulator(c: ArrayLike | None, plan: Plan, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    if c is None:
-        return None
+def _accumulator(c: ArrayLike, plan: Plan, shape: tuple[int, ...]) -> NDArray[Any]:
     rule, target, blocks = plan.rule, plan.target, plan.block is not None
     array = as_array(f"matmul: c has the shape of the result {shape}", c)
     if array.shape != shape:

@@ -146,6 +146,10 @@ def shapes(a: QTensor, b: QTensor, who: str = "matmul") -> tuple[tuple[int, ...]
     NumsimError
         For operands that are no QTensors, or whose shapes do not match.
     """
+    if type(a) is type(b) is QTensor:
+        left, right = a.codes.shape, b.codes.shape
+        if len(left) == len(right) == 2 and left[1] == right[0] > 0:
+            return (), left[0], right[1]
     for operand, name in ((a, "a"), (b, "b")):
         if not isinstance(operand, QTensor):
             raise NumsimError(
@@ -161,8 +165,6 @@ def shapes(a: QTensor, b: QTensor, who: str = "matmul") -> tuple[tuple[int, ...]
         raise NumsimError(f"{who}: a has K = {k}, b has K = {kb}; shapes {a.shape}, {b.shape}")
     if k == 0:
         raise NumsimError(f"{who}: K is 0; a dot product needs at least one term")
-    if a.ndim == b.ndim == 2:
-        return (), m, n
     try:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:

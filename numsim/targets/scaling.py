@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,8 @@ from numsim.targets.rules import Rule, adds_integers
 from numsim.targets.rules.int_sum import Overflowed
 from numsim.targets.split_k import bare, k_slice
 
-_SINGLE = (np.int32, np.float32)  # accumulators that one pass scales
+_SINGLE = (np.dtype(np.int32), np.dtype(np.float32))  # accumulators that one pass scales
+_LEAST_NORMAL, _NEAR_MOST = 2.0**-126, 2.0**127  # between them nothing warns of a rounding
 
 
 def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
@@ -50,7 +52,7 @@ def spread(q: QTensor, batch: tuple[int, ...]) -> QTensor:
     )  # fmt: skip
 
 
-def constant_scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
+def constant_scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | np.float32 | None:
     """Return fp32(scale_a * scale_b) broadcastable to D, None without scales.
 
     Raises
@@ -60,9 +62,19 @@ def constant_scales(a: QTensor, b: QTensor) -> NDArray[np.float32] | None:
     """
     if a.scale is None and b.scale is None:
         return None
+    one = _one_scale(a) * _one_scale(b)  # exact
+    if _LEAST_NORMAL <= one < _NEAR_MOST:
+        return np.float32(one)
     with np.errstate(over="ignore", under="ignore"):
         product: NDArray[np.float32] = np.asarray(_scale(a, -1) * _scale(b, -2), np.float32)
     return product
+
+
+def _one_scale(q: QTensor) -> float:
+    """Return the scale of a whole tensor, 1 without any, NaN where there are several."""
+    if q.scale is None:
+        return 1.0
+    return float(q.scale.item()) if q.scale.size == 1 and not q.block_shape else math.nan
 
 
 def k_block(a: QTensor, b: QTensor) -> int | None:
@@ -213,11 +225,11 @@ def scaled(
     An integer accumulator counts products of the operands' quanta: that power of two is exact, and
     the only rounding after ``fp32(acc)`` is that of the product. A float64 `scale` is exact.
     """
+    factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
+    if _is_one_number(factor) and acc.dtype in _SINGLE and acc.flags.c_contiguous:
+        once, nan = times(acc, np.float32(factor.item()), in_place=in_place)
+        return one_nan(once, rule) if nan else once
     with np.errstate(all="ignore"):
-        factor = _in_quanta(scale, a, b) if adds_integers(rule) else scale
-        if _is_one_number(factor) and acc.dtype in _SINGLE and acc.flags.c_contiguous:
-            once, nan = times(acc, np.float32(factor.item()), in_place=in_place)
-            return one_nan(once, rule) if nan else once
         single = acc.astype(np.float32, copy=False)
         out = single if in_place or single is not acc else None
         if factor is None:
@@ -245,5 +257,6 @@ def _in_quanta(scale: Any, a: QTensor, b: QTensor) -> Any:
     bias = a.fmt.bias + b.fmt.bias
     if bias == 0:
         return scale
-    factor = np.ldexp(scale, -bias)
-    return factor if (np.ldexp(factor, bias) == scale).all() else None
+    with np.errstate(all="ignore"):
+        factor = np.ldexp(scale, -bias)
+        return factor if (np.ldexp(factor, bias) == scale).all() else None

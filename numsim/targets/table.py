@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +261,7 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
     128
     """
     if isinstance(name, Target):
-        target = _checked(name)
+        target = checked(name)
     elif isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
         target = Target.from_toml(name)
     elif isinstance(name, str):
@@ -276,6 +275,8 @@ def get_target(name: str | Path | Target, /, **changes: Any) -> Target:
         raise NumsimError(
             f"a target is a name, a .toml file or a Target; got {type(name).__name__}"
         )
+    if not changes:
+        return target
     if "rows" in changes:  # the word of systolic arrays for the length of a column
         if "promote_every" in changes:
             raise NumsimError("get_target: rows and promote_every are the same; give one of them")
@@ -294,10 +295,17 @@ def _of_group(target: Target, group: object) -> Target:
     return replace(target, rules=tuple((dict(target.rules) | dict(TARGETS[other].rules)).items()))
 
 
-@lru_cache(maxsize=256)
-def _checked(target: Target) -> Target:
-    """Return a target that may have been put together by hand, its fields checked once."""
-    target.check()
+def checked(target: Target) -> Target:
+    """Return a target that may have been put together by hand, its fields checked once.
+
+    Raises
+    ------
+    NumsimError
+        As `Target.check`.
+    """
+    if "_checked" not in target.__dict__:
+        target.check()
+        object.__setattr__(target, "_checked", True)
     return target
 
 

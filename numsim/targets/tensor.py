@@ -20,13 +20,15 @@ from numsim.kernels.ir import simd
 from numsim.kernels.rules import align as align_kernel
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
-from numsim.quant.kept import has, kept
+from numsim.quant.kept import has, kept, known
 
 Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def batched(array: NDArray[Any]) -> NDArray[Any]:
     """[..., M, K] -> [batch, M, K]."""
+    if array.ndim == 2:
+        return array[None]
     return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
 
 
@@ -36,6 +38,9 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
         return values.astype(np.float64)
 
 
+# Codes of a left operand that is kept packed, in up to twelve times the memory: it is often that of
+# several products, and where they are small, packing is a good part of them.
+KEPT_ROWS = 4096
 _MARKED_BITS = 20  # floats of at most so many are surveyed by the codes that occur
 
 
@@ -76,6 +81,9 @@ def survey(q: QTensor) -> Survey:
 
 def finite(q: QTensor) -> bool:
     """Return what `survey` says of it first, of codes of a byte sooner."""
+    seen = known(q, "finite")
+    if seen is not None:
+        return bool(seen)
     if has(q, "survey") or q.codes.itemsize > 1:
         return survey(q).finite
 
@@ -98,8 +106,12 @@ def _not_finite(f: Format) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def coded(q: QTensor, bits: int = _MARKED_BITS) -> bool:
     """Whether the vector kernels read the codes of q: a float of few bits, without block scales."""
-    f = q.fmt
-    return f.kind == "float" and f.zero and f.bits <= bits and not q.block_shape
+    return small_floats(q.fmt, bits) and not q.block_shape
+
+
+def small_floats(f: Format, bits: int) -> bool:
+    """Whether a format's codes are floats of at most so many bits, with a zero."""
+    return f.kind == "float" and f.zero and f.bits <= bits
 
 
 @cache

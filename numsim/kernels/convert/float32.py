@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numba import types
@@ -158,6 +158,18 @@ def quotients_to_bytes(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) 
     return met
 
 
+@inline
+def _quotients_to_floats(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) -> bool:
+    """Do ``float_rne`` for float32 x / by; return whether NaN was met."""
+    quotients, met = np.empty(_NEAR, np.float32), False
+    for start in range(0, x.size, _NEAR):
+        part, to = x[start : start + _NEAR], out[start : start + _NEAR]
+        for i in range(part.size):
+            quotients[i] = part[i] / by
+        met |= float_rne(quotients[: part.size].view(np.uint32), to, f)
+    return met
+
+
 @kernel
 def quotients_to_integers(
     x: np.ndarray, by: np.float32, out: np.ndarray, scale: np.float32, low: np.float32,
@@ -201,6 +213,15 @@ def _amax_to_bytes(x: np.ndarray, top: np.float32, out: np.ndarray, f: Fast) -> 
 
 
 @kernel
+def _amax_to_floats(x: np.ndarray, top: np.float32, out: np.ndarray, f: Fast) -> np.float32:
+    wide_vectors()
+    scale = _scale_of(x, top)
+    if scale > np.float32(0.0):
+        _quotients_to_floats(x, scale, out, f)
+    return scale
+
+
+@kernel
 def _amax_to_integers(
     x: np.ndarray, top: np.float32, out: np.ndarray, limits: tuple[np.float32, ...]
 ) -> np.float32:
@@ -212,18 +233,23 @@ def _amax_to_integers(
 
 
 @cache
-def by_amax(code: np.dtype[Any], integers: bool) -> Callable[..., np.float32]:
+def by_amax(
+    code: np.dtype[Any], to: Literal["integers", "bytes", "floats"]
+) -> Callable[..., np.float32]:
     """Return the kernel (x, top, out, how) of codes under fp32(amax / top), which it returns.
 
     It is 1 where amax or `top` is 0, and -1 with nothing written where x is not finite or it lies
-    beyond 2**100 or 2**-100. `how`: what `integer_rne` takes as a tuple, or `Fast`.
+    beyond 2**100 or 2**-100. `how`: what `integer_rne` takes as a tuple, or `Fast` of what
+    `byte_rne` or `float_rne` takes.
     """
-    make: Any = types.UniTuple if integers else types.NamedUniTuple
-    how = make(types.float32, 3) if integers else make(types.uint32, len(Fast._fields), Fast)
+    make: Any = types.UniTuple if to == "integers" else types.NamedUniTuple
+    how = (
+        make(types.float32, 3) if to == "integers" else make(types.uint32, len(Fast._fields), Fast)
+    )
     given = types.Array(types.float32, 1, "C", readonly=True)
     out = simd.contiguous(from_dtype(code), 1)
-    entry = _amax_to_integers if integers else _amax_to_bytes
-    return simd.compiled(entry, given, types.float32, out, how)
+    entries = {"integers": _amax_to_integers, "bytes": _amax_to_bytes, "floats": _amax_to_floats}
+    return simd.compiled(entries[to], given, types.float32, out, how)
 
 
 @kernel

@@ -50,6 +50,9 @@ def times(x: NDArray[Any], by: np.float32, *, in_place: bool) -> tuple[NDArray[n
     (array([ 1.500000e+00, -8.388608e+06], dtype=float32), False)
     """
     source = x.reshape(-1)
+    if in_place and 0 < x.size <= _GRAIN:
+        nan = _times_here(source, by, 0, x.size)
+        return x if x.dtype == np.float32 else x.view(np.float32), nan
     met: list[bool] = []
     if in_place:
         over_range(lambda i, j: met.append(_times_here(source, by, i, j)), x.size, grain=_GRAIN)

@@ -10,7 +10,7 @@ compares every bit with the definitions, on every path.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,24 +80,34 @@ class Rule(NamedTuple):
 
     def slots(self) -> Array:
         """Return, for each packed place of one block, its k, or -1: padding."""
-        k = np.arange(self.group)
-        if self.kind == HALVES:
-            runs = [k[k // 2 % 2 == phase] for phase in (0, 1)]
-        elif self.kind == TWO_STREAMS:
-            runs = [k[k % 2 == phase] for phase in (0, 1)]
-        else:
-            runs = [k]
-        length = -(-max(len(run) for run in runs) // self.chunk) * self.chunk
-        return np.concatenate([np.pad(run, (0, length - len(run)), constant_values=-1)
-                               for run in runs])  # fmt: skip
+        return _slots(self.kind, self.group, self.chunk)
 
     def array(self) -> Array:
         """Return the rule as the kernels read it."""
-        chunks = len(self.slots()) // self.parts // self.chunk
-        return np.array(
-            [chunks, self.align_bits, max(self.least, LOWEST), self.emin, self.keep_bits,
-             self.truncates, 2.0 ** (self.emax + 1), self.sum_bits, self.half, self.fraction]
-        )  # fmt: skip
+        return _array(self)
+
+
+@lru_cache(maxsize=256)
+def _slots(kind: int, group: int, chunk: int) -> Array:
+    k = np.arange(group)
+    if kind == HALVES:
+        runs = [k[k // 2 % 2 == phase] for phase in (0, 1)]
+    elif kind == TWO_STREAMS:
+        runs = [k[k % 2 == phase] for phase in (0, 1)]
+    else:
+        runs = [k]
+    length = -(-max(len(run) for run in runs) // chunk) * chunk
+    return np.concatenate([np.pad(run, (0, length - len(run)), constant_values=-1)
+                           for run in runs])  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _array(rule: Rule) -> Array:
+    chunks = len(rule.slots()) // rule.parts // rule.chunk
+    return np.array(
+        [chunks, rule.align_bits, max(rule.least, LOWEST), rule.emin, rule.keep_bits,
+         rule.truncates, 2.0 ** (rule.emax + 1), rule.sum_bits, rule.half, rule.fraction]
+    )  # fmt: skip
 
 
 class PackedAlign(NamedTuple):

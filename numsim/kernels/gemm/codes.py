@@ -287,12 +287,14 @@ def run_codes(
     tiles, panels, steps = a.shape[1], b.panels, b.panels.shape[2]
     group = -(-tiles // -(-tiles // GROUP))
     pieces = out.shape[0] * -(-tiles // group) * panels.shape[1]
-    with whole_panels(out, panels.shape[1] * panels.shape[3]) as whole:
-        over_range(
-            lambda start, stop: entry(whole, a, panels, steps, block, group, start, stop, *rest),
-            pieces,
-            grain=grain_of(pieces, out.size * steps * panels.shape[4]),
-        )
+    whole = whole_panels(out, panels.shape[1] * panels.shape[3])
+    over_range(
+        lambda start, stop: entry(whole, a, panels, steps, block, group, start, stop, *rest),
+        pieces,
+        grain=grain_of(pieces, out.size * steps * panels.shape[4]),
+    )
+    if whole is not out:
+        out[...] = whole[:, :, : out.shape[2]]
 
 
 def codes_types(a: types.Type, codes: np.dtype[Any], out: types.Type) -> tuple[Any, ...]:

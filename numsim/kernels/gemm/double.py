@@ -98,8 +98,10 @@ def kind_of(low: int, high: int, least: int | None, c: Array | None, *, scaled: 
     Parameters: products and the sums of all lie from ``2**low`` to below ``2**high``; `least`: that
     the largest exponent is at least; c, the accumulators' first values.
     """
-    size = np.zeros(1, np.float32) if c is None else np.abs(c)
     plain = high <= 116 and (least is None or least <= 2 * LEAST - 1) and not scaled
+    if plain and c is None:
+        return PLAIN
+    size = np.zeros(1, np.float32) if c is None else np.abs(c)
     if plain and ((size == 0) | ((size >= LOW) & (size <= HIGH))).all():
         return PLAIN
     normal = low >= -120 and high < 126 and (least is None or least <= -126)

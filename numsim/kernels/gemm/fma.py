@@ -8,8 +8,7 @@ definition, `rules.mac`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -103,25 +102,24 @@ def run_tiles(
     tiles, steps = a.shape[1], a.shape[2]
     group = -(-tiles // -(-tiles // _GROUP))  # even groups of at most _GROUP tiles
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
-    with whole_panels(out, b.shape[1] * b.shape[3]) as whole:
-        over_range(
-            lambda start, stop: entry(whole, a, b, steps, block, group, start, stop, *rule),
-            pieces,
-            grain=grain_of(pieces, out.size * steps * b.shape[4]),
-        )
+    whole = whole_panels(out, b.shape[1] * b.shape[3])
+    over_range(
+        lambda start, stop: entry(whole, a, b, steps, block, group, start, stop, *rule),
+        pieces,
+        grain=grain_of(pieces, out.size * steps * b.shape[4]),
+    )
+    if whole is not out:
+        out[...] = whole[:, :, : out.shape[2]]
 
 
-@contextmanager
-def whole_panels(out: Array, columns: int) -> Iterator[Array]:
-    """Yield `out` [batch, M, N], or a copy with so many columns that is copied back."""
+def whole_panels(out: Array, columns: int) -> Array:
+    """Return `out` [batch, M, N], or a copy with so many columns: of it the first N count."""
     n = out.shape[2]
     if n == columns:
-        yield out
-        return
+        return out
     whole = np.zeros((*out.shape[:2], columns), out.dtype)
     whole[:, :, :n] = out
-    yield whole
-    out[...] = whole[:, :, :n]
+    return whole
 
 
 def tile_types(a: types.Type, b: types.Type, out: types.Type) -> tuple[Any, ...]:

@@ -197,12 +197,15 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     Parameters: operands packed on the same path, of the same K and group (1 to WIDEST), one b;
     `how` b's codes are read; c [M, N] float32, zero or LOW <= |c| <= HIGH.
     """
-    shape = (1, a.lines, b.lines)
-    out: Array = zeros(shape) if c is None else np.array(c, np.float32, order="C").reshape(shape)
+    lines, columns = b.lines, b.panels.shape[1] * b.panels.shape[3]
+    out: Array = zeros((1, a.lines, columns))
+    if c is not None:
+        out[0, :, :lines] = c
     if out.size:
         path = simd.path()
         runs = b.panels.shape[4] // (SHORT_RUN if path == "plain" else simd_fp8.RUN)
         few = a.lines <= FEW[path] and reads_codes(how)
         runner = _runner(path, bool(few), b.in_place)
         run_codes(runner, out, a.planes, b, a.block, runs, how)
-    return out.reshape(shape[1:])
+    whole: Array = out[0]
+    return whole if lines == columns else whole[:, :lines].copy()

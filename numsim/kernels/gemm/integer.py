@@ -184,10 +184,11 @@ def starts(b: PackedInt8, span: int) -> Array:
     return np.ascontiguousarray(found.swapaxes(1, 2)).reshape(batch, blocks, panels * width)
 
 
-def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
+def gemm_int8(a: Array, b: Array | PackedInt8, rows: Array | None = None) -> Array:
     """Return the int32 sums of products [batch, M, N], modulo 2^32.
 
-    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; each int8 or uint8.
+    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; each int8 or uint8; `rows`: what
+    `packed_a` made of a.
     """
     packed = b if isinstance(b, PackedInt8) else pack_b(b)
     batch, m, depth = a.shape
@@ -195,7 +196,8 @@ def gemm_int8(a: Array, b: Array | PackedInt8) -> Array:
         a = a.reshape(1, batch * m, depth)
     out = np.empty((*a.shape[:2], packed.n), np.int32)
     if out.size:
-        rows, offset = packed_a(a), -128 if a.dtype == np.int8 else 0
+        rows = packed_a(a) if rows is None else rows
+        offset = -128 if a.dtype == np.int8 else 0
         # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
         out[...] = (packed.sums * np.int32(offset))[:, None, :]
         if packed.offset:

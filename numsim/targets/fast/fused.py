@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numsim.kernels.gemm import two_streams as gemm_two_streams
 from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.double import PLAIN
 from numsim.kernels.rules.align import Block
 from numsim.quant import QTensor
 from numsim.quant.kept import kept
@@ -30,6 +32,7 @@ from numsim.targets.chain import (
 )
 from numsim.targets.rules import Fused, bulk_norm, fused, mme, two_stage
 from numsim.targets.tensor import (
+    KEPT_ROWS,
     Planes,
     any_of,
     batched,
@@ -38,6 +41,7 @@ from numsim.targets.tensor import (
     finite,
     planes,
     short_codes,
+    small_floats,
     survey,
     survey_planes,
     surveyed,
@@ -48,20 +52,9 @@ FP8 = "FP8 with 13 fraction bits"
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
     """Whether the 13-bit FP8 kernel covers the case: finite operands, moderate C."""
-    plain = Fused(rule.group, 13, 13, min_exponent=rule.min_exponent)
-    if rule.steps != plain or rule.group > gemm_hopper.WIDEST or out.name != "float32":
+    if not _fp8_covers(rule, a.fmt, b.fmt, out) or a.block_shape or b.block_shape:
         return False
-    # neither a product nor an accumulator that products left lies below
-    if rule.min_exponent is not None and rule.min_exponent > 2 * gemm_hopper.LEAST - 13:
-        return False
-    if a.fmt.precision > 4 or b.fmt.precision > 4 or not (coded(a, 8) and coded(b, 8)):
-        return False
-    if not (a.codes.size and b.codes.size):
-        return False
-    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
-    if low < gemm_hopper.LEAST or high > gemm_hopper.MOST:
-        return False
-    if not (finite(a) and finite(b)):
+    if not (a.codes.size and b.codes.size and finite(a) and finite(b)):
         return False
     if c is None:
         return True
@@ -69,21 +62,39 @@ def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rul
     return bool(((size == 0) | ((size >= gemm_hopper.LOW) & (size <= gemm_hopper.HIGH))).all())
 
 
+@lru_cache(maxsize=256)
+def _fp8_covers(rule: Fused, a: Format, b: Format, out: Format) -> bool:
+    plain = Fused(rule.group, 13, 13, min_exponent=rule.min_exponent)
+    if rule.steps != plain or rule.group > gemm_hopper.WIDEST or out.name != "float32":
+        return False
+    # neither a product nor an accumulator that products left lies below
+    if rule.min_exponent is not None and rule.min_exponent > 2 * gemm_hopper.LEAST - 13:
+        return False
+    if not all(small_floats(f, 8) and f.precision <= 4 for f in (a, b)):
+        return False
+    return min(a.emin, b.emin) >= gemm_hopper.LEAST and max(a.emax, b.emax) <= gemm_hopper.MOST
+
+
 def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[np.float32]:
     """Ada and Hopper FP8: 13 fraction bits in the alignment and in the result."""
-    left, right = batched(a.codes), batched(b.codes)
-    packed = kept(b, "fp8", lambda: gemm_hopper.pack_b(right, rule.group), rule.group, simd.path())
+    left, right, how = batched(a.codes), batched(b.codes), fields(b.fmt)
+    by = rule.group, simd.path()
+    packed = kept(b, "fp8", lambda: gemm_hopper.pack_b(right, rule.group), *by)
+
+    def rows(i: int) -> gemm_hopper.PackedFp8:
+        return gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
+
+    if len(left) == len(right) == 1:
+        one = kept(a, "fp8 rows", lambda: rows(0), *by) if left.size <= KEPT_ROWS else rows(0)
+        start = None if c is None else c[0]
+        return gemm_hopper.gemm_hopper_fp8(one, packed, how, c=start)[None]
 
     def item(i: int) -> NDArray[np.float32]:
-        at = min(i, len(right) - 1)
-        one = packed._replace(panels=packed.panels[at : at + 1])
-        rows = gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
+        panels = packed.panels[i : i + 1] if len(right) > 1 else packed.panels
+        one = packed._replace(panels=panels)
         start = None if c is None else c[i]
-        sums: NDArray[np.float32] = gemm_hopper.gemm_hopper_fp8(rows, one, fields(b.fmt), c=start)
-        return sums
+        return gemm_hopper.gemm_hopper_fp8(rows(i), one, how, c=start)
 
-    if len(left) == 1:
-        return item(0)[None]
     out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
     for i in range(len(left)):
         out[i] = item(i)
@@ -98,28 +109,30 @@ def _fp8(x: Chain) -> Work | None:
 
 def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     """Whether the float64 kernel of small formats does it: finite codes, scales by group."""
-    plain = Fused(rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan)
+    if not _double_covers(rule, a.fmt, b.fmt, out):
+        return False
     few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW[simd.path()]
     if few and not gemm_double.reads_codes(fields(b.fmt)):
         return False
-    if rule.steps != plain or out.name != "float32" or not (a.codes.size and b.codes.size):
+    if not (a.codes.size and b.codes.size):
         return False
-    if not (_few_bits(a, -1, rule.group) and _few_bits(b, -2, rule.group)):
-        return False
-    low, high = min(a.fmt.emin, b.fmt.emin), max(a.fmt.emax, b.fmt.emax)
-    precision = max(a.fmt.precision, b.fmt.precision)
-    covered = gemm_double.covers(
-        rule.group, rule.align_bits, rule.min_exponent, low, high, precision
-    )
-    return covered and finite(a) and finite(b)
+    return _whole(a, -1, rule.group) and _whole(b, -2, rule.group) and finite(a) and finite(b)
 
 
-def _few_bits(q: QTensor, axis: int, group: int) -> bool:
-    """Whether q has a byte a code and scales, if any, for multiples of a group of k."""
-    small = short_codes(q.fmt)
+@lru_cache(maxsize=256)
+def _double_covers(rule: Fused, a: Format, b: Format, out: Format) -> bool:
+    plain = Fused(rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan)
+    if rule.steps != plain or out.name != "float32" or not (short_codes(a) and short_codes(b)):
+        return False
+    low, high, precision = min(a.emin, b.emin), max(a.emax, b.emax), max(a.precision, b.precision)
+    return gemm_double.covers(rule.group, rule.align_bits, rule.min_exponent, low, high, precision)
+
+
+def _whole(q: QTensor, axis: int, group: int) -> bool:
+    """Whether q has scales, if any, for multiples of a group of k."""
     if q.block_shape is None or q.scale_codes is None:
-        return small and q.block_shape is None
-    return small and q.block_shape[axis] % group == 0
+        return q.block_shape is None
+    return q.block_shape[axis] % group == 0
 
 
 def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -148,23 +161,26 @@ def double(
 
     packed, nan_columns, (least, most) = kept(b, "double", pack, rule.group, simd.path())
     powers, nan_rows = _powers(a, rule.group, transposed=False)
-    low = a.fmt.emin + b.fmt.emin + int(powers.min()) + least
-    high = a.fmt.emax + b.fmt.emax + 2 + int(powers.max()) + most + a.shape[-1].bit_length()
+    ends = (0, 0) if a.scale_codes is None else (int(powers.min()), int(powers.max()))
+    low = a.fmt.emin + b.fmt.emin + ends[0] + least
+    high = a.fmt.emax + b.fmt.emax + 2 + ends[1] + most + a.shape[-1].bit_length()
     scaled = a.scale_codes is not None or b.scale_codes is not None
     kind = gemm_double.kind_of(low, high, rule.min_exponent, c, scaled=scaled)
     sums = gemm_double.gemm_double(
         batched(a.codes), powers, fields(a.fmt), packed, fields(b.fmt),
         rule.group, rule.align_bits, rule.min_exponent, kind, c,
     )  # fmt: skip
+    if not scaled and kind == PLAIN:
+        return sums  # without Inf and NaN
     if nan_rows.any() or nan_columns.any():
         sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
-    return sums
+    return one_nan(sums, rule)
 
 
 def _double(x: Chain) -> Work | None:
     if not double_applies(x.a, x.b, x.out, x.rule):
         return None
-    return Work("aligned sums in float64", lambda: one_nan(double(x.a, x.b, x.c, x.rule), x.rule))
+    return Work("aligned sums in float64", lambda: double(x.a, x.b, x.c, x.rule))
 
 
 def _aligned(x: Chain, block: Block, own: Own | None = None) -> Work | None:

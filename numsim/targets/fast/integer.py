@@ -23,9 +23,7 @@ from numsim.targets.chain import (
 )
 from numsim.targets.rules import IntSum
 from numsim.targets.rules.int_sum import Overflowed, check_width, limits, wrapped
-from numsim.targets.tensor import (
-    batched,
-)
+from numsim.targets.tensor import KEPT_ROWS, batched
 
 
 def outside(
@@ -104,7 +102,7 @@ def integer_plan(
     """
     bound = largest(a) * largest(b)
     start = 0 if c is None or not c.size else max(int(c.max()), -int(c.min()))
-    total, most = bound * a.shape[-1] + start, (1 << (rule.acc_bits - 1)) - 1
+    total, most = bound * a.codes.shape[-1] + start, (1 << (rule.acc_bits - 1)) - 1
     free = rule.pair_bits is None or 2 * bound < 1 << (rule.pair_bits - 1)
     if free and (rule.overflow == "wrap" or total <= most):
         bytes_only = a.codes.dtype.itemsize == 1 and b.codes.dtype.itemsize == 1
@@ -130,7 +128,10 @@ def integer(
     left, right = batched(a.codes), batched(b.codes)
     if plan == "int8":
         bytes_b = kept(b, "int8", lambda: gemm_int.pack_b(right))
-        small = gemm_int.gemm_int8(left, bytes_b)
+        rows = None
+        if len(left) == 1 and left.size <= KEPT_ROWS:
+            rows = kept(a, "int8 rows", lambda: gemm_int.packed_a(left))
+        small = gemm_int.gemm_int8(left, bytes_b, rows)
         return small if c is None else small + c
     if plan == "float64":
         doubles = kept(b, "float64", lambda: gemm_fma.pack_b(right.astype(np.float64)))

@@ -58,8 +58,11 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
     return gemm_fma.gemm_fma(a, values, c=c)
 
 
+_FUSED_CHAIN = Mac()
+
+
 def _fma_chain(x: Chain) -> Work | None:
-    if x.rule.steps != Mac():
+    if x.rule.steps != _FUSED_CHAIN:
         return None
 
     def work() -> NDArray[Any]:

@@ -92,8 +92,8 @@ def wrapped(values: NDArray[Any], bits: int) -> NDArray[Any]:
 
 def check_width(x: Chain) -> None:
     """Raise UnsupportedError where 64 bits do not hold sums before they are limited."""
-    rule, depth = x.rule, x.a.shape[-1]
-    product = 1 << sum(q.fmt.bits - q.fmt.signed for q in (x.a, x.b))
+    rule, depth, a, b = x.rule, x.a.codes.shape[-1], x.a.fmt, x.b.fmt
+    product = 1 << a.bits - a.signed + b.bits - b.signed
     together = 1 if rule.overflow == "wrap" else min(rule.group, depth)
     if rule.pair_bits is not None:
         together = max(together, 2)
