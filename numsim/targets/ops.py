@@ -179,6 +179,10 @@ def _result(
         acc = chained(rule, a, b, c, out, unit, engine)
     else:
         scale = scaling.constant_scales(a, b)
+        if c is None and engine is runs and not restarts(unit):
+            once = outside.scaled_sums(rule, a, b, scale)
+            if once is not None:
+                return once
         acc = summed(bare(a), bare(b), 0, c)
     above = scaling.tensor_scale(a, b)
     if above is not None:

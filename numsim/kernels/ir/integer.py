@@ -20,11 +20,12 @@ from numsim.kernels.ir.simd import (
     INT8_ROWS,
     V16,
     V32,
+    VF,
     Tile,
     broadcast,
     emitted,
+    fetch,
     loop,
-    signature_of,
     splat,
 )
 
@@ -51,15 +52,21 @@ def _pair_sums(b: Any, x: Any, y: Any) -> Any:
 @emitted
 def int8_tile(
     typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any,
+    stride: Any, steps: Any, begin: Any, begin_at: Any, first: Any, scale: Any, last: Any,
 ) -> Any:  # fmt: skip
-    """Add to out[r, :], modulo 2^32, four products of an unsigned a and a signed b per step."""
+    """Write to out[r, :], modulo 2^32, four products of an unsigned a and a signed b per step.
+
+    They are added to `begin`, one row for all, if it is the `first` block of k, else to what stands
+    in out. After the `last` one sums become float32 and are multiplied by `scale`; out holds the
+    bits of these.
+    """
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
         return None
     count, native = rows.literal_value, bool(wide.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = Tile(context, b, sig.args, args, 2, V32)
+        tile = Tile(context, b, sig.args[:-5], args[:-5], 2, V32)
+        begin, begin_at, first, scale, last = args[-5:]
         dot4 = None
         if native:
             kind = ir.FunctionType(V32, [V32] * 3)
@@ -71,7 +78,7 @@ def int8_tile(
             return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
 
         def column(k: Any, c: int) -> Any:
-            if count == 1:
+            if count == 1 or native:
                 tile.ahead(k, INT8_COLUMNS, 16 * c)
             return tile.columns(k, INT8_COLUMNS, 16 * c)
 
@@ -96,11 +103,27 @@ def int8_tile(
                         new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
             return new
 
-        steps = loop(b, tile.steps, tile.load(count), wide_step if native else step)
-        tile.store(steps, count)
+        for at in tile.outputs(count):  # new memory, which nothing else reads: it comes meanwhile
+            fetch(b, at, write=True)
+        fresh = b.icmp_signed("!=", first, ir.Constant(I64, 0))
+        given = tile.pointer(context, sig.args[-5], begin, begin_at)
+        tile.out, tile.stride, *kept = (
+            b.select(fresh, given, tile.out),
+            b.select(fresh, ir.Constant(I64, 0), tile.stride),
+            tile.out,
+            tile.stride,
+        )
+        before = tile.load(count)
+        tile.out, tile.stride = kept
+        sums = loop(b, tile.steps, before, wide_step if native else step)
+        scaled, by = b.icmp_signed("!=", last, ir.Constant(I64, 0)), broadcast(b, scale, VF)
+        singles = [b.bitcast(b.fmul(b.sitofp(v, VF), by), V32) for v in sums]
+        tile.store([b.select(scaled, x, v) for x, v in zip(singles, sums, strict=True)], count)
         return context.get_dummy_value()
 
-    return signature_of(a, b, out, rows, wide), codegen
+    i64 = types.int64
+    more = (begin, i64, i64, types.float32, i64)
+    return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, *more), codegen
 
 
 @emitted
