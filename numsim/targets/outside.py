@@ -73,10 +73,9 @@ def add_blocks(
 
 def scaled_sums(rule: Rule, a: QTensor, b: QTensor, scale: Any) -> NDArray[np.float32] | None:
     """Return integer sums times one scale, [count, M, N]; None: no kernel does both at once."""
-    whole = isinstance(rule, IntSum) and rule.acc_bits == 32
     zeros = a.zero_point is not None or b.zero_point is not None
     above = a.tensor_scale is not None or b.tensor_scale is not None
-    if not whole or zeros or above or scale is None:
+    if zeros or above or scale is None or not isinstance(rule, IntSum) or rule.acc_bits != 32:
         return None
     left, right, factor = bare(a), bare(b), one_factor(scale, a, b)
     if factor is None or integer_plan(left, right, None, rule) != "int8":

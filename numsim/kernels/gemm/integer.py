@@ -39,6 +39,35 @@ class PackedInt8(NamedTuple):
     n: int
 
 
+@inline
+def int8_wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    """Update up to 12 rows of a tile; return how many."""
+    if left >= 12:
+        simd_int.int8_tile(12, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 12
+    if left >= 4:
+        simd_int.int8_tile(4, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 4
+    simd_int.int8_tile(1, 1, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def int8_narrow(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    """Update one or two rows of a tile, without AVX-512; return how many."""
+    if left >= 2:
+        simd_int.int8_tile(2, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+        return 2
+    simd_int.int8_tile(1, 0, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
 class Ends(NamedTuple):
     """What sums of a panel begin with, and what becomes of them; of all k, or of a block of these.
 
@@ -54,24 +83,24 @@ class Ends(NamedTuple):
 
 
 @inline
-def int8_wide(
+def _scaled_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, ends: Ends,
 ) -> int:  # fmt: skip
-    """Update up to 12 rows of a tile; return how many."""
+    """Do what `int8_wide` does, with ends."""
     if left >= 12:
-        simd_int.int8_tile(
+        simd_int.scaled_int8_tile(
             12, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
             ends.scale, ends.last,
         )  # fmt: skip
         return 12
     if left >= 4:
-        simd_int.int8_tile(
+        simd_int.scaled_int8_tile(
             4, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
             ends.scale, ends.last,
         )  # fmt: skip
         return 4
-    simd_int.int8_tile(
+    simd_int.scaled_int8_tile(
         1, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
         ends.scale, ends.last,
     )  # fmt: skip
@@ -79,18 +108,18 @@ def int8_wide(
 
 
 @inline
-def int8_narrow(
+def _scaled_narrow(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, ends: Ends,
 ) -> int:  # fmt: skip
-    """Update one or two rows of a tile, without AVX-512; return how many."""
+    """Do what `int8_narrow` does, with ends."""
     if left >= 2:
-        simd_int.int8_tile(
+        simd_int.scaled_int8_tile(
             2, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
             ends.scale, ends.last,
         )  # fmt: skip
         return 2
-    simd_int.int8_tile(
+    simd_int.scaled_int8_tile(
         1, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
         ends.scale, ends.last,
     )  # fmt: skip
@@ -135,7 +164,7 @@ def _run_wide(
     begin: Array, fresh: int, scale: np.float32, scaled: int,
 ) -> None:  # fmt: skip
     _cover(
-        int8_wide, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
+        _scaled_wide, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
     )  # fmt: skip
 
 
@@ -145,7 +174,7 @@ def _run_narrow(
     begin: Array, fresh: int, scale: np.float32, scaled: int,
 ) -> None:  # fmt: skip
     _cover(
-        int8_narrow, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
+        _scaled_narrow, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
     )  # fmt: skip
 
 
