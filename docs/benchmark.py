@@ -27,7 +27,7 @@ TIMERS = {
     "installed.",
 }
 
-BY_HAND = "\n## One row"  # from there on the page is measured by hand, with what limits it
+BY_HAND = "\n## Whole networks beside"  # from there on the page is written by hand: what limits it
 
 
 def processor() -> str:
