@@ -23,9 +23,11 @@ TIMERS = {
     "quantize": "Quantisation with every kind of scale, as a share of another rate of the run, "
     "beside torchao where installed.",
     "matmul": "Products by the rules of units, on one core, beside float32 BLAS.",
+    "model": "Whole networks with every product emulated, attention's too, beside torch where "
+    "installed.",
 }
 
-BY_HAND = "\n## One row"  # from there on the page is measured by hand, with what limits it
+BY_HAND = "\n## Whole networks beside"  # from there on the page is written by hand: what limits it
 
 
 def processor() -> str:

@@ -79,7 +79,7 @@ class MatmulTiming:
     task
         What is multiplied, on which unit.
     library
-        Who multiplies; ``portable``: numsim without AVX-512; ``numsim x2``: on two threads.
+        Who multiplies; ``numsim avx2``: without AVX-512; ``numsim x2``: on two threads.
     shape
         M, N, K.
     rate
@@ -104,7 +104,7 @@ class MatmulTiming:
 
 def bench_matmul(
     *, shape: Shape = LARGE, decode: Shape | None = DECODE, odd: Shape | None = ODD,
-    repeats: int = 5, portable: bool = True,
+    repeats: int = 5, narrow: bool = True,
 ) -> list[MatmulTiming]:  # fmt: skip
     """Time matrix products of all kinds of units, in one run and on one thread.
 
@@ -118,8 +118,8 @@ def bench_matmul(
         M, N, K of a small product, of a network's weight gradient; None: none.
     repeats
         Calls of which the median counts, after one that does not.
-    portable
-        Time the kernels without AVX-512 too, where the machine has it.
+    narrow
+        Time the kernels of AVX2 too, where the machine has AVX-512.
 
     Returns
     -------
@@ -132,15 +132,15 @@ def bench_matmul(
 
     Examples
     --------
-    >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, odd=None, repeats=1, portable=False)
+    >>> rows = bench_matmul(shape=(4, 8, 32), decode=None, odd=None, repeats=1, narrow=False)
     >>> rows[0].task, rows[0].library
     ('float32', 'NumPy BLAS')
     """
     if repeats < 1:
         raise NumsimError(f"bench matmul: repeats is a positive integer; got {repeats!r}")
     paths = [("numsim", simd.path(), 1)]
-    if portable and simd.enabled():
-        paths.append(("portable", "plain", 1))
+    if narrow and simd.enabled():
+        paths.append((f"numsim {simd.PATHS[-2]}", simd.PATHS[-2], 1))
     if (os.cpu_count() or 1) > 1:
         paths.append(("numsim x2", simd.path(), 2))
     with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
@@ -148,13 +148,13 @@ def bench_matmul(
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
         for task, library, size, timed in _peers(shape):
             beside = blas()
-            rate = _rate(timed, size, repeats)
+            rate = rate_of(timed, size, repeats)
             rows.append(MatmulTiming(task, library, size, rate, rate / beside))
         for task, unit, changes, left, right in UNITS:
             target, own = get_target(unit, **changes), math.inf
             for size in (shape, *(s for s in (odd, decode) if s)):
-                a = _operand(size[0], size[2], left, 0)
-                b = _operand(size[2], size[1], right, 1, axis=-2)
+                a = operand(size[0], size[2], left, 0)
+                b = operand(size[2], size[1], right, 1, axis=-2)
 
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
                     return matmul(replace(a), b, target=target)  # replace: packed anew
@@ -162,7 +162,7 @@ def bench_matmul(
                 for library, path, threads in paths if size == shape else paths[:1]:
                     beside = blas()
                     with simd.force(path), jit.using_threads(threads):
-                        rate = _rate(call, size, repeats)
+                        rate = rate_of(call, size, repeats)
                     own = rate if size == shape and library == "numsim" else own
                     bound = math.nan if size == shape else own
                     if size == decode:
@@ -187,12 +187,17 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
     say("matrix products, one core, median, right operand packed once")
     say("\n".join(columns(cells, "<<<>>>", gap="  " if width() > 80 else " ")))
     for (task, peer), row in large.items():
-        if (task, "numsim") in large and not peer.startswith(("numsim", "portable")):
+        if (task, "numsim") in large and not peer.startswith("numsim"):
             ratio = large[task, "numsim"].of_blas / row.of_blas
             say(f"{task}: numsim is {ratio:,.2f} x {peer}")
 
 
-def _operand(rows: int, columns: int, name: str, seed: int, *, axis: int = -1) -> QTensor:
+def operand(rows: int, columns: int, name: str, seed: int, *, axis: int = -1) -> QTensor:
+    """Return a random matrix in a format, or stored by a rule whose scales run along an axis.
+
+    >>> operand(2, 64, "mxfp8_e4m3", 0)
+    QTensor(float8_e4m3fn [2, 64], scale [2, 2])
+    """
     rng = np.random.default_rng(seed)
     if name in QUANTS:
         values = rng.standard_normal((rows, columns), np.float32)
@@ -250,12 +255,12 @@ def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]
     torch.set_num_threads(1)
     m, n, k = shape
     if m > 16:  # _int_mm takes more than 16 rows
-        a, b = (torch.from_numpy(_operand(*s, "int8", 0).codes) for s in ((m, k), (k, n)))
+        a, b = (torch.from_numpy(operand(*s, "int8", 0).codes) for s in ((m, k), (k, n)))
         yield "int8 -> int32", "torch _int_mm", shape, lambda: torch._int_mm(a, b)
     if mmaemu is not None:
         small = min(m, 64), min(n, 64), min(k, 1024)
         fp8: list[NDArray[Any]] = [
-            _operand(rows, small[2], "float8_e4m3fn", i).codes for i, rows in enumerate(small[:2])
+            operand(rows, small[2], "float8_e4m3fn", i).codes for i, rows in enumerate(small[:2])
         ]
         x, y = (torch.from_numpy(codes).view(torch.float8_e4m3fn) for codes in fp8)
         for task, profile in (("Hopper wgmma FP8", "hopper"), ("Ada FP8", "ada")):
@@ -269,10 +274,11 @@ def _peers(shape: Shape) -> Iterator[tuple[str, str, Shape, Callable[[], object]
 def _read_rate(shape: Shape, repeats: int) -> float:
     """Return how many billion codes of one byte a second NumPy adds up, read as uint64."""
     words = np.ones(shape[1] * shape[2] // 8, np.uint64)
-    return _rate(words.sum, (1, shape[1], shape[2]), repeats)
+    return rate_of(words.sum, (1, shape[1], shape[2]), repeats)
 
 
-def _rate(call: Callable[[], object], shape: Shape, repeats: int) -> float:
+def rate_of(call: Callable[[], object], shape: Shape, repeats: int) -> float:
+    """Return billion multiply-accumulates a second: the median of calls, after one."""
     call()
     seconds = []
     for _ in range(repeats):

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from numsim.bench.matmul import LARGE, operand, rate_of
 from numsim.errors import NumsimError
 from numsim.models import Model, Recipe, Rule, load_model
 from numsim.models.arch import Arch
@@ -63,7 +64,7 @@ class Size:
 
 SIZES = (
     Size("Llama of 110 M", 12, 768, 12, 2048, 32_000, tokens=256, threads=1, repeats=5),
-    Size("block of Llama-2-7B", 1, 4096, 32, 11_008, 32, tokens=128, threads=2, repeats=3),
+    Size("block of Llama-2-7B", 1, 4096, 32, 11_008, 32, tokens=256, threads=1, repeats=3),
 )
 
 
@@ -89,6 +90,10 @@ class ModelTiming:
         operand (and keys and values), multiplies, and applies the scales. Outside are the
         quantisation of activations, keys and values, norms, rotary positions, softmax, activation
         functions, the embedding, the residual stream, and Python. NaN for other libraries.
+    of_products
+        Seconds divided by those that its multiply-accumulates take at the rate of ``bench matmul``
+        (512 x 512 x 2048 in the same formats on the same unit), timed between the runs. NaN for
+        other libraries.
     peak_bytes
         Largest resident memory of the process: the interpreter with its libraries, mapped files
         and everything else.
@@ -103,6 +108,7 @@ class ModelTiming:
     seconds: float
     rate: float
     outside: float
+    of_products: float
     peak_bytes: int
     of_weights: float
 
@@ -182,19 +188,29 @@ def run_llama(folder: Path, size: Size, library: str) -> ModelTiming:
     )
     run()
     first = time.perf_counter() - began
-    seconds = []
+    seconds, rates = [], []
     for _ in range(size.repeats):
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
-    middle = statistics.median(seconds)
+        if library in RECIPES:
+            rates.append(_rate_alone(*RECIPES[library]))
+    middle, macs = statistics.median(seconds), _products(model, size)
+    alone = statistics.median(rates) if rates else float("nan")
     peak = peak_bytes()
     share = _share_outside(run) if library in RECIPES else float("nan")
     weights = sum(wide(t).size for name, t in model.tensors.items() if name != "lm_head.weight")
     return ModelTiming(
-        size.task, library, size.threads, first, middle, _products(model, size) / middle / 1e9,
-        share, peak, peak / (2 * weights),
+        size.task, library, size.threads, first, middle, macs / middle / 1e9, share,
+        middle * alone * 1e9 / macs, peak, peak / (2 * weights),
     )  # fmt: skip
+
+
+def _rate_alone(name: str, unit: str) -> float:
+    """Return the rate of a large product as `bench_matmul` times it."""
+    m, n, k = LARGE
+    a, b = operand(m, k, name, 0), operand(k, n, name, 1, axis=-2)
+    return rate_of(lambda: matmul(replace(a), b, target=unit), LARGE, 5)
 
 
 def _emulated(
@@ -298,13 +314,19 @@ def _torch(model: Model, tokens: NDArray[np.int64], threads: int) -> Callable[[]
 
 
 def print_model(rows: list[ModelTiming]) -> None:
-    """Print timings as a table."""
-    heads = ("threads", "first run", "seconds", "GMAC/s", "outside", "peak", "/ float16")
+    """Print timings as a table, each beside torch's of the same network where it was run."""
+    heads = (
+        "threads", "first run", "seconds", "/ torch", "GMAC/s", "outside", "/ products", "peak",
+        "/ float16",
+    )  # fmt: skip
+    torch = {row.task: row.seconds for row in rows if row.library == "torch float32"}
     cells = [("task", "library", *heads)]
     cells += [
         (
             row.task, row.library, str(row.threads), f"{row.first:.2f} s", f"{row.seconds:.3f}",
+            f"{row.seconds / torch[row.task]:.2f}" if row.task in torch else "",
             f"{row.rate:.2f}", "" if np.isnan(row.outside) else f"{row.outside:.0%}",
+            "" if np.isnan(row.of_products) else f"{row.of_products:.2f}",
             f"{row.peak_bytes / 1e6:,.0f} MB", f"{row.of_weights:.2f}",
         )
         for row in rows
@@ -312,6 +334,7 @@ def print_model(rows: list[ModelTiming]) -> None:
     say(f"whole networks, every product emulated; numsim: {FORMAT} on {UNIT}")
     say("\n".join(columns(cells, "<<" + ">" * len(heads), gap="  " if width() > 110 else " ")))
     say(
-        "outside: share of a run not in matmul, which packs activations, multiplies and scales; "
-        "peak: the whole process;\n/ float16: peak over the bytes of the weights in float16"
+        "outside: share of a run not in matmul, which packs activations, multiplies and scales;\n"
+        "/ products: seconds over those of its products at the rate of one of 512 x 512 x 2048;\n"
+        "peak: the whole process; / float16: peak over the bytes of the weights in float16"
     )

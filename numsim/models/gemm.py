@@ -21,6 +21,7 @@ from numsim.models.streams import draws, stream
 from numsim.models.weights import Stored, Weights, shape_of, wide
 from numsim.quant import QTensor, Quant, as_quant, quantize
 from numsim.quant.quantize import quantize_pieces
+from numsim.quant.quick import quick
 from numsim.quant.transforms import llm_int8, rotate
 from numsim.targets import matmul
 
@@ -182,7 +183,7 @@ def make_gemm(
             if key not in recent or recent[key][0] is not x:
                 recent.clear()
                 turned = rotated_by(x, rule, -1).reshape(shape)
-                recent[key] = (x, quantize(turned, quant, axis=-1))
+                recent[key] = (x, quick(turned, quant) or quantize(turned, quant, axis=-1))
             return recent[key][1]
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
         random = draws(
@@ -194,10 +195,11 @@ def make_gemm(
         return quantize(turned, quant, axis=-1, random=random)
 
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
+        if quant.rounding != "sr":  # as stored weights are, [.., N, K]
+            lines = np.ascontiguousarray(operand.swapaxes(-1, -2))
+            return (quick(lines, quant) or quantize(lines, quant, axis=-1)).T
         if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]
             quant = replace(quant, block=quant.block[::-1])
-        if quant.rounding != "sr":
-            return quantize(operand, quant, axis=-2)
         turned = operand.swapaxes(-1, -2) if name.endswith("qk") else operand  # [.., S, D]
         groups = turned.shape[-3] if turned.ndim > 2 else 1
         key, positions = stream(seed, name, "right"), np.arange(turned.shape[-2])

@@ -180,6 +180,10 @@ def _result(
     elif a.zero_point is not None or b.zero_point is not None:
         acc = summed(bare(a), bare(b), 0, c)
     else:
+        if c is None and engine is runs and not restarts(unit):
+            once = outside.scaled_sums(rule, a, b, scale)
+            if once is not None:
+                return once
         acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
     above = scaling.tensor_scale(a, b)
     if above is not None:

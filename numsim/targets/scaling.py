@@ -247,6 +247,18 @@ def scaled(
     return round_to(result, get_format(name), rule)
 
 
+def one_factor(scale: Any, a: QTensor, b: QTensor) -> np.float32 | None:
+    """Return the finite float32 that scales all integer sums of a product, None without one.
+
+    >>> q = QTensor.from_codes([[1]], "q3.4")
+    >>> one_factor(np.float32(0.5), q, q)
+    np.float32(0.001953125)
+    """
+    factor = _in_quanta(scale, a, b)
+    one = _is_one_number(factor) and np.isfinite(factor)
+    return np.float32(factor.item()) if one else None
+
+
 def _is_one_number(factor: Any) -> bool:
     one = isinstance(factor, np.ndarray | np.float32)
     return one and factor.size == 1 and factor.dtype == np.float32

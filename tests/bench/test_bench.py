@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_the_network_that_is_timed(tmp_path):
     macs = 16 * (2 * per_layer + 128 * 64)
     assert row.rate == macs / row.seconds / 1e9
     assert 0 < row.outside < 1
+    assert row.of_products > 0
     weights = 2 * (4 * 64 * 64 + 3 * 64 * 96) + 128 * 64 + 5 * 64
     assert row.of_weights == row.peak_bytes / (2 * weights)
     assert arch.tied
@@ -104,7 +106,7 @@ def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypa
         MatmulTiming(
             "blocks of 32, MXFP8 on tcgen05", who, (1, 4096, 4096), 1234.567, 12.3456, 0.416
         )
-        for who in ("NumPy BLAS", "numsim", "portable")
+        for who in ("NumPy BLAS", "numsim", "numsim avx2")
     ]
     timers.print_matmul(products)
     lines = capsys.readouterr().out.splitlines()
@@ -115,12 +117,16 @@ def test_tables_of_timings_are_a_line_a_row_and_cut_no_number(terminal, monkeypa
         assert line.split()[-4:] == ["1x4096x4096", "1,234.57", "12.346", "0.42"]
     if terminal == "80":
         assert max(map(len, lines)) <= 80
-    network = models.ModelTiming("a task", "numsim", 2, 123.456, 7.654321, 99.5, 0.25, 2e9, 3.21)
-    timers.print_model([network])
+    network = models.ModelTiming(
+        "a task", "numsim", 2, 123.456, 7.654321, 99.5, 0.25, 1.5, 2e9, 3.21
+    )
+    peer = replace(network, library="torch float32", seconds=7.654321 / 4)
+    timers.print_model([network, peer])
     heading, row = capsys.readouterr().out.splitlines()[1:3]
     assert heading.split()[-1] == "float16"
     assert row.split()[2:] == [
-        "numsim", "2", "123.46", "s", "7.654", "99.50", "25%", "2,000", "MB", "3.21",
+        "numsim", "2", "123.46", "s", "7.654", "4.00", "99.50", "25%", "1.50", "2,000", "MB",
+        "3.21",
     ]  # fmt: skip
 
 

@@ -176,6 +176,22 @@ def test_int8_wraps_modulo_2_32(dtype):
     np.testing.assert_array_equal(gemm_int8(a, b), np.full((1, 2, 3), want))
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (13, 4102, 40)])
+@pytest.mark.parametrize("right", [np.int8, np.uint8])
+def test_int8_is_scaled_once_after_the_last_block_of_k(m, k, n, right):
+    rng = np.random.default_rng(m + k + n)
+    a = rng.integers(-128, 128, (2, m, k)).astype(np.int8)
+    b = rng.integers(0, 256, (2, k, n)).astype(np.uint8).view(right)
+    b[..., 0] = 127  # sums beyond 24 bits, which float32 rounds
+    sums = np.matmul(a.astype(np.int64), b.astype(np.int64)).astype(np.int32)
+    for scale in map(np.float32, (0.37, 1.0, 2.0**-149, 3e38)):
+        with np.errstate(all="ignore"):
+            want = sums.astype(np.float32) * scale
+        got = gemm_int8(a, b, scale)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(bits(got), bits(want))
+
+
 def floor_exponent(v, emin):
     return max(math.frexp(v)[1] - 1, emin)
 

@@ -13,6 +13,7 @@ from numsim.kernels.elementwise.times import times
 from numsim.models.gemm import make_gemm
 from numsim.models.memory import OperandCache
 from numsim.models.rule import Rule
+from numsim.quant import as_quant
 
 E4M3 = "float8_e4m3fn"
 BLOCKS = ns.Quant(E4M3, "per_block", block=16)
@@ -354,3 +355,47 @@ def test_one_scale_in_one_pass_is_numpy_s_product(dtype, in_place):
         assert not nan
     if dtype is np.float32:
         assert times(x.copy(), np.float32(np.inf), in_place=in_place)[1]  # 0 x Inf
+
+
+@pytest.mark.parametrize("left", ["int8", "uint8", "int4", "q3.4"])
+@pytest.mark.parametrize("right", ["int8", "uint8", "q3.4"])
+@pytest.mark.parametrize("scale", [0.37, 1.0, 2.0**-149, 3e38, np.nan])
+def test_integers_scaled_at_once_are_those_summed_and_then_scaled(left, right, scale):
+    rng = np.random.default_rng(3)
+
+    def codes(shape, name):
+        info = np.iinfo(np.int8 if name != "uint8" else np.uint8)
+        low, high = (-8, 8) if name == "int4" else (info.min, info.max + 1)
+        return rng.integers(low, high, shape)
+
+    a = ns.QTensor.from_codes(codes((3, 5, 70), left), left, scale=np.float32(0.5))
+    for lead in ((), (3,)):
+        b = ns.QTensor.from_codes(codes((*lead, 70, 33), right), right, scale=np.float32(scale))
+        for changes in ({}, {"acc_bits": 16}, {"overflow": "saturate"}):
+            unit = ns.get_target("ideal.int", **changes)
+            want, _ = ns.matmul(a, b, target=unit, stats=True)
+            same(ns.matmul(a, b, target=unit), want)
+
+
+@pytest.mark.parametrize(
+    "quant",
+    ["int8", E4M3, "nvfp4", "mxfp4_e2m1", "mxint8", ns.Quant(E4M3, "per_token"),
+     ns.Quant(E4M3, block=(4, 16)), ns.Quant("int4", block=16, scale_rule="mse"),
+     replace(as_quant("nvfp4"), tensor_scale="per_token")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("turned", [False, True])
+def test_keys_and_values_are_stored_as_down_their_columns(quant, turned):
+    x = np.random.default_rng(4).normal(size=(2, 3, 40, 24)).astype(np.float32)
+    values = x.swapaxes(-1, -2) if turned else x  # [.., K, N]
+    rows = np.random.default_rng(5).normal(size=(2, 3, 5, values.shape[-2])).astype(np.float32)
+    rule = Rule(None, quant, "ideal.fp32")
+    gemm = make_gemm({}, OperandCache(), {"layers.0.pv": rule})
+    of_k = quant
+    if isinstance(quant, ns.Quant) and isinstance(quant.block, tuple):
+        of_k = replace(quant, block=quant.block[::-1])
+    want = ns.matmul(
+        ns.quantize(rows, ns.Quant("float32", granularity="none")),
+        ns.quantize(values, of_k, axis=-2), target="ideal.fp32",
+    )  # fmt: skip
+    same(gemm("layers.0.pv", rows, values, np.arange(5)), want)

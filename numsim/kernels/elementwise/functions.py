@@ -99,55 +99,63 @@ def _softmax_rows(
     steps, width = x.shape[1], x.shape[2]
     per_keep = x.shape[0] // keep.shape[0]
     heads = bias.shape[0]
-    e = np.empty(width + 8)
-    lanes = np.empty(8)
+    room = np.empty(width + 8)
     for row in range(start, stop):
         n, t = row // steps, row % steps
-        lo, count = first[t], last[t] - first[t]
-        padded = (count + 7) // 8 * 8
-        for j in range(count):
-            e[j] = np.float64(x[n, t, lo + j]) * scale
+        lo, hi = first[t], last[t]
+        line, to = x[n, t, lo:hi], out[n, t, lo:hi]  # slices: LLVM knows that no index is negative
+        e = room[: (line.size + 7) // 8 * 8]
+        for j in range(line.size):
+            e[j] = np.float64(line[j]) * scale
         if heads > 0:
-            for j in range(count):
-                e[j] += bias[n % heads, t, lo + j]
+            more = bias[n % heads, t, lo:hi]
+            for j in range(line.size):
+                e[j] += more[j]
         if masked:
-            for j in range(count):
-                if not keep[n // per_keep, lo + j]:
+            seen = keep[n // per_keep, lo:hi]
+            for j in range(line.size):
+                if not seen[j]:
                     e[j] = -np.inf
-        for j in range(count, padded):
+        for j in range(line.size, e.size):
             e[j] = -np.inf
-        for k in range(8):
-            lanes[k] = -np.inf
-        for j in range(0, padded, 8):
-            for k in range(8):
-                lanes[k] = e[j + k] if e[j + k] > lanes[k] else lanes[k]
         top = -np.inf
         if sinks.size > 0:
             top = sinks[n % sinks.size]
-        for k in range(8):
-            top = lanes[k] if lanes[k] > top else top
-            lanes[k] = 0.0
+        m0 = m1 = m2 = m3 = m4 = m5 = m6 = m7 = -np.inf
+        for j in range(0, e.size, 8):
+            m0 = e[j] if e[j] > m0 else m0
+            m1 = e[j + 1] if e[j + 1] > m1 else m1
+            m2 = e[j + 2] if e[j + 2] > m2 else m2
+            m3 = e[j + 3] if e[j + 3] > m3 else m3
+            m4 = e[j + 4] if e[j + 4] > m4 else m4
+            m5 = e[j + 5] if e[j + 5] > m5 else m5
+            m6 = e[j + 6] if e[j + 6] > m6 else m6
+            m7 = e[j + 7] if e[j + 7] > m7 else m7
+        for m in (m0, m1, m2, m3, m4, m5, m6, m7):
+            top = m if m > top else top
         if top == -np.inf:  # no key, or NaN scores only
-            for j in range(count):
-                if e[j] == e[j]:
-                    e[j] = 0.0
-            for j in range(count):
-                out[n, t, lo + j] = e[j]
+            for j in range(to.size):
+                to[j] = 0.0 if e[j] == e[j] else e[j]
         else:
-            for j in range(padded):
+            for j in range(e.size):
                 e[j] = exp64(e[j] - top)
-            for j in range(0, padded, 8):
-                for k in range(8):
-                    lanes[k] += e[j + k]
-            total = combine(lanes)
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+            for j in range(0, e.size, 8):
+                s0 += e[j]
+                s1 += e[j + 1]
+                s2 += e[j + 2]
+                s3 += e[j + 3]
+                s4 += e[j + 4]
+                s5 += e[j + 5]
+                s6 += e[j + 6]
+                s7 += e[j + 7]
+            total = ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
             if sinks.size > 0:
                 total += exp64(sinks[n % sinks.size] - top)
-            for j in range(count):
-                out[n, t, lo + j] = e[j] / total
-        for j in range(lo):
-            out[n, t, j] = 0.0
-        for j in range(lo + count, width):
-            out[n, t, j] = 0.0
+            for j in range(to.size):
+                to[j] = e[j] / total
+        out[n, t, :lo] = 0.0
+        out[n, t, hi:] = 0.0
 
 
 @kernel

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 _GROUP = 8  # row tiles that reuse a panel of b while it is in the cache
 _BLOCK = 512  # steps of k for which that panel fits
+_WIDE = 1 << 13  # columns from which every row of the output has pages of its own
 
 
 class PackedFma(NamedTuple):
@@ -100,7 +101,8 @@ def run_tiles(
 ) -> None:
     """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
     tiles, steps = a.shape[1], a.shape[2]
-    group = -(-tiles // -(-tiles // _GROUP))  # even groups of at most _GROUP tiles
+    most = _GROUP // 2 if out.shape[2] >= _WIDE and steps <= _BLOCK else _GROUP
+    group = -(-tiles // -(-tiles // most))  # even groups
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
     whole = whole_panels(out, b.shape[1] * b.shape[3])
     over_range(

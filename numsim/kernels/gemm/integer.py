@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels.gemm.fma import cover, pack_words, panels_for, run_tiles, tile_types
+from numsim.kernels.gemm.fma import pack_words, panels_for, run_tiles, tile_rows, tile_types
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # steps of four k for which a panel of b stays in the cache
@@ -68,18 +68,114 @@ def int8_narrow(
     return 1
 
 
+class Ends(NamedTuple):
+    """What sums of a panel begin with, and what becomes of them; of all k, or of a block of these.
+
+    Fields: `begin` [1 or batch times columns] and the panel's place there, whether the block is the
+    `first`, a `scale`, and whether it is the `last`, whose sums it multiplies.
+    """
+
+    begin: Array
+    at: int
+    first: int
+    scale: np.float32
+    last: int
+
+
+@inline
+def _scaled_wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, ends: Ends,
+) -> int:  # fmt: skip
+    """Do what `int8_wide` does, with ends."""
+    if left >= 12:
+        simd_int.scaled_int8_tile(
+            12, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
+            ends.scale, ends.last,
+        )  # fmt: skip
+        return 12
+    if left >= 4:
+        simd_int.scaled_int8_tile(
+            4, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
+            ends.scale, ends.last,
+        )  # fmt: skip
+        return 4
+    simd_int.scaled_int8_tile(
+        1, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
+        ends.scale, ends.last,
+    )  # fmt: skip
+    return 1
+
+
+@inline
+def _scaled_narrow(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, ends: Ends,
+) -> int:  # fmt: skip
+    """Do what `int8_narrow` does, with ends."""
+    if left >= 2:
+        simd_int.scaled_int8_tile(
+            2, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
+            ends.scale, ends.last,
+        )  # fmt: skip
+        return 2
+    simd_int.scaled_int8_tile(
+        1, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
+        ends.scale, ends.last,
+    )  # fmt: skip
+    return 1
+
+
+@expanded
+def _cover(
+    micro: Callable[..., int], out: Array, a: Array, b: Array, steps: int, block: int, group: int,
+    start: int, stop: int, begin: Array, fresh: int, scale: np.float32, scaled: int,
+) -> None:  # fmt: skip
+    """Do what `fma.cover` does; begin with rows [1 or batch, N] if `fresh`, and scale at the end.
+
+    Whatever `out` held is then not read.
+    """
+    m, n = out.shape[1], out.shape[2]
+    tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
+    groups = (tiles + group - 1) // group
+    flat, first_row = out.reshape(-1), begin.reshape(-1)
+    for piece in range(start, stop):
+        panel = piece % panels
+        batch = piece // panels // groups
+        first = piece // panels % groups * group
+        shared = batch if b.shape[0] > 1 else 0
+        for k in range(0, max(steps, 1), block):
+            count = min(block, steps - k)
+            b_at = ((shared * panels + panel) * steps + k) * width
+            ends = Ends(
+                first_row, shared * n + panel * width, fresh if k == 0 else 0, scale,
+                scaled if k + block >= steps else 0,
+            )  # fmt: skip
+            for t in range(first, min(first + group, tiles)):
+                a_at = ((batch * tiles + t) * steps + k) * rows
+                at = (batch * m + t * rows) * n + panel * width
+                left = min(rows, m - t * rows)
+                tile_rows(micro, a, a_at, b, b_at, flat, at, n, left, count, ends)
+
+
 @kernel
 def _run_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
-) -> None:
-    cover(int8_wide, out, a, b, steps, block, group, start, stop, 0)
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    begin: Array, fresh: int, scale: np.float32, scaled: int,
+) -> None:  # fmt: skip
+    _cover(
+        _scaled_wide, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
+    )  # fmt: skip
 
 
 @kernel
 def _run_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
-) -> None:
-    cover(int8_narrow, out, a, b, steps, block, group, start, stop, 0)
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    begin: Array, fresh: int, scale: np.float32, scaled: int,
+) -> None:  # fmt: skip
+    _cover(
+        _scaled_narrow, out, a, b, steps, block, group, start, stop, begin, fresh, scale, scaled
+    )  # fmt: skip
 
 
 @kernel
@@ -129,7 +225,8 @@ def _packer() -> Callable[..., Any]:
 @cache
 def _runner(wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
-    return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32))
+    ends = (simd.contiguous(types.int32, 2), types.int64, types.float32, types.int64)
+    return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32), *ends)
 
 
 def packed_a(a: Array) -> Array:
@@ -184,11 +281,13 @@ def starts(b: PackedInt8, span: int) -> Array:
     return np.ascontiguousarray(found.swapaxes(1, 2)).reshape(batch, blocks, panels * width)
 
 
-def gemm_int8(a: Array, b: Array | PackedInt8, rows: Array | None = None) -> Array:
-    """Return the int32 sums of products [batch, M, N], modulo 2^32.
+def gemm_int8(
+    a: Array, b: Array | PackedInt8, scale: np.float32 | None = None, rows: Array | None = None
+) -> Array:
+    """Return the int32 sums of products [batch, M, N], modulo 2^32, or fp32(fp32(sum) * scale).
 
-    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; each int8 or uint8; `rows`: what
-    `packed_a` made of a.
+    Parameters: a [batch, M, K]; b [1 or batch, K, N] or packed; each int8 or uint8; `scale` finite;
+    `rows`: what `packed_a` made of a.
     """
     packed = b if isinstance(b, PackedInt8) else pack_b(b)
     batch, m, depth = a.shape
@@ -199,10 +298,16 @@ def gemm_int8(a: Array, b: Array | PackedInt8, rows: Array | None = None) -> Arr
         rows = packed_a(a) if rows is None else rows
         offset = -128 if a.dtype == np.int8 else 0
         # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
-        out[...] = (packed.sums * np.int32(offset))[:, None, :]
+        lines = packed.sums * np.int32(offset)
         if packed.offset:
             whole = a.sum(axis=2, dtype=np.int64) * packed.offset
-            out += whole.astype(np.int32)[:, :, None]
-        entry = _runner(simd.enabled())
-        run_tiles(entry, out, rows, packed.panels, _BLOCK)
-    return out.reshape(batch, m, packed.n)
+            np.add(lines[:, None, :], whole.astype(np.int32)[:, :, None], out=out)
+        begin = np.zeros((len(lines), packed.panels.shape[1] * packed.panels.shape[3]), np.int32)
+        begin[:, : packed.n] = lines
+        run_tiles(
+            _runner(simd.enabled()), out, rows, packed.panels, _BLOCK, begin,
+            int(not packed.offset), np.float32(1 if scale is None else scale),
+            int(scale is not None),
+        )  # fmt: skip
+    made = out if scale is None else out.view(np.float32)
+    return made.reshape(batch, m, packed.n)

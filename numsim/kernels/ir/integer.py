@@ -20,9 +20,11 @@ from numsim.kernels.ir.simd import (
     INT8_ROWS,
     V16,
     V32,
+    VF,
     Tile,
     broadcast,
     emitted,
+    fetch,
     loop,
     signature_of,
     splat,
@@ -48,6 +50,48 @@ def _pair_sums(b: Any, x: Any, y: Any) -> Any:
     return b.add(even, odd)
 
 
+def _int8_sums(b: Any, tile: Tile, count: int, before: list[Any], *, native: bool) -> list[Any]:
+    """Return `before` and, modulo 2^32, four products of an unsigned a and a signed b per step."""
+    dot4 = None
+    if native:
+        kind = ir.FunctionType(V32, [V32] * 3)
+        dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
+
+    eight, low = splat(V16, 8), splat(V16, 255)
+
+    def row(k: Any, r: int) -> Any:
+        return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
+
+    def column(k: Any, c: int) -> Any:
+        if count == 1 or native:
+            tile.ahead(k, INT8_COLUMNS, 16 * c)
+        return tile.columns(k, INT8_COLUMNS, 16 * c)
+
+    def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+        columns = [column(k, c) for c in range(2)]
+        new = []
+        for r in range(count):
+            x = row(k, r)
+            new += [b.call(dot4, [acc[2 * r + c], x, columns[c]]) for c in range(2)]
+        return new
+
+    def step(k: Any, acc: list[Any]) -> list[Any]:
+        rows, new = [], list(acc)
+        for r in range(count):
+            x = b.bitcast(row(k, r), V16)
+            rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
+        for c in range(2):
+            y = b.bitcast(column(k, c), V16)
+            columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
+            for r in range(count):
+                for pair in zip(rows[r], columns, strict=True):
+                    new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
+        return new
+
+    sums: list[Any] = loop(b, tile.steps, before, wide_step if native else step)
+    return sums
+
+
 @emitted
 def int8_tile(
     typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
@@ -60,47 +104,47 @@ def int8_tile(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args, args, 2, V32)
-        dot4 = None
-        if native:
-            kind = ir.FunctionType(V32, [V32] * 3)
-            dot4 = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), kind)
-
-        eight, low = splat(V16, 8), splat(V16, 255)
-
-        def row(k: Any, r: int) -> Any:
-            return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
-
-        def column(k: Any, c: int) -> Any:
-            if count == 1:
-                tile.ahead(k, INT8_COLUMNS, 16 * c)
-            return tile.columns(k, INT8_COLUMNS, 16 * c)
-
-        def wide_step(k: Any, acc: list[Any]) -> list[Any]:
-            columns = [column(k, c) for c in range(2)]
-            new = []
-            for r in range(count):
-                x = row(k, r)
-                new += [b.call(dot4, [acc[2 * r + c], x, columns[c]]) for c in range(2)]
-            return new
-
-        def step(k: Any, acc: list[Any]) -> list[Any]:
-            rows, new = [], list(acc)
-            for r in range(count):
-                x = b.bitcast(row(k, r), V16)
-                rows.append((b.and_(x, low), b.lshr(x, eight)))  # the even bytes, and the odd ones
-            for c in range(2):
-                y = b.bitcast(column(k, c), V16)
-                columns = b.ashr(b.shl(y, eight), eight), b.ashr(y, eight)
-                for r in range(count):
-                    for pair in zip(rows[r], columns, strict=True):
-                        new[2 * r + c] = b.add(new[2 * r + c], _pair_sums(b, *pair))
-            return new
-
-        steps = loop(b, tile.steps, tile.load(count), wide_step if native else step)
-        tile.store(steps, count)
+        tile.store(_int8_sums(b, tile, count, tile.load(count), native=native), count)
         return context.get_dummy_value()
 
     return signature_of(a, b, out, rows, wide), codegen
+
+
+@emitted
+def scaled_int8_tile(
+    typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
+    stride: Any, steps: Any, begin: Any, begin_at: Any, first: Any, scale: Any, last: Any,
+) -> Any:  # fmt: skip
+    """Write to out[r, :] what `int8_tile` adds to it, from first sums to scaled ones.
+
+    If a block of k is the `first`, sums start from `begin`, one row for all, and out is not read.
+    If it is the `last`, they become float32, are multiplied by `scale`, and out holds their bits.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
+        return None
+    count, native = rows.literal_value, bool(wide.literal_value)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        tile = Tile(context, b, sig.args[:-5], args[:-5], 2, V32)
+        begin, begin_at, first, scale, last = args[-5:]
+        for at in tile.outputs(count):  # new memory, which nothing else reads: it comes meanwhile
+            fetch(b, at, write=True)
+        fresh = b.icmp_signed("!=", first, ir.Constant(I64, 0))
+        row = tile.pointer(context, sig.args[-5], begin, begin_at)
+        out, stride = tile.out, tile.stride
+        tile.out = b.select(fresh, row, out)
+        tile.stride = b.select(fresh, ir.Constant(I64, 0), stride)
+        before = tile.load(count)
+        tile.out, tile.stride = out, stride
+        sums = _int8_sums(b, tile, count, before, native=native)
+        scaled, by = b.icmp_signed("!=", last, ir.Constant(I64, 0)), broadcast(b, scale, VF)
+        singles = [b.bitcast(b.fmul(b.sitofp(v, VF), by), V32) for v in sums]
+        tile.store([b.select(scaled, x, v) for x, v in zip(singles, sums, strict=True)], count)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    ends = (begin, i64, i64, types.float32, i64)
+    return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, *ends), codegen
 
 
 @emitted

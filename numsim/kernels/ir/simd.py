@@ -185,13 +185,16 @@ def vectors_of(context: Any, b: Any, array: Any, value: Any, vector: Any) -> Any
     return b.bitcast(first, vector.as_pointer())
 
 
-def fetch(b: Any, pointer: Any) -> None:
-    """Ask for the line at an address that is read later; beyond the end of memory nothing comes."""
+def fetch(b: Any, pointer: Any, *, write: bool = False) -> None:
+    """Ask for the line at an address that is read later; beyond the end of memory nothing comes.
+
+    `write`: it is written later.
+    """
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     ask = b.module.declare_intrinsic("llvm.prefetch.p0i8", (), kind)
-    read, keep, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
-    b.call(ask, [b.bitcast(pointer, byte), read, keep, data])
+    use, keep, data = ir.Constant(I32, int(write)), ir.Constant(I32, 3), ir.Constant(I32, 1)
+    b.call(ask, [b.bitcast(pointer, byte), use, keep, data])
 
 
 class Tile:
@@ -235,7 +238,8 @@ class Tile:
         at = self.index(i, times, plus + PAGE // self.size)
         fetch(self.b, self.b.gep(self.panel, [at]))
 
-    def _outputs(self, rows: int) -> list[Any]:
+    def outputs(self, rows: int) -> list[Any]:
+        """Return the addresses of the vectors of the tile of the output, row by row."""
         b = self.b
         pointers = []
         for r in range(rows):
@@ -248,11 +252,11 @@ class Tile:
 
     def load(self, rows: int) -> list[Any]:
         """Return the tile of the output, a vector a row."""
-        return [self.b.load(at, align=4) for at in self._outputs(rows)]
+        return [self.b.load(at, align=4) for at in self.outputs(rows)]
 
     def store(self, values: list[Any], rows: int) -> None:
         """Write the tile of the output."""
-        for at, value in zip(self._outputs(rows), values, strict=True):
+        for at, value in zip(self.outputs(rows), values, strict=True):
             self.b.store(value, at, align=4)
 
 

@@ -100,12 +100,14 @@ def integer_plan(
     ``int8`` and ``float64``: no sum can leave the range, or leaving it is harmless. The others
     limit what they add at every step, in int32.
     """
+    bytes_only = a.codes.dtype.itemsize == 1 and b.codes.dtype.itemsize == 1
+    if bytes_only and rule.pair_bits is None and rule.overflow == "wrap" and rule.acc_bits <= 32:
+        return "int8"  # whatever the codes are
     bound = largest(a) * largest(b)
     start = 0 if c is None or not c.size else max(int(c.max()), -int(c.min()))
     total, most = bound * a.codes.shape[-1] + start, (1 << (rule.acc_bits - 1)) - 1
     free = rule.pair_bits is None or 2 * bound < 1 << (rule.pair_bits - 1)
     if free and (rule.overflow == "wrap" or total <= most):
-        bytes_only = a.codes.dtype.itemsize == 1 and b.codes.dtype.itemsize == 1
         if bytes_only and (rule.acc_bits <= 32 or total < 1 << 31):
             return "int8"
         return "float64" if total < 1 << 53 else None
@@ -121,17 +123,22 @@ def integer_plan(
     return "clamp" if most + 1 + bound * rule.group < 1 << 31 else None
 
 
+def sums_of_bytes(a: QTensor, b: QTensor, scale: np.float32 | None = None) -> NDArray[Any]:
+    """Return the sums of plan ``int8``, modulo 2**32, or fp32(fp32(sum) * scale)."""
+    packed = kept(b, "int8", lambda: gemm_int.pack_b(batched(b.codes)))
+    left, rows = batched(a.codes), None
+    if len(left) == 1 and left.size <= KEPT_ROWS:
+        rows = kept(a, "int8 rows", lambda: gemm_int.packed_a(left))
+    return gemm_int.gemm_int8(left, packed, scale, rows)
+
+
 def integer(
     a: QTensor, b: QTensor, c: NDArray[np.int64] | None, rule: IntSum, plan: IntegerPlan
 ) -> NDArray[Any]:
     """Integer sums by a plan, right modulo 2**acc_bits."""
     left, right = batched(a.codes), batched(b.codes)
     if plan == "int8":
-        bytes_b = kept(b, "int8", lambda: gemm_int.pack_b(right))
-        rows = None
-        if len(left) == 1 and left.size <= KEPT_ROWS:
-            rows = kept(a, "int8 rows", lambda: gemm_int.packed_a(left))
-        small = gemm_int.gemm_int8(left, bytes_b, rows)
+        small = sums_of_bytes(a, b)
         return small if c is None else small + c
     if plan == "float64":
         doubles = kept(b, "float64", lambda: gemm_fma.pack_b(right.astype(np.float64)))
