@@ -69,11 +69,11 @@ def _packer(path: str) -> Callable[..., Any]:
 
 
 @cache
-def _runner(path: str, few: bool, in_place: bool) -> Callable[..., Any]:
+def _runner(path: str, rows: int, in_place: bool) -> Callable[..., Any]:
     out, a, b, *rest = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     if in_place:
         b = simd.strided(types.uint8, 5)
-    runner = hopper_paths.RUN[path, few, in_place]
+    runner = hopper_paths.RUN[path, rows, in_place]
     return simd.compiled(runner, out, a, b, *rest, types.int64, uint32_tuple(Fields))
 
 
@@ -191,6 +191,16 @@ def reads_codes(how: Fields) -> bool:
     return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
 
 
+def rows_of(lines: int, how: Fields) -> int:
+    """Return how so many rows are done on this path: see `hopper_paths`."""
+    if lines > FEW[simd.path()] or not reads_codes(how):
+        return hopper_paths.MANY
+    e4m3 = how.magnitude == 127 and how.trailing == 3 and how.bias == 7
+    if lines == 1 and e4m3 and simd.enabled() and simd.HAVE_HALVES:
+        return hopper_paths.ONE
+    return hopper_paths.FEW
+
+
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:
     """Return the float32 accumulators [M, N] of a chain over the groups of k, from c or +0.
 
@@ -202,7 +212,6 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     if out.size:
         path = simd.path()
         runs = b.panels.shape[4] // (SHORT_RUN if path == "plain" else simd_fp8.RUN)
-        few = a.lines <= FEW[path] and reads_codes(how)
-        runner = _runner(path, bool(few), b.in_place)
+        runner = _runner(path, rows_of(a.lines, how), b.in_place)
         run_codes(runner, out, a.planes, b, a.block, runs, how)
     return out.reshape(shape[1:])
