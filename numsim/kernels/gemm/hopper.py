@@ -23,6 +23,7 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    as_halves,
     codes_types,
     pack_codes,
     run_codes,
@@ -183,12 +184,11 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
 def reads_codes(how: Fields) -> bool:
     """Whether kernels of few rows read such codes as they are, on this path.
 
-    With AVX2 they are eight bits that float16 holds but for its bias.
+    With AVX2 they are those of `codes.as_halves`.
     """
     if simd.path() != "avx2":
         return bool(simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128)
-    finite = how.bias == 15 or how.magnitude >> how.trailing < 31
-    return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
+    return as_halves(how)
 
 
 def rows_of(lines: int, how: Fields) -> int:
@@ -196,9 +196,8 @@ def rows_of(lines: int, how: Fields) -> int:
     if lines > FEW[simd.path()] or not reads_codes(how):
         return hopper_paths.MANY
     e4m3 = how.magnitude == 127 and how.trailing == 3 and how.bias == 7
-    if lines == 1 and e4m3 and simd.enabled() and simd.HAVE_HALVES:
-        return hopper_paths.ONE
-    return hopper_paths.FEW
+    cut = simd.HAVE_HALVES and e4m3 if simd.enabled() else True
+    return hopper_paths.ONE if lines == 1 and cut else hopper_paths.FEW
 
 
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:

@@ -82,6 +82,21 @@ def halves_of(a: Array, groups: int, runs: int) -> Array:
 
 
 @inline
+def singles_of(a: Array, groups: int, runs: int) -> Array:
+    """Return the values of the first row of planes a as float32, for `ir.halves.Cuts`."""
+    rows, run = simd_fp8.ROWS, simd_fp8.RUN
+    plane, count = rows * run, groups * runs
+    values, found = a.reshape(-1).view(np.float32), np.zeros(count * plane, np.uint32)
+    singles = found.view(np.float32)
+    for i in range(count):
+        at = i * simd_fp8.A_WORDS + 2 * plane
+        for k in range(run):
+            x = values[at + k]
+            singles[i * plane + k] = x if x != 0 else halves.NEAR_ZERO
+    return found
+
+
+@inline
 def left_tables(how: Fields) -> Array:
     """Return what `ir.fp8_left` reads."""
     codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)

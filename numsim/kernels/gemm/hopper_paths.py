@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_words
-from numsim.kernels.gemm.hopper_left import PAIR, exponents_below, halves_of
+from numsim.kernels.gemm.hopper_left import PAIR, exponents_below, halves_of, singles_of
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
@@ -83,6 +83,19 @@ def _hopper_row(
     runs, tile, tables, how, below, bases, alone = rule
     float_tile(
         16, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
+        stride, steps, tile,
+    )  # fmt: skip
+    return left
+
+
+@inline
+def _hopper_row_half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    runs, tile, tables, how, below, bases, alone = rule
+    float_tile(
+        8, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
         stride, steps, tile,
     )  # fmt: skip
     return left
@@ -345,6 +358,28 @@ def _run_few_half_rows(
 
 
 @kernel
+def _run_row_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how, singles_of(a, steps, runs),
+    )  # fmt: skip
+
+
+@kernel
+def _run_row_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how, singles_of(a, steps, runs),
+    )  # fmt: skip
+
+
+@kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     runs: int, how: Fields,
@@ -386,5 +421,6 @@ RUN = {  # by the path, how many rows there are, and whether b's codes stand in 
     ("avx512", ONE, False): _run_row, ("avx512", ONE, True): _run_row_rows,
     ("avx2", MANY, False): _run_half, ("avx2", MANY, True): _run_half_rows,
     ("avx2", FEW, False): _run_few_half, ("avx2", FEW, True): _run_few_half_rows,
+    ("avx2", ONE, False): _run_row_half, ("avx2", ONE, True): _run_row_half_rows,
     ("plain", MANY, False): _run_narrow,
 }  # fmt: skip

@@ -1,9 +1,10 @@
-"""One row's sums of Hopper's FP8 rule in float16 and integers, with AVX-512 FP16.
+"""One row's sums of products that are cut to integers: of Hopper's FP8 rule, and with AVX2 others'.
 
-A product of two numbers of E4M3 has 8 bits and is exact in float16. Times a power of two that puts
+With AVX-512 FP16 in float16 and integers of 16 bits. A product of two numbers of E4M3 has 8 bits and is exact in float16. Times a power of two that puts
 the last kept bit at 1 it is made an integer of 16 bits, which cuts it toward zero as the rule has
 it: nothing is left to count, and a vector holds 32 columns. Where a column's largest exponent lies
-beyond what float16 can be scaled by, `Halves.fits` says no and `ir.hopper` does the group.
+beyond what float16 can be scaled by, `Halves.fits` says no and `ir.hopper` does the group. With
+AVX2 they are float32 and 32 bits, for any 8 bits that `ir.fp8_codes.ByFields` reads.
 
 Proof: ``tests/targets/test_fast_units.py`` and ``tests/kernels/test_halves.py``.
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
-from numsim.kernels.ir.fp8 import FIELD, FLOOR, RUN, V8
+from numsim.kernels.ir.fp8 import FIELD, FLOOR, MOST, RUN, V8, Lanes, lanes
+from numsim.kernels.ir.fp8_codes import ByFields, apart, together
 from numsim.kernels.ir.simd import (
     BIAS,
     FRACTION,
@@ -23,7 +26,6 @@ from numsim.kernels.ir.simd import (
     I64,
     V16,
     V32,
-    VF,
     broadcast,
     loop,
     splat,
@@ -33,6 +35,8 @@ UP = 6  # the row's values are so many powers of two larger; columns' are 2**8 s
 ONE = 15  # the exponent field of 1
 _SCALE = ONE + FRACTION + 8 - UP + FIELD  # less a binade's field: the field of its power of two
 _LAST = _SCALE - 1  # of a binade whose power of two is a normal number
+NEAR_ZERO = np.float32(2.0**-90)  # stands for a row's zero, which has no exponent to add to
+_FAR = 2 * MOST + 3  # exponent from which on, beyond the fraction bits, no product has any bit
 _HALF = ir.VectorType(ir.HalfType(), 32)
 
 
@@ -127,16 +131,79 @@ class Halves:
 
     def group(self, first: Any, runs: Any, fields: Any, acc: list[Any]) -> list[Any]:
         """Return what four accumulators become by `runs` runs of products from `first` on."""
-        b, found = self.b, []
-        words = b.bitcast(fields, V32)
-        place, kept = splat(V32, 23), splat(V32, -(1 << (23 - FRACTION)))
-        for i, (total, value) in enumerate(
-            zip(self._products(first, runs, fields), acc, strict=True)
-        ):
-            field = b.and_(b.lshr(words, splat(V32, 8 * i)), splat(V32, 255))
-            up = b.shl(b.sub(splat(V32, BIAS + FIELD + FRACTION), field), place)
-            down = b.shl(b.sub(field, splat(V32, FIELD + FRACTION - BIAS)), place)
-            cut = b.fptosi(b.fmul(value, b.bitcast(up, VF)), V32)
-            result = b.fmul(b.sitofp(b.add(total, cut), VF), b.bitcast(down, VF))  # exact
-            found.append(b.bitcast(b.and_(b.bitcast(result, V32), kept), VF))
-        return found
+        return _added(self.b, lanes(16), fields, self._products(first, runs, fields), acc)
+
+
+class Cuts:
+    """The same with AVX2, in float32 and integers of 32 bits, whatever the binades.
+
+    `row(run, k)` is a word with the row's value, `NEAR_ZERO` for 0; `read` reads the codes.
+    """
+
+    def __init__(
+        self, b: Any, row: Callable[[Any, Any], Any], codes: Callable[[Any, Any], Any],
+        read: ByFields,
+    ) -> None:  # fmt: skip
+        self.b, self.row, self.codes, self.read = b, row, codes, read
+
+    def group(self, first: Any, runs: Any, fields: Any, acc: list[Any]) -> list[Any]:
+        """Return what four accumulators become by `runs` runs of products from `first` on."""
+        b, unroll, v = self.b, 8, lanes(8)
+        shifts = apart(b, shifts_to_cut(b, fields, splat(v.words, FRACTION), self.read))
+
+        def run(p: Any, carried: list[Any]) -> Any:
+            at = b.add(first, p)
+
+            def some(i: Any, sums: list[Any]) -> list[Any]:
+                for u in range(unroll):
+                    k = b.add(b.mul(i, ir.Constant(I64, unroll)), ir.Constant(I64, u))
+                    x = broadcast(b, self.row(at, k), v.words)
+                    sums = cut_and_added(b, sums, x, self.read, self.codes(at, k), shifts)
+                return sums
+
+            return loop(b, ir.Constant(I64, RUN // unroll), carried, some)
+
+        sums = loop(b, runs, [ir.Constant(v.words, None)] * 4, run)
+        return _added(b, v, fields, together(b, sums), acc)
+
+
+def shifts_to_cut(b: Any, fields: Any, fraction: Any, read: ByFields) -> list[Any]:
+    """Return what to add to a row's value as integers, for each of four vectors of columns.
+
+    Its product with what `read` reads is then one with so many bits before the point. Far binades are
+    taken for one where no product has any, so that sums of exponents stay those of float32.
+    """
+    v, found = lanes(8), []
+    words, most = b.bitcast(fields, v.words), b.add(fraction, splat(v.words, FIELD + _FAR))
+    own = b.sub(b.bitcast(read.scale, v.words), splat(v.words, BIAS << 23))
+    for i in range(4):
+        field = b.and_(b.lshr(words, splat(v.words, 8 * i)), splat(v.words, 255))
+        field = b.select(b.icmp_unsigned("<", field, most), field, most)
+        up = b.add(fraction, b.sub(splat(v.words, FIELD), field))
+        found.append(b.add(b.shl(up, splat(v.words, 23)), own))
+    return found
+
+
+def cut_and_added(
+    b: Any, sums: list[Any], x: Any, read: ByFields, code: Any, shifts: list[Any]
+) -> list[Any]:
+    """Return sums, in the order of `apart`, plus a row's value times what codes say, each cut."""
+    v, found = lanes(8), []
+    for total, y, shift in zip(sums, read.singles_apart(code), shifts, strict=True):
+        term = b.fmul(b.bitcast(b.add(x, shift), v.floats), y)
+        found.append(b.add(total, b.fptosi(term, v.words)))
+    return found
+
+
+def _added(b: Any, v: Lanes, fields: Any, totals: list[Any], acc: list[Any]) -> list[Any]:
+    """Return accumulators plus totals, of vectors of columns in turn, cut as the rule has it."""
+    words, found = b.bitcast(fields, v.words), []
+    place, kept = splat(v.words, 23), splat(v.words, -(1 << (23 - FRACTION)))
+    for i, (total, value) in enumerate(zip(totals, acc, strict=True)):
+        field = b.and_(b.lshr(words, splat(v.words, 8 * i)), splat(v.words, 255))
+        up = b.shl(b.sub(splat(v.words, BIAS + FIELD + FRACTION), field), place)
+        down = b.shl(b.sub(field, splat(v.words, FIELD + FRACTION - BIAS)), place)
+        cut = b.fptosi(b.fmul(value, b.bitcast(up, v.floats)), v.words)
+        result = b.fmul(b.sitofp(b.add(total, cut), v.floats), b.bitcast(down, v.floats))  # exact
+        found.append(b.bitcast(b.and_(b.bitcast(result, v.words), kept), v.floats))
+    return found

@@ -38,7 +38,7 @@ from numsim.kernels.ir.fp8 import (
     top,
 )
 from numsim.kernels.ir.fp8_codes import ByFields, ByTables, apart, together
-from numsim.kernels.ir.halves import Halves
+from numsim.kernels.ir.halves import Cuts, Halves
 from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
     FRACTION,
@@ -103,7 +103,7 @@ def float_tile(
     AVX2. `coded`: b holds codes, not their planes, and `fields`, with AVX-512 `tables` too, say
     what they are (`ir.fp8_codes`), and `below` and `bases` what `ir.peaks` needs to know of rows,
     for each word of a plane of a, and for each run and row; this pays for few rows. 2 instead of 1,
-    for one row: `alone` is its float16 for `ir.halves`, or has nothing in it. `scales`, with
+    for one row: `alone` are its values for `ir.halves`, or has nothing in it. `scales`, with
     AVX-512 and codes, of blocks that are chains of their own: `ir.blocks.Scales`; otherwise 0.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
@@ -174,22 +174,25 @@ def float_tile(
         def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
             if read:
                 code = right(run, k, 0, v.bytes, ask=True)
-                values = (
-                    read.singles_apart(code) if isinstance(read, ByTables) else read.singles(code)
-                )
+                values = read.singles_apart(code)
                 return read.lowest(code), lambda i: b.bitcast(values[i], v.floats)
             return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
 
-        in_halves = None
+        cut: Halves | Cuts | None = None
         if coded.literal_value == 2:
-            make: Any = arrayobj.make_array
-            size = make(sig.args[7])(context, b, args[7]).nitems
-            in_halves = Halves(
-                b,
-                lambda run, k: told(7, run, RUN, [k])[0],
-                lambda run, k: right(run, k, 0, v.bytes, ask=True),
-                b.icmp_signed("!=", size, ir.Constant(I64, 0)),
-            )
+
+            def row(run: Any, k: Any) -> Any:
+                return told(7, run, RUN, [k])[0]
+
+            def codes(run: Any, k: Any) -> Any:
+                return right(run, k, 0, v.bytes, ask=True)
+
+            if isinstance(read, ByFields):
+                cut = Cuts(b, row, codes, read)
+            else:
+                make: Any = arrayobj.make_array
+                size = make(sig.args[7])(context, b, args[7]).nitems
+                cut = Halves(b, row, codes, b.icmp_signed("!=", size, ir.Constant(I64, 0)))
 
         def of_each_row(change: Callable[..., list[Any]], values: list[Any]) -> list[Any]:
             rows = [values[vectors * r : vectors * (r + 1)] for r in range(count)]
@@ -229,11 +232,13 @@ def float_tile(
                 peaks = chosen
             else:
                 peaks = over_runs(first, floors, peak)
-            if not in_halves:
+            if isinstance(cut, Cuts):
+                return cut.group(first, runs, peaks[0], acc)
+            if not cut:
                 return added(first, peaks, acc)
-            with b.if_else(in_halves.fits(peaks[0])) as (quickly, else_):
+            with b.if_else(cut.fits(peaks[0])) as (quickly, else_):
                 with quickly:
-                    short, by_halves = in_halves.group(first, runs, peaks[0], acc), b.block
+                    short, by_halves = cut.group(first, runs, peaks[0], acc), b.block
                 with else_:
                     usual, by_singles = added(first, peaks, acc), b.block
             results = []
@@ -277,10 +282,10 @@ def float_tile(
                         sums[s] = fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            if isinstance(read, ByTables):
+            if read:
                 starts = of_each_row(apart, starts)
             ends = list(over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add))
-            if isinstance(read, ByTables):
+            if read:
                 ends[: len(acc)] = of_each_row(together, ends[: len(acc)])
             results = []
             for s, binade in enumerate(binades):
