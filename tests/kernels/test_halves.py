@@ -73,7 +73,10 @@ def test_25_bits_of_a_row(path, name):
         plain = ns.QTensor.from_codes(a, name), ns.QTensor.from_codes(b, name)
         cases = [(*plain, None), (*plain, c), (*plain, -c)]
         if depth % 32 == 0:
-            scales = [rng.integers(90, 160, (1, depth // 32)), rng.integers(90, 160, (depth // 32, n))]
+            scales = [
+                rng.integers(90, 160, (1, depth // 32)),
+                rng.integers(90, 160, (depth // 32, n)),
+            ]
             scaled = [
                 ns.QTensor.from_codes(
                     x, name, scale_codes=s.astype(np.uint8), scale_format="e8m0", block=32, axis=i

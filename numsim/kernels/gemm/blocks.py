@@ -199,15 +199,15 @@ def _scaled_few(
     pairs, row, words = left // 2, out_at // stride, codes.view(np.int32)
     scales = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
     float_tile(
-        16, 2, 1, tables, how, below, bases, below, scales, pairs, runs, a, a_at, words, b_at, out, out_at,
-        stride, steps, tile,
+        16, 2, 1, tables, how, below, bases, below, scales, pairs, runs, a, a_at, words, b_at, out,
+        out_at, stride, steps, tile,
     )  # fmt: skip
     if left % 2:
         a_at, out_at, row = a_at + pairs * tile, out_at + 2 * pairs * stride, row + 2 * pairs
         last = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
         float_tile(
-            16, 1, 1, tables, how, below, bases, below, last, 1, runs, a, a_at, words, b_at, out, out_at,
-            stride, steps, tile,
+            16, 1, 1, tables, how, below, bases, below, last, 1, runs, a, a_at, words, b_at, out,
+            out_at, stride, steps, tile,
         )  # fmt: skip
     return left
 

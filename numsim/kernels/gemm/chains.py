@@ -285,7 +285,7 @@ def chains(
     kind: Any = type(how)
     depth = a.shape[2]
     row = isinstance(how, np.ndarray) and out.shape[1] == 1 and span % 2 == depth % 2 == 0
-    rows_of = 1 + _mirrored(how.tobytes()) if row else 0
+    rows_of = 1 + _mirrored(how.tobytes()) if row and isinstance(how, np.ndarray) else 0
     entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), rows_of)
     columns = padded(scales.columns, b.panels.shape[3])
     block = whole_blocks(depth if row else BLOCK // 2, span)

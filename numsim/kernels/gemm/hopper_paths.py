@@ -1,7 +1,7 @@
 """What is compiled for Hopper's FP8 rule: an entry point for each path and place of the codes.
 
-Names end by the path: wide with AVX-512 (few: for few rows; row: for one), half with AVX2, narrow on any CPU; and
-in rows where columns stand side by side in memory. `gemm.hopper` chooses.
+Names end by the path: wide with AVX-512 (few: for few rows, row: for one), half with AVX2, narrow
+on any CPU; and in rows where columns stand side by side in memory. `gemm.hopper` chooses.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ from numsim.kernels.ir.simd import (
     splat,
 )
 
-
 _AHEAD = 8  # blocks whose scales are asked for before they are read
 
 

@@ -180,7 +180,7 @@ class Coded:
         """Return what `ir.peaks` makes of them by product k of a group."""
         b, at = self.b, self.codes_at(first, k)
         fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
-        return self.tops.body(b.load(at, align=1), [self.tops.bytes_of(below)], peaks)
+        return list(self.tops.body(b.load(at, align=1), [self.tops.bytes_of(below)], peaks))
 
     def _placed(self, shorts: Any, q: int) -> Any:
         """Return values by one exchange that leaves zeros; LLVM takes two or three instead."""

@@ -1,10 +1,11 @@
-"""One row's sums of products that are cut to integers: of Hopper's FP8 rule, and with AVX2 others'.
+"""One row's sums of FP8 products that are cut to integers, each alone.
 
-With AVX-512 FP16 in float16 and integers of 16 bits. A product of two numbers of E4M3 has 8 bits and is exact in float16. Times a power of two that puts
-the last kept bit at 1 it is made an integer of 16 bits, which cuts it toward zero as the rule has
-it: nothing is left to count, and a vector holds 32 columns. Where a column's largest exponent lies
-beyond what float16 can be scaled by, `Halves.fits` says no and `ir.hopper` does the group. With
-AVX2 they are float32 and 32 bits, for any 8 bits that `ir.fp8_codes.ByFields` reads.
+With AVX-512 FP16, for Hopper's rule, in float16 and integers of 16 bits. A product of two numbers
+of E4M3 has 8 bits and is exact in float16. Times a power of two that puts the last kept bit at 1 it
+is made an integer, which cuts it toward zero as the rule has it: nothing is left to count, and a
+vector holds 32 columns. Where a column's largest exponent lies beyond what float16 can be scaled
+by, `Halves.fits` says no and `ir.hopper` does the group. With AVX2, for 25 bits (`ir.double`) too,
+they are float32 and 32 bits, for any 8 bits that `ir.fp8_codes.ByFields` reads.
 
 Proof: ``tests/targets/test_fast_units.py`` and ``tests/kernels/test_halves.py``.
 """
@@ -68,9 +69,7 @@ class Halves:
     def fits(self, fields: Any) -> Any:
         """Return whether all columns' binades can be scaled to, or have no product at all."""
         b, least = self.b, FIELD + FRACTION + 8 - UP - ONE
-        inside = b.icmp_unsigned(
-            "<=", b.sub(fields, splat(V8, least)), splat(V8, _LAST - least)
-        )
+        inside = b.icmp_unsigned("<=", b.sub(fields, splat(V8, least)), splat(V8, _LAST - least))
         nothing = b.icmp_unsigned("<=", fields, splat(V8, FLOOR))
         return b.and_(self.usable, _all(b, b.or_(inside, nothing)))
 
@@ -108,9 +107,7 @@ class Halves:
             def some(i: Any, sums: list[Any]) -> list[Any]:
                 for u in range(0, unroll, 2):
                     k = b.add(b.mul(i, ir.Constant(I64, unroll)), ir.Constant(I64, u))
-                    pairs = zip(
-                        terms(at, k), terms(at, b.add(k, ir.Constant(I64, 1))), strict=True
-                    )
+                    pairs = zip(terms(at, k), terms(at, b.add(k, ir.Constant(I64, 1))), strict=True)
                     both = [_interleaved(b, *pair, high) for pair in pairs for high in (0, 1)]
                     sums = [
                         b.call(self.dot2, [total, x, ones])
@@ -125,8 +122,8 @@ class Halves:
         for second in (0, 1):
             at = [4 * lane + 16 * n + second + 2 * m
                   for lane in range(4) for n in range(2) for m in range(2)]  # fmt: skip
-            for pair in ((low_even, high_even), (low_odd, high_odd)):
-                found.append(b.shuffle_vector(*pair, ir.Constant(V32, at)))
+            pairs = (low_even, high_even), (low_odd, high_odd)
+            found += [b.shuffle_vector(*pair, ir.Constant(V32, at)) for pair in pairs]
         return found
 
     def group(self, first: Any, runs: Any, fields: Any, acc: list[Any]) -> list[Any]:
@@ -170,8 +167,8 @@ class Cuts:
 def shifts_to_cut(b: Any, fields: Any, fraction: Any, read: ByFields) -> list[Any]:
     """Return what to add to a row's value as integers, for each of four vectors of columns.
 
-    Its product with what `read` reads is then one with so many bits before the point. Far binades are
-    taken for one where no product has any, so that sums of exponents stay those of float32.
+    Its product with what `read` reads is then one with so many bits before the point. Far binades
+    are taken for one where no product has any, so that sums of exponents stay those of float32.
     """
     v, found = lanes(8), []
     words, most = b.bitcast(fields, v.words), b.add(fraction, splat(v.words, FIELD + _FAR))
