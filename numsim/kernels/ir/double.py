@@ -67,7 +67,10 @@ _VD, _VL = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(I64, 8)
 
 
 def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None:
-    """Emit one call; `read`, `Planes` or `Coded`, says what the columns are, `how` is the kind of `double_tile`."""
+    """Emit one call; `read` (`Planes` or `Coded`) says what the columns are.
+
+    `how` is the kind of `double_tile`.
+    """
     lines, group, a_step, align, least = rule
     a, out = tile.a, tile.out
     width = read.width
