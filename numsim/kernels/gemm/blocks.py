@@ -32,7 +32,7 @@ from numsim.kernels.gemm.codes import (
     undecoded,
 )
 from numsim.kernels.gemm.fma import tile_rows
-from numsim.kernels.gemm.hopper_left import exponents_below
+from numsim.kernels.gemm.hopper_left import exponents_below, halves_of
 from numsim.kernels.gemm.integer import int8_narrow, int8_wide
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
@@ -166,7 +166,7 @@ def _fp8_wide(
 ) -> None:  # fmt: skip
     tables = hopper_paths.tables_of(how)
     nothing = np.empty(0, np.uint32)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing, nothing)
     _fp8(
         hopper_paths.hopper_wide, hopper_paths.codes_wide, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
         b, steps, block, group, start, stop, span, runs, rule, (tables, how), rows, columns,
@@ -180,7 +180,8 @@ def _fp8_half(
 ) -> None:  # fmt: skip
     nothing = np.empty(0, np.uint32)
     rule = (
-        runs, block * a.shape[3] * a.shape[4], np.empty(0, np.uint8), how, nothing, nothing
+        runs, block * a.shape[3] * a.shape[4], np.empty(0, np.uint8), how, nothing, nothing,
+        nothing,
     )  # fmt: skip
     _fp8(
         hopper_paths.hopper_half, hopper_paths.codes_half, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
@@ -198,16 +199,31 @@ def _scaled_few(
     pairs, row, words = left // 2, out_at // stride, codes.view(np.int32)
     scales = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
     float_tile(
-        16, 2, 1, tables, how, below, bases, scales, pairs, runs, a, a_at, words, b_at, out, out_at,
-        stride, steps, tile,
+        16, 2, 1, tables, how, below, bases, below, scales, pairs, runs, a, a_at, words, b_at, out,
+        out_at, stride, steps, tile,
     )  # fmt: skip
     if left % 2:
         a_at, out_at, row = a_at + pairs * tile, out_at + 2 * pairs * stride, row + 2 * pairs
         last = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
         float_tile(
-            16, 1, 1, tables, how, below, bases, last, 1, runs, a, a_at, words, b_at, out, out_at,
-            stride, steps, tile,
+            16, 1, 1, tables, how, below, bases, below, last, 1, runs, a, a_at, words, b_at, out,
+            out_at, stride, steps, tile,
         )  # fmt: skip
+    return left
+
+
+@inline
+def _scaled_row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
+    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
+    float_tile(
+        16, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at, codes.view(np.int32),
+        b_at, out, out_at, stride, steps, tile,
+    )  # fmt: skip
     return left
 
 
@@ -222,25 +238,44 @@ def codes_with_scales(
     return codes_at(b, batch, panel, k, count), at, at_block
 
 
+@inline
+def _few_rule(a: Array, block: int, runs: int, how: Fields, rows: Array, columns: Array) -> Any:
+    below, bases = exponents_below(a, runs, how)
+    tile = block * a.shape[3] * a.shape[4]
+    return (
+        runs, tile, hopper_paths.tables_of(how), how, below, bases, rows.reshape(-1),
+        columns.shape[1], columns.reshape(-1),
+    )  # fmt: skip
+
+
 @kernel
 def _fp8_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_paths.tables_of(how)
-    below, bases = exponents_below(a, runs, how)
-    blocks = columns.shape[1]
-    rule = (
-        runs, block * a.shape[3] * a.shape[4], tables, how, below, bases, rows.reshape(-1), blocks,
-        columns.reshape(-1), span,
-    )  # fmt: skip
+    rule = (*_few_rule(a, block, runs, how, rows, columns), span)
     cover_codes(
         _scaled_few, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
-        start, stop, rule, (span, blocks, columns.shape[2]), True,
+        start, stop, rule, (span, columns.shape[1], columns.shape[2]), True,
     )  # fmt: skip
 
 
-_FP8 = {"avx512": _fp8_wide, "avx2": _fp8_half}
+@kernel
+def _fp8_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, runs: int, how: Fields, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    rule = (*_few_rule(a, block, runs, how, rows, columns), span), halves_of(a, steps, runs)
+    cover_codes(
+        _scaled_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
+        start, stop, rule, (span, columns.shape[1], columns.shape[2]), True,
+    )  # fmt: skip
+
+
+_FP8 = {  # by the path and how many rows there are
+    ("avx512", hopper_paths.MANY): _fp8_wide, ("avx2", hopper_paths.MANY): _fp8_half,
+    ("avx512", hopper_paths.FEW): _fp8_few, ("avx512", hopper_paths.ONE): _fp8_row,
+}  # fmt: skip
 
 
 def scale_types() -> tuple[Any, Any]:
@@ -257,10 +292,10 @@ def _sum_runner(wide: bool) -> Callable[..., Any]:
 
 
 @cache
-def _fp8_runner(path: str, few: bool) -> Callable[..., Any]:
+def _fp8_runner(path: str, rows: int) -> Callable[..., Any]:
     arguments = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     return simd.compiled(
-        _fp8_few if few else _FP8[path],
+        _FP8[path, rows],
         *arguments,
         types.int64,
         types.int64,
@@ -296,7 +331,7 @@ def sums(
 
 def fp8_covers() -> bool:
     """Whether `fp8` has a kernel for this path."""
-    return simd.path() in _FP8
+    return (simd.path(), hopper_paths.MANY) in _FP8
 
 
 def fp8(
@@ -308,7 +343,7 @@ def fp8(
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
     columns = padded(scales.columns, b.panels.shape[3])
-    few = a.lines <= gemm_hopper.FEW["avx512"] and gemm_hopper.reads_codes(how)
-    few = few and simd.enabled()  # with AVX2 a thread that cuts toward zero cannot scale
-    entry = _fp8_runner(simd.path(), few)
+    # with AVX2 a thread that cuts toward zero cannot scale
+    kind = gemm_hopper.rows_of(a.lines, how) if simd.enabled() else hopper_paths.MANY
+    entry = _fp8_runner(simd.path(), kind)
     run_codes(entry, out, a.planes, b, a.block, span, runs, how, scales.rows, columns)

@@ -199,7 +199,20 @@ def _one_row(
     table, rows, blocks, columns, span = rule
     row = out_at // stride * blocks + at_block
     scales = (rows, row, blocks, columns, columns_at, stride, span)
-    scaled_chain_of_codes(table, scales, a, a_at, codes, b_at, out, out_at, stride, steps)
+    scaled_chain_of_codes(0, table, scales, a, a_at, codes, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def _one_mirrored_row(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    table, rows, blocks, columns, span = rule
+    row = out_at // stride * blocks + at_block
+    scales = (rows, row, blocks, columns, columns_at, stride, span)
+    scaled_chain_of_codes(1, table, scales, a, a_at, codes, b_at, out, out_at, stride, steps)
     return 1
 
 
@@ -216,12 +229,41 @@ def _bytes_row(
     )  # fmt: skip
 
 
+@kernel
+def _mirrored_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, table: Array, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    blocks = columns.shape[1]
+    tables = np.zeros(512, np.uint8)  # high bytes of values, and low ones, are the last two of four
+    tables[256:384], tables[384:] = table[:128], table[256:384]
+    rule = (tables, rows.reshape(-1), blocks, columns.reshape(-1), span)
+    cover_codes(
+        _one_mirrored_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
+        start, stop, rule, (span, blocks, columns.shape[2]),
+    )  # fmt: skip
+
+
+@cache
+def _mirrored(table: bytes) -> bool:
+    """Whether a byte table's codes from 128 on are those below with a sign.
+
+    Or the codes have fewer bits, and those from 128 on are negative integers, sign-extended: their
+    seven lowest bits say all. NaN of any sign comes out as one.
+    """
+    high, low = np.frombuffer(table, np.uint8)[:512].reshape(2, 2, 128).astype(np.int32)
+    words = high << 8 | low
+    nan = ((words & 0x7FFF) > 0x7F80).all(0)
+    sign = words[0] ^ words[1]
+    return bool((nan | (sign == 0x8000) & (words[0] < 0x8000)).all() or (sign == 0).all())
+
+
 @cache
 def _chain_runner(
-    codes: np.dtype[Any], how: Any, kind: Any, wide: bool, row: bool
+    codes: np.dtype[Any], how: Any, kind: Any, wide: bool, row: int
 ) -> Callable[..., Any]:
     if row:
-        chosen = _bytes_row
+        chosen = _mirrored_row if row > 1 else _bytes_row
     elif kind is Codes:
         chosen = _floats_wide if wide else _floats_narrow
     elif kind is tuple:
@@ -242,8 +284,9 @@ def chains(
     """
     kind: Any = type(how)
     depth = a.shape[2]
-    row = kind is np.ndarray and out.shape[1] == 1 and span % 2 == depth % 2 == 0
-    entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), row)
+    row = isinstance(how, np.ndarray) and out.shape[1] == 1 and span % 2 == depth % 2 == 0
+    rows_of = 1 + _mirrored(how.tobytes()) if row and isinstance(how, np.ndarray) else 0
+    entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), rows_of)
     columns = padded(scales.columns, b.panels.shape[3])
     block = whole_blocks(depth if row else BLOCK // 2, span)
     rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)

@@ -79,6 +79,12 @@ def fields(
     return Fields(*(np.uint32(int(n) & 0xFFFFFFFF) for n in numbers))
 
 
+def as_halves(how: Fields) -> bool:
+    """Whether float16 holds such codes, of eight bits, but for its bias."""
+    finite = how.bias == 15 or how.magnitude >> how.trailing < 31
+    return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
+
+
 @kernel
 def mark(codes: Array, met: Array) -> None:
     """Set ``met[code]`` for every code; `met` has a place for each, a power of two in all."""

@@ -20,6 +20,7 @@ from numba import types
 from numsim.kernels.gemm.codes import (
     Fields,
     PackedCodes,
+    as_halves,
     codes_at,
     codes_types,
     cover_codes,
@@ -31,8 +32,18 @@ from numsim.kernels.gemm.codes import (
 from numsim.kernels.ir import double as simd_double
 from numsim.kernels.ir import double_planes, simd
 from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
-from numsim.kernels.ir.double_planes import A_REST, A_STEP, COLUMNS, b_words, order
-from numsim.kernels.ir.fp8 import LEAST, MOST
+from numsim.kernels.ir.double_planes import (
+    A_REST,
+    A_STEP,
+    BASE,
+    BELOW,
+    COLUMNS,
+    SINGLE,
+    b_words,
+    order,
+)
+from numsim.kernels.ir.fp8 import LEAST, MOST, RIGHT
+from numsim.kernels.ir.halves import NEAR_ZERO
 from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
@@ -236,6 +247,14 @@ def _run_half_rows(
     _run_rows(out, a, b, steps, block, group, start, stop, kind, powers, f, align, least)
 
 
+@kernel
+def _run_half_cut(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    _run_rows(out, a, b, steps, block, group, start, stop, kind, powers, (f,), align, least)
+
+
 @inline
 def tables_of(how: Fields) -> Array:
     """Return what `ir.fp8.ByTables` reads, of float64 values."""
@@ -258,6 +277,29 @@ def reads_codes(how: Fields) -> bool:
 
 
 @kernel
+def for_cuts(planes: Array, places: int, f: Fields, start: int, stop: int) -> None:
+    """Change words of rows start:stop of `_left` to what `ir.double` cuts products by.
+
+    `f`: how the right operand's codes are read.
+    """
+    byte, four = np.uint32(255), np.uint32(0x01010101)
+    for row in range(start, stop):
+        for g in range(planes.shape[2]):
+            words = planes[0, row, g]
+            numbers, singles = words.view(np.float64), words.view(np.float32)
+            largest = np.uint32(0)
+            for k in range(places):
+                largest = max(largest, np.uint32(words[A_STEP * k]) & byte)
+            words[A_STEP * places + BASE] = np.uint32(largest + RIGHT - f.bias & byte) * four
+            for k in range(places):
+                e = np.uint32(words[A_STEP * k]) & byte
+                less = np.uint32(np.uint32(largest - e) << f.trailing) & byte
+                x = np.float32(numbers[A_STEP // 2 * k + 1])
+                singles[A_STEP * k + SINGLE] = x if x != 0 else NEAR_ZERO
+                words[A_STEP * k + BELOW] = (less if e > 0 else byte) * four
+
+
+@kernel
 def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int) -> None:
     """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
     block, numbers = planes.shape[2], planes.view(np.float64)
@@ -271,16 +313,17 @@ def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, sto
             numbers[g // block, row, g % block, at] = _power(powers[row, g])
 
 
+_MANY, _FEW, _CUT = range(3)  # rows, and how codes of few are read
 _RUN = {
-    ("avx512", False): _run_wide, ("avx512", True): _run_wide_rows,
-    ("avx2", False): _run_half, ("avx2", True): _run_half_rows,
+    ("avx512", _MANY): _run_wide, ("avx512", _FEW): _run_wide_rows,
+    ("avx2", _MANY): _run_half, ("avx2", _FEW): _run_half_rows, ("avx2", _CUT): _run_half_cut,
 }  # fmt: skip
 
 
 @cache
-def _runner(path: str, few: bool, kind: int) -> Callable[..., Any]:
+def _runner(path: str, rows: int, kind: int) -> Callable[..., Any]:
     return simd.compiled(
-        _RUN[path, few],
+        _RUN[path, rows],
         *codes_types(types.int32, np.dtype(np.uint8), types.float32), simd.literal(kind),
         simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
@@ -292,6 +335,12 @@ def _left_packer() -> Callable[..., Any]:
         _left, simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
         simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
+
+
+@cache
+def _for_cuts() -> Callable[..., Any]:
+    planes, i64 = simd.contiguous(types.int32, 4), types.int64
+    return simd.compiled(for_cuts, planes, i64, uint32_tuple(Fields), i64, i64)
 
 
 def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
@@ -373,7 +422,11 @@ def gemm_double(
             a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
         )
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
+        cut = few and simd.path() == "avx2" and as_halves(how_b)
+        if cut:
+            for item in planes:
+                _for_cuts()(item, places, how_b, 0, shape[1])
         floor = NOTHING if least is None else max(least, NOTHING)
-        entry = _runner(simd.path(), few, kind)
+        entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY, kind)
         run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -23,6 +23,7 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    as_halves,
     codes_types,
     pack_codes,
     run_codes,
@@ -69,11 +70,11 @@ def _packer(path: str) -> Callable[..., Any]:
 
 
 @cache
-def _runner(path: str, few: bool, in_place: bool) -> Callable[..., Any]:
+def _runner(path: str, rows: int, in_place: bool) -> Callable[..., Any]:
     out, a, b, *rest = codes_types(types.int32, np.dtype(np.uint8), types.float32)
     if in_place:
         b = simd.strided(types.uint8, 5)
-    runner = hopper_paths.RUN[path, few, in_place]
+    runner = hopper_paths.RUN[path, rows, in_place]
     return simd.compiled(runner, out, a, b, *rest, types.int64, uint32_tuple(Fields))
 
 
@@ -183,12 +184,20 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
 def reads_codes(how: Fields) -> bool:
     """Whether kernels of few rows read such codes as they are, on this path.
 
-    With AVX2 they are eight bits that float16 holds but for its bias.
+    With AVX2 they are those of `codes.as_halves`.
     """
     if simd.path() != "avx2":
         return bool(simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128)
-    finite = how.bias == 15 or how.magnitude >> how.trailing < 31
-    return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
+    return as_halves(how)
+
+
+def rows_of(lines: int, how: Fields) -> int:
+    """Return how so many rows are done on this path: see `hopper_paths`."""
+    if lines > FEW[simd.path()] or not reads_codes(how):
+        return hopper_paths.MANY
+    e4m3 = how.magnitude == 127 and how.trailing == 3 and how.bias == 7
+    cut = simd.HAVE_HALVES and e4m3 if simd.enabled() else True
+    return hopper_paths.ONE if lines == 1 and cut else hopper_paths.FEW
 
 
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:
@@ -204,8 +213,7 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
     if out.size:
         path = simd.path()
         runs = b.panels.shape[4] // (SHORT_RUN if path == "plain" else simd_fp8.RUN)
-        few = a.lines <= FEW[path] and reads_codes(how)
-        runner = _runner(path, bool(few), b.in_place)
+        runner = _runner(path, rows_of(a.lines, how), b.in_place)
         run_codes(runner, out, a.planes, b, a.block, runs, how)
     whole: Array = out[0]
     return whole if lines == columns else whole[:, :lines].copy()

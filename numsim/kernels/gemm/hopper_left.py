@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import fp8 as simd_fp8
-from numsim.kernels.ir import simd
+from numsim.kernels.ir import halves, simd
 from numsim.kernels.ir.codes import fp8_planes
 from numsim.kernels.ir.fp8_left import looked_up_left
 from numsim.kernels.jit import expanded, inline, kernel
@@ -52,6 +52,48 @@ def exponents_below(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
                     less = np.uint32(np.uint32(largest - e) << how.trailing) & byte
                     own[k] = (less if e > 0 else byte) * four
     return below, bases
+
+
+@inline
+def halves_of(a: Array, groups: int, runs: int) -> Array:
+    """Return the values of the first row of planes a for `ir.halves`, a word for each of a plane.
+
+    A word has 2**6 times the value as float16, twice. There are none where one is not a multiple
+    of 2**-9 below 2**9 in size, as all of E4M3 are.
+    """
+    rows, run = simd_fp8.ROWS, simd_fp8.RUN
+    plane, count = rows * run, groups * runs
+    words = a.reshape(-1)
+    values, found = words.view(np.float32), np.zeros(count * plane, np.uint32)
+    sign, up = np.uint32(1 << 15), np.uint32((127 - halves.ONE - halves.UP) << 10)
+    for i in range(count):
+        at = i * simd_fp8.A_WORDS + 2 * plane
+        for k in range(run):
+            size = abs(values[at + k])
+            whole = size * np.float32(512.0)
+            if not (size < np.float32(512.0) and whole == np.floor(whole)):
+                return np.empty(0, np.uint32)
+            bits = np.uint32(words[at + k])
+            high = np.uint32(bits >> np.uint32(13)) & np.uint32(0x3FFFF)
+            half = np.uint32(np.uint32(bits >> np.uint32(16)) & sign | np.uint32(high - up))
+            if size > 0:
+                found[i * plane + k] = np.uint32(half | np.uint32(half << np.uint32(16)))
+    return found
+
+
+@inline
+def singles_of(a: Array, groups: int, runs: int) -> Array:
+    """Return the values of the first row of planes a as float32, for `ir.halves.Cuts`."""
+    rows, run = simd_fp8.ROWS, simd_fp8.RUN
+    plane, count = rows * run, groups * runs
+    values, found = a.reshape(-1).view(np.float32), np.zeros(count * plane, np.uint32)
+    singles = found.view(np.float32)
+    for i in range(count):
+        at = i * simd_fp8.A_WORDS + 2 * plane
+        for k in range(run):
+            x = values[at + k]
+            singles[i * plane + k] = x if x != 0 else halves.NEAR_ZERO
+    return found
 
 
 @inline

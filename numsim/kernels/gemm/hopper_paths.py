@@ -1,7 +1,7 @@
 """What is compiled for Hopper's FP8 rule: an entry point for each path and place of the codes.
 
-Names end by the path: wide with AVX-512 (few: for few rows), half with AVX2, narrow on any CPU; and
-in rows where columns stand side by side in memory. `gemm.hopper` chooses.
+Names end by the path: wide with AVX-512 (few: for few rows, row: for one), half with AVX2, narrow
+on any CPU; and in rows where columns stand side by side in memory. `gemm.hopper` chooses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_words
-from numsim.kernels.gemm.hopper_left import PAIR, exponents_below
+from numsim.kernels.gemm.hopper_left import PAIR, exponents_below, halves_of, singles_of
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
@@ -32,17 +32,17 @@ def _tiles(
     words: int, coded: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int,
     stride: int, steps: int, left: int, rule: Any,
 ) -> None:  # fmt: skip
-    runs, tile, tables, how, below, bases = rule
+    runs, tile, tables, how, below, bases, alone = rule
     pairs = left // 2
     float_tile(
-        words, 2, coded, tables, how, below, bases, 0, pairs, runs, a, a_at, b, b_at, out, out_at,
-        stride, steps, tile,
+        words, 2, coded, tables, how, below, bases, alone, 0, pairs, runs, a, a_at, b, b_at, out,
+        out_at, stride, steps, tile,
     )  # fmt: skip
     if left % 2:
         a_at, out_at = a_at + pairs * tile, out_at + 2 * pairs * stride
         float_tile(
-            words, 1, coded, tables, how, below, bases, 0, 1, runs, a, a_at, b, b_at, out, out_at,
-            stride, steps, tile,
+            words, 1, coded, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out,
+            out_at, stride, steps, tile,
         )  # fmt: skip
 
 
@@ -72,6 +72,32 @@ def _hopper_few(
     left: int, rule: Any,
 ) -> int:  # fmt: skip
     _tiles(16, 1, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    return left
+
+
+@inline
+def _hopper_row(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    runs, tile, tables, how, below, bases, alone = rule
+    float_tile(
+        16, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
+        stride, steps, tile,
+    )  # fmt: skip
+    return left
+
+
+@inline
+def _hopper_row_half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    runs, tile, tables, how, below, bases, alone = rule
+    float_tile(
+        8, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
+        stride, steps, tile,
+    )  # fmt: skip
     return left
 
 
@@ -198,7 +224,7 @@ def _run(
     """Cover the output; `decode` makes `words` of the codes of one k of a panel."""
     scratch = scratch_words(block * runs * simd_fp8.RUN * words)
     nothing = np.empty(0, np.uint32)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing, nothing)
     cover_codes(
         micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, read, True
     )
@@ -232,12 +258,12 @@ def _run_wide_rows(
 def _run_coded(
     micro: Callable[..., int], decode: Callable[..., Array], words: int, out: Array, a: Array,
     b: Array, steps: int, block: int, group: int, start: int, stop: int, runs: int,
-    tables: Array, how: Fields,
+    tables: Array, how: Fields, alone: Array,
 ) -> None:  # fmt: skip
     """Cover the output; `decode` returns codes, or puts them in order into so many `words`."""
     scratch = scratch_words(block * runs * simd_fp8.RUN * words)
     below, bases = exponents_below(a, runs, how)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, below, bases)
+    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, below, bases, alone)
     cover_codes(
         micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how, True
     )
@@ -250,7 +276,7 @@ def _run_few(
 ) -> None:  # fmt: skip
     _run_coded(
         _hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
-        tables_of(how), how,
+        tables_of(how), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
 
@@ -261,7 +287,29 @@ def _run_few_rows(
 ) -> None:  # fmt: skip
     _run_coded(
         _hopper_few, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
-        tables_of(how), how,
+        tables_of(how), how, np.empty(0, np.uint32),
+    )  # fmt: skip
+
+
+@kernel
+def _run_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        tables_of(how), how, halves_of(a, steps, runs),
+    )  # fmt: skip
+
+
+@kernel
+def _run_row_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        tables_of(how), how, halves_of(a, steps, runs),
     )  # fmt: skip
 
 
@@ -294,7 +342,7 @@ def _run_few_half(
 ) -> None:  # fmt: skip
     _run_coded(
         _hopper_few_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
-        np.empty(0, np.uint8), how,
+        np.empty(0, np.uint8), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
 
@@ -305,7 +353,29 @@ def _run_few_half_rows(
 ) -> None:  # fmt: skip
     _run_coded(
         _hopper_few_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
-        np.empty(0, np.uint8), how,
+        np.empty(0, np.uint8), how, np.empty(0, np.uint32),
+    )  # fmt: skip
+
+
+@kernel
+def _run_row_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how, singles_of(a, steps, runs),
+    )  # fmt: skip
+
+
+@kernel
+def _run_row_half_rows(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    runs: int, how: Fields,
+) -> None:  # fmt: skip
+    _run_coded(
+        _hopper_row_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        np.empty(0, np.uint8), how, singles_of(a, steps, runs),
     )  # fmt: skip
 
 
@@ -344,10 +414,13 @@ def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
                 panel[k, i] = low | high << np.uint32(16)
 
 
-RUN = {  # by the path, whether there are few rows, and whether b's codes stand in place
-    ("avx512", False, False): _run_wide, ("avx512", False, True): _run_wide_rows,
-    ("avx512", True, False): _run_few, ("avx512", True, True): _run_few_rows,
-    ("avx2", False, False): _run_half, ("avx2", False, True): _run_half_rows,
-    ("avx2", True, False): _run_few_half, ("avx2", True, True): _run_few_half_rows,
-    ("plain", False, False): _run_narrow,
+MANY, FEW, ONE = range(3)  # rows, and how: ONE by `ir.halves`
+RUN = {  # by the path, how many rows there are, and whether b's codes stand in place
+    ("avx512", MANY, False): _run_wide, ("avx512", MANY, True): _run_wide_rows,
+    ("avx512", FEW, False): _run_few, ("avx512", FEW, True): _run_few_rows,
+    ("avx512", ONE, False): _run_row, ("avx512", ONE, True): _run_row_rows,
+    ("avx2", MANY, False): _run_half, ("avx2", MANY, True): _run_half_rows,
+    ("avx2", FEW, False): _run_few_half, ("avx2", FEW, True): _run_few_half_rows,
+    ("avx2", ONE, False): _run_row_half, ("avx2", ONE, True): _run_row_half_rows,
+    ("plain", MANY, False): _run_narrow,
 }  # fmt: skip

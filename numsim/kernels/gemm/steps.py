@@ -31,8 +31,8 @@ Array = NDArray[Any]
 
 FLOAT, INTEGER, AS_IT_IS = 0, 1, 2
 _ORDINARY = (np.float32(2.0**-100), np.float32(2.0**100))  # scales that divide without surprises
-_RUN_WIDE = hopper_paths.RUN["avx512", False, False]
-_RUN_HALF = hopper_paths.RUN["avx2", False, False]
+_RUN_WIDE = hopper_paths.RUN["avx512", hopper_paths.MANY, False]
+_RUN_HALF = hopper_paths.RUN["avx2", hopper_paths.MANY, False]
 
 
 class Rounding(NamedTuple):

@@ -14,9 +14,11 @@ from numba import types
 
 from numsim.kernels.ir.codes import singles_by_table
 from numsim.kernels.ir.fp8 import V8, declared
+from numsim.kernels.ir.fp8_codes import ByTables
 from numsim.kernels.ir.simd import (
     FMA_ROWS,
     I16,
+    I32,
     I64,
     PAGE,
     V32,
@@ -29,6 +31,8 @@ from numsim.kernels.ir.simd import (
     pointer_at,
     splat,
 )
+
+_AHEAD = 8  # blocks whose scales are asked for before they are read
 
 
 @emitted
@@ -80,19 +84,54 @@ def scaled_fma_tile(
 
 @emitted
 def scaled_chain_of_codes(
-    typing: Any, table: Any, scales: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
-    out_at: Any, stride: Any, steps: Any,
+    typing: Any, mirrored: Any, table: Any, scales: Any, a: Any, a_at: Any, b: Any, b_at: Any,
+    out: Any, out_at: Any, stride: Any, steps: Any,
 ) -> Any:  # fmt: skip
     """Do `scaled_fma_tile` for one row, all its blocks and codes of one byte, of 32 columns.
 
-    `table`: of `ir.codes.looked_up_values`; `scales`: see `Scales`. Blocks and steps are even.
+    `table`: of `ir.codes.looked_up_values`, or `mirrored`: of `ir.fp8_codes.ByTables`, where the
+    highest bit of a code is a sign. `scales`: see `Scales`. Blocks and steps are even.
     """
+    if not isinstance(mirrored, types.IntegerLiteral):
+        return None
+    signs = bool(mirrored.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args, args, 2, VF)
-        of = Scales(context, b, sig.args[1], args[1])
+        of = Scales(context, b, sig.args[2], args[2])
         fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
-        read = singles_by_table(context, b, sig.args[0], args[0])
+
+        def shuffled(x: Any, y: Any, order: list[int]) -> Any:
+            return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+        def by_value(code: Any) -> list[list[Any]]:
+            halves = [[16 * c + m for m in range(16)] for c in range(2)]
+            return [[shuffled(x, x, half) for half in halves] for x in read(code)]
+
+        def by_sign(code: Any) -> list[list[Any]]:
+            """Return the values of even columns and of odd ones, of each of two k."""
+            # eight columns of both k in each 16 bytes, where an exchange is cheap
+            quads = b.bitcast(code, ir.VectorType(I64, 8))
+            code = b.bitcast(shuffled(quads, quads, [0, 4, 1, 5, 2, 6, 3, 7]), V8)
+            lower, upper, found = looked.looked_up(3, code), looked.upper(code), []
+            for second in range(2):
+                at = [16 * lane + 8 * second + n for lane in range(4) for n in range(8)]
+                both = shuffled(lower, upper, [m for n in at for m in (n, 64 + n)])
+                pairs = b.bitcast(both, V32)
+                even, odd = b.shl(pairs, splat(V32, 16)), b.and_(pairs, splat(V32, -(1 << 16)))
+                found.append([b.bitcast(even, VF), b.bitcast(odd, VF)])
+            return found
+
+        if signs:
+            looked = ByTables(context, b, sig.args[1], args[1])
+        else:
+            read = singles_by_table(context, b, sig.args[1], args[1])
+
+        def in_turn(even: Any, odd: Any) -> list[Any]:
+            return [
+                shuffled(even, odd, [m for n in range(8) for m in (c + n, 16 + c + n)])
+                for c in (0, 8)
+            ]
 
         def block(i: Any, totals: list[Any]) -> list[Any]:
             first, count = of.block(i, tile.steps)
@@ -101,24 +140,22 @@ def scaled_chain_of_codes(
                 k = b.add(first, b.mul(n, ir.Constant(I64, 2)))
                 at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
                 fetch(b, b.gep(at, [ir.Constant(I64, PAGE)]))
-                values = read(b.load(b.bitcast(at, V8.as_pointer()), align=1))
-                for j in range(2):
+                code = b.load(b.bitcast(at, V8.as_pointer()), align=1)
+                for j, values in enumerate(by_sign(code) if signs else by_value(code)):
                     x = broadcast(b, tile.scalar(k, 1, j), VF)
-                    for c in range(2):
-                        order = [16 * c + m for m in range(16)]
-                        y = b.shuffle_vector(values[j], values[j], ir.Constant(V32, order))
-                        acc = [*acc[:c], b.call(fma, [x, y, acc[c]]), *acc[c + 1 :]]
+                    acc = [b.call(fma, [x, y, z]) for y, z in zip(values, acc, strict=True)]
                 return acc
 
             pairs = b.lshr(count, ir.Constant(I64, 1))
             acc = loop(b, pairs, [ir.Constant(VF, None)] * 2, pair)
+            acc = in_turn(*acc) if signs else acc
             return [of.added(totals[c], acc[c], i, ir.Constant(I64, 0), c) for c in range(2)]
 
         tile.store(loop(b, of.blocks(tile.steps), tile.load(1), block), 1)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(table, scales, a, i64, b, i64, out, i64, i64, i64), codegen
+    return types.void(mirrored, table, scales, a, i64, b, i64, out, i64, i64, i64), codegen
 
 
 @emitted
@@ -196,6 +233,9 @@ class Scales:
         b = self.b
         at = b.gep(self.rows, [b.add(b.mul(row, self.row_stride), i)])
         place = b.add(b.mul(i, self.column_stride), ir.Constant(I64, 16 * c))
+        # blocks are pages apart, where the processor does not foresee them
+        later = b.add(place, b.mul(self.column_stride, ir.Constant(I64, _AHEAD)))
+        fetch(b, b.gep(self.columns, [later]))
         column = b.bitcast(b.gep(self.columns, [place]), VF.as_pointer())
         factor = b.fmul(broadcast(b, b.load(at), VF), b.load(column, align=4))
         return b.fadd(total, b.fmul(value, factor))

@@ -15,8 +15,18 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from numsim.kernels.ir import fp8_codes
 from numsim.kernels.ir.control import toward_zero
-from numsim.kernels.ir.double_planes import A_REST, A_STEP, Coded, Planes, b_words
+from numsim.kernels.ir.double_planes import (
+    A_REST,
+    A_STEP,
+    BASE,
+    BELOW,
+    SINGLE,
+    Coded,
+    Planes,
+    b_words,
+)
 from numsim.kernels.ir.fp8 import (
     FIELD,
     FLOOR,
@@ -30,6 +40,7 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     top,
 )
+from numsim.kernels.ir.halves import cut_and_added, shifts_to_cut
 from numsim.kernels.ir.hopper import exponents_of
 from numsim.kernels.ir.simd import (
     I16,
@@ -38,6 +49,7 @@ from numsim.kernels.ir.simd import (
     Tile,
     broadcast,
     emitted,
+    joined,
     loop,
     maximum,
     splat,
@@ -54,8 +66,11 @@ _V32, _VF = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
 _VD, _VL = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(I64, 8)
 
 
-def _emit(b: Any, tile: Tile, read: Planes | Coded, how: int, rows: int, rule: Any) -> None:
-    """Emit one call; `read` says what the columns are, `how` is the kind of `double_tile`."""
+def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None:
+    """Emit one call; `read` (`Planes` or `Coded`) says what the columns are.
+
+    `how` is the kind of `double_tile`.
+    """
     lines, group, a_step, align, least = rule
     a, out = tile.a, tile.out
     width = read.width
@@ -70,7 +85,8 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, how: int, rows: int, rule: A
     floor = broadcast(b, b.trunc(b.add(least, ir.Constant(I64, FIELD)), I32), words)
     short_from = b.add(align, ir.Constant(I64, FIELD - 2 * LOWEST))
     short_from = broadcast(b, b.trunc(short_from, I8), vb)
-    looks = isinstance(read, Coded)  # whether anything is lost, before it counts
+    cuts = read.by_fields is not None  # each product alone, to an integer
+    looks = isinstance(read, Coded) and not cuts  # whether anything is lost, before it counts
     may_lose = b.add(align, ir.Constant(I64, FLOOR - _LOST))
     may_lose = broadcast(b, b.trunc(may_lose, I8), vb)
     middle = b.sub(ir.Constant(I64, 1023 + 52 - FIELD), align)
@@ -165,7 +181,9 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, how: int, rows: int, rule: A
             # those of zero factors are below the floor, and wrap
             return [*tops, *(bottom(b, least, b.sub(both[0], floors)) for least in found[rows:])]
 
-        found = over([*[splat(vb, 0)] * rows, *[splat(vb, -1)] * looks], peak)
+        found = over([*[splat(vb, 0)] * rows, *[splat(vb, -1)] * looks], peak) if not cuts else [
+            quick_peak(row, panel, peak)
+        ]  # fmt: skip
         peaks, tops = found[:rows], []
         limits = []
         for r in range(rows):
@@ -191,6 +209,10 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, how: int, rows: int, rule: A
             for r, value in enumerate(over([splat(vb, 0)] * rows, count)):
                 keep(counts, r, value)
 
+        if cuts:
+            for q, units in enumerate(cut_products(row, panel)):
+                finish(row, panel, 0, q, units, binade(0, q))
+            return carried
         if looks:
             short = b.icmp_unsigned("<", found[-1], b.call(less, [tops[0], may_lose]))
             some = b.icmp_unsigned(
@@ -216,19 +238,74 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, how: int, rows: int, rule: A
             binades = [binade(r, q) for r, q in places]
             sums = over(binades, add)
             for (r, q), total, begin in zip(places, sums, binades, strict=True):
-                finish(row, panel, r, q, total, begin)
+                byte = 8 * (8 * q // quarter)
+                lost = b.and_(b.lshr(kept(counts, r, q), splat(_VL, byte)), splat(_VL, 255))
+                whole = b.bitcast(b.add(b.bitcast(total, _VL), lost), _VD)
+                finish(row, panel, r, q, b.fsub(whole, begin), begin)  # exact
         return carried
+
+    def quick_peak(row: Any, panel: Any, peak: Any) -> Any:
+        """Return the largest exponents of a row's products, by `ir.peaks`."""
+
+        def quick(k: Any, peaks: list[Any]) -> list[Any]:
+            return list(read.quick_peaks(panel, k, b.load(left(row, k, BELOW, 0)), peaks))
+
+        base = read.tops.bytes_of(b.load(left(row, group, BASE, 0)))
+        (found,) = read.tops.fields(over([splat(vb, 0)], quick), [base], [floors])
+        doubt, before = read.tops.doubtful([found], [top(b, base, floors)]), b.block
+        with b.if_then(doubt):
+            (exact,), inside = over([splat(vb, 0)], peak), b.block
+        chosen = b.phi(vb)
+        chosen.add_incoming(found, before)
+        chosen.add_incoming(exact, inside)
+        return chosen
+
+    def found_fields() -> Any:
+        at = b.gep(fields, [ir.Constant(I32, 0), ir.Constant(I32, 0)])
+        return b.load(b.bitcast(at, words.as_pointer()), align=1)
+
+    def field_of(q: int) -> Any:
+        return b.and_(b.lshr(found_fields(), splat(words, 8 * q)), splat(words, 255))
+
+    def cut_products(row: Any, panel: Any) -> list[Any]:
+        """Return the sums of a row's products, cut to integers of 32 bits, as float64.
+
+        A product in units of the last kept bit is below 2**27: eight of them fit.
+        """
+        half = ir.VectorType(ir.DoubleType(), 4)
+        parts = [ir.Constant(ir.VectorType(I32, 4), [4 * i + n for n in range(4)]) for i in (0, 1)]
+        fraction = broadcast(b, b.trunc(align, I32), words)
+        shifts = shifts_to_cut(b, found_fields(), fraction, read.by_fields)
+        shifts = fp8_codes.apart(b, shifts)
+
+        def some(i: Any, totals: list[Any]) -> list[Any]:
+            sums = [ir.Constant(words, None)] * 4
+            for u in range(UNROLL):
+                k = tile.index(i, UNROLL, u)
+                x = broadcast(b, b.load(left(row, k, SINGLE, 0)), words)
+                code = b.load(read.codes_at(panel, k), align=1)
+                sums = cut_and_added(b, sums, x, read.by_fields, code, shifts)
+            new = [b.sitofp(b.shuffle_vector(x, x, at), half) for x in sums for at in parts]
+            return [b.fadd(x, y) for x, y in zip(totals, new, strict=True)]
+
+        totals = loop(b, pieces, [ir.Constant(half, None)] * 8, some)
+        whole = fp8_codes.together(b, [joined(b, *totals[2 * q : 2 * q + 2]) for q in range(4)])
+        found = []
+        for q in range(4):
+            power = b.zext(b.add(field_of(q), splat(words, 1023 - FIELD)), _VL)
+            power = b.sub(power, broadcast(b, align, _VL))
+            power = b.bitcast(b.shl(power, splat(_VL, 52)), _VD)
+            found.append(b.fmul(whole[q], power))  # exact
+        return found
 
     def binade(r: int, q: int) -> Any:
         away = 52 - 8 * (8 * q // quarter)
         e = b.and_(b.shl(kept(fields, r, q), splat(_VL, away)), splat(_VL, 255 << 52))
         return b.bitcast(b.add(e, middle), _VD)
 
-    def finish(row: Any, panel: Any, r: int, q: int, total: Any, begin: Any) -> None:
+    def finish(row: Any, panel: Any, r: int, q: int, units: Any, begin: Any) -> None:
         """Add the cut accumulators to a group's sums and write what float32 keeps of them."""
         byte = 8 * (8 * q // quarter)
-        lost = b.and_(b.lshr(kept(counts, r, q), splat(_VL, byte)), splat(_VL, 255))
-        units = b.fsub(b.bitcast(b.add(b.bitcast(total, _VL), lost), _VD), begin)  # exact
         place = outputs(r, 8 * q, _VF)
         x = b.load(place, align=4)
         wide, own = b.fpext(x, _VD), begin

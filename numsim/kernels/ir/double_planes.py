@@ -24,7 +24,8 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     planes_reader,
 )
-from numsim.kernels.ir.fp8_codes import ByTables
+from numsim.kernels.ir.fp8_codes import ByFields, ByTables
+from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
     I16,
     I32,
@@ -40,6 +41,9 @@ from numsim.kernels.ir.simd import (
 
 COLUMNS = {"avx512": 64, "avx2": 32}  # of a panel, by path
 A_STEP, A_REST = 4, 4  # words of a product: exponent, lowest bit, value; of a group: its scale
+# Words of a product where each is cut to an integer (`gemm.double.for_cuts`): a float32 value,
+# and how far the exponent is below the largest; of a group: what `ir.peaks` begins with
+SINGLE, BELOW, BASE = 2, 3, 1
 _V32, _VL = ir.VectorType(I32, 8), ir.VectorType(I64, 8)
 _VD = ir.VectorType(ir.DoubleType(), 8)
 
@@ -73,6 +77,8 @@ class Planes:
     `panel` points at words, and a group of so many products has `group_words` of them: at its end
     stand the exponents of its scales and their powers of two, if there are any.
     """
+
+    by_fields: Any = None
 
     def __init__(self, b: Any, panel: Any, width: int, group: Any, group_words: Any) -> None:
         self.b, self.panel, self.width = b, panel, width
@@ -112,7 +118,8 @@ class Planes:
 class Coded:
     """The same of codes as they are packed: `scales` points at their exponents, a line a group.
 
-    `how` is `gemm_codes.Fields`, or for AVX-512 the tables of `ir.fp8.ByTables`, of float64.
+    `how` is `gemm_codes.Fields`, or for AVX-512 the tables of `ir.fp8.ByTables`, of float64; or
+    fields alone in a tuple, of formats that `ir.fp8_codes.ByFields` reads, to cut each product.
     """
 
     def __init__(
@@ -122,6 +129,11 @@ class Coded:
         self.tables = ByTables(context, b, kind, how) if isinstance(kind, types.Array) else None
         self.width = COLUMNS["avx512" if self.tables else "avx2"]
         self.v = lanes(self.width // 4)
+        self.by_fields: Any = None
+        self.tops: Any = None
+        if isinstance(kind, types.BaseTuple) and len(kind) == 1:
+            how = b.extract_value(how, 0)
+            self.by_fields, self.tops = ByFields(b, how), Peaks(b, self.v, how)
         if not self.tables:
             self.bytes_of, _ = planes_reader(b, self.v, how, RIGHT, LOWEST - SIGN, NO_RIGHT)
             self.halves_of = half_reader(b, self.v, how, double=True)
@@ -130,14 +142,15 @@ class Coded:
         """Return where group g begins."""
         return self.b.mul(g, self.group), g
 
-    def _codes(self, first: Any, k: Any) -> Any:
+    def codes_at(self, first: Any, k: Any) -> Any:
+        """Return where the codes of product k of a group stand."""
         b = self.b
         at = b.mul(b.add(first[0], k), ir.Constant(I64, self.width))
         return b.bitcast(b.gep(self.panel, [at]), self.v.bytes.as_pointer())
 
     def exponents(self, first: Any, k: Any) -> Any:
         """Return the exponents' bytes of product k of a group."""
-        b, at = self.b, self._codes(first, k)
+        b, at = self.b, self.codes_at(first, k)
         fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
         code = b.load(at, align=1)
         if self.tables:
@@ -146,7 +159,7 @@ class Coded:
 
     def lowest(self, first: Any, k: Any) -> Any:
         """Return the bytes of its lowest bits' places."""
-        code = self.b.load(self._codes(first, k), align=1)
+        code = self.b.load(self.codes_at(first, k), align=1)
         if self.tables:
             return self.tables.lowest(code)
         return self.bytes_of(self.b.bitcast(code, self.v.words))[1]
@@ -154,7 +167,7 @@ class Coded:
     def values(self, first: Any, k: Any, qs: range) -> list[Any]:
         """Return its values, of eight columns for each q."""
         b, shorts = self.b, ir.VectorType(I16, self.width // 2)
-        code = b.load(self._codes(first, k), align=1)
+        code = b.load(self.codes_at(first, k), align=1)
         if self.tables:  # columns 8 q ... have byte q // 2 of the words
             pairs = self.tables.high_halves(code)
             return [self._placed(b.bitcast(pairs[q // 2 % 2], shorts), q) for q in qs]
@@ -162,6 +175,12 @@ class Coded:
         parts = [b.bitcast(halves[q // 2], shorts) for q in qs]
         at = [[8 * (q % 2) + n for n in range(8)] for q in qs]
         return [b.bitcast(_spread(b, *each), _VD) for each in zip(parts, at, strict=True)]
+
+    def quick_peaks(self, first: Any, k: Any, below: Any, peaks: list[Any]) -> list[Any]:
+        """Return what `ir.peaks` makes of them by product k of a group."""
+        b, at = self.b, self.codes_at(first, k)
+        fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
+        return list(self.tops.body(b.load(at, align=1), [self.tops.bytes_of(below)], peaks))
 
     def _placed(self, shorts: Any, q: int) -> Any:
         """Return values by one exchange that leaves zeros; LLVM takes two or three instead."""

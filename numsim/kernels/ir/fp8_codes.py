@@ -129,7 +129,14 @@ class ByTables:
 
 def apart(b: Any, vectors: list[Any]) -> list[Any]:
     """Return four vectors, of bytes 0, 1, 2 and 3 of words, in the order of `singles_apart`."""
-    found = []
+    found: list[Any] = []
+    if vectors[0].type.count == 8:
+        for i in range(2):
+            for first in (0, 4):
+                order = [m for n in range(4) for m in (first + n, 8 + first + n)]
+                at = ir.Constant(ir.VectorType(I32, 8), order)
+                found.append(b.shuffle_vector(vectors[i], vectors[i + 2], at))
+        return found
     for high in (0, 1):
         at = [4 * lane + 2 * high + n for lane in range(4) for n in range(2)]
         order = ir.Constant(V32, [m for n in at for m in (n, 16 + n)])
@@ -139,7 +146,12 @@ def apart(b: Any, vectors: list[Any]) -> list[Any]:
 
 def together(b: Any, vectors: list[Any]) -> list[Any]:
     """Return what `apart` took apart."""
-    found = []
+    found: list[Any] = []
+    if vectors[0].type.count == 8:
+        for second in (0, 1):
+            at = ir.Constant(ir.VectorType(I32, 8), [2 * n + second for n in range(8)])
+            found += [b.shuffle_vector(vectors[i], vectors[i + 1], at) for i in (0, 2)]
+        return found
     for second in (0, 1):
         at = [4 * lane + second + n for lane in range(4) for n in (0, 2)]
         halves_of = [at[2 * lane : 2 * lane + 2] for lane in range(4)]
@@ -151,8 +163,8 @@ def together(b: Any, vectors: list[Any]) -> list[Any]:
 class ByFields:
     """Reads 32 codes of eight bits by arithmetic, with AVX2, as `ByTables` reads 64.
 
-    `singles` are `scale` times too small: they are made of halves, whose bias is another.
-    `gemm.hopper.reads_codes` says of which formats.
+    Values are `scale` times too small: they are made of halves, whose bias is another.
+    `gemm.codes.as_halves` says of which formats.
     """
 
     def __init__(self, b: Any, fields: Any) -> None:
@@ -174,17 +186,13 @@ class ByFields:
         """Return the place of the lowest bit that is set, a byte for each code."""
         return self.bytes_of(code)[1]
 
-    def singles(self, code: Any) -> list[Any]:
-        """Return the float32 values of byte 0 of each word of codes, of byte 1, 2 and 3."""
+    def singles_apart(self, code: Any) -> list[Any]:
+        """Return float32 values, of even codes and of odd ones, in the order of `apart`."""
         b, found = self.b, []
-        half = ir.VectorType(ir.HalfType(), 16)
-        for i in range(2):
-            at = [4 * (n % 8) + 2 * i + n // 8 for n in range(16)]
-            order = ir.Constant(ir.VectorType(I32, 32), [m for n in at for m in (32, n)])
-            high = b.shuffle_vector(code, splat(code.type, 0), order)
-            bits = b.and_(b.ashr(b.bitcast(high, self.kept.type), self.right), self.kept)
+        half, words = ir.VectorType(ir.HalfType(), 16), b.bitcast(code, self.kept.type)
+        for high in (b.shl(words, splat(self.kept.type, 8)), words):
+            bits = b.bitcast(b.and_(b.ashr(high, self.right), self.kept), half)
             for first in (0, 8):
                 at = ir.Constant(ir.VectorType(I32, 8), [first + n for n in range(8)])
-                some = b.shuffle_vector(b.bitcast(bits, half), b.bitcast(bits, half), at)
-                found.append(b.fpext(some, lanes(8).floats))
+                found.append(b.fpext(b.shuffle_vector(bits, bits, at), lanes(8).floats))
         return found

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
+from numba.np import arrayobj
 
 from numsim.kernels.ir.blocks import Scales
 from numsim.kernels.ir.control import toward_zero
@@ -37,6 +38,7 @@ from numsim.kernels.ir.fp8 import (
     top,
 )
 from numsim.kernels.ir.fp8_codes import ByFields, ByTables, apart, together
+from numsim.kernels.ir.halves import Cuts, Halves
 from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
     FRACTION,
@@ -91,8 +93,8 @@ def _of_the_thread(b: Any, v: Lanes) -> _Rounding:
 @emitted
 def float_tile(
     typing: Any, words: Any, rows: Any, coded: Any, tables: Any, fields: Any, below: Any,
-    bases: Any, scales: Any, tiles: Any, runs: Any, a: Any, a_at: Any, b: Any, b_at: Any,
-    out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
+    bases: Any, alone: Any, scales: Any, tiles: Any, runs: Any, a: Any, a_at: Any, b: Any,
+    b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, a_step: Any,
 ) -> Any:  # fmt: skip
     """Chain groups of 16 `runs` products onto out[r, :]: align, cut to 13 fraction bits, add.
 
@@ -100,7 +102,8 @@ def float_tile(
     them keeps what is constant in the first cache. `words`: of a vector, 16 for AVX-512 or 8 for
     AVX2. `coded`: b holds codes, not their planes, and `fields`, with AVX-512 `tables` too, say
     what they are (`ir.fp8_codes`), and `below` and `bases` what `ir.peaks` needs to know of rows,
-    for each word of a plane of a, and for each run and row; this pays for few rows. `scales`, with
+    for each word of a plane of a, and for each run and row; this pays for few rows. 2 instead of 1,
+    for one row: `alone` are its values for `ir.halves`, or has nothing in it. `scales`, with
     AVX-512 and codes, of blocks that are chains of their own: `ir.blocks.Scales`; otherwise 0.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
@@ -112,9 +115,9 @@ def float_tile(
         v = lanes(width)
         tile = Tile(context, b, sig.args[:-1], args[:-1], vectors, v.floats)
         tile.apart = COLUMNS // 4
-        (tiles, runs), a_step, a, out, panel = args[8:10], args[-1], tile.a, tile.out, tile.panel
+        (tiles, runs), a_step, a, out, panel = args[9:11], args[-1], tile.a, tile.out, tile.panel
         place: dict[str, Any] = {}  # the first run and row of the tile
-        first_run = b.udiv(args[11], ir.Constant(I64, A_WORDS))
+        first_run = b.udiv(args[12], ir.Constant(I64, A_WORDS))
         fma, plus, add_byte = (_of_instructions if width == 16 else _of_the_thread)(b, v)
         less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
         compare = b.icmp_signed if TURN[width] else b.icmp_unsigned
@@ -149,15 +152,14 @@ def float_tile(
             wide = width == 16
             read = ByTables(context, b, sig.args[3], args[3]) if wide else ByFields(b, args[4])
         tops = Peaks(b, v, args[4]) if by_code else None
-        scaled = isinstance(sig.args[7], types.BaseTuple)
-        of = Scales(context, b, sig.args[7], args[7]) if scaled else None
+        scaled = isinstance(sig.args[8], types.BaseTuple)
+        of = Scales(context, b, sig.args[8], args[8]) if scaled else None
 
         def told(which: int, run: Any, each: int, plus: list[Any]) -> list[Any]:
-            """Return bytes of `below` or `bases`, whose runs and rows have so many words."""
+            """Return words of `below`, `bases` or `alone`: so many of each run and row."""
             at = b.mul(b.add(place["run"], run), ir.Constant(I64, ROWS * each))
             first = pointer_at(context, b, sig.args[which], args[which], at)
-            assert tops is not None
-            return [tops.bytes_of(b.load(b.gep(first, [x]))) for x in plus]
+            return [b.load(b.gep(first, [x])) for x in plus]
 
         def right(run: Any, k: Any, word: int, vector: Any, ask: bool = False) -> Any:
             if ask:
@@ -172,11 +174,25 @@ def float_tile(
         def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
             if read:
                 code = right(run, k, 0, v.bytes, ask=True)
-                values = (
-                    read.singles_apart(code) if isinstance(read, ByTables) else read.singles(code)
-                )
+                values = read.singles_apart(code)
                 return read.lowest(code), lambda i: b.bitcast(values[i], v.floats)
             return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
+
+        cut: Halves | Cuts | None = None
+        if coded.literal_value == 2:
+
+            def row(run: Any, k: Any) -> Any:
+                return told(7, run, RUN, [k])[0]
+
+            def codes(run: Any, k: Any) -> Any:
+                return right(run, k, 0, v.bytes, ask=True)
+
+            if isinstance(read, ByFields):
+                cut = Cuts(b, row, codes, read)
+            else:
+                make: Any = arrayobj.make_array
+                size = make(sig.args[7])(context, b, args[7]).nitems
+                cut = Halves(b, row, codes, b.icmp_signed("!=", size, ir.Constant(I64, 0)))
 
         def of_each_row(change: Callable[..., list[Any]], values: list[Any]) -> list[Any]:
             rows = [values[vectors * r : vectors * (r + 1)] for r in range(count)]
@@ -189,7 +205,7 @@ def float_tile(
                 eb = right_exponents(run, k)
                 return [top(b, peaks[r], b.add(left(run, k, r, v.bytes), eb)) for r in range(count)]
 
-            floors, binades, starts, limits = [], [], [], []
+            floors = []
             for r in range(count):
                 own = exponents_of(b, v, acc[vectors * r : vectors * (r + 1)])
                 own = b.add(own, splat(v.bytes, 23 - FRACTION))
@@ -199,10 +215,11 @@ def float_tile(
                 def quick(run: Any, k: Any, peaks: list[Any]) -> list[Any]:
                     code = right(run, k, 0, v.bytes)
                     rows = [b.add(k, ir.Constant(I64, r * RUN)) for r in range(count)]
-                    return tops.body(code, told(5, run, RUN, rows), peaks)
+                    below = [tops.bytes_of(word) for word in told(5, run, RUN, rows)]
+                    return tops.body(code, below, peaks)
 
                 rows = [ir.Constant(I64, r) for r in range(count)]
-                bases = told(6, first, 1, rows)
+                bases = [tops.bytes_of(word) for word in told(6, first, 1, rows)]
                 peaks = over_runs(first, [splat(v.bytes, 0)] * count, quick)
                 peaks = tops.fields(peaks, bases, floors)
                 doubt, before = tops.doubtful(peaks, bases), b.block
@@ -215,6 +232,26 @@ def float_tile(
                 peaks = chosen
             else:
                 peaks = over_runs(first, floors, peak)
+            if isinstance(cut, Cuts):
+                return cut.group(first, runs, peaks[0], acc)
+            if not cut:
+                return added(first, peaks, acc)
+            with b.if_else(cut.fits(peaks[0])) as (quickly, else_):
+                with quickly:
+                    short, by_halves = cut.group(first, runs, peaks[0], acc), b.block
+                with else_:
+                    usual, by_singles = added(first, peaks, acc), b.block
+            results = []
+            for x, y in zip(short, usual, strict=True):
+                result = b.phi(v.floats)
+                result.add_incoming(x, by_halves)
+                result.add_incoming(y, by_singles)
+                results.append(result)
+            return results
+
+        def added(first: Any, peaks: list[Any], acc: list[Any]) -> list[Any]:
+            """Return what accumulators become by a group, whose binades have these fields."""
+            binades, starts, limits = [], [], []
             for r, field in enumerate(peaks):
                 own = acc[vectors * r : vectors * (r + 1)]
                 limit = b.call(less, [field, splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
@@ -245,10 +282,10 @@ def float_tile(
                         sums[s] = fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            if isinstance(read, ByTables):
+            if read:
                 starts = of_each_row(apart, starts)
             ends = list(over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add))
-            if isinstance(read, ByTables):
+            if read:
                 ends[: len(acc)] = of_each_row(together, ends[: len(acc)])
             results = []
             for s, binade in enumerate(binades):
@@ -294,8 +331,8 @@ def float_tile(
 
     i64 = types.int64
     return types.void(
-        words, rows, coded, tables, fields, below, bases, scales, i64, i64, a, i64, b, i64, out,
-        i64, i64, i64, i64,
+        words, rows, coded, tables, fields, below, bases, alone, scales, i64, i64, a, i64, b, i64,
+        out, i64, i64, i64, i64,
     ), codegen  # fmt: skip
 
 
