@@ -183,10 +183,10 @@ def _is_near(fmt: Format) -> bool:
     return fmt.emax < _NEAR
 
 
-def _held_at(fmt: Format, place: int) -> int:
-    """Return how many bits below 2**place a format holds."""
-    least = int(np.frexp(float(fmt.min_subnormal))[1]) - 1
-    bits = place - least
+def _held_at(fmt: Format, place: int, *, flush: bool = False) -> int:
+    """Return how many bits below 2**place a format holds; `flush`: its subnormals are zeros."""
+    least = fmt.min_normal if flush else fmt.min_subnormal
+    bits = place - (int(np.frexp(float(least))[1]) - 1)
     return bits if fmt.kind == "integer" else min(fmt.precision - 1, bits)
 
 
@@ -197,10 +197,12 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         wide = name in _USUAL and seen.held(out_bits) and fmt.precision - 1 > out_bits
         usual = name in _USUAL and seen.held(fmt.precision - 1)
         held = _held_at(fmt, seen.place)
-        more = seen.thorough and seen.complete and held > seen.bits and _is_near(fmt)
-        if not (held == seen.bits or usual or wide or more):
-            continue
         near = _is_near(fmt)
+        more = seen.thorough and seen.complete and held > seen.bits and near
+        # terms are flushed before they meet: two binades as far apart as the format has
+        apart = near and fmt.kind == "float" and _held_at(fmt, seen.place, flush=True) == seen.bits
+        if not (held == seen.bits or usual or wide or more or apart):
+            continue
         overs = ("ieee", "inf", "saturate") if near else ("ieee",)
         flushes = _FLUSHES if near else _FLUSHES[:1]
         orders, fuses = (
@@ -216,8 +218,8 @@ def _mac(seen: Seen) -> Iterator[Rule]:
             known_ones = {"rounding": mode, "overflow": over, **many}
             rule = changed(Mac(acc_format=name), **known_ones, **how, **tiny)
             yield rule
-            if seen.thorough and rule.order == "tree":
-                yield changed(rule, negative_zero=False)
+            if rule.rounding == "rdn" or (seen.thorough and rule.order == "tree"):
+                yield changed(rule, negative_zero=False)  # of what cancels, too
 
 
 def _mac_products(rule: Mac, machine: Machine) -> Iterator[Rule]:
@@ -266,12 +268,14 @@ def _fused(seen: Seen) -> Iterator[Rule]:
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
     depth = seen.machine.depths[0]
     for f, keep in product(_WIDTHS, keeps):
-        if not seen.held(min(f, keep, wide)):
-            continue
-        groups: dict[str, tuple[int, ...]] = dict.fromkeys(joins, (depth,))
-        groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
-        for join, cut, mode in product(joins, ("truncate", "floor"), ("rtz", "rne")):
-            for group in groups[join]:  # of late, 1: two products do not meet
+        groups: dict[str, tuple[int, ...]] = {}
+        if seen.held(min(f, keep, wide)):
+            groups = dict.fromkeys(joins, (depth,))
+            groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
+        elif seen.held(wide):
+            groups = {"late": (1,)}  # two products do not meet: only products show the bits
+        for join, cut, mode in product(groups, ("truncate", "floor"), ("rtz", "rne")):
+            for group in groups[join]:
                 yield changed(
                     Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
                 )

@@ -14,13 +14,14 @@ from numsim.probe.inputs import first_round, moderate_sums, random_sums
 from numsim.probe.lines import Lines
 from numsim.probe.machine import Answers, Batch, Doubt, is_float, joined, restarts
 from numsim.probe.search import Search, rule_of, with_rule
-from numsim.probe.stages import UNSEEN, cut_of, cuts
+from numsim.probe.stages import UNSEEN, all_meetings, cut_of, cuts
 from numsim.targets import Target
 
 Talk = Generator[list[Batch], list[Answers], Probe]
 
 _ROUNDS = 4  # after the first: stimuli on which hypotheses that fit so far differ
 _WITNESSES = 6  # stimuli for two such hypotheses
+_MANY = 8  # times as many sums for those that the usual ones do not tell apart
 
 
 def conversation(search: Search) -> Talk:
@@ -67,9 +68,19 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
             continue  # read from the answers
         if search.fits(new, names):
             found.append((name, new))
-        elif side:
+        elif side and name != "group":
             dead.add((key, side))
-    return found
+    found += [("group", new) for new in all_meetings(search, unit) if search.fits(new, names)]
+    mine, seen = rule_of(unit), {unit, *(new for _, new in found)}
+    for name, new in tuple(found):  # two words that change together
+        if rules_of.side(mine, rule_of(new), name) == 0:
+            for other, rule in rules_of.nearby(rule_of(new), search.machine):
+                both = with_rule(unit, rule)
+                word = rules_of.side(rule_of(new), rule, other) == 0 and other != "nan"
+                if word and both not in seen and search.fits(both, names):
+                    found.append((other, both))
+                    seen.add(both)
+    return [(name, new) for name, new in found if new != unit]
 
 
 def other_cuts(search: Search, unit: Target) -> list[Target]:
@@ -90,28 +101,31 @@ def witnesses(
 
     `long`: sums over the longest K.
     """
-    m, kept, equal = search.machine, [], []
-    if not rivals:
-        return None, []
+    m, kept, equal = search.machine, [], rivals
     depth, first = m.depths[-1 if long else 0], 1000 + 10 * seed
     count = 200 if long else 500
-    pool = [random_sums(m, depth, count, first), random_sums(m, depth, count, first + 1)]
-    pool.append(moderate_sums(m, depth, count, first + 2))
-    sums = [Lines(m, batch) for batch in pool]
-    own = [search.answer(unit, some) for some in sums]
-    for rival in rivals:
-        differs = False
-        for batch, some, mine in zip(pool, sums, own, strict=True):
-            other = search.answer(rival, some)
-            if mine is None or other is None:
-                continue
-            rows = np.flatnonzero(mine != other)[:_WITNESSES]
-            if rows.size:
-                kept.append(batch.rows(rows))
-                differs = True
-                break
-        if not differs:
-            equal.append(rival)
+    pools = [[(random_sums, count, 0), (random_sums, count, 1), (moderate_sums, count, 2)],
+             [(random_sums, _MANY * count, 3), (moderate_sums, _MANY * count, 4)]]  # fmt: skip
+    for pool in pools:  # the larger one only for those that the smaller one leaves
+        left, equal = equal, []
+        if not left:
+            break
+        batches = [make(m, depth, some, first + n) for make, some, n in pool]
+        sums = [Lines(m, batch) for batch in batches]
+        own = [search.answer(unit, some) for some in sums]
+        for rival in left:
+            differs = False
+            for batch, some, mine in zip(batches, sums, own, strict=True):
+                other = search.answer(rival, some)
+                if mine is None or other is None:
+                    continue
+                rows = np.flatnonzero(mine != other)[:_WITNESSES]
+                if rows.size:
+                    kept.append(batch.rows(rows))
+                    differs = True
+                    break
+            if not differs:
+                equal.append(rival)
     if not kept:
         return None, equal
     return joined(kept)._replace(name=f"{'long' if long else 'apart'}{seed}"), equal
