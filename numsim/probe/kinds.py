@@ -147,7 +147,8 @@ class Ways(NamedTuple):
 
 def _exact(seen: Seen) -> Iterator[Rule]:
     if seen.held(seen.machine.width) and -127 <= seen.power <= 0:
-        yield Exact(group=seen.machine.depths[0], lscale=-seen.power)
+        for group in dict.fromkeys((seen.machine.depths[0], 4)):  # more behind it make +0 of -0
+            yield Exact(group=group, lscale=-seen.power)
 
 
 def _exact_joining(rule: Exact, machine: Machine) -> Iterator[Rule]:
