@@ -214,7 +214,7 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         products: tuple[dict[str, Any], ...] = tuple({"fused": fused} for fused in fuses)
         if seen.thorough:  # products that leave a narrow format are seen here already
             products += tuple({"fused": False, "product_format": p} for p in _NARROW)
-        modes = _MODES[:2] if more else _MODES  # nothing is rounded
+        modes = ("rne", "rtz", "rdn") if more else _MODES  # nothing is rounded; rdn makes -0
         for many, how, mode, over, tiny in product(products, orders, modes, overs, flushes):
             known_ones = {"rounding": mode, "overflow": over, **many}
             rule = changed(Mac(acc_format=name), **known_ones, **how, **tiny)
@@ -267,14 +267,14 @@ def _fused(seen: Seen) -> Iterator[Rule]:
     single, wide = seen.machine.out == "float32", seen.machine.width
     keeps: Iterable[int] = (23,) if not single else (23, 13) if seen.complete else range(23, 0, -1)
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
-    depth = seen.machine.depths[0]
+    depth, full = seen.machine.depths[0], seen.machine.a.precision + seen.machine.b.precision
     for f, keep in product(_WIDTHS, keeps):
         groups: dict[str, tuple[int, ...]] = {}
         if seen.held(min(f, keep, wide)):
             groups = dict.fromkeys(joins, (depth,))
             groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
-        elif seen.held(wide):
-            groups = {"late": (1,)}  # two products do not meet: only products show the bits
+        elif seen.held(wide) and min(f, keep) < full and f <= max(full, keep):
+            groups = {"late": (1,)}  # two products do not meet: only their own bits show it
         for join, cut, mode in product(groups, ("truncate", "floor"), ("rtz", "rne")):
             for group in groups[join]:
                 yield changed(
@@ -296,6 +296,10 @@ def _two_stage(seen: Seen) -> Iterator[Rule]:
             continue
         for group in dict.fromkeys((*_first_groups(seen.machine, f, 23), 1)):
             yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
+    held = 32 if seen.held(23) else seen.bits  # two products that meet only beside the accumulator
+    full = seen.machine.a.precision + seen.machine.b.precision
+    for f, streams in product(range(1, min(held, full) + 1), (1, 2)):
+        yield TwoStage(1, f, sum_bits=held, streams=streams)
 
 
 def _two_stage_joining(rule: TwoStage, _: Machine) -> Iterator[Rule]:

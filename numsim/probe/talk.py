@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,9 @@ from numsim.targets import Target
 
 Talk = Generator[list[Batch], list[Answers], Probe]
 
-_ROUNDS = 4  # after the first: stimuli on which hypotheses that fit so far differ
+_ROUNDS = 5  # after the first: stimuli on which hypotheses that fit so far differ
 _WITNESSES = 6  # stimuli for two such hypotheses
+_OF_EACH = 3  # hypotheses beside another that are compared on many sums
 _MANY = 8  # times as many sums for those that the usual ones do not tell apart
 
 
@@ -70,17 +72,17 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
             found.append((name, new))
         elif side and name != "group":
             dead.add((key, side))
-    found += [("group", new) for new in all_meetings(search, unit) if search.fits(new, names)]
-    mine, seen = rule_of(unit), {unit, *(new for _, new in found)}
+    mine = rule_of(unit)
     for name, new in tuple(found):  # two words that change together
-        if rules_of.side(mine, rule_of(new), name) == 0:
+        if name != "group" and rules_of.side(mine, rule_of(new), name) == 0:
             for other, rule in rules_of.nearby(rule_of(new), search.machine):
+                word = isinstance(getattr(mine, other), bool | str) and other != "nan"
                 both = with_rule(unit, rule)
-                word = rules_of.side(rule_of(new), rule, other) == 0 and other != "nan"
-                if word and both not in seen and search.fits(both, names):
+                if word and rule != mine and search.fits(both, names):
                     found.append((other, both))
-                    seen.add(both)
-    return [(name, new) for name, new in found if new != unit]
+    some = (new for new in all_meetings(search, unit) if new != unit)
+    found += [("group", new) for new in some if search.fits(new, names)]
+    return list({new: (name, new) for name, new in reversed(found)}.values())[::-1]
 
 
 def other_cuts(search: Search, unit: Target) -> list[Target]:
@@ -106,10 +108,10 @@ def witnesses(
     count = 200 if long else 500
     pools = [[(random_sums, count, 0), (random_sums, count, 1), (moderate_sums, count, 2)],
              [(random_sums, _MANY * count, 3), (moderate_sums, _MANY * count, 4)]]  # fmt: skip
-    for pool in pools:  # the larger one only for those that the smaller one leaves
-        left, equal = equal, []
-        if not left:
+    for pool in pools:  # the larger one where the smaller one tells none apart
+        if kept or not equal:
             break
+        left, equal = (equal, []) if equal is rivals else _some_of_each(unit, equal)
         batches = [make(m, depth, some, first + n) for make, some, n in pool]
         sums = [Lines(m, batch) for batch in batches]
         own = [search.answer(unit, some) for some in sums]
@@ -129,6 +131,23 @@ def witnesses(
     if not kept:
         return None, equal
     return joined(kept)._replace(name=f"{'long' if long else 'apart'}{seed}"), equal
+
+
+def _some_of_each(unit: Target, rivals: list[Target]) -> tuple[list[Target], list[Target]]:
+    """Return some rivals of each set of fields in which they are another unit, and the others."""
+    sets: dict[tuple[Any, ...], list[Target]] = {}
+    for rival in rivals:
+        mine, its = rule_of(unit), rule_of(rival)
+        same = type(mine) is type(its)
+        names = [
+            f.name for f in fields(mine) if same and getattr(mine, f.name) != getattr(its, f.name)
+        ]
+        key = (type(its), *names, cut_of(unit) != cut_of(rival))
+        sets.setdefault(key, []).append(rival)
+    return (
+        [x for some in sets.values() for x in some[:_OF_EACH]],
+        [x for some in sets.values() for x in some[_OF_EACH:]],
+    )
 
 
 def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:

@@ -232,7 +232,9 @@ def _groups(x: Chain) -> Work | None:
         return round_to(sums, x.out, rule)
 
     names = "float64, rounded to float32", "float64" if whole else "two float64"
-    name = names[0] if single else names[1] if len(parts) == 1 else f"{names[0]}, and some rows in {names[1]}"
+    name = names[0] if single else names[1]
+    if len(parts) > 1:
+        name = f"{names[0]}, and some rows in {names[1]}"
     return Work(f"exact groups in {name}", work)
 
 
