@@ -39,13 +39,17 @@ def conversation(search: Search) -> Talk:
         short, equal = witnesses(search, found.units[0], rivals, number)
         others = other_cuts(search, found.units[0])
         long, same = witnesses(search, found.units[0], others, number, long=True)
-        open_ones = _ranges(found.units[0], equal + same)
+        equal += same
+        plain = _rounds_least(found.units[0], equal)
+        equal = [unit for unit in (*found.units[:1], *equal) if unit is not plain]
+        found.units[0] = plain
+        open_ones = _ranges(plain, equal)
         telling = [batch for batch in (short, long) if batch is not None]
         if not telling:
             break
         for batch, d in zip(telling, (yield telling), strict=True):
             search.learn(batch, d)
-        rivals += others
+        rivals += [*others, *equal]
         names = tuple(search.pieces)
         left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
         if not left:
@@ -81,8 +85,9 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
                 if word and rule != mine and search.fits(both, names):
                     found.append((other, both))
     some = (new for new in all_meetings(search, unit) if new != unit)
-    found += [("group", new) for new in some if search.fits(new, names)]
-    return list({new: (name, new) for name, new in reversed(found)}.values())[::-1]
+    usual = [("group", new) for new in some if search.fits(new, names)]  # the usual ones first
+    every = {new: name for name, new in (*usual, *found)}
+    return [(name, new) for new, name in every.items()]
 
 
 def other_cuts(search: Search, unit: Target) -> list[Target]:
@@ -133,6 +138,13 @@ def witnesses(
     return joined(kept)._replace(name=f"{'long' if long else 'apart'}{seed}"), equal
 
 
+def _rounds_least(unit: Target, equal: list[Target]) -> Target:
+    """Return a unit, or one that cannot be told from it and does not round its products."""
+    if getattr(rule_of(unit), "fused", True):
+        return unit
+    return next((new for new in equal if getattr(rule_of(new), "fused", False)), unit)
+
+
 def _some_of_each(unit: Target, rivals: list[Target]) -> tuple[list[Target], list[Target]]:
     """Return some rivals of each set of fields in which they are another unit, and the others."""
     sets: dict[tuple[Any, ...], list[Target]] = {}
@@ -144,9 +156,10 @@ def _some_of_each(unit: Target, rivals: list[Target]) -> tuple[list[Target], lis
         ]
         key = (type(its), *names, cut_of(unit) != cut_of(rival))
         sets.setdefault(key, []).append(rival)
+    many = {key: 4 * _OF_EACH if "group" in key else _OF_EACH for key in sets}
     return (
-        [x for some in sets.values() for x in some[:_OF_EACH]],
-        [x for some in sets.values() for x in some[_OF_EACH:]],
+        [x for key, some in sets.items() for x in some[: many[key]]],
+        [x for key, some in sets.items() for x in some[many[key] :]],
     )
 
 

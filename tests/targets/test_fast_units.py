@@ -285,7 +285,7 @@ def test_rows_whose_sums_float64_holds(path, name, group):
     """Some rows reach 53 bits and some one more, the last bit in a sum that it decides."""
     rng, fmt = np.random.default_rng(group), get_format(name)
     unit = get_target("ideal.exact", group=group)
-    least, met = int(np.log2(fmt.min_subnormal)), Counter()
+    least, met = int(np.frexp(fmt.min_subnormal)[1]) - 1, Counter()
     for m, k, n in [(9, 16, 17), (5, 24, 3), (1, 8, 1)]:
         for top in range(least, 15, 2):
             x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(least, 14, (m, 1))
@@ -860,3 +860,16 @@ def test_integers_of_more_than_16_bits_are_surveyed_by_their_values(name):
     assert np.array_equal(got, want)
     assert counts.products == 6
     matmul(a, b, target="ideal.fp32", stats=True)
+
+
+@pytest.mark.parametrize(("acc_format", "alike"), [("q2.17", True), ("float_e3m12", False)])
+def test_a_flush_is_of_formats_with_subnormals(acc_format, alike):
+    rng = np.random.default_rng(4)
+    x, y = 0.1 + 0.4 * rng.random((5, 12)), 1.5 * rng.standard_normal((12, 7))
+    y[np.abs(y) < 2**-14] = 0  # as operands, subnormals become zeros
+    a, b = (QTensor.from_codes(encode(v, "float16"), "float16") for v in (x, y))
+    for order in ({"order": "sequential"}, {"order": "tree", "group": 4}):
+        unit = get_target("ideal.mac", acc_format=acc_format, **order)
+        kept, flushed = (matmul(a, b, target=get_target(unit, flush=f)) for f in (False, True))
+        assert np.any(flushed)
+        assert np.array_equal(bits(kept), bits(flushed)) == alike
