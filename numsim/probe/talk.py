@@ -108,7 +108,8 @@ def witnesses(
 
     `long`: sums over the longest K.
     """
-    m, kept, equal = search.machine, [], rivals
+    m, equal = search.machine, rivals
+    kept: list[Batch] = []
     depth, first = m.depths[-1 if long else 0], 1000 + 10 * seed
     count = 200 if long else 500
     pools = [[(random_sums, count, 0), (random_sums, count, 1), (moderate_sums, count, 2)],
