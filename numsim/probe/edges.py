@@ -40,7 +40,8 @@ def edges(machine: Machine) -> Batch:
             sheet.add([(0, *signed(small, sign))], value * 1.25)
             sheet.add([(0, *signed(small, sign))], -sign * small[0] * small[1])
             sheet.add([(0, *small), (1, *signed(small, sign)), (3, *both.factors(exponent))])
-            sheet.add([(0, *signed(small, sign)), (1, 2.0 ** both.a.powers[-1], 0.0)])
+            for c in (0.0, -sign * 2.0**least):  # a zero product may have an exponent
+                sheet.add([(0, *signed(small, sign)), (1, 2.0 ** both.a.powers[-1], 0.0)], c)
     for n, gap in enumerate((*range(48), *range(48))):  # two products that cancel: c's last bits
         anchor = (min(both.high, 12), max(both.low, -4))[n // 48]
         fraction = 1 + int(rng.integers(1 << width)) * 2.0**-width

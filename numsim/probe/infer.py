@@ -138,7 +138,7 @@ def _infer(search: Search) -> Found:
                 return True
         return False
 
-    patience = _PATIENCE * (5 if search.machine.integer else 1)  # of sums that are soon asked
+    patience = _PATIENCE * (10 if search.machine.integer else 1)  # of sums that are soon asked
     alone = 1 if search.machine.integer else 3  # stages that do not know which products meet
     units: list[Any] = [None]
     for n in range(alone):

@@ -147,7 +147,8 @@ class Ways(NamedTuple):
 
 def _exact(seen: Seen) -> Iterator[Rule]:
     if seen.held(seen.machine.width) and -127 <= seen.power <= 0:
-        yield Exact(group=seen.machine.depths[0], lscale=-seen.power)
+        for group in dict.fromkeys((seen.machine.depths[0], 4)):  # more behind it make +0 of -0
+            yield Exact(group=group, lscale=-seen.power)
 
 
 def _exact_joining(rule: Exact, machine: Machine) -> Iterator[Rule]:
@@ -183,10 +184,10 @@ def _is_near(fmt: Format) -> bool:
     return fmt.emax < _NEAR
 
 
-def _held_at(fmt: Format, place: int) -> int:
-    """Return how many bits below 2**place a format holds."""
-    least = int(np.frexp(float(fmt.min_subnormal))[1]) - 1
-    bits = place - least
+def _held_at(fmt: Format, place: int, *, flush: bool = False) -> int:
+    """Return how many bits below 2**place a format holds; `flush`: its subnormals are zeros."""
+    least = fmt.min_normal if flush else fmt.min_subnormal
+    bits = place - (int(np.frexp(float(least))[1]) - 1)
     return bits if fmt.kind == "integer" else min(fmt.precision - 1, bits)
 
 
@@ -197,10 +198,12 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         wide = name in _USUAL and seen.held(out_bits) and fmt.precision - 1 > out_bits
         usual = name in _USUAL and seen.held(fmt.precision - 1)
         held = _held_at(fmt, seen.place)
-        more = seen.thorough and seen.complete and held > seen.bits and _is_near(fmt)
-        if not (held == seen.bits or usual or wide or more):
-            continue
         near = _is_near(fmt)
+        more = seen.thorough and seen.complete and held > seen.bits and near
+        # terms are flushed before they meet: two binades as far apart as the format has
+        apart = near and fmt.kind == "float" and _held_at(fmt, seen.place, flush=True) == seen.bits
+        if not (held == seen.bits or usual or wide or more or apart):
+            continue
         overs = ("ieee", "inf", "saturate") if near else ("ieee",)
         flushes = _FLUSHES if near else _FLUSHES[:1]
         orders, fuses = (
@@ -211,13 +214,13 @@ def _mac(seen: Seen) -> Iterator[Rule]:
         products: tuple[dict[str, Any], ...] = tuple({"fused": fused} for fused in fuses)
         if seen.thorough:  # products that leave a narrow format are seen here already
             products += tuple({"fused": False, "product_format": p} for p in _NARROW)
-        modes = _MODES[:2] if more else _MODES  # nothing is rounded
+        modes = ("rne", "rtz", "rdn") if more else _MODES  # nothing is rounded; rdn makes -0
         for many, how, mode, over, tiny in product(products, orders, modes, overs, flushes):
             known_ones = {"rounding": mode, "overflow": over, **many}
             rule = changed(Mac(acc_format=name), **known_ones, **how, **tiny)
             yield rule
-            if seen.thorough and rule.order == "tree":
-                yield changed(rule, negative_zero=False)
+            if rule.rounding == "rdn" or (seen.thorough and rule.order == "tree"):
+                yield changed(rule, negative_zero=False)  # of what cancels, too
 
 
 def _mac_products(rule: Mac, machine: Machine) -> Iterator[Rule]:
@@ -264,14 +267,16 @@ def _fused(seen: Seen) -> Iterator[Rule]:
     single, wide = seen.machine.out == "float32", seen.machine.width
     keeps: Iterable[int] = (23,) if not single else (23, 13) if seen.complete else range(23, 0, -1)
     joins: tuple[str, ...] = ("joins", "late") if single else ("joins", "late", "halves")
-    depth = seen.machine.depths[0]
+    depth, full = seen.machine.depths[0], seen.machine.a.precision + seen.machine.b.precision
     for f, keep in product(_WIDTHS, keeps):
-        if not seen.held(min(f, keep, wide)):
-            continue
-        groups: dict[str, tuple[int, ...]] = dict.fromkeys(joins, (depth,))
-        groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
-        for join, cut, mode in product(joins, ("truncate", "floor"), ("rtz", "rne")):
-            for group in groups[join]:  # of late, 1: two products do not meet
+        groups: dict[str, tuple[int, ...]] = {}
+        if seen.held(min(f, keep, wide)):
+            groups = dict.fromkeys(joins, (depth,))
+            groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
+        elif seen.held(wide) and min(f, keep) < full and f <= max(full, keep):
+            groups = {"late": (1,)}  # two products do not meet: only their own bits show it
+        for join, cut, mode in product(groups, ("truncate", "floor"), ("rtz", "rne")):
+            for group in groups[join]:
                 yield changed(
                     Fused(group, f), keep_bits=keep, accumulator=join, align=cut, rounding=mode
                 )
@@ -291,6 +296,10 @@ def _two_stage(seen: Seen) -> Iterator[Rule]:
             continue
         for group in dict.fromkeys((*_first_groups(seen.machine, f, 23), 1)):
             yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
+    held = 32 if seen.held(23) else seen.bits  # two products that meet only beside the accumulator
+    full = seen.machine.a.precision + seen.machine.b.precision
+    for f, streams in product(range(1, min(held, full) + 1), (1, 2)):
+        yield TwoStage(1, f, sum_bits=held, streams=streams)
 
 
 def _two_stage_joining(rule: TwoStage, _: Machine) -> Iterator[Rule]:

@@ -47,10 +47,10 @@ def exact_bits(
     best, complete, place = 0, False, 0
     for anchor in sorted(set(anchors.tolist()), reverse=True):
         here = anchors == anchor
-        wrong = gaps[here][~right[here]]
+        wrong = gaps[here & ~right & (gaps > 0)]  # twice a power is one: or it overflows
         kept = gaps[here & right & (gaps < (wrong.min() if wrong.size else np.inf))]
         bits = int(kept.max(initial=0))
-        if bits > best or (bits == best and wrong.size):
+        if bits > best or (bits == best and wrong.size and kept.size):
             best, complete, place = bits, not wrong.size, anchor - 1 + power
     return best, complete, place
 
@@ -79,6 +79,11 @@ def least_exponents(
     cut = (value != got) & (last >= place)  # results hold no bits below
     if cut.any():
         lost.add(int(last[cut].max()))
+        top = np.frexp(value[cut])[1] - 1
+        gone = np.frexp(np.abs(value - got)[cut])[1] - 1  # the largest bit of what was cut
+        usual = (top - gone)[top >= np.median(top)].min()  # results keep no more, far above
+        if (top - gone < usual).any():
+            lost.add(int(gone[top - gone < usual].max()))
     size = np.abs(p)
     with np.errstate(invalid="ignore"):
         large, tiny = size.max(1), size.sum(1) - size.max(1)

@@ -39,6 +39,8 @@ def nearby(rule: Rule, machine: Machine) -> Iterator[tuple[str, Rule]]:
             if f.name == "order":  # which says whether there is a group
                 grouped = other in ("tree", "two_chains")
                 change["group"] = (getattr(rule, "group", None) or 2) if grouped else None
+            if f.name == "fused" and other:
+                change["product_format"] = None
             if f.name == "pair_bits" and value is None:  # pairs fill a group
                 change["group"] = 2 * -(-getattr(rule, "group", 2) // 2)
             yield f.name, changed(rule, **change)

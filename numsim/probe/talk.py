@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +15,15 @@ from numsim.probe.inputs import first_round, moderate_sums, random_sums
 from numsim.probe.lines import Lines
 from numsim.probe.machine import Answers, Batch, Doubt, is_float, joined, restarts
 from numsim.probe.search import Search, rule_of, with_rule
-from numsim.probe.stages import UNSEEN, cut_of, cuts
+from numsim.probe.stages import UNSEEN, all_meetings, cut_of, cuts
 from numsim.targets import Target
 
 Talk = Generator[list[Batch], list[Answers], Probe]
 
-_ROUNDS = 4  # after the first: stimuli on which hypotheses that fit so far differ
+_ROUNDS = 5  # after the first: stimuli on which hypotheses that fit so far differ
 _WITNESSES = 6  # stimuli for two such hypotheses
+_OF_EACH = 3  # hypotheses beside another that are compared on many sums
+_MANY = 8  # times as many sums for those that the usual ones do not tell apart
 
 
 def conversation(search: Search) -> Talk:
@@ -36,13 +39,17 @@ def conversation(search: Search) -> Talk:
         short, equal = witnesses(search, found.units[0], rivals, number)
         others = other_cuts(search, found.units[0])
         long, same = witnesses(search, found.units[0], others, number, long=True)
-        open_ones = _ranges(found.units[0], equal + same)
+        equal += same
+        plain = _rounds_least(found.units[0], equal)
+        equal = [unit for unit in (*found.units[:1], *equal) if unit is not plain]
+        found.units[0] = plain
+        open_ones = _ranges(plain, equal)
         telling = [batch for batch in (short, long) if batch is not None]
         if not telling:
             break
         for batch, d in zip(telling, (yield telling), strict=True):
             search.learn(batch, d)
-        rivals += others
+        rivals += [*others, *equal]
         names = tuple(search.pieces)
         left = [unit for unit in (found.units[0], *rivals) if search.fits(unit, names)]
         if not left:
@@ -67,9 +74,20 @@ def neighbours(search: Search, unit: Target) -> list[tuple[str, Target]]:
             continue  # read from the answers
         if search.fits(new, names):
             found.append((name, new))
-        elif side:
+        elif side and name != "group":
             dead.add((key, side))
-    return found
+    mine = rule_of(unit)
+    for name, new in tuple(found):  # two words that change together
+        if name != "group" and rules_of.side(mine, rule_of(new), name) == 0:
+            for other, rule in rules_of.nearby(rule_of(new), search.machine):
+                word = isinstance(getattr(mine, other), bool | str) and other != "nan"
+                both = with_rule(unit, rule)
+                if word and rule != mine and search.fits(both, names):
+                    found.append((other, both))
+    some = (new for new in all_meetings(search, unit) if new != unit)
+    usual = [("group", new) for new in some if search.fits(new, names)]  # the usual ones first
+    every = {new: name for name, new in (*usual, *found)}
+    return [(name, new) for new, name in every.items()]
 
 
 def other_cuts(search: Search, unit: Target) -> list[Target]:
@@ -90,31 +108,60 @@ def witnesses(
 
     `long`: sums over the longest K.
     """
-    m, kept, equal = search.machine, [], []
-    if not rivals:
-        return None, []
+    m, equal = search.machine, rivals
+    kept: list[Batch] = []
     depth, first = m.depths[-1 if long else 0], 1000 + 10 * seed
     count = 200 if long else 500
-    pool = [random_sums(m, depth, count, first), random_sums(m, depth, count, first + 1)]
-    pool.append(moderate_sums(m, depth, count, first + 2))
-    sums = [Lines(m, batch) for batch in pool]
-    own = [search.answer(unit, some) for some in sums]
-    for rival in rivals:
-        differs = False
-        for batch, some, mine in zip(pool, sums, own, strict=True):
-            other = search.answer(rival, some)
-            if mine is None or other is None:
-                continue
-            rows = np.flatnonzero(mine != other)[:_WITNESSES]
-            if rows.size:
-                kept.append(batch.rows(rows))
-                differs = True
-                break
-        if not differs:
-            equal.append(rival)
+    pools = [[(random_sums, count, 0), (random_sums, count, 1), (moderate_sums, count, 2)],
+             [(random_sums, _MANY * count, 3), (moderate_sums, _MANY * count, 4)]]  # fmt: skip
+    for pool in pools:  # the larger one where the smaller one tells none apart
+        if kept or not equal:
+            break
+        left, equal = (equal, []) if equal is rivals else _some_of_each(unit, equal)
+        batches = [make(m, depth, some, first + n) for make, some, n in pool]
+        sums = [Lines(m, batch) for batch in batches]
+        own = [search.answer(unit, some) for some in sums]
+        for rival in left:
+            differs = False
+            for batch, some, mine in zip(batches, sums, own, strict=True):
+                other = search.answer(rival, some)
+                if mine is None or other is None:
+                    continue
+                rows = np.flatnonzero(mine != other)[:_WITNESSES]
+                if rows.size:
+                    kept.append(batch.rows(rows))
+                    differs = True
+                    break
+            if not differs:
+                equal.append(rival)
     if not kept:
         return None, equal
     return joined(kept)._replace(name=f"{'long' if long else 'apart'}{seed}"), equal
+
+
+def _rounds_least(unit: Target, equal: list[Target]) -> Target:
+    """Return a unit, or one that cannot be told from it and does not round its products."""
+    if getattr(rule_of(unit), "fused", True):
+        return unit
+    return next((new for new in equal if getattr(rule_of(new), "fused", False)), unit)
+
+
+def _some_of_each(unit: Target, rivals: list[Target]) -> tuple[list[Target], list[Target]]:
+    """Return some rivals of each set of fields in which they are another unit, and the others."""
+    sets: dict[tuple[Any, ...], list[Target]] = {}
+    for rival in rivals:
+        mine, its = rule_of(unit), rule_of(rival)
+        same = type(mine) is type(its)
+        names = [
+            f.name for f in fields(mine) if same and getattr(mine, f.name) != getattr(its, f.name)
+        ]
+        key = (type(its), *names, cut_of(unit) != cut_of(rival))
+        sets.setdefault(key, []).append(rival)
+    many = {key: 4 * _OF_EACH if "group" in key else _OF_EACH for key in sets}
+    return (
+        [x for key, some in sets.items() for x in some[: many[key]]],
+        [x for key, some in sets.items() for x in some[many[key] :]],
+    )
 
 
 def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:

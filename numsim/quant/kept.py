@@ -14,6 +14,7 @@ Made = Literal[
     "codes", "locked", "values",
     # facts about its values
     "finite", "survey", "extent", "squares", "largest", "survey of planes", "planes", "signs",
+    "ends of rows",
     # other tensors of the same codes
     "bare", "slice", "normal", "without zero points",
     # sums of codes, for zero points and signed bytes

@@ -57,6 +57,12 @@ def recovered(rule, formats, out=None, depths=SHORT, **chain):
         (Mac(acc_format="float16"), "float8_e4m3fn", None),
         (Mac("q1.6", "bfloat16", False, "rup", overflow="inf"), "float6_e3m2fn", None),
         (TwoStage(4, 31, 32), "float6_e3m2fn", None),
+        (Mac("float_e2m8", "bfloat16", False, "rtz", "tree", 2, True, negative_zero=False,
+             overflow="inf"), "float8_e4m3fn", None),
+        (Mac("float_e5m23", None, False, "rdn", negative_zero=False, overflow="inf"),
+         "float8_e4m3fn", None),
+        (Mac("q2.11", order="odd_first", flush=True, tiny="unbounded"), "float8_e5m2", None),
+        (Fused(1, 15, accumulator="late", align="floor", rounding="rne"), "tfloat32", None),
     ],
     ids=str,
 )  # fmt: skip

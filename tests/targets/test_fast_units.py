@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 
 import numba
 import numpy as np
@@ -268,11 +269,71 @@ def test_sums_of_wide_codes_that_their_norms_bound(path):
         same(a, b, unit)
         same(*cancelled(a, b), unit)
     assert calls[short] >= 2
-    x[0], y[:, 0] = 48, 48  # here they are as large as can be
+    x[0, 1:], y[1:, 0] = 48, 48  # here they are as large as can be, beside the least
     a, b = (QTensor.from_codes(encode(v, E5M2), E5M2) for v in (x, y))
     with counted() as calls:
         same(a, b, unit)
     assert short not in calls
+
+
+_ALONE, _TWO = "exact groups in float64, rounded to float32", "exact groups in two float64"
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("name", "group"), [(E5M2, 4), (E5M2, 2), (E5M2, 8), ("float16", 4)])
+def test_rows_whose_sums_float64_holds(path, name, group):
+    """Some rows reach 53 bits and some one more, the last bit in a sum that it decides."""
+    rng, fmt = np.random.default_rng(group), get_format(name)
+    unit = get_target("ideal.exact", group=group)
+    least, met = int(np.frexp(fmt.min_subnormal)[1]) - 1, Counter()
+    for m, k, n in [(9, 16, 17), (5, 24, 3), (1, 8, 1)]:
+        for top in range(least, 15, 2):
+            x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(least, 14, (m, 1))
+            y = rng.standard_normal((k, n)) * 2.0 ** rng.integers(least, 14, (k, n))
+            y[2::4] = 2.0**14
+            x[:, 2], x[:, 3], y[3] = 2.0**top, 2.0**least, 2.0**least  # the largest, the least
+            x[::2, 3] = 0
+            x[:, 6], y[6] = -x[:, 2], y[2]  # and what is left when the largest have cancelled
+            a, b = (QTensor.from_codes(encode(np.clip(v, fmt.min, fmt.max), fmt), name)
+                    for v in (x, y))  # fmt: skip
+            with simd.force(path), counted() as calls:
+                same(a, b, unit)
+                same(*cancelled(a, b), unit)
+                same(a, b, unit, accumulator(rng, (m, n), np.float32, 9))
+            met += calls
+    some = [name for name in met if name.startswith(f"{_ALONE}, and some rows in")]
+    assert met[_ALONE]
+    assert some
+    assert met["scalar"] == 3 * 3 * len(range(least, 15, 2))
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("group", "negative_zero"), [(2, True), (4, True), (8, True), (8, False)])
+def test_signs_of_zeros_beside_sums_in_two_float64(path, group, negative_zero):
+    rng = np.random.default_rng(group)
+    unit = get_target("ideal.exact", group=group, negative_zero=negative_zero)
+    with simd.force(path), counted() as calls:
+        for m, k, n in SHAPES[1:]:
+            a, b = floats(rng, (m, k), E5M2, "codes"), floats(rng, (k, n), E5M2, "codes")
+            a.codes[:, 0], b.codes[0] = 0x7B, 0x7B  # the largest, and the least
+            a.codes[:, -1], b.codes[-1] = 1, 1
+            a.codes[0], b.codes[:, 0] = 0x80, 0x01  # products that are -0
+            c = accumulator(rng, (m, n), np.float32)
+            c[c == 0] = 1
+            same(a, b, unit, c)
+            same(a, b, unit)
+            c[0, 0], c[-1] = -0.0, -0.0
+            same(a, b, unit, c)
+            same(*cancelled(a, b), unit, np.full((m, n), -0.0, np.float32))
+    assert any("two float64" in name for name in calls)
+    with simd.force(path):  # a sum that float32 rounds to -0, and zeros of both signs after it
+        for top, rest in product((-100, 0), (0.0, -0.0)):
+            x, y = np.full((1, 16), -0.0), np.full((16, 1), abs(rest))
+            x[0, :2], y[:2, 0] = (-(2.0**-100), 2.0**top), (2.0**-100, 2.0 ** (top - 100))
+            x[0, 8:], y[8:] = 0.0, rest
+            a, b = (QTensor.from_codes(encode(v, "bfloat16"), "bfloat16") for v in (x, y))
+            same(a, b, unit)
+            same(a, b, unit, np.full((1, 1), -0.0, np.float32))
 
 
 @pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
@@ -340,7 +401,8 @@ def test_units_of_exact_groups_have_vectors(path):
                 same(a, b, "amd.cdna1.mfma")
         assert calls.pop("scalar") == 2  # the definition, twice
         kinds = ("float64, rounded to float32", "float64", "two float64")
-        assert set(calls) <= {f"exact groups in {kind}" for kind in kinds}
+        every = {f"exact groups in {kind}" for kind in kinds}
+        assert set(calls) <= every | {f"{_ALONE}, and some rows in {kind}" for kind in kinds[1:]}
 
 
 @pytest.mark.parametrize(
@@ -798,3 +860,16 @@ def test_integers_of_more_than_16_bits_are_surveyed_by_their_values(name):
     assert np.array_equal(got, want)
     assert counts.products == 6
     matmul(a, b, target="ideal.fp32", stats=True)
+
+
+@pytest.mark.parametrize(("acc_format", "alike"), [("q2.17", True), ("float_e3m12", False)])
+def test_a_flush_is_of_formats_with_subnormals(acc_format, alike):
+    rng = np.random.default_rng(4)
+    x, y = 0.1 + 0.4 * rng.random((5, 12)), 1.5 * rng.standard_normal((12, 7))
+    y[np.abs(y) < 2**-14] = 0  # as operands, subnormals become zeros
+    a, b = (QTensor.from_codes(encode(v, "float16"), "float16") for v in (x, y))
+    for order in ({"order": "sequential"}, {"order": "tree", "group": 4}):
+        unit = get_target("ideal.mac", acc_format=acc_format, **order)
+        kept, flushed = (matmul(a, b, target=get_target(unit, flush=f)) for f in (False, True))
+        assert np.any(flushed)
+        assert np.array_equal(bits(kept), bits(flushed)) == alike

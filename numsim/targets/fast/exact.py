@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from numsim.targets.fast.mac import fma
 from numsim.targets.rules import Exact, exact
 from numsim.targets.rules.exact import lscale_of
 from numsim.targets.tensor import (
+    as_float64,
     batched,
     codes_of,
     survey,
@@ -63,40 +65,80 @@ def _in_float32(x: Chain) -> bool:
 
 
 _CARRY = 3  # bits by which a sum of at most 8 products can be longer
+_NOWHERE = 1 << 12  # beyond the exponents of all products
+_LEAST = -149  # sums of multiples of 2**-149, float32's least number, do not round to zero
 
 
 def split_place(rule: Exact, low: int, high: int) -> int | None:
     """Return the place at which products are split: sums of both parts are exact in float64.
 
-    Two products are two numbers anyway.
+    Two products are two numbers anyway. They lose the sign of zeros, which shows where c or a sum
+    rounded to zero is -0.
     """
     place = high + _CARRY + 1 - 53
     fits = (rule.group == 2 or place + _CARRY - low <= 53) and low > -600 and high < 400
-    return place if fits and not rule.negative_zero else None
+    return place if fits and (not rule.negative_zero or low >= _LEAST) else None
 
 
-def _squares(q: QTensor, axis: int) -> int:
-    """Return e: the squares of every line along an axis add up to less than 2**e."""
+def _squares(q: QTensor, axis: int) -> NDArray[np.int32]:
+    """Return e of every line along an axis: its squares add up to less than 2**e."""
 
-    def look() -> int:
+    def look() -> NDArray[np.int32]:
         values = batched(decoded(q)).astype(np.float64)
-        most = float(np.square(values).sum(axis).max(initial=0.0))
-        return int(np.frexp(most * (1 + 2.0**-20))[1])  # more than the sum's own roundings
+        total = np.square(values).sum(axis)
+        found: NDArray[np.int32] = np.frexp(total * (1 + 2.0**-20))[1]  # more than its roundings
+        return found
 
-    return int(kept(q, "squares", look, axis))
-
-
-def reach(x: Chain) -> int:
-    """Return e: no products of a line of a and one of b add up to 2**e, some left out or not."""
-    both = _squares(x.a, -1) + _squares(x.b, -2)  # Cauchy and Schwarz
-    return (both + 1) // 2
+    found: NDArray[np.int32] = kept(q, "squares", look, axis)
+    return found
 
 
-def in_double(x: Chain, low: int, high: int, reach: int = 1 << 20) -> bool:
+def reaches(x: Chain) -> NDArray[np.int64]:
+    """Return e of every row of a: no products with a line of b, some left out, add up to 2**e."""
+    right = int(_squares(x.b, -2).max(initial=0))
+    found: NDArray[np.int64] = (_squares(x.a, -1).astype(np.int64) + right + 1) // 2
+    return found  # Cauchy and Schwarz
+
+
+@lru_cache(maxsize=32)
+def _ends(fmt: Format) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Return by code what `extent` says of one number; zeros are beyond all others."""
+    codes = np.arange(1 << 8 * fmt.code_dtype.itemsize).astype(f"u{fmt.code_dtype.itemsize}")
+    values = as_float64(decode(codes.view(fmt.code_dtype), fmt))
+    known = np.isfinite(values) & (values != 0)
+    mantissa, high = np.frexp(np.where(known, values, 1.0))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    low = high - 54 + np.frexp((whole & -whole).astype(np.float64))[1]
+    ends = np.where(known, low, _NOWHERE), np.where(known, high, -_NOWHERE)
+    return ends[0].astype(np.int16), ends[1].astype(np.int16)
+
+
+def rows_in_double(x: Chain, lscale: int) -> NDArray[np.bool_] | None:
+    """Return for which rows of a, [M], float64 holds every sum: `in_double`; None: not asked.
+
+    The least numbers of all rows and the largest meet in few of them.
+    """
+    fmt = x.a.fmt
+    few = fmt.code_dtype.itemsize <= 2 and fmt.bits == 8 * fmt.code_dtype.itemsize
+    if not few or x.a.codes.ndim != 2 or not surveyed(x.b.fmt):
+        return None
+
+    def look() -> NDArray[np.int64]:
+        codes = x.a.codes.view(f"u{fmt.code_dtype.itemsize}")
+        low, high = _ends(fmt)
+        ends = low[codes].min(-1, initial=_NOWHERE), high[codes].max(-1, initial=-_NOWHERE)
+        return np.stack(ends).astype(np.int64)
+
+    (lows, highs), (_, low, high) = kept(x.a, "ends of rows", look), survey(x.b).extent
+    fits = in_double(x, lows + low - lscale, highs + high - lscale, reaches(x)[0] - lscale)
+    return np.broadcast_to(fits, lows.shape)
+
+
+def in_double(x: Chain, low: Any, high: Any, reach: Any = 1 << 20) -> Any:
     """Whether float64 holds every sum of a chain, and float32, its format, every rounded one.
 
     All numbers are multiples of one power of two, which rounding keeps, and stay finite. `reach`:
-    sums of products lie below 2**reach.
+    sums of products lie below 2**reach. Numbers for all rows of a, or one of each.
     """
     if x.out.name != "float32":
         return False
@@ -106,32 +148,33 @@ def in_double(x: Chain, low: int, high: int, reach: int = 1 << 20) -> bool:
         if not finite:
             return False
         if low_c < high_c:
-            low, high = min(low, low_c), max(high, high_c)
-        reach = max(reach, high_c) + 1
+            low, high = np.minimum(low, low_c), np.maximum(high, high_c)
+        reach = np.maximum(reach, high_c) + 1
     depth = x.a.shape[-1] + 1
     # roundings add one part in 2**24 each
-    top = max(min(high + depth.bit_length(), reach), high) + 1
-    return top - low <= 53 and top < 128 and depth < 1 << 24
+    top = np.maximum(np.minimum(high + depth.bit_length(), reach), high) + 1
+    return (top - low <= 53) & (top < 128) & (low >= _LEAST) & (depth < 1 << 24)
 
 
 def exact_groups(
     a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format, place: int | None,
-    *, single: bool = False,
+    *, single: bool = False, lines: Any = slice(None),
 ) -> NDArray[np.float64]:  # fmt: skip
     """Exact sums of groups of products and the accumulator, rounded once a group.
 
     `place`: float64 holds sums of products cut there; None: whole ones. `single`: as `in_double`.
+    `lines`: the rows of a that c has.
     """
     assert rule.group is not None
     f = Arithmetic(out.precision, out.emin, out.emax, 0, False, True, out.max, out.max)
     flavour = Flavour(
-        rule.group, rounded=False, exact=False, plain=True, signed_zero=rule.negative_zero,
-        split=place is not None, single=single,
+        rule.group, rounded=False, exact=False, plain=True,
+        signed_zero=rule.negative_zero and place is None, split=place is not None, single=single,
     )  # fmt: skip
     splitter = 0.0 if place is None else 1.5 * 2.0 ** (place + 52)
     if single and not rule.negative_zero:
         c = c + 0.0
-    rows = batched(decoded(a)).astype(np.float64) * 2.0 ** -lscale_of(rule, out)
+    rows = batched(decoded(a))[:, lines].astype(np.float64) * 2.0 ** -lscale_of(rule, out)
     how = codes_of(b) if b.fmt.kind == "float" else None
     if isinstance(how, Fields):  # which vectors of 16-bit lanes read
         how = float_codes(b.fmt)
@@ -156,26 +199,43 @@ def _groups(x: Chain) -> Work | None:
     found = product_range(x.a, x.b)
     if found is None:
         return None
-    low, high = (edge - lscale_of(rule, x.out) for edge in found)
-    single = in_double(x, low, high) or (
-        high - low <= 53 and in_double(x, low, high, reach(x) - lscale_of(rule, x.out))
+    lscale = lscale_of(rule, x.out)
+    low, high = (edge - lscale for edge in found)
+    single = bool(in_double(x, low, high)) or (
+        high - low <= 53 and bool(in_double(x, low, high, reaches(x).max(initial=0) - lscale))
     )  # fmt: skip
+    lines = None if single else rows_in_double(x, lscale)
+    single = single or (lines is not None and bool(lines.all()))
     whole = single or rule.group == 1 or high - low + _CARRY <= 53
     place = None if whole else split_place(rule, low, high)
     if not whole and place is None:
         return None
+    parts: list[tuple[Any, bool]] = [(slice(None), single)]
+    if lines is not None and lines.any() and not single:
+        parts = [(lines, True), (~lines, False)]
 
     def work() -> NDArray[Any]:
         begin = start(x, np.float64)
-        sums = exact_groups(x.a, x.b, begin, rule, x.out, place, single=single)
+        sums = np.empty_like(begin)
+        for some, alone in parts:
+            sums[:, some] = exact_groups(
+                x.a, x.b, begin[:, some], rule, x.out, None if alone else place, single=alone,
+                lines=some,
+            )  # fmt: skip
         if single:
             return sums.astype(np.float32)
+        minus = rule.negative_zero and not whole and x.c is not None and (begin == 0) & (sums == 0)
+        if np.any(minus & np.signbit(begin)):
+            return exact.EXACT.definition(x).run()
         if rule.osm and not np.isfinite(sums).all():  # infinite sums stay so, the unit's do not
             return exact.EXACT.definition(x).run()
         return round_to(sums, x.out, rule)
 
-    name = "in float64, rounded to float32" if single else "in float64"
-    return Work(f"exact groups {name if whole else 'in two float64'}", work)
+    names = "float64, rounded to float32", "float64" if whole else "two float64"
+    name = names[0] if single else names[1]
+    if len(parts) > 1:
+        name = f"{names[0]}, and some rows in {names[1]}"
+    return Work(f"exact groups in {name}", work)
 
 
 def exact_sum(a: QTensor, b: QTensor, c: NDArray[Any] | None) -> NDArray[np.float64]:

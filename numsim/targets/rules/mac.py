@@ -62,7 +62,8 @@ class Mac:
         their sum, then the accumulator. ``exact``: the products of a `group` and the accumulator
         exactly, one rounding to the output (the rule is `Exact`).
     flush
-        Subnormal inputs and results become zeros of their sign.
+        Subnormal inputs and results become zeros of their sign; formats that are no floats have
+        none.
     flush_inputs
         False: subnormal operands are kept; `flush` is of accumulators and results.
     tiny
@@ -133,6 +134,7 @@ def _arithmetic(
     fmt: Format, rounding: str, overflow: str, flush: bool, tiny: str, negative_zero: bool
 ) -> kernel.Arithmetic:
     parameters, beyond = fmt.params, kernel.INFINITE
+    flush = flush and fmt.kind == "float"  # other formats have no subnormals
     if overflow == "saturate" or not (fmt.has_inf or fmt.has_nan):
         beyond = kernel.LARGEST
     elif not fmt.has_inf:
