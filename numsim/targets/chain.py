@@ -44,10 +44,14 @@ class Chain(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A kernel that covers a chain: what it is called, and what runs it."""
+    """A kernel that covers a chain: what it is called, and what runs it.
+
+    `scaled` runs it and multiplies its sums by a finite scale, fp32(fp32(sum) * scale), at once.
+    """
 
     kernel: str
     run: Callable[[], NDArray[Any]]
+    scaled: Callable[[np.float32], NDArray[np.float32]] | None = None
 
 
 Way = Callable[[Chain], Work | None]  # None: the kernel does not cover the chain

@@ -15,7 +15,7 @@ from numsim.float_state import known_floats
 from numsim.formats import FormatLike, format_name
 from numsim.quant import QTensor
 from numsim.targets import outside, runs, scaling, zeros
-from numsim.targets.chain import DTYPES, round_to
+from numsim.targets.chain import DTYPES, Chain, round_to
 from numsim.targets.operands import locked
 from numsim.targets.plan import Plan, resolve, shapes
 from numsim.targets.rules import about, adds_integers
@@ -181,7 +181,7 @@ def _result(
         acc = summed(bare(a), bare(b), 0, c)
     else:
         if c is None and engine is runs and not restarts(unit):
-            once = outside.scaled_sums(rule, a, b, scale)
+            once = _scaled_at_once(plan, a, b, scale)
             if once is not None:
                 return once
         acc = chained(rule, bare(a), bare(b), c, out, unit, engine)
@@ -196,6 +196,18 @@ def _result(
         shaped = acc.reshape(*a.shape[:-2], *acc.shape[-2:])
         return scaling.scaled(shaped, scale, rule, a, b, in_place=own).reshape(acc.shape)
     return scaling.scaled(acc, scale, rule, a, b, in_place=own)
+
+
+def _scaled_at_once(plan: Plan, a: QTensor, b: QTensor, scale: Any) -> NDArray[Any] | None:
+    """Return integer sums times one scale, [count, M, N]; None: no kernel does both at once."""
+    above = a.tensor_scale is not None or b.tensor_scale is not None
+    if scale is None or above or not adds_integers(plan.rule):
+        return None
+    factor = scaling.one_factor(scale, a, b)
+    if factor is None:
+        return None
+    work = runs.chosen(Chain(plan.rule, bare(a), bare(b), None, plan.out, plan.target.name))
+    return None if work.scaled is None else work.scaled(factor)
 
 
 def _accumulator(c: ArrayLike, plan: Plan, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -19,9 +19,9 @@ from numsim.kernels.ir import simd
 from numsim.quant import QTensor
 from numsim.quant.kept import kept
 from numsim.targets.fast.fused import fp8_applies
-from numsim.targets.fast.integer import integer_plan, sums_of_bytes
+from numsim.targets.fast.integer import integer_plan
 from numsim.targets.rules import Fused, IntSum, Mac, Rule, adds_integers
-from numsim.targets.scaling import one_factor, powers_leave_float32
+from numsim.targets.scaling import powers_leave_float32
 from numsim.targets.split_k import bare
 from numsim.targets.tensor import batched, codes_of, fields
 
@@ -69,18 +69,6 @@ def add_blocks(
     rows = found.scales.rows.reshape(*flat.shape[:2], -1)
     found.add(flat, gemm_blocks.Scales(rows, found.scales.columns))
     return sums
-
-
-def scaled_sums(rule: Rule, a: QTensor, b: QTensor, scale: Any) -> NDArray[np.float32] | None:
-    """Return integer sums times one scale, [count, M, N]; None: no kernel does both at once."""
-    zeros = a.zero_point is not None or b.zero_point is not None
-    above = a.tensor_scale is not None or b.tensor_scale is not None
-    if zeros or above or scale is None or not isinstance(rule, IntSum) or rule.acc_bits != 32:
-        return None
-    left, right, factor = bare(a), bare(b), one_factor(scale, a, b)
-    if factor is None or integer_plan(left, right, None, rule) != "int8":
-        return None
-    return sums_of_bytes(left, right, factor)
 
 
 def _lines(q: QTensor, out: NDArray[np.float32]) -> NDArray[Any]:

@@ -168,7 +168,12 @@ def _vectors(x: Chain) -> Work | None:
     plan = integer_plan(x.a, x.b, x.c, x.rule)
     if plan is None:
         return None
-    return Work(_SAID[plan], lambda: wrapped(integer(x.a, x.b, x.c, x.rule, plan), x.rule.acc_bits))
+    whole = plan == "int8" and x.rule.acc_bits == 32 and x.c is None
+    return Work(
+        _SAID[plan],
+        lambda: wrapped(integer(x.a, x.b, x.c, x.rule, plan), x.rule.acc_bits),
+        (lambda scale: sums_of_bytes(x.a, x.b, scale)) if whole else None,
+    )
 
 
 INTEGER: Ways = (_vectors,)
