@@ -215,3 +215,14 @@ def test_bits_of_any_threads(path):
             numba.set_num_threads(threads)
             found.append(bits(matmul(a, b, target=unit)))
         np.testing.assert_array_equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("group", [11, 13])  # units that nothing else has asked for
+def test_what_one_path_covers_is_not_kept_for_another(group):
+    rng, unit = np.random.default_rng(6), get_target(TCGEN05, group=group)
+    a, b = (floats(rng, shape, "float8_e4m3fn", "codes") for shape in ((1, 64), (64, 65)))
+    order = ("plain", *PATHS) if group == 11 else (*PATHS, "plain")
+    for name in order:
+        with simd.force(name), counted() as calls:
+            same(replace(a), replace(b), unit)
+        assert ("aligned sums in float64" in calls) == (name != "plain"), name

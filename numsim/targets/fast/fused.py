@@ -109,7 +109,7 @@ def _fp8(x: Chain) -> Work | None:
 
 def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
     """Whether the float64 kernel of small formats does it: finite codes, scales by group."""
-    if not _double_covers(rule, a.fmt, b.fmt, out):
+    if simd.path() == "plain" or not _double_covers(rule, a.fmt, b.fmt, out):
         return False
     few = a.scale_codes is None and math.prod(a.shape[:-1]) <= gemm_double.FEW[simd.path()]
     if few and not gemm_double.reads_codes(fields(b.fmt)):
@@ -121,6 +121,7 @@ def double_applies(a: QTensor, b: QTensor, out: Format, rule: Fused) -> bool:
 
 @lru_cache(maxsize=256)
 def _double_covers(rule: Fused, a: Format, b: Format, out: Format) -> bool:
+    """Whether a path with vectors does such a case: what is kept must hold on each of them."""
     plain = Fused(rule.group, rule.align_bits, min_exponent=rule.min_exponent, nan=rule.nan)
     if rule.steps != plain or out.name != "float32" or not (short_codes(a) and short_codes(b)):
         return False
