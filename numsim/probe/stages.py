@@ -8,8 +8,6 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numsim.probe.kinds import WAYS, Ways
 from numsim.probe.machine import (
     changed,
