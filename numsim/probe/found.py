@@ -42,7 +42,8 @@ class Probe:
     undecided
         Field -> what else it may be, and why no stimulus can tell.
     failed
-        The question that no rule of numsim answers as the machine does; "" where one does.
+        The question that no rule of numsim answers as the machine does, or the error that stopped
+        the probe; "" where neither is.
     right, asked
         How many answers of `target` are the machine's, of how many.
     nearest

@@ -164,7 +164,7 @@ def checked(found: Any, shape: tuple[int, ...], dtype: np.dtype[Any], where: str
     """
     try:
         d = np.asarray(found)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor of torch that wants gradients
         raise Doubt(f"probe: {where}: the machine gives an array; got {error}") from None
     if d.shape != shape:
         raise Doubt(f"probe: {where}: the result has shape {shape}; got {d.shape}")

@@ -259,10 +259,9 @@ def _read_words(file: Path) -> list[int]:
             return [int(word) for word in array]
         lines = file.read_text(encoding="utf-8").splitlines()
         cells = [line.partition("//")[0].strip() for line in lines]
-        cells = [cell for cell in cells if cell and cell != "d"]
-        if file.suffix == ".hex":
-            return [int(cell, 16) for cell in cells]
-        return [int(cell.rpartition(",")[2], 0) for cell in cells]
+        cells = [cell.rpartition(",")[2].strip() for cell in cells if cell]
+        base = 16 if file.suffix == ".hex" else 0
+        return [int(cell, base) for cell in cells if cell != "d"]  # a CSV file's head
     except (OSError, ValueError, LookupError) as error:
         raise Doubt(
             f"probe: stimulus {file.name.partition('.d.')[0]} 0: {file} holds one word a line, or "

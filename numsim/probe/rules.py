@@ -72,6 +72,7 @@ def _others(name: str, limit: Any, value: Any, machine: Machine) -> Iterator[Any
     elif isinstance(limit, tuple):
         low, high = int(limit[0]), int(limit[1])
         high = min(high, machine.depths[-1]) if name == "group" else high
+        high = min(high, 8 * machine.dtype.itemsize) if name == "acc_bits" else high  # of results
         if name in ("min_exponent", "pair_bits"):
             yield None
         steps = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)

@@ -8,8 +8,6 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numsim.probe.kinds import WAYS, Ways
 from numsim.probe.machine import (
     changed,
@@ -98,10 +96,11 @@ def meeting(search: Search, unit: Target) -> Iterator[Target]:
         if new is None:
             continue
         search.tried += 1
-        some = [piece for piece in search.pieces["steps"] if piece.turn < 2]
-        right = np.concatenate([search.right(new, piece, unchecked=True) for piece in some])
-        ranks[_grouping(rule)] = max(ranks.get(_grouping(rule), 0), int(right.sum()))
-        if right.all():
+        some = [piece for piece in search.pieces.get("steps", ()) if piece.turn < 2]
+        right = [search.right(new, piece, unchecked=True) for piece in some]  # none: not asked yet
+        count = sum(int(x.sum()) for x in right)
+        ranks[_grouping(rule)] = max(ranks.get(_grouping(rule), 0), count)
+        if count == sum(len(x) for x in right):
             yield new
 
 

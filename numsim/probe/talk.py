@@ -23,6 +23,7 @@ Talk = Generator[list[Batch], list[Answers], Probe]
 _ROUNDS = 5  # after the first: stimuli on which hypotheses that fit so far differ
 _WITNESSES = 6  # stimuli for two such hypotheses
 _OF_EACH = 3  # hypotheses beside another that are compared on many sums
+_LISTED = 3  # values that are named one by one
 _MANY = 8  # times as many sums for those that the usual ones do not tell apart
 
 
@@ -173,8 +174,7 @@ def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
             others.setdefault("kind", []).append(type(its).__name__)
             continue
         if cut_of(unit) != cut_of(rival):
-            cut = ", ".join(map(str, cut_of(rival)))
-            others.setdefault("promote_every", []).append(cut)
+            others.setdefault("promote_every", []).append(_cut_words(rival))
         for f in fields(mine):
             if getattr(mine, f.name) != getattr(its, f.name):
                 others.setdefault(f.name, []).append(str(getattr(its, f.name)))
@@ -184,12 +184,26 @@ def _ranges(unit: Target, equal: list[Target]) -> dict[str, str]:
     }
 
 
+def _cut_words(unit: Target) -> str:
+    """Return in words how a unit cuts a long K."""
+    if unit.split_k > 1:
+        return f"split_k {unit.split_k} {unit.split_order} in tiles of {unit.split_tile}"
+    if unit.promote_every is None:
+        return "None"
+    return "c added after the sum" if unit.promote_every == UNSEEN else str(unit.promote_every)
+
+
 def _listed(values: list[str]) -> str:
-    """Return values as a list, many numbers as a range."""
-    if len(values) > 3 and all(v.lstrip("-").isdigit() for v in values):
-        numbers = sorted(map(int, values))
-        return f"{len(numbers)} others tried from {numbers[0]} to {numbers[-1]}"
-    return ", ".join(dict.fromkeys(values))
+    """Return values as a list, many numbers as a range, of many words the first."""
+    numbers = sorted({int(v) for v in values if v.lstrip("-").isdigit()})
+    words = list(dict.fromkeys(v for v in values if not v.lstrip("-").isdigit()))
+    if len(numbers) > _LISTED:
+        numbers_said = [f"{len(numbers)} others tried from {numbers[0]} to {numbers[-1]}"]
+    else:
+        numbers_said = [str(n) for n in numbers]
+    more = len(words) - _LISTED
+    words = [*words[:_LISTED], f"{more} more such"] if more > 1 else words
+    return ", ".join([*numbers_said, *words])
 
 
 def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
@@ -220,7 +234,7 @@ def summary(search: Search, found: Found, open_ones: dict[str, str]) -> Probe:
         ((name, search.share(known, near_on)) for name, known in rules_of.known(search.machine)),
         key=lambda item: -item[1][0],
     )
-    nearest = tuple((name, r / n if n else 0.0) for name, (r, n) in near)
+    nearest = tuple((name, r / n) for name, (r, n) in near if n)
     return Probe(
         unit, evidence, open_ones, found.failed, right, asked, nearest, 0, search.tried, vectors
     )

@@ -22,11 +22,15 @@ def as_text(found: Any) -> str:
         f"{found.right:,} of {found.asked:,} answers reproduced bit for bit; the machine was "
         f"called {found.calls:,} times, {found.tried:,} rules were tried"
     ]
-    if found.failed:
+    early = found.failed.startswith("probe: ")  # the error that stopped it
+    if early:
+        lines.append(f"the probe stopped early: {found.failed.removeprefix('probe: ')}")
+    elif found.failed:
         lines.append(f"no rule of numsim answers as the machine does: {found.failed}")
     if found.target is not None:
         kind, rule = found.target.rules[0]
-        lines.append(f"{'nearest rule' if found.failed else 'rule'} for {kind}: {rule_words(rule)}")
+        how = "a rule that fits so far" if early else "nearest rule" if found.failed else "rule"
+        lines.append(f"{how} for {kind}: {rule_words(rule)}")
     for name, witnesses in found.evidence.items():
         if name in found.undecided:
             continue
@@ -36,7 +40,8 @@ def as_text(found: Any) -> str:
         lines.append(f"  {name} is not {some}")
     lines += [f"  {name} is open: {why}" for name, why in found.undecided.items()]
     near = ", ".join(f"{name} {share:.1%}" for name, share in found.nearest[:4])
-    lines.append(f"nearest units of the table: {near or 'none takes these formats'}")
+    if found.asked:
+        lines.append(f"nearest units of the table: {near or 'none takes these formats'}")
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ def answer(folder, files, kind="npz"):
             (folder / f"{name}.d.hex").write_text(f"// d\n{lines}\n")
         else:
             lines = "\n".join(f"{n},{int(v)}" for n, v in enumerate(d))
-            (folder / f"{name}.d.csv").write_text(f"{lines}\n")
+            (folder / f"{name}.d.csv").write_text(f"row,d\n{lines}\n")
 
 
 @pytest.mark.parametrize("kind", ["npz", "hex", "csv"])

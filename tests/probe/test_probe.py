@@ -312,6 +312,41 @@ def test_a_machine_that_answers_otherwise_the_second_time_is_named():
     assert error.probe.vectors["start_d"].size
 
 
+def test_a_probe_that_ends_before_its_last_question_keeps_what_fits_so_far():
+    unit, calls = ns.get_target("ideal.exact", group=4), iter(range(10**6))
+    inner = as_machine(unit, machine_for("float8_e4m3fn", None, True, SHORT))
+
+    def run(a, b, c):  # the sums of two products are answered, those of more are not
+        d = inner(a, b, c).copy()
+        d.view(np.uint32)[0, 0] ^= next(calls) == 60
+        return d
+
+    error = stopped(run, formats="float8_e4m3fn", depths=SHORT, rows=32)
+    found = error.probe
+    assert "stimulus span" in str(error)
+    assert found.right == found.asked > 500
+    assert isinstance(found.target.rules[0][1], Exact | Mac | Fused)
+    assert "the probe stopped early: stimulus span" in str(found)
+    assert "no rule of numsim" not in str(found)
+
+
+def test_a_probe_without_any_answer_names_no_unit():
+    found = stopped(lambda a, b, c: None).probe
+    assert (found.asked, found.nearest) == (0, ())
+    assert "nearest" not in str(found)
+
+
+def test_long_lists_of_what_is_open_are_short():
+    def run(a, b, c):
+        return c + a.astype(np.int32) @ b.astype(np.int32)
+
+    found = probe(run, formats="int8", depths=(16, 64))
+    assert "split_k 2" in found.undecided["promote_every"]
+    assert "more such" in found.undecided["promote_every"]
+    assert max(map(len, found.undecided.values())) < 300
+    assert "33" not in [w.other for w in found.evidence["acc_bits"]]  # results have 32 bits
+
+
 def test_a_machine_that_looks_at_the_place_is_told_so():
     def run(a, b, c):
         d = wrapping(a, b, c)

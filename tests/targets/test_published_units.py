@@ -110,6 +110,33 @@ def test_arm_scales_and_overflow():
     assert product([1], [1], "arm.fmlal_fp8", np.inf, "float16", osm=True) == np.inf
 
 
+@pytest.mark.parametrize("lscale", [1, 33, 127])
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_scale_of_sums_below_all_products_of_float32(monkeypatch, group, lscale):
+    """2**-393 is the least product of bfloat16 times 2**-127: no digit of the exact sum is lost."""
+    rng, fmt = np.random.default_rng(lscale), om.FORMATS["bfloat16"]
+    unit = ns.get_target("ideal.exact", group=group, lscale=lscale, negative_zero=True)
+    x, y = (rng.integers(0, 1 << 16, shape).astype(np.uint16) for shape in [(5, 9), (9, 6)])
+    x[:2] &= 0x81FF  # subnormals and what is next to them
+    y[:, :2] &= 0x81FF
+    x[2:], y[:, 2:] = (np.where(v & 0x7F80 == 0x7F80, 0x7F7F, v) for v in (x[2:], y[:, 2:]))
+    c = rng.integers(0, 1 << 32, (5, 6)).astype(np.uint32)
+    c[:, ::2] &= 0x80000007
+    a, b = (ns.QTensor.from_codes(codes, "bfloat16") for codes in (x, y))
+
+    def of(i, j):
+        rows = [fmt.read(v) for v in x[i]], [fmt.read(v) for v in y[:, j]]
+        return om.fdot_fp8(*rows, int(c[i, j]), lscale=lscale, ways=(group, group))
+
+    want = np.array([[of(i, j) for j in range(6)] for i in range(5)], np.uint32)
+    found = [ns.matmul(a, b, target=unit, c=c.view(np.float32))]
+    monkeypatch.setattr("numsim.targets.runs.FAST", {})
+    found += [ns.matmul(a, b, target=unit, c=c.view(np.float32))]
+    found += [ns.matmul(a, b, target=unit, c=c.view(np.float32), stats=True)[0]]
+    for d in found:
+        np.testing.assert_array_equal(d.view(np.uint32), want)
+
+
 def test_arm_counts_of_overflow_and_saturation():
     a = ns.QTensor.from_codes(ns.encode([[448.0] * 4], E4M3), E4M3)
     for osm, counts in ((False, (1, 0)), (True, (0, 2))):  # an infinite sum overflows no more

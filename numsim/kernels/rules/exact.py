@@ -18,7 +18,8 @@ from numsim.kernels.rules.align import power_of_two
 from numsim.kernels.rules.counts import BITS, OVERFLOWS, SATURATIONS, STEPS, SWAMPED, note_peak, row
 from numsim.kernels.rules.mac import Arithmetic, add, flushed
 
-# float32 products lie between 2**-298 and 2**256; 32 bits of carry room cover any K
+# float32 products, and float32 times 2**127, lie between 2**-298 and 2**256; 32 bits of carry room
+# cover any K
 LOWEST = -298
 LIMBS = 20
 _SCALED_ZEROS = 16  # of the 24 bits of an operand with a scale, at least so many are zero
@@ -73,11 +74,11 @@ def carried(limbs: np.ndarray) -> None:
 
 @inline
 def finish(
-    limbs: np.ndarray, params: Any, nan: bool, up: bool, down: bool, minus: bool
+    limbs: np.ndarray, lowest: np.int64, params: Any, nan: bool, up: bool, down: bool, minus: bool
 ) -> np.int64:
     """Round the accumulator to a code of the output format (nearest even, overflow special).
 
-    `minus`: a zero is -0.
+    `lowest`: exponent of its last bit; `minus`: a zero is -0.
     """
     zero = np.uint64(0)
     if nan or (up and down):
@@ -101,7 +102,7 @@ def finish(
         top -= 1
     # 62 to 64 leading bits and a sticky one below decide any output of 60 bits or fewer
     sig = np.uint64(limbs[top])
-    exponent = np.int64(LOWEST + 32 * top)
+    exponent = np.int64(lowest + 32 * top)
     if sig == zero:
         return np.int64(params.sign_bit) if minus else np.int64(0)
     sticky = False
@@ -125,7 +126,9 @@ def finish(
 
 
 @inline
-def note_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> None:
+def note_width(
+    limbs: np.ndarray, lowest: np.int64, quantum: np.int64, n: Any, extremes: Any
+) -> None:
     """Note the width and value of the accumulator; `quantum`: exponent of its unit."""
     carried(limbs)
     negative = limbs[LIMBS - 1] < 0
@@ -137,8 +140,8 @@ def note_width(limbs: np.ndarray, quantum: np.int64, n: Any, extremes: Any) -> N
             digit = ~digit if t == LIMBS - 1 else digit ^ _M32
         if digit != 0 and highest < 0:
             highest = 32 * t + top_bit(np.uint64(digit))
-        value += np.float64(limbs[t]) * power_of_two(np.int64(32 * t + LOWEST))
-    n[BITS] = max(n[BITS], max(highest + LOWEST - quantum + 1, np.int64(0)) + 1)
+        value += np.float64(limbs[t]) * power_of_two(np.int64(32 * t + lowest))
+    n[BITS] = max(n[BITS], max(highest + lowest - quantum + 1, np.int64(0)) + 1)
     note_peak(value, extremes)
 
 
@@ -155,6 +158,7 @@ def matmul(
     `stride` products, and BITS is the width of the largest in units of ``2**quantum``.
     """
     limbs, begin = np.empty(LIMBS, np.int64), np.empty(LIMBS, np.int64)
+    lowest = np.int64(LOWEST - how.lscale)  # products stand as they are, c lies higher
     for i in range(start, stop):
         n, e = row(counts, i), row(extremes, i)
         for j in range(b.shape[0]):
@@ -170,9 +174,9 @@ def matmul(
                 up = not down
             else:
                 sc, ec = float32_parts(uc)
-                add_term(limbs, sc, ec, (uc >> np.uint32(31)) != 0)
+                add_term(limbs, sc, ec + how.lscale, (uc >> np.uint32(31)) != 0)
                 if counts is not None:
-                    note_width(limbs, np.int64(quantum), n, e)
+                    note_width(limbs, lowest, np.int64(quantum), n, e)
             if counts is not None:
                 begin[:] = limbs
             for k in range(a.shape[1]):
@@ -190,19 +194,19 @@ def matmul(
                 elif ma != 0 and mb != 0:
                     sa, ea = float32_parts(ua)
                     sb, eb = float32_parts(ub)
-                    exponent = ea + eb - how.lscale
+                    exponent = ea + eb
                     if a_power is not None:
                         sa >>= _SCALED_ZEROS
                         sb >>= _SCALED_ZEROS
                         exponent += a_power[i, k] + b_power[j, k] + 2 * _SCALED_ZEROS
                     add_term(limbs, sa * sb, exponent, negative)
                 if counts is not None and (k + 1) % stride == 0:
-                    note_width(limbs, np.int64(quantum), n, e)
+                    note_width(limbs, lowest, np.int64(quantum), n, e)
             changed = False
             if counts is not None:
                 carried(limbs)
                 changed = (limbs != begin).any()
-            code = finish(limbs, params, nan, up, down, minus)
+            code = finish(limbs, lowest, params, nan, up, down, minus)
             finite = not (nan or up or down)
             over = finite and (code & ~np.int64(params.sign_bit)) == params.inf
             if how.osm and over:
@@ -221,7 +225,7 @@ def matmul(
                 if over:
                     n[SATURATIONS if how.osm else OVERFLOWS] += 1
                 same = finite and not how.late and changed
-                if same and code == finish(begin, params, False, False, False, False):
+                if same and code == finish(begin, lowest, params, False, False, False, False):
                     n[SWAMPED] += 1
 
 
