@@ -64,6 +64,7 @@ def test_diff_prints_and_writes(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_diff_runs_the_cases_of_two_files_of_results(tmp_path):
     import numsim as ns
 
@@ -91,6 +92,7 @@ def test_diff_runs_the_cases_of_two_files_of_results(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning")
+@pytest.mark.slow
 def test_a_unit_with_block_scales_is_probed_and_told_apart(tmp_path):
     said = run(
         "probe", "--target", "nvidia.blackwell.tcgen05", "--formats", "float4_e2m1fn", "--blocks",

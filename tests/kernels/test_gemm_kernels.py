@@ -371,6 +371,7 @@ def planes_both_ways(codes, want, got, how):
 
 
 @pytest.mark.parametrize("path", PATHS[-1:], indirect=True)
+@pytest.mark.slow
 def test_arithmetic_reads_the_right_operand_where_there_are_no_tables(path, tmp_path):
     script = """
 import numpy as np

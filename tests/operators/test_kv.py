@@ -233,6 +233,7 @@ def test_the_last_glob_wins_and_a_bare_name_is_every_layers(model):
 
 
 @pytest.mark.parametrize("spec", [{"format": "int8"}, "q8_0"])
+@pytest.mark.slow
 def test_prefill_and_decoding_of_a_network_are_equal(model, spec):
     made = recipe(kv=KV(spec, spec), ops={"softmax": Op("bfloat16"), "*norm": Op("float16")})
     whole = model.run(IDS, made).logits

@@ -246,6 +246,7 @@ def test_every_figure_is_also_svg_with_outlines_and_a_title(tmp_path):
 
 
 @pytest.mark.rendered
+@pytest.mark.slow
 def test_figures_of_hundreds_of_cases_stay_printable_and_name_what_is_left_out(tmp_path):
     from numsim.report.figures import best_cases
 

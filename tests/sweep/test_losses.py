@@ -112,6 +112,7 @@ def test_every_finished_case_has_its_losses_through_resume(tmp_path):
         assert row.kl_stderr == pytest.approx(error, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_losses(tmp_path):
     for jobs in (1, 2):
         ns.sweep(PLAN, out=tmp_path / f"{jobs}.csv", jobs=jobs)

@@ -144,6 +144,7 @@ def test_a_sweep_of_objects_gives_the_numbers_of_names(tmp_path):
     assert changed.iloc[-1].perplexity_reference != names.iloc[-1].perplexity_reference
 
 
+@pytest.mark.slow
 def test_a_model_goes_to_processes_as_it_is():
     model = ns.load_model(bundled_model_dir())
     name = "layers.0.q_proj.weight"

@@ -129,6 +129,7 @@ def test_other_orders_change_truncating_sums_and_no_integer(model, inputs):
     assert max(row["differing"] for row in rows) > 0.1
 
 
+@pytest.mark.slow
 def test_error_budget_is_what_a_sweep_without_the_part_saves():
     spec = as_spec(None, formats="int4", granularities="per_tensor", **SMALL)
     rows = {row["part"]: row for row in sensitivity(spec, by="op")}
@@ -149,6 +150,7 @@ def test_error_budget_is_what_a_sweep_without_the_part_saves():
     assert part["share_budget"] == pytest.approx(part["kl_budget_nats"] / kl["whole"])
 
 
+@pytest.mark.slow
 def test_operators_and_the_cache_have_budgets():
     plain, ops = ns.Rule(), {"softmax": ns.operators.Op("float8_e5m2"), "*norm": BFLOAT16}
     globs = (("*", plain), ("layers.1.down_proj", ns.Rule("int4", "int4", "ideal.int")))

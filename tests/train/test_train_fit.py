@@ -163,6 +163,7 @@ KILLED = """
 
 
 @pytest.mark.parametrize("name", ["fp8_stored_sr"])
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, name):
     want = run(name, steps=60, every=1, **CASES[name])
     folder = tmp_path / "run"

@@ -149,6 +149,7 @@ def tensor(recipe, step, name, role, fmt="int8", *, lost=0.0, moved=math.nan, bi
 
 
 @pytest.mark.rendered
+@pytest.mark.slow
 def test_watched_tensors_are_drawn_with_the_one_that_loses_most(tmp_path):
     path = file_of(tmp_path, rows("float32", [0.9]), rows("int8", [0.9]), rows("a|b", [0.9]))
     made = [
