@@ -127,7 +127,7 @@ def multiply(
     batch, m, n = shapes(a, b)
     wanted = None if out_format is None else format_name(out_format, "matmul: out_format")
     plan = resolve(unit, a, b, wanted)
-    if (a.zero_point is not None or b.zero_point is not None) and not adds_integers(plan.rule):
+    if zeros.has_zero_point(a, b) and not adds_integers(plan.rule):
         a, b = zeros.shifted(a), zeros.shifted(b)
         plan = resolve(unit, a, b, wanted)
     rule, count = plan.rule, math.prod(batch) if batch else 1
@@ -177,7 +177,7 @@ def _result(
     scale: Any = None if plan.inside else scaling.constant_scales(a, b)
     if plan.inside:
         acc = chained(rule, a, b, c, out, unit, engine)
-    elif a.zero_point is not None or b.zero_point is not None:
+    elif zeros.has_zero_point(a, b):
         acc = summed(bare(a), bare(b), 0, c)
     else:
         if c is None and engine is runs and not restarts(unit):

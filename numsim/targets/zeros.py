@@ -24,9 +24,9 @@ from numsim.targets.tensor import batched
 Zero = NDArray[np.int64] | None
 
 
-def has_zero_point(*tensors: QTensor) -> bool:
-    """Whether one of some tensors has zero points."""
-    return any(q.zero_point is not None for q in tensors)
+def has_zero_point(a: QTensor, b: QTensor) -> bool:
+    """Whether one of two operands has zero points."""
+    return a.zero_point is not None or b.zero_point is not None
 
 
 def shifted(q: QTensor) -> QTensor:
