@@ -6,7 +6,7 @@ head, E of a value head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 
@@ -72,6 +72,7 @@ class Context:
     weight: Callable[[str], Array]
     rows: Callable[[str, Ints], Array]
     keep_tap: Callable[[str, Array], None]
+    wanted: Collection[str]  # the taps that it keeps
     tell: Callable[[str, int], object]  # is told of each layer that has run, and of how many
     causal: bool
     positions: Ints  # [T] of the tokens among the keys

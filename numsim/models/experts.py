@@ -31,9 +31,13 @@ def mlp(name: str, x: Array, c: Context, *, bias: bool) -> Array:
         up = linear(f"{name}.up_proj", x, c, bias=bias)
         middle = middle * (np.clip(up, -a.swiglu_limit, a.swiglu_limit) + c.dtype(1))
     elif a.gated:
-        middle = act(linear(f"{name}.gate_proj", x, c, bias=bias))  # [B, T, I]
-        c.keep_tap(f"{name}.act.out", middle)
-        middle = middle * linear(f"{name}.up_proj", x, c, bias=bias)
+        gate = linear(f"{name}.gate_proj", x, c, bias=bias)  # [B, T, I]
+        if act is activations.silu and f"{name}.act.out" not in c.wanted:
+            middle = activations.silu_times(gate, linear(f"{name}.up_proj", x, c, bias=bias))
+        else:
+            middle = act(gate)
+            c.keep_tap(f"{name}.act.out", middle)
+            middle = middle * linear(f"{name}.up_proj", x, c, bias=bias)
     else:
         middle = act(linear(f"{name}.up_proj", x, c, bias=bias))  # [B, T, I]
         c.keep_tap(f"{name}.act.out", middle)

@@ -300,6 +300,7 @@ class Model:
             "weight": lambda name: self._weight(name, dtype),
             "rows": lambda name, ids: self._rows(name, ids, dtype),
             "keep_tap": keep_tap,
+            "wanted": wanted,
             "tell": tell,
         }
         if recipe is not None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.elementwise.functions import FloatArray, elementwise, exp64
+from numsim.kernels.elementwise.functions import GRAIN, FloatArray, elementwise, exp64
+from numsim.kernels.elementwise.guesses import differ, exp_guess, guessed
 from numsim.kernels.instructions import wide_vectors
-from numsim.kernels.jit import expanded, inline, kernel
+from numsim.kernels.jit import expanded, inline, kernel, over_range
 
 SQRT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 SQRT_TWO_OVER_PI = float.fromhex("0x1.9884533d43651p-1")
+_PIECE = 256  # elements computed anew where a guess does not decide one of them
 
 
 @expanded  # LLVM finds it too long to inline, and a loop of calls has no vectors
@@ -82,33 +84,130 @@ def _tanh_range(x: FloatArray, out: FloatArray) -> None:
         out[i] = tanh_of(np.float64(x[i]))
 
 
+@inline
+def silu_of(v: float) -> float:
+    """Return ``v / (1 + e^-v)`` in float64."""
+    return v / (1.0 + exp64(-v))
+
+
+@inline
+def _quick_gelu_of(v: float) -> float:
+    return v / (1.0 + exp64(-1.702 * v))
+
+
+@inline
+def _inside(v: float) -> float:
+    """Return what GELU's form by tanh takes the tanh of."""
+    return SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
+
+
+@inline
+def _gelu_tanh_of(v: float) -> float:
+    return v / (1.0 + exp64(-2.0 * _inside(v)))
+
+
+@inline
+def _sigmoid_guess(v: float) -> float:
+    return 1.0 / (1.0 + exp_guess(-v))
+
+
+@inline
+def silu_guess(v: float) -> float:
+    """Return what `silu_of` does, near enough for `guesses.differ`."""
+    return v / (1.0 + exp_guess(-v))
+
+
+@inline
+def _quick_gelu_guess(v: float) -> float:
+    return v / (1.0 + exp_guess(-1.702 * v))
+
+
+@inline
+def _gelu_tanh_guess(v: float) -> float:
+    return v / (1.0 + exp_guess(-2.0 * _inside(v)))
+
+
+@expanded
+def _exactly(
+    guess: Callable[[float], float], exact: Callable[[float], float], x: FloatArray, out: FloatArray
+) -> None:
+    """Write exact(x) rounded to float32: what a guess does not decide is computed, by pieces."""
+    wide_vectors()
+    for first in range(0, x.size, _PIECE):
+        part, to = x[first : first + _PIECE], out[first : first + _PIECE]
+        doubt = np.int32(0)
+        for i in range(to.size):
+            v = np.float64(part[i])
+            y = guess(v)
+            unsure = differ(y) | (v == -np.inf)  # whose e**x no guess knows
+            doubt = np.int32(doubt | (np.int32(1) if unsure else np.int32(0)))
+            to[i] = y
+        if doubt != np.int32(0):
+            for i in range(to.size):
+                to[i] = exact(np.float64(part[i]))
+
+
+@expanded
+def _by_each(exact: Callable[[float], float], x: FloatArray, out: FloatArray) -> None:
+    """Write exact(x), rounded to the type of `out`."""
+    wide_vectors()
+    for i in range(out.size):
+        out[i] = exact(np.float64(x[i]))
+
+
 @kernel
 def _sigmoid_range(x: FloatArray, out: FloatArray) -> None:
-    for i in range(out.size):
-        out[i] = sigmoid_of(np.float64(x[i]))
+    _by_each(sigmoid_of, x, out)
+
+
+@kernel
+def _sigmoid_guessed(x: FloatArray, out: FloatArray) -> None:
+    _exactly(_sigmoid_guess, sigmoid_of, x, out)
 
 
 @kernel
 def _silu_range(x: FloatArray, out: FloatArray) -> None:
+    _by_each(silu_of, x, out)
+
+
+@kernel
+def _silu_guessed(x: FloatArray, out: FloatArray) -> None:
+    _exactly(silu_guess, silu_of, x, out)
+
+
+@kernel
+def _silu_times(x: FloatArray, by: FloatArray, out: FloatArray, guess: bool) -> None:
+    """Write silu(x), rounded to the type of `out`, times `by`, by pieces that stay near."""
     wide_vectors()
-    for i in range(out.size):
-        v = np.float64(x[i])
-        out[i] = v / (1.0 + exp64(-v))
+    for first in range(0, x.size, _PIECE):
+        part, to = x[first : first + _PIECE], out[first : first + _PIECE]
+        if guess:
+            _exactly(silu_guess, silu_of, part, to)
+        else:
+            _by_each(silu_of, part, to)
+        factors = by[first : first + _PIECE]
+        for i in range(to.size):
+            to[i] = to[i] * factors[i]
 
 
 @kernel
 def _quick_gelu_range(x: FloatArray, out: FloatArray) -> None:
-    for i in range(out.size):
-        v = np.float64(x[i])
-        out[i] = v / (1.0 + exp64(-1.702 * v))
+    _by_each(_quick_gelu_of, x, out)
+
+
+@kernel
+def _quick_gelu_guessed(x: FloatArray, out: FloatArray) -> None:
+    _exactly(_quick_gelu_guess, _quick_gelu_of, x, out)
 
 
 @kernel
 def _gelu_tanh_range(x: FloatArray, out: FloatArray) -> None:
-    for i in range(out.size):
-        v = np.float64(x[i])
-        u = SQRT_TWO_OVER_PI * (v + 0.044715 * (v * v * v))
-        out[i] = v / (1.0 + exp64(-2.0 * u))
+    _by_each(_gelu_tanh_of, x, out)
+
+
+@kernel
+def _gelu_tanh_guessed(x: FloatArray, out: FloatArray) -> None:
+    _exactly(_gelu_tanh_guess, _gelu_tanh_of, x, out)
 
 
 @kernel
@@ -145,7 +244,7 @@ def sigmoid(x: FloatArray) -> FloatArray:
     >>> sigmoid(np.array([0.0, 1.0]))
     array([0.5       , 0.73105858])
     """
-    return elementwise(_sigmoid_range, x)
+    return elementwise(_sigmoid_guessed if guessed(x.dtype) else _sigmoid_range, x)
 
 
 def silu(x: FloatArray) -> FloatArray:
@@ -156,7 +255,21 @@ def silu(x: FloatArray) -> FloatArray:
     >>> silu(np.array([0.0, 1.0], np.float32))
     array([0.       , 0.7310586], dtype=float32)
     """
-    return elementwise(_silu_range, x)
+    return elementwise(_silu_guessed if guessed(x.dtype) else _silu_range, x)
+
+
+def silu_times(x: FloatArray, by: FloatArray) -> FloatArray:
+    """Return ``silu(x) * by`` of arrays of one shape and type, float32 or float64, in one pass.
+
+    >>> silu_times(np.array([0.0, 1.0], np.float32), np.array([2.0, 2.0], np.float32))
+    array([0.       , 1.4621172], dtype=float32)
+    """
+    flat, factors = (np.ascontiguousarray(v).reshape(-1) for v in (x, by))
+    out, guess = np.empty_like(flat), guessed(x.dtype)
+    over_range(
+        lambda a, b: _silu_times(flat[a:b], factors[a:b], out[a:b], guess), flat.size, grain=GRAIN
+    )
+    return out.reshape(x.shape)
 
 
 def quick_gelu(x: FloatArray) -> FloatArray:
@@ -167,7 +280,7 @@ def quick_gelu(x: FloatArray) -> FloatArray:
     >>> quick_gelu(np.array([0.0, 1.0]))
     array([0.        , 0.84579577])
     """
-    return elementwise(_quick_gelu_range, x)
+    return elementwise(_quick_gelu_guessed if guessed(x.dtype) else _quick_gelu_range, x)
 
 
 def gelu(x: FloatArray) -> FloatArray:
@@ -190,7 +303,7 @@ def gelu_tanh(x: FloatArray) -> FloatArray:
     >>> gelu_tanh(np.array([-1.0, 0.0, 1.0]))
     array([-0.15880801,  0.        ,  0.84119199])
     """
-    return elementwise(_gelu_tanh_range, x)
+    return elementwise(_gelu_tanh_guessed if guessed(x.dtype) else _gelu_tanh_range, x)
 
 
 def relu(x: FloatArray) -> FloatArray:

@@ -1,7 +1,8 @@
 """Elementwise functions and row reductions whose every bit is the same on every machine.
 
 Only ``+ - * /`` and the IEEE square root of float64 are used, in a fixed order, with no fastmath,
-no fused multiply-add and no libm. A float32 input is computed in float64 and rounded once.
+no fused multiply-add and no libm. A float32 input is computed in float64 and rounded once; where a
+guess decides what that gives, `guesses` are quicker and the bits the same.
 
 Sums run in eight interleaved float64 lanes: element ``j`` of a row is added to lane ``j mod 8`` in
 increasing ``j``; then ``((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))``. Threads share rows,
@@ -18,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.kernels.elementwise.guesses import differ, exp_guess, guessed
 from numsim.kernels.instructions import wide_vectors
-from numsim.kernels.jit import inline, kernel, over_range
+from numsim.kernels.ir.lanes import MOST, SQUARES, SUM, to_lanes
+from numsim.kernels.jit import expanded, inline, kernel, over_range
 
 FloatArray = NDArray[Any]
 
 GRAIN = 4096  # elements a thread takes at least
+_WHOLE = 32  # a row of scores is filled up to vectors, of which LLVM takes four at a time
 MAGIC = 1.5 * 2.0**52  # adding it rounds to an integer, found in the low bits
 MAGIC_BITS = 0x4338000000000000
 _LOG2E = float.fromhex("0x1.71547652b82fep+0")
@@ -71,10 +75,63 @@ def combine(s: FloatArray) -> float:
     return total
 
 
+@inline
+def add_to_lanes(terms: FloatArray, lanes: FloatArray) -> None:
+    """Add term j to the float64 of lane j % 8, in order."""
+    whole = terms.size // 8 * 8
+    to_lanes(SUM, terms, 0, terms.size // 8, lanes)
+    for k in range(terms.size - whole):
+        lanes[k] += np.float64(terms[whole + k])
+
+
+@inline
+def add_squares_to_lanes(values: FloatArray, lanes: FloatArray) -> None:
+    """Add the square of value j to the float64 of lane j % 8, in order."""
+    whole = values.size // 8 * 8
+    to_lanes(SQUARES, values, 0, values.size // 8, lanes)
+    for k in range(values.size - whole):
+        v = np.float64(values[whole + k])
+        lanes[k] += v * v
+
+
+@inline
+def largest_of(values: FloatArray, lanes: FloatArray) -> float:
+    """Return the largest number, as float64; -Inf where there are NaN only. `lanes`: room for 8."""
+    whole = values.size // 8 * 8
+    for k in range(8):
+        lanes[k] = -np.inf
+    to_lanes(MOST, values, 0, values.size // 8, lanes)
+    top = -np.inf
+    for k in range(8):
+        top = lanes[k] if lanes[k] > top else top
+    for k in range(values.size - whole):
+        v = np.float64(values[whole + k])
+        top = v if v > top else top
+    return top
+
+
 @kernel
 def _exp_range(x: FloatArray, out: FloatArray) -> None:
     for i in range(out.size):
         out[i] = exp64(np.float64(x[i]))
+
+
+@expanded
+def _guess_row(
+    e: FloatArray, top: float, more: float, near: FloatArray, lanes: FloatArray, out: FloatArray
+) -> bool:
+    """Write e**(e - top) over their sum and `more`; return whether guesses decide all of them."""
+    lanes[:] = 0.0
+    for j in range(e.size):
+        near[j] = exp_guess(e[j] - top)
+    add_to_lanes(near, lanes)
+    inverse = 1.0 / (combine(lanes) + more)
+    doubt = np.int32(0)
+    for j in range(e.size):
+        y = near[j] * inverse
+        doubt = np.int32(doubt | (np.int32(1) if differ(y) else np.int32(0)))
+        out[j] = y
+    return bool(doubt == np.int32(0))
 
 
 @kernel
@@ -88,29 +145,33 @@ def _softmax_rows(
     masked: bool,
     bias: NDArray[np.float64],
     sinks: NDArray[np.float64],
+    guess: bool,
     start: int,
     stop: int,
 ) -> None:
     """Rows start..stop of x [N, T, S]; row (n, t) sees keys first[t] <= j < last[t] of keep[n'].
 
     `bias` [heads, T, S] is added to the scaled scores; no heads: none. `sinks` [heads] likewise.
+    `guess`: try `_guess_row` first.
     """
     wide_vectors()
     steps, width = x.shape[1], x.shape[2]
     per_keep = x.shape[0] // keep.shape[0]
     heads = bias.shape[0]
-    room = np.empty(width + 8)
+    most = width + _WHOLE
+    room, near, single = np.empty(most), np.empty(most), np.empty(most, np.float32)
+    lanes = np.empty(8)
     for row in range(start, stop):
         n, t = row // steps, row % steps
         lo, hi = first[t], last[t]
         line, to = x[n, t, lo:hi], out[n, t, lo:hi]  # slices: LLVM knows that no index is negative
-        e = room[: (line.size + 7) // 8 * 8]
+        e = room[: (line.size + _WHOLE - 1) // _WHOLE * _WHOLE]
         for j in range(line.size):
             e[j] = np.float64(line[j]) * scale
         if heads > 0:
-            more = bias[n % heads, t, lo:hi]
+            shift = bias[n % heads, t, lo:hi]
             for j in range(line.size):
-                e[j] += more[j]
+                e[j] += shift[j]
         if masked:
             seen = keep[n // per_keep, lo:hi]
             for j in range(line.size):
@@ -118,42 +179,29 @@ def _softmax_rows(
                     e[j] = -np.inf
         for j in range(line.size, e.size):
             e[j] = -np.inf
-        top = -np.inf
+        top = largest_of(e, lanes)
         if sinks.size > 0:
-            top = sinks[n % sinks.size]
-        m0 = m1 = m2 = m3 = m4 = m5 = m6 = m7 = -np.inf
-        for j in range(0, e.size, 8):
-            m0 = e[j] if e[j] > m0 else m0
-            m1 = e[j + 1] if e[j + 1] > m1 else m1
-            m2 = e[j + 2] if e[j + 2] > m2 else m2
-            m3 = e[j + 3] if e[j + 3] > m3 else m3
-            m4 = e[j + 4] if e[j + 4] > m4 else m4
-            m5 = e[j + 5] if e[j + 5] > m5 else m5
-            m6 = e[j + 6] if e[j + 6] > m6 else m6
-            m7 = e[j + 7] if e[j + 7] > m7 else m7
-        for m in (m0, m1, m2, m3, m4, m5, m6, m7):
-            top = m if m > top else top
+            sink = sinks[n % sinks.size]
+            top = sink if sink > top else top
         if top == -np.inf:  # no key, or NaN scores only
             for j in range(to.size):
                 to[j] = 0.0 if e[j] == e[j] else e[j]
         else:
-            for j in range(e.size):
-                e[j] = exp64(e[j] - top)
-            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-            for j in range(0, e.size, 8):
-                s0 += e[j]
-                s1 += e[j + 1]
-                s2 += e[j + 2]
-                s3 += e[j + 3]
-                s4 += e[j + 4]
-                s5 += e[j + 5]
-                s6 += e[j + 6]
-                s7 += e[j + 7]
-            total = ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
-            if sinks.size > 0:
-                total += exp64(sinks[n % sinks.size] - top)
-            for j in range(to.size):
-                to[j] = e[j] / total
+            more = exp64(sinks[n % sinks.size] - top) if sinks.size > 0 else 0.0
+            done = False
+            if guess:
+                done = _guess_row(e, top, more, near[: e.size], lanes, single[: e.size])
+            if done:
+                for j in range(to.size):
+                    to[j] = single[j]
+            else:
+                for j in range(e.size):
+                    e[j] = exp64(e[j] - top)
+                lanes[:] = 0.0
+                add_to_lanes(e, lanes)
+                total = combine(lanes) + more
+                for j in range(to.size):
+                    to[j] = e[j] / total
         out[n, t, :lo] = 0.0
         out[n, t, hi:] = 0.0
 
@@ -171,21 +219,14 @@ def _rms_norm_rows(
     """Rows start..stop of x [R, H]."""
     wide_vectors()
     width = x.shape[1]
-    whole = width // 8 * 8
     lanes = np.empty(8)
     for row in range(start, stop):
-        for k in range(8):
-            lanes[k] = 0.0
-        for j in range(0, whole, 8):
-            for k in range(8):
-                v = np.float64(x[row, j + k])
-                lanes[k] += v * v
-        for j in range(whole, width):
-            v = np.float64(x[row, j])
-            lanes[j - whole] += v * v
+        values, to = x[row], out[row]
+        lanes[:] = 0.0
+        add_squares_to_lanes(values, lanes)
         inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         for j in range(width):
-            out[row, j] = (np.float64(x[row, j]) * inverse) * (offset + np.float64(weight[j]))
+            to[j] = (np.float64(values[j]) * inverse) * (offset + np.float64(weight[j]))
 
 
 @kernel
@@ -199,33 +240,22 @@ def _layer_norm_rows(
     stop: int,
 ) -> None:
     """Rows start..stop of x [R, H]; mean first, then the variance of the differences."""
+    wide_vectors()
     width = x.shape[1]
-    whole = width // 8 * 8
     lanes = np.empty(8)
     centred = np.empty(width)
     for row in range(start, stop):
-        for k in range(8):
-            lanes[k] = 0.0
-        for j in range(0, whole, 8):
-            for k in range(8):
-                lanes[k] += np.float64(x[row, j + k])
-        for j in range(whole, width):
-            lanes[j - whole] += np.float64(x[row, j])
+        values, to = x[row], out[row]
+        lanes[:] = 0.0
+        add_to_lanes(values, lanes)
         mean = combine(lanes) / width
         for j in range(width):
-            centred[j] = np.float64(x[row, j]) - mean
-        for k in range(8):
-            lanes[k] = 0.0
-        for j in range(0, whole, 8):
-            for k in range(8):
-                v = centred[j + k]
-                lanes[k] += v * v
-        for j in range(whole, width):
-            v = centred[j]
-            lanes[j - whole] += v * v
+            centred[j] = np.float64(values[j]) - mean
+        lanes[:] = 0.0
+        add_squares_to_lanes(centred, lanes)
         inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         for j in range(width):
-            out[row, j] = (centred[j] * inverse) * np.float64(weight[j]) + np.float64(bias[j])
+            to[j] = (centred[j] * inverse) * np.float64(weight[j]) + np.float64(bias[j])
 
 
 def elementwise(work: Any, x: FloatArray, *numbers: float) -> FloatArray:
@@ -298,8 +328,11 @@ def softmax(
     masked = keep is not None
     shift = np.empty((0, 0, 0)) if bias is None else bias
     more = np.empty(0) if sinks is None else sinks
+    guess = guessed(x.dtype)
     over_range(
-        lambda a, b: _softmax_rows(rows, out, scale, low, high, mask, masked, shift, more, a, b),
+        lambda a, b: _softmax_rows(
+            rows, out, scale, low, high, mask, masked, shift, more, guess, a, b
+        ),
         rows.shape[0] * steps,
         grain=max(1, GRAIN // max(1, width)),
     )
@@ -357,14 +390,3 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, *, eps: floa
         grain=max(1, GRAIN // max(1, x.shape[-1])),
     )
     return out.reshape(x.shape)
-
-
-@inline
-def add_to_lanes(terms: FloatArray, lanes: FloatArray) -> None:
-    """Add term j to the float64 of lane j % 8, in order."""
-    whole = terms.size // 8 * 8
-    for j in range(0, whole, 8):
-        for k in range(8):
-            lanes[k] += terms[j + k]
-    for k in range(terms.size - whole):
-        lanes[k] += terms[whole + k]

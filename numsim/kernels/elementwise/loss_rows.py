@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from numsim.kernels.elementwise.activations import (
     sigmoid_of,
 )
-from numsim.kernels.elementwise.functions import FloatArray, add_to_lanes, combine, exp64
+from numsim.kernels.elementwise.functions import (
+    FloatArray,
+    add_to_lanes,
+    combine,
+    exp64,
+    largest_of,
+)
 from numsim.kernels.elementwise.logarithm import log1p64, log64
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import kernel
@@ -33,21 +39,11 @@ def cross_entropy_rows(
             for j in range(width):
                 gradient[row, j] = 0.0
             continue
-        for k in range(8):
-            lanes[k] = -np.inf
-        for j in range(0, width // 8 * 8, 8):
-            for k in range(8):
-                v = np.float64(logits[row, j + k])
-                lanes[k] = v if v > lanes[k] else lanes[k]
-        top = -np.inf
-        for k in range(8):
-            top = lanes[k] if lanes[k] > top else top
-            lanes[k] = 0.0
-        for j in range(width // 8 * 8, width):
-            v = np.float64(logits[row, j])
-            top = v if v > top else top
+        scores = logits[row]
+        top = largest_of(scores, lanes)
         for j in range(width):
-            e[j] = exp64(np.float64(logits[row, j]) - top)
+            e[j] = exp64(np.float64(scores[j]) - top)
+        lanes[:] = 0.0
         add_to_lanes(e, lanes)
         total = combine(lanes)
         at = target[row]

@@ -20,6 +20,7 @@ from numba.np.numpy_support import from_dtype
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.pack import turned_words
 from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
+from numsim.kernels.memory import second_cache
 
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,6 +103,9 @@ def run_tiles(
     """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
     tiles, steps = a.shape[1], a.shape[2]
     most = _GROUP // 2 if out.shape[2] >= _WIDE and steps <= _BLOCK else _GROUP
+    deep = min(steps, block)
+    if deep > _BLOCK:  # a panel fills the first cache anyway: b is read anew for each group
+        most = max(most, second_cache() * 3 // 4 // (deep * a.shape[3] * a.shape[4] * a.itemsize))
     group = -(-tiles // -(-tiles // most))  # even groups
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
     whole = whole_panels(out, b.shape[1] * b.shape[3])

@@ -21,9 +21,9 @@ from numsim.kernels.ir.simd import I32, I64, emitted
 
 LANES = 8  # cells of one call
 LOW, HIGH = 0x0D800000, 0x42A00000  # float32 bits of 2**-100 and 80
-_LOG2E, _LN2 = float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.62e42fefa39efp-1")
-_MAGIC, _MAGIC_BITS = 1.5 * 2.0**52, 0x4338000000000000  # adding it leaves the nearest integer
-_POWERS = (
+LOG2E, LN2 = float.fromhex("0x1.71547652b82fep+0"), float.fromhex("0x1.62e42fefa39efp-1")
+MAGIC, MAGIC_BITS = 1.5 * 2.0**52, 0x4338000000000000  # adding it leaves the nearest integer
+POWERS = (
     2.7625115548647376e-06, 2.4876178959767158e-05, 0.00019841208732635247, 0.0013888821650716596,
     0.008333333353729289, 0.0416666668910917, 0.1666666666664829, 0.49999999999797773, 1.0,
 )  # fmt: skip
@@ -60,13 +60,13 @@ class _Numbers:
 def _exponential(v: _Numbers, x: Any, by: float) -> tuple[Any, Any]:
     """Return s and s q of e**(by x), |by x| <= 160; `by` is a power of two and a sign."""
     b = v.b
-    shifted = v.fma(x, v.all(by * _LOG2E), v.all(_MAGIC))
-    n = b.fsub(shifted, v.all(_MAGIC))
-    r = v.fma(n, v.all(-_LN2 / by), x)  # and by as much smaller
-    p = v.all(_POWERS[0] * by ** len(_POWERS))
-    for place, power in enumerate(_POWERS[1:], 1):
-        p = v.fma(p, r, v.all(power * by ** (len(_POWERS) - place)))
-    k = b.add(b.bitcast(shifted, v.words), v.bits(1023 - _MAGIC_BITS))
+    shifted = v.fma(x, v.all(by * LOG2E), v.all(MAGIC))
+    n = b.fsub(shifted, v.all(MAGIC))
+    r = v.fma(n, v.all(-LN2 / by), x)  # and by as much smaller
+    p = v.all(POWERS[0] * by ** len(POWERS))
+    for place, power in enumerate(POWERS[1:], 1):
+        p = v.fma(p, r, v.all(power * by ** (len(POWERS) - place)))
+    k = b.add(b.bitcast(shifted, v.words), v.bits(1023 - MAGIC_BITS))
     s = b.bitcast(b.shl(k, v.bits(52)), v.floats)
     return s, b.fmul(s, b.fmul(p, r))
 
