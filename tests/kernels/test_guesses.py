@@ -75,7 +75,8 @@ def test_a_function_has_the_bits_of_its_definition(path, name):
     rng = np.random.default_rng(1)
     patterns = rng.integers(0, 1 << 32, 1 << 18, dtype=np.uint64).astype(np.uint32)
     usual = rng.standard_normal(1 << 18).astype(np.float32) * 4
-    some = (patterns.view(np.float32), usual, usual * 20, np.float32(SPECIALS), usual[:3])
+    alone = [np.float32([v]) for v in SPECIALS]  # none beside it is in doubt
+    some = (patterns.view(np.float32), usual, usual * 20, np.float32(SPECIALS), usual[:3], *alone)
     for x in some:
         want = plainly(function, x)
         with simd.force(path), np.errstate(all="ignore"):
