@@ -230,7 +230,14 @@ def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
     return max((n if n >= 0 else ~n).bit_length() + 1 for n in (low.__floor__(), high.__floor__()))
 
 
-def any_of(met: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which lines have one."""
-    lines: NDArray[np.bool_] = np.any(met, axis=-1)
+def lines_with(codes: NDArray[Any], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which lines of codes [.., n] hold one that is marked, of a place for each code.
+
+    >>> lines_with(np.array([[0, 1], [2, 0]]), np.array([False, True, False])).tolist()
+    [True, False]
+    """
+    found = np.flatnonzero(marked)
+    if not any((codes == code).any() for code in found):  # most scales are NaN in no line
+        return np.zeros(codes.shape[:-1], np.bool_)
+    lines: NDArray[np.bool_] = np.any(marked[codes], axis=-1)
     return lines

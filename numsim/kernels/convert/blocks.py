@@ -8,6 +8,7 @@ both with NumPy's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -85,8 +86,8 @@ def _divide_down(x: Array, scale: Array, block: int, out: Array, start: int, sto
 def folded(x: Array, axis: int) -> Array:
     """Return x as [outer, A, inner], A its axis `axis`."""
     axis %= x.ndim
-    outer = int(np.prod(x.shape[:axis], dtype=np.int64))
-    inner = int(np.prod(x.shape[axis + 1 :], dtype=np.int64))
+    outer = math.prod(x.shape[:axis])
+    inner = math.prod(x.shape[axis + 1 :])
     return x.reshape(outer, x.shape[axis], inner)
 
 
@@ -94,7 +95,7 @@ def covers(x: Array, axis: int, block: int, dtypes: Collection[Any] = (np.float3
     """Whether the kernels take blocks: of such numbers in C order, whole where they lie in rows."""
     if x.dtype not in dtypes or not (x.flags.c_contiguous and x.size):
         return False
-    inner = int(np.prod(x.shape[axis % x.ndim + 1 :], dtype=np.int64))
+    inner = math.prod(x.shape[axis % x.ndim + 1 :])
     return inner > 1 or x.shape[axis] % block == 0
 
 

@@ -18,8 +18,8 @@ from numsim.targets.chain import (
 from numsim.targets.rules import ScaledFp4
 from numsim.targets.rules.scaled_fp4 import run_scales, scale_meaning
 from numsim.targets.tensor import (
-    any_of,
     batched,
+    lines_with,
 )
 
 
@@ -40,14 +40,14 @@ def fp4(
     def pack() -> tuple[gemm_fp4.PackedFp4, NDArray[np.bool_]]:
         codes = run_scales(b, transposed=True)
         scales = gemm_fp4.ScaleCodes(codes, means_b.exponents, means_b.significands)
-        return gemm_fp4.pack_b(batched(b.codes), scales), any_of(means_b.nan[codes])
+        return gemm_fp4.pack_b(batched(b.codes), scales), lines_with(codes, means_b.nan)
 
     packed, nan_columns = kept(b, "fp4", pack)
     fraction = means_a.fraction + means_b.fraction
     sums = gemm_fp4.gemm_fp4(
         batched(a.codes), own, packed, twice, fraction, rule.align_bits, rule.min_exponent, c=c
     )  # fmt: skip
-    nan_rows = any_of(means_a.nan[scales_a])
+    nan_rows = lines_with(scales_a, means_a.nan)
     if nan_rows.any() or nan_columns.any():
         sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
     return sums

@@ -34,11 +34,11 @@ from numsim.targets.rules import Fused, bulk_norm, fused, mme, two_stage
 from numsim.targets.tensor import (
     KEPT_ROWS,
     Planes,
-    any_of,
     batched,
     coded,
     fields,
     finite,
+    lines_with,
     planes,
     short_codes,
     small_floats,
@@ -48,6 +48,7 @@ from numsim.targets.tensor import (
 )
 
 FP8 = "FP8 with 13 fraction bits"
+_NAN_SCALE = np.arange(256) == 255  # E8M0
 
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
@@ -147,7 +148,7 @@ def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], 
     codes = batched(q.scale_codes.astype(np.int32))
     codes = codes.transpose(0, 2, 1) if transposed else codes
     wide = np.repeat(codes, max(q.block_shape) // group, axis=-1)[..., :groups]
-    return wide - 127, any_of(wide == 255)
+    return wide - 127, lines_with(wide, _NAN_SCALE)
 
 
 def double(
