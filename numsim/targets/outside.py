@@ -105,7 +105,8 @@ def _multiply_adds(rule: Mac, a: QTensor, b: QTensor, block: int, out: Format) -
             np.dtype(np.float32),
         )
         values = batched(decode(a.codes, a.fmt)).reshape(*sums.shape[:2], -1)
-        gemm_chains.chains(sums, values, codes, how, block, scales)
+        in_halves = b.fmt.emax + b.fmt.bias <= 30
+        gemm_chains.chains(sums, values, codes, how, block, scales, in_halves=in_halves)
 
     return add
 

@@ -32,7 +32,7 @@ from numsim.kernels.gemm.codes import (
     undecoded,
 )
 from numsim.kernels.gemm.fma import tile_rows
-from numsim.kernels.gemm.hopper_left import exponents_below, halves_of
+from numsim.kernels.gemm.hopper_left import exponents_below, halves_of, singles_of
 from numsim.kernels.gemm.integer import int8_narrow, int8_wide
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
@@ -228,6 +228,21 @@ def _scaled_row(
 
 
 @inline
+def _scaled_row_half(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
+    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
+    float_tile(
+        8, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at, codes.view(np.int32),
+        b_at, out, out_at, stride, steps, tile,
+    )  # fmt: skip
+    return left
+
+
+@inline
 def codes_with_scales(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
 ) -> Any:
@@ -239,12 +254,15 @@ def codes_with_scales(
 
 
 @inline
-def _few_rule(a: Array, block: int, runs: int, how: Fields, rows: Array, columns: Array) -> Any:
+def _few_rule(
+    a: Array, block: int, runs: int, how: Fields, tables: Array, rows: Array, columns: Array,
+    span: int,
+) -> Any:  # fmt: skip
     below, bases = exponents_below(a, runs, how)
     tile = block * a.shape[3] * a.shape[4]
     return (
-        runs, tile, hopper_paths.tables_of(how), how, below, bases, rows.reshape(-1),
-        columns.shape[1], columns.reshape(-1),
+        runs, tile, tables, how, below, bases, rows.reshape(-1), columns.shape[1],
+        columns.reshape(-1), span,
     )  # fmt: skip
 
 
@@ -253,7 +271,8 @@ def _fp8_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    rule = (*_few_rule(a, block, runs, how, rows, columns), span)
+    tables = hopper_paths.tables_of(how)
+    rule = _few_rule(a, block, runs, how, tables, rows, columns, span)
     cover_codes(
         _scaled_few, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
         start, stop, rule, (span, columns.shape[1], columns.shape[2]), True,
@@ -265,16 +284,32 @@ def _fp8_row(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    rule = (*_few_rule(a, block, runs, how, rows, columns), span), halves_of(a, steps, runs)
+    tables = hopper_paths.tables_of(how)
+    few = _few_rule(a, block, runs, how, tables, rows, columns, span)
     cover_codes(
         _scaled_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
-        start, stop, rule, (span, columns.shape[1], columns.shape[2]), True,
+        start, stop, (few, halves_of(a, steps, runs)), (span, columns.shape[1], columns.shape[2]),
+        True,
+    )  # fmt: skip
+
+
+@kernel
+def _fp8_row_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, runs: int, how: Fields, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    few = _few_rule(a, block, runs, how, np.empty(0, np.uint8), rows, columns, span)
+    cover_codes(
+        _scaled_row_half, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
+        start, stop, (few, singles_of(a, steps, runs)), (span, columns.shape[1], columns.shape[2]),
+        True,
     )  # fmt: skip
 
 
 _FP8 = {  # by the path and how many rows there are
     ("avx512", hopper_paths.MANY): _fp8_wide, ("avx2", hopper_paths.MANY): _fp8_half,
     ("avx512", hopper_paths.FEW): _fp8_few, ("avx512", hopper_paths.ONE): _fp8_row,
+    ("avx2", hopper_paths.ONE): _fp8_row_half,
 }  # fmt: skip
 
 
@@ -343,7 +378,8 @@ def fp8(
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
     columns = padded(scales.columns, b.panels.shape[3])
-    # with AVX2 a thread that cuts toward zero cannot scale
-    kind = gemm_hopper.rows_of(a.lines, how) if simd.enabled() else hopper_paths.MANY
+    kind = gemm_hopper.rows_of(a.lines, how)
+    if (simd.path(), kind) not in _FP8:  # with AVX2 a thread that cuts toward zero cannot scale
+        kind = hopper_paths.MANY
     entry = _fp8_runner(simd.path(), kind)
     run_codes(entry, out, a.planes, b, a.block, span, runs, how, scales.rows, columns)

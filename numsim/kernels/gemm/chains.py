@@ -29,8 +29,10 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    as_halves,
     codes_types,
     cover_codes,
+    nibble_table,
     run_codes,
     scratch_words,
     type_of,
@@ -40,9 +42,13 @@ from numsim.kernels.gemm.codes import (
 from numsim.kernels.gemm.fma import pack_rows
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.blocks import scaled_chain_of_codes, scaled_fma_tile
+from numsim.kernels.ir.float16 import scaled_chains_by_halves
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
+_NEAR = 32  # k of a panel that are float16 at a time: the next are read while these are added
+# Rows up to which it pays to read codes for each anew, by path; with AVX2 they are float16 by then
+FEW = {"avx512": 3, "avx2": 6, "plain": 0}
 
 
 @inline
@@ -244,6 +250,47 @@ def _mirrored_row(
     )  # fmt: skip
 
 
+@inline
+def _halves_rows(
+    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    codes, columns_at, at_block = b
+    how, words, near, rows, blocks, columns, span = rule
+    row = out_at // stride * blocks + at_block
+    scales = (rows, row, blocks, columns, columns_at, stride, span)
+    scaled_chains_by_halves(
+        how, words, near, scales, left, a, a_at, codes, b_at, out, out_at, stride, steps
+    )  # fmt: skip
+    return left
+
+
+@kernel
+def _halves_few(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    span: int, how: Any, near: int, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    blocks, words = columns.shape[1], scratch_words(near * b.shape[3] // 2)
+    rule = (how, words, near, rows.reshape(-1), blocks, columns.reshape(-1), span)
+    cover_codes(
+        _halves_rows, codes_with_scales, out, a, b, words, steps, block, group, start, stop, rule,
+        (span, blocks, columns.shape[2]), True,
+    )  # fmt: skip
+
+
+def _halves(how: gemm_values.Decode, a: Array) -> tuple[Any, float] | None:
+    """Return how kernels of few rows read codes by way of float16, and what a is multiplied by.
+
+    None where they do not, or float32 has too few bits of an exponent for that.
+    """
+    if not isinstance(how, Fields):
+        return None
+    read = how if as_halves(how) else nibble_table(how)
+    size, up = np.abs(a), 15 - int(how.bias)
+    fits = (size == 0) | ((size > 2.0**-90) & (size < 2.0**90))
+    return (read, 2.0**up) if read is not None and abs(up) <= 30 and fits.all() else None
+
+
 @cache
 def _mirrored(table: bytes) -> bool:
     """Whether a byte table's codes from 128 on are those below with a sign.
@@ -274,20 +321,36 @@ def _chain_runner(
     return simd.compiled(chosen, *arguments, types.int64, how, *scale_types())
 
 
+@cache
+def _halves_runner(how: Any) -> Callable[..., Any]:
+    arguments = codes_types(types.float32, np.dtype(np.uint8), types.float32)
+    i64 = types.int64
+    return simd.compiled(_halves_few, *arguments, i64, how, i64, *scale_types())
+
+
 def chains(
-    out: Array, a: Array, b: PackedCodes, how: gemm_values.Decode, span: int, scales: Scales
-) -> None:
+    out: Array, a: Array, b: PackedCodes, how: gemm_values.Decode, span: int, scales: Scales,
+    *, in_halves: bool = False,
+) -> None:  # fmt: skip
     """Add the scaled chains of fused multiply-adds of each block of `span` k to out [batch, M, N].
 
     Parameters: a [batch, M, K] float32; b packed for float32 (`gemm.values.pack_b`), of one item
-    or as many as a; `how` its codes are read.
+    or as many as a; `how` its codes are read; `in_halves`: no exponent field of theirs is above 30.
     """
     kind: Any = type(how)
     depth = a.shape[2]
-    row = isinstance(how, np.ndarray) and out.shape[1] == 1 and span % 2 == depth % 2 == 0
+    columns = padded(scales.columns, b.panels.shape[3])
+    halves = _halves(how, a) if in_halves and out.shape[1] <= FEW[simd.path()] else None
+    if halves:
+        read, power = halves
+        rows = np.multiply(a, np.float32(power), order="C").reshape(*a.shape, 1, 1)
+        near, entry = whole_blocks(_NEAR, span), _halves_runner(type_of(read))
+        run_codes(entry, out, rows, b, depth, span, read, near, scales.rows, columns)
+        return
+    few = isinstance(how, np.ndarray) and out.shape[1] <= FEW[simd.path()]
+    row = few and span % 2 == depth % 2 == 0
     rows_of = 1 + _mirrored(how.tobytes()) if row and isinstance(how, np.ndarray) else 0
     entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), rows_of)
-    columns = padded(scales.columns, b.panels.shape[3])
     block = whole_blocks(depth if row else BLOCK // 2, span)
-    rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
+    rows = np.ascontiguousarray(a).reshape(*a.shape, 1, 1) if row else pack_rows(a)
     run_codes(entry, out, rows, b, block, span, how, scales.rows, columns)

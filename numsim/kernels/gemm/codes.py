@@ -85,6 +85,22 @@ def as_halves(how: Fields) -> bool:
     return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
 
 
+@cache
+def nibble_table(how: Fields) -> Array | None:
+    """Return the upper bytes of float16 of such codes, of at most four bits, but for its bias.
+
+    Their lower bytes are 0. None where float16 has too few bits of an exponent.
+    """
+    width = int(how.magnitude).bit_length()
+    away = 5 - (width - int(how.trailing))
+    codes = np.arange(16)
+    if away < 0 or how.magnitude | how.sign_bit > 15:
+        return None
+    size = (codes & int(how.magnitude)) << 15 - width >> away
+    sign = np.where(codes & int(how.sign_bit), 128, 0)
+    return (size >> 8 | sign).astype(np.uint8)
+
+
 @kernel
 def mark(codes: Array, met: Array) -> None:
     """Set ``met[code]`` for every code; `met` has a place for each, a power of two in all."""

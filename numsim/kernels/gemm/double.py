@@ -29,21 +29,18 @@ from numsim.kernels.gemm.codes import (
     scratch_words,
     uint32_tuple,
 )
+from numsim.kernels.gemm.cuts import change_for_cuts
 from numsim.kernels.ir import double as simd_double
 from numsim.kernels.ir import double_planes, simd
 from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
 from numsim.kernels.ir.double_planes import (
     A_REST,
     A_STEP,
-    BASE,
-    BELOW,
     COLUMNS,
-    SINGLE,
     b_words,
     order,
 )
-from numsim.kernels.ir.fp8 import LEAST, MOST, RIGHT
-from numsim.kernels.ir.halves import NEAR_ZERO
+from numsim.kernels.ir.fp8 import LEAST, MOST
 from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
 
 Array = npt.NDArray[Any]
@@ -51,7 +48,8 @@ _ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
 WIDEST = 128  # products of a group, counted in a byte
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators without scales
 # Rows up to which it pays to read codes for each anew, by path
-FEW = {"avx512": 4, "avx2": 2, "plain": 0}
+FEW = {"avx512": 6, "avx2": 2, "plain": 0}
+_CUT_ROWS = 6  # those of codes whose products `ir.halves` cuts, with AVX2
 
 
 class PackedDouble(NamedTuple):
@@ -277,29 +275,6 @@ def reads_codes(how: Fields) -> bool:
 
 
 @kernel
-def for_cuts(planes: Array, places: int, f: Fields, start: int, stop: int) -> None:
-    """Change words of rows start:stop of `_left` to what `ir.double` cuts products by.
-
-    `f`: how the right operand's codes are read.
-    """
-    byte, four = np.uint32(255), np.uint32(0x01010101)
-    for row in range(start, stop):
-        for g in range(planes.shape[2]):
-            words = planes[0, row, g]
-            numbers, singles = words.view(np.float64), words.view(np.float32)
-            largest = np.uint32(0)
-            for k in range(places):
-                largest = max(largest, np.uint32(words[A_STEP * k]) & byte)
-            words[A_STEP * places + BASE] = np.uint32(largest + RIGHT - f.bias & byte) * four
-            for k in range(places):
-                e = np.uint32(words[A_STEP * k]) & byte
-                less = np.uint32(np.uint32(largest - e) << f.trailing) & byte
-                x = np.float32(numbers[A_STEP // 2 * k + 1])
-                singles[A_STEP * k + SINGLE] = x if x != 0 else NEAR_ZERO
-                words[A_STEP * k + BELOW] = (less if e > 0 else byte) * four
-
-
-@kernel
 def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int) -> None:
     """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
     block, numbers = planes.shape[2], planes.view(np.float64)
@@ -335,12 +310,6 @@ def _left_packer() -> Callable[..., Any]:
         _left, simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
         simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
-
-
-@cache
-def _for_cuts() -> Callable[..., Any]:
-    planes, i64 = simd.contiguous(types.int32, 4), types.int64
-    return simd.compiled(for_cuts, planes, i64, uint32_tuple(Fields), i64, i64)
 
 
 def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
@@ -409,7 +378,8 @@ def gemm_double(
     batch, m, depth = a.shape
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
     shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
-    few = shape[1] <= FEW[simd.path()] and reads_codes(how_b)
+    cut = simd.path() == "avx2" and as_halves(how_b)
+    few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
     tile, whole = (1, shape[1]) if few else (_ROWS, -(-shape[1] // ROWS) * ROWS)
     tiles = -(-shape[1] // tile)
     out = np.zeros((shape[0], whole, n), np.float32)
@@ -422,10 +392,8 @@ def gemm_double(
             a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
         )
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
-        cut = few and simd.path() == "avx2" and as_halves(how_b)
-        if cut:
-            for item in planes:
-                _for_cuts()(item, places, how_b, 0, shape[1])
+        if few and cut:
+            change_for_cuts(planes, places, how_b)
         floor = NOTHING if least is None else max(least, NOTHING)
         entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY, kind)
         run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)

@@ -36,6 +36,7 @@ from numsim.kernels.ir.blocks import two_chains_of_words
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
+FEW = {"avx512": 10, "avx2": 16, "plain": 1}  # rows up to which it pays to read codes for each anew
 
 
 @expanded
@@ -157,8 +158,8 @@ def gemm_two_chains(
             16,
             0,
         ]  # halves of float32
-        row = shape[1] == 1 and high and b.panels.itemsize == 2
-        rows = lines.reshape(len(lines), 1, steps, 1, 1) if row else pack_rows(lines)
+        row = shape[1] <= FEW[simd.path()] and high and b.panels.itemsize == 2
+        rows = lines.reshape(*lines.shape, 1, 1) if row else pack_rows(lines)
         entry = _runner(b.panels.dtype, type_of(how), simd.enabled(), row)
         block = steps if row else max(BLOCK // 2 // group, 1) * group
         run_codes(entry, out, rows, b, block, group // 2, how)

@@ -17,7 +17,6 @@ from numsim.kernels.ir.fp8 import V8, declared
 from numsim.kernels.ir.fp8_codes import ByTables
 from numsim.kernels.ir.simd import (
     FMA_ROWS,
-    I16,
     I32,
     I64,
     PAGE,
@@ -149,7 +148,7 @@ def scaled_chain_of_codes(
             pairs = b.lshr(count, ir.Constant(I64, 1))
             acc = loop(b, pairs, [ir.Constant(VF, None)] * 2, pair)
             acc = in_turn(*acc) if signs else acc
-            return [of.added(totals[c], acc[c], i, ir.Constant(I64, 0), c) for c in range(2)]
+            return [of.added(totals[c], acc[c], i, ir.Constant(I64, 0), 16 * c) for c in range(2)]
 
         tile.store(loop(b, of.blocks(tile.steps), tile.load(1), block), 1)
         return context.get_dummy_value()
@@ -172,14 +171,17 @@ def two_chains_of_words(
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile, half = Tile(context, b, sig.args, args, 2, VF), args[0]
         fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
-        shorts = ir.VectorType(I16, 16)
 
         def values(k: Any) -> list[Any]:
+            """Return the values of even columns, and of odd ones."""
             at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
             fetch(b, b.gep(at, [ir.Constant(I64, PAGE // 2)]))
-            places = [b.gep(at, [ir.Constant(I64, 16 * c)]) for c in range(2)]
-            codes = [b.load(b.bitcast(x, shorts.as_pointer()), align=2) for x in places]
-            return [b.bitcast(b.shl(b.zext(x, V32), splat(V32, 16)), VF) for x in codes]
+            codes = b.load(b.bitcast(at, V32.as_pointer()), align=2)
+            even, odd = b.shl(codes, splat(V32, 16)), b.and_(codes, splat(V32, -(1 << 16)))
+            return [b.bitcast(x, VF) for x in (even, odd)]
+
+        def shuffled(x: Any, y: Any, order: list[int]) -> Any:
+            return b.shuffle_vector(x, y, ir.Constant(V32, order))
 
         def group(g: Any, totals: list[Any]) -> list[Any]:
             first = b.mul(g, b.shl(half, ir.Constant(I64, 1)))
@@ -196,7 +198,11 @@ def two_chains_of_words(
             return [b.fadd(totals[c], b.fadd(acc[c], acc[2 + c])) for c in range(2)]
 
         groups = b.sdiv(tile.steps, b.shl(half, ir.Constant(I64, 1)))
-        tile.store(loop(b, groups, tile.load(1), group), 1)
+        low, high = tile.load(1)
+        apart = [shuffled(low, high, [*range(second, 32, 2)]) for second in range(2)]
+        even, odd = loop(b, groups, apart, group)
+        turns = [[m for n in range(8) for m in (c + n, 16 + c + n)] for c in (0, 8)]
+        tile.store([shuffled(even, odd, order) for order in turns], 1)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -228,17 +234,22 @@ class Scales:
         left = b.sub(steps, first)
         return first, b.select(b.icmp_signed("<", left, self.span), left, self.span)
 
-    def added(self, total: Any, value: Any, i: Any, row: Any, c: int) -> Any:
-        """Return a total plus block i's scaled value, of 16 columns from 16 c on."""
-        b = self.b
+    def added(
+        self, total: Any, value: Any, i: Any, row: Any, column: int, *, ask: bool = True
+    ) -> Any:
+        """Return a total plus block i's scaled value, of columns from `column` on.
+
+        `ask` for later scales, too.
+        """
+        b, vector = self.b, total.type
         at = b.gep(self.rows, [b.add(b.mul(row, self.row_stride), i)])
-        place = b.add(b.mul(i, self.column_stride), ir.Constant(I64, 16 * c))
+        place = b.add(b.mul(i, self.column_stride), ir.Constant(I64, column))
         # blocks are pages apart, where the processor does not foresee them
-        later = b.add(place, b.mul(self.column_stride, ir.Constant(I64, _AHEAD)))
-        fetch(b, b.gep(self.columns, [later]))
-        column = b.bitcast(b.gep(self.columns, [place]), VF.as_pointer())
-        factor = b.fmul(broadcast(b, b.load(at), VF), b.load(column, align=4))
-        return b.fadd(total, b.fmul(value, factor))
+        if ask:
+            later = b.add(place, b.mul(self.column_stride, ir.Constant(I64, _AHEAD)))
+            fetch(b, b.gep(self.columns, [later]))
+        scales = b.load(b.bitcast(b.gep(self.columns, [place]), vector.as_pointer()), align=4)
+        return b.fadd(total, b.fmul(value, b.fmul(broadcast(b, b.load(at), vector), scales)))
 
 
 @emitted

@@ -15,7 +15,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numsim.kernels.ir import fp8_codes
 from numsim.kernels.ir.control import toward_zero
 from numsim.kernels.ir.double_planes import (
     A_REST,
@@ -40,7 +39,7 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     top,
 )
-from numsim.kernels.ir.halves import cut_and_added, shifts_to_cut
+from numsim.kernels.ir.halves import cut_in_double
 from numsim.kernels.ir.hopper import exponents_of
 from numsim.kernels.ir.simd import (
     I16,
@@ -49,7 +48,6 @@ from numsim.kernels.ir.simd import (
     Tile,
     broadcast,
     emitted,
-    joined,
     loop,
     maximum,
     splat,
@@ -210,7 +208,7 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
                 keep(counts, r, value)
 
         if cuts:
-            for q, units in enumerate(cut_products(row, panel)):
+            for q, units in enumerate(cut_products(row)):
                 finish(row, panel, 0, q, units, binade(0, q))
             return carried
         if looks:
@@ -248,7 +246,10 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
         """Return the largest exponents of a row's products, by `ir.peaks`."""
 
         def quick(k: Any, peaks: list[Any]) -> list[Any]:
-            return list(read.quick_peaks(panel, k, b.load(left(row, k, BELOW, 0)), peaks))
+            code = read.asked(panel, k)
+            read.room.keep(k, code)
+            below = read.tops.bytes_of(b.load(left(row, k, BELOW, 0)))
+            return list(read.tops.body(code, [below], peaks))
 
         base = read.tops.bytes_of(b.load(left(row, group, BASE, 0)))
         (found,) = read.tops.fields(over([splat(vb, 0)], quick), [base], [floors])
@@ -264,39 +265,16 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
         at = b.gep(fields, [ir.Constant(I32, 0), ir.Constant(I32, 0)])
         return b.load(b.bitcast(at, words.as_pointer()), align=1)
 
-    def field_of(q: int) -> Any:
-        return b.and_(b.lshr(found_fields(), splat(words, 8 * q)), splat(words, 255))
+    def cut_products(row: Any) -> list[Any]:
+        """Return the sums of a row's products, cut to integers, as float64."""
 
-    def cut_products(row: Any, panel: Any) -> list[Any]:
-        """Return the sums of a row's products, cut to integers of 32 bits, as float64.
+        def products(i: Any) -> list[Any]:
+            return [tile.index(i, UNROLL, u) for u in range(UNROLL)]
 
-        A product in units of the last kept bit is below 2**27: eight of them fit.
-        """
-        half = ir.VectorType(ir.DoubleType(), 4)
-        parts = [ir.Constant(ir.VectorType(I32, 4), [4 * i + n for n in range(4)]) for i in (0, 1)]
-        fraction = broadcast(b, b.trunc(align, I32), words)
-        shifts = shifts_to_cut(b, found_fields(), fraction, read.by_fields)
-        shifts = fp8_codes.apart(b, shifts)
+        def value(k: Any) -> Any:
+            return b.load(left(row, k, SINGLE, 0))
 
-        def some(i: Any, totals: list[Any]) -> list[Any]:
-            sums = [ir.Constant(words, None)] * 4
-            for u in range(UNROLL):
-                k = tile.index(i, UNROLL, u)
-                x = broadcast(b, b.load(left(row, k, SINGLE, 0)), words)
-                code = b.load(read.codes_at(panel, k), align=1)
-                sums = cut_and_added(b, sums, x, read.by_fields, code, shifts)
-            new = [b.sitofp(b.shuffle_vector(x, x, at), half) for x in sums for at in parts]
-            return [b.fadd(x, y) for x, y in zip(totals, new, strict=True)]
-
-        totals = loop(b, pieces, [ir.Constant(half, None)] * 8, some)
-        whole = fp8_codes.together(b, [joined(b, *totals[2 * q : 2 * q + 2]) for q in range(4)])
-        found = []
-        for q in range(4):
-            power = b.zext(b.add(field_of(q), splat(words, 1023 - FIELD)), _VL)
-            power = b.sub(power, broadcast(b, align, _VL))
-            power = b.bitcast(b.shl(power, splat(_VL, 52)), _VD)
-            found.append(b.fmul(whole[q], power))  # exact
-        return found
+        return cut_in_double(b, found_fields(), align, pieces, products, value, read.room)
 
     def binade(r: int, q: int) -> Any:
         away = 52 - 8 * (8 * q // quarter)

@@ -24,7 +24,7 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     planes_reader,
 )
-from numsim.kernels.ir.fp8_codes import ByFields, ByTables
+from numsim.kernels.ir.fp8_codes import ByFields, ByTables, Room
 from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
     I16,
@@ -41,7 +41,7 @@ from numsim.kernels.ir.simd import (
 
 COLUMNS = {"avx512": 64, "avx2": 32}  # of a panel, by path
 A_STEP, A_REST = 4, 4  # words of a product: exponent, lowest bit, value; of a group: its scale
-# Words of a product where each is cut to an integer (`gemm.double.for_cuts`): a float32 value,
+# Words of a product where each is cut to an integer (`gemm.cuts`): a float32 value,
 # and how far the exponent is below the largest; of a group: what `ir.peaks` begins with
 SINGLE, BELOW, BASE = 2, 3, 1
 _V32, _VL = ir.VectorType(I32, 8), ir.VectorType(I64, 8)
@@ -131,9 +131,11 @@ class Coded:
         self.v = lanes(self.width // 4)
         self.by_fields: Any = None
         self.tops: Any = None
+        self.room: Any = None
         if isinstance(kind, types.BaseTuple) and len(kind) == 1:
             how = b.extract_value(how, 0)
             self.by_fields, self.tops = ByFields(b, how), Peaks(b, self.v, how)
+            self.room = Room(b, self.by_fields)
         if not self.tables:
             self.bytes_of, _ = planes_reader(b, self.v, how, RIGHT, LOWEST - SIGN, NO_RIGHT)
             self.halves_of = half_reader(b, self.v, how, double=True)
@@ -150,12 +152,10 @@ class Coded:
 
     def exponents(self, first: Any, k: Any) -> Any:
         """Return the exponents' bytes of product k of a group."""
-        b, at = self.b, self.codes_at(first, k)
-        fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
-        code = b.load(at, align=1)
+        code = self.asked(first, k)
         if self.tables:
             return self.tables.exponents(code)
-        return self.bytes_of(b.bitcast(code, self.v.words))[0]
+        return self.bytes_of(self.b.bitcast(code, self.v.words))[0]
 
     def lowest(self, first: Any, k: Any) -> Any:
         """Return the bytes of its lowest bits' places."""
@@ -176,11 +176,11 @@ class Coded:
         at = [[8 * (q % 2) + n for n in range(8)] for q in qs]
         return [b.bitcast(_spread(b, *each), _VD) for each in zip(parts, at, strict=True)]
 
-    def quick_peaks(self, first: Any, k: Any, below: Any, peaks: list[Any]) -> list[Any]:
-        """Return what `ir.peaks` makes of them by product k of a group."""
+    def asked(self, first: Any, k: Any) -> Any:
+        """Return the codes of product k of a group, and ask for later ones."""
         b, at = self.b, self.codes_at(first, k)
         fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
-        return list(self.tops.body(b.load(at, align=1), [self.tops.bytes_of(below)], peaks))
+        return b.load(at, align=1)
 
     def _placed(self, shorts: Any, q: int) -> Any:
         """Return values by one exchange that leaves zeros; LLVM takes two or three instead."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from numsim.kernels.ir.fp8 import (
     AHEAD,
@@ -20,6 +21,7 @@ from numsim.kernels.ir.fp8 import (
     RIGHT,
     SIGN,
     V8,
+    WIDEST,
     declared,
     field_of,
     halves,
@@ -186,13 +188,37 @@ class ByFields:
         """Return the place of the lowest bit that is set, a byte for each code."""
         return self.bytes_of(code)[1]
 
-    def singles_apart(self, code: Any) -> list[Any]:
-        """Return float32 values, of even codes and of odd ones, in the order of `apart`."""
-        b, found = self.b, []
-        half, words = ir.VectorType(ir.HalfType(), 16), b.bitcast(code, self.kept.type)
-        for high in (b.shl(words, splat(self.kept.type, 8)), words):
-            bits = b.bitcast(b.and_(b.ashr(high, self.right), self.kept), half)
-            for first in (0, 8):
-                at = ir.Constant(ir.VectorType(I32, 8), [first + n for n in range(8)])
-                found.append(b.fpext(b.shuffle_vector(bits, bits, at), lanes(8).floats))
-        return found
+    def halves(self, code: Any) -> list[Any]:
+        """Return float16 values, of even codes and of odd ones, as integers."""
+        b, words = self.b, self.b.bitcast(code, self.kept.type)
+        both = b.shl(words, splat(words.type, 8)), words
+        return [b.and_(b.ashr(high, self.right), self.kept) for high in both]
+
+
+class Room:
+    """Room for a group's values as float16, of 32 columns: written as its codes are first read.
+
+    An instruction that makes float32 of eight of them takes one place of execution where it reads
+    memory, and three where they stand in a register.
+    """
+
+    def __init__(self, b: Any, read: ByFields) -> None:
+        self.b, self.read, self.each = b, read, 32
+        make: Any = cgutils.alloca_once
+        self.room = make(b, ir.ArrayType(I16, WIDEST * self.each))
+
+    def _at(self, k: Any, part: int, vector: Any) -> Any:
+        b = self.b
+        at = b.add(b.mul(k, ir.Constant(I64, self.each)), ir.Constant(I64, part))
+        return b.bitcast(b.gep(self.room, [ir.Constant(I64, 0), at]), vector.as_pointer())
+
+    def keep(self, k: Any, code: Any) -> None:
+        """Write the values of product k of a group."""
+        for i, value in enumerate(self.read.halves(code)):
+            self.b.store(value, self._at(k, 16 * i, value.type), align=2)
+
+    def singles_apart(self, k: Any) -> list[Any]:
+        """Return them as float32, in the order of `apart`."""
+        b, half = self.b, ir.VectorType(ir.HalfType(), 8)
+        found = [b.load(self._at(k, 8 * i, half), align=2) for i in range(4)]
+        return [b.fpext(x, lanes(8).floats) for x in found]

@@ -19,7 +19,7 @@ import numpy as np
 from llvmlite import ir
 
 from numsim.kernels.ir.fp8 import FIELD, FLOOR, MOST, RUN, V8, Lanes, lanes
-from numsim.kernels.ir.fp8_codes import ByFields, apart, together
+from numsim.kernels.ir.fp8_codes import ByFields, Room, apart, together
 from numsim.kernels.ir.simd import (
     BIAS,
     FRACTION,
@@ -28,6 +28,7 @@ from numsim.kernels.ir.simd import (
     V16,
     V32,
     broadcast,
+    joined,
     loop,
     splat,
 )
@@ -134,19 +135,16 @@ class Halves:
 class Cuts:
     """The same with AVX2, in float32 and integers of 32 bits, whatever the binades.
 
-    `row(run, k)` is a word with the row's value, `NEAR_ZERO` for 0; `read` reads the codes.
+    `row(run, k)` is a word with the row's value, `NEAR_ZERO` for 0; `room` has the group's columns.
     """
 
-    def __init__(
-        self, b: Any, row: Callable[[Any, Any], Any], codes: Callable[[Any, Any], Any],
-        read: ByFields,
-    ) -> None:  # fmt: skip
-        self.b, self.row, self.codes, self.read = b, row, codes, read
+    def __init__(self, b: Any, row: Callable[[Any, Any], Any], room: Room) -> None:
+        self.b, self.row, self.room = b, row, room
 
     def group(self, first: Any, runs: Any, fields: Any, acc: list[Any]) -> list[Any]:
         """Return what four accumulators become by `runs` runs of products from `first` on."""
         b, unroll, v = self.b, 8, lanes(8)
-        shifts = apart(b, shifts_to_cut(b, fields, splat(v.words, FRACTION), self.read))
+        shifts = apart(b, shifts_to_cut(b, fields, splat(v.words, FRACTION), self.room.read))
 
         def run(p: Any, carried: list[Any]) -> Any:
             at = b.add(first, p)
@@ -155,7 +153,8 @@ class Cuts:
                 for u in range(unroll):
                     k = b.add(b.mul(i, ir.Constant(I64, unroll)), ir.Constant(I64, u))
                     x = broadcast(b, self.row(at, k), v.words)
-                    sums = cut_and_added(b, sums, x, self.read, self.codes(at, k), shifts)
+                    place = b.add(b.mul(p, ir.Constant(I64, RUN)), k)
+                    sums = cut_and_added(b, sums, x, self.room.singles_apart(place), shifts)
                 return sums
 
             return loop(b, ir.Constant(I64, RUN // unroll), carried, some)
@@ -182,13 +181,47 @@ def shifts_to_cut(b: Any, fields: Any, fraction: Any, read: ByFields) -> list[An
 
 
 def cut_and_added(
-    b: Any, sums: list[Any], x: Any, read: ByFields, code: Any, shifts: list[Any]
+    b: Any, sums: list[Any], x: Any, values: list[Any], shifts: list[Any]
 ) -> list[Any]:
-    """Return sums, in the order of `apart`, plus a row's value times what codes say, each cut."""
+    """Return sums, in the order of `apart`, plus a row's value times those of columns, each cut."""
     v, found = lanes(8), []
-    for total, y, shift in zip(sums, read.singles_apart(code), shifts, strict=True):
+    for total, y, shift in zip(sums, values, shifts, strict=True):
         term = b.fmul(b.bitcast(b.add(x, shift), v.floats), y)
         found.append(b.add(total, b.fptosi(term, v.words)))
+    return found
+
+
+def cut_in_double(
+    b: Any, fields: Any, align: Any, pieces: Any, products: Callable[[Any], list[Any]],
+    value: Callable[[Any], Any], room: Room,
+) -> list[Any]:  # fmt: skip
+    """Return a row's sums of products cut to `align` bits, at most 25, as float64.
+
+    Vectors are of eight columns each; `fields`, words, are those of their binades. ``products(i)``,
+    at most eight for i below `pieces`, are those of the group to add, and ``value(k)`` is a word
+    with the row's. A product in units of the last kept bit is below 2**27: eight of them fit.
+    """
+    v, half, whole = lanes(8), ir.VectorType(ir.DoubleType(), 4), ir.VectorType(I64, 8)
+    parts = [ir.Constant(ir.VectorType(I32, 4), [4 * i + n for n in range(4)]) for i in (0, 1)]
+    fraction = broadcast(b, b.trunc(align, I32), v.words)
+    shifts = apart(b, shifts_to_cut(b, fields, fraction, room.read))
+
+    def some(i: Any, totals: list[Any]) -> list[Any]:
+        sums = [ir.Constant(v.words, None)] * 4
+        for k in products(i):
+            x = broadcast(b, value(k), v.words)
+            sums = cut_and_added(b, sums, x, room.singles_apart(k), shifts)
+        new = [b.sitofp(b.shuffle_vector(x, x, at), half) for x in sums for at in parts]
+        return [b.fadd(x, y) for x, y in zip(totals, new, strict=True)]
+
+    totals = loop(b, pieces, [ir.Constant(half, None)] * 8, some)
+    units = together(b, [joined(b, *totals[2 * q : 2 * q + 2]) for q in range(4)])
+    found = []
+    for q, unit in enumerate(units):
+        field = b.and_(b.lshr(fields, splat(v.words, 8 * q)), splat(v.words, 255))
+        power = b.zext(b.add(field, splat(v.words, 1023 - FIELD)), whole)
+        power = b.shl(b.sub(power, broadcast(b, align, whole)), splat(whole, 52))
+        found.append(b.fmul(unit, b.bitcast(power, unit.type)))  # exact
     return found
 
 

@@ -37,7 +37,7 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     top,
 )
-from numsim.kernels.ir.fp8_codes import ByFields, ByTables, apart, together
+from numsim.kernels.ir.fp8_codes import ByFields, ByTables, Room, apart, together
 from numsim.kernels.ir.halves import Cuts, Halves
 from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
@@ -103,8 +103,8 @@ def float_tile(
     AVX2. `coded`: b holds codes, not their planes, and `fields`, with AVX-512 `tables` too, say
     what they are (`ir.fp8_codes`), and `below` and `bases` what `ir.peaks` needs to know of rows,
     for each word of a plane of a, and for each run and row; this pays for few rows. 2 instead of 1,
-    for one row: `alone` are its values for `ir.halves`, or has nothing in it. `scales`, with
-    AVX-512 and codes, of blocks that are chains of their own: `ir.blocks.Scales`; otherwise 0.
+    for one row: `alone` are its values for `ir.halves`, or has nothing in it. `scales`, with codes
+    (AVX2: of one row), of blocks that are chains of their own: `ir.blocks.Scales`; otherwise 0.
     """
     if not all(isinstance(x, types.IntegerLiteral) for x in (words, rows, coded)):
         return None
@@ -151,6 +151,7 @@ def float_tile(
         if by_code:
             wide = width == 16
             read = ByTables(context, b, sig.args[3], args[3]) if wide else ByFields(b, args[4])
+        room = Room(b, read) if isinstance(read, ByFields) else None
         tops = Peaks(b, v, args[4]) if by_code else None
         scaled = isinstance(sig.args[8], types.BaseTuple)
         of = Scales(context, b, sig.args[8], args[8]) if scaled else None
@@ -171,10 +172,17 @@ def float_tile(
             first = right(run, k, 0, v.bytes)
             return read.exponents(first) if read else first
 
-        def right_terms(run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
+        def in_group(first: Any, run: Any, k: Any) -> Any:
+            return b.add(tile.index(b.sub(run, first), RUN, 0), k)
+
+        def right_terms(first: Any, run: Any, k: Any) -> tuple[Any, Callable[[int], Any]]:
             if read:
-                code = right(run, k, 0, v.bytes, ask=True)
-                values = read.singles_apart(code)
+                code = right(run, k, 0, v.bytes, ask=room is None)
+                if isinstance(read, ByTables):
+                    values = read.singles_apart(code)
+                else:
+                    assert room is not None
+                    values = room.singles_apart(in_group(first, run, k))
                 return read.lowest(code), lambda i: b.bitcast(values[i], v.floats)
             return right(run, k, 16, v.bytes), lambda i: right(run, k, 32 + 16 * i, v.floats)
 
@@ -187,8 +195,8 @@ def float_tile(
             def codes(run: Any, k: Any) -> Any:
                 return right(run, k, 0, v.bytes, ask=True)
 
-            if isinstance(read, ByFields):
-                cut = Cuts(b, row, codes, read)
+            if room:
+                cut = Cuts(b, row, room)
             else:
                 make: Any = arrayobj.make_array
                 size = make(sig.args[7])(context, b, args[7]).nitems
@@ -213,7 +221,9 @@ def float_tile(
             if tops:
 
                 def quick(run: Any, k: Any, peaks: list[Any]) -> list[Any]:
-                    code = right(run, k, 0, v.bytes)
+                    code = right(run, k, 0, v.bytes, ask=room is not None)
+                    if room:
+                        room.keep(in_group(first, run, k), code)
                     rows = [b.add(k, ir.Constant(I64, r * RUN)) for r in range(count)]
                     below = [tops.bytes_of(word) for word in told(5, run, RUN, rows)]
                     return tops.body(code, below, peaks)
@@ -267,7 +277,7 @@ def float_tile(
 
             def add(run: Any, k: Any, carried: list[Any]) -> list[Any]:
                 sums, counts = carried[: len(acc)], carried[len(acc) :]
-                lb, b_value = right_terms(run, k)
+                lb, b_value = right_terms(first, run, k)
                 for r in range(count):
                     lowest = b.add(left(run, k, ROWS + r, v.bytes), lb)
                     short = compare("<", lowest, limits[r])
@@ -307,7 +317,7 @@ def float_tile(
             places = [(r, c) for r in range(count) for c in range(vectors)]
             rows = [b.add(place["row"], ir.Constant(I64, r)) for r in range(count)]
             return [
-                of.added(total, x, i, rows[r], c)
+                of.added(total, x, i, rows[r], COLUMNS // 4 * c + place["piece"])
                 for total, x, (r, c) in zip(totals, acc, places, strict=True)
             ]
 
@@ -319,13 +329,14 @@ def float_tile(
             for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
                 at = [ir.Constant(I64, width * piece)]
                 tile.out, tile.panel = b.gep(first, at), b.gep(panel, at)
+                place["piece"] = width * piece
                 if of:
                     tile.store(loop(b, of.blocks(tile.steps), tile.load(count), block), count)
                 else:
                     tile.store(loop(b, tile.steps, tile.load(count), group), count)
             return carried
 
-        with nullcontext() if width == 16 else toward_zero(b):
+        with nullcontext() if width == 16 or isinstance(cut, Cuts) else toward_zero(b):
             loop(b, tiles, [], whole)
         return context.get_dummy_value()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numsim.convert import decode
 from numsim.dispatch import float_codes
 from numsim.formats import Format
+from numsim.kernels.gemm import exact_rows as gemm_exact_rows
 from numsim.kernels.gemm import mac as gemm_mac
 from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir.mac import Flavour
@@ -34,6 +35,8 @@ from numsim.targets.tensor import (
     as_float64,
     batched,
     codes_of,
+    fields,
+    short_codes,
     survey,
     surveyed,
 )
@@ -156,6 +159,13 @@ def in_double(x: Chain, low: Any, high: Any, reach: Any = 1 << 20) -> Any:
     return (top - low <= 53) & (top < 128) & (low >= _LEAST) & (depth < 1 << 24)
 
 
+def _few(b: QTensor, rows: NDArray[np.float64], group: int) -> bool:
+    """Whether the kernel of few rows sums such groups of b, whose codes are finite."""
+    f = b.fmt
+    fits = short_codes(f) and f.emax + f.bias <= 30
+    return fits and gemm_exact_rows.covers(group, rows.shape[0] * rows.shape[1], fields(f))
+
+
 def exact_groups(
     a: QTensor, b: QTensor, c: NDArray[np.float64], rule: Exact, out: Format, place: int | None,
     *, single: bool = False, lines: Any = slice(None),
@@ -183,6 +193,8 @@ def exact_groups(
             b, "exact codes", lambda: gemm_mac.pack_b_codes(batched(b.codes), flavour.tree),
             rule.group,
         )  # fmt: skip
+        if single and _few(b, rows, rule.group):
+            return gemm_exact_rows.exact_rows(rows, codes, c, rule.group, fields(b.fmt))
         return gemm_mac.gemm_mac(rows, codes, c, f, f, flavour, how, splitter)
     packed = kept(
         b, "exact", lambda: gemm_mac.pack_b(batched(decoded(b)).astype(np.float64), flavour.tree),

@@ -1,0 +1,120 @@
+"""Exact sums of groups of FP8 products and an accumulator, for few rows and codes read in place.
+
+`gemm.mac` does the same for many rows, and says where float64 holds all sums (`Flavour.single`).
+The right operand is what `gemm.mac.pack_b_codes` packs. Proof:
+``tests/targets/test_fast_units.py`` compares every bit with the definition, `rules.exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from numsim.kernels.gemm.codes import (
+    Fields,
+    PackedCodes,
+    as_halves,
+    codes_types,
+    cover_codes,
+    run_codes,
+    scratch_words,
+    uint32_tuple,
+    undecoded,
+)
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.float16 import GROUPS, SUMS, exact_sums_by_halves
+from numsim.kernels.jit import expanded, inline, kernel
+
+Array = npt.NDArray[Any]
+FEW = {"avx512": 7, "avx2": 12, "plain": 0}  # rows up to which it pays, by path
+_NEAR = 32  # k of a panel whose values stay in the first cache
+
+
+def covers(group: int, rows: int, how: Fields) -> bool:
+    """Whether this path sums groups of so many products for so few rows, and codes so read."""
+    return group in GROUPS and rows <= FEW[simd.path()] and as_halves(how)
+
+
+@inline
+def _wide(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, how, words = rule
+    exact_sums_by_halves(
+        64, group, how, words, _NEAR, left, a, a_at, b, b_at, out, out_at, stride, steps
+    )  # fmt: skip
+    return left
+
+
+@inline
+def _half(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, how, words = rule
+    exact_sums_by_halves(
+        32, group, how, words, _NEAR, left, a, a_at, b, b_at, out, out_at, stride, steps
+    )  # fmt: skip
+    return left
+
+
+@expanded
+def _run(
+    micro: Callable[..., int], out: Array, a: Array, b: Array, steps: int, block: int, group: int,
+    start: int, stop: int, products: int, how: Fields,
+) -> None:  # fmt: skip
+    words = scratch_words(_NEAR * SUMS)
+    cover_codes(
+        micro, undecoded, out, a, b, words, steps, block, group, start, stop,
+        (products, how, words), 0, True,
+    )  # fmt: skip
+
+
+@kernel
+def _run_wide(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    products: int, how: Fields,
+) -> None:  # fmt: skip
+    _run(_wide, out, a, b, steps, block, group, start, stop, products, how)
+
+
+@kernel
+def _run_half(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    products: int, how: Fields,
+) -> None:  # fmt: skip
+    _run(_half, out, a, b, steps, block, group, start, stop, products, how)
+
+
+_RUN = {"avx512": _run_wide, "avx2": _run_half}
+
+
+@cache
+def _runner(path: str, group: int) -> Callable[..., Any]:
+    doubles = codes_types(types.float64, np.dtype(np.uint8), types.float64)
+    return simd.compiled(_RUN[path], *doubles, simd.literal(group), uint32_tuple(Fields))
+
+
+def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> Array:
+    """Return the float64 accumulators [batch, M, N] of a chain over groups of k from c.
+
+    Parameters: a [batch, M, K] float64; b packed for the same group; c [batch, M, N] float64, of
+    numbers of float32; `how` the codes of b are read, whose exponent fields are at most 30. Float64
+    holds all sums, and float32 the rounded ones as normal numbers.
+    """
+    batch, m, depth = a.shape
+    shape = (1, batch * m, b.lines) if len(b.panels) == 1 else (batch, m, b.lines)
+    out = np.array(c, np.float64, order="C").reshape(shape)
+    if out.size:
+        steps = b.panels.shape[2]
+        rows = np.zeros((batch, m, steps * group))
+        np.multiply(a, 2.0 ** (15 - int(how.bias)), out=rows[..., :depth])
+        lines = rows.reshape(*shape[:2], steps, 1, group)
+        run_codes(_runner(simd.path(), group), out, lines, b, steps, group, how)
+    return out.reshape(batch, m, b.lines)

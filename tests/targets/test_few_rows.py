@@ -1,0 +1,162 @@
+"""Kernels of one row and of a few, which read codes where they are: every path, bit for bit."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import numsim as ns
+from numsim.convert import encode
+from numsim.formats import get_format
+from numsim.kernels import jit
+from numsim.kernels.gemm import chains, exact_rows, two_chains
+from numsim.kernels.ir import simd
+from numsim.quant import QTensor
+from numsim.targets import outside, runs
+
+FAST = [path for path in simd.PATHS if path != "plain"]
+E4M3, E5M2, FNUZ = "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz"
+pytestmark = [
+    pytest.mark.skipif(not FAST, reason="no vector path on this machine"),
+    pytest.mark.filterwarnings("ignore::numsim.UnvalidatedWarning"),
+]
+
+
+@contextmanager
+def generic():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "FAST", {})
+        patch.setattr(outside, "add_blocks", lambda *_: None)
+        yield
+
+
+def floats(rng, shape, name, kind):
+    fmt = get_format(name)
+    if kind == "codes":
+        codes = rng.integers(0, 1 << fmt.bits, shape).astype(fmt.code_dtype)
+        codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
+        return QTensor.from_codes(codes, name)
+    values = rng.standard_normal(shape).astype(np.float32)
+    values[rng.random(shape) < (0.8 if kind == "sparse" else 0.1)] = -0.0
+    return QTensor.from_codes(encode(values, fmt), name)
+
+
+def check(a, b, unit, c=None):
+    """Compare every path, with one thread and two, with the definition."""
+    with generic():
+        want = ns.matmul(replace(a), replace(b), target=unit, c=c)
+    for path in FAST:
+        for threads in (1, 2):
+            with simd.force(path), jit.using_threads(threads):
+                got = ns.matmul(replace(a), replace(b), target=unit, c=c)
+            np.testing.assert_array_equal(
+                got.view(np.uint32), want.view(np.uint32), err_msg=f"{path} {unit} {a.shape}"
+            )
+
+
+PLAIN = [
+    ("nvidia.hopper.wgmma", E4M3, E4M3), ("nvidia.ada.mma", E5M2, E4M3),
+    ("nvidia.blackwell.tcgen05", E4M3, E4M3), ("nvidia.blackwell.tcgen05", E5M2, E5M2),
+    ("amd.cdna3.mfma", FNUZ, FNUZ), ("amd.cdna3.mfma", "float8_e5m2fnuz", FNUZ),
+    ("arm.fdot_fp8", E4M3, E4M3), ("arm.fdot_fp8", E4M3, E5M2), ("arm.fmmla_fp8", E4M3, E4M3),
+    ("arm.fmlal_fp8", E4M3, E4M3), ("x86.tdpbf16ps", "bfloat16", "bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("unit", "left", "right"), PLAIN)
+def test_units_without_scales(unit, left, right):
+    rng = np.random.default_rng(0)
+    for m, n, k in ((1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)):
+        for kind in ("normal", "codes", "sparse"):
+            a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
+            check(a, b, unit)
+        size = np.ldexp(rng.uniform(1, 2, (m, n)), rng.integers(-12, 13, (m, n)))
+        check(a, b, unit, np.where(rng.random((m, n)) < 0.2, -0.0, size).astype(np.float32))
+
+
+@pytest.mark.parametrize("low", range(0, 112, 16))
+def test_streams_of_unlike_exponents(low):
+    """Even k and odd ones of CDNA3 have largest exponents of their own, and one may have none."""
+    rng = np.random.default_rng(low)
+    for first in (0, 1):
+        codes = rng.integers(1, 127, (1, 96)).astype(np.uint8)
+        codes[:, first::2] = rng.integers(low, low + 16, 48)
+        other = (rng.integers(0, 127, (96, 40)) | rng.integers(0, 2, (96, 40)) << 7).astype(
+            np.uint8
+        )
+        other[first::2, ::5] = 0
+        other[:, ::7] = 0
+        other[other == 128] = 0
+        check(QTensor.from_codes(codes, FNUZ), QTensor.from_codes(other, FNUZ), "amd.cdna3.mfma")
+
+
+OUTSIDE = [
+    ("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.fp32"), ("nvfp4", "ideal.fp32"),
+    ("mxfp4_e2m1", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
+    (ns.Quant(E4M3, block=128), "ideal.fp32"), (ns.Quant(E4M3, block=7), "ideal.fp32"),
+    ("mxfp8_e4m3", "nvidia.hopper.wgmma"), (ns.Quant(E4M3, block=64), "nvidia.hopper.wgmma"),
+    ("mxfp8_e5m2", "nvidia.ada.mma"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quant", "unit"), OUTSIDE)
+def test_scales_outside(quant, unit):
+    rng = np.random.default_rng(1)
+    for m, n, k in ((1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)):
+        x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
+        y = rng.standard_normal((k, n))
+        x[:, : k // 5], y[:, : n // 4] = -0.0, 0
+        a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
+        check(a, b, unit)
+        check(a, b, unit, rng.standard_normal((m, n)).astype(np.float32))
+    x, y = rng.standard_normal((2, 3, 96)), rng.standard_normal((2, 96, 40))
+    a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
+    check(a, b, unit)
+    check(a, b[1], unit)
+
+
+def test_every_code_by_way_of_float16():
+    """A row of ones reads each code's value; a large or tiny row is read otherwise."""
+    finite = replace(get_format(E5M2), name="finite_e5m2", inf="none", nan="none")
+    assert finite.emax + finite.bias == 31  # where float16 is infinite
+    names = E4M3, E5M2, FNUZ, "float8_e5m2fnuz", "float4_e2m1fn", "float4_e3m0", "float4_e1m2"
+    for fmt in (finite, *(get_format(name) for name in names)):
+        codes = np.arange(1 << fmt.bits).astype(fmt.code_dtype)
+        codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
+        ones, twice = np.ones((2, codes.size), np.float32), np.tile(codes, (4, 1))
+        right = QTensor.from_codes(twice, fmt, scale=ones, block=2, axis=-2)
+        for size in (1.0, 2.0**100, 2.0**118, 2.0**-120, 2.0**-149, 3.0):
+            left = QTensor.from_codes(
+                np.full((1, 4), size, np.float32).view(np.uint32), "float32",
+                scale=np.ones((1, 2), np.float32), block=2,
+            )  # fmt: skip
+            with np.errstate(over="ignore"):
+                check(left, right, "ideal.fp32")
+
+
+def test_the_kernels_of_few_rows_run(monkeypatch):
+    """What is said here of each path runs, and gives what the kernel of many rows gives."""
+    rng, met = np.random.default_rng(2), []
+    entries = ((chains, "_halves_runner"), (exact_rows, "_runner"), (two_chains, "_runner"))
+    for module, name in entries:
+        inner = getattr(module, name)
+
+        def spy(*args, inner=inner, module=module):
+            met.append((module, args))
+            return inner(*args)
+
+        monkeypatch.setattr(module, name, spy)
+    for rows in (1, 2, 3):
+        a, b = floats(rng, (rows, 64), E4M3, "normal"), floats(rng, (64, 40), E4M3, "normal")
+        with simd.force("avx2"):
+            met.clear()
+            ns.matmul(a, b, target="arm.fdot_fp8")
+            assert [module for module, _ in met] == [exact_rows]
+            x = rng.standard_normal((rows, 64)).astype(np.float32)
+            y = rng.standard_normal((64, 40)).astype(np.float32)
+            met.clear()
+            for quant in ("mxfp8_e4m3", "nvfp4"):
+                p, q = ns.quantize(x, quant), ns.quantize(y, quant, axis=-2)
+                ns.matmul(p, q, target="ideal.fp32")
+            assert [module for module, _ in met] == [chains] * 2
