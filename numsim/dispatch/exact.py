@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from numsim.dispatch.workers import BLOCK, NONE, Plan, Worker, in_blocks
 from numsim.formats import Format
 from numsim.kernels.convert import codec
-from numsim.kernels.convert.philox import random64
+from numsim.kernels.convert.philox import random_words
 from numsim.kernels.convert.round import (
     HALF_OFFSET,
     RDN,
@@ -126,7 +126,9 @@ def _exact(
 
 def draw(number: int, seed: int, bits: int) -> int:
     """Return the random integer of one number of the stream."""
-    return int(random64(np.uint64(number), np.uint32(seed))) >> (64 - bits)
+    word = np.empty(1, np.uint64)
+    random_words(np.array([number], np.uint64), seed, word)
+    return int(word[0]) >> (64 - bits)
 
 
 def _carries(fraction: Fraction, r: int, how: Plan) -> bool:

@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.registry import CPUDispatcher
 
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -18,6 +19,7 @@ from numsim.kernels.cache import KernelCache
 
 R = TypeVar("R")
 _CONFIG: Any = numba.config
+_JIT: Any = partial(numba.njit, error_model="numpy", nogil=True)
 
 # Inside compiled code scalars are NumPy's; at the boundary plain int and float are fine. So the
 # wrappers keep what a kernel returns and leave its arguments unchecked.
@@ -27,9 +29,10 @@ def kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compile an entry point: no fastmath, releases the GIL, kept on disk."""
     if function.__closure__:
         raise TypeError(f"{function.__qualname__} has a closure, of which no file's name tells")
-    compiled: Any = inline(function)
-    if not _CONFIG.DISABLE_JIT:
-        compiled._cache = KernelCache(function)
+    if _CONFIG.DISABLE_JIT:
+        return cast("Callable[..., R]", _NotCompiled())
+    compiled: Any = _JIT(no_cfunc_wrapper=True)(function)
+    compiled._cache = KernelCache(function)
     return cast("Callable[..., R]", compiled)
 
 
@@ -37,16 +40,36 @@ def inline(function: Callable[..., R]) -> Callable[..., R]:
     """Compile a helper that kernels call; LLVM inlines it into each of them."""
     if _CONFIG.DISABLE_JIT:
         return cast("Callable[..., R]", _NotCompiled())
-    compiled: Callable[..., R] = numba.njit(error_model="numpy", nogil=True)(function)
-    return compiled
+    # What Python would call it by was a seventh of the time that kernels take to compile.
+    compiled: Any = _JIT(no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
+    compiled.__class__ = _Helper
+    return cast("Callable[..., R]", compiled)
+
+
+def called(function: Callable[..., R]) -> Callable[..., R]:
+    """Compile a helper that kernels call by its address (`gemm.called`), kept on disk."""
+    if _CONFIG.DISABLE_JIT:
+        return cast("Callable[..., R]", _NotCompiled())
+    compiled: Any = _JIT(no_cpython_wrapper=True)(function)
+    compiled.__class__ = _Helper
+    compiled._cache = KernelCache(function)
+    return cast("Callable[..., R]", compiled)
 
 
 def expanded(function: Callable[..., R]) -> Callable[..., R]:
     """Compile a helper that is copied into its callers before they are typed."""
     # Expanding in Numba's IR, not in LLVM's, leaves no trace of a function passed to it, which
     # would otherwise keep the caller out of the disk cache.
-    compiled: Any = numba.njit(inline="always", error_model="numpy", nogil=True)(function)
+    compiled: Any = _JIT(inline="always")(function)
     return cast("Callable[..., R]", compiled)
+
+
+class _Helper(CPUDispatcher):
+    """A helper of kernels. Compiled code alone calls it: it has nothing that Python could call."""
+
+    def __call__(self, *_: object) -> Any:
+        name = self.py_func.__qualname__
+        raise TypeError(f"{name} is a helper of kernels; call it in a function under @kernel")
 
 
 class _NotCompiled:

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numba
 import numpy as np
 import pytest
 
@@ -22,6 +23,16 @@ GENERAL = ("fp8_delayed", "mxfp8", "nvfp4")
 def bits(x):
     x = np.ascontiguousarray(x)
     return x.view(np.uint32 if x.dtype == np.float32 else np.uint64)
+
+
+@numba.njit
+def codes_of(x, codes, how):
+    return steps.codes_of(x, codes, how)
+
+
+@numba.njit
+def rounded(x, out, how):
+    return steps.rounded(x, out, how)
 
 
 def same(one, other):
@@ -178,7 +189,7 @@ def test_codes_of_a_step_are_those_of_quantize(fmt):
     for quant in (ns.Quant(fmt, "none"), ns.Quant(fmt)):
         how = fused._rounding(quant, np.float32(1))
         codes = np.empty(x.shape, np.uint8)
-        scale, zeros, left = steps.codes_of(x, codes, how)
+        scale, zeros, left = codes_of(x, codes, how)
         want = ns.quantize(x, quant)
         np.testing.assert_array_equal(codes, want.codes.view(np.uint8))
         assert scale == (1 if want.scale is None else want.scale.reshape(-1)[0])
@@ -345,7 +356,7 @@ def test_ties_of_the_kernel_go_to_even(name):
     )
     x, out = x.reshape(1, -1), np.empty((1, x.size), np.float32)
     how = fused._rounding(ns.Quant(name, "none"), np.float32(1))
-    steps.rounded(x, out, how)
+    rounded(x, out, how)
     np.testing.assert_array_equal(out / how.unit, ns.cast(x, name))
 
 

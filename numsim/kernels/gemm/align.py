@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from numsim.kernels.gemm.called import address_of, by_address
 from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
@@ -33,7 +34,7 @@ from numsim.kernels.gemm.fma import cover, run_tiles, tile_types
 from numsim.kernels.ir import align as simd_align
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.align import BULK, HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
-from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
+from numsim.kernels.jit import PACKED, called, grain_of, kernel, over_range
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # products of k for which a panel of b stays in the cache
@@ -117,66 +118,44 @@ class PackedAlign(NamedTuple):
     lines: int
 
 
-@inline
-def _align_wide(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+@called
+def _tile_wide(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
+    """Update four rows of a tile or one; return how many."""
     if left >= 4:
-        simd_align.align_tile(
-            4, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1]
-        )  # fmt: skip
+        simd_align.align_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
         return 4
-    simd_align.align_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    simd_align.align_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
-@inline
-def _align_narrow(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+@called
+def _tile_narrow(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
-    simd_align.align_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    """Update one row of a tile, without AVX-512."""
+    simd_align.align_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
 @kernel
-def _run_wide(
+def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array,
+    tile: int, rule: Array,
 ) -> None:  # fmt: skip
-    cover(_align_wide, out, a, b, steps, block, group, start, stop, (flavour, rule))
+    cover(by_address, out, a, b, steps, block, group, start, stop, (tile, rule))
 
 
 @kernel
-def _run_narrow(
+def _run_coded(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array,
-) -> None:  # fmt: skip
-    cover(_align_narrow, out, a, b, steps, block, group, start, stop, (flavour, rule))
-
-
-@kernel
-def _codes_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Fields,
+    tile: int, rule: Array, how: Fields,
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * b.shape[4] * 2 * b.shape[3])
     cover_codes(
-        _align_wide, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
-        (flavour, rule), how,
-    )  # fmt: skip
-
-
-@kernel
-def _codes_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Fields,
-) -> None:  # fmt: skip
-    scratch = scratch_words(block * b.shape[4] * 2 * b.shape[3])
-    cover_codes(
-        _align_narrow, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
-        (flavour, rule), how,
+        by_address, aligned_terms, out, a, b, scratch, steps, block, group, start, stop,
+        (tile, rule), how,
     )  # fmt: skip
 
 
@@ -224,21 +203,22 @@ def _packer() -> Callable[..., Any]:
 
 
 @cache
-def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
-    runner = _run_wide if wide else _run_narrow
-    arguments = tile_types(types.int32, types.int32, types.float32)
-    return simd.compiled(
-        runner, *arguments, simd.literal(flavour), simd.contiguous(types.float64, 1)
-    )
+def _tile(flavour: int, wide: bool) -> int:
+    micro = _tile_wide if wide else _tile_narrow
+    return address_of(micro, flavour, types.int32, types.int32, types.float32, types.float64)
 
 
 @cache
-def _codes_runner(flavour: int, codes: np.dtype[Any], wide: bool) -> Callable[..., Any]:
+def _runner() -> Callable[..., Any]:
+    arguments = tile_types(types.int32, types.int32, types.float32)
+    return simd.compiled(_run, *arguments, types.int64, simd.contiguous(types.float64, 1))
+
+
+@cache
+def _codes_runner(codes: np.dtype[Any]) -> Callable[..., Any]:
     arguments = codes_types(types.int32, codes, types.float32)
-    return simd.compiled(
-        _codes_wide if wide else _codes_narrow, *arguments, simd.literal(flavour),
-        simd.contiguous(types.float64, 1), uint32_tuple(Fields),
-    )  # fmt: skip
+    rule = simd.contiguous(types.float64, 1)
+    return simd.compiled(_run_coded, *arguments, types.int64, rule, uint32_tuple(Fields))
 
 
 def pack_b(codes: Array, rule: Rule) -> PackedCodes:
@@ -292,15 +272,14 @@ def gemm_align(
         out[np.isnan(out)] = np.nan  # the positive one, which stays as it is
     if out.size:
         small = 0 if simd.path() == "plain" else rule.small
-        flavour = Flavour(rule.kind, rule.chunk, whole, small).code()
+        tile = _tile(Flavour(rule.kind, rule.chunk, whole, small).code(), simd.enabled())
         if isinstance(b, PackedCodes):
-            codes = _codes_runner(flavour, b.panels.dtype, simd.enabled())
             block = max(BLOCK // rule.group, 1)
-            run_codes(codes, out, a.planes, b, block, flavour, rule.array(), how)
+            entry = _codes_runner(b.panels.dtype)
+            run_codes(entry, out, a.planes, b, block, tile, rule.array(), how)
             return out
-        entry = _runner(flavour, simd.enabled())
         block = max(_BLOCK // rule.group, 1)
-        run_tiles(entry, out, a.planes, b.planes, block, flavour, rule.array())
+        run_tiles(_runner(), out, a.planes, b.planes, block, tile, rule.array())
     return out
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from numsim.kernels.gemm.called import address_of, by_address
 from numsim.kernels.gemm.codes import (
     PackedCodes,
     codes_types,
@@ -34,171 +35,123 @@ from numsim.kernels.ir import mac as simd_mac
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.ir.simd import FMA_ROWS
-from numsim.kernels.jit import expanded, inline, kernel
+from numsim.kernels.jit import called, expanded, kernel
 from numsim.kernels.rules.mac import Arithmetic
 
 Array = npt.NDArray[Any]
 _BLOCK = 512  # k for which a panel of b stays in the cache
 
 
-@inline
-def _mac_wide(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+@called
+def _tile_wide(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
+    """Update four rows of a tile or one; return how many."""
     if left >= 4:
-        simd_mac.mac_tile(4, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+        simd_mac.mac_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
         return 4
-    simd_mac.mac_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
-@inline
+@called
 def _single_wide(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
-    """Do what `_mac_wide` does where little happens in a step."""
+    """Do what `_tile_wide` does where little happens in a step."""
     if left >= FMA_ROWS:
-        simd_mac.mac_tile(FMA_ROWS, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+        simd_mac.mac_tile(FMA_ROWS, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
         return FMA_ROWS
-    return _mac_wide(a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
+    if left >= 4:
+        simd_mac.mac_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+        return 4
+    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+    return 1
 
 
-@inline
+@called
 def _single_narrow(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
+    """Do what `_single_wide` does, without AVX-512."""
     if left >= 2:
-        simd_mac.mac_tile(2, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+        simd_mac.mac_tile(2, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
         return 2
-    simd_mac.mac_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
-@inline
-def _mac_narrow(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+@called
+def _tile_narrow(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
-    simd_mac.mac_tile(1, rule[0], a, a_at, b, b_at, out, out_at, stride, steps, rule[1])
+    """Update one row of a tile, without AVX-512."""
+    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
-@kernel
-def _run_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array,
-) -> None:  # fmt: skip
-    cover(_mac_wide, out, a, b, steps, block, group, start, stop, (flavour, rule))
+_TILES = {  # by whether there is AVX-512, and `Flavour.single`
+    (True, False): _tile_wide, (True, True): _single_wide,
+    (False, False): _tile_narrow, (False, True): _single_narrow,
+}  # fmt: skip
 
 
 @kernel
-def _run_narrow(
+def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array,
+    tile: int, rule: Array,
 ) -> None:  # fmt: skip
-    cover(_mac_narrow, out, a, b, steps, block, group, start, stop, (flavour, rule))
+    cover(by_address, out, a, b, steps, block, group, start, stop, (tile, rule))
 
 
 @expanded
 def _run_codes(
-    micro: Callable[..., int], decode: Callable[..., Array], out: Array, a: Array, b: Array,
-    steps: int, block: int, group: int, start: int, stop: int, rule: Any, how: Any,
+    decode: Callable[..., Array], out: Array, a: Array, b: Array, steps: int, block: int,
+    group: int, start: int, stop: int, rule: Any, how: Any,
 ) -> None:  # fmt: skip
     scratch = scratch_words(2 * block * b.shape[3] * b.shape[4]).view(a.dtype)
-    cover_codes(micro, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how)
-
-
-@kernel
-def _bytes_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Array,
-) -> None:  # fmt: skip
-    _run_codes(
-        _mac_wide, values_of_bytes, out, a, b, steps, block, group, start, stop, (flavour, rule),
-        how,
+    cover_codes(
+        by_address, decode, out, a, b, scratch, steps, block, group, start, stop, rule, how
     )  # fmt: skip
 
 
 @kernel
-def _floats_wide(
+def _run_bytes(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Any,
+    tile: int, rule: Array, how: Array,
 ) -> None:  # fmt: skip
     _run_codes(
-        _mac_wide, values_of_floats, out, a, b, steps, block, group, start, stop, (flavour, rule),
-        how,
+        values_of_bytes, out, a, b, steps, block, group, start, stop, (tile, rule), how
     )  # fmt: skip
 
 
 @kernel
-def _floats_narrow(
+def _run_floats(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Any,
+    tile: int, rule: Array, how: Any,
 ) -> None:  # fmt: skip
     _run_codes(
-        _mac_narrow, values_of_floats, out, a, b, steps, block, group, start, stop,
-        (flavour, rule), how,
+        values_of_floats, out, a, b, steps, block, group, start, stop, (tile, rule), how
     )  # fmt: skip
-
-
-@kernel
-def _single_bytes_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Array,
-) -> None:  # fmt: skip
-    _run_codes(
-        _single_wide, values_of_bytes, out, a, b, steps, block, group, start, stop,
-        (flavour, rule), how,
-    )  # fmt: skip
-
-
-@kernel
-def _single_floats_wide(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Any,
-) -> None:  # fmt: skip
-    _run_codes(
-        _single_wide, values_of_floats, out, a, b, steps, block, group, start, stop,
-        (flavour, rule), how,
-    )  # fmt: skip
-
-
-@kernel
-def _single_floats_narrow(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    flavour: int, rule: Array, how: Any,
-) -> None:  # fmt: skip
-    _run_codes(
-        _single_narrow, values_of_floats, out, a, b, steps, block, group, start, stop,
-        (flavour, rule), how,
-    )  # fmt: skip
-
-
-_CODES = {  # by whether there is AVX-512, whether codes are looked up, and `Flavour.single`
-    (True, True, False): _bytes_wide, (True, True, True): _single_bytes_wide,
-    (True, False, False): _floats_wide, (True, False, True): _single_floats_wide,
-    (False, False, False): _floats_narrow, (False, False, True): _single_floats_narrow,
-}  # fmt: skip
 
 
 @cache
-def _codes_runner(
-    flavour: Flavour, codes: np.dtype[Any], how: Any, wide: bool
-) -> Callable[..., Any]:
-    chosen = _CODES[wide, wide and isinstance(how, types.Array), flavour.single]
+def _tile(flavour: Flavour, wide: bool) -> int:
+    kinds = (types.float64,) * 4
+    return address_of(_TILES[wide, flavour.single], flavour.code(), *kinds)
+
+
+@cache
+def _codes_runner(codes: np.dtype[Any], how: Any) -> Callable[..., Any]:
+    chosen = _run_bytes if isinstance(how, types.Array) else _run_floats
     doubles = codes_types(types.float64, codes, types.float64)
-    rule = simd.contiguous(types.float64, 1)
-    return simd.compiled(chosen, *doubles, simd.literal(flavour.code()), rule, how)
+    return simd.compiled(chosen, *doubles, types.int64, simd.contiguous(types.float64, 1), how)
 
 
 @cache
-def _runner(flavour: int, wide: bool) -> Callable[..., Any]:
-    runner = _run_wide if wide else _run_narrow
+def _runner() -> Callable[..., Any]:
     doubles = tile_types(types.float64, types.float64, types.float64)
-    return simd.compiled(runner, *doubles, simd.literal(flavour), simd.contiguous(types.float64, 1))
+    return simd.compiled(_run, *doubles, types.int64, simd.contiguous(types.float64, 1))
 
 
 def format_array(f: Arithmetic) -> list[float]:
@@ -248,14 +201,14 @@ def gemm_mac(
         steps = depth // flavour.tree
         rows = rows.reshape(batch, tiles, steps, width, flavour.tree)
         rule = np.array([*format_array(f), *format_array(p), splitter])
+        tile = _tile(flavour, simd.enabled())
         if isinstance(b, PackedCodes):
-            entry = _codes_runner(flavour, b.panels.dtype, type_of(how), simd.enabled())
+            entry = _codes_runner(b.panels.dtype, type_of(how))
             block = max(_BLOCK // flavour.tree, 1)
-            run_codes(entry, out, rows, b, block, flavour.code(), rule, how)
+            run_codes(entry, out, rows, b, block, tile, rule, how)
             return out
         panels = b.panels.reshape(
             *b.panels.shape[:2], steps, b.panels.shape[3], flavour.tree
         )  # one step reads the numbers of `tree` consecutive k
-        entry = _runner(flavour.code(), simd.enabled())
-        run_tiles(entry, out, rows, panels, _BLOCK, flavour.code(), rule)
+        run_tiles(_runner(), out, rows, panels, _BLOCK, tile, rule)
     return out

@@ -16,47 +16,60 @@ import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
+from numsim.kernels.gemm.called import address_of, by_address
 from numsim.kernels.gemm.codes import PackedCodes, pack_codes
 from numsim.kernels.gemm.fma import cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm.mac import padded
 from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import inline, kernel
+from numsim.kernels.jit import called, kernel
 
 Array = npt.NDArray[Any]
 _BLOCK = 512  # steps for which a panel of b stays in the cache
 
 
-@inline
-def _saturating(
-    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
+@called
+def _tile_wide(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
-    if left >= rule[0]:
-        simd_int.saturating_tile(
-            rule[0], rule[1], rule[2], a, a_at, b, b_at, out, out_at, stride, steps, rule[3]
-        )
-        return int(rule[0])
-    simd_int.saturating_tile(
-        1, rule[1], rule[2], a, a_at, b, b_at, out, out_at, stride, steps, rule[3]
-    )
+    """Update four rows of a tile or one; return how many."""
+    if left >= 4:
+        simd_int.saturating_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+        return 4
+    simd_int.saturating_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+    return 1
+
+
+@called
+def _tile_narrow(
+    a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
+) -> int:  # fmt: skip
+    """Update two rows of a tile or one, without AVX-512; return how many."""
+    if left >= 2:
+        simd_int.saturating_tile(2, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+        return 2
+    simd_int.saturating_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
     return 1
 
 
 @kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    rows: int, kind: int, each: int, limits: Array,
+    tile: int, limits: Array,
 ) -> None:  # fmt: skip
-    rule = (rows, kind, each, limits)
-    cover(_saturating, out, a, b, steps, block, group, start, stop, rule)
+    cover(by_address, out, a, b, steps, block, group, start, stop, (tile, limits))
 
 
 @cache
-def _runner(rows: int, kind: int, each: int, codes: np.dtype[Any]) -> Callable[..., Any]:
-    literals = (simd.literal(n) for n in (rows, kind, each))
+def _tile(kind: int, each: int, codes: np.dtype[Any], wide: bool) -> int:
+    micro, flavour = _tile_wide if wide else _tile_narrow, simd_int.saturating_flavour(kind, each)
+    return address_of(micro, flavour, types.int32, from_dtype(codes), types.int32, types.int64)
+
+
+@cache
+def _runner(codes: np.dtype[Any]) -> Callable[..., Any]:
     arrays = tile_types(types.int32, from_dtype(codes), types.int32)
-    return simd.compiled(_run, *arrays, *literals, simd.contiguous(types.int64, 1))
+    return simd.compiled(_run, *arrays, types.int64, simd.contiguous(types.int64, 1))
 
 
 def _short(kind: np.dtype[Any]) -> bool:
@@ -98,8 +111,7 @@ def gemm_saturate(
         rows = pack_rows(_left_words(padded(a, 2, group), each, codes.itemsize < 4))
         steps = group // each
         block = max(_BLOCK // steps, 1) * steps
-        wide = 4 if simd.enabled() else 2
-        entry = _runner(wide, kind, each, codes)
+        tile = _tile(kind, each, codes, simd.enabled())
         limits = np.array([steps, low, high], np.int64)
-        run_tiles(entry, out, rows, b.panels, block, wide, kind, each, limits)
+        run_tiles(_runner(codes), out, rows, b.panels, block, tile, limits)
     return out

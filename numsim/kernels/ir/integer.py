@@ -147,22 +147,28 @@ def scaled_int8_tile(
     return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, *ends), codegen
 
 
+def saturating_flavour(kind: int, each: int) -> int:
+    """Return what is compiled into a `saturating_tile`, as one number."""
+    return 4 * kind + each
+
+
 @emitted
 def saturating_tile(
-    typing: Any, rows: Any, kind: Any, each: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    typing: Any, rows: Any, flavour: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
     out_at: Any, stride: Any, steps: Any, rule: Any,
 ) -> Any:  # fmt: skip
     """Add the products of a group to out[r, :], int32 throughout.
 
-    `rule` holds the steps of a group and the least and largest sum. Kinds: CLAMP limits every sum,
+    `rule` holds the steps of a group and the least and largest sum; `flavour` is that of a kind and
+    of how many products a step has (`saturating_flavour`). Kinds: CLAMP limits every sum,
     none of which leaves int32 before; FULL saturates to int32; PAIRS limits the sum of two
     neighbouring products instead, and adds those modulo 2^32. A step is `each` products, one or
     two: b holds them side by side, a in the halves of a word, the upper 0 if there is one. Elements
     of b with 32 bits are one a step, and so are those of a.
     """
-    if not all(isinstance(x, types.IntegerLiteral) for x in (rows, kind, each)):
+    if not all(isinstance(x, types.IntegerLiteral) for x in (rows, flavour)):
         return None
-    count, how, width = rows.literal_value, kind.literal_value, each.literal_value
+    count, (how, width) = rows.literal_value, divmod(flavour.literal_value, 4)
     vectors = COLUMNS // 16
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -244,4 +250,4 @@ def saturating_tile(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(rows, kind, each, a, i64, b, i64, out, i64, i64, i64, rule), codegen
+    return types.void(rows, flavour, a, i64, b, i64, out, i64, i64, i64, rule), codegen

@@ -175,7 +175,9 @@ def loop(
 
 
 def pointer_at(context: Any, b: Any, array: Any, value: Any, at: Any) -> Any:
-    """Return the address of element `at` of an array value of Numba type `array`."""
+    """Return the address of element `at` of an array, or a pointer, of Numba type `array`."""
+    if isinstance(array, types.CPointer):
+        return b.gep(value, [at])
     make: Any = arrayobj.make_array
     return b.gep(make(array)(context, b, value).data, [at])
 
