@@ -42,6 +42,17 @@ def called(monkeypatch, capsys, *args):
     return stop.value.code or 0, out, errors
 
 
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, which has loaded what it needs, in the folder of the test."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        return subprocess.CompletedProcess(words, *called(monkeypatch, capsys, *words))
+
+    return run
+
+
 def one_sentence(code, out, errors):
     assert code == 2, errors
     assert out == ""
@@ -52,26 +63,26 @@ def one_sentence(code, out, errors):
     return errors
 
 
-def test_sweep_then_report(tmp_path):
+def test_sweep_then_report(tmp_path, here):
     done = numsim("sweep", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout
     # a log has no empty lines of a progress bar that is not there
     assert done.stderr.replace(COMPILING, "") == "94 rows in results.csv\n"
-    made = numsim("report", "results.csv", "-o", "out", cwd=tmp_path)
+    made = here("report", "results.csv", "-o", "out")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "out" / "report.md").is_file()
 
 
-def test_sweep_of_recipes(tmp_path):
+def test_sweep_of_recipes(tmp_path, here):
     (tmp_path / "mine.toml").write_text(
         '[[rule]]\nmatch = "*"\n[[rule]]\nmatch = "*.down_proj"\nweights = "int8"\n'
     )
-    done = numsim("sweep", "--recipes", "mine.toml", "--limit-tokens", "100", cwd=tmp_path)
+    done = here("sweep", "--recipes", "mine.toml", "--limit-tokens", "100")
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
     assert "47 rows in results.csv" in done.stderr
-    made = numsim("report", "results.csv", "-o", "out", cwd=tmp_path)
+    made = here("report", "results.csv", "-o", "out")
     assert made.returncode == 0, made.stderr
     assert "down_proj" in (tmp_path / "out" / "report.md").read_text()
 
@@ -220,13 +231,14 @@ def test_names_from_files_cannot_steer_the_terminal(monkeypatch, capsys, tmp_pat
     assert capsys.readouterr().err == "numsim: warning: \\u001b[2J\\u000a\n"
 
 
-def test_the_answer_is_the_same_on_any_terminal(monkeypatch):
+def test_the_answer_is_the_same_on_any_terminal(monkeypatch, capsys):
     want = numsim("formats", "nf").stdout
     assert "nf4" in want
-    for environment in (
-        {"LC_ALL": "C", "LANG": "C"}, {"TERM": "dumb"}, {"NO_COLOR": "1"}, {"COLUMNS": "20"},
-        {"PYTHONIOENCODING": "ascii"},
-    ):  # fmt: skip
+    for name, value in (("TERM", "dumb"), ("NO_COLOR", "1"), ("COLUMNS", "20")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert called(patch, capsys, "formats", "nf") == (0, want, "")
+    for environment in ({"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}):
         done = numsim("formats", "nf", **environment)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == want
@@ -293,7 +305,7 @@ def test_names_are_completed():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_leaves_the_rows(tmp_path):
     run = subprocess.Popen(
-        [sys.executable, "-c", HEARS + "c.main()", "sweep"],
+        [sys.executable, "-c", HEARS + "c.main()", "sweep", "--limit-tokens", "1020"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     out = tmp_path / "results.csv"
@@ -332,36 +344,36 @@ def test_an_interrupt_before_the_first_row_names_no_file_that_is_not_there(tmp_p
         assert not lock.exists()
 
 
-def test_an_existing_file_is_replaced_only_by_force(tmp_path):
+def test_an_existing_file_is_replaced_only_by_force(tmp_path, here):
     out = tmp_path / "results.csv"
-    assert numsim("sweep", *SHORT, cwd=tmp_path).returncode == 0
+    assert here("sweep", *SHORT).returncode == 0
     before = out.read_bytes()
-    done = numsim("sweep", *SHORT, cwd=tmp_path)
+    done = here("sweep", *SHORT)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(said(done.stderr).splitlines()) == 1
     for words in ("results.csv exists", "--resume", "--force"):
         assert words in done.stderr
     assert out.read_bytes() == before
-    done = numsim("sweep", *SHORT, "--resume", cwd=tmp_path)
+    done = here("sweep", *SHORT, "--resume")
     assert done.returncode == 0
     assert out.read_bytes() == before
     short = ["--limit-tokens", "40", "--formats", "int4", "--granularity", "per_tensor"]
-    done = numsim("sweep", *short, "--targets", "ideal.int", "--force", cwd=tmp_path)
+    done = here("sweep", *short, "--targets", "ideal.int", "--force")
     assert done.returncode == 0
     assert "47 rows in results.csv" in done.stderr
 
 
-def test_a_grid_and_recipes_share_a_table(tmp_path):
+def test_a_grid_and_recipes_share_a_table(tmp_path, here):
     recipe = tmp_path / "mine.toml"
     recipe.write_text(Recipe.uniform("int8", target="ideal.int").to_toml())
     options = ["--formats", "int8", "--granularity", "per_tensor", "--targets", "ideal.fp32"]
     options += ["--limit-tokens", "40", "--out", "r.csv"]
-    done = numsim("sweep", *options, "--recipes", recipe, cwd=tmp_path)
+    done = here("sweep", *options, "--recipes", recipe)
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
     options += ["--force"]
-    done = numsim("sweep", *options, "--recipes", f"{recipe},{recipe}", cwd=tmp_path)
+    done = here("sweep", *options, "--recipes", f"{recipe},{recipe}")
     assert done.returncode == 2
     assert "name the same rules" in done.stderr
 

@@ -72,14 +72,14 @@ def test_a_dry_run_lists_cases_and_writes_nothing(here, tmp_path):
 
 @pytest.mark.parametrize("words", [("profile",), ("accumulator", "--longest-k", "256"),
                                    ("sensitivity", "--by", "layer", "--budget", "6")])  # fmt: skip
-def test_questions_write_tables_once(words, tmp_path):
+def test_questions_write_tables_once(words, here, tmp_path):
     more = () if words[0] == "sensitivity" else ("--formats", "int8")
-    done = numsim(*words, *more, "--limit-tokens", "63", "--quiet", cwd=tmp_path)
+    done = here(*words, *more, "--limit-tokens", "63", "--quiet")
     assert done.returncode == 0, done.stderr
     names = {"profile": {"tensors.csv"}, "accumulator": {"accumulators.csv", "orders.csv"},
              "sensitivity": {"sensitivity.csv", "mixed.toml"}}[words[0]]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == names
-    again = numsim(*words, "--limit-tokens", "63", cwd=tmp_path)
+    again = here(*words, "--limit-tokens", "63")
     assert "exists and is not replaced unasked; --force" in refused(again)
     if "mixed.toml" in names:
         recipe = ns.Recipe.from_toml(tmp_path / "mixed.toml")
