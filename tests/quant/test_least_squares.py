@@ -1,5 +1,6 @@
 """The scale of the least squared error is the best of all real scales, by two independent ways."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from numsim.kernels.convert.block_search import levels_of, quantised, split
 from numsim.kernels.convert.intervals import UNDECIDED, least_squares_near
 from numsim.kernels.convert.least_squares import least_squares
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import inline, using_threads
+from numsim.kernels.jit import using_threads
 from numsim.quant import Quant, clip
 from numsim.quant.clip import least_squares_scale, levels
 
@@ -81,6 +82,13 @@ def test_a_scale_of_no_error_is_found_and_the_first_is_kept():
     assert least_squares_scale(np.zeros((2, 8)), get_format("int4"), (1, 8)).tolist() == [[0], [0]]
 
 
+@numba.njit(error_model="numpy")
+def both(row, f, listed, m, cap, one, other):
+    split(row, f, m, cap)
+    quantised(m, cap, 1.0, f, one)
+    quantised(m, cap, 1.0, listed, other)
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_grid_rounds_as_the_list_of_levels(fmt):
     values = get_format(fmt).values()
@@ -89,13 +97,6 @@ def test_a_grid_rounds_as_the_list_of_levels(fmt):
         assert f.grid.known
     row = np.random.default_rng(1).normal(size=4000) * float(f.positive[-1]) / 2
     m, cap, one, other = np.empty((4, row.size))
-
-    @inline
-    def both(row, f, listed, m, cap, one, other):
-        split(row, f, m, cap)
-        quantised(m, cap, 1.0, f, one)
-        quantised(m, cap, 1.0, listed, other)
-
     both(row, f, f._replace(grid=f.grid._replace(known=False)), m, cap, one, other)
     np.testing.assert_array_equal(one, other)
 
