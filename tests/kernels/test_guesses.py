@@ -129,6 +129,25 @@ def test_rows_of_scores_have_the_bits_of_the_definition(path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("path", simd.PATHS)
+def test_a_sink_of_nan_makes_a_row_nan_whatever_it_sees(path, dtype):
+    x = np.array([[[0.0, 1.0]], [[-np.inf, -np.inf]]], dtype)
+    with simd.force(path):
+        for keep in (None, np.zeros((1, 2), bool)):
+            assert np.isnan(functions.softmax(x, keep=keep, sinks=np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_rows_so_long_that_sums_of_guesses_drift_take_the_exact_way(path):
+    x = np.full((1, 1, 1 << 18), -1, np.float32)
+    x[0, 0, 0] = 0
+    scale = 1.4812593314540217  # its guesses' sum is 2**-39 off: every output rounded wrongly
+    want = plainly(functions.softmax, x, scale=scale)
+    with simd.force(path):
+        check(functions.softmax(x, scale=scale), want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("path", simd.PATHS)
 def test_silu_times_is_silu_and_a_product(path, dtype):
     rng = np.random.default_rng(4)
     for shape in ((0,), (1,), (255,), (3, 257), (2, 5, 700)):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.kernels.elementwise.guesses import differ, exp_guess, guessed
+from numsim.kernels.elementwise.guesses import LONGEST, differ, exp_guess, guessed
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.ir.lanes import MOST, SQUARES, SUM, to_lanes
 from numsim.kernels.jit import expanded, inline, kernel, over_range
@@ -182,14 +182,14 @@ def _softmax_rows(
         top = largest_of(e, lanes)
         if sinks.size > 0:
             sink = sinks[n % sinks.size]
-            top = sink if sink > top else top
+            top = top if top >= sink else sink  # NaN too: then all are NaN
         if top == -np.inf:  # no key, or NaN scores only
             for j in range(to.size):
                 to[j] = 0.0 if e[j] == e[j] else e[j]
         else:
             more = exp64(sinks[n % sinks.size] - top) if sinks.size > 0 else 0.0
             done = False
-            if guess:
+            if guess and e.size <= LONGEST:
                 done = _guess_row(e, top, more, near[: e.size], lanes, single[: e.size])
             if done:
                 for j in range(to.size):

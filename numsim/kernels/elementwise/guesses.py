@@ -20,7 +20,10 @@ from numsim.kernels.ir import simd
 from numsim.kernels.ir.gates import LN2, LOG2E, MAGIC, MAGIC_BITS, POWERS
 from numsim.kernels.jit import inline
 
-REACH = 2.0**-40  # of two guesses and the division of one by the other
+REACH = 2.0**-40  # of two guesses, the sum of up to LONGEST of them, and the division
+# A sum of n in eight lanes rounds n / 8 + 3 times. It and the exact one differ by twice so many
+# 2**-53 at most, which with the 2**-41 of two guesses has to stay below REACH: n < 16288.
+LONGEST = 16000
 _FURTHEST = 700.0  # beyond, e**x has no float32, nor has 1 + e**x anything but 1 or e**x
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = POWERS
 
