@@ -24,6 +24,7 @@ def by_tables(rows, planes, runs, how, start):
     hopper_left.planes_wide(rows, planes, runs, how, tables, start, rows.shape[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not simd.HAVE_BYTE_TABLES, reason="this processor has no byte tables")
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("depth", "runs"), [

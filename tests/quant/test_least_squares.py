@@ -47,6 +47,7 @@ def rows_of(fmt, size, count=6, seed=0):
     return np.abs(rows) if get_format(fmt).min >= 0 else rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5, 16, 33])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_no_levels_at_all_fit_better(fmt, size):

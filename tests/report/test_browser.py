@@ -352,8 +352,10 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own(browser, tmp_path):
     view.on("pageerror", lambda e: said.append(str(e)))
     view.goto(path.absolute().as_uri())
     frame = view.frame_locator("iframe")
+    count = frame.locator('[data-testid="count"]')
+    count.filter(has_text="8 of 8 cases").wait_for()  # else the choice may come before its handler
     frame.locator('[data-testid="filter-format"]').select_option("int8")
-    assert frame.locator('[data-testid="count"]').inner_text() == "2 of 8 cases"
+    count.filter(has_text="2 of 8 cases").wait_for()
     assert not said
     context.close()
 

@@ -232,6 +232,7 @@ def test_the_orders_of_sums_are_a_verdict_for_each_unit(tmp_path):
     assert ">25<" in verdicts
 
 
+@pytest.mark.slow
 @pytest.mark.rendered
 def test_every_figure_is_also_svg_with_outlines_and_a_title(tmp_path):
     path = save(tmp_path / "r.csv", case("a", "int8", 8.0, 0.1), case("b", "int4", 4.0, 0.3))

@@ -81,6 +81,7 @@ def test_damaged_losses_are_none(tmp_path, damage):
     assert Ties(path).mark(row, row) == "?"
 
 
+@pytest.mark.slow
 def test_every_finished_case_has_its_losses_through_resume(tmp_path):
     path = tmp_path / "r.csv"
 

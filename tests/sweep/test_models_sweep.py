@@ -250,6 +250,7 @@ def minilm():
     return pathlib.Path(MINILM.origin).parent / "model"
 
 
+@pytest.mark.slow
 @needs_minilm
 @pytest.mark.skipif(not (SHARED / "models" / "minilm").is_dir(), reason="no recorded embeddings")
 def test_minilm_embeddings():
@@ -269,6 +270,7 @@ def test_minilm_embeddings():
     assert (got * z["embedding"]).sum(axis=1).min() > 1 - 1e-6
 
 
+@pytest.mark.slow
 @needs_minilm
 @pytest.mark.skipif(not (SHARED / "models" / "tiny-llama").is_dir(), reason="no recorded text")
 @pytest.mark.parametrize(

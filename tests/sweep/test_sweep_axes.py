@@ -182,6 +182,7 @@ def test_a_huge_grid_is_refused_before_it_is_made():
              seed=tuple(range(1000)))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_of_new_axes_say_what_ran(tmp_path):
     out = tmp_path / "r.csv"
     rows = ns.sweep(
