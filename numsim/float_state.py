@@ -28,7 +28,7 @@ ENTRIES = frozenset({
 })  # fmt: skip
 
 # Properties that hand on what is there: small calls ask for them again and again.
-PLAIN = frozenset({"shape", "ndim", "fmt"})
+PLAIN = frozenset({"shape", "ndim", "fmt", "is_plain"})
 
 
 class State(NamedTuple):
@@ -180,6 +180,8 @@ def _cover(cls: type) -> None:
     for name, item in list(vars(cls).items()):
         if (name.startswith("_") and name not in ENTRIES) or name in PLAIN:
             continue
+        if name == "__post_init__" and "__init__" in vars(cls):
+            continue  # which is covered, and calls it
         if inspect.isfunction(item):
             setattr(cls, name, known_floats(item))
         elif isinstance(item, (classmethod, staticmethod)):

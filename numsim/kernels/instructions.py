@@ -93,3 +93,21 @@ def _multiply_add() -> Callable[[Any, Any, Any], Any]:
 
 
 multiply_add = _multiply_add()
+
+
+def _fused() -> Callable[[Any, Any, Any], Any]:
+    """Return ``a * b + c`` of float32, rounded once."""
+
+    def fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            single = ir.FloatType()
+            kind = ir.FunctionType(single, [single] * 3)
+            exact = builder.module.declare_intrinsic("llvm.fma.f32", (), kind)
+            return builder.call(exact, args)
+
+        return types.float32(types.float32, types.float32, types.float32), codegen
+
+    return _intrinsic(fused)
+
+
+fused = _fused()

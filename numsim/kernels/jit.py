@@ -27,11 +27,23 @@ _JIT: Any = partial(numba.njit, error_model="numpy", nogil=True)
 
 def kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compile an entry point: no fastmath, releases the GIL, kept on disk."""
+    return _entry(function)
+
+
+def borrowing_kernel(function: Callable[..., R]) -> Callable[..., R]:
+    """Compile an entry point that makes and returns no array, and counts no references to any.
+
+    A count is a locked instruction, which waits until all that was stored before is in the cache.
+    """
+    return _entry(function, _nrt=False)
+
+
+def _entry(function: Callable[..., R], **options: bool) -> Callable[..., R]:
     if function.__closure__:
         raise TypeError(f"{function.__qualname__} has a closure, of which no file's name tells")
     if _CONFIG.DISABLE_JIT:
         return cast("Callable[..., R]", _NotCompiled())
-    compiled: Any = _JIT(no_cfunc_wrapper=True)(function)
+    compiled: Any = _JIT(no_cfunc_wrapper=True, **options)(function)
     compiled._cache = KernelCache(function)
     return cast("Callable[..., R]", compiled)
 
@@ -85,6 +97,8 @@ class _NotCompiled:
 
 def threads() -> int:
     """Return how many threads kernels use: NUMBA_NUM_THREADS, ``numba.set_num_threads``."""
+    if _CONFIG.NUMBA_NUM_THREADS == 1:  # there can be no other answer, and Numba takes its time
+        return 1
     return int(numba.get_num_threads())
 
 

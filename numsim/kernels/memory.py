@@ -1,32 +1,16 @@
-"""The memory of the machine: arrays that go back to the system, and how large a cache is."""
+"""The memory of the machine: arrays that go back to the system."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import mmap
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _LARGE = 1 << 23  # bytes
-
-
-@cache
-def second_cache() -> int:
-    """Return the bytes of a core's second cache, 1 MiB where the system does not tell.
-
-    >>> second_cache() > 0
-    True
-    """
-    told = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # as "2048K"
-    try:
-        return int(told.read_text(encoding="ascii").strip().removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return 1 << 20
 
 
 def zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:

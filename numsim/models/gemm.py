@@ -19,7 +19,7 @@ from numsim.models.recipe import Recipe
 from numsim.models.rule import Rule
 from numsim.models.streams import draws, stream
 from numsim.models.weights import Stored, Weights, shape_of, wide
-from numsim.quant import QTensor, Quant, as_quant, quantize
+from numsim.quant import QTensor, Quant, quantize
 from numsim.quant.quantize import quantize_pieces
 from numsim.quant.quick import quick
 from numsim.quant.transforms import llm_int8, rotate
@@ -33,6 +33,12 @@ RAW = Quant("float32", granularity="none")  # an operand that is not quantised
 _LAST: list[tuple[Recipe | None, Iterable[str], Mapping[str, Rule]]] = [(None, (), {})]
 
 
+def _sides(rule: Rule) -> tuple[Quant, Quant]:
+    """Return how the left and the right operand are stored; a rule holds what it was given so."""
+    sides: Any = rule.activations or RAW, rule.weights or RAW
+    return sides  # type: ignore[no-any-return]
+
+
 @cache
 def probe(rule: Rule) -> float:
     """Run a rule on one product of zeros: what its unit does not take is an error before any work.
@@ -44,7 +50,7 @@ def probe(rule: Rule) -> float:
     UnsupportedError
         The unit does not multiply these formats, or has no such output.
     """
-    left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+    left, right = _sides(rule)
     zeros = np.zeros((64, 256), np.float32)
     a, b = quantize(zeros[:1], left, axis=-1), quantize(zeros, right, axis=-1).T
     matmul(a, b, target=rule.target, out_format=rule.out_format)
@@ -140,6 +146,11 @@ def _split(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+def _rounded(values: Array, quant: Quant) -> QTensor:
+    q = quick(values, quant)
+    return quantize(values, quant, axis=-1) if q is None else q
+
+
 def make_gemm(
     tensors: Mapping[str, Stored],
     cache: OperandCache,
@@ -167,8 +178,10 @@ def make_gemm(
                 release(tensor)
                 return made
 
-            size = math.prod(shape_of(tensors, operand)) * x.itemsize
-            packed = cache.get((operand, x.dtype.type), size, pack)
+            packed = cache.get(
+                (operand, x.dtype.type),
+                lambda: math.prod(shape_of(tensors, operand)) * x.itemsize, pack,
+            )  # fmt: skip
             y = gemm_fma(x.reshape(1, -1, x.shape[-1]), packed)
             return y.reshape(*x.shape[:-1], y.shape[-1])
         count = math.prod(x.shape[:-2])  # -1 is no number where x is empty
@@ -180,11 +193,13 @@ def make_gemm(
     ) -> Any:
         if quant.rounding != "sr":
             key = quant, rule.rotate
-            if key not in recent or recent[key][0] is not x:
-                recent.clear()
-                turned = rotated_by(x, rule, -1).reshape(shape)
-                recent[key] = (x, quick(turned, quant) or quantize(turned, quant, axis=-1))
-            return recent[key][1]
+            before = recent.get(key)
+            if before is not None and before[0] is x:
+                return before[1]
+            recent.clear()
+            made = _rounded(rotated_by(x, rule, -1).reshape(shape), quant)
+            recent[key] = x, made
+            return made
         groups = shape[-3] if len(shape) > 2 else 1  # every product draws for itself
         random = draws(
             stream(seed, name, "left"), ids, x.shape[-1],
@@ -197,7 +212,7 @@ def make_gemm(
     def stored_right(name: str, quant: Quant, operand: Array) -> QTensor:
         if quant.rounding != "sr":  # as stored weights are, [.., N, K]
             lines = np.ascontiguousarray(operand.swapaxes(-1, -2))
-            return (quick(lines, quant) or quantize(lines, quant, axis=-1)).T
+            return _rounded(lines, quant).T
         if isinstance(quant.block, tuple):  # (outputs, K), as tiles of stored weights [N, K]
             quant = replace(quant, block=quant.block[::-1])
         turned = operand.swapaxes(-1, -2) if name.endswith("qk") else operand  # [.., S, D]
@@ -209,7 +224,7 @@ def make_gemm(
         return quantize(operand, quant, axis=-2, random=random)
 
     def emulated(name: str, rule: Rule, x: Array, operand: str | Array, positions: Ints) -> Array:
-        left, right = as_quant(rule.activations or RAW), as_quant(rule.weights or RAW)
+        left, right = _sides(rule)
         if rule.outliers is not None:
             return _split(name, rule.outliers, x, tensors, operand)
         if isinstance(operand, str):
@@ -233,10 +248,11 @@ def make_gemm(
                 )
                 return made.T
 
-            size = int(math.prod(shape_of(tensors, operand)) * probe(rule))
             as_stored = isinstance(tensors, Weights) and not tensors.dequantise
             kept = operand, right, key, as_stored, rule.rotate
-            b = cache.get(kept, size, store)
+            b = cache.get(
+                kept, lambda: int(math.prod(shape_of(tensors, operand)) * probe(rule)), store
+            )
         else:
             shape, b = x.shape, stored_right(name, right, rotated_by(operand, rule, -2))
         try:

@@ -75,21 +75,25 @@ class OperandCache:
     used_bytes: int = 0
     items: OrderedDict[object, tuple[Any, int, int]] = field(default_factory=OrderedDict)
 
-    def get(self, key: object, size: int, make: Callable[[], Any]) -> Any:
-        """Return what `make` returned for `key`; it will take about `size` bytes."""
-        if key in self.items:
+    def get(self, key: object, room: Callable[[], int], make: Callable[[], Any]) -> Any:
+        """Return what `make` returned for `key`; it will take about `room()` bytes."""
+        found = self.items.get(key)
+        if found is not None:
             self.items.move_to_end(key)
-            return self.items[key][0]
+            return found[0]
+        size = room()
         self._make_room(size)
         self.items[key] = (make(), size, -1)
         self.used_bytes += size
         return self.items[key][0]
 
     def measure(self, key: object) -> None:
-        """Count what `key` takes now that it has been used, and so packed."""
-        value, before, parts = self.items.pop(key)
+        """Count what `key` takes now that `get` has found it and it was used, and so packed."""
+        value, before, parts = self.items[key]
         found = len(value.packed) if isinstance(value, QTensor) else -1
-        now = before if found == parts >= 0 else held_bytes(value)  # nothing more is kept since
+        if found == parts >= 0:
+            return  # nothing more is kept since
+        now = held_bytes(value)
         self.used_bytes += now - before
         self.items[key] = (value, now, found)
         self._make_room(0, spare=1)

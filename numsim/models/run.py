@@ -517,8 +517,9 @@ class Model:
         return rows_of(wide(self.tensors[name]), ids).astype(dtype, copy=False)
 
     def _weight(self, name: str, dtype: type) -> Array:
-        size = math.prod(shape_of(self.tensors, name)) * 8
         copy: Array = self.cache.get(
-            (name, dtype), size, lambda: np.array(wide(self.tensors[name]), dtype)
+            (name, dtype),
+            lambda: math.prod(shape_of(self.tensors, name)) * 8,
+            lambda: np.array(wide(self.tensors[name]), dtype),
         )
         return copy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
@@ -235,6 +235,16 @@ class Quant:
                 f"scale_rule={self.scale_rule!r}, granularity={self.granularity!r}, "
                 f"overflow={self.overflow!r}"
             )
+
+    def __hash__(self) -> int:  # kernels and stored weights are looked up by it in every product
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash(tuple(getattr(self, field.name) for field in fields(self)))
+            object.__setattr__(self, "_hash", known)
+        return int(known)
+
+    def __getstate__(self) -> dict[str, Any]:  # another process hashes words otherwise
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
     @property
     def fmt(self) -> Format:

@@ -396,13 +396,14 @@ for columns in (b, np.ascontiguousarray(b.T).T):
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-def test_rows_of_words_are_packed_k_by_k():
+@pytest.mark.parametrize("width", [12, 16, 32])
+def test_rows_of_words_are_packed_k_by_k(width):
     rng = np.random.default_rng(0)
-    for batch, m, k in [(1, 1, 1), (2, 12, 16), (1, 13, 33), (3, 24, 48), (1, 5, 15), (2, 35, 100)]:
+    for batch, m, k in [(1, 1, 1), (2, 12, 16), (1, 13, 33), (3, 24, 48), (1, 5, 15), (2, 65, 100)]:
         source = rng.integers(0, 1 << 32, (batch, m, k)).astype(np.uint32)
         for flip in (0, 0x80808080):
-            panels = pack_words(source, flip)
-            assert panels.shape == (batch, -(-m // 12), k, 12, 1)
+            panels = pack_words(source, flip, width)
+            assert panels.shape == (batch, -(-m // width), k, width, 1)
             rows = panels[..., 0].swapaxes(2, 3).reshape(batch, -1, k)[:, :m]
             np.testing.assert_array_equal(rows, source ^ np.uint32(flip))
 

@@ -16,7 +16,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from numsim.kernels.convert.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE, SPECIAL
-from numsim.kernels.instructions import shl, shr, wide_vectors
+from numsim.kernels.instructions import fused, shl, shr, wide_vectors
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.encode import byte_codes
 from numsim.kernels.jit import inline, kernel
@@ -170,6 +170,31 @@ def _quotients_to_floats(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast
     return met
 
 
+@inline
+def _nearest(x: np.float32, scale: np.float32, low: np.float32, high: np.float32) -> np.int32:
+    """Return the integer nearest to x times `scale`, ties to even, limited.
+
+    Limiting to integers and rounding commute; adding 1.5 * 2**23 rounds to nearest even.
+    """
+    v = np.float32(x * scale)
+    v = high if v > high else v
+    v = low if v < low else v
+    return np.int32(np.float32(v + np.float32(12582912.0)).view(np.int32) - np.int32(0x4B400000))
+
+
+@inline
+def _quotient(x: np.float32, by: np.float32, inverse: np.float32) -> np.float32:
+    """Return fp32(x / by) without a division, which takes long; `inverse` is fp32(1 / by).
+
+    `by` and the quotient lie between 2**-60 and 2**60; of a smaller quotient only that it is small
+    holds. The first correction leaves less than one last place, of which Markstein's theorem makes
+    the nearest number: the remainder is exact, and `inverse` is the nearest to 1 / by.
+    """
+    q = np.float32(x * inverse)
+    q = fused(fused(-q, by, x), inverse, q)
+    return np.float32(fused(fused(-q, by, x), inverse, q))
+
+
 @kernel
 def quotients_to_integers(
     x: np.ndarray, by: np.float32, out: np.ndarray, scale: np.float32, low: np.float32,
@@ -177,6 +202,14 @@ def quotients_to_integers(
 ) -> bool:  # fmt: skip
     """Do ``integer_rne`` for float32 x / by; return whether NaN was met."""
     wide_vectors()
+    reach = np.float32(2.0**60)
+    if by > np.float32(1.0) / reach and by < reach:
+        inverse, most, far = np.float32(np.float32(1.0) / by), np.float32(by * reach), np.int32(0)
+        for i in range(x.size):
+            far = np.int32(far | (np.int32(0) if abs(x[i]) <= most else np.int32(1)))
+            out[i] = _nearest(_quotient(x[i], by, inverse), scale, low, high)
+        if far == np.int32(0):
+            return False
     quotients, met = np.empty(_NEAR, np.float32), False
     for start in range(0, x.size, _NEAR):
         part, to = x[start : start + _NEAR], out[start : start + _NEAR]
@@ -342,20 +375,12 @@ def float_any(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 def integer_rne(
     x: np.ndarray, out: np.ndarray, scale: np.float32, low: np.float32, high: np.float32
 ) -> bool:
-    """Encode float32 to integers of at most 16 bits, saturating; return whether NaN was met.
-
-    Clamping to integers and rounding commute; adding 1.5 * 2**23 rounds to nearest even.
-    """
+    """Encode float32 to integers of at most 16 bits, saturating; return whether NaN was met."""
     wide_vectors()
-    magic = np.float32(12582912.0)
-    offset = np.int32(0x4B400000)
     nans = np.int32(0)
     for i in range(x.size):
-        v = np.float32(x[i] * scale)
-        nans = np.int32(nans | (np.int32(1) if v != v else np.int32(0)))
-        v = high if v > high else v
-        v = low if v < low else v
-        out[i] = np.int32(np.float32(v + magic).view(np.int32) - offset)
+        nans = np.int32(nans | (np.int32(1) if x[i] != x[i] else np.int32(0)))
+        out[i] = _nearest(x[i], scale, low, high)
     return bool(nans != np.int32(0))
 
 

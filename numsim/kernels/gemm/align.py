@@ -34,7 +34,7 @@ from numsim.kernels.gemm.fma import cover, run_tiles, tile_types
 from numsim.kernels.ir import align as simd_align
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.align import BULK, HALVES, JOINS, LOWEST, NO_TERM, TWO_STREAMS, Flavour
-from numsim.kernels.jit import PACKED, called, grain_of, kernel, over_range
+from numsim.kernels.jit import PACKED, borrowing_kernel, called, grain_of, kernel, over_range
 
 Array = npt.NDArray[Any]
 _BLOCK = 1024  # products of k for which a panel of b stays in the cache
@@ -139,7 +139,7 @@ def _tile_narrow(
     return 1
 
 
-@kernel
+@borrowing_kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     tile: int, rule: Array,

@@ -19,8 +19,15 @@ from numba.np.numpy_support import from_dtype
 
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.pack import turned_words
-from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
-from numsim.kernels.memory import second_cache
+from numsim.kernels.jit import (
+    PACKED,
+    borrowing_kernel,
+    expanded,
+    grain_of,
+    inline,
+    kernel,
+    over_range,
+)
 
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,9 +110,6 @@ def run_tiles(
     """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
     tiles, steps = a.shape[1], a.shape[2]
     most = _GROUP // 2 if out.shape[2] >= _WIDE and steps <= _BLOCK else _GROUP
-    deep = min(steps, block)
-    if deep > _BLOCK:  # a panel fills the first cache anyway: b is read anew for each group
-        most = max(most, second_cache() * 3 // 4 // (deep * a.shape[3] * a.shape[4] * a.itemsize))
     group = -(-tiles // -(-tiles // most))  # even groups
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
     whole = whole_panels(out, b.shape[1] * b.shape[3])
@@ -171,7 +175,7 @@ def fma_narrow(
     return 1
 
 
-@kernel
+@borrowing_kernel
 def run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
@@ -179,7 +183,7 @@ def run_wide(
     cover(fma_wide, out, a, b, steps, block, group, start, stop, 0)
 
 
-@kernel
+@borrowing_kernel
 def run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int
 ) -> None:
@@ -217,9 +221,10 @@ def _pack(source: Array, panels: Array, start: int, stop: int) -> None:
 def pack_rows_of_words(
     source: Array, panels: Array, flip: int, runs: int, start: int, stop: int
 ) -> None:
-    """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, rows, 1].
+    """Copy lines [batch, lines, K] of words, XOR `flip`, into [batch, panels, K, width, 1].
 
-    `runs` times 16 k of them by vectors.
+    `runs` times 16 k of them by vectors, in which lines that there are not become others; the width
+    is 12 or a multiple of 16.
     """
     lines, depth = source.shape[1], source.shape[2]
     count, width = panels.shape[1], panels.shape[3]
@@ -228,7 +233,12 @@ def pack_rows_of_words(
         batch, first = piece // count, piece % count * width
         panel, used = panels[batch, piece % count], min(width, lines - first)
         rows = source[batch, first : first + used]
-        turned_words(rows, panel.reshape(-1), runs, mask)
+        words = panel.reshape(-1)
+        if width == simd.FMA_ROWS:
+            turned_words(12, rows, words, 0, width, runs, mask)
+        else:
+            for i in range(0, used, 16):
+                turned_words(16, rows[i : i + 16], words, i, width, runs, mask)
         for k0 in range(16 * runs, depth, 16):  # short runs keep the written lines in the cache
             for i in range(used):
                 for k in range(k0, min(k0 + 16, depth)):
@@ -241,14 +251,15 @@ def _word_packer() -> Callable[..., Any]:
     return simd.compiled(pack_rows_of_words, *arrays, *(types.int64,) * 4)
 
 
-def pack_words(source: Array, flip: int = 0) -> Array:
+def pack_words(source: Array, flip: int = 0, width: int = simd.FMA_ROWS) -> Array:
     """Pack rows [batch, M, K] of uint32, side by side in memory, XOR `flip`.
 
-    Returns [batch, tiles, K, rows, 1]; rows that there are not hold anything.
+    Returns [batch, tiles, K, width, 1]; rows that there are not hold anything. The width is 12 or a
+    multiple of 16.
     """
     batch, lines, depth = source.shape
-    tiles = -(-lines // simd.FMA_ROWS)
-    panels = np.empty((batch, tiles, depth, simd.FMA_ROWS, 1), np.uint32)
+    tiles = -(-lines // width)
+    panels = np.empty((batch, tiles, depth, width, 1), np.uint32)
     entry, runs = _word_packer(), depth // 16 if simd.enabled() else 0
     over_range(
         lambda start, stop: entry(source, panels, flip, runs, start, stop), batch * tiles,

@@ -19,10 +19,18 @@ from numsim.kernels.gemm.fma import pack_words, panels_for, run_tiles, tile_rows
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
+from numsim.kernels.jit import (
+    PACKED,
+    borrowing_kernel,
+    expanded,
+    grain_of,
+    inline,
+    kernel,
+    over_range,
+)
 
 Array = npt.NDArray[Any]
-_BLOCK = 1024  # steps of four k for which a panel of b stays in the cache
+_BLOCK = 256  # steps of four k for which a panel of b stays in the first cache
 
 
 class PackedInt8(NamedTuple):
@@ -72,7 +80,8 @@ class Ends(NamedTuple):
     """What sums of a panel begin with, and what becomes of them; of all k, or of a block of these.
 
     Fields: `begin` [1 or batch times columns] and the panel's place there, whether the block is the
-    `first`, a `scale`, and whether it is the `last`, whose sums it multiplies.
+    `first`, a `scale`, and whether it is the `last`, whose sums it multiplies; `later`, the place
+    of what a tile asks for meanwhile, and at what `pace`, see `ir.integer.scaled_int8_tile`.
     """
 
     begin: Array
@@ -80,6 +89,8 @@ class Ends(NamedTuple):
     first: int
     scale: np.float32
     last: int
+    later: int
+    pace: int
 
 
 @inline
@@ -91,18 +102,18 @@ def _scaled_wide(
     if left >= 12:
         simd_int.scaled_int8_tile(
             12, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
-            ends.scale, ends.last,
+            ends.scale, ends.last, ends.later, ends.pace,
         )  # fmt: skip
         return 12
     if left >= 4:
         simd_int.scaled_int8_tile(
             4, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
-            ends.scale, ends.last,
+            ends.scale, ends.last, ends.later, ends.pace,
         )  # fmt: skip
         return 4
     simd_int.scaled_int8_tile(
         1, 1, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
-        ends.scale, ends.last,
+        ends.scale, ends.last, ends.later, ends.pace,
     )  # fmt: skip
     return 1
 
@@ -116,12 +127,12 @@ def _scaled_narrow(
     if left >= 2:
         simd_int.scaled_int8_tile(
             2, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
-            ends.scale, ends.last,
+            ends.scale, ends.last, ends.later, ends.pace,
         )  # fmt: skip
         return 2
     simd_int.scaled_int8_tile(
         1, 0, a, a_at, b, b_at, out, out_at, stride, steps, ends.begin, ends.at, ends.first,
-        ends.scale, ends.last,
+        ends.scale, ends.last, ends.later, ends.pace,
     )  # fmt: skip
     return 1
 
@@ -133,7 +144,7 @@ def _cover(
 ) -> None:  # fmt: skip
     """Do what `fma.cover` does; begin with rows [1 or batch, N] if `fresh`, and scale at the end.
 
-    Whatever `out` held is then not read.
+    Whatever `out` held is then not read. While tiles share a panel, they ask for the next one.
     """
     m, n = out.shape[1], out.shape[2]
     tiles, panels, rows, width = a.shape[1], b.shape[1], a.shape[3], b.shape[3]
@@ -147,18 +158,22 @@ def _cover(
         for k in range(0, max(steps, 1), block):
             count = min(block, steps - k)
             b_at = ((shared * panels + panel) * steps + k) * width
-            ends = Ends(
-                first_row, shared * n + panel * width, fresh if k == 0 else 0, scale,
-                scaled if k + block >= steps else 0,
-            )  # fmt: skip
-            for t in range(first, min(first + group, tiles)):
+            last = min(first + group, tiles)
+            pace = (width + last - first - 1) // (last - first)
+            later = b_at + count * width
+            for t in range(first, last):
+                ends = Ends(
+                    first_row, shared * n + panel * width, fresh if k == 0 else 0, scale,
+                    scaled if k + block >= steps else 0, later, pace,
+                )  # fmt: skip
+                later += count * pace
                 a_at = ((batch * tiles + t) * steps + k) * rows
                 at = (batch * m + t * rows) * n + panel * width
                 left = min(rows, m - t * rows)
                 tile_rows(micro, a, a_at, b, b_at, flat, at, n, left, count, ends)
 
 
-@kernel
+@borrowing_kernel
 def _run_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     begin: Array, fresh: int, scale: np.float32, scaled: int,
@@ -168,7 +183,7 @@ def _run_wide(
     )  # fmt: skip
 
 
-@kernel
+@borrowing_kernel
 def _run_narrow(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     begin: Array, fresh: int, scale: np.float32, scaled: int,
@@ -229,6 +244,23 @@ def _runner(wide: bool) -> Callable[..., Any]:
     return simd.compiled(runner, *tile_types(types.uint32, types.uint32, types.int32), *ends)
 
 
+@kernel
+def _sum_lines(source: Array, sums: Array, flip: int, start: int, stop: int) -> None:
+    """Write the sums of lines [lines, K] of bytes, XOR `flip` and read as signed."""
+    mask = np.uint8(flip)
+    for i in range(start, stop):
+        line, total = source[i], np.int32(0)
+        for k in range(line.size):
+            total += np.int32(np.uint8(line[k] ^ mask).view(np.int8))
+        sums[i] = total
+
+
+@cache
+def _summer() -> Callable[..., Any]:
+    arrays = types.Array(types.uint8, 2, "C", readonly=True), simd.contiguous(types.int32, 1)
+    return simd.compiled(_sum_lines, *arrays, *(types.int64,) * 3)
+
+
 def packed_a(a: Array) -> Array:
     """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
     batch, lines, depth = a.shape
@@ -248,6 +280,15 @@ def _packed_b(source: Array) -> tuple[Array, Array, int]:
     """Return panels of signed bytes, line sums of these bytes, and value minus packed byte."""
     batch, lines, depth = source.shape
     flip = 0 if source.dtype == np.int8 else 128
+    if depth % 4 == 0 and source.flags.c_contiguous and source.size:
+        raw = source.view(np.uint8).reshape(-1, depth)
+        found, entry = np.empty(batch * lines, np.int32), _summer()
+        over_range(
+            lambda start, stop: entry(raw, found, flip, start, stop), len(raw),
+            grain=grain_of(len(raw), source.size),
+        )  # fmt: skip
+        words = pack_words(source.view(np.uint32), flip * 0x01010101, simd.INT8_COLUMNS)
+        return words, found.reshape(batch, lines), flip
     shape, padded = panels_for(lines, simd.INT8_COLUMNS, depth, 4)
     panels = (np.zeros if padded else np.empty)((batch, *shape), np.uint32)
     sums = np.zeros((batch, lines), np.int32)

@@ -35,7 +35,7 @@ from numsim.kernels.ir import mac as simd_mac
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.mac import Flavour
 from numsim.kernels.ir.simd import FMA_ROWS
-from numsim.kernels.jit import called, expanded, kernel
+from numsim.kernels.jit import borrowing_kernel, called, expanded, kernel
 from numsim.kernels.rules.mac import Arithmetic
 
 Array = npt.NDArray[Any]
@@ -96,7 +96,7 @@ _TILES = {  # by whether there is AVX-512, and `Flavour.single`
 }  # fmt: skip
 
 
-@kernel
+@borrowing_kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     tile: int, rule: Array,

@@ -22,7 +22,7 @@ from numsim.kernels.gemm.fma import cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm.mac import padded
 from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.ir import simd
-from numsim.kernels.jit import called, kernel
+from numsim.kernels.jit import borrowing_kernel, called
 
 Array = npt.NDArray[Any]
 _BLOCK = 512  # steps for which a panel of b stays in the cache
@@ -52,7 +52,7 @@ def _tile_narrow(
     return 1
 
 
-@kernel
+@borrowing_kernel
 def _run(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     tile: int, limits: Array,

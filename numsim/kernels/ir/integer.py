@@ -50,8 +50,15 @@ def _pair_sums(b: Any, x: Any, y: Any) -> Any:
     return b.add(even, odd)
 
 
-def _int8_sums(b: Any, tile: Tile, count: int, before: list[Any], *, native: bool) -> list[Any]:
-    """Return `before` and, modulo 2^32, four products of an unsigned a and a signed b per step."""
+def _int8_sums(
+    b: Any, tile: Tile, count: int, before: list[Any], *, native: bool, later: Any = None,
+    pace: Any = None,
+) -> list[Any]:  # fmt: skip
+    """Return `before` and, modulo 2^32, four products of an unsigned a and a signed b per step.
+
+    Each step asks for memory: what stands a page later in the panel, or, if there is an address
+    `later`, for one line from there on, `pace` words a step.
+    """
     dot4 = None
     if native:
         kind = ir.FunctionType(V32, [V32] * 3)
@@ -63,11 +70,13 @@ def _int8_sums(b: Any, tile: Tile, count: int, before: list[Any], *, native: boo
         return broadcast(b, tile.scalar(k, INT8_ROWS, r), V32)
 
     def column(k: Any, c: int) -> Any:
-        if count == 1 or native:
+        if later is None and (count == 1 or native):
             tile.ahead(k, INT8_COLUMNS, 16 * c)
         return tile.columns(k, INT8_COLUMNS, 16 * c)
 
     def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+        if later is not None:
+            fetch(b, b.gep(later, [b.mul(k, pace)]), level=2)
         columns = [column(k, c) for c in range(2)]
         new = []
         for r in range(count):
@@ -114,36 +123,40 @@ def int8_tile(
 def scaled_int8_tile(
     typing: Any, rows: Any, wide: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
     stride: Any, steps: Any, begin: Any, begin_at: Any, first: Any, scale: Any, last: Any,
+    later: Any, pace: Any,
 ) -> Any:  # fmt: skip
     """Write to out[r, :] what `int8_tile` adds to it, from first sums to scaled ones.
 
     If a block of k is the `first`, sums start from `begin`, one row for all, and out is not read.
     If it is the `last`, they become float32, are multiplied by `scale`, and out holds their bits.
+    A whole tile asks for b's elements from `later` on, `pace` of them a step: what comes next.
     """
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
         return None
     count, native = rows.literal_value, bool(wide.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile = Tile(context, b, sig.args[:-5], args[:-5], 2, V32)
-        begin, begin_at, first, scale, last = args[-5:]
+        tile = Tile(context, b, sig.args[:-7], args[:-7], 2, V32)
+        begin, begin_at, first, scale, last, later, pace = args[-7:]
         for at in tile.outputs(count):  # new memory, which nothing else reads: it comes meanwhile
             fetch(b, at, write=True)
         fresh = b.icmp_signed("!=", first, ir.Constant(I64, 0))
-        row = tile.pointer(context, sig.args[-5], begin, begin_at)
+        row = tile.pointer(context, sig.args[-7], begin, begin_at)
         out, stride = tile.out, tile.stride
         tile.out = b.select(fresh, row, out)
         tile.stride = b.select(fresh, ir.Constant(I64, 0), stride)
         before = tile.load(count)
         tile.out, tile.stride = out, stride
-        sums = _int8_sums(b, tile, count, before, native=native)
+        whole = native and count == INT8_ROWS  # fewer rows read b as fast as it comes
+        ahead = b.gep(tile.panel, [b.sub(later, args[5])]) if whole else None
+        sums = _int8_sums(b, tile, count, before, native=native, later=ahead, pace=pace)
         scaled, by = b.icmp_signed("!=", last, ir.Constant(I64, 0)), broadcast(b, scale, VF)
         singles = [b.bitcast(b.fmul(b.sitofp(v, VF), by), V32) for v in sums]
         tile.store([b.select(scaled, x, v) for x, v in zip(singles, sums, strict=True)], count)
         return context.get_dummy_value()
 
     i64 = types.int64
-    ends = (begin, i64, i64, types.float32, i64)
+    ends = (begin, i64, i64, types.float32, i64, i64, i64)
     return types.void(rows, wide, a, i64, b, i64, out, i64, i64, i64, *ends), codegen
 
 

@@ -13,7 +13,6 @@ from numba import types
 from numba.np import arrayobj
 
 from numsim.kernels.ir.simd import (
-    FMA_ROWS,
     I32,
     I64,
     V32,
@@ -41,24 +40,29 @@ def transposed(b: Any, lines: list[Any]) -> list[Any]:
 
 
 @emitted
-def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> Any:
-    """Write `runs` times 16 words of each of at most 12 rows, XOR `flip`, as [k, 12].
+def turned_words(
+    typing: Any, most: Any, rows: Any, words: Any, at: Any, width: Any, runs: Any, flip: Any
+) -> Any:
+    """Write `runs` times 16 words of each of at most `most` rows, XOR `flip`.
 
-    Rows that there are not become copies of the last one.
+    Those of one k, `width` of them to the next k, begin at `at`. `most` is up to 16; rows that
+    there are not become copies of the last one.
     """
-    count = FMA_ROWS
+    if not isinstance(most, types.IntegerLiteral):
+        return None
+    count = most.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         make: Any = arrayobj.make_array
-        source = make(sig.args[0])(context, b, args[0])
+        source = make(sig.args[1])(context, b, args[1])
         stride, used = (b.extract_value(x, 0) for x in (source.strides, source.shape))
         last = b.sub(used, ir.Constant(I64, 1))
-        target = pointer_at(context, b, sig.args[1], args[1], ir.Constant(I64, 0))
+        target, each = pointer_at(context, b, sig.args[2], args[2], args[3]), args[4]
         mask = ir.VectorType(ir.IntType(1), 16)
         kind = ir.FunctionType(ir.VoidType(), [V32, V32.as_pointer(), I32, mask])
         store = b.module.declare_intrinsic("llvm.masked.store.v16i32.p0", (), kind)
         inside = ir.Constant(mask, [i < count for i in range(16)])
-        other = broadcast(b, args[3], V32)
+        other = broadcast(b, args[6], V32)
         data = b.bitcast(source.data, ir.IntType(8).as_pointer())
         starts = []
         for i in range(count):
@@ -71,14 +75,15 @@ def turned_words(typing: Any, rows: Any, words: Any, runs: Any, flip: Any) -> An
             lines += [ir.Constant(V32, ir.Undefined)] * (16 - count)
             for k, line in enumerate(transposed(b, lines)):
                 step = b.add(b.mul(n, ir.Constant(I64, 16)), ir.Constant(I64, k))
-                at = b.gep(target, [b.mul(step, ir.Constant(I64, count))])
+                at = b.gep(target, [b.mul(step, each)])
                 b.call(store, [line, b.bitcast(at, V32.as_pointer()), ir.Constant(I32, 4), inside])
             return carried
 
-        loop(b, args[2], [], run)
+        loop(b, args[5], [], run)
         return context.get_dummy_value()
 
-    return types.void(rows, words, types.int64, types.uint32), codegen
+    i64 = types.int64
+    return types.void(most, rows, words, i64, i64, i64, types.uint32), codegen
 
 
 def interleaved(b: Any, x: Any, y: Any, bits: int, high: int) -> Any:

@@ -188,16 +188,16 @@ def vectors_of(context: Any, b: Any, array: Any, value: Any, vector: Any) -> Any
     return b.bitcast(first, vector.as_pointer())
 
 
-def fetch(b: Any, pointer: Any, *, write: bool = False) -> None:
+def fetch(b: Any, pointer: Any, *, write: bool = False, level: int = 1) -> None:
     """Ask for the line at an address that is read later; beyond the end of memory nothing comes.
 
-    `write`: it is written later.
+    `write`: it is written later; `level`: of the cache that it comes to.
     """
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     ask = b.module.declare_intrinsic("llvm.prefetch.p0i8", (), kind)
-    use, keep, data = ir.Constant(I32, int(write)), ir.Constant(I32, 3), ir.Constant(I32, 1)
-    b.call(ask, [b.bitcast(pointer, byte), use, keep, data])
+    how = [ir.Constant(I32, value) for value in (int(write), 4 - level, 1)]  # 1: data
+    b.call(ask, [b.bitcast(pointer, byte), *how])
 
 
 class Tile:
