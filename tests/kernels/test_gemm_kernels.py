@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from fractions import Fraction
 
 import ml_dtypes
@@ -394,6 +395,38 @@ for columns in (b, np.ascontiguousarray(b.T).T):
         pytest.skip("the other tests did this")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("kinds", [(np.int8, np.int8), (np.uint8, np.int8), (np.int8, np.uint8)])
+def test_deep_int8_products_of_several_blocks_and_groups(path, kinds):
+    rng = np.random.default_rng(6)
+    for m, k, n in [(131, 4500, 70), (12, 2052, 33), (13, 1024, 32), (300, 1028, 31)]:
+        a, b = (
+            rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, shape).astype(kind)
+            for kind, shape in zip(kinds, [(1, m, k), (1, k, n)], strict=True)
+        )
+        want = a[0].astype(np.int64) @ b[0].astype(np.int64)
+        for right in (b, np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)):
+            with simd.force(path):
+                np.testing.assert_array_equal(gemm_int8(a, right)[0], want)
+                scaled = gemm_int8(a, right, np.float32(0.3))[0]
+            np.testing.assert_array_equal(scaled, want.astype(np.float32) * np.float32(0.3))
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+def test_a_product_keeps_nothing_that_it_was_given(path):
+    rng = np.random.default_rng(7)
+    codes = [rng.integers(-9, 9, shape).astype(np.int8) for shape in [(1, 30, 64), (1, 64, 40)]]
+    for kernel, kind in [(gemm_int8, np.int8), (gemm_fma, np.float32)]:
+        a, b = (x.astype(kind) for x in codes)
+        before = sys.getrefcount(a), sys.getrefcount(b)
+        with simd.force(path):
+            out = kernel(a, b)
+        assert (sys.getrefcount(a), sys.getrefcount(b)) == before
+        gone = weakref.ref(out.base if out.base is not None else out)
+        del out
+        assert gone() is None
 
 
 @pytest.mark.parametrize("width", [12, 16, 32])

@@ -8,8 +8,6 @@ import pytest
 
 from numsim.data import bundled_model_dir
 from numsim.kernels.elementwise import activations, functions, guesses
-from numsim.kernels.gemm import fma
-from numsim.kernels.gemm.integer import gemm_int8
 from numsim.kernels.ir import simd
 from numsim.models import Recipe, Rule, load_model
 
@@ -194,14 +192,3 @@ def test_lanes_take_a_row_in_turn(dtype):
         assert top == max(x, default=-np.inf)
         x[width // 2 :] = np.nan
         assert ways(x, sums, squares, np.empty(8)) == max(x[: width // 2], default=-np.inf)
-
-
-@pytest.mark.parametrize("path", simd.PATHS)
-@pytest.mark.parametrize("cache", [1, 1 << 20, 1 << 30])
-def test_deep_products_do_not_depend_on_how_many_rows_stay_near(monkeypatch, path, cache):
-    monkeypatch.setattr(fma, "second_cache", lambda: cache)
-    rng = np.random.default_rng(6)
-    a = rng.integers(-128, 128, (1, 131, 4500)).astype(np.int8)
-    b = rng.integers(-128, 128, (1, 4500, 70)).astype(np.int8)
-    with simd.force(path):
-        np.testing.assert_array_equal(gemm_int8(a, b)[0], a[0].astype(np.int32) @ b[0])

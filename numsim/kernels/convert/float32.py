@@ -183,7 +183,7 @@ def _nearest(x: np.float32, scale: np.float32, low: np.float32, high: np.float32
 
 
 @inline
-def _quotient(x: np.float32, by: np.float32, inverse: np.float32) -> np.float32:
+def quotient(x: np.float32, by: np.float32, inverse: np.float32) -> np.float32:
     """Return fp32(x / by) without a division, which takes long; `inverse` is fp32(1 / by).
 
     `by` and the quotient lie between 2**-60 and 2**60; of a smaller quotient only that it is small
@@ -207,7 +207,7 @@ def quotients_to_integers(
         inverse, most, far = np.float32(np.float32(1.0) / by), np.float32(by * reach), np.int32(0)
         for i in range(x.size):
             far = np.int32(far | (np.int32(0) if abs(x[i]) <= most else np.int32(1)))
-            out[i] = _nearest(_quotient(x[i], by, inverse), scale, low, high)
+            out[i] = _nearest(quotient(x[i], by, inverse), scale, low, high)
         if far == np.int32(0):
             return False
     quotients, met = np.empty(_NEAR, np.float32), False

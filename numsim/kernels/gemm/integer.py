@@ -36,13 +36,14 @@ _BLOCK = 256  # steps of four k for which a panel of b stays in the first cache
 class PackedInt8(NamedTuple):
     """The right operand, packed once.
 
-    Fields: `panels` [1 or batch, panels, K/4, 32, 1] (four signed bytes in each uint32), their
-    `sums` over K [1 or batch, N], `offset` (0 or 128; the true value is the signed byte + offset)
+    Fields: `panels` [1 or batch, panels, K/4, 32, 1] (four signed bytes in each uint32), `begin`
+    [1 or batch, columns of whole panels] (-128 times their sums over K: what sums start from where
+    a's bytes are 128 too large), `offset` (0 or 128; the true value is the signed byte + offset)
     and `n`.
     """
 
     panels: Array
-    sums: Array
+    begin: Array
     offset: int
     n: int
 
@@ -305,7 +306,9 @@ def _packed_b(source: Array) -> tuple[Array, Array, int]:
 def pack_b(b: Array) -> PackedInt8:
     """Pack the right operand [1 or batch, K, N], int8 or uint8, of any strides."""
     panels, sums, offset = _packed_b(b.swapaxes(1, 2))
-    return PackedInt8(panels, sums, offset, b.shape[2])
+    begin = np.zeros((len(panels), panels.shape[1] * panels.shape[3]), np.int32)
+    np.multiply(sums, np.int32(-128), out=begin[:, : b.shape[2]])
+    return PackedInt8(panels, begin, offset, b.shape[2])
 
 
 def starts(b: PackedInt8, span: int) -> Array:
@@ -337,14 +340,11 @@ def gemm_int8(
     out = np.empty((*a.shape[:2], packed.n), np.int32)
     if out.size:
         rows = packed_a(a) if rows is None else rows
-        offset = -128 if a.dtype == np.int8 else 0
-        # a = ua + offset, b = sb + packed.offset, summed over k; all modulo 2^32.
-        lines = packed.sums * np.int32(offset)
+        # a = ua - 128 if it is int8, b = sb + packed.offset, summed over k; all modulo 2^32.
+        begin = packed.begin if a.dtype == np.int8 else np.zeros_like(packed.begin)
         if packed.offset:
             whole = a.sum(axis=2, dtype=np.int64) * packed.offset
-            np.add(lines[:, None, :], whole.astype(np.int32)[:, :, None], out=out)
-        begin = np.zeros((len(lines), packed.panels.shape[1] * packed.panels.shape[3]), np.int32)
-        begin[:, : packed.n] = lines
+            np.add(begin[:, None, : packed.n], whole.astype(np.int32)[:, :, None], out=out)
         run_tiles(
             _runner(simd.enabled()), out, rows, packed.panels, _BLOCK, begin,
             int(not packed.offset), np.float32(1 if scale is None else scale),
