@@ -188,7 +188,8 @@ def quotient(x: np.float32, by: np.float32, inverse: np.float32) -> np.float32:
 
     `by` and the quotient lie between 2**-60 and 2**60; of a smaller quotient only that it is small
     holds. The first correction leaves less than one last place, of which Markstein's theorem makes
-    the nearest number: the remainder is exact, and `inverse` is the nearest to 1 / by.
+    the nearest number: the remainder is exact, and `inverse` is the nearest to 1 / by. Without the
+    first no quotient was seen to differ, in 2**37 of them, but no proof says so.
     """
     q = np.float32(x * inverse)
     q = fused(fused(-q, by, x), inverse, q)
