@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 # Special methods that a class with `known_floats` has covered, besides its public names.
 ENTRIES = frozenset({
-    "__init__", "__post_init__", "__repr__", "__str__", "__eq__", "__len__", "__getitem__",
+    "__init__", "__repr__", "__str__", "__eq__", "__len__", "__getitem__",
     "__array__", "__matmul__", "__rmatmul__", "__call__",
 })  # fmt: skip
 
@@ -180,8 +180,6 @@ def _cover(cls: type) -> None:
     for name, item in list(vars(cls).items()):
         if (name.startswith("_") and name not in ENTRIES) or name in PLAIN:
             continue
-        if name == "__post_init__" and "__init__" in vars(cls):
-            continue  # which is covered, and calls it
         if inspect.isfunction(item):
             setattr(cls, name, known_floats(item))
         elif isinstance(item, (classmethod, staticmethod)):

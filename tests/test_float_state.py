@@ -239,6 +239,8 @@ def _entries(name: str, item: Any) -> dict[str, Any]:
             continue
         if isinstance(vars(item)[key], property) and key in float_state.PLAIN:
             continue
+        if key == "__post_init__" and "__init__" in vars(item):
+            continue  # which calls it, and is covered
         by_hand = (
             inspect.unwrap(value).__code__.co_filename == sys.modules[item.__module__].__file__
         )
