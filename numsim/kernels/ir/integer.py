@@ -74,9 +74,12 @@ def _int8_sums(
             tile.ahead(k, INT8_COLUMNS, 16 * c)
         return tile.columns(k, INT8_COLUMNS, 16 * c)
 
-    def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+    def ask(k: Any) -> None:
         if later is not None:
             fetch(b, b.gep(later, [b.mul(k, pace)]), level=2)
+
+    def wide_step(k: Any, acc: list[Any]) -> list[Any]:
+        ask(k)
         columns = [column(k, c) for c in range(2)]
         new = []
         for r in range(count):
@@ -85,6 +88,7 @@ def _int8_sums(
         return new
 
     def step(k: Any, acc: list[Any]) -> list[Any]:
+        ask(k)
         rows, new = [], list(acc)
         for r in range(count):
             x = b.bitcast(row(k, r), V16)
@@ -129,7 +133,8 @@ def scaled_int8_tile(
 
     If a block of k is the `first`, sums start from `begin`, one row for all, and out is not read.
     If it is the `last`, they become float32, are multiplied by `scale`, and out holds their bits.
-    A whole tile asks for b's elements from `later` on, `pace` of them a step: what comes next.
+    Calls of the most rows ask for b's elements from `later` on, `pace` of them a step: what comes
+    next.
     """
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(wide, types.IntegerLiteral)):
         return None
@@ -147,7 +152,7 @@ def scaled_int8_tile(
         tile.stride = b.select(fresh, ir.Constant(I64, 0), stride)
         before = tile.load(count)
         tile.out, tile.stride = out, stride
-        whole = native and count == INT8_ROWS  # fewer rows read b as fast as it comes
+        whole = count == (INT8_ROWS if native else 2)  # fewer rows read b as fast as it comes
         ahead = b.gep(tile.panel, [b.sub(later, args[5])]) if whole else None
         sums = _int8_sums(b, tile, count, before, native=native, later=ahead, pace=pace)
         scaled, by = b.icmp_signed("!=", last, ir.Constant(I64, 0)), broadcast(b, scale, VF)
