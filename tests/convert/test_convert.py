@@ -205,7 +205,7 @@ def expected_of_table(name, x, rounding, overflow):
     }[rounding]
     code = codes[np.where(up, hi, lo)]
     if f.beyond is not None and overflow == "special":
-        inward = {"rtz": x * 0 == 0, "rto": x * 0 == 0, "rup": x < 0, "rdn": x > 0}
+        inward = {"rtz": np.isfinite(x), "rto": np.isfinite(x), "rup": x < 0, "rdn": x > 0}
         stops = np.isfinite(x) & inward.get(rounding, np.full(x.shape, False))
         code = np.where(stops & (x >= values[-1]), codes[-2], code)
         code = np.where(stops & (x <= values[0]), codes[1], code)
