@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels.gemm.called import address_of, by_address
+from numsim.kernels.gemm.called import address_of, by_address, rows_or_one
 from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
@@ -123,11 +123,7 @@ def _tile_wide(
     a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
     """Update four rows of a tile or one; return how many."""
-    if left >= 4:
-        simd_align.align_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 4
-    simd_align.align_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_align.align_tile, 4, a, b, out, stride, steps, left, rule, flavour)
 
 
 @called

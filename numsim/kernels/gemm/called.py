@@ -8,6 +8,7 @@ flavour is its micro-kernel alone. Proof: that of the kernels that call them, `g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -28,6 +29,22 @@ def by_address(
     """Update rows of a tile by a micro-kernel; `rule` is its address, and what it reads."""
     done: int = call_tile(rule[0], rule[1], a, a_at, b, b_at, out, out_at, stride, steps, left)
     return done
+
+
+@expanded
+def rows_or_one(
+    tile: Callable[..., None], rows: int, a: Array, b: Array, out: Array, stride: int, steps: int,
+    left: int, rule: Array, flavour: int,
+) -> int:  # fmt: skip
+    """Update so many rows by a micro-kernel of `ir`, or one where fewer are left; return how many.
+
+    `rows` is written as a number: it is part of what is compiled.
+    """
+    if left >= rows:
+        tile(rows, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+        return rows
+    tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
+    return 1
 
 
 def address_of(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels.gemm.called import address_of, by_address
+from numsim.kernels.gemm.called import address_of, by_address, rows_or_one
 from numsim.kernels.gemm.codes import (
     PackedCodes,
     codes_types,
@@ -47,11 +47,7 @@ def _tile_wide(
     a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
     """Update four rows of a tile or one; return how many."""
-    if left >= 4:
-        simd_mac.mac_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 4
-    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_mac.mac_tile, 4, a, b, out, stride, steps, left, rule, flavour)
 
 
 @called
@@ -62,11 +58,7 @@ def _single_wide(
     if left >= FMA_ROWS:
         simd_mac.mac_tile(FMA_ROWS, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
         return FMA_ROWS
-    if left >= 4:
-        simd_mac.mac_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 4
-    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_mac.mac_tile, 4, a, b, out, stride, steps, left, rule, flavour)
 
 
 @called
@@ -74,11 +66,7 @@ def _single_narrow(
     a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
     """Do what `_single_wide` does, without AVX-512."""
-    if left >= 2:
-        simd_mac.mac_tile(2, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 2
-    simd_mac.mac_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_mac.mac_tile, 2, a, b, out, stride, steps, left, rule, flavour)
 
 
 @called

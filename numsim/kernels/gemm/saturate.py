@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from numsim.kernels.gemm.called import address_of, by_address
+from numsim.kernels.gemm.called import address_of, by_address, rows_or_one
 from numsim.kernels.gemm.codes import PackedCodes, pack_codes
 from numsim.kernels.gemm.fma import cover, pack_rows, run_tiles, tile_types
 from numsim.kernels.gemm.mac import padded
@@ -33,11 +33,7 @@ def _tile_wide(
     a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
     """Update four rows of a tile or one; return how many."""
-    if left >= 4:
-        simd_int.saturating_tile(4, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 4
-    simd_int.saturating_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_int.saturating_tile, 4, a, b, out, stride, steps, left, rule, flavour)
 
 
 @called
@@ -45,11 +41,7 @@ def _tile_narrow(
     a: Array, b: Array, out: Array, stride: int, steps: int, left: int, rule: Array, flavour: int
 ) -> int:  # fmt: skip
     """Update two rows of a tile or one, without AVX-512; return how many."""
-    if left >= 2:
-        simd_int.saturating_tile(2, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-        return 2
-    simd_int.saturating_tile(1, flavour, a, 0, b, 0, out, 0, stride, steps, rule)
-    return 1
+    return rows_or_one(simd_int.saturating_tile, 2, a, b, out, stride, steps, left, rule, flavour)
 
 
 @borrowing_kernel

@@ -34,11 +34,9 @@ JOINS, LATE, HALVES, TWO_STAGE, TWO_STREAMS, BULK = range(6)
 NO_TERM = -4000  # exponent of a factor that takes no part, low enough in any sum
 LOWEST = -700  # stands for the largest exponent where there is no term: 2**(F + 700) is a float64
 RULE_SIZE = 10
+_LIFT = 1000  # makes exponents of terms positive, and leaves NO_TERM negative
 
 _VD, _VL = ir.VectorType(ir.DoubleType(), 16), ir.VectorType(I64, 16)
-
-
-_LIFT = 1000  # makes exponents of terms positive, and leaves NO_TERM negative
 
 
 def _least(b: Any, least: Any, exponent: Any) -> Any:
