@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm import hopper_right
 from numsim.kernels.gemm.codes import fields
 from numsim.kernels.gemm.fma import gemm_fma, pack_words
 from numsim.kernels.gemm.fma import pack_b as pack_fma
@@ -368,7 +368,7 @@ def test_tables_hold_what_arithmetic_reads(path, name):
 @numba.njit
 def planes_both_ways(codes, want, got, how):
     simd_fp8.right_codes(16, codes, 4, want, how)
-    looked_up_codes(codes, 4, got, hopper_paths.tables_of(how))
+    looked_up_codes(codes, 4, got, hopper_right.tables_of(how))
 
 
 @pytest.mark.parametrize("path", PATHS[-1:], indirect=True)

@@ -17,7 +17,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from numsim.kernels.gemm import hopper as gemm_hopper
-from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm import hopper_paths, hopper_right
 from numsim.kernels.gemm import integer as gemm_int
 from numsim.kernels.gemm.codes import (
     BLOCK,
@@ -164,11 +164,11 @@ def _fp8_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_paths.tables_of(how)
+    tables = hopper_right.tables_of(how)
     nothing = np.empty(0, np.uint32)
     rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing, nothing)
     _fp8(
-        hopper_paths.hopper_wide, hopper_paths.codes_wide, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
+        hopper_paths.hopper_wide, hopper_right.codes_wide, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
         b, steps, block, group, start, stop, span, runs, rule, (tables, how), rows, columns,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def _fp8_half(
         nothing,
     )  # fmt: skip
     _fp8(
-        hopper_paths.hopper_half, hopper_paths.codes_half, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
+        hopper_paths.hopper_half, hopper_right.codes_half, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
         b, steps, block, group, start, stop, span, runs, rule, how, rows, columns,
     )  # fmt: skip
 
@@ -212,18 +212,26 @@ def _scaled_few(
     return left
 
 
+@expanded
+def _scaled_one(
+    words: int, a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int,
+    steps: int, rule: Any,
+) -> None:  # fmt: skip
+    codes, columns_at, at_block = b
+    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
+    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
+    float_tile(
+        words, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at,
+        codes.view(np.int32), b_at, out, out_at, stride, steps, tile,
+    )  # fmt: skip
+
+
 @inline
 def _scaled_row(
     a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    codes, columns_at, at_block = b
-    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
-    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
-    float_tile(
-        16, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at, codes.view(np.int32),
-        b_at, out, out_at, stride, steps, tile,
-    )  # fmt: skip
+    _scaled_one(16, a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return left
 
 
@@ -232,13 +240,7 @@ def _scaled_row_half(
     a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    codes, columns_at, at_block = b
-    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
-    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
-    float_tile(
-        8, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at, codes.view(np.int32),
-        b_at, out, out_at, stride, steps, tile,
-    )  # fmt: skip
+    _scaled_one(8, a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return left
 
 
@@ -271,7 +273,7 @@ def _fp8_few(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_paths.tables_of(how)
+    tables = hopper_right.tables_of(how)
     rule = _few_rule(a, block, runs, how, tables, rows, columns, span)
     cover_codes(
         _scaled_few, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
@@ -284,7 +286,7 @@ def _fp8_row(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_paths.tables_of(how)
+    tables = hopper_right.tables_of(how)
     few = _few_rule(a, block, runs, how, tables, rows, columns, span)
     cover_codes(
         _scaled_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,

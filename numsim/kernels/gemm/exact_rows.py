@@ -40,15 +40,24 @@ def covers(group: int, rows: int, how: Fields) -> bool:
     return group in GROUPS and rows <= FEW[simd.path()] and as_halves(how)
 
 
+@expanded
+def _sums(
+    size: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int,
+    steps: int, left: int, rule: Any,
+) -> None:  # fmt: skip
+    """Update so many rows with vectors of `size` bytes."""
+    group, how, words = rule
+    exact_sums_by_halves(
+        size, group, how, words, _NEAR, left, a, a_at, b, b_at, out, out_at, stride, steps
+    )  # fmt: skip
+
+
 @inline
 def _wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    group, how, words = rule
-    exact_sums_by_halves(
-        64, group, how, words, _NEAR, left, a, a_at, b, b_at, out, out_at, stride, steps
-    )  # fmt: skip
+    _sums(64, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
@@ -57,10 +66,7 @@ def _half(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    group, how, words = rule
-    exact_sums_by_halves(
-        32, group, how, words, _NEAR, left, a, a_at, b, b_at, out, out_at, stride, steps
-    )  # fmt: skip
+    _sums(32, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 

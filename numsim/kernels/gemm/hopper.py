@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels.gemm import hopper_paths
+from numsim.kernels.gemm import hopper_paths, hopper_right
 from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
@@ -90,7 +90,7 @@ def _packed(
 def _columns_packer() -> Callable[..., Any]:
     codes = types.Array(types.uint8, 3, "C", readonly=True)
     words = simd.contiguous(types.uint32, 4)
-    return simd.compiled(hopper_paths.pack_columns, codes, words, types.int64, types.int64)
+    return simd.compiled(hopper_right.pack_columns, codes, words, types.int64, types.int64)
 
 
 def _side_by_side(codes: Array, group: int) -> Array:

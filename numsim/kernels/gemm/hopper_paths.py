@@ -1,7 +1,8 @@
 """What is compiled for Hopper's FP8 rule: an entry point for each path and place of the codes.
 
 Names end by the path: wide with AVX-512 (few: for few rows, row: for one), half with AVX2, narrow
-on any CPU; and in rows where columns stand side by side in memory. `gemm.hopper` chooses.
+on any CPU; and in rows where columns stand side by side in memory. `gemm.hopper` chooses;
+`gemm.hopper_left` and `gemm.hopper_right` prepare the operands.
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numsim.kernels.gemm.codes import Fields, codes_at, cover_codes, scratch_words
-from numsim.kernels.gemm.hopper_left import PAIR, exponents_below, halves_of, singles_of
+from numsim.kernels.gemm.codes import Fields, cover_codes, scratch_words
+from numsim.kernels.gemm.hopper_left import exponents_below, halves_of, singles_of
+from numsim.kernels.gemm.hopper_right import (
+    QUADS,
+    as_they_are,
+    codes_half,
+    codes_wide,
+    pairs_narrow,
+    rows_half,
+    rows_wide,
+    tables_of,
+    turned_half,
+    turned_wide,
+)
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
-from numsim.kernels.ir.codes import fp8_planes
-from numsim.kernels.ir.fp8_codes import looked_up_codes
 from numsim.kernels.ir.hopper import float_tile
-from numsim.kernels.ir.pack import turned_quads
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 SHORT_RUN = 8  # a packed group is a multiple of this many products for the portable kernel
-QUADS = simd_fp8.COLUMNS // 4  # words of the codes of one k
 
 
 @expanded
@@ -44,6 +53,18 @@ def _tiles(
             words, 1, coded, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out,
             out_at, stride, steps, tile,
         )  # fmt: skip
+
+
+@expanded
+def _one(
+    words: int, a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int,
+    steps: int, rule: Any,
+) -> None:  # fmt: skip
+    runs, tile, tables, how, below, bases, alone = rule
+    float_tile(
+        words, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out,
+        out_at, stride, steps, tile,
+    )  # fmt: skip
 
 
 @inline
@@ -80,11 +101,7 @@ def _hopper_row(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    runs, tile, tables, how, below, bases, alone = rule
-    float_tile(
-        16, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
-        stride, steps, tile,
-    )  # fmt: skip
+    _one(16, a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return left
 
 
@@ -93,11 +110,7 @@ def _hopper_row_half(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    runs, tile, tables, how, below, bases, alone = rule
-    float_tile(
-        8, 1, 2, tables, how, below, bases, alone, 0, 1, runs, a, a_at, b, b_at, out, out_at,
-        stride, steps, tile,
-    )  # fmt: skip
+    _one(8, a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return left
 
 
@@ -117,102 +130,6 @@ def _hopper_narrow(
 ) -> int:  # fmt: skip
     simd.hopper_tile(a, a_at, b, b_at, out, out_at, stride, steps, rule)
     return 1
-
-
-@inline
-def tables_of(how: Fields) -> Array:
-    """Return what `ir.fp8_codes.ByTables` reads."""
-    codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
-    simd_fp8.right_codes(16, codes, 2, words, how)
-    tables = np.empty((4, 128), np.uint8)
-    planes = words.view(np.uint8)
-    for code in range(128):
-        at, place = code // 64 * 4 * simd_fp8.B_WORDS, code % 64
-        value = at + 128 + 64 * (place % 4) + 4 * (place // 4)
-        tables[0, code], tables[1, code] = planes[at + place], planes[at + 64 + place]
-        tables[2, code], tables[3, code] = planes[value + 3], planes[value + 2]
-    return tables.reshape(-1)
-
-
-@inline
-def _planes(codes: Array, words: Array, how: Any) -> None:
-    tables, f = how
-    count = codes.size // simd_fp8.COLUMNS
-    if simd.HAVE_BYTE_TABLES and f.magnitude < 128:
-        looked_up_codes(codes, count, words, tables)
-    else:
-        simd_fp8.right_codes(16, codes, count, words, f)
-
-
-@inline
-def codes_wide(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
-    """Write the planes of steps of a panel, for AVX-512; return them."""
-    _planes(codes_at(b, batch, panel, k, count), words, how)
-    return words
-
-
-@inline
-def _turned(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
-    step = simd_fp8.TURNED // b.shape[4]
-    for i in range(0, count, step):
-        simd_fp8.turned_codes(b[batch, panel, k + i], words[i * b.shape[4] * QUADS :])
-    return words
-
-
-@inline
-def _rows(b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any) -> Array:
-    turned = scratch_words(count * b.shape[4] * QUADS)
-    _planes(_turned(b, batch, panel, k, count, turned, how).view(np.uint8), words, how)
-    return words
-
-
-@inline
-def _planes_half(codes: Array, words: Array, how: Fields) -> Array:
-    simd_fp8.right_codes(8, codes, codes.size // simd_fp8.COLUMNS, words, how)
-    return words
-
-
-@inline
-def codes_half(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
-) -> Array:
-    """Write the planes of steps of a panel, for AVX2; return them."""
-    return _planes_half(codes_at(b, batch, panel, k, count), words, how)
-
-
-@inline
-def _turned_half(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
-    step = simd_fp8.TURNED // b.shape[4]
-    for i in range(0, count, step):
-        turned_quads(b[batch, panel, k + i], words[i * b.shape[4] * QUADS :])
-    return words
-
-
-@inline
-def _rows_half(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
-) -> Array:
-    turned = scratch_words(count * b.shape[4] * QUADS)
-    _turned_half(b, batch, panel, k, count, turned, how)
-    return _planes_half(turned.view(np.uint8), words, how)
-
-
-@inline
-def _as_they_are(
-    b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Any
-) -> Array:
-    return codes_at(b, batch, panel, k, count).view(np.int32)
-
-
-@inline
-def _pairs(b: Array, batch: int, panel: int, k: int, count: int, words: Array, f: Fields) -> Array:
-    codes = codes_at(b, batch, panel, k, count)
-    fp8_planes(0, codes, 0, codes.size // (simd.HOPPER_COLUMNS * PAIR), words, f)
-    return words
 
 
 @expanded
@@ -249,7 +166,7 @@ def _run_wide_rows(
 ) -> None:  # fmt: skip
     tables = tables_of(how)
     _run(
-        hopper_wide, _rows, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
+        hopper_wide, rows_wide, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop, runs,
         (tables, how), tables, how,
     )  # fmt: skip
 
@@ -275,7 +192,7 @@ def _run_few(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_few, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_few, as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         tables_of(how), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
@@ -286,7 +203,7 @@ def _run_few_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_few, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_few, turned_wide, QUADS, out, a, b, steps, block, group, start, stop, runs,
         tables_of(how), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
@@ -297,7 +214,7 @@ def _run_row(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_row, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_row, as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         tables_of(how), how, halves_of(a, steps, runs),
     )  # fmt: skip
 
@@ -308,7 +225,7 @@ def _run_row_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_row, _turned, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_row, turned_wide, QUADS, out, a, b, steps, block, group, start, stop, runs,
         tables_of(how), how, halves_of(a, steps, runs),
     )  # fmt: skip
 
@@ -330,7 +247,7 @@ def _run_half_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run(
-        hopper_half, _rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
+        hopper_half, rows_half, simd_fp8.B_WORDS, out, a, b, steps, block, group, start, stop,
         runs, how, np.empty(0, np.uint8), how,
     )  # fmt: skip
 
@@ -341,7 +258,7 @@ def _run_few_half(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_few_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_few_half, as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         np.empty(0, np.uint8), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
@@ -352,7 +269,7 @@ def _run_few_half_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_few_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_few_half, turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
         np.empty(0, np.uint8), how, np.empty(0, np.uint32),
     )  # fmt: skip
 
@@ -363,7 +280,7 @@ def _run_row_half(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_row_half, _as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_row_half, as_they_are, 0, out, a, b, steps, block, group, start, stop, runs,
         np.empty(0, np.uint8), how, singles_of(a, steps, runs),
     )  # fmt: skip
 
@@ -374,7 +291,7 @@ def _run_row_half_rows(
     runs: int, how: Fields,
 ) -> None:  # fmt: skip
     _run_coded(
-        _hopper_row_half, _turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
+        _hopper_row_half, turned_half, QUADS, out, a, b, steps, block, group, start, stop, runs,
         np.empty(0, np.uint8), how, singles_of(a, steps, runs),
     )  # fmt: skip
 
@@ -386,32 +303,20 @@ def _run_narrow(
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * runs * SHORT_RUN * 3 * simd.HOPPER_COLUMNS // 2)
     cover_codes(
-        _hopper_narrow, _pairs, out, a, b, scratch, steps, block, group, start, stop, runs, how
+        _hopper_narrow,
+        pairs_narrow,
+        out,
+        a,
+        b,
+        scratch,
+        steps,
+        block,
+        group,
+        start,
+        stop,
+        runs,
+        how,
     )
-
-
-@kernel
-def pack_columns(codes: Array, words: Array, start: int, stop: int) -> None:
-    """Lay codes [batch, K, N] out as panels [batch, panels, K, 16 words]: `ir.fp8.ORDER`."""
-    depth, lines = codes.shape[1], codes.shape[2]
-    width, count = simd_fp8.COLUMNS, words.shape[1]
-    each = width // 4
-    flat, padded = codes.reshape(-1), np.zeros(width, np.uint8)
-    for piece in range(start, stop):
-        batch, first = piece // count, piece % count * width
-        used = min(width, lines - first)
-        panel = words[batch, piece % count]
-        for k in range(depth):
-            at = (batch * depth + k) * lines + first
-            if used == width:
-                line = flat[at : at + width]
-            else:
-                padded[:used] = flat[at : at + used]
-                line = padded
-            for i in range(each):
-                low = np.uint32(line[i]) | np.uint32(line[each + i]) << np.uint32(8)
-                high = np.uint32(line[2 * each + i]) | np.uint32(line[3 * each + i]) << np.uint32(8)
-                panel[k, i] = low | high << np.uint32(16)
 
 
 MANY, FEW, ONE = range(3)  # rows, and how: ONE by `ir.halves`
