@@ -19,7 +19,7 @@ from numsim.kernels.convert.round import RDN, RNA, RNE, RTO, RTZ, RUP, SATURATE,
 from numsim.kernels.instructions import fused, shl, shr, wide_vectors
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.encode import byte_codes
-from numsim.kernels.jit import inline, kernel
+from numsim.kernels.jit import expanded, inline, kernel
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
@@ -145,29 +145,31 @@ def byte_rne(x: np.ndarray, out: np.ndarray, f: Fast) -> bool:
 _NEAR = 1024  # quotients that stay in the first cache until they are codes
 
 
-@kernel
-def quotients_to_bytes(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) -> bool:
-    """Do ``byte_rne`` for float32 x / by; return whether NaN was met."""
-    wide_vectors()
+@expanded
+def _quotients(
+    encode: Callable[..., bool], word: Any, x: np.ndarray, by: np.float32, out: np.ndarray, how: Any
+) -> bool:
+    """Encode float32 x / by, which `encode` takes viewed as `word`; return whether NaN was met."""
     quotients, met = np.empty(_NEAR, np.float32), False
     for start in range(0, x.size, _NEAR):
         part, to = x[start : start + _NEAR], out[start : start + _NEAR]
         for i in range(part.size):
             quotients[i] = part[i] / by
-        met |= byte_rne(quotients[: part.size].view(np.uint32), to, f)
+        met |= encode(quotients[: part.size].view(word), to, *how)
     return met
+
+
+@kernel
+def quotients_to_bytes(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) -> bool:
+    """Do ``byte_rne`` for float32 x / by; return whether NaN was met."""
+    wide_vectors()
+    return _quotients(byte_rne, np.uint32, x, by, out, (f,))
 
 
 @inline
 def _quotients_to_floats(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast) -> bool:
     """Do ``float_rne`` for float32 x / by; return whether NaN was met."""
-    quotients, met = np.empty(_NEAR, np.float32), False
-    for start in range(0, x.size, _NEAR):
-        part, to = x[start : start + _NEAR], out[start : start + _NEAR]
-        for i in range(part.size):
-            quotients[i] = part[i] / by
-        met |= float_rne(quotients[: part.size].view(np.uint32), to, f)
-    return met
+    return _quotients(float_rne, np.uint32, x, by, out, (f,))
 
 
 @inline
@@ -211,13 +213,7 @@ def quotients_to_integers(
             out[i] = _nearest(quotient(x[i], by, inverse), scale, low, high)
         if far == np.int32(0):
             return False
-    quotients, met = np.empty(_NEAR, np.float32), False
-    for start in range(0, x.size, _NEAR):
-        part, to = x[start : start + _NEAR], out[start : start + _NEAR]
-        for i in range(part.size):
-            quotients[i] = part[i] / by
-        met |= integer_rne(quotients[: part.size], to, scale, low, high)
-    return met
+    return _quotients(integer_rne, np.float32, x, by, out, (scale, low, high))
 
 
 @inline

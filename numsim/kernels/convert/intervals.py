@@ -338,8 +338,7 @@ def least_squares_near(rows: Array, f: Levels, out: Array, start: int, stop: int
         floor = _FLOOR * whole + unseen
         limit = found[best] * (np.float32(1) + share) + floor
         dense = np.float32(size * min(np.sqrt(whole / size) / step, f.grid.fine))
-        for k in range(4):
-            state[k] = 0.0
+        state[:] = 0.0
         used, turn, good = 0, 0, found[best] > _LEAST * whole
         narrow = few / dense
         for i in (min(best, end - 2), max(best - 1, at)):

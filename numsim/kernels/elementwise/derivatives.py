@@ -146,8 +146,7 @@ def _softmax_rows(
     width = p.shape[1]
     terms, lanes = np.empty(width), np.empty(8)
     for row in range(start, stop):
-        for k in range(8):
-            lanes[k] = 0.0
+        lanes[:] = 0.0
         for j in range(width):
             terms[j] = np.float64(p[row, j]) * np.float64(g[row, j])
         add_to_lanes(terms, lanes)
@@ -185,23 +184,20 @@ def _norm_rows(
     for row in range(start, stop):
         mean, values, up = 0.0, x[row], g[row]
         if centre:
-            for k in range(8):
-                lanes[k] = 0.0
+            lanes[:] = 0.0
             for j in range(width):
                 terms[j] = np.float64(values[j])
             add_to_lanes(terms, lanes)
             mean = combine(lanes) / width
-        for k in range(8):
-            lanes[k] = 0.0
+        lanes[:] = 0.0
         for j in range(width):
             v = np.float64(values[j]) - mean
             terms[j] = v * v
         add_to_lanes(terms, lanes)
         inverse = 1.0 / np.sqrt(combine(lanes) / width + eps)
         means[row], inverses[row] = mean, inverse
-        for k in range(8):
-            lanes[k] = 0.0
-            along[k] = 0.0
+        lanes[:] = 0.0
+        along[:] = 0.0
         for j in range(width):
             u = np.float64(up[j]) * (offset + np.float64(weight[j]))
             terms[j] = u
