@@ -14,10 +14,12 @@ from numsim.dispatch.branch_free import by_addition, integer_limits, scalars_of
 from numsim.formats import Format
 from numsim.kernels.convert import block_codes as kernels
 from numsim.kernels.convert import four_bit_blocks as four_bits
-from numsim.kernels.convert.block_codes import BRAIN, HALF, SINGLE, Integers, Power
+from numsim.kernels.convert import hif4
+from numsim.kernels.convert.block_codes import Integers, Power
 from numsim.kernels.convert.blocks import covers, folded
 from numsim.kernels.convert.float32 import takes_bytes
 from numsim.kernels.convert.round import RNE, SATURATE
+from numsim.kernels.convert.tiles import BRAIN, HALF, SINGLE
 from numsim.kernels.ir import simd
 from numsim.kernels.jit import grain_of, over_range
 
@@ -125,9 +127,9 @@ def encode_hif4(x: Array, axis: int, inverse: Array, codes: Array) -> None:
     """
     kind, lines, (by,), (made,), _, count = _laid(x, axis, 64, (inverse,), (codes,))
     if lines.ndim == 2:
-        _over(count, x.size, lambda i, j: four_bits.hif4_along(lines, kind, by, made, i, j))
+        _over(count, x.size, lambda i, j: hif4.hif4_along(lines, kind, by, made, i, j))
     else:
-        _over(count, x.size, lambda i, j: four_bits.hif4_down(lines, kind, by, made, i, j))
+        _over(count, x.size, lambda i, j: hif4.hif4_down(lines, kind, by, made, i, j))
 
 
 def _laid(

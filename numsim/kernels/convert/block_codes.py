@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.kernels.convert.float32 import Fast, byte_rne, float_rne, integer_rne
+from numsim.kernels.convert.tiles import MAGNITUDE, columns_of, given, singles, taken
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = NDArray[Any]
-_MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_INFINITY = np.uint32(0x7F800000)
 _NEAR = 2048  # numbers that pass the loops together
-_COLUMNS, _LINES = 256, 8192  # of a piece whose blocks run down columns: its width and size
-SINGLE, HALF, BRAIN = 0, 1, 2  # what words of x are: float32, float16, bfloat16
+MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # between numbers of E2M1, in scales
 LEAST = -127  # exponent of the smallest scale, and of a block of zeros
 
 
@@ -45,31 +45,6 @@ class Integers(NamedTuple):
     unit: np.float32
     low: np.float32
     high: np.float32
-
-
-@inline
-def singles(x: Array, kind: int, out: Array) -> None:
-    """Fill `out` with the float32 bits of numbers, given as bits."""
-    wide_vectors()
-    x, out = x[:], out[: x.size]
-    if kind == SINGLE:
-        for i in range(x.size):
-            out[i] = x[i]
-    elif kind == BRAIN:
-        for i in range(x.size):
-            out[i] = np.uint32(np.uint32(x[i]) << np.uint32(16))
-    else:
-        binade = np.uint32(113 << 23).view(np.float32)  # of subnormals: 2**-14 and its fraction
-        for i in range(x.size):
-            word = np.uint32(x[i])
-            a = np.uint32(np.uint32(word & np.uint32(0x7FFF)) << np.uint32(13))
-            small = np.uint32(a + np.uint32(113 << 23)).view(np.float32) - binade
-            normal = np.uint32(a + np.uint32(112 << 23))
-            beyond = np.uint32(a + np.uint32(224 << 23))  # Inf and NaN
-            size = normal if a >= np.uint32(1 << 23) else np.float32(small).view(np.uint32)
-            size = beyond if a >= np.uint32(31 << 23) else size
-            sign = np.uint32(np.uint32(word & np.uint32(0x8000)) << np.uint32(16))
-            out[i] = np.uint32(size | sign)
 
 
 @inline
@@ -97,7 +72,7 @@ def _tops_along(bits: Array, size: int, tops: Array) -> None:
     for block in range(tops.size):
         row, most = bits[block * size : (block + 1) * size], np.uint32(0)
         for i in range(row.size):
-            a = np.uint32(row[i] & _MAGNITUDE)
+            a = np.uint32(row[i] & MAGNITUDE)
             most = a if a > most else most
         tops[block] = most
 
@@ -110,7 +85,7 @@ def _tops_down(bits: Array, tops: Array) -> None:
     for row in range(bits.size // width):
         line = bits[row * width : (row + 1) * width]
         for j in range(width):
-            tops[j] = max(tops[j], np.uint32(line[j] & _MAGNITUDE))
+            tops[j] = max(tops[j], np.uint32(line[j] & MAGNITUDE))
 
 
 @inline
@@ -128,25 +103,6 @@ def _divided_down(values: Array, scales: Array) -> None:
         line = values[row * width : (row + 1) * width]
         for j in range(width):
             line[j] = line[j] / scales[j]
-
-
-@inline
-def columns_of(block: int) -> int:
-    """Return how many columns pass together, so that their numbers stay in the cache."""
-    return int(max(min(_COLUMNS, _LINES // block), 16))
-
-
-@inline
-def _take(x: Array, first: int, last: int, at: int, width: int, kind: int, bits: Array) -> None:
-    """Copy columns at:at + width of rows first:last of x [A, inner] to `bits`, row by row."""
-    for row in range(last - first):
-        singles(x[first + row, at : at + width], kind, bits[row * width : (row + 1) * width])
-
-
-@inline
-def _put(codes: Array, first: int, last: int, at: int, width: int, out: Array) -> None:
-    for row in range(last - first):
-        out[first + row, at : at + width] = codes[row * width : (row + 1) * width]
 
 
 @expanded
@@ -181,17 +137,18 @@ def _pass_down(
     for piece in range(start, stop):
         plane, which = piece // count, piece % count
         first, last = which * block, min(which * block + block, depth)
+        lines = x[plane, first:last]
         for at in range(0, inner, most):
             width = min(most, inner - at)
-            n = (last - first) * width
+            n = lines.shape[0] * width
             some, top = values[:n], tops[:width]
             by = scales[plane, which, at : at + width]
-            _take(x[plane], first, last, at, width, kind, some.view(np.uint32))
+            taken(lines, kind, at, width, some.view(np.uint32))
             _tops_down(some.view(np.uint32), top)
             good &= _powers(top, power, by, bytes_[plane, which, at : at + width])
             _divided_down(some, by)
             encode(some, codes[:n], how)
-            _put(codes, first, last, at, width, out[plane])
+            given(codes, out[plane, first:last], at, width)
     return good
 
 
@@ -287,7 +244,7 @@ def _steps(divisors: Array, least: Array) -> None:
     A tie goes to the even code, so that every other step is passed only above it.
     """
     for step in range(7):
-        middle = _MIDDLES[step]
+        middle = MIDDLES[step]
         line, odd = least[step], step % 2
         for i in range(divisors.size):
             exact = middle * divisors[i]
@@ -298,16 +255,13 @@ def _steps(divisors: Array, least: Array) -> None:
             line[i] = above if odd else np.uint32(below + np.uint32(1))
 
 
-_MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
-
-
 @inline
 def _code(
     word: np.uint32, s0: np.uint32, s1: np.uint32, s2: np.uint32, s3: np.uint32, s4: np.uint32,
     s5: np.uint32, s6: np.uint32,
 ) -> np.uint32:  # fmt: skip
     """Return the code of a number by the steps that it has passed."""
-    a = np.uint32(word & _MAGNITUDE)
+    a = np.uint32(word & MAGNITUDE)
     code = np.uint32(np.uint32(a >= s0) + np.uint32(a >= s1) + np.uint32(a >= s2))
     code = np.uint32(code + np.uint32(a >= s3) + np.uint32(a >= s4) + np.uint32(a >= s5))
     sign = np.uint32(np.uint32(word >> np.uint32(28)) & np.uint32(8))

@@ -1,11 +1,10 @@
-"""Blocks stored in four bits in one of two ways, or under scales of three levels: one pass each.
+"""Blocks stored in four bits in one of two ways, the better one: one pass over memory.
 
-Blocks stand side by side, one a lane: a tile is the words of `width` blocks, line by line. Columns
-of memory are copied there, rows of it are turned. Which of two ways is better float32 tells, where
-the two sums of errors lie further apart than all its roundings; else the sums of the definition in
-float64, one value after the other, do. Codes come from comparisons alone: a code's threshold is the
-least float32 number that has it, found in float64, which holds a step times a scale (3 or 6 bits by
-28).
+Blocks stand side by side, one a lane (`convert.tiles`). Which of two ways is better float32 tells,
+where the two sums of errors lie further apart than all its roundings; else the sums of the
+definition in float64, one value after the other, do. Codes come from comparisons alone: a code's
+threshold is the least float32 number that has it, found in float64, which holds a step times a
+scale (3 or 6 bits by 28).
 
 Proof: ``tests/quant/test_four_bits.py`` compares with the general way of `numsim.quant.four_bits`.
 """
@@ -16,13 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.convert.block_codes import columns_of, singles
+from numsim.kernels.convert.block_codes import MIDDLES
+from numsim.kernels.convert.tiles import (
+    MAGNITUDE,
+    columns_of,
+    given,
+    magnitude,
+    singles,
+    taken,
+    together,
+    turned,
+    turned_back,
+)
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.jit import inline, kernel
 
 Array = Any
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
-_MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # steps of E2M1, in scales
 _SIXTHS = tuple(3.0 * (2 * k + 1) for k in range(7))  # steps of integers, in sevenths of scales
 # whether x / s * 7 / 6, rounded each time, passes a step that x meets exactly
 _PASSED = tuple(bool(np.rint(np.float64(c) / 7 * 7 / 6) > k) for k, c in enumerate(_SIXTHS))
@@ -30,43 +38,6 @@ _ROUNDINGS = np.float32(2.0**-19)  # 8 units of a quotient up to 7, twice: squar
 _HALF_UP, _TWO_BITS = np.uint32(1 << 21), np.uint32(0xFFC00000)
 _HALVES = np.float32(1.5 * 2.0**22)  # adding it leaves multiples of 1/2
 _WHOLE = np.float32(1.5 * 2.0**23)
-
-
-@inline
-def _together(size: int) -> int:
-    """Return how many blocks of `size` numbers stand side by side in the first cache."""
-    return int(max(min(4096 // size, 128), 16))
-
-
-@inline
-def _turned(rows: Array, size: int, tile: Array) -> None:
-    """Copy blocks of `size` words that follow each other to lines of as many as there are."""
-    width = rows.size // size
-    for block in range(width):
-        for i in range(size):
-            tile[i * width + block] = rows[block * size + i]
-
-
-@inline
-def _turned_back(codes: Array, out: Array) -> None:
-    """Copy a tile of codes to blocks [width, size]."""
-    width, size = out.shape
-    for block in range(width):
-        for i in range(size):
-            out[block, i] = codes[i * width + block]
-
-
-@inline
-def _taken(x: Array, kind: int, at: int, width: int, tile: Array) -> None:
-    """Copy columns at:at + width of x [size, inner] to a tile."""
-    for row in range(x.shape[0]):
-        singles(x[row, at : at + width], kind, tile[row * width : (row + 1) * width])
-
-
-@inline
-def _given(codes: Array, out: Array, at: int, width: int) -> None:
-    for row in range(out.shape[0]):
-        out[row, at : at + width] = codes[row * width : (row + 1) * width]
 
 
 @inline
@@ -85,11 +56,6 @@ def _off_integers(v: Any) -> Any:
 
 
 @inline
-def _magnitude(word: Any) -> Any:
-    return np.uint32(word & _MAGNITUDE).view(np.float32)
-
-
-@inline
 def _sums(tile: Array, one: Array, other: Array, whole: bool, absolute: bool, sums: Array) -> None:
     """Sum the errors of blocks under two inverse scales, each in units of its scale.
 
@@ -103,19 +69,19 @@ def _sums(tile: Array, one: Array, other: Array, whole: bool, absolute: bool, su
         line = tile[row * width : (row + 1) * width]
         if absolute:
             for j in range(width):
-                a = _magnitude(line[j])
+                a = magnitude(line[j])
                 first[j] += abs(_off_e2m1(np.float32(a * one[j])))
                 second[j] += abs(_off_e2m1(np.float32(a * other[j])))
         elif whole:
             for j in range(width):
-                a = _magnitude(line[j])
+                a = magnitude(line[j])
                 e = _off_e2m1(np.float32(a * one[j]))
                 g = _off_integers(np.float32(a * other[j]))
                 first[j] += np.float32(e * e)
                 second[j] += np.float32(g * g)
         else:
             for j in range(width):
-                a = _magnitude(line[j])
+                a = magnitude(line[j])
                 e = _off_e2m1(np.float32(a * one[j]))
                 g = _off_e2m1(np.float32(a * other[j]))
                 first[j] += np.float32(e * e)
@@ -173,11 +139,11 @@ def _smaller(
     """Whether the errors of a block under the second scale are the smaller sum, in float64."""
     total, rest, most = 0.0, 0.0, np.uint32(0)
     for row in range(tile.size // width):
-        most = max(most, np.uint32(tile[row * width + block] & _MAGNITUDE))
+        most = max(most, np.uint32(tile[row * width + block] & MAGNITUDE))
     if most == np.uint32(0):
         return False
     for row in range(tile.size // width):
-        m = np.float64(_magnitude(tile[row * width + block]))
+        m = np.float64(magnitude(tile[row * width + block]))
         if whole:  # the second scale is 6/7 of the first: both errors in sevenths, exact
             e = _error_e2m1(7.0 * m, 7.0 * one)
             g = 7.0 * m - min(np.rint(7.0 * m / (6.0 * one)), 7.0) * (6.0 * one)
@@ -202,14 +168,14 @@ def four_over_six_along(
     """Note which rows start:stop of x [blocks, size] are better under the second scale."""
     wide_vectors()
     size = x.shape[1]
-    most = _together(size)
+    most = together(size)
     bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
     room = _room(most)
     for at in range(start, stop, most):
         end = min(at + most, stop)
         n = (end - at) * size
         singles(x[at:end].reshape(-1), kind, bits[:n])
-        _turned(bits[:n], size, tile)
+        turned(bits[:n], size, tile)
         _better(tile[:n], six[at:end], four[at:end], False, absolute, chosen[at:end], room)
 
 
@@ -229,7 +195,7 @@ def four_over_six_down(
         for at in range(0, inner, most):
             width = min(most, inner - at)
             part = tile[: lines.shape[0] * width]
-            _taken(lines, kind, at, width, part)
+            taken(lines, kind, at, width, part)
             _better(
                 part, six[plane, which, at : at + width], four[plane, which, at : at + width],
                 False, absolute, chosen[plane, which, at : at + width], room,
@@ -240,7 +206,7 @@ def four_over_six_down(
 def _thresholds(scales: Array, integers: Array, least: Array) -> None:
     """Fill least [7, n]: float32 bits from which a magnitude has passed a step of its block."""
     for step in range(7):
-        line, middle, sevenths = least[step], _MIDDLES[step], _SIXTHS[step]
+        line, middle, sevenths = least[step], MIDDLES[step], _SIXTHS[step]
         even, passed = step % 2 == 1, _PASSED[step]
         for j in range(scales.size):
             whole = integers[j]
@@ -263,7 +229,7 @@ def _half_steps(tile: Array, least: Array, integers: Array, codes: Array) -> Non
     for row in range(tile.size // width):
         line, out = tile[row * width : (row + 1) * width], codes[row * width : (row + 1) * width]
         for j in range(width):
-            a = np.uint32(line[j] & _MAGNITUDE)
+            a = np.uint32(line[j] & MAGNITUDE)
             low = np.uint32(a >= s0[j]) + np.uint32(a >= s1[j]) + np.uint32(a >= s2[j])
             low = np.uint32(low + np.uint32(a >= s3[j]))
             five, six, seven = (
@@ -297,7 +263,7 @@ def if4_along(
     """Store rows start:stop of x [blocks, size] as E2M1 or integers, in half steps."""
     wide_vectors()
     size = x.shape[1]
-    most = _together(size)
+    most = together(size)
     bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
     made, least = np.empty(most * size, codes.dtype), np.empty((7, most), np.uint32)
     room = _room(most), np.empty(most)
@@ -305,9 +271,9 @@ def if4_along(
         end = min(at + most, stop)
         n = (end - at) * size
         singles(x[at:end].reshape(-1), kind, bits[:n])
-        _turned(bits[:n], size, tile)
+        turned(bits[:n], size, tile)
         _if4(tile[:n], scales[at:end], integers[at:end], made[:n], least, room)
-        _turned_back(made[:n], codes[at:end])
+        turned_back(made[:n], codes[at:end])
 
 
 @kernel
@@ -327,79 +293,9 @@ def if4_down(
         for at in range(0, inner, most):
             width = min(most, inner - at)
             n = (last - first) * width
-            _taken(x[plane, first:last], kind, at, width, tile[:n])
+            taken(x[plane, first:last], kind, at, width, tile[:n])
             _if4(
                 tile[:n], scales[plane, which, at : at + width],
                 integers[plane, which, at : at + width], made[:n], least, room,
             )  # fmt: skip
-            _given(made[:n], codes[plane, first:last], at, width)
-
-
-@inline
-def _hif4(tile: Array, inverse: Array, codes: Array, room: Any) -> None:
-    """Store 64 lines of blocks in quarters under three levels of scales, the first given."""
-    width = inverse.size
-    tops, up, down = room
-    for four in range(16):
-        line = tops[four, :width]
-        part = tile[4 * four * width : 4 * (four + 1) * width]
-        a, b = part[:width], part[width : 2 * width]
-        c, d = part[2 * width : 3 * width], part[3 * width :]
-        for j in range(width):
-            one = max(np.uint32(a[j] & _MAGNITUDE), np.uint32(b[j] & _MAGNITUDE))
-            other = max(np.uint32(c[j] & _MAGNITUDE), np.uint32(d[j] & _MAGNITUDE))
-            line[j] = max(one, other)
-    for four in range(16):
-        own, beside = tops[four, :width], tops[four ^ 1, :width]
-        for j in range(width):
-            both = np.uint32(max(own[j], beside[j]))
-            eight = np.float64(both.view(np.float32)) * inverse[j]
-            level = 2.0 if eight >= 4.0 else 1.0
-            most = np.float64(np.uint32(own[j]).view(np.float32)) * inverse[j]
-            factor = level * (2.0 if most >= 2.0 * level else 1.0)
-            up[j], down[j] = inverse[j] * (4.0 / factor), factor  # a power of two: exact
-        for i in range(4):
-            line = tile[(4 * four + i) * width : (4 * four + i + 1) * width]
-            out = codes[(4 * four + i) * width : (4 * four + i + 1) * width]
-            for j in range(width):
-                m = np.float64(_magnitude(line[j]))
-                q = np.int32(min(np.floor(m * up[j] + 0.5), 7.0) * down[j])
-                out[j] = -q if np.int32(line[j]) < np.int32(0) else q
-
-
-@inline
-def _hif4_room(width: int) -> Any:
-    return np.empty((16, width), np.uint32), np.empty(width), np.empty(width)
-
-
-@kernel
-def hif4_along(x: Array, kind: int, inverse: Array, codes: Array, start: int, stop: int) -> None:
-    """Store rows start:stop of x [blocks, 64] in quarters."""
-    wide_vectors()
-    most = _together(64)
-    bits, tile = np.empty(most * 64, np.uint32), np.empty(most * 64, np.uint32)
-    made, room = np.empty(most * 64, codes.dtype), _hif4_room(most)
-    for at in range(start, stop, most):
-        end = min(at + most, stop)
-        n = (end - at) * 64
-        singles(x[at:end].reshape(-1), kind, bits[:n])
-        _turned(bits[:n], 64, tile)
-        _hif4(tile[:n], inverse[at:end], made[:n], room)
-        _turned_back(made[:n], codes[at:end])
-
-
-@kernel
-def hif4_down(x: Array, kind: int, inverse: Array, codes: Array, start: int, stop: int) -> None:
-    """Do `hif4_along` for blocks start:stop down the axis A of x [outer, A, inner]."""
-    wide_vectors()
-    inner, count, most = x.shape[2], inverse.shape[1], columns_of(64)
-    tile, made = np.empty(64 * most, np.uint32), np.empty(64 * most, codes.dtype)
-    room = _hif4_room(most)
-    for piece in range(start, stop):
-        plane, first = piece // count, piece % count * 64
-        for at in range(0, inner, most):
-            width = min(most, inner - at)
-            _taken(x[plane, first : first + 64], kind, at, width, tile[: 64 * width])
-            by = inverse[plane, piece % count, at : at + width]
-            _hif4(tile[: 64 * width], by, made[: 64 * width], room)
-            _given(made[: 64 * width], codes[plane, first : first + 64], at, width)
+            given(made[:n], codes[plane, first:last], at, width)
