@@ -10,8 +10,9 @@ from numsim.formats.lookup import (
     near_formats,
     table_name,
 )
+from numsim.formats.params import Params
 from numsim.formats.stochastic import STOCHASTIC, Stochastic, get_stochastic
-from numsim.formats.types import Format, Params
+from numsim.formats.types import Format
 
 __all__ = [
     "STOCHASTIC", "Format", "FormatLike", "Params", "Stochastic", "format_name", "get_format",

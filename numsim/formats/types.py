@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,31 +17,11 @@ from numsim.float_state import known_floats
 from numsim.formats.check import check_format
 from numsim.formats.fields import meaning_of
 from numsim.formats.label import labelled, written
+from numsim.formats.params import Params, params_of
 from numsim.formats.table import named_fields
 from numsim.formats.toml import fields_from_table, format_to_toml
+from numsim.formats.values import ieee_inf, value_of, values_of
 from numsim.vocabulary import Conversion, Inf, Kind, Nan
-
-
-class Params(NamedTuple):
-    """A format as the scalars that the conversion kernels take.
-
-    A magnitude code is the code without its sign. Finite magnitude codes are
-    ``m + ((e - emin) << (p - 1)) - offset`` for the significand ``m < 2**p`` of binade ``e``.
-    """
-
-    p: int
-    emin: int
-    offset: int  # 1 where code 0 is the smallest value instead of zero (E8M0)
-    max_positive: int  # largest finite magnitude code, per sign
-    max_negative: int
-    inf: int  # magnitude code of infinity, -1: none
-    nan: int  # code of the canonical NaN, -1: none
-    nan_signed: bool  # the NaN keeps a sign bit
-    sign_bit: int  # 1 << (bits - 1) for sign-magnitude codes, else 0
-    minus_zero: bool
-    twos_complement: bool
-    even_by_code: bool  # ties look at the code, not at the significand
-    p3109: bool  # out of range as IEEE P3109 has it
 
 
 @known_floats
@@ -207,15 +187,10 @@ class Format:
     # magnitude codes -----------------------------------------------------------------------
 
     @cached_property
-    def _ieee_inf(self) -> int:
-        exponent_bits = self.bits - self.signed - (self.precision - 1)
-        return ((1 << exponent_bits) - 1) << (self.precision - 1)
-
-    @cached_property
     def inf_code(self) -> int:
         """Magnitude code of infinity, -1 where there is none."""
         if self.inf == "ieee":
-            return self._ieee_inf
+            return ieee_inf(self)
         if self.kind == "table" and self.has_inf:
             return int(np.flatnonzero(np.isposinf(self._values))[0])
         if self.inf == "top":
@@ -226,7 +201,7 @@ class Format:
     def nan_code(self) -> int:
         """Code of the canonical (quiet, positive) NaN, -1 where there is none."""
         if self.nan == "ieee":
-            return self._ieee_inf | (1 << max(self.precision - 2, 0))
+            return ieee_inf(self) | (1 << max(self.precision - 2, 0))
         if self.nan == "all_ones":
             return (1 << (self.bits - self.signed)) - 1
         if self.nan == "minus_zero":
@@ -241,7 +216,7 @@ class Format:
             return int(np.argmax(np.where(np.isfinite(finite), finite, -np.inf)))
         top = (1 << (self.bits - self.signed)) - 1
         if "ieee" in (self.inf, self.nan):
-            return self._ieee_inf - 1
+            return ieee_inf(self) - 1
         return top - (self.inf != "none") - (self.nan == "all_ones")
 
     # what users ask for --------------------------------------------------------------------
@@ -281,13 +256,13 @@ class Format:
     @cached_property
     def max(self) -> float:
         """Largest finite value."""
-        return self._value(self.max_code)
+        return value_of(self, self.max_code)
 
     @cached_property
     def value_after_max(self) -> float:
         """Value that the code after `max_code` would have; infinite beyond float64."""
         try:
-            return self._value(self.max_code + 1)
+            return value_of(self, self.max_code + 1)
         except OverflowError:
             return math.inf
 
@@ -297,7 +272,7 @@ class Format:
         if self.kind == "table":
             return float(np.min(self._values[np.isfinite(self._values)]))
         if not self.signed:
-            return self._value(0)
+            return value_of(self, 0)
         if self.kind == "integer":
             return -math.ldexp(1.0, self.bits - 1 - self.bias)
         return -self.max
@@ -342,37 +317,7 @@ class Format:
     @cached_property
     def params(self) -> Params:
         """The scalars that kernels take."""
-        if self.kind == "integer":
-            top = 1 << (self.bits - self.signed)
-            return Params(
-                p=self.bits + 1, emin=self.bits - self.bias, offset=0,
-                max_positive=top - 1, max_negative=top if self.signed else 0,
-                inf=-1, nan=-1, nan_signed=False, sign_bit=0, minus_zero=False,
-                twos_complement=True, even_by_code=False, p3109=False,
-            )  # fmt: skip
-        return Params(
-            p=self.precision, emin=self.emin, offset=0 if self.zero else 1,
-            max_positive=self.max_code, max_negative=self.max_code if self.signed else 0,
-            inf=self.inf_code, nan=self.nan_code,
-            nan_signed=self.signed and self.nan in ("ieee", "all_ones"),
-            sign_bit=1 << (self.bits - 1) if self.signed else 0,
-            minus_zero=self.has_negative_zero, twos_complement=False, even_by_code=self.zero,
-            p3109=self.conversion == "p3109",
-        )  # fmt: skip
-
-    def _value(self, code: int) -> float:
-        """Return the value of one non-negative code, from the definition."""
-        if self.kind == "table":
-            return self.table[code]
-        if self.kind == "integer":
-            return math.ldexp(code, -self.bias)
-        if not self.zero:
-            return math.ldexp(1.0, code - self.bias)
-        fraction_bits = self.precision - 1
-        exponent, fraction = code >> fraction_bits, code & ((1 << fraction_bits) - 1)
-        if exponent:
-            fraction |= 1 << fraction_bits
-        return math.ldexp(fraction, max(exponent, 1) - self.bias - fraction_bits)
+        return params_of(self)
 
     def values(self) -> NDArray[np.float64]:
         """Return every value, indexed by the code's bit pattern.
@@ -407,36 +352,7 @@ class Format:
 
     def decode_bits(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the values of bit patterns, from the definition (slow: `decode` is the API)."""
-        if self.kind == "table":
-            table = np.array(self.table)
-            if self.has_inf:
-                ends = np.abs(table) == np.nanmax(np.abs(table))
-                table = np.where(ends, np.copysign(np.inf, table), table)
-            return table[codes]
-        if self.kind == "integer":
-            signed = codes - ((codes >> (self.bits - 1)) << self.bits) if self.signed else codes
-            return np.ldexp(signed.astype(np.float64), -self.bias)
-        if not self.zero:
-            out: NDArray[np.float64] = np.ldexp(np.ones(codes.shape), codes - self.bias)
-            out[codes == self.nan_code] = np.nan
-            return out
-        magnitude = codes & ((1 << (self.bits - self.signed)) - 1)
-        exponent = magnitude >> (self.precision - 1)
-        hidden = (exponent > 0).astype(np.int64) << (self.precision - 1)
-        fraction = (magnitude & ((1 << (self.precision - 1)) - 1)) + hidden
-        scale = np.maximum(exponent, 1) - self.bias - (self.precision - 1)
-        out = np.ldexp(fraction.astype(np.float64), scale)
-        if self.inf != "none":
-            out[magnitude == self.inf_code] = np.inf
-        if self.nan == "ieee":
-            out[magnitude > self._ieee_inf] = np.nan
-        elif self.nan == "all_ones":
-            out[magnitude == self.nan_code] = np.nan
-        if self.signed:
-            np.negative(out, where=(codes >> (self.bits - 1)) != 0, out=out)
-        if self.nan == "minus_zero":
-            out[codes == self.nan_code] = np.nan
-        return out
+        return values_of(self, codes)
 
 
 def _exponent(value: float) -> int:
