@@ -1,20 +1,17 @@
-"""What is tried of each kind of rule, in the order in which stimuli can show it: one table.
-
-A hypothesis is a rule with every field filled in. Its fields are found in stages, each with stimuli
-that do not depend on the fields of later stages.
-"""
+"""What is tried of each kind of rule: one table, `WAYS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numsim.formats import Format, get_format
 from numsim.probe.machine import Machine, changed
+from numsim.probe.ways import Seen, Ways, all_groups, by_group, first_groups, itself
 from numsim.targets.types import (
     BulkNorm,
     Exact,
@@ -38,108 +35,10 @@ _ORDERS: tuple[dict[str, Any], ...] = (
     {"order": "sequential"}, {"order": "two_chains", "group": 2}, {"order": "tree", "group": 2},
     {"order": "odd_first"},
 )  # fmt: skip
-_GROUPS = (16, 8, 4, 32, 2, 64, 1)  # the usual ones first
 _FLUSHES: tuple[dict[str, Any], ...] = (
     {"flush": False}, {"flush": True, "tiny": "stored"}, {"flush": True, "tiny": "unbounded"},
 )  # fmt: skip
 _NEAR = 70  # exponents of an accumulator format whose ends products reach
-
-
-class Seen(NamedTuple):
-    """What was read from answers before any rule is tried.
-
-    Parameters
-    ----------
-    machine
-        What is known of it.
-    bits
-        The most bits below the larger of two products that a sum held.
-    complete
-        It held every gap that was tried, so it may hold more.
-    place
-        Exponent of the larger of those two.
-    power
-        A single product counts times ``2**power``.
-    limits
-        Fraction bits of an alignment -> lower limits of its exponent that answers speak for.
-    thorough
-        Nothing was found of what is usual: all is tried.
-    """
-
-    machine: Machine
-    bits: int
-    complete: bool
-    place: int
-    power: int
-    limits: Callable[[int], Iterable[int]]
-    thorough: bool = False
-
-    def held(self, bits: int) -> bool:
-        """Whether sums may hold so many bits."""
-        return bits == self.bits or (bits > self.bits and self.complete)
-
-
-def _first_groups(machine: Machine, align_bits: int, kept_bits: int) -> tuple[int, ...]:
-    """Return groups to begin with: all of K, and where that shows, one with others behind it.
-
-    An accumulator that joins each alignment is cut again by groups of zeros, where they keep fewer
-    bits than it has.
-    """
-    depth = machine.depths[0]
-    return (depth, 4, 1) if align_bits < kept_bits and depth > 4 else (depth, 1)
-
-
-def _itself(rule: Any, _: Any) -> Iterator[Any]:
-    yield rule
-
-
-def _groups(machine: Machine) -> list[int]:
-    depth = machine.depths[0]
-    groups = [n for n in _GROUPS if n <= depth]
-    return groups + [n for n in range(3, depth + 1) if n not in groups]
-
-
-def _by_group(rule: Any, machine: Machine) -> Iterator[Any]:
-    for n in _groups(machine):
-        yield changed(rule, group=n)
-
-
-def _longer(rule: Any, machine: Machine) -> Iterator[Any]:
-    """Yield a rule whose group is all of a short K with wider ones, as a long K shows them."""
-    yield rule
-    if getattr(rule, "group", 0) == machine.depths[0]:
-        for n in range(machine.depths[0] + 32, machine.depths[-1] + 1, 32):
-            yield changed(rule, group=n)
-
-
-class Ways(NamedTuple):
-    """What is tried of one kind of rule.
-
-    Parameters
-    ----------
-    adding
-        Rules by how two products add.
-    products
-        A rule with every way of rounding its products.
-    joining
-        A rule with every way in which the accumulator joins.
-    meetings
-        A rule with every grouping and order.
-    ends
-        A rule with every treatment of zeros, small and large numbers.
-    longer
-        A rule with the groups that only a long K shows.
-    outer
-        Whether an adder outside is told apart by two products: it makes +0 of a -0.
-    """
-
-    adding: Callable[[Seen], Iterator[Rule]]
-    products: Callable[[Any, Machine], Iterator[Rule]] = _itself
-    joining: Callable[[Any, Machine], Iterator[Rule]] = _itself
-    meetings: Callable[[Any, Machine], Iterator[Rule]] = _by_group
-    ends: Callable[[Any, Seen], Iterator[Rule]] = _itself
-    longer: Callable[[Any, Machine], Iterator[Rule]] = _longer
-    outer: Callable[[Any], bool] = lambda rule: False
 
 
 # ideal sums ------------------------------------------------------------------------------------
@@ -248,7 +147,7 @@ def _mac_meetings(rule: Mac, machine: Machine) -> Iterator[Rule]:
     yield changed(rule, order="sequential", group=None)
     yield changed(rule, order="odd_first", group=None)
     for order in ("tree", "two_chains"):
-        for n in _groups(machine):
+        for n in all_groups(machine):
             if n % 2 == 0 or (n > 1 and order == "tree"):
                 yield changed(rule, order=order, group=n)
 
@@ -272,7 +171,7 @@ def _fused(seen: Seen) -> Iterator[Rule]:
         groups: dict[str, tuple[int, ...]] = {}
         if seen.held(min(f, keep, wide)):
             groups = dict.fromkeys(joins, (depth,))
-            groups |= {"late": (depth, 1), "joins": _first_groups(seen.machine, f, min(keep, wide))}
+            groups |= {"late": (depth, 1), "joins": first_groups(seen.machine, f, min(keep, wide))}
         elif seen.held(wide) and min(f, keep) < full and f <= max(full, keep):
             groups = {"late": (1,)}  # two products do not meet: only their own bits show it
         for join, cut, mode in product(groups, ("truncate", "floor"), ("rtz", "rne")):
@@ -294,7 +193,7 @@ def _two_stage(seen: Seen) -> Iterator[Rule]:
     for f, streams in product(_WIDTHS, (1, 2)):
         if not seen.held(min(f, 23)):
             continue
-        for group in dict.fromkeys((*_first_groups(seen.machine, f, 23), 1)):
+        for group in dict.fromkeys((*first_groups(seen.machine, f, 23), 1)):
             yield TwoStage(group, f, sum_bits=max(f, 32), streams=streams)
     held = 32 if seen.held(23) else seen.bits  # two products that meet only beside the accumulator
     full = seen.machine.a.precision + seen.machine.b.precision
@@ -320,7 +219,7 @@ def _bulk_norm(seen: Seen) -> Iterator[Rule]:
 
 def _bulk_norm_meetings(rule: BulkNorm, machine: Machine) -> Iterator[Rule]:
     """Yield every set of a short K, and wider ones: the bits kept grow with them."""
-    yield from _by_group(rule, machine)
+    yield from by_group(rule, machine)
     wide = 1 << (machine.depths[0] - 1).bit_length()
     for n in range(1, 11):
         if wide << n <= 1 << 16:
@@ -346,7 +245,7 @@ def _mme(seen: Seen) -> Iterator[Rule]:
         for biases in _biases(seen, every=small == "half"):
             for f in (n for n in widths if seen.held(min(n, 23))):
                 after = (min(depth, 1 << (51 - f)), 1)  # as many as its sums have room for
-                for group in after if join == "after" else _first_groups(seen.machine, f, 23):
+                for group in after if join == "after" else first_groups(seen.machine, f, 23):
                     yield changed(Mme(group, f), accumulator=join, subnormals=small, **biases)
 
 
@@ -418,6 +317,6 @@ WAYS: Mapping[type, Ways] = {
     TwoStage: Ways(_two_stage, joining=_two_stage_joining, ends=_two_stage_ends),
     BulkNorm: Ways(_bulk_norm, meetings=_bulk_norm_meetings, longer=_bulk_norm_longer),
     Mme: Ways(_mme, ends=_mme_ends),
-    ScaledFp4: Ways(_scaled_fp4, meetings=_itself, ends=_scaled_fp4_ends),
+    ScaledFp4: Ways(_scaled_fp4, meetings=itself, ends=_scaled_fp4_ends),
     IntSum: Ways(_int_sum, _int_products, meetings=_int_meetings),
 }  # fmt: skip

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.errors import NumsimError
-from numsim.probe.kinds import Seen
 from numsim.probe.lines import Lines
 from numsim.probe.machine import (
     Batch,
@@ -22,6 +21,7 @@ from numsim.probe.machine import (
     plain_nan,
 )
 from numsim.probe.readings import exact_bits, least_exponents, power_of
+from numsim.probe.ways import Seen
 from numsim.targets import Target, get_target
 from numsim.targets.types import Rule
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from numsim.probe.kinds import WAYS, Ways
+from numsim.probe.kinds import WAYS
 from numsim.probe.machine import (
     changed,
     class_of,
@@ -16,6 +16,7 @@ from numsim.probe.machine import (
     unit_of,
 )
 from numsim.probe.search import Search, rule_of, with_rule
+from numsim.probe.ways import Ways
 from numsim.targets import Target
 from numsim.targets.rules import RULES
 from numsim.targets.types import Rule
