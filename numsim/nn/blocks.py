@@ -11,6 +11,7 @@ from numsim.models.arch import Arch, Moe, has_experts, stacks
 from numsim.models.experts import route
 from numsim.models.products import layer_norms
 from numsim.nn import ops
+from numsim.nn.attention import attend
 from numsim.nn.tape import Recorder
 
 Ints = NDArray[np.int64]
@@ -123,7 +124,7 @@ def _attention(r: Recorder, p: Pass, layer: str, index: int, x: int) -> int:
     q, k, v = (_qkv if a.mla is None else _latent_qkv)(r, p, layer, x)
     window = a.windows[index] if a.windows else None
     first = None if window is None else np.maximum(p.positions - (window - 1), 0)
-    mixed = ops.attend(
+    mixed = attend(
         r, f"{layer}.", q, k, v, cap=a.attn_cap, bias=p.bias,
         scale=a.attn_scale / (index + 1) if a.scale_by_layer else a.attn_scale,
         first=first, last=p.positions + 1 if p.causal else None,
@@ -138,7 +139,7 @@ def _cross_attention(r: Recorder, p: Pass, layer: str, x: int) -> int:
     k = _heads(r, _linear(r, f"{layer}.cross_k_proj", p.memory, bias=a.qkv_bias), a.kv_heads)
     v = _heads(r, _linear(r, f"{layer}.cross_v_proj", p.memory, bias=a.qkv_bias), a.kv_heads)
     q, k, v = (ops.transpose(r, s, 0, 2, 1, 3) for s in (q, k, v))
-    mixed = ops.attend(r, f"{layer}.cross_", q, k, v, scale=a.attn_scale, cap=a.attn_cap)
+    mixed = attend(r, f"{layer}.cross_", q, k, v, scale=a.attn_scale, cap=a.attn_cap)
     return _linear(r, f"{layer}.cross_o_proj", _merged(r, mixed), bias=a.o_bias)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from numsim.errors import NumsimError
 from numsim.nn import layers, ops
+from numsim.nn.attention import attend_with_weights
 from numsim.nn.convolution import convolution
 from numsim.nn.recurrent import gru, lstm
 from numsim.nn.tape import Recorder
@@ -162,7 +163,7 @@ def _attention(
     if len(inputs) == 4 + layer.dropout:
         how["bias"] = _mask(r, inputs[3], shape)
     scale = 1.0 / float(np.sqrt(np.float64(width))) if layer.scale is None else float(layer.scale)
-    y, p = ops.attend_with_weights(r, prefix, q, k, v, scale=scale, **how)
+    y, p = attend_with_weights(r, prefix, q, k, v, scale=scale, **how)
     return (y, p) if layer.weights else (y,)
 
 

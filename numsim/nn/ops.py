@@ -373,36 +373,3 @@ def rotary(
         pairs = value.reshape(*value.shape[:-1], -1, 2)
         value = np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(value.shape)
     return r.apply(_rotary_back, (x,), rotary_kernel.rotary(value, cos, sin), cos, sin, interleaved)
-
-
-def attend(
-    r: Recorder, name: str, q: int, k: int, v: int, *, scale: float, cap: float | None = None,
-    bias: int | None = None, **mask: Any,
-) -> int:  # fmt: skip
-    """Softmax(scale q k^T + bias) v: q [B, N, T, D], k [B, G, S, D], v [B, G, S, E].
-
-    Query head n reads key head ``n // (N / G)``; products ``{name}qk`` and ``{name}pv``.
-    """
-    return attend_with_weights(r, name, q, k, v, scale=scale, cap=cap, bias=bias, **mask)[0]
-
-
-def attend_with_weights(
-    r: Recorder, name: str, q: int, k: int, v: int, *, scale: float, cap: float | None = None,
-    bias: int | None = None, dropout: int | None = None, **mask: Any,
-) -> tuple[int, int]:  # fmt: skip
-    """Return what `attend` returns, and the softmax [B, N, T, S], times `dropout` where given."""
-    batch, heads, steps, width = r.values[q].shape
-    groups, seen = r.values[k].shape[1:3]
-    grouped = reshape(r, q, batch, groups, heads // groups * steps, width)
-    scores = product(r, f"{name}qk", grouped, k)
-    scores = reshape(r, scores, batch, heads, steps, seen)
-    if cap is not None:
-        scores, scale = softcap(r, scores, scale=scale, cap=cap), 1.0
-    if bias is not None and r.values[bias].ndim == 4:
-        bias = reshape(r, bias, batch * heads, steps, seen)
-    weights = stored(r, f"{name}softmax", softmax(r, scores, scale=scale, bias=bias, **mask))
-    if dropout is not None:
-        weights = multiply(r, weights, dropout)
-    flat = reshape(r, weights, batch, groups, heads // groups * steps, seen)
-    mixed = product(r, f"{name}pv", flat, transpose(r, v, 0, 1, 3, 2))
-    return reshape(r, mixed, batch, heads, steps, r.values[v].shape[-1]), weights
