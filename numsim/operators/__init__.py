@@ -1,12 +1,6 @@
 """Operators outside the matrix products, in low precision, and caches of keys and values."""
 
-from numsim.operators.chains import (
-    layernorm,
-    residual,
-    rmsnorm,
-    silu_gate,
-    softmax,
-)
+from numsim.operators.chains import residual, silu_gate, softmax
 from numsim.operators.fixed_point import gemmlowp_exp, gemmlowp_logistic, gemmlowp_tanh
 from numsim.operators.gpu import exp2_lut, exp2_poly, online_softmax
 from numsim.operators.ibert import (
@@ -19,6 +13,7 @@ from numsim.operators.ibert import (
 from numsim.operators.kv import KVCache
 from numsim.operators.kv_rules import KV
 from numsim.operators.kv_spec import Spec, Stored
+from numsim.operators.norms import layernorm, rmsnorm
 from numsim.operators.positions import rotary, rotary_tables
 from numsim.operators.rounded import elementwise
 from numsim.operators.rules import Op

@@ -22,47 +22,21 @@ from numsim.operators.rounded import (
     Rounding,
     Values,
     as_float32,
+    beside,
     function,
+    leaving,
     minus,
     over,
     plus,
+    rounding_or_none,
     rounding_to,
+    rows_of,
     times,
     total,
 )
 from numsim.operators.variants import EX2, approximate
 
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
-
-
-def rows_of(name: str, x: ArrayLike) -> Values:
-    """Return rows [..., n] as float32; without a number there is nothing to add."""
-    rows = as_float32(x)
-    if rows.ndim == 0 or rows.shape[-1] == 0:
-        raise NumsimError(f"{name}: rows hold at least one number, [..., n]; got {rows.shape}")
-    return rows
-
-
-def beside(name: str, x: Values, y: ArrayLike) -> Values:
-    """Return what meets `x` element by element, of its shape or one that is repeated to it."""
-    other = as_float32(y)
-    try:
-        fits = np.broadcast_shapes(x.shape, other.shape) == x.shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise NumsimError(f"{name}: shapes must fit; got {x.shape} and {other.shape}")
-    return other
-
-
-def _maybe(fmt: FormatLike | None, rounding: str) -> Rounding | None:
-    return None if fmt is None else rounding_to(fmt, rounding)
-
-
-def _last(y: Values, fmt: FormatLike | None, rounding: str) -> Values:
-    """Round results to the format they leave in, where there is one."""
-    r = _maybe(fmt, rounding)
-    return y if r is None else r(y)
 
 
 @known_floats
@@ -126,7 +100,7 @@ def softmax(
     choice("divide", divide, ("divide", "reciprocal"))
     choice("base", str(base), ("e", "2"))
     r = rounding_to(format, rounding)
-    inner = _maybe(sum_format, sum_rounding)
+    inner = rounding_or_none(sum_format, sum_rounding)
     x = rows_of("softmax", x)
     top = x.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -141,7 +115,7 @@ def softmax(
     else:
         s = total(e, sum, r, inner)[..., None]
     y = r(over(e, s)) if divide == "divide" else r(times(e, r(over(1.0, s))))
-    return _last(y, out_format, out_rounding)
+    return leaving(y, out_format, out_rounding)
 
 
 def exp2_by(name: str) -> Callable[[ArrayLike], Values | Floats]:
@@ -185,156 +159,6 @@ def exp2_variant(name: str) -> tuple[str, int]:
         "softmax: exp is exact, exp2_poly:DEGREE (1 to 5), exp2_lut:ENTRIES (to 999999) or one of "
         f"{', '.join(EX2)}; got {name!r}"
     )
-
-
-def _mean(x: Values, order: str, how: str, r: Rounding, inner: Rounding | None) -> Values:
-    choice("mean", how, ("divide", "reciprocal"))
-    s = total(x, order, r, inner)[..., None]
-    n = x.shape[-1]
-    return r(over(s, float(n))) if how == "divide" else r(times(s, r.constant(1.0 / n)))
-
-
-def _inverse_root(v: Values, eps: float, place: str, how: str, r: Rounding) -> Values:
-    choice("eps_place", place, ("inside", "outside"))
-    choice("inv", how, ("rsqrt", "sqrt_recip"))
-    number = isinstance(eps, int | float | np.floating) and not isinstance(eps, bool)
-    if not (number and 0 <= eps < np.inf):
-        raise NumsimError(f"eps is a number of 0 or more; got {eps!r:.40}")
-    e = r.constant(eps)
-    if place == "outside":
-        return r(over(1.0, r(plus(r(function("sqrt", v)), e))))
-    t = r(plus(v, e))
-    if how == "rsqrt":
-        return r(function("rsqrt", t))
-    return r(over(1.0, r(function("sqrt", t))))
-
-
-@known_floats
-def layernorm(
-    x: ArrayLike,
-    w: ArrayLike,
-    b: ArrayLike | None,
-    *,
-    format: FormatLike,
-    rounding: str = "rne",
-    sum: str = "sequential",
-    mean: str = "divide",
-    eps: float = 1e-5,
-    eps_place: str = "inside",
-    inv: str = "rsqrt",
-    sum_format: FormatLike | None = None,
-    sum_rounding: str = "rne",
-    out_format: FormatLike | None = None,
-    out_rounding: str = "rne",
-) -> Values:
-    """LayerNorm of rows, every intermediate rounded to a format.
-
-    Parameters
-    ----------
-    x, w, b
-        Values [..., n]; weight and bias [n], no bias: None.
-    format, rounding, sum, sum_format, sum_rounding, out_format, out_rounding
-        As in `softmax`.
-    mean
-        ``divide``: the sum by n; ``reciprocal``: times 1/n.
-    eps, eps_place
-        ``inside`` the root, or added to the root: ``outside``.
-    inv
-        ``rsqrt``: one rounding of 1/sqrt; ``sqrt_recip``: the root is rounded, then its reciprocal.
-
-    Raises
-    ------
-    NumsimError
-        As in `softmax`.
-
-    Notes
-    -----
-    mu -> mean(x); d -> x - mu; v -> mean(-> d d); i as `inv` says; y -> d i; y -> y w; y -> y + b.
-
-    **Source**: the definition; the steps are those of microxcaling (commit 7bc4195).
-
-    Examples
-    --------
-    >>> layernorm([[1.0, 2.0, 4.0]], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], format="bfloat16").tolist()
-    [[-1.0625, -0.263671875, 1.3359375]]
-    """
-    r = rounding_to(format, rounding)
-    inner = _maybe(sum_format, sum_rounding)
-    x = rows_of("layernorm", x)
-    weight = beside("layernorm", x, w)
-    bias = None if b is None else beside("layernorm", x, b)
-    d = r(minus(x, _mean(x, sum, mean, r, inner)))
-    v = _mean(r(times(d, d)), sum, mean, r, inner)
-    y = r(times(d, _inverse_root(v, eps, eps_place, inv, r)))
-    y = r(times(y, weight))
-    if bias is not None:
-        y = r(plus(y, bias))
-    return _last(y, out_format, out_rounding)
-
-
-@known_floats
-def rmsnorm(
-    x: ArrayLike,
-    w: ArrayLike,
-    *,
-    format: FormatLike,
-    rounding: str = "rne",
-    sum: str = "sequential",
-    mean: str = "divide",
-    eps: float = 1e-6,
-    eps_place: str = "inside",
-    inv: str = "rsqrt",
-    unit_offset: bool = False,
-    sum_format: FormatLike | None = None,
-    sum_rounding: str = "rne",
-    weight_format: FormatLike | None = None,
-    weight_rounding: str = "rne",
-    out_format: FormatLike | None = None,
-    out_rounding: str = "rne",
-) -> Values:
-    """RMSNorm of rows, every intermediate rounded to a format.
-
-    Parameters
-    ----------
-    x, w
-        Values [..., n]; weight [n].
-    unit_offset
-        The weight is 1 + w, rounded (Gemma).
-    weight_format, weight_rounding
-        The normalised values are rounded to it, and their product with the weight (Llama).
-    format, rounding, sum, mean, eps, eps_place, inv, sum_format, sum_rounding, out_format, \
-out_rounding
-        As in `layernorm`.
-
-    Raises
-    ------
-    NumsimError
-        As in `softmax`.
-
-    Notes
-    -----
-    v -> mean(-> x x); i as `inv` says; y -> x i; y -> y w.
-
-    **Source**: the definition; the steps are those of microxcaling (commit 7bc4195).
-
-    Examples
-    --------
-    >>> rmsnorm([[1.0, 2.0, 4.0]], [1.0, 1.0, 0.5], format="bfloat16").tolist()
-    [[0.37890625, 0.7578125, 0.7578125]]
-    """
-    r = rounding_to(format, rounding)
-    inner = _maybe(sum_format, sum_rounding)
-    x = rows_of("rmsnorm", x)
-    weight = beside("rmsnorm", x, w)
-    v = _mean(r(times(x, x)), sum, mean, r, inner)
-    y = r(times(x, _inverse_root(v, eps, eps_place, inv, r)))
-    if unit_offset:
-        weight = r(plus(1.0, weight))
-    if weight_format is not None:
-        r = rounding_to(weight_format, weight_rounding)
-        y = r(y)
-    y = r(times(y, weight))
-    return _last(y, out_format, out_rounding)
 
 
 @known_floats

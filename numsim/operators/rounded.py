@@ -66,6 +66,17 @@ def rounding_to(fmt: FormatLike, rounding: str = "rne", overflow: str = "saturat
     return Rounding(f, rounding, overflow)
 
 
+def rounding_or_none(fmt: FormatLike | None, rounding: str) -> Rounding | None:
+    """Return how to round to a format, None where there is none."""
+    return None if fmt is None else rounding_to(fmt, rounding)
+
+
+def leaving(y: Values, fmt: FormatLike | None, rounding: str) -> Values:
+    """Round results to the format they leave in, where there is one."""
+    r = rounding_or_none(fmt, rounding)
+    return y if r is None else r(y)
+
+
 def plus(a: ArrayLike, b: ArrayLike) -> Floats:
     """Return a + b rounded to odd."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -248,3 +259,23 @@ def _exact(x: NDArray[Any]) -> Floats:
 def as_float32(x: ArrayLike) -> Values:
     """Return numbers as float32."""
     return numbers(x).astype(np.float32)
+
+
+def rows_of(name: str, x: ArrayLike) -> Values:
+    """Return rows [..., n] as float32; without a number there is nothing to add."""
+    rows = as_float32(x)
+    if rows.ndim == 0 or rows.shape[-1] == 0:
+        raise NumsimError(f"{name}: rows hold at least one number, [..., n]; got {rows.shape}")
+    return rows
+
+
+def beside(name: str, x: Values, y: ArrayLike) -> Values:
+    """Return what meets `x` element by element, of its shape or one that is repeated to it."""
+    other = as_float32(y)
+    try:
+        fits = np.broadcast_shapes(x.shape, other.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise NumsimError(f"{name}: shapes must fit; got {x.shape} and {other.shape}")
+    return other
