@@ -19,7 +19,8 @@ from numsim.convert import cast
 from numsim.errors import NumsimError, near_names
 from numsim.float_state import known_floats
 from numsim.formats import FormatLike, get_format
-from numsim.quant.rule import Quant, percentile
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import percentile
 from numsim.quant.scales import scale_above, scales_from_amax
 from numsim.quant.table import as_quant
 

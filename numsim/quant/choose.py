@@ -12,14 +12,8 @@ from numsim.convert import decode, encode
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
 from numsim.quant.four_bits import four_over_six, hif4_scales
-from numsim.quant.rule import (
-    CLIP_RULES,
-    POW2_FORMATS,
-    Quant,
-    amax_bound,
-    has_two_levels,
-    rule_name,
-)
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import CLIP_RULES, POW2_FORMATS, amax_bound, has_two_levels, rule_name
 from numsim.quant.scales import (
     WIDE,
     amax_scale,

@@ -38,7 +38,8 @@ from numsim.kernels.convert.least_squares import least_squares
 from numsim.kernels.convert.long_rows import least_squares_few, least_squares_sorted
 from numsim.kernels.jit import grain_of, over_range
 from numsim.quant.grouped import groups
-from numsim.quant.rule import Quant, percentile, rule_name
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import percentile, rule_name
 from numsim.quant.scales import amax_scale
 
 _LONG, _FEW_LEVELS = 1 << 14, 1 << 9  # rows that are sorted, for formats of few levels

@@ -13,7 +13,8 @@ from numsim.errors import NumsimError
 from numsim.formats import get_format
 from numsim.quant.affine import range_of
 from numsim.quant.choose import Scales
-from numsim.quant.rule import POW2_FORMATS, Quant, has_two_levels
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import POW2_FORMATS, has_two_levels
 
 
 def static_scales(

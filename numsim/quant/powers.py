@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from numsim.dispatch.blocks import Stored, covers_blocks, encode_blocks
 from numsim.formats import get_format
 from numsim.quant.extremes import PART, pieces_of
-from numsim.quant.rule import POW2_FORMATS, Quant
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import POW2_FORMATS
 from numsim.quant.scales import power_of
 from numsim.quant.types import QTensor
 

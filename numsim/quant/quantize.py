@@ -32,11 +32,11 @@ from numsim.quant.given import given_above, given_affine, given_scales, static_s
 from numsim.quant.grouped import shared_by
 from numsim.quant.powers import in_one_pass
 from numsim.quant.quick import SMALL, quick
-from numsim.quant.rule import (
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import (
     CHOICE_RULES,
     CLIP_RULES,
     POW2_FORMATS,
-    Quant,
     rule_name,
     scale_format_name,
 )

@@ -14,7 +14,8 @@ from numsim.formats import Format, get_format
 from numsim.kernels.convert import blocks
 from numsim.kernels.convert.block_codes import Power
 from numsim.quant.odd import quotient_to_odd
-from numsim.quant.rule import POW2_FORMATS, Quant
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import POW2_FORMATS
 
 _TINY = np.float32(2.0**-149)
 WIDE = 63  # from this emax on, products of two maxima leave the range of float32

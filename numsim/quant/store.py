@@ -22,7 +22,8 @@ from numsim.quant.choose import Scales, choose
 from numsim.quant.extremes import check_finite, extreme_of, pieces_of
 from numsim.quant.grouped import shared_by
 from numsim.quant.powers import far_below
-from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, Quant, has_two_levels, rule_name
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import CLIP_RULES, POW2_FORMATS, has_two_levels, rule_name
 from numsim.quant.scales import WIDE
 from numsim.quant.types import QTensor
 

@@ -11,7 +11,8 @@ from numsim.decimals import short_text
 from numsim.errors import NumsimError, near_words
 from numsim.float_state import known_floats
 from numsim.formats import Format, FormatLike, get_format, is_ambiguous, near_formats
-from numsim.quant.rule import POW2_FORMATS, Quant, has_two_levels
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import POW2_FORMATS, has_two_levels
 
 _MX = {"block": 32, "scale_format": "float8_e8m0fnu", "scale_rule": "floor"}
 

@@ -17,7 +17,8 @@ from numsim.formats import Format, FormatLike, get_format
 from numsim.quant.four_bits import if4_values
 from numsim.quant.kept import Key, has, kept, known
 from numsim.quant.odd import product_to_odd
-from numsim.quant.rule import Quant, scale_bits
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import scale_bits
 from numsim.quant.slices import cut
 
 

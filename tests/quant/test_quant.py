@@ -11,7 +11,7 @@ import numsim as ns
 from numsim.formats import Format
 from numsim.kernels.convert import blocks
 from numsim.quant import Quant, quantize, storage_losses
-from numsim.quant.rule import CLIP_RULES, POW2_RULES
+from numsim.quant.scale_rules import CLIP_RULES, POW2_RULES
 
 RNG = np.random.default_rng(5)
 

@@ -9,7 +9,8 @@ import pytest
 
 import numsim as ns
 from numsim.quant.clip import THRESHOLDS
-from numsim.quant.rule import CLIP_RULES, POW2_FORMATS, POW2_RULES, Quant
+from numsim.quant.rule import Quant
+from numsim.quant.scale_rules import CLIP_RULES, POW2_FORMATS, POW2_RULES
 
 RNG = np.random.default_rng(17)
 
