@@ -25,6 +25,7 @@ from numsim.dispatch.workers import GRAIN, Plan, Worker, of_quotient, over_block
 from numsim.formats import Format
 from numsim.kernels import jit
 from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert import quotients
 from numsim.kernels.convert.round import (
     RNE,
     SATURATE,
@@ -105,14 +106,14 @@ def _of_amax(f: Format, wide: bool) -> tuple[Callable[..., np.float32], Any] | N
     """Return the kernel of one scale by amax, and how it encodes."""
     limits = integer_limits(f)
     if limits is not None:
-        return fast.by_amax(np.dtype(f.code_dtype), "integers"), limits
+        return quotients.by_amax(np.dtype(f.code_dtype), "integers"), limits
     if f.kind != "float" or f.bits > 16:
         return None
     scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
     if scalars is None or not by_addition(f, scalars):
         return None
     to: Literal["bytes", "floats"] = "floats" if _of_quotients(f, wide) is None else "bytes"
-    return fast.by_amax(np.dtype(f.code_dtype), to), scalars
+    return quotients.by_amax(np.dtype(f.code_dtype), to), scalars
 
 
 @cache
@@ -121,8 +122,8 @@ def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[
     limits = integer_limits(f)
     if limits is not None:
         return (
-            lambda x, by, out: fast.quotients_to_integers(x, by, out, *limits),
-            lambda x, by, out: fast.rows_to_integers(x, by, out, *limits),
+            lambda x, by, out: quotients.quotients_to_integers(x, by, out, *limits),
+            lambda x, by, out: quotients.rows_to_integers(x, by, out, *limits),
         )
     if not (wide and simd.HAVE_BYTE_TABLES and f.kind == "float" and f.bits == 8 and f.zero):
         return None
@@ -130,8 +131,8 @@ def _of_quotients(f: Format, wide: bool) -> tuple[Callable[..., bool], Callable[
     if scalars is None or not (by_addition(f, scalars) and fast.takes_bytes(scalars)):
         return None
     return (
-        lambda x, by, out: fast.quotients_to_bytes(x, by, out, scalars),
-        lambda x, by, out: fast.rows_to_bytes(x, by, out, scalars),
+        lambda x, by, out: quotients.quotients_to_bytes(x, by, out, scalars),
+        lambda x, by, out: quotients.rows_to_bytes(x, by, out, scalars),
     )
 
 

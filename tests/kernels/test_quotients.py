@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from numsim.kernels.convert import float32 as fast
+from numsim.kernels.convert import quotients
 
 HARD = [0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x3FFFFFFE, 0x3FAAAAAB, 0x3FB504F3, 0x3F8CCCCD]
 
@@ -16,7 +16,7 @@ def differing(by, exponent):
     for fraction in range(1 << 23):
         bits = np.uint32(np.uint32(exponent << 23) | np.uint32(fraction))
         x = bits.view(np.float32)
-        made = np.float32(fast.quotient(x, by, inverse)).view(np.uint32)
+        made = np.float32(quotients.quotient(x, by, inverse)).view(np.uint32)
         found += made != np.float32(x / by).view(np.uint32)
     return found
 
@@ -46,11 +46,11 @@ def test_integers_are_those_of_the_rounded_quotient(code, quantum):
         normal = rng.standard_normal(1001).astype(np.float32) * 60 * by
         for x in (ties, normal, np.float32(specials), np.append(normal, np.float32(np.inf))):
             got = np.empty(x.shape, code)
-            met = fast.quotients_to_integers(x, by, got, np.float32(quantum), low, high)
+            met = quotients.quotients_to_integers(x, by, got, np.float32(quantum), low, high)
             with np.errstate(all="ignore"):
                 want = np.clip(np.rint(x / by * np.float32(quantum)), low, high).astype(code)
             assert not met
             np.testing.assert_array_equal(got, want)
-    assert fast.quotients_to_integers(
+    assert quotients.quotients_to_integers(
         np.float32([1, np.nan]), np.float32(1), np.empty(2, code), np.float32(1), low, high
     )
