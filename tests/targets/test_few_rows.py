@@ -135,6 +135,23 @@ def test_every_code_by_way_of_float16():
                 check(left, right, "ideal.fp32")
 
 
+@pytest.mark.parametrize("group", exact_rows.GROUPS)
+def test_numbers_where_float16_is_infinite_have_another_kernel(monkeypatch, group):
+    """Float64 holds all sums of the top binades alone, which few rows of other codes go by."""
+    met, inner = [], exact_rows.exact_rows
+    monkeypatch.setattr(exact_rows, "exact_rows", lambda *args: met.append(args) or inner(*args))
+    rng = np.random.default_rng(3)
+    unit = ns.get_target("ideal.exact", group=group)
+    finite = replace(get_format(E5M2), name="finite_e5m2", inf="none", nan="none")
+    for fmt, few in ((finite, False), (get_format(E5M2), True)):
+        codes = rng.integers(fmt.max_code - 7, fmt.max_code + 1, (2 * group + 1, 20))
+        codes |= rng.integers(0, 2, codes.shape) << 7
+        met.clear()
+        b = QTensor.from_codes(codes.astype(fmt.code_dtype), fmt)
+        check(floats(rng, (1, len(codes)), E4M3, "normal"), b, unit)
+        assert bool(met) == few
+
+
 def test_the_kernels_of_few_rows_run(monkeypatch):
     """What is said here of each path runs, and gives what the kernel of many rows gives."""
     rng, met = np.random.default_rng(2), []
