@@ -152,6 +152,26 @@ def test_numbers_where_float16_is_infinite_have_another_kernel(monkeypatch, grou
         assert bool(met) == few
 
 
+@pytest.mark.parametrize("bias", [-40, -9, -1, 45])
+def test_biases_far_from_that_of_float16(bias):
+    rng = np.random.default_rng(4)
+    fmt = replace(get_format(E4M3), name="biased", bias=bias)
+    for rows in (1, 3):
+        a, b = floats(rng, (rows, 48), E4M3, "normal"), floats(rng, (48, 37), fmt, "codes")
+        for group in exact_rows.GROUPS:
+            check(a, b, ns.get_target("ideal.exact", group=group))
+        for block in (16, 24):
+            sizes = (rows, 48 // block), (48 // block, 37)
+            left, right = (
+                QTensor.from_codes(
+                    q.codes, q.fmt, scale=rng.uniform(0.5, 3, size).astype(np.float32),
+                    block=block, axis=axis,
+                )
+                for q, size, axis in ((a, sizes[0], -1), (b, sizes[1], -2))
+            )  # fmt: skip
+            check(left, right, "ideal.fp32")
+
+
 def test_the_kernels_of_few_rows_run(monkeypatch):
     """What is said here of each path runs, and gives what the kernel of many rows gives."""
     rng, met = np.random.default_rng(2), []
