@@ -73,6 +73,8 @@ def test_units_without_scales(unit, left, right):
             check(a, b, unit)
         size = np.ldexp(rng.uniform(1, 2, (m, n)), rng.integers(-12, 13, (m, n)))
         check(a, b, unit, np.where(rng.random((m, n)) < 0.2, -0.0, size).astype(np.float32))
+        far = np.ldexp(size, rng.integers(0, 97, (m, n)))  # beside zeros of a, which lie lowest
+        check(a, b, unit, far.astype(np.float32))
 
 
 @pytest.mark.parametrize("low", range(0, 112, 16))
