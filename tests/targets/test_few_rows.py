@@ -93,17 +93,19 @@ def test_streams_of_unlike_exponents(low):
         check(QTensor.from_codes(codes, FNUZ), QTensor.from_codes(other, FNUZ), "amd.cdna3.mfma")
 
 
-OUTSIDE = [
+SCALED = [  # outside the unit, then inside
     ("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.fp32"), ("nvfp4", "ideal.fp32"),
     ("mxfp4_e2m1", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
     (ns.Quant(E4M3, block=128), "ideal.fp32"), (ns.Quant(E4M3, block=7), "ideal.fp32"),
     ("mxfp8_e4m3", "nvidia.hopper.wgmma"), (ns.Quant(E4M3, block=64), "nvidia.hopper.wgmma"),
-    ("mxfp8_e5m2", "nvidia.ada.mma"),
+    ("mxfp8_e5m2", "nvidia.ada.mma"), ("mxfp8_e4m3", "nvidia.blackwell.tcgen05"),
+    ("mxfp6_e3m2", "nvidia.blackwell.tcgen05"), ("mxfp4_e2m1", "nvidia.blackwell.tcgen05"),
+    ("nvfp4", "nvidia.blackwell.tcgen05"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("quant", "unit"), OUTSIDE)
-def test_scales_outside(quant, unit):
+@pytest.mark.parametrize(("quant", "unit"), SCALED)
+def test_scales_of_blocks(quant, unit):
     rng = np.random.default_rng(1)
     for m, n, k in ((1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)):
         x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
