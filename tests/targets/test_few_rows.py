@@ -55,12 +55,14 @@ def check(a, b, unit, c=None):
             )
 
 
+TWO_CHAINS = ns.get_target("ideal.mac", order="two_chains", group=32, flush=True, tiny="unbounded")
 PLAIN = [
     ("nvidia.hopper.wgmma", E4M3, E4M3), ("nvidia.ada.mma", E5M2, E4M3),
     ("nvidia.blackwell.tcgen05", E4M3, E4M3), ("nvidia.blackwell.tcgen05", E5M2, E5M2),
     ("amd.cdna3.mfma", FNUZ, FNUZ), ("amd.cdna3.mfma", "float8_e5m2fnuz", FNUZ),
     ("arm.fdot_fp8", E4M3, E4M3), ("arm.fdot_fp8", E4M3, E5M2), ("arm.fmmla_fp8", E4M3, E4M3),
     ("arm.fmlal_fp8", E4M3, E4M3), ("x86.tdpbf16ps", "bfloat16", "bfloat16"),
+    (TWO_CHAINS, "float16", "float16"),
 ]  # fmt: skip
 
 
@@ -125,7 +127,8 @@ def test_every_code_by_way_of_float16():
     finite = replace(get_format(E5M2), name="finite_e5m2", inf="none", nan="none")
     assert finite.emax + finite.bias == 31  # where float16 is infinite
     names = E4M3, E5M2, FNUZ, "float8_e5m2fnuz", "float4_e2m1fn", "float4_e3m0", "float4_e1m2"
-    for fmt in (finite, *(get_format(name) for name in names)):
+    others = "float8_ue4m3", "hifloat8", "posit8_es1"  # whose upper half is no mirror, or a table
+    for fmt in (finite, *(get_format(name) for name in (*names, *others))):
         codes = np.arange(1 << fmt.bits).astype(fmt.code_dtype)
         codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
         ones, twice = np.ones((2, codes.size), np.float32), np.tile(codes, (4, 1))
