@@ -1,4 +1,4 @@
-"""Kernels of one row and of a few, which read codes where they are: every path, bit for bit."""
+"""Kernels of one row, of a few, which read codes where they are, and of more: bit for bit."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,7 +69,8 @@ PLAIN = [
 @pytest.mark.parametrize(("unit", "left", "right"), PLAIN)
 def test_units_without_scales(unit, left, right):
     rng = np.random.default_rng(0)
-    for m, n, k in ((1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)):
+    shapes = (17, 21, 40), (1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)
+    for m, n, k in shapes:  # no path calls 17 rows few
         for kind in ("normal", "codes", "sparse"):
             a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
             check(a, b, unit)
@@ -109,7 +110,8 @@ SCALED = [  # outside the unit, then inside
 @pytest.mark.parametrize(("quant", "unit"), SCALED)
 def test_scales_of_blocks(quant, unit):
     rng = np.random.default_rng(1)
-    for m, n, k in ((1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)):
+    shapes = (1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)
+    for m, n, k in (*shapes, (17, 21, 96)):
         x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
         y = rng.standard_normal((k, n))
         x[:, : k // 5], y[:, : n // 4] = -0.0, 0
@@ -167,14 +169,16 @@ def test_biases_far_from_that_of_float16(bias):
         a, b = floats(rng, (rows, 48), E4M3, "normal"), floats(rng, (48, 37), fmt, "codes")
         for group in exact_rows.GROUPS:
             check(a, b, ns.get_target("ideal.exact", group=group))
-        for block in (16, 24):
+        tiny = np.ldexp(rng.standard_normal((rows, 48)), -110).astype(np.float32)
+        tiny = QTensor.from_codes(tiny.view(np.uint32), "float32")  # times 2**-30 it loses bits
+        for block, x in ((16, a), (24, a), (16, tiny)):
             sizes = (rows, 48 // block), (48 // block, 37)
             left, right = (
                 QTensor.from_codes(
                     q.codes, q.fmt, scale=rng.uniform(0.5, 3, size).astype(np.float32),
                     block=block, axis=axis,
                 )
-                for q, size, axis in ((a, sizes[0], -1), (b, sizes[1], -2))
+                for q, size, axis in ((x, sizes[0], -1), (b, sizes[1], -2))
             )  # fmt: skip
             check(left, right, "ideal.fp32")
 
