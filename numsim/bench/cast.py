@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.bench.peers import installed
+from numsim.bench.peers import check_repeats, installed
 from numsim.convert import decode, encode
 from numsim.kernels import jit
 
@@ -59,12 +59,18 @@ def bench_cast(*, elements: int = 1 << 23, repeats: int = 9) -> list[Timing]:
     -------
     One `Timing` for each conversion and each library that is installed and has it.
 
+    Raises
+    ------
+    NumsimError
+        If `repeats` is no positive integer.
+
     Examples
     --------
     >>> rows = bench_cast(elements=4096, repeats=1)
     >>> {row.library for row in rows} >= {"numsim", "ml_dtypes", "NumPy"}
     True
     """
+    check_repeats("bench cast", repeats)
     x = np.random.default_rng(0).standard_normal(elements, np.float32) * np.float32(10)
     codes = encode(x, "float8_e4m3fn")
     rows: list[Timing] = []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.bench.peers import installed
+from numsim.bench.peers import check_repeats, installed
 from numsim.convert import encode
 from numsim.errors import NumsimError, UnvalidatedWarning
 from numsim.formats import get_format
@@ -128,7 +128,7 @@ def bench_matmul(
     Raises
     ------
     NumsimError
-        If there is nothing to take the median of, or NumPy's process ends.
+        If `repeats` is no positive integer, or NumPy's process ends.
 
     Examples
     --------
@@ -136,8 +136,7 @@ def bench_matmul(
     >>> rows[0].task, rows[0].library
     ('float32', 'NumPy BLAS')
     """
-    if repeats < 1:
-        raise NumsimError(f"bench matmul: repeats is a positive integer; got {repeats!r}")
+    check_repeats("bench matmul", repeats)
     paths = [("numsim", simd.path(), 1)]
     if narrow and simd.enabled():
         paths.append((f"numsim {simd.PATHS[-2]}", simd.PATHS[-2], 1))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.bench.peers import installed
+from numsim.bench.peers import check_repeats, installed
 from numsim.kernels import jit
 from numsim.quant import Quant, quantize
 from numsim.quant.transforms import gptq, rotate
@@ -126,12 +126,18 @@ def bench_quantize(
     -------
     One `QuantizeTiming` a task.
 
+    Raises
+    ------
+    NumsimError
+        If `repeats` is no positive integer.
+
     Examples
     --------
     >>> rows = bench_quantize(side=128, repeats=1)
     >>> rows[0].task, rows[1].of
     ('int8 per tensor', 'int8 per tensor')
     """
+    check_repeats("bench quantize", repeats)
     x = np.random.default_rng(0).standard_normal((side, side), np.float32)
     arrays: dict[str, Any] = {LONG: x, TURNED: x, HALF: x.astype(np.float16)}
     target = np.empty_like(x)

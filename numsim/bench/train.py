@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from numsim import nn, train
+from numsim.bench.peers import check_repeats
 from numsim.errors import UnvalidatedWarning
 from numsim.kernels import jit
 from numsim.kernels.elementwise.adam import Numbers, adam
@@ -63,11 +64,17 @@ def bench_train(*, repeats: int = 5) -> list[TrainTiming]:
     -------
     list of TrainTiming
 
+    Raises
+    ------
+    NumsimError
+        If `repeats` is no positive integer.
+
     Examples
     --------
     >>> sorted({row.task.split()[0] for row in bench_train(repeats=1)})  # doctest: +SKIP
     ['Adam', 'LSTM', 'Linear', 'Llama']
     """
+    check_repeats("bench train", repeats)
     with jit.using_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)
         return [*_cells(repeats), _linear(repeats), *_adam(repeats), _llama(repeats)]

@@ -44,7 +44,7 @@ from numsim.targets.rules import (
     two_stage,
 )
 from numsim.targets.rules.int_sum import check_width, limits, wrapped
-from numsim.targets.rules.mac import arithmetics, flushed
+from numsim.targets.rules.mac import arithmetics, normals
 from numsim.targets.split_k import added_up, chain_positions, restarts
 from numsim.targets.tensor import as_float64, planes
 from numsim.targets.types import Target
@@ -187,7 +187,7 @@ def _mac_reads(rule: Mac) -> tuple[Any, ...]:
 def _mac_lines(dots: Dots, rule: Mac) -> Lines:
     left, right = (as_float64(decoded(q)) for q in (dots.a, dots.b))
     if rule.flush and rule.flush_inputs:
-        left, right = flushed(left, dots.a.fmt.min_normal), flushed(right, dots.b.fmt.min_normal)
+        left, right = normals(left, dots.a.fmt), normals(right, dots.b.fmt)
     with np.errstate(invalid="ignore"):
         return (left * right,)
 

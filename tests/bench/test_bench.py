@@ -12,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from numsim import bench as timers
-from numsim.bench import TrainTiming, bench_cast, report
+from numsim.bench import TrainTiming, bench_cast, bench_matmul, bench_train, report
 from numsim.bench import cast as module
 from numsim.bench import model as models
 from numsim.bench.matmul import MatmulTiming
 from numsim.bench.quantize import TASKS, bench_quantize
 from numsim.cli import app
+from numsim.errors import NumsimError
 from numsim.models import load_model
 
 pytestmark = pytest.mark.slow  # processes, whole sweeps, kernels compiled again
@@ -159,3 +160,10 @@ def test_quantisation_is_compared_with_what_was_timed_before():
         *(task.name for task in TASKS[:3]), "copy", "Hadamard of 128"
     ]  # fmt: skip
     assert all(row.rate > 0 and row.of_copy > 0 for row in rows)
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, True, "3", None])
+@pytest.mark.parametrize("timer", [bench_cast, bench_matmul, bench_quantize, bench_train])
+def test_calls_are_counted_in_positive_integers(timer, repeats):
+    with pytest.raises(NumsimError, match="repeats is a positive integer; got"):
+        timer(repeats=repeats)

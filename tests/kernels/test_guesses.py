@@ -144,6 +144,13 @@ def test_rows_so_long_that_sums_of_guesses_drift_take_the_exact_way(path):
         check(functions.softmax(x, scale=scale), want)
 
 
+@pytest.mark.parametrize("path", FAST)
+def test_a_row_whose_guess_rounds_the_other_way_takes_the_exact_way(path):
+    x = np.float32([[[0, float.fromhex("-0x1.2082ep-3")]]])  # one of ten million such rows
+    with simd.force(path):
+        check(functions.softmax(x), plainly(functions.softmax, x))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("path", simd.PATHS)
 def test_silu_times_is_silu_and_a_product(path, dtype):

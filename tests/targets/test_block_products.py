@@ -168,10 +168,11 @@ def test_runs_that_cancel_still_have_the_exponent_of_their_scales():
 
 
 @vectors
+@pytest.mark.parametrize("rows", [3, 5])  # few, and more
 @pytest.mark.parametrize("zeros", ["a", "b", "both", "scale"])
-def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros):
+def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros, rows):
     """Under scales of 2**40 it would cut the 1 of another run away; see the test above."""
-    left, right = np.full((3, 64), 2, np.uint8), np.full((64, 9), 2, np.uint8)
+    left, right = np.full((rows, 64), 2, np.uint8), np.full((64, 9), 2, np.uint8)
     left[:, 17:], right[17:] = 0, 8  # the second run holds one product, 1
     e4m3 = zeros == "scale"
     if zeros in ("a", "both"):
@@ -185,15 +186,15 @@ def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros):
     name = "float8_e4m3fn" if e4m3 else "float8_e8m0fnu"
     how = {"scale_format": name, "block": 16}
     unit = 0x38 if e4m3 else 127
-    scales = np.full((3, 4), unit, np.uint8)
+    scales = np.full((rows, 4), unit, np.uint8)
     scales[:, 0] = 0x80 if e4m3 else 127 + 40
     a = QTensor.from_codes(left, "float4_e2m1fn", scale_codes=scales, axis=-1, **how)
     ones = np.full((4, 9), unit, np.uint8)
     b = QTensor.from_codes(right, "float4_e2m1fn", scale_codes=ones, axis=-2, **how)
     assert (same(a, b, TCGEN05) == 1).all()
-    small = np.full((3, 9), 2.0**-33, np.float32)  # below 34 bits of 2**0, where 1 * 1 leaves it
+    small = np.full((rows, 9), 2.0**-33, np.float32)  # below 34 bits of 2**0, where 1 * 1 leaves it
     assert (same(a, b, get_target(TCGEN05, align_bits=34), small) == 1).all()
-    assert (same(a, b, TCGEN05, np.full((3, 9), 2.0**-23, np.float32)) == 1 + 2.0**-23).all()
+    assert (same(a, b, TCGEN05, np.full((rows, 9), 2.0**-23, np.float32)) == 1 + 2.0**-23).all()
 
 
 @vectors

@@ -540,6 +540,24 @@ def test_two_chains_of_amx(path):
     assert matmul(*small, target=unit)[0, 0] == 0.0  # 2**-130 is flushed
 
 
+@pytest.mark.parametrize("order", [{"order": "two_chains", "group": 4}, {}], ids=str)
+@pytest.mark.parametrize("name", ["float8_e4m3fnuz", "float_e1m6", "float_e1m2"])
+def test_what_a_flush_of_operands_takes_for_subnormal(path, order, name):
+    """Not NaN that has the code of -0; every finite number where the exponent has one bit."""
+    unit = get_target("ideal.mac", **order, flush=True, tiny="unbounded")
+    fmt, ones = get_format(name), QTensor.from_codes(np.full((1, 2), 0x38, np.uint8), E4M3)
+    codes = np.arange(1 << fmt.bits).astype(fmt.code_dtype)
+    every = QTensor.from_codes(np.stack([codes, np.zeros_like(codes)]), fmt)
+    values = every.dequantize()[0]
+    normal = np.abs(values) >= (fmt.min_normal if name == "float8_e4m3fnuz" else np.inf)
+    want = np.where(normal | np.isnan(values), values, 0)
+    np.testing.assert_array_equal(matmul(ones, every, target=unit)[0], want)
+    np.testing.assert_array_equal(matmul(every.T, ones.T, target=unit)[:, 0], want)
+    finite = QTensor.from_codes(every.codes[:, np.isfinite(values)], fmt)
+    for some in (every, finite):
+        same(ones, some, unit)
+
+
 @pytest.mark.parametrize(("changes", "name"), MACS, ids=str)
 def test_multiply_adds(path, changes, name):
     rng = np.random.default_rng(4)

@@ -1,4 +1,4 @@
-"""Kernels of one row and of a few, which read codes where they are: every path, bit for bit."""
+"""Kernels of one row, of a few, which read codes where they are, and of more: bit for bit."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,24 +55,29 @@ def check(a, b, unit, c=None):
             )
 
 
+TWO_CHAINS = ns.get_target("ideal.mac", order="two_chains", group=32, flush=True, tiny="unbounded")
 PLAIN = [
     ("nvidia.hopper.wgmma", E4M3, E4M3), ("nvidia.ada.mma", E5M2, E4M3),
     ("nvidia.blackwell.tcgen05", E4M3, E4M3), ("nvidia.blackwell.tcgen05", E5M2, E5M2),
     ("amd.cdna3.mfma", FNUZ, FNUZ), ("amd.cdna3.mfma", "float8_e5m2fnuz", FNUZ),
     ("arm.fdot_fp8", E4M3, E4M3), ("arm.fdot_fp8", E4M3, E5M2), ("arm.fmmla_fp8", E4M3, E4M3),
     ("arm.fmlal_fp8", E4M3, E4M3), ("x86.tdpbf16ps", "bfloat16", "bfloat16"),
+    (TWO_CHAINS, "float16", "float16"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("unit", "left", "right"), PLAIN)
 def test_units_without_scales(unit, left, right):
     rng = np.random.default_rng(0)
-    for m, n, k in ((1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)):
+    shapes = (17, 21, 40), (1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)
+    for m, n, k in shapes:  # no path calls 17 rows few
         for kind in ("normal", "codes", "sparse"):
             a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
             check(a, b, unit)
         size = np.ldexp(rng.uniform(1, 2, (m, n)), rng.integers(-12, 13, (m, n)))
         check(a, b, unit, np.where(rng.random((m, n)) < 0.2, -0.0, size).astype(np.float32))
+        far = np.ldexp(size, rng.integers(0, 97, (m, n)))  # beside zeros of a, which lie lowest
+        check(a, b, unit, far.astype(np.float32))
 
 
 @pytest.mark.parametrize("low", range(0, 112, 16))
@@ -91,19 +96,22 @@ def test_streams_of_unlike_exponents(low):
         check(QTensor.from_codes(codes, FNUZ), QTensor.from_codes(other, FNUZ), "amd.cdna3.mfma")
 
 
-OUTSIDE = [
+SCALED = [  # outside the unit, then inside
     ("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.fp32"), ("nvfp4", "ideal.fp32"),
     ("mxfp4_e2m1", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
     (ns.Quant(E4M3, block=128), "ideal.fp32"), (ns.Quant(E4M3, block=7), "ideal.fp32"),
     ("mxfp8_e4m3", "nvidia.hopper.wgmma"), (ns.Quant(E4M3, block=64), "nvidia.hopper.wgmma"),
-    ("mxfp8_e5m2", "nvidia.ada.mma"),
+    ("mxfp8_e5m2", "nvidia.ada.mma"), ("mxfp8_e4m3", "nvidia.blackwell.tcgen05"),
+    ("mxfp6_e3m2", "nvidia.blackwell.tcgen05"), ("mxfp4_e2m1", "nvidia.blackwell.tcgen05"),
+    ("nvfp4", "nvidia.blackwell.tcgen05"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("quant", "unit"), OUTSIDE)
-def test_scales_outside(quant, unit):
+@pytest.mark.parametrize(("quant", "unit"), SCALED)
+def test_scales_of_blocks(quant, unit):
     rng = np.random.default_rng(1)
-    for m, n, k in ((1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)):
+    shapes = (1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)
+    for m, n, k in (*shapes, (17, 21, 96)):
         x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
         y = rng.standard_normal((k, n))
         x[:, : k // 5], y[:, : n // 4] = -0.0, 0
@@ -121,7 +129,8 @@ def test_every_code_by_way_of_float16():
     finite = replace(get_format(E5M2), name="finite_e5m2", inf="none", nan="none")
     assert finite.emax + finite.bias == 31  # where float16 is infinite
     names = E4M3, E5M2, FNUZ, "float8_e5m2fnuz", "float4_e2m1fn", "float4_e3m0", "float4_e1m2"
-    for fmt in (finite, *(get_format(name) for name in names)):
+    others = "float8_ue4m3", "hifloat8", "posit8_es1"  # whose upper half is no mirror, or a table
+    for fmt in (finite, *(get_format(name) for name in (*names, *others))):
         codes = np.arange(1 << fmt.bits).astype(fmt.code_dtype)
         codes[~np.isfinite(fmt.decode_bits(codes.astype(np.int64)))] = 0
         ones, twice = np.ones((2, codes.size), np.float32), np.tile(codes, (4, 1))
@@ -133,6 +142,45 @@ def test_every_code_by_way_of_float16():
             )  # fmt: skip
             with np.errstate(over="ignore"):
                 check(left, right, "ideal.fp32")
+
+
+@pytest.mark.parametrize("group", exact_rows.GROUPS)
+def test_numbers_where_float16_is_infinite_have_another_kernel(monkeypatch, group):
+    """Float64 holds all sums of the top binades alone, which few rows of other codes go by."""
+    met, inner = [], exact_rows.exact_rows
+    monkeypatch.setattr(exact_rows, "exact_rows", lambda *args: met.append(args) or inner(*args))
+    rng = np.random.default_rng(3)
+    unit = ns.get_target("ideal.exact", group=group)
+    finite = replace(get_format(E5M2), name="finite_e5m2", inf="none", nan="none")
+    for fmt, few in ((finite, False), (get_format(E5M2), True)):
+        codes = rng.integers(fmt.max_code - 7, fmt.max_code + 1, (2 * group + 1, 20))
+        codes |= rng.integers(0, 2, codes.shape) << 7
+        met.clear()
+        b = QTensor.from_codes(codes.astype(fmt.code_dtype), fmt)
+        check(floats(rng, (1, len(codes)), E4M3, "normal"), b, unit)
+        assert bool(met) == few
+
+
+@pytest.mark.parametrize("bias", [-40, -9, -1, 45])
+def test_biases_far_from_that_of_float16(bias):
+    rng = np.random.default_rng(4)
+    fmt = replace(get_format(E4M3), name="biased", bias=bias)
+    for rows in (1, 3):
+        a, b = floats(rng, (rows, 48), E4M3, "normal"), floats(rng, (48, 37), fmt, "codes")
+        for group in exact_rows.GROUPS:
+            check(a, b, ns.get_target("ideal.exact", group=group))
+        tiny = np.ldexp(rng.standard_normal((rows, 48)), -110).astype(np.float32)
+        tiny = QTensor.from_codes(tiny.view(np.uint32), "float32")  # times 2**-30 it loses bits
+        for block, x in ((16, a), (24, a), (16, tiny)):
+            sizes = (rows, 48 // block), (48 // block, 37)
+            left, right = (
+                QTensor.from_codes(
+                    q.codes, q.fmt, scale=rng.uniform(0.5, 3, size).astype(np.float32),
+                    block=block, axis=axis,
+                )
+                for q, size, axis in ((x, sizes[0], -1), (b, sizes[1], -2))
+            )  # fmt: skip
+            check(left, right, "ideal.fp32")
 
 
 def test_the_kernels_of_few_rows_run(monkeypatch):

@@ -33,6 +33,7 @@ from numsim.kernels.gemm.codes import (
     codes_types,
     cover_codes,
     nibble_table,
+    power_in_halves,
     run_codes,
     scratch_words,
     type_of,
@@ -286,7 +287,7 @@ def _halves(how: gemm_values.Decode, a: Array) -> tuple[Any, float] | None:
     if not isinstance(how, Fields):
         return None
     read = how if as_halves(how) else nibble_table(how)
-    size, up = np.abs(a), 15 - int(how.bias)
+    size, up = np.abs(a), -power_in_halves(how)
     fits = (size == 0) | ((size > 2.0**-90) & (size < 2.0**90))
     return (read, 2.0**up) if read is not None and abs(up) <= 30 and fits.all() else None
 

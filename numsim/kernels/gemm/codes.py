@@ -85,6 +85,15 @@ def as_halves(how: Fields) -> bool:
     return bool(how.sign_bit == 128 and how.trailing >= 2 and finite)
 
 
+def power_in_halves(how: Fields) -> int:
+    """Return e: read as float16, such a code is 2**e times its value.
+
+    >>> power_in_halves(fields(8, 4, 7, True)), power_in_halves(fields(8, 4, -2, True))
+    (-8, -17)
+    """
+    return int(np.int32(how.bias)) - 15  # a bias below 0 wraps
+
+
 @cache
 def nibble_table(how: Fields) -> Array | None:
     """Return the upper bytes of float16 of such codes, of at most four bits, but for its bias.

@@ -21,6 +21,7 @@ from numsim.kernels.gemm.codes import (
     as_halves,
     codes_types,
     cover_codes,
+    power_in_halves,
     run_codes,
     scratch_words,
     uint32_tuple,
@@ -120,7 +121,7 @@ def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> A
     if out.size:
         steps = b.panels.shape[2]
         rows = np.zeros((batch, m, steps * group))
-        np.multiply(a, 2.0 ** (15 - int(how.bias)), out=rows[..., :depth])
+        np.multiply(a, 2.0 ** -power_in_halves(how), out=rows[..., :depth])
         lines = rows.reshape(*shape[:2], steps, 1, group)
         run_codes(_runner(simd.path(), group), out, lines, b, steps, group, how)
     return out.reshape(batch, m, b.lines)

@@ -29,7 +29,7 @@ from numsim.targets.chain import (
     start,
 )
 from numsim.targets.rules import Mac
-from numsim.targets.rules.mac import arithmetics, flushed
+from numsim.targets.rules.mac import arithmetics, flushed, normals
 from numsim.targets.tensor import (
     as_float64,
     batched,
@@ -101,7 +101,10 @@ def normal(q: QTensor) -> QTensor:
     def make() -> QTensor:
         f = q.fmt
         field = ((1 << (f.bits - f.signed)) - 1) >> (f.precision - 1) << (f.precision - 1)
-        return QTensor(np.where(q.codes & field, q.codes, q.codes.dtype.type(0)), f)
+        some = q.codes & field != 0
+        if f.nan == "minus_zero":
+            some |= q.codes == 1 << (f.bits - 1)
+        return QTensor(np.where(some, q.codes, q.codes.dtype.type(0)), f)
 
     found: QTensor = kept(q, "normal", make)
     return found
@@ -168,7 +171,7 @@ def mac(
         if odd_first:
             x = gemm_mac.padded(x, axis, 2)
             x = np.take(x, np.arange(x.shape[axis]) ^ 1, axis)
-        return flushed(x, q.fmt.min_normal) if rule.flush and rule.flush_inputs else x
+        return normals(x, q.fmt) if rule.flush and rule.flush_inputs else x
 
     packed = kept(
         b, "mac", lambda: gemm_mac.pack_b(values(b, 1), flavour.tree), flavour.tree, odd_first,

@@ -158,6 +158,12 @@ def flushed(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
     return np.where(np.abs(values) < least, np.copysign(0.0, values), values)
 
 
+def normals(values: NDArray[np.float64], f: Format) -> NDArray[np.float64]:
+    """Return numbers of a format as a unit that flushes reads them: subnormal ones are zeros."""
+    some = f.kind != "float" or f.max_code >> (f.precision - 1) > 0
+    return flushed(values, f.min_normal if some else np.inf)
+
+
 def _definition(x: Chain) -> Work:
     """Multiply-adds one by one."""
     rule = x.rule
@@ -171,8 +177,7 @@ def _definition(x: Chain) -> Work:
             lambda: np.ascontiguousarray(as_float64(batched(decoded(x.b)).transpose(0, 2, 1))),
         )  # fmt: skip
         if rule.flush and rule.flush_inputs:
-            left = flushed(left, x.a.fmt.min_normal)
-            right = flushed(right, x.b.fmt.min_normal)
+            left, right = normals(left, x.a.fmt), normals(right, x.b.fmt)
         begin, values = start(x, np.float64), np.empty(shape(x))
         order, group = kernel.ORDERS.index(rule.order), rule.group or left.shape[-1]
         over_items(
