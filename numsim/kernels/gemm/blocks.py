@@ -32,12 +32,12 @@ from numsim.kernels.gemm.codes import (
     undecoded,
 )
 from numsim.kernels.gemm.fma import tile_rows
-from numsim.kernels.gemm.hopper_left import exponents_below, halves_of, singles_of
+from numsim.kernels.gemm.hopper_left import few_left
 from numsim.kernels.gemm.integer import int8_narrow, int8_wide
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.blocks import add_scaled
-from numsim.kernels.ir.hopper import float_tile
+from numsim.kernels.ir.hopper_rows import hopper_rows
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
@@ -164,12 +164,10 @@ def _fp8_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_right.tables_of(how)
-    nothing = np.empty(0, np.uint32)
-    rule = (runs, block * a.shape[3] * a.shape[4], tables, how, nothing, nothing, nothing)
     _fp8(
         hopper_paths.hopper_wide, hopper_right.codes_wide, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
-        b, steps, block, group, start, stop, span, runs, rule, (tables, how), rows, columns,
+        b, steps, block, group, start, stop, span, runs, (runs, block * a.shape[3] * a.shape[4]),
+        (hopper_right.tables_of(how), how), rows, columns,
     )  # fmt: skip
 
 
@@ -178,69 +176,50 @@ def _fp8_half(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    nothing = np.empty(0, np.uint32)
-    rule = (
-        runs, block * a.shape[3] * a.shape[4], np.empty(0, np.uint8), how, nothing, nothing,
-        nothing,
-    )  # fmt: skip
     _fp8(
         hopper_paths.hopper_half, hopper_right.codes_half, simd_fp8.B_WORDS, simd_fp8.RUN, out, a,
-        b, steps, block, group, start, stop, span, runs, rule, how, rows, columns,
+        b, steps, block, group, start, stop, span, runs, (runs, block * a.shape[3] * a.shape[4]),
+        how, rows, columns,
     )  # fmt: skip
 
 
-@inline
-def _scaled_few(
-    a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
-    left: int, rule: Any,
-) -> int:  # fmt: skip
+@expanded
+def _scaled_rows(
+    words: int, a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int,
+    steps: int, left: int, rule: Any,
+) -> None:  # fmt: skip
     codes, columns_at, at_block = b
-    runs, tile, tables, how, below, bases, rows, blocks, columns, span = rule
-    pairs, row, words = left // 2, out_at // stride, codes.view(np.int32)
+    runs, tile, how, own, bases, rows, blocks, columns, span = rule
+    pairs, row, quads = left // 2, out_at // stride, codes.view(np.int32)
     scales = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
-    float_tile(
-        16, 2, 1, tables, how, below, bases, below, scales, pairs, runs, a, a_at, words, b_at, out,
-        out_at, stride, steps, tile,
+    hopper_rows(
+        words, 2, how, own, bases, scales, pairs, runs, a, a_at, quads, b_at, out, out_at, stride,
+        steps, tile,
     )  # fmt: skip
     if left % 2:
         a_at, out_at, row = a_at + pairs * tile, out_at + 2 * pairs * stride, row + 2 * pairs
         last = (rows, row * blocks + at_block, blocks, columns, columns_at, stride, span)
-        float_tile(
-            16, 1, 1, tables, how, below, bases, below, last, 1, runs, a, a_at, words, b_at, out,
-            out_at, stride, steps, tile,
+        hopper_rows(
+            words, 1, how, own, bases, last, 1, runs, a, a_at, quads, b_at, out, out_at, stride,
+            steps, tile,
         )  # fmt: skip
-    return left
-
-
-@expanded
-def _scaled_one(
-    words: int, a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int,
-    steps: int, rule: Any,
-) -> None:  # fmt: skip
-    codes, columns_at, at_block = b
-    (runs, tile, tables, how, below, bases, rows, blocks, columns, span), alone = rule
-    scales = (rows, at_block, blocks, columns, columns_at, stride, span)
-    float_tile(
-        words, 1, 2, tables, how, below, bases, alone, scales, 1, runs, a, a_at,
-        codes.view(np.int32), b_at, out, out_at, stride, steps, tile,
-    )  # fmt: skip
 
 
 @inline
-def _scaled_row(
+def _scaled_wide(
     a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    _scaled_one(16, a, a_at, b, b_at, out, out_at, stride, steps, rule)
+    _scaled_rows(16, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
 @inline
-def _scaled_row_half(
+def _scaled_half(
     a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    _scaled_one(8, a, a_at, b, b_at, out, out_at, stride, steps, rule)
+    _scaled_rows(8, a, a_at, b, b_at, out, out_at, stride, steps, left, rule)
     return left
 
 
@@ -255,63 +234,45 @@ def codes_with_scales(
     return codes_at(b, batch, panel, k, count), at, at_block
 
 
-@inline
-def _few_rule(
-    a: Array, block: int, runs: int, how: Fields, tables: Array, rows: Array, columns: Array,
-    span: int,
-) -> Any:  # fmt: skip
-    below, bases = exponents_below(a, runs, how)
-    tile = block * a.shape[3] * a.shape[4]
-    return (
-        runs, tile, tables, how, below, bases, rows.reshape(-1), columns.shape[1],
+@expanded
+def _fp8_few(
+    micro: Callable[..., int], out: Array, a: Array, b: Array, steps: int, block: int, group: int,
+    start: int, stop: int, span: int, runs: int, how: Fields, rows: Array, columns: Array,
+) -> None:  # fmt: skip
+    own, bases = few_left(a, runs, how)
+    rule = (
+        runs, block * a.shape[3] * a.shape[4], how, own, bases, rows.reshape(-1), columns.shape[1],
         columns.reshape(-1), span,
     )  # fmt: skip
-
-
-@kernel
-def _fp8_few(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    span: int, runs: int, how: Fields, rows: Array, columns: Array,
-) -> None:  # fmt: skip
-    tables = hopper_right.tables_of(how)
-    rule = _few_rule(a, block, runs, how, tables, rows, columns, span)
     cover_codes(
-        _scaled_few, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
-        start, stop, rule, (span, columns.shape[1], columns.shape[2]), True,
+        micro, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group, start,
+        stop, rule, (span, columns.shape[1], columns.shape[2]), True,
     )  # fmt: skip
 
 
 @kernel
-def _fp8_row(
+def _fp8_few_wide(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    tables = hopper_right.tables_of(how)
-    few = _few_rule(a, block, runs, how, tables, rows, columns, span)
-    cover_codes(
-        _scaled_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
-        start, stop, (few, halves_of(a, steps, runs)), (span, columns.shape[1], columns.shape[2]),
-        True,
+    _fp8_few(
+        _scaled_wide, out, a, b, steps, block, group, start, stop, span, runs, how, rows, columns
     )  # fmt: skip
 
 
 @kernel
-def _fp8_row_half(
+def _fp8_few_half(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     span: int, runs: int, how: Fields, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
-    few = _few_rule(a, block, runs, how, np.empty(0, np.uint8), rows, columns, span)
-    cover_codes(
-        _scaled_row_half, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
-        start, stop, (few, singles_of(a, steps, runs)), (span, columns.shape[1], columns.shape[2]),
-        True,
+    _fp8_few(
+        _scaled_half, out, a, b, steps, block, group, start, stop, span, runs, how, rows, columns
     )  # fmt: skip
 
 
 _FP8 = {  # by the path and how many rows there are
-    ("avx512", hopper_paths.MANY): _fp8_wide, ("avx2", hopper_paths.MANY): _fp8_half,
-    ("avx512", hopper_paths.FEW): _fp8_few, ("avx512", hopper_paths.ONE): _fp8_row,
-    ("avx2", hopper_paths.ONE): _fp8_row_half,
+    ("avx512", hopper_paths.MANY): _fp8_wide, ("avx512", hopper_paths.FEW): _fp8_few_wide,
+    ("avx2", hopper_paths.MANY): _fp8_half, ("avx2", hopper_paths.FEW): _fp8_few_half,
 }  # fmt: skip
 
 
@@ -380,8 +341,5 @@ def fp8(
     """
     runs = b.panels.shape[4] // simd_fp8.RUN
     columns = padded(scales.columns, b.panels.shape[3])
-    kind = gemm_hopper.rows_of(a.lines, how)
-    if (simd.path(), kind) not in _FP8:  # with AVX2 a thread that cuts toward zero cannot scale
-        kind = hopper_paths.MANY
-    entry = _fp8_runner(simd.path(), kind)
+    entry = _fp8_runner(simd.path(), gemm_hopper.rows_of(a.lines, how))
     run_codes(entry, out, a.planes, b, a.block, span, runs, how, scales.rows, columns)

@@ -34,6 +34,7 @@ from numsim.kernels.gemm.hopper_paths import SHORT_RUN
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.hopper_rows import LONG
 from numsim.kernels.jit import PACKED, grain_of, over_range
 from numsim.kernels.memory import zeros
 
@@ -146,7 +147,7 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
-    near = BLOCK if lines <= FEW[path] else _BLOCK
+    near = LONG if lines <= FEW[path] else _BLOCK
     block = max(near // (runs * simd_fp8.RUN) // span, 1) * span
     whole = -(-groups // block) * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
@@ -181,23 +182,10 @@ def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCod
     return _packed(codes, simd.HOPPER_COLUMNS, group, PAIR, SHORT_RUN)
 
 
-def reads_codes(how: Fields) -> bool:
-    """Whether kernels of few rows read such codes as they are, on this path.
-
-    With AVX2 they are those of `codes.as_halves`.
-    """
-    if simd.path() != "avx2":
-        return bool(simd.enabled() and simd.HAVE_BYTE_TABLES and how.magnitude < 128)
-    return as_halves(how)
-
-
 def rows_of(lines: int, how: Fields) -> int:
     """Return how so many rows are done on this path: see `hopper_paths`."""
-    if lines > FEW[simd.path()] or not reads_codes(how):
-        return hopper_paths.MANY
-    e4m3 = how.magnitude == 127 and how.trailing == 3 and how.bias == 7
-    cut = simd.HAVE_HALVES and e4m3 if simd.enabled() else True
-    return hopper_paths.ONE if lines == 1 and cut else hopper_paths.FEW
+    few = lines <= FEW[simd.path()] and as_halves(how)
+    return hopper_paths.FEW if few else hopper_paths.MANY
 
 
 def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | None = None) -> Array:

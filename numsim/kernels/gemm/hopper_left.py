@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from numsim.kernels.gemm.codes import Fields
 from numsim.kernels.ir import fp8 as simd_fp8
-from numsim.kernels.ir import halves, simd
+from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
 from numsim.kernels.ir.fp8_left import looked_up_left
+from numsim.kernels.ir.halves import NEAR_ZERO
+from numsim.kernels.ir.hopper_rows import PLANES, SIGNS, VALUES
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
@@ -22,18 +24,23 @@ PAIR = 2  # products whose planes stand together for the portable kernel
 
 
 @inline
-def exponents_below(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
-    """Return what `ir.peaks` needs to know of planes a, whose groups are so many runs.
+def few_left(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
+    """Return what `ir.hopper_rows` needs to know of planes a, whose groups are so many runs.
 
-    For each word of a plane: four times the exponent below the largest of its row and group, in
-    place of a column's exponent in a code; 255 for a zero. For each run and row: four times the
-    field of the binade that a product of this largest exponent and a code's field 0 would choose.
+    Words [runs, 3, rows, run], a byte four times in the first two: how far the exponent is below
+    the largest of its row and group, in place of a column's exponent in a code, 255 for a zero;
+    the bit that makes codes positive whose products are negative; float32 values to multiply what
+    is read of codes with. For each run and row: the field of the binade that a product of this
+    largest exponent and a code's field 0 would choose, four times.
     """
     rows, run = simd_fp8.ROWS, simd_fp8.RUN
     exponents, plane = a.reshape(-1), rows * run
+    values = exponents.view(np.float32)
     count = exponents.size // simd_fp8.A_WORDS
-    below, bases = np.empty(count * plane, np.uint32), np.empty(count * rows, np.uint32)
-    byte, four = np.uint32(255), np.uint32(0x01010101)
+    words, bases = np.empty(count * PLANES * plane, np.uint32), np.empty(count * rows, np.uint32)
+    singles = words.view(np.float32)
+    byte, four, sign = np.uint32(255), np.uint32(0x01010101), np.uint32(0x80808080)
+    scale = np.float32(2.0 ** (15 - np.int64(how.bias)))
     for start in range(0, count, runs):
         for row in range(rows):
             largest = np.uint32(0)
@@ -45,55 +52,15 @@ def exponents_below(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
             base = np.uint32(largest + np.uint32(simd_fp8.RIGHT) - how.bias) & byte
             for i in range(start, start + runs):
                 bases[i * rows + row] = base * four
-                at, to = i * simd_fp8.A_WORDS + row * run, i * plane + row * run
-                line, own = exponents[at : at + run], below[to : to + run]
+                at, to = i * simd_fp8.A_WORDS + row * run, i * PLANES * plane + row * run
                 for k in range(run):
-                    e = np.uint32(line[k]) & byte
+                    e, x = np.uint32(exponents[at + k]) & byte, values[at + 2 * plane + k] * scale
                     less = np.uint32(np.uint32(largest - e) << how.trailing) & byte
-                    own[k] = (less if e > 0 else byte) * four
-    return below, bases
-
-
-@inline
-def halves_of(a: Array, groups: int, runs: int) -> Array:
-    """Return the values of the first row of planes a for `ir.halves`, a word for each of a plane.
-
-    A word has 2**6 times the value as float16, twice. There are none where one is not a multiple
-    of 2**-9 below 2**9 in size, as all of E4M3 are.
-    """
-    rows, run = simd_fp8.ROWS, simd_fp8.RUN
-    plane, count = rows * run, groups * runs
-    words = a.reshape(-1)
-    values, found = words.view(np.float32), np.zeros(count * plane, np.uint32)
-    sign, up = np.uint32(1 << 15), np.uint32((127 - halves.ONE - halves.UP) << 10)
-    for i in range(count):
-        at = i * simd_fp8.A_WORDS + 2 * plane
-        for k in range(run):
-            size = abs(values[at + k])
-            whole = size * np.float32(512.0)
-            if not (size < np.float32(512.0) and whole == np.floor(whole)):
-                return np.empty(0, np.uint32)
-            bits = np.uint32(words[at + k])
-            high = np.uint32(bits >> np.uint32(13)) & np.uint32(0x3FFFF)
-            half = np.uint32(np.uint32(bits >> np.uint32(16)) & sign | np.uint32(high - up))
-            if size > 0:
-                found[i * plane + k] = np.uint32(half | np.uint32(half << np.uint32(16)))
-    return found
-
-
-@inline
-def singles_of(a: Array, groups: int, runs: int) -> Array:
-    """Return the values of the first row of planes a as float32, for `ir.halves.Cuts`."""
-    rows, run = simd_fp8.ROWS, simd_fp8.RUN
-    plane, count = rows * run, groups * runs
-    values, found = a.reshape(-1).view(np.float32), np.zeros(count * plane, np.uint32)
-    singles = found.view(np.float32)
-    for i in range(count):
-        at = i * simd_fp8.A_WORDS + 2 * plane
-        for k in range(run):
-            x = values[at + k]
-            singles[i * plane + k] = x if x != 0 else halves.NEAR_ZERO
-    return found
+                    words[to + k] = (less if e > 0 else byte) * four
+                    words[to + SIGNS * plane + k] = sign if x >= 0 else np.uint32(0)
+                    singles[to + VALUES * plane + k] = x if x != 0 else NEAR_ZERO
+                    words[to + VALUES * plane + k] += np.uint32(1)  # larger in size
+    return words, bases
 
 
 @inline

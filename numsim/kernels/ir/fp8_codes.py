@@ -9,7 +9,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from numsim.kernels.ir.fp8 import (
     AHEAD,
@@ -31,6 +30,7 @@ from numsim.kernels.ir.fp8 import (
 )
 from numsim.kernels.ir.simd import (
     BIAS,
+    HAVE_HALVES,
     I16,
     I32,
     I64,
@@ -117,62 +117,38 @@ class ByTables:
         low = [b.shl(pair, splat(V32, 16)) for pair in pairs]
         return low + [b.and_(pair, splat(V32, -(1 << 16))) for pair in pairs]
 
-    def singles_apart(self, code: Any) -> list[Any]:
-        """Return them in an order that takes less: `apart` brings other vectors into it."""
-        b, found = self.b, []
-        upper, lower = self.upper(code), self.looked_up(3, code)
-        for high in (0, 1):
-            at = [16 * lane + 8 * high + n for lane in range(4) for n in range(8)]
-            order = ir.Constant(ir.VectorType(I32, 64), [m for n in at for m in (n, 64 + n)])
-            pairs = b.bitcast(b.shuffle_vector(lower, upper, order), V32)
-            found += [b.shl(pairs, splat(V32, 16)), b.and_(pairs, splat(V32, -(1 << 16)))]
-        return found
-
 
 def apart(b: Any, vectors: list[Any]) -> list[Any]:
     """Return four vectors, of bytes 0, 1, 2 and 3 of words, in the order of `singles_apart`."""
-    found: list[Any] = []
-    if vectors[0].type.count == 8:
-        for i in range(2):
-            for first in (0, 4):
-                order = [m for n in range(4) for m in (first + n, 8 + first + n)]
-                at = ir.Constant(ir.VectorType(I32, 8), order)
-                found.append(b.shuffle_vector(vectors[i], vectors[i + 2], at))
-        return found
-    for high in (0, 1):
-        at = [4 * lane + 2 * high + n for lane in range(4) for n in range(2)]
-        order = ir.Constant(V32, [m for n in at for m in (n, 16 + n)])
-        found += [b.shuffle_vector(vectors[i], vectors[i + 2], order) for i in range(2)]
+    count, found = vectors[0].type.count, []
+    for i in range(2):
+        for first in (0, count // 2):
+            order = [m for n in range(count // 2) for m in (first + n, count + first + n)]
+            at = ir.Constant(ir.VectorType(I32, count), order)
+            found.append(b.shuffle_vector(vectors[i], vectors[i + 2], at))
     return found
 
 
 def together(b: Any, vectors: list[Any]) -> list[Any]:
     """Return what `apart` took apart."""
-    found: list[Any] = []
-    if vectors[0].type.count == 8:
-        for second in (0, 1):
-            at = ir.Constant(ir.VectorType(I32, 8), [2 * n + second for n in range(8)])
-            found += [b.shuffle_vector(vectors[i], vectors[i + 1], at) for i in (0, 2)]
-        return found
+    count, found = vectors[0].type.count, []
     for second in (0, 1):
-        at = [4 * lane + second + n for lane in range(4) for n in (0, 2)]
-        halves_of = [at[2 * lane : 2 * lane + 2] for lane in range(4)]
-        order = ir.Constant(V32, [m for x in halves_of for m in (*x, 16 + x[0], 16 + x[1])])
-        found += [b.shuffle_vector(vectors[i], vectors[i + 2], order) for i in range(2)]
+        at = ir.Constant(ir.VectorType(I32, count), [2 * n + second for n in range(count)])
+        found += [b.shuffle_vector(vectors[i], vectors[i + 1], at) for i in (0, 2)]
     return found
 
 
 class ByFields:
-    """Reads 32 codes of eight bits by arithmetic, with AVX2, as `ByTables` reads 64.
+    """Reads codes of eight bits by arithmetic, four times `width` of them.
 
     Values are `scale` times too small: they are made of halves, whose bias is another.
     `gemm.codes.as_halves` says of which formats.
     """
 
-    def __init__(self, b: Any, fields: Any) -> None:
-        self.b, v = b, lanes(8)
+    def __init__(self, b: Any, fields: Any, width: int = 8) -> None:
+        self.b, self.width, v = b, width, lanes(width)
         self.bytes_of, _ = planes_reader(b, v, fields, RIGHT, LOWEST - SIGN, NO_RIGHT)
-        pairs = ir.VectorType(I16, 16)
+        pairs = ir.VectorType(I16, 2 * width)
         self.right = b.sub(field_of(b, fields, 3, pairs), splat(pairs, 2))
         sign = splat(pairs, -(1 << 15))
         self.kept = b.or_(sign, b.lshr(b.shl(field_of(b, fields, 0, pairs), splat(pairs, 8)),
@@ -195,17 +171,33 @@ class ByFields:
         return [b.and_(b.ashr(high, self.right), self.kept) for high in both]
 
 
-class Room:
-    """Room for a group's values as float16, of 32 columns: written as its codes are first read.
+def from_halves(b: Any, place: Any, vector: Any) -> Any:
+    """Return the float32 `vector` of float16 that stand at a place.
 
-    An instruction that makes float32 of eight of them takes one place of execution where it reads
-    memory, and three where they stand in a register.
+    For eight of them, a processor with arithmetic of float16 is told which instruction to take:
+    LLVM's choice there takes twice as long.
+    """
+    half = ir.VectorType(ir.HalfType(), vector.count)
+    place = b.bitcast(place, half.as_pointer())
+    if not (HAVE_HALVES and vector.count == 8):
+        return b.fpext(b.load(place, align=2), vector)
+    kind = ir.FunctionType(vector, [place.type])
+    named = ir.InlineAsm(kind, "vcvtph2ps $1, $0", "=v,*m", side_effect=False)
+    return b.call(named, [place], arg_attrs={0: ("elementtype",)})
+
+
+class Room:
+    """Room for values of so many products as float16: written as codes are first read.
+
+    An instruction that makes float32 of them takes one place of execution where it reads memory,
+    and two or three where they stand in a register.
     """
 
-    def __init__(self, b: Any, read: ByFields) -> None:
-        self.b, self.read, self.each = b, read, 32
-        make: Any = cgutils.alloca_once
-        self.room = make(b, ir.ArrayType(I16, WIDEST * self.each))
+    def __init__(self, b: Any, read: ByFields, products: int = WIDEST) -> None:
+        self.b, self.read, self.each = b, read, 4 * read.width
+        with b.goto_entry_block():  # Numba's own way would fill it with zeros at every call
+            self.room = b.alloca(ir.ArrayType(I16, products * self.each))
+        self.room.align = 64  # what is stored across two lines waits for the cache
 
     def _at(self, k: Any, part: int, vector: Any) -> Any:
         b = self.b
@@ -215,10 +207,10 @@ class Room:
     def keep(self, k: Any, code: Any) -> None:
         """Write the values of product k of a group."""
         for i, value in enumerate(self.read.halves(code)):
-            self.b.store(value, self._at(k, 16 * i, value.type), align=2)
+            self.b.store(value, self._at(k, self.each // 2 * i, value.type), align=2)
 
     def singles_apart(self, k: Any) -> list[Any]:
         """Return them as float32, in the order of `apart`."""
-        b, half = self.b, ir.VectorType(ir.HalfType(), 8)
-        found = [b.load(self._at(k, 8 * i, half), align=2) for i in range(4)]
-        return [b.fpext(x, lanes(8).floats) for x in found]
+        b, floats = self.b, lanes(self.read.width).floats
+        places = [self._at(k, floats.count * i, floats) for i in range(4)]
+        return [from_halves(b, place, floats) for place in places]

@@ -53,7 +53,7 @@ def _host_has(*names: str) -> bool:
 
 HAVE_AVX512_VNNI = _host_has("avx512f", "avx512bw", "avx512vnni")
 HAVE_BYTE_TABLES = HAVE_AVX512_VNNI and _host_has("avx512vbmi")
-HAVE_HALVES = HAVE_BYTE_TABLES and _host_has("avx512fp16")  # arithmetic of float16
+HAVE_HALVES = HAVE_AVX512_VNNI and _host_has("avx512fp16")  # arithmetic of float16
 # What kernels this host can run, the fastest last
 PATHS = ("plain",) + ("avx2",) * _host_has("avx2", "fma", "f16c") + ("avx512",) * HAVE_AVX512_VNNI
 _path = PATHS[-1]

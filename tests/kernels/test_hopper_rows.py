@@ -1,4 +1,4 @@
-"""One row whose products are cut to integers: at the ends of what float16 and float32 can scale."""
+"""Few rows by Hopper's rule, codes read in place: every binade, the largest sums, every code."""
 
 import numpy as np
 import pytest
@@ -49,16 +49,36 @@ def test_a_row_at_every_binade(path, formats):
                     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.skipif(not simd.HAVE_HALVES, reason="this processor has no arithmetic of float16")
-def test_without_float16_tables_of_bytes_do_it(monkeypatch):
-    rng, both = np.random.default_rng(1), (E4M3, E4M3)
-    a, b = signed(rng, 0, 127, (1, 320)), signed(rng, 0, 127, (320, 130))
-    assert hopper.rows_of(1, fields(E4M3)) == hopper_paths.ONE
-    want = product("plain", a, b, both, 32, None)
-    np.testing.assert_array_equal(product("avx512", a, b, both, 32, None), want)
-    monkeypatch.setattr(simd, "HAVE_HALVES", False)
-    assert hopper.rows_of(1, fields(E4M3)) == hopper_paths.FEW
-    np.testing.assert_array_equal(product("avx512", a, b, both, 32, None), want)
+@pytest.mark.parametrize("path", FAST)
+@pytest.mark.parametrize("names", [("float8_e4m3fn", "float8_e4m3fn"), ("float8_e5m2", E5M2.name)])
+def test_every_pair_of_codes_beside_every_binade(path, names):
+    """A row's value is made larger by its last place: no product may pass a whole number by it."""
+    fmt, other = (ns.get_format(name) for name in names)
+    codes = np.arange(256, dtype=np.uint8)
+    codes = codes[np.isfinite(fmt.decode_bits(codes.astype(np.int64)))]
+    assert hopper.rows_of(1, fields(other)) == hopper_paths.FEW
+    columns = np.tile(codes, (2, 1))  # of one product, and of one beside a zero
+    columns[1] = 128
+    for first in codes[::5] if fmt is E4M3 else codes[::9]:
+        row = np.array([[first, 3]], np.uint8)
+        for power in range(-20, 24, 3):
+            c = np.full((1, codes.size), 2.0**power, np.float32)
+            c[0, ::2] *= -1
+            want = product("plain", row, columns, (fmt, other), 32, c)
+            np.testing.assert_array_equal(product(path, row, columns, (fmt, other), 32, c), want)
+
+
+@pytest.mark.parametrize("path", FAST)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sum_of_negative_products(path, sign):
+    """128 products at the top of the binade, all negative: each is corrected by one."""
+    a = np.full((2, 128), 126, np.uint8)
+    b = np.full((128, 70), 126 | 128 if sign < 0 else 126, np.uint8)
+    b[:, 1::3] ^= 128
+    b[5::7, 2::3] = 128
+    for rows in (1, 2):
+        want = product("plain", a[:rows], b, (E4M3, E4M3), 128, None)
+        np.testing.assert_array_equal(product(path, a[:rows], b, (E4M3, E4M3), 128, None), want)
 
 
 @pytest.mark.parametrize("path", FAST)
