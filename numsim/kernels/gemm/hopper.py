@@ -148,8 +148,10 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
     near = LONG if lines <= FEW[path] else _BLOCK
-    block = max(near // (runs * simd_fp8.RUN) // span, 1) * span
-    whole = -(-groups // block) * block
+    most = max(near // (runs * simd_fp8.RUN) // span, 1) * span
+    count = -(-groups // most)
+    block = -(-groups // (count * span)) * span  # even blocks: little is filled up
+    whole = count * block
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
     entry = _packer(path)
     grain = grain_of(tiles, PACKED * lines * depth)
