@@ -78,6 +78,10 @@ def test_units_without_scales(unit, left, right):
         check(a, b, unit, np.where(rng.random((m, n)) < 0.2, -0.0, size).astype(np.float32))
         far = np.ldexp(size, rng.integers(0, 97, (m, n)))  # beside zeros of a, which lie lowest
         check(a, b, unit, far.astype(np.float32))
+        codes = b.codes.copy()
+        codes[:, ::4] = 0
+        far[:, ::4], far[0, 1] = -0.0, 2.0**120
+        check(a, QTensor.from_codes(codes, right), unit, far.astype(np.float32))
 
 
 @pytest.mark.parametrize("low", range(0, 112, 16))
@@ -117,7 +121,9 @@ def test_scales_of_blocks(quant, unit):
         x[:, : k // 5], y[:, : n // 4] = -0.0, 0
         a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
         check(a, b, unit)
-        check(a, b, unit, rng.standard_normal((m, n)).astype(np.float32))
+        c = rng.standard_normal((m, n)).astype(np.float32)
+        c[:, ::2] = -0.0
+        check(a, b, unit, c)
     x, y = rng.standard_normal((2, 3, 96)), rng.standard_normal((2, 96, 40))
     a, b = (ns.quantize(v.astype(np.float32), quant, axis=i) for v, i in ((x, -1), (y, -2)))
     check(a, b, unit)
