@@ -91,7 +91,7 @@ def test_streams_of_unlike_exponents(low):
         check(QTensor.from_codes(codes, FNUZ), QTensor.from_codes(other, FNUZ), "amd.cdna3.mfma")
 
 
-@pytest.mark.parametrize("group", [16, 32, 34, 128])
+@pytest.mark.parametrize("group", [16, 32, 40, 128])
 def test_the_largest_sums_of_a_stream(group):
     """Sums of products cut to integers are the largest that 32 bits must hold, of either sign."""
     rng, unit = np.random.default_rng(group), ns.get_target("amd.cdna3.mfma", group=group)
