@@ -100,6 +100,23 @@ def test_streams_of_unlike_exponents(low):
         check(QTensor.from_codes(codes, FNUZ), QTensor.from_codes(other, FNUZ), "amd.cdna3.mfma")
 
 
+@pytest.mark.parametrize("group", [16, 32, 40, 128])
+def test_the_largest_sums_of_a_stream(group):
+    """Sums of products cut to integers are the largest that 32 bits must hold, of either sign."""
+    rng, unit = np.random.default_rng(group), ns.get_target("amd.cdna3.mfma", group=group)
+    depth, n = 2 * group, 40
+    top = np.full((1, depth), 127, np.uint8)
+    right = np.full((depth, n), 127, np.uint8)
+    right[:, 1::2] |= 128
+    right[::2, 2::5] = 8  # one stream far below the other
+    right[1::2, 3::5] &= rng.integers(0, 256, right[1::2, 3::5].shape, np.uint8)
+    right[right == 128] = 0
+    a, b = QTensor.from_codes(top, FNUZ), QTensor.from_codes(right, FNUZ)
+    check(a, b, unit)
+    size = np.ldexp(rng.choice([-1, 1], (1, n)), rng.integers(-12, 40, (1, n)))
+    check(a, b, unit, size.astype(np.float32))
+
+
 SCALED = [  # outside the unit, then inside
     ("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.fp32"), ("nvfp4", "ideal.fp32"),
     ("mxfp4_e2m1", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),

@@ -19,6 +19,7 @@ from numba import types
 from numsim.kernels.gemm.codes import (
     Fields,
     PackedCodes,
+    as_halves,
     codes_at,
     codes_types,
     cover_codes,
@@ -27,6 +28,7 @@ from numsim.kernels.gemm.codes import (
     scratch_words,
     uint32_tuple,
 )
+from numsim.kernels.gemm.cuts import change_for_cuts
 from numsim.kernels.gemm.double import HIGH, LOW, left_planes, reads_codes, tables_of
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double_planes import COLUMNS, b_words, order, right_double
@@ -38,6 +40,8 @@ Array = npt.NDArray[Any]
 _ROWS = 4  # of a tile
 # Rows up to which it pays to read codes for each anew, by path
 FEW = {"avx512": 3, "avx2": 1, "plain": 0}
+_CUT_ROWS = 3  # those of codes whose products `ir.halves` cuts, with AVX2
+_CUT_GROUP = 32  # products whose sum, cut to integers, fits in 32 bits
 _MOST = 128  # products of a group, counted in a byte
 _WIDE, _HALF = COLUMNS["avx512"], COLUMNS["avx2"]
 _WIDE_WORDS, _HALF_WORDS = b_words(_WIDE)[0], b_words(_HALF)[0]
@@ -174,16 +178,25 @@ def _run_half_rows(
     _run_rows(out, a, b, steps, block, group, start, stop, how)
 
 
+@kernel
+def _run_half_cut(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run_rows(out, a, b, steps, block, group, start, stop, (how,))
+
+
+_MANY, _FEW, _CUT = range(3)  # rows, and how codes of few are read
 _RUN = {
-    ("avx512", False): _run_wide, ("avx512", True): _run_wide_rows,
-    ("avx2", False): _run_half, ("avx2", True): _run_half_rows,
+    ("avx512", _MANY): _run_wide, ("avx512", _FEW): _run_wide_rows,
+    ("avx2", _MANY): _run_half, ("avx2", _FEW): _run_half_rows, ("avx2", _CUT): _run_half_cut,
 }  # fmt: skip
 
 
 @cache
-def _runner(path: str, few: bool) -> Callable[..., Any]:
+def _runner(path: str, rows: int) -> Callable[..., Any]:
     return simd.compiled(
-        _RUN[path, few],
+        _RUN[path, rows],
         *codes_types(types.int32, np.dtype(np.uint8), types.float32), uint32_tuple(Fields),
     )  # fmt: skip
 
@@ -212,7 +225,8 @@ def gemm_two_streams(
         start = c.reshape(shape)
         out[...] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
-        few = shape[1] <= FEW[simd.path()] and reads_codes(how_b)
+        cut = simd.path() == "avx2" and as_halves(how_b) and group <= _CUT_GROUP
+        few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
         tile, block = (1, groups) if few else (_ROWS, 2 - groups % 2)
         tiles = -(-shape[1] // tile)
         powers = np.zeros((*shape[:2], groups), np.int32)
@@ -220,5 +234,8 @@ def gemm_two_streams(
             a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
         )
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
-        run_codes(_runner(simd.path(), few), out, laid, b, block, how_b)
+        if few and cut:
+            change_for_cuts(planes, places, how_b)
+        entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY)
+        run_codes(entry, out, laid, b, block, how_b)
     return out.reshape(batch, m, n)

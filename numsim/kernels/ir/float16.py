@@ -16,6 +16,7 @@ from numba import types
 
 from numsim.kernels.ir.blocks import Scales
 from numsim.kernels.ir.fp8 import I8, declared, field_of, lanes
+from numsim.kernels.ir.fp8_codes import from_halves
 from numsim.kernels.ir.simd import (
     I16,
     I32,
@@ -147,8 +148,8 @@ def scaled_chains_by_halves(
                 halves = b.bitcast(b.gep(room, [tile.index(k, 2, 0)]), _EIGHT.as_pointer())
                 new = []
                 for n, total in enumerate(sums):
-                    half = b.load(b.gep(halves, [ir.Constant(I64, n)]), align=2)
-                    new.append(b.call(fma, [x, b.fpext(half, _V.floats), total]))
+                    at = b.gep(halves, [ir.Constant(I64, n)])
+                    new.append(b.call(fma, [x, from_halves(b, at, _V.floats), total]))
                 return new
 
             def some(n: Any, sums: list[Any]) -> list[Any]:

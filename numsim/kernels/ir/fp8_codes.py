@@ -30,6 +30,7 @@ from numsim.kernels.ir.fp8 import (
 )
 from numsim.kernels.ir.simd import (
     BIAS,
+    HAVE_AVX512_VNNI,
     HAVE_HALVES,
     I16,
     I32,
@@ -131,11 +132,17 @@ def apart(b: Any, vectors: list[Any]) -> list[Any]:
 
 def together(b: Any, vectors: list[Any]) -> list[Any]:
     """Return what `apart` took apart."""
-    count, found = vectors[0].type.count, []
+    kind, found = vectors[0].type, []
+    if isinstance(kind.element, ir.IntType) and HAVE_AVX512_VNNI:
+        # for integers LLVM takes vectors of 64 bytes, which close a place of execution to others
+        floats = lanes(kind.count).floats
+        same = ir.InlineAsm(ir.FunctionType(floats, [floats]), "", "=x,0", side_effect=False)
+        vectors = [b.call(same, [b.bitcast(x, floats)]) for x in vectors]
     for second in (0, 1):
-        at = ir.Constant(ir.VectorType(I32, count), [2 * n + second for n in range(count)])
+        order = [2 * n + second for n in range(kind.count)]
+        at = ir.Constant(ir.VectorType(I32, kind.count), order)
         found += [b.shuffle_vector(vectors[i], vectors[i + 1], at) for i in (0, 2)]
-    return found
+    return [b.bitcast(x, kind) for x in found]
 
 
 class ByFields:

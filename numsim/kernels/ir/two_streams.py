@@ -15,7 +15,16 @@ from numba import types
 from numba.core import cgutils
 
 from numsim.kernels.ir.control import toward_zero
-from numsim.kernels.ir.double_planes import A_REST, A_STEP, Coded, Planes, b_words
+from numsim.kernels.ir.double_planes import (
+    A_REST,
+    A_STEP,
+    BASE,
+    BELOW,
+    SINGLE,
+    Coded,
+    Planes,
+    b_words,
+)
 from numsim.kernels.ir.fp8 import (
     FIELD,
     FLOOR,
@@ -28,6 +37,8 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     top,
 )
+from numsim.kernels.ir.fp8_codes import apart, together
+from numsim.kernels.ir.halves import cut_and_added, shifts_to_cut
 from numsim.kernels.ir.simd import I32, I64, Tile, broadcast, emitted, loop, splat
 
 UNROLL = 16  # products of a group are a multiple of it
@@ -36,11 +47,12 @@ _LOST = 6  # fraction bits of a product of two significands, at most
 _V32, _VF = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
 _VD, _VL = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(I64, 8)
 _FIELD = splat(_VL, 0x7FF << 52)
+_FOUR, _FOURS = ir.VectorType(I64, 4), ir.VectorType(ir.DoubleType(), 4)
 _NEAREST = 8  # of an instruction, without exceptions
 
 
-def _emit(b: Any, tile: Tile, read: Planes | Coded, rule: Any) -> None:
-    """Emit one call; `read` says what the columns are."""
+def _emit(b: Any, tile: Tile, read: Any, rule: Any) -> None:
+    """Emit one call; `read` (`Planes` or `Coded`) says what the columns are."""
     lines, group, a_step = rule
     a, out = tile.a, tile.out
     width = read.width
@@ -136,8 +148,74 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, rule: Any) -> None:
                 before = b.load(result_at(q), align=8) if part else binade(fields, q)
                 b.store(b.fadd(before, units), result_at(q), align=8)  # floored
 
+    def cut_to_integers(row: Any, panel: Any) -> None:
+        """Add the same sums, of codes whose values go by way of float16, and finish.
+
+        A product in units of the last kept bit is at most 225 * 2**18, and there are at most 32.
+        """
+
+        def quick(k: Any, found: list[Any], part: int) -> list[Any]:
+            code, found = read.asked(panel, k), list(found)
+            read.room.keep(k, code)
+            below = read.tops.bytes_of(b.load(left(row, k, BELOW)))
+            found[part] = read.tops.body(code, [below], [found[part]])[0]
+            return found
+
+        def slow(k: Any, found: list[Any], part: int) -> list[Any]:
+            found = list(found)
+            found[part] = top(b, found[part], both(row, panel, k, 0))
+            return found
+
+        base = read.tops.bytes_of(b.load(left(row, group, BASE)))
+        peaks = read.tops.fields(over([nothing] * 2, quick), [base] * 2, [floors] * 2)
+        doubt = read.tops.doubtful(peaks, [top(b, base, floors)] * 2)
+        before = b.block
+        with b.if_then(doubt):
+            exact, inside = over([floors] * 2, slow), b.block
+        found = []
+        for x, y in zip(peaks, exact, strict=True):
+            phi = b.phi(vb)
+            phi.add_incoming(x, before)
+            phi.add_incoming(y, inside)
+            found.append(phi)
+        largest = top(b, *found)
+        keep(fields, largest)
+        whole, found = b.bitcast(largest, words), [b.bitcast(x, words) for x in found]
+
+        def field(x: Any, q: int) -> Any:
+            return b.and_(b.lshr(x, splat(words, 8 * q)), splat(words, 255))
+
+        totals = []
+        for part, own in enumerate(found):
+            shifts = apart(b, shifts_to_cut(b, own, splat(words, _ALIGN), read.by_fields))
+
+            def add(k: Any, sums: list[Any], part: int, shifts: Any = shifts) -> list[Any]:
+                x = broadcast(b, b.load(left(row, k, SINGLE)), words)
+                return cut_and_added(b, sums, x, read.room.singles_apart(k), shifts)
+
+            sums = together(b, over([ir.Constant(words, None)] * 4, add, (part,)))
+            for q, total in enumerate(sums):
+                away = b.sub(field(whole, q), field(own, q))
+                most = splat(words, 31)
+                away = b.select(b.icmp_unsigned("<", away, most), away, most)
+                totals.append(b.ashr(total, away))  # floored
+        for q, (x, y) in enumerate(zip(totals[:4], totals[4:], strict=True)):
+            total, e = b.add(x, y), field(whole, q)
+            for part in range(2):  # a processor with wider vectors does narrow ones at more places
+                at = ir.Constant(ir.VectorType(I32, 4), [4 * part + n for n in range(4)])
+                power = b.shl(b.zext(b.shuffle_vector(e, e, at), _FOUR), splat(_FOUR, 52))
+                top_bit = 1023 + 52 - FIELD - _ALIGN
+                unit = b.bitcast(b.add(power, splat(_FOUR, top_bit - 52 << 52)), _FOURS)
+                largest = b.bitcast(b.add(power, splat(_FOUR, top_bit << 52)), _FOURS)
+                units = b.fmul(b.sitofp(b.shuffle_vector(total, total, at), _FOURS), unit)
+                at = b.gep(tile.out, [ir.Constant(I64, 8 * q + 4 * part)])
+                finish(at, units, largest)
+
     def step(g: Any, carried: list[Any]) -> list[Any]:
         row, panel = b.mul(g, a_group), read.start(g)
+        if read.by_fields:
+            cut_to_integers(row, panel)
+            return carried
 
         def peak(k: Any, found: list[Any], part: int) -> list[Any]:
             e, found = both(row, panel, k, 0), list(found)
@@ -162,44 +240,48 @@ def _emit(b: Any, tile: Tile, read: Planes | Coded, rule: Any) -> None:
                 for q, total in enumerate(sums(row, panel, begin, (0, 1))):
                     b.store(total, result_at(q), align=8)
         for q in range(count):
-            finish(q)
+            begin = binade(fields, q)
+            units = b.fsub(b.load(result_at(q), align=8), begin)  # exact
+            largest = b.bitcast(b.and_(b.bitcast(begin, _VL), _FIELD), _VD)
+            finish(b.gep(tile.out, [ir.Constant(I64, 8 * q)]), units, largest)
         return carried
 
-    def finish(q: int) -> None:
-        """Add the accumulators to a group's sums, both floored, and round to nearest even."""
-        begin = binade(fields, q)
-        units = b.fsub(b.load(result_at(q), align=8), begin)  # exact
-        at = b.gep(tile.out, [ir.Constant(I64, 8 * q)])
-        place = b.bitcast(at, _VF.as_pointer())
-        wide = b.fpext(b.load(place, align=4), _VD)
-        scale = 2.0 ** (52 - _ALIGN)  # exponents are so much higher than they should be
-        own = b.and_(b.bitcast(b.fmul(wide, splat(_VD, scale)), _VL), _FIELD)
-        own, largest = (b.bitcast(x, _VD) for x in (own, b.and_(b.bitcast(begin, _VL), _FIELD)))
+    def finish(at: Any, units: Any, largest: Any) -> None:
+        """Add the accumulators at a place to a group's sums, both floored; round to nearest even.
+
+        `largest`: the power of two of the products, 52 less the bits of terms too large.
+        """
+        d, v = units.type, ir.VectorType(I64, units.type.count)
+        place = b.bitcast(at, ir.VectorType(ir.FloatType(), d.count).as_pointer())
+        wide = b.fpext(b.load(place, align=4), d)
+        scale = 2.0 ** (52 - _ALIGN)
+        own = b.and_(b.bitcast(b.fmul(wide, splat(d, scale)), v), splat(v, 0x7FF << 52))
+        own = b.bitcast(own, d)
         second = b.select(b.fcmp_ordered(">", own, largest), own, largest)
-        middle = b.fmul(second, splat(_VD, 1.5))
-        low = b.fmul(second, splat(_VD, 1.5 * 2.0 ** (_ALIGN - _SUM)))
+        middle = b.fmul(second, splat(d, 1.5))
+        low = b.fmul(second, splat(d, 1.5 * 2.0 ** (_ALIGN - _SUM)))
         part = b.fsub(b.fadd(wide, middle), middle)
-        far = b.fcmp_ordered("<", own, b.fmul(second, splat(_VD, 2.0 ** -(_ALIGN + 1))))
-        part = b.select(far, splat(_VD, 0.0), part)
+        far = b.fcmp_ordered("<", own, b.fmul(second, splat(d, 2.0 ** -(_ALIGN + 1))))
+        part = b.select(far, splat(d, 0.0), part)
         whole = b.fadd(b.fsub(b.fadd(units, low), low), part)  # exact, but for the floor
         # floored to 31 bits of its own exponent: away from zero where it is negative
-        bits, rest = b.bitcast(whole, _VL), splat(_VL, (1 << 52 - _SUM + 1) - 1)
-        minus = b.and_(b.ashr(bits, splat(_VL, 63)), rest)
-        bits = b.and_(b.add(bits, minus), b.xor(rest, splat(_VL, -1)))
-        b.store(nearest(bits), place, align=4)
+        bits, rest = b.bitcast(whole, v), splat(v, (1 << 52 - _SUM + 1) - 1)
+        minus = b.and_(b.ashr(bits, splat(v, 63)), rest)
+        bits = b.and_(b.add(bits, minus), b.xor(rest, splat(v, -1)))
+        b.store(nearest(bits, place.type.pointee), place, align=4)
 
-    def nearest(bits: Any) -> Any:
+    def nearest(bits: Any, kind: Any) -> Any:
         """Round float64 to float32, nearest even."""
+        v, d = bits.type, ir.VectorType(ir.DoubleType(), kind.count)
         if width == 64:
             mask = ir.IntType(8)
-            cut = declared(
-                b, "llvm.x86.avx512.mask.cvtpd2ps.512", _VF, _VD, _VF, mask, I32
-            )  # fmt: skip
-            how = [ir.Constant(_VF, None), ir.Constant(mask, -1), ir.Constant(I32, _NEAREST)]
-            return b.call(cut, [b.bitcast(bits, _VD), *how])
-        odd = b.and_(b.lshr(bits, splat(_VL, 29)), splat(_VL, 1))
-        bits = b.add(bits, b.add(odd, splat(_VL, (1 << 28) - 1)))
-        return b.fptrunc(b.bitcast(bits, _VD), _VF)
+            name = "llvm.x86.avx512.mask.cvtpd2ps.512"
+            cut = declared(b, name, kind, d, kind, mask, I32)
+            how = [ir.Constant(kind, None), ir.Constant(mask, -1), ir.Constant(I32, _NEAREST)]
+            return b.call(cut, [b.bitcast(bits, d), *how])
+        odd = b.and_(b.lshr(bits, splat(v, 29)), splat(v, 1))
+        bits = b.add(bits, b.add(odd, splat(v, (1 << 28) - 1)))
+        return b.fptrunc(b.bitcast(bits, d), kind)
 
     def line(r: Any, carried: list[Any]) -> list[Any]:
         tile.a = b.gep(a, [b.mul(r, a_step)])
