@@ -1,11 +1,14 @@
 """Few rows by Hopper's rule, codes read in place: every binade, the largest sums, every code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import numsim as ns
 from numsim.kernels.gemm import hopper, hopper_paths
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.hopper_rows import LONG
 from numsim.targets.tensor import fields
 
 E4M3, E5M2 = ns.get_format("float8_e4m3fn"), ns.get_format("float8_e5m2")
@@ -79,6 +82,30 @@ def test_the_largest_sum_of_negative_products(path, sign):
     for rows in (1, 2):
         want = product("plain", a[:rows], b, (E4M3, E4M3), 128, None)
         np.testing.assert_array_equal(product(path, a[:rows], b, (E4M3, E4M3), 128, None), want)
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_pairs_of_rows_in_blocks_of_k(path):
+    """The second pair of rows, and what follows a block of k, have words of their own."""
+    rng = np.random.default_rng(4)
+    for rows in range(1, hopper.FEW[path] + 1):
+        a, b = signed(rng, 0, 127, (rows, 2 * LONG + 40)), signed(rng, 0, 127, (2 * LONG + 40, 65))
+        want = product("plain", a, b, (E4M3, E4M3), 32, None)
+        np.testing.assert_array_equal(product(path, a, b, (E4M3, E4M3), 32, None), want)
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_a_bias_below_zero(path):
+    """IEEE's E4M3 with a bias of -1 ends at 2**15, and 15 less its bias is a power still."""
+    below = replace(ns.get_format("float8_e4m3"), name="below", bias=-1)
+    assert below.emax == hopper.MOST
+    assert hopper.rows_of(2, fields(below)) == hopper_paths.FEW
+    rng = np.random.default_rng(3)
+    a, b = signed(rng, 0, 120, (2, 64)), signed(rng, 0, 120, (64, 70))
+    for formats in ((E4M3, below), (below, below)):
+        want = product("plain", a, b, formats, 32, None)
+        assert want.any()
+        np.testing.assert_array_equal(product(path, a, b, formats, 32, None), want)
 
 
 @pytest.mark.parametrize("path", FAST)

@@ -34,6 +34,12 @@ def test_every_significand_far_from_one(power):
         assert differing(by, 127 + power + shift) == 0
 
 
+def test_every_significand_of_the_least_quotient_by_the_least_divisor():
+    """The remainder has its last place at 2**-146; below 2**-149 float32 has no place for it."""
+    by = np.float32(np.ldexp(np.float32(1.9999999), -60))
+    assert differing(by, 127 - 60 - 39) == 0  # quotients from 2**-40 on
+
+
 @pytest.mark.parametrize("code", [np.int8, np.int16])
 @pytest.mark.parametrize("quantum", [1.0, 16.0])
 def test_integers_are_those_of_the_rounded_quotient(code, quantum):

@@ -69,7 +69,15 @@ PLAIN = [
 @pytest.mark.parametrize(("unit", "left", "right"), PLAIN)
 def test_units_without_scales(unit, left, right):
     rng = np.random.default_rng(0)
-    shapes = (17, 21, 40), (1, 37, 200), (2, 65, 71), (3, 16, 128), (6, 33, 69), (7, 5, 32)
+    shapes = (
+        (17, 21, 40),
+        (1, 37, 200),
+        (2, 65, 71),
+        (3, 16, 128),
+        (4, 9, 72),
+        (6, 33, 69),
+        (7, 5, 32),
+    )
     for m, n, k in shapes:  # no path calls 17 rows few
         for kind in ("normal", "codes", "sparse"):
             a, b = floats(rng, (m, k), left, kind), floats(rng, (k, n), right, kind)
@@ -131,8 +139,8 @@ SCALED = [  # outside the unit, then inside
 @pytest.mark.parametrize(("quant", "unit"), SCALED)
 def test_scales_of_blocks(quant, unit):
     rng = np.random.default_rng(1)
-    shapes = (1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (6, 65, 192), (7, 31, 64)
-    for m, n, k in (*shapes, (17, 21, 96)):
+    shapes = (1, 70, 256), (1, 33, 130), (2, 64, 64), (3, 5, 96), (4, 9, 64), (6, 65, 192)
+    for m, n, k in (*shapes, (7, 31, 64), (17, 21, 96)):
         x = rng.standard_normal((m, k)) * 2.0 ** rng.integers(-20, 20, (m, 1))
         y = rng.standard_normal((k, n))
         x[:, : k // 5], y[:, : n // 4] = -0.0, 0

@@ -56,10 +56,11 @@ def _quotients_to_floats(x: np.ndarray, by: np.float32, out: np.ndarray, f: Fast
 def quotient(x: np.float32, by: np.float32, inverse: np.float32) -> np.float32:
     """Return fp32(x / by) without a division, which takes long; `inverse` is fp32(1 / by).
 
-    `by` and the quotient lie between 2**-60 and 2**60; of a smaller quotient only that it is small
-    holds. The first correction leaves less than one last place, of which Markstein's theorem makes
-    the nearest number: the remainder is exact, and `inverse` is the nearest to 1 / by. Without the
-    first no quotient was seen to differ, in 2**37 of them, but no proof says so.
+    `by` lies between 2**-60 and 2**60, the quotient between 2**-40 and 2**60; of a smaller quotient
+    only that it is small holds. The first correction leaves less than one last place, of which
+    Markstein's theorem makes the nearest number: the remainder is exact, as a multiple of 2**-146,
+    and `inverse` is the nearest to 1 / by. Without the first no quotient was seen to differ, in
+    2**37 of them, but no proof says so.
     """
     q = np.float32(x * inverse)
     q = fused(fused(-q, by, x), inverse, q)

@@ -40,7 +40,7 @@ def few_left(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
     words, bases = np.empty(count * PLANES * plane, np.uint32), np.empty(count * rows, np.uint32)
     singles = words.view(np.float32)
     byte, four, sign = np.uint32(255), np.uint32(0x01010101), np.uint32(0x80808080)
-    scale = np.float32(2.0 ** (15 - np.int64(how.bias)))
+    scale = np.float32(2.0 ** (15 - np.int64(np.int32(how.bias))))  # a bias below 0 wraps
     for start in range(0, count, runs):
         for row in range(rows):
             largest = np.uint32(0)
