@@ -125,6 +125,36 @@ def test_the_largest_sums_of_a_stream(group):
     check(a, b, unit, size.astype(np.float32))
 
 
+def test_streams_below_the_last_bit_of_each_other():
+    """What is left of the lower stream is its floor: 0, or -1 of the last bit of the higher."""
+    rng, (m, depth, n) = np.random.default_rng(5), (2, 64, 40)
+    signs, columns = rng.integers(0, 2, n), np.arange(n)
+    for first in (0, 1):
+        for low in range(0, 64, 4):  # exponents of E5M2 from the least on, beside the largest
+            a = rng.integers(120, 128, (m, depth))
+            a[:, first::2] = low + rng.integers(0, 4, (m, depth // 2))
+            b = rng.integers(120, 128, (depth, n))
+            b[first::2] = columns % 8 * 8 + rng.integers(1, 8, (depth // 2, n))
+            b |= np.where(columns % 3, signs, rng.integers(0, 2, (depth, n))) << 7
+            left = QTensor.from_codes(a.astype(np.uint8), "float8_e5m2fnuz")
+            check(left, QTensor.from_codes(b.astype(np.uint8), FNUZ), "amd.cdna3.mfma")
+
+
+def test_accumulators_below_the_last_bit_of_products():
+    """A negative one is -1 of that bit down to 25 binades below the products, then nothing."""
+    exponents = np.repeat(np.arange(-28, -20), 4)
+    c = np.ldexp(np.tile(np.float32([1, -1, 1.5, -1.5]), 8), exponents)[None]
+    a = np.ones((1, 4), np.float32)
+    for products in ([1, 0, 0, 0], [1, 1, -1, -1], [1, -1, 0, 0], [-1, 0, 0, 0]):
+        b = np.repeat(np.float32(products)[:, None], c.shape[1], 1)
+        left, right = (QTensor.from_codes(encode(x, get_format(FNUZ)), FNUZ) for x in (a, b))
+        check(left, right, "amd.cdna3.mfma", c)
+        if products == [1, 0, 0, 0]:
+            got = ns.matmul(left, right, target="amd.cdna3.mfma", c=c)[0]
+            less = np.float32(1 - 2.0**-24)
+            np.testing.assert_array_equal(got[c[0] < 0][4:8], [1, 1, less, less])
+
+
 SCALED = [  # outside the unit, then inside
     ("mxfp8_e4m3", "ideal.fp32"), ("mxfp8_e5m2", "ideal.fp32"), ("nvfp4", "ideal.fp32"),
     ("mxfp4_e2m1", "ideal.fp32"), ("mxfp6_e3m2", "ideal.fp32"),
