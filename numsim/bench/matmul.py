@@ -183,8 +183,13 @@ def print_matmul(rows: list[MatmulTiming]) -> None:
         )
         for row in rows
     ]  # fmt: skip
-    say("matrix products, one core, median, right operand packed once")
+    say("matrix products, one core (x2: two), median, right operand packed once")
     say("\n".join(columns(cells, "<<<>>>", gap="  " if width() > 80 else " ")))
+    say(
+        "/ BLAS: over NumPy's large float32 product, timed again beside each row;\n"
+        "/ bound: over the unit's own rate of the large product; of one row, over the\n"
+        "smaller of that and what NumPy reads of codes of one byte"
+    )
     for (task, peer), row in large.items():
         if (task, "numsim") in large and not peer.startswith("numsim"):
             ratio = large[task, "numsim"].of_blas / row.of_blas

@@ -73,6 +73,10 @@ def print_quantize() -> None:
         cells.append((row.task, rate, f"{row.of_copy:.2f}", row.of, share, aim))
     say("quantisation, one core (x2: two), best of the repetitions")
     say("\n".join(columns(cells, "<>><>>")))
+    say(
+        "/ copy: over the rate of copying the values; share: over the rate of what\n"
+        "stands under `of`, timed again in turns with the row; aim: the least share"
+    )
     say(f"GPTQ of 4096 x 4096, every thread: {bench_gptq():.0f} s; the aim is 60")
 
 

@@ -119,7 +119,9 @@ def plan(
     if found.inside:
         scales = "of blocks, inside the unit"
     elif found.block is not None:
-        scales = f"of blocks, around the unit in float32, every {found.block} k"
+        depth = a.shape[-1]
+        every = f"every {found.block} k" if found.block < depth else f"one block of all {depth} k"
+        scales = f"of blocks, around the unit in float32, {every}"
     elif a.scale is not None or b.scale is not None:
         scales = "after the unit, in float32"
     return found._replace(scales=scales, kernel=_kernel(found, locked(a), locked(b)))

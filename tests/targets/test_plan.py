@@ -45,6 +45,11 @@ def test_rule_and_place_of_scales(unit, storage, operand_class, rule, scales):
         assert said in str(found)
 
 
+def test_a_block_that_is_all_of_k_is_called_so():
+    found = ns.plan("nvidia.hopper.wgmma", *operands("mxfp8_e4m3", (4, 8)))
+    assert found.scales == "of blocks, around the unit in float32, one block of all 8 k"
+
+
 @pytest.mark.parametrize("unit", ["nvidia.hopper.wgmma", "nvidia.ada.mma", "amd.cdna3.mfma",
                                   "ideal.fp32", "ideal.int", "ideal.exact"])  # fmt: skip
 @pytest.mark.parametrize("path", simd.PATHS)
