@@ -153,15 +153,6 @@ def kept_format(fmt: FormatLike) -> str | Format:
     return table_name(f) or f
 
 
-@lru_cache(maxsize=256)
-def _usual(word: str) -> str:
-    """Return the canonical name that a word says, "" for a file and for what has none."""
-    try:
-        return "" if word.endswith(".toml") else table_name(get_format(word))
-    except NumsimError:
-        return ""
-
-
 def format_name(fmt: FormatLike, what: str) -> str:
     """Return a canonical name where only a name can stand; `what` begins the refusal.
 
@@ -175,9 +166,6 @@ def format_name(fmt: FormatLike, what: str) -> str:
     >>> format_name("half", "out_format")
     'float16'
     """
-    name = _usual(fmt) if type(fmt) is str else ""
-    if name:
-        return name
     f = get_format(fmt)
     name = table_name(f)
     if not name:

@@ -74,40 +74,20 @@ def _top_bit() -> Callable[[Any], Any]:
 top_bit = _top_bit()
 
 
-def _multiply_add() -> Callable[[Any, Any, Any], Any]:
-    """Return ``a * b + c``, rounded once or twice: whichever the processor is quicker at.
+def _multiply_add(name: str, kind: Any, element: Any) -> Callable[[Any, Any, Any], Any]:
+    """Return ``a * b + c`` of numbers of one kind, as one of LLVM's intrinsics does it."""
 
-    For what is correct either way, such as a guess that is checked.
-    """
-
-    def either(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    def made(typing: Any, a: Any, b: Any, c: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            double = ir.DoubleType()
-            kind = ir.FunctionType(double, [double] * 3)
-            fused = builder.module.declare_intrinsic("llvm.fmuladd.f64", (), kind)
-            return builder.call(fused, args)
+            three = ir.FunctionType(element, [element] * 3)
+            return builder.call(builder.module.declare_intrinsic(name, (), three), args)
 
-        return types.float64(types.float64, types.float64, types.float64), codegen
+        return kind(kind, kind, kind), codegen
 
-    return _intrinsic(either)
+    return _intrinsic(made)
 
 
-multiply_add = _multiply_add()
-
-
-def _fused() -> Callable[[Any, Any, Any], Any]:
-    """Return ``a * b + c`` of float32, rounded once."""
-
-    def fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            single = ir.FloatType()
-            kind = ir.FunctionType(single, [single] * 3)
-            exact = builder.module.declare_intrinsic("llvm.fma.f32", (), kind)
-            return builder.call(exact, args)
-
-        return types.float32(types.float32, types.float32, types.float32), codegen
-
-    return _intrinsic(fused)
-
-
-fused = _fused()
+# Rounded once or twice, whichever the processor is quicker at: for what is correct either way, such
+# as a guess that is checked.
+multiply_add = _multiply_add("llvm.fmuladd.f64", types.float64, ir.DoubleType())
+fused = _multiply_add("llvm.fma.f32", types.float32, ir.FloatType())  # rounded once

@@ -138,14 +138,6 @@ def tile_types(a: types.Type, b: types.Type, out: types.Type) -> tuple[Any, ...]
     return (*arrays, *(types.int64,) * 5)
 
 
-def panels_for(
-    lines: int, width: int, k: int, per_step: int
-) -> tuple[tuple[int, int, int, int], bool]:
-    """Return the shape for packing `lines` x `k` into panels, and whether it has padding."""
-    steps, panels = -(-k // per_step), -(-lines // width)
-    return (panels, steps, width, 1), bool(lines % width or k % per_step)
-
-
 @inline
 def fma_wide(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
@@ -284,10 +276,10 @@ def _runner(dtype: np.dtype[Any], wide: bool) -> Callable[..., Any]:
 
 def _packed(source: Array, width: int) -> Array:
     batch, lines, depth = source.shape
-    shape, padded = panels_for(lines, width, depth, 1)
-    panels = (np.zeros if padded else np.empty)((batch, *shape), source.dtype)
+    shape = batch, -(-lines // width), depth, width, 1
+    panels = (np.zeros if lines % width else np.empty)(shape, source.dtype)
     entry = _packer(source.dtype)
-    pieces = batch * shape[0]
+    pieces = batch * shape[1]
     over_range(
         lambda start, stop: entry(source, panels, start, stop), pieces,
         grain=grain_of(pieces, PACKED * source.size),

@@ -234,20 +234,9 @@ def _run_narrow(
 ) -> None:  # fmt: skip
     scratch = scratch_words(block * runs * SHORT_RUN * 3 * simd.HOPPER_COLUMNS // 2)
     cover_codes(
-        _hopper_narrow,
-        pairs_narrow,
-        out,
-        a,
-        b,
-        scratch,
-        steps,
-        block,
-        group,
-        start,
-        stop,
-        runs,
+        _hopper_narrow, pairs_narrow, out, a, b, scratch, steps, block, group, start, stop, runs,
         how,
-    )
+    )  # fmt: skip
 
 
 MANY, FEW = range(2)  # rows

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from numsim.kernels.gemm.fma import pack_words, panels_for, run_tiles, tile_rows, tile_types
+from numsim.kernels.gemm.fma import pack_words, run_tiles, tile_rows, tile_types
 from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import integer as simd_int
 from numsim.kernels.ir import simd
 from numsim.kernels.jit import (
-    PACKED,
     borrowing_kernel,
     expanded,
     grain_of,
@@ -194,50 +193,6 @@ def _run_narrow(
     )  # fmt: skip
 
 
-@kernel
-def _pack(source: Array, panels: Array, sums: Array, flip: int, start: int, stop: int) -> None:
-    """Copy lines [batch, lines, K] of bytes, XOR `flip`, into [batch, panels, K/4, width, 1].
-
-    Four bytes make a word, those beyond K are 0. `sums` [batch, lines] receives the sum of the
-    packed bytes, read as signed.
-    """
-    lines, depth = source.shape[1], source.shape[2]
-    count, width = panels.shape[1], panels.shape[3]
-    mask, low, four_low = np.uint32(flip), np.uint32(128), np.uint32(512)
-    for piece in range(start, stop):
-        batch, first = piece // count, piece % count * width
-        used = min(width, lines - first)
-        panel = panels[batch, piece % count]
-        for s0 in range(0, panels.shape[2], 4):  # 16 bytes a line: both sides stay in the cache
-            for i in range(used):
-                line = source[batch, first + i]
-                total = np.uint32(0)
-                for s in range(s0, min(s0 + 4, depth // 4)):
-                    b0 = np.uint32(line[4 * s]) ^ mask
-                    b1 = np.uint32(line[4 * s + 1]) ^ mask
-                    b2 = np.uint32(line[4 * s + 2]) ^ mask
-                    b3 = np.uint32(line[4 * s + 3]) ^ mask
-                    total += (b0 ^ low) + (b1 ^ low) + (b2 ^ low) + (b3 ^ low) - four_low
-                    low_half = b0 | b1 << np.uint32(8)
-                    panel[s, i, 0] = low_half | b2 << np.uint32(16) | b3 << np.uint32(24)
-                if s0 + 4 >= panels.shape[2]:
-                    for k in range(depth // 4 * 4, depth):
-                        byte = np.uint32(line[k]) ^ mask
-                        panel[depth // 4, i, 0] |= byte << np.uint32(8 * (k & 3))
-                        total += (byte ^ low) - low
-                sums[batch, first + i] += np.int32(total)
-
-
-@cache
-def _packer() -> Callable[..., Any]:
-    arrays = (
-        simd.strided(types.uint8, 3),
-        simd.contiguous(types.uint32, 5),
-        simd.contiguous(types.int32, 2),
-    )
-    return simd.compiled(_pack, *arrays, *(types.int64,) * 3)
-
-
 @cache
 def _runner(wide: bool) -> Callable[..., Any]:
     runner = _run_wide if wide else _run_narrow
@@ -262,53 +217,45 @@ def _summer() -> Callable[..., Any]:
     return simd.compiled(_sum_lines, *arrays, *(types.int64,) * 3)
 
 
+def _by_fours(lines: Array, beyond: int) -> Array:
+    """Return lines [batch, lines, K] of bytes in C order, of a multiple of four k.
+
+    What is added is `beyond`; lines that are so already are returned themselves.
+    """
+    batch, count, depth = lines.shape
+    if depth % 4 == 0 and lines.flags.c_contiguous:
+        return lines
+    whole = np.full((batch, count, -(-depth // 4) * 4), beyond, np.uint8)
+    turned = lines.swapaxes(1, 2)
+    if turned.flags.c_contiguous:
+        for i in range(batch):
+            turn(turned[i].view(np.uint8), whole[i])
+    else:
+        whole[:, :, :depth] = lines.view(np.uint8)
+    return whole
+
+
 def packed_a(a: Array) -> Array:
     """Return panels of unsigned bytes; what stands beyond K does not matter, b is 0 there."""
-    batch, lines, depth = a.shape
-    if depth % 4 or not a.flags.c_contiguous:
-        whole = np.zeros((batch, lines, -(-depth // 4) * 4), a.dtype)
-        turned = a.swapaxes(1, 2)
-        if turned.flags.c_contiguous:
-            for i in range(batch):
-                turn(turned[i].view(np.uint8), whole[i].view(np.uint8))
-        else:
-            whole[:, :, :depth] = a
-        a = whole
-    return pack_words(a.view(np.uint32), 0x80808080 if a.dtype == np.int8 else 0)
-
-
-def _packed_b(source: Array) -> tuple[Array, Array, int]:
-    """Return panels of signed bytes, line sums of these bytes, and value minus packed byte."""
-    batch, lines, depth = source.shape
-    flip = 0 if source.dtype == np.int8 else 128
-    if depth % 4 == 0 and source.flags.c_contiguous and source.size:
-        raw = source.view(np.uint8).reshape(-1, depth)
-        found, entry = np.empty(batch * lines, np.int32), _summer()
-        over_range(
-            lambda start, stop: entry(raw, found, flip, start, stop), len(raw),
-            grain=grain_of(len(raw), source.size),
-        )  # fmt: skip
-        words = pack_words(source.view(np.uint32), flip * 0x01010101, simd.INT8_COLUMNS)
-        return words, found.reshape(batch, lines), flip
-    shape, padded = panels_for(lines, simd.INT8_COLUMNS, depth, 4)
-    panels = (np.zeros if padded else np.empty)((batch, *shape), np.uint32)
-    sums = np.zeros((batch, lines), np.int32)
-    entry = _packer()
-    raw = source.view(np.uint8)
-    over_range(
-        lambda start, stop: entry(raw, panels, sums, flip, start, stop),
-        batch * shape[0],
-        grain=grain_of(batch * shape[0], PACKED * source.size),
-    )
-    return panels, sums, flip
+    words = _by_fours(a, 0).view(np.uint32)
+    return pack_words(words, 0x80808080 if a.dtype == np.int8 else 0)
 
 
 def pack_b(b: Array) -> PackedInt8:
     """Pack the right operand [1 or batch, K, N], int8 or uint8, of any strides."""
-    panels, sums, offset = _packed_b(b.swapaxes(1, 2))
-    begin = np.zeros((len(panels), panels.shape[1] * panels.shape[3]), np.int32)
-    np.multiply(sums, np.int32(-128), out=begin[:, : b.shape[2]])
-    return PackedInt8(panels, begin, offset, b.shape[2])
+    flip = 0 if b.dtype == np.int8 else 128  # makes signed bytes, and 0 of what stands beyond K
+    lines = _by_fours(b.swapaxes(1, 2), flip)
+    batch, n, depth = lines.shape
+    panels = pack_words(lines.view(np.uint32), flip * 0x01010101, simd.INT8_COLUMNS)
+    rows, entry = lines.view(np.uint8).reshape(batch * n, depth), _summer()
+    sums = np.empty(batch * n, np.int32)
+    over_range(
+        lambda start, stop: entry(rows, sums, flip, start, stop), len(rows),
+        grain=grain_of(len(rows), rows.size),
+    )  # fmt: skip
+    begin = np.zeros((batch, panels.shape[1] * panels.shape[3]), np.int32)
+    np.multiply(sums.reshape(batch, n), np.int32(-128), out=begin[:, :n])
+    return PackedInt8(panels, begin, flip, n)
 
 
 def starts(b: PackedInt8, span: int) -> Array:
