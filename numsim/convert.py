@@ -237,6 +237,8 @@ def checked_codes(codes: ArrayLike, f: Format) -> NDArray[Any]:
     >>> checked_codes([[1, 2]], get_format("int8")).shape
     (1, 2)
     """
+    if type(codes) is np.ndarray and codes.dtype == f.code_dtype and f.bits == 8 * codes.itemsize:
+        return codes  # which has no others
     array = code_array(codes)
     twos = f.kind == "integer" and f.signed
     low, high = (-(1 << (f.bits - 1)), (1 << (f.bits - 1)) - 1) if twos else (0, (1 << f.bits) - 1)

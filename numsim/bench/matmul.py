@@ -117,7 +117,8 @@ def bench_matmul(
     odd
         M, N, K of a small product, of a network's weight gradient; None: none.
     repeats
-        Calls of which the median counts, after one that does not.
+        Calls of which the median counts, after one that does not; ten times as many of a product
+        that is decode or odd, whose first calls still bring nearer what the others read.
     narrow
         Time the kernels of AVX2 too, where the machine has AVX-512.
 
@@ -142,6 +143,7 @@ def bench_matmul(
         paths.append((f"numsim {simd.PATHS[-2]}", simd.PATHS[-2], 1))
     if (os.cpu_count() or 1) > 1:
         paths.append(("numsim x2", simd.path(), 2))
+    ways = {odd: paths[:1], decode: [one for one in paths if one[2] == 1], shape: paths}
     with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)  # how fast, not how true
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
@@ -150,7 +152,7 @@ def bench_matmul(
             rate = rate_of(timed, size, repeats)
             rows.append(MatmulTiming(task, library, size, rate, rate / beside))
         for task, unit, changes, left, right in UNITS:
-            target, own = get_target(unit, **changes), math.inf
+            target, own = get_target(unit, **changes), dict[str, float]()
             for size in (shape, *(s for s in (odd, decode) if s)):
                 a = operand(size[0], size[2], left, 0)
                 b = operand(size[2], size[1], right, 1, axis=-2)
@@ -158,14 +160,14 @@ def bench_matmul(
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
                     return matmul(replace(a), b, target=target)  # replace: packed anew
 
-                for library, path, threads in paths if size == shape else paths[:1]:
-                    beside = blas()
+                for library, path, threads in ways[size]:
+                    beside, count = blas(), repeats if size == shape else 10 * repeats
                     with simd.force(path), jit.using_threads(threads):
-                        rate = rate_of(call, size, repeats)
-                    own = rate if size == shape and library == "numsim" else own
-                    bound = math.nan if size == shape else own
+                        rate = rate_of(call, size, count)
+                    own.setdefault(library, rate)
+                    bound = math.nan if size == shape else own[library]
                     if size == decode:
-                        bound = min(own, _read_rate(size, repeats))
+                        bound = min(bound, _read_rate(size, count))
                     rows.append(
                         MatmulTiming(task, library, size, rate, rate / beside, rate / bound)
                     )

@@ -105,10 +105,11 @@ def nan_code(out: Format, rule: Any) -> int:
 
 def one_nan(sums: NDArray[Any], rule: Any) -> NDArray[Any]:
     """Give NaN among float32 sums made here the bits of the unit's, in place: not the host's."""
-    with np.errstate(invalid="ignore"):
-        some = np.isnan(sums.max(initial=0))  # no large temporary where there is none
-    if some:
-        sums.view(np.uint32)[np.isnan(sums)] = 0x7FFFFFFF if rule.nan == "ones" else 0x7FC00000
+    nan, bits = 0x7FFFFFFF if rule.nan == "ones" else 0x7FC00000, sums.view(np.uint32)
+    if sums.flags.c_contiguous:
+        align_kernel.name_nan(bits.reshape(-1), nan)
+    else:
+        bits[np.isnan(sums)] = nan
     return sums
 
 

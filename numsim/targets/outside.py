@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import decode
 from numsim.formats import Format
 from numsim.kernels.gemm import blocks as gemm_blocks
 from numsim.kernels.gemm import chains as gemm_chains
@@ -18,12 +17,13 @@ from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor
 from numsim.quant.kept import kept
+from numsim.quant.types import decoded
 from numsim.targets.fast.fused import fp8_applies
 from numsim.targets.fast.integer import integer_plan
 from numsim.targets.rules import Fused, IntSum, Mac, Rule, adds_integers
 from numsim.targets.scaling import powers_leave_float32
 from numsim.targets.split_k import bare
-from numsim.targets.tensor import batched, codes_of, fields
+from numsim.targets.tensor import batched, codes_of, fields, in_halves
 
 _LEAST, _MOST = 2.0**-126, 2.0**127  # scales of products are normal numbers between these
 
@@ -104,9 +104,10 @@ def _multiply_adds(rule: Mac, a: QTensor, b: QTensor, block: int, out: Format) -
             lambda: gemm_values.pack_b(batched(b.codes), np.float32),
             np.dtype(np.float32),
         )
-        values = batched(decode(a.codes, a.fmt)).reshape(*sums.shape[:2], -1)
-        in_halves = b.fmt.emax + b.fmt.bias <= 30
-        gemm_chains.chains(sums, values, codes, how, block, scales, in_halves=in_halves)
+        values = batched(decoded(a)).reshape(*sums.shape[:2], -1)
+        gemm_chains.chains(
+            sums, values, codes, how, block, scales, in_halves=in_halves(b.fmt)
+        )  # fmt: skip
 
     return add
 
@@ -155,11 +156,9 @@ class _Ends(NamedTuple):
 
 
 def _ends(scales: NDArray[np.float32]) -> _Ends:
-    sizes = scales[scales != 0]
-    finite = bool(np.isfinite(sizes).all())
-    least, most = float(sizes.min(initial=np.inf)), float(sizes.max(initial=1.0))
-    held = finite and sizes.size == scales.size and least >= 2.0**-60 and most <= 2.0**60
-    return _Ends(finite, least, most, held)
+    finite, least, most, count = gemm_blocks.sizes(np.ravel(scales))
+    held = finite and count == scales.size and least >= 2.0**-60 and most <= 2.0**60
+    return _Ends(finite, least, max(most, 1.0), held)
 
 
 def _scales(a: QTensor, b: QTensor, block: int, power: int) -> gemm_blocks.Scales | None:

@@ -186,17 +186,29 @@ def resolve(target: Target, a: QTensor, b: QTensor, out: str | None) -> Plan:
     """
     if a.block_shape is None and b.block_shape is None:
         return _without_blocks(target, a.fmt, b.fmt, out)
-    found = inside_rule(target, a, b)
-    kind, rule = found or class_for(target, a.fmt, b.fmt, out)
-    block = None if found is not None else scaling.k_block(a, b)
-    result = _output_format(target, kind, rule, out)
-    return Plan(target, kind, rule, result, found is not None, block)
+    if a.scale_format is not None and a.scale_format == b.scale_format:
+        left, right = _operand(a), _operand(b)
+        found = _with_blocks_inside(target, left, right, a.scale_format, out)
+        if found is not None:
+            return found
+    return _without_blocks(target, a.fmt, b.fmt, out)._replace(block=scaling.k_block(a, b))
 
 
 @lru_cache(maxsize=1024)
 def _without_blocks(target: Target, a: Format, b: Format, out: str | None) -> Plan:
     kind, rule = class_for(target, a, b, out)
     return Plan(target, kind, rule, _output_format(target, kind, rule, out), False, None)
+
+
+class _Operand(NamedTuple):
+    """What of an operand says whether its block scales, of a format, go into a unit."""
+
+    fmt: Format
+    block: tuple[int, ...]
+
+
+def _operand(q: QTensor) -> _Operand:
+    return _Operand(q.fmt, tuple(q.block_shape or ()))
 
 
 def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Rule:
@@ -270,23 +282,23 @@ def _finite_width(fmt: Format) -> bool:
     return fmt.kind == "integer" and fmt.min_normal >= 2.0**-149 and fmt.max < _BEYOND_FLOAT32
 
 
-def inside_rule(target: Target, a: QTensor, b: QTensor) -> tuple[str, Rule] | None:
-    """Return the class and rule for block scales inside the unit, None where they stay outside."""
-    if a.scale_format is None or b.scale_format is None:
+@lru_cache(maxsize=1024)
+def _with_blocks_inside(
+    target: Target, a: _Operand, b: _Operand, scales: Format, out: str | None
+) -> Plan | None:
+    """Return the plan for block scales of a format inside the unit, None: they stay outside."""
+    if not (a.block and b.block) or b.block[-2] != a.block[-1]:
         return None
-    if a.block_shape is None or b.block_shape is None or a.scale_format != b.scale_format:
+    block = a.block[-1]
+    if {*a.block[:-1], *b.block[:-2], b.block[-1]} != {1}:
         return None
-    block = a.block_shape[-1]
-    ones_a, ones_b = (*a.block_shape[:-1],), (*b.block_shape[:-2], b.block_shape[-1])
-    if b.block_shape[-2] != block or set(ones_a) | set(ones_b) != {1}:
-        return None
-    scales, named = f"{table_name(a.scale_format)}/{block}", KINDS.get(target.kind or "")
+    form, named = table_name(scales), KINDS.get(target.kind or "")
     for kind, rule in target.rules:
-        if named is not None and not (kind == named[0] and scales in named[1]):
+        if named is not None and not (kind == named[0] and f"{form}/{block}" in named[1]):
             continue
         taken = is_scaled(kind) and _takes(kind[3:], a.fmt, b.fmt)
-        if taken and (table_name(a.scale_format), block) in blocks_of(rule):
-            return kind, rule
+        if taken and (form, block) in blocks_of(rule):
+            return Plan(target, kind, rule, _output_format(target, kind, rule, out), True, None)
     return None
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.convert import decode
+from numsim.convert import checked_codes, decode
 from numsim.dispatch import float_codes
 from numsim.formats import Format
 from numsim.kernels.gemm import align as gemm_align
@@ -18,7 +18,6 @@ from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import values as gemm_values
 from numsim.kernels.ir import simd
 from numsim.kernels.rules import align as align_kernel
-from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
 from numsim.quant.kept import has, kept, known
 
@@ -58,22 +57,62 @@ def surveyed(f: Format) -> bool:
     return f.code_dtype.itemsize <= 2 or (f.kind == "float" and f.bits <= _MARKED_BITS)
 
 
+_NOWHERE = 1 << 12  # beyond the exponents of all numbers
+_INFINITE, _BEYOND, _STRANGE = 1, 2, 4  # no finite number; as float32; no code of the format
+
+
+def _edges(values: NDArray[np.float64], emin: int) -> NDArray[np.int16]:
+    """Return what `Survey` says of each number alone, [numbers, 5], for `gemm_codes.outermost`.
+
+    Its exponent twice, low and high of its `extent`, and bits; zeros lie beyond all others.
+    """
+    with np.errstate(all="ignore"):
+        single = values.astype(np.float32).astype(np.float64)
+    known, held = np.isfinite(values), np.isfinite(single)
+    exponent = np.maximum(np.frexp(np.where(known, values, 0.0))[1] - 1, emin)
+    mantissa, high = np.frexp(np.where(held, single, 0.0))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    low = high - 54 + np.frexp((whole & -whole).astype(np.float64))[1]
+    some, one = known & (values != 0), held & (single != 0)
+    columns = (
+        np.where(some, exponent, _NOWHERE), np.where(some, exponent, -_NOWHERE),
+        np.where(one, low, _NOWHERE), np.where(one, high, -_NOWHERE),
+        np.where(known, 0, _INFINITE) | np.where(held, 0, _BEYOND),
+    )  # fmt: skip
+    return np.stack(columns, -1).astype(np.int16)
+
+
+@lru_cache(maxsize=32)
+def edges(f: Format) -> NDArray[np.int16]:
+    """Return `_edges` of all codes of 8 or 16 bits, as unsigned, of a format."""
+    codes = np.arange(1 << 8 * f.code_dtype.itemsize).astype(f"u{f.code_dtype.itemsize}")
+    numbers = codes.view(f.code_dtype).astype(np.int64)
+    low = -1 << (f.bits - 1) if f.kind == "integer" and f.signed else 0
+    strange = (numbers < low) | (numbers >= low + (1 << f.bits))
+    found = _edges(as_float64(decode(np.where(strange, 0, numbers), f)), f.emin)
+    found[strange, 4] = _STRANGE
+    return found
+
+
 def survey(q: QTensor) -> Survey:
     """Look at the values that occur in a tensor of few bits, once."""
 
     def look() -> Survey:
-        unsigned = q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}"))
-        met = np.zeros(1 << min(8 * unsigned.dtype.itemsize, _MARKED_BITS), np.bool_)
-        gemm_codes.mark(np.ravel(unsigned, order="K"), met)
-        codes = np.flatnonzero(met).astype(unsigned.dtype).view(q.codes.dtype)
-        values = as_float64(decode(codes, q.fmt))
-        finite = bool(np.isfinite(values).all())
-        nonzero = values[np.isfinite(values) & (values != 0)]
-        exponents = np.maximum(np.frexp(nonzero)[1] - 1, q.fmt.emin)
-        if not exponents.size:
-            exponents = np.zeros(1, exponents.dtype)
-        low, high = int(exponents.min()), int(exponents.max())
-        return Survey(finite, low, high, extent(values.astype(np.float32).view(np.uint32)))
+        unsigned = np.ravel(q.codes.view(np.dtype(f"u{q.codes.dtype.itemsize}")), order="K")
+        if unsigned.itemsize <= 2:
+            low, high, first, last, bits = gemm_codes.outermost(unsigned, edges(q.fmt))
+        else:
+            met = np.zeros(1 << _MARKED_BITS, np.bool_)
+            gemm_codes.mark(unsigned, met)
+            codes = np.flatnonzero(met).astype(unsigned.dtype)
+            found = _edges(as_float64(decode(codes.view(q.codes.dtype), q.fmt)), q.fmt.emin)
+            (low, first), (high, last) = found[:, :4:2].min(0), found[:, 1:4:2].max(0)
+            bits = np.bitwise_or.reduce(found[:, 4])
+        if bits & _STRANGE:
+            checked_codes(q.codes, q.fmt)  # says which
+        low, high = (int(low), int(high)) if low <= high else (0, 0)
+        first, last = (int(first), int(last)) if first <= last else (0, 0)
+        return Survey(not bits & _INFINITE, low, high, (not bits & _BEYOND, first, last))
 
     found: Survey = kept(q, "survey", look)
     return found
@@ -134,6 +173,11 @@ def short_codes(f: Format) -> bool:
     """Whether AVX2 reads a format's finite codes by 16-bit lanes."""
     small = f.kind == "float" and f.zero and f.bits <= 8 and f.precision <= 4
     return small and f.emin - f.precision + 1 >= -126 and f.emax <= 127 and abs(f.bias) < 127
+
+
+def in_halves(f: Format) -> bool:
+    """Whether float16 holds the exponents of a format's finite codes, but for its bias."""
+    return f.emax + f.bias <= 30
 
 
 def codes_of(b: QTensor) -> gemm_values.Decode | None:

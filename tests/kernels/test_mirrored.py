@@ -1,10 +1,10 @@
-"""One row of scaled chains by half a table of values: every format's codes, and which have such."""
+"""Few rows of chains by half a table of values, or by float16: every code, and which have such."""
 
 import numpy as np
 import pytest
 
 import numsim as ns
-from numsim.kernels.gemm import chains
+from numsim.kernels.gemm import values
 from numsim.kernels.ir import simd
 from numsim.targets.tensor import byte_table
 
@@ -19,7 +19,7 @@ FORMATS = {
 def test_which_tables_are_mirrored(name):
     with simd.force("avx512"):
         table = byte_table(ns.get_format(name), True)
-    assert chains._mirrored(table.tobytes()) == FORMATS[name]
+    assert values.mirrored(table) == FORMATS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if "e8m0" not in name])
@@ -48,5 +48,37 @@ def test_every_code_of_a_row(name):
         for path in simd.PATHS:
             with simd.force(path):
                 found.append(ns.matmul(*operands, target="ideal.fp32").view(np.uint32))
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if "e8m0" not in name])
+@pytest.mark.parametrize("start", [False, True])
+def test_every_code_of_chains_without_scales(name, start):
+    rng, fmt = np.random.default_rng(1), ns.get_format(name)
+    low, high = (-(1 << fmt.bits - 1), 1 << fmt.bits - 1) if "int" in name else (0, 1 << fmt.bits)
+    special = np.float32([np.nan, -np.nan, np.inf, -np.inf, -0.0, 3e38, 1e-45])
+    for m, depth, n, finite in [
+        (1, 256, 70, False), (2, 97, 33, True), (3, 64, 128, True), (4, 66, 65, True),
+        (6, 130, 31, True), (7, 64, 32, False),
+    ]:  # fmt: skip
+        b = rng.integers(low, high, (2, depth, n))
+        if finite and fmt.kind == "float":
+            b = np.where(np.isfinite(fmt.values())[b], b, 0)
+        right = ns.QTensor.from_codes(b.astype(fmt.code_dtype), name)
+        x = rng.standard_normal((2, m, depth)).astype(np.float32)
+        if m == 4:
+            x[:, 1, :5] = special[2:]
+        c = None
+        if start:
+            c = rng.standard_normal((2, m, n)).astype(np.float32)
+            c[:, 0, : len(special)] = special
+        left = ns.QTensor.from_codes(x.view(np.uint32), "float32")
+        found = []
+        for path in simd.PATHS:
+            with simd.force(path):
+                found.append(ns.matmul(left, right, target="ideal.fp32", c=c).view(np.uint32))
+                one = ns.matmul(left[0], right[0], target="ideal.fp32", c=c if c is None else c[0])
+                np.testing.assert_array_equal(one.view(np.uint32), found[-1][0])
         for other in found[1:]:
             np.testing.assert_array_equal(other, found[0])

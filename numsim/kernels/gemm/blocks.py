@@ -38,7 +38,7 @@ from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.blocks import add_scaled
 from numsim.kernels.ir.hopper_rows import hopper_rows
-from numsim.kernels.jit import expanded, inline, kernel
+from numsim.kernels.jit import borrowing_kernel, expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _TILES = 16  # row tiles whose results of one block stay in the first cache
@@ -300,6 +300,23 @@ def _fp8_runner(path: str, rows: int) -> Callable[..., Any]:
         uint32_tuple(Fields),
         *scale_types(),
     )
+
+
+@borrowing_kernel
+def sizes(scales: Array) -> tuple[bool, float, float, int]:
+    """Return of scales that are not 0 whether all are finite, the least, the largest, how many.
+
+    NaN counts as not finite; without any the least is infinite and the largest 0.
+    """
+    finite, count = True, 0
+    least, most = np.float32(np.inf), np.float32(0.0)
+    for i in range(scales.size):
+        size = scales[i]
+        finite &= abs(size) < np.float32(np.inf)
+        count += size != 0
+        least = min(least, size) if size != 0 else least
+        most = max(most, size)
+    return finite, float(least), float(most), count
 
 
 def padded(columns: Array, width: int) -> Array:

@@ -29,11 +29,8 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
-    as_halves,
     codes_types,
     cover_codes,
-    nibble_table,
-    power_in_halves,
     run_codes,
     scratch_words,
     type_of,
@@ -47,9 +44,6 @@ from numsim.kernels.ir.float16 import scaled_chains_by_halves
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
-_NEAR = 32  # k of a panel that are float16 at a time: the next are read while these are added
-# Rows up to which it pays to read codes for each anew, by path; with AVX2 they are float16 by then
-FEW = {"avx512": 3, "avx2": 6, "plain": 0}
 
 
 @inline
@@ -242,9 +236,7 @@ def _mirrored_row(
     span: int, table: Array, rows: Array, columns: Array,
 ) -> None:  # fmt: skip
     blocks = columns.shape[1]
-    tables = np.zeros(512, np.uint8)  # high bytes of values, and low ones, are the last two of four
-    tables[256:384], tables[384:] = table[:128], table[256:384]
-    rule = (tables, rows.reshape(-1), blocks, columns.reshape(-1), span)
+    rule = (gemm_values.half_tables(table), rows.reshape(-1), blocks, columns.reshape(-1), span)
     cover_codes(
         _one_mirrored_row, codes_with_scales, out, a, b, np.empty(0, np.int32), steps, block, group,
         start, stop, rule, (span, blocks, columns.shape[2]),
@@ -277,33 +269,6 @@ def _halves_few(
         _halves_rows, codes_with_scales, out, a, b, words, steps, block, group, start, stop, rule,
         (span, blocks, columns.shape[2]), True,
     )  # fmt: skip
-
-
-def _halves(how: gemm_values.Decode, a: Array) -> tuple[Any, float] | None:
-    """Return how kernels of few rows read codes by way of float16, and what a is multiplied by.
-
-    None where they do not, or float32 has too few bits of an exponent for that.
-    """
-    if not isinstance(how, Fields):
-        return None
-    read = how if as_halves(how) else nibble_table(how)
-    size, up = np.abs(a), -power_in_halves(how)
-    fits = (size == 0) | ((size > 2.0**-90) & (size < 2.0**90))
-    return (read, 2.0**up) if read is not None and abs(up) <= 30 and fits.all() else None
-
-
-@cache
-def _mirrored(table: bytes) -> bool:
-    """Whether a byte table's codes from 128 on are those below with a sign.
-
-    Or the codes have fewer bits, and those from 128 on are negative integers, sign-extended: their
-    seven lowest bits say all. NaN of any sign comes out as one.
-    """
-    high, low = np.frombuffer(table, np.uint8)[:512].reshape(2, 2, 128).astype(np.int32)
-    words = high << 8 | low
-    nan = ((words & 0x7FFF) > 0x7F80).all(0)
-    sign = words[0] ^ words[1]
-    return bool((nan | (sign == 0x8000) & (words[0] < 0x8000)).all() or (sign == 0).all())
 
 
 @cache
@@ -341,16 +306,16 @@ def chains(
     kind: Any = type(how)
     depth = a.shape[2]
     columns = padded(scales.columns, b.panels.shape[3])
-    halves = _halves(how, a) if in_halves and out.shape[1] <= FEW[simd.path()] else None
+    few = out.shape[1] <= gemm_values.FEW[simd.path()]
+    halves = gemm_values.halves(how, a) if in_halves and few else None
     if halves:
         read, power = halves
         rows = np.multiply(a, np.float32(power), order="C").reshape(*a.shape, 1, 1)
-        near, entry = whole_blocks(_NEAR, span), _halves_runner(type_of(read))
+        near, entry = whole_blocks(gemm_values.NEAR, span), _halves_runner(type_of(read))
         run_codes(entry, out, rows, b, depth, span, read, near, scales.rows, columns)
         return
-    few = isinstance(how, np.ndarray) and out.shape[1] <= FEW[simd.path()]
-    row = few and span % 2 == depth % 2 == 0
-    rows_of = 1 + _mirrored(how.tobytes()) if row and isinstance(how, np.ndarray) else 0
+    row = few and isinstance(how, np.ndarray) and span % 2 == depth % 2 == 0
+    rows_of = 1 + gemm_values.mirrored(how) if row and isinstance(how, np.ndarray) else 0
     entry = _chain_runner(b.panels.dtype, type_of(how), kind, simd.enabled(), rows_of)
     block = whole_blocks(depth if row else BLOCK // 2, span)
     rows = np.ascontiguousarray(a).reshape(*a.shape, 1, 1) if row else pack_rows(a)

@@ -110,12 +110,42 @@ def nibble_table(how: Fields) -> Array | None:
     return (size >> 8 | sign).astype(np.uint8)
 
 
-@kernel
-def mark(codes: Array, met: Array) -> None:
-    """Set ``met[code]`` for every code; `met` has a place for each, a power of two in all."""
+@inline
+def _mark(codes: Array, met: Array) -> None:
     inside = np.uint32(met.size - 1)
     for i in range(codes.size):
         met[np.uint32(codes[i]) & inside] = True
+
+
+@kernel
+def mark(codes: Array, met: Array) -> None:
+    """Set ``met[code]`` for every code; `met` has a place for each, a power of two in all."""
+    _mark(codes, met)
+
+
+@kernel
+def outermost(codes: Array, edges: Array) -> tuple[int, ...]:
+    """Return the outermost of the edges of all codes: low, high, another low and high, bits.
+
+    ``edges[code]``: those of one code, whose bits are joined; a power of two codes in all.
+    """
+    places = len(edges)
+    each = codes.size <= places  # sooner than to look for the codes that occur
+    met = np.zeros(0 if each else places, np.bool_)
+    if not each:
+        _mark(codes, met)
+    inside = np.uint32(places - 1)
+    low = other_low = np.int64(1 << 20)
+    high = other_high = np.int64(-(1 << 20))
+    bits = np.int64(0)
+    for i in range(codes.size if each else places):
+        if each or met[i]:
+            own = edges[np.uint32(codes[i]) & inside if each else np.uint32(i)]
+            low, high = min(low, np.int64(own[0])), max(high, np.int64(own[1]))
+            other_low = min(other_low, np.int64(own[2]))
+            other_high = max(other_high, np.int64(own[3]))
+            bits |= np.int64(own[4])
+    return int(low), int(high), int(other_low), int(other_high), int(bits)
 
 
 @kernel

@@ -21,10 +21,13 @@ from numsim.kernels.gemm.codes import (
     BLOCK,
     Fields,
     PackedCodes,
+    as_halves,
     codes_at,
     codes_types,
     cover_codes,
+    nibble_table,
     pack_codes,
+    power_in_halves,
     run_codes,
     scratch_words,
     type_of,
@@ -34,17 +37,22 @@ from numsim.kernels.gemm.codes import (
 )
 from numsim.kernels.gemm.fma import fma_narrow, fma_wide, pack_rows
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.blocks import scaled_chain_of_codes
 from numsim.kernels.ir.codes import (
     chain_of_codes,
     chain_of_shorts,
     looked_up_values,
     short_values,
 )
+from numsim.kernels.ir.float16 import scaled_chains_by_halves
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 Decode = Codes | Fields | tuple[np.uint32, np.float32] | Array
 _BLOCK = BLOCK // 2
+NEAR = 32  # k of a panel that are float16 at a time: the next are read while these are added
+# Rows up to which it pays to read codes for each anew, by path; with AVX2 they are float16 by then
+FEW = {"avx512": 3, "avx2": 6, "plain": 0}
 
 
 @inline
@@ -188,6 +196,90 @@ def _shorts_narrow(
     _run(fma_narrow, values_of_shorts, out, a, b, steps, block, group, start, stop, how)
 
 
+@inline
+def half_tables(table: Array) -> Array:
+    """Return what `ir.fp8_codes.ByTables` reads, of a mirrored table."""
+    tables = np.zeros(512, np.uint8)  # high bytes of values, and low ones, are the last two of four
+    tables[256:384], tables[384:] = table[:128], table[256:384]
+    return tables
+
+
+@inline
+def _one_mirrored_row(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, tables: Array,
+) -> int:  # fmt: skip
+    scaled_chain_of_codes(1, tables, None, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@kernel
+def _mirrored_row(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    table: Array,
+) -> None:  # fmt: skip
+    tables = half_tables(table)
+    cover_codes(
+        _one_mirrored_row, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop,
+        tables, table,
+    )  # fmt: skip
+
+
+@inline
+def _some_halves(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    how, words = rule
+    scaled_chains_by_halves(
+        how, words, NEAR, None, left, a, a_at, b, b_at, out, out_at, stride, steps
+    )  # fmt: skip
+    return left
+
+
+@kernel
+def _halves_few(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Any,
+) -> None:  # fmt: skip
+    words = scratch_words(NEAR * b.shape[3] // 2)
+    cover_codes(
+        _some_halves, undecoded, out, a, b, words, steps, block, group, start, stop, (how, words),
+        how, True,
+    )  # fmt: skip
+
+
+def halves(how: Decode, a: Array) -> tuple[Any, float] | None:
+    """Return how kernels of few rows read codes by way of float16, and what a is multiplied by.
+
+    None where they do not, or float32 has too few bits of an exponent for that.
+    """
+    if not isinstance(how, Fields):
+        return None
+    read = how if as_halves(how) else nibble_table(how)
+    size, up = np.abs(a), -power_in_halves(how)
+    fits = (size == 0) | ((size > 2.0**-90) & (size < 2.0**90))
+    return (read, 2.0**up) if read is not None and abs(up) <= 30 and fits.all() else None
+
+
+def mirrored(table: Array) -> bool:
+    """Whether a byte table's codes from 128 on are those below with a sign.
+
+    Or the codes have fewer bits, and those from 128 on are negative integers, sign-extended: their
+    seven lowest bits say all. NaN of any sign comes out as one.
+    """
+    return _is_mirrored(table.tobytes())
+
+
+@cache
+def _is_mirrored(table: bytes) -> bool:
+    high, low = np.frombuffer(table, np.uint8)[:512].reshape(2, 2, 128).astype(np.int32)
+    words = high << 8 | low
+    nan = ((words & 0x7FFF) > 0x7F80).all(0)
+    sign = words[0] ^ words[1]
+    return bool((nan | (sign == 0x8000) & (words[0] < 0x8000)).all() or (sign == 0).all())
+
+
 def _kernel(how: Decode, double: bool, row: bool) -> Any:
     if isinstance(how, Codes):
         return _floats_wide if simd.enabled() else _floats_narrow
@@ -233,20 +325,32 @@ def byte_table(values: Array) -> Decode | None:
     return np.concatenate(parts).astype(np.uint8)
 
 
-def gemm_values(a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None) -> Array:
+def gemm_values(
+    a: Array, b: PackedCodes, how: Decode, *, c: Array | None = None, in_halves: bool = False
+) -> Array:
     """Do `gemm.fma.gemm_fma` with the values of b's codes.
 
     Parameters: a [batch, M, K] float32 or float64; b packed for that type; `how` its codes are
-    read; c [batch, M, N].
+    read; c [batch, M, N]; `in_halves`: no exponent field of the codes is above 30.
     """
     batch, m, depth = a.shape
     shape = (1, batch * m, b.lines) if len(b.panels) == 1 else (batch, m, b.lines)
     out = np.zeros(shape, a.dtype) if c is None else np.array(c, order="C").reshape(shape)
     if out.size:
-        a = a.reshape(*shape[:2], depth)
+        a, width = a.reshape(*shape[:2], depth), max(depth, 1)
+        single = a.dtype == np.float32 and shape[1] <= FEW[simd.path()]
+        by_sign = single and isinstance(how, np.ndarray) and depth % 2 == 0 and mirrored(how)
+        read = halves(how, a) if single and in_halves else None
         row = isinstance(how, np.ndarray | Fields) and shape[1] == 1
-        rows = np.ascontiguousarray(a).reshape(len(a), 1, depth, 1, 1) if row else pack_rows(a)
-        chosen = _kernel(how, a.dtype == np.float64, row)
+        if read is not None:
+            how, power = read
+            rows = np.multiply(a, np.float32(power), order="C").reshape(*a.shape, 1, 1)
+            chosen, block = _halves_few, width
+        elif by_sign or row:
+            rows = np.ascontiguousarray(a).reshape(*a.shape, 1, 1)
+            chosen, block = _mirrored_row if by_sign else _kernel(how, not single, True), width
+        else:
+            rows, chosen, block = pack_rows(a), _kernel(how, False, False), _BLOCK
         entry = _runner(chosen, a.dtype, b.panels.dtype, type_of(how))
-        run_codes(entry, out, rows, b, max(depth, 1) if row else _BLOCK, how)
+        run_codes(entry, out, rows, b, block, how)
     return out.reshape(batch, m, b.lines)

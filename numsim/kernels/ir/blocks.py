@@ -89,15 +89,15 @@ def scaled_chain_of_codes(
     """Do `scaled_fma_tile` for one row, all its blocks and codes of one byte, of 32 columns.
 
     `table`: of `ir.codes.looked_up_values`, or `mirrored`: of `ir.fp8_codes.ByTables`, where the
-    highest bit of a code is a sign. `scales`: see `Scales`. Blocks and steps are even.
+    highest bit of a code is a sign. `scales`: see `Scales`; None: one chain of all steps goes on
+    from out, NaN is canonical. Blocks and steps are even.
     """
     if not isinstance(mirrored, types.IntegerLiteral):
         return None
-    signs = bool(mirrored.literal_value)
+    signs, alone = bool(mirrored.literal_value), isinstance(scales, types.NoneType)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args, args, 2, VF)
-        of = Scales(context, b, sig.args[2], args[2])
         fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
 
         def shuffled(x: Any, y: Any, order: list[int]) -> Any:
@@ -132,9 +132,7 @@ def scaled_chain_of_codes(
                 for c in (0, 8)
             ]
 
-        def block(i: Any, totals: list[Any]) -> list[Any]:
-            first, count = of.block(i, tile.steps)
-
+        def chain(first: Any, count: Any, acc: list[Any]) -> list[Any]:
             def pair(n: Any, acc: list[Any]) -> list[Any]:
                 k = b.add(first, b.mul(n, ir.Constant(I64, 2)))
                 at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
@@ -145,9 +143,21 @@ def scaled_chain_of_codes(
                     acc = [b.call(fma, [x, y, z]) for y, z in zip(values, acc, strict=True)]
                 return acc
 
-            pairs = b.lshr(count, ir.Constant(I64, 1))
-            acc = loop(b, pairs, [ir.Constant(VF, None)] * 2, pair)
-            acc = in_turn(*acc) if signs else acc
+            acc = loop(b, b.lshr(count, ir.Constant(I64, 1)), acc, pair)
+            return in_turn(*acc) if signs else acc
+
+        if alone:
+            low, high = tile.load(1)
+            apart = [shuffled(low, high, [*range(second, 32, 2)]) for second in range(2)]
+            start = apart if signs else [low, high]
+            sums, nan = chain(ir.Constant(I64, 0), tile.steps, start), splat(VF, float("nan"))
+            tile.store([b.select(b.fcmp_unordered("uno", v, v), nan, v) for v in sums], 1)
+            return context.get_dummy_value()
+
+        of = Scales(context, b, sig.args[2], args[2])
+
+        def block(i: Any, totals: list[Any]) -> list[Any]:
+            acc = chain(*of.block(i, tile.steps), [ir.Constant(VF, None)] * 2)
             return [of.added(totals[c], acc[c], i, ir.Constant(I64, 0), 16 * c) for c in range(2)]
 
         tile.store(loop(b, of.blocks(tile.steps), tile.load(1), block), 1)

@@ -88,17 +88,19 @@ def scaled_chains_by_halves(
     """Do `ir.blocks.scaled_fma_tile` for `rows` rows, all their blocks and codes of one byte.
 
     Rows of a are `steps` apart, and `words` has room for `near` k of 32 columns as float16, whole
-    blocks. `how`: see `_reader`; `scales`: see `ir.blocks.Scales`.
+    blocks. `how`: see `_reader`; `scales`: see `ir.blocks.Scales`; None: one chain of all steps
+    goes on from out, NaN is canonical.
     """
+    alone = isinstance(scales, types.NoneType)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args, args, 1, _V.floats)
         near, rows = args[2], args[4]
         read = _reader(context, b, sig.args[0], args[0])
         room = vectors_of(context, b, sig.args[1], args[1], _SHORTS)
-        of = Scales(context, b, sig.args[3], args[3])
+        of = None if alone else Scales(context, b, sig.args[3], args[3])
         fma = declared(b, "llvm.fma.v8f32", *(_V.floats,) * 4)
-        blocks = b.sdiv(near, of.span)
+        nan = splat(_V.floats, float("nan"))
 
         def piece(n: Any, carried: list[Any]) -> list[Any]:
             begin = b.mul(n, near)
@@ -114,7 +116,6 @@ def scaled_chains_by_halves(
                 return carried
 
             loop(b, count, [], write)
-            first_block = b.mul(n, blocks)
 
             def row(r: Any, carried: list[Any]) -> list[Any]:
                 own = b.gep(tile.a, [b.add(b.mul(r, tile.steps), begin)])
@@ -122,17 +123,11 @@ def scaled_chains_by_halves(
                 at = [b.gep(line, [ir.Constant(I64, column)]) for column in _PLACES]
                 at = [b.bitcast(place, _V.floats.as_pointer()) for place in at]
                 totals = [b.load(place, align=4) for place in at]
-
-                def block(i: Any, totals: list[Any]) -> list[Any]:
-                    sums = chain(own, *of.block(i, count))
-                    terms = zip(totals, sums, _PLACES, strict=True)
-                    i = b.add(first_block, i)
-                    return [
-                        of.added(total, x, i, r, column, ask=column % 16 == 0)
-                        for total, x, column in terms
-                    ]
-
-                totals = loop(b, of.blocks(count), totals, block)
+                if of is None:
+                    sums = chain(own, ir.Constant(I64, 0), count, totals)
+                    totals = [b.select(b.fcmp_unordered("uno", x, x), nan, x) for x in sums]
+                else:
+                    totals = scaled(of, n, r, own, count, totals)
                 for place, total in zip(at, totals, strict=True):
                     b.store(total, place, align=4)
                 return carried
@@ -140,8 +135,26 @@ def scaled_chains_by_halves(
             loop(b, rows, [], row)
             return carried
 
-        def chain(own: Any, first: Any, count: Any) -> Any:
-            """Return the sums of the products from `first` on, so many."""
+        def scaled(
+            of: Scales, n: Any, r: Any, own: Any, count: Any, totals: list[Any]
+        ) -> list[Any]:
+            """Return totals of row r plus its blocks in piece n."""
+            first_block = b.mul(n, b.sdiv(near, of.span))
+
+            def block(i: Any, totals: list[Any]) -> list[Any]:
+                sums = chain(own, *of.block(i, count), [ir.Constant(_V.floats, None)] * 4)
+                terms = zip(totals, sums, _PLACES, strict=True)
+                i = b.add(first_block, i)
+                return [
+                    of.added(total, x, i, r, column, ask=column % 16 == 0)
+                    for total, x, column in terms
+                ]
+
+            found: list[Any] = loop(b, of.blocks(count), totals, block)
+            return found
+
+        def chain(own: Any, first: Any, count: Any, sums: list[Any]) -> Any:
+            """Return sums plus the products from `first` on, so many."""
 
             def add(k: Any, sums: list[Any]) -> list[Any]:
                 x = broadcast(b, b.load(b.gep(own, [k])), _V.floats)
@@ -159,7 +172,7 @@ def scaled_chains_by_halves(
 
             whole = b.lshr(count, ir.Constant(I64, _UNROLL.bit_length() - 1))
             done = tile.index(whole, _UNROLL, 0)
-            sums = loop(b, whole, [ir.Constant(_V.floats, None)] * 4, some)
+            sums = loop(b, whole, sums, some)
             rest = b.add(first, done)
             return loop(b, b.sub(count, done), sums, lambda n, sums: add(b.add(rest, n), sums))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numsim.kernels.convert.round import round_quotient, top_bit
-from numsim.kernels.jit import inline, kernel
+from numsim.kernels.jit import borrowing_kernel, inline, kernel
 from numsim.kernels.rules.counts import CUT, GAP, OVERFLOWS, STEPS, SWAMPED
 
 FINITE, INFINITE, NOT_A_NUMBER = 0, 1, 2
@@ -245,3 +245,15 @@ def store_float32(values: np.ndarray, out: np.ndarray, nan: int) -> None:
     for i in range(values.size):
         v = values[i]
         out[i] = np.uint32(nan) if np.isnan(v) else np.float32(v).view(np.uint32)
+
+
+@borrowing_kernel
+def name_nan(bits: np.ndarray, nan: int) -> None:
+    """Give every NaN among float32 bit patterns the bits `nan`."""
+    met = np.uint32(0)
+    for i in range(bits.size):
+        met |= np.uint32((bits[i] & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000))
+    if met:
+        for i in range(bits.size):
+            if (bits[i] & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+                bits[i] = np.uint32(nan)

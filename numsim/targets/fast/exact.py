@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,9 @@ from numsim.targets.fast.mac import fma
 from numsim.targets.rules import Exact, exact
 from numsim.targets.rules.exact import lscale_of
 from numsim.targets.tensor import (
-    as_float64,
     batched,
     codes_of,
+    edges,
     fields,
     short_codes,
     survey,
@@ -103,19 +102,6 @@ def reaches(x: Chain) -> NDArray[np.int64]:
     return found  # Cauchy and Schwarz
 
 
-@lru_cache(maxsize=32)
-def _ends(fmt: Format) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Return by code what `extent` says of one number; zeros are beyond all others."""
-    codes = np.arange(1 << 8 * fmt.code_dtype.itemsize).astype(f"u{fmt.code_dtype.itemsize}")
-    values = as_float64(decode(codes.view(fmt.code_dtype), fmt))
-    known = np.isfinite(values) & (values != 0)
-    mantissa, high = np.frexp(np.where(known, values, 1.0))
-    whole = (mantissa * 2.0**53).astype(np.int64)
-    low = high - 54 + np.frexp((whole & -whole).astype(np.float64))[1]
-    ends = np.where(known, low, _NOWHERE), np.where(known, high, -_NOWHERE)
-    return ends[0].astype(np.int16), ends[1].astype(np.int16)
-
-
 def rows_in_double(x: Chain, lscale: int) -> NDArray[np.bool_] | None:
     """Return for which rows of a, [M], float64 holds every sum: `in_double`; None: not asked.
 
@@ -128,7 +114,7 @@ def rows_in_double(x: Chain, lscale: int) -> NDArray[np.bool_] | None:
 
     def look() -> NDArray[np.int64]:
         codes = x.a.codes.view(f"u{fmt.code_dtype.itemsize}")
-        low, high = _ends(fmt)
+        low, high = edges(fmt)[:, 2:4].T
         ends = low[codes].min(-1, initial=_NOWHERE), high[codes].max(-1, initial=-_NOWHERE)
         return np.stack(ends).astype(np.int64)
 

@@ -35,6 +35,7 @@ from numsim.targets.tensor import (
     batched,
     coded,
     codes_of,
+    in_halves,
     survey,
 )
 
@@ -48,7 +49,7 @@ def fma(a: NDArray[Any], b: QTensor, c: NDArray[Any] | None = None) -> NDArray[A
         codes = kept(
             b, "code panels", lambda: gemm_values.pack_b(batched(b.codes), a.dtype), a.dtype
         )
-        return gemm_values.gemm_values(a, codes, how, c=c)
+        return gemm_values.gemm_values(a, codes, how, c=c, in_halves=in_halves(b.fmt))
     values = kept(
         b,
         "value panels",
