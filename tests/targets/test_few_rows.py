@@ -222,6 +222,25 @@ def test_numbers_where_float16_is_infinite_have_another_kernel(monkeypatch, grou
         assert bool(met) == few
 
 
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("fmt", [E4M3, E5M2, FNUZ, "float8_e3m4"])
+def test_exact_rows_with_tables_and_without(monkeypatch, tables, fmt):
+    """The processor's byte tables or conversions of float16 give the same float64 of codes."""
+    if not tables:
+        monkeypatch.setattr(exact_rows, "_tables_read", lambda: False)
+    rng = np.random.default_rng(5)
+    for rows, n, depth in [(1, 256, 64), (2, 33, 37), (3, 16, 8), (5, 40, 70), (9, 31, 41),
+                           (11, 70, 24), (13, 17, 16)]:  # fmt: skip
+        for group in exact_rows.GROUPS:
+            b = floats(rng, (depth, n), fmt, "codes")
+            if n == 256:
+                b.codes[:] = np.where(np.isfinite(get_format(fmt).values()), np.arange(256), 0)
+            unit = ns.get_target("ideal.exact", group=group)
+            check(floats(rng, (rows, depth), E4M3, "sparse"), b, unit)
+            c = rng.standard_normal((rows, n)).astype(np.float32)
+            check(floats(rng, (rows, depth), fmt, "normal"), b, unit, c)
+
+
 @pytest.mark.parametrize("bias", [-40, -9, -1, 45])
 def test_biases_far_from_that_of_float16(bias):
     rng = np.random.default_rng(4)

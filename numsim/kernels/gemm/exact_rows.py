@@ -28,17 +28,24 @@ from numsim.kernels.gemm.codes import (
     undecoded,
 )
 from numsim.kernels.ir import simd
+from numsim.kernels.ir.exact_rows import exact_sums_by_tables
 from numsim.kernels.ir.float16 import GROUPS, SUMS, exact_sums_by_halves
 from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 FEW = {"avx512": 7, "avx2": 12, "plain": 0}  # rows up to which it pays, by path
+_FEW_BY_TABLES = 11
 _NEAR = 32  # k of a panel whose values stay in the first cache
 
 
 def covers(group: int, rows: int, how: Fields) -> bool:
     """Whether this path sums groups of so many products for so few rows, and codes so read."""
-    return group in GROUPS and rows <= FEW[simd.path()] and as_halves(how)
+    few = _FEW_BY_TABLES if _tables_read() else FEW[simd.path()]
+    return group in GROUPS and rows <= few and as_halves(how)
+
+
+def _tables_read() -> bool:
+    return simd.enabled() and simd.HAVE_BYTE_TABLES
 
 
 @expanded
@@ -99,13 +106,72 @@ def _run_half(
     _run(_half, out, a, b, steps, block, group, start, stop, products, how)
 
 
+@inline
+def _by_tables(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, rule: Any,
+) -> int:  # fmt: skip
+    group, tables = rule
+    line, done = steps * group, 0
+    while left - done >= 4:
+        exact_sums_by_tables(
+            4, group, tables, a, a_at + done * line, b, b_at, out, out_at + done * stride, stride,
+            steps,
+        )  # fmt: skip
+        done += 4
+    if left - done == 3:
+        exact_sums_by_tables(
+            3, group, tables, a, a_at + done * line, b, b_at, out, out_at + done * stride, stride,
+            steps,
+        )  # fmt: skip
+    elif left - done == 2:
+        exact_sums_by_tables(
+            2, group, tables, a, a_at + done * line, b, b_at, out, out_at + done * stride, stride,
+            steps,
+        )  # fmt: skip
+    elif left - done == 1:
+        exact_sums_by_tables(
+            1, group, tables, a, a_at + done * line, b, b_at, out, out_at + done * stride, stride,
+            steps,
+        )  # fmt: skip
+    return left
+
+
+@kernel
+def _run_tables(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    products: int, tables: Array,
+) -> None:  # fmt: skip
+    cover_codes(
+        _by_tables, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop,
+        (products, tables), 0, True,
+    )  # fmt: skip
+
+
 _RUN = {"avx512": _run_wide, "avx2": _run_half}
 
 
 @cache
-def _runner(path: str, group: int) -> Callable[..., Any]:
+def _runner(path: str, group: int, tables: bool) -> Callable[..., Any]:
     doubles = codes_types(types.float64, np.dtype(np.uint8), types.float64)
+    if tables:
+        return simd.compiled(
+            _run_tables, *doubles, simd.literal(group), simd.contiguous(types.uint8, 1)
+        )
     return simd.compiled(_RUN[path], *doubles, simd.literal(group), uint32_tuple(Fields))
+
+
+@cache
+def _tables(how: Fields) -> Array:
+    """Return what `ir.fp8_codes.ByTables` reads, of the values as float64."""
+    magnitude = np.arange(128) & int(how.magnitude)
+    field, fraction = magnitude >> int(how.trailing), magnitude & int(how.fraction)
+    whole = fraction + (np.int64(field > 0) << int(how.trailing))
+    power = np.maximum(field, 1) - int(np.int32(how.bias)) - int(how.trailing)
+    bits = np.ldexp(whole.astype(np.float64), power).view(np.uint64) >> np.uint64(48)
+    tables = np.zeros((4, 128), np.uint8)
+    tables[2], tables[3] = bits >> np.uint64(8), bits & np.uint64(255)
+    return tables.reshape(-1)
 
 
 def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> Array:
@@ -120,8 +186,11 @@ def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> A
     out = np.array(c, np.float64, order="C").reshape(shape)
     if out.size:
         steps = b.panels.shape[2]
+        tables = _tables_read()
         rows = np.zeros((batch, m, steps * group))
-        np.multiply(a, 2.0 ** -power_in_halves(how), out=rows[..., :depth])
+        power = 0 if tables else -power_in_halves(how)
+        np.multiply(a, 2.0**power, out=rows[..., :depth])
         lines = rows.reshape(*shape[:2], steps, 1, group)
-        run_codes(_runner(simd.path(), group), out, lines, b, steps, group, how)
+        entry = _runner(simd.path(), group, tables)
+        run_codes(entry, out, lines, b, steps, group, _tables(how) if tables else how)
     return out.reshape(batch, m, b.lines)

@@ -24,7 +24,7 @@ from numsim.kernels.ir.fp8 import (
     lanes,
     planes_reader,
 )
-from numsim.kernels.ir.fp8_codes import ByFields, ByTables, Room
+from numsim.kernels.ir.fp8_codes import ByFields, ByTables, Room, placed_doubles
 from numsim.kernels.ir.peaks import Peaks
 from numsim.kernels.ir.simd import (
     I16,
@@ -170,7 +170,9 @@ class Coded:
         code = b.load(self.codes_at(first, k), align=1)
         if self.tables:  # columns 8 q ... have byte q // 2 of the words
             pairs = self.tables.high_halves(code)
-            return [self._placed(b.bitcast(pairs[q // 2 % 2], shorts), q) for q in qs]
+            both = [b.bitcast(pair, shorts) for pair in pairs]
+            places = {q: [2 * (8 * (q % 2) + n) + q // 4 for n in range(8)] for q in qs}
+            return [placed_doubles(b, both[q // 2 % 2], places[q]) for q in qs]
         halves = {i: self.halves_of(_doubled(b, code, i)) for i in {q // 2 for q in qs}}
         parts = [b.bitcast(halves[q // 2], shorts) for q in qs]
         at = [[8 * (q % 2) + n for n in range(8)] for q in qs]
@@ -181,15 +183,6 @@ class Coded:
         b, at = self.b, self.codes_at(first, k)
         fetch(b, b.gep(at, [ir.Constant(I64, PAGE // self.width)]))
         return b.load(at, align=1)
-
-    def _placed(self, shorts: Any, q: int) -> Any:
-        """Return values by one exchange that leaves zeros; LLVM takes two or three instead."""
-        b, every = self.b, shorts.type
-        kind = ir.FunctionType(every, [I32, every, every])
-        exchange = ir.InlineAsm(kind, "vpermw $3, $2, $0 {$1} {z}", "=v,^Yk,v,v", side_effect=False)
-        at = [2 * (8 * (q % 2) + n // 4) + q // 4 for n in range(32)]
-        last = ir.Constant(I32, 0x88888888 - (1 << 32))  # of every four
-        return b.bitcast(b.call(exchange, [last, ir.Constant(every, at), shorts]), _VD)
 
     def _scale(self, first: Any, column: int, vector: Any) -> Any:
         b = self.b
