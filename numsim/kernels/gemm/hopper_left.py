@@ -15,7 +15,6 @@ from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import fp8_planes
 from numsim.kernels.ir.fp8_left import looked_up_left
-from numsim.kernels.ir.halves import NEAR_ZERO
 from numsim.kernels.ir.hopper_rows import PLANES, SIGNS, VALUES
 from numsim.kernels.jit import expanded, inline, kernel
 
@@ -54,12 +53,11 @@ def few_left(a: Array, runs: int, how: Fields) -> tuple[Array, Array]:
                 bases[i * rows + row] = base * four
                 at, to = i * simd_fp8.A_WORDS + row * run, i * PLANES * plane + row * run
                 for k in range(run):
-                    e, x = np.uint32(exponents[at + k]) & byte, values[at + 2 * plane + k] * scale
+                    e, x = np.uint32(exponents[at + k]) & byte, values[at + 2 * plane + k]
                     less = np.uint32(np.uint32(largest - e) << how.trailing) & byte
                     words[to + k] = (less if e > 0 else byte) * four
-                    words[to + SIGNS * plane + k] = sign if x >= 0 else np.uint32(0)
-                    singles[to + VALUES * plane + k] = x if x != 0 else NEAR_ZERO
-                    words[to + VALUES * plane + k] += np.uint32(1)  # larger in size
+                    words[to + SIGNS * plane + k] = sign if x > 0 else np.uint32(0)
+                    singles[to + VALUES * plane + k] = x * scale if e > 0 else x
     return words, bases
 
 
@@ -69,10 +67,10 @@ def left_tables(how: Fields) -> Array:
     codes, words = np.arange(128).astype(np.uint8), np.empty(8 * simd_fp8.A_WORDS, np.int32)
     simd_fp8.left_codes(16, codes, 8, 0, words, how)
     planes = words.view(np.uint8).reshape(8, 3, simd_fp8.ROWS, simd_fp8.RUN, 4)
-    tables = np.empty((4, 128), np.uint8)
+    tables = np.zeros((4, 128), np.uint8)
     for code in range(128):
         run, place = code // simd_fp8.RUN, code % simd_fp8.RUN
-        tables[0, code], tables[1, code] = planes[run, 0, 0, place, 0], planes[run, 1, 0, place, 0]
+        tables[0, code] = planes[run, 0, 0, place, 0]
         tables[2, code], tables[3, code] = planes[run, 2, 0, place, 3], planes[run, 2, 0, place, 2]
     return tables.reshape(-1)
 

@@ -27,14 +27,16 @@ QUADS = simd_fp8.COLUMNS // 4  # words of the codes of one k
 @inline
 def tables_of(how: Fields) -> Array:
     """Return what `ir.fp8_codes.ByTables` reads."""
-    codes, words = np.arange(128).astype(np.uint8), np.empty(2 * simd_fp8.B_WORDS, np.int32)
-    simd_fp8.right_codes(16, codes, 2, words, how)
-    tables = np.empty((4, 128), np.uint8)
+    codes = np.zeros(simd_fp8.RUN * simd_fp8.COLUMNS, np.uint8)
+    codes[:128] = np.arange(128)
+    words = np.empty(simd_fp8.RUN_WORDS, np.int32)
+    simd_fp8.right_codes(16, codes, simd_fp8.RUN, words, how)
+    tables = np.zeros((4, 128), np.uint8)
     planes = words.view(np.uint8)
     for code in range(128):
-        at, place = code // 64 * 4 * simd_fp8.B_WORDS, code % 64
-        value = at + 128 + 64 * (place % 4) + 4 * (place // 4)
-        tables[0, code], tables[1, code] = planes[at + place], planes[at + 64 + place]
+        at, place = code // 64 * 4 * simd_fp8.K_WORDS, code % 64
+        value = at + 64 + 64 * (place % 4) + 4 * (place // 4)
+        tables[0, code] = planes[at + place]
         tables[2, code], tables[3, code] = planes[value + 3], planes[value + 2]
     return tables.reshape(-1)
 

@@ -1,7 +1,8 @@
 """Codes of eight bits to the planes that the vector kernel of Hopper's FP8 rule reads.
 
-A plane of exponents and one of the places of the lowest bits that are set, a byte for each code;
-float32 values. 64 codes at a time: by arithmetic for any format, or by tables of 128 bytes.
+Exponents, a byte for each code; signs, a bit; float32 values, a tiny one of each sign for zeros,
+those of rows larger in size by their last place. 64 codes at a time: by arithmetic for any format,
+or by tables of 128 bytes. `ir.double` reads other planes: of the places of the lowest bits, too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.np import arrayobj
@@ -32,9 +34,12 @@ from numsim.kernels.ir.simd import (
 )
 
 ROWS, COLUMNS = 2, 64
-RUN = 16  # products of a row whose planes stand side by side
-A_WORDS = 3 * ROWS * RUN  # of a run: exponents, lowest bits, values; all rows of each
-B_WORDS = 3 * COLUMNS // 2  # of a k: exponents and lowest bits, a byte each, and values
+RUN, EIGHT = 16, 8  # products of a row whose planes stand side by side; of a byte of signs
+A_WORDS = 3 * ROWS * RUN  # of a run: exponents, signs (two words a row), values; all rows of each
+K_WORDS = 5 * COLUMNS // 4  # of a k: exponents, a byte each, and values
+RUN_WORDS = RUN * K_WORDS + RUN // EIGHT * COLUMNS // 4  # of a run; signs, bytes of eight k, follow
+B_WORDS = RUN_WORDS // RUN
+NEAR_ZERO = np.float32(2.0**-90)  # stands for a zero: less than any last place with any factor
 # A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and lowest bits
 ORDER = tuple(16 * (place % 4) + place // 4 for place in range(COLUMNS))
 TURNED = 64  # codes of a row that are read at a time where columns are rows of memory
@@ -117,17 +122,23 @@ def _nibbles(b: Any, v: Lanes, table: Any) -> Callable[[Any], Any]:
     return lambda places: b.call(pick, [wide, places])
 
 
-def half_reader(b: Any, v: Lanes, fields: Any, *, double: bool = False) -> Callable[[Any], Any]:
+def half_reader(
+    b: Any, v: Lanes, fields: Any, *, double: bool = False, zero: float = 0.0
+) -> Callable[[Any], Any]:
     """Return how codes that stand twice become the two high bytes of their values.
 
-    Those are float32, or float64. Formats have at most 3 fraction bits and 8 bits in all; values
-    are finite, and normal numbers of float32, so that the other bytes are 0.
+    Those are float32, or float64; zeros are `zero` with a sign. Formats have at most 3 fraction
+    bits and 8 bits in all; values are finite, and normal numbers of float32, so that the other
+    bytes are 0.
     """
     width, trailing, center = (64, 4, 1023) if double else (32, 7, BIAS)
     pairs, eights = ir.VectorType(I16, 2 * v.words.count), ir.VectorType(ir.IntType(width), 8)
     numbers = ir.Constant(ir.VectorType(ir.FloatType(), 8), [float(n) for n in range(8)])
     quantum = broadcast(b, b.extract_value(fields, 9), ir.VectorType(I32, 8))
     subnormals = b.fmul(numbers, b.bitcast(quantum, numbers.type))
+    if zero:
+        first = ir.Constant(ir.FloatType(), zero)
+        subnormals = b.insert_element(subnormals, first, ir.Constant(I32, 0))
     if double:
         subnormals = b.fpext(subnormals, ir.VectorType(ir.DoubleType(), 8))
     subnormals = b.bitcast(subnormals, eights)
@@ -181,7 +192,7 @@ def planes_reader(
     nibble = splat(v.bytes, 15)
     more = b.sub(splat(v.bytes, exponent), bias)
     trailing_of, kept = field(3, pairs), b.lshr(splat(v.bytes, -1), field(3, v.bytes))
-    halves_of = half_reader(b, v, fields)
+    halves_of = half_reader(b, v, fields, zero=float(NEAR_ZERO))
 
     def bytes_of(words: Any) -> tuple[Any, Any]:
         code = b.bitcast(words, v.bytes)
@@ -222,6 +233,8 @@ def left_codes(
 ) -> Any:
     """Write the planes of `row` of a tile: `runs` runs of codes that stand side by side.
 
+    Of the plane of signs bytes of eight k, four times, the first k in the lowest bit.
+
     `fields` is `gemm_codes.Fields`; formats have at most 3 fraction bits and 8 bits in all.
     `words`: how many a vector has.
     """
@@ -233,9 +246,8 @@ def left_codes(
         v = lanes(count)
         source = vectors_of(context, b, sig.args[1], args[1], ir.VectorType(I8, count))
         target = pointer_at(context, b, sig.args[4], args[4], ir.Constant(I64, 0))
-        more = TURN[count]
-        bytes_of, values = planes_reader(b, v, args[5], LEFT, LOWEST + more, NO_LEFT + more & 255)
-        pieces = RUN // count
+        bytes_of, values = planes_reader(b, v, args[5], LEFT, LOWEST, NO_LEFT)
+        pieces, sign = RUN // count, field_of(b, args[5], 1, ir.VectorType(I8, count))
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             at = b.add(b.mul(i, ir.Constant(I64, A_WORDS)), b.mul(args[3], ir.Constant(I64, RUN)))
@@ -244,9 +256,17 @@ def left_codes(
                 code = b.gep(
                     source, [b.add(b.mul(i, ir.Constant(I64, pieces)), ir.Constant(I64, piece))]
                 )
-                words = b.mul(b.zext(b.load(code, align=1), v.words), splat(v.words, 0x01010101))
-                for plane, value in enumerate((*bytes_of(words), values(words, 0))):
-                    put(plane * ROWS * RUN + count * piece, value)
+                code = b.load(code, align=1)
+                words = b.mul(b.zext(code, v.words), splat(v.words, 0x01010101))
+                put(count * piece, bytes_of(words)[0])
+                value = b.bitcast(values(words, 0), v.words)
+                put(2 * ROWS * RUN + count * piece, b.or_(value, splat(v.words, 1)))
+                negative = b.icmp_unsigned("!=", b.and_(code, sign), splat(code.type, 0))
+                bits = b.zext(b.bitcast(negative, ir.IntType(count)), I32)
+                for n in range(count // EIGHT):
+                    byte = b.and_(b.lshr(bits, ir.Constant(I32, 8 * n)), ir.Constant(I32, 255))
+                    four = b.mul(byte, ir.Constant(I32, 0x01010101))
+                    put(ROWS * RUN + count // EIGHT * piece + n, four)
             return carried
 
         loop(b, args[2], [], run)
@@ -257,7 +277,7 @@ def left_codes(
 
 @emitted
 def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fields: Any) -> Any:
-    """Write the planes of `count` k of a panel, whose columns stand in `ORDER`."""
+    """Write the planes of `count` k of a panel, whose columns stand in `ORDER`: whole runs."""
     if not isinstance(words, types.IntegerLiteral):
         return None
     width = words.literal_value
@@ -268,23 +288,54 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
         target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
         bytes_of, values = planes_reader(b, v, args[4], RIGHT, LOWEST - SIGN, NO_RIGHT)
         pieces = COLUMNS // 4 // width
+        sign = field_of(b, args[4], 1, v.bytes)
+        up = b.and_(b.sub(field_of(b, args[4], 2, v.words), splat(v.words, 24)), splat(v.words, 7))
 
-        def step(k: Any, carried: list[Any]) -> list[Any]:
-            put = storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
-            first = b.mul(k, ir.Constant(I64, pieces))
+        def planes_of(put: Any, k: Any) -> list[Any]:
+            first, signs = b.mul(k, ir.Constant(I64, pieces)), []
             fetch(b, b.gep(source, [b.add(first, ir.Constant(I64, AHEAD * pieces))]))
             for piece in range(pieces):
                 at = b.gep(source, [b.add(first, ir.Constant(I64, piece))])
                 words = b.load(at, align=1)
-                planes = (*bytes_of(words), *(values(words, i) for i in range(4)))
+                planes = (bytes_of(words)[0], *(values(words, i) for i in range(4)))
                 for plane, value in enumerate(planes):
                     put(COLUMNS // 4 * plane + width * piece, value)
-            return carried
+                own = b.bitcast(b.and_(b.bitcast(words, v.bytes), sign), v.words)
+                signs.append(b.shl(own, up))
+            return signs
 
-        loop(b, args[2], [], step)
+        over_eights(b, target, args[2], planes_of, [v.words] * pieces)
         return context.get_dummy_value()
 
     return types.void(words, codes, types.int64, planes, fields), codegen
+
+
+def over_eights(b: Any, target: Any, count: Any, planes_of: Any, kinds: list[Any]) -> None:
+    """Write the planes of `count` k, whole runs: what `planes_of` (put, k) writes, and signs.
+
+    It returns those of a k, the highest bit of each byte, in vectors of words of these kinds.
+    """
+
+    def eight(n: Any, carried: list[Any]) -> list[Any]:
+        run, half = b.lshr(n, ir.Constant(I64, 1)), b.and_(n, ir.Constant(I64, RUN // EIGHT - 1))
+        first = b.gep(target, [b.mul(run, ir.Constant(I64, RUN_WORDS))])
+
+        def step(j: Any, signs: list[Any]) -> list[Any]:
+            k = b.add(b.mul(half, ir.Constant(I64, EIGHT)), j)
+            put = storing(b, b.gep(first, [b.mul(k, ir.Constant(I64, K_WORDS))]))
+            own = planes_of(put, b.add(b.mul(run, ir.Constant(I64, RUN)), k))
+            return [
+                halves(b, x, b.lshr(seen, splat(seen.type, 1)), 0x80808080)
+                for x, seen in zip(own, signs, strict=True)
+            ]
+
+        signs = loop(b, ir.Constant(I64, EIGHT), [splat(kind, 0) for kind in kinds], step)
+        put = storing(b, b.gep(first, [b.mul(half, ir.Constant(I64, COLUMNS // 4))]))
+        for piece, bits in enumerate(signs):
+            put(RUN * K_WORDS + kinds[0].count * piece, bits)
+        return carried
+
+    loop(b, b.lshr(count, ir.Constant(I64, EIGHT.bit_length() - 1)), [], eight)
 
 
 @emitted

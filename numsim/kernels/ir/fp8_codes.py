@@ -12,7 +12,6 @@ from numba import types
 
 from numsim.kernels.ir.fp8 import (
     AHEAD,
-    B_WORDS,
     COLUMNS,
     LOWEST,
     NO_RIGHT,
@@ -25,8 +24,8 @@ from numsim.kernels.ir.fp8 import (
     field_of,
     halves,
     lanes,
+    over_eights,
     planes_reader,
-    storing,
 )
 from numsim.kernels.ir.simd import (
     BIAS,
@@ -50,8 +49,8 @@ from numsim.kernels.ir.simd import (
 def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any) -> Any:
     """Do what `right_codes` does, by `tables` of codes 0 to 127, a byte for each.
 
-    They are exponents, lowest bits, and the two high bytes of values (the others are 0). The sign
-    of formats of eight bits is not in them.
+    They are exponents, nothing that is read here, and the two high bytes of values (the others are
+    0). The sign of formats of eight bits is not in them.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -59,16 +58,15 @@ def looked_up_codes(typing: Any, codes: Any, count: Any, words: Any, tables: Any
         target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
         read = ByTables(context, b, sig.args[3], args[3])
 
-        def step(k: Any, carried: list[Any]) -> list[Any]:
-            put = storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, B_WORDS))]))
+        def planes_of(put: Any, k: Any) -> list[Any]:
             fetch(b, b.gep(source, [b.add(k, ir.Constant(I64, AHEAD))]))
             code = b.load(b.gep(source, [k]), align=1)
-            planes = (read.exponents(code), read.lowest(code), *read.singles(code))
-            for plane, value in enumerate(planes):
+            upper = read.upper(code)
+            for plane, value in enumerate((read.exponents(code), *read.singles(code, upper))):
                 put(COLUMNS // 4 * plane, value)
-            return carried
+            return [b.bitcast(upper, V32)]
 
-        loop(b, args[1], [], step)
+        over_eights(b, target, args[1], planes_of, [V32])
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, words, tables), codegen
@@ -104,17 +102,17 @@ class ByTables:
         b = self.b
         return b.or_(self.looked_up(2, code), b.and_(code, splat(V8, -128)))
 
-    def high_halves(self, code: Any) -> tuple[Any, Any]:
+    def high_halves(self, code: Any, upper: Any = None) -> tuple[Any, Any]:
         """Return the two high bytes of values, of even codes and of odd ones, 16 bits each."""
         b, eight = self.b, splat(V32, 8)
-        upper = b.bitcast(self.upper(code), V32)
+        upper = b.bitcast(self.upper(code) if upper is None else upper, V32)
         lower = b.bitcast(self.looked_up(3, code), V32)
         even = halves(b, b.shl(upper, eight), lower, 0xFF00FF00)
         return even, halves(b, upper, b.lshr(lower, eight), 0xFF00FF00)
 
-    def singles(self, code: Any) -> list[Any]:
+    def singles(self, code: Any, upper: Any = None) -> list[Any]:
         """Return the float32 values of byte 0 of each word of codes, of byte 1, 2 and 3."""
-        b, pairs = self.b, self.high_halves(code)
+        b, pairs = self.b, self.high_halves(code, upper)
         low = [b.shl(pair, splat(V32, 16)) for pair in pairs]
         return low + [b.and_(pair, splat(V32, -(1 << 16))) for pair in pairs]
 

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from numsim.kernels.ir.fp8 import A_WORDS, ROWS, RUN, SIGN, V8, storing
+from numsim.kernels.ir.fp8 import A_WORDS, EIGHT, ROWS, RUN, V8, storing
 from numsim.kernels.ir.fp8_codes import ByTables
 from numsim.kernels.ir.simd import I32, I64, V32, emitted, loop, pointer_at, splat, vectors_of
 
@@ -31,7 +31,7 @@ def looked_up_left(
         source = vectors_of(context, b, sig.args[0], args[0], V8)
         target = pointer_at(context, b, sig.args[6], args[6], ir.Constant(I64, 0))
         read = ByTables(context, b, sig.args[7], args[7])
-        zero, sign, high = splat(V8, 0), splat(V8, -128), splat(V32, -(1 << 16))
+        zero, high = splat(V8, 0), splat(V32, -(1 << 16))
 
         def times(x: Any, y: int) -> Any:
             return b.mul(x, ir.Constant(I64, y))
@@ -42,10 +42,9 @@ def looked_up_left(
 
             def four(n: Any, carried: list[Any]) -> list[Any]:
                 code = b.load(b.gep(source, [b.add(b.mul(row, fours), n)]), align=1)
-                negative = b.icmp_unsigned(">", code, sign)
-                lowest = b.add(read.looked_up(1, code), b.select(negative, splat(V8, SIGN), zero))
                 upper, lower = read.upper(code), read.looked_up(3, code)
                 exponents = read.exponents(code)
+                signs = b.bitcast(b.icmp_signed("<", upper, zero), I64)
                 of_tile = b.add(b.mul(b.udiv(n, block), tiles), tile)
                 at = times(b.add(b.mul(of_tile, block), b.urem(n, block)), 4 * A_WORDS)
                 put = storing(b, b.gep(target, [b.add(at, times(place, RUN))]))
@@ -54,10 +53,15 @@ def looked_up_left(
                     order = ir.Constant(ir.VectorType(I32, 64), each)
                     pairs = ir.Constant(order.type, [k + 64 * (i % 2) for i, k in enumerate(each)])
                     both = b.bitcast(b.shuffle_vector(lower, upper, pairs), V32)
-                    for plane, words in enumerate((exponents, lowest)):
-                        spread = b.shuffle_vector(words, zero, order)
-                        put(A_WORDS * r + plane * ROWS * RUN, b.bitcast(spread, V32))
-                    put(A_WORDS * r + 2 * ROWS * RUN, b.and_(both, high))
+                    spread = b.shuffle_vector(exponents, zero, order)
+                    put(A_WORDS * r, b.bitcast(spread, V32))
+                    for j in range(RUN // EIGHT):
+                        away = ir.Constant(I64, RUN * r + EIGHT * j)
+                        byte = b.and_(b.trunc(b.lshr(signs, away), I32), ir.Constant(I32, 255))
+                        four_times = b.mul(byte, ir.Constant(I32, 0x01010101))
+                        put(A_WORDS * r + ROWS * RUN + j, four_times)
+                    larger = b.or_(b.and_(both, high), splat(V32, 1))
+                    put(A_WORDS * r + 2 * ROWS * RUN, larger)
                 return carried
 
             loop(b, fours, [], four)

@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
 from numsim.kernels.ir.fp8 import FIELD, MOST, lanes
 from numsim.kernels.ir.fp8_codes import ByFields, Room, apart, together
 from numsim.kernels.ir.simd import BIAS, I32, I64, broadcast, joined, loop, splat
 
-NEAR_ZERO = np.float32(2.0**-90)  # stands for a row's zero, which has no exponent to add to
 _FAR = 2 * MOST + 3  # exponent from which on, beyond the fraction bits, no product has any bit
 
 

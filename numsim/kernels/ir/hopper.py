@@ -2,8 +2,11 @@
 
 A sum is a float32 in the binade whose last place is the last fraction bit that is kept: a fused
 multiply-add that rounds down aligns a product, cuts it and adds it, all at once. Toward zero, as
-the rule has it, differs by one last place for each negative product that is not whole; those are
-counted, from the places of the lowest bits that are set, 64 in an instruction, and added last.
+the rule has it, differs by one last place for each negative product that is not whole. Values of
+rows are larger in size by their last place: then one that is whole becomes one less, too, and every
+negative product is corrected by one, whatever its bits. It has 8 bits, at most 15 before the point:
+none is taken to the next whole number. Zeros are tiny numbers with a sign. So signs are counted, of
+eight products at a time, and added last.
 """
 
 from __future__ import annotations
@@ -18,17 +21,14 @@ from numba import types
 from numsim.kernels.ir.control import toward_zero
 from numsim.kernels.ir.fp8 import (
     A_WORDS,
-    B_WORDS,
     COLUMNS,
-    FIELD,
+    EIGHT,
     FLOOR,
-    LOWEST,
-    PLACES,
+    K_WORDS,
     ROWS,
     RUN,
-    TURN,
+    RUN_WORDS,
     Lanes,
-    bottom,
     declared,
     halves,
     lanes,
@@ -109,19 +109,17 @@ def float_tile(
         tile.apart = COLUMNS // 4
         (tiles, runs), a_step, a, out, panel = args[2:4], args[-1], tile.a, tile.out, tile.panel
         cut = rounding(b, v)
-        less = declared(b, f"llvm.usub.sat.v{4 * width}i8", *(v.bytes,) * 3)
-        compare = b.icmp_signed if TURN[width] else b.icmp_unsigned
-        one = splat(v.bytes, 1)
-        if width == 16:
-            # a constant 1 would make LLVM add the mask as a vector, an instruction more
-            kind = ir.FunctionType(v.bytes, [v.bytes])
-            one = b.call(ir.InlineAsm(kind, "", "=v,0", side_effect=False), [one])
+        ones = declared(b, f"llvm.ctpop.v{4 * width}i8", v.bytes, v.bytes)
 
         def over_runs(
-            first: Any, carried: list[Any], body: Callable[[Any, Any, list[Any]], list[Any]]
-        ) -> Any:
+            first: Any, carried: list[Any], body: Callable[[Any, Any, list[Any]], list[Any]],
+            before: Callable[[Any, list[Any]], list[Any]] = lambda _, carried: carried,
+        ) -> Any:  # fmt: skip
+            """Emit `body` (run, k of it, carried) for all k of a group, `before` for its runs."""
+
             def run(p: Any, carried: list[Any]) -> Any:
                 at = b.add(first, p)
+                carried = before(at, carried)
 
                 def some(i: Any, carried: list[Any]) -> list[Any]:
                     for u in range(unroll):
@@ -137,7 +135,8 @@ def float_tile(
             return b.bitcast(broadcast(b, b.load(b.gep(tile.a, [at])), v.words), vector)
 
         def right(run: Any, k: Any, word: int, vector: Any) -> Any:
-            return tile.columns(b.add(tile.index(run, RUN, 0), k), B_WORDS, word, vector)
+            at = b.add(tile.index(run, RUN_WORDS, word), b.mul(k, ir.Constant(I64, K_WORDS)))
+            return tile.columns(at, 1, 0, vector)
 
         def group(g: Any, acc: list[Any]) -> list[Any]:
             first = b.mul(g, runs)
@@ -146,34 +145,36 @@ def float_tile(
                 eb = right(run, k, 0, v.bytes)
                 return [top(b, peaks[r], b.add(left(run, k, r, v.bytes), eb)) for r in range(count)]
 
-            floors, limits = [], []
+            floors = []
             for r in range(count):
                 own = exponents_of(b, v, acc[vectors * r : vectors * (r + 1)])
                 own = b.add(own, splat(v.bytes, 23 - FRACTION))
                 floors.append(top(b, own, splat(v.bytes, FLOOR)))
             peaks = over_runs(first, floors, peak)
-            for field in peaks:
-                limit = b.call(less, [field, splat(v.bytes, FIELD + FRACTION - 2 * LOWEST)])
-                limit = bottom(b, limit, splat(v.bytes, PLACES))
-                limits.append(b.xor(limit, splat(v.bytes, TURN[width])))
             binades, starts = chained_starts(b, v, peaks, acc, cut)
+
+            def negative(run: Any, carried: list[Any]) -> list[Any]:
+                """Count the products of a run that are negative."""
+                sums, counts = carried[: len(acc)], carried[len(acc) :]
+                for j in range(RUN // EIGHT):
+                    k = ir.Constant(I64, j)
+                    own = right(run, ir.Constant(I64, 0), RUN * K_WORDS + 16 * j, v.bytes)
+                    for r in range(count):
+                        signs = b.xor(left(run, k, ROWS + r, v.bytes), own)
+                        counts[r] = b.add(counts[r], b.call(ones, [signs]))
+                return [*sums, *counts]
 
             def add(run: Any, k: Any, carried: list[Any]) -> list[Any]:
                 sums, counts = carried[: len(acc)], carried[len(acc) :]
-                lb = right(run, k, 16, v.bytes)
-                for r in range(count):
-                    lowest = b.add(left(run, k, ROWS + r, v.bytes), lb)
-                    short = compare("<", lowest, limits[r])
-                    counts[r] = b.select(short, b.add(counts[r], one), counts[r])
                 a_values = [left(run, k, 2 * ROWS + r, v.floats) for r in range(count)]
                 for i in range(vectors):  # this order keeps a vector of b for the shortest time
-                    column = right(run, k, 32 + 16 * i, v.floats)
+                    column = right(run, k, 16 + 16 * i, v.floats)
                     for r in range(count):
                         s = vectors * r + i
                         sums[s] = cut.fma(a_values[r], column, sums[s])
                 return [*sums, *counts]
 
-            ends = list(over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add))
+            ends = list(over_runs(first, [*starts, *[splat(v.bytes, 0)] * count], add, negative))
             return chained_ends(b, v, ends[: len(acc)], binades, ends[len(acc) :], cut)
 
         def whole(t: Any, carried: list[Any]) -> list[Any]:
