@@ -16,8 +16,7 @@ from numba import types
 from numsim.kernels.gemm.codes import Fields, uint32_tuple
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double_planes import A_STEP, BASE, BELOW, SINGLE
-from numsim.kernels.ir.fp8 import RIGHT
-from numsim.kernels.ir.fp8 import NEAR_ZERO
+from numsim.kernels.ir.fp8 import NEAR_ZERO, RIGHT
 from numsim.kernels.jit import kernel
 
 Array = npt.NDArray[Any]

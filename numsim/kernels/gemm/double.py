@@ -160,7 +160,8 @@ def _wide_planes(
     codes, group = codes_at(b, batch, panel, k, count), b.shape[4]
     each = group * _WIDE_WORDS[0] + _WIDE_WORDS[1]
     for s in range(count):
-        double_planes.right_double(_WIDE, codes[s * group * _WIDE :], group, words[s * each :], f)
+        some = codes[s * group * _WIDE :]
+        double_planes.right_double(_WIDE, 1, some, group, words[s * each :], f)
         _scales(words, powers[batch, panel, k + s], s * each + group * _WIDE_WORDS[0])
     return words
 
@@ -173,7 +174,8 @@ def _half_planes(
     codes, group = codes_at(b, batch, panel, k, count), b.shape[4]
     each = group * _HALF_WORDS[0] + _HALF_WORDS[1]
     for s in range(count):
-        double_planes.right_double(_HALF, codes[s * group * _HALF :], group, words[s * each :], f)
+        some = codes[s * group * _HALF :]
+        double_planes.right_double(_HALF, 1, some, group, words[s * each :], f)
         _scales(words, powers[batch, panel, k + s], s * each + group * _HALF_WORDS[0])
     return words
 
@@ -258,7 +260,7 @@ def tables_of(how: Fields) -> Array:
     """Return what `ir.fp8.ByTables` reads, of float64 values."""
     codes, each = np.arange(128).astype(np.uint8), _WIDE_WORDS[0]
     words = np.empty(2 * each, np.int32)
-    double_planes.right_double(_WIDE, codes, 2, words, how)
+    double_planes.right_double(_WIDE, 0, codes, 2, words, how)
     tables = np.empty((4, 128), np.uint8)
     planes = words.view(np.uint8)
     for code in range(128):
@@ -275,14 +277,16 @@ def reads_codes(how: Fields) -> bool:
 
 
 @kernel
-def _left(codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int) -> None:
+def _left(
+    signs: int, codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int
+) -> None:
     """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
     block, numbers = planes.shape[2], planes.view(np.float64)
     places = codes.shape[2]
     for row in range(start, stop):
         for g in range(codes.shape[1]):
             words = planes[g // block, row, g % block]
-            double_planes.left_double(codes[row, g], places // UNROLL, words, f)
+            double_planes.left_double(signs, codes[row, g], places // UNROLL, words, f)
             words[A_STEP * places] = powers[row, g]
             at = A_STEP // 2 * places + 1
             numbers[g // block, row, g % block, at] = _power(powers[row, g])
@@ -305,9 +309,9 @@ def _runner(path: str, rows: int, kind: int) -> Callable[..., Any]:
 
 
 @cache
-def _left_packer() -> Callable[..., Any]:
+def _left_packer(signs: int) -> Callable[..., Any]:
     return simd.compiled(
-        _left, simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
+        _left, simd.literal(signs), simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
         simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
     )  # fmt: skip
 
@@ -339,12 +343,14 @@ def _groups(codes: Array, group: int, places: int) -> Array:
 
 
 def left_planes(
-    codes: Array, powers: Array, how: Fields, sizes: tuple[int, int], block: int, rows: int
-) -> Array:
+    codes: Array, powers: Array, how: Fields, sizes: tuple[int, int], block: int, rows: int,
+    *, signs: bool = False,
+) -> Array:  # fmt: skip
     """Return what `ir.double_planes` makes of codes [batch, M, K] of one byte.
 
     Shape [batch, groups / block, rows, block, words], of at least M rows. `sizes`: products of a
-    group, and places for them; `powers` [batch, M, groups] int32: exponents of the codes' scales.
+    group, and places for them; `powers` [batch, M, groups] int32: exponents of the codes' scales;
+    `signs`: of `left_double`.
     """
     batch, m, depth = codes.shape
     group, places = sizes
@@ -354,11 +360,11 @@ def left_planes(
     words = A_STEP * places + A_REST
     planes = np.empty((batch, groups // block, rows, block, words), np.int32)
     planes[:, :, m:] = 0
-    pack = _left_packer()
+    pack = _left_packer(int(signs))
     for i in range(batch):
 
         def piece(start: int, stop: int, i: int = i) -> object:
-            return pack(lines[i], own[i], planes[i], how, start, stop)
+            return pack(int(signs), lines[i], own[i], planes[i], how, start, stop)
 
         over_range(piece, m, grain=grain_of(m, PACKED * lines[i].size))
     return planes
@@ -389,8 +395,9 @@ def gemm_double(
     if out.size:
         block = groups if few else 1 if simd.enabled() else 2 - groups % 2
         planes = left_planes(
-            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
-        )
+            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile,
+            signs=not few,
+        )  # fmt: skip
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
         if few and cut:
             change_for_cuts(planes, places, how_b)

@@ -106,7 +106,7 @@ def _as_they_are(
 def _wide_planes(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
-    right_double(_WIDE, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
+    right_double(_WIDE, 0, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
     return words
 
 
@@ -114,7 +114,7 @@ def _wide_planes(
 def _half_planes(
     b: Array, batch: int, panel: int, k: int, count: int, words: Array, how: Fields
 ) -> Array:
-    right_double(_HALF, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
+    right_double(_HALF, 0, codes_at(b, batch, panel, k, count), count * b.shape[4], words, how)
     return words
 
 

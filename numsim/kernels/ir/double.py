@@ -2,7 +2,8 @@
 
 With AVX2, or twice as wide with AVX-512. As in Hopper's (`ir.hopper`), fused multiply-adds into the
 middle of a binade whose last place is the last kept bit cut toward minus infinity while the thread
-cuts toward zero; a count of negative products that lose something makes it toward zero. Here the
+cuts toward zero, and a count of negative products makes it toward zero: of all, where values of
+rows are larger in size by their last place, or for few rows of those that lose something. Here the
 binades are those of float64, and the accumulator is added after the products: with block scales its
 exponent is beyond every byte.
 """
@@ -27,6 +28,7 @@ from numsim.kernels.ir.double_planes import (
     b_words,
 )
 from numsim.kernels.ir.fp8 import (
+    EIGHT,
     FIELD,
     FLOOR,
     I8,
@@ -78,6 +80,7 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
     vb, words, shorts = v.bytes, v.words, ir.VectorType(I16, width // 2)
     fma = declared(b, "llvm.fma.v8f64", _VD, _VD, _VD, _VD)
     less = declared(b, f"llvm.usub.sat.v{width}i8", vb, vb, vb)
+    ones = declared(b, f"llvm.ctpop.v{width}i8", vb, vb)
     size_of = declared(b, "llvm.fabs.v8f64", _VD, _VD)
     sign_bit = splat(_VL, -(1 << 63))
     floor = broadcast(b, b.trunc(b.add(least, ir.Constant(I64, FIELD)), I32), words)
@@ -203,8 +206,16 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
                 new.append(b.select(short, b.add(counts[r], one), counts[r]))
             return new
 
+        def signs(i: Any, counts: list[Any]) -> list[Any]:
+            k = b.mul(i, ir.Constant(I64, EIGHT))
+            column = read.lowest(panel, k)
+            unlike = [b.xor(as_bytes(left(row, k, 1, r)), column) for r in range(rows)]
+            return [b.add(n, b.call(ones, [x])) for n, x in zip(counts, unlike, strict=True)]
+
         def count_all() -> None:
-            for r, value in enumerate(over([splat(vb, 0)] * rows, count)):
+            start = [splat(vb, 0)] * rows
+            found = over(start, count) if looks else loop(b, pieces, start, signs)
+            for r, value in enumerate(found):
                 keep(counts, r, value)
 
         if cuts:

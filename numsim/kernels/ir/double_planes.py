@@ -12,17 +12,23 @@ from llvmlite import ir
 from numba import types
 
 from numsim.kernels.ir.fp8 import (
+    EIGHT,
     I8,
     LEFT,
     LOWEST,
+    NEAR_ZERO,
     NO_LEFT,
     NO_RIGHT,
     RIGHT,
     SIGN,
     TURN,
+    field_of,
     half_reader,
+    joined_signs,
     lanes,
     planes_reader,
+    signs_reader,
+    storing,
 )
 from numsim.kernels.ir.fp8_codes import ByFields, ByTables, Room, placed_doubles
 from numsim.kernels.ir.peaks import Peaks
@@ -31,6 +37,7 @@ from numsim.kernels.ir.simd import (
     I32,
     I64,
     PAGE,
+    broadcast,
     emitted,
     fetch,
     loop,
@@ -202,35 +209,39 @@ class Coded:
 
 @emitted
 def right_double(
-    typing: Any, columns: Any, codes: Any, count: Any, planes: Any, fields: Any
+    typing: Any, columns: Any, signs: Any, codes: Any, count: Any, planes: Any, fields: Any
 ) -> Any:
     """Write the exponents, lowest bits and float64 values of `count` k of columns in `order`.
 
-    Values are in turn.
-    `fields` is `gemm_codes.Fields`, of formats that `ir.fp8.half_reader` reads.
+    Values are in turn. `signs`, literal: in place of the lowest bits of every eighth k the signs of
+    eight stand, a bit each; zeros are tiny numbers with a sign. `fields` is `gemm_codes.Fields`, of
+    formats that `ir.fp8.half_reader` reads.
     """
-    if not isinstance(columns, types.IntegerLiteral):
+    if not all(isinstance(x, types.IntegerLiteral) for x in (columns, signs)):
         return None
-    width = columns.literal_value
+    width, by_signs = columns.literal_value, bool(signs.literal_value)
     v = lanes(width // 4)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = vectors_of(context, b, sig.args[1], args[1], v.bytes)
-        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        bytes_of, _ = planes_reader(b, v, args[4], RIGHT, LOWEST - SIGN, NO_RIGHT)
-        halves_of = half_reader(b, v, args[4], double=True)
-        half = width // 2
+        source = vectors_of(context, b, sig.args[2], args[2], v.bytes)
+        target = pointer_at(context, b, sig.args[4], args[4], ir.Constant(I64, 0))
+        bytes_of, _ = planes_reader(b, v, args[5], RIGHT, LOWEST - SIGN, NO_RIGHT)
+        zero = float(NEAR_ZERO) if by_signs else 0.0
+        halves_of = half_reader(b, v, args[5], double=True, zero=zero)
+        half, sign_of = width // 2, signs_reader(b, v, args[5])
+
+        def storing_at(k: Any) -> Any:
+            return storing(b, b.gep(target, [b.mul(k, ir.Constant(I64, b_words(width)[0]))]))
 
         def step(k: Any, carried: list[Any]) -> list[Any]:
-            first = b.gep(target, [b.mul(k, ir.Constant(I64, b_words(width)[0]))])
-
-            def put(word: int, value: Any) -> None:
-                at = b.bitcast(b.gep(first, [ir.Constant(I64, word)]), value.type.as_pointer())
-                b.store(value, at, align=4)
-
+            put = storing_at(k)
             code = b.load(b.gep(source, [k]), align=1)
-            for i, plane in enumerate(bytes_of(b.bitcast(code, v.words))):
-                put(width // 4 * i, plane)
+            exponents, lowest = bytes_of(b.bitcast(code, v.words))
+            put(0, exponents)
+            if by_signs:
+                carried = [joined_signs(b, sign_of(code), carried[0])]
+            else:
+                put(width // 4, lowest)
             for i in range(2):
                 high = halves_of(_doubled(b, code, i))
                 for q in range(half // 8):
@@ -238,26 +249,47 @@ def right_double(
                     put(half + half * i * 2 + 16 * q, value)
             return carried
 
-        loop(b, args[2], [], step)
+        def eight(n: Any, carried: list[Any]) -> list[Any]:
+            first = b.mul(n, ir.Constant(I64, EIGHT))
+            start = [ir.Constant(v.words, None)]
+            (found,) = loop(
+                b, ir.Constant(I64, EIGHT), start, lambda j, x: step(b.add(first, j), x)
+            )
+            storing_at(first)(width // 4, found)
+            return carried
+
+        if by_signs:
+            loop(b, b.lshr(args[3], ir.Constant(I64, EIGHT.bit_length() - 1)), [], eight)
+        else:
+            loop(b, args[3], [], step)
         return context.get_dummy_value()
 
-    return types.void(columns, codes, types.int64, planes, fields), codegen
+    return types.void(columns, signs, codes, types.int64, planes, fields), codegen
 
 
 @emitted
-def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
+def left_double(
+    typing: Any, signs: Any, codes: Any, runs: Any, planes: Any, fields: Any
+) -> Any:
     """Write the exponents, lowest bits and float64 values of `runs` runs of 8 k of a row.
 
-    `fields`: as in `right_double`.
+    `signs`, literal: signs of all eight in place of lowest bits, as in `right_double`; values are
+    then larger in size by their last place. `fields`: as there.
     """
+    if not isinstance(signs, types.IntegerLiteral):
+        return None
+    by_signs = bool(signs.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        source = vectors_of(context, b, sig.args[0], args[0], ir.VectorType(I8, 8))
-        target = pointer_at(context, b, sig.args[2], args[2], ir.Constant(I64, 0))
+        small = ir.VectorType(I8, 8)
+        source = vectors_of(context, b, sig.args[1], args[1], small)
+        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
         v = lanes(8)
         more = TURN[8]
-        bytes_of, _ = planes_reader(b, v, args[3], LEFT, LOWEST + more, NO_LEFT + more & 255)
-        halves_of = half_reader(b, v, args[3], double=True)
+        bytes_of, _ = planes_reader(b, v, args[4], LEFT, LOWEST + more, NO_LEFT + more & 255)
+        zero = float(NEAR_ZERO) if by_signs else 0.0
+        halves_of = half_reader(b, v, args[4], double=True, zero=zero)
+        sign = field_of(b, args[4], 1, small)
 
         def run(i: Any, carried: list[Any]) -> list[Any]:
             code = b.load(b.gep(source, [i]), align=1)
@@ -270,6 +302,11 @@ def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) ->
             values = b.zext(b.shuffle_vector(high, high, first), _VL)
             values = b.shl(values, splat(_VL, 48))
             places = [b.zext(b.bitcast(x, _V32), _VL) for x in bytes_of(b.bitcast(words, v.words))]
+            if by_signs:
+                values = b.or_(values, splat(_VL, 1))
+                negative = b.icmp_unsigned("!=", b.and_(code, sign), splat(small, 0))
+                bits = b.zext(b.bitcast(negative, I8), I64)
+                places[1] = broadcast(b, b.mul(bits, ir.Constant(I64, 0x01010101)), _VL)
             heads = b.or_(places[0], b.shl(places[1], splat(_VL, 32)))
             order = ir.Constant(ir.VectorType(I32, 16), [n // 2 + 8 * (n % 2) for n in range(16)])
             at = b.gep(target, [b.mul(i, ir.Constant(I64, 8 * A_STEP))])
@@ -277,7 +314,7 @@ def left_double(typing: Any, codes: Any, runs: Any, planes: Any, fields: Any) ->
             b.store(whole, b.bitcast(at, whole.type.as_pointer()), align=4)
             return carried
 
-        loop(b, args[1], [], run)
+        loop(b, args[2], [], run)
         return context.get_dummy_value()
 
-    return types.void(codes, types.int64, planes, fields), codegen
+    return types.void(signs, codes, types.int64, planes, fields), codegen

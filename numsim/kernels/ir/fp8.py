@@ -288,8 +288,7 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
         target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
         bytes_of, values = planes_reader(b, v, args[4], RIGHT, LOWEST - SIGN, NO_RIGHT)
         pieces = COLUMNS // 4 // width
-        sign = field_of(b, args[4], 1, v.bytes)
-        up = b.and_(b.sub(field_of(b, args[4], 2, v.words), splat(v.words, 24)), splat(v.words, 7))
+        sign_of = signs_reader(b, v, args[4])
 
         def planes_of(put: Any, k: Any) -> list[Any]:
             first, signs = b.mul(k, ir.Constant(I64, pieces)), []
@@ -300,14 +299,25 @@ def right_codes(typing: Any, words: Any, codes: Any, count: Any, planes: Any, fi
                 planes = (bytes_of(words)[0], *(values(words, i) for i in range(4)))
                 for plane, value in enumerate(planes):
                     put(COLUMNS // 4 * plane + width * piece, value)
-                own = b.bitcast(b.and_(b.bitcast(words, v.bytes), sign), v.words)
-                signs.append(b.shl(own, up))
+                signs.append(sign_of(b.bitcast(words, v.bytes)))
             return signs
 
         over_eights(b, target, args[2], planes_of, [v.words] * pieces)
         return context.get_dummy_value()
 
     return types.void(words, codes, types.int64, planes, fields), codegen
+
+
+def signs_reader(b: Any, v: Lanes, fields: Any) -> Callable[[Any], Any]:
+    """Return how codes become words of bytes whose highest bits are their signs."""
+    sign = field_of(b, fields, 1, v.bytes)
+    up = b.and_(b.sub(field_of(b, fields, 2, v.words), splat(v.words, 24)), splat(v.words, 7))
+    return lambda code: b.shl(b.bitcast(b.and_(code, sign), v.words), up)
+
+
+def joined_signs(b: Any, own: Any, before: Any) -> Any:
+    """Return the signs of k before, in each byte, and those of one more, the highest bits."""
+    return halves(b, own, b.lshr(before, splat(before.type, 1)), 0x80808080)
 
 
 def over_eights(b: Any, target: Any, count: Any, planes_of: Any, kinds: list[Any]) -> None:
@@ -324,10 +334,7 @@ def over_eights(b: Any, target: Any, count: Any, planes_of: Any, kinds: list[Any
             k = b.add(b.mul(half, ir.Constant(I64, EIGHT)), j)
             put = storing(b, b.gep(first, [b.mul(k, ir.Constant(I64, K_WORDS))]))
             own = planes_of(put, b.add(b.mul(run, ir.Constant(I64, RUN)), k))
-            return [
-                halves(b, x, b.lshr(seen, splat(seen.type, 1)), 0x80808080)
-                for x, seen in zip(own, signs, strict=True)
-            ]
+            return [joined_signs(b, x, seen) for x, seen in zip(own, signs, strict=True)]
 
         signs = loop(b, ir.Constant(I64, EIGHT), [splat(kind, 0) for kind in kinds], step)
         put = storing(b, b.gep(first, [b.mul(half, ir.Constant(I64, COLUMNS // 4))]))
