@@ -106,7 +106,8 @@ def survey(q: QTensor) -> Survey:
             gemm_codes.mark(unsigned, met)
             codes = np.flatnonzero(met).astype(unsigned.dtype)
             found = _edges(as_float64(decode(codes.view(q.codes.dtype), q.fmt)), q.fmt.emin)
-            (low, first), (high, last) = found[:, :4:2].min(0), found[:, 1:4:2].max(0)
+            low, first = found[:, :4:2].min(0, initial=_NOWHERE)
+            high, last = found[:, 1:4:2].max(0, initial=-_NOWHERE)
             bits = np.bitwise_or.reduce(found[:, 4])
         if bits & _STRANGE:
             checked_codes(q.codes, q.fmt)  # says which

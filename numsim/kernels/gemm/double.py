@@ -30,18 +30,17 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
 )
 from numsim.kernels.gemm.cuts import change_for_cuts
+from numsim.kernels.gemm.double_left import left_planes, power_of_two
 from numsim.kernels.ir import double as simd_double
 from numsim.kernels.ir import double_planes, simd
 from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
 from numsim.kernels.ir.double_planes import (
-    A_REST,
-    A_STEP,
     COLUMNS,
     b_words,
     order,
 )
 from numsim.kernels.ir.fp8 import LEAST, MOST
-from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_range
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
@@ -139,17 +138,12 @@ def _as_they_are(
 
 
 @inline
-def _power(exponent: np.int32) -> Any:
-    return np.int64(np.int64(exponent + 1023) << 52).view(np.float64)
-
-
-@inline
 def _scales(words: Array, line: Array, at: int) -> None:
     """Write a group's exponents from word `at` on, then their powers of two."""
     numbers = words.view(np.float64)
     for i in range(line.size):
         words[at + i] = line[i]
-        numbers[(at + line.size) // 2 + i] = _power(line[i])
+        numbers[(at + line.size) // 2 + i] = power_of_two(line[i])
 
 
 @inline
@@ -276,22 +270,6 @@ def reads_codes(how: Fields) -> bool:
     return bool(simd.path() == "avx2" or (simd.HAVE_BYTE_TABLES and how.magnitude < 128))
 
 
-@kernel
-def _left(
-    signs: int, codes: Array, powers: Array, planes: Array, f: Fields, start: int, stop: int
-) -> None:
-    """Write rows start:stop of codes [M, groups, k] as [blocks, M, groups of a block, words]."""
-    block, numbers = planes.shape[2], planes.view(np.float64)
-    places = codes.shape[2]
-    for row in range(start, stop):
-        for g in range(codes.shape[1]):
-            words = planes[g // block, row, g % block]
-            double_planes.left_double(signs, codes[row, g], places // UNROLL, words, f)
-            words[A_STEP * places] = powers[row, g]
-            at = A_STEP // 2 * places + 1
-            numbers[g // block, row, g % block, at] = _power(powers[row, g])
-
-
 _MANY, _FEW, _CUT = range(3)  # rows, and how codes of few are read
 _RUN = {
     ("avx512", _MANY): _run_wide, ("avx512", _FEW): _run_wide_rows,
@@ -308,14 +286,6 @@ def _runner(path: str, rows: int, kind: int) -> Callable[..., Any]:
     )  # fmt: skip
 
 
-@cache
-def _left_packer(signs: int) -> Callable[..., Any]:
-    return simd.compiled(
-        _left, simd.literal(signs), simd.contiguous(types.uint8, 3), simd.contiguous(types.int32, 2),
-        simd.contiguous(types.int32, 4), uint32_tuple(Fields), types.int64, types.int64,
-    )  # fmt: skip
-
-
 def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
     """Pack codes [1 or batch, K, N] of one byte; `powers` [1 or batch, N, groups] of scales."""
     slots = np.full(-(-group // UNROLL) * UNROLL, -1)
@@ -327,47 +297,6 @@ def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
     lines[:, : powers.shape[1]] = powers
     turned = lines.reshape(batch, panels, width, groups).swapaxes(2, 3)
     return PackedDouble(packed, np.ascontiguousarray(turned))
-
-
-def _groups(codes: Array, group: int, places: int) -> Array:
-    """Return codes [batch, M, K] as [batch, M, groups, places], 0 where there is nothing."""
-    batch, m, depth = codes.shape
-    if codes.flags.c_contiguous and group == places and depth % group == 0:
-        return codes.reshape(batch, m, -1, group)
-    groups = -(-depth // group)
-    wide = np.zeros((batch, m, groups * group), np.uint8)
-    wide[..., :depth] = codes
-    whole = np.zeros((batch, m, groups, places), np.uint8)
-    whole[..., :group] = wide.reshape(batch, m, groups, group)
-    return whole
-
-
-def left_planes(
-    codes: Array, powers: Array, how: Fields, sizes: tuple[int, int], block: int, rows: int,
-    *, signs: bool = False,
-) -> Array:  # fmt: skip
-    """Return what `ir.double_planes` makes of codes [batch, M, K] of one byte.
-
-    Shape [batch, groups / block, rows, block, words], of at least M rows. `sizes`: products of a
-    group, and places for them; `powers` [batch, M, groups] int32: exponents of the codes' scales;
-    `signs`: of `left_double`.
-    """
-    batch, m, depth = codes.shape
-    group, places = sizes
-    groups = -(-depth // group)
-    lines = _groups(codes.view(np.uint8), group, places)
-    own = np.ascontiguousarray(powers, np.int32).reshape(batch, m, groups)
-    words = A_STEP * places + A_REST
-    planes = np.empty((batch, groups // block, rows, block, words), np.int32)
-    planes[:, :, m:] = 0
-    pack = _left_packer(int(signs))
-    for i in range(batch):
-
-        def piece(start: int, stop: int, i: int = i) -> object:
-            return pack(int(signs), lines[i], own[i], planes[i], how, start, stop)
-
-        over_range(piece, m, grain=grain_of(m, PACKED * lines[i].size))
-    return planes
 
 
 def gemm_double(

@@ -29,7 +29,8 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
 )
 from numsim.kernels.gemm.cuts import change_for_cuts
-from numsim.kernels.gemm.double import HIGH, LOW, left_planes, reads_codes, tables_of
+from numsim.kernels.gemm.double import HIGH, LOW, reads_codes, tables_of
+from numsim.kernels.gemm.double_left import left_planes
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double_planes import COLUMNS, b_words, order, right_double
 from numsim.kernels.ir.fp8 import LEAST, MOST

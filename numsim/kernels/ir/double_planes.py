@@ -268,9 +268,7 @@ def right_double(
 
 
 @emitted
-def left_double(
-    typing: Any, signs: Any, codes: Any, runs: Any, planes: Any, fields: Any
-) -> Any:
+def left_double(typing: Any, signs: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
     """Write the exponents, lowest bits and float64 values of `runs` runs of 8 k of a row.
 
     `signs`, literal: signs of all eight in place of lowest bits, as in `right_double`; values are

@@ -38,7 +38,6 @@ from numsim.kernels.ir.simd import (
     broadcast,
     emitted,
     fetch,
-    loop,
     pointer_at,
     splat,
     vectors_of,
