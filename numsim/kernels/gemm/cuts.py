@@ -52,7 +52,7 @@ def _changer() -> Callable[..., Any]:
 
 
 def change_for_cuts(planes: Array, places: int, how: Fields) -> None:
-    """Change what `gemm.double_left.left_planes` returned, one block each, for products that are cut.
+    """Change what `double_left.left_planes` returned, one block each, for products that are cut.
 
     `places` of a group; `how` the right operand's codes are read.
     """
