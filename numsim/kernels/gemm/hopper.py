@@ -41,7 +41,7 @@ from numsim.kernels.memory import zeros
 Array = npt.NDArray[Any]
 _BLOCK = simd_fp8.TURNED  # k of a panel whose planes stay in the first cache; of fewer bytes, BLOCK
 # Rows up to which it pays to read codes for each pair anew, by path
-FEW = {"avx512": 8, "avx2": 8, "plain": 0}
+FEW = {"avx512": 4, "avx2": 5, "plain": 0}
 WIDEST = simd_fp8.WIDEST  # products of a group
 LEAST, MOST = simd_fp8.LEAST, simd_fp8.MOST  # exponents of the operands' values
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators
