@@ -77,7 +77,7 @@ def test_values_by_hand_under_flush_to_zero_and_rounding_up():
 
 @each_state
 def test_threads_of_the_pool_have_the_known_state(word):
-    bits = np.arange(1 << 17, dtype=np.uint32)  # subnormal float32
+    bits = np.arange(1 << 19, dtype=np.uint32)  # subnormal float32, enough for two threads
     x = bits.view(np.float32)
     with jit.using_threads(2) as possible:
         if not possible:

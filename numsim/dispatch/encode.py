@@ -97,7 +97,21 @@ def encode_by_amax(
     if found is None or not (x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned):
         return None
     kernel, how = found
-    scale = kernel(x.reshape(-1), top, out.reshape(-1), how)
+    source, codes = x.reshape(-1), out.reshape(-1)
+    if x.size > GRAIN and jit.threads() > 1:
+        works, each = _of_quotients(f, simd.enabled()), list[int]()
+        if works is None:
+            return None
+        bits = source.view(np.uint32)
+        jit.over_range(lambda i, j: each.append(int(fast.largest(bits[i:j]))), x.size, grain=GRAIN)
+        scale = quotients.scale_by(max(each), top)
+        if scale > 0:
+            one = np.float32(scale)
+            jit.over_range(
+                lambda i, j: works[0](source[i:j], one, codes[i:j]), x.size, grain=GRAIN
+            )
+    else:
+        scale = kernel(source, top, codes, how)
     return None if scale < 0 else np.float32(scale)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from numsim.kernels import jit
 
 Worker = Callable[[NDArray[Any], NDArray[Any], int, NDArray[np.uint64]], tuple[int, int]]
-GRAIN = 1 << 15  # elements; smaller arrays stay on one thread
+GRAIN = 1 << 18  # elements of a thread, at least: fewer are done before a second one has begun
 BLOCK = 1 << 13  # elements of a copied block
 _PIECE = 1 << 16  # quotients at a time
 NO_RANDOM = np.empty(0, np.uint64)

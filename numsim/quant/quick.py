@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.dispatch import encode_by_amax
-from numsim.kernels.jit import threads
 from numsim.quant.rule import Quant
 from numsim.quant.types import QTensor
 
-SMALL = 1 << 15  # elements from which further threads take part
 _REACH = 2.0**20  # largest values of formats whose products with usual scales float32 holds
 
 
@@ -32,8 +30,6 @@ def quick(values: NDArray[Any], rule: Quant) -> QTensor | None:
     """
     top = _top(rule)
     if top is None or values.dtype != np.float32 or not values.size:
-        return None
-    if values.size > SMALL and threads() > 1:
         return None
     codes = np.empty(values.shape, rule.fmt.code_dtype)
     scale = encode_by_amax(rule.fmt, values, top, codes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import numsim as ns
+from numsim.dispatch.workers import GRAIN
 from numsim.kernels.ir import simd
 from numsim.kernels.jit import using_threads
 from numsim.quant import Quant
@@ -96,8 +97,28 @@ def test_other_arrays_are_left():
     fixed = np.ones((2, 2), np.float32)
     fixed.flags.writeable = False
     assert quick(fixed, rule).codes.tolist() == [[127, 127], [127, 127]]
-    with using_threads(2) as possible:
-        assert not possible or quick(np.ones(40000, np.float32), rule) is None
+
+
+@pytest.mark.parametrize("fmt", ["int8", "int4", "float8_e4m3fn", "float4_e2m1fn"])
+def test_two_threads_share_large_arrays(fmt):
+    rng, rule = np.random.default_rng(0), Quant(fmt)
+    x = rng.standard_normal(3 * GRAIN + 5).astype(np.float32)
+    kinds = [x, np.zeros_like(x), x * np.float32(2.0**-120), x * np.float32(2.0**-140)]
+    for at, value in ((-1, 9.0), (7, np.inf), (-2, np.nan)):
+        kinds.append(x.copy())
+        kinds[-1][at] = value
+    for values in kinds:
+        with using_threads(1):
+            one = quick(values, rule)
+        with using_threads(2) as possible:
+            two = quick(values, rule) if possible else one
+            if not (possible and np.isfinite(values).all()):
+                continue
+            whole = ns.quantize(values, rule)
+        if one is not None:
+            np.testing.assert_array_equal(whole.codes, one.codes)
+            np.testing.assert_array_equal(whole.scale, one.scale)
+        assert two is None or one is not None
 
 
 def test_small_arrays_are_quantised_the_quick_way(monkeypatch):

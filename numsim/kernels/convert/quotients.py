@@ -92,6 +92,17 @@ def _scale_of(x: np.ndarray, top: np.float32) -> np.float32:
     bits = x.view(np.uint32)
     for i in range(bits.size):
         most = max(most, np.uint32(bits[i] & _MAGNITUDE))
+    return _scale_by(most, top)
+
+
+@kernel
+def scale_by(most: int, top: np.float32) -> np.float32:
+    """Return what `by_amax` does, `most` being the bits of amax."""
+    return _scale_by(np.uint32(most), top)
+
+
+@inline
+def _scale_by(most: np.uint32, top: np.float32) -> np.float32:
     amax = np.uint32(most).view(np.float32)
     if most >= _INFINITY:
         return np.float32(-1.0)
