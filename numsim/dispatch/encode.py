@@ -107,9 +107,7 @@ def encode_by_amax(
         scale = quotients.scale_by(max(each), top)
         if scale > 0:
             one = np.float32(scale)
-            jit.over_range(
-                lambda i, j: works[0](source[i:j], one, codes[i:j]), x.size, grain=GRAIN
-            )
+            jit.over_range(lambda i, j: works[0](source[i:j], one, codes[i:j]), x.size, grain=GRAIN)
     else:
         scale = kernel(source, top, codes, how)
     return None if scale < 0 else np.float32(scale)
