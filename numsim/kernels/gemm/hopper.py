@@ -52,7 +52,7 @@ class PackedFp8(NamedTuple):
 
     With AVX-512 and AVX2 a group holds runs of k and stands as [blocks of groups, tiles, groups of
     a block, ...] (`ir.fp8.left_codes`); otherwise pairs of k (`simd_codes.fp8_planes`). Both have
-    exponents, significands or values, and signs or lowest bits.
+    exponents, signs, and significands or values.
     """
 
     planes: Array

@@ -47,7 +47,8 @@ from numsim.kernels.ir.simd import (
 )
 
 COLUMNS = {"avx512": 64, "avx2": 32}  # of a panel, by path
-A_STEP, A_REST = 4, 4  # words of a product: exponent, lowest bit, value; of a group: its scale
+# Words of a product: exponent, lowest bit or signs of eight, value; of a group: its scale
+A_STEP, A_REST = 4, 4
 # Words of a product where each is cut to an integer (`gemm.cuts`): a float32 value,
 # and how far the exponent is below the largest; of a group: what `ir.peaks` begins with
 SINGLE, BELOW, BASE = 2, 3, 1
@@ -106,7 +107,7 @@ class Planes:
         return self._at(first, k, 0, lanes(self.width // 4).bytes)
 
     def lowest(self, first: Any, k: Any) -> Any:
-        """Return the bytes of its lowest bits' places."""
+        """Return the bytes of its lowest bits' places, or the signs of eight."""
         return self._at(first, k, self.width // 4, lanes(self.width // 4).bytes)
 
     def values(self, first: Any, k: Any, qs: range) -> list[Any]:

@@ -40,7 +40,7 @@ K_WORDS = 5 * COLUMNS // 4  # of a k: exponents, a byte each, and values
 RUN_WORDS = RUN * K_WORDS + RUN // EIGHT * COLUMNS // 4  # of a run; signs, bytes of eight k, follow
 B_WORDS = RUN_WORDS // RUN
 NEAR_ZERO = np.float32(2.0**-90)  # stands for a zero: less than any last place with any factor
-# A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and lowest bits
+# A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and signs
 ORDER = tuple(16 * (place % 4) + place // 4 for place in range(COLUMNS))
 TURNED = 64  # codes of a row that are read at a time where columns are rows of memory
 AHEAD = PAGE // COLUMNS  # k that are asked for before they are read
@@ -173,7 +173,10 @@ def half_reader(
 def planes_reader(
     b: Any, v: Lanes, fields: Any, exponent: int, lowest: int, nothing: int
 ) -> tuple[Any, Any]:
-    """Return how words of four codes are read: exponents and lowest bits, and values of byte i."""
+    """Return how words of four codes are read: exponents and lowest bits, and values of byte i.
+
+    Values of zeros are NEAR_ZERO, with their sign.
+    """
     count = v.words.count
     pairs = ir.VectorType(I16, 2 * count)
 
