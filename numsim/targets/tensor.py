@@ -102,11 +102,13 @@ def survey(q: QTensor) -> Survey:
         if unsigned.itemsize <= 2:
             low, high, first, last, bits = gemm_codes.outermost(unsigned, edges(q.fmt))
         else:
+            checked_codes(q.codes, q.fmt)  # others would count as those of their lowest bits
             met = np.zeros(1 << _MARKED_BITS, np.bool_)
             gemm_codes.mark(unsigned, met)
             codes = np.flatnonzero(met).astype(unsigned.dtype)
             found = _edges(as_float64(decode(codes.view(q.codes.dtype), q.fmt)), q.fmt.emin)
-            (low, first), (high, last) = found[:, :4:2].min(0), found[:, 1:4:2].max(0)
+            low, first = found[:, :4:2].min(0, initial=_NOWHERE)
+            high, last = found[:, 1:4:2].max(0, initial=-_NOWHERE)
             bits = np.bitwise_or.reduce(found[:, 4])
         if bits & _STRANGE:
             checked_codes(q.codes, q.fmt)  # says which
@@ -220,9 +222,9 @@ def planes(q: QTensor, transposed: bool) -> Planes:
     """
 
     def make() -> Planes:
-        codes = batched(q.codes)
-        codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
         f = q.fmt
+        codes = batched(checked_codes(q.codes, f))  # their classes are looked up
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
         sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
         cls = np.empty(codes.shape, np.uint8)
         trailing = f.precision - 1
