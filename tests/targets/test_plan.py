@@ -171,6 +171,16 @@ def test_scales_go_inside_where_each_has_a_run_of_k_alone(left, right, scales, i
     assert ns.plan("nvidia.blackwell.tcgen05", a, b).inside == inside
 
 
+def test_a_scale_of_a_format_that_has_no_blocks_stays_outside():
+    blocks = blocked("float8_e4m3fn", (64, 64), (32, 1), "float8_e8m0fnu")
+    one = blocked("float8_e4m3fn", (64, 64), (64, 64), "float8_e8m0fnu")
+    whole = ns.QTensor(
+        one.codes, one.fmt, one.scale, scale_codes=one.scale_codes, scale_format=one.scale_format
+    )
+    for a, b in [(whole, blocks), (blocks.T, whole), (whole, whole)]:
+        assert not ns.plan("nvidia.blackwell.tcgen05", a, b).inside
+
+
 def test_of_several_faults_formats_are_named_first_and_the_output_last():
     along = blocked("float8_e4m3fn", (64, 64), (32, 1), None)
     across = blocked("float8_e4m3fn", (64, 64), (1, 32), None)
