@@ -241,6 +241,15 @@ def test_exact_rows_with_tables_and_without(monkeypatch, tables, fmt):
             check(floats(rng, (rows, depth), fmt, "normal"), b, unit, c)
 
 
+@pytest.mark.parametrize("fmt", ["float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "float8_ue4m3"])
+def test_exact_rows_of_codes_whose_sign_is_not_the_highest_of_eight_bits(fmt):
+    rng = np.random.default_rng(6)
+    for rows, n, depth in [(1, 64, 32), (3, 17, 20), (11, 40, 8)]:
+        for group in exact_rows.GROUPS:
+            a, b = (floats(rng, x, fmt, "codes") for x in ((rows, depth), (depth, n)))
+            check(a, b, ns.get_target("ideal.exact", group=group))
+
+
 @pytest.mark.parametrize("bias", [-40, -9, -1, 45])
 def test_biases_far_from_that_of_float16(bias):
     rng = np.random.default_rng(4)
