@@ -8,7 +8,10 @@ import pytest
 
 import numsim as ns
 from numsim.formats import get_format
+from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
+from numsim.targets.chain import Chain
+from numsim.targets.fast.exact import in_double, reaches, rows_in_double
 from numsim.targets.tensor import Survey, edges, planes, survey
 
 E4M3 = get_format("float8_e4m3fn")
@@ -110,3 +113,37 @@ def test_edges_lie_beyond_all_numbers_for_zeros():
     assert found[1].tolist() == [-6, -6, -9, -8, 0]  # 2**-9, whose exponent is the format's least
     assert found[0x7E].tolist() == [8, 8, 6, 9, 0]  # 448
     assert found[0x7F].tolist() == [4096, -4096, 4096, -4096, 3]  # NaN
+
+
+@pytest.mark.parametrize("name", ["float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "int8"])
+def test_rows_of_which_float64_holds_the_sums_by_their_lowest_bits(name):
+    """Each row alone has the answer that its values give, by the lowest bit of any number."""
+    rng, fmt = np.random.default_rng(4), get_format(name)
+    unit = ns.get_target("ideal.exact", group=8)
+    rule, some = unit.rules[0][1], set()
+    codes = every(fmt)
+    codes = codes[np.isfinite(fmt.decode_bits(codes.astype(np.int64) & ((1 << fmt.bits) - 1)))]
+    for width in (2, 5, 11):  # values of a row lie near each other, or not
+        middle = rng.integers(0, len(codes), (60, 1))
+        spread = rng.integers(-(4**width), 4**width, (60, 16)) // 2
+        a = QTensor.from_codes(codes[np.clip(middle + spread, 0, len(codes) - 1)], fmt)
+        b = floats_near_one(rng, (16, 5), width)
+        chain = Chain(rule, a, b, None, get_format("float32"), unit.name)
+        found = rows_in_double(chain, 0)
+        for row in range(60):
+            low, high = (
+                edge + other
+                for edge, other in zip(
+                    extent(ns.decode(a.codes[row], fmt).astype(np.float32).view(np.uint32))[1:],
+                    survey(b).extent[1:], strict=True,
+                )
+            )  # fmt: skip
+            want = in_double(chain, low, high, reaches(chain)[0, row])
+            assert found[row] == want
+            some.add(bool(want))
+    assert some == {True, False} or fmt.bits == 8
+
+
+def floats_near_one(rng, shape, width):
+    values = np.ldexp(rng.standard_normal(shape), rng.integers(-width, width + 1, shape))
+    return QTensor.from_codes(ns.encode(values, "float16"), "float16")
