@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.errors import NumsimError
 from numsim.quant import QTensor
 from numsim.quant.kept import Key, known
 from numsim.quant.types import readable
@@ -29,6 +30,11 @@ def locked(q: QTensor) -> QTensor:
     `q`). Kernels never write operands, but are compiled for arrays that may be written and would
     be compiled again for others: they get a view of the codes that was made before.
 
+    Raises
+    ------
+    NumsimError
+        For codes of another type than their format's, which kernels would read as other codes.
+
     Examples
     --------
     >>> q = QTensor.from_codes([[1, 2]], "int8")
@@ -38,6 +44,11 @@ def locked(q: QTensor) -> QTensor:
     seen = known(q, "locked")
     if seen is None:
         codes = readable(q)
+        if codes.dtype != q.fmt.code_dtype:
+            raise NumsimError(
+                f"matmul: codes of {q.fmt.label} are stored as {q.fmt.code_dtype}; got a QTensor "
+                f"of {codes.dtype}; QTensor.from_codes converts codes and checks them"
+            )
         seen = [codes.view() if codes.flags.writeable else np.asarray(_Memory(codes))]
         q.packed[Key("codes")] = q.packed[Key("locked")] = seen
         for array in (q.codes, q.scale, q.scale_codes, q.zero_point):

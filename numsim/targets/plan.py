@@ -191,7 +191,9 @@ def resolve(target: Target, a: QTensor, b: QTensor, out: str | None) -> Plan:
         found = _with_blocks_inside(target, left, right, a.scale_format, out)
         if found is not None:
             return found
-    return _without_blocks(target, a.fmt, b.fmt, out)._replace(block=scaling.k_block(a, b))
+    class_for(target, a.fmt, b.fmt, out)  # refuses formats first, then blocks, the output last
+    block = scaling.k_block(a, b)
+    return _without_blocks(target, a.fmt, b.fmt, out)._replace(block=block)
 
 
 @lru_cache(maxsize=1024)
@@ -228,6 +230,7 @@ def rule_for(target: Target, a: Format, b: Format, out: str | None = None) -> Ru
     return class_for(target, a, b, out)[1]
 
 
+@lru_cache(maxsize=1024)
 def class_for(target: Target, a: Format, b: Format, out: str | None = None) -> tuple[str, Rule]:
     """Return the operand class and rule of `rule_for`."""
     if target.kind is not None:

@@ -102,6 +102,7 @@ def survey(q: QTensor) -> Survey:
         if unsigned.itemsize <= 2:
             low, high, first, last, bits = gemm_codes.outermost(unsigned, edges(q.fmt))
         else:
+            checked_codes(q.codes, q.fmt)  # others would count as those of their lowest bits
             met = np.zeros(1 << _MARKED_BITS, np.bool_)
             gemm_codes.mark(unsigned, met)
             codes = np.flatnonzero(met).astype(unsigned.dtype)
@@ -221,9 +222,9 @@ def planes(q: QTensor, transposed: bool) -> Planes:
     """
 
     def make() -> Planes:
-        codes = batched(q.codes)
-        codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
         f = q.fmt
+        codes = batched(checked_codes(q.codes, f))  # their classes are looked up
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 1) if transposed else codes)
         sig, exp = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.int32)
         cls = np.empty(codes.shape, np.uint8)
         trailing = f.precision - 1

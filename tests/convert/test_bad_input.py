@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import numsim as ns
 from numsim.cli import app
+from numsim.convert import checked_codes
 from numsim.explain import explain_cast
 
 ENCODERS = (ns.encode, ns.cast)
@@ -170,3 +171,32 @@ def test_the_command_line(arguments, words):
     assert isinstance(result.exception, ns.NumsimError)
     for word in words:
         assert word in str(result.exception)
+
+
+@pytest.mark.parametrize("fmt", ["float4_e2m1fn", "float6_e2m3fn", "uint3", "int4", "int12", "nf4"])
+def test_codes_beyond_a_narrow_format_in_its_own_type(fmt):
+    f = ns.get_format(fmt)
+    high = 1 << f.bits - (f.kind == "integer" and f.signed)
+    good = np.array([[0, high - 1]], f.code_dtype)
+    assert checked_codes(good, f).tolist() == good.tolist()
+    with pytest.raises(ns.NumsimError, match=rf"first is {high} at index \(0, 1\)"):
+        checked_codes(good + good.dtype.type(1) * (good > 0), f)
+
+
+class Kind(np.ndarray):
+    """A kind of array of a user's own."""
+
+
+@pytest.mark.parametrize("fmt", ["float8_e5m2", "int8", "bfloat16", "uint16", "float32"])
+def test_codes_of_every_kind_of_array_that_has_no_others(fmt):
+    f = ns.get_format(fmt)
+    codes = np.array([[1, 2, 100]], f.code_dtype)
+    frozen = codes.copy()
+    frozen.flags.writeable = False
+    for some in (
+        codes, codes.astype(codes.dtype.newbyteorder()), frozen, codes.view(Kind),
+        codes[:, ::-1].copy()[:, ::-1], codes.astype(np.int64),
+    ):  # fmt: skip
+        assert type(checked_codes(some, f)) is np.ndarray
+        assert checked_codes(some, f).tolist() == codes.tolist()
+        assert ns.decode(some, f).tolist() == ns.decode(codes.tolist(), f).tolist()

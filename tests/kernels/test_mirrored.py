@@ -1,5 +1,7 @@
 """Few rows of chains by half a table of values, or by float16: every code, and which have such."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,3 +84,48 @@ def test_every_code_of_chains_without_scales(name, start):
                 np.testing.assert_array_equal(one.view(np.uint32), found[-1][0])
         for other in found[1:]:
             np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.parametrize("bias", [-60, -15, 0, 7, 45, 80])
+@pytest.mark.parametrize("power", [-149, -126, -91, -90, -89, 89, 90, 91, 119, 126])
+def test_rows_near_the_ends_of_float32(bias, power):
+    """What makes a float16 its code's value must not take a row's numbers beyond float32."""
+    rng, fmt = np.random.default_rng(2), replace(ns.get_format("float8_e4m3fn"), bias=bias)
+    for m, depth in [(1, 32), (3, 33), (6, 8)]:
+        b = rng.integers(0, 127, (depth, 33)) | rng.integers(0, 2, (depth, 33)) << 7
+        x = np.ldexp(rng.choice([-1.0, 1.0, 1.5], (m, depth)), power)
+        x[rng.random((m, depth)) < 0.5] = 0.0
+        left = ns.QTensor.from_codes(x.astype(np.float32).view(np.uint32), "float32")
+        right = ns.QTensor.from_codes(b.astype(np.uint8), fmt)
+        c = np.ldexp(rng.standard_normal((m, 33)), min(power - bias, 126)).astype(np.float32)
+        found = []
+        for path in simd.PATHS:
+            with simd.force(path):
+                found.append(ns.matmul(left, right, target="ideal.fp32", c=c).view(np.uint32))
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+def test_numbers_where_float16_is_infinite():
+    """Codes of E5M2 without infinity have exponent fields of which float16 makes none."""
+    rng = np.random.default_rng(3)
+    finite = replace(ns.get_format("float8_e5m2"), name="finite", inf="none", nan="none")
+    codes = np.arange(256, dtype=np.uint8).reshape(4, 64)
+    right = ns.QTensor.from_codes(codes, finite)
+    scaled = ns.QTensor.from_codes(codes, finite, scale=np.ones((2, 64)), block=2, axis=-2)
+    for m in (1, 2, 6):
+        x = rng.standard_normal((m, 4)).astype(np.float32)
+        left = ns.QTensor.from_codes(x.view(np.uint32), "float32")
+        want = np.zeros((m, 64), np.float64)
+        for k in range(4):  # float64 holds a product and float32 plus it, but for the last bits
+            want = (want + np.outer(x[:, k].astype(np.float64), finite.values()[codes[k]])).astype(
+                np.float32
+            )
+        found = []
+        for path in simd.PATHS:
+            with simd.force(path):
+                found.append(ns.matmul(left, right, target="ideal.fp32"))
+                blocks = ns.matmul(left, scaled, target="ideal.fp32")
+            np.testing.assert_allclose(found[-1], want, rtol=1e-5, atol=1e-3)
+            np.testing.assert_allclose(blocks, want, rtol=1e-5, atol=1e-3)
+            np.testing.assert_array_equal(found[-1], found[0])

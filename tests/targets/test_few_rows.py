@@ -229,8 +229,10 @@ def test_exact_rows_with_tables_and_without(monkeypatch, tables, fmt):
     if not tables:
         monkeypatch.setattr(exact_rows, "_tables_read", lambda: False)
     rng = np.random.default_rng(5)
-    for rows, n, depth in [(1, 256, 64), (2, 33, 37), (3, 16, 8), (5, 40, 70), (9, 31, 41),
-                           (11, 70, 24), (13, 17, 16)]:  # fmt: skip
+    for rows, n, depth in [
+        (1, 256, 64), (2, 33, 37), (3, 16, 8), (5, 40, 70), (6, 18, 8), (7, 16, 12), (9, 31, 41),
+        (10, 17, 16), (11, 70, 24), (13, 17, 16),
+    ]:  # fmt: skip
         for group in exact_rows.GROUPS:
             b = floats(rng, (depth, n), fmt, "codes")
             if n == 256:
@@ -239,6 +241,35 @@ def test_exact_rows_with_tables_and_without(monkeypatch, tables, fmt):
             check(floats(rng, (rows, depth), E4M3, "sparse"), b, unit)
             c = rng.standard_normal((rows, n)).astype(np.float32)
             check(floats(rng, (rows, depth), fmt, "normal"), b, unit, c)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_sums_of_negative_zeros_of_few_rows(monkeypatch, tables):
+    """Sums of -0 alone are -0 where a unit keeps it."""
+    if not tables:
+        monkeypatch.setattr(exact_rows, "_tables_read", lambda: False)
+    rng = np.random.default_rng(7)
+    for group in exact_rows.GROUPS:
+        unit = ns.get_target("ideal.exact", group=group, negative_zero=True)
+        for rows in (1, 3, 6):
+            left = rng.choice(np.array([0, 128, 1], np.uint8), (rows, 16), p=[0.1, 0.8, 0.1])
+            left[0] = 128
+            right = rng.choice(np.array([0, 128, 1], np.uint8), (16, 20), p=[0.8, 0.1, 0.1])
+            right[:, 0] = 0
+            a, b = QTensor.from_codes(left, E4M3), QTensor.from_codes(right, E4M3)
+            c = np.full((rows, 20), -0.0, np.float32)
+            check(a, b, unit, c)
+            assert np.signbit(ns.matmul(a, b, target=unit, c=c)[0, 0])
+            check(a, b, ns.get_target(unit, negative_zero=False), c)
+
+
+@pytest.mark.parametrize("fmt", ["float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "float8_ue4m3"])
+def test_exact_rows_of_codes_whose_sign_is_not_the_highest_of_eight_bits(fmt):
+    rng = np.random.default_rng(6)
+    for rows, n, depth in [(1, 64, 32), (3, 17, 20), (11, 40, 8)]:
+        for group in exact_rows.GROUPS:
+            a, b = (floats(rng, x, fmt, "codes") for x in ((rows, depth), (depth, n)))
+            check(a, b, ns.get_target("ideal.exact", group=group))
 
 
 @pytest.mark.parametrize("bias", [-40, -9, -1, 45])

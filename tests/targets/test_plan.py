@@ -116,3 +116,82 @@ def test_explain_mma_shows_the_plan_and_nothing_else():
         [sys.executable, "-m", "numsim.cli", *command], capture_output=True, text=True, check=True
     )
     assert done.stdout == explain_mma("ideal.int", plan=True) + "\n"
+
+
+def blocked(fmt, shape, block, scale):
+    """Return a tensor of ones with scales of blocks, of a format or of float32."""
+    counts = tuple(-(-size // one) for size, one in zip(shape, block, strict=True))
+    ones, form = np.ones(counts, np.float32), None if scale is None else ns.get_format(scale)
+    codes = ns.encode(np.ones(shape, np.float32), fmt)
+    kept = None if form is None else ns.encode(ones, form)
+    return ns.QTensor(codes, ns.get_format(fmt), ones, None, block, kept, form)
+
+
+def test_scales_go_inside_by_all_that_says_so():
+    """What is kept of one plan serves no other block, format of scales, batch or output."""
+    e8m0, ue4m3, e4m3, fp4 = "float8_e8m0fnu", "float8_ue4m3", "float8_e4m3fn", "float4_e2m1fn"
+    unit = "nvidia.blackwell.tcgen05"
+    found = {}
+    for _ in range(2):
+        for fmt, block, scales in [
+            (e4m3, 32, e8m0), (fp4, 32, e8m0), (fp4, 16, e4m3), (fp4, 16, e8m0), (fp4, 32, e4m3),
+            (fp4, 16, ue4m3), (e4m3, 16, e8m0), (e4m3, 64, e8m0), (e4m3, 32, ue4m3),
+            (e4m3, 32, None),
+        ]:  # fmt: skip
+            a, b = (blocked(fmt, (64, 64), shape, scales) for shape in ((1, block), (block, 1)))
+            p = ns.plan(unit, a, b)
+            key = fmt, block, scales
+            assert found.setdefault(key, p) == p
+            assert (p.block is None) == p.inside
+    inside = {key for key, p in found.items() if p.inside}
+    assert inside == {(e4m3, 32, e8m0), (fp4, 32, e8m0), (fp4, 16, e4m3), (fp4, 16, e8m0)}
+    assert ns.plan(unit, *[blocked(e4m3, (64, 64), s, e8m0) for s in ((1, 32), (32, 1))],
+                   out_format="float32").inside  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "scales", "inside"),
+    [
+        ((1, 32), (32, 1), ("float8_e8m0fnu",) * 2, True),
+        ((2, 32), (32, 1), ("float8_e8m0fnu",) * 2, False),
+        ((1, 32), (32, 2), ("float8_e8m0fnu",) * 2, False),
+        ((1, 32), (64, 1), ("float8_e8m0fnu",) * 2, False),
+        ((1, 32), (32, 1), ("float8_e8m0fnu", "float8_ue4m3"), False),
+        ((1, 32), (32, 1), ("float8_e8m0fnu", None), False),
+        ((1, 32), (32, 1), (None, "float8_e8m0fnu"), False),
+        ((1, 32), (32, 1), (None, None), False),
+        ((1, 1, 32), (1, 32, 1), ("float8_e8m0fnu",) * 2, True),
+        ((2, 1, 32), (1, 32, 1), ("float8_e8m0fnu",) * 2, False),
+        ((1, 1, 32), (2, 32, 1), ("float8_e8m0fnu",) * 2, False),
+    ],
+)  # fmt: skip
+def test_scales_go_inside_where_each_has_a_run_of_k_alone(left, right, scales, inside):
+    shape = (2,) * (len(left) - 2) + (64, 64)
+    a, b = (blocked("float8_e4m3fn", shape, *x) for x in zip((left, right), scales, strict=True))
+    assert ns.plan("nvidia.blackwell.tcgen05", a, b).inside == inside
+
+
+def test_a_scale_of_a_format_that_has_no_blocks_stays_outside():
+    blocks = blocked("float8_e4m3fn", (64, 64), (32, 1), "float8_e8m0fnu")
+    one = blocked("float8_e4m3fn", (64, 64), (64, 64), "float8_e8m0fnu")
+    whole = ns.QTensor(
+        one.codes, one.fmt, one.scale, scale_codes=one.scale_codes, scale_format=one.scale_format
+    )
+    for a, b in [(whole, blocks), (blocks.T, whole), (whole, whole)]:
+        assert not ns.plan("nvidia.blackwell.tcgen05", a, b).inside
+
+
+def test_of_several_faults_formats_are_named_first_and_the_output_last():
+    along = blocked("float8_e4m3fn", (64, 64), (32, 1), None)
+    across = blocked("float8_e4m3fn", (64, 64), (1, 32), None)
+    wrong = blocked("float16", (64, 64), (1, 32), None)
+    unit = "nvidia.hopper.wgmma"
+    for a, b, out, match in [
+        (wrong, across, "int8", "does not multiply"),
+        (along, across, "int8", "run along K"),
+        (across, blocked("float8_e4m3fn", (64, 64), (24, 1), None), "int8", "one divides"),
+        (across, along, "int8", "returns float32"),
+    ]:  # fmt: skip
+        for _ in range(2):
+            with pytest.raises(ns.UnsupportedError, match=match):
+                ns.plan(unit, a, b, out_format=out)
