@@ -40,7 +40,7 @@ K_WORDS = 5 * COLUMNS // 4  # of a k: exponents, a byte each, and values
 RUN_WORDS = RUN * K_WORDS + RUN // EIGHT * COLUMNS // 4  # of a run; signs, bytes of eight k, follow
 B_WORDS = RUN_WORDS // RUN
 NEAR_ZERO = np.float32(2.0**-90)  # stands for a zero: less than any last place with any factor
-# A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and lowest bits
+# A panel's columns i, 16 + i, 32 + i, 48 + i share word i of their codes, exponents and signs
 ORDER = tuple(16 * (place % 4) + place // 4 for place in range(COLUMNS))
 TURNED = 64  # codes of a row that are read at a time where columns are rows of memory
 AHEAD = PAGE // COLUMNS  # k that are asked for before they are read
@@ -57,7 +57,7 @@ LEFT, RIGHT, FLOOR = FIELD // 2, -(-FIELD // 2), FIELD + 2 * LEAST - 1
 # takes it away on the right.
 LOWEST, SIGN, PLACES = 3 - LEAST, 108, 2 * (3 - LEAST + MOST) + 1
 NO_LEFT, NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
-TURN = {8: 128, 16: 0}  # more on the left, by the words of a vector: AVX2 compares signed bytes
+TURN = 128  # more on the left, where lowest bits are compared as signed bytes
 
 PICK = "llvm.x86.avx512.vpermi2var.qi.512"  # bytes of two vectors, by their places
 I8 = ir.IntType(8)
