@@ -203,6 +203,31 @@ def test_a_run_whose_products_are_all_zero_has_no_exponent(zeros, rows):
     assert (same(a, b, TCGEN05, np.full((rows, 9), 2.0**-23, np.float32)) == 1 + 2.0**-23).all()
 
 
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize("bits_kept", [20, 25])  # of the general kernel alone, and of another
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_zeros_under_the_smallest_scale_add_nothing(path, bits_kept, side):
+    """A zero of E2M1 scaled by 2**-127 has a power whose float32 would be an infinity."""
+    unit = get_target(TCGEN05, align_bits=bits_kept)
+    wide, small = np.full((3, 33), 12, np.uint8), np.zeros((33, 5), np.uint8)
+    small[0] = 2
+    ones, scales = np.full((3, 2), 127, np.uint8), np.full((2, 5), 127, np.uint8)
+    scales[0], scales[1] = 100, 0
+    if side == "a":
+        small, wide, scales, ones = small.T.copy(), wide.T.copy(), scales.T.copy(), ones.T.copy()
+    names = ("float4_e2m1fn", "float6_e3m2fn")[:: 1 if side == "a" else -1]
+    pairs = ((small, scales), (wide, ones))[:: 1 if side == "a" else -1]
+    a, b = (
+        QTensor.from_codes(
+            codes, name, scale_codes=own, scale_format="float8_e8m0fnu", block=32, axis=axis
+        )
+        for name, (codes, own), axis in zip(names, pairs, (-1, -2), strict=True)
+    )
+    with simd.force(path):
+        got = ns.matmul(a, b, target=unit)
+    assert (got == 2.0**-27).all()  # of the first product alone
+
+
 @vectors
 @pytest.mark.parametrize("least", [-139, -100, 3, -1000])
 def test_the_least_exponent_of_runs(least):

@@ -181,7 +181,9 @@ def _pack(
                         m = sig[line, k]
                         e = exp[line, k]
                         power = np.int32(scale) + (e if whole else np.int32(0))
-                        value = np.float32(m) * np.int32((power + 127) << 23).view(np.float32)
+                        if m != 0:  # a zero's power may be none of float32
+                            size = np.int32((power + 127) << 23).view(np.float32)
+                            value = np.float32(m) * size
                         if m != 0 or zeros:
                             exponent = e
                     significands[panel, at, 0, i] = value

@@ -1,7 +1,7 @@
 """What the kernels of `ir.double` and `ir.two_streams` read of codes of eight bits.
 
-Exponents and places of the lowest bits that are set, as in `ir.fp8`, and float64 values: from
-planes, written once for many rows of the left operand, or from the codes themselves.
+Exponents, and places of the lowest bits that are set or signs, as in `ir.fp8`, and float64 values:
+from planes, written once for many rows of the left operand, or from the codes themselves.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def left_double(typing: Any, signs: Any, codes: Any, runs: Any, planes: Any, fie
         source = vectors_of(context, b, sig.args[1], args[1], small)
         target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
         v = lanes(8)
-        more = TURN[8]
+        more = TURN
         bytes_of, _ = planes_reader(b, v, args[4], LEFT, LOWEST + more, NO_LEFT + more & 255)
         zero = float(NEAR_ZERO) if by_signs else 0.0
         halves_of = half_reader(b, v, args[4], double=True, zero=zero)

@@ -57,7 +57,7 @@ LEFT, RIGHT, FLOOR = FIELD // 2, -(-FIELD // 2), FIELD + 2 * LEAST - 1
 # takes it away on the right.
 LOWEST, SIGN, PLACES = 3 - LEAST, 108, 2 * (3 - LEAST + MOST) + 1
 NO_LEFT, NO_RIGHT = 216, 109  # of zeros; on the right with SIGN or without
-TURN = {8: 128, 16: 0}  # more on the left, by the words of a vector: AVX2 compares signed bytes
+TURN = 128  # more on the left, where lowest bits are compared as signed bytes
 
 PICK = "llvm.x86.avx512.vpermi2var.qi.512"  # bytes of two vectors, by their places
 I8 = ir.IntType(8)

@@ -127,7 +127,7 @@ def _emit(b: Any, tile: Tile, read: Any, rule: Any) -> None:
             keep(array, field)
             first = splat(vb, FIELD + _ALIGN - 2 * LOWEST)
             limit = bottom(b, b.call(less, [field, first]), splat(vb, PLACES))
-            limits.append(b.xor(limit, splat(vb, TURN[8])))
+            limits.append(b.xor(limit, splat(vb, TURN)))
 
         def count_short(k: Any, counts: list[Any], part: int) -> list[Any]:
             short = b.icmp_signed("<", both(row, panel, k, 1), limits[part])
