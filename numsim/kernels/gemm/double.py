@@ -47,8 +47,8 @@ _ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
 WIDEST = 128  # products of a group, counted in a byte
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators without scales
 # Rows up to which it pays to read codes for each anew, by path
-FEW = {"avx512": 3, "avx2": 2, "plain": 0}
-_CUT_ROWS = 4  # those of codes whose products `ir.halves` cuts, with AVX2
+FEW = {"avx512": 5, "avx2": 2, "plain": 0}
+_CUT_ROWS = 5  # those of codes whose products `ir.halves` cuts, with AVX2
 
 
 class PackedDouble(NamedTuple):
