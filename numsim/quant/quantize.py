@@ -32,7 +32,7 @@ from numsim.quant.extremes import (
 from numsim.quant.given import given_above, given_affine, given_scales, static_scales
 from numsim.quant.grouped import shared_by
 from numsim.quant.powers import in_one_pass
-from numsim.quant.quick import SMALL, quick
+from numsim.quant.quick import quick
 from numsim.quant.rule import Quant
 from numsim.quant.scale_rules import (
     CHOICE_RULES,
@@ -135,7 +135,8 @@ def quantize(
     rule = _changed(as_quant(quant), {key: v for key, v in given.items() if v is not None})
     usual = scale is None and tensor_scale is None and zeros is None and random is None
     if usual and type(x) is np.ndarray and type(axis) is int:
-        q = quick(x, rule) if x.size <= SMALL or threads() > 1 else None
+        # one thread stores more than a piece piece by piece, several share the whole
+        q = quick(x, rule) if x.size <= PIECE or threads() > 1 else None
         if q is not None:
             return q
     return quantize_pieces(

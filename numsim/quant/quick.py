@@ -16,7 +16,6 @@ from numsim.dispatch import encode_by_amax
 from numsim.quant.rule import Quant
 from numsim.quant.types import QTensor
 
-SMALL = 1 << 18  # elements; of more one thread does piece by piece what several share
 _REACH = 2.0**20  # largest values of formats whose products with usual scales float32 holds
 
 

@@ -27,6 +27,7 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
     undecoded,
 )
+from numsim.kernels.gemm.double import tables_of
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.exact_rows import exact_sums_by_tables
 from numsim.kernels.ir.float16 import GROUPS, SUMS, exact_sums_by_halves
@@ -140,11 +141,11 @@ def _by_tables(
 @kernel
 def _run_tables(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    products: int, tables: Array,
+    products: int, how: Fields,
 ) -> None:  # fmt: skip
     cover_codes(
         _by_tables, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop,
-        (products, tables), 0, True,
+        (products, tables_of(how)), 0, True,
     )  # fmt: skip
 
 
@@ -154,24 +155,8 @@ _RUN = {"avx512": _run_wide, "avx2": _run_half}
 @cache
 def _runner(path: str, group: int, tables: bool) -> Callable[..., Any]:
     doubles = codes_types(types.float64, np.dtype(np.uint8), types.float64)
-    if tables:
-        return simd.compiled(
-            _run_tables, *doubles, simd.literal(group), simd.contiguous(types.uint8, 1)
-        )
-    return simd.compiled(_RUN[path], *doubles, simd.literal(group), uint32_tuple(Fields))
-
-
-@cache
-def _tables(how: Fields) -> Array:
-    """Return what `ir.fp8_codes.ByTables` reads, of the values as float64."""
-    magnitude = np.arange(128) & int(how.magnitude)
-    field, fraction = magnitude >> int(how.trailing), magnitude & int(how.fraction)
-    whole = fraction + (np.int64(field > 0) << int(how.trailing))
-    power = np.maximum(field, 1) - int(np.int32(how.bias)) - int(how.trailing)
-    bits = np.ldexp(whole.astype(np.float64), power).view(np.uint64) >> np.uint64(48)
-    tables = np.zeros((4, 128), np.uint8)
-    tables[2], tables[3] = bits >> np.uint64(8), bits & np.uint64(255)
-    return tables.reshape(-1)
+    run = _run_tables if tables else _RUN[path]
+    return simd.compiled(run, *doubles, simd.literal(group), uint32_tuple(Fields))
 
 
 def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> Array:
@@ -192,5 +177,5 @@ def exact_rows(a: Array, b: PackedCodes, c: Array, group: int, how: Fields) -> A
         np.multiply(a, 2.0**power, out=rows[..., :depth])
         lines = rows.reshape(*shape[:2], steps, 1, group)
         entry = _runner(simd.path(), group, tables)
-        run_codes(entry, out, lines, b, steps, group, _tables(how) if tables else how)
+        run_codes(entry, out, lines, b, steps, group, how)
     return out.reshape(batch, m, b.lines)

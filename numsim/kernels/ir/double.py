@@ -196,8 +196,9 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
                 none = b.icmp_unsigned("<=", peaks[r], floors)
                 far = b.icmp_unsigned(">", own, splat(vb, FAR))
                 keep(stays, r, b.sext(b.or_(none, far), vb))
-            limit = bottom(b, b.call(less, [field, short_from]), splat(vb, PLACES))
-            limits.append(b.xor(limit, splat(vb, TURN)))
+            if looks:
+                limit = bottom(b, b.call(less, [field, short_from]), splat(vb, PLACES))
+                limits.append(b.xor(limit, splat(vb, TURN)))
 
         def count(k: Any, counts: list[Any]) -> list[Any]:
             column, new = read.lowest(panel, k), []
