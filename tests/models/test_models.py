@@ -15,8 +15,9 @@ from numsim import metrics
 from numsim.data import bundled_model_dir, bundled_text
 from numsim.errors import NumsimError, UnsupportedError
 from numsim.models import Past, Recipe, Rule, load_model, load_text_tools
+from numsim.models import run as run_module
 from numsim.models.gemm import packed_bytes
-from numsim.models.memory import block_bytes, held_bytes, release, rows_of
+from numsim.models.memory import OperandCache, block_bytes, held_bytes, release, rows_of
 from numsim.quant import QTensor, Quant, quantize
 from numsim.targets import matmul
 
@@ -316,6 +317,31 @@ def test_the_cache_counts_what_it_holds(bundled):
             weights = model.tensors[key[0]].size
             assert weights <= size == held_bytes(value) <= 2 * weights + 4096
     assert model.cache.used_bytes == sum(size for _, size, _ in model.cache.items.values())
+
+
+def test_rows_of_the_same_tokens_are_read_once(bundled, monkeypatch):
+    """A sweep runs the same tokens in every case; others are read anew and take their place."""
+    model, read = load_model(bundled_model_dir()), []
+    monkeypatch.setattr(run_module, "rows_of", lambda t, ids: read.append(ids) or rows_of(t, ids))
+    first = model.run([0, 5, 9]).logits
+    assert np.array_equal(model.run([0, 5, 9]).logits, first)
+    tables = len(read)
+    other = model.run([0, 5, 8]).logits
+    assert np.array_equal(other, load_model(bundled_model_dir()).run([0, 5, 8]).logits)
+    assert np.array_equal(model.run([0, 5, 9]).logits, first)
+    assert 0 < tables < len(read)
+    assert model.cache.used_bytes == sum(size for _, size, _ in model.cache.items.values())
+
+
+def test_the_last_array_of_a_key_is_kept_read_only():
+    cache, one, two = OperandCache(limit_bytes=100), np.arange(3), np.arange(3) + 1
+    kept = cache.latest("rows", one, lambda: np.ones(4))
+    assert cache.latest("rows", one.copy(), lambda: np.zeros(4)) is kept
+    assert not kept.flags.writeable
+    assert cache.used_bytes == kept.nbytes + one.nbytes
+    assert cache.latest("rows", two, lambda: np.zeros(4)).sum() == 0
+    assert cache.latest("rows", one, lambda: np.zeros(40)).size == 40
+    assert (cache.used_bytes, len(cache.items)) == (0, 0), "one beyond the limit is not kept"
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 2.5, "4 TB", "many", "", "0.1"])
