@@ -21,6 +21,7 @@ from numba import types
 from numsim.kernels.gemm import hopper_paths, hopper_right
 from numsim.kernels.gemm.codes import (
     BLOCK,
+    GROUP,
     Fields,
     PackedCodes,
     as_halves,
@@ -35,7 +36,7 @@ from numsim.kernels.gemm.turned import turn
 from numsim.kernels.ir import fp8 as simd_fp8
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.hopper_rows import LONG
-from numsim.kernels.jit import PACKED, grain_of, over_range
+from numsim.kernels.jit import PACKED, grain_of, over_range, threads
 from numsim.kernels.memory import zeros
 
 Array = npt.NDArray[Any]
@@ -147,11 +148,7 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
         return PackedFp8(planes.reshape(1, tiles, groups, tile, -1), lines, block)
     rows = _left_rows(codes.view(np.uint8), group)
     tiles, runs = len(rows), rows.shape[2] // groups // simd_fp8.RUN
-    near = LONG if lines <= FEW[path] else _BLOCK
-    most = max(near // (runs * simd_fp8.RUN) // span, 1) * span
-    count = -(-groups // most)
-    block = -(-groups // (count * span)) * span  # even blocks: little is filled up
-    whole = count * block
+    block, whole = _blocks(lines, groups, runs, span)
     planes = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
     entry = _packer(path)
     grain = grain_of(tiles, PACKED * lines * depth)
@@ -159,6 +156,15 @@ def pack_a(codes: Array, how: Fields, group: int = 32, span: int = 1) -> PackedF
         lambda start, stop: entry(rows, planes, block * runs, how, start, stop), tiles, grain=grain
     )
     return PackedFp8(planes.reshape(1, tiles, whole, simd_fp8.ROWS, -1), lines, block)
+
+
+def _blocks(lines: int, groups: int, runs: int, span: int = 1) -> tuple[int, int]:
+    """Return the groups of a block of k, and those of all blocks."""
+    near = LONG if lines <= FEW[simd.path()] else _BLOCK
+    most = max(near // (runs * simd_fp8.RUN) // span, 1) * span
+    count = -(-groups // most)
+    block = -(-groups // (count * span)) * span  # even blocks: little is filled up
+    return block, count * block
 
 
 def pack_b(codes: Array, group: int = 32, *, in_place: bool = True) -> PackedCodes:
@@ -207,3 +213,47 @@ def gemm_hopper_fp8(a: PackedFp8, b: PackedCodes, how: Fields, *, c: Array | Non
         run_codes(runner, out, a.planes, b, a.block, runs, how)
     whole: Array = out[0]
     return whole if lines == columns else whole[:, :lines].copy()
+
+
+def gemm_items(
+    a: Array, how_a: Fields, b: PackedCodes, how_b: Fields, group: int, c: Array | None = None
+) -> Array:
+    """Return the accumulators [batch, M, N] of a [batch, M, K] by b of one item or as many.
+
+    As `gemm_hopper_fp8` of each item. Heads of attention are many and small: each takes two calls,
+    and its left planes have the place of the last one's, which stays near.
+    """
+    batch, m, depth = a.shape
+    n, panels, path = b.lines, b.panels, simd.path()
+    if path == "plain" or batch < threads():
+        out = np.empty((batch, m, n), np.float32)
+        for i in range(batch):
+            own = b._replace(panels=panels[i : i + 1]) if len(panels) > 1 else b
+            start = None if c is None else c[i]
+            out[i] = gemm_hopper_fp8(pack_a(a[i], how_a, group), own, how_b, c=start)
+        return out
+    groups, columns = panels.shape[2], panels.shape[1] * panels.shape[3]
+    tiles, codes = -(-m // simd_fp8.ROWS), a.view(np.uint8)
+    if m % simd_fp8.ROWS:
+        codes = np.zeros((batch, tiles * simd_fp8.ROWS, depth), np.uint8)
+        codes[:, :m] = a.view(np.uint8)
+    rows = _left_rows(codes.reshape(-1, depth), group)
+    runs = rows.shape[2] // groups // simd_fp8.RUN
+    block, whole = _blocks(m, groups, runs)
+    out = zeros((batch, m, columns))
+    if c is not None:
+        out[:, :, :n] = c
+    together = -(-tiles // -(-tiles // GROUP))
+    pieces = -(-tiles // together) * panels.shape[1]
+    pack, run = _packer(path), _runner(path, rows_of(m, how_b), b.in_place)
+
+    def items(start: int, stop: int) -> None:
+        flat = np.empty(tiles * whole * runs * simd_fp8.A_WORDS, np.int32)
+        planes = flat.reshape(1, tiles, whole, simd_fp8.ROWS, -1)
+        for i in range(start, stop):
+            pack(rows[i * tiles : (i + 1) * tiles], flat, block * runs, how_a, 0, tiles)
+            own = panels[i : i + 1] if len(panels) > 1 else panels
+            run(out[i : i + 1], planes, own, groups, block, together, 0, pieces, runs, how_b)
+
+    over_range(items, batch)
+    return out if n == columns else out[:, :, :n].copy()

@@ -324,6 +324,7 @@ def _emit(b: Any, tile: Tile, read: Any, how: int, rows: int, rule: Any) -> None
     def line(r: Any, carried: list[Any]) -> list[Any]:
         tile.a = b.gep(a, [b.mul(r, b.mul(a_step, ir.Constant(I64, rows)))])
         tile.out = b.gep(out, [b.mul(tile.index(r, rows, 0), tile.stride)])
+        tile.ask(out, r, rows, width)
         loop(b, tile.steps, [], step)
         return carried
 

@@ -221,6 +221,16 @@ class Tile:
         """Return ``i * times + plus``."""
         return self.b.add(self.b.mul(i, ir.Constant(I64, times)), ir.Constant(I64, plus))
 
+    def ask(self, out: Any, t: Any, count: int, columns: int) -> None:
+        """Ask for the rows that the tile after the next writes, of tiles of `count` rows.
+
+        They are far apart in a wide output, and no cache foresees it.
+        """
+        for r in range(count):
+            line = self.b.gep(out, [self.b.mul(self.index(t, count, 2 * count + r), self.stride)])
+            for i in range(0, columns, 16):
+                fetch(self.b, self.b.gep(line, [ir.Constant(I64, i)]), write=True)
+
     def scalar(self, i: Any, times: int, plus: int) -> Any:
         """Return the element ``i * times + plus`` of the left operand."""
         return self.b.load(self.b.gep(self.a, [self.index(i, times, plus)]))

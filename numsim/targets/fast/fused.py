@@ -82,24 +82,15 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
     by = rule.group, simd.path()
     packed = kept(b, "fp8", lambda: gemm_hopper.pack_b(right, rule.group), *by)
 
-    def rows(i: int) -> gemm_hopper.PackedFp8:
-        return gemm_hopper.pack_a(left[i], fields(a.fmt), rule.group)
+    if not len(left) == len(right) == 1:
+        return gemm_hopper.gemm_items(left, fields(a.fmt), packed, how, rule.group, c)
 
-    if len(left) == len(right) == 1:
-        one = kept(a, "fp8 rows", lambda: rows(0), *by) if left.size <= KEPT_ROWS else rows(0)
-        start = None if c is None else c[0]
-        return gemm_hopper.gemm_hopper_fp8(one, packed, how, c=start)[None]
+    def rows() -> gemm_hopper.PackedFp8:
+        return gemm_hopper.pack_a(left[0], fields(a.fmt), rule.group)
 
-    def item(i: int) -> NDArray[np.float32]:
-        panels = packed.panels[i : i + 1] if len(right) > 1 else packed.panels
-        one = packed._replace(panels=panels)
-        start = None if c is None else c[i]
-        return gemm_hopper.gemm_hopper_fp8(rows(i), one, how, c=start)
-
-    out = np.empty((len(left), left.shape[1], right.shape[-1]), np.float32)
-    for i in range(len(left)):
-        out[i] = item(i)
-    return out
+    one = kept(a, "fp8 rows", rows, *by) if left.size <= KEPT_ROWS else rows()
+    start = None if c is None else c[0]
+    return gemm_hopper.gemm_hopper_fp8(one, packed, how, c=start)[None]
 
 
 def _fp8(x: Chain) -> Work | None:
