@@ -85,7 +85,7 @@ def double_planes(codes, powers, fmt, group, signs):
 @pytest.mark.parametrize("name", [*FORMATS[:3], "float6_e3m2fn", "float4_e2m1fn"])
 @pytest.mark.parametrize("signs", [False, True])
 def test_planes_of_double(name, signs):
-    """Groups of any size, items from any on, blocks of groups, scales of several groups."""
+    """Groups of any size, items of a batch, blocks of groups, scales of several groups."""
     fmt, rng = ns.get_format(name), np.random.default_rng(0)
     for m, depth, group, each, block, rows in [
         (5, 96, 32, 1, 1, 5), (3, 100, 32, 2, 2, 4), (2, 33, 5, 7, 1, 4), (4, 256, 128, 1, 2, 4),
@@ -98,19 +98,15 @@ def test_planes_of_double(name, signs):
         powers = scales[..., np.arange(groups) // each].astype(np.int32) - 127
         places = -(-group // 8) * 8
         for own, scaled in ((scales_of(scales, each), powers), (NONE, 0 * powers)):
-            room = double_left.left_room(codes, 2, (group, places), block, rows)
-            for first in (0, 2):  # the last one alone
-                found = double_left.left_planes(
-                    codes, own, fields(fmt), group, room, first, signs=signs
-                )
-                assert len(found) == min(2, 3 - first)
-                for i, planes in enumerate(found, first):
-                    of = scaled[i].T
-                    want = double_planes(codes[i], of, fmt, group, signs)
-                    got = planes.swapaxes(1, 2).reshape(groups, rows, -1)
-                    assert not got[:, m:].any()
-                    got[..., 4 * places + 1] = 0  # nothing is written there
-                    np.testing.assert_array_equal(got[:, :m], want)
+            found = double_left.left_planes(
+                codes, own, fields(fmt), (group, places), block, rows, signs=signs
+            )
+            for i, planes in enumerate(found):
+                want = double_planes(codes[i], scaled[i].T, fmt, group, signs)
+                got = planes.swapaxes(1, 2).reshape(groups, rows, -1)
+                assert not got[:, m:].any()
+                got[..., 4 * places + 1] = 0  # nothing is written there
+                np.testing.assert_array_equal(got[:, :m], want)
 
 
 @vectors

@@ -341,23 +341,16 @@ def test_what_overflows_stays_infinite(name, scale_format, block, rows):
 
 
 @vectors
-@pytest.mark.parametrize("path", [p for p in simd.PATHS if p != "plain"])
-def test_a_few_items_of_a_batch_at_a_time(monkeypatch, path):
-    """Their planes stand where those of the items before stood."""
-    rng = np.random.default_rng(6)
-    shapes = ((5, 10, 96), (5, 96, 70))
-    a, b = (
-        coded(rng, s, i, "float8_e4m3fn", 32, "float8_e8m0fnu", (100, 140))
-        for s, i in zip(shapes, (-1, -2), strict=True)
-    )
-    for c in (None, accumulator(rng, (5, 10, 70))):
-        with simd.force(path):
-            want = same(a, b, TCGEN05, c)
-            for near in (1, 3 * 4 * 3 * 12 * 132):  # one item; two or three
-                monkeypatch.setattr(gemm_double, "_NEAR", near)
-                got = ns.matmul(replace(a), replace(b), target=TCGEN05, c=c)
-                np.testing.assert_array_equal(bits(got), bits(want))
-            monkeypatch.undo()
+def test_the_depth_counts_in_how_large_sums_become():
+    """No product of 448 * 448 under 2**107 is above 2**125, and 1024 of them are infinite."""
+    codes = np.full((1024, 9), 0x7E, np.uint8)
+    for depth, want in ((8, 448.0**2 * 2.0**110), (1024, np.inf)):
+        how = {"scale_format": "float8_e8m0fnu", "block": 32}
+        some, blocks = codes[:depth], -(-depth // 32)
+        scales = [np.full(n, 127 + e, np.uint8) for n, e in (((9, blocks), 53), ((blocks, 9), 54))]
+        a = QTensor.from_codes(some.T, "float8_e4m3fn", scale_codes=scales[0], axis=-1, **how)
+        b = QTensor.from_codes(some, "float8_e4m3fn", scale_codes=scales[1], axis=-2, **how)
+        assert (same(a, b, TCGEN05) == np.float32(want)).all()
 
 
 OUTSIDE = [

@@ -30,14 +30,14 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
 )
 from numsim.kernels.gemm.cuts import change_for_cuts
-from numsim.kernels.gemm.double_left import left_planes, left_room, power_of_two
+from numsim.kernels.gemm.double_left import left_planes, power_of_two
 from numsim.kernels.gemm.scales import ONE, Scales, by_columns
 from numsim.kernels.ir import double as simd_double
 from numsim.kernels.ir import double_planes, simd
 from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
-from numsim.kernels.ir.double_planes import A_REST, A_STEP, COLUMNS, b_words, order
+from numsim.kernels.ir.double_planes import COLUMNS, b_words, order
 from numsim.kernels.ir.fp8 import LEAST, MOST
-from numsim.kernels.jit import expanded, inline, kernel, threads
+from numsim.kernels.jit import expanded, inline, kernel
 
 Array = npt.NDArray[Any]
 _ROWS = 2 * ROWS  # of a tile: more of them make a panel's planes pay
@@ -46,7 +46,6 @@ LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators witho
 # Rows up to which it pays to read codes for each anew, by path
 FEW = {"avx512": 5, "avx2": 2, "plain": 0}
 _CUT_ROWS = 5  # those of codes whose products `ir.halves` cuts, with AVX2
-_NEAR = 5 << 18  # bytes of planes that stay in a processor's second cache beside the right operand
 _POWERS = np.arange(256, dtype=np.int32) - ONE  # exponents of scales
 
 
@@ -320,24 +319,14 @@ def gemm_double(
         out[:, : shape[1]] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
         block = groups if few else 1 if simd.enabled() else 2 - groups % 2
-        left = a.reshape(*shape[:2], depth)
-        own = scales.joined(batch, m) if one else scales
+        planes = left_planes(
+            a.reshape(*shape[:2], depth), scales.joined(batch, m) if one else scales, how_a,
+            (group, places), block, tiles * tile, signs=not few,
+        )  # fmt: skip
+        laid = planes.reshape(shape[0], tiles, groups, tile, -1)
+        if few and cut:
+            change_for_cuts(planes, places, how_b)
         floor = NOTHING if least is None else max(least, NOTHING)
         entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY, kind)
-        # planes of a few items at a time, in one place, stay in the second cache
-        bytes_of = 4 * groups * tiles * tile * (A_STEP * places + A_REST)
-        items = min(max(_NEAR // bytes_of, 1) * threads(), shape[0])
-        room = left_room(left, items, (group, places), block, tiles * tile)
-        for i in range(0, shape[0], items):
-            planes = left_planes(left, own, how_a, group, room, i, signs=not few)
-            if few and cut:
-                change_for_cuts(planes, places, how_b)
-            laid = planes.reshape(len(planes), tiles, groups, tile, -1)
-            panels, powers = b.codes, b.powers
-            if items < shape[0]:
-                panels = b.codes._replace(panels=b.codes.panels[i : i + items])
-                powers = powers[i : i + items]
-            run_codes(
-                entry, out[i : i + items], laid, panels, block, kind, powers, how_b, align, floor
-            )
+        run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)
     return out[:, : shape[1]].reshape(batch, m, n)

@@ -27,12 +27,12 @@ def power_of_two(exponent: np.int32) -> Any:
 
 @kernel
 def _left(
-    signs: int, codes: Array, group: int, first: int, scales: Array, groups: int, planes: Array,
-    f: Fields, start: int, stop: int,
+    signs: int, codes: Array, group: int, scales: Array, groups: int, planes: Array, f: Fields,
+    start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Write lines start:stop, from item `first` on, of codes [batch, M, K].
+    """Write lines start:stop of codes [batch, M, K]; a block of scales has so many groups.
 
-    Planes are [items, blocks, rows, groups of a block, words]; a block of scales has `groups`.
+    Planes are [batch, blocks, rows, groups of a block, words].
     """
     (m, depth), (blocks, rows, block, size) = codes.shape[1:], planes.shape[1:]
     places = (size - A_REST) // A_STEP
@@ -40,10 +40,10 @@ def _left(
     numbers, room = words.view(np.float64), np.zeros(places, np.uint8)
     for line in range(start, stop):
         item, row = line // m, line % m
-        own = scales[min(first + item, scales.shape[0] - 1), min(row, scales.shape[1] - 1)]
+        own = scales[min(item, scales.shape[0] - 1), min(row, scales.shape[1] - 1)]
         for g in range(blocks * block):
             at = (((item * blocks + g // block) * rows + row) * block + g % block) * size
-            place, some = (first * m + line) * depth + g * group, min(group, depth - g * group)
+            place, some = line * depth + g * group, min(group, depth - g * group)
             if some == places:
                 left_double(signs, flat, place, places, words, at, block * size, f)
             else:
@@ -59,43 +59,32 @@ def _left(
 def _left_packer(signs: int) -> Callable[..., Any]:
     i64 = types.int64
     return simd.compiled(
-        _left, simd.literal(signs), simd.contiguous(types.uint8, 3), i64, i64,
+        _left, simd.literal(signs), simd.contiguous(types.uint8, 3), i64,
         simd.strided(types.uint8, 3), i64, simd.contiguous(types.int32, 5), uint32_tuple(Fields),
         i64, i64,
     )  # fmt: skip
 
 
-def left_room(codes: Array, items: int, sizes: tuple[int, int], block: int, rows: int) -> Array:
-    """Return room for the planes of so many items of codes [batch, M, K], at least M `rows` each.
-
-    Shape [items, groups / block, rows, block, words]. `sizes`: products of a group, and places for
-    them.
-    """
-    group, places = sizes
-    m, depth = codes.shape[1:]
-    words = A_STEP * places + A_REST
-    planes = np.empty((items, -(-depth // group) // block, rows, block, words), np.int32)
-    if rows > m:
-        planes[:, :, m:] = 0
-    return planes
-
-
 def left_planes(
-    codes: Array, scales: Scales, how: Fields, group: int, planes: Array, first: int = 0,
+    codes: Array, scales: Scales, how: Fields, sizes: tuple[int, int], block: int, rows: int,
     *, signs: bool = False,
 ) -> Array:  # fmt: skip
-    """Write what `ir.double_planes` makes of codes [batch, M, K] of one byte, from an item on.
+    """Return what `ir.double_planes` makes of codes [batch, M, K] of one byte, and of scales.
 
-    Parameters: `scales` of their lines; `how` codes are read; products of a group; `planes` of
-    `left_room`, returned for as many items as are left; `signs`: of `left_double`.
+    Shape [batch, groups / block, rows, block, words], of at least M rows. `sizes`: products of a
+    group, and places for them; `signs`: of `left_double`.
     """
-    planes, m = planes[: len(codes) - first], codes.shape[1]
-    pack, lines = _left_packer(int(signs)), len(planes) * m
-    whole = np.ascontiguousarray(codes.view(np.uint8))
+    batch, m, depth = codes.shape
+    group, places = sizes
+    words = A_STEP * places + A_REST
+    planes = np.empty((batch, -(-depth // group) // block, rows, block, words), np.int32)
+    if rows > m:
+        planes[:, :, m:] = 0
+    pack, lines = _left_packer(int(signs)), np.ascontiguousarray(codes.view(np.uint8))
     over_range(
         lambda start, stop: pack(
-            int(signs), whole, group, first, scales.codes, scales.groups, planes, how, start, stop
+            int(signs), lines, group, scales.codes, scales.groups, planes, how, start, stop
         ),
-        lines, grain=grain_of(lines, PACKED * lines * codes.shape[2]),
+        batch * m, grain=grain_of(batch * m, PACKED * codes.size),
     )  # fmt: skip
     return planes
