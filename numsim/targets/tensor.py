@@ -16,6 +16,7 @@ from numsim.formats import Format
 from numsim.kernels.gemm import align as gemm_align
 from numsim.kernels.gemm import codes as gemm_codes
 from numsim.kernels.gemm import values as gemm_values
+from numsim.kernels.gemm.scales import NONE, Scales, scales_of
 from numsim.kernels.ir import simd
 from numsim.kernels.rules import align as align_kernel
 from numsim.quant import QTensor
@@ -276,14 +277,17 @@ def signed_bits(low: Fraction | int, high: Fraction | int) -> int:
     return max((n if n >= 0 else ~n).bit_length() + 1 for n in (low.__floor__(), high.__floor__()))
 
 
-def lines_with(codes: NDArray[Any], marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which lines of codes [.., n] hold one that is marked, of a place for each code.
+def block_scales(q: QTensor, group: int, *, transposed: bool, magnitude: int = 255) -> Scales:
+    """Return the scales of an operand for groups of so many k; `magnitude` as in `Scales`."""
+    if q.scale_codes is None or q.block_shape is None:
+        return NONE
+    codes = batched(q.scale_codes.astype(np.uint8, copy=False))
+    codes = codes.swapaxes(1, 2) if transposed else codes
+    return scales_of(codes, max(q.block_shape) // group, magnitude)
 
-    >>> lines_with(np.array([[0, 1], [2, 0]]), np.array([False, True, False])).tolist()
-    [True, False]
-    """
-    found = np.flatnonzero(marked)
-    if not any((codes == code).any() for code in found):  # most scales are NaN in no line
-        return np.zeros(codes.shape[:-1], np.bool_)
-    lines: NDArray[np.bool_] = np.any(marked[codes], axis=-1)
-    return lines
+
+def nan_lines(sums: NDArray[Any], rows: Scales, columns: Scales) -> NDArray[Any]:
+    """Make the lines of sums [batch, M, N] NaN, in place, that have a scale that is."""
+    if rows.nan or columns.nan:
+        sums[rows.nan_lines()[:, :, None] | columns.nan_lines()[:, None, :]] = np.nan
+    return sums

@@ -7,6 +7,7 @@ import pytest
 
 import numsim as ns
 from numsim.kernels.gemm import double, hopper
+from numsim.kernels.gemm.scales import NONE
 from numsim.kernels.ir import simd
 from numsim.targets.tensor import fields
 
@@ -28,13 +29,11 @@ def product(unit, a, b, formats, group, c=None):
         rows, columns = hopper.pack_a(a, left, group), hopper.pack_b(b[None], group)
         return hopper.gemm_hopper_fp8(rows, columns, right, c=c)
     assert len(a) > double.FEW[simd.path()]
-    groups = -(-a.shape[1] // group)
-    rows, columns = (np.zeros((1, n, groups), np.int32) for n in (len(a), b.shape[1]))
-    packed = double.pack_b(b[None], columns, group)
+    packed = double.pack_b(b[None], NONE, group)
     start = None if c is None else c[None]
     align = KEPT[unit][0]
     return double.gemm_double(
-        a[None], rows, left, packed, right, group, align, None, double.PLAIN, start
+        a[None], NONE, left, packed, right, group, align, None, double.PLAIN, start
     )[0]  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from numsim.kernels.gemm import fp4 as gemm_fp4
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor, Quant
 from numsim.targets import get_target, outside, runs
+from numsim.targets.chain import Chain
 from numsim.targets.fast import fp4, fused
+from numsim.targets.rules import about
 from numsim.targets.types import Fused
 
 TCGEN05 = "nvidia.blackwell.tcgen05"
@@ -273,6 +275,82 @@ def test_the_least_exponent_counts_with_scales():
         with_floor, without = same(a, b, target), same(replace(a), replace(b), plain)
         differs |= bool((bits(with_floor) != bits(without)).any())
     assert differs
+
+
+KINDS = [("float8_e4m3fn", "float8_e8m0fnu", 32), ("float4_e2m1fn", "float8_e8m0fnu", 32),
+         ("float4_e2m1fn", "float8_e4m3fn", 16)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", simd.PATHS)
+@pytest.mark.parametrize(("name", "scale_format", "block"), KINDS)
+@pytest.mark.parametrize("where", ["a", "b", "both", "c", "b alone of its item"])
+@pytest.mark.parametrize("rows", [1, 12])
+def test_nan_of_one_scale_or_of_c(path, name, scale_format, block, where, rows):
+    """A scale makes its line NaN, all else stays a number; the bits are the unit's own."""
+    rng, k, n = np.random.default_rng(3), 96, 40
+    e4m3 = scale_format == "float8_e4m3fn"
+    size, nan = (0x38, 0xFF) if e4m3 else (127, 255)
+    batch = (3,) if where.endswith("item") else ()
+    a = coded(rng, (*batch, rows, k), -1, name, block, scale_format, (size, size + 1))
+    b = coded(rng, (*batch, k, n), -2, name, block, scale_format, (size, size + 1))
+    want = np.zeros((*batch, rows, n), bool)
+    if where in ("a", "both"):
+        a.scale_codes[0, -1] = nan
+        want[0] = True
+    if where in ("b", "both"):
+        b.scale_codes[1, 7] = nan
+        want[:, 7] = True
+    if batch:
+        b.scale_codes[1, 0, 3] = nan
+        want[1, :, 3] = True
+    c = None
+    if where == "c":
+        c = np.zeros((rows, n), np.float32)
+        c.view(np.uint32)[0, 5] = 0xFFC01234
+        want[0, 5] = True
+    with simd.force(path):
+        got = ns.matmul(a, b, target=TCGEN05, c=c)
+    np.testing.assert_array_equal(np.isnan(got), want)
+    assert (bits(got)[want] == 0x7FFFFFFF).all()
+
+
+@vectors
+@pytest.mark.parametrize(("name", "scale_format", "block"), KINDS[:2])
+@pytest.mark.parametrize("rows", [1, 12])
+def test_what_overflows_stays_infinite(name, scale_format, block, rows):
+    """Sums of one sign and then of the other: no NaN, which results are not searched for."""
+    rng, k, n = np.random.default_rng(4), 256, 40
+    a = coded(rng, (rows, k), -1, name, block, scale_format, (240, 255))
+    b = coded(rng, (k, n), -2, name, block, scale_format, (185, 255))
+    fmt = get_format(name)
+    a.codes[...] = fmt.max_code
+    b.codes[...] = rng.choice([fmt.max_code, fmt.max_code | 1 << (fmt.bits - 1), 0], (8, n)).repeat(
+        32, axis=0
+    )
+    rule = dict(get_target(TCGEN05).rules)["mx:fp4" if name.startswith("float4") else "mx:f8f6f4"]
+    chain = Chain(rule, a, b, None, get_format("float32"), TCGEN05)
+    want = about(rule).definition(chain).run()[0]
+    assert np.isinf(want).mean() > 0.5
+    assert not np.isnan(want).any()
+    for c in (None, np.where(rng.random((rows, n)) < 0.5, np.inf, -np.inf).astype(np.float32)):
+        for path in simd.PATHS:
+            with simd.force(path):
+                got = ns.matmul(replace(a), replace(b), target=TCGEN05, c=c)
+            expected = want if c is None else c
+            np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+@vectors
+def test_the_depth_counts_in_how_large_sums_become():
+    """No product of 448 * 448 under 2**107 is above 2**125, and 1024 of them are infinite."""
+    codes = np.full((1024, 9), 0x7E, np.uint8)
+    for depth, want in ((8, 448.0**2 * 2.0**110), (1024, np.inf)):
+        how = {"scale_format": "float8_e8m0fnu", "block": 32}
+        some, blocks = codes[:depth], -(-depth // 32)
+        scales = [np.full(n, 127 + e, np.uint8) for n, e in (((9, blocks), 53), ((blocks, 9), 54))]
+        a = QTensor.from_codes(some.T, "float8_e4m3fn", scale_codes=scales[0], axis=-1, **how)
+        b = QTensor.from_codes(some, "float8_e4m3fn", scale_codes=scales[1], axis=-2, **how)
+        assert (same(a, b, TCGEN05) == np.float32(want)).all()
 
 
 OUTSIDE = [

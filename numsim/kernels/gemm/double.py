@@ -31,14 +31,11 @@ from numsim.kernels.gemm.codes import (
 )
 from numsim.kernels.gemm.cuts import change_for_cuts
 from numsim.kernels.gemm.double_left import left_planes, power_of_two
+from numsim.kernels.gemm.scales import ONE, Scales, by_columns
 from numsim.kernels.ir import double as simd_double
 from numsim.kernels.ir import double_planes, simd
 from numsim.kernels.ir.double import ANY, MOST_BITS, NORMAL, NOTHING, PLAIN, ROWS, UNROLL
-from numsim.kernels.ir.double_planes import (
-    COLUMNS,
-    b_words,
-    order,
-)
+from numsim.kernels.ir.double_planes import COLUMNS, b_words, order
 from numsim.kernels.ir.fp8 import LEAST, MOST
 from numsim.kernels.jit import expanded, inline, kernel
 
@@ -49,6 +46,7 @@ LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators witho
 # Rows up to which it pays to read codes for each anew, by path
 FEW = {"avx512": 5, "avx2": 2, "plain": 0}
 _CUT_ROWS = 5  # those of codes whose products `ir.halves` cuts, with AVX2
+_POWERS = np.arange(256, dtype=np.int32) - ONE  # exponents of scales
 
 
 class PackedDouble(NamedTuple):
@@ -107,12 +105,12 @@ def kind_of(low: int, high: int, least: int | None, c: Array | None, *, scaled: 
     the largest exponent is at least; c, the accumulators' first values.
     """
     plain = high <= 116 and (least is None or least <= 2 * LEAST - 1) and not scaled
-    if plain and c is None:
-        return PLAIN
-    size = np.zeros(1, np.float32) if c is None else np.abs(c)
+    normal = low >= -120 and high < 126 and (least is None or least <= -126)
+    if c is None:
+        return PLAIN if plain else NORMAL if normal else ANY
+    size = np.abs(c)
     if plain and ((size == 0) | ((size >= LOW) & (size <= HIGH))).all():
         return PLAIN
-    normal = low >= -120 and high < 126 and (least is None or least <= -126)
     return NORMAL if normal and (size < 2.0**126).all() else ANY
 
 
@@ -286,33 +284,31 @@ def _runner(path: str, rows: int, kind: int) -> Callable[..., Any]:
     )  # fmt: skip
 
 
-def pack_b(codes: Array, powers: Array, group: int) -> PackedDouble:
-    """Pack codes [1 or batch, K, N] of one byte; `powers` [1 or batch, N, groups] of scales."""
+def pack_b(codes: Array, scales: Scales, group: int) -> PackedDouble:
+    """Pack codes [1 or batch, K, N] of one byte, with the scales of their columns."""
     slots = np.full(-(-group // UNROLL) * UNROLL, -1)
     slots[:group] = np.arange(group)
     width = COLUMNS[simd.path()]
     packed = pack_codes(codes, width, slots, group, order=order(width))
-    batch, panels, groups = packed.panels.shape[:3]
-    lines = np.zeros((batch, panels * width, groups), np.int32)
-    lines[:, : powers.shape[1]] = powers
-    turned = lines.reshape(batch, panels, width, groups).swapaxes(2, 3)
-    return PackedDouble(packed, np.ascontiguousarray(turned))
+    shape = (*packed.panels.shape[:3], width)
+    return PackedDouble(packed, by_columns(scales, _POWERS, shape, packed.lines, shape[2]))
 
 
 def gemm_double(
-    a: Array, powers: Array, how_a: Fields, b: PackedDouble, how_b: Fields, group: int, align: int,
+    a: Array, scales: Scales, how_a: Fields, b: PackedDouble, how_b: Fields, group: int, align: int,
     least: int | None, kind: int, c: Array | None = None,
 ) -> Array:  # fmt: skip
     """Return the float32 accumulators [batch, M, N] of a chain over groups of k, from c or +0.
 
-    Parameters: a [batch, M, K] codes of one byte; `powers` [batch, M, groups] int32: exponents of
-    its scales; b packed for the same group, of one item or as many as a; how their codes are read;
-    `align` fraction bits; `least` that the largest exponent is at least; `kind`: of `kind_of`;
-    c [batch, M, N] float32.
+    Parameters: a [batch, M, K] codes of one byte, and their scales, E8M0; b packed for the same
+    group, of one item or as many as a; how their codes are read; `align` fraction bits; `least`
+    that the largest exponent is at least; `kind`: of `kind_of`; c [batch, M, N] float32. What
+    overflows stays infinite: NaN comes of c alone. A scale that is NaN makes any number.
     """
     batch, m, depth = a.shape
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
-    shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
+    one = len(b.codes.panels) == 1
+    shape = (1, batch * m, n) if one else (batch, m, n)
     cut = simd.path() == "avx2" and as_halves(how_b)
     few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
     tile, whole = (1, shape[1]) if few else (_ROWS, -(-shape[1] // ROWS) * ROWS)
@@ -324,8 +320,8 @@ def gemm_double(
     if out.size:
         block = groups if few else 1 if simd.enabled() else 2 - groups % 2
         planes = left_planes(
-            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile,
-            signs=not few,
+            a.reshape(*shape[:2], depth), scales.joined(batch, m) if one else scales, how_a,
+            (group, places), block, tiles * tile, signs=not few,
         )  # fmt: skip
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
         if few and cut:

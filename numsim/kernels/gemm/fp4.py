@@ -25,6 +25,7 @@ from numsim.kernels.gemm.codes import (
     run_codes,
     scratch_words,
 )
+from numsim.kernels.gemm.scales import Scales, by_columns
 from numsim.kernels.ir import fp4 as simd_fp4
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.align import NO_TERM
@@ -38,6 +39,7 @@ from numsim.kernels.ir.fp4 import (
     LIFT,
     RUNS,
     STEP,
+    left_fp4,
 )
 from numsim.kernels.jit import PACKED, grain_of, inline, kernel, over_range
 
@@ -51,12 +53,12 @@ _ORDER = np.arange(STEP)
 
 
 class ScaleCodes(NamedTuple):
-    """Scales of one operand: codes of every run of 16 k, and what each of 256 codes means.
+    """Scales of one operand, of every run of 16 k, and what each of 256 codes means.
 
-    `codes` [batch, lines, runs] uint8; `exponents`, `significands` [256] int32.
+    `exponents`, `significands` [256] int32.
     """
 
-    codes: Array
+    codes: Scales
     exponents: Array
     significands: Array
 
@@ -160,49 +162,51 @@ def _run_few(
 
 @kernel
 def _left(
-    codes: Array, scales: Array, exponents: Array, significands: Array, twice: Array,
+    codes: Array, scales: Array, each: int, exponents: Array, significands: Array, twice: Array,
     planes: Array, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Write rows start:stop of codes [M, K] as [tiles, steps, rows of a tile, words].
+    """Write lines start:stop of codes [batch, M, K] as [batch, tiles, steps, rows, words].
 
-    `twice`: the bytes of the 16 codes. Rows whose words are `FEW_WORDS` get their sums too.
+    `twice`: the bytes of the 16 codes; a block of scales has `each` runs. Rows whose words are
+    `FEW_WORDS` get their sums too.
     """
-    depth, steps, runs, most = codes.shape[1], planes.shape[1], scales.shape[1], np.int32(0)
-    tile, size = planes.shape[2], planes.shape[3]
-    bytes_of, zero = planes.view(np.uint8), twice[0]
-    for row in range(start, stop):
-        line, own = codes[row], scales[row]
+    (m, depth), (tiles, steps, tile, size) = codes.shape[1:], planes.shape[1:]
+    runs = (depth + RUN - 1) // RUN
+    flat, words, bytes_of = codes.reshape(-1), planes.reshape(-1), planes.reshape(-1).view(np.int8)
+    room, most = np.zeros(STEP, np.uint8), np.int32(0)
+    for line in range(start, stop):
+        item, row = line // m, line % m
+        own = scales[item, row]
+        first = ((item * tiles + row // tile) * steps * tile + row % tile) * size
         for step in range(steps):
-            words = planes[row // tile, step, row % tile]
-            places = bytes_of[row // tile, step, row % tile]
-            first = step * STEP
-            for j in range(min(STEP, depth - first)):
-                places[j] = twice[line[first + j] & 15]
-            for j in range(max(depth - first, 0), STEP):
-                places[j] = zero
+            at, place = first + step * tile * size, line * depth + step * STEP
+            left = depth - step * STEP
+            if left >= STEP:
+                zeros = left_fp4(flat, place, words, at, twice)
+            else:
+                for j in range(STEP):
+                    room[j] = flat[place + j] if j < left else np.uint8(0)
+                zeros = left_fp4(room, 0, words, at, twice)
+            if step % block == 0:
+                most = np.int32(0)
             for s in range(RUNS):
                 run = step * RUNS + s
-                code = own[min(run, runs - 1)]
+                code = own[min(run, runs - 1) // each]
                 e = exponents[code] if run < runs else np.int32(NO_TERM)
-                words[STEP // 4 + s] = e
-                words[STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
+                words[at + STEP // 4 + s] = e
+                words[at + STEP // 4 + RUNS + s] = significands[code] * np.int32(0x10001)
+                if run < runs:
+                    most = max(most, np.int32(zeros >> np.int32(8 * s)) & np.int32(255))
             if size == FEW_WORDS:
                 for s in range(RUNS):
                     low, high = np.int32(0), np.int32(0)
-                    for j in range(s * RUN, (s + 1) * RUN, 4):
-                        low -= np.int32(np.int8(places[j])) + np.int32(np.int8(places[j + 1]))
-                        high -= np.int32(np.int8(places[j + 2])) + np.int32(np.int8(places[j + 3]))
+                    for j in range(4 * at + s * RUN, 4 * at + (s + 1) * RUN, 4):
+                        low -= np.int32(bytes_of[j]) + np.int32(bytes_of[j + 1])
+                        high -= np.int32(bytes_of[j + 2]) + np.int32(bytes_of[j + 3])
                     low, high = np.int32(low * LIFT), np.int32(high * LIFT)
                     both = np.int32(high << np.int32(16)) | np.int32(low & np.int32(0xFFFF))
-                    words[STEP // 4 + 2 * RUNS + s] = both
-            if step % block == 0:
-                most = np.int32(0)
-            for s in range(min(RUNS, runs - step * RUNS)):
-                zeros = np.uint8(0)
-                for j in range(s * RUN, (s + 1) * RUN):
-                    zeros = np.uint8(zeros + np.uint8(places[j] == zero))
-                most = max(most, np.int32(zeros))
-            planes[row // tile, step - step % block, row % tile, size - 1] = most
+                    words[at + STEP // 4 + 2 * RUNS + s] = both
+            words[first + (step - step % block) * tile * size + size - 1] = most
 
 
 @kernel
@@ -240,10 +244,10 @@ def _runner(few: bool) -> Callable[..., Any]:
 
 @cache
 def _left_packer() -> Callable[..., Any]:
-    table, codes = simd.contiguous(types.int32, 1), simd.strided(types.uint8, 2)
+    table, i64 = simd.contiguous(types.int32, 1), types.int64
     return simd.compiled(
-        _left, codes, codes, table, table, simd.contiguous(types.uint8, 1),
-        simd.contiguous(types.int32, 4), *(types.int64,) * 3,
+        _left, simd.contiguous(types.uint8, 3), simd.strided(types.uint8, 3), i64, table, table,
+        simd.contiguous(types.uint8, 1), simd.contiguous(types.int32, 5), i64, i64, i64,
     )  # fmt: skip
 
 
@@ -251,15 +255,18 @@ def pack_b(codes: Array, scales: ScaleCodes) -> PackedFp4:
     """Pack codes [1 or batch, K, N], of any strides; scales of their columns."""
     packed = pack_codes(codes, COLUMNS, _ORDER, STEP, run=4)
     batch, panels, steps = packed.panels.shape[:3]
-    lines = np.zeros((batch, panels * COLUMNS, steps * RUNS), np.uint8)
-    lines[:, : scales.codes.shape[1], : scales.codes.shape[2]] = scales.codes
-    turned = lines.reshape(batch, panels, COLUMNS, steps, RUNS).transpose(0, 1, 3, 4, 2)
-    flat = turned.reshape(batch, panels, steps, RUNS * COLUMNS)
     words_of = scales.significands << 16 | scales.exponents & 0xFFFF
+    shape, runs = (batch, panels, steps * RUNS, COLUMNS), -(-codes.shape[1] // RUN)
+    words = by_columns(scales.codes, words_of.astype(np.int32), shape, packed.lines, runs)
     zeros = np.empty((batch, panels, steps), np.uint8)
-    words = packed.panels.view(np.uint8).reshape(batch, panels, steps, STEP // 4, COLUMNS, 4)
-    _most_zeros(words, codes.shape[2], codes.shape[1], zeros)
-    return PackedFp4(packed, words_of.astype(np.int32)[flat], zeros)
+    bytes_of = packed.panels.view(np.uint8).reshape(batch, panels, steps, STEP // 4, COLUMNS, 4)
+    _most_zeros(bytes_of, codes.shape[2], codes.shape[1], zeros)
+    return PackedFp4(packed, words.reshape(batch, panels, steps, RUNS * COLUMNS), zeros)
+
+
+@cache
+def _bytes_of(few: bool, twice: bytes) -> Array:
+    return (np.frombuffer(twice, np.int8).astype(np.int16) + (0 if few else LIFT)).astype(np.uint8)
 
 
 def gemm_fp4(
@@ -270,11 +277,12 @@ def gemm_fp4(
 
     Parameters: a [batch, M, K] codes, `scales` of their rows; b packed, of one item or as many;
     `twice`: twice the values of the 16 codes, int8; `fraction`, `align`, `least` as in
-    `simd_fp4.fp4_tile`; c [batch, M, N] float32. No scale is NaN.
+    `simd_fp4.fp4_tile`; c [batch, M, N] float32. What overflows stays infinite: NaN comes of c
+    alone. A scale that is NaN makes any number.
     """
     batch, m, depth = a.shape
-    n, steps = b.codes.lines, b.codes.panels.shape[2]
-    shape = (1, batch * m, n) if len(b.codes.panels) == 1 else (batch, m, n)
+    n, steps, one = b.codes.lines, b.codes.panels.shape[2], len(b.codes.panels) == 1
+    shape = (1, batch * m, n) if one else (batch, m, n)
     few = shape[1] <= FEW
     rows_of, words, block = (1, FEW_WORDS, min(steps, _LONG)) if few else (_ROWS, A_WORDS, _BLOCK)
     tiles = -(-shape[1] // rows_of)
@@ -282,20 +290,19 @@ def gemm_fp4(
     if c is not None:
         out[:, : shape[1]] = c.reshape(shape)
     if out.size:
-        lines = a.view(np.uint8).reshape(*shape[:2], depth)
-        own = scales.codes.reshape(*shape[:2], -1)
-        planes = np.zeros((shape[0], tiles, steps, rows_of, words), np.int32)
-        bytes_ = (twice.astype(np.int16) + (0 if few else LIFT)).astype(np.uint8)
-        pack = _left_packer()
-        for i in range(shape[0]):
-
-            def rows(start: int, stop: int, i: int = i) -> object:
-                return pack(
-                    lines[i], own[i], scales.exponents, scales.significands, bytes_, planes[i],
-                    block, start, stop,
-                )  # fmt: skip
-
-            over_range(rows, shape[1], grain=grain_of(shape[1], PACKED * lines[i].size))
+        lines = np.ascontiguousarray(a.view(np.uint8)).reshape(*shape[:2], depth)
+        own = scales.codes.joined(batch, m) if one else scales.codes
+        planes = np.empty((shape[0], tiles, steps, rows_of, words), np.int32)
+        if tiles * rows_of > shape[1]:
+            planes[:, -1, :, 1:] = 0
+        pack, bytes_, total = _left_packer(), _bytes_of(few, twice.tobytes()), shape[0] * shape[1]
+        over_range(
+            lambda start, stop: pack(
+                lines, own.codes, own.groups, scales.exponents, scales.significands, bytes_,
+                planes, block, start, stop,
+            ),
+            total, grain=grain_of(total, PACKED * a.size),
+        )  # fmt: skip
         run_codes(
             _runner(few), out, planes, b.codes, block, b.scales, b.zeros, twice, fraction, align,
             max(least, _LEAST),

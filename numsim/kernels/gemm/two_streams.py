@@ -31,6 +31,7 @@ from numsim.kernels.gemm.codes import (
 from numsim.kernels.gemm.cuts import change_for_cuts
 from numsim.kernels.gemm.double import HIGH, LOW, reads_codes, tables_of
 from numsim.kernels.gemm.double_left import left_planes
+from numsim.kernels.gemm.scales import NONE
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.double_planes import COLUMNS, b_words, order, right_double
 from numsim.kernels.ir.fp8 import LEAST, MOST
@@ -230,9 +231,8 @@ def gemm_two_streams(
         few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
         tile, block = (1, groups) if few else (_ROWS, 2 - groups % 2)
         tiles = -(-shape[1] // tile)
-        powers = np.zeros((*shape[:2], groups), np.int32)
         planes = left_planes(
-            a.reshape(*shape[:2], depth), powers, how_a, (group, places), block, tiles * tile
+            a.reshape(*shape[:2], depth), NONE, how_a, (group, places), block, tiles * tile
         )
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
         if few and cut:

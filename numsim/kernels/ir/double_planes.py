@@ -37,7 +37,6 @@ from numsim.kernels.ir.simd import (
     I32,
     I64,
     PAGE,
-    broadcast,
     emitted,
     fetch,
     loop,
@@ -269,51 +268,70 @@ def right_double(
 
 
 @emitted
-def left_double(typing: Any, signs: Any, codes: Any, runs: Any, planes: Any, fields: Any) -> Any:
-    """Write the exponents, lowest bits and float64 values of `runs` runs of 8 k of a row.
+def left_double(
+    typing: Any, signs: Any, codes: Any, codes_at: Any, count: Any, planes: Any, planes_at: Any,
+    ahead: Any, fields: Any,
+) -> Any:  # fmt: skip
+    """Write the exponents, lowest bits and float64 values of `count` codes of a row, by eights.
 
     `signs`, literal: signs of all eight in place of lowest bits, as in `right_double`; values are
-    then larger in size by their last place. `fields`: as there.
+    then larger in size by their last place. `fields`: as there. Words `ahead` are written next, and
+    asked for: a row's groups lie far apart, and a store waits for memory that is in no cache.
     """
     if not isinstance(signs, types.IntegerLiteral):
         return None
     by_signs = bool(signs.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        small = ir.VectorType(I8, 8)
-        source = vectors_of(context, b, sig.args[1], args[1], small)
-        target = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        v = lanes(8)
-        more = TURN
-        bytes_of, _ = planes_reader(b, v, args[4], LEFT, LOWEST + more, NO_LEFT + more & 255)
+        source = pointer_at(context, b, sig.args[1], args[1], args[2])
+        target = pointer_at(context, b, sig.args[4], args[4], args[5])
+        v, more, how = lanes(8), TURN, args[7]
+        bytes_of, _ = planes_reader(b, v, how, LEFT, LOWEST + more, NO_LEFT + more & 255)
         zero = float(NEAR_ZERO) if by_signs else 0.0
-        halves_of = half_reader(b, v, args[4], double=True, zero=zero)
-        sign = field_of(b, args[4], 1, small)
+        halves_of = half_reader(b, v, how, double=True, zero=zero)
+        sign = field_of(b, how, 1, v.bytes)
+        rest = ir.Constant(v.bytes, [int(by_signs)] + [0] * 31)  # the lower bytes of a value
 
-        def run(i: Any, carried: list[Any]) -> list[Any]:
-            code = b.load(b.gep(source, [i]), align=1)
-            four = ir.Constant(ir.VectorType(I32, 32), [n // 4 for n in range(32)])
-            words = b.shuffle_vector(code, code, four)
-            twice = ir.Constant(ir.VectorType(I32, 32), [n // 2 % 8 for n in range(32)])
-            high = b.bitcast(halves_of(b.shuffle_vector(code, code, twice)), lanes(8).words)
-            high = b.bitcast(high, ir.VectorType(ir.IntType(16), 16))
-            first = ir.Constant(ir.VectorType(I32, 8), [*range(8)])
-            values = b.zext(b.shuffle_vector(high, high, first), _VL)
-            values = b.shl(values, splat(_VL, 48))
-            places = [b.zext(b.bitcast(x, _V32), _VL) for x in bytes_of(b.bitcast(words, v.words))]
+        def picked(x: Any, y: Any, at: list[int]) -> Any:
+            return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(at)), at))
+
+        def some(first: Any, count: int) -> None:
+            small = ir.VectorType(I8, count).as_pointer()
+            code = b.load(b.bitcast(b.gep(source, [first]), small), align=1)
+            code = picked(code, code, [n % count for n in range(32)])
+            exponents, second = bytes_of(b.bitcast(code, v.words))
+            twice = [[n + k // 2 for k in range(32)] for n in range(0, count, 16)]
+            highs = [b.bitcast(halves_of(picked(code, code, at)), v.bytes) for at in twice]
             if by_signs:
-                values = b.or_(values, splat(_VL, 1))
-                negative = b.icmp_unsigned("!=", b.and_(code, sign), splat(small, 0))
-                bits = b.zext(b.bitcast(negative, I8), I64)
-                places[1] = broadcast(b, b.mul(bits, ir.Constant(I64, 0x01010101)), _VL)
-            heads = b.or_(places[0], b.shl(places[1], splat(_VL, 32)))
-            order = ir.Constant(ir.VectorType(I32, 16), [n // 2 + 8 * (n % 2) for n in range(16)])
-            at = b.gep(target, [b.mul(i, ir.Constant(I64, 8 * A_STEP))])
-            whole = b.shuffle_vector(heads, values, order)
-            b.store(whole, b.bitcast(at, whole.type.as_pointer()), align=4)
-            return carried
+                negative = b.icmp_unsigned("!=", b.and_(code, sign), splat(v.bytes, 0))
+                eights = b.bitcast(b.bitcast(negative, I32), ir.VectorType(I8, 4))
+                second = picked(eights, eights, [n // 8 for n in range(32)])
+            here = b.gep(target, [b.mul(first, ir.Constant(I64, A_STEP))])
+            for word in range(0, A_STEP * count, 16):
+                fetch(b, b.gep(here, [b.add(args[6], ir.Constant(I64, word))]), write=True)
+            put = storing(b, here)
+            for k in range(0, count, 8):  # four bytes of each: exponent, second, those of the value
+                both = picked(exponents, second, [k + n // 2 + 32 * (n % 2) for n in range(16)])
+                high = picked(highs[k // 16], highs[k // 16], [k % 16 * 2 + n for n in range(16)])
+                both, high = (b.bitcast(x, ir.VectorType(I16, 8)) for x in (both, high))
+                each = picked(both, high, [n // 2 + 8 * (n % 2) for n in range(16)])
+                for first_of in (0, 4):
+                    at = []
+                    for n in range(4 * first_of, 4 * first_of + 16, 4):
+                        at += [n] * 4 + [n + 1] * 4 + [32] + [33] * 5 + [n + 2, n + 3]
+                    put(A_STEP * (k + first_of), picked(b.bitcast(each, v.bytes), rest, at))
 
-        loop(b, args[2], [], run)
+        def over(start: Any, stop: Any, count: int) -> None:
+            def body(i: Any, carried: list[Any]) -> list[Any]:
+                some(b.add(start, b.mul(i, ir.Constant(I64, count))), count)
+                return carried
+
+            loop(b, b.sdiv(b.sub(stop, start), ir.Constant(I64, count)), [], body)
+
+        most = b.and_(args[3], ir.Constant(I64, -32))
+        over(ir.Constant(I64, 0), most, 32)
+        over(most, args[3], 8)
         return context.get_dummy_value()
 
-    return types.void(signs, codes, types.int64, planes, fields), codegen
+    i64 = types.int64
+    return types.void(signs, codes, i64, i64, planes, i64, i64, fields), codegen

@@ -10,6 +10,7 @@ of either side has so many, a block of steps need not look.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -70,12 +71,7 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         first = [pointer_at(context, b, sig.args[i], args[i], ir.Constant(I64, 0)) for i in (0, 2)]
-        small = ir.VectorType(I8, 16)
-        table = pointer_at(context, b, sig.args[3], args[3], ir.Constant(I64, 0))
-        table = b.load(b.bitcast(table, small.as_pointer()), align=1)
-        both = ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2)
-        table = b.shuffle_vector(table, table, both)
-        look_up = declared(b, "llvm.x86.avx2.pshuf.b", _BYTES, _BYTES, _BYTES)
+        look_up, _ = _table(context, b, sig.args[3], args[3])
 
         def at(which: int, step: Any, words: int, size: int, plus: int, vector: Any) -> Any:
             place = b.add(b.mul(step, ir.Constant(I64, words * size)), ir.Constant(I64, plus))
@@ -87,8 +83,7 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
                 for word in range(WORDS):
                     n = (run * WORDS + word) * COLUMNS
                     code = b.load(at(0, k, B_CODES, 4, 4 * n, _BYTES), align=1)
-                    code = b.and_(code, splat(_BYTES, 15))
-                    value = b.call(look_up, [table, code])
+                    value = look_up(code)
                     b.store(value, at(1, k, B_WORDS, 1, n, _BYTES), align=4)
                     lifted = _pair_products(b, splat(_BYTES, LIFT), value)
                     total = b.sub(total, lifted)
@@ -100,6 +95,48 @@ def right_fp4(typing: Any, codes: Any, count: Any, planes: Any, twice: Any) -> A
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, planes, twice), codegen
+
+
+@emitted
+def left_fp4(
+    typing: Any, codes: Any, codes_at: Any, planes: Any, planes_at: Any, twice: Any
+) -> Any:  # fmt: skip
+    """Write the bytes of a step of codes of a row; return how many zeros each run has, a byte each.
+
+    `twice`: a byte for each of 16 codes, the first that of zeros.
+    """
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        source = pointer_at(context, b, sig.args[0], args[0], args[1])
+        target = pointer_at(context, b, sig.args[2], args[2], args[3])
+        look_up, zero = _table(context, b, sig.args[4], args[4])
+        count = declared(b, "llvm.ctpop.i16", I16, I16)
+        found = ir.Constant(I32, 0)
+        for half in range(2):
+            at = b.bitcast(b.gep(source, [ir.Constant(I64, 32 * half)]), _BYTES.as_pointer())
+            value = look_up(b.load(at, align=1))
+            at = b.bitcast(b.gep(target, [ir.Constant(I64, 8 * half)]), _BYTES.as_pointer())
+            b.store(value, at, align=4)
+            zeros = b.bitcast(b.icmp_unsigned("==", value, zero), I32)
+            for run in range(2):
+                own = b.trunc(b.lshr(zeros, ir.Constant(I32, 16 * run)), I16)
+                own = b.zext(b.call(count, [own]), I32)
+                found = b.or_(found, b.shl(own, ir.Constant(I32, 8 * (2 * half + run))))
+        return found
+
+    return types.int32(codes, types.int64, planes, types.int64, twice), codegen
+
+
+def _table(context: Any, b: Any, kind: Any, table: Any) -> tuple[Callable[[Any], Any], Any]:
+    """Return a look-up of 32 codes in a table of 16 bytes, and its first byte in every lane."""
+    small = ir.VectorType(I8, 16)
+    first = pointer_at(context, b, kind, table, ir.Constant(I64, 0))
+    bytes_of = b.load(b.bitcast(first, small.as_pointer()), align=1)
+    both = ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2)
+    wide = b.shuffle_vector(bytes_of, bytes_of, both)
+    zero = b.shuffle_vector(bytes_of, bytes_of, ir.Constant(both.type, [0] * 32))
+    pick = declared(b, "llvm.x86.avx2.pshuf.b", _BYTES, _BYTES, _BYTES)
+    return lambda codes: b.call(pick, [wide, b.and_(codes, splat(_BYTES, 15))]), zero
 
 
 class _Planes:
@@ -149,18 +186,15 @@ class _Codes(_Planes):
 
     zero_left, zero_right = 0, LIFT
 
-    def __init__(self, b: Any, tile: Tile, table: Any, scales: Any) -> None:
+    def __init__(self, b: Any, tile: Tile, look_up: Callable[[Any], Any], scales: Any) -> None:
         super().__init__(b, tile, 1)
-        self.table, self.scales = table, scales
-        self.look_up = declared(b, "llvm.x86.avx2.pshuf.b", _BYTES, _BYTES, _BYTES)
+        self.look_up, self.scales = look_up, scales
 
     def left(self, k: Any, r: int, word: int) -> Any:
         return broadcast(self.b, self.tile.scalar(k, FEW_WORDS, word), _V32)
 
     def right(self, k: Any, word: int) -> Any:
-        b = self.b
-        code = b.and_(self.tile.columns(k, B_CODES, word * COLUMNS, _BYTES), splat(_BYTES, 15))
-        return b.call(self.look_up, [self.table, code])
+        return self.look_up(self.tile.columns(k, B_CODES, word * COLUMNS, _BYTES))
 
     def products(self, left: Any, right: Any) -> Any:
         return _pair_products(self.b, right, left)
@@ -314,16 +348,12 @@ def fp4_row(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
-        small = ir.VectorType(I8, 16)
-        table = pointer_at(context, b, sig.args[0], args[0], ir.Constant(I64, 0))
-        table = b.load(b.bitcast(table, small.as_pointer()), align=1)
-        both = ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2)
-        table = b.shuffle_vector(table, table, both)
+        look_up, _ = _table(context, b, sig.args[0], args[0])
         words = pointer_at(context, b, sig.args[1], args[1], args[2])
         own = tile.scalar(ir.Constant(I64, 0), FEW_WORDS, FEW_WORDS - 1)
         room = b.sub(ir.Constant(I32, 16), b.trunc(args[3], I32))
         doubt = b.icmp_signed(">=", own, room)
-        _Arithmetic(b, _Codes(b, tile, table, words), *args[-3:]).run(tile, doubt)
+        _Arithmetic(b, _Codes(b, tile, look_up, words), *args[-3:]).run(tile, doubt)
         return context.get_dummy_value()
 
     i64 = types.int64

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
+from numsim.formats import Format
 from numsim.kernels.gemm import fp4 as gemm_fp4
+from numsim.kernels.gemm.fp4 import RUN
+from numsim.kernels.gemm.scales import Scales
 from numsim.kernels.ir import simd
 from numsim.quant import QTensor
 from numsim.quant.kept import kept
@@ -16,11 +21,8 @@ from numsim.targets.chain import (
     one_nan,
 )
 from numsim.targets.rules import ScaledFp4
-from numsim.targets.rules.scaled_fp4 import run_scales, scale_meaning
-from numsim.targets.tensor import (
-    batched,
-    lines_with,
-)
+from numsim.targets.rules.scaled_fp4 import scale_meaning
+from numsim.targets.tensor import batched, block_scales, nan_lines
 
 
 def fp4_applies(a: QTensor, b: QTensor) -> bool:
@@ -32,31 +34,38 @@ def fp4(
     a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: ScaledFp4
 ) -> NDArray[np.float32]:
     """Blackwell's k = 64 block-scaled FP4; a NaN scale makes all of its line NaN."""
-    means_a, means_b = scale_meaning(a), scale_meaning(b)
-    twice = (a.fmt.values() * 2).astype(np.int8)
-    scales_a = run_scales(a, transposed=False)
-    own = gemm_fp4.ScaleCodes(scales_a, means_a.exponents, means_a.significands)
+    own, fraction_a = _scales(a, transposed=False)
 
-    def pack() -> tuple[gemm_fp4.PackedFp4, NDArray[np.bool_]]:
-        codes = run_scales(b, transposed=True)
-        scales = gemm_fp4.ScaleCodes(codes, means_b.exponents, means_b.significands)
-        return gemm_fp4.pack_b(batched(b.codes), scales), lines_with(codes, means_b.nan)
+    def pack() -> tuple[gemm_fp4.PackedFp4, Scales, int]:
+        scales, fraction = _scales(b, transposed=True)
+        return gemm_fp4.pack_b(batched(b.codes), scales), scales.codes, fraction
 
-    packed, nan_columns = kept(b, "fp4", pack)
-    fraction = means_a.fraction + means_b.fraction
+    packed, columns, fraction_b = kept(b, "fp4", pack)
     sums = gemm_fp4.gemm_fp4(
-        batched(a.codes), own, packed, twice, fraction, rule.align_bits, rule.min_exponent, c=c
+        batched(a.codes), own, packed, _twice(a.fmt), fraction_a + fraction_b, rule.align_bits,
+        rule.min_exponent, c=c,
     )  # fmt: skip
-    nan_rows = lines_with(scales_a, means_a.nan)
-    if nan_rows.any() or nan_columns.any():
-        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
-    return sums
+    if c is None and not (own.codes.nan or columns.nan):
+        return sums  # without NaN
+    return one_nan(nan_lines(sums, own.codes, columns), rule)
+
+
+def _scales(q: QTensor, *, transposed: bool) -> tuple[gemm_fp4.ScaleCodes, int]:
+    """Return the scales of an operand by their codes, and fraction bits of their significands."""
+    meaning = scale_meaning(q)
+    codes = block_scales(q, RUN, transposed=transposed, magnitude=meaning.magnitude)
+    return gemm_fp4.ScaleCodes(codes, meaning.exponents, meaning.significands), meaning.fraction
+
+
+@cache
+def _twice(f: Format) -> NDArray[np.int8]:
+    return (f.values() * 2).astype(np.int8)
 
 
 def _vectors(x: Chain) -> Work | None:
     if not fp4_applies(x.a, x.b):
         return None
-    return Work("runs of scaled FP4", lambda: one_nan(fp4(x.a, x.b, x.c, x.rule), x.rule))
+    return Work("runs of scaled FP4", lambda: fp4(x.a, x.b, x.c, x.rule))
 
 
 SCALED_FP4: Ways = (_vectors,)

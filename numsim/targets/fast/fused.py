@@ -17,9 +17,10 @@ from numsim.kernels.gemm import double as gemm_double
 from numsim.kernels.gemm import hopper as gemm_hopper
 from numsim.kernels.gemm import two_streams as gemm_two_streams
 from numsim.kernels.gemm.codes import Fields
+from numsim.kernels.gemm.scales import ONE, Scales
 from numsim.kernels.ir import align as kinds
 from numsim.kernels.ir import simd
-from numsim.kernels.ir.double import PLAIN
+from numsim.kernels.ir.double import ANY
 from numsim.kernels.rules.align import Block
 from numsim.quant import QTensor
 from numsim.quant.kept import kept
@@ -35,10 +36,11 @@ from numsim.targets.tensor import (
     KEPT_ROWS,
     Planes,
     batched,
+    block_scales,
     coded,
     fields,
     finite,
-    lines_with,
+    nan_lines,
     planes,
     short_codes,
     small_floats,
@@ -48,7 +50,6 @@ from numsim.targets.tensor import (
 )
 
 FP8 = "FP8 with 13 fraction bits"
-_NAN_SCALE = np.arange(256) == 255  # E8M0
 
 
 def fp8_applies(a: QTensor, b: QTensor, c: NDArray[Any] | None, out: Format, rule: Fused) -> bool:
@@ -128,46 +129,30 @@ def _whole(q: QTensor, axis: int, group: int) -> bool:
     return q.block_shape[axis] % group == 0
 
 
-def _powers(q: QTensor, group: int, *, transposed: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return exponents of E8M0 scales of groups [batch, lines, groups], and which lines are NaN."""
-    depth = q.shape[-2 if transposed else -1]
-    groups = -(-depth // group)
-    if q.scale_codes is None or q.block_shape is None:
-        lines = q.shape[-1 if transposed else -2]
-        shape = (math.prod(q.shape[:-2]), lines)
-        return np.zeros((*shape, groups), np.int32), np.zeros(shape, np.bool_)
-    codes = batched(q.scale_codes.astype(np.int32))
-    codes = codes.transpose(0, 2, 1) if transposed else codes
-    wide = np.repeat(codes, max(q.block_shape) // group, axis=-1)[..., :groups]
-    return wide - 127, lines_with(wide, _NAN_SCALE)
-
-
 def double(
     a: QTensor, b: QTensor, c: NDArray[np.float32] | None, rule: Fused
 ) -> NDArray[np.float32]:
     """Small formats on units that keep many fraction bits; a NaN scale makes its line NaN."""
 
-    def pack() -> tuple[gemm_double.PackedDouble, NDArray[np.bool_], tuple[int, int]]:
-        powers, nan = _powers(b, rule.group, transposed=True)
-        ends = int(powers.min()), int(powers.max())
-        return gemm_double.pack_b(batched(b.codes), powers, rule.group), nan, ends
+    def pack() -> tuple[gemm_double.PackedDouble, Scales]:
+        scales = block_scales(b, rule.group, transposed=True)
+        return gemm_double.pack_b(batched(b.codes), scales, rule.group), scales
 
-    packed, nan_columns, (least, most) = kept(b, "double", pack, rule.group, simd.path())
-    powers, nan_rows = _powers(a, rule.group, transposed=False)
-    ends = (0, 0) if a.scale_codes is None else (int(powers.min()), int(powers.max()))
-    low = a.fmt.emin + b.fmt.emin + ends[0] + least
-    high = a.fmt.emax + b.fmt.emax + 2 + ends[1] + most + a.shape[-1].bit_length()
-    scaled = a.scale_codes is not None or b.scale_codes is not None
-    kind = gemm_double.kind_of(low, high, rule.min_exponent, c, scaled=scaled)
+    packed, columns = kept(b, "double", pack, rule.group, simd.path())
+    rows = block_scales(a, rule.group, transposed=False)
+    low = a.fmt.emin + b.fmt.emin + rows.least + columns.least - 2 * ONE
+    high = a.fmt.emax + b.fmt.emax + 2 + rows.greatest + columns.greatest - 2 * ONE
+    kind = gemm_double.kind_of(
+        low, high + a.shape[-1].bit_length(), rule.min_exponent, c,
+        scaled=a.scale_codes is not None or b.scale_codes is not None,
+    )  # fmt: skip
     sums = gemm_double.gemm_double(
-        batched(a.codes), powers, fields(a.fmt), packed, fields(b.fmt),
+        batched(a.codes), rows, fields(a.fmt), packed, fields(b.fmt),
         rule.group, rule.align_bits, rule.min_exponent, kind, c,
     )  # fmt: skip
-    if not scaled and kind == PLAIN:
-        return sums  # without Inf and NaN
-    if nan_rows.any() or nan_columns.any():
-        sums[nan_rows[:, :, None] | nan_columns[:, None, :]] = np.nan
-    return one_nan(sums, rule)
+    if (c is None or kind != ANY) and not (rows.nan or columns.nan):
+        return sums  # without NaN
+    return one_nan(nan_lines(sums, rows, columns), rule)
 
 
 def _double(x: Chain) -> Work | None:

@@ -57,18 +57,19 @@ class ScaleMeaning(NamedTuple):
     exponents: NDArray[np.int32]
     nan: NDArray[np.bool_]
     fraction: int
+    magnitude: int  # bits of a code without its sign; NaN has them all
 
 
 @cache
 def _scale_meaning(e8m0: bool) -> ScaleMeaning:
     codes = np.arange(256, dtype=np.int32)
     if e8m0:
-        return ScaleMeaning(np.ones_like(codes), codes - 127, codes == 255, 0)
+        return ScaleMeaning(np.ones_like(codes), codes - 127, codes == 255, 0, 255)
     magnitude = codes & 0x7F  # the unit ignores the sign of an E4M3 scale
     field = magnitude >> 3
     significands = np.where(field > 0, 8, 0).astype(np.int32) + (magnitude & 7)
     exponents = np.where(magnitude > 0, np.maximum(field, 1) - 7, kernel.NO_TERM)
-    return ScaleMeaning(significands, exponents.astype(np.int32), magnitude == 0x7F, 3)
+    return ScaleMeaning(significands, exponents.astype(np.int32), magnitude == 0x7F, 3, 0x7F)
 
 
 def scale_meaning(q: QTensor) -> ScaleMeaning:
