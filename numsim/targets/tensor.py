@@ -40,7 +40,7 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
 
 # Codes of a left operand that is kept packed, in up to twelve times the memory: it is often that of
 # several products, and where they are small, packing is a good part of them.
-KEPT_ROWS = 4096
+KEPT_ROWS = 1 << 18
 _MARKED_BITS = 20  # floats of at most so many are surveyed by the codes that occur
 
 
