@@ -64,7 +64,7 @@ def power_rows(f: Format, power: Power, wide: bool) -> Rows | None:
 
     def store(x: Array, kind: int, codes: Array, scales: Array, bytes_: Array) -> float:
         along = block_codes.along(to, x.dtype, code)
-        if x.size <= GRAIN:
+        if x.size <= GRAIN or threads() == 1:
             good = along(x, kind, power, how, scales, bytes_, codes, 0, len(x))
             return 1.0 if good else -1.0
         found: list[bool] = []

@@ -41,6 +41,7 @@ RULES = {
        for name in NARROW for above in ("per_tensor", None)},
     "nvfp4 of 32": Quant(E2M1, block=32, scale_format="float8_e4m3fn"),
     "nvfp4 up to 256": two_levels("float8_e4m3fn", scale_max=256.0),
+    "nvfp4 up to 250": two_levels("float8_e4m3fn", scale_max=250.0),  # which is rounded up
     "int8 of 64, ceil": Quant("int8", block=64, scale_format="pow2", scale_rule="ceil"),
     "no minus zero": Quant("float8_e4m3fnuz", block=32, scale_format="pow2", scale_rule="even"),
     "blocks of 48": Quant("float8_e5m2", block=48, scale_format="pow2", scale_rule="rceil"),
@@ -165,11 +166,12 @@ def test_every_scale_its_middles_and_the_ties_of_its_elements(scales: str) -> No
     tops = np.concatenate([tops, np.nextafter(tops, np.float32(0)), np.nextafter(tops, np.inf)])
     tops = np.minimum(tops, np.float32(6 * f.max))  # of which the scale above is one
     for tensor in ("per_tensor", None):
-        for by in (1.0, 0.4375, 2.0**-118):
+        for by in (1.0, float(np.float32(0.73)), 2.0**-118):
             rule, x = two_levels(scales, tensor), np.zeros((tops.size, 16), np.float32)
             x[:, 0] = tops * np.float32(by)
             scale = np.maximum(np.abs(ns.cast(tops / 6, scales).astype(np.float64)), values[1])
-            near = np.float32(MIDDLES * scale[:, None] * by)
+            above = float(np.float32(x.max() / (6 * f.max))) if tensor else by
+            near = np.float32(MIDDLES * scale[:, None] * above)
             for i, to in enumerate((near, np.nextafter(near, np.float32(0)))):
                 x[:, 1 + 7 * i :][:, :7] = np.where(to <= x[:, :1], to, 0) * np.float32(1 - 2 * i)
             x[:, 15] = np.minimum(np.nextafter(near[:, 3], np.inf), x[:, 0])
@@ -262,13 +264,13 @@ def test_threads_and_pieces_change_nothing(name: str, monkeypatch: Any) -> None:
                         assert len(reads) >= 3
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxint8", "amdfp4"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxint8", "amdfp4", "nvfp4 up to 250"])
 def test_elements_beside_the_largest_float32_stay_finite(name: str, monkeypatch: Any) -> None:
     x = numbers("top", (4, 128))
     x[1, 70] = np.finfo(np.float32).max
     x[2, 90] = -np.finfo(np.float32).max
-    q = quantize(x, name)
-    same(q, general(monkeypatch, x, as_quant(name)))
+    q = quantize(x, RULES[name])
+    same(q, general(monkeypatch, x, RULES[name]))
     assert np.isfinite(q.dequantize()).all()
 
 
