@@ -207,6 +207,10 @@ def test_what_is_left_to_the_general_way(monkeypatch: Any) -> None:
             assert quick(np.asarray(other), rule) is None
         same(quantize(x[:, :40], rule), general(monkeypatch, x[:, :40], rule))
         same(quantize(x[:, ::2], rule), general(monkeypatch, x[:, ::2], rule))
+    for above in (0.5, 0.001):
+        q = quantize(x, "nvfp4", tensor_scale=above)
+        assert q.tensor_scale == np.float32(above)
+        same(q, general(monkeypatch, x, as_quant("nvfp4"), tensor_scale=above))
     nv = {"block": 16, "scale_format": "float8_e4m3fn"}
     mx: dict[str, Any] = {"block": 32, "scale_format": "pow2"}
     for rule in (
