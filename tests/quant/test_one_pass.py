@@ -44,6 +44,7 @@ RULES = {
     "nvfp4 up to 250": two_levels("float8_e4m3fn", scale_max=250.0),  # which is rounded up
     "int8 of 64, ceil": Quant("int8", block=64, scale_format="pow2", scale_rule="ceil"),
     "no minus zero": Quant("float8_e4m3fnuz", block=32, scale_format="pow2", scale_rule="even"),
+    "the largest power": Quant("float4_e1m2fn", block=32, scale_format="pow2"),
     "blocks of 48": Quant("float8_e5m2", block=48, scale_format="pow2", scale_rule="rceil"),
 }  # fmt: skip
 
