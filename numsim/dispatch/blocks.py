@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from numsim.dispatch.branch_free import by_addition, integer_limits, scalars_of
+from numsim.dispatch.rows import kernels_of, power_rows
 from numsim.formats import Format
-from numsim.kernels.convert import block_codes as kernels
+from numsim.kernels.convert import e2m1_blocks, hif4
 from numsim.kernels.convert import four_bit_blocks as four_bits
-from numsim.kernels.convert import hif4
-from numsim.kernels.convert.block_codes import Integers, Power
+from numsim.kernels.convert.block_codes import Power
 from numsim.kernels.convert.blocks import covers, folded
-from numsim.kernels.convert.float32 import takes_bytes
-from numsim.kernels.convert.round import RNE, SATURATE
 from numsim.kernels.convert.tiles import BRAIN, HALF, SINGLE
 from numsim.kernels.ir import simd
 from numsim.kernels.jit import grain_of, over_range
@@ -32,17 +28,11 @@ _FEW = 1 << 12  # numbers of 16 bits that NumPy converts as quickly
 
 
 class Stored(NamedTuple):
-    """What is filled: codes, in the shape of the numbers; scales and E8M0 codes, one a block."""
+    """What is filled: codes, in the shape of the numbers; scales and their codes, one a block."""
 
     codes: Array
     scales: Array
     scale_codes: Array
-
-
-class _Kernels(NamedTuple):
-    along: Callable[..., bool]
-    down: Callable[..., bool]
-    how: Any
 
 
 def covers_blocks(x: Array, axis: int, block: int) -> bool:
@@ -56,19 +46,17 @@ def encode_blocks(f: Format, x: Array, axis: int, block: int, power: Power, made
     Returns False, with `made` undefined, where no kernel does it: for a format of its own kind,
     numbers that are not finite, a scale beyond float32. `covers_blocks` is asked before.
     """
-    works = _kernels_of(f, simd.enabled())
-    if works is None:
+    works = kernels_of(f, simd.enabled())
+    rows = power_rows(f, power, simd.enabled())
+    if works is None or rows is None:
         return False
-    kind, lines, (scales, bytes_), (codes,), size, count = _laid(x, axis, block, made[1:], made[:1])
-    good: list[bool] = []
+    kind, lines, (scales, bytes_), (codes,), size, count = laid(x, axis, block, made[1:], made[:1])
     if lines.ndim == 2:
-        _over(count, x.size, lambda i, j: good.append(
-            works.along(lines, kind, power, works.how, scales, bytes_, codes, i, j)
-        ))  # fmt: skip
-    else:
-        _over(count, x.size, lambda i, j: good.append(
-            works.down(lines, kind, size, power, works.how, scales, bytes_, codes, i, j)
-        ))  # fmt: skip
+        return rows(lines, kind, codes, scales, bytes_) > 0
+    good: list[bool] = []
+    _over(count, x.size, lambda i, j: good.append(
+        works.down(lines, kind, size, power, works.how, scales, bytes_, codes, i, j)
+    ))  # fmt: skip
     return all(good)
 
 
@@ -77,12 +65,16 @@ def encode_e2m1(x: Array, axis: int, block: int, divisors: Array) -> Array:
 
     `covers_blocks` of the array is asked before.
     """
-    made = np.empty(x.shape, np.uint8)
-    kind, lines, (by,), (codes,), size, count = _laid(x, axis, block, (divisors,), (made,))
+    made, wide = np.empty(x.shape, np.uint8), simd.enabled()
+    kind, lines, (by,), (codes,), size, count = laid(x, axis, block, (divisors,), (made,))
     if lines.ndim == 2:
-        _over(count, x.size, lambda i, j: kernels.e2m1_along(lines, kind, by, codes, i, j))
+        _over(count, x.size, lambda i, j: e2m1_blocks.e2m1_along(
+            lines, kind, by, wide, codes, i, j
+        ))  # fmt: skip
     else:
-        _over(count, x.size, lambda i, j: kernels.e2m1_down(lines, kind, size, by, codes, i, j))
+        _over(count, x.size, lambda i, j: e2m1_blocks.e2m1_down(
+            lines, kind, size, by, codes, i, j
+        ))  # fmt: skip
     return made
 
 
@@ -92,7 +84,7 @@ def choose_four(x: Array, axis: int, block: int, six: Array, four: Array, absolu
     Errors are squares, or `absolute`. `covers_blocks` of the array is asked before.
     """
     chosen = np.empty(six.shape, np.bool_)
-    kind, lines, (one, other, out), _, size, count = _laid(x, axis, block, (six, four, chosen))
+    kind, lines, (one, other, out), _, size, count = laid(x, axis, block, (six, four, chosen))
     if lines.ndim == 2:
         _over(count, x.size, lambda i, j: four_bits.four_over_six_along(
             lines, kind, one, other, absolute, out, i, j
@@ -110,7 +102,7 @@ def encode_if4(x: Array, axis: int, block: int, scales: Array, codes: Array) -> 
     `covers_blocks` of the array is asked before; codes are in C order.
     """
     found = np.empty(scales.shape, np.bool_)
-    kind, lines, (by, out), (made,), size, count = _laid(x, axis, block, (scales, found), (codes,))
+    kind, lines, (by, out), (made,), size, count = laid(x, axis, block, (scales, found), (codes,))
     if lines.ndim == 2:
         _over(count, x.size, lambda i, j: four_bits.if4_along(lines, kind, by, out, made, i, j))
     else:
@@ -125,14 +117,14 @@ def encode_hif4(x: Array, axis: int, inverse: Array, codes: Array) -> None:
 
     `covers_blocks` of the array is asked before; codes are in C order.
     """
-    kind, lines, (by,), (made,), _, count = _laid(x, axis, 64, (inverse,), (codes,))
+    kind, lines, (by,), (made,), _, count = laid(x, axis, 64, (inverse,), (codes,))
     if lines.ndim == 2:
         _over(count, x.size, lambda i, j: hif4.hif4_along(lines, kind, by, made, i, j))
     else:
         _over(count, x.size, lambda i, j: hif4.hif4_down(lines, kind, by, made, i, j))
 
 
-def _laid(
+def laid(
     x: Array, axis: int, block: int, of_blocks: tuple[Array, ...], of_values: tuple[Array, ...] = ()
 ) -> tuple[int, Array, list[Array], list[Array], int, int]:
     """Return the kind of x, then arrays as kernels of blocks take them, a block's size, pieces.
@@ -162,24 +154,9 @@ def as_type(x: Array, dtype: Any) -> Array:
         return x.astype(dtype, copy=False)
     out = np.empty(x.shape, np.float32)
     source, words = x.view(word).reshape(-1), out.reshape(-1).view(np.uint32)
-    _over(x.size, x.size, lambda i, j: kernels.widen(source, kind, words, i, j))
+    _over(x.size, x.size, lambda i, j: e2m1_blocks.widen(source, kind, words, i, j))
     return out
 
 
 def _over(pieces: int, size: int, work: Callable[[int, int], object]) -> None:
     over_range(work, pieces, grain=grain_of(pieces, size))
-
-
-@cache
-def _kernels_of(f: Format, wide: bool) -> _Kernels | None:
-    limits = integer_limits(f)
-    if limits is not None:
-        return _Kernels(kernels.integers_along, kernels.integers_down, Integers(*limits))
-    if f.kind != "float" or f.bits > 16 or not (f.zero and f.signed):
-        return None
-    scalars = scalars_of(f, RNE, SATURATE, f.nan_code)
-    if scalars is None or not by_addition(f, scalars):
-        return None
-    if wide and simd.HAVE_BYTE_TABLES and f.bits == 8 and takes_bytes(scalars):
-        return _Kernels(kernels.bytes_along, kernels.bytes_down, scalars)
-    return _Kernels(kernels.floats_along, kernels.floats_down, scalars)

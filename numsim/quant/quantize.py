@@ -31,7 +31,7 @@ from numsim.quant.extremes import (
 )
 from numsim.quant.given import given_above, given_affine, given_scales, static_scales
 from numsim.quant.grouped import shared_by
-from numsim.quant.powers import in_one_pass
+from numsim.quant.one_pass import in_one_pass
 from numsim.quant.quick import quick
 from numsim.quant.rule import Quant
 from numsim.quant.scale_rules import (
@@ -42,7 +42,7 @@ from numsim.quant.scale_rules import (
     scale_format_name,
 )
 from numsim.quant.scales import block_shape, scale_above
-from numsim.quant.store import affine_scales, affine_stored, draws_of, keep_finite, stored
+from numsim.quant.store import affine_scales, affine_stored, draws_of, stored
 from numsim.quant.table import as_quant
 from numsim.quant.types import QTensor
 
@@ -136,7 +136,8 @@ def quantize(
     usual = scale is None and tensor_scale is None and zeros is None and random is None
     if usual and type(x) is np.ndarray and type(axis) is int:
         # one thread stores more than a piece piece by piece, several share the whole
-        q = quick(x, rule) if x.size <= PIECE or threads() > 1 else None
+        rows = rule.block is None or axis in (-1, x.ndim - 1)
+        q = quick(x, rule) if rows and (x.size <= PIECE or threads() > 1) else None
         if q is not None:
             return q
     return quantize_pieces(
@@ -215,21 +216,21 @@ def quantize_pieces(
     pieces = pieces_of(values.shape, sizes)
     panels = _panels(values.shape, rule, sizes, axis)
     if len(panels) > 1 and scale is random is None and rule.rounding != "sr":
-        q = None if sizes is None else in_one_pass(values, rule, sizes, axis, done)
+        q = None
+        if sizes is not None and tensor_scale is None:
+            q = in_one_pass(values, rule, sizes, axis, done)
         if q is None:
             above = given_above(tensor_scale, rule, values.shape, axis)
             return _by_panels(values, wide, rule, panels, axis, above, done)
-        keep_finite(q)
         return q
     if rule.zero_point:
         found = affine_scales(values, wide, pieces, rule, sizes, axis, done)
         if scale is not None and zero_point is not None:
             found = given_affine(scale, zero_point, rule, found[0].shape)
         return affine_stored(values, wide, pieces, rule, sizes, found, done, (seed, offset, random))
-    if sizes is not None and scale is None:
+    if sizes is not None and scale is tensor_scale is None:
         q = in_one_pass(values, rule, sizes, axis, done)
         if q is not None:
-            keep_finite(q)
             return q
     amax = amax_of(values, wide, pieces, rule, sizes, axis, done)
     check_finite(amax, values, rule)

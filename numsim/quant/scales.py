@@ -133,11 +133,13 @@ def stored_scale(
 def power_of(fmt: Format, scale_rule: str) -> Power | None:
     """Return a rule of power-of-two scales by amax, None for one that searches.
 
+    Beyond its `most` an integer may leave float32 (`store.keep_finite`).
+
     >>> power_of(get_format("float4_e2m1fn"), "floor").more
     -2
     """
     top, exponent = math.frexp(fmt.max)
-    return {
+    found = {
         "floor": Power(2.0, -fmt.emax),  # no significand is above 2
         "ceil": Power(1.0, -fmt.emax),
         # rounded to the element's precision it carries into the next binade
@@ -145,6 +147,9 @@ def power_of(fmt: Format, scale_rule: str) -> Power | None:
         "rceil": Power(2 * top, 1 - exponent),  # the smallest with amax / scale <= max
         "midmax": Power(top + 1.0, 1 - exponent),  # or nearer to max than to the next power
     }.get(scale_rule)
+    if found is None or fmt.kind != "integer":
+        return found
+    return found._replace(most=min(127, 128 - math.frexp(max(fmt.max, -fmt.min))[1]))
 
 
 def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from numsim.quant.affine import affine_codes, scales_and_zeros
 from numsim.quant.choose import Scales, choose
 from numsim.quant.extremes import check_finite, extreme_of, pieces_of
 from numsim.quant.grouped import shared_by
-from numsim.quant.powers import far_below
+from numsim.quant.one_pass import far_below
 from numsim.quant.rule import Quant
 from numsim.quant.scale_rules import CLIP_RULES, POW2_FORMATS, has_two_levels, rule_name
 from numsim.quant.scales import WIDE

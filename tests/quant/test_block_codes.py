@@ -12,7 +12,7 @@ import numsim as ns
 from numsim.dispatch.blocks import as_type, covers_blocks
 from numsim.kernels.ir import simd
 from numsim.quant import Quant, quantize
-from numsim.quant.powers import in_one_pass
+from numsim.quant.one_pass import in_one_pass
 from numsim.quant.scales import block_shape, over_blocks, scales_from_amax
 from numsim.quant.table import as_quant
 

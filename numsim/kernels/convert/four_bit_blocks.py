@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from numsim.kernels.convert.block_codes import MIDDLES
+from numsim.kernels.convert.e2m1_blocks import MIDDLES
 from numsim.kernels.convert.tiles import (
     MAGNITUDE,
     columns_of,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.ir.block_codes import block_tops, same_or
 from numsim.kernels.jit import inline
 
 Array = Any
@@ -43,6 +44,30 @@ def singles(x: Array, kind: int, out: Array) -> None:
             size = beyond if a >= np.uint32(31 << 23) else size
             sign = np.uint32(np.uint32(word & np.uint32(0x8000)) << np.uint32(16))
             out[i] = np.uint32(size | sign)
+
+
+@inline
+def words_of(x: Array, kind: int, room: Array) -> Any:
+    """Return the float32 bits of numbers, given as bits: x itself, or `room`, filled."""
+    if kind != SINGLE:
+        singles(x, kind, room)
+    return same_or(x, room[: x.size])
+
+
+@inline
+def tops_along(bits: Array, size: int, tops: Array) -> None:
+    """Fill tops with the bits of the largest magnitude of each block of `size` words."""
+    done = 0
+    if size % 16 == 0:
+        runs = tops.size // 16
+        block_tops(bits, size // 16, runs, tops)
+        done = 16 * runs
+    for block in range(done, tops.size):
+        row, most = bits[block * size : (block + 1) * size], np.uint32(0)
+        for i in range(row.size):
+            a = np.uint32(row[i] & MAGNITUDE)
+            most = a if a > most else most
+        tops[block] = most
 
 
 @inline

@@ -27,7 +27,7 @@ from numsim.kernels.ir.simd import (
 )
 
 
-def _packed(b: Any, words: list[Any], byte: int) -> Any:
+def bytes_of(b: Any, words: list[Any], byte: int) -> Any:
     """Return byte `byte` of the words of four vectors."""
     order = ir.Constant(ir.VectorType(I32, 32), [4 * n + byte for n in range(32)])
     pairs = [
@@ -39,7 +39,7 @@ def _packed(b: Any, words: list[Any], byte: int) -> Any:
 
 def _finished(b: Any, code: Any, bits: list[Any], nan: Any, nan_sign: Any) -> tuple[Any, Any]:
     """Return 64 codes with the signs and the NaN of float32 bit patterns; a mask of those NaN."""
-    signs = _packed(b, bits, 3)
+    signs = bytes_of(b, bits, 3)
     code = b.or_(b.and_(code, splat(V8, 0x7F)), b.and_(signs, splat(V8, -128)))
     numbers = [b.bitcast(word, VF) for word in bits]
     nans = [b.fcmp_unordered("uno", x, x) for x in numbers]
@@ -109,7 +109,7 @@ def byte_codes(typing: Any, x: Any, runs: Any, out: Any, fields: Any) -> Any:
                 s = b.bitcast(b.fadd(b.bitcast(c, VF), lifted), V32)
                 sums.append(b.add(b.sub(s, e), b.lshr(e, cut)))
                 bits.append(word)
-            code, met = _finished(b, b.sub(_packed(b, sums, 0), low), bits, nan, nan_sign)
+            code, met = _finished(b, b.sub(bytes_of(b, sums, 0), low), bits, nan, nan_sign)
             b.store(code, b.gep(target, [i]), align=1)
             return [b.or_(carried[0], met)]
 
