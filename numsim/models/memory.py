@@ -87,20 +87,22 @@ class OperandCache:
         self.used_bytes += size
         return self.items[key][0]
 
-    def latest(self, key: object, of: NDArray[Any], make: Callable[[], NDArray[Any]]) -> Any:
+    def latest(
+        self, key: object, of: NDArray[Any], make: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
         """Return the array that `make` returned for `of`; a key keeps the last one, read-only.
 
         One that exceeds the limit is not kept.
         """
-        before, freed, _ = self.items.get(key, (None, 0, 0))
-        if before is not None and np.array_equal(before[0], of):
-            self.items.move_to_end(key)
-            return before[1]
+        before = self.items.get(key)
+        if before is not None and np.array_equal(before[0][0], of):
+            found: NDArray[Any] = before[0][1]
+            return found  # where it is: another thread may put its own in its place just now
         made = make()
         made.flags.writeable = False
         size = of.nbytes + made.nbytes
-        self.items.pop(key, None)
-        self.used_bytes -= freed
+        old = self.items.pop(key, None)
+        self.used_bytes -= 0 if old is None else old[1]
         if size <= self._limit():
             self._make_room(size)
             self.items[key] = (of.copy(), made), size, -1

@@ -515,11 +515,10 @@ class Model:
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
         """Return rows of a table; a sweep reads those of the same tokens case after case."""
-        rows: Array = self.cache.latest(
+        return self.cache.latest(
             (name, dtype, "rows"), ids,
             lambda: rows_of(wide(self.tensors[name]), ids).astype(dtype, copy=False),
         )  # fmt: skip
-        return rows
 
     def _weight(self, name: str, dtype: type) -> Array:
         copy: Array = self.cache.get(
