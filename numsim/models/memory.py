@@ -92,15 +92,15 @@ class OperandCache:
 
         One that exceeds the limit is not kept.
         """
-        before, freed, _ = self.items.get(key, (None, 0, 0))
-        if before is not None and np.array_equal(before[0], of):
-            self.items.move_to_end(key)
-            return before[1]
+        found = self.items.pop(key, None)
+        if found is not None and np.array_equal(found[0][0], of):
+            self.items[key] = found  # now the one used last
+            return found[0][1]
+        if found is not None:
+            self.used_bytes -= found[1]
         made = make()
         made.flags.writeable = False
         size = of.nbytes + made.nbytes
-        self.items.pop(key, None)
-        self.used_bytes -= freed
         if size <= self._limit():
             self._make_room(size)
             self.items[key] = (of.copy(), made), size, -1
