@@ -299,5 +299,6 @@ def block_scales(q: QTensor, group: int, *, transposed: bool, magnitude: int = 2
 def nan_lines(sums: NDArray[Any], rows: Scales, columns: Scales) -> NDArray[Any]:
     """Make the lines of sums [batch, M, N] NaN, in place, that have a scale that is."""
     if rows.nan or columns.nan:
-        sums[rows.nan_lines()[:, :, None] | columns.nan_lines()[:, None, :]] = np.nan
+        marked = rows.nan_lines()[:, :, None] | columns.nan_lines()[:, None, :]
+        np.copyto(sums, np.nan, where=marked)  # one line stands for all where codes are bare
     return sums
