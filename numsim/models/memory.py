@@ -7,6 +7,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -92,19 +93,20 @@ class OperandCache:
 
         One that exceeds the limit is not kept.
         """
-        found = self.items.pop(key, None)
+        found = self.items.get(key)
         if found is not None and np.array_equal(found[0][0], of):
-            self.items[key] = found  # now the one used last
+            with suppress(KeyError):  # another thread may have put others in its place
+                self.items.move_to_end(key)
             return found[0][1]
-        if found is not None:
-            self.used_bytes -= found[1]
         made = make()
         made.flags.writeable = False
-        size = of.nbytes + made.nbytes
-        if size <= self._limit():
-            self._make_room(size)
-            self.items[key] = (of.copy(), made), size, -1
-            self.used_bytes += size
+        new = (of.copy(), made), of.nbytes + made.nbytes, -1
+        _, freed, _ = self.items.pop(key, (None, 0, 0))
+        self.used_bytes -= freed
+        if new[1] <= self._limit():
+            self._make_room(new[1])
+            self.items[key] = new
+            self.used_bytes += new[1]
         return made
 
     def measure(self, key: object) -> None:
