@@ -76,6 +76,8 @@ def embed(
     op = c.op(f"{c.prefix}embedding")
     if op is not None:
         x = lowered.rounding_of(op)(x)
+    if not x.flags.writeable:  # rows that the next run reads; hidden states are the caller's own
+        x = x.copy()
     c.keep_tap(f"{c.prefix}embed.out", x)
     return x
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -94,19 +95,21 @@ class OperandCache:
 
         One that exceeds the limit is not kept.
         """
-        before = self.items.get(key)
-        if before is not None and np.array_equal(before[0][0], of):
-            found: NDArray[Any] = before[0][1]
-            return found  # where it is: another thread may put its own in its place just now
+        found = self.items.get(key)
+        if found is not None and np.array_equal(found[0][0], of):
+            with suppress(KeyError):  # another thread may have put others in its place
+                self.items.move_to_end(key)
+            rows: NDArray[Any] = found[0][1]
+            return rows
         made = make()
         made.flags.writeable = False
-        size = of.nbytes + made.nbytes
-        old = self.items.pop(key, None)
-        self.used_bytes -= 0 if old is None else old[1]
-        if size <= self._limit():
-            self._make_room(size)
-            self.items[key] = (of.copy(), made), size, -1
-            self.used_bytes += size
+        new = (of.copy(), made), of.nbytes + made.nbytes, -1
+        _, freed, _ = self.items.pop(key, (None, 0, 0))
+        self.used_bytes -= freed
+        if new[1] <= self._limit():
+            self._make_room(new[1])
+            self.items[key] = new
+            self.used_bytes += new[1]
         return made
 
     def measure(self, key: object) -> None:

@@ -514,7 +514,7 @@ class Model:
         return rules
 
     def _rows(self, name: str, ids: Ints, dtype: type) -> Array:
-        """Return rows of a table; a sweep reads those of the same tokens case after case."""
+        """Return rows of a table; cases of a sweep that has one batch read them once."""
         return self.cache.latest(
             (name, dtype, "rows"), ids,
             lambda: rows_of(wide(self.tensors[name]), ids).astype(dtype, copy=False),

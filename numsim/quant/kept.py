@@ -17,6 +17,8 @@ Made = Literal[
     "ends of rows",
     # other tensors of the same codes
     "bare", "slice", "normal", "without zero points",
+    # of a slice: how many codes the tensor has that it is a part of
+    "whole",
     # sums of codes, for zero points and signed bytes
     "sums of rows", "sums of columns", "starts", "scales of blocks", "columns",
     # operands packed for a kernel

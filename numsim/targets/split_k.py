@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from numsim.errors import UnsupportedError
 from numsim.formats import Format
 from numsim.quant import QTensor
-from numsim.quant.kept import Key, kept
+from numsim.quant.kept import Key, kept, known
 from numsim.targets.chain import round_to
 from numsim.targets.levels import Level
 from numsim.targets.rules import IntSum, Rule, about, adds_integers
@@ -211,7 +211,9 @@ def k_slice(q: QTensor, axis: int, start: int, stop: int, run: int = 1) -> QTens
         return q
 
     def cut() -> QTensor:
-        return cut_out(q, axis, np.arange(start, stop), slice(start, stop), run)
+        made = cut_out(q, axis, np.arange(start, stop), slice(start, stop), run)
+        made.packed[Key("whole")] = known(q, "whole") or q.codes.size
+        return made
 
     part: QTensor = kept(q, "slice", cut, start, stop, axis)  # one tensor may be a and b
     return part

@@ -40,8 +40,18 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
 
 # Codes of a left operand that is kept packed, in up to twelve times the memory: it is often that of
 # several products, and where they are small, packing is a good part of them.
-KEPT_ROWS = 1 << 18
+_KEPT_ROWS = 1 << 18
 _MARKED_BITS = 20  # floats of at most so many are surveyed by the codes that occur
+
+
+def keeps_rows(q: QTensor) -> bool:
+    """Whether q, as a left operand, is kept packed: a run of k where all of them are.
+
+    >>> keeps_rows(QTensor.from_codes(np.zeros((512, 512), int), "int8"))
+    True
+    """
+    size: int = known(q, "whole") or q.codes.size
+    return size <= _KEPT_ROWS
 
 
 class Survey(NamedTuple):
@@ -289,5 +299,6 @@ def block_scales(q: QTensor, group: int, *, transposed: bool, magnitude: int = 2
 def nan_lines(sums: NDArray[Any], rows: Scales, columns: Scales) -> NDArray[Any]:
     """Make the lines of sums [batch, M, N] NaN, in place, that have a scale that is."""
     if rows.nan or columns.nan:
-        sums[rows.nan_lines()[:, :, None] | columns.nan_lines()[:, None, :]] = np.nan
+        marked = rows.nan_lines()[:, :, None] | columns.nan_lines()[:, None, :]
+        np.copyto(sums, np.nan, where=marked)  # one line stands for all where codes are bare
     return sums

@@ -333,6 +333,32 @@ def test_rows_of_the_same_tokens_are_read_once(bundled, monkeypatch):
     assert model.cache.used_bytes == sum(size for _, size, _ in model.cache.items.values())
 
 
+def test_hidden_states_are_the_callers_own(bundled):
+    """Rows of the embedding are kept for the next run: what it gives, no caller can change."""
+    model = load_model(bundled_model_dir())
+    first = model.run([0, 5, 9], taps=["embed.out"])
+    want = [state.copy() for state in first.hidden_states]
+    for state in (*first.hidden_states, first.taps["embed.out"]):
+        state[...] = 7
+    again = model.run([0, 5, 9]).hidden_states
+    assert all(np.array_equal(x, y) for x, y in zip(again, want, strict=True))
+
+
+def test_rows_that_cannot_be_read_leave_the_count_right():
+    cache, ids = OperandCache(), np.arange(3)
+    cache.latest("rows", ids, lambda: np.ones(4))
+    cache.get("other", lambda: 8, lambda: 1)
+    cache.latest("rows", ids, lambda: np.zeros(4))
+    assert list(cache.items) == ["other", "rows"], "what was used last makes room last"
+
+    def broken():
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        cache.latest("rows", ids + 1, broken)
+    assert cache.used_bytes == sum(size for _, size, _ in cache.items.values())
+
+
 def test_the_last_array_of_a_key_is_kept_read_only():
     cache, one, two = OperandCache(limit_bytes=100), np.arange(3), np.arange(3) + 1
     kept = cache.latest("rows", one, lambda: np.ones(4))

@@ -315,6 +315,32 @@ def test_nan_of_one_scale_or_of_c(path, name, scale_format, block, where, rows):
 
 
 @vectors
+@pytest.mark.parametrize("scaled", ["a", "b"])
+@pytest.mark.parametrize("nan", [[], [(2, 0)]])
+def test_one_operand_has_scales(scaled, nan):
+    """No unit takes such a pair; the rule does, and bare codes have one line of scales for all."""
+    rng = np.random.default_rng(8)
+    a, b = (
+        coded(rng, shape, axis, "float8_e4m3fn", 32, "float8_e8m0fnu", (120, 130))
+        for shape, axis in (((9, 70), -1), ((70, 40), -2))
+    )
+    for place in nan:
+        if scaled == "a":
+            a.scale_codes[place] = 255
+        else:
+            b.scale_codes[place[::-1]] = 255
+    if scaled == "a":
+        b = QTensor.from_codes(b.codes, b.fmt)
+    else:
+        a = QTensor.from_codes(a.codes, a.fmt)
+    chain = Chain(Fused(32, 25), a, b, None, get_format("float32"), TCGEN05)
+    assert runs.chosen(chain).kernel == "aligned sums in float64"
+    got, want = runs.chosen(chain).run(), about(chain.rule).definition(chain).run()
+    np.testing.assert_array_equal(bits(got), bits(want))
+    assert np.isnan(got).any() == bool(nan)
+
+
+@vectors
 @pytest.mark.parametrize(("name", "scale_format", "block"), KINDS[:2])
 @pytest.mark.parametrize("rows", [1, 12])
 def test_what_overflows_stays_infinite(name, scale_format, block, rows):

@@ -10,6 +10,7 @@ import numsim as ns
 from numsim.formats import get_format
 from numsim.kernels.rules.exact import extent
 from numsim.quant import QTensor
+from numsim.targets import get_target
 from numsim.targets.chain import Chain
 from numsim.targets.fast.exact import in_double, reaches, rows_in_double
 from numsim.targets.tensor import Survey, edges, planes, survey
@@ -147,3 +148,19 @@ def test_rows_of_which_float64_holds_the_sums_by_their_lowest_bits(name):
 def floats_near_one(rng, shape, width):
     values = np.ldexp(rng.standard_normal(shape), rng.integers(-width, width + 1, shape))
     return QTensor.from_codes(ns.encode(values, "float16"), "float16")
+
+
+@pytest.mark.parametrize("unit", ["nvidia.hopper.wgmma", "ideal.int"])
+@pytest.mark.parametrize("steps", [{}, {"promote_every": 128}, {"split_k": 8}])
+@pytest.mark.parametrize("rows", [64, 600])
+def test_many_rows_are_not_kept_packed_in_runs_of_k_either(unit, steps, rows):
+    """Few rows are packed once; of many, packed rows took thirteen times the memory of codes."""
+    a, b = (
+        QTensor.from_codes(np.ones(shape, int), "int8" if unit == "ideal.int" else "float8_e5m2")
+        for shape in ((rows, 1024), (1024, 8))
+    )
+    ns.matmul(a, b, target=replace(get_target(unit), **steps))
+    parts = [made for key, made in a.packed.items() if key[0] == "slice"] or [a]
+    kept = [key[0] for part in parts for key in part.packed if key[0].endswith("rows")]
+    assert len(parts) == (8 if steps else 1)
+    assert len(kept) == (len(parts) if rows == 64 else 0)

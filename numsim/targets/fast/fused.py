@@ -33,13 +33,13 @@ from numsim.targets.chain import (
 )
 from numsim.targets.rules import Fused, bulk_norm, fused, mme, two_stage
 from numsim.targets.tensor import (
-    KEPT_ROWS,
     Planes,
     batched,
     block_scales,
     coded,
     fields,
     finite,
+    keeps_rows,
     nan_lines,
     planes,
     short_codes,
@@ -89,7 +89,7 @@ def fp8(a: QTensor, b: QTensor, c: NDArray[Any] | None, rule: Fused) -> NDArray[
     def rows() -> gemm_hopper.PackedFp8:
         return gemm_hopper.pack_a(left[0], fields(a.fmt), rule.group)
 
-    one = kept(a, "fp8 rows", rows, *by) if left.size <= KEPT_ROWS else rows()
+    one = kept(a, "fp8 rows", rows, *by) if keeps_rows(a) else rows()
     start = None if c is None else c[0]
     return gemm_hopper.gemm_hopper_fp8(one, packed, how, c=start)[None]
 

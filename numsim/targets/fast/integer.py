@@ -23,7 +23,7 @@ from numsim.targets.chain import (
 )
 from numsim.targets.rules import IntSum
 from numsim.targets.rules.int_sum import Overflowed, check_width, limits, wrapped
-from numsim.targets.tensor import KEPT_ROWS, batched
+from numsim.targets.tensor import batched, keeps_rows
 
 
 def outside(
@@ -127,7 +127,7 @@ def sums_of_bytes(a: QTensor, b: QTensor, scale: np.float32 | None = None) -> ND
     """Return the sums of plan ``int8``, modulo 2**32, or fp32(fp32(sum) * scale)."""
     packed = kept(b, "int8", lambda: gemm_int.pack_b(batched(b.codes)))
     left, rows = batched(a.codes), None
-    if len(left) == 1 and left.size <= KEPT_ROWS:
+    if len(left) == 1 and keeps_rows(a):
         rows = kept(a, "int8 rows", lambda: gemm_int.packed_a(left))
     return gemm_int.gemm_int8(left, packed, scale, rows)
 
