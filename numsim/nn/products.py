@@ -172,7 +172,7 @@ class Operands:
         key = quant, None if _for_both_axes(quant) else axis, scale
         if key not in codes:
             scaled = source if scale == 1 else source * scale
-            made = quickly(scaled, quant)
+            made = quickly(scaled, quant, axis)
             how = self._random(tensor, quant, axis)
             q = quantize(scaled, quant, axis=axis, **how) if made is None else made
             if scale != 1:

@@ -153,6 +153,20 @@ def test_mxfp8_quantises_along_the_axis_that_each_product_sums():
         same(dw, ns.matmul(ns.quantize(gt, e5), ns.quantize(xt, e4).T, target=t))
 
 
+@pytest.mark.parametrize("quant", ["mxfp8_e4m3", "mxint8", "nvfp4"])
+def test_whole_blocks_lie_along_the_axis_that_each_product_sums(quant):
+    x, w, g = tensors(64, 96, 32)  # whole blocks along both axes: one call stores those of rows
+    one = ns.Rule(quant, quant)
+    y, dx, dw = products(x, w, g, train.Recipe((("*", train.Rule(one, one, one)),)))
+
+    def q(z, axis=-1):
+        return ns.quantize(z, quant, axis=axis)
+
+    same(y, ns.matmul(q(x), q(w).T, target="ideal.fp32"))
+    same(dx, ns.matmul(q(g), q(w, -2), target="ideal.fp32"))
+    same(dw, ns.matmul(q(g, -2).T, q(x, -2), target="ideal.fp32"))
+
+
 def test_requantise_decodes_the_forward_copy_of_weight_and_input_first():
     x, w, g = tensors()
     e4, e5, t = "mxfp8_e4m3", "mxfp8_e5m2", "ideal.fp32"
