@@ -203,9 +203,11 @@ class Operands:
 
 def _divided(q: QTensor, by: np.float32) -> QTensor:
     """Return a tensor whose scale is divided: where units read codes of scales, the one above."""
-    name = "scale" if q.scale_codes is None else "tensor_scale"
-    given = np.float32(1) if getattr(q, name) is None else getattr(q, name)
-    return replace(q, packed={}, **{name: np.asarray(given / by, np.float32)})
+    given = q.scale if q.scale_codes is None else q.tensor_scale
+    scale = np.asarray((np.float32(1) if given is None else given) / by, np.float32)
+    if q.scale_codes is None:
+        return replace(q, scale=scale, packed={})
+    return replace(q, tensor_scale=scale, packed={})
 
 
 def _for_both_axes(quant: Quant) -> bool:
