@@ -172,13 +172,10 @@ class Operands:
         key = quant, None if _for_both_axes(quant) else axis, scale
         if key not in codes:
             scaled = source if scale == 1 else source * scale
-            made = quickly(scaled, quant)
+            made = quickly(scaled, quant, axis)
             how = self._random(tensor, quant, axis)
             q = quantize(scaled, quant, axis=axis, **how) if made is None else made
-            if scale != 1:
-                given = np.float32(1) if q.scale is None else q.scale
-                q = replace(q, scale=np.asarray(given / scale, np.float32), packed={})
-            codes[key] = q
+            codes[key] = q if scale == 1 else _divided(q, scale)
         return codes[key]
 
     def _random(self, tensor: str, quant: Quant, axis: int) -> dict[str, Any]:
@@ -202,6 +199,15 @@ class Operands:
         if c.watch is not None:
             c.watch(self.name, tensor, source, q)
         return q
+
+
+def _divided(q: QTensor, by: np.float32) -> QTensor:
+    """Return a tensor whose scale is divided: where units read codes of scales, the one above."""
+    given = q.scale if q.scale_codes is None else q.tensor_scale
+    scale = np.asarray((np.float32(1) if given is None else given) / by, np.float32)
+    if q.scale_codes is None:
+        return replace(q, scale=scale, packed={})
+    return replace(q, tensor_scale=scale, packed={})
 
 
 def _for_both_axes(quant: Quant) -> bool:

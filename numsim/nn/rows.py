@@ -25,9 +25,12 @@ Codes = dict[Any, QTensor]  # of one tensor, by how it is stored
 ONE_SCALE = ("none", "per_tensor")
 
 
-def quickly(values: Array, quant: Quant) -> QTensor | None:
-    """Return `quick`, whose codes stay as they are: finite, since finite numbers saturated."""
-    q = quick(values, quant)
+def quickly(values: Array, quant: Quant, axis: int = -1) -> QTensor | None:
+    """Return `quick`, whose codes stay as they are: finite, since finite numbers saturated.
+
+    None too for blocks along another axis than the last.
+    """
+    q = quick(values, quant) if axis == -1 or quant.block is None else None
     if q is not None and q.fmt.kind == "float":
         locked(q)
         q.packed[Key("finite")] = True

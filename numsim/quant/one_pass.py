@@ -30,16 +30,15 @@ class Way(NamedTuple):
     rows: Rows  # float32 along rows, the whole tensor
     of: Power | NarrowRows  # what does it in parts
     block: int
-    fmt: Format
     scale_format: Format | None
     has_above: bool
 
     def tensor(
         self, rule: Quant, sizes: tuple[int, ...], made: Stored, above: float
     ) -> QTensor:  # fmt: skip
-        """Return what was stored."""
+        """Return what was stored; the format is the rule's own, whose equals share a way."""
         return QTensor(
-            made.codes, self.fmt, made.scales, rule, sizes,
+            made.codes, rule.fmt, made.scales, rule, sizes,
             None if self.scale_format is None else made.scale_codes, self.scale_format,
             np.asarray(above, np.float32) if self.has_above else None,
         )  # fmt: skip
@@ -71,7 +70,7 @@ def way_of(rule: Quant, wide: bool) -> Way | None:
         if power is None or rows is None or not far_below(rule):
             return None
         f = None if rule.scale_format == "pow2" else get_format(rule.scale_format)
-        return Way(rows, power, rule.block, rule.fmt, f, False)
+        return Way(rows, power, rule.block, f, False)
     two = has_two_levels(rule.scale_format) and rule.scale_rule == "amax"
     if not two or rule.fmt != _E2M1 or rule.above == "per_token":
         return None
@@ -80,7 +79,7 @@ def way_of(rule: Quant, wide: bool) -> Way | None:
     narrow = narrow_rows(f, 0.0 if rule.above is None else rule.fmt.max * most, wide)
     if narrow is None or most < f.min_normal:  # else the least scale may leave float32
         return None
-    return Way(narrow.store, narrow, rule.block, rule.fmt, f, rule.above is not None)
+    return Way(narrow.store, narrow, rule.block, f, rule.above is not None)
 
 
 def in_one_pass(

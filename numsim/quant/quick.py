@@ -47,10 +47,10 @@ def _of_blocks(values: NDArray[Any], rule: Quant) -> QTensor | None:
     if way is None or values.dtype != np.float32 or not (flags.c_contiguous and flags.aligned):
         return None
     size = way.block
-    if not values.size or not shape or shape[-1] % size or way.fmt.min >= 0:
+    if not values.size or not shape or shape[-1] % size or rule.fmt.min >= 0:
         return None
     grid = (*shape[:-1], shape[-1] // size)
-    codes = np.empty(shape, way.fmt.code_dtype)
+    codes = np.empty(shape, rule.fmt.code_dtype)
     scales, bytes_ = np.empty(grid, np.float32), np.empty(grid, np.uint8)
     above = way.rows(
         values.view(np.uint32).reshape(-1, size), SINGLE, codes.reshape(-1, size),

@@ -1,6 +1,7 @@
 """The three products of a Linear, on operands that are quantised here, bit for bit."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,38 @@ def test_mxfp8_quantises_along_the_axis_that_each_product_sums():
         wt, gt, xt = (np.ascontiguousarray(v.T) for v in (w, g, x))
         same(dx, ns.matmul(ns.quantize(g, e5), ns.quantize(wt, e4).T, target=t))
         same(dw, ns.matmul(ns.quantize(gt, e5), ns.quantize(xt, e4).T, target=t))
+
+
+@pytest.mark.parametrize("quant", ["mxfp8_e4m3", "mxint8", "nvfp4"])
+def test_whole_blocks_lie_along_the_axis_that_each_product_sums(quant):
+    x, w, g = tensors(64, 96, 32)  # whole blocks along both axes: one call stores those of rows
+    one = ns.Rule(quant, quant)
+    y, dx, dw = products(x, w, g, train.Recipe((("*", train.Rule(one, one, one)),)))
+
+    def q(z, axis=-1):
+        return ns.quantize(z, quant, axis=axis)
+
+    same(y, ns.matmul(q(x), q(w).T, target="ideal.fp32"))
+    same(dx, ns.matmul(q(g), q(w, -2), target="ideal.fp32"))
+    same(dw, ns.matmul(q(g, -2).T, q(x, -2), target="ideal.fp32"))
+
+
+@pytest.mark.parametrize("target", ["ideal.fp32", "nvidia.blackwell.tcgen05"])
+@pytest.mark.parametrize("quant", ["mxfp8_e4m3", "nvfp4"])
+def test_the_scale_of_a_gradient_is_divided_where_units_read_codes_of_scales(quant, target):
+    x, w, g = tensors(64, 96, 32)
+    one = ns.Rule(quant, quant, target)
+
+    def run(scale):
+        rule = train.Rule(one, one, one, gradient_scale=scale)
+        return products(x, w, g, train.Recipe((("*", rule),)))
+
+    for got, want in zip(run(1024.0), run(1.0), strict=True):
+        same(got, want)  # of a power of two every scale is one times it
+    gq, wq = ns.quantize(g * np.float32(3), quant), ns.quantize(w, quant, axis=-2)
+    above = np.float32(1) if gq.tensor_scale is None else gq.tensor_scale
+    gq = replace(gq, tensor_scale=np.asarray(above / np.float32(3)))
+    same(run(3.0)[1], ns.matmul(gq, wq, target=target))
 
 
 def test_requantise_decodes_the_forward_copy_of_weight_and_input_first():

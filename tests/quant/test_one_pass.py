@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -225,6 +226,17 @@ def test_what_is_left_to_the_general_way(monkeypatch: Any) -> None:
     ):  # fmt: skip
         assert quick(x, rule) is None
         same(quantize(x, rule, seed=3), general(monkeypatch, x, rule, seed=3))
+
+
+def test_equal_rules_keep_what_tells_them_apart() -> None:
+    mine = ns.Format("mine", "float", 8, 4, 7, source="one")
+    x = np.ones((2, 64), np.float32)
+    for f in (mine, replace(mine, source="another")):  # a source is no part of what is equal
+        rule = Quant(f, block=32, scale_format="pow2")
+        for q in (quick(x, rule), quantize(x, rule, axis=0)):
+            assert q is not None
+            assert q.quant is rule
+            assert q.fmt is f
 
 
 def test_blocks_down_columns_are_not_those_of_rows(monkeypatch: Any) -> None:
