@@ -30,6 +30,7 @@ from numsim.convert import cast, decode
 from numsim.dispatch.blocks import choose_four, covers_blocks, encode_hif4, encode_if4
 from numsim.formats import get_format
 from numsim.kernels.convert import block_search
+from numsim.kernels.convert.hif4 import SEVENTH
 from numsim.kernels.jit import over_range
 from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
@@ -37,7 +38,6 @@ from numsim.quant.odd import quotient_to_odd
 from numsim.quant.rule import Quant
 from numsim.quant.scales import narrow_codes
 
-_SEVENTH = np.float64(0.142578125)  # 1/7 in bfloat16
 _E2M1 = get_format("float4_e2m1fn")
 INTEGERS = 0x80  # bit of a scale's code: the block holds integers
 HALVES, QUARTERS = get_format("q3.1"), get_format("q3.2")
@@ -189,7 +189,7 @@ def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
     array([192,   0], dtype=uint8)
     """
     # the product of float32 and bfloat16 is exact in float64
-    wanted = np.clip(_bfloat16(amax.astype(np.float64) * _SEVENTH), 2.0**-48, 49152.0)
+    wanted = np.clip(_bfloat16(amax.astype(np.float64) * SEVENTH), 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
     return np.asarray((exponent + 47) * 4 + eighths - 4, np.uint8)

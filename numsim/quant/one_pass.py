@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numsim.dispatch.blocks import Stored, covers_blocks, encode_blocks, laid
-from numsim.dispatch.rows import NarrowRows, Rows, narrow_rows, power_rows
+from numsim.dispatch.rows import NarrowRows, Rows, hif4_rows, narrow_rows, power_rows
 from numsim.formats import Format, get_format
 from numsim.kernels.convert.block_codes import Power
 from numsim.kernels.ir import simd
 from numsim.quant.extremes import PART, pieces_of
+from numsim.quant.four_bits import HALVES, QUARTERS
 from numsim.quant.rule import Quant
-from numsim.quant.scale_rules import POW2_FORMATS, has_two_levels
-from numsim.quant.scales import power_of
+from numsim.quant.scale_rules import CHOICE_RULES, POW2_FORMATS, has_two_levels
+from numsim.quant.scales import largest_scale, power_of
 from numsim.quant.types import QTensor
 
 Array = NDArray[Any]
@@ -30,15 +31,20 @@ class Way(NamedTuple):
     rows: Rows  # float32 along rows, the whole tensor
     of: Power | NarrowRows  # what does it in parts
     block: int
+    coded: Format | None  # of the codes; None: the rule's own, as equal rules share a way
     scale_format: Format | None
     has_above: bool
+
+    def fmt(self, rule: Quant) -> Format:
+        """Return the format of the codes."""
+        return rule.fmt if self.coded is None else self.coded
 
     def tensor(
         self, rule: Quant, sizes: tuple[int, ...], made: Stored, above: float
     ) -> QTensor:  # fmt: skip
-        """Return what was stored; the format is the rule's own, whose equals share a way."""
+        """Return what was stored."""
         return QTensor(
-            made.codes, rule.fmt, made.scales, rule, sizes,
+            made.codes, self.fmt(rule), made.scales, rule, sizes,
             None if self.scale_format is None else made.scale_codes, self.scale_format,
             np.asarray(above, np.float32) if self.has_above else None,
         )  # fmt: skip
@@ -70,16 +76,21 @@ def way_of(rule: Quant, wide: bool) -> Way | None:
         if power is None or rows is None or not far_below(rule):
             return None
         f = None if rule.scale_format == "pow2" else get_format(rule.scale_format)
-        return Way(rows, power, rule.block, f, False)
-    two = has_two_levels(rule.scale_format) and rule.scale_rule == "amax"
+        return Way(rows, power, rule.block, None, f, False)
+    if rule.scale_rule == "hif4":
+        f, rows = get_format(rule.scale_format), hif4_rows()
+        return Way(rows.store, rows, rule.block, QUARTERS, f, False)
+    chooses = rule.scale_rule in CHOICE_RULES and rule.block % 16 == 0
+    two = has_two_levels(rule.scale_format) and (chooses or rule.scale_rule == "amax")
     if not two or rule.fmt != _E2M1 or rule.above == "per_token":
         return None
-    f = get_format(rule.scale_format)
-    most = f.max if rule.scale_max is None else rule.scale_max
-    narrow = narrow_rows(f, 0.0 if rule.above is None else rule.fmt.max * most, wide)
+    f, most = get_format(rule.scale_format), largest_scale(rule)
+    reach = 0.0 if rule.above is None else rule.fmt.max * most
+    narrow = narrow_rows(f, reach, str(rule.scale_rule), wide)
     if narrow is None or most < f.min_normal:  # else the least scale may leave float32
         return None
-    return Way(narrow.store, narrow, rule.block, f, rule.above is not None)
+    coded = HALVES if rule.scale_rule == "if4" else None
+    return Way(narrow.store, narrow, rule.block, coded, f, rule.above is not None)
 
 
 def in_one_pass(
@@ -93,7 +104,7 @@ def in_one_pass(
     if way is None or not covers_blocks(x, axis, way.block):
         return None
     grid = tuple(-(-n // size) for n, size in zip(x.shape, sizes, strict=True))
-    codes = np.empty(x.shape, rule.fmt.code_dtype)
+    codes = np.empty(x.shape, way.fmt(rule).code_dtype)
     made = Stored(codes, np.empty(grid, np.float32), np.empty(grid, np.uint8))
     parts = []
     for part in pieces_of(x.shape, sizes, PART):

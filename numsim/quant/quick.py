@@ -46,11 +46,11 @@ def _of_blocks(values: NDArray[Any], rule: Quant) -> QTensor | None:
     way, shape, flags = way_of(rule, simd.enabled()), values.shape, values.flags
     if way is None or values.dtype != np.float32 or not (flags.c_contiguous and flags.aligned):
         return None
-    size = way.block
-    if not values.size or not shape or shape[-1] % size or rule.fmt.min >= 0:
+    size, fmt = way.block, way.fmt(rule)
+    if not values.size or not shape or shape[-1] % size or fmt.min >= 0:
         return None
     grid = (*shape[:-1], shape[-1] // size)
-    codes = np.empty(shape, rule.fmt.code_dtype)
+    codes = np.empty(shape, fmt.code_dtype)
     scales, bytes_ = np.empty(grid, np.float32), np.empty(grid, np.uint8)
     above = way.rows(
         values.view(np.uint32).reshape(-1, size), SINGLE, codes.reshape(-1, size),

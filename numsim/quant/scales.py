@@ -167,6 +167,18 @@ def _pow2_exponent(amax: NDArray[np.float64], fmt: Format, rule: str) -> NDArray
     return np.where(amax == 0, np.int64(-127), result)
 
 
+def largest_scale(quant: Quant) -> float:
+    """Return the narrow scale of the block that has the tensor's largest magnitude.
+
+    >>> largest_scale(Quant("e2m1", block=16, scale_format="e4m3", scale_rule="4over6:mse"))
+    256.0
+    """
+    if quant.scale_max is not None:
+        return quant.scale_max
+    four = str(quant.scale_rule).startswith("4over6")
+    return 256.0 if four else get_format(quant.scale_format).max
+
+
 def scale_above(amax: NDArray[Any], quant: Quant, axis: int) -> NDArray[np.float32]:
     """Return the float32 scale of the whole tensor, or of its rows, above narrow block scales.
 
@@ -174,10 +186,7 @@ def scale_above(amax: NDArray[Any], quant: Quant, axis: int) -> NDArray[np.float
     """
     along = None if quant.above == "per_tensor" or not amax.ndim else axis
     top = np.max(amax, axis=along, keepdims=along is not None, initial=0.0).astype(np.float64)
-    most = quant.scale_max
-    if most is None:
-        whole = not str(quant.scale_rule).startswith("4over6")
-        most = get_format(quant.scale_format).max if whole else 256.0
+    most = largest_scale(quant)
     with np.errstate(under="ignore", over="ignore"):
         above = (top / (quant.fmt.max * most)).astype(np.float32)
     return np.asarray(np.where(top == 0, np.float32(1.0), np.maximum(above, _TINY)), np.float32)

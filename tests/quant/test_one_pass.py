@@ -27,19 +27,30 @@ quantize_module = importlib.import_module("numsim.quant.quantize")  # the functi
 PATHS = ("avx512", "plain") if "avx512" in simd.PATHS else ("plain",)
 E2M1 = "float4_e2m1fn"
 MX = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_e2m1", "mxint8")
+CHOICES = ("nvfp4_4over6", "if4", "hif4")
 NARROW = ("float8_e4m3fn", "float8_ue4m3", "float8_ue5m3", "float8_e5m2", "float6_e3m2fn")
 MIDDLES = np.float32([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 SHAPES = ((128,), (3, 384), (2, 3, 5, 128), (7, 2176), (1, 1, 384))
 
 
 def two_levels(scales: str, above: str | None = "per_tensor", **more: Any) -> Quant:
-    return Quant(E2M1, block=16, scale_format=scales, tensor_scale=above, **more)
+    return Quant(E2M1, **{"block": 16, **more}, scale_format=scales, tensor_scale=above)
 
 
 RULES = {
     **{name: as_quant(name) for name in (*MX, "nvfp4", "amdfp4")},
     **{f"{name} under {above}": two_levels(name, above)
        for name in NARROW for above in ("per_tensor", None)},
+    **{name: as_quant(name) for name in CHOICES},
+    **{f"{name}, {scales} under {above}, of {block}": two_levels(
+        scales, above, scale_rule=name, block=block
+    ) for name, scales, above, block in (
+        ("4over6:mae", "float8_e4m3fn", "per_tensor", 16), ("if4", "float8_ue4m3", None, 32),
+        ("4over6:mse", "float8_ue4m3", None, 48), ("4over6:mae", "float8_e4m3fn", None, 64),
+        ("if4", "float8_e4m3fn", "per_tensor", 64),
+    )},
+    "4over6 up to 448": two_levels("float8_e4m3fn", scale_rule="4over6:mse", scale_max=448.0),
+    "if4 up to 100": two_levels("float8_e4m3fn", scale_rule="if4", scale_max=100.0),
     "nvfp4 of 32": Quant(E2M1, block=32, scale_format="float8_e4m3fn"),
     "nvfp4 up to 256": two_levels("float8_e4m3fn", scale_max=256.0),
     "nvfp4 up to 250": two_levels("float8_e4m3fn", scale_max=250.0),  # which is rounded up
@@ -195,7 +206,7 @@ def test_zeros_and_the_least_numbers(scales: str) -> None:
 
 def test_what_is_left_to_the_general_way(monkeypatch: Any) -> None:
     x = np.ones((4, 64), np.float32)
-    for name in ("nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8"):
+    for name in ("nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8", *CHOICES):
         rule = as_quant(name)
         assert quick(x, rule) is not None
         for bad in (np.nan, np.inf, -np.inf):
@@ -216,7 +227,8 @@ def test_what_is_left_to_the_general_way(monkeypatch: Any) -> None:
     nv = {"block": 16, "scale_format": "float8_e4m3fn"}
     mx: dict[str, Any] = {"block": 32, "scale_format": "pow2"}
     for rule in (
-        as_quant("nvfp4_row"), as_quant("nvfp4_4over6"), as_quant("if4"), as_quant("hif4"),
+        as_quant("nvfp4_row"), two_levels("float8_e4m3fn", scale_rule="if4", block=8),
+        two_levels("float8_e4m3fn", "per_token", scale_rule="4over6:mse"),
         Quant(E2M1, **nv, scale=0.5), Quant(E2M1, **nv, rounding="sr"),
         Quant(E2M1, **nv, overflow="special"), Quant(E2M1, **nv, scale_rule="mse"),
         Quant(E2M1, **nv, scale_max=2.0**-7), Quant("float6_e2m3fn", **nv),
@@ -241,7 +253,7 @@ def test_equal_rules_keep_what_tells_them_apart() -> None:
 
 def test_blocks_down_columns_are_not_those_of_rows(monkeypatch: Any) -> None:
     x = numbers("wide", (64, 64))
-    for name in ("nvfp4", "mxfp8_e4m3"):
+    for name in ("nvfp4", "mxfp8_e4m3", *CHOICES):
         rule = as_quant(name)
         down = quantize(x, rule, axis=0)
         assert down.block_shape == (rule.block, 1)
@@ -253,11 +265,11 @@ def test_blocks_down_columns_are_not_those_of_rows(monkeypatch: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8"])
+@pytest.mark.parametrize("name", ["nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8", *CHOICES])
 def test_threads_and_pieces_change_nothing(name: str, monkeypatch: Any) -> None:
     rule, kinds = as_quant(name), ("wide", "zeros", "tiny")
     monkeypatch.setattr(rows, "grain_of", lambda pieces, products: 3)
-    for x in (*(numbers(kind, (37, 1056)) for kind in kinds), numbers("plain", (3, 2, 4128))):
+    for x in (*(numbers(kind, (37, 1088)) for kind in kinds), numbers("plain", (3, 2, 4160))):
         with using_threads(1):
             want = quick(x, rule)
         for bad in (False, True):
@@ -281,7 +293,7 @@ def test_threads_and_pieces_change_nothing(name: str, monkeypatch: Any) -> None:
                         assert len(reads) >= 3
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxint8", "amdfp4", "nvfp4 up to 250"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxint8", "amdfp4", "nvfp4 up to 250", *CHOICES])
 def test_elements_beside_the_largest_float32_stay_finite(name: str, monkeypatch: Any) -> None:
     x = numbers("top", (4, 128))
     x[1, 70] = np.finfo(np.float32).max
@@ -289,6 +301,51 @@ def test_elements_beside_the_largest_float32_stay_finite(name: str, monkeypatch:
     q = quantize(x, RULES[name])
     same(q, general(monkeypatch, x, RULES[name]))
     assert np.isfinite(q.dequantize()).all()
+
+
+STEPS = np.float32([*MIDDLES, 0, -0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -6, -5, -0.75])
+SEVENTHS = np.arange(-14, 15, dtype=np.float32) * np.float32(3 / 7)  # of integers, and middles
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("block", [16, 32, 64, 256])
+@pytest.mark.parametrize("name", ["4over6:mae", "4over6:mse", "if4", "hif4"])
+def test_every_count_of_blocks_and_ties_of_two_ways(
+    name: str, block: int, path: str, monkeypatch: Any
+) -> None:
+    """Sums that are equal or nearly so, numbers on steps and beside them, blocks left over."""
+    rule = as_quant("hif4")
+    if name != "hif4":
+        rule = two_levels("float8_e4m3fn", scale_rule=name, block=block)
+    rng = np.random.default_rng(block)
+    with simd.force(path):
+        for count in (*range(1, 19), 33, 40):
+            for steps in (STEPS, SEVENTHS):
+                shape = (1, count * int(str(rule.block)))
+                x = steps[rng.integers(0, len(steps), shape)]
+                x = x * np.exp2(rng.integers(-3, 4, shape[1] // 16).repeat(16)).astype(np.float32)
+                x = np.where(rng.random(shape) < rng.choice([0.0, 0.9]), 0, x).astype(np.float32)
+                for y in (x, np.nextafter(x, np.float32(9)), np.nextafter(x, np.float32(-9))):
+                    q = quick(y, rule)
+                    assert q is not None
+                    same(q, general(monkeypatch, y, rule))
+
+
+def test_every_first_scale_of_hif4_and_the_amax_beside_its_middles(monkeypatch: Any) -> None:
+    f = ns.get_format("float8_ue6m2")
+    values = f.values()[:255].astype(np.float64)
+    tops = np.concatenate([values, (values[1:] + values[:-1]) / 2, [0.0, 1e-30, 1e30]])
+    tops = np.concatenate([tops * 7, tops / 0.142578125]).astype(np.float32)
+    tops = np.concatenate([
+        tops * np.float32(by) for by in (1, 1 - 2**-8, 1 - 2**-9, 1 + 2**-8, 1 + 2**-9)
+    ])  # fmt: skip
+    tops = np.concatenate([tops, np.nextafter(tops, np.float32(0)), np.nextafter(tops, np.inf)])
+    x = np.outer(tops, np.linspace(-1, 1, 64, dtype=np.float32))
+    rule = as_quant("hif4")
+    q = quick(x, rule)
+    assert q is not None
+    assert len(np.unique(q.scale_codes)) == 255
+    same(q, general(monkeypatch, x, rule))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -33,8 +33,8 @@ from numsim.kernels.jit import inline, kernel
 
 Array = NDArray[Any]
 MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # between numbers of E2M1, in scales
-_NEAR = 2048  # numbers that pass the loops together
-_FAR = np.uint32((127 + 100) << 23)  # bits of 2**100: beyond, elements might leave float32
+NEAR = 2048  # numbers that pass the loops together
+FAR = np.uint32((127 + 100) << 23)  # bits of 2**100: beyond, elements might leave float32
 _TINY = np.float32(2.0**-149)
 _BIAS = np.int64((1023 - 127) << 23)
 _LAST = np.int64((1 << 29) - 1)  # what float64 has below float32's last place
@@ -121,23 +121,29 @@ def _e2m1_row(bits: Array, least: Array, block: int, out: Array) -> None:
 
 
 @inline
-def _e2m1_blocks(
+def e2m1_coded(bits: Array, size: int, least: Array, wide: bool, out: Array) -> None:
+    """Store blocks of `size` words by their steps, least [7, blocks or more]."""
+    done, blocks = 0, bits.size // size
+    if size == 16:  # a vector
+        if wide:
+            runs = blocks // 4
+            e2m1_codes(bits, least, least.shape[1], runs, out)
+            done = 4 * runs
+        for block in range(done, blocks):
+            _e2m1_row(bits[16 * block :][:16], least, block, out[16 * block :][:16])
+    else:
+        for block in range(blocks):
+            first = block * size
+            _e2m1_row(bits[first : first + size], least, block, out[first : first + size])
+
+
+@inline
+def e2m1_under(
     bits: Array, size: int, divisors: Array, least: Array, wide: bool, out: Array
 ) -> None:  # fmt: skip
     """Store blocks of `size` words under divisors [blocks]."""
     _steps(divisors, least)
-    done = 0
-    if size == 16:  # a vector
-        if wide:
-            runs = divisors.size // 4
-            e2m1_codes(bits, least, least.shape[1], runs, out)
-            done = 4 * runs
-        for block in range(done, divisors.size):
-            _e2m1_row(bits[16 * block :][:16], least, block, out[16 * block :][:16])
-    else:
-        for block in range(divisors.size):
-            first = block * size
-            _e2m1_row(bits[first : first + size], least, block, out[first : first + size])
+    e2m1_coded(bits, size, least, wide, out)
 
 
 @kernel
@@ -150,12 +156,12 @@ def e2m1_along(
     """
     wide_vectors()
     size = x.shape[1]
-    part = max(_NEAR // size, 1)
+    part = max(NEAR // size, 1)
     room, least = np.empty(part * size, np.uint32), np.empty((7, part), np.uint32)
     for at in range(start, stop, part):
         end = min(at + part, stop)
         bits = words_of(x[at:end].reshape(-1), kind, room)
-        _e2m1_blocks(bits, size, divisors[at:end], least, wide, out[at:end].reshape(-1))
+        e2m1_under(bits, size, divisors[at:end], least, wide, out[at:end].reshape(-1))
 
 
 @kernel
@@ -194,14 +200,23 @@ class Narrow(NamedTuple):
 
 
 @inline
-def _scale_codes(tops: Array, above: float, how: Fast, room: Any, codes: Array) -> None:
-    """Fill the codes of scales by the largest magnitudes of blocks, as bits."""
-    wanted, bits = room[0][: tops.size], room[1][: tops.size]
+def scale_codes(tops: Array, above: float, how: Fast, room: Any, codes: Array) -> None:
+    """Fill the codes of scales by the largest magnitudes of blocks, as bits.
+
+    What they are rounded from stays in ``room[0]``.
+    """
+    wanted = room[0][: tops.size]
     for i in range(tops.size):
         wanted[i] = np.float64(np.uint32(tops[i]).view(np.float32)) / 6.0 / above
+    rounded_scales(wanted, how, room[1][: tops.size], codes)
+
+
+@inline
+def rounded_scales(wanted: Array, how: Fast, bits: Array, codes: Array) -> None:
+    """Fill the codes of float64 scales: to nearest even, none of them zero."""
     odd_singles(wanted, bits)
     float_rne(bits, codes, how)
-    for i in range(tops.size):
+    for i in range(codes.size):
         codes[i] = max(codes[i], np.uint8(1))
 
 
@@ -211,7 +226,7 @@ def _narrow_blocks(
     bytes_: Array, out: Array, start: int, stop: int,
 ) -> bool:  # fmt: skip
     size, good, over = x.shape[1], np.uint32(1), np.float64(above)
-    part = max(_NEAR // size, 1)
+    part = max(NEAR // size, 1)
     words, least = np.empty(part * size, np.uint32), np.empty((7, part), np.uint32)
     tops, divisors = np.empty(part, np.uint32), np.empty(part, np.float64)
     room = np.empty(part, np.float64), np.empty(part, np.uint32)
@@ -221,20 +236,20 @@ def _narrow_blocks(
         top, by = tops[: end - at], divisors[: end - at]
         each, found = scales[at:end], bytes_[at:end]
         tops_along(bits, size, top)
-        _scale_codes(top, over, narrow.how, room, found)
+        scale_codes(top, over, narrow.how, room, found)
         for i in range(top.size):
-            good &= np.uint32(top[i] < _FAR)
+            good &= np.uint32(top[i] < FAR)
             value = narrow.values[found[i]]
             each[i] = value
             by[i] = np.float64(value) * over
-        _e2m1_blocks(bits, size, by, least, wide, out[at:end].reshape(-1))
+        e2m1_under(bits, size, by, least, wide, out[at:end].reshape(-1))
     return bool(good != np.uint32(0))
 
 
 @inline
 def _largest(x: Array, kind: int, start: int, stop: int) -> np.uint32:
     size, most = x.shape[1], np.uint32(0)
-    part = max(_NEAR // size, 1)
+    part = max(NEAR // size, 1)
     room = np.empty(part * size, np.uint32)
     for at in range(start, stop, part):
         most = max(most, largest(words_of(x[at : min(at + part, stop)].reshape(-1), kind, room)))
@@ -244,7 +259,7 @@ def _largest(x: Array, kind: int, start: int, stop: int) -> np.uint32:
 @inline
 def _above(most: np.uint32, reach: float) -> np.float32:
     """Return the scale above those of blocks, 1 for zeros and a `reach` of 0; -1: out of range."""
-    if most >= _FAR:
+    if most >= FAR:
         return np.float32(-1.0)
     if most == np.uint32(0) or reach == 0.0:
         return np.float32(1.0)

@@ -28,6 +28,11 @@ from numsim.kernels.convert.tiles import (
     turned_back,
 )
 from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.ir.choice import (
+    magnitudes_off_e2m1,
+    squares_off_e2m1,
+    squares_off_integers,
+)
 from numsim.kernels.jit import inline, kernel
 
 Array = Any
@@ -38,6 +43,7 @@ _ROUNDINGS = np.float32(2.0**-19)  # 8 units of a quotient up to 7, twice: squar
 _HALF_UP, _TWO_BITS = np.uint32(1 << 21), np.uint32(0xFFC00000)
 _HALVES = np.float32(1.5 * 2.0**22)  # adding it leaves multiples of 1/2
 _WHOLE = np.float32(1.5 * 2.0**23)
+_SEVENTH = 1.0 / 7.0
 
 
 @inline
@@ -89,27 +95,20 @@ def _sums(tile: Array, one: Array, other: Array, whole: bool, absolute: bool, su
 
 
 @inline
-def _better(
-    tile: Array, one: Array, other: Array, whole: bool, absolute: bool, chosen: Array, room: Any
-) -> None:
-    """Note the blocks whose errors under the second scale are the smaller sum.
+def _decided(
+    one: Array, other: Array, size: int, absolute: bool, chosen: Array, room: Any
+) -> None:  # fmt: skip
+    """Note the blocks whose errors under the second scale are the smaller sum, and those unsure.
 
     A quotient v is off by 2**-23 v, and so is its error e; v is at most 7 or 7 e. Squares of n
     values are then off by 7 * 2**-22 (sqrt(n sum e**2) + sum e**2), magnitudes by half of
     7 * 2**-22 (n + sum e), and sums of float32 by n + 8 units in the last place, counted twice.
     """
-    sums, inverse, ratio, unsure = room
-    width = one.size
-    size = tile.size // width
-    first, second = inverse[0, :width], inverse[1, :width]
-    for j in range(width):
-        first[j], second[j] = np.float32(1.0 / one[j]), np.float32(1.0 / other[j])
-        ratio[j] = np.float32(other[j] / one[j])
-    _sums(tile, first, second, whole, absolute, sums)
+    sums, unsure = room[0], room[2]
     last = np.float32((size + 8) * 2.0**-23)
     n = np.float32(size)
-    for j in range(width):
-        r = ratio[j]
+    for j in range(one.size):
+        r = np.float32(other[j] / one[j])
         by = r if absolute else np.float32(r * r)
         total, rest = sums[0, j], np.float32(sums[1, j] * by)
         both = np.float32(total + rest)
@@ -118,9 +117,54 @@ def _better(
         off = np.float32(_ROUNDINGS * np.float32(spread + both) + np.float32(last * both))
         chosen[j] = rest < total
         unsure[j] = np.uint8(0 if abs(np.float32(total - rest)) > off else 1)
+
+
+@inline
+def _inverses(one: Array, other: Array, room: Any) -> Any:
+    first, second = room[1][0, : one.size], room[1][1, : one.size]
+    for j in range(one.size):
+        first[j], second[j] = np.float32(1.0 / one[j]), np.float32(1.0 / other[j])
+    return first, second
+
+
+@inline
+def _better(
+    tile: Array, one: Array, other: Array, whole: bool, absolute: bool, chosen: Array, room: Any
+) -> None:
+    """Note the blocks, one a lane, whose errors under the second scale are the smaller sum."""
+    width = one.size
+    first, second = _inverses(one, other, room)
+    _sums(tile, first, second, whole, absolute, room[0])
+    _decided(one, other, tile.size // width, absolute, chosen, room)
     for j in range(width):
-        if unsure[j]:
-            chosen[j] = _smaller(tile, width, j, one[j], other[j], whole, absolute)
+        if room[2][j]:
+            chosen[j] = _smaller(tile[j:], width, one[j], other[j], whole, absolute)
+
+
+@inline
+def better_along(
+    bits: Array, one: Array, other: Array, whole: bool, absolute: bool, chosen: Array, room: Any
+) -> None:
+    """Do `_better` for blocks that follow each other, of whole vectors."""
+    blocks = one.size
+    size, runs = bits.size // blocks, blocks // 16
+    first, second = _inverses(one, other, room)
+    sums, vectors, done = room[0], size // 16, 16 * runs
+    if absolute:
+        magnitudes_off_e2m1(bits, first, vectors, runs, sums[0])
+        magnitudes_off_e2m1(bits, second, vectors, runs, sums[1])
+    else:
+        squares_off_e2m1(bits, first, vectors, runs, sums[0])
+        if whole:
+            squares_off_integers(bits, second, vectors, runs, sums[1])
+        else:
+            squares_off_e2m1(bits, second, vectors, runs, sums[1])
+    _decided(one[:done], other[:done], size, absolute, chosen, room)
+    room[2][done:blocks] = np.uint8(1)
+    for j in range(blocks):
+        if room[2][j]:
+            row = bits[j * size : (j + 1) * size]
+            chosen[j] = _smaller(row, 1, one[j], other[j], whole, absolute)
 
 
 @inline
@@ -134,16 +178,19 @@ def _error_e2m1(m: Any, s: Any) -> Any:
 
 @inline
 def _smaller(
-    tile: Array, width: int, block: int, one: float, other: float, whole: bool, absolute: bool
-) -> bool:
-    """Whether the errors of a block under the second scale are the smaller sum, in float64."""
+    words: Array, apart: int, one: float, other: float, whole: bool, absolute: bool
+) -> bool:  # fmt: skip
+    """Whether the errors of a block under the second scale are the smaller sum, in float64.
+
+    Its numbers are every `apart` of words.
+    """
     total, rest, most = 0.0, 0.0, np.uint32(0)
-    for row in range(tile.size // width):
-        most = max(most, np.uint32(tile[row * width + block] & MAGNITUDE))
+    for i in range(0, words.size, apart):
+        most = max(most, np.uint32(words[i] & MAGNITUDE))
     if most == np.uint32(0):
         return False
-    for row in range(tile.size // width):
-        m = np.float64(magnitude(tile[row * width + block]))
+    for i in range(0, words.size, apart):
+        m = np.float64(magnitude(words[i]))
         if whole:  # the second scale is 6/7 of the first: both errors in sevenths, exact
             e = _error_e2m1(7.0 * m, 7.0 * one)
             g = 7.0 * m - min(np.rint(7.0 * m / (6.0 * one)), 7.0) * (6.0 * one)
@@ -155,9 +202,10 @@ def _smaller(
 
 
 @inline
-def _room(width: int) -> Any:
+def choice_room(width: int) -> Any:
+    """Return what choosing between two ways for so many blocks takes: sums, inverses, doubts."""
     sums, inverse = np.empty((2, width), np.float32), np.empty((2, width), np.float32)
-    return sums, inverse, np.empty(width, np.float32), np.empty(width, np.uint8)
+    return sums, inverse, np.empty(width, np.uint8)
 
 
 @kernel
@@ -170,7 +218,7 @@ def four_over_six_along(
     size = x.shape[1]
     most = together(size)
     bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
-    room = _room(most)
+    room = choice_room(most)
     for at in range(start, stop, most):
         end = min(at + most, stop)
         n = (end - at) * size
@@ -188,7 +236,7 @@ def four_over_six_down(
     wide_vectors()
     depth, inner, count = x.shape[1], x.shape[2], six.shape[1]
     most = columns_of(block)
-    tile, room = np.empty(block * most, np.uint32), _room(most)
+    tile, room = np.empty(block * most, np.uint32), choice_room(most)
     for piece in range(start, stop):
         plane, which = piece // count, piece % count
         lines = x[plane, which * block : min(which * block + block, depth)]
@@ -203,7 +251,7 @@ def four_over_six_down(
 
 
 @inline
-def _thresholds(scales: Array, integers: Array, least: Array) -> None:
+def thresholds(scales: Array, integers: Array, least: Array) -> None:
     """Fill least [7, n]: float32 bits from which a magnitude has passed a step of its block."""
     for step in range(7):
         line, middle, sevenths = least[step], MIDDLES[step], _SIXTHS[step]
@@ -212,7 +260,7 @@ def _thresholds(scales: Array, integers: Array, least: Array) -> None:
             whole = integers[j]
             exact = scales[j] * (sevenths if whole else middle)
             parts = 7.0 if whole else 1.0
-            near = np.float32(exact / parts)
+            near = np.float32(exact * (_SEVENTH if whole else 1.0))  # a neighbour of the step
             word, back = near.view(np.uint32), np.float64(near) * parts
             at_tie = passed if whole else even
             above = np.uint32(word + np.uint32(1 if back < exact else 0))
@@ -252,7 +300,7 @@ def _if4(
     for j in range(width):
         seventh[j] = scales[j] * 6.0 / 7.0
     _better(tile, scales, seventh[:width], True, False, integers, room[0])
-    _thresholds(scales, integers, least)
+    thresholds(scales, integers, least)
     _half_steps(tile, least, integers, codes)
 
 
@@ -266,7 +314,7 @@ def if4_along(
     most = together(size)
     bits, tile = np.empty(most * size, np.uint32), np.empty(most * size, np.uint32)
     made, least = np.empty(most * size, codes.dtype), np.empty((7, most), np.uint32)
-    room = _room(most), np.empty(most)
+    room = choice_room(most), np.empty(most)
     for at in range(start, stop, most):
         end = min(at + most, stop)
         n = (end - at) * size
@@ -286,7 +334,7 @@ def if4_down(
     depth, inner, count = x.shape[1], x.shape[2], scales.shape[1]
     most = columns_of(block)
     tile, made = np.empty(block * most, np.uint32), np.empty(block * most, codes.dtype)
-    least, room = np.empty((7, most), np.uint32), (_room(most), np.empty(most))
+    least, room = np.empty((7, most), np.uint32), (choice_room(most), np.empty(most))
     for piece in range(start, stop):
         plane, which = piece // count, piece % count
         first, last = which * block, min(which * block + block, depth)

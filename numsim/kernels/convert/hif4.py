@@ -1,14 +1,20 @@
 """HiF4: blocks of 64 numbers of four bits under scales of three levels, in one pass over memory.
 
-Proof: ``tests/quant/test_four_bits.py`` compares with the general way of `numsim.quant.four_bits`.
+Proof: ``tests/quant/test_four_bits.py`` compares with the general way of `numsim.quant.four_bits`,
+``tests/quant/test_one_pass.py`` scales that are found on the way too.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
+from numsim.kernels.convert.float32 import odd_singles
 from numsim.kernels.convert.tiles import (
     MAGNITUDE,
     columns_of,
@@ -17,13 +23,29 @@ from numsim.kernels.convert.tiles import (
     singles,
     taken,
     together,
+    tops_along,
     turned,
     turned_back,
+    words_of,
 )
-from numsim.kernels.instructions import wide_vectors
+from numsim.kernels.instructions import shl, shr, wide_vectors
+from numsim.kernels.ir import simd
+from numsim.kernels.ir.hif4 import quarters
 from numsim.kernels.jit import inline, kernel
 
 Array = Any
+SEVENTH = 0.142578125  # 1/7 in bfloat16
+_PART = 32  # blocks that pass the loops together
+_LEAST, _MOST = np.uint32((127 - 48) << 23), np.float32(49152.0).view(np.uint32)  # of scales
+_OFFSET = np.uint32((127 - 48) << 2)  # of a code's exponent and two fraction bits
+_INFINITY, _ONE = np.uint32(0x7F800000), np.uint32(1)
+
+
+class Levels(NamedTuple):
+    """What the codes of first scales stand for: the scale, and its inverse in bfloat16."""
+
+    values: Array  # float32
+    inverses: Array  # float64
 
 
 @inline
@@ -94,3 +116,61 @@ def hif4_down(x: Array, kind: int, inverse: Array, codes: Array, start: int, sto
             by = inverse[plane, piece % count, at : at + width]
             _hif4(tile[: 64 * width], by, made[: 64 * width], room)
             given(made[: 64 * width], codes[plane, first : first + 64], at, width)
+
+
+@inline
+def _nearest_bits(word: Any, cut: Any) -> Any:
+    """Return a float32 number's bits without `cut` last ones: to nearest even, shifted down."""
+    half = np.uint32(shl(_ONE, np.uint32(cut - _ONE)) - _ONE)
+    return shr(np.uint32(np.uint32(word + half) + np.uint32(shr(word, cut) & _ONE)), cut)
+
+
+@inline
+def _first_scales(tops: Array, wanted: Array, bits: Array, codes: Array) -> None:
+    """Fill the codes of first scales: amax / 7 in bfloat16, then rounded to two fraction bits."""
+    for i in range(tops.size):
+        wanted[i] = np.float64(np.uint32(tops[i]).view(np.float32)) * SEVENTH  # exact
+    odd_singles(wanted, bits)
+    for i in range(tops.size):
+        near = shl(_nearest_bits(bits[i], np.uint32(16)), np.uint32(16))
+        near = min(max(near, _LEAST), _MOST)
+        codes[i] = np.uint8(np.uint32(_nearest_bits(near, np.uint32(21)) - _OFFSET))
+
+
+@kernel
+def _hif4_rows(
+    x: Array, kind: int, levels: Levels, scales: Array, bytes_: Array, out: Array, start: int,
+    stop: int,
+) -> bool:  # fmt: skip
+    wide_vectors()
+    words, tops = np.empty(64 * _PART, np.uint32), np.empty(_PART, np.uint32)
+    wanted, room, inverse = np.empty(_PART), np.empty(_PART, np.uint32), np.empty(_PART)
+    good = _ONE
+    for at in range(start, stop, _PART):
+        end = min(at + _PART, stop)
+        n = end - at
+        bits = words_of(x[at:end].reshape(-1), kind, words)
+        top, found, each = tops[:n], bytes_[at:end], scales[at:end]
+        tops_along(bits, 64, top)
+        _first_scales(top, wanted[:n], room[:n], found)
+        for i in range(n):
+            good &= np.uint32(top[i] < _INFINITY)
+            each[i], inverse[i] = levels.values[found[i]], levels.inverses[found[i]]
+        quarters(bits, inverse, n, out[at:end].reshape(-1))
+    return bool(good != np.uint32(0))
+
+
+@cache
+def hif4_kernel(word: np.dtype[Any]) -> Callable[..., bool]:
+    """Return the kernel of rows in HiF4, x [blocks, 64] as words.
+
+    (x, kind, levels, scales, bytes_, out, start, stop) stores rows start:stop under scales by
+    amax; it returns False, with what was stored undefined, where x is not finite.
+    """
+    mixed: Any = types.NamedTuple
+    f32, i64, f64 = types.float32, types.int64, types.float64
+    levels = mixed([types.Array(dtype, 1, "C", readonly=True) for dtype in (f32, f64)], Levels)
+    x = types.Array(from_dtype(word), 2, "C", readonly=True)
+    scales, bytes_ = (simd.contiguous(dtype, 1) for dtype in (f32, types.uint8))
+    made = scales, bytes_, simd.contiguous(types.int8, 2)
+    return simd.compiled(_hif4_rows, x, i64, levels, *made, i64, i64)
