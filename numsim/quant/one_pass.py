@@ -1,4 +1,4 @@
-"""Blocks under scales by amax, in one pass over memory: powers of two, and E2M1 of two levels."""
+"""Blocks under scales by amax, in one pass over memory: powers of two, and four bits."""
 
 from __future__ import annotations
 
@@ -78,8 +78,10 @@ def way_of(rule: Quant, wide: bool) -> Way | None:
         f = None if rule.scale_format == "pow2" else get_format(rule.scale_format)
         return Way(rows, power, rule.block, None, f, False)
     if rule.scale_rule == "hif4":
-        f, rows = get_format(rule.scale_format), hif4_rows()
-        return Way(rows.store, rows, rule.block, QUARTERS, f, False)
+        three = hif4_rows()
+        return Way(
+            three.store, three, rule.block, QUARTERS, get_format(rule.scale_format), False
+        )  # fmt: skip
     chooses = rule.scale_rule in CHOICE_RULES and rule.block % 16 == 0
     two = has_two_levels(rule.scale_format) and (chooses or rule.scale_rule == "amax")
     if not two or rule.fmt != _E2M1 or rule.above == "per_token":
