@@ -206,8 +206,9 @@ def test_zeros_and_the_least_numbers(scales: str) -> None:
 
 def test_what_is_left_to_the_general_way(monkeypatch: Any) -> None:
     x = np.ones((4, 64), np.float32)
-    for name in ("nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8", *CHOICES):
-        rule = as_quant(name)
+    alone = "if4, float8_ue4m3 under None, of 32", "4over6:mae, float8_e4m3fn under None, of 64"
+    for name in ("nvfp4", "amdfp4", "mxfp8_e4m3", "mxint8", *CHOICES, *alone):
+        rule = RULES[name]
         assert quick(x, rule) is not None
         for bad in (np.nan, np.inf, -np.inf):
             y = x.copy()
@@ -329,6 +330,8 @@ def test_every_count_of_blocks_and_ties_of_two_ways(
                     q = quick(y, rule)
                     assert q is not None
                     same(q, general(monkeypatch, y, rule))
+                want = quantize(x.astype(np.float64), rule)  # no kernel of blocks takes these
+                same(quick(x, rule), want)
 
 
 def test_every_first_scale_of_hif4_and_the_amax_beside_its_middles(monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ A magnitude is compared with the steps times the scale. A step has 3 bits and a 
 float64 holds their product; the quotient that the definition rounds to float64 is never so close to
 a step that this would tell.
 
-Proof: ``tests/quant/test_block_codes.py`` and ``tests/quant/test_narrow.py`` compare with the
+Proof: ``tests/quant/test_block_codes.py`` and ``tests/quant/test_one_pass.py`` compare with the
 definition.
 """
 

@@ -1,10 +1,10 @@
 """Blocks stored in four bits in one of two ways, the better one: one pass over memory.
 
-Blocks stand side by side, one a lane (`convert.tiles`). Which of two ways is better float32 tells,
-where the two sums of errors lie further apart than all its roundings; else the sums of the
-definition in float64, one value after the other, do. Codes come from comparisons alone: a code's
-threshold is the least float32 number that has it, found in float64, which holds a step times a
-scale (3 or 6 bits by 28).
+Blocks stand side by side, one a lane (`convert.tiles`), or follow each other where they are whole
+vectors. Which of two ways is better float32 tells, where the two sums of errors lie further apart
+than all its roundings; else the sums of the definition in float64, one value after the other, do.
+Codes come from comparisons alone: a code's threshold is the least float32 number that has it, found
+in float64, which holds a step times a scale (3 or 6 bits by 28).
 
 Proof: ``tests/quant/test_four_bits.py`` compares with the general way of `numsim.quant.four_bits`.
 """
