@@ -26,7 +26,7 @@ from numsim.kernels.jit import PACKED, expanded, grain_of, inline, kernel, over_
 
 Array = npt.NDArray[Any]
 BLOCK = 256  # k of one panel that is decoded at a time: what it becomes stays in the first cache
-_NEAR = 1 << 19  # words of the left operand that stay in the second cache
+_NEAR = 1 << 18  # words of the left operand that stay in the second cache
 _TYPES: dict[Any, Any] = {}
 GROUP = 64  # row tiles that use a decoded panel before the next is decoded
 

@@ -180,7 +180,6 @@ def float_tile(
         def whole(t: Any, carried: list[Any]) -> list[Any]:
             tile.a = b.gep(a, [b.mul(t, a_step)])
             first = b.gep(out, [b.mul(tile.index(t, count, 0), tile.stride)])
-            tile.ask(out, t, count, COLUMNS)
             for piece in range(pieces):  # the vectors' columns are those of AVX-512, cut in two
                 at = [ir.Constant(I64, width * piece)]
                 tile.out, tile.panel = b.gep(first, at), b.gep(panel, at)
