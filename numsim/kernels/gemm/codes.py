@@ -18,7 +18,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from numsim.kernels.convert.decode import Codes, float_bits
-from numsim.kernels.gemm.fma import tile_rows, whole_panels
+from numsim.kernels.gemm.fma import even_groups, tile_rows, whole_panels
 from numsim.kernels.instructions import wide_vectors
 from numsim.kernels.ir import simd
 from numsim.kernels.ir.codes import aligned_planes
@@ -346,7 +346,7 @@ def run_codes(
 ) -> None:
     """Call a compiled kernel built on `cover_codes` over all of `out`, on all threads."""
     tiles, panels, steps = a.shape[1], b.panels, b.panels.shape[2]
-    group = -(-tiles // -(-tiles // GROUP))
+    group = even_groups(tiles, GROUP)
     pieces = out.shape[0] * -(-tiles // group) * panels.shape[1]
     whole = whole_panels(out, panels.shape[1] * panels.shape[3])
     over_range(

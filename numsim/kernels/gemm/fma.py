@@ -110,7 +110,7 @@ def run_tiles(
     """Call a compiled kernel built on `cover` over all of `out`, on all threads."""
     tiles, steps = a.shape[1], a.shape[2]
     most = _GROUP // 2 if out.shape[2] >= _WIDE and steps <= _BLOCK else _GROUP
-    group = -(-tiles // -(-tiles // most))  # even groups
+    group = even_groups(tiles, most)
     pieces = out.shape[0] * -(-tiles // group) * b.shape[1]
     whole = whole_panels(out, b.shape[1] * b.shape[3])
     over_range(
@@ -120,6 +120,15 @@ def run_tiles(
     )
     if whole is not out:
         out[...] = whole[:, :, : out.shape[2]]
+
+
+def even_groups(count: int, most: int) -> int:
+    """Return the size of groups that are as even as can be, of at most `most`.
+
+    >>> even_groups(10, 8)
+    5
+    """
+    return -(-count // -(-count // most))
 
 
 def whole_panels(out: Array, columns: int) -> Array:

@@ -30,6 +30,7 @@ from numsim.kernels.gemm.codes import (
     run_codes,
     uint32_tuple,
 )
+from numsim.kernels.gemm.fma import even_groups
 from numsim.kernels.gemm.hopper_left import LEFT, PAIR
 from numsim.kernels.gemm.hopper_paths import SHORT_RUN
 from numsim.kernels.gemm.turned import turn
@@ -243,7 +244,7 @@ def gemm_items(
     out = zeros((batch, m, columns))
     if c is not None:
         out[:, :, :n] = c
-    together = -(-tiles // -(-tiles // GROUP))
+    together = even_groups(tiles, GROUP)
     pieces = -(-tiles // together) * panels.shape[1]
     pack, run = _packer(path), _runner(path, rows_of(m, how_b), b.in_place)
 
