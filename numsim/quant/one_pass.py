@@ -126,7 +126,7 @@ def _two_levels(
     rows: NarrowRows, parts: list[tuple[Array, Stored]], axis: int, block: int,
     done: Callable[[], object],
 ) -> float:  # fmt: skip
-    """Store parts of a tensor in four bits; return the scale above, -1 where the general way does it."""
+    """Store parts in four bits; return the scale above, -1 where the general way does it."""
     if not parts[0][0].size:
         return -1.0
     each: list[tuple[Array, int, Array, Array, Array]] = []
