@@ -1,4 +1,4 @@
-"""The left operand of products that are cut to integers, each alone, with AVX2 (`ir.halves`).
+"""The left operand of products that are cut to integers, each alone (`ir.halves`).
 
 Proof: ``tests/targets/test_few_rows.py`` compares every bit with the definitions.
 """

@@ -45,7 +45,7 @@ WIDEST = 128  # products of a group, counted in a byte
 LOW, HIGH = 2.0 ** (2 * LEAST - 1), 2.0**116  # magnitudes of accumulators without scales
 # Rows up to which it pays to read codes for each anew, by path
 FEW = {"avx512": 5, "avx2": 2, "plain": 0}
-_CUT_ROWS = 5  # those of codes whose products `ir.halves` cuts, with AVX2
+_CUT_ROWS = 5  # those of codes whose products `ir.halves` cuts
 _POWERS = np.arange(256, dtype=np.int32) - ONE  # exponents of scales
 
 
@@ -121,8 +121,8 @@ def _row(
 ) -> int:  # fmt: skip
     codes, scales, how = b
     simd_double.double_row(
-        rule[0], how, scales, 0, a, a_at, codes, b_at, out, out_at, stride, steps, left, rule[1],
-        rule[2], rule[3], rule[4],
+        rule[0], rule[1], how, scales, 0, a, a_at, codes, b_at, out, out_at, stride, steps, left,
+        rule[2], rule[3], rule[4], rule[5],
     )  # fmt: skip
     return left
 
@@ -210,10 +210,10 @@ def _run_half(
 
 @expanded
 def _run_rows(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    kind: int, powers: Array, read: Any, align: int, least: int,
+    columns: int, out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int,
+    stop: int, kind: int, powers: Array, read: Any, align: int, least: int,
 ) -> None:  # fmt: skip
-    rule = (kind, b.shape[4], block * a.shape[4], align, least)
+    rule = (columns, kind, b.shape[4], block * a.shape[4], align, least)
     cover_codes(
         _row, _as_they_are, out, a, b, np.empty(0, np.int32), steps, block, group, start, stop,
         rule, (powers, read), True,
@@ -227,7 +227,17 @@ def _run_wide_rows(
 ) -> None:  # fmt: skip
     tables = tables_of(f)
     _run_rows(
-        out, a, b, steps, block, group, start, stop, kind, powers, tables, align, least
+        _WIDE, out, a, b, steps, block, group, start, stop, kind, powers, tables, align, least
+    )  # fmt: skip
+
+
+@kernel
+def _run_wide_cut(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    kind: int, powers: Array, f: Fields, align: int, least: int,
+) -> None:  # fmt: skip
+    _run_rows(
+        _WIDE, out, a, b, steps, block, group, start, stop, kind, powers, (f,), align, least
     )  # fmt: skip
 
 
@@ -236,7 +246,7 @@ def _run_half_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     kind: int, powers: Array, f: Fields, align: int, least: int,
 ) -> None:  # fmt: skip
-    _run_rows(out, a, b, steps, block, group, start, stop, kind, powers, f, align, least)
+    _run_rows(_HALF, out, a, b, steps, block, group, start, stop, kind, powers, f, align, least)
 
 
 @kernel
@@ -244,7 +254,9 @@ def _run_half_cut(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     kind: int, powers: Array, f: Fields, align: int, least: int,
 ) -> None:  # fmt: skip
-    _run_rows(out, a, b, steps, block, group, start, stop, kind, powers, (f,), align, least)
+    _run_rows(
+        _HALF, out, a, b, steps, block, group, start, stop, kind, powers, (f,), align, least
+    )  # fmt: skip
 
 
 @inline
@@ -271,6 +283,7 @@ def reads_codes(how: Fields) -> bool:
 _MANY, _FEW, _CUT = range(3)  # rows, and how codes of few are read
 _RUN = {
     ("avx512", _MANY): _run_wide, ("avx512", _FEW): _run_wide_rows,
+    ("avx512", _CUT): _run_wide_cut,
     ("avx2", _MANY): _run_half, ("avx2", _FEW): _run_half_rows, ("avx2", _CUT): _run_half_cut,
 }  # fmt: skip
 
@@ -309,8 +322,8 @@ def gemm_double(
     n, groups, places = b.codes.lines, *b.codes.panels.shape[2::2]
     one = len(b.codes.panels) == 1
     shape = (1, batch * m, n) if one else (batch, m, n)
-    cut = simd.path() == "avx2" and as_halves(how_b)
-    few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
+    cut = as_halves(how_b) and shape[1] <= _CUT_ROWS
+    few = cut or (shape[1] <= FEW[simd.path()] and reads_codes(how_b))
     tile, whole = (1, shape[1]) if few else (_ROWS, -(-shape[1] // ROWS) * ROWS)
     tiles = -(-shape[1] // tile)
     out = np.zeros((shape[0], whole, n), np.float32)
@@ -324,9 +337,9 @@ def gemm_double(
             (group, places), block, tiles * tile, signs=not few,
         )  # fmt: skip
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
-        if few and cut:
+        if cut:
             change_for_cuts(planes, places, how_b)
         floor = NOTHING if least is None else max(least, NOTHING)
-        entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY, kind)
+        entry = _runner(simd.path(), _CUT if cut else _FEW if few else _MANY, kind)
         run_codes(entry, out, laid, b.codes, block, kind, b.powers, how_b, align, floor)
     return out[:, : shape[1]].reshape(batch, m, n)

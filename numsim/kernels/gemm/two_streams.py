@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 _ROWS = 4  # of a tile
 # Rows up to which it pays to read codes for each anew, by path
 FEW = {"avx512": 3, "avx2": 1, "plain": 0}
-_CUT_ROWS = 3  # those of codes whose products `ir.halves` cuts, with AVX2
+_CUT_ROWS = 3  # those of codes whose products `ir.halves` cuts
 _CUT_GROUP = 32  # products whose sum, cut to integers, fits in 32 bits
 _MOST = 128  # products of a group, counted in a byte
 _WIDE, _HALF = COLUMNS["avx512"], COLUMNS["avx2"]
@@ -91,9 +91,11 @@ def _row(
     a: Array, a_at: int, b: Any, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, rule: Any,
 ) -> int:  # fmt: skip
-    group, a_step = rule
+    columns, group, a_step = rule
     codes, how = b
-    two_streams_row(how, a, a_at, codes, b_at, out, out_at, stride, steps, left, group, a_step)
+    two_streams_row(
+        columns, how, a, a_at, codes, b_at, out, out_at, stride, steps, left, group, a_step
+    )  # fmt: skip
     return left
 
 
@@ -154,10 +156,10 @@ def _run_half(
 
 @expanded
 def _run_rows(
-    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
-    how: Any,
+    columns: int, out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int,
+    stop: int, how: Any,
 ) -> None:  # fmt: skip
-    rule = (b.shape[4], block * a.shape[4])
+    rule = (columns, b.shape[4], block * a.shape[4])
     cover_codes(
         _row, _as_they_are, out, a, b, np.empty(0, np.int32), steps, block, group, start, stop,
         rule, how, True,
@@ -169,7 +171,15 @@ def _run_wide_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Fields,
 ) -> None:  # fmt: skip
-    _run_rows(out, a, b, steps, block, group, start, stop, tables_of(how))
+    _run_rows(_WIDE, out, a, b, steps, block, group, start, stop, tables_of(how))
+
+
+@kernel
+def _run_wide_cut(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    how: Fields,
+) -> None:  # fmt: skip
+    _run_rows(_WIDE, out, a, b, steps, block, group, start, stop, (how,))
 
 
 @kernel
@@ -177,7 +187,7 @@ def _run_half_rows(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Fields,
 ) -> None:  # fmt: skip
-    _run_rows(out, a, b, steps, block, group, start, stop, how)
+    _run_rows(_HALF, out, a, b, steps, block, group, start, stop, how)
 
 
 @kernel
@@ -185,12 +195,13 @@ def _run_half_cut(
     out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
     how: Fields,
 ) -> None:  # fmt: skip
-    _run_rows(out, a, b, steps, block, group, start, stop, (how,))
+    _run_rows(_HALF, out, a, b, steps, block, group, start, stop, (how,))
 
 
 _MANY, _FEW, _CUT = range(3)  # rows, and how codes of few are read
 _RUN = {
     ("avx512", _MANY): _run_wide, ("avx512", _FEW): _run_wide_rows,
+    ("avx512", _CUT): _run_wide_cut,
     ("avx2", _MANY): _run_half, ("avx2", _FEW): _run_half_rows, ("avx2", _CUT): _run_half_cut,
 }  # fmt: skip
 
@@ -227,16 +238,16 @@ def gemm_two_streams(
         start = c.reshape(shape)
         out[...] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
-        cut = simd.path() == "avx2" and as_halves(how_b) and group <= _CUT_GROUP
-        few = shape[1] <= (_CUT_ROWS if cut else FEW[simd.path()]) and reads_codes(how_b)
+        cut = as_halves(how_b) and group <= _CUT_GROUP and shape[1] <= _CUT_ROWS
+        few = cut or (shape[1] <= FEW[simd.path()] and reads_codes(how_b))
         tile, block = (1, groups) if few else (_ROWS, 2 - groups % 2)
         tiles = -(-shape[1] // tile)
         planes = left_planes(
             a.reshape(*shape[:2], depth), NONE, how_a, (group, places), block, tiles * tile
         )
         laid = planes.reshape(shape[0], tiles, groups, tile, -1)
-        if few and cut:
+        if cut:
             change_for_cuts(planes, places, how_b)
-        entry = _runner(simd.path(), (_CUT if cut else _FEW) if few else _MANY)
+        entry = _runner(simd.path(), _CUT if cut else _FEW if few else _MANY)
         run_codes(entry, out, laid, b, block, how_b)
     return out.reshape(batch, m, n)

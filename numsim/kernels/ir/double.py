@@ -362,25 +362,26 @@ def double_tile(
 
 @emitted
 def double_row(
-    typing: Any, kind: Any, codes: Any, scales: Any, scales_at: Any, a: Any, a_at: Any, b: Any,
-    b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, lines: Any, group: Any,
-    a_step: Any, align: Any, least: Any,
+    typing: Any, columns: Any, kind: Any, codes: Any, scales: Any, scales_at: Any, a: Any,
+    a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any, stride: Any, steps: Any, lines: Any,
+    group: Any, a_step: Any, align: Any, least: Any,
 ) -> Any:  # fmt: skip
     """Do `double_tile` row by row, for codes as they are packed.
 
     `codes` says how they are read, and `scales` what the exponents of their scales are, as in
     `ir.double_planes.Coded`.
     """
-    if not isinstance(kind, types.IntegerLiteral):
+    if not (isinstance(columns, types.IntegerLiteral) and isinstance(kind, types.IntegerLiteral)):
         return None
-    how = kind.literal_value
+    width, how = columns.literal_value, kind.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-5], args[:-5], 1, _VF)
-        first = tile.pointer(context, sig.args[2], args[2], args[3])
-        read = Coded(context, b, sig.args[1], args[1], tile.panel, first, args[-4])
+        first = tile.pointer(context, sig.args[3], args[3], args[4])
+        read = Coded(context, b, width, sig.args[2], args[2], tile.panel, first, args[-4])
         _emit(b, tile, read, how, 1, args[-5:])
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(kind, codes, scales, i64, a, i64, b, i64, out, *(i64,) * 8), codegen
+    arguments = columns, kind, codes, scales, i64, a, i64, b, i64, out, *(i64,) * 8
+    return types.void(*arguments), codegen

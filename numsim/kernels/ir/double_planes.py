@@ -127,21 +127,23 @@ class Coded:
 
     `how` is `gemm_codes.Fields`, or for AVX-512 the tables of `ir.fp8.ByTables`, of float64; or
     fields alone in a tuple, of formats that `ir.fp8_codes.ByFields` reads, to cut each product.
+    `width`: columns of a panel.
     """
 
     def __init__(
-        self, context: Any, b: Any, kind: Any, how: Any, panel: Any, scales: Any, group: Any
-    ) -> None:
+        self, context: Any, b: Any, width: int, kind: Any, how: Any, panel: Any, scales: Any,
+        group: Any,
+    ) -> None:  # fmt: skip
         self.b, self.panel, self.scales, self.group = b, panel, scales, group
         self.tables = ByTables(context, b, kind, how) if isinstance(kind, types.Array) else None
-        self.width = COLUMNS["avx512" if self.tables else "avx2"]
-        self.v = lanes(self.width // 4)
+        self.width, self.v = width, lanes(width // 4)
         self.by_fields: Any = None
         self.tops: Any = None
         self.room: Any = None
         if isinstance(kind, types.BaseTuple) and len(kind) == 1:
             how = b.extract_value(how, 0)
-            self.by_fields, self.tops = ByFields(b, how), Peaks(b, self.v, how)
+            self.by_fields = ByFields(b, how, width // 4)
+            self.tops = Peaks(b, self.v, how)
             self.room = Room(b, self.by_fields)
         if not self.tables:
             self.bytes_of, _ = planes_reader(b, self.v, how, RIGHT, LOWEST - SIGN, NO_RIGHT)

@@ -1,4 +1,4 @@
-"""One row's sums of FP8 products that are cut to integers, each alone, with AVX2.
+"""One row's sums of FP8 products that are cut to integers, each alone.
 
 A product of two numbers of 4 bits has 8, exact in float32. Times a power of two that puts the last
 kept bit at 1 it is made an integer of 32 bits, which cuts it toward zero: nothing is left to count.
@@ -27,7 +27,7 @@ def shifts_to_cut(b: Any, fields: Any, fraction: Any, read: ByFields) -> list[An
     Its product with what `read` reads is then one with so many bits before the point. Far binades
     are taken for one where no product has any, so that sums of exponents stay those of float32.
     """
-    v, found = lanes(8), []
+    v, found = lanes(read.width), []
     words, most = b.bitcast(fields, v.words), b.add(fraction, splat(v.words, FIELD + _FAR))
     own = b.sub(b.bitcast(read.scale, v.words), splat(v.words, BIAS << 23))
     for i in range(4):
@@ -42,7 +42,7 @@ def cut_and_added(
     b: Any, sums: list[Any], x: Any, values: list[Any], shifts: list[Any]
 ) -> list[Any]:
     """Return sums, in the order of `apart`, plus a row's value times those of columns, each cut."""
-    v, found = lanes(8), []
+    v, found = lanes(values[0].type.count), []
     for total, y, shift in zip(sums, values, shifts, strict=True):
         term = b.fmul(b.bitcast(b.add(x, shift), v.floats), y)
         found.append(b.add(total, b.fptosi(term, v.words)))
@@ -59,8 +59,10 @@ def cut_in_double(
     at most eight for i below `pieces`, are those of the group to add, and ``value(k)`` is a word
     with the row's. A product in units of the last kept bit is below 2**27: eight of them fit.
     """
-    v, half, whole = lanes(8), ir.VectorType(ir.DoubleType(), 4), ir.VectorType(I64, 8)
-    parts = [ir.Constant(ir.VectorType(I32, 4), [4 * i + n for n in range(4)]) for i in (0, 1)]
+    v, count = lanes(room.read.width), room.read.width // 2
+    half, whole = ir.VectorType(ir.DoubleType(), count), ir.VectorType(I64, 2 * count)
+    kind = ir.VectorType(I32, count)
+    parts = [ir.Constant(kind, [count * i + n for n in range(count)]) for i in (0, 1)]
     fraction = broadcast(b, b.trunc(align, I32), v.words)
     shifts = apart(b, shifts_to_cut(b, fields, fraction, room.read))
 
@@ -79,5 +81,8 @@ def cut_in_double(
         field = b.and_(b.lshr(fields, splat(v.words, 8 * q)), splat(v.words, 255))
         power = b.zext(b.add(field, splat(v.words, 1023 - FIELD)), whole)
         power = b.shl(b.sub(power, broadcast(b, align, whole)), splat(whole, 52))
-        found.append(b.fmul(unit, b.bitcast(power, unit.type)))  # exact
+        unit = b.fmul(unit, b.bitcast(power, unit.type))  # exact
+        for first in range(0, 2 * count, 8):
+            at = ir.Constant(ir.VectorType(I32, 8), [first + n for n in range(8)])
+            found.append(b.shuffle_vector(unit, unit, at))
     return found

@@ -47,7 +47,6 @@ _LOST = 6  # fraction bits of a product of two significands, at most
 _V32, _VF = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
 _VD, _VL = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(I64, 8)
 _FIELD = splat(_VL, 0x7FF << 52)
-_FOUR, _FOURS = ir.VectorType(I64, 4), ir.VectorType(ir.DoubleType(), 4)
 _NEAREST = 8  # of an instruction, without exceptions
 
 
@@ -185,7 +184,8 @@ def _emit(b: Any, tile: Tile, read: Any, rule: Any) -> None:
         def field(x: Any, q: int) -> Any:
             return b.and_(b.lshr(x, splat(words, 8 * q)), splat(words, 255))
 
-        totals = []
+        half, totals = quarter // 2, []
+        bits, doubles = ir.VectorType(I64, half), ir.VectorType(ir.DoubleType(), half)
         for part, own in enumerate(found):
             shifts = apart(b, shifts_to_cut(b, own, splat(words, _ALIGN), read.by_fields))
 
@@ -202,13 +202,14 @@ def _emit(b: Any, tile: Tile, read: Any, rule: Any) -> None:
         for q, (x, y) in enumerate(zip(totals[:4], totals[4:], strict=True)):
             total, e = b.add(x, y), field(whole, q)
             for part in range(2):  # a processor with wider vectors does narrow ones at more places
-                at = ir.Constant(ir.VectorType(I32, 4), [4 * part + n for n in range(4)])
-                power = b.shl(b.zext(b.shuffle_vector(e, e, at), _FOUR), splat(_FOUR, 52))
+                at = [part * half + n for n in range(half)]
+                at = ir.Constant(ir.VectorType(I32, half), at)
+                power = b.shl(b.zext(b.shuffle_vector(e, e, at), bits), splat(bits, 52))
                 top_bit = 1023 + 52 - FIELD - _ALIGN
-                unit = b.bitcast(b.add(power, splat(_FOUR, top_bit - 52 << 52)), _FOURS)
-                largest = b.bitcast(b.add(power, splat(_FOUR, top_bit << 52)), _FOURS)
-                units = b.fmul(b.sitofp(b.shuffle_vector(total, total, at), _FOURS), unit)
-                at = b.gep(tile.out, [ir.Constant(I64, 8 * q + 4 * part)])
+                unit = b.bitcast(b.add(power, splat(bits, top_bit - 52 << 52)), doubles)
+                largest = b.bitcast(b.add(power, splat(bits, top_bit << 52)), doubles)
+                units = b.fmul(b.sitofp(b.shuffle_vector(total, total, at), doubles), unit)
+                at = b.gep(tile.out, [ir.Constant(I64, quarter * q + half * part)])
                 finish(at, units, largest)
 
     def step(g: Any, carried: list[Any]) -> list[Any]:
@@ -319,16 +320,19 @@ def two_streams_tile(
 
 @emitted
 def two_streams_row(
-    typing: Any, codes: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any, lines: Any, group: Any, a_step: Any,
+    typing: Any, columns: Any, codes: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any, lines: Any, group: Any, a_step: Any,
 ) -> Any:  # fmt: skip
     """Do `two_streams_tile` for codes as they are packed; `codes`: as in `ir.double.double_row`."""
+    if not isinstance(columns, types.IntegerLiteral):
+        return None
+    width = columns.literal_value
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         tile = Tile(context, b, sig.args[:-3], args[:-3], 1, _VF)
-        read = Coded(context, b, sig.args[0], args[0], tile.panel, None, args[-2])
+        read = Coded(context, b, width, sig.args[1], args[1], tile.panel, None, args[-2])
         _emit(b, tile, read, args[-3:])
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(codes, a, i64, b, i64, out, *(i64,) * 6), codegen
+    return types.void(columns, codes, a, i64, b, i64, out, *(i64,) * 6), codegen
