@@ -5,6 +5,7 @@ A block is `vectors` vectors, a power of two. Proof: ``tests/quant/test_block_co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -37,6 +38,20 @@ def _scale_at(b: Any, scales: Any, at: Any, shift: Any) -> Any:
     return broadcast(b, b.load(b.gep(scales, [b.lshr(at, shift)])), VF)
 
 
+def joined_in_each(b: Any, vectors: list[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """Return a number of each of 16 vectors: its lanes, neighbours joined until one is left."""
+    while len(vectors) > 1:  # half as many lanes of each, which stay together
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [
+            join(*(
+                b.shuffle_vector(p, q, ir.Constant(V32, list(range(first, 32, 2))))
+                for first in (0, 1)
+            ))
+            for p, q in pairs
+        ]  # fmt: skip
+    return vectors[0]
+
+
 @emitted
 def same_or(typing: Any, x: Any, room: Any) -> Any:
     """Return x where it is made of words of 32 bits, else `room`, which is."""
@@ -61,13 +76,6 @@ def block_tops(typing: Any, x: Any, vectors: Any, runs: Any, out: Any) -> Any:
         def larger(p: Any, q: Any) -> Any:
             return b.select(b.icmp_unsigned(">", p, q), p, q)
 
-        def halved(p: Any, q: Any) -> Any:
-            """Return the larger of neighbours: half as many of each block, which stay together."""
-            return larger(*(
-                b.shuffle_vector(p, q, ir.Constant(V32, list(range(first, 32, 2))))
-                for first in (0, 1)
-            ))  # fmt: skip
-
         def run(i: Any, _: list[Any]) -> list[Any]:
             first = b.mul(b.mul(i, ir.Constant(I64, 16)), vectors)
 
@@ -80,9 +88,7 @@ def block_tops(typing: Any, x: Any, vectors: Any, runs: Any, out: Any) -> Any:
                 return new
 
             most = loop(b, vectors, [splat(V32, 0)] * 16, step)
-            while len(most) > 1:
-                most = [halved(most[j], most[j + 1]) for j in range(0, len(most), 2)]
-            b.store(most[0], b.gep(target, [i]), align=4)
+            b.store(joined_in_each(b, most, larger), b.gep(target, [i]), align=4)
             return []
 
         loop(b, args[2], [], run)

@@ -10,6 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from numsim.kernels.ir.block_codes import joined_in_each
 from numsim.kernels.ir.fp8 import I8
 from numsim.kernels.ir.simd import (
     I64,
@@ -62,13 +63,6 @@ def _error_sums(off: Any, squares: bool) -> Any:
             def size(words: Any) -> Any:
                 return b.bitcast(b.and_(words, splat(V32, 0x7FFFFFFF)), VF)
 
-            def halved(p: Any, q: Any) -> Any:
-                """Return sums of neighbours: half as many of each block, which stay together."""
-                return b.fadd(*(
-                    b.shuffle_vector(p, q, ir.Constant(V32, list(range(first, 32, 2))))
-                    for first in (0, 1)
-                ))  # fmt: skip
-
             def run(i: Any, _: list[Any]) -> list[Any]:
                 block = b.mul(i, ir.Constant(I64, 16))
                 at = [b.add(block, ir.Constant(I64, j)) for j in range(16)]
@@ -85,9 +79,7 @@ def _error_sums(off: Any, squares: bool) -> Any:
                     return new
 
                 total = loop(b, vectors, [splat(VF, 0.0)] * 16, step)
-                while len(total) > 1:
-                    total = [halved(total[j], total[j + 1]) for j in range(0, len(total), 2)]
-                b.store(total[0], b.gep(target, [i]), align=4)
+                b.store(joined_in_each(b, total, b.fadd), b.gep(target, [i]), align=4)
                 return []
 
             loop(b, args[3], [], run)
