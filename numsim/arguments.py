@@ -214,6 +214,14 @@ def hardware(f: Format, mode: int, random_bits: int | None, sr: str) -> tuple[in
     return bits, unit.variant
 
 
+def without_draws(name: str, rounding: str) -> NumsimError:
+    """Return what is said of an argument of stochastic rounding where nothing is drawn."""
+    return NumsimError(
+        f"{name}= belongs to rounding='sr', got rounding={rounding!r}; set rounding='sr', or leave "
+        f"{name} out"
+    )
+
+
 def stochastic(
     mode: int, random_bits: int | None, sr: str, seed: int, offset: int,
     random: ArrayLike | None, values: NDArray[Any],
@@ -233,10 +241,7 @@ def stochastic(
         }  # fmt: skip
         for name, came in in_vain.items():
             if came:
-                raise NumsimError(
-                    f"{name}= belongs to rounding='sr', got rounding={ROUNDINGS[mode]!r}; set "
-                    f"rounding='sr', or leave {name} out"
-                )
+                raise without_draws(name, ROUNDINGS[mode])
     if not (is_integer(seed) and 0 <= seed < 1 << 32):
         raise NumsimError(f"seed is an integer from 0 to 2**32 - 1; got {seed!r:.60}; 0 is usual")
     if not (is_integer(offset) and 0 <= offset < 1 << 63):

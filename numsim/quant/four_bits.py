@@ -1,8 +1,8 @@
 """Blocks of four bits that are stored in one of two ways, or under scales of three levels.
 
 ``4over6``: two scales are candidates, one that maps the block's largest magnitude to 6 and one that
-maps it to 4, whose neighbours lie closer. The second is kept where its summed error, of magnitudes
-(``mae``) or squares (``mse``), is strictly smaller.
+maps it to 4, whose neighbours lie closer. The second is kept where its error, of magnitudes
+(``mae``) or squares (``mse``) summed in float64 in order, is strictly smaller.
 
 ``if4``: under the scale s of NVFP4 a block holds E2M1 or, where their squared error is strictly
 smaller, the integers q = -7 .. 7 with value q s 6/7. Bit 7 of the scale's code says which. Here
@@ -48,9 +48,8 @@ def four_over_six(
     values: NDArray[Any], amax: NDArray[Any], above: Any, quant: Quant, sizes: tuple[int, ...]
 ) -> NDArray[Any]:
     """Return the codes of block scales, each the better one of two."""
-    wanted = np.asarray(amax, np.float64) / _E2M1.max / np.asarray(above, np.float64)
-    six = narrow_codes(wanted, quant.scale_format)
-    four = narrow_codes(1.5 * wanted, quant.scale_format)
+    largest, over = np.asarray(amax, np.float64), np.asarray(above, np.float64)
+    six, four = (narrow_codes(largest / top / over, quant.scale_format) for top in (6.0, 4.0))
     absolute = str(quant.scale_rule).endswith("mae")
     axis = _axis_of_blocks(values, sizes)
     if axis is not None:
@@ -188,7 +187,7 @@ def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
     >>> hif4_scales(np.float32([7.0, 0.0]))
     array([192,   0], dtype=uint8)
     """
-    # the product of float32 and bfloat16 is exact in float64
+    # the product of float32 and bfloat16 is exact in float64; one of float64 is rounded to it
     wanted = np.clip(_bfloat16(amax.astype(np.float64) * SEVENTH), 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on

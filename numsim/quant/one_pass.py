@@ -1,4 +1,4 @@
-"""Blocks under scales by amax, in one pass over memory: powers of two, and four bits."""
+"""Blocks in one pass over memory: scales that are powers of two, and four bits in all ways."""
 
 from __future__ import annotations
 

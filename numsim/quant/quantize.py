@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numsim.arguments import as_array, is_integer
+from numsim.arguments import as_array, is_integer, without_draws
 from numsim.convert import encode
 from numsim.errors import NumsimError
 from numsim.float_state import known_floats
@@ -190,6 +190,8 @@ def quantize_pieces(
             f"quantize: random holds one integer for each input, shape {values.shape}; got "
             f"{random.shape}"
         )
+    if random is not None and rule.rounding != "sr":
+        raise without_draws("random", rule.rounding)
     if rule.fmt.min >= 0 and rule.overflow != "wrap" and not rule.zero_point:
         check_signs(values, rule.fmt)
     scale, tensor_scale = static_scales(rule, scale, tensor_scale, zero_point)
@@ -211,7 +213,7 @@ def quantize_pieces(
                 )
             )
         except NumsimError:
-            check_finite(np.abs(values).max(), values, rule)  # whose index has all axes
+            check_finite(_largest(values), values, rule)  # whose index has all axes
             raise
     pieces = pieces_of(values.shape, sizes)
     panels = _panels(values.shape, rule, sizes, axis)
@@ -305,13 +307,18 @@ def _by_panels(
                 tensor_scale=None if rule.scale is not None else over,
             )  # fmt: skip
         except NumsimError:
-            check_finite(np.abs(values).max(), values, rule)  # whose count and index are of all
+            check_finite(_largest(values), values, rule)  # whose count and index are of all
             raise
         if whole is None:
             whole = _room(q, values.shape, grid, q.tensor_scale if above is None else above)
         whole = _joined(whole, q, panel.where, panel.scales)
     assert whole is not None
     return whole
+
+
+def _largest(values: NDArray[Any]) -> Any:
+    with np.errstate(invalid="ignore"):  # which NaN of bfloat16 is to NumPy
+        return np.abs(values).max()
 
 
 def _one_first(values: NDArray[Any], rule: Quant, axis: int) -> bool:

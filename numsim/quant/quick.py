@@ -1,4 +1,4 @@
-"""What `quantize` gives for float32 under amax scales or none, with fewer questions asked.
+"""What `quantize` gives for usual rules and numbers, with fewer questions asked.
 
 A training step stores hundreds of small tensors; for each, `quantize` looks at every argument again
 for longer than it rounds. So it does between two products, which leave no code of it in the caches.

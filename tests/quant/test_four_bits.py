@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -105,3 +109,54 @@ def test_if4_holds_no_integers_where_both_ways_err_alike(dtype, axis):
     )
     q = ns.quantize(x if axis else np.ascontiguousarray(x.T), rule, axis=axis)
     assert not (q.scale_codes & 0x80).any()
+
+
+@pytest.mark.parametrize("error", ["mae", "mse"])
+@pytest.mark.parametrize("layout", ["rows", "columns", "float64"])
+def test_the_second_scale_of_4over6_is_rounded_from_the_exact_quotient(error, layout):
+    """Where amax / 4 / S lies between two codes it goes to the even one: exact integers say so."""
+    rng, fmt = np.random.default_rng(0), ns.get_format("float8_e4m3fn")
+    codes = np.arange(1, 127)
+    middles = [(Fraction(float(x)) + Fraction(float(y))) / 2
+               for x, y in pairwise(fmt.decode_bits(codes))]  # fmt: skip
+    even = [int(code + code % 2) for code in codes[:-1]]
+    rule = ns.Quant("e2m1", block=16, scale_format="e4m3", scale_rule=f"4over6:{error}")
+    met = 0
+    for s in (1, 3, 5, 7, 11, 1.25):  # 4 middle S is a float32, and S is
+        tops = [float(4 * middle * Fraction(s)) for middle in middles]
+        x = rng.uniform(-1, 1, (len(tops) + 1, 16)) * np.float64([0, *tops])[:, None]
+        x[0, 0] = 1536 * s  # S is amax / 6 / 256
+        x[1:, 3] = tops
+        x = x.astype(np.float32)
+        keep = np.abs(x[1:]).max(axis=1) <= x[0, 0]
+        x[1:] *= keep[:, None]
+        if layout == "columns":
+            q = ns.quantize(x.T.copy(), rule, axis=0)
+            found = q.scale_codes.reshape(-1)
+        else:
+            q = ns.quantize(x.astype(np.float64) if layout == "float64" else x, rule)
+            found = q.scale_codes.reshape(-1)
+        assert float(q.tensor_scale) == s
+        six = ns.encode(x[1:].astype(np.float64).max(axis=1) / 6 / s, fmt)
+        four = np.where(keep, even, 0)
+        chosen = keep & (found[1:] != six)
+        np.testing.assert_array_equal(found[1:][chosen], four[chosen])
+        met += chosen.sum()
+    assert met > 100
+
+
+def test_what_is_refused_of_draws_and_of_numbers_that_are_not():
+    """One word for one mistake: whatever the dtype and layout, and quietly for bfloat16."""
+    x, r = np.ones((4, 128), np.float32), np.zeros((4, 128), np.int64)
+    for rule in ("nvfp4", "nvfp4_4over6", "if4", "mxfp8_e4m3", "e4m3"):
+        for values in (x, x.astype(np.float64), np.asfortranarray(x)):
+            with pytest.raises(ns.NumsimError, match="random= belongs to rounding='sr'"):
+                ns.quantize(values, rule, random=r)
+    wide = np.zeros((1, (1 << 21) + 64), ml_dtypes.bfloat16)
+    wide[0, 5] = np.nan
+    tall = np.zeros((2, (1 << 20) + 64), ml_dtypes.bfloat16)
+    tall[1, 5] = np.nan
+    for values in (wide, tall):
+        for rule in ("nvfp4", "hif4", "mxfp8_e4m3"):
+            with np.errstate(all="raise"), pytest.raises(ns.NumsimError, match="need finite"):
+                ns.quantize(values, rule)

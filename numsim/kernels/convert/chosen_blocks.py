@@ -70,8 +70,7 @@ def _chosen_along(
         scale_codes(top, over, chosen.how, room, found)
         for i in range(n):
             good &= np.uint32(top[i] < FAR)
-            each[i] = chosen.values[found[i]]
-            by[i] = np.float64(each[i]) * over
+            by[i] = np.float64(chosen.values[found[i]]) * over
         if whole:
             for i in range(n):
                 beside[i] = by[i] * 6.0 / 7.0
@@ -80,13 +79,14 @@ def _chosen_along(
             e2m1_coded(bits, size, least, wide, codes)
             half_steps(codes, pick, size // 16, n)
             for i in range(n):
-                seventh = np.float32(np.float64(each[i]) * 6.0 / 7.0)
-                each[i] = seventh if pick[i] else each[i]
+                plain = chosen.values[found[i]]
+                seventh = np.float32(np.float64(plain) * 6.0 / 7.0)
+                each[i] = seventh if pick[i] else plain
                 found[i] = np.uint8(found[i] | (_INTEGERS if pick[i] else np.uint8(0)))
         else:
             wanted, four = room[0][:n], second[:n]
             for i in range(n):
-                wanted[i] = 1.5 * wanted[i]
+                wanted[i] = np.float64(np.uint32(top[i]).view(np.float32)) / 4.0 / over
             rounded_scales(wanted, chosen.how, room[1][:n], four)
             for i in range(n):
                 beside[i] = np.float64(chosen.values[four[i]]) * over

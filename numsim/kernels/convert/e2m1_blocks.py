@@ -298,7 +298,7 @@ def largest_along(x: Array, kind: int, start: int, stop: int) -> np.uint32:
 
 @kernel
 def above_by(most: int, reach: float) -> np.float32:
-    """Return fp32(amax / reach), `most` the bits of amax, as `narrow_whole` does."""
+    """Return fp32(amax / reach), `most` the bits of amax, as a whole tensor's is found."""
     return _above(np.uint32(most), reach)
 
 
