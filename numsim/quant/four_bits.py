@@ -34,7 +34,7 @@ from numsim.kernels.convert.hif4 import SEVENTH
 from numsim.kernels.jit import over_range
 from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
-from numsim.quant.odd import quotient_to_odd
+from numsim.quant.odd import product_to_odd, quotient_to_odd
 from numsim.quant.rule import Quant
 from numsim.quant.scales import narrow_codes
 
@@ -49,7 +49,8 @@ def four_over_six(
 ) -> NDArray[Any]:
     """Return the codes of block scales, each the better one of two."""
     largest, over = np.asarray(amax, np.float64), np.asarray(above, np.float64)
-    six, four = (narrow_codes(largest / top / over, quant.scale_format) for top in (6.0, 4.0))
+    wanted = (quotient_to_odd(largest, top * over) for top in (6.0, 4.0))
+    six, four = (narrow_codes(each, quant.scale_format) for each in wanted)
     absolute = str(quant.scale_rule).endswith("mae")
     axis = _axis_of_blocks(values, sizes)
     if axis is not None:
@@ -172,12 +173,14 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     scale_codes = hif4_scales(magnitude.max(axis=1))
     scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
     inverse = _bfloat16(1.0 / scale)[:, None]
-    level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
+    scaled = product_to_odd(magnitude, inverse)
+    level_2 = (scaled.reshape(-1, 8, 8).max(axis=2) >= 4).astype(np.int64)
     twice = np.repeat(level_2, 2, axis=1)
-    quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
-    level_3 = (np.ldexp(quotient, -twice) >= 2).astype(np.int64)
+    level_3 = (np.ldexp(scaled.reshape(-1, 16, 4).max(axis=2), -twice) >= 2).astype(np.int64)
     doubled = np.repeat(twice + level_3, 4, axis=1)
-    elements = np.minimum(np.floor(np.ldexp(magnitude * inverse, 2 - doubled) + 0.5), 7)
+    steps = np.ldexp(scaled, 2 - doubled)
+    whole = np.floor(steps)
+    elements = np.minimum(whole + (steps - whole >= 0.5), 7)
     return scale_codes, np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
 
 
@@ -187,8 +190,8 @@ def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
     >>> hif4_scales(np.float32([7.0, 0.0]))
     array([192,   0], dtype=uint8)
     """
-    # the product of float32 and bfloat16 is exact in float64; one of float64 is rounded to it
-    wanted = np.clip(_bfloat16(amax.astype(np.float64) * SEVENTH), 2.0**-48, 49152.0)
+    wanted = _bfloat16(product_to_odd(amax.astype(np.float64), SEVENTH))
+    wanted = np.clip(wanted, 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
     return np.asarray((exponent + 47) * 4 + eighths - 4, np.uint8)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def product_to_odd(a: Floats, b: Floats) -> Floats:
+def product_to_odd(a: Floats, b: Floats | float) -> Floats:
     """Return a * b, rounded to odd where it is inexact.
 
     Examples
@@ -23,8 +23,9 @@ def product_to_odd(a: Floats, b: Floats) -> Floats:
     >>> int(product_to_odd(a, b)[0]) - int((a * b)[0]), 1347502757 * 16045357 - int((a * b)[0])
     (4, 1)
     """
-    product = a * b
-    return to_odd(product, _lost(a, b, product))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        product = a * b
+        return to_odd(product, _lost(a, b, product))
 
 
 def quotient_to_odd(a: Floats, b: Floats | float) -> Floats:
@@ -35,14 +36,15 @@ def quotient_to_odd(a: Floats, b: Floats | float) -> Floats:
     >>> float(quotient_to_odd(np.array([1.0]), 3.0)[0]).hex()
     '0x1.5555555555555p-2'
     """
-    quotient = a / np.asarray(b, np.float64)
-    by = np.broadcast_to(np.asarray(b, np.float64), np.shape(quotient))
-    product = quotient * by
-    rest = (a - product) - _lost(quotient, by, product)
-    return to_odd(quotient, rest * np.sign(by))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        quotient = a / np.asarray(b, np.float64)
+        by = np.broadcast_to(np.asarray(b, np.float64), np.shape(quotient))
+        product = quotient * by
+        rest = (a - product) - _lost(quotient, by, product)
+        return to_odd(quotient, rest * np.sign(by))
 
 
-def _lost(a: Floats, b: Floats, product: Floats) -> Floats:
+def _lost(a: Floats, b: Floats | float, product: Floats) -> Floats:
     """Return a * b less its rounded product."""
     high_a, high_b = (x * 134217729.0 - (x * 134217729.0 - x) for x in (a, b))  # 2**27 + 1
     low_a, low_b = a - high_a, b - high_b

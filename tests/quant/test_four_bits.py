@@ -160,3 +160,21 @@ def test_what_is_refused_of_draws_and_of_numbers_that_are_not():
         for rule in ("nvfp4", "hif4", "mxfp8_e4m3"):
             with np.errstate(all="raise"), pytest.raises(ns.NumsimError, match="need finite"):
                 ns.quantize(values, rule)
+
+
+def test_scales_of_float64_are_rounded_once():
+    """A magnitude of 53 bits beside a tie of two codes, by as little as its last place."""
+    values = ns.get_format("float8_e4m3fn").decode_bits(np.arange(127))
+    for s in (1.0, 1.25, 1.0000001192092896, 1.9999998807907104):
+        for c in range(1, 126):
+            tie = 6 * s * (values[c] + values[c + 1]) / 2
+            for top in (tie, np.nextafter(tie, 0), np.nextafter(tie, np.inf)):
+                x = np.zeros((2, 16))
+                x[0, 0], x[1, 0] = 6 * 448 * s, top
+                exact = Fraction(float(top)) / 6 / Fraction(s)
+                low, high = (Fraction(float(values[n])) for n in (c, c + 1))
+                up = exact - low > high - exact or (exact - low == high - exact and c % 2)
+                assert ns.quantize(x, "nvfp4").scale_codes[1, 0] == c + up, (s, c, top)
+    z = np.zeros(64)
+    z[0] = 7.917808219178083  # times 73 / 512 a little above a tie of bfloat16
+    assert ns.quantize(z, "hif4").scale[0] == 1.25
