@@ -277,6 +277,11 @@ def tables_of(how: Fields) -> Array:
 
 def reads_codes(how: Fields) -> bool:
     """Whether kernels of few rows read such codes as they are, on this path."""
+    return as_halves(how) or makes_doubles(how)
+
+
+def makes_doubles(how: Fields) -> bool:
+    """Whether they make float64 of them, where no product is cut alone."""
     return bool(simd.path() == "avx2" or (simd.HAVE_BYTE_TABLES and how.magnitude < 128))
 
 
@@ -323,7 +328,7 @@ def gemm_double(
     one = len(b.codes.panels) == 1
     shape = (1, batch * m, n) if one else (batch, m, n)
     cut = as_halves(how_b) and shape[1] <= _CUT_ROWS
-    few = cut or (shape[1] <= FEW[simd.path()] and reads_codes(how_b))
+    few = cut or (shape[1] <= FEW[simd.path()] and makes_doubles(how_b))
     tile, whole = (1, shape[1]) if few else (_ROWS, -(-shape[1] // ROWS) * ROWS)
     tiles = -(-shape[1] // tile)
     out = np.zeros((shape[0], whole, n), np.float32)

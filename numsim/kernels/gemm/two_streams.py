@@ -29,7 +29,7 @@ from numsim.kernels.gemm.codes import (
     uint32_tuple,
 )
 from numsim.kernels.gemm.cuts import change_for_cuts
-from numsim.kernels.gemm.double import HIGH, LOW, reads_codes, tables_of
+from numsim.kernels.gemm.double import HIGH, LOW, makes_doubles, tables_of
 from numsim.kernels.gemm.double_left import left_planes
 from numsim.kernels.gemm.scales import NONE
 from numsim.kernels.ir import simd
@@ -239,7 +239,7 @@ def gemm_two_streams(
         out[...] = np.where(start == 0, np.float32(0.0), start)  # zeros are positive
     if out.size:
         cut = as_halves(how_b) and group <= _CUT_GROUP and shape[1] <= _CUT_ROWS
-        few = cut or (shape[1] <= FEW[simd.path()] and reads_codes(how_b))
+        few = cut or (shape[1] <= FEW[simd.path()] and makes_doubles(how_b))
         tile, block = (1, groups) if few else (_ROWS, 2 - groups % 2)
         tiles = -(-shape[1] // tile)
         planes = left_planes(
