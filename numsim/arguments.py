@@ -262,7 +262,8 @@ def stochastic(
     if random_bits is None and given.dtype.kind == "i":
         raise NumsimError(
             f"random of a signed type does not say how many bits were drawn; got {given.dtype} "
-            f"and no random_bits; pass random_bits=, or random.astype(np.u{given.dtype.name})"
+            f"and no random_bits; pass random.astype(np.u{given.dtype.name}), or random_bits= to "
+            "encode"
         )
     bits = int(random_bits) if random_bits is not None else min(given.dtype.itemsize * 8, 64)
     if given.size and (int(given.min()) < 0 or int(given.max()) >= 1 << bits):

@@ -417,7 +417,9 @@ def test_supplied_integers_outside_their_range():
 
 @pytest.mark.parametrize("random", [[0, 7, 8], np.arange(3), np.arange(3, dtype=np.int8)], ids=str)
 def test_supplied_integers_of_a_signed_type_need_their_bits(random):
-    with pytest.raises(ns.NumsimError, match=r"pass random_bits=, or random.astype\(np.uint"):
+    with pytest.raises(
+        ns.NumsimError, match=r"pass random.astype\(np.uint\w+\), or random_bits= to "
+    ):
         ns.encode([1.0] * 3, "e4m3", rounding="sr", random=random)
     ns.encode([1.0] * 3, "e4m3", rounding="sr", random=random, random_bits=4)
 
