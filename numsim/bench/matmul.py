@@ -54,6 +54,7 @@ UNITS: tuple[tuple[str, str, dict[str, Any], str, str], ...] = (
     ("RISC-V FP8", "riscv.zvfqwdota8f", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("Gaudi 3 FP8", "intel.gaudi3.mme", {}, "float8_e4m3fn", "float8_e4m3fn"),
     ("AMX bf16", "x86.tdpbf16ps", {}, "bfloat16", "bfloat16"),
+    ("AMX fp16", "x86.tdpfp16ps", {}, "float16", "float16"),
     ("Hopper wgmma fp16", "nvidia.hopper.wgmma", {}, "float16", "float16"),
     ("Ampere bf16", "nvidia.ampere.mma", {}, "bfloat16", "bfloat16"),
     ("Ampere tf32", "nvidia.ampere.mma", {}, "tfloat32", "tfloat32"),
@@ -143,7 +144,6 @@ def bench_matmul(
         paths.append((f"numsim {simd.PATHS[-2]}", simd.PATHS[-2], 1))
     if (os.cpu_count() or 1) > 1:
         paths.append(("numsim x2", simd.path(), 2))
-    ways = {odd: paths[:1], decode: [one for one in paths if one[2] == 1], shape: paths}
     with _blas(shape, repeats) as blas, jit.using_threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnvalidatedWarning)  # how fast, not how true
         rows = [MatmulTiming("float32", "NumPy BLAS", shape, blas(), 1.0)]
@@ -160,7 +160,7 @@ def bench_matmul(
                 def call(a: QTensor = a, b: QTensor = b, target: Any = target) -> object:
                     return matmul(replace(a), b, target=target)  # replace: packed anew
 
-                for library, path, threads in ways[size]:
+                for library, path, threads in paths:
                     beside, count = blas(), repeats if size == shape else 10 * repeats
                     with simd.force(path), jit.using_threads(threads):
                         rate = rate_of(call, size, count)

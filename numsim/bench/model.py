@@ -335,6 +335,7 @@ def print_model(rows: list[ModelTiming]) -> None:
     say("\n".join(columns(cells, "<<" + ">" * len(heads), gap="  " if width() > 110 else " ")))
     say(
         "outside: share of a run not in matmul, which packs activations, multiplies and scales;\n"
+        "/ torch: over torch's float32, where it is installed (pip install 'numsim[torch]');\n"
         "/ products: seconds over those of its products at the rate of one of 512 x 512 x 2048;\n"
         "peak: the whole process; / float16: peak over the bytes of the weights in float16"
     )

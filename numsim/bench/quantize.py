@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,8 @@ from numsim.quant.transforms import gptq, rotate
 
 _E2M1 = "float4_e2m1fn"
 _FP8 = "E4M3 per tensor"
-LONG, TURNED, HALF = "float32 by rows", "float32 down columns", "float16 by rows"
+LONG, TURNED = "float32 by rows", "float32 down columns"
+HALF, BRAIN = "float16 by rows", "bfloat16 by rows"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def _blocks(name: str, aim: float) -> tuple[Task, ...]:
         Task(name, name, _FP8, aim),
         Task(f"{name} {TURNED}", name, _FP8, aim, TURNED),
         Task(f"{name} {HALF}", name, _FP8, 0.0, HALF),
+        Task(f"{name} {BRAIN}", name, _FP8, 0.0, BRAIN),
         Task(f"{name} x2", name, _FP8, 0.0, LONG, 2),
     )
 
@@ -140,6 +143,7 @@ def bench_quantize(
     check_repeats("bench quantize", repeats)
     x = np.random.default_rng(0).standard_normal((side, side), np.float32)
     arrays: dict[str, Any] = {LONG: x, TURNED: x, HALF: x.astype(np.float16)}
+    arrays[BRAIN] = x.astype(ml_dtypes.bfloat16)
     target = np.empty_like(x)
 
     def call(task: Task) -> Callable[[], object]:

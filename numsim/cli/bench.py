@@ -22,12 +22,17 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to time: cast, quantize, matmul, model, train or report.",
+            help="What to time: cast (conversions), quantize (scales), matmul (products), "
+            "model (networks), train or report (the page).",
             autocompletion=options.completes(*_TASKS),
         ),
     ] = "cast",
 ) -> None:
-    """Time numsim beside the installed peers, on this machine."""
+    """Time numsim beside the installed peers, on this machine.
+
+    All but cast take minutes, up to six. Compare ratios, which are of one run;
+    docs/benchmarks.md says what was aimed at, and what limits it.
+    """
     from numsim import bench as timers
 
     if what not in _TASKS:

@@ -62,7 +62,7 @@ PLAIN = [
     ("amd.cdna3.mfma", FNUZ, FNUZ), ("amd.cdna3.mfma", "float8_e5m2fnuz", FNUZ),
     ("arm.fdot_fp8", E4M3, E4M3), ("arm.fdot_fp8", E4M3, E5M2), ("arm.fmmla_fp8", E4M3, E4M3),
     ("arm.fmlal_fp8", E4M3, E4M3), ("x86.tdpbf16ps", "bfloat16", "bfloat16"),
-    (TWO_CHAINS, "float16", "float16"),
+    (TWO_CHAINS, "float16", "float16"), ("x86.tdpfp16ps", "float16", "float16"),
 ]  # fmt: skip
 
 

@@ -101,7 +101,16 @@ def _one_row(
     a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
     left: int, half: int,
 ) -> int:  # fmt: skip
-    two_chains_of_words(half, a, a_at, b, b_at, out, out_at, stride, steps)
+    two_chains_of_words(0, half, a, a_at, b, b_at, out, out_at, stride, steps)
+    return 1
+
+
+@inline
+def _one_row_of_float16(
+    a: Array, a_at: int, b: Array, b_at: int, out: Array, out_at: int, stride: int, steps: int,
+    left: int, half: int,
+) -> int:  # fmt: skip
+    two_chains_of_words(1, half, a, a_at, b, b_at, out, out_at, stride, steps)
     return 1
 
 
@@ -115,10 +124,30 @@ def _run_row(
     )
 
 
+@kernel
+def _run_row_of_float16(
+    out: Array, a: Array, b: Array, steps: int, block: int, group: int, start: int, stop: int,
+    half: int, how: Any,
+) -> None:  # fmt: skip
+    cover_codes(
+        _one_row_of_float16, undecoded, out, a, b, a.reshape(-1), steps, block, group, start, stop,
+        half, how,
+    )  # fmt: skip
+
+
+def _row_kernel(how: Codes) -> Any:
+    """Return what reads such codes for each row anew, None where nothing does."""
+    places = int(how.magnitude), int(how.sign_up), int(how.up), int(how.rebias)
+    if places == (0x7FFF, 16, 16, 0):  # the high halves of float32
+        return _run_row
+    half = places == (0x7FFF, 16, 13, 112 << 23) and int(how.inf) == 0x7C00
+    converts = half and simd.path() != "plain"
+    return _run_row_of_float16 if converts else None
+
+
 @cache
-def _runner(codes: np.dtype[Any], how: Any, wide: bool, row: bool) -> Callable[..., Any]:
+def _runner(codes: np.dtype[Any], how: Any, chosen: Any) -> Callable[..., Any]:
     arguments = codes_types(types.float32, codes, types.float32)
-    chosen = _run_row if row else _run_wide if wide else _run_narrow
     return simd.compiled(chosen, *arguments, types.int64, how)
 
 
@@ -153,14 +182,11 @@ def gemm_two_chains(
         whole[..., :depth] = a
         turned = whole.reshape(*shape[:2], steps // group, group)[..., _places(group)]
         lines = np.ascontiguousarray(turned).reshape(*shape[:2], steps)
-        high = [int(x) for x in (how.sign_up, how.up, how.rebias)] == [
-            16,
-            16,
-            0,
-        ]  # halves of float32
-        row = shape[1] <= FEW[simd.path()] and high and b.panels.itemsize == 2
+        few = shape[1] <= FEW[simd.path()] and b.panels.itemsize == 2
+        row = _row_kernel(how) if few else None
         rows = lines.reshape(*lines.shape, 1, 1) if row else pack_rows(lines)
-        entry = _runner(b.panels.dtype, type_of(how), simd.enabled(), row)
+        chosen = row or (_run_wide if simd.enabled() else _run_narrow)
+        entry = _runner(b.panels.dtype, type_of(how), chosen)
         block = steps if row else max(BLOCK // 2 // group, 1) * group
         run_codes(entry, out, rows, b, block, group // 2, how)
     return out.reshape(batch, m, b.lines)

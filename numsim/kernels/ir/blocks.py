@@ -169,23 +169,30 @@ def scaled_chain_of_codes(
 
 @emitted
 def two_chains_of_words(
-    typing: Any, half: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any, out_at: Any,
-    stride: Any, steps: Any,
+    typing: Any, float16: Any, half: Any, a: Any, a_at: Any, b: Any, b_at: Any, out: Any,
+    out_at: Any, stride: Any, steps: Any,
 ) -> Any:  # fmt: skip
     """Add two chains of `half` steps each, from zero, to out[:], group by group of one row.
 
-    Codes of 16 bits, of 32 columns, are the high halves of their float32 values. The steps of one
-    chain stand before those of the other.
+    Codes of 16 bits, of 32 columns, are the high halves of their float32 values, or `float16`, a
+    literal. The steps of one chain stand before those of the other.
     """
+    if not isinstance(float16, types.IntegerLiteral):
+        return None
+    converts = bool(float16.literal_value)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        tile, half = Tile(context, b, sig.args, args, 2, VF), args[0]
+        tile, half = Tile(context, b, sig.args, args, 2, VF), args[1]
         fma = declared(b, "llvm.fma.v16f32", VF, VF, VF, VF)
 
         def values(k: Any) -> list[Any]:
-            """Return the values of even columns, and of odd ones."""
+            """Return the values of even columns, and of odd ones; float16: of either half."""
             at = b.gep(tile.panel, [b.mul(k, ir.Constant(I64, 32))])
             fetch(b, b.gep(at, [ir.Constant(I64, PAGE // 2)]))
+            if converts:
+                halves = b.bitcast(at, ir.VectorType(ir.HalfType(), 16).as_pointer())
+                both = [b.gep(halves, [ir.Constant(I64, i)]) for i in range(2)]
+                return [b.fpext(b.load(place, align=2), VF) for place in both]
             codes = b.load(b.bitcast(at, V32.as_pointer()), align=2)
             even, odd = b.shl(codes, splat(V32, 16)), b.and_(codes, splat(V32, -(1 << 16)))
             return [b.bitcast(x, VF) for x in (even, odd)]
@@ -209,6 +216,9 @@ def two_chains_of_words(
 
         groups = b.sdiv(tile.steps, b.shl(half, ir.Constant(I64, 1)))
         low, high = tile.load(1)
+        if converts:
+            tile.store(loop(b, groups, [low, high], group), 1)
+            return context.get_dummy_value()
         apart = [shuffled(low, high, [*range(second, 32, 2)]) for second in range(2)]
         even, odd = loop(b, groups, apart, group)
         turns = [[m for n in range(8) for m in (c + n, 16 + c + n)] for c in (0, 8)]
@@ -216,7 +226,7 @@ def two_chains_of_words(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(half, a, i64, b, i64, out, i64, i64, i64), codegen
+    return types.void(float16, half, a, i64, b, i64, out, i64, i64, i64), codegen
 
 
 class Scales:
