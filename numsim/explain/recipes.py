@@ -13,6 +13,7 @@ from numsim.explain.cast import explain_cast, one_number
 from numsim.float_state import known_floats
 from numsim.formats import get_format
 from numsim.quant import QUANTS, SOURCES, Quant, quantize, recipe_name
+from numsim.quant.scales import largest_scale
 from numsim.quant.table import quantised_again
 
 _RULES = {  # of scales; {most}: the largest block scale aimed at
@@ -69,8 +70,8 @@ def explain_recipe(name: str) -> str:
     name = _known(name)
     rule = QUANTS[name]
     f, scale = rule.fmt, get_format(rule.scale_format)
-    most = 256 if str(rule.scale_rule).startswith("4over6") else scale.max
-    over = _ABOVE[rule.above].format(max=exact_text(f.max), most=exact_text(float(most)))
+    most = exact_text(float(largest_scale(rule)))
+    over = _ABOVE[rule.above].format(max=exact_text(f.max), most=most)
     text = _RULES[str(rule.scale_rule)]
     above = {None: "", "per_tensor": " and 32 for the tensor", "per_token": " and 32 for the row"}
     facts = [

@@ -1,9 +1,9 @@
 """Even and odd k of a group in two chains of fused multiply-adds, their sum to the accumulator.
 
-AMX's bfloat16 instruction works so (`Mac` with ``order="two_chains"``, which `rules.mac` defines);
-float32 throughout, nothing flushed. The left operand is values, the right one codes of at most 16
-bits; both are packed with the even k of a group before the odd ones. Proof:
-``tests/targets/test_fast_units.py`` compares every bit with the definition.
+AMX's bfloat16 and float16 instructions work so (`Mac` with ``order="two_chains"``, which
+`rules.mac` defines); float32 throughout, nothing flushed. The left operand is values, the right one
+codes of at most 16 bits; both are packed with the even k of a group before the odd ones. Proof:
+``tests/targets/test_fast_units.py`` and ``test_few_rows.py`` compare every bit with the definition.
 """
 
 from __future__ import annotations
