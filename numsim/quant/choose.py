@@ -12,13 +12,13 @@ from numsim.convert import decode, encode
 from numsim.formats import Format, get_format
 from numsim.quant.clip import THRESHOLDS, best_candidate, clipped_amax, least_squares_scale
 from numsim.quant.four_bits import four_over_six, hif4_scales
-from numsim.quant.odd import quotient_to_odd
 from numsim.quant.rule import Quant
 from numsim.quant.scale_rules import CLIP_RULES, POW2_FORMATS, amax_bound, has_two_levels, rule_name
 from numsim.quant.scales import (
     WIDE,
     amax_scale,
     narrow_codes,
+    narrow_quotient,
     scale_above,
     scales_from_amax,
     stored_scale,
@@ -84,7 +84,7 @@ def _two_levels(
     elif rule.scale_rule == "hif4":
         codes = hif4_scales(amax)
     else:
-        wanted = quotient_to_odd(np.asarray(amax, np.float64), rule.fmt.max * by)
+        wanted = narrow_quotient(amax, rule.fmt.max * by)
         codes = narrow_codes(wanted, rule.scale_format)
         most = float(np.max(by, initial=0.0)) * f.max * rule.fmt.max
         if rule.scale_rule == "if4" and most > _FLOAT32_MAX:

@@ -36,7 +36,7 @@ from numsim.quant.clip import levels
 from numsim.quant.grouped import groups
 from numsim.quant.odd import product_to_odd, quotient_to_odd
 from numsim.quant.rule import Quant
-from numsim.quant.scales import narrow_codes
+from numsim.quant.scales import narrow_codes, narrow_quotient
 
 _E2M1 = get_format("float4_e2m1fn")
 INTEGERS = 0x80  # bit of a scale's code: the block holds integers
@@ -48,8 +48,8 @@ def four_over_six(
     values: NDArray[Any], amax: NDArray[Any], above: Any, quant: Quant, sizes: tuple[int, ...]
 ) -> NDArray[Any]:
     """Return the codes of block scales, each the better one of two."""
-    largest, over = np.asarray(amax, np.float64), np.asarray(above, np.float64)
-    wanted = (quotient_to_odd(largest, top * over) for top in (6.0, 4.0))
+    over = np.asarray(above, np.float64)
+    wanted = (narrow_quotient(amax, top * over) for top in (6.0, 4.0))
     six, four = (narrow_codes(each, quant.scale_format) for each in wanted)
     absolute = str(quant.scale_rule).endswith("mae")
     axis = _axis_of_blocks(values, sizes)
@@ -173,14 +173,12 @@ def hif4_blocks(rows: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[n
     scale_codes = hif4_scales(magnitude.max(axis=1))
     scale = decode(scale_codes, "float8_ue6m2").astype(np.float64)
     inverse = _bfloat16(1.0 / scale)[:, None]
-    scaled = product_to_odd(magnitude, inverse)
-    level_2 = (scaled.reshape(-1, 8, 8).max(axis=2) >= 4).astype(np.int64)
+    level_2 = (magnitude.reshape(-1, 8, 8).max(axis=2) * inverse >= 4).astype(np.int64)
     twice = np.repeat(level_2, 2, axis=1)
-    level_3 = (np.ldexp(scaled.reshape(-1, 16, 4).max(axis=2), -twice) >= 2).astype(np.int64)
+    quotient = magnitude.reshape(-1, 16, 4).max(axis=2) * inverse
+    level_3 = (np.ldexp(quotient, -twice) >= 2).astype(np.int64)
     doubled = np.repeat(twice + level_3, 4, axis=1)
-    steps = np.ldexp(scaled, 2 - doubled)
-    whole = np.floor(steps)
-    elements = np.minimum(whole + (steps - whole >= 0.5), 7)
+    elements = np.minimum(np.floor(np.ldexp(magnitude * inverse, 2 - doubled) + 0.5), 7)
     return scale_codes, np.copysign(np.ldexp(elements, doubled), rows).astype(np.int8)
 
 
@@ -190,8 +188,9 @@ def hif4_scales(amax: NDArray[Any]) -> NDArray[np.uint8]:
     >>> hif4_scales(np.float32([7.0, 0.0]))
     array([192,   0], dtype=uint8)
     """
-    wanted = _bfloat16(product_to_odd(amax.astype(np.float64), SEVENTH))
-    wanted = np.clip(wanted, 2.0**-48, 49152.0)
+    wide = np.asarray(amax, np.float64)  # of float32 numbers the product is exact
+    product = product_to_odd(wide, SEVENTH) if amax.dtype == np.float64 else wide * SEVENTH
+    wanted = np.clip(_bfloat16(product), 2.0**-48, 49152.0)
     fraction, exponent = np.frexp(wanted)
     eighths = np.rint(fraction * 8)  # 4 .. 8, ties to even: of codes too, which 8 carries on
     return np.asarray((exponent + 47) * 4 + eighths - 4, np.uint8)

@@ -192,6 +192,19 @@ def scale_above(amax: NDArray[Any], quant: Quant, axis: int) -> NDArray[np.float
     return np.asarray(np.where(top == 0, np.float32(1.0), np.maximum(above, _TINY)), np.float32)
 
 
+def narrow_quotient(amax: NDArray[Any], by: Any) -> NDArray[np.float64]:
+    """Return amax / by in float64, which rounds to a few bits as the exact quotient does.
+
+    Beside a tie of two codes a quotient of float32 numbers lies farther from it than float64 errs;
+    one of float64 is rounded to odd.
+    """
+    exact = np.asarray(amax, np.float64)
+    if np.asarray(amax).dtype == np.float64:
+        return quotient_to_odd(exact, by)
+    with np.errstate(over="ignore"):
+        return np.asarray(exact / by, np.float64)
+
+
 def narrow_codes(wanted: NDArray[Any], scale_format: str) -> NDArray[Any]:
     """Return the codes of narrow block scales: nearest, never 0, at most the largest."""
     f = get_format(scale_format)
